@@ -1,0 +1,107 @@
+# From a fresh machine to the demo or the tests. Needs make, git and Python 3.11 or newer; what else is missing is
+# installed: Python packages with pip into .venv/ (from wherever pip is configured to look), the rest with apt-get.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+TEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
+
+# PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to the demo or to pytest.
+PYTHON ?=
+ARGS ?=
+
+.PHONY: help setup demo test check format pins clean chromium
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY)  ## the environment, .venv/, with the versions of constraints.txt
+
+demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
+	@exec $(BIN)/online-meta demo $(ARGS)
+
+test: $(READY) chromium  ## all tests; ARGS="-k reptile"
+	@exec $(TEST) $(ARGS)
+
+check: $(READY) chromium  ## what CI runs: formatting, lint, types, all tests
+	@set -x
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(TEST)
+
+format: $(READY)  ## format the code, mend what lint can mend
+	@$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what make made; runs/ stays
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A clean environment gives the newest versions that pyproject.toml allows; a local build's mark (+cpu) is no version
+# that other machines could ask for.
+pins: scratch := $(shell mktemp -u -d)
+pins: ## resolve the dependencies anew and write constraints.txt
+	@$(shell_functions)
+	trap 'rm -rf $(scratch)' EXIT
+	make_environment $(scratch)
+	$(scratch)/bin/python -m pip install --upgrade pip setuptools
+	$(scratch)/bin/python -m pip install '.[dev]'
+	$(scratch)/bin/python -m pip freeze --all --exclude pip --exclude online-meta | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt.new
+	if grep -nvE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' constraints.txt.new; then fail "constraints.txt would hold the lines above"; fi
+	mv constraints.txt.new constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(shell_functions)
+	$(BIN)/python -c 'import pip' 2>/dev/null || make_environment .venv
+	$(PIP) install --constraint constraints.txt setuptools
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+chromium:
+	@$(shell_functions)
+	command -v chromium >/dev/null || install_packages chromium
+
+define shell_functions
+fail() { echo "error: $$*" >&2; exit 1; }
+
+install_packages() {  # Debian's, as root or through sudo
+	local as_root=()
+	command -v apt-get >/dev/null || fail "$$* is missing, and there is no apt-get to install it with: install it by hand"
+	if [ "$$(id -u)" != 0 ]; then
+		command -v sudo >/dev/null || fail "$$* is missing: run as root: apt-get install $$*"
+		as_root=(sudo)
+	fi
+	"$${as_root[@]}" apt-get update -qq || fail "apt-get update failed, so $$* cannot be installed"
+	"$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" \
+		|| fail "apt-get could not install $$*"
+}
+
+find_python() {
+	local candidate
+	for candidate in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+			echo "$$candidate"
+			return
+		fi
+	done
+	fail "Python 3.11 or newer is needed (looked for $(or $(PYTHON),python3.11 to python3.13 and python3)); PYTHON=... names another"
+}
+
+make_environment() {
+	local python version
+	python=$$(find_python)
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+		version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+		install_packages "python$$version-venv"
+	fi
+	"$$python" -m venv --clear "$$1"
+}
+endef

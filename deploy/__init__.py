@@ -1,0 +1,1 @@
+"""What is run and watched: command line, daemon, HTTP, dashboard."""

@@ -1,0 +1,94 @@
+"""The HTTP face of the daemon: who may ask, how errors are answered, which routes there are."""
+
+import hmac
+from importlib.resources import files as package_files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.base import RequestResponseEndpoint
+
+import online_meta
+from deploy import routes_read, routes_tasks
+from deploy.state import DaemonState
+from streams.arrivals import BacklogFull, IngestClosed, Rejected
+from streams.ledger import HistoryDamaged, HistoryFull
+
+OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
+OPEN_PREFIXES = ("/static/", "/static-offline-docs/", "/docs", "/openapi.json")
+PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+
+
+def create_app(state: DaemonState) -> FastAPI:
+    """Return the daemon's application over ``state``."""
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="online-meta",
+        version=online_meta.__version__,
+        description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
+    )
+    app.state.daemon = state
+    app.include_router(routes_tasks.router)
+    app.include_router(routes_read.router)
+    dashboard = str(package_files("deploy") / "dashboard")
+    app.mount("/static", StaticFiles(directory=dashboard), name="static")
+    app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
+    app.middleware("http")(_guard)
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, answer)
+    return app
+
+
+async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Ask for the token where one is configured, and tell browsers to load nothing from elsewhere."""
+    path = request.url.path
+    token = request.app.state.daemon.token
+    open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+    if token is not None and not open_path:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
+            refusal = JSONResponse({"reason": "unauthorized", "detail": detail}, 401)
+            refusal.headers["WWW-Authenticate"] = "Bearer"
+            return refusal
+    response = await call_next(request)
+    response.headers["Content-Security-Policy"] = DOCS_POLICY if path.startswith("/docs") else PAGE_POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _answer(status: int, reason: str, detail: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"reason": reason, "detail": detail}, status, headers=headers)
+
+
+async def _rejected(_request: Request, error: Any) -> Response:
+    return _answer(413 if error.reason == "too_large" else 422, error.reason, error.detail)
+
+
+async def _backlog_full(_request: Request, error: Any) -> Response:
+    seconds = str(max(1, round(error.retry_after)))
+    return _answer(429, "backlog_full", str(error), **{"Retry-After": seconds})
+
+
+async def _disk_full(_request: Request, error: Any) -> Response:
+    return _answer(507, "disk_full", f"the task was not kept: {error}")
+
+
+async def _closing(_request: Request, error: Any) -> Response:
+    return _answer(503, "draining", str(error), **{"Retry-After": "5"})
+
+
+async def _damaged(_request: Request, error: Any) -> Response:
+    return _answer(500, "history_damaged", str(error))
+
+
+_ANSWERS: dict[type[Exception], Any] = {
+    Rejected: _rejected,
+    BacklogFull: _backlog_full,
+    HistoryFull: _disk_full,
+    IngestClosed: _closing,
+    HistoryDamaged: _damaged,
+}

@@ -1,0 +1,70 @@
+"""What a child process of the daemon does at its start: die with its parent, stop on SIGTERM, run alone."""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+from deploy.exits import TRY_LATER, Stop
+
+LOCK_PATIENCE_SECONDS = 30.0
+
+
+def stop_on_signals() -> Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = Event()
+
+    def ask(_signal: int, _frame: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return stop
+
+
+def die_with_parent() -> None:
+    """End this process as soon as the parent's end of standard input closes, as it does when the parent dies.
+
+    A killed daemon cannot stop its children, and an orphan trainer would play the same rounds as its successor.
+    """
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # Unbuffered: a buffer's lock would block the interpreter's end.
+            pass
+        os._exit(TRY_LATER)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold ``lock`` for the time of the block: only one process of a kind works on a run.
+
+    Waits for a predecessor that is still dying; raises ``Stop`` when it lives on.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Stop(TRY_LATER, f"{lock} is held by another process: is this run served already?") from None
+                time.sleep(0.05)
+        yield
+
+
+def log_to_stderr() -> None:
+    """Log lines with time, process and level to standard error."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"
+    )

@@ -1,0 +1,64 @@
+"""The command line, `online-meta`: one file a command in ``deploy/commands``."""
+
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+import deploy.commands
+import online_meta
+from deploy.exits import USAGE, Stop
+from online_meta import registry
+
+
+class Commands(click.Group):
+    """A group whose commands are the files of ``deploy/commands``, imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the files."""
+        return registry.names(deploy.commands)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command that the file ``name`` offers as ``command``."""
+        if name not in registry.names(deploy.commands):
+            return None
+        command: click.Command = registry.load_module(deploy.commands, name).command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Name the nearest command when there is none by that name."""
+        if args and args[0] not in registry.names(deploy.commands) and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}: {registry.nearest(args[0], registry.names(deploy.commands))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Commands, name="online-meta", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(online_meta.__version__, prog_name="online-meta")
+def group() -> None:
+    """Online meta-learning: stream few-shot tasks in, watch the regret, adapt in milliseconds.
+
+    Exit codes: 0 done or drained, 64 usage, 70 an invariant broke, 75 try again later, 78 configuration or format.
+    """
+
+
+def main() -> None:
+    """Run a command; every foreseen error ends with one clear sentence and its exit code."""
+    try:
+        code = group.main(standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        code = USAGE
+    except click.ClickException as error:
+        error.show()
+        code = USAGE
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except Stop as stopped:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(stopped))}")
+        code = stopped.code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

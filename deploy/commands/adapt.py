@@ -1,0 +1,58 @@
+"""online-meta adapt: predictions for a new task."""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from deploy.adaptation import decode_predictions, encode_predictions
+from deploy.client import daemon_client, expect_success
+from deploy.exits import CONFIG, Stop
+from deploy.offline import adapt_from_checkpoint
+from online_meta.types import Batch, Params
+
+
+@click.command("adapt")
+@click.option("--support", required=True, type=click.Path(path_type=Path), help="safetensors: support_x, support_y")
+@click.option("--query", required=True, type=click.Path(path_type=Path), help="safetensors: query_x")
+@click.option("--url", help="Adapt the leader of the daemon at this address.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Adapt the leader of RUN/checkpoints/ROUND.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="A file that holds the daemon's token.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write predictions here instead of printing them.")
+def command(
+    support: Path, query: Path, url: str | None, checkpoint: Path | None, token_file: Path | None, out: Path | None
+) -> None:
+    """Adapt to the support set and predict the query: --url asks a daemon, --checkpoint works alone."""
+    if (url is None) == (checkpoint is None):
+        raise click.UsageError("give one of --url and --checkpoint")
+    tensors = {**_pick(support, ("support_x", "support_y")), **_pick(query, ("query_x",))}
+    if url is not None:
+        with daemon_client(url, token_file) as client:
+            encoded = expect_success(client.post("/v1/adapt", content=save(tensors))).content
+    else:
+        assert checkpoint is not None
+        examples = Batch(tensors["support_x"], tensors["support_y"])
+        output, classes = adapt_from_checkpoint(checkpoint, examples, tensors["query_x"])
+        encoded = encode_predictions(output, classes)
+    if out is not None:
+        out.write_bytes(encoded)
+        return
+    answer = decode_predictions(encoded)
+    for row in answer.get("labels", answer["predictions"]).flatten(1 if "labels" not in answer else 0):
+        click.echo(" ".join(f"{value:g}" for value in np.atleast_1d(torch.atleast_1d(row).numpy())))
+
+
+def _pick(file: Path, names: tuple[str, ...]) -> Params:
+    try:
+        tensors = load(file.read_bytes())
+    except OSError as error:
+        raise Stop(CONFIG, f"{file} cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise Stop(CONFIG, f"{file} is not a safetensors file: {error}") from error
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise Stop(CONFIG, f"{file} has no {' and no '.join(missing)}; it has {', '.join(sorted(tensors)) or 'nothing'}")
+    return {name: tensors[name] for name in names}

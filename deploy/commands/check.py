@@ -1,0 +1,18 @@
+"""online-meta check: everything before the first round."""
+
+from pathlib import Path
+
+import click
+
+from deploy.config import read_config
+from deploy.preflight import check_all
+
+
+@click.command("check")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value of the file.")
+def command(config: Path, overrides: tuple[str, ...]) -> None:
+    """Check CONFIG before the first round: its keys, the model under meta-gradients, the history, sources, the port."""
+    settings = read_config(config, overrides)
+    click.echo(f"config   {config} is valid")
+    check_all(settings, lambda what, told: click.echo(f"{what:<8} {told}"))

@@ -1,0 +1,35 @@
+"""online-meta export: the meta-parameters of a checkpoint as one file."""
+
+from pathlib import Path
+
+import click
+from safetensors.torch import save
+
+from deploy.exits import CONFIG, Stop
+from online_meta.regret import LEARNER
+from trainers.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from trainers.durable import replace_file
+
+
+@click.command("export")
+@click.argument("checkpoint_dir", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+def command(checkpoint_dir: Path, file: Path) -> None:
+    """Write the meta-parameters of CHECKPOINT_DIR (RUN/checkpoints/ROUND) to FILE, as safetensors."""
+    try:
+        checkpoint = load_checkpoint(checkpoint_dir)
+    except CheckpointError as error:
+        raise Stop(CONFIG, str(error)) from error
+    try:
+        replace_file(file, export_bytes(checkpoint), durable=False)
+    except OSError as error:
+        raise Stop(CONFIG, f"{file} cannot be written: {error.strerror}") from error
+    click.echo(f"{file}: the meta-parameters after {checkpoint.rounds} rounds")
+
+
+def export_bytes(checkpoint: Checkpoint) -> bytes:
+    """Return weights under their dotted names and the rule's parameters under ``rule.``."""
+    saved = checkpoint.learners[LEARNER]
+    tensors = {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")}
+    tensors |= {name: value for name, value in saved.items() if name.startswith("rule.")}
+    return save(tensors, metadata={"round": str(checkpoint.rounds)})

@@ -1,0 +1,53 @@
+"""online-meta replay: the same rounds again, by any algorithm."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deploy.config import read_config
+from deploy.exits import CONFIG, Stop
+from deploy.replay import replay
+from deploy.summary import summary_table
+from streams.ledger import HistoryFormatError, HistoryMissing
+from trainers.run_files import RunFiles
+
+
+@click.command("replay")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--history", type=click.Path(path_type=Path), help="The history to play; that of the run by default.")
+@click.option("--rounds", type=click.IntRange(min=1), help="How many rounds; all by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to write to; RUN/replay by default.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value of the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def command(
+    config: Path, history: Path | None, rounds: int | None, out: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Play the rounds of a history again, without a daemon, and report; other algorithms by --set.
+
+    With the configuration of the run the parameters come out the same, bit for bit.
+    """
+    settings = read_config(config, overrides)
+    files = RunFiles(Path(settings.run.path))
+    folder = out or files.folder / "replay"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty()) as progress:
+        bars = {what: progress.add_task(what, total=None) for what in ("rounds", "hindsight")}
+        try:
+            report = replay(
+                settings,
+                history or files.history,
+                folder,
+                rounds,
+                lambda what, done, total: progress.update(bars[what], completed=done, total=total),
+            )
+        except (HistoryFormatError, HistoryMissing) as error:
+            raise Stop(CONFIG, str(error)) from error
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        Console(highlight=False).print(summary_table(report))
+        click.echo(f"see {folder}/report.html")

@@ -1,0 +1,49 @@
+"""online-meta status: what a person asks first."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from deploy.client import daemon_client, expect_success
+from deploy.report import spoken
+
+
+@click.command("status")
+@click.option("--url", required=True, help="The daemon, for example http://127.0.0.1:8780")
+@click.option("--token-file", type=click.Path(path_type=Path), help="A file that holds the daemon's token.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(url: str, token_file: Path | None, as_json: bool) -> None:
+    """Show rounds, backlog, regret and the last checkpoint of the daemon at URL."""
+    with daemon_client(url, token_file) as client:
+        status = expect_success(client.get("/v1/status")).json()
+    if as_json:
+        click.echo(json.dumps(status))
+    else:
+        Console(highlight=False).print(status_table(status))
+
+
+def status_table(status: dict[str, Any]) -> Table:
+    """Lay the status out as a table of a line each."""
+    rounds, last, checkpoint = status["rounds"], status["last"], status["checkpoint"]
+    table = Table(title=f"{status['run']}: {status['state'].replace('_', ' ')}", show_header=False, title_justify="left")
+    pending = f"{rounds['pending']} pending, {rounds['skipped']} skipped"
+    table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
+    table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
+    if last and not last["skipped"]:
+        table.add_row("last round", f"{last['round']}: loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}")
+    for name, learner in status["learners"].items():
+        if learner["mean_loss_last_100"] is not None:
+            table.add_row(f"{spoken(name)}, last 100", f"loss {learner['mean_loss_last_100']:.4f}")
+    for against, regret in status["regret"].items():
+        kind = "" if regret["kind"] == "baseline" else " (an estimate)"
+        table.add_row(
+            f"regret against {spoken(against)}", f"{regret['value']:+.2f} as of round {regret['as_of_round']}{kind}"
+        )
+    age = f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago" if checkpoint else "none yet"
+    table.add_row("last checkpoint", age)
+    table.add_row("trainer", f"{'alive' if status['trainer']['alive'] else 'DOWN'}, {status['trainer']['restarts']} restarts")
+    return table

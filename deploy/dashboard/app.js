@@ -1,0 +1,116 @@
+// The page: polls the daemon, keeps the last answers, and shows them.
+
+import { getJson, keepToken, Unauthorized } from "./api.js";
+import { makeChart } from "./charts.js";
+import { fill } from "./dom.js";
+import { formatAgo } from "./format.js";
+import { modelCharts } from "./models.js";
+import { assignLooks } from "./palette.js";
+import { askForToken, clock, copyCommand, showFigures, showLost, showState, showStatus } from "./panels.js";
+import { startPolling } from "./poll.js";
+import { comparatorKinds, orderLearners } from "./series.js";
+import { fillTable } from "./table.js";
+import { fillHeader, fillTiles } from "./tiles.js";
+import { currentTheme, onThemeChange, toggleTheme } from "./theme.js";
+
+const POINTS = 400;
+
+/** All that the page knows: the last answers, when they came, and what the reader chose. */
+const page = { status: null, ledger: null, ledgerKey: null, fetched: null, lost: null, range: "all", charts: null };
+
+async function refresh() {
+  const status = await getJson("v1/status");
+  Object.assign(page, { status, fetched: Date.now(), lost: null });
+  await refreshLedger(status);
+  render();
+}
+
+async function refreshLedger(status) {
+  const key = JSON.stringify([status.rounds.learned, status.rounds.skipped, status.regret, page.range]);
+  if (key === page.ledgerKey) return;
+  try {
+    page.ledger = await getJson("v1/regret", { from: firstRound(status.rounds), points: POINTS });
+    page.ledgerKey = key;
+    fill("ledger-error", "");
+  } catch (error) {
+    if (error instanceof Unauthorized) throw error;
+    fill("ledger-error", `The charts could not be brought up to date: ${error.message}`);
+  }
+}
+
+function firstRound({ learned, skipped }) {
+  return page.range === "all" ? 0 : Math.max(0, learned + (skipped ?? 0) - Number(page.range));
+}
+
+function render() {
+  const { status, ledger } = page;
+  showLost(page.lost);
+  showFigures(status);
+  showStatus(status);
+  const names = orderLearners(status.learners, ledger?.learners);
+  const kinds = comparatorKinds(status.regret, ledger?.comparators);
+  const view = { status, ledger, names, kinds, looks: assignLooks(names, kinds), elapsed: elapsed() };
+  fillHeader(status, view.elapsed);
+  fillTiles(view);
+  fillTable(view);
+  if (ledger?.rounds.length) renderCharts(modelCharts(ledger, names, kinds, view.looks));
+  tick();
+}
+
+function renderCharts(models) {
+  page.charts ??= Object.fromEntries(Object.keys(models).map((name) => [name, chartIn(name)]));
+  for (const [name, chart] of Object.entries(page.charts)) chart.render(models[name]);
+}
+
+const chartIn = (name) => makeChart(document.querySelector(`[data-chart="${name}"]`), (words) => fill("announce", words));
+
+const elapsed = () => (page.fetched === null ? 0 : (Date.now() - page.fetched) / 1000);
+
+function failed(error, wait) {
+  if (error instanceof Unauthorized) {
+    page.lost = null;
+    showLost(null);
+    askForToken(error.refused ? error.message : "");
+    return false;
+  }
+  page.lost = { reason: error.message, since: page.fetched, retryAt: Date.now() + wait };
+  showState("lost", "No connection", "No connection");
+  tick();
+  return true;
+}
+
+/** Brings the texts that depend on the time up to date, between two polls as well. */
+function tick() {
+  if (page.lost) showLost(page.lost);
+  if (page.status === null) return;
+  fillHeader(page.status, elapsed());
+  fill("updated", `Updated ${formatAgo(elapsed())}, at ${clock(page.fetched)}. Every 2 seconds while this tab is in view.`);
+}
+
+function nameThemeButton() {
+  const other = currentTheme() === "dark" ? "light" : "dark";
+  const button = document.querySelector('[data-action="theme"]');
+  button.setAttribute("aria-label", `Switch to the ${other} theme`);
+  button.title = `Switch to the ${other} theme`;
+}
+
+function listen(polling) {
+  const on = (selector, kind, listener) => document.querySelector(selector).addEventListener(kind, listener);
+  on('[data-action="theme"]', "click", toggleTheme);
+  on('[data-action="retry"]', "click", () => polling.now());
+  on('[data-action="copy"]', "click", (event) => copyCommand(event.currentTarget));
+  on('[data-field="ranges"]', "change", (event) => { page.range = event.target.value; polling.now(); });
+  on('[data-panel="token"]', "submit", (event) => {
+    event.preventDefault();
+    keepToken(document.getElementById("token").value.trim());
+    polling.now();
+  });
+  onThemeChange(() => {
+    nameThemeButton();
+    for (const chart of Object.values(page.charts ?? {})) chart.repaint();
+  });
+}
+
+nameThemeButton();
+listen(startPolling(refresh, failed));
+setInterval(tick, 1000);

@@ -1,0 +1,91 @@
+// From the ledger to the four charts: which lines, in which units, with which words.
+
+import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
+import { regretByRound, roundsPerPoint, smoothingWindow, trailingMean } from "./series.js";
+
+/** Returns {adaptation, learners, regret, accuracy}: a chart's model each, or null where there is nothing to show. */
+export function modelCharts(ledger, names, kinds, looks) {
+  const window = smoothingWindow(ledger.rounds.length);
+  const context = { ledger, names, kinds, looks, window, note: describeSmoothing(ledger.rounds, window) };
+  return {
+    adaptation: modelAdaptation(context),
+    learners: modelLearners(context),
+    regret: modelRegret(context),
+    accuracy: modelAccuracy(context),
+  };
+}
+
+function describeSmoothing(rounds, window) {
+  const each = roundsPerPoint(rounds);
+  const dots = each === 1 ? "dots: single rounds" : `dots: means of ${plural(each, "round")}`;
+  return window === 1 ? dots.replace("dots", "each point") : `Lines: mean of the last ${plural(window * each, "round")}; ${dots}.`;
+}
+
+function common({ ledger, note }, title, unit, lines, rest) {
+  const model = { title, unit, note, rounds: ledger.rounds, lines, dots: [], format: formatReal, tick: formatCompact, ...rest };
+  return { ...model, summary: summarise(model) };
+}
+
+function summarise({ lines, format }) {
+  const parts = lines.map((line) => `${line.label} ${format(line.values.findLast((value) => value !== null))}`);
+  return `Latest: ${parts.join(", ")}.`;
+}
+
+function modelAdaptation(context) {
+  const { ledger, names, looks, window } = context;
+  const own = looks.get(names[0]);
+  const before = { name: "before", label: "before adaptation", look: { color: "muted", dash: [6, 3], marker: false } };
+  const after = { name: "after", label: "after adaptation", look: own };
+  const raw = [ledger.loss_before, ledger.loss_after].map(blanks);
+  const lines = [before, after].map((line, i) => ({ ...line, values: trailingMean(raw[i], window) }));
+  const dots = window === 1 ? [] : [before, after].map((line, i) => ({ ...line, values: raw[i] }));
+  const title = `Loss on new tasks: ${formatName(names[0])} before and after adaptation`;
+  return common(context, title, "loss (query set)", lines, { dots, band: [0, 1], bounds: [0] });
+}
+
+function modelLearners(context) {
+  const { ledger, names, looks, window } = context;
+  const present = names.filter((name) => ledger.learners[name]?.loss);
+  if (present.length === 0) return null;
+  const raw = present.map((name) => blanks(ledger.learners[name].loss));
+  const line = (name, i) => ({ name, label: formatName(name), look: looks.get(name), values: trailingMean(raw[i], window) });
+  const title = present.length === 1 ? "Loss after adaptation" : "Loss after adaptation: against the baselines";
+  return common(context, title, "loss (query set)", present.map(line), { bounds: [0], note: context.note.replace(/; dots.*/, ".") });
+}
+
+function modelRegret(context) {
+  const { ledger, names, kinds, looks } = context;
+  const { rounds, lines, points } = regretByRound(ledger, names, kinds);
+  const baselines = [...lines].map(([name, values]) => ({ name, label: `against ${formatName(name)}`, look: looks.get(name), values }));
+  const comparators = [...points].map(([name, found]) => ({
+    name, label: `against ${formatName(name)} (estimate)`, look: looks.get(name),
+    values: found.map((point) => point && point.regret), errors: found.map((point) => point?.standardError ?? 0),
+  })).filter((line) => line.values.some((value) => value !== null));
+  if (baselines.length + comparators.length === 0) return null;
+  const own = formatName(names[0]);
+  return common(context, `Regret: ${own}’s cumulative loss minus another’s`, "regret (loss, summed)", [...baselines, ...comparators], {
+    rounds, zero: true, format: formatSigned, note: explainSigns(own, comparators, rounds),
+    sides: { above: `${own} behind`, below: `${own} ahead` },
+  });
+}
+
+function explainSigns(own, comparators, rounds) {
+  const negative = `Negative against a baseline: ${own} is ahead of it.`;
+  if (comparators.length === 0) return negative;
+  const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
+  return `${negative} Hindsight is an estimate, an upper bound of the true minimum, so the regret shown against it is a lower bound; last worked out as of round ${formatCount(latest)}.`;
+}
+
+function modelAccuracy(context) {
+  const { ledger, names, looks, window } = context;
+  const raw = blanks(ledger.accuracy ?? []);
+  if (!raw.some((value) => value !== null)) return null;
+  const line = { name: names[0], label: formatName(names[0]), look: looks.get(names[0]) };
+  const dots = window === 1 ? [] : [{ ...line, values: raw }];
+  const title = `Accuracy on new tasks: ${formatName(names[0])} after adaptation`;
+  return common(context, title, "accuracy (query set)", [{ ...line, values: trailingMean(raw, window) }], {
+    dots, bounds: [0, 1], format: formatPercent, tick: (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%",
+  });
+}
+
+const blanks = (values) => values.map((value) => value ?? null);

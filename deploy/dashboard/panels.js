@@ -1,0 +1,81 @@
+// Which parts of the page are shown: the pill, the banners, the token form, the empty state.
+
+import { daemonAddress } from "./api.js";
+import { field, fill, show } from "./dom.js";
+import { formatDuration, plural } from "./format.js";
+import { chooseNotice, isTrainerDown, nameState } from "./wording.js";
+
+/** Shows a state in the pill and in the tab's title; `detail` stands before the title. */
+export function showState(state, word, detail) {
+  const pill = document.querySelector(".pill");
+  if (pill.dataset.state !== state) pill.dataset.state = state;
+  fill("state", word);
+  const title = detail ? `${detail} · online-meta` : "online-meta";
+  if (document.title !== title) document.title = title;
+}
+
+/** Shows the status's own state and its notice, if it has one. */
+export function showStatus(status) {
+  const state = isTrainerDown(status) ? "trainer_down" : status.state;
+  showState(state, nameState(state), `${nameState(state)}, ${plural(status.rounds.learned, "round")}`);
+  const notice = chooseNotice(status);
+  show('[data-banner="notice"]', notice !== null);
+  if (notice === null) return;
+  document.querySelector('[data-banner="notice"]').className = `banner ${notice.level}`;
+  fill("notice-title", notice.title);
+  fill("notice", notice.text);
+}
+
+/** Shows or hides the banner of a lost connection: {reason, since, retryAt}, times in milliseconds; or null. */
+export function showLost(lost) {
+  show('[data-banner="lost"]', lost !== null);
+  document.body.classList.toggle("stale", lost !== null);
+  if (lost === null) return;
+  const seconds = Math.max(0, Math.ceil((lost.retryAt - Date.now()) / 1000));
+  const next = seconds > 0 ? `Trying again in ${formatDuration(seconds)}.` : "Trying again …";
+  const kept = lost.since === null ? "" : ` The figures below are those of ${clock(lost.since)}.`;
+  fill("lost", `${lost.reason}${kept} ${next}`);
+}
+
+/** Returns a moment (milliseconds) as the reader's wall-clock time. */
+export function clock(moment) {
+  return new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+}
+
+/** Shows the token form with a message (empty on the first time), and moves the focus there once. */
+export function askForToken(message) {
+  const hidden = document.querySelector('[data-panel="token"]').hidden;
+  show('[data-panel="token"]', true);
+  show('[data-panel="figures"]', false);
+  show('[data-banner="notice"]', false);
+  fill("token-error", message);
+  showState("locked", "Token needed", "Token needed");
+  if (hidden) document.getElementById("token").focus();
+}
+
+/** Shows the figures, with the charts or, before the first round, with how to send a task. */
+export function showFigures({ rounds }) {
+  const begun = rounds.learned + (rounds.skipped ?? 0) > 0;
+  show('[data-panel="token"]', false);
+  show('[data-panel="figures"]', true);
+  show('[data-panel="charts"]', begun);
+  show('[data-panel="empty"]', !begun);
+  if (begun) return;
+  fill("empty-title", rounds.pending ? "The first round is being learned" : "No rounds yet");
+  fill("empty-text", rounds.pending
+    ? `${plural(rounds.pending, "task")} arrived. The charts appear after the first round. To send more:`
+    : "The daemon is alive and waits for its first task. To send some:");
+  fill("command", `online-meta submit FILE... --url ${daemonAddress()}`);
+}
+
+/** Copies the command of the empty state, and says so on the button. */
+export async function copyCommand(button) {
+  try {
+    await navigator.clipboard.writeText(field("command").textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(field("command")); // no clipboard without TLS: at least select the text
+    button.textContent = "Selected";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+}

@@ -1,0 +1,79 @@
+// What the charts show, computed from the ledger's answer: pure functions of plain data.
+
+const NONE = Object.freeze({});
+
+/** Returns all learners' names, the daemon's own first ("ftml", else the first one told), the rest in order. */
+export function orderLearners(...sources) {
+  const names = [...new Set(sources.flatMap((source) => Object.keys(source ?? NONE)))];
+  const own = names.includes("ftml") ? "ftml" : names[0];
+  return own === undefined ? [] : [own, ...names.filter((name) => name !== own).sort()];
+}
+
+/** Returns the kinds of comparator in the status and the ledger, in alphabetical order. */
+export function comparatorKinds(regret, comparators) {
+  const known = Object.entries(regret ?? NONE).filter(([, entry]) => entry?.kind !== "baseline").map(([name]) => name);
+  return [...new Set([...known, ...(comparators ?? []).map((point) => point.kind)])].sort();
+}
+
+/** Returns the mean of the last `window` values at each place; nulls are passed over, and stay null. */
+export function trailingMean(values, window) {
+  let sum = 0;
+  let count = 0;
+  return values.map((value, i) => {
+    const leaving = i >= window ? values[i - window] : null;
+    if (leaving !== null) [sum, count] = [sum - leaving, count - 1];
+    if (value !== null) [sum, count] = [sum + value, count + 1];
+    return value === null ? null : sum / count;
+  });
+}
+
+/** Returns how many points to average for a chart of `count` points: some 7 % of them, and 1 when they are few. */
+export function smoothingWindow(count) {
+  return count < 20 ? 1 : Math.max(5, Math.round(count / 15));
+}
+
+/** Returns how many rounds lie in one point. */
+export function roundsPerPoint(rounds) {
+  return rounds.length < 2 ? 1 : Math.max(1, Math.round((rounds.at(-1) - rounds[0]) / (rounds.length - 1)));
+}
+
+/** Returns the change of the mean from the first to the last tenth of `values`: -0.6 is a fall of 60 %; or null. */
+export function relativeChange(values) {
+  const present = values.filter((value) => value !== null);
+  if (present.length < 20) return null;
+  const tenth = Math.max(5, Math.floor(present.length / 10));
+  const mean = (part) => part.reduce((sum, value) => sum + value, 0) / part.length;
+  const [first, last] = [mean(present.slice(0, tenth)), mean(present.slice(-tenth))];
+  return first > 0 ? last / first - 1 : null;
+}
+
+/**
+ * Returns regret by round: the own learner's cumulative loss minus each baseline's, and the comparators' points.
+ *
+ * @returns {{rounds: number[], lines: Map<string, (number|null)[]>, points: Map<string, Object[]>}} `lines` has one
+ *   value a round (null where only a comparator has one); `points` holds {regret, standardError} or null a round.
+ */
+export function regretByRound(ledger, names, kinds) {
+  const seen = (point) => point.as_of_round >= ledger.from && point.as_of_round <= ledger.to;
+  const comparators = (ledger.comparators ?? []).filter(seen);
+  const rounds = [...new Set([...ledger.rounds, ...comparators.map((point) => point.as_of_round)])].sort((a, b) => a - b);
+  const place = new Map(rounds.map((round, i) => [round, i]));
+  const [own, ...baselines] = names;
+  const lines = new Map(baselines.map((name) => [name, spread(difference(ledger, own, name), ledger.rounds, rounds, place)]));
+  const points = new Map(kinds.map((kind) => [kind, new Array(rounds.length).fill(null)]));
+  for (const { kind, as_of_round, regret, standard_error } of comparators) {
+    points.get(kind)[place.get(as_of_round)] = { regret, standardError: standard_error ?? 0 };
+  }
+  return { rounds, lines, points };
+}
+
+function difference(ledger, own, name) {
+  const [mine, theirs] = [own, name].map((learner) => ledger.learners[learner]?.cumulative_loss ?? []);
+  return ledger.rounds.map((_, i) => (mine[i] == null || theirs[i] == null ? null : mine[i] - theirs[i]));
+}
+
+function spread(values, from, to, place) {
+  const wide = new Array(to.length).fill(null);
+  from.forEach((round, i) => { wide[place.get(round)] = values[i]; });
+  return wide;
+}

@@ -1,0 +1,49 @@
+// The table of learners and comparators: the figures behind the charts, for reading and copying.
+
+import { field, fill, make, makeSwatch } from "./dom.js";
+import { formatName, formatPercent, formatReal, formatSigned } from "./format.js";
+import { explainRegret } from "./wording.js";
+
+/** Fills the table: one row a learner (the own one first), then one row a comparator. */
+export function fillTable({ status, ledger, names, kinds, looks }) {
+  const accuracy = names.some((name) => status.learners?.[name]?.mean_accuracy_last_100 != null);
+  document.querySelector('[data-column="accuracy"]').hidden = !accuracy;
+  fill("regret-column", `${formatName(names[0] ?? "own")}’s regret against it`);
+  const rows = [
+    ...names.map((name) => learnerRow(name, status, names[0], looks, accuracy)),
+    ...kinds.map((kind) => comparatorRow(kind, status, ledger, names[0], looks, accuracy)),
+  ];
+  field("learners").replaceChildren(...rows);
+}
+
+function row(name, look, label, cells) {
+  const heading = make("th", "", ...(look ? [makeSwatch(look)] : []), label);
+  heading.scope = "row";
+  heading.title = name;
+  return make("tr", "", heading, ...cells.filter((cell) => cell !== null).map(([text, kind]) => make("td", kind ?? "number", text)));
+}
+
+function learnerRow(name, status, own, looks, accuracy) {
+  const learner = status.learners?.[name] ?? {};
+  const regret = name === own ? null : status.regret?.[name];
+  const words = name === own ? "the learner that this daemon serves" : regret ? explainRegret(own, regret) : "not compared yet";
+  return row(name, looks.get(name), formatName(name), [
+    [formatReal(learner.mean_loss_last_100 ?? null)],
+    accuracy ? [formatPercent(learner.mean_accuracy_last_100 ?? null)] : null,
+    [formatReal(learner.cumulative_loss ?? null)],
+    [formatSigned(regret?.value ?? null)],
+    [words, "words"],
+  ]);
+}
+
+function comparatorRow(kind, status, ledger, own, looks, accuracy) {
+  const regret = status.regret?.[kind];
+  const point = (ledger?.comparators ?? []).findLast((entry) => entry.kind === kind);
+  return row(kind, looks.get(kind), `${formatName(kind)} (comparator)`, [
+    [formatReal(null)],
+    accuracy ? [formatReal(null)] : null,
+    [point ? `≤ ${formatReal(point.cumulative_loss)}` : formatReal(null)],
+    [regret ? `≥ ${formatSigned(regret.value)}` : formatReal(null)],
+    [regret ? explainRegret(own, regret) : "not worked out yet", "words"],
+  ]);
+}

@@ -1,0 +1,83 @@
+// The row of figures at the top: how far, how well, against whom, how fast, how safe.
+
+import { field, fill, fillBar, make, makeSwatch, show } from "./dom.js";
+import { formatAgo, formatCount, formatDuration, formatName, formatPercent, formatReal, formatSigned, plural } from "./format.js";
+import { relativeChange } from "./series.js";
+import { describePace, explainRegret } from "./wording.js";
+
+/** Fills all tiles. `ledger` may be null (not fetched yet); `names` has the own learner first; `elapsed` is in seconds. */
+export function fillTiles({ status, ledger, names, looks, elapsed }) {
+  fillRounds(status.rounds);
+  fillLoss(status, ledger, names[0]);
+  fillAccuracy(status, names[0]);
+  fillRegret(status.regret ?? {}, names[0], looks);
+  fillPace(status);
+  fillCheckpoint(status, elapsed);
+}
+
+function fillRounds({ ingested, learned, skipped }) {
+  fill("learned", formatCount(learned));
+  const left = skipped ? `, ${formatCount(skipped)} skipped` : "";
+  fill("learned-note", `of ${formatCount(ingested)} ingested${left}`);
+  fillBar("learned", ingested ? (learned + (skipped ?? 0)) / ingested : 0);
+}
+
+function fillLoss({ last, learners }, ledger, own) {
+  fill("loss", formatReal(learners?.[own]?.mean_loss_last_100 ?? null));
+  const change = ledger ? relativeChange(ledger.loss_after) : null;
+  fill("loss-trend", change === null ? "after adaptation, last 100 rounds" : `${describeChange(change)} over the rounds shown`);
+  fill("loss-note", last ? `last task: ${formatReal(last.loss_before)} → ${formatReal(last.loss_after)}` : "");
+  field("loss-trend").dataset.level = change === null || Math.abs(change) < 0.02 ? "" : change < 0 ? "good" : "warn";
+}
+
+function describeChange(change) {
+  const size = Math.round(Math.abs(change) * 100);
+  if (size < 2) return "→ steady";
+  return change < 0 ? `↓ down ${size}\u202f%` : `↑ up ${size}\u202f%`;
+}
+
+function fillAccuracy({ last, learners }, own) {
+  const mean = learners?.[own]?.mean_accuracy_last_100 ?? null;
+  show('[data-tile="accuracy"]', mean !== null || last?.accuracy != null);
+  fill("accuracy", formatPercent(mean ?? last?.accuracy ?? null));
+  const when = mean === null ? "last task" : "mean of the last 100 rounds";
+  fill("accuracy-note", last?.accuracy != null && mean !== null ? `${when}; last task: ${formatPercent(last.accuracy)}` : when);
+}
+
+function fillRegret(regret, own, looks) {
+  const entries = Object.entries(regret).filter(([, entry]) => entry?.value != null);
+  const rows = entries.flatMap(([name, entry]) => describeAgainst(name, entry, own, looks));
+  const list = field("regret");
+  list.replaceChildren(...(rows.length ? rows : [make("dt", "none", "No comparator or baseline has been scored yet.")]));
+}
+
+function describeAgainst(name, entry, own, looks) {
+  const look = looks.get(name);
+  const title = make("dt", "", ...(look ? [makeSwatch(look)] : []), `against ${formatName(name)}`);
+  const error = entry.standard_error > 0 ? ` ± ${formatReal(entry.standard_error)}` : "";
+  const bound = entry.kind === "baseline" ? "" : "≥ ";
+  const figure = make("strong", "", bound + formatSigned(entry.value) + error);
+  return [title, make("dd", "", figure, make("span", "note", explainRegret(own, entry)))];
+}
+
+function fillPace(status) {
+  const pace = describePace(status);
+  fill("pace", pace.verdict);
+  field("pace").dataset.level = pace.level;
+  fill("pace-rates", pace.rates);
+  fill("pace-pending", pace.pending);
+}
+
+function fillCheckpoint({ checkpoint, now, rounds }, elapsed) {
+  fill("checkpoint", checkpoint ? formatAgo(now - checkpoint.timestamp + elapsed) : "None yet");
+  const since = checkpoint ? Math.max(0, rounds.learned + (rounds.skipped ?? 0) - checkpoint.round) : 0;
+  fill("checkpoint-note", checkpoint ? `of round ${formatCount(checkpoint.round)}; ${plural(since, "round")} since` : "");
+}
+
+/** Fills the header: run, version, how long it has been up, and the last round's time. */
+export function fillHeader(status, elapsed) {
+  fill("version", status.version ? `v${status.version}` : "");
+  const up = status.started ? `up ${formatDuration(Math.round(status.now - status.started + elapsed))}` : "";
+  const restarts = status.trainer?.restarts ? `trainer restarted ${plural(status.trainer.restarts, "time")}` : "";
+  fill("run", [status.run, up, restarts].filter(Boolean).join(" · "));
+}

@@ -1,0 +1,68 @@
+// What the figures mean, in words: pure functions of the status.
+
+import { formatCount, formatDuration, formatName, formatRate, formatReal, plural } from "./format.js";
+
+const STATES = { running: "Running", idle: "Idle", draining: "Draining", trainer_down: "Trainer down" };
+
+/** Returns the state's word; a state that this page does not know is shown as it is. */
+export function nameState(state) {
+  return STATES[state] ?? formatName(String(state));
+}
+
+/** Returns "FTML is ahead by 81.0" or the like for a regret, whose sign alone is easily misread. */
+export function explainRegret(own, entry) {
+  const size = formatReal(Math.abs(entry.value));
+  const name = formatName(own);
+  if (entry.kind === "baseline") {
+    if (entry.value === 0) return `${name} is level with it`;
+    return entry.value < 0 ? `${name} is ahead by ${size}` : `${name} is behind by ${size}`;
+  }
+  return `estimate, a lower bound, as of round ${formatCount(entry.as_of_round)}`;
+}
+
+/** Returns how the trainer keeps up: {verdict, level: "good" | "warn" | "bad", rates, pending}. */
+export function describePace(status) {
+  const { pending, learned_per_second: learned, ingested_per_second: arriving, oldest_pending_age_seconds: oldest } = status.rounds;
+  const rates = `${formatRate(learned)} learned, ${formatRate(arriving)} arriving`;
+  const limit = status.backlog_limit;
+  const waiting = limit ? `${formatCount(pending)} of ${formatCount(limit)} pending` : `${formatCount(pending)} pending`;
+  const age = pending > 0 && oldest != null ? `, oldest ${formatDuration(oldest)}` : "";
+  return { ...judgePace(status, (arriving ?? 0) - (learned ?? 0)), rates, pending: waiting + age };
+}
+
+function judgePace(status, growth) {
+  const { pending, ingested_per_second: arriving, oldest_pending_age_seconds: oldest } = status.rounds;
+  const limit = status.backlog_limit;
+  if (limit && pending >= limit) return { verdict: "Backlog full", level: "bad" };
+  if (pending === 0) return { verdict: "Up to date", level: "good" };
+  if (isTrainerDown(status)) return { verdict: "Waiting", level: "warn" };
+  if (growth > 0.05 * (arriving ?? 0) && (oldest ?? 0) > 10) return { verdict: "Falling behind", level: "warn" };
+  return growth < 0 && pending > 20 ? { verdict: "Catching up", level: "good" } : { verdict: "Keeping up", level: "good" };
+}
+
+/** Is there no trainer at work? */
+export function isTrainerDown(status) {
+  return status.state === "trainer_down" || status.trainer?.alive === false;
+}
+
+/** Returns the notice to show above all figures, {title, text, level}, or null when there is nothing to say. */
+export function chooseNotice(status) {
+  const { rounds, trainer, backlog_limit: limit } = status;
+  if (isTrainerDown(status)) {
+    const before = trainer?.restarts ? ` It was restarted ${plural(trainer.restarts, "time")} so far.` : "";
+    return { title: "Trainer down.", level: "bad", text: `Ingest goes on; trainer restarting. Tasks sent now are stored and learned later.${before}` };
+  }
+  if (status.state === "draining") {
+    return { title: "Draining.", level: "info", text: "The daemon finishes its round, saves a checkpoint and stops. Stored tasks are learned at the next start." };
+  }
+  if (limit && rounds.pending >= limit) {
+    return { title: "Backlog full.", level: "bad", text: `${plural(rounds.pending, "task")} wait. New tasks are answered 429 until some are learned; senders try again by themselves.` };
+  }
+  return limit && rounds.pending >= 0.8 * limit ? { title: "Backlog nearly full.", level: "warn", text: nearlyFull(rounds, limit) } : null;
+}
+
+function nearlyFull(rounds, limit) {
+  const growth = (rounds.ingested_per_second ?? 0) - (rounds.learned_per_second ?? 0);
+  const soon = growth > 0 ? ` At this pace it is full in ${formatDuration((limit - rounds.pending) / growth)}.` : "";
+  return `${formatCount(rounds.pending)} of ${plural(limit, "task")} wait.${soon}`;
+}

@@ -1,0 +1,148 @@
+"""FTML by three meta-gradients and two replay policies, beside the baselines, on two streams and several seeds."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.resources import files as package_files
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import click
+from rich.progress import Progress
+
+from deploy.config import read_config
+from deploy.experiments.histories import make_history
+from deploy.replay import replay
+from trainers.durable import replace_file
+
+ALONE = ("regret.baselines=[]", "regret.comparator=[]")
+
+
+class Stream(NamedTuple):
+    """A stream of the table: its source, its configuration, its rounds, and those of full replay, which cost more."""
+
+    source: str
+    config: str
+    rounds: int
+    full_rounds: int
+
+
+class Entry(NamedTuple):
+    """One run of the table."""
+
+    stream: str
+    variant: str
+    seed: int
+    rounds: int
+    overrides: tuple[str, ...]
+
+
+STREAMS = {
+    "rainbow_digits": Stream("rainbow_digits", "demo.toml", 300, 100),
+    "sinusoid": Stream("sinusoid", "sinusoid.toml", 300, 100),
+}
+REPTILE = {
+    "rainbow_digits": ("meta.gradient=reptile", "meta.optimizer=sgd", "meta.lr=0.5", "inner.steps=5", "inner.lr=0.1"),
+    "sinusoid": ("meta.gradient=reptile", "meta.optimizer=sgd", "meta.lr=0.5", "inner.steps=16", "inner.lr=0.02"),
+}
+
+
+def entries(seeds: Sequence[int]) -> list[Entry]:
+    """List all runs, the longest first, so that several at once end together."""
+    found = []
+    for name, stream in STREAMS.items():
+        for seed in seeds:
+            whole, part = stream.rounds, stream.full_rounds
+            found += [
+                Entry(name, "full replay", seed, part, ("meta.replay=all", *ALONE)),
+                Entry(name, "uniform replay", seed, part, ALONE),
+                Entry(name, "exact", seed, whole, ()),
+                Entry(name, "first order", seed, whole, ("meta.gradient=first_order", *ALONE)),
+                Entry(name, "reptile", seed, whole, (*REPTILE[name], *ALONE)),
+            ]
+    return sorted(found, key=lambda entry: entry.variant != "full replay")
+
+
+def run_entry(entry: Entry, work: Path) -> dict[str, Any]:
+    """Play one run, or take up where it was stopped; return its line of the table."""
+    stream = STREAMS[entry.stream]
+    config = read_config(
+        Path(str(package_files("deploy") / stream.config)), (*entry.overrides, f"run.seed={entry.seed}")
+    )
+    history = work / entry.stream / str(entry.seed) / "history"
+    out = work / entry.stream / str(entry.seed) / entry.variant.replace(" ", "_")
+    began = time.monotonic()
+    report = replay(config, history, out, entry.rounds, lambda what, done, of: None)
+    return {**entry._asdict(), "seconds": time.monotonic() - began, **{k: report[k] for k in ("learners", "regret")}}
+
+
+@click.command()
+@click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
+@click.option("--jobs", default=2, show_default=True, help="How many runs at once.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+def main(seeds: int, jobs: int, work: Path, out: Path) -> None:
+    """Write first_table.json and first_table.md into OUT."""
+    began = time.monotonic()
+    for name, stream in STREAMS.items():
+        for seed in range(seeds):
+            make_history(work / name / str(seed) / "history", stream.source, seed, stream.rounds)
+    todo = entries(range(seeds))
+    lines: list[dict[str, Any]] = []
+    with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        bar = progress.add_task("runs", total=len(todo))
+        for future in as_completed([pool.submit(run_entry, entry, work) for entry in todo]):
+            lines.append(future.result())
+            progress.advance(bar)
+    lines.sort(key=lambda line: (line["stream"], line["variant"], line["seed"]))
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"command": " ".join(["python -m deploy.experiments.first_table", *sys.argv[1:]]), "commit": _commit()}
+    result = {**about, "wall_seconds": time.monotonic() - began, "runs": lines}
+    replace_file(out / "first_table.json", json.dumps(result, indent=1).encode(), durable=False)
+    replace_file(out / "first_table.md", render(result).encode(), durable=False)
+    click.echo(render(result))
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the table as Markdown: means over the seeds and their standard errors."""
+    rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for line in result["runs"]:
+        for name, learner in line["learners"].items():
+            label = f"FTML, {line['variant']}" if name == "ftml" else name.replace("_", " ")
+            rows.setdefault((line["stream"], label, line["rounds"]), []).append({**learner, "seconds": line["seconds"]})
+    text = [
+        "# FTML beside its baselines",
+        "",
+        f"`{result['command']}`, commit {result['commit']}, {result['wall_seconds'] / 60:.0f} minutes.",
+        "Mean over the seeds ± standard error. Loss on the query set after adaptation, scored before learning;",
+        "accuracy likewise. Seconds are of the whole run, baselines included where a row shares it with them.",
+        "",
+        "| stream | learner | rounds | loss, last 100 | accuracy, last 100 | cumulative loss | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (stream, label, rounds), learners in sorted(rows.items()):
+        figures = [_spread(learners, key) for key in ("mean_loss_last_100", "mean_accuracy_last_100", "cumulative_loss", "seconds")]
+        text.append(f"| {stream} | {label} | {rounds} | {' | '.join(figures)} |")
+    return "\n".join([*text, ""])
+
+
+def _spread(learners: list[dict[str, Any]], key: str) -> str:
+    values = [learner[key] for learner in learners if learner[key] is not None]
+    if not values:
+        return "–"
+    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{error}"
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()

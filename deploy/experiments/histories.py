@@ -1,0 +1,42 @@
+"""Histories of generated streams, made once for all algorithms that are compared on them."""
+
+import time
+from pathlib import Path
+
+import streams.sources
+from online_meta import registry
+from streams import wire
+from streams.arrivals import Arrival, Record, TaskSource
+from streams.history import History
+from streams.spec import TaskSpec
+
+COMMIT = 50
+
+
+def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
+    """Return the folder of a history with at least ``rounds`` tasks of the source ``kind``; make what is missing."""
+    module = registry.load_module(streams.sources, kind)
+    spec: TaskSpec = module.SPEC
+    source: TaskSource = module.open(module.Settings(), spec, kind, seed)
+    with History.open(folder, write=True) as history:
+        records: list[Record] = []
+        arrivals = source.read(after=history.cursor(kind))
+        while len(history) + len(records) < rounds:
+            arrival = next(arrivals)
+            if arrival is not None:
+                records.append(_record(arrival))
+            if len(records) == COMMIT or len(history) + len(records) == rounds:
+                history.append(records)
+                records = []
+    return folder
+
+
+def _record(arrival: Arrival) -> Record:
+    return Record(
+        id=arrival.id,
+        payload=arrival.body,
+        digest=wire.digest(arrival.body),
+        source=arrival.source,
+        cursor=arrival.cursor,
+        arrived=time.time(),
+    )

@@ -1,0 +1,84 @@
+"""The metric table as a Prometheus registry, fed from the run's files and the daemon."""
+
+from collections.abc import Callable, Sequence
+from math import nan
+from typing import Any
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+import online_meta
+from deploy.view import RunView
+from online_meta.metrics import METRICS, Metric
+from trainers.json_lines import Line
+
+PREFIX = "online_meta_"
+UNKNOWN_AT_FIRST = (
+    "checkpoint_last_success_timestamp_seconds",
+    "comparator_cumulative_loss",
+    "meta_gradient_norm",
+    "task_accuracy",
+)
+Instruments = dict[str, Any]
+
+
+def make_instruments(registry: CollectorRegistry) -> Instruments:
+    """Make every metric of the table in ``registry``; return them by name without the prefix.
+
+    A gauge that has no value yet is NaN, which is how Prometheus says "unknown"; 0 would be a claim.
+    """
+    instruments = {metric.name.removeprefix(PREFIX): _make(metric, registry) for metric in METRICS}
+    for name in UNKNOWN_AT_FIRST:
+        instruments[name].set(nan)
+    return instruments
+
+
+def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    if metric.kind == "histogram":
+        return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
+    kind = Counter if metric.kind == "counter" else Gauge
+    return kind(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def describe(instruments: Instruments, engine: str, world_size: int) -> None:
+    """Set what does not change while the daemon runs."""
+    instruments["info"].labels(version=online_meta.__version__, torch=torch.__version__, engine=engine).set(1)
+    instruments["world_size"].set(world_size)
+    for reason in ("not_finite",):
+        instruments["skipped_steps_total"].labels(reason=reason)
+
+
+def count_rounds(instruments: Instruments, lines: Sequence[Line], checkpoints: Sequence[Line]) -> None:
+    """Count new rounds and checkpoints."""
+    for line in lines:
+        instruments["rounds_total"].inc()
+        instruments["round_duration_seconds"].observe(line["seconds"])
+        instruments["meta_steps_total"].inc(len(line["steps"]))
+        for step in line["steps"]:
+            if step["skipped"]:
+                instruments["skipped_steps_total"].labels(reason=step["skipped"]).inc()
+            elif step["norm"] is not None:
+                instruments["meta_gradient_norm"].set(step["norm"])
+    for checkpoint in checkpoints:
+        instruments["checkpoint_duration_seconds"].observe(checkpoint["seconds"])
+        instruments["checkpoint_last_success_timestamp_seconds"].set(checkpoint["timestamp"])
+
+
+def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Callable[[], float | None]) -> None:
+    """Set the gauges to what the run's files say now."""
+    instruments["rounds_pending"].set(pending)
+    instruments["oldest_pending_task_age_seconds"].set(oldest() or 0.0)
+    line = view.last
+    if line is not None and not line["skipped"]:
+        instruments["task_loss"].labels(stage="before").set(line["loss_before"])
+        instruments["task_loss"].labels(stage="after").set(line["loss_after"])
+        if line["accuracy"] is not None:
+            instruments["task_accuracy"].set(line["accuracy"])
+    for name in view.ledger.learners:
+        instruments["cumulative_loss"].labels(learner=name).set(view.ledger.cumulative_loss(name))
+    for against, regret in view.ledger.regret().items():
+        instruments["regret"].labels(against=against).set(regret.value)
+        instruments["regret_per_round"].labels(against=against).set(regret.value / regret.as_of_round)
+    hindsight = view.ledger.comparator("hindsight")
+    if hindsight is not None:
+        instruments["comparator_cumulative_loss"].set(hindsight.cumulative_loss)

@@ -1,0 +1,125 @@
+"""The hindsight process: refreshes the comparator beside the trainer: ``python -m deploy.hindsight RUN/settings.json``."""
+
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from threading import Event
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
+from deploy.config import read_settings
+from deploy.exits import DONE, Stop
+from online_meta.regret import Comparator
+from online_meta.setup import LearnerSetup
+from online_meta.types import Params
+from streams.history import History
+from trainers.build import build_setup
+from trainers.durable import replace_file
+from trainers.hindsight import refresh_hindsight
+from trainers.json_lines import LineReader, LineWriter
+from trainers.past import HistoryPast
+from trainers.run_files import RunFiles
+from trainers.settings import RegretSettings, TrainerSettings
+
+POLL_SECONDS = 0.25
+REST_SECONDS = 1.5
+log = logging.getLogger(__name__)
+
+
+def main(settings_file: str) -> int:
+    """Refresh the hindsight comparator until SIGTERM; return the exit code."""
+    log_to_stderr()
+    stop = stop_on_signals()
+    die_with_parent()
+    os.nice(10)  # The rounds go first.
+    files = RunFiles(Path(settings_file).parent)
+    try:
+        with alone(files.folder / "hindsight.lock"):
+            settings = read_settings(files.settings)
+            history = History.open(files.history, write=False)
+            watch_rounds(settings, files, history, stop)
+            history.close()
+            return DONE
+    except Stop as stopped:
+        log.error("%s", stopped)
+        return stopped.code
+
+
+def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
+    """Refresh the comparator whenever ``every_rounds`` more rounds are learned, and when the stream rests."""
+    torch.set_num_threads(settings.engine.threads)
+    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)))
+    reader, writer = LineReader(files.rounds), LineWriter(files.comparators)
+    covered = max([line["as_of_round"] for line in LineReader(files.comparators).refresh()], default=0)
+    skipped: set[int] = set()
+    fresh_at = time.monotonic()
+    while not stop.is_set():
+        lines = reader.refresh()
+        skipped |= {line["round"] for line in lines if line["skipped"]}
+        fresh_at = time.monotonic() if lines else fresh_at
+        rests = time.monotonic() - fresh_at > REST_SECONDS and len(reader) >= len(history)
+        target = next_target(covered, len(reader), settings.regret.every_rounds, rests)
+        if target is None:
+            stop.wait(POLL_SECONDS)
+            continue
+        comparator = _refresh(settings.regret, setup, files, target, covered, skipped, stop)
+        if comparator is not None:
+            writer.append({**comparator._asdict(), "timestamp": time.time()})
+            writer.sync()
+            covered = target
+    writer.close()
+
+
+def next_target(covered: int, learned: int, every_rounds: int, rests: bool) -> int | None:
+    """Return the round as of which to refresh now: the newest multiple of ``every_rounds``, or all at rest."""
+    due = learned - learned % every_rounds
+    if due > covered:
+        return due
+    return learned if rests and learned > covered else None
+
+
+def _refresh(
+    regret: RegretSettings,
+    setup: LearnerSetup,
+    files: RunFiles,
+    rounds: int,
+    covered: int,
+    skipped: set[int],
+    stop: Event,
+) -> Comparator | None:
+    began = time.monotonic()
+    found = refresh_hindsight(
+        setup,
+        rounds,
+        math.ceil(regret.hindsight_steps * (rounds - covered)),
+        regret.hindsight_rounds,
+        load_saved(files.hindsight),
+        skipped,
+        lambda: not stop.is_set(),
+    )
+    if found is None:
+        return None
+    replace_file(files.hindsight, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
+    log.info("hindsight as of round %d took %.1f s", rounds, time.monotonic() - began)
+    return found.comparator
+
+
+def load_saved(path: Path) -> Params | None:
+    """Return the comparator's state; None where there is none that can be read: it can always be trained anew."""
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        log.error("%s is damaged and trained anew: %s", path, error)
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,107 @@
+"""What can be wrong with the text of a configuration, said so that the reader knows what to write instead."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, get_origin, get_type_hints
+
+from online_meta import registry
+
+EXAMPLES = {
+    "run": 'path = "runs/first"',
+    "task": 'x_shape = [1], y = "real", y_shape = [1]',
+    "model": 'build = "trainers.models:mlp", args = { inputs = 1, outputs = 1 }, loss = "mse"',
+    "run.path": 'path = "runs/first"',
+    "task.x_shape": "x_shape = [3, 28, 28]",
+    "model.build": 'build = "trainers.models:mlp"',
+}
+"""What to write where a section or a key is missing that has no default."""
+
+PLAIN_WORDS = {
+    "Input should be ": "must be ",
+    "Tuple should ": "must ",
+    "String should ": "must ",
+    "a valid tuple": "a list",
+    "a valid array": "a list",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a string",
+    "a valid dictionary": "a table",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    " after validation": "",
+    "Value error, ": "",
+}
+
+
+def unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[str, ...] = ()) -> list[str]:
+    """List a sentence for each key that the dataclass ``kind`` does not know, and for those inside."""
+    types = get_type_hints(kind, include_extras=False)
+    known = [item.name for item in dataclasses.fields(kind)]
+    problems = []
+    for key, value in raw.items():
+        if key not in known:
+            what = f"[{section}] has no key {key!r}" if section else f"there is no section [{key}]"
+            problems.append(f"{what}: {registry.nearest(key, [*known, *more])}")
+        elif dataclasses.is_dataclass(types[key]):
+            inside = f"{section}.{key}" if section else key
+            if isinstance(value, dict):
+                problems += unknown_keys(types[key], value, inside)
+            else:
+                problems.append(f"{inside} = {value!r}: it must be a table, [{inside}]")
+    return problems
+
+
+def endless_numbers(raw: Any, place: tuple[str | int, ...] = ()) -> Iterator[str]:
+    """Give a sentence for each number that is infinite or NaN: none is of use, and JSON has none."""
+    if isinstance(raw, dict | list):
+        items = raw.items() if isinstance(raw, dict) else enumerate(raw)
+        for key, value in items:
+            yield from endless_numbers(value, (*place, key))
+    elif isinstance(raw, float) and not math.isfinite(raw):
+        yield f"{_where(place)} = {raw}: must be a finite number"
+
+
+def lists_of(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return ``raw`` with a lone string put into a list wherever the dataclass ``kind`` takes a list."""
+    types = get_type_hints(kind)
+    changed = dict(raw)
+    for key, value in raw.items():
+        if isinstance(value, str) and get_origin(types[key]) is tuple:
+            changed[key] = [value]
+        elif isinstance(value, dict) and dataclasses.is_dataclass(types[key]):
+            changed[key] = lists_of(types[key], value)
+    return changed
+
+
+def explain(item: Any, section: str = "") -> str:
+    """Return a sentence for an error of pydantic, of a key in ``section`` or of the whole configuration."""
+    place = (section, *item["loc"]) if section else tuple(item["loc"])
+    if item["type"] == "missing":
+        dotted = ".".join(str(part) for part in place)
+        example = f", for example {EXAMPLES[dotted]}" if dotted in EXAMPLES else ""
+        return f"{_where(place) if len(place) > 1 else f'section [{dotted}]'} is missing{example}"
+    message = item["msg"]
+    for theirs, ours in PLAIN_WORDS.items():
+        message = message.replace(theirs, ours)
+    if item["type"] == "value_error":
+        return f"[{'.'.join(str(part) for part in place)}] {message}"
+    return f"{_where(place)} = {item['input']!r}: {message.split(', unable')[0].split(', got')[0]}"
+
+
+def listing(where: str, problems: list[str]) -> str:
+    """Join problems to one message: a line for one, a line each for several."""
+    return f"{where}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{where}:", *problems])
+
+
+def repeated(names: list[str]) -> list[str]:
+    """Return the names that are there more than once."""
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _where(place: tuple[str | int, ...]) -> str:
+    """Return ("task", "x_shape", 0) as people write it: [task] x_shape[0]."""
+    names = [part for part in place if isinstance(part, str)]
+    index = "".join(f"[{part}]" for part in place if isinstance(part, int))
+    section = f"[{'.'.join(names[:-1])}] " if len(names) > 1 else ""
+    return f"{section}{names[-1] if names else 'configuration'}{index}"

@@ -1,0 +1,85 @@
+"""Play the rounds of a history again, without a daemon, into a folder of its own."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from deploy.config import Config
+from deploy.exits import CONFIG, TRY_LATER, Stop
+from deploy.report import write_report
+from deploy.view import RunView
+from online_meta.regret import LEARNER
+from streams.history import History
+from trainers.build import build_setup
+from trainers.hindsight import refresh_hindsight
+from trainers.json_lines import LineReader, LineWriter
+from trainers.past import HistoryPast
+from trainers.rounds import SettingsChanged, close_run, open_run, play_rounds
+from trainers.run_files import RunFiles
+
+
+def replay(
+    config: Config, history_folder: Path, out: Path, rounds: int | None, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Play ``rounds`` rounds (all by default) of the history in ``history_folder``; return the report.
+
+    What timing decided when they were first played is obeyed. A replay that was stopped goes on where it was.
+    ``progress`` is called with (what, done, of) now and then. Raises ``Stop``.
+    """
+    files = RunFiles(out)
+    with History.open(history_folder, write=False) as history:
+        total = len(history) if rounds is None else rounds
+        if total > len(history):
+            raise Stop(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
+        _take_plans(history_folder, files)
+        try:
+            run = open_run(config.trainer(), files, history)
+        except SettingsChanged as error:
+            raise Stop(CONFIG, f"{out}: {error}") from error
+        while run.round < total:
+            play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
+            progress("rounds", run.round, total)
+        close_run(run)
+        if "hindsight" in config.regret.comparator and total:
+            _compare(config, files, history, total, progress)
+    view = RunView(files, (LEARNER, *config.regret.baselines))
+    view.refresh()
+    return write_report(out, view, config)
+
+
+def _take_plans(history_folder: Path, files: RunFiles) -> None:
+    """Copy what timing decided, so that it is obeyed and not decided again."""
+    plans = history_folder / files.plans.name
+    if plans.exists() and not files.plans.exists():
+        files.plans.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(plans, files.plans)
+
+
+def _compare(
+    config: Config, files: RunFiles, history: History, rounds: int, progress: Callable[[str, int, int], None]
+) -> None:
+    """Evaluate the hindsight comparator once, over all that was played, unless that was done before."""
+    if any(line["as_of_round"] == rounds for line in LineReader(files.comparators).refresh()):
+        return
+    settings = config.trainer()
+    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)))
+    steps, evaluate = math.ceil(config.regret.hindsight_steps * rounds), config.regret.hindsight_rounds
+    done = 0
+
+    def count() -> bool:
+        nonlocal done
+        done += 1
+        progress("hindsight", done, steps + min(evaluate, rounds))
+        return True
+
+    skipped = {line["round"] for line in LineReader(files.rounds).refresh() if line["skipped"]}
+    found = refresh_hindsight(setup, rounds, steps, evaluate, None, skipped, count)
+    assert found is not None
+    writer = LineWriter(files.comparators)
+    writer.append(found.comparator._asdict())
+    writer.close()

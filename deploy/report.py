@@ -1,0 +1,75 @@
+"""The report of a run: report.json for programs, report.html and regret.png for people."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from pydantic import TypeAdapter
+
+from deploy.config import Config
+from deploy.plot import plot_regret
+from deploy.series import regret_series
+from deploy.view import RunView
+from trainers.durable import replace_file
+
+LIBRARIES = ("online-meta", "torch", "numpy", "safetensors")
+POINTS = 600
+
+
+def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
+    """Write report.json, report.html and regret.png into ``folder``; return what report.json holds."""
+    report = make_report(view, config)
+    replace_file(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode(), durable=False)
+    picture = plot_regret(regret_series(view, 0, None, POINTS))
+    replace_file(folder / "regret.png", picture, durable=False)
+    pages = Environment(loader=PackageLoader("deploy", "templates"), autoescape=select_autoescape())
+    page = pages.get_template("report.html").render(report=report, folder=folder, verdicts=verdicts(report))
+    replace_file(folder / "report.html", page.encode(), durable=False)
+    return report
+
+
+def make_report(view: RunView, config: Config) -> dict[str, Any]:
+    """Return the report as plain data."""
+    return {
+        "rounds": view.learned(),
+        "skipped": view.skipped,
+        "learners": view.learners(),
+        "regret": view.regret(),
+        "config": TypeAdapter(Config).dump_python(config, mode="json"),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+    }
+
+
+def verdicts(report: dict[str, Any]) -> list[str]:
+    """Say in a sentence each how FTML stands against every baseline and comparator."""
+    sentences = []
+    for against, regret in report["regret"].items():
+        per_round = regret["value"] / max(regret["as_of_round"], 1)
+        if regret["kind"] == "baseline":
+            side = "less" if regret["value"] < 0 else "more"
+            sentences.append(
+                f"FTML lost {abs(per_round):.3f} {side} per round than {spoken(against)}, "
+                f"over {regret['as_of_round']} rounds."
+            )
+        else:
+            sentences.append(
+                f"Against the {spoken(against)} comparator, as of round {regret['as_of_round']}, the regret is "
+                f"{regret['value']:.1f}, {per_round:.3f} per round. The comparator is an estimate: it loses at least as "
+                "much as the best fixed meta-parameters, so the regret shown is a lower bound."
+            )
+    return sentences
+
+
+def spoken(name: str) -> str:
+    """Return a learner's or comparator's name as people write it."""
+    return name.replace("_", " ")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

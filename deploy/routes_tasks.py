@@ -1,0 +1,114 @@
+"""Routes that take tensors in: tasks to learn, support sets to adapt to."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from deploy.adaptation import encode_predictions
+from deploy.state import DaemonState
+from streams import wire
+from streams.arrivals import Arrival, Conflict, Rejected
+
+router = APIRouter()
+TENSORS = "application/vnd.safetensors"
+TENSOR_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {TENSORS: {"schema": {"type": "string", "format": "binary"}}}}
+}
+TENSOR_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {TENSORS: {"schema": {"type": "string", "format": "binary"}}}}
+}
+ERROR: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"reason": {"type": "string"}, "detail": {"type": "string"}},
+                "required": ["reason", "detail"],
+            }
+        }
+    }
+}
+RECEIPT: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"id": {"type": "string"}, "round": {"type": "integer"}},
+                "required": ["id", "round"],
+            }
+        }
+    }
+}
+TASK_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A duplicate of a durable task: the round it has", **RECEIPT},
+    201: {"description": "Durable", **RECEIPT},
+    404: {"description": "This daemon takes no tasks over HTTP", **ERROR},
+    409: {"description": "The id belongs to a task of other bytes", **ERROR},
+    413: {"description": "The body is over the limit", **ERROR},
+    422: {"description": "Not a task of this run; `reason` is a fixed slug, `detail` a sentence", **ERROR},
+    429: {"description": "Too many rounds wait to be learned; see Retry-After", **ERROR},
+    503: {"description": "The daemon is draining", **ERROR},
+    507: {"description": "The disk is full; the task was not kept", **ERROR},
+}
+
+
+@router.post("/v1/tasks", status_code=201, responses=TASK_ANSWERS, openapi_extra=TENSOR_BODY)
+async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
+    """Take a task: safetensors `support_x`, `support_y`, `query_x`, `query_y` (a query may be left out).
+
+    Answers only when the task is durable. `Idempotency-Key` is the task's id (else the body's SHA-256): the same
+    task may be sent again, and stays one round.
+    """
+    state: DaemonState = request.app.state.daemon
+    source = next((source.name for source in state.config.source if source.kind == "http"), None)
+    if source is None:
+        detail = 'this daemon takes no tasks over HTTP: add [[source]] kind = "http" to its configuration'
+        return JSONResponse({"reason": "no_http_source", "detail": detail}, 404)
+    try:
+        body = await read_body(request, state.config.serve.limits.body_bytes)
+    except Rejected as refusal:
+        state.ingest.reject(source, refusal.reason)
+        raise
+    id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
+    future = await run_in_threadpool(state.ingest.submit, Arrival(id, body, source, None), wait=False)
+    answer = await asyncio.wrap_future(future)
+    if isinstance(answer, Conflict):
+        detail = f"the id {answer.id!r} belongs to round {answer.round}, which was made of other bytes: choose another"
+        return JSONResponse({"reason": "conflict", "detail": detail, "round": answer.round}, 409)
+    return JSONResponse({"id": answer.id, "round": answer.round}, 200 if answer.duplicate else 201)
+
+
+@router.post("/v1/adapt", responses={**TENSOR_ANSWER, 422: ERROR, 503: ERROR}, openapi_extra=TENSOR_BODY)
+async def adapt(request: Request) -> Response:
+    """Adapt the current leader to `support_x`, `support_y`; return `predictions` (and `labels`) for `query_x`.
+
+    The header `X-Online-Meta-Round` tells how many rounds the leader had learned. Nothing is kept.
+    """
+    state: DaemonState = request.app.state.daemon
+    body = await read_body(request, state.config.serve.limits.body_bytes)
+    support, query_x = await run_in_threadpool(
+        wire.decode_support, body, state.config.task, state.config.serve.limits
+    )
+    try:
+        output, round = await run_in_threadpool(state.adapter.predict, support, query_x)
+    except FileNotFoundError:
+        detail = "the trainer has not published its first parameters yet: ask again in a moment"
+        return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
+    encoded = encode_predictions(output, state.config.task.y == "class")
+    return Response(encoded, media_type=TENSORS, headers={"X-Online-Meta-Round": str(round)})
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a body of at most ``limit`` bytes, no further; raises ``Rejected`` ("too_large") past that."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise Rejected("too_large", f"the body has {declared} bytes; at most {limit} are taken")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise Rejected("too_large", f"the body has more than {limit} bytes, the most that are taken")
+    return bytes(body)

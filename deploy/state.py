@@ -1,0 +1,101 @@
+"""What the daemon's HTTP routes and its background work share."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+import online_meta
+from deploy.adaptation import Adapter
+from deploy.config import Config
+from deploy.exporter import Instruments, count_rounds, show_view
+from deploy.view import RunView
+from streams.history import History
+from streams.ingest import Ingest
+from trainers.run_files import RunFiles
+
+
+@dataclass
+class DaemonState:
+    """The parts of a running daemon; ``draining`` is set once, at the end."""
+
+    config: Config
+    files: RunFiles
+    history: History
+    ingest: Ingest
+    view: RunView
+    registry: CollectorRegistry
+    instruments: Instruments
+    adapter: Adapter
+    trainer_alive: Callable[[], bool]
+    trainer_restarts: Callable[[], int]
+    token: str | None
+    started: float = field(default_factory=time.time)
+    draining: bool = False
+    ingested_at_start: int = 0
+    restarts_counted: int = 0
+
+    def refresh(self) -> None:
+        """Read what the trainer has written since the last time, and count it."""
+        lines, checkpoints = self.view.refresh()
+        count_rounds(self.instruments, lines, checkpoints)
+        restarts = self.trainer_restarts()
+        self.instruments["restarts_total"].inc(restarts - self.restarts_counted)
+        self.restarts_counted = restarts
+
+    def pending(self) -> int:
+        """How many rounds are durable and not yet learned."""
+        return max(len(self.history) - self.view.learned(), 0)
+
+    def oldest_pending_age(self) -> float | None:
+        """Seconds since the oldest task that is not yet learned arrived; None when there is none."""
+        learned = self.view.learned()
+        if learned >= len(self.history):
+            return None
+        return max(time.time() - self.history.entry(learned).arrived, 0.0)
+
+    def show_metrics(self) -> None:
+        """Bring all gauges up to date."""
+        self.refresh()
+        show_view(self.instruments, self.view, self.pending(), self.oldest_pending_age)
+        self.instruments["history_bytes"].set(self.history.size_bytes())
+
+    def phase(self) -> str:
+        """Say in one word what the daemon is doing."""
+        if self.draining:
+            return "draining"
+        if not self.trainer_alive():
+            return "trainer_down"
+        return "running" if self.pending() else "idle"
+
+
+def status_of(state: DaemonState) -> dict[str, Any]:
+    """Return what a person asks first: alive, how far, getting better, regret, falling behind, last checkpoint."""
+    state.refresh()
+    view, now = state.view, time.time()
+    ingested = len(state.history)
+    return {
+        "state": state.phase(),
+        "version": online_meta.__version__,
+        "run": str(Path(state.config.run.path)),
+        "started": state.started,
+        "now": now,
+        "rounds": {
+            "ingested": ingested,
+            "learned": view.learned() - view.skipped,
+            "skipped": view.skipped,
+            "pending": state.pending(),
+            "learned_per_second": view.rounds_per_second(),
+            "ingested_per_second": (ingested - state.ingested_at_start) / max(now - state.started, 1e-9),
+            "oldest_pending_age_seconds": state.oldest_pending_age(),
+        },
+        "last": view.last and {k: v for k, v in view.last.items() if k not in ("learners", "steps")},
+        "learners": view.learners(),
+        "regret": view.regret(),
+        "checkpoint": view.checkpoint,
+        "trainer": {"alive": state.trainer_alive(), "restarts": state.trainer_restarts()},
+        "backlog_limit": state.config.serve.limits.backlog,
+    }

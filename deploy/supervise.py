@@ -1,0 +1,75 @@
+"""Keep a child process running: start it, start it again when it dies, stop it at the end."""
+
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+
+from deploy.exits import DONE
+
+FIRST_DELAY_SECONDS = 0.2
+LONGEST_DELAY_SECONDS = 10.0
+HEALTHY_SECONDS = 10.0
+log = logging.getLogger(__name__)
+
+
+class Supervised:
+    """A child process that is restarted, with growing delays, until ``stop``."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        """Start the child and a thread that waits for it."""
+        self.name = name
+        self.restarts = 0
+        self._command = list(command)
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._watch, name=f"supervise-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id (of the last one, when it is dead)."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether the child runs now."""
+        return self._process.poll() is None
+
+    def stop(self, patience_seconds: float) -> int:
+        """Ask the child to drain by SIGTERM; kill it when it has not ended in time; return its exit code."""
+        self._stopping.set()
+        with self._starting:
+            if self.alive():
+                self._process.terminate()
+        try:
+            code = self._process.wait(patience_seconds)
+        except subprocess.TimeoutExpired:
+            log.error("the %s did not drain in %.0f s and is killed", self.name, patience_seconds)
+            self._process.kill()
+            code = self._process.wait()
+        self._thread.join()
+        return code
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        # Standard input is the child's lifeline: it closes when this process dies, however it dies.
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE)
+
+    def _watch(self) -> None:
+        delay = FIRST_DELAY_SECONDS
+        began = time.monotonic()
+        while True:
+            code = self._process.wait()
+            if self._stopping.is_set() or code == DONE:
+                return
+            delay = FIRST_DELAY_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else delay
+            log.error("the %s (pid %d) ended with %d; again in %.1f s", self.name, self.pid, code, delay)
+            if self._stopping.wait(delay):
+                return
+            delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+            with self._starting:
+                if self._stopping.is_set():
+                    return
+                self._process, began = self._start(), time.monotonic()
+                self.restarts += 1

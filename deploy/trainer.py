@@ -1,0 +1,46 @@
+"""The trainer process: ``python -m deploy.trainer RUN/settings.json``."""
+
+import logging
+import sys
+from pathlib import Path
+
+from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
+from deploy.config import read_settings
+from deploy.exits import BROKEN, CONFIG, DONE, Stop
+from streams.history import History, HistoryDamaged
+from trainers.checkpoint import CheckpointError
+from trainers.rounds import SettingsChanged, close_run, open_run, play_rounds
+from trainers.run_files import RunFiles
+
+log = logging.getLogger(__name__)
+
+
+def main(settings_file: str) -> int:
+    """Play the rounds of the run until SIGTERM; return the exit code."""
+    log_to_stderr()
+    stop = stop_on_signals()
+    die_with_parent()
+    files = RunFiles(Path(settings_file).parent)
+    try:
+        with alone(files.folder / "trainer.lock"):
+            history = History.open(files.history, write=False)
+            run = open_run(read_settings(files.settings), files, history)
+            log.info("the trainer goes on at round %d of %d", run.round, len(history))
+            rounds = play_rounds(run, stop)
+            close_run(run)
+            history.close()
+            log.info("the trainer drained after %d rounds", rounds)
+            return DONE
+    except Stop as stopped:
+        log.error("%s", stopped)
+        return stopped.code
+    except (SettingsChanged, CheckpointError) as error:
+        log.error("%s", error)
+        return CONFIG
+    except HistoryDamaged as error:
+        log.error("%s: see `online-meta verify %s`", error, files.history)
+        return BROKEN
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,103 @@
+"""A run as its files tell it: rounds, regret, checkpoints; for the API, the metrics and the report."""
+
+import time
+from array import array
+from collections import deque
+from math import nan
+from threading import Lock
+from typing import Any
+
+from online_meta.regret import LEARNER, Comparator, RegretLedger
+from trainers.json_lines import Line, LineReader
+from trainers.run_files import RunFiles
+
+RATE_WINDOW_SECONDS = 30.0
+
+
+class RunView:
+    """Follows the files of a run; keeps some 24 bytes a round and as many for each learner in memory."""
+
+    def __init__(self, files: RunFiles, learners: tuple[str, ...]) -> None:
+        """Follow the run in ``files``, played by ``learners``."""
+        self.ledger = RegretLedger(learners)
+        self.before, self.after = array("d"), array("d")
+        self.accuracy = {name: array("d") for name in learners}
+        self.comparators: list[Comparator] = []
+        self.last: Line | None = None
+        self.checkpoint: Line | None = None
+        self.skipped = 0
+        self._rounds, self._comparators = LineReader(files.rounds), LineReader(files.comparators)
+        self._checkpoints = LineReader(files.checkpoint_log)
+        self._marks: deque[tuple[float, int]] = deque()
+        self._lock = Lock()
+
+    def refresh(self) -> tuple[list[Line], list[Line]]:
+        """Read what is new; return the new lines of rounds and of checkpoints."""
+        with self._lock:
+            lines = self._rounds.refresh()
+            for line in lines:
+                self._record(line)
+            for line in self._comparators.refresh():
+                comparator = Comparator(*(line[field] for field in Comparator._fields))
+                self.ledger.compare(comparator)
+                self.comparators.append(comparator)
+            checkpoints = self._checkpoints.refresh()
+            self.checkpoint = checkpoints[-1] if checkpoints else self.checkpoint
+            self._mark()
+            return lines, checkpoints
+
+    def learned(self) -> int:
+        """How many rounds have been played, skipped ones included."""
+        return len(self.ledger)
+
+    def round(self, round: int) -> Line | None:
+        """The line of a round; None when it has not been played."""
+        with self._lock:
+            return self._rounds[round] if round < len(self._rounds) else None
+
+    def rounds_per_second(self) -> float:
+        """Rounds played per second over the last half minute."""
+        with self._lock:
+            (began, first), (now, last) = self._marks[0], self._marks[-1]
+            return (last - first) / (now - began) if now > began else 0.0
+
+    def learners(self) -> dict[str, dict[str, float | None]]:
+        """The summary of each learner, as the report has it."""
+        return {
+            name: {
+                "cumulative_loss": self.ledger.cumulative_loss(name),
+                "mean_loss_last_100": self.ledger.mean_loss(name, 100),
+                "mean_accuracy_last_100": _mean(self.accuracy[name][-100:]),
+            }
+            for name in self.ledger.learners
+        }
+
+    def regret(self) -> dict[str, dict[str, Any]]:
+        """The regret against every comparator, as the report has it."""
+        return {against: regret._asdict() for against, regret in self.ledger.regret().items()}
+
+    def _record(self, line: Line) -> None:
+        played = line["learners"]
+        losses = {name: played[name]["loss_after"] for name in self.ledger.learners} if played else None
+        self.ledger.record(losses)
+        self.skipped += line["skipped"] is not None
+        self.before.append(_number(line["loss_before"]))
+        self.after.append(_number(line["loss_after"]))
+        for name, values in self.accuracy.items():
+            values.append(_number(played[name]["accuracy"] if played else None))
+        self.last = line
+
+    def _mark(self) -> None:
+        now = time.monotonic()
+        self._marks.append((now, self.learned()))
+        while len(self._marks) > 2 and now - self._marks[0][0] > RATE_WINDOW_SECONDS:
+            self._marks.popleft()
+
+
+def _number(value: float | None) -> float:
+    return nan if value is None else value
+
+
+def _mean(values: "array[float]") -> float | None:
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,44 @@
+"""Online meta-learning: Follow the Meta-Leader over a stream of few-shot tasks.
+
+Everything that a notebook needs is here by its short name; ``import online_meta as om``.
+"""
+
+from online_meta import rules
+from online_meta.functional import accuracy_of, model_loss, model_output
+from online_meta.inner import Inner
+from online_meta.learners.ftml import FollowTheMetaLeader
+from online_meta.meta_optimizer import MetaOptimizer
+from online_meta.metagrads.exact import exact
+from online_meta.metagrads.first_order import first_order
+from online_meta.metagrads.reptile import reptile
+from online_meta.metagrads.supervised import supervised
+from online_meta.over_tasks import over_tasks
+from online_meta.regret import Comparator, Regret, RegretLedger
+from online_meta.types import Batch, Learned, Meta, MetaGrad, Params, Score, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Comparator",
+    "FollowTheMetaLeader",
+    "Inner",
+    "Learned",
+    "Meta",
+    "MetaGrad",
+    "MetaOptimizer",
+    "Params",
+    "Regret",
+    "RegretLedger",
+    "Score",
+    "Task",
+    "accuracy_of",
+    "exact",
+    "first_order",
+    "model_loss",
+    "model_output",
+    "over_tasks",
+    "reptile",
+    "rules",
+    "supervised",
+]

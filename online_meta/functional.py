@@ -1,0 +1,87 @@
+"""An ``nn.Module`` as pure functions of its parameters; the module itself is never changed."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from online_meta.registry import nearest
+from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, Criterion] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
+"""The losses that have a name; each takes (output, y) and returns the mean over the batch."""
+
+
+def model_output(module: nn.Module) -> OutputFn:
+    """Return ``module`` as a pure function (params, x) -> output.
+
+    The function holds a skeleton on the meta device, so no weight is kept twice; buffers are kept as
+    they are now. Weights that are tied in ``module`` go by the name under which ``named_parameters`` gives
+    them. The function raises ``ValueError`` when ``params`` lacks one of those names or has one unknown to
+    the module, for torch itself would compute on with uninitialised memory.
+    """
+    buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
+    needed = frozenset(name for name, _ in module.named_parameters())
+    known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+    skeleton = _skeleton(module)
+
+    def output(params: Params, x: Tensor) -> Tensor:
+        if not needed <= params.keys() <= known:
+            lacks, unknown = sorted(needed - params.keys()), sorted(params.keys() - known)
+            raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
+        here = {name: value.to(x.device) for name, value in buffers.items()}
+        result: Tensor = functional_call(skeleton, {**here, **params}, (x,))
+        return result
+
+    return output
+
+
+def _skeleton(module: nn.Module) -> nn.Module:
+    """Return a copy without memory; unlike ``Module.to("meta")`` it keeps tied weights tied."""
+    tensors: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
+    tensors |= {id(b): b.to("meta") for b in module.buffers()}
+    return copy.deepcopy(module, tensors)
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """A ``LossFn`` that also gives the model's ``output``; equation: criterion(output(params, x), y)."""
+
+    output: OutputFn
+    criterion: Criterion
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """The scalar loss of ``batch`` under ``params``."""
+        return self.criterion(self.output(params, batch.x), batch.y)
+
+
+def model_loss(module: nn.Module, loss: str | Criterion) -> ModelLoss:
+    """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
+
+    ``loss`` is a name of ``LOSSES`` or any callable (output, y) -> scalar tensor.
+    Raises ``ValueError`` for an unknown name.
+    """
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
+        loss = LOSSES[loss]
+    return ModelLoss(model_output(module), loss)
+
+
+def accuracy_of(output: OutputFn) -> AccuracyFn:
+    """Return the share of a batch whose largest output is its label (y: integer classes, shape (n,))."""
+
+    def accuracy(params: Params, batch: Batch) -> Tensor:
+        return (output(params, batch.x).argmax(-1) == batch.y).to(torch.float64).mean()
+
+    return accuracy
+
+
+__all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "model_loss", "model_output"]

@@ -1,0 +1,57 @@
+"""From scratch: a new model for every task, trained on its support set alone."""
+
+import torch
+from torch.func import grad_and_value
+
+from online_meta.meta_optimizer import MetaOptimizer
+from online_meta.score import ScoredTasks
+from online_meta.setup import LearnerSetup
+from online_meta.types import Learned, Meta, MetaGrad, Params, Score, Task
+
+
+class FromScratch:
+    """Each round draws random weights and trains them on the support set; nothing is carried over.
+
+    The baseline of Finn et al., ICML 2019, section 5: what the task's own data alone can give.
+    """
+
+    def __init__(self, setup: LearnerSetup, steps: int, lr: float) -> None:
+        """Begin at round 0; each model is trained by ``steps`` steps of Adam with learning rate ``lr``."""
+        self._setup = setup
+        self._steps, self._lr = steps, lr
+        self._round = 0
+        self._scored = ScoredTasks()
+
+    def score(self, task: Task) -> Score:
+        """Train random weights on the support set; return the query losses before and after."""
+        setup = self._setup
+        weights = setup.fresh(self._round + self._scored.add(task))
+        engine = MetaOptimizer(Meta(weights, {}), "adam", self._lr)
+        with torch.no_grad():
+            before = setup.inner.loss(weights, task.query)
+            for _ in range(self._steps):
+                grads, loss = grad_and_value(setup.inner.loss)(engine.meta().weights, task.support)
+                engine.apply(MetaGrad(loss, Meta(grads, {})), 1.0)
+            trained = engine.meta().weights
+            after = setup.inner.loss(trained, task.query)
+            right = None if setup.accuracy is None else float(setup.accuracy(trained, task.query))
+        return Score(float(before), float(after), right)
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Learn nothing; the round counts."""
+        self._scored.take(tasks)
+        self._round += len(tasks)
+        return Learned((), ())
+
+    def save(self) -> Params:
+        """Nothing to keep."""
+        return {}
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Go on at round ``rounds``."""
+        self._round, self._scored = rounds, ScoredTasks()
+
+
+def build(setup: LearnerSetup, steps: int = 100, lr: float = 0.003) -> FromScratch:
+    """Return the baseline; too many steps overfit a small support set, too few leave the model untrained."""
+    return FromScratch(setup, steps, lr)

@@ -1,0 +1,114 @@
+"""Follow the Meta-Leader."""
+
+from online_meta.draws import Draw, Replay
+from online_meta.finite import sum_finite
+from online_meta.inner import Inner
+from online_meta.past import MemoryPast
+from online_meta.replay.uniform import uniform
+from online_meta.score import ScoredTasks, score_task
+from online_meta.setup import LearnerSetup
+from online_meta.types import (
+    AccuracyFn,
+    Engine,
+    Learned,
+    MetaGradient,
+    Params,
+    Past,
+    Score,
+    StepReport,
+    Task,
+)
+
+
+class FollowTheMetaLeader:
+    """w_{t+1} ~ argmin_w sum_{k<=t} f_k(U_k(w)) by a few meta-steps on past rounds (Finn et al., ICML 2019).
+
+    Each round's task is scored with w_t, then remembered; ``steps_per_round`` meta-steps follow, each on
+    at most ``batch`` rounds that ``replay`` picks among all rounds so far, this one included. Everything
+    is a function of the tasks, the arguments and ``seed``. With an engine of several ranks each rank
+    takes every ``world``-th pick. A revisited task whose gradient is not finite is left out of its step.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        gradient: MetaGradient,
+        engine: Engine,
+        *,
+        replay: Replay = uniform,
+        batch: int = 25,
+        steps_per_round: int = 1,
+        seed: int = 0,
+        past: Past | None = None,
+        accuracy: AccuracyFn | None = None,
+    ) -> None:
+        """Begin at round 0 with the engine's meta-parameters; ``past`` keeps tasks in memory by default.
+
+        Raises ``ValueError`` when ``batch`` or ``steps_per_round`` is below 1.
+        """
+        if batch < 1 or steps_per_round < 1:
+            raise ValueError(f"batch is {batch} and steps_per_round {steps_per_round}; both must be 1 or more")
+        self.inner = inner
+        self.engine = engine
+        self.round = 0
+        self._gradient = sum_finite(gradient)
+        self._replay, self._batch, self._steps, self._seed = replay, batch, steps_per_round, seed
+        self._past: Past = MemoryPast() if past is None else past
+        self._accuracy = accuracy
+        self._scored = ScoredTasks()
+
+    def score(self, task: Task) -> Score:
+        """Return the losses of the next round's task under the current leader; changes no parameter."""
+        score = score_task(self.inner, self.engine.meta(), task, self._accuracy)
+        self._scored.add(task)
+        return score
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Remember the tasks scored since the last call, then make this update's meta-steps.
+
+        Returns the rounds revisited and each step's report. Raises ``OrderError`` for a task that was not scored.
+        """
+        self._scored.take(tasks)
+        for task in tasks:
+            self._past.remember(self.round, task)
+            self.round += 1
+        replayed: list[int] = []
+        reports: list[StepReport] = []
+        for step in range(self._steps):
+            rounds, report = self._step(step)
+            replayed += rounds
+            reports.append(report)
+        return Learned(tuple(replayed), tuple(reports))
+
+    def _step(self, step: int) -> tuple[list[int], StepReport]:
+        picks = self._replay(Draw(self._seed, self.round - 1, step, self.round, self._batch))
+        mine = picks[self.engine.rank :: self.engine.world]
+        tasks = [self._past[pick.round] for pick in mine]
+        # A rank without a task takes part in the collective step with nothing: zeros of weight 0.
+        sums, weight = self._gradient(self.engine.meta(), tasks, [pick.weight for pick in mine])
+        return [pick.round for pick in picks], self.engine.apply(sums, weight)
+
+    def save(self) -> Params:
+        """Return the engine's state: all that cannot be computed again from the history."""
+        return self.engine.save()
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        self.engine.load(saved)
+        self.round = rounds
+        self._scored = ScoredTasks()
+
+
+def build(setup: LearnerSetup) -> FollowTheMetaLeader:
+    """Return the learner that the run is about."""
+    return FollowTheMetaLeader(
+        setup.inner,
+        setup.gradient,
+        setup.engine(setup.start),
+        replay=setup.replay,
+        batch=setup.batch,
+        steps_per_round=setup.steps_per_round,
+        seed=setup.seed,
+        past=setup.past,
+        accuracy=setup.accuracy,
+    )

@@ -1,0 +1,36 @@
+"""Train on everything: one model for all tasks, trained jointly, never adapted."""
+
+from dataclasses import replace
+
+from online_meta.draws import Draw, Pick
+from online_meta.learners.ftml import FollowTheMetaLeader
+from online_meta.metagrads.supervised import supervised
+from online_meta.setup import LearnerSetup
+
+STREAM = 1
+"""Sets this learner's draws apart from those of others with the same seed."""
+
+
+def build(setup: LearnerSetup) -> FollowTheMetaLeader:
+    """Return the baseline *train on everything* (Finn et al., ICML 2019, section 5).
+
+    It follows the leader of sum_{k<=t} f_k(w), without U_k: support and query of past rounds train one
+    model, which answers a new task as it is (loss before adaptation = after). It revisits as many tasks a
+    step as FTML and makes steps + 1 as many steps: as many gradients as FTML takes in its inner loops.
+    """
+    inner = replace(setup.inner, steps=0)
+
+    def draw_apart(draw: Draw) -> list[Pick]:
+        return setup.replay(draw._replace(seed=draw.seed + STREAM))
+
+    return FollowTheMetaLeader(
+        inner,
+        supervised(inner),
+        setup.engine(setup.start),
+        replay=draw_apart,
+        batch=setup.batch,
+        steps_per_round=setup.steps_per_round * (setup.inner.steps + 1),
+        seed=setup.seed,
+        past=setup.past,
+        accuracy=setup.accuracy,
+    )

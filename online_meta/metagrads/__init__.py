@@ -1,0 +1,1 @@
+"""Meta-gradient estimators, one a file: each makes a ``MetaGradient`` of an ``Inner``."""

@@ -1,0 +1,1 @@
+"""Replay policies: which past rounds a meta-step revisits, one a file."""

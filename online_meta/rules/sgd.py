@@ -1,0 +1,23 @@
+"""Stochastic gradient descent, the inner rule of MAML."""
+
+from online_meta.types import Carry, InnerRule, Params
+
+
+def sgd(lr: float = 0.01) -> InnerRule:
+    """Return the rule phi_{k+1} = phi_k - lr * grad L(phi_k) (Finn et al., ICML 2017, eq. 1).
+
+    ``lr`` is a positive float. The rule learns nothing and remembers nothing.
+    Raises ``ValueError`` when ``lr`` is not positive.
+    """
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}: an inner learning rate is positive")
+
+    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
+        return Carry({name: phi - lr * grads[name] for name, phi in carry.phi.items()}, carry.state)
+
+    return InnerRule(
+        init=lambda weights: {},
+        start=lambda rule, phi: {},
+        update=update,
+        view=lambda rule, weights: weights,
+    )

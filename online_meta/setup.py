@@ -1,0 +1,29 @@
+"""What every learner of a run is made from, so that they differ in nothing but the algorithm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from online_meta.draws import Replay
+from online_meta.inner import Inner
+from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, Past
+
+
+@dataclass(frozen=True)
+class LearnerSetup:
+    """The common ground of the learners that play one stream.
+
+    ``start`` are the initial meta-parameters; ``fresh(t)`` draws new random weights for round t;
+    ``engine`` makes an optimizer of its own around meta-parameters; ``past`` holds the rounds' tasks.
+    """
+
+    inner: Inner
+    gradient: MetaGradient
+    start: Meta
+    fresh: Callable[[int], Params]
+    engine: Callable[[Meta], Engine]
+    replay: Replay
+    batch: int
+    steps_per_round: int
+    seed: int
+    past: Past
+    accuracy: AccuracyFn | None

@@ -1,0 +1,26 @@
+"""Arithmetic on nested named tuples and dicts of tensors."""
+
+from typing import TypeVar
+
+import torch
+from torch.utils._pytree import tree_map
+
+Tree = TypeVar("Tree")
+
+
+def add(left: Tree, right: Tree) -> Tree:
+    """Return left + right, leaf by leaf."""
+    total: Tree = tree_map(torch.add, left, right)
+    return total
+
+
+def scale(tree: Tree, factor: float) -> Tree:
+    """Return factor * tree, leaf by leaf."""
+    scaled: Tree = tree_map(lambda leaf: leaf * factor, tree)
+    return scaled
+
+
+def zeros(tree: Tree) -> Tree:
+    """Return zeros like every leaf of ``tree``."""
+    nothing: Tree = tree_map(torch.zeros_like, tree)
+    return nothing

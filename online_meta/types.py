@@ -1,0 +1,145 @@
+"""The types that every floor speaks: tensors in named tuples, behaviour as plain callables."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Parameters under flat dotted names, as ``dict(module.named_parameters())`` gives them."""
+
+
+class Batch(NamedTuple):
+    """Samples: ``x`` of shape (n, ...) and ``y`` of shape (n, ...), the same n."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Task(NamedTuple):
+    """A few-shot task: adapt on ``support``, be judged on ``query``. Tensors only, so vmap works."""
+
+    support: Batch
+    query: Batch
+
+
+class Meta(NamedTuple):
+    """What the outer loop learns: the model's ``weights`` and the inner ``rule``'s own parameters."""
+
+    weights: Params
+    rule: Params
+
+
+class MetaGrad(NamedTuple):
+    """The query ``loss`` (a scalar) and its gradient; an optimizer always subtracts ``grads``."""
+
+    loss: Tensor
+    grads: Meta
+
+
+class Carry(NamedTuple):
+    """What the inner loop carries: the fast weights ``phi`` and the inner rule's ``state``."""
+
+    phi: Params
+    state: Params
+
+
+LossFn = Callable[[Params, Batch], Tensor]
+"""The model as a pure function: (parameters, batch) -> scalar loss."""
+
+OutputFn = Callable[[Params, Tensor], Tensor]
+"""The model's prediction: (parameters, x) -> output."""
+
+AccuracyFn = Callable[[Params, Batch], Tensor]
+"""The share of a batch that is classified right, a scalar in 0..1."""
+
+MetaGradient = Callable[[Meta, Task], MetaGrad]
+"""An estimator of d(query loss)/d(meta) on one task: ``exact(inner)``, ``reptile(inner)``, ..."""
+
+
+class InnerRule(NamedTuple):
+    """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
+
+    ``init(weights) -> rule`` makes the rule's learned parameters for all weights of the model;
+    ``start(rule, phi) -> state`` makes what the rule remembers between steps (momentum, say);
+    ``update(rule, carry, grads, step) -> carry`` makes one step (``step`` counts from 0);
+    ``view(rule, weights) -> weights`` is what the model sees (a T-net transforms them; most do not).
+    All must be differentiable by ``torch.func`` and must not write to their arguments.
+    """
+
+    init: Callable[[Params], Params]
+    start: Callable[[Params, Params], Params]
+    update: Callable[[Params, Carry, Params, int], Carry]
+    view: Callable[[Params, Params], Params]
+
+
+class StepReport(NamedTuple):
+    """What one meta-step did: the global gradient ``norm`` before clipping; why it was ``skipped``."""
+
+    norm: float
+    skipped: str | None
+
+
+class Engine(Protocol):
+    """Holds the meta-parameters and their optimizer, on one rank or many; never differentiates."""
+
+    @property
+    def rank(self) -> int:
+        """This process among ``world``, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many processes share each meta-step."""
+
+    def meta(self) -> Meta:
+        """The current meta-parameters: full, detached fp32 copies or views, not to be written."""
+
+    def apply(self, sums: MetaGrad, weight: float) -> StepReport:
+        """Step on (sum of ``sums`` over ranks) / (sum of ``weight`` over ranks)."""
+
+    def save(self) -> Params:
+        """All state as flat, detached tensors: meta-parameters and optimizer state."""
+
+    def load(self, saved: Params) -> None:
+        """Take up exactly what ``save`` gave."""
+
+
+class Score(NamedTuple):
+    """A task scored before it was learned: query losses before and after adaptation, in nats or y^2."""
+
+    loss_before: float
+    loss_after: float
+    accuracy: float | None
+
+
+class Learned(NamedTuple):
+    """What a learner did to learn: the past rounds it revisited, and its meta-steps' reports."""
+
+    replayed: tuple[int, ...]
+    steps: tuple[StepReport, ...]
+
+
+class Learner(Protocol):
+    """An online learner: ``score`` never changes it, ``learn`` follows the score of the same rounds."""
+
+    def score(self, task: Task) -> Score:
+        """Adapt to the next round's task and be judged on its query set; learns nothing."""
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Learn the tasks scored since the last call, in the order in which they were scored."""
+
+    def save(self) -> Params:
+        """All state as flat, detached tensors."""
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+
+
+class Past(Protocol):
+    """The tasks of the rounds so far, by round number."""
+
+    def __getitem__(self, round: int, /) -> Task:
+        """The task of that round."""
+
+    def remember(self, round: int, task: Task) -> None:
+        """Keep the task of a round that is being learned (a durable history already has it)."""

@@ -1,0 +1,229 @@
+"""The history: every accepted task, durable, exactly once, under a dense round number."""
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from operator import index
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import google_crc32c
+
+from online_meta.types import Task
+from streams import ledger
+from streams.arrivals import Conflict, Receipt, Record
+from streams.ledger import HistoryDamaged
+from streams.transaction import Entry, commit
+from streams.wire import decode_kept
+
+_log = logging.getLogger(__name__)
+
+
+class History:
+    """The durable history in a folder: one writer at a time, any number of reader processes and threads.
+
+    Readers need no lock and see each commit as soon as it is made; none waits for the writer's disk. Open it anew
+    in a forked process. ``history[t]`` is the task of round t, ``len(history)`` how many rounds are committed.
+    """
+
+    def __init__(self, path: Path, writer: sqlite3.Connection | None, lock: int | None) -> None:
+        """Take over open connections; use ``History.open``."""
+        self.path = path
+        self._file = path / ledger.FILE
+        self._writer = writer
+        self._lock = lock
+        self._writing = threading.Lock()
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._closed = threading.Event()
+        self._wal_ceiling = ledger.WAL_BYTES
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
+        """Open the history in the folder ``path``; a writer makes it if it is not there.
+
+        Raises:
+            HistoryMissing: if a reader finds none.
+            HistoryBusy: if there is a writer already.
+            HistoryFormatError: if the file is not a history of this format; it is left untouched.
+            HistoryFull: if it cannot be made for want of space.
+        """
+        folder = Path(path)
+        file = folder / ledger.FILE
+        if file.exists() or not write:
+            ledger.connect(file, write=False).close()
+        if not write:
+            return cls(folder, None, None)
+        ledger.make_folder(folder)
+        lock = ledger.lock(folder)
+        try:
+            if not file.exists():
+                ledger.create(file)
+            with ledger.named_errors(file):
+                return cls(folder, ledger.connect(file, write=True), lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def append(self, records: Sequence[Record]) -> list[Receipt | Conflict]:
+        """Make the records durable in one transaction: all of them or, if this raises, none.
+
+        A known id with the same digest is a duplicate and gets the round it has; with another digest, a Conflict.
+        Either way its source's cursor moves on, so that the source does not bring it again.
+
+        Raises:
+            HistoryFull: if the disk takes no more.
+            ValueError: if this History is closed or was opened to read.
+        """
+        with self._writing:
+            if self._writer is None:
+                raise ValueError(
+                    f"{self.path}: this History cannot append: it is closed or was opened with write=False"
+                )
+            if not records:
+                return []
+            with ledger.named_errors(self._file):
+                answers = commit(self._writer, records)
+            self._cut_wal(self._writer)
+            return answers
+
+    def remember(self, round: int, task: Task) -> None:
+        """Do nothing: a durable history has the task of every round already."""
+
+    def __len__(self) -> int:
+        """Return how many rounds are committed."""
+        return int(self._ask("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
+
+    def __getitem__(self, round: int, /) -> Task:
+        """Return the task of a round.
+
+        Raises:
+            IndexError: if there is no such round (yet).
+            HistoryDamaged: if it does not read back as it was written.
+        """
+        payload = self.payload(round)
+        try:
+            return decode_kept(payload)
+        except ValueError as error:
+            raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
+
+    def payload(self, round: int) -> bytes:
+        """Return the bytes of a round as ``wire.encode`` wrote them, their checksum compared.
+
+        Raises:
+            IndexError: if there is no such round (yet).
+            HistoryDamaged: if they are gone or are not what was written; the message names the round.
+        """
+        question = "SELECT crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round = ?"
+        try:
+            found = self._ask(question, (index(round),))  # SQLite takes no numpy integer
+        except HistoryDamaged as error:
+            raise HistoryDamaged(f"round {round}: {error}") from error
+        if not found:
+            raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
+        crc, payload = found[0]
+        if not isinstance(payload, bytes):
+            raise HistoryDamaged(f"{self._file}: round {round} has lost its payload")
+        if google_crc32c.value(payload) != crc:
+            raise HistoryDamaged(f"{self._file}: round {round} is not what was written (crc32c differs)")
+        return payload
+
+    def find(self, id: str) -> int | None:
+        """Return the round of a task id, None if it is not known."""
+        found = self._ask("SELECT round FROM rounds WHERE id = ?", (id,))
+        return int(found[0][0]) if found else None
+
+    def entry(self, round: int) -> Entry:
+        """Return what is known of a round without its payload.
+
+        Raises:
+            IndexError: if there is no such round (yet).
+        """
+        columns = ", ".join(Entry._fields)
+        found = self._ask(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
+        if not found:
+            raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
+        return Entry(*found[0])
+
+    def cursor(self, source: str) -> str | None:
+        """Return the position behind the last committed task of a source, None if it has none."""
+        found = self._ask("SELECT cursor FROM cursors WHERE source = ?", (source,))
+        return str(found[0][0]) if found else None
+
+    def size_bytes(self) -> int:
+        """Return the bytes of the database and its write-ahead log."""
+        return self._file.stat().st_size + self._wal_size()
+
+    def close(self) -> None:
+        """Close all connections and let another writer in; a second call does nothing."""
+        with self._writing:
+            self._closed.set()
+            while self._idle:
+                self._idle.pop().close()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> Self:
+        """Return itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    def _ask(self, question: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        with ledger.named_errors(self._file), self._reader() as reader:
+            return reader.execute(question, values).fetchall()  # to the end: an open cursor would hold the log back
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a read connection to one thread; there are as many as threads that read at the same moment."""
+        if self._closed.is_set():
+            raise ValueError(f"{self.path}: this History is closed")
+        try:
+            reader = self._idle.pop()
+        except IndexError:
+            reader = ledger.connect(self._file, write=False)
+        try:
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        self._idle.append(reader)
+        if self._closed.is_set():
+            with contextlib.suppress(IndexError):
+                self._idle.pop().close()
+
+    def _wal_size(self) -> int:
+        try:
+            return self._file.with_name(f"{ledger.FILE}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _cut_wal(self, writer: sqlite3.Connection) -> None:
+        """Cut the log back when readers that never pause have kept SQLite from starting it anew.
+
+        SQLite carries it into the database every 1,000 pages, but starts it anew only at a moment when nobody reads
+        from it. This waits half a second for such a moment, and tries again when the log has grown by as much again
+        (one long reader, such as a verify, may hold it for minutes). The append is durable already, so an error here
+        is not the append's.
+        """
+        size = self._wal_size()
+        if size <= self._wal_ceiling:
+            return
+        busy = 1
+        writer.execute("PRAGMA busy_timeout=500").fetchall()
+        try:
+            busy = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
+        except sqlite3.Error as error:
+            _log.warning("the write-ahead log of %s could not be cut back: %s", self._file, error)
+        writer.execute("PRAGMA busy_timeout=30000").fetchall()
+        self._wal_ceiling = size + ledger.WAL_BYTES if busy else ledger.WAL_BYTES

@@ -1,0 +1,219 @@
+"""The file of the history: an SQLite database in WAL mode, its format, and what can go wrong with it.
+
+SQLite, and not a format of our own: it commits payload, id and source position in one transaction, survives
+kill -9 and power loss (WAL, synchronous=FULL), serves many reader processes while one writes, and gives space back.
+Pages of 16 KiB suit payloads of tens of kB.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FILE = "ledger.sqlite"
+LOCK = "writer.lock"
+APPLICATION_ID = 0x6F6D6574
+FORMAT = 1
+PAGE_BYTES = 16 * 1024
+WAL_BYTES = 64 * 1024 * 1024
+"""What the write-ahead log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
+
+SCHEMA = """
+CREATE TABLE rounds (
+    round   INTEGER PRIMARY KEY CHECK (round >= 0),
+    id      TEXT NOT NULL UNIQUE,
+    source  TEXT NOT NULL,
+    digest  BLOB NOT NULL,     -- SHA-256 of the body as received
+    crc     INTEGER NOT NULL,  -- crc32c of the payload as kept
+    arrived REAL NOT NULL,     -- unix seconds
+    cursor  TEXT               -- the source's position behind this task
+);
+CREATE TABLE payloads (round INTEGER PRIMARY KEY, payload BLOB NOT NULL);
+CREATE TABLE cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class HistoryError(Exception):
+    """Something is wrong with the history; the message says what, where, and what would help."""
+
+
+class HistoryMissing(HistoryError):
+    """There is no history in the folder."""
+
+
+class HistoryBusy(HistoryError):
+    """Another process, or another History of this one, is the history's writer."""
+
+
+class HistoryFormatError(HistoryError):
+    """The file is not a history, or one of another format; it is left as it was."""
+
+
+class HistoryFull(HistoryError):
+    """The disk takes no more; nothing of the append was kept. Appends work again once there is space."""
+
+
+class HistoryDamaged(HistoryError):
+    """What was kept does not read back as it was written."""
+
+
+_NO_SPACE = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
+
+
+@contextlib.contextmanager
+def named_errors(file: Path) -> Iterator[None]:
+    """Turn what SQLite and the system say about a full disk or a broken file into the errors above."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", None) or 0
+        if code == sqlite3.SQLITE_FULL or code in _NO_SPACE:
+            raise HistoryFull(f"{file}: the disk takes no more ({error}); free some space and try again") from error
+        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise HistoryDamaged(f"{file}: {error}; verify the history and restore it from a copy") from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise HistoryFull(f"{file}: the disk takes no more ({error}); free some space and try again") from error
+        raise
+
+
+def connect(file: Path, *, write: bool) -> sqlite3.Connection:
+    """Open the database and check its format; a reader (``write=False``) can change nothing in it.
+
+    That holds for the write-ahead log too: only the one writer ever carries it into the database.
+    The format is asked for through SQLite, not read from the file: closing a descriptor of our own would drop the
+    locks that other connections of this process hold on it.
+
+    Raises:
+        HistoryMissing: if there is no such file.
+        HistoryFormatError: if it is something else, or a history of another format.
+        HistoryError: if this user may not open it, or not write the shared-memory file beside it.
+    """
+    if not file.exists():
+        raise HistoryMissing(f"{file.parent}: there is no history here ({file.name} is missing)")
+    uri = f"{file.resolve().as_uri()}?mode={'rw' if write else 'ro'}"
+    try:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0)
+    except sqlite3.OperationalError as error:
+        raise HistoryError(f"{file} cannot be opened: {error}; may this user read it?") from error
+    try:
+        _check_format(connection, file)
+        if write:
+            _make_writer(connection, file)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_format(connection: sqlite3.Connection, file: Path) -> None:
+    try:
+        application = connection.execute("PRAGMA application_id").fetchall()[0][0]
+        version = connection.execute("PRAGMA user_version").fetchall()[0][0]
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
+            raise HistoryFormatError(
+                f"{file} is not a history (not an SQLite database); it is left untouched"
+            ) from error
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise HistoryError(
+                f"{file.parent} must be writable, even to read it ({error}); copy it elsewhere"
+            ) from error
+        with named_errors(file):
+            raise
+    if application != APPLICATION_ID:
+        raise HistoryFormatError(f"{file} is another program's database; it is left untouched")
+    if version != FORMAT:
+        raise HistoryFormatError(f"{file} has format {version}; this online-meta reads {FORMAT}; it is left untouched")
+
+
+def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
+    mode = connection.execute("PRAGMA journal_mode=wal").fetchall()[0][0]
+    if mode != "wal":
+        raise HistoryError(
+            f"{file}: this file system cannot hold a write-ahead log (journal mode {mode}); use a local disk"
+        )
+    for setting in ("synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON", "wal_autocheckpoint=1000"):
+        connection.execute(f"PRAGMA {setting}")
+    connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}").fetchall()
+
+
+def create(file: Path) -> None:
+    """Make an empty history; it appears under its name whole and durable, or not at all.
+
+    Raises:
+        HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
+        HistoryFull: if the disk takes no more.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise HistoryDamaged(f"{log} has lost its {file.name}: put that back, or move the log away")
+    fresh = file.with_name(f".new-{file.name}")
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    with named_errors(file):
+        _write_empty(fresh)
+        _sync(fresh)
+        fresh.rename(file)
+        _sync(file.parent)
+
+
+def _write_empty(file: Path) -> None:
+    connection = sqlite3.connect(file, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that sealed payloads can give their space back
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={FORMAT}")
+        connection.executescript(SCHEMA)
+        connection.execute("INSERT INTO about VALUES ('created', ?)", (str(time.time()),))
+        connection.execute("PRAGMA journal_mode=wal").fetchall()
+    finally:
+        connection.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and its parents, durably."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in new:
+            _sync(path.parent)
+
+
+def lock(folder: Path) -> int:
+    """Take the writer's lock for as long as the returned descriptor is open; the kernel frees a dead writer's.
+
+    Raises:
+        HistoryBusy: if somebody has it.
+    """
+    with named_errors(folder):
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise HistoryBusy(f"{folder} has a writer already; stop it first (reading needs no lock)") from None
+    return descriptor
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

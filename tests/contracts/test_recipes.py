@@ -1,0 +1,59 @@
+"""The two recipes of CONTRIBUTING.md work as they stand: one new file each, and no edit elsewhere."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.house.sources import FLOORS, ROOT
+
+FENCE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RECIPES = dict(FENCE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+MOST_LINES = 80
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with the files of the recipes added."""
+    copy = tmp_path_factory.mktemp("project")
+    for part in (*FLOORS, "tests"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / part, copy / part)
+    for place, code in RECIPES.items():
+        (copy / place).write_text(code, encoding="utf-8")
+    return copy
+
+
+def run(project, *command):
+    """Run a module of Python in the copy; return its exit code and output."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=project, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_there_is_a_rule_and_a_source():
+    assert [place.rsplit("/", 1)[0] for place in RECIPES] == ["online_meta/rules", "streams/sources"]
+
+
+@pytest.mark.parametrize("place", RECIPES)
+def test_a_recipe_is_short(place):
+    assert len(RECIPES[place].splitlines()) < MOST_LINES
+
+
+def test_a_recipe_is_held_to_the_contracts_and_keeps_them(project):
+    names = [place.rsplit("/", 1)[1].removesuffix(".py") for place in RECIPES]
+    chosen = ["tests/contracts", "tests/house", "--ignore=tests/contracts/test_recipes.py", "-k", " or ".join(names)]
+    code, output = run(project, "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen)
+    assert code == 0, output
+    for name, least in zip(names, (30, 6), strict=True):
+        passed = [line for line in output.splitlines() if name in line and "PASSED" in line]
+        assert len(passed) >= least, output
+
+
+def test_the_recipes_are_formatted_and_lint_free(project):
+    code, output = run(project, "ruff", "check", "--no-cache", *RECIPES)
+    assert code == 0, output
+    code, output = run(project, "ruff", "format", "--no-cache", "--check", *RECIPES)
+    assert code == 0, output

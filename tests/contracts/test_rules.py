@@ -1,0 +1,152 @@
+"""What every inner rule keeps: those of ``online_meta.rules`` and those that use all of the seam."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+import online_meta as om
+from online_meta import registry
+from online_meta.inner import begin, fast_weights, support_gradient
+from online_meta.types import Carry
+from tests.contracts import learned_rules
+from tests.contracts.unrolled import Loop
+from tests.numerics.compare import assert_close
+from tests.numerics.problems import problem
+
+SEAM = {name: getattr(learned_rules, name) for name in ("momentum", "meta_sgd", "whole_seam")}
+RULES = {name: registry.load(om.rules, name) for name in registry.names(om.rules)}
+EVERY = {**RULES, **{f"seam_{name}": rule for name, rule in SEAM.items()}}
+FAST = [("*",), ("head.*",)]
+PROBLEMS = ["mlp_tanh", "conv_batch_norm"]
+
+every_rule = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
+own_rule = pytest.mark.parametrize("make", RULES.values(), ids=RULES.keys())
+every_fast = pytest.mark.parametrize("fast", FAST, ids=["all", "head"])
+
+
+def setting(name, rule, steps=3, fast=("*",), seed=1):
+    """Return the problem, the inner loop, its meta-parameters (the rule's own moved off their start) and a task."""
+    given = problem(name)
+    inner = om.Inner(om.model_loss(given.module, given.loss), rule, steps, fast)
+    meta = inner.init(given.weights())
+    random = torch.Generator().manual_seed(seed)
+    moved = {n: v * (1 + 0.2 * torch.rand(v.shape, generator=random, dtype=v.dtype)) for n, v in meta.rule.items()}
+    return given, inner, om.Meta(meta.weights, moved), given.task()
+
+
+def is_like(found, right):
+    """Assert the same names in the same order, shapes, dtypes."""
+    assert list(found) == list(right)
+    for name, value in right.items():
+        assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype), name
+
+
+@own_rule
+def test_a_rule_is_made_of_a_learning_rate_alone(make):
+    assert isinstance(make(), om.types.InnerRule)
+    assert isinstance(make(lr=0.5), om.types.InnerRule)
+    for wrong in (0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="lr"):
+            make(lr=wrong)
+
+
+@every_fast
+@every_rule
+def test_init_start_and_view_keep_names_shapes_and_dtypes(make, fast):
+    rule = make()
+    for dtype in (torch.float32, torch.float64):
+        weights = {name: weight.to(dtype) for name, weight in problem("mlp_tanh").weights().items()}
+        inner = om.Inner(om.model_loss(problem("mlp_tanh").module, "mse"), rule, 1, fast)
+        phi = fast_weights(inner, weights)
+        learned = rule.init(phi)
+        assert {value.dtype for value in learned.values()} <= {dtype}
+        assert all(torch.isfinite(value).all() for value in learned.values())
+        is_like(rule.view(learned, weights), weights)
+        state = rule.start(learned, phi)
+        after = rule.update(learned, Carry(phi, state), phi, 0)
+        is_like(after.phi, phi)
+        is_like(after.state, state)
+
+
+@every_rule
+def test_the_four_functions_are_pure(make):
+    _, inner, meta, task = setting("mlp_tanh", make())
+    carry = begin(inner, meta)
+    grads = support_gradient(inner, meta, carry.phi, task.support)
+    calls = {
+        "init": lambda: inner.rule.init(meta.weights),
+        "start": lambda: inner.rule.start(meta.rule, carry.phi),
+        "update": lambda: inner.rule.update(meta.rule, carry, grads, 1),
+        "view": lambda: inner.rule.view(meta.rule, meta.weights),
+    }
+    given = tree_leaves((meta, carry, grads))
+    before = [(value._version, value.clone()) for value in given]
+    for name, call in calls.items():
+        first, second = tree_flatten(call()), tree_flatten(call())
+        assert first[1] == second[1], name
+        assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True)), name
+        for value, (version, copy) in zip(given, before, strict=True):
+            assert value._version == version, f"{name} writes to its arguments"
+            assert torch.equal(value, copy), f"{name} writes to its arguments"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("name", PROBLEMS)
+@every_fast
+@every_rule
+def test_exact_gradients_of_weights_and_rule(make, fast, name, steps):
+    given, inner, meta, task = setting(name, make(), steps, fast)
+    found = om.exact(inner)(meta, task)
+    right = Loop(given.module, given.loss, inner.rule, steps, fast).gradient(meta, task)
+    torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)
+    if meta.rule:
+        assert_close(found.grads.rule, right.grads.rule, 1e-10)
+
+
+@every_fast
+@every_rule
+def test_first_order_gradients_of_weights_and_rule(make, fast):
+    given, inner, meta, task = setting("mlp_tanh", make(), 4, fast)
+    found = om.first_order(inner)(meta, task)
+    right = Loop(given.module, given.loss, inner.rule, 4, fast).gradient(meta, task, constant_gradients=True)
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)
+    if meta.rule:
+        assert_close(found.grads.rule, right.grads.rule, 1e-10)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@every_rule
+def test_tasks_can_be_vectorised(make, name):
+    given, inner, meta, _ = setting(name, make())
+    tasks = [given.task(seed) for seed in range(3)]
+    stacked = tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+    for work in (lambda task: inner.adapt(meta, task.support), lambda task: om.exact(inner)(meta, task)):
+        together = vmap(work)(stacked)
+        one_by_one = tree_map(lambda *leaves: torch.stack(leaves), *[work(task) for task in tasks])
+        for found, right in zip(tree_leaves(together), tree_leaves(one_by_one), strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@every_fast
+@every_rule
+def test_small_steps_reduce_the_support_loss(make, fast, name):
+    given, inner, _, task = setting(name, make(lr=1e-3), 1, fast)
+    meta = inner.init(given.weights())
+    losses = [
+        float(inner.loss(replace(inner, steps=steps).adapt(meta, task.support), task.support)) for steps in (0, 1, 10)
+    ]
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize("name", ["meta_sgd", "whole_seam"])
+def test_the_seam_rules_do_learn(name):
+    """The gradients of the rule's parameters are no zeros, so comparing them says something."""
+    _, inner, meta, task = setting("mlp_tanh", SEAM[name]())
+    grads = om.exact(inner)(meta, task).grads.rule
+    assert list(grads) == list(meta.rule)
+    assert all(grad.abs().max() > 0 for grad in grads.values())

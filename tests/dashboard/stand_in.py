@@ -1,0 +1,209 @@
+"""A small real HTTP server with the dashboard's files and a daemon's answers, whose figures a test sets and advances."""
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
+CONTENT_SECURITY_POLICY = "default-src 'self'"
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+NOW = 1_750_000_000.0
+LEVELS = {"ftml": (2.2, 0.32, 70.0), "train_on_everything": (2.3, 0.95, 60.0), "from_scratch": (1.45, 1.4, 1.0)}
+
+
+@dataclass
+class Daemon:
+    """What the server answers with, and the requests that it saw."""
+
+    rounds: int = 0
+    pending: int = 7
+    state: str = "running"
+    token: str | None = None
+    accuracy: bool = True
+    learners: tuple[str, ...] = tuple(LEVELS)
+    comparators: tuple[str, ...] = ("hindsight",)
+    extra: dict[str, Any] = field(default_factory=dict)
+    seen: list[str] = field(default_factory=list)
+
+    def losses(self, name: str) -> list[float]:
+        """Losses after adaptation of ``name``: noisy, and falling to its level."""
+        first, last, pace = LEVELS.get(name, (2.0, 1.0, 100.0))
+        noise = random.Random(name)
+        return [(last + (first - last) * 2.718 ** (-t / pace)) * noise.lognormvariate(0, 0.3) for t in range(self.rounds)]
+
+    def before(self) -> list[float]:
+        noise = random.Random("before")
+        return [(1.5 + 0.9 * 2.718 ** (-t / 90)) * noise.lognormvariate(0, 0.12) for t in range(self.rounds)]
+
+    def accuracies(self) -> list[float]:
+        noise = random.Random("accuracy")
+        return [min(1.0, max(0.2, 1 - 0.3 * loss + noise.gauss(0, 0.03))) for loss in self.losses("ftml")]
+
+    def status(self) -> dict[str, Any]:
+        last = self.rounds - 1
+        answer = {
+            "state": self.state,
+            "version": "0.1.0",
+            "run": "runs/demo",
+            "started": NOW - 11_520,
+            "now": NOW,
+            "rounds": {
+                "ingested": self.rounds + self.pending,
+                "learned": self.rounds,
+                "skipped": 0,
+                "pending": self.pending,
+                "learned_per_second": 2.4 if self.rounds else 0.0,
+                "ingested_per_second": 2.6 if self.rounds else 0.0,
+                "oldest_pending_age_seconds": 3.1 if self.pending else None,
+            },
+            "last": None if self.rounds == 0 else self.last(last),
+            "learners": {name: self.learner(name) for name in self.learners} if self.rounds else {},
+            "regret": self.regrets(),
+            "checkpoint": {"round": self.rounds - self.rounds % 50, "timestamp": NOW - 42} if self.rounds > 50 else None,
+            "trainer": {"alive": self.state != "trainer_down", "restarts": 2 if self.state == "trainer_down" else 0},
+            "backlog_limit": 1000,
+        }
+        return answer | self.extra
+
+    def last(self, index: int) -> dict[str, Any]:
+        return {
+            "round": index,
+            "id": f"rainbow-{index}",
+            "source": "http",
+            "loss_before": self.before()[index],
+            "loss_after": self.losses("ftml")[index],
+            "accuracy": self.accuracies()[index] if self.accuracy else None,
+            "seconds": 0.41,
+        }
+
+    def learner(self, name: str) -> dict[str, Any]:
+        losses = self.losses(name)
+        accuracy = mean(self.accuracies()[-100:]) if self.accuracy and name == "ftml" else None
+        return {
+            "cumulative_loss": sum(losses),
+            "mean_loss_last_100": mean(losses[-100:]),
+            "mean_accuracy_last_100": accuracy,
+        }
+
+    def regrets(self) -> dict[str, Any]:
+        points = self.points()
+        own = sum(self.losses("ftml"))
+        found: dict[str, Any] = {
+            point["kind"]: {
+                "value": point["regret"],
+                "standard_error": point["standard_error"],
+                "as_of_round": point["as_of_round"],
+                "kind": point["kind"],
+            }
+            for point in points
+        }
+        for name in self.learners[1:] if self.rounds else ():
+            value = own - sum(self.losses(name))
+            found[name] = {"value": value, "standard_error": 0.0, "as_of_round": self.rounds, "kind": "baseline"}
+        return found
+
+    def points(self) -> list[dict[str, Any]]:
+        losses = self.losses("ftml")
+        return [
+            {
+                "kind": kind,
+                "as_of_round": at,
+                "cumulative_loss": sum(losses[:at]) - 0.9 * at**0.72,
+                "standard_error": 0.0 if kind == "hindsight" else 2.5,
+                "regret": 0.9 * at**0.72 * (1 + place / 4),
+            }
+            for place, kind in enumerate(self.comparators)
+            for at in range(50, self.rounds + 1, 50)
+        ]
+
+    def ledger(self, first: int, points: int) -> dict[str, Any]:
+        each = max(1, -(-(self.rounds - first) // points))
+        ends = sorted({min(self.rounds, end) for end in range(first + each, self.rounds + each, each)})
+        cut = partial(bucket_means, ends=ends, first=first)
+        accuracy: list[float] | list[None] = cut(self.accuracies()) if self.accuracy else [None] * len(ends)
+        learners = {
+            name: {"loss": cut(losses), "cumulative_loss": [sum(losses[:end]) for end in ends]}
+            for name, losses in ((name, self.losses(name)) for name in self.learners)
+        }
+        return {
+            "from": first,
+            "to": self.rounds,
+            "rounds": ends,
+            "loss_before": cut(self.before()),
+            "loss_after": cut(self.losses("ftml")),
+            "accuracy": accuracy,
+            "learners": learners if self.rounds else {},
+            "comparators": self.points(),
+        }
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def bucket_means(values: list[float], ends: list[int], first: int) -> list[float]:
+    return [mean(values[start:end]) for start, end in zip([first, *ends], ends, strict=False)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def __init__(self, daemon: Daemon, *rest: Any) -> None:
+        self.daemon = daemon
+        super().__init__(*rest)
+
+    def do_GET(self) -> None:
+        self.daemon.seen.append(self.path)
+        url = urlsplit(self.path)
+        if url.path.startswith("/v1/"):
+            self.answer_json(url.path, parse_qs(url.query))
+            return
+        name = "index.html" if url.path == "/" else url.path.removeprefix("/static/")
+        file = (DASHBOARD / name).resolve()
+        if url.path not in ("/",) and not url.path.startswith("/static/") or not file.is_file():
+            self.send(404, "text/plain", b"no such page")
+        else:
+            self.send(200, KINDS.get(file.suffix, "text/plain"), file.read_bytes())
+
+    def answer_json(self, path: str, query: dict[str, list[str]]) -> None:
+        wanted = self.daemon.token
+        if wanted is not None and self.headers.get("Authorization") != f"Bearer {wanted}":
+            self.send(401, "application/json", b"{}")
+        elif path == "/v1/status":
+            self.send(200, "application/json", json.dumps(self.daemon.status()).encode())
+        else:
+            ledger = self.daemon.ledger(int(query["from"][0]), int(query["points"][0]))
+            self.send(200, "application/json", json.dumps(ledger).encode())
+
+    def send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serve(daemon: Daemon, port: int = 0) -> Iterator[int]:
+    """Serves the page on 127.0.0.1 for the length of the block; yields the port."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, daemon))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,117 @@
+"""Imports go down the floors and never round in a circle."""
+
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+
+from tests.house.sources import FLOORS, imports, modules
+
+
+def upward_imports(known):
+    """Return the imports of a higher floor; what starts the program, ``__main__.py``, may."""
+    return [
+        f"{found.module.place}:{found.line} imports {found.target}"
+        for module in known.values()
+        if module.path.name != "__main__.py"
+        for found in imports(module, known)
+        if found.target.split(".")[0] in FLOORS[FLOORS.index(module.name.split(".")[0]) + 1 :]
+    ]
+
+
+def circle(known):
+    """Return the names of modules that import each other in a circle, [] when there is none."""
+    graph = {
+        module.name: {_module_of(found.target, known) for found in imports(module, known)} - {module.name, None}
+        for module in known.values()
+        if module.path.name != "__main__.py"
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def _module_of(target, known):
+    while target and target not in known:
+        target = target.rpartition(".")[0]
+    return target or None
+
+
+def test_no_floor_imports_a_higher_one():
+    assert upward_imports(modules()) == []
+
+
+def test_no_imports_go_round_in_a_circle():
+    assert circle(modules()) == []
+
+
+def test_every_floor_is_walked():
+    known = modules()
+    for floor in FLOORS:
+        assert sum(name.split(".")[0] == floor for name in known) > 3, floor
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A synthetic tree of the four packages; a test writes the offending file into it."""
+
+    def write(files):
+        for floor in FLOORS:
+            (tmp_path / floor).mkdir(exist_ok=True)
+            (tmp_path / floor / "__init__.py").touch()
+        for place, code in files.items():
+            (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / place).write_text(code)
+        return modules(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import trainers.rounds\n",
+        "import trainers\n",
+        "from trainers.rounds import play\n",
+        "from trainers import rounds\n",
+        "import importlib\nimportlib.import_module('trainers.rounds')\n",
+        "def late():\n    from trainers import rounds\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trainers.rounds import play\n",
+    ],
+)
+def test_an_upward_import_is_caught(tree, code):
+    known = tree({"trainers/rounds.py": "def play(): ...\n", "streams/wire.py": code})
+    (found,) = upward_imports(known)
+    assert found.startswith("streams/wire.py:")
+    assert "imports trainers" in found
+
+
+def test_a_downward_import_and_that_of_main_are_not(tree):
+    known = tree(
+        {
+            "streams/wire.py": "from online_meta import types\nimport online_meta.types\n",
+            "online_meta/types.py": "import collections\n",
+            "online_meta/__main__.py": "from deploy.cli import main\n",
+            "deploy/cli.py": "import streams.wire\n",
+        }
+    )
+    assert upward_imports(known) == []
+    assert circle(known) == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import streams.a\n",
+        "from streams import a\n",
+        "from streams.a import thing\n",
+        "from . import a\n",
+        "from .a import thing\n",
+    ],
+)
+def test_a_circle_is_caught(tree, back):
+    known = tree(
+        {"streams/a.py": "from streams.b import x\n", "streams/b.py": "import streams.c\n", "streams/c.py": back}
+    )
+    assert set(circle(known)) == {"streams.a", "streams.b", "streams.c"}

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+import online_meta as om
+from tests.numerics.compare import assert_close, relative_error
+from tests.numerics.oracle import unrolled_maml
+from tests.numerics.problems import MODELS, problem
+
+LR = 0.1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_first_order_holds_the_inner_gradients_constant(name, steps):
+    module, loss, make_task = given = problem(name)
+    inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), steps)
+    found = om.first_order(inner)(inner.init(given.weights()), make_task())
+    right = unrolled_maml(module, loss, given.weights(), make_task(), lr=LR, steps=steps, constant_gradients=True)
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)
+    torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_first_order_is_not_exact(name):
+    module, loss, make_task = given = problem(name)
+    inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 5)
+    meta = inner.init(given.weights())
+    found, exact = (gradient(inner)(meta, make_task()) for gradient in (om.first_order, om.exact))
+    assert torch.equal(found.loss, exact.loss)
+    assert relative_error(found.grads.weights, exact.grads.weights) > 1e-3
+
+
+def test_first_order_of_slow_weights_leaves_out_what_they_do_to_the_inner_gradients():
+    module, loss, make_task = given = problem("mlp_tanh")
+    inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 5, ("head.*",))
+    found = om.first_order(inner)(inner.init(given.weights()), make_task())
+    right = unrolled_maml(
+        module, loss, given.weights(), make_task(), lr=LR, steps=5, fast=("head.*",), constant_gradients=True
+    )
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)

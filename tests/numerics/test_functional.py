@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import online_meta as om
+from tests.numerics.compare import assert_close
+from tests.numerics.oracle import unrolled_maml
+from tests.numerics.problems import problem, regression_task
+
+
+def test_the_loss_is_that_of_the_module():
+    module, _, make_task = given = problem("conv_group_norm")
+    batch = make_task().support
+    loss = om.model_loss(module, "cross_entropy")
+    expected = F.cross_entropy(module(batch.x), batch.y).detach()
+    torch.testing.assert_close(loss(given.weights(), batch), expected, rtol=1e-14, atol=0)
+
+
+def test_any_callable_of_output_and_y_is_a_loss():
+    module, _, make_task = given = problem("mlp_tanh")
+    inner = om.Inner(om.model_loss(module, F.l1_loss), om.rules.sgd(lr=0.1), 2)
+    found = om.exact(inner)(inner.init(given.weights()), make_task())
+    after = inner.adapt(inner.init(given.weights()), make_task().support)
+    assert torch.equal(found.loss, F.l1_loss(om.model_output(module)(after, make_task().query.x), make_task().query.y))
+
+
+def test_an_unknown_loss_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="did you mean 'cross_entropy'"):
+        om.model_loss(nn.Linear(1, 1), "crossentropy")
+
+
+def test_a_weight_that_is_left_out_or_misspelt_is_an_error():
+    module, _, make_task = given = problem("mlp_tanh")
+    weights = given.weights()
+    weights["head.biass"] = weights.pop("head.bias")
+    with pytest.raises(ValueError, match=r"\['head\.bias'\] are missing, \['head\.biass'\] are unknown"):
+        om.model_loss(module, "mse")(weights, make_task().support)
+
+
+class Tied(nn.Module):
+    """One matrix under two names: ``named_parameters`` gives it once."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Linear(4, 4, bias=False)
+        self.decode = nn.Linear(4, 4, bias=False)
+        self.decode.weight = self.encode.weight
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.decode(torch.tanh(self.encode(x))))
+
+
+def test_tied_weights_are_one_weight():
+    torch.manual_seed(0)
+    module = Tied().double()
+    weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    assert set(weights) == {"encode.weight", "head.weight", "head.bias"}
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 3)
+    found = om.exact(inner)(inner.init(weights), regression_task())
+    right = unrolled_maml(module, "mse", weights, regression_task(), lr=0.1, steps=3)
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)
+
+
+class Scaled(nn.Module):
+    """A model with a buffer that it reads and never writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("scale", torch.full((4,), 2.0))
+
+    def forward(self, x):
+        return self.head(x * self.scale)
+
+
+def test_buffers_are_kept_as_they_were():
+    module = Scaled().double()
+    weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    output, x = om.model_output(module), regression_task().support.x
+    before = module(x).detach()
+    module.scale.fill_(100.0)
+    assert torch.equal(output(weights, x), before)
+
+
+def test_the_function_holds_no_weights_of_its_own():
+    module = nn.Linear(4, 2)
+    output = om.model_output(module)
+    held = [cell.cell_contents for cell in output.__closure__]
+    (skeleton,) = [value for value in held if isinstance(value, nn.Module)]
+    assert skeleton is not module
+    assert {weight.device.type for weight in skeleton.parameters()} == {"meta"}
+    assert {weight.device.type for weight in module.parameters()} == {"cpu"}
+
+
+def test_accuracy_is_the_share_of_right_answers():
+    accuracy = om.accuracy_of(lambda params, x: x)
+    x = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert float(accuracy({}, om.Batch(x, torch.tensor([1, 0, 0, 0])))) == 0.75

@@ -1,0 +1,135 @@
+"""A daemon that may die at any moment and is started again, for tests that kill it."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from trainers.checkpoint import load_latest, saved_rounds
+
+CONFIG = """
+[run]
+path = {path}
+[task]
+x_shape = [1]
+y = "real"
+y_shape = [1]
+[model]
+build = "trainers.models:mlp"
+args = {{ inputs = 1, outputs = 1, hidden = [16] }}
+loss = "mse"
+[inner]
+steps = 2
+[meta]
+batch = 4
+max_rounds_per_update = {together}
+[regret]
+every_rounds = 20
+baselines = ["train_on_everything"]
+[checkpoint]
+every_rounds = 7
+[serve]
+port = {port}
+"""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
+    """Return when ``true`` is; fail when it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+class Served:
+    """One run and the daemon that serves it now."""
+
+    def __init__(self, folder: Path, together: int = 1) -> None:
+        """Write a configuration into ``folder`` and start the daemon."""
+        self.folder = folder
+        self.run = folder / "run"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = folder / "config.toml"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(CONFIG.format(path=f'"{self.run}"', port=self.port, together=together))
+        self.start()
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers."""
+        with open(self.folder / "daemon.log", "ab") as log:
+            command = [sys.executable, "-m", "online_meta", "serve", str(self.config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(lambda: self.process.poll() is not None or self.answers(), 60, "the daemon answers")
+        assert self.process.poll() is None, (self.folder / "daemon.log").read_text()
+
+    def answers(self) -> bool:
+        """Whether the daemon is alive."""
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    def children(self, name: str) -> list[int]:
+        """Return the process ids of the daemon's children of that name."""
+        try:
+            found = psutil.Process(self.process.pid).children()
+            return [child.pid for child in found if f"deploy.{name}" in child.cmdline()]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self, name: str) -> bool:
+        """Kill -9 the daemon itself or one of its children, if it lives; a killed daemon is started again."""
+        if name != "daemon":
+            pids = self.children(name)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            return bool(pids)
+        orphans = self.children("trainer") + self.children("hindsight")
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in orphans), 20, "the orphans die")
+        self.start()
+        return True
+
+    def status(self) -> dict[str, dict[str, int]]:
+        """Return the daemon's status."""
+        found: dict[str, dict[str, int]] = httpx.get(f"{self.url}/v1/status", timeout=10).json()
+        return found
+
+    def drain(self) -> int:
+        """Stop the daemon by SIGTERM; return its exit code."""
+        self.process.terminate()
+        return self.process.wait(120)
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the parameters and optimizer states of all learners in the newest checkpoint."""
+        return hash_of(self.run / "checkpoints")
+
+
+def hash_of(checkpoints: Path) -> str:
+    """Return the SHA-256 of everything in the newest checkpoint that is learned."""
+    newest = load_latest(checkpoints)
+    assert newest is not None and newest.rounds == saved_rounds(checkpoints)[-1]
+    digest = hashlib.sha256(str(newest.rounds).encode())
+    for learner, tensors in sorted(newest.learners.items()):
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{learner}/{name}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""An Ingest over a history that fails on demand."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from streams.arrivals import Arrival, Conflict, Receipt, Record
+from streams.history import History
+from streams.ingest import Ingest
+
+DEADLINE = 20.0
+
+Open = Callable[..., Ingest]
+Arrive = Callable[..., Arrival]
+
+
+class Faulty(History):
+    """A history whose appends fail on demand, and that says what each append brought."""
+
+    fault: Exception | None = None
+    poison: str = ""
+    batches: list[list[str]]
+    gate: threading.Event | None = None
+
+    def append(self, records: Sequence[Record]) -> list[Receipt | Conflict]:
+        if self.gate is not None:
+            assert self.gate.wait(DEADLINE)
+        self.batches = [*getattr(self, "batches", []), [record.id for record in records]]
+        if self.fault is not None:
+            raise self.fault
+        if any(record.id == self.poison for record in records):
+            raise TypeError("poison")
+        return super().append(records)
+
+
+class Counts:
+    """What an Ingest told, and how many rounds are learned."""
+
+    def __init__(self) -> None:
+        self.learned = 0
+        self.rejected: list[tuple[str, str]] = []
+        self.committed: list[tuple[str, float]] = []
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.002)

@@ -1,0 +1,167 @@
+import email.utils
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from streams import producer
+from streams.arrivals import Receipt
+from streams.producer import SubmitError, connect, submit
+
+Answer = tuple[int, dict[str, str], bytes]
+KEPT: Answer = (201, {}, b'{"id": "a", "round": 7}')
+
+
+class Daemon:
+    """A real HTTP server that gives the answers of a script, the last one for ever, and keeps what it was asked."""
+
+    def __init__(self, *script: Answer) -> None:
+        self.script = list(script)
+        self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        self.connections: set[tuple[str, int]] = set()
+        daemon = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                daemon.asked.append((self.path, dict(self.headers), body))
+                daemon.connections.add(self.client_address)
+                status, headers, said = daemon.script.pop(0) if len(daemon.script) > 1 else daemon.script[0]
+                if status == 0:
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(said))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *said: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Daemon]]:
+    monkeypatch.setattr(producer, "_GROWING", lambda state: 0.001)
+    running: list[Daemon] = []
+
+    def start(*script: Answer) -> Daemon:
+        running.append(Daemon(*script))
+        return running[-1]
+
+    yield start
+    for daemon in running:
+        daemon.stop()
+
+
+def refused(status: int, **headers: str) -> Answer:
+    said = {"reason": "because", "detail": "It is so."}
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(said).encode()
+
+
+def test_a_task_is_posted_with_its_id_and_token(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(KEPT)
+    assert submit(daemon.url + "/", "a", b"body", token="secret") == Receipt("a", 7, duplicate=False)
+    path, headers, body = daemon.asked[0]
+    assert (path, body) == ("/v1/tasks", b"body")
+    assert headers["Idempotency-Key"] == "a"
+    assert headers["Authorization"] == "Bearer secret"
+
+
+def test_a_duplicate_is_said_to_be_one(serve: Callable[..., Daemon]) -> None:
+    daemon = serve((200, {}, b'{"id": "a", "round": 7}'))
+    assert submit(daemon.url, "a", b"") == Receipt("a", 7, duplicate=True)
+    assert "Authorization" not in daemon.asked[0][1]
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 502, 503, 504, 507])
+def test_what_may_pass_is_tried_again_with_the_same_id(serve: Callable[..., Daemon], status: int) -> None:
+    daemon = serve(refused(status), refused(status), KEPT)
+    assert submit(daemon.url, "a", b"body").round == 7
+    assert [(headers["Idempotency-Key"], body) for _, headers, body in daemon.asked] == [("a", b"body")] * 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422])
+def test_what_will_not_pass_is_raised_at_once(serve: Callable[..., Daemon], status: int) -> None:
+    daemon = serve(refused(status), KEPT)
+    with pytest.raises(SubmitError, match="because") as caught:
+        submit(daemon.url, "a", b"body")
+    assert (caught.value.status, caught.value.reason, caught.value.detail) == (status, "because", "It is so.")
+    assert len(daemon.asked) == 1
+
+
+def test_retry_after_is_obeyed(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(refused(429, Retry_After="0.3"), KEPT)
+    began = time.monotonic()
+    assert submit(daemon.url, "a", b"").round == 7
+    assert time.monotonic() - began >= 0.3
+
+
+def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(refused(429, Retry_After="3600"), KEPT)
+    with pytest.raises(SubmitError) as caught:
+        submit(daemon.url, "a", b"", patience=5)
+    assert caught.value.status == 429
+    assert len(daemon.asked) == 1
+
+
+def test_patience_ends(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(refused(507))
+    with pytest.raises(SubmitError) as caught:
+        submit(daemon.url, "a", b"", patience=0.2)
+    assert caught.value.status == 507
+    assert len(daemon.asked) > 2
+
+
+def test_a_daemon_that_is_not_there_is_unreachable() -> None:
+    with pytest.raises(SubmitError, match="no answer") as caught:
+        submit("http://127.0.0.1:9", "a", b"", patience=0.05)
+    assert (caught.value.status, caught.value.reason) == (None, "unreachable")
+
+
+@pytest.mark.parametrize("id", ["a\r\nX-Evil: 1", "ä€"])
+def test_an_id_that_no_header_can_carry_is_refused_at_once(serve: Callable[..., Daemon], id: str) -> None:
+    daemon = serve(KEPT)
+    with pytest.raises(SubmitError) as caught:
+        submit(daemon.url, id, b"")
+    assert caught.value.reason == "bad_request"
+    assert daemon.asked == []
+
+
+@pytest.mark.parametrize("answer", [(201, {}, b"<html>"), (201, {}, b"{}"), (404, {}, b"nothing"), (302, {}, b"")])
+def test_something_else_on_the_port_is_told_apart(serve: Callable[..., Daemon], answer: Answer) -> None:
+    with pytest.raises(SubmitError) as caught:
+        submit(serve(answer).url, "a", b"")
+    assert (caught.value.status, caught.value.reason) == (answer[0], "unexpected_answer")
+
+
+def test_one_client_keeps_its_connection(serve: Callable[..., Daemon]) -> None:
+    daemon = serve(KEPT)
+    with connect(daemon.url, token="secret") as client:
+        for _ in range(5):
+            submit(daemon.url, "a", b"x", client=client)
+    assert len(daemon.connections) == 1
+    assert {headers["Authorization"] for _, headers, _ in daemon.asked} == {"Bearer secret"}
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert producer._asked_seconds(None) == 0
+    assert producer._asked_seconds("2.5") == 2.5
+    assert producer._asked_seconds("-3") == producer._asked_seconds("soon") == 0
+    assert 50 < producer._asked_seconds(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert producer._asked_seconds(email.utils.formatdate(time.time() - 60, usegmt=True)) == 0

@@ -1,0 +1,161 @@
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.arrivals import Arrival
+from streams.history import History
+from streams.ingest import Ingest
+from streams.spec import Limits, TaskSpec
+from tests.streams.ingesting import DEADLINE, Arrive, Open, until
+
+
+class Scripted:
+    """A source of tasks 0 .. all-1 that breaks off once at each of the given places, and says where it was begun."""
+
+    def __init__(self, make: Callable[[int], Arrival], all: int, breaks: tuple[int, ...] = ()) -> None:
+        self.make, self.all, self.breaks = make, all, set(breaks)
+        self.begun: list[str | None] = []
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        self.begun.append(after)
+        for n in range(0 if after is None else int(after) + 1, self.all):
+            if n in self.breaks:
+                self.breaks.discard(n)
+                raise ConnectionError("the broker went away")
+            yield self.make(n)._replace(cursor=str(n))
+        while True:
+            yield None
+
+
+@pytest.fixture
+def rejected() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+def pulling(history: History, spec: TaskSpec, rejected: list[tuple[str, str]]) -> Iterator[Open]:
+    opened: list[Ingest] = []
+
+    def open_one(learned: Callable[[], int] = lambda: 0, **limits: int) -> Ingest:
+        count = lambda *said: rejected.append(said)  # noqa: E731
+        opened.append(Ingest(history, spec, Limits(**limits), learned, count, lambda *said: None))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
+
+
+def test_all_that_a_source_yields_is_kept_in_order_under_its_name(
+    pulling: Open, history: History, arrive: Arrive
+) -> None:
+    one = pulling()
+    one.pull("p", Scripted(arrive, 30))
+    until(lambda: len(history) == 30)
+    assert [history.entry(n).id for n in range(30)] == [f"task-{n}" for n in range(30)]
+    assert {history.entry(n).source for n in range(30)} == {"p"}
+    assert history.cursor("p") == "29"
+    with pytest.raises(ValueError, match="'p' is being read already"):
+        one.pull("p", Scripted(arrive, 1))
+
+
+def test_a_source_that_breaks_off_is_read_again_from_what_is_committed(
+    pulling: Open, history: History, arrive: Arrive, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Scripted(arrive, 12, breaks=(0, 5, 6))
+    with caplog.at_level(logging.WARNING):
+        pulling().pull("p", source)
+        until(lambda: len(history) == 12)
+    assert [history.entry(n).id for n in range(12)] == [f"task-{n}" for n in range(12)]
+    assert source.begun[:2] == [None, None]
+    assert len(source.begun) == 4
+    assert "the broker went away" in caplog.text
+
+
+def test_a_restart_goes_on_behind_the_last_committed_task(pulling: Open, history: History, arrive: Arrive) -> None:
+    first = pulling()
+    first.pull("p", Scripted(arrive, 7))
+    until(lambda: len(history) == 7)
+    first.close()
+    source = Scripted(arrive, 9)
+    pulling().pull("p", source)
+    until(lambda: len(history) == 9)
+    assert source.begun == ["6"]
+
+
+def test_rejected_and_conflicting_arrivals_are_counted_and_skipped(
+    pulling: Open, history: History, arrive: Arrive, rejected: list[tuple[str, str]]
+) -> None:
+    def make(n: int) -> Arrival:
+        if n in (2, 4):
+            return arrive(n)._replace(body=b"nonsense")
+        return arrive(n)._replace(id="task-0") if n == 5 else arrive(n)
+
+    pulling().pull("p", Scripted(make, 8))
+    until(lambda: history.cursor("p") == "7")
+    assert [history.entry(n).id for n in range(len(history))] == ["task-0", "task-1", "task-3", "task-6", "task-7"]
+    assert sorted(rejected) == [("p", "conflict"), ("p", "unreadable"), ("p", "unreadable")]
+
+
+def test_back_pressure_stops_the_reading(pulling: Open, history: History, arrive: Arrive) -> None:
+    learned = [0]
+    read = [0]
+
+    def make(n: int) -> Arrival:
+        read[0] = n
+        return arrive(n)
+
+    pulling(lambda: learned[0], backlog=3).pull("p", Scripted(make, 100))
+    until(lambda: len(history) == 3)
+    for done in range(1, 20):
+        learned[0] = done
+        until(lambda done=done: len(history) == done + 3)
+        assert read[0] <= done + 3
+
+
+def test_closing_is_prompt_for_idle_broken_and_blocked_sources(pulling: Open, history: History, arrive: Arrive) -> None:
+    class Broken:
+        def read(self, after: str | None) -> Iterator[Arrival | None]:
+            raise ConnectionError("never there")
+
+    one = pulling(backlog=2)
+    one.pull("idle", Scripted(arrive, 0))
+    one.pull("broken", Broken())
+    one.pull("blocked", Scripted(arrive, 10))
+    until(lambda: len(history) == 2)
+    one.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("pull-", "ingest-"))]
+    assert len(history) == 2
+
+
+def test_a_source_that_ends_is_asked_again(pulling: Open, history: History, arrive: Arrive) -> None:
+    class Ending:
+        def read(self, after: str | None) -> Iterator[Arrival | None]:
+            first = 0 if after is None else int(after) + 1
+            yield from (arrive(n, cursor=str(n)) for n in range(first, min(first + 2, 4)))
+
+    pulling().pull("p", Ending())
+    until(lambda: len(history) == 4)
+
+
+def test_a_source_left_in_a_blocking_read_does_not_hang_the_close(
+    pulling: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release, entered = threading.Event(), threading.Event()
+
+    class Stuck:
+        def read(self, after: str | None) -> Iterator[Arrival | None]:
+            entered.set()
+            release.wait(DEADLINE)
+            yield None
+
+    one = pulling()
+    one.pull("stuck", Stuck())
+    assert entered.wait(DEADLINE)
+    with caplog.at_level(logging.WARNING):
+        one.close(patience=0.05)
+    assert "stuck does not return from reading" in caplog.text
+    release.set()

@@ -1,0 +1,58 @@
+import pydantic
+import pytest
+
+from streams.spec import Limits, TaskSpec, require_same
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"x_shape": (0,)}, "x_shape"),
+        ({"x_shape": (2.0,)}, "x_shape"),
+        ({"x_shape": 3}, "x_shape"),
+        ({"x_dtype": "bfloat16"}, "x_dtype"),
+        ({"y": "label"}, "y is 'label'"),
+        ({"ways": None}, "ways"),
+        ({"ways": 0}, "ways"),
+        ({"ways": True}, "ways"),
+        ({"y_shape": (1,)}, "y_shape"),
+        ({"y": "real"}, "ways is 3, but y is 'real'"),
+        ({"query_share": 0.0}, "query_share"),
+        ({"query_share": 1.0}, "query_share"),
+        ({"query_share": float("nan")}, "query_share"),
+    ],
+)
+def test_a_spec_that_no_task_can_meet_is_refused_by_name(changes: dict, named: str) -> None:
+    good = {"x_shape": (2,), "y": "class", "ways": 3}
+    with pytest.raises(ValueError, match=named):
+        TaskSpec(**{**good, **changes})
+
+
+def test_a_list_from_a_config_file_becomes_a_tuple() -> None:
+    assert TaskSpec(x_shape=[3, 28, 28], ways=5) == TaskSpec(x_shape=(3, 28, 28), ways=5)
+
+
+def test_scalar_samples_and_real_targets_are_fine() -> None:
+    assert TaskSpec(x_shape=(), y="real", y_shape=(2, 2)).ways is None
+
+
+@pytest.mark.parametrize("name", list(vars(Limits())))
+def test_a_limit_under_which_nothing_could_arrive_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Limits(**{name: 0})
+    with pytest.raises(pydantic.ValidationError, match="greater than or equal to 1"):
+        pydantic.TypeAdapter(Limits).validate_python({name: 0})
+
+
+def test_pydantic_validates_a_spec_with_the_declared_ranges() -> None:
+    adapter = pydantic.TypeAdapter(TaskSpec)
+    assert adapter.validate_python({"x_shape": [2], "ways": 3}) == TaskSpec(x_shape=(2,), ways=3)
+    with pytest.raises(pydantic.ValidationError, match="less than 1"):
+        adapter.validate_python({"x_shape": [2], "ways": 3, "query_share": 1.5})
+
+
+def test_a_source_of_other_tasks_is_refused_by_the_first_difference() -> None:
+    offered = TaskSpec(x_shape=(2,), ways=3)
+    require_same(TaskSpec(x_shape=(2,), ways=3, query_share=0.2), offered, "digits")
+    with pytest.raises(ValueError, match=r"'digits' source .* ways = 3, but the run expects 4"):
+        require_same(TaskSpec(x_shape=(2,), ways=4), offered, "digits")

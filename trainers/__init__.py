@@ -1,0 +1,1 @@
+"""Meta-gradients become meta-updates, on one rank or many."""

@@ -1,0 +1,130 @@
+"""From settings to learners; the only place that knows both."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import online_meta.learners
+import online_meta.metagrads
+import online_meta.replay
+import online_meta.rules
+import trainers.engines
+from online_meta import registry
+from online_meta.draws import generator
+from online_meta.functional import ModelLoss, accuracy_of, model_loss
+from online_meta.inner import Inner
+from online_meta.regret import LEARNER
+from online_meta.setup import LearnerSetup
+from online_meta.types import Engine, Learner, Meta, Params, Past
+from trainers.settings import InnerSettings, ModelSettings, TrainerSettings
+
+
+def import_by_path(path: str) -> Any:
+    """Return what "package.module:name" names.
+
+    Raises ``ValueError`` that says which part of the path is wrong.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f"{path!r} is no import path: write it as 'package.module:name'")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{path!r} cannot be imported: {error}") from error
+    if not hasattr(module, name):
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise ValueError(f"{module_name} has no {name!r}: {registry.nearest(name, public)}")
+    return getattr(module, name)
+
+
+def build_module(model: ModelSettings, *seed: int) -> nn.Module:
+    """Return the model with weights drawn by ``seed``; torch's own generator is left as it was.
+
+    Raises ``ValueError`` when ``model.build`` or ``model.args`` are wrong.
+    """
+    builder = import_by_path(model.build)
+    with torch.random.fork_rng(devices=[]):
+        # Of a seed, torch uses the low 32 bits; the length sets (s,) apart from (s, 0), which NumPy takes for the same.
+        torch.default_generator.manual_seed(int(generator(len(seed), *seed).integers(2**32)))
+        try:
+            module = builder(**model.args)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"model.args {model.args} do not fit {model.build}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{model.build} returned a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
+    """Return the model's loss as a pure function."""
+    criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
+    return model_loss(module, criterion)
+
+
+def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:
+    """Return the inner loop; raises ``ValueError`` for an unknown rule or option."""
+    rule = registry.load(online_meta.rules, settings.rule)
+    try:
+        made = rule(lr=settings.lr, **settings.options)
+    except TypeError as error:
+        raise ValueError(f"inner.options {settings.options} do not fit the rule {settings.rule!r}: {error}") from error
+    return Inner(loss, made, settings.steps, settings.fast)
+
+
+def build_engine(settings: TrainerSettings) -> Callable[[Meta], Engine]:
+    """Return a function that puts an engine around meta-parameters."""
+    kind = registry.load_module(trainers.engines, settings.engine.kind)
+
+    def engine(meta: Meta) -> Engine:
+        made: Engine = kind.build(settings, meta)
+        return made
+
+    return engine
+
+
+def build_setup(settings: TrainerSettings, past: Past) -> LearnerSetup:
+    """Return what all learners of the run share."""
+    device = torch.device(settings.engine.device)
+    module = build_module(settings.model, settings.seed).to(device)
+    loss = build_loss(settings.model, module)
+    inner = build_inner(settings.inner, loss)
+
+    def fresh(round: int) -> Params:
+        weights = build_module(settings.model, settings.seed, round).to(device).named_parameters()
+        return {name: weight.detach() for name, weight in weights}
+
+    return LearnerSetup(
+        inner=inner,
+        gradient=registry.load(online_meta.metagrads, settings.meta.gradient)(inner),
+        start=inner.init(dict(module.named_parameters())),
+        fresh=fresh,
+        engine=build_engine(settings),
+        replay=registry.load(online_meta.replay, settings.meta.replay),
+        batch=settings.meta.batch,
+        steps_per_round=settings.meta.steps_per_round,
+        seed=settings.seed,
+        past=past,
+        accuracy=accuracy_of(loss.output) if settings.model.loss == "cross_entropy" else None,
+    )
+
+
+def build_learners(settings: TrainerSettings, setup: LearnerSetup) -> dict[str, Learner]:
+    """Return FTML and the configured baselines by name, FTML first.
+
+    Raises ``ValueError`` for an unknown baseline, or options that it does not have.
+    """
+    for name in settings.regret.options:
+        registry.load_module(online_meta.learners, name)
+    names = (LEARNER, *settings.regret.baselines)
+    return {name: _build_learner(name, setup, settings.regret.options.get(name, {})) for name in names}
+
+
+def _build_learner(name: str, setup: LearnerSetup, options: dict[str, Any]) -> Learner:
+    try:
+        learner: Learner = registry.load_module(online_meta.learners, name).build(setup, **options)
+    except TypeError as error:
+        raise ValueError(f"regret.options.{name} = {options} does not fit: {error}") from error
+    return learner

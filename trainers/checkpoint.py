@@ -1,0 +1,131 @@
+"""Checkpoints: complete or invisible; safetensors and a JSON manifest with SHA-256, no pickle."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load, save
+
+from online_meta.types import Params
+from trainers.durable import replace_file, sync_folder, write_durably
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LATEST = "LATEST"
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: damaged, or of another format version."""
+
+
+class OtherFormat(CheckpointError):
+    """A whole checkpoint of another format version; going back to an older one would throw its rounds away."""
+
+
+class Checkpoint(NamedTuple):
+    """The state of every learner after ``rounds`` rounds, and the settings that led there."""
+
+    rounds: int
+    learners: dict[str, Params]
+    settings: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
+    """Write ``folder``/<rounds> so that it is whole or absent after any kill; keep the newest ``keep``.
+
+    Data and manifest are written under another name, fsynced, and renamed; LATEST is renamed last.
+    Returns the seconds it took. Raises ``OSError`` when the disk refuses; the checkpoints before stay.
+    """
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    target, unfinished = folder / str(checkpoint.rounds), folder / f".{checkpoint.rounds}.unfinished"
+    for leftover in folder.glob(".*.unfinished"):
+        shutil.rmtree(leftover)
+    unfinished.mkdir()
+    digests = {}
+    for name, tensors in checkpoint.learners.items():
+        data = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+        digests[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
+        write_durably(unfinished / f"{name}.safetensors", data)
+    manifest = {"format": FORMAT, "rounds": checkpoint.rounds, "sha256": digests, "settings": checkpoint.settings}
+    write_durably(unfinished / MANIFEST, json.dumps({**manifest, "manifest": _digest(manifest)}, indent=1).encode())
+    sync_folder(unfinished)
+    if target.exists():  # A run that went back to an older checkpoint writes this one again.
+        shutil.rmtree(target)
+    os.rename(unfinished, target)
+    sync_folder(folder)
+    replace_file(folder / LATEST, f"{checkpoint.rounds}\n".encode(), durable=True)
+    saved = saved_rounds(folder)
+    kept = [rounds for rounds in saved if rounds <= checkpoint.rounds][-keep:]
+    for other in set(saved).difference(kept):  # A newer one is damaged: the run went back behind it.
+        shutil.rmtree(folder / str(other))
+    return time.monotonic() - began
+
+
+def saved_rounds(folder: Path) -> list[int]:
+    """List the rounds that have a checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint folder and check every digest.
+
+    Raises ``CheckpointError`` that names the file and what is wrong with it, ``OtherFormat`` when nothing is.
+    """
+    manifest = _read_manifest(path / MANIFEST)
+    if manifest["format"] != FORMAT:
+        raise OtherFormat(f"{path} has format {manifest['format']}; this online-meta reads {FORMAT}")
+    learners = {}
+    for name, digest in manifest["sha256"].items():
+        try:
+            data = (path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read: {error}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not that of the manifest")
+        learners[name.removesuffix(".safetensors")] = load(data)
+    return Checkpoint(manifest["rounds"], learners, manifest["settings"])
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    # Every format must keep its digest under this name, or older versions take it for damaged and go back behind it.
+    if not isinstance(manifest, dict) or manifest.pop("manifest", None) != _digest(manifest):
+        raise CheckpointError(f"{file} is damaged: it is not what its own SHA-256 says")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, None where there is none at all.
+
+    A damaged one is logged and the one before it is taken. Raises ``CheckpointError`` when all are damaged,
+    ``OtherFormat`` when the newest that is whole was written by another version.
+    """
+    rounds = saved_rounds(folder)
+    problem: CheckpointError | None = None
+    for newest in reversed(rounds):
+        try:
+            return load_checkpoint(folder / str(newest))
+        except OtherFormat:
+            raise
+        except CheckpointError as error:
+            log.error("checkpoint of round %d is passed over: %s", newest, error)
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None

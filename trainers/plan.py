@@ -1,0 +1,43 @@
+"""What timing decided, written down before it is played and obeyed ever after."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from trainers.json_lines import LineReader, LineWriter
+
+
+class Plan(NamedTuple):
+    """One meta-update: the ``rounds`` rounds from ``round`` on are scored with the same leader, then learned."""
+
+    round: int
+    rounds: int
+
+
+class PlanBook:
+    """The plans of a run in order, in a file beside the history; each is durable before it is played."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the book at ``path``; creates it if need be."""
+        self._writer = LineWriter(path)
+        self._plans = {plan.round: plan for plan in read_plans(path)}
+
+    def decide(self, round: int, available: int, most: int) -> Plan:
+        """Return the plan of ``round``: the one in the book, or a new one for what is ``available`` now.
+
+        A new plan shares one update among all ``available`` rounds, ``most`` at the most.
+        """
+        if round not in self._plans:
+            plan = Plan(round, max(1, min(available, most)))
+            self._writer.append(plan._asdict())
+            self._writer.sync()
+            return plan
+        return self._plans.pop(round)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+def read_plans(path: Path) -> list[Plan]:
+    """Return the plans in the file at ``path``; none when there is no file."""
+    return [Plan(line["round"], line["rounds"]) for line in LineReader(path).refresh()]

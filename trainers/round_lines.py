@@ -1,0 +1,77 @@
+"""The line that reports a round: made, and compared with the one an earlier process wrote."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from online_meta.regret import LEARNER
+from online_meta.types import Learned, Score
+from trainers.json_lines import Line
+
+
+class Entry(Protocol):
+    """What the history says of a round."""
+
+    @property
+    def round(self) -> int:
+        """Its number."""
+
+    @property
+    def id(self) -> str:
+        """Its task's id."""
+
+    @property
+    def source(self) -> str:
+        """Where its task came from."""
+
+
+def round_lines(
+    entries: Sequence[Entry], scores: Mapping[str, Sequence[Score]], learned: Learned, seconds: float
+) -> list[Line]:
+    """Return a line for each round of one update; its meta-steps are told with the last of them.
+
+    ``seconds`` is the update's time, shared evenly. A round in which any learner's score is not finite
+    is ``skipped``: it has no losses, so that all learners are summed over the same rounds.
+    """
+    lines = []
+    for index, entry in enumerate(entries):
+        own = {name: all_scores[index] for name, all_scores in scores.items()}
+        last = index == len(entries) - 1
+        skipped = None if all(_finite(score) for score in own.values()) else "not_finite"
+        mine = own[LEARNER]
+        lines.append(
+            {
+                "round": entry.round,
+                "id": entry.id,
+                "source": entry.source,
+                "loss_before": None if skipped else mine.loss_before,
+                "loss_after": None if skipped else mine.loss_after,
+                "accuracy": None if skipped else mine.accuracy,
+                "replayed": len(learned.replayed) if last else 0,
+                "seconds": round(seconds / len(entries), 6),
+                "skipped": skipped,
+                "learners": {} if skipped else {name: _losses(score) for name, score in own.items()},
+                "steps": [_step(step.norm, step.skipped) for step in learned.steps] if last else [],
+            }
+        )
+    return lines
+
+
+def disagreement(before: Line, now: Line) -> str | None:
+    """Say which figure of a round that was played again differs from the first time; None when none does."""
+    for key in ("id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "steps"):
+        if before[key] != now[key]:
+            return f"{key} was {before[key]!r} and is {now[key]!r}"
+    return None
+
+
+def _finite(score: Score) -> bool:
+    return math.isfinite(score.loss_before) and math.isfinite(score.loss_after)
+
+
+def _losses(score: Score) -> Line:
+    return {"loss_before": score.loss_before, "loss_after": score.loss_after, "accuracy": score.accuracy}
+
+
+def _step(norm: float, skipped: str | None) -> Line:
+    return {"norm": norm if math.isfinite(norm) else None, "skipped": skipped}

@@ -1,0 +1,56 @@
+"""Where a run keeps its files; every name that is scripted against is written here once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files under a run's folder."""
+
+    folder: Path
+
+    @property
+    def history(self) -> Path:
+        """The durable history of tasks."""
+        return self.folder / "history"
+
+    @property
+    def plans(self) -> Path:
+        """What timing decided, beside the history that it belongs to."""
+        return self.history / "plans.jsonl"
+
+    @property
+    def rounds(self) -> Path:
+        """One line for each round."""
+        return self.folder / "rounds.jsonl"
+
+    @property
+    def comparators(self) -> Path:
+        """One line for each evaluation of a comparator."""
+        return self.folder / "comparators.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def checkpoint_log(self) -> Path:
+        """One line for each checkpoint: its round, when, how long it took."""
+        return self.folder / "checkpoints.jsonl"
+
+    @property
+    def leader(self) -> Path:
+        """The current meta-parameters, for those who adapt with them."""
+        return self.folder / "leader.safetensors"
+
+    @property
+    def hindsight(self) -> Path:
+        """The hindsight comparator's meta-parameters, from which its next refresh goes on."""
+        return self.folder / "hindsight.safetensors"
+
+    @property
+    def settings(self) -> Path:
+        """The configuration as it was resolved when the run began."""
+        return self.folder / "settings.json"

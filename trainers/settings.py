@@ -1,0 +1,97 @@
+"""What a run is configured with, as the trainers need it: frozen data, checked where it is read in."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """``build`` names a function "package.module:function" that returns an ``nn.Module`` for ``args``.
+
+    ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar.
+    """
+
+    build: str
+    args: dict[str, Any] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """The inner loop: a rule of ``online_meta.rules`` with its step size and further ``options``."""
+
+    rule: str = "sgd"
+    steps: Annotated[int, Ge(0)] = 5
+    lr: Annotated[float, Gt(0)] = 0.01
+    fast: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """The outer loop: ``steps_per_round`` meta-steps a round, each on at most ``batch`` past rounds.
+
+    While tasks arrive faster than they are learned, up to ``max_rounds_per_update`` rounds are scored
+    before one shared update; what was shared is written into the run's plan.
+    """
+
+    gradient: str = "exact"
+    optimizer: str = "adam"
+    lr: Annotated[float, Gt(0)] = 1e-3
+    clip_norm: Annotated[float, Gt(0)] | None = 10.0
+    steps_per_round: Annotated[int, Ge(1)] = 1
+    batch: Annotated[int, Ge(1)] = 25
+    replay: str = "uniform"
+    max_rounds_per_update: Annotated[int, Ge(1)] = 1
+
+
+@dataclass(frozen=True)
+class RegretSettings:
+    """What the run is compared with.
+
+    ``hindsight`` is refreshed when ``every_rounds`` more rounds have been learned (and when the stream
+    rests) by ``hindsight_steps`` meta-steps for each new round, and evaluated on at most
+    ``hindsight_rounds`` rounds. ``options`` holds a table of settings for a baseline, under its name.
+    """
+
+    comparator: tuple[Literal["hindsight"], ...] = ("hindsight",)
+    every_rounds: Annotated[int, Ge(1)] = 100
+    hindsight_steps: Annotated[float, Gt(0)] = 2.0
+    hindsight_rounds: Annotated[int, Ge(2)] = 1000
+    baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """A checkpoint after every so many rounds and at the end; the newest ``keep`` stay."""
+
+    every_rounds: Annotated[int, Ge(1)] = 25
+    keep: Annotated[int, Ge(1)] = 3
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Who steps the meta-parameters, on which ``device``, with how many ``threads`` a process.
+
+    The bits of a result depend on the threads, so their number is part of the run and not of the machine.
+    """
+
+    kind: str = "local"
+    device: str = "cpu"
+    threads: Annotated[int, Ge(1), Le(256)] = 1
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """All that decides what is learned from a history."""
+
+    model: ModelSettings
+    inner: InnerSettings = InnerSettings()
+    meta: MetaSettings = MetaSettings()
+    regret: RegretSettings = RegretSettings()
+    engine: EngineSettings = EngineSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    seed: Annotated[int, Ge(0)] = 0
