@@ -16,6 +16,7 @@ TEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 # PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to the demo or to pytest.
 PYTHON ?=
 ARGS ?=
+TORCH ?= 2.13.0
 
 .PHONY: help setup demo test check format pins clean chromium
 
@@ -45,17 +46,18 @@ clean:  ## remove what make made; runs/ stays
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A clean environment gives the newest versions that pyproject.toml allows; a local build's mark (+cpu) is no version
-# that other machines could ask for.
+# The newest versions that pyproject.toml allows, but for torch, with which results change. Left out are a local build's
+# mark (+cpu), which other machines could not ask for, and what a CUDA build of torch brings, for torch itself pins it.
 pins: scratch := $(shell mktemp -u -d)
-pins: ## resolve the dependencies anew and write constraints.txt
+pins:  ## resolve the dependencies anew in a clean environment and write constraints.txt
 	@$(shell_functions)
-	trap 'rm -rf $(scratch)' EXIT
+	trap 'rm -rf $(scratch) constraints.txt.new build online_meta.egg-info' EXIT
 	make_environment $(scratch)
-	$(scratch)/bin/python -m pip install --upgrade pip setuptools
-	$(scratch)/bin/python -m pip install '.[dev]'
-	$(scratch)/bin/python -m pip freeze --all --exclude pip --exclude online-meta | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt.new
-	if grep -nvE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' constraints.txt.new; then fail "constraints.txt would hold the lines above"; fi
+	$(scratch)/bin/python -m pip install --upgrade setuptools
+	$(scratch)/bin/python -m pip install --no-build-isolation torch==$(TORCH) '.[dev]'
+	$(scratch)/bin/python -m pip freeze --all --exclude pip --exclude online-meta \
+		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' > constraints.txt.new
+	! grep -vE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' constraints.txt.new || fail "these lines are no plain pins"
 	mv constraints.txt.new constraints.txt
 
 $(READY): pyproject.toml constraints.txt

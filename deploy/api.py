@@ -5,10 +5,13 @@ from importlib.resources import files as package_files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
 from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import ClientDisconnect
 
 import online_meta
 from deploy import routes_read, routes_tasks
@@ -53,11 +56,26 @@ async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Respon
             detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
             refusal = JSONResponse({"reason": "unauthorized", "detail": detail}, 401)
             refusal.headers["WWW-Authenticate"] = "Bearer"
-            return refusal
-    response = await call_next(request)
+            return _harden(refusal, path)
+    return _harden(await call_next(request), path)
+
+
+def _harden(response: Response, path: str) -> Response:
     response.headers["Content-Security-Policy"] = DOCS_POLICY if path.startswith("/docs") else PAGE_POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
+
+
+async def _bad_parameter(_request: Request, error: Any) -> Response:
+    told = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+    return _answer(422, "bad_parameter", told)
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    reason = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
+    answer = _answer(error.status_code, reason, f"{request.method} {request.url.path}: {error.detail}; see /docs")
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _answer(status: int, reason: str, detail: str, **headers: str) -> JSONResponse:
@@ -65,7 +83,14 @@ def _answer(status: int, reason: str, detail: str, **headers: str) -> JSONRespon
 
 
 async def _rejected(_request: Request, error: Any) -> Response:
-    return _answer(413 if error.reason == "too_large" else 422, error.reason, error.detail)
+    if error.reason != "too_large":
+        return _answer(422, error.reason, error.detail)
+    # Closing: what is left of the body would otherwise be read to its end, however far that is.
+    return _answer(413, error.reason, error.detail, Connection="close")
+
+
+async def _hung_up(_request: Request, _error: Any) -> Response:
+    return _answer(400, "hung_up", "the connection ended before the body did")  # for the log: nobody reads it
 
 
 async def _backlog_full(_request: Request, error: Any) -> Response:
@@ -86,6 +111,9 @@ async def _damaged(_request: Request, error: Any) -> Response:
 
 
 _ANSWERS: dict[type[Exception], Any] = {
+    RequestValidationError: _bad_parameter,
+    HTTPException: _no_route,
+    ClientDisconnect: _hung_up,
     Rejected: _rejected,
     BacklogFull: _backlog_full,
     HistoryFull: _disk_full,

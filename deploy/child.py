@@ -66,5 +66,7 @@ def alone(lock: Path) -> Iterator[None]:
 def log_to_stderr() -> None:
     """Log lines with time, process and level to standard error."""
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s",
     )

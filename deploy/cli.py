@@ -1,5 +1,6 @@
 """The command line, `online-meta`: one file a command in ``deploy/commands``."""
 
+import errno
 import sys
 from typing import Any
 
@@ -8,8 +9,9 @@ from rich.console import Console
 
 import deploy.commands
 import online_meta
-from deploy.exits import USAGE, Stop
+from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, Stop
 from online_meta import registry
+from streams.ledger import HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
 
 
 class Commands(click.Group):
@@ -54,10 +56,21 @@ def main() -> None:
         code = USAGE
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except Stop as stopped:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(stopped))}")
-        code = stopped.code
+    except (Stop, HistoryError, OSError) as error:
+        code = _code_of(error)
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(told)}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _code_of(error: Exception) -> int:
+    """Return the exit code of an error that can happen on any machine, and is no fault of the code."""
+    if isinstance(error, Stop):
+        return error.code
+    if isinstance(error, HistoryDamaged):
+        return BROKEN
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return TRY_LATER if full or isinstance(error, HistoryBusy | HistoryFull) else CONFIG
 
 
 def _escape(text: str) -> str:

@@ -7,24 +7,15 @@ from pathlib import Path
 import httpx
 
 from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from deploy.token import read_token
 from streams.producer import connect
-
-
-def read_token(token_file: Path | None) -> str | None:
-    """Return the token in a file; None without a file. Raises ``ConfigError``."""
-    if token_file is None:
-        return None
-    try:
-        return token_file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"--token-file {token_file} cannot be read: {error.strerror}") from error
 
 
 @contextmanager
 def daemon_client(url: str, token_file: Path | None) -> Iterator[httpx.Client]:
     """Give a client of the daemon at ``url``; a daemon that cannot be reached becomes ``Stop`` (75)."""
     try:
-        with connect(url, read_token(token_file)) as client:
+        with connect(url, read_token(token_file, "--token-file")) as client:
             yield client
     except httpx.InvalidURL as error:
         raise ConfigError(f"--url {url!r} is no address: write it like http://127.0.0.1:8780") from error

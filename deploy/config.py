@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
 from deploy.exits import ConfigError
-from deploy.problems import endless_numbers, explain, lists_of, listing, repeated, unknown_keys
+from deploy.problems import endless_numbers, explain, listing, lists_of, repeated, shown, unknown_keys
 from online_meta import registry
 from streams.spec import Limits, TaskSpec
 from trainers.durable import replace_file
@@ -137,11 +137,11 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
     name = options.pop("name", kind)
     kinds = registry.names(streams.sources)
     if kind not in kinds:
-        said = "kind is missing" if kind is None else f"kind = {kind!r} is unknown"
+        said = "kind is missing" if kind is None else f"kind = {shown(kind)}"
         problems.append(f"[{label}] {said}: {registry.nearest(str(kind), kinds)}")
         return None
     if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
-        problems.append(f"[{label}] name = {name!r}: must be letters, digits, '.', '_' or '-', such as {kind!r}")
+        problems.append(f"[{label}] name = {shown(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}")
         return None
     module: ModuleType = registry.load_module(streams.sources, kind)
     unknown = unknown_keys(module.Settings, options, label, ("kind", "name"))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 
-from deploy.config import Config, read_config
+from deploy.config import Config, ServeSettings, read_config
 from deploy.exits import BROKEN, TRY_LATER, ConfigError, Stop
+from deploy.listening import bind
 from online_meta import registry
 from streams.arrivals import TaskSource
 from streams.producer import connect, submit
@@ -73,6 +74,13 @@ def _wait_until_ready(daemon: "subprocess.Popen[bytes]", client: httpx.Client, l
             pass
         time.sleep(0.1)
     raise Stop(TRY_LATER, f"the daemon did not answer within {START_SECONDS:.0f} s; see {log}")
+
+
+def choose_port(port: int) -> int:
+    """Return ``port``, or a free one for 0; raises ``Stop`` (75) when it is taken: tasks would go to a stranger."""
+    with closing(bind(ServeSettings(port=port))) as listener:
+        chosen: int = listener.getsockname()[1]
+        return chosen
 
 
 def demo_source(config: Config, kind: str) -> TaskSource:

@@ -33,7 +33,7 @@ def make_instruments(registry: CollectorRegistry) -> Instruments:
     return instruments
 
 
-def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+def _make(metric: Metric, registry: CollectorRegistry) -> Any:
     if metric.kind == "histogram":
         return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
     kind = Counter if metric.kind == "counter" else Gauge

@@ -1,4 +1,4 @@
-"""The hindsight process: refreshes the comparator beside the trainer: ``python -m deploy.hindsight RUN/settings.json``."""
+"""The hindsight process, beside the trainer: ``python -m deploy.hindsight RUN/settings.json``."""
 
 import logging
 import math

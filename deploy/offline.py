@@ -10,8 +10,20 @@ from deploy.exits import CONFIG, Stop
 from online_meta.regret import LEARNER
 from online_meta.types import Batch, Meta
 from trainers.build import build_inner, build_loss, build_module
-from trainers.checkpoint import CheckpointError, load_checkpoint
+from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, load_checkpoint, saved_rounds
 from trainers.settings import TrainerSettings
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint; raises ``Stop`` (78) that says which ones there are when ``folder`` holds several."""
+    rounds = saved_rounds(folder)
+    if rounds and not (folder / MANIFEST).exists():
+        choices = ", ".join(str(folder / str(round)) for round in rounds)
+        raise Stop(CONFIG, f"{folder} holds several checkpoints: give one of {choices}")
+    try:
+        return load_checkpoint(folder)
+    except CheckpointError as error:
+        raise Stop(CONFIG, str(error)) from error
 
 
 def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tuple[Tensor, bool]:
@@ -19,14 +31,14 @@ def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tupl
 
     Raises ``Stop`` (78) for a checkpoint that cannot be read, or tensors that its model does not take.
     """
-    try:
-        checkpoint = load_checkpoint(folder)
-    except CheckpointError as error:
-        raise Stop(CONFIG, str(error)) from error
+    checkpoint = open_checkpoint(folder)
     settings = TypeAdapter(TrainerSettings).validate_python(checkpoint.settings)
     torch.set_num_threads(settings.engine.threads)
-    loss = build_loss(settings.model, build_module(settings.model, settings.seed))
-    inner = build_inner(settings.inner, loss)
+    try:
+        loss = build_loss(settings.model, build_module(settings.model, settings.seed))
+        inner = build_inner(settings.inner, loss)
+    except ValueError as error:
+        raise Stop(CONFIG, f"the model of {folder} cannot be built here: {error}") from error
     saved = checkpoint.learners[LEARNER]
     meta = Meta(
         {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")},

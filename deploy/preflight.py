@@ -1,106 +1,167 @@
 """Everything that can be known to be wrong before the first round."""
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor
+from pydantic import TypeAdapter, ValidationError
 
+import online_meta.learners
+import online_meta.metagrads
+import online_meta.replay
+import online_meta.rules
 import streams.sources
+import trainers.engines
 from deploy.config import Config
-from deploy.daemon import bind, check_exposure, open_history
 from deploy.exits import ConfigError
+from deploy.listening import bind, check_exposure
+from deploy.model_check import check_model
+from deploy.problems import explain, repeated
+from deploy.storage import check_same_run, check_tasks, make_run_folder, open_history
 from online_meta import registry
 from online_meta.past import MemoryPast
+from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
-from online_meta.types import Batch, Meta, Task
-from streams.spec import TaskSpec
-from trainers.build import build_learners, build_setup
+from streams import wire
+from streams.arrivals import Rejected, TaskSource
+from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
 from trainers.run_files import RunFiles
 
-SAMPLES = 4
 
-
-def check_model(config: Config) -> LearnerSetup:
-    """Build the learners and try one meta-gradient on a made-up task of the configured shape.
+def check_learning(config: Config) -> LearnerSetup:
+    """Build the learners and try a meta-gradient on a made-up task of the configured shape.
 
     Raises ``ConfigError`` that names the section and what is wrong.
     """
-    try:
-        setup = build_setup(config.trainer(), MemoryPast())
-        build_learners(config.trainer(), setup)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(str(error)) from error
-    task = made_up_task(config.task, torch.device(config.engine.device))
-    try:
-        gradient = setup.gradient(setup.start, task)
-    except Exception as error:  # Whatever a user's model raises is the answer to "does it work?".
-        raise ConfigError(
-            f"[model] {config.model.build} with loss {config.model.loss!r} does not take a task of x_shape "
-            f"{config.task.x_shape}, x_dtype {config.task.x_dtype}, y {config.task.y!r}: {type(error).__name__}: {error}"
-        ) from error
-    _check_gradient(config, gradient.grads, gradient.loss)
+    check_names(config)
+    settings = config.trainer()
+    with blaming(f"[engine] device = {settings.engine.device!r}:"):
+        torch.empty(1, device=settings.engine.device)
+    with blaming("[model]"):
+        module = build_module(settings.model, settings.seed)
+        loss = build_loss(settings.model, module)
+    with blaming("[inner]"):
+        build_inner(settings.inner, loss).init(dict(module.named_parameters()))
+    with blaming("[model]"):
+        setup = build_setup(settings, MemoryPast())
+    with blaming("[meta]"):
+        setup.engine(setup.start)
+    with blaming("[regret]"):
+        build_learners(settings, setup)
+    check_model(config, module, setup)
     return setup
 
 
-def _check_gradient(config: Config, grads: Meta, loss: Tensor) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise ConfigError(f"[model] the loss of {config.model.build} on a made-up task is {float(loss)}: it must be finite")
-    still = [name for name, grad in grads.weights.items() if not bool(grad.abs().sum() > 0)]
-    if len(still) == len(grads.weights):
-        raise ConfigError(f"[model] no weight of {config.model.build} has a meta-gradient: does the loss depend on them?")
+def check_names(config: Config) -> None:
+    """Raise ``ConfigError`` for a name of nothing, or options that what is named does not have."""
+    for place, name, folder in (
+        ("[inner] rule", config.inner.rule, online_meta.rules),
+        ("[meta] gradient", config.meta.gradient, online_meta.metagrads),
+        ("[meta] replay", config.meta.replay, online_meta.replay),
+        ("[engine] kind", config.engine.kind, trainers.engines),
+        *(("[regret] baselines", name, online_meta.learners) for name in config.regret.baselines),
+        *(("[regret] options", name, online_meta.learners) for name in config.regret.options),
+    ):
+        if name not in registry.names(folder):
+            raise ConfigError(f"{place} = {name!r}: {registry.nearest(name, registry.names(folder))}")
+    for place, listed in (("baselines", config.regret.baselines), ("comparator", config.regret.comparator)):
+        for name in repeated([*listed]):
+            raise ConfigError(f"[regret] {place} names {name!r} more than once")
+    if LEARNER in config.regret.baselines:
+        raise ConfigError(f"[regret] baselines = {LEARNER!r} is the learner that the baselines are compared with")
+    _check_options("inner.options", registry.load(online_meta.rules, config.inner.rule), config.inner.options, "lr")
+    for name, options in config.regret.options.items():
+        build = registry.load_module(online_meta.learners, name).build
+        _check_options(f"regret.options.{name}", build, options, "setup")
 
 
-def made_up_task(spec: TaskSpec, device: torch.device) -> Task:
-    """Return a small random task of the shape that ``spec`` describes."""
-    random = torch.Generator().manual_seed(0)
+def _check_options(section: str, function: Callable[..., Any], options: dict[str, Any], given: str) -> None:
+    """Raise ``ConfigError`` unless ``function`` takes the options, by name and by type, beside what it is given."""
+    types = get_type_hints(function)
+    known = [name for name in inspect.signature(function).parameters if name != given]
+    for name, value in options.items():
+        if name not in known:
+            right = registry.nearest(name, known) if known else "it takes none"
+            raise ConfigError(f"[{section}] has no key {name!r}: {right}")
+        try:
+            TypeAdapter(types.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(explain({**error.errors()[0], "loc": (name,)}, section)) from error
 
-    def batch() -> Batch:
-        noise = torch.rand((SAMPLES, *spec.x_shape), generator=random)
-        dtype = getattr(torch, spec.x_dtype)
-        x = noise.to(dtype) if dtype.is_floating_point else (noise * (1 + (spec.x_dtype == "uint8") * 254)).to(dtype)
-        if spec.y == "class":
-            y = torch.randint(spec.ways or 1, (SAMPLES,), generator=random)
-        else:
-            y = torch.randn((SAMPLES, *spec.y_shape), generator=random)
-        return Batch(x.to(device), y.to(device))
 
-    return Task(batch(), batch())
+@contextmanager
+def blaming(place: str) -> Iterator[None]:
+    """Turn whatever is raised, by our code or a user's, into a ``ConfigError`` about ``place``."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise ConfigError(f"{place} {error.filename}: {error.strerror}") from error
+        kind = "" if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{place} {kind}{error}") from error
+
+
+def open_sources(config: Config) -> dict[str, TaskSource | None]:
+    """Open every source; return them by name, None for one that tasks are pushed to. Raises ``ConfigError``."""
+    opened: dict[str, TaskSource | None] = {}
+    for source in config.source:
+        module = registry.load_module(streams.sources, source.kind)
+        with blaming(f"[[source]] {source.name}:"):
+            opened[source.name] = module.open(source.settings, config.task, source.name, config.run.seed)
+    return opened
+
+
+def check_sources(config: Config) -> str:
+    """Open every source and look at what it offers first; return their names."""
+    for name, source in open_sources(config).items():
+        if source is not None:
+            with blaming(f"[[source]] {name}:"):
+                _check_first(config, source)
+    return ", ".join(source.name for source in config.source)
+
+
+def _check_first(config: Config, source: TaskSource) -> None:
+    arrivals = source.read(None)
+    first = next(arrivals, None)
+    close = getattr(arrivals, "close", None)  # an iterator may have one, as every generator has
+    if close is not None:
+        close()
+    if first is None:
+        return
+    try:
+        wire.decode(first.body, config.task, config.serve.limits)
+    except Rejected as refusal:
+        raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
 
 
 def check_store(config: Config) -> str:
     """Open the history as the daemon would; return what is there."""
     files = RunFiles(Path(config.run.path))
     if not files.history.exists():
-        files.folder.mkdir(parents=True, exist_ok=True)
+        make_run_folder(files)
         return f"{files.history} will be made"
     with open_history(files) as history:
+        check_tasks(history, config.task, files.history)
+        check_same_run(config, files)
         return f"{files.history} holds {len(history)} rounds"
-
-
-def check_sources(config: Config) -> str:
-    """Open every source; return their names."""
-    for source in config.source:
-        module = registry.load_module(streams.sources, source.kind)
-        try:
-            module.open(source.settings, config.task, source.name, config.run.seed)
-        except ValueError as error:
-            raise ConfigError(f"[[source]] {source.name}: {error}") from error
-    return ", ".join(source.name for source in config.source)
 
 
 def check_port(config: Config) -> str:
     """Listen for a moment where the daemon will."""
-    with ExitStack() as cleanup:
-        cleanup.enter_context(closing(bind(config.serve)))
-        return f"{config.serve.host}:{config.serve.port} is free"
+    with closing(bind(config.serve)) as listener:
+        host, port = listener.getsockname()[:2]
+        return f"{host}:{port} is free"
 
 
 def check_all(config: Config, told: Callable[[str, str], None]) -> None:
     """Check one thing after the other; ``told`` gets (what, how it is) of each that is right. Raises ``Stop``."""
     check_exposure(config.serve)
-    setup = check_model(config)
+    setup = check_learning(config)
     count = sum(weight.numel() for weight in setup.start.weights.values())
     told("model", f"{config.model.build}, {count:,} weights, a finite meta-gradient ({config.meta.gradient})")
     told("history", check_store(config))

@@ -40,7 +40,9 @@ def unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[str, 
     known = [item.name for item in dataclasses.fields(kind)]
     problems = []
     for key, value in raw.items():
-        if key not in known:
+        if not section and key not in known and not isinstance(value, dict | list):
+            problems.append(f"{key} = {shown(value)} stands in no section: put it below one of [{'], ['.join(known)}]")
+        elif key not in known:
             what = f"[{section}] has no key {key!r}" if section else f"there is no section [{key}]"
             problems.append(f"{what}: {registry.nearest(key, [*known, *more])}")
         elif dataclasses.is_dataclass(types[key]):
@@ -48,7 +50,7 @@ def unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[str, 
             if isinstance(value, dict):
                 problems += unknown_keys(types[key], value, inside)
             else:
-                problems.append(f"{inside} = {value!r}: it must be a table, [{inside}]")
+                problems.append(f"{inside} = {shown(value)}: it must be a table, [{inside}]")
     return problems
 
 
@@ -86,7 +88,12 @@ def explain(item: Any, section: str = "") -> str:
         message = message.replace(theirs, ours)
     if item["type"] == "value_error":
         return f"[{'.'.join(str(part) for part in place)}] {message}"
-    return f"{_where(place)} = {item['input']!r}: {message.split(', unable')[0].split(', got')[0]}"
+    return f"{_where(place)} = {shown(item['input'])}: {message.split(', unable')[0].split(', got')[0]}"
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a configuration."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def listing(where: str, problems: list[str]) -> str:

@@ -11,11 +11,14 @@ import torch
 
 from deploy.config import Config
 from deploy.exits import CONFIG, TRY_LATER, Stop
+from deploy.preflight import check_learning
 from deploy.report import write_report
+from deploy.storage import check_tasks
 from deploy.view import RunView
 from online_meta.regret import LEARNER
 from streams.history import History
 from trainers.build import build_setup
+from trainers.checkpoint import CheckpointError
 from trainers.hindsight import refresh_hindsight
 from trainers.json_lines import LineReader, LineWriter
 from trainers.past import HistoryPast
@@ -33,13 +36,15 @@ def replay(
     """
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
+        check_learning(config)
+        check_tasks(history, config.task, history_folder)
         total = len(history) if rounds is None else rounds
         if total > len(history):
             raise Stop(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
         _take_plans(history_folder, files)
         try:
             run = open_run(config.trainer(), files, history)
-        except SettingsChanged as error:
+        except (SettingsChanged, CheckpointError) as error:
             raise Stop(CONFIG, f"{out}: {error}") from error
         while run.round < total:
             play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))

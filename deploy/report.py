@@ -57,8 +57,8 @@ def verdicts(report: dict[str, Any]) -> list[str]:
         else:
             sentences.append(
                 f"Against the {spoken(against)} comparator, as of round {regret['as_of_round']}, the regret is "
-                f"{regret['value']:.1f}, {per_round:.3f} per round. The comparator is an estimate: it loses at least as "
-                "much as the best fixed meta-parameters, so the regret shown is a lower bound."
+                f"{regret['value']:.1f}, {per_round:.3f} per round. The comparator is an estimate: it loses at least "
+                "as much as the best fixed meta-parameters, so the regret shown is a lower bound."
             )
     return sentences
 

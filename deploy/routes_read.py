@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from deploy.routes_tasks import ERROR, TENSOR_ANSWER, TENSORS
 from deploy.series import regret_series
 from deploy.state import DaemonState, status_of
+from trainers.rounds import leader_bytes
 
 router = APIRouter()
 
@@ -32,12 +33,12 @@ def weights(request: Request) -> Response:
     """Return the current meta-parameters as safetensors; `X-Online-Meta-Round` tells how many rounds they learned."""
     state: DaemonState = request.app.state.daemon
     try:
-        data = state.files.leader.read_bytes()
-        round = state.adapter.leader().round
+        leader = state.adapter.leader()
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: ask again in a moment"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    return Response(data, media_type=TENSORS, headers={"X-Online-Meta-Round": str(round)})
+    data = leader_bytes(leader.meta, leader.round)  # not the file: it may have been replaced since the round was read
+    return Response(data, media_type=TENSORS, headers={"X-Online-Meta-Round": str(leader.round)})
 
 
 @router.get("/v1/regret")

@@ -70,7 +70,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     try:
         body = await read_body(request, state.config.serve.limits.body_bytes)
     except Rejected as refusal:
-        state.ingest.reject(source, refusal.reason)
+        state.count_rejection(source, refusal.reason)
         raise
     id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
     future = await run_in_threadpool(state.ingest.submit, Arrival(id, body, source, None), wait=False)
@@ -89,9 +89,7 @@ async def adapt(request: Request) -> Response:
     """
     state: DaemonState = request.app.state.daemon
     body = await read_body(request, state.config.serve.limits.body_bytes)
-    support, query_x = await run_in_threadpool(
-        wire.decode_support, body, state.config.task, state.config.serve.limits
-    )
+    support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, state.config.serve.limits)
     try:
         output, round = await run_in_threadpool(state.adapter.predict, support, query_x)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """Curves of a run, thinned to as many points as a chart can show."""
 
 from array import array
+from itertools import pairwise
 from typing import Any
 
 from deploy.view import RunView
@@ -17,7 +18,7 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
     start = min(max(start, 0), last)
     count = min(points, last - start)
     edges = [start + (last - start) * k // count for k in range(count + 1)] if count else [start]
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
+    spans = list(pairwise(edges))
     return {
         "from": start,
         "to": last,

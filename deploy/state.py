@@ -46,6 +46,10 @@ class DaemonState:
         self.instruments["restarts_total"].inc(restarts - self.restarts_counted)
         self.restarts_counted = restarts
 
+    def count_rejection(self, source: str, reason: str) -> None:
+        """Count a task that was refused."""
+        self.instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc()
+
     def pending(self) -> int:
         """How many rounds are durable and not yet learned."""
         return max(len(self.history) - self.view.learned(), 0)

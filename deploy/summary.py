@@ -29,7 +29,13 @@ def summary_table(report: dict[str, Any]) -> Group:
         if regret["kind"] != "baseline":
             lost = report["learners"][LEARNER]["cumulative_loss"]
             label = f"{spoken(name)} (estimate, as of round {regret['as_of_round']})"
-            table.add_row(label, "", "", f"{lost - regret['value']:.2f}" if _whole(report, regret) else "", f"{regret['value']:+.2f}")
+            table.add_row(
+                label,
+                "",
+                "",
+                f"{lost - regret['value']:.2f}" if _whole(report, regret) else "",
+                f"{regret['value']:+.2f}",
+            )
     return Group(table, *(Text(sentence) for sentence in verdicts(report)))
 
 

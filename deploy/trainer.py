@@ -7,7 +7,8 @@ from pathlib import Path
 from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
 from deploy.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, Stop
-from streams.history import History, HistoryDamaged
+from streams.history import History
+from streams.ledger import HistoryDamaged
 from trainers.checkpoint import CheckpointError
 from trainers.rounds import SettingsChanged, close_run, open_run, play_rounds
 from trainers.run_files import RunFiles

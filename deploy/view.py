@@ -7,7 +7,7 @@ from math import nan
 from threading import Lock
 from typing import Any
 
-from online_meta.regret import LEARNER, Comparator, RegretLedger
+from online_meta.regret import Comparator, RegretLedger
 from trainers.json_lines import Line, LineReader
 from trainers.run_files import RunFiles
 
@@ -23,6 +23,7 @@ class RunView:
         self.before, self.after = array("d"), array("d")
         self.accuracy = {name: array("d") for name in learners}
         self.comparators: list[Comparator] = []
+        self._waiting: list[Comparator] = []
         self.last: Line | None = None
         self.checkpoint: Line | None = None
         self.skipped = 0
@@ -37,10 +38,13 @@ class RunView:
             lines = self._rounds.refresh()
             for line in lines:
                 self._record(line)
-            for line in self._comparators.refresh():
-                comparator = Comparator(*(line[field] for field in Comparator._fields))
-                self.ledger.compare(comparator)
-                self.comparators.append(comparator)
+            self._waiting += [
+                Comparator(*(line[key] for key in Comparator._fields)) for line in self._comparators.refresh()
+            ]
+            # A comparator can be durable before the rounds that it covers are: after a power loss they come again.
+            while self._waiting and self._waiting[0].as_of_round <= len(self.ledger):
+                self.comparators.append(self._waiting.pop(0))
+                self.ledger.compare(self.comparators[-1])
             checkpoints = self._checkpoints.refresh()
             self.checkpoint = checkpoints[-1] if checkpoints else self.checkpoint
             self._mark()

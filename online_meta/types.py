@@ -60,7 +60,7 @@ MetaGradient = Callable[[Meta, Task], MetaGrad]
 class InnerRule(NamedTuple):
     """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
 
-    ``init(weights) -> rule`` makes the rule's learned parameters for all weights of the model;
+    ``init(weights) -> rule`` makes the rule's learned parameters for the weights that adapt;
     ``start(rule, phi) -> state`` makes what the rule remembers between steps (momentum, say);
     ``update(rule, carry, grads, step) -> carry`` makes one step (``step`` counts from 0);
     ``view(rule, weights) -> weights`` is what the model sees (a T-net transforms them; most do not).

@@ -11,7 +11,8 @@ from tenacity.retry import retry_if_exception_type
 from streams.arrivals import Receipt
 
 PATIENCE = 300.0
-_AGAIN = (429, 500, 502, 503, 504, 507)
+TRY_AGAIN = (429, 500, 502, 503, 504, 507)
+"""The HTTP statuses that say nothing about the task."""
 _GROWING = wait_random_exponential(multiplier=0.25, max=15.0)
 
 
@@ -113,7 +114,7 @@ def _refuse(answer: httpx.Response) -> NoReturn:
         reason, detail = str(said["reason"]), str(said["detail"])
     except (ValueError, KeyError, TypeError):
         reason, detail = "unexpected_answer", answer.text[:200] or answer.reason_phrase
-    if answer.status_code in _AGAIN:
+    if answer.status_code in TRY_AGAIN:
         raise _TryLater(answer.status_code, reason, detail, _asked_seconds(answer.headers.get("Retry-After")))
     raise SubmitError(answer.status_code, reason, detail)
 

@@ -1,5 +1,6 @@
 """From settings to learners; the only place that knows both."""
 
+import difflib
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,8 @@ def import_by_path(path: str) -> Any:
         raise ValueError(f"{path!r} cannot be imported: {error}") from error
     if not hasattr(module, name):
         public = [known for known in vars(module) if not known.startswith("_")]
-        raise ValueError(f"{module_name} has no {name!r}: {registry.nearest(name, public)}")
+        close = difflib.get_close_matches(name, public, n=3, cutoff=0.5)
+        raise ValueError(f"{module_name} has no {name!r}{': did you mean ' * bool(close)}{' or '.join(close)}")
     return getattr(module, name)
 
 

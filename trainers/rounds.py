@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 
 from online_meta.regret import LEARNER
@@ -86,6 +88,7 @@ def open_run(settings: TrainerSettings, files: RunFiles, history: History) -> Ru
         checkpoints=LineWriter(files.checkpoint_log),
         round=rounds,
         checkpointed=rounds,
+        published=(published_round(files.leader), 0.0),
     )
 
 
@@ -172,9 +175,20 @@ def write_checkpoint(run: Run) -> None:
 
 def publish(run: Run) -> None:
     """Put the current leader where adapting processes read it, if it is newer than what they have."""
-    if run.round != run.published[0]:
-        replace_file(run.files.leader, leader_bytes(run.leader(), run.round), durable=False)
+    if run.round > run.published[0]:
+        replace_file(run.files.leader, leader_bytes(run.leader(), run.round), durable=True)
         run.published = (run.round, time.monotonic())
+
+
+def published_round(leader: Path) -> int:
+    """Return how many rounds the published leader has learned; -1 when there is none.
+
+    Rounds that are played again after a kill are not published again: adapting never goes back.
+    """
+    if not leader.exists():
+        return -1
+    with safe_open(leader, "pt") as file:
+        return int(file.metadata()["round"])
 
 
 def leader_bytes(meta: Meta, rounds: int) -> bytes:

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -41,8 +39,9 @@ def command(
         out.write_bytes(encoded)
         return
     answer = decode_predictions(encoded)
-    for row in answer.get("labels", answer["predictions"]).flatten(1 if "labels" not in answer else 0):
-        click.echo(" ".join(f"{value:g}" for value in np.atleast_1d(torch.atleast_1d(row).numpy())))
+    rows = answer.get("labels", answer["predictions"])
+    for row in rows.reshape(len(rows), -1).tolist():
+        click.echo(" ".join(f"{value:g}" for value in row))
 
 
 def _pick(file: Path, names: tuple[str, ...]) -> Params:
@@ -54,5 +53,7 @@ def _pick(file: Path, names: tuple[str, ...]) -> Params:
         raise Stop(CONFIG, f"{file} is not a safetensors file: {error}") from error
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise Stop(CONFIG, f"{file} has no {' and no '.join(missing)}; it has {', '.join(sorted(tensors)) or 'nothing'}")
+        raise Stop(
+            CONFIG, f"{file} has no {' and no '.join(missing)}; it has {', '.join(sorted(tensors)) or 'nothing'}"
+        )
     return {name: tensors[name] for name in names}

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from deploy.config import Config
-from deploy.demo import Demo, demo_config, demo_source, start_daemon, stream_tasks, wait_for_hindsight
+from deploy.demo import Demo, choose_port, demo_config, demo_source, start_daemon, stream_tasks, wait_for_hindsight
 from deploy.exits import USAGE, Stop
 from deploy.report import spoken
 from deploy.summary import summary_table
@@ -33,6 +33,7 @@ def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> Non
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     if folder.exists() and any(folder.iterdir()):
         raise Stop(USAGE, f"{folder} is not empty: give --out another folder")
+    port = choose_port(port)
     config, serve_command = demo_config(folder, port)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"starting the daemon in {folder} ...")
@@ -88,7 +89,9 @@ def live_table(status: dict[str, Any], pace: float) -> Table:
             label = "FTML" if name == LEARNER else spoken(name)
             table.add_row(f"{label}, last 100", f"loss {learner['mean_loss_last_100']:.3f}")
     for against, regret in status["regret"].items():
-        table.add_row(f"regret against {spoken(against)}", f"{regret['value']:+.1f} as of round {regret['as_of_round']}")
+        table.add_row(
+            f"regret against {spoken(against)}", f"{regret['value']:+.1f} as of round {regret['as_of_round']}"
+        )
     return table
 
 

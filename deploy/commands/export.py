@@ -6,8 +6,9 @@ import click
 from safetensors.torch import save
 
 from deploy.exits import CONFIG, Stop
+from deploy.offline import open_checkpoint
 from online_meta.regret import LEARNER
-from trainers.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from trainers.checkpoint import Checkpoint
 from trainers.durable import replace_file
 
 
@@ -16,10 +17,7 @@ from trainers.durable import replace_file
 @click.argument("file", type=click.Path(path_type=Path))
 def command(checkpoint_dir: Path, file: Path) -> None:
     """Write the meta-parameters of CHECKPOINT_DIR (RUN/checkpoints/ROUND) to FILE, as safetensors."""
-    try:
-        checkpoint = load_checkpoint(checkpoint_dir)
-    except CheckpointError as error:
-        raise Stop(CONFIG, str(error)) from error
+    checkpoint = open_checkpoint(checkpoint_dir)
     try:
         replace_file(file, export_bytes(checkpoint), durable=False)
     except OSError as error:

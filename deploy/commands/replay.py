@@ -8,11 +8,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.config import read_config
-from deploy.exits import CONFIG, Stop
+from deploy.config import naming, read_config
 from deploy.replay import replay
 from deploy.summary import summary_table
-from streams.ledger import HistoryFormatError, HistoryMissing
 from trainers.run_files import RunFiles
 
 
@@ -36,7 +34,7 @@ def command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty()) as progress:
         bars = {what: progress.add_task(what, total=None) for what in ("rounds", "hindsight")}
-        try:
+        with naming(config):
             report = replay(
                 settings,
                 history or files.history,
@@ -44,8 +42,6 @@ def command(
                 rounds,
                 lambda what, done, total: progress.update(bars[what], completed=done, total=total),
             )
-        except (HistoryFormatError, HistoryMissing) as error:
-            raise Stop(CONFIG, str(error)) from error
     if as_json:
         click.echo(json.dumps(report))
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from deploy.child import log_to_stderr
-from deploy.config import read_config
+from deploy.config import naming, read_config
 from deploy.daemon import serve
 
 log = logging.getLogger(__name__)
@@ -19,5 +19,6 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Run the daemon of CONFIG until SIGTERM; it goes on where the last one stopped."""
     log_to_stderr()
     settings = read_config(config, overrides)
-    serve(settings, lambda url: log.info("listening on %s: dashboard at /, API at /docs, metrics at /metrics", url))
+    with naming(config):
+        serve(settings, lambda url: log.info("listening on %s: dashboard at /, API at /docs, metrics at /metrics", url))
     log.info("drained; see %s/report.html", settings.run.path)

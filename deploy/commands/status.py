@@ -29,7 +29,9 @@ def command(url: str, token_file: Path | None, as_json: bool) -> None:
 def status_table(status: dict[str, Any]) -> Table:
     """Lay the status out as a table of a line each."""
     rounds, last, checkpoint = status["rounds"], status["last"], status["checkpoint"]
-    table = Table(title=f"{status['run']}: {status['state'].replace('_', ' ')}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"{status['run']}: {status['state'].replace('_', ' ')}", show_header=False, title_justify="left"
+    )
     pending = f"{rounds['pending']} pending, {rounds['skipped']} skipped"
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
@@ -43,7 +45,13 @@ def status_table(status: dict[str, Any]) -> Table:
         table.add_row(
             f"regret against {spoken(against)}", f"{regret['value']:+.2f} as of round {regret['as_of_round']}{kind}"
         )
-    age = f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago" if checkpoint else "none yet"
+    age = (
+        f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago"
+        if checkpoint
+        else "none yet"
+    )
     table.add_row("last checkpoint", age)
-    table.add_row("trainer", f"{'alive' if status['trainer']['alive'] else 'DOWN'}, {status['trainer']['restarts']} restarts")
+    table.add_row(
+        "trainer", f"{'alive' if status['trainer']['alive'] else 'DOWN'}, {status['trainer']['restarts']} restarts"
+    )
     return table

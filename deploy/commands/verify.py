@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 from rich.progress import Progress
 
-from deploy.exits import BROKEN, CONFIG, Stop
-from streams.ledger import HistoryFormatError, HistoryMissing
+from deploy.exits import BROKEN
 from streams.verify import Verification, verify
 
 
@@ -17,12 +16,9 @@ from streams.verify import Verification, verify
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(history_dir: Path, as_json: bool) -> int:
     """Read every round of the history in HISTORY_DIR; check every checksum and the order. Exit 70 on damage."""
-    try:
-        with Progress(transient=True, disable=as_json or not sys.stderr.isatty()) as progress:
-            bar = progress.add_task("reading rounds", total=None)
-            found = verify(history_dir, lambda done, total: progress.update(bar, completed=done, total=total))
-    except (HistoryFormatError, HistoryMissing) as error:
-        raise Stop(CONFIG, str(error)) from error
+    with Progress(transient=True, disable=as_json or not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("reading rounds", total=None)
+        found = verify(history_dir, lambda done, total: progress.update(bar, completed=done, total=total))
     click.echo(json.dumps({"clean": found.clean, **found._asdict()}) if as_json else describe(found, history_dir))
     return 0 if found.clean else BROKEN
 

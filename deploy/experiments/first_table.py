@@ -126,7 +126,10 @@ def render(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for (stream, label, rounds), learners in sorted(rows.items()):
-        figures = [_spread(learners, key) for key in ("mean_loss_last_100", "mean_accuracy_last_100", "cumulative_loss", "seconds")]
+        figures = [
+            _spread(learners, key)
+            for key in ("mean_loss_last_100", "mean_accuracy_last_100", "cumulative_loss", "seconds")
+        ]
         text.append(f"| {stream} | {label} | {rounds} | {' | '.join(figures)} |")
     return "\n".join([*text, ""])
 
@@ -134,7 +137,7 @@ def render(result: dict[str, Any]) -> str:
 def _spread(learners: list[dict[str, Any]], key: str) -> str:
     values = [learner[key] for learner in learners if learner[key] is not None]
     if not values:
-        return "–"
+        return "-"
     error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{error}"
 

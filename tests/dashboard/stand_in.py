@@ -37,7 +37,9 @@ class Daemon:
         """Losses after adaptation of ``name``: noisy, and falling to its level."""
         first, last, pace = LEVELS.get(name, (2.0, 1.0, 100.0))
         noise = random.Random(name)
-        return [(last + (first - last) * 2.718 ** (-t / pace)) * noise.lognormvariate(0, 0.3) for t in range(self.rounds)]
+        return [
+            (last + (first - last) * 2.718 ** (-t / pace)) * noise.lognormvariate(0, 0.3) for t in range(self.rounds)
+        ]
 
     def before(self) -> list[float]:
         noise = random.Random("before")
@@ -67,7 +69,9 @@ class Daemon:
             "last": None if self.rounds == 0 else self.last(last),
             "learners": {name: self.learner(name) for name in self.learners} if self.rounds else {},
             "regret": self.regrets(),
-            "checkpoint": {"round": self.rounds - self.rounds % 50, "timestamp": NOW - 42} if self.rounds > 50 else None,
+            "checkpoint": {"round": self.rounds - self.rounds % 50, "timestamp": NOW - 42}
+            if self.rounds > 50
+            else None,
             "trainer": {"alive": self.state != "trainer_down", "restarts": 2 if self.state == "trainer_down" else 0},
             "backlog_limit": 1000,
         }
@@ -166,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = "index.html" if url.path == "/" else url.path.removeprefix("/static/")
         file = (DASHBOARD / name).resolve()
-        if url.path not in ("/",) and not url.path.startswith("/static/") or not file.is_file():
+        if (url.path not in ("/",) and not url.path.startswith("/static/")) or not file.is_file():
             self.send(404, "text/plain", b"no such page")
         else:
             self.send(200, KINDS.get(file.suffix, "text/plain"), file.read_bytes())

@@ -126,7 +126,8 @@ class Served:
 def hash_of(checkpoints: Path) -> str:
     """Return the SHA-256 of everything in the newest checkpoint that is learned."""
     newest = load_latest(checkpoints)
-    assert newest is not None and newest.rounds == saved_rounds(checkpoints)[-1]
+    assert newest is not None
+    assert newest.rounds == saved_rounds(checkpoints)[-1]
     digest = hashlib.sha256(str(newest.rounds).encode())
     for learner, tensors in sorted(newest.learners.items()):
         for name, tensor in sorted(tensors.items()):

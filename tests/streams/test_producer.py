@@ -125,7 +125,11 @@ def test_patience_ends(serve: Callable[..., Daemon]) -> None:
     with pytest.raises(SubmitError) as caught:
         submit(daemon.url, "a", b"", patience=0.2)
     assert caught.value.status == 507
-    assert len(daemon.asked) > 2
+    asked = len(daemon.asked)
+    assert asked > 2
+    with pytest.raises(SubmitError):
+        submit(daemon.url, "a", b"", patience=0)
+    assert len(daemon.asked) == asked + 1
 
 
 def test_a_daemon_that_is_not_there_is_unreachable() -> None:

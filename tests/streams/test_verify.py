@@ -66,6 +66,19 @@ def test_each_fault_is_found_where_it_is(
     assert all(getattr(found, other) == () for other in others)
 
 
+def test_an_index_that_leads_elsewhere_is_found(folder: Path) -> None:
+    file = folder / ledger.FILE
+    connection = sqlite3.connect(file)
+    found = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_rounds_1'").fetchall()
+    connection.close()
+    first = (found[0][0] - 1) * ledger.PAGE_BYTES
+    image = bytearray(file.read_bytes())
+    at = image.index(b"task-5", first, first + ledger.PAGE_BYTES)
+    image[at : at + 6] = b"task-x"
+    file.write_bytes(image)
+    assert verify(folder).ids == (5,)
+
+
 def test_a_payload_that_fits_its_checksum_but_is_no_task_is_damage(
     tmp_path: Path, make_record: Callable[..., Record]
 ) -> None:

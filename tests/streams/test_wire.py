@@ -14,7 +14,7 @@ import streams
 from online_meta.types import Batch, Task
 from streams import wire
 from streams.arrivals import Rejected
-from streams.header import HEADER_BYTES
+from streams.header import HEADER_BYTES, read_header
 from streams.spec import Limits, TaskSpec
 
 LIMITS = Limits(body_bytes=100_000, samples=50)
@@ -89,6 +89,7 @@ def body_of(header: object, data: bytes = b"") -> bytes:
 ONE = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
 HUGE = {"dtype": "F32", "shape": [2**50, 2], "data_offsets": [0, 8]}
 LABEL = {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]}
+TWICE = b'{"support_x": {}, ' + json.dumps({"support_x": ONE, "support_y": LABEL}).encode()[1:]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ LABEL = {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]}
         ("unreadable", b"PK\x03\x04" + b"\x00" * 100),
         ("unreadable", struct.pack("<Q", 2**63) + b"{}"),
         ("unreadable", struct.pack("<Q", 50) + b"{}"),
-        ("unreadable", body_of(b" " * (HEADER_BYTES + 1))),
+        ("unreadable", body_of(b"{" + b" " * HEADER_BYTES + b"}")),
         ("unreadable", body_of(b"[" * 60_000)),
         ("unreadable", body_of(b'{"a":' * 10_000)),
         ("unreadable", body_of(b"\xff\xfe{}")),
@@ -110,7 +111,7 @@ LABEL = {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]}
         ("unreadable", body_of({"support_x": {"dtype": "F32", "shape": [1.0, 2]}})),
         ("unreadable", body_of({"support_x": {"dtype": "F32", "shape": [10**400, 2]}})),
         ("unreadable", body_of({"support_x": {"dtype": "F32", "shape": [1] * 60}})),
-        ("unreadable", body_of(b'{"support_x":' + json.dumps(ONE).encode() + b',"support_x":{}}')),
+        ("unreadable", body_of(TWICE, b"\x00" * 16)),
         ("unreadable", body_of({"support_x": ONE, "support_y": LABEL}, b"\x00" * 15)),
         ("unreadable", body_of({"support_x": ONE, "support_y": LABEL}, b"\x00" * 17)),
         ("unreadable", body_of({"support_x": ONE, "support_y": {**LABEL, "data_offsets": [0, 8]}}, b"\x00" * 8)),
@@ -122,6 +123,11 @@ LABEL = {"dtype": "I64", "shape": [1], "data_offsets": [8, 16]}
 )
 def test_a_hostile_body_is_refused(reason: str, body: bytes) -> None:
     assert refusal(body).reason == reason
+
+
+def test_a_name_that_is_given_twice_is_refused_whatever_the_library_does_with_it() -> None:
+    with pytest.raises(Rejected, match="given twice"):
+        read_header(body_of(TWICE), 1_000)
 
 
 def test_metadata_is_ignored_and_the_tensors_can_be_written_to(make_task: Callable[[int], Task]) -> None:

@@ -1,0 +1,83 @@
+"""Open what a run has kept, and see that the configuration is the one that it was kept under."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from deploy.config import Config, read_settings
+from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from streams.history import History
+from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
+from streams.spec import TaskSpec
+from trainers.checkpoint import CheckpointError, load_latest
+from trainers.rounds import SettingsChanged, check_same_settings, decisive
+from trainers.run_files import RunFiles
+
+
+@contextmanager
+def open_history(files: RunFiles) -> Iterator[History]:
+    """Open the run's history to write; raises ``Stop`` with the exit code that fits."""
+    try:
+        history = History.open(files.history, write=True)
+    except HistoryBusy as error:
+        raise Stop(TRY_LATER, f"{error}: this run is being served already") from error
+    except HistoryFormatError as error:
+        raise Stop(CONFIG, str(error)) from error
+    except HistoryFull as error:
+        raise Stop(TRY_LATER, str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"[run] path = {str(files.folder)!r}: {_refusal(error)}") from error
+    try:
+        yield history
+    finally:
+        history.close()
+
+
+def _refusal(error: OSError) -> str:
+    return f"{error.filename} cannot be written ({error.strerror}); choose a folder where this user may write"
+
+
+def make_run_folder(files: RunFiles) -> None:
+    """Make the run's folder where there is none; raises ``ConfigError`` when that may not be."""
+    try:
+        files.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"[run] path = {str(files.folder)!r}: {_refusal(error)}") from error
+
+
+def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
+    """Raise ``ConfigError`` when the tasks of the history are not those that ``spec`` describes."""
+    if not len(history):
+        return
+    x, y = history[0].support
+    found = {
+        "x_shape": tuple(x.shape[1:]),
+        "x_dtype": str(x.dtype).removeprefix("torch."),
+        "y": "real" if y.dtype.is_floating_point else "class",
+        "y_shape": tuple(y.shape[1:]),
+    }
+    for name, value in found.items():
+        if getattr(spec, name) != value:
+            raise ConfigError(
+                f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: "
+                "set it back, or give the new run another run.path"
+            )
+
+
+def check_same_run(config: Config, files: RunFiles) -> None:
+    """Raise ``ConfigError`` when rounds were learned under settings that give other parameters.
+
+    A run whose checkpoints are all damaged cannot go on either.
+    """
+    try:
+        checkpoint = load_latest(files.checkpoints)
+        if checkpoint is not None:
+            check_same_settings(checkpoint.settings, config.trainer())
+        elif files.rounds.exists() and files.rounds.stat().st_size and files.settings.exists():
+            check_same_settings(decisive(read_settings(files.settings)), config.trainer())
+    except (SettingsChanged, CheckpointError) as error:
+        raise ConfigError(f"{files.folder}: {error}") from error
+    except ValidationError:
+        return  # settings of another version: the checkpoint to come decides

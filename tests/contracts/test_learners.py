@@ -1,0 +1,179 @@
+"""What every online learner of ``online_meta.learners`` keeps."""
+
+import itertools
+
+import pytest
+import torch
+
+import online_meta.learners
+from online_meta import registry
+from online_meta.score import OrderError
+from online_meta.types import Batch, Task
+from tests.learners.problems import frozen, remembered, setup, stream
+
+NAMES = registry.names(online_meta.learners)
+ROUNDS = 7
+QUICK = {"from_scratch": {"steps": 4}}
+"""Options that keep the tests short."""
+
+every_learner = pytest.mark.parametrize("name", NAMES)
+
+
+def make(name, **changes):
+    return registry.load_module(online_meta.learners, name).build(setup(**changes), **QUICK.get(name, {}))
+
+
+def play(learner, tasks):
+    """Score and learn the tasks one by one; return all that was said."""
+    return [(learner.score(task), learner.learn(task)) for task in tasks]
+
+
+@every_learner
+def test_scoring_changes_nothing(name):
+    learner, tasks = make(name), stream(4)
+    play(learner, tasks[:3])
+    before = frozen(learner.save())
+    first = learner.score(tasks[3])
+    assert learner.score(tasks[3]) == first
+    assert frozen(learner.save()) == before
+
+
+@every_learner
+@pytest.mark.parametrize("stop", range(ROUNDS))
+def test_going_on_from_what_was_saved_gives_the_same_bits_as_never_stopping(name, stop):
+    tasks, whole = stream(ROUNDS), make(name)
+    play(whole, tasks[:stop])
+    saved = whole.save()
+    kept = frozen(saved)
+    rest = play(whole, tasks[stop:])
+    assert frozen(saved) == kept, "what was saved is not written any more"
+
+    other = make(name, past=remembered(tasks[:stop]))
+    other.load(saved, stop)
+    assert play(other, tasks[stop:]) == rest
+    assert frozen(other.save()) == frozen(whole.save())
+
+
+@every_learner
+def test_a_learner_can_go_back(name):
+    tasks, learner = stream(ROUNDS), make(name)
+    play(learner, tasks[:3])
+    saved = learner.save()
+    rest = play(learner, tasks[3:])
+    learner.load(saved, 3)
+    assert play(learner, tasks[3:]) == rest
+
+
+@every_learner
+def test_loading_forgets_what_was_scored(name):
+    tasks, learner = stream(2), make(name)
+    saved = learner.save()
+    learner.score(tasks[0])
+    learner.load(saved, 0)
+    with pytest.raises(OrderError):
+        learner.learn(tasks[0])
+    learner.score(tasks[1])
+    learner.learn(tasks[1])
+
+
+def copy(task):
+    return Task(*(Batch(*(tensor.clone() for tensor in batch)) for batch in task))
+
+
+WRONG = {
+    "nothing is learned": lambda a, b, other: [],
+    "one is left out at the end": lambda a, b, other: [a],
+    "one is left out at the beginning": lambda a, b, other: [b],
+    "another order": lambda a, b, other: [b, a],
+    "one twice": lambda a, b, other: [a, a],
+    "another one besides": lambda a, b, other: [a, b, other],
+    "another one instead": lambda a, b, other: [a, other],
+    "a copy instead": lambda a, b, other: [a, copy(b)],
+}
+
+
+@every_learner
+@pytest.mark.parametrize("choose", WRONG.values(), ids=WRONG)
+def test_only_the_scored_tasks_are_learned_in_their_order(name, choose):
+    first, *tasks = stream(4)
+    learner = make(name)
+    play(learner, [first])
+    before = frozen(learner.save())
+    for task in tasks[:2]:
+        learner.score(task)
+    with pytest.raises(OrderError, match="scored"):
+        learner.learn(*choose(*tasks))
+    assert frozen(learner.save()) == before
+    learner.learn(*tasks[:2])  # the right ones are still there to be learned
+
+
+@every_learner
+def test_nothing_is_learned_that_was_not_scored(name):
+    learner, tasks = make(name), stream(2)
+    with pytest.raises(OrderError, match="score"):
+        learner.learn(tasks[0])
+    play(learner, tasks[:1])
+    with pytest.raises(OrderError):
+        learner.learn(tasks[0])
+
+
+@every_learner
+def test_several_tasks_in_one_update_are_scored_alike_and_count_as_so_many_rounds(name):
+    tasks, learner = stream(ROUNDS), make(name)
+    play(learner, tasks[:2])
+    saved = learner.save()
+    together = [learner.score(task) for task in tasks[2:5]]
+    assert frozen(learner.save()) == frozen(saved)
+    learned = learner.learn(*tasks[2:5])
+    assert set(learned.replayed) <= set(range(5))
+
+    for round, score in zip((2, 3, 4), together, strict=True):  # each as if it were the only one of its round
+        alone = make(name)
+        alone.load(saved, round)
+        assert alone.score(tasks[round]) == score
+
+    other = make(name, past=remembered(tasks[:5]))
+    other.load(learner.save(), 5)
+    assert play(other, tasks[5:]) == play(learner, tasks[5:])
+
+
+@every_learner
+def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_in_between(name):
+    tasks, one, two = stream(ROUNDS), make(name), make(name)
+    said = play(one, tasks)
+    torch.manual_seed(77)
+    assert play(two, tasks) == said
+    assert frozen(two.save()) == frozen(one.save())
+
+
+def test_scores_do_not_depend_on_the_order_of_the_learners():
+    tasks, said = stream(5), []
+    for order in itertools.permutations(NAMES):
+        learners = {name: make(name) for name in order}
+        scores = []
+        for task in tasks:
+            scored = {name: learner.score(task) for name, learner in learners.items()}
+            for learner in learners.values():
+                learner.learn(task)
+            scores.append(scored)
+        said.append((scores, {name: frozen(learner.save()) for name, learner in learners.items()}))
+    assert all(other == said[0] for other in said)
+
+
+@every_learner
+def test_learners_may_share_a_past_in_any_order(name):
+    tasks, shared = stream(5), setup()
+    modules = {one: registry.load_module(online_meta.learners, one) for one in NAMES}
+    both = [modules[one].build(shared, **QUICK.get(one, {})) for one in (name, *NAMES)]
+    said = [[learner.score(task) for learner in both] + [learner.learn(task) for learner in both] for task in tasks]
+    alone = make(name)
+    assert [(line[0], line[len(both)]) for line in said] == play(alone, tasks)
+
+
+@every_learner
+def test_what_is_saved_is_plain_tensors_without_a_graph(name):
+    learner = make(name)
+    play(learner, stream(2))
+    for value in learner.save().values():
+        assert isinstance(value, torch.Tensor)
+        assert not value.requires_grad

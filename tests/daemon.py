@@ -1,0 +1,215 @@
+"""A real daemon in a process of its own, for the tests that need one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import torch
+
+from deploy.config import read_config
+from deploy.listening import check_exposure
+from online_meta.types import Batch, Task
+from streams import wire
+from streams.sources.sinusoid import make_task
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 90.0
+SINUSOID = """
+[run]
+path = "{path}"
+[task]
+x_shape = [1]
+y = "real"
+y_shape = [1]
+[model]
+build = "trainers.models:mlp"
+args = {{ inputs = 1, outputs = 1, hidden = [8] }}
+loss = "mse"
+[inner]
+steps = 2
+[meta]
+batch = 2
+[regret]
+every_rounds = 5
+hindsight_steps = 1
+baselines = ["from_scratch"]
+options.from_scratch = {{ steps = 2 }}
+[checkpoint]
+every_rounds = 5
+[serve]
+port = {port}
+"""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def write_sinusoid(folder: Path, more: str = "") -> Path:
+    """Write a tiny configuration whose run lies under ``folder``; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.toml"
+    path.write_text(SINUSOID.format(path=folder / "run", port=free_port()) + more)
+    return path
+
+
+def sinusoid(t: int, query: bool = True) -> bytes:
+    """Return task t of the sinusoid stream as a body, 5 samples to adapt on and 5 to be judged on."""
+    task = make_task(0, t, 5, 5)
+    if query:
+        return wire.encode(task)
+    return encode({"support_x": task.support.x, "support_y": task.support.y})
+
+
+def encode(tensors: dict[str, torch.Tensor]) -> bytes:
+    """Return named tensors as safetensors."""
+    from safetensors.torch import save
+
+    return save(tensors)
+
+
+def decode(body: bytes) -> Task:
+    """Return the task in a body of ``sinusoid``."""
+    from safetensors.torch import load
+
+    named = load(body)
+    return Task(*(Batch(named[f"{part}_x"], named[f"{part}_y"]) for part in ("support", "query")))
+
+
+def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Return the first true value that ``true`` gives; fail when none comes in time."""
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+@dataclass
+class Daemon:
+    """A daemon that listens at ``url``; ``client`` carries its token, ``log`` is what it writes to stderr."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    client: httpx.Client
+    log: Path
+
+    def child(self, name: str) -> psutil.Process:
+        """Return the process of the trainer or of the hindsight comparator."""
+
+        def find() -> psutil.Process | None:
+            found = psutil.Process(self.process.pid).children()
+            return next((child for child in found if f"deploy.{name}" in child.cmdline()), None)
+
+        child: psutil.Process = wait_for(f"the {name} runs", find)
+        return child
+
+    @contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Stop a child by SIGSTOP for the time of the block."""
+        child = self.child(name)
+        child.suspend()
+        try:
+            yield
+        finally:
+            child.resume()
+
+    def submit(self, *tasks: int) -> list[httpx.Response]:
+        """Submit tasks of the sinusoid stream under the ids sin-0, sin-1, ..."""
+        return [self.post(sinusoid(t), f"sin-{t}") for t in tasks]
+
+    def post(self, body: bytes, id: str | None = None) -> httpx.Response:
+        """Post one task."""
+        return self.client.post("/v1/tasks", content=body, headers={} if id is None else {"Idempotency-Key": id})
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's status."""
+        found: dict[str, Any] = self.client.get("/v1/status").json()
+        return found
+
+    def wait_until_learned(self, rounds: int, seconds: float = 60.0) -> dict[str, Any]:
+        """Return the status as soon as so many rounds are played."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status()
+            return status if status["rounds"]["learned"] + status["rounds"]["skipped"] >= rounds else None
+
+        found: dict[str, Any] = wait_for(f"{rounds} rounds are learned", look, seconds)
+        return found
+
+    def wait_until_compared(self, rounds: int) -> dict[str, Any]:
+        """Return the status as soon as the hindsight comparator covers so many rounds."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status()
+            covered = status["regret"].get("hindsight", {"as_of_round": 0})["as_of_round"]
+            return status if covered >= rounds else None
+
+        found: dict[str, Any] = wait_for(f"hindsight covers {rounds} rounds", look)
+        return found
+
+    def drain(self) -> int:
+        """Stop the daemon by SIGTERM; return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(120)
+
+
+@contextmanager
+def running_daemon(config: Path, *sets: str, verify: Any = True) -> Iterator[Daemon]:
+    """Serve a configuration until the end of the block; give the daemon once it answers.
+
+    ``sets`` are ``--set`` arguments; ``verify`` is what httpx trusts where the daemon speaks TLS. The log lies beside
+    the configuration. Fails with the log when the daemon does not start.
+    """
+    settings = read_config(config, sets)
+    token = check_exposure(settings.serve)
+    log = config.with_suffix(".log")
+    command = [sys.executable, "-m", "online_meta", "serve", str(config)]
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [*command, *(part for one in sets for part in ("--set", one))], stdout=output, stderr=output, cwd=ROOT
+        )
+    url = f"{'https' if settings.serve.tls_cert else 'http'}://{settings.serve.host}:{settings.serve.port}"
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=30.0, verify=verify, trust_env=False) as client:
+            daemon = Daemon(url, process, client, log)
+            wait_for("the daemon answers", lambda: process.poll() is not None or _answers(client), START_SECONDS)
+            assert process.poll() is None, log.read_text()
+            yield daemon
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def run_cli(*arguments: str | Path, seconds: float = 120.0, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run ``online-meta`` with these arguments in a process of its own, to its end."""
+    command = [sys.executable, "-m", "online_meta", *map(str, arguments)]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=seconds, env=variables)

@@ -1,0 +1,155 @@
+"""Tasks over HTTP: what is taken, what is refused and why, what became of each."""
+
+import hashlib
+import json
+import socket
+
+import httpx
+import pytest
+import torch
+
+from tests.daemon import Daemon, decode, encode, sinusoid, wait_for
+from tests.deploy.conftest import BODY_BYTES
+
+GOOD = {
+    "support_x": torch.zeros(3, 1),
+    "support_y": torch.zeros(3, 1),
+    "query_x": torch.zeros(2, 1),
+    "query_y": torch.zeros(2, 1),
+}
+
+
+def test_a_task_becomes_one_round_whatever_is_sent_again(daemon: Daemon) -> None:
+    first = daemon.post(sinusoid(100), "again")
+    assert (first.status_code, first.json().keys()) == (201, {"id", "round"})
+    second = daemon.post(sinusoid(100), "again")
+    assert (second.status_code, second.json()) == (200, first.json())
+    other = daemon.post(sinusoid(101), "again")
+    assert (other.status_code, other.json()["reason"]) == (409, "conflict")
+    assert other.json()["round"] == first.json()["round"]
+    assert f"round {first.json()['round']}, which was made of other bytes" in other.json()["detail"]
+
+
+def test_rounds_are_dense_and_in_order(daemon: Daemon) -> None:
+    rounds = [daemon.post(sinusoid(200 + t), f"dense-{t}").json()["round"] for t in range(4)]
+    assert rounds == list(range(rounds[0], rounds[0] + 4))
+
+
+def test_without_an_id_it_is_the_hash_of_the_body(daemon: Daemon) -> None:
+    answer = daemon.post(sinusoid(300))
+    assert (answer.status_code, answer.json()["id"]) == (201, hashlib.sha256(sinusoid(300)).hexdigest())
+    assert daemon.post(sinusoid(300)).status_code == 200
+
+
+def test_a_query_may_be_left_out(daemon: Daemon) -> None:
+    assert daemon.post(sinusoid(400, query=False), "no-query").status_code == 201
+    wait_for("it is learned", lambda: daemon.client.get("/v1/tasks/no-query").json()["status"] == "learned")
+
+
+REFUSED: dict[str, tuple[dict[str, torch.Tensor] | bytes, str, str]] = {
+    "no safetensors": (b"hello, is this a task?", "unreadable", "cannot be read as safetensors"),
+    "nothing": (b"", "unreadable", "the body has 0 bytes"),
+    "NaN": ({**GOOD, "support_x": torch.tensor([[0.0], [float("nan")]])[[0, 1, 0]]}, "not_finite", "at sample 1"),
+    "infinity": ({**GOOD, "query_y": torch.full((2, 1), float("inf"))}, "not_finite", "query_y has NaN or infinity"),
+    "shape": ({**GOOD, "support_x": torch.zeros(3, 2)}, "wrong_shape", "support_x has shape (3, 2); it must be (n, 1)"),
+    "dtype": (
+        {**GOOD, "query_x": torch.zeros(2, 1).double()},
+        "wrong_dtype",
+        "query_x has dtype 'F64'; it must be F32",
+    ),
+    "counts": ({**GOOD, "query_y": torch.zeros(3, 1)}, "wrong_shape", "query_x has 2 samples and query_y has 3"),
+    "no support": (
+        {**GOOD, "support_x": torch.zeros(0, 1), "support_y": torch.zeros(0, 1)},
+        "empty_support",
+        "no samp",
+    ),
+    "no query": ({**GOOD, "query_x": torch.zeros(0, 1), "query_y": torch.zeros(0, 1)}, "empty_query", "no samples"),
+    "unknown": ({**GOOD, "weights": torch.zeros(1)}, "unknown_tensor", "there is a tensor 'weights'; known here:"),
+    "missing": ({"support_x": torch.zeros(3, 1)}, "missing_tensor", "there is no tensor 'support_y'"),
+    "half a query": ({k: v for k, v in GOOD.items() if k != "query_y"}, "missing_tensor", "no tensor 'query_y'"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_no_task_of_the_run_is_refused_and_harms_nothing(daemon: Daemon, why: str) -> None:
+    body, reason, detail = REFUSED[why]
+    before = daemon.status()["rounds"]["ingested"]
+    answer = daemon.post(body if isinstance(body, bytes) else encode(body), f"refused-{reason}")
+    assert (answer.status_code, answer.json()["reason"]) == (422, reason)
+    assert detail in answer.json()["detail"]
+    assert daemon.status()["rounds"]["ingested"] == before
+    assert daemon.client.get(f"/v1/tasks/refused-{reason}").status_code == 404
+    assert f'rejected_total{{reason="{reason}",source="http"}}' in daemon.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("id", ["", "a b", "-a", "a" * 201, "../etc", "ä".encode().decode("latin1")])
+def test_an_id_that_is_none(daemon: Daemon, id: str) -> None:
+    headers = {"Idempotency-Key": id.encode("latin1")}
+    answer = daemon.client.post("/v1/tasks", content=sinusoid(0), headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (422, "bad_id")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10000000000", "Transfer-Encoding: chunked"])
+def test_a_body_over_the_limit_is_refused_and_not_read_to_its_end(daemon: Daemon, framing: str) -> None:
+    url = httpx.URL(daemon.url)
+    with socket.create_connection((url.host, url.port), timeout=5) as connection:
+        head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nIdempotency-Key: big\r\n{framing}\r\n\r\n"
+        connection.sendall(head.encode())
+        piece = bytes(65536)
+        sent = 0
+        try:
+            while sent < 200_000_000:
+                connection.sendall(b"10000\r\n" + piece + b"\r\n" if "chunked" in framing else piece)
+                sent += len(piece)
+        except (TimeoutError, ConnectionError):
+            pass  # it reads no more: its window is full, or the connection is closed
+        assert sent < 50_000_000, "the daemon reads on for ever"
+    assert daemon.client.get("/healthz").is_success
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_answered(daemon: Daemon, chunked: bool) -> None:
+    body = bytes(BODY_BYTES + 1)
+    answer = daemon.client.post("/v1/tasks", content=iter([body[:9], body[9:]]) if chunked else body)
+    assert (answer.status_code, answer.json()["reason"]) == (413, "too_large")
+    assert str(BODY_BYTES) in answer.json()["detail"]
+    assert 'rejected_total{reason="too_large",source="http"}' in daemon.client.get("/metrics").text
+
+
+def test_a_body_at_the_limit_is_read(daemon: Daemon) -> None:
+    assert daemon.post(bytes(BODY_BYTES)).status_code == 422
+
+
+def test_a_client_that_hangs_up_is_no_error_of_the_daemon(daemon: Daemon) -> None:
+    url = httpx.URL(daemon.url)
+    with socket.create_connection((url.host, url.port), timeout=5) as connection:
+        connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+    assert daemon.post(sinusoid(500), "after-hang-up").status_code == 201
+
+
+def test_the_fate_of_a_task(daemon: Daemon) -> None:
+    with daemon.paused("trainer"):
+        round = daemon.post(sinusoid(600), "fate").json()["round"]
+        waiting = daemon.client.get("/v1/tasks/fate").json()
+        assert waiting == {"status": "pending", "round": round, "loss_before": None, "loss_after": None}
+    fate = wait_for(
+        "it is learned", lambda: (f := daemon.client.get("/v1/tasks/fate").json())["status"] != "pending" and f
+    )
+    line = json.loads((daemon.log.parent / "run/rounds.jsonl").read_text().splitlines()[round])
+    assert line["id"] == "fate"
+    losses = {key: line[key] for key in ("loss_before", "loss_after")}
+    assert fate == {"status": "learned", "round": round, **losses}
+    assert all(loss > 0 for loss in losses.values())
+
+
+def test_a_task_that_never_came(daemon: Daemon) -> None:
+    answer = daemon.client.get("/v1/tasks/never")
+    assert (answer.status_code, answer.json()["reason"]) == (404, "unknown_task")
+    assert "'never'" in answer.json()["detail"]
+
+
+def test_the_same_task_in_other_hands_is_kept_as_it_came(daemon: Daemon) -> None:
+    """What is learned is what was sent: the round's losses are those of its own tensors."""
+    task = decode(sinusoid(0))
+    assert task.support.x.shape == (5, 1)
+    assert daemon.client.get("/v1/tasks/sin-0").json()["round"] == 0

@@ -1,0 +1,77 @@
+"""A small stream of float64 regression tasks, and what learners of it are made from."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import online_meta as om
+from online_meta.past import MemoryPast
+from online_meta.replay.uniform import uniform
+from online_meta.setup import LearnerSetup
+
+LR = 0.05
+STEPS = 2
+
+
+def net(seed: int = 0) -> nn.Module:
+    """Return a network 3 -> 4 -> 2 in float64 whose weights are a function of ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def weights_of(module: nn.Module) -> om.Params:
+    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+
+def task(seed: int, support: int = 4, query: int = 3) -> om.Task:
+    """Return a random affine map of x, (n, 3) -> (n, 2)."""
+    random = torch.Generator().manual_seed(seed)
+    slope, shift = (torch.randn(*shape, generator=random, dtype=torch.float64) for shape in ((3, 2), (2,)))
+
+    def batch(size: int) -> om.Batch:
+        x = torch.randn(size, 3, generator=random, dtype=torch.float64)
+        return om.Batch(x, x @ slope + shift)
+
+    return om.Task(batch(support), batch(query))
+
+
+def stream(rounds: int, seed: int = 0) -> list[om.Task]:
+    return [task(1000 * seed + t) for t in range(rounds)]
+
+
+def optimizer(meta: om.Meta) -> om.MetaOptimizer:
+    return om.MetaOptimizer(meta, "adam", 0.01)
+
+
+def setup(**changes: Any) -> LearnerSetup:
+    """Return a small set-up with a past of its own; ``changes`` replace its fields."""
+    module = net()
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), STEPS)
+    fields: dict[str, Any] = {
+        "inner": inner,
+        "gradient": om.exact(inner),
+        "start": inner.init(weights_of(module)),
+        "fresh": lambda round: weights_of(net(100 + round)),
+        "engine": optimizer,
+        "replay": uniform,
+        "batch": 3,
+        "steps_per_round": 2,
+        "seed": 5,
+        "past": MemoryPast(),
+        "accuracy": None,
+    }
+    return LearnerSetup(**{**fields, **changes})
+
+
+def remembered(tasks: list[om.Task]) -> MemoryPast:
+    past = MemoryPast()
+    for round, one in enumerate(tasks):
+        past.remember(round, one)
+    return past
+
+
+def frozen(params: om.Params) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Return all bits of some tensors, to be compared with ==."""
+    return {name: (str(p.dtype), tuple(p.shape), p.detach().numpy().tobytes()) for name, p in params.items()}

@@ -1,0 +1,125 @@
+"""The baselines that run beside FTML: train on everything, and from scratch."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import online_meta as om
+from online_meta.draws import Draw
+from online_meta.learners import from_scratch, ftml, train_on_everything
+from online_meta.replay.all import all as every_round
+from online_meta.replay.uniform import uniform
+from tests.learners import slow
+from tests.learners.problems import LR, STEPS, net, setup, stream, weights_of
+from tests.numerics.compare import assert_close
+
+
+def play(learner, tasks):
+    return [(learner.score(task), learner.learn(task)) for task in tasks]
+
+
+def test_train_on_everything_never_adapts():
+    for score, _ in play(train_on_everything.build(setup()), stream(5)):
+        assert score.loss_before == score.loss_after
+
+
+@pytest.mark.parametrize("replay", [uniform, every_round])
+def test_train_on_everything_is_joint_training_on_past_rounds(replay):
+    tasks = stream(5)
+    learner = train_on_everything.build(setup(replay=replay, seed=3))
+    play(learner, tasks)
+    module = net()
+    adam = torch.optim.Adam(module.parameters(), lr=0.01)
+    for round in range(5):
+        for step in range(2 * (STEPS + 1)):
+            picks = replay(Draw(3 + train_on_everything.STREAM, round, step, round + 1, 3))
+            adam.zero_grad()
+            for pick in picks:
+                batch = slow.joined(tasks[pick.round])
+                (F.mse_loss(module(batch.x), batch.y) / len(picks)).backward()
+            adam.step()
+    assert_close(learner.engine.meta().weights, weights_of(module), 1e-12)
+
+
+def test_train_on_everything_draws_apart_from_ftml():
+    asked = {}
+
+    def spy_for(name):
+        def spy(draw):
+            asked.setdefault(name, []).append(draw)
+            return uniform(draw)
+
+        return spy
+
+    for name, module in (("ftml", ftml), ("everything", train_on_everything)):
+        play(module.build(setup(replay=spy_for(name), batch=2)), stream(8))
+    of_ftml, of_everything = ({(d.round, d.step): uniform(d) for d in asked[name]} for name in ("ftml", "everything"))
+    large = [key for key in of_ftml if key[0] >= 4]
+    assert {d.batch for d in asked["everything"]} == {2}
+    assert sum(of_ftml[key] != of_everything[key] for key in large) > len(large) / 2
+
+
+def test_train_on_everything_makes_as_many_gradients_as_ftml_with_its_inner_loop():
+    _, learned = play(train_on_everything.build(setup(steps_per_round=2)), stream(1))[0]
+    assert len(learned.steps) == 2 * (STEPS + 1)
+
+
+def test_train_on_everything_beats_its_own_start():
+    task = stream(1)[0]
+    learner = train_on_everything.build(setup(engine=lambda meta: om.MetaOptimizer(meta, "adam", 0.05)))
+    said = [score.loss_after for score, _ in play(learner, [task] * 20)]
+    assert said[-1] < 0.5 * said[0]
+
+
+def test_from_scratch_trains_fresh_weights_of_the_round_on_the_support_set_alone():
+    learner = from_scratch.build(setup(), steps=7, lr=0.02)
+    for round, task in enumerate(stream(3)):
+        module = net(100 + round)
+        with torch.no_grad():
+            before = float(F.mse_loss(module(task.query.x), task.query.y))
+        slow.train(module, task.support, 7, 0.02)
+        with torch.no_grad():
+            after = float(F.mse_loss(module(task.query.x), task.query.y))
+        score = learner.score(task)
+        assert (score.loss_before, score.loss_after) == pytest.approx((before, after), rel=1e-12)
+        assert learner.learn(task) == om.Learned((), ())
+
+
+def test_from_scratch_asks_for_the_weights_of_its_round_also_when_several_are_scored_together():
+    asked = []
+
+    def fresh(round):
+        asked.append(round)
+        return weights_of(net(round))
+
+    learner, tasks = from_scratch.build(setup(fresh=fresh), steps=0), stream(6)
+    learner.load({}, 3)
+    for task in tasks[:3]:
+        learner.score(task)
+    learner.score(tasks[2])
+    learner.learn(*tasks[:3])
+    learner.score(tasks[3])
+    assert asked == [3, 4, 5, 5, 6]
+
+
+def test_from_scratch_obeys_its_options_and_leaves_the_fresh_weights_alone():
+    (task,), weights = stream(1), weights_of(net(3))
+    kept = copy.deepcopy(weights)
+    scores = {
+        options: from_scratch.build(setup(fresh=lambda round: weights), *options).score(task)
+        for options in ((0, 0.01), (5, 0.01), (6, 0.01), (5, 0.02))
+    }
+    assert len({score.loss_after for score in scores.values()}) == 4
+    assert len({score.loss_before for score in scores.values()}) == 1
+    assert scores[0, 0.01].loss_after == scores[0, 0.01].loss_before
+    assert all(torch.equal(weights[name], kept[name]) for name in kept)
+
+
+def test_from_scratch_does_not_look_through_the_inner_loop():
+    """It trains by Adam whatever the inner rule is: neither its steps nor its step size matter."""
+    (task,) = stream(1)
+    module = net()
+    other = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=10 * LR), 9)
+    assert from_scratch.build(setup(inner=other), 5).score(task) == from_scratch.build(setup(), 5).score(task)

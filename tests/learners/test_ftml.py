@@ -1,0 +1,177 @@
+"""Follow the Meta-Leader: its parameters after n rounds are those that a slow loop over explicit picks has."""
+
+import threading
+
+import pytest
+import torch
+
+import online_meta as om
+from online_meta.draws import Draw, Pick
+from online_meta.learners import ftml
+from online_meta.replay.all import all as every_round
+from online_meta.replay.uniform import uniform
+from online_meta.types import StepReport
+from tests.learners import slow
+from tests.learners.problems import LR, STEPS, frozen, net, optimizer, setup, stream, weights_of
+from tests.numerics.compare import assert_close
+
+ROUNDS = 6
+EXACT = 1e-12
+
+
+def uneven(draw: Draw) -> list[Pick]:
+    """Revisit every second round, and the newest ones with more weight."""
+    return [Pick(round, 1.0 + round**2) for round in range(draw.count)][draw.step % 2 :: 2] or [Pick(0, 3.0)]
+
+
+def play(learner, tasks):
+    return [(learner.score(task), learner.learn(task))[1] for task in tasks]
+
+
+def by_hand(tasks, replay, batch, steps_per_round, seed=5):
+    """Return the weights after each round."""
+    module, found = net(), []
+    adam = torch.optim.Adam(module.parameters(), lr=0.01)
+    for round in range(len(tasks)):
+        for step in range(steps_per_round):
+            picks = replay(Draw(seed, round, step, round + 1, batch))
+            slow.follow(module, adam, tasks, picks, LR, STEPS)
+        found.append(weights_of(module))
+    return found
+
+
+@pytest.mark.parametrize("steps_per_round", [1, 3])
+@pytest.mark.parametrize("replay", [uniform, every_round, uneven])
+def test_the_leader_is_that_of_a_slow_loop(replay, steps_per_round):
+    tasks = stream(ROUNDS)
+    learner = ftml.build(setup(replay=replay, steps_per_round=steps_per_round))
+    for task, right in zip(tasks, by_hand(tasks, replay, 3, steps_per_round), strict=True):
+        learner.score(task)
+        assert len(learner.learn(task).steps) == steps_per_round
+        assert_close(learner.engine.meta().weights, right, EXACT)
+
+
+def test_tasks_of_different_sizes_are_revisited_together():
+    tasks = stream(4)
+    tasks[1] = om.Task(om.Batch(*(t[:1] for t in tasks[1].support)), om.Batch(*(t[:2] for t in tasks[1].query)))
+    learner = ftml.build(setup(replay=every_round, steps_per_round=1))
+    play(learner, tasks)
+    assert_close(learner.engine.meta().weights, by_hand(tasks, every_round, 3, 1)[-1], EXACT)
+
+
+def test_full_replay_uses_every_round_at_every_step():
+    learner = ftml.build(setup(replay=every_round, batch=2, steps_per_round=2))
+    said = play(learner, stream(5))
+    assert [learned.replayed for learned in said] == [tuple(range(n)) * 2 for n in range(1, 6)]
+
+
+def test_the_policy_is_asked_about_the_rounds_so_far_this_one_included():
+    asked = []
+
+    def spy(draw):
+        asked.append(draw)
+        return uniform(draw)
+
+    learner = ftml.build(setup(replay=spy, steps_per_round=2, batch=2, seed=9))
+    first, second, third = stream(3)
+    play(learner, [first])
+    for task in (second, third):
+        learner.score(task)
+    learner.learn(second, third)
+    assert asked == [Draw(9, 0, 0, 1, 2), Draw(9, 0, 1, 1, 2), Draw(9, 2, 0, 3, 2), Draw(9, 2, 1, 3, 2)]
+
+
+def test_seeds_draw_apart():
+    tasks = stream(8)
+    one, two = (ftml.build(setup(seed=seed)) for seed in (0, 1))
+    assert [a.replayed for a in play(one, tasks)] != [b.replayed for b in play(two, tasks)]
+    assert frozen(one.save()) != frozen(two.save())
+
+
+class Post:
+    """What two ranks in two threads share: each step, both put their part in and both take the sum out."""
+
+    def __init__(self, world: int) -> None:
+        self.parts: dict[int, tuple[om.MetaGrad, float]] = {}
+        self.all_here = threading.Barrier(world, timeout=60)
+        self.most: list[int] = []
+
+
+class Rank:
+    """An engine of one rank among some; every rank holds all parameters and steps on the ranks' sum."""
+
+    def __init__(self, meta: om.Meta, rank: int, world: int, post: Post) -> None:
+        self.rank, self.world, self._post, self._own = rank, world, post, optimizer(meta)
+        self.meta, self.save, self.load = self._own.meta, self._own.save, self._own.load
+
+    def apply(self, sums: om.MetaGrad, weight: float) -> StepReport:
+        self._post.parts[self.rank] = (sums, weight)
+        self._post.all_here.wait()
+        parts = [self._post.parts[rank] for rank in range(self.world)]
+        self._post.all_here.wait()
+        total = om.MetaGrad(
+            sum(part.loss for part, _ in parts),
+            om.Meta({n: sum(part.grads.weights[n] for part, _ in parts) for n in sums.grads.weights}, {}),
+        )
+        return self._own.apply(total, sum(w for _, w in parts))
+
+
+@pytest.mark.parametrize(("world", "replay"), [(2, uniform), (2, uneven), (3, every_round)])
+def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay):
+    """In the first rounds some ranks have no task at all; later they have unequal numbers of them."""
+    tasks, post = stream(ROUNDS), Post(world)
+    alone = ftml.build(setup(replay=replay))
+    right = play(alone, tasks)
+    said: dict[int, list[om.Learned]] = {}
+    learners = [
+        ftml.build(setup(replay=replay, engine=lambda meta, rank=rank: Rank(meta, rank, world, post)))
+        for rank in range(world)
+    ]
+    threads = [
+        threading.Thread(target=lambda rank=rank: said.update({rank: play(learners[rank], tasks)}), daemon=True)
+        for rank in range(world)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for rank in range(world):
+        assert [learned.replayed for learned in said[rank]] == [learned.replayed for learned in right]
+        assert_close(learners[rank].engine.meta().weights, alone.engine.meta().weights, EXACT)
+        assert frozen(learners[rank].save()) == frozen(learners[0].save())
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps_per_round": 0}])
+def test_a_learner_that_could_never_learn_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} (is )?0"):
+        ftml.build(setup(**wrong))
+
+
+def test_a_learner_can_be_made_of_the_public_names_alone():
+    inner = om.Inner(om.model_loss(net(), "mse"), om.rules.sgd(lr=LR), STEPS)
+    learner = om.FollowTheMetaLeader(inner, om.exact(inner), optimizer(inner.init(weights_of(net()))))
+    play(learner, stream(3))
+    assert learner.round == 3
+    assert_close(learner.engine.meta().weights, by_hand(stream(3), every_round, 25, 1)[-1], EXACT)
+
+
+def test_the_rules_own_parameters_are_learned_too():
+    """A rule that learns its step size: w and lr move by the gradients of one function of both."""
+
+    def update(rule, carry, grads, step):
+        return carry._replace(phi={name: phi - rule["lr"] * grads[name] for name, phi in carry.phi.items()})
+
+    rule = om.rules.sgd()._replace(init=lambda w: {"lr": torch.tensor(LR, dtype=torch.float64)}, update=update)
+    inner = om.Inner(om.model_loss(net(), "mse"), rule, STEPS)
+    start, (task,) = inner.init(weights_of(net())), stream(1)
+    made = setup(inner=inner, gradient=om.exact(inner), start=start, steps_per_round=1)
+    learner = ftml.build(made)
+    play(learner, [task])
+
+    module, lr = net(), torch.tensor(LR, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([*module.parameters(), lr], lr=0.01)
+    weights = dict(module.named_parameters())
+    slow.loss_of(module, slow.adapt(module, weights, task.support, lr, STEPS), task.query).backward()
+    adam.step()
+    assert_close(learner.engine.meta().weights, weights_of(module), EXACT)
+    assert_close(learner.engine.meta().rule, {"lr": lr.detach()}, EXACT)

@@ -1,0 +1,78 @@
+"""The table of metrics is the public one: dashboards and alerts elsewhere are written against these names."""
+
+import re
+
+import pytest
+
+from online_meta.metrics import METRICS
+
+PUBLIC = {
+    "online_meta_tasks_ingested_total": ("source",),
+    "online_meta_tasks_rejected_total": ("source", "reason"),
+    "online_meta_rounds_total": (),
+    "online_meta_rounds_pending": (),
+    "online_meta_round_duration_seconds": (),
+    "online_meta_meta_steps_total": (),
+    "online_meta_skipped_steps_total": ("reason",),
+    "online_meta_meta_gradient_norm": (),
+    "online_meta_task_loss": ("stage",),
+    "online_meta_task_accuracy": (),
+    "online_meta_cumulative_loss": ("learner",),
+    "online_meta_comparator_cumulative_loss": (),
+    "online_meta_regret": ("against",),
+    "online_meta_regret_per_round": ("against",),
+    "online_meta_ingest_duration_seconds": (),
+    "online_meta_oldest_pending_task_age_seconds": (),
+    "online_meta_history_bytes": (),
+    "online_meta_checkpoint_last_success_timestamp_seconds": (),
+    "online_meta_checkpoint_duration_seconds": (),
+    "online_meta_world_size": (),
+    "online_meta_restarts_total": (),
+}
+HISTOGRAMS = {
+    "online_meta_round_duration_seconds",
+    "online_meta_ingest_duration_seconds",
+    "online_meta_checkpoint_duration_seconds",
+}
+OTHER_UNITS = r"_(ms|us|ns|milliseconds|minutes|hours|days|kb|mb|gb|kib|mib|kilobytes|megabytes|bits|percent|ratio)\b"
+
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+
+
+def test_the_names_and_labels_are_the_public_ones():
+    found = {metric.name: metric.labels for metric in METRICS}
+    info = found.pop("online_meta_info")
+    assert found == PUBLIC
+    assert info[0] == "version"
+    assert {metric.name for metric in METRICS if metric.kind == "histogram"} == HISTOGRAMS
+
+
+def test_no_name_stands_twice():
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+@every_metric
+def test_total_is_the_end_of_a_counters_name_and_of_no_others(metric):
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+
+
+@every_metric
+def test_units_are_base_units(metric):
+    assert re.fullmatch(r"online_meta(_[a-z]+)+", metric.name)
+    assert not re.search(OTHER_UNITS, metric.name)
+    if re.search(r"_(duration|age|timestamp)", metric.name):
+        assert metric.name.endswith("_seconds")
+
+
+@every_metric
+def test_a_metric_says_what_it_is_and_never_names_a_task(metric):
+    assert metric.help.endswith(".")
+    assert len(set(metric.labels)) == len(metric.labels)
+    assert not {"id", "task", "task_id", "round"} & set(metric.labels)
+
+
+@every_metric
+def test_histograms_alone_have_buckets_and_theirs_rise(metric):
+    assert bool(metric.buckets) == (metric.kind == "histogram")
+    assert list(metric.buckets) == sorted(set(metric.buckets))
+    assert all(bucket > 0 for bucket in metric.buckets)

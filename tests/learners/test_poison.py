@@ -1,0 +1,98 @@
+"""A task of finite numbers whose gradient is not finite is left out of the steps that revisit it."""
+
+import math
+
+import pytest
+import torch
+
+import online_meta as om
+from online_meta.finite import sum_finite
+from online_meta.learners import ftml, train_on_everything
+from online_meta.over_tasks import sum_over_tasks
+from online_meta.replay.all import all as every_round
+from tests.learners.problems import frozen, setup, stream
+from tests.numerics.compare import assert_close
+
+
+def poison(part="support"):
+    """Return a task that ingest lets pass and that overflows in the loss."""
+    (task,) = stream(1, seed=99)
+    batch = getattr(task, part)
+    return task._replace(**{part: batch._replace(y=batch.y * 1e200)})
+
+
+def play(learner, tasks):
+    return [(learner.score(task), learner.learn(task)) for task in tasks]
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("build", [ftml.build, train_on_everything.build])
+def test_the_other_tasks_are_learned_as_if_it_were_never_revisited(build, part):
+    good = stream(4)
+    tasks = [*good[:2], poison(part), *good[2:]]
+    poisoned = build(setup(replay=every_round))
+    said = play(poisoned, tasks)
+    assert not math.isfinite(said[2][0].loss_before + said[2][0].loss_after) or build is not ftml.build
+    assert {step.skipped for _, learned in said for step in learned.steps} == {None}
+
+    clean = build(setup(replay=lambda draw: [pick for pick in every_round(draw) if pick.round != 2]))
+    play(clean, tasks)
+    assert_close(poisoned.engine.meta().weights, clean.engine.meta().weights, 1e-12)
+
+
+def test_where_there_is_nothing_else_the_step_is_skipped_and_says_so():
+    learner, fresh = ftml.build(setup()), ftml.build(setup())
+    said = play(learner, [poison()])
+    assert [step.skipped for step in said[0][1].steps] == ["not_finite"] * 2
+    assert frozen(learner.save()) == frozen(fresh.save())
+
+
+def gradient_and_meta():
+    made = setup()
+    return made.gradient, made.start
+
+
+def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
+    gradient, meta = gradient_and_meta()
+    tasks, weights = stream(3), [1.0, 2.5, 0.25]
+    found, weight = sum_finite(gradient)(meta, tasks, weights)
+    right = sum_over_tasks(gradient)(meta, tasks, weights)
+    assert frozen(found.grads.weights) == frozen(right.grads.weights)
+    assert torch.equal(found.loss, right.loss)
+    assert weight == 3.75
+
+
+def test_a_poison_task_leaves_with_its_weight():
+    gradient, meta = gradient_and_meta()
+    first, last = stream(2)
+    found, weight = sum_finite(gradient)(meta, [first, poison(), last], [1.0, 7.0, 2.5])
+    right = sum_over_tasks(gradient)(meta, [first, last], [1.0, 2.5])
+    assert weight == 3.5
+    assert_close(found.grads.weights, right.grads.weights, 1e-15)
+    torch.testing.assert_close(found.loss, right.loss, rtol=1e-15, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_though_its_loss_is_leaves_too():
+    gradient, meta = gradient_and_meta()
+    (task,) = stream(1)
+
+    def spoilt(meta, task):
+        found = gradient(meta, task)
+        name = next(iter(found.grads.weights))
+        weights = {**found.grads.weights, name: found.grads.weights[name] * torch.nan}
+        return om.MetaGrad(found.loss, om.Meta(weights, {}))
+
+    found, weight = sum_finite(spoilt)(meta, [task], [1.0])
+    assert weight == 0
+    assert not any(value.any() for value in found.grads.weights.values())
+
+
+def test_of_no_tasks_the_sum_is_zeros_of_weight_zero():
+    gradient, meta = gradient_and_meta()
+    found, weight = sum_finite(gradient)(meta, [], [])
+    assert weight == 0
+    assert found.loss == 0
+    assert {name: value.shape for name, value in found.grads.weights.items()} == {
+        name: value.shape for name, value in meta.weights.items()
+    }
+    assert not any(value.any() for value in found.grads.weights.values())

@@ -1,0 +1,109 @@
+"""A short history of small tasks, and runs over it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from online_meta.types import Batch, Params, Task
+from streams import wire
+from streams.arrivals import Record
+from streams.history import History
+from tests.learners.problems import frozen
+from trainers.json_lines import LineReader
+from trainers.rounds import Run, close_run, open_run, play_rounds
+from trainers.run_files import RunFiles
+from trainers.settings import (
+    CheckpointSettings,
+    InnerSettings,
+    MetaSettings,
+    ModelSettings,
+    RegretSettings,
+    TrainerSettings,
+)
+
+WAYS = 3
+SETTINGS = TrainerSettings(
+    model=ModelSettings("trainers.models:mlp", {"inputs": 2, "outputs": WAYS, "hidden": [4]}),
+    inner=InnerSettings(steps=1, lr=0.1),
+    meta=MetaSettings(lr=0.01, batch=4),
+    regret=RegretSettings(options={"from_scratch": {"steps": 2}}),
+    checkpoint=CheckpointSettings(every_rounds=3, keep=2),
+)
+
+
+def changed(settings: TrainerSettings, **sections: dict[str, Any]) -> TrainerSettings:
+    """Return the settings with some keys of some sections changed."""
+    parts = {name: replace(getattr(settings, name), **keys) for name, keys in sections.items()}
+    return replace(settings, **parts)
+
+
+def task(seed: int, size: float = 1.0) -> Task:
+    random = torch.Generator().manual_seed(seed)
+
+    def batch(n: int) -> Batch:
+        return Batch(size * torch.randn(n, 2, generator=random), torch.randint(WAYS, (n,), generator=random))
+
+    return Task(batch(6), batch(4))
+
+
+def fill(history: History, tasks: list[Task]) -> None:
+    """Append the tasks, named by their place."""
+    first = len(history)
+    bodies = [wire.encode(one) for one in tasks]
+    history.append([Record(f"t{first + i}", b, wire.digest(b), "s", None, 1.0) for i, b in enumerate(bodies)])
+
+
+@contextlib.contextmanager
+def opened(folder: Path, history: History, settings: TrainerSettings = SETTINGS) -> Iterator[Run]:
+    """Open a run and close its files whatever happens, as the end of a process does."""
+    run = open_run(settings, RunFiles(folder), history)
+    try:
+        yield run
+    finally:
+        close_run(run)
+
+
+def play(folder: Path, history: History, until: int | None, settings: TrainerSettings = SETTINGS) -> dict[str, Params]:
+    """Play until so many rounds are learned; return the bits of every learner."""
+    with opened(folder, history, settings) as run:
+        assert play_rounds(run, Event(), until) == run.round
+        return bits(run)
+
+
+def bits(run: Run) -> dict[str, Any]:
+    return {name: frozen(learner.save()) for name, learner in run.learners.items()}
+
+
+class Killed(Exception):
+    """Stands for the end of a process that could tidy nothing up."""
+
+
+class KilledAfter(Event):
+    """A stop event that, asked after so many updates, ends the process instead of answering."""
+
+    def __init__(self, updates: int) -> None:
+        super().__init__()
+        self.left = updates
+
+    def is_set(self) -> bool:
+        if not self.left:
+            raise Killed
+        self.left -= 1
+        return super().is_set()
+
+
+def kill(folder: Path, history: History, updates: int, settings: TrainerSettings = SETTINGS) -> None:
+    """Play so many updates and stop dead."""
+    with contextlib.suppress(Killed), opened(folder, history, settings) as run:
+        play_rounds(run, KilledAfter(updates))
+        raise AssertionError("there was nothing to play")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the rounds without what timing decides."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in LineReader(RunFiles(folder).rounds).refresh()]

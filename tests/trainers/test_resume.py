@@ -1,0 +1,179 @@
+"""Stopped or killed anywhere and opened again, a run gives the same bits and the same lines."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from tests.trainers.conftest import ROUNDS
+from tests.trainers.runs import SETTINGS, changed, kill, lines, opened, play
+from trainers.checkpoint import CheckpointError, load_latest
+from trainers.plan import read_plans
+from trainers.rounds import SettingsChanged, open_run, play_update
+from trainers.run_files import RunFiles
+from trainers.settings import ModelSettings
+
+SHARED = changed(SETTINGS, meta={"max_rounds_per_update": 2})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, history):
+    """What a run says that is never stopped, one round an update."""
+    folder = tmp_path_factory.mktemp("whole")
+    return play(folder, history, ROUNDS), lines(folder)
+
+
+@pytest.mark.parametrize("stop", range(ROUNDS + 1))
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, history, whole, stop):
+    play(tmp_path, history, stop)
+    assert len(lines(tmp_path)) == stop
+    assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("updates", range(ROUNDS + 1))
+def test_a_run_that_was_killed_goes_on_with_the_same_bits_and_writes_no_line_twice(tmp_path, history, whole, updates):
+    kill(tmp_path, history, updates)
+    checkpoint = load_latest(RunFiles(tmp_path).checkpoints)
+    assert (checkpoint.rounds if checkpoint else 0) == updates - updates % 3
+    with open(RunFiles(tmp_path).rounds, "ab") as file:
+        file.write(b'{"round":%d,"id":"to' % updates)  # the line that was being written
+    assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
+
+
+def test_a_run_that_is_killed_after_every_update_gives_the_same_bits(tmp_path, history, whole):
+    settings = changed(SETTINGS, checkpoint={"every_rounds": 2})
+    for _ in range(3 * ROUNDS):
+        kill(tmp_path, history, 3, settings)
+        if len(lines(tmp_path)) == ROUNDS:
+            break
+    assert (play(tmp_path, history, ROUNDS, settings), lines(tmp_path)) == whole
+
+
+def test_a_line_that_a_kill_took_is_written_again(tmp_path, history, whole):
+    kill(tmp_path, history, 5)
+    file = RunFiles(tmp_path).rounds
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:4]))  # round 4 was not durable yet
+    assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
+
+
+def test_a_run_whose_checkpointed_rounds_have_lost_their_lines_is_refused(tmp_path, history):
+    play(tmp_path, history, 3)
+    file = RunFiles(tmp_path).rounds
+    damaged = file.read_bytes().replace(b'"round":1', b'"round:1"')
+    file.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"rounds\.jsonl is damaged: 1 lines are whole .* round 3.*Restore"):
+        open_run(SETTINGS, RunFiles(tmp_path), history)
+    assert file.read_bytes() == damaged, "nothing is cut that a person could mend"
+
+
+def test_a_damaged_checkpoint_costs_time_and_no_bits(tmp_path, history, whole, caplog):
+    play(tmp_path, history, 7)
+    (RunFiles(tmp_path).checkpoints / "7" / "ftml.safetensors").write_bytes(b"")
+    with opened(tmp_path, history) as run:
+        assert run.round == 6
+    assert "checkpoint of round 7 is passed over" in caplog.text
+    assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
+
+
+def test_a_round_that_does_not_repeat_is_told_and_its_first_score_stands(tmp_path, history, caplog):
+    kill(tmp_path, history, 2)
+    file = RunFiles(tmp_path).rounds
+    first, second = [json.loads(line) for line in file.read_bytes().splitlines()]
+    second["loss_after"] = 0.125
+    file.write_text("".join(json.dumps(line) + "\n" for line in (first, second)))
+    play(tmp_path, history, 3)
+    assert "round 1 does not repeat: loss_after was 0.125 and is" in caplog.text
+    assert "round 0" not in caplog.text
+    assert [line["loss_after"] for line in lines(tmp_path)][1] == 0.125
+
+
+def test_a_faithful_repetition_says_nothing(tmp_path, history, caplog):
+    kill(tmp_path, history, 2)
+    play(tmp_path, history, 3)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("updates", range(6))
+def test_shared_updates_are_played_again_as_they_were_planned(tmp_path, history, updates):
+    """Whatever is available the second time, and whatever the limit is then."""
+    right = play(tmp_path / "whole", history, ROUNDS, SHARED)
+    assert [plan.rounds for plan in read_plans(RunFiles(tmp_path / "whole").plans)] == [2, 2, 2, 2, 1]
+    if updates < 5:
+        kill(tmp_path / "cut", history, updates, SHARED)
+    else:
+        (tmp_path / "cut" / "history").mkdir(parents=True)
+        shutil.copy(RunFiles(tmp_path / "whole").plans, RunFiles(tmp_path / "cut").plans)
+    planned = read_plans(RunFiles(tmp_path / "cut").plans)
+    assert len(planned) == min(updates, 5)
+    again = SETTINGS if updates == 5 else SHARED
+    assert play(tmp_path / "cut", history, ROUNDS, again) == right
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert read_plans(RunFiles(tmp_path / "cut").plans) == read_plans(RunFiles(tmp_path / "whole").plans)
+
+
+def test_sharing_updates_gives_other_bits_so_that_the_plan_matters(tmp_path, history, whole):
+    assert play(tmp_path, history, ROUNDS, SHARED) != whole[0]
+
+
+def test_a_plan_is_written_before_its_rounds_are_played(tmp_path, history, monkeypatch):
+    with opened(tmp_path, history) as run:
+        monkeypatch.setattr(type(run.past), "__getitem__", lambda self, round: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            play_update(run, 1)
+    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 1)]
+
+
+CHANGES = {
+    "inner.lr was 0.1 and is 0.2": {"inner": {"lr": 0.2}},
+    "inner.fast was ['*'] and is ['1.*']": {"inner": {"fast": ("1.*",)}},
+    "meta.optimizer was 'adam' and is 'sgd'": {"meta": {"optimizer": "sgd"}},
+    "meta.clip_norm was 10.0 and is None": {"meta": {"clip_norm": None}},
+    "engine.threads was 1 and is 2": {"engine": {"threads": 2}},
+    "regret.baselines was ['train_on_everything', 'from_scratch'] and is []": {"regret": {"baselines": ()}},
+    "regret.options was {'from_scratch': {'steps': 2}} and is {}": {"regret": {"options": {}}},
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, history):
+    folder = tmp_path_factory.mktemp("begun")
+    play(folder, history, 3)
+    return folder
+
+
+@pytest.mark.parametrize(("message", "changes"), CHANGES.items(), ids=CHANGES)
+def test_other_settings_are_refused_by_name_with_both_values(begun, history, message, changes):
+    with pytest.raises(SettingsChanged) as caught:
+        open_run(changed(SETTINGS, **changes), RunFiles(begun), history)
+    assert f"other settings: {message}. Set them back" in str(caught.value)
+
+
+def test_another_seed_is_refused(begun, history):
+    with pytest.raises(SettingsChanged, match="seed was 0 and is 1"):
+        open_run(replace(SETTINGS, seed=1), RunFiles(begun), history)
+
+
+def test_all_differences_are_named(begun, history):
+    settings = changed(SETTINGS, inner={"lr": 0.2, "steps": 3}, meta={"batch": 5})
+    with pytest.raises(
+        SettingsChanged, match=r"inner\.lr was .*; inner\.steps was 1 and is 3; meta\.batch was 4 and is 5"
+    ):
+        open_run(settings, RunFiles(begun), history)
+
+
+def test_another_model_is_refused_before_its_weights_are_compared(begun, history):
+    other = replace(SETTINGS, model=ModelSettings("trainers.models:mlp", {**SETTINGS.model.args, "hidden": [5]}))
+    with pytest.raises(SettingsChanged, match=r"model\.args was .*\[4\].* and is .*\[5\]"):
+        open_run(other, RunFiles(begun), history)
+
+
+def test_settings_that_no_parameter_depends_on_may_change(begun, history):
+    settings = changed(
+        SETTINGS,
+        meta={"max_rounds_per_update": 9},
+        checkpoint={"every_rounds": 100, "keep": 1},
+        regret={"every_rounds": 7, "hindsight_steps": 1.0},
+    )
+    with opened(begun, history, settings) as run:
+        assert run.round == 3

@@ -1,0 +1,216 @@
+"""Playing a history: what is reported, published, checkpointed and skipped, and what a round costs."""
+
+import math
+import os
+from threading import Event
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from online_meta.score import score_task
+from online_meta.types import Batch, Meta, Task
+from streams.history import History
+from tests.learners.problems import frozen
+from tests.trainers.conftest import ROUNDS
+from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, play, task
+from trainers.checkpoint import load_latest, saved_rounds
+from trainers.json_lines import LineReader
+from trainers.plan import read_plans
+from trainers.rounds import play_rounds, play_update
+from trainers.run_files import RunFiles
+
+LEARNERS = {"ftml", "train_on_everything", "from_scratch"}
+
+
+def test_every_round_has_a_whole_line(tmp_path, history):
+    play(tmp_path, history, ROUNDS)
+    found = LineReader(RunFiles(tmp_path).rounds).refresh()
+    assert [line["round"] for line in found] == list(range(ROUNDS))
+    for line in found:
+        keys = "round id source loss_before loss_after accuracy replayed seconds skipped learners steps"
+        assert list(line) == keys.split()
+        assert (line["id"], line["source"], line["skipped"]) == (f"t{line['round']}", "s", None)
+        assert line["replayed"] == min(line["round"] + 1, 4)
+        assert line["learners"].keys() == LEARNERS
+        assert line["learners"]["ftml"] == {key: line[key] for key in ("loss_before", "loss_after", "accuracy")}
+        assert all(math.isfinite(own["loss_after"]) and 0 <= own["accuracy"] <= 1 for own in line["learners"].values())
+        assert [step["skipped"] for step in line["steps"]] == [None]
+        assert line["steps"][0]["norm"] > 0
+        assert line["seconds"] > 0
+
+
+def test_a_reported_score_is_that_of_the_leader_before_the_round(tmp_path, history):
+    with opened(tmp_path, history) as run:
+        learner = run.learners["ftml"]
+        for round in range(4):
+            before = Meta({name: w.clone() for name, w in run.leader().weights.items()}, {})
+            play_update(run, 1)
+            right = score_task(learner.inner, before, history[round])
+            seen = score_task(learner.inner, run.leader(), history[round])
+            line = lines(tmp_path)[round]
+            assert (line["loss_before"], line["loss_after"]) == (right.loss_before, right.loss_after)
+            assert line["loss_after"] != seen.loss_after
+
+
+def test_the_leader_is_published_with_its_round(tmp_path, history):
+    with opened(tmp_path, history) as run:
+        for until in (2, 5):
+            play_rounds(run, Event(), until)
+            with safe_open(RunFiles(tmp_path).leader, "pt") as published:
+                assert published.metadata() == {"round": str(until)}
+                found = {name: published.get_tensor(name) for name in published.keys()}  # noqa: SIM118 - no mapping
+            assert frozen(found) == frozen(run.leader().weights)
+
+
+def test_checkpoints_are_written_every_so_many_rounds_and_at_the_end(tmp_path, history):
+    play(tmp_path, history, 8)
+    files = RunFiles(tmp_path)
+    assert [line["round"] for line in LineReader(files.checkpoint_log).refresh()] == [3, 6, 8]
+    assert saved_rounds(files.checkpoints) == [6, 8]
+    assert load_latest(files.checkpoints).rounds == 8
+
+
+def test_a_run_that_has_nothing_to_do_publishes_where_it_stands_and_writes_no_checkpoint(tmp_path, history):
+    play(tmp_path, history, 3)
+    files = RunFiles(tmp_path)
+    files.leader.unlink()
+    play(tmp_path, history, 3)
+    assert files.leader.exists()
+    assert [line["round"] for line in LineReader(files.checkpoint_log).refresh()] == [3]
+
+
+class Stopping(History):
+    """A history whose round 4, when it is read to be played, brings the signal to stop."""
+
+    stop = Event()
+
+    def payload(self, round):
+        if round == 4:
+            self.stop.set()
+        return super().payload(round)
+
+
+def test_a_stop_in_the_middle_of_a_round_finishes_it_and_checkpoints(tmp_path, history):
+    with Stopping.open(history.path, write=False) as stopping:
+        stopping.stop = Event()
+        with opened(tmp_path, stopping) as run:
+            assert play_rounds(run, stopping.stop) == 5
+    assert len(lines(tmp_path)) == 5
+    assert load_latest(RunFiles(tmp_path).checkpoints).rounds == 5
+
+
+class Arriving(Event):
+    """A stop event that, when the trainer waits on it for the first time, brings more tasks, then the stop."""
+
+    def __init__(self, history):
+        super().__init__()
+        self.history, self.waits = history, 0
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        if self.waits == 1:
+            fill(self.history, [task(1)])
+        else:
+            self.set()
+        return self.is_set()
+
+
+def test_rounds_are_played_as_they_are_committed(tmp_path, empty):
+    fill(empty, [task(0)])
+    stop = Arriving(empty)
+    with opened(tmp_path, empty) as run:
+        assert play_rounds(run, stop) == 2
+    assert stop.waits == 2
+    assert [line["round"] for line in lines(tmp_path)] == [0, 1]
+
+
+def poison():
+    """Return a task of finite numbers that overflow in the loss."""
+    good = task(50)
+    return Task(good.support, Batch(good.query.x * 1e38 * 3, good.query.y))
+
+
+def test_a_round_that_is_not_finite_is_skipped_for_all_and_harms_no_other(tmp_path, empty):
+    fill(empty, [task(0), task(1), poison(), task(2), task(3)])
+    play(tmp_path, empty, 5)
+    found = lines(tmp_path)
+    assert [line["skipped"] for line in found] == [None, None, "not_finite", None, None]
+    assert (found[2]["loss_before"], found[2]["loss_after"], found[2]["accuracy"]) == (None, None, None)
+    assert found[2]["learners"] == {}
+    for line in found:
+        assert [step["skipped"] for step in line["steps"]] == [None], "it is revisited in every one of these steps"
+    assert [line["learners"].keys() for line in found if not line["skipped"]] == [LEARNERS] * 4
+
+
+def test_a_step_on_nothing_but_poison_is_skipped_and_counted(tmp_path, empty):
+    fill(empty, [poison()])
+    before = play(tmp_path, empty, 0)
+    assert play(tmp_path, empty, 1) == before
+    (line,) = lines(tmp_path)
+    assert line["steps"] == [{"norm": None, "skipped": "not_finite"}]
+
+
+class Counting(History):
+    """A history that counts the tasks read from it."""
+
+    reads = 0
+
+    def payload(self, round):
+        self.reads += 1
+        return super().payload(round)
+
+
+def reads_by_round(folder, history, replay):
+    with Counting.open(history.path, write=False) as counting:
+        made = []
+        with opened(folder, counting, changed(SETTINGS, meta={"replay": replay})) as run:
+            for _ in range(ROUNDS):
+                before = counting.reads
+                play_update(run, 1)
+                made.append(counting.reads - before)
+        return made
+
+
+def test_a_round_reads_as_many_tasks_late_as_early(tmp_path, history):
+    batch, inner_steps = SETTINGS.meta.batch, SETTINGS.inner.steps
+    made = reads_by_round(tmp_path / "uniform", history, "uniform")
+    assert made[batch:] == [1 + batch + batch * (inner_steps + 1)] * (ROUNDS - batch)
+    growing = reads_by_round(tmp_path / "all", history, "all")
+    assert growing[-1] > growing[batch] > made[-1]
+
+
+def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, history):
+    settings = changed(SETTINGS, meta={"max_rounds_per_update": 4})
+    with opened(tmp_path, history, settings) as run:
+        learner = run.learners["ftml"]
+        for first, last in ((0, 4), (4, 8), (8, 9)):
+            leader = Meta({name: w.clone() for name, w in run.leader().weights.items()}, {})
+            play_update(run, len(history) - run.round)
+            fresh = lines(tmp_path)[first:]
+            assert [line["round"] for line in fresh] == list(range(first, last))
+            for line in fresh:
+                right = score_task(learner.inner, leader, history[line["round"]])
+                assert line["loss_after"] == right.loss_after
+            assert [len(line["steps"]) for line in fresh] == [0] * (len(fresh) - 1) + [1]
+            assert not torch.equal(*(next(iter(meta.weights.values())) for meta in (leader, run.leader())))
+    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 4), (4, 4), (8, 1)]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_reports_are_durable_before_the_checkpoint_that_follows_them(tmp_path, history, monkeypatch, late):
+    """A checkpoint whose rounds have lost their lines could never give them back."""
+    said = []
+    fsync, rename = os.fsync, os.rename
+    paths = {"rounds.jsonl", "manifest.json"}
+
+    def synced(descriptor):
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        said.extend([name] if name in paths else [])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", lambda a, b: (said.append("renamed"), rename(a, b))[1])
+    play(tmp_path, history, 4 if late else 3)
+    once = ["rounds.jsonl", "manifest.json", "renamed"]
+    assert said == once * (2 if late else 1)
