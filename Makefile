@@ -18,7 +18,7 @@ PYTHON ?=
 ARGS ?=
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test check format pins clean chromium
+.PHONY: help setup demo test check format experiments pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ check: $(READY) chromium  ## what CI runs: formatting, lint, types, all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(TEST)
+
+experiments: $(READY)  ## the tables of docs/results; resumes where it was stopped; ARGS="--seeds 1 --jobs 1"
+	@exec $(BIN)/python -m deploy.experiments.first_table $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .

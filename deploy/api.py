@@ -4,6 +4,7 @@ import hmac
 from importlib.resources import files as package_files
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -19,6 +20,7 @@ from deploy.state import DaemonState
 from streams.arrivals import BacklogFull, IngestClosed, Rejected
 from streams.ledger import HistoryDamaged, HistoryFull
 
+ADAPTATIONS_AT_ONCE = 2
 OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
 OPEN_PREFIXES = ("/static/", "/static-offline-docs/", "/docs", "/openapi.json")
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
@@ -34,6 +36,8 @@ def create_app(state: DaemonState) -> FastAPI:
         description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
     )
     app.state.daemon = state
+    # Adapting is work for the processor: a crowd of it must not take the threads that make tasks durable.
+    app.state.adapting = CapacityLimiter(ADAPTATIONS_AT_ONCE)
     app.include_router(routes_tasks.router)
     app.include_router(routes_read.router)
     dashboard = str(package_files("deploy") / "dashboard")

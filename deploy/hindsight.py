@@ -14,11 +14,12 @@ from safetensors.torch import load, save
 
 from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
 from deploy.config import read_settings
-from deploy.exits import DONE, Stop
+from deploy.exits import DONE, TRY_LATER, Stop
 from online_meta.regret import Comparator
 from online_meta.setup import LearnerSetup
 from online_meta.types import Params
 from streams.history import History
+from streams.ledger import HistoryFull
 from trainers.build import build_setup
 from trainers.durable import replace_file
 from trainers.hindsight import refresh_hindsight
@@ -49,6 +50,9 @@ def main(settings_file: str) -> int:
     except Stop as stopped:
         log.error("%s", stopped)
         return stopped.code
+    except (OSError, HistoryFull) as error:  # A full disk: it is trained anew from what was kept.
+        log.error("%s", error)
+        return TRY_LATER
 
 
 def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:

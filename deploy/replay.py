@@ -46,10 +46,12 @@ def replay(
             run = open_run(config.trainer(), files, history)
         except (SettingsChanged, CheckpointError) as error:
             raise Stop(CONFIG, f"{out}: {error}") from error
-        while run.round < total:
-            play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
-            progress("rounds", run.round, total)
-        close_run(run)
+        try:
+            while run.round < total:
+                play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
+                progress("rounds", run.round, total)
+        finally:
+            close_run(run)
         if "hindsight" in config.regret.comparator and total:
             _compare(config, files, history, total, progress)
     view = RunView(files, (LEARNER, *config.regret.baselines))

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
@@ -91,7 +92,9 @@ async def adapt(request: Request) -> Response:
     body = await read_body(request, state.config.serve.limits.body_bytes)
     support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, state.config.serve.limits)
     try:
-        output, round = await run_in_threadpool(state.adapter.predict, support, query_x)
+        output, round = await to_thread.run_sync(
+            state.adapter.predict, support, query_x, limiter=request.app.state.adapting
+        )
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: ask again in a moment"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})

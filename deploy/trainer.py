@@ -6,9 +6,9 @@ from pathlib import Path
 
 from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
 from deploy.config import read_settings
-from deploy.exits import BROKEN, CONFIG, DONE, Stop
+from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, Stop
 from streams.history import History
-from streams.ledger import HistoryDamaged
+from streams.ledger import HistoryDamaged, HistoryFull
 from trainers.checkpoint import CheckpointError
 from trainers.rounds import SettingsChanged, close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
@@ -41,6 +41,9 @@ def main(settings_file: str) -> int:
     except HistoryDamaged as error:
         log.error("%s: see `online-meta verify %s`", error, files.history)
         return BROKEN
+    except (OSError, HistoryFull) as error:  # A full disk: what was checkpointed stays, and the next start goes on.
+        log.error("%s", error)
+        return TRY_LATER
 
 
 if __name__ == "__main__":

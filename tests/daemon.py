@@ -79,7 +79,7 @@ def encode(tensors: dict[str, torch.Tensor]) -> bytes:
     """Return named tensors as safetensors."""
     from safetensors.torch import save
 
-    return save(tensors)
+    return save({name: tensor.clone() for name, tensor in tensors.items()})  # the format refuses shared memory
 
 
 def decode(body: bytes) -> Task:

@@ -45,7 +45,9 @@ async function send(address, token) {
   try {
     return await fetch(address, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
   } catch (error) {
-    throw new Error(error.name === "TimeoutError" ? "The daemon did not answer in time." : "The daemon did not answer.");
+    throw new Error(
+      error.name === "TimeoutError" ? "The daemon did not answer in time." : "The daemon did not answer.",
+    );
   }
 }
 

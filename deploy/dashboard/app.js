@@ -8,7 +8,7 @@ import { modelCharts } from "./models.js";
 import { assignLooks } from "./palette.js";
 import { askForToken, clock, copyCommand, showFigures, showLost, showState, showStatus } from "./panels.js";
 import { startPolling } from "./poll.js";
-import { comparatorKinds, orderLearners } from "./series.js";
+import { comparatorKinds, countRounds, orderLearners } from "./series.js";
 import { fillTable } from "./table.js";
 import { fillHeader, fillTiles } from "./tiles.js";
 import { currentTheme, onThemeChange, toggleTheme } from "./theme.js";
@@ -29,7 +29,7 @@ async function refreshLedger(status) {
   const key = JSON.stringify([status.rounds.learned, status.rounds.skipped, status.regret, page.range]);
   if (key === page.ledgerKey) return;
   try {
-    page.ledger = await getJson("v1/regret", { from: firstRound(status.rounds), points: POINTS });
+    page.ledger = countRounds(await getJson("v1/regret", { from: firstRound(status.rounds), points: POINTS }));
     page.ledgerKey = key;
     fill("ledger-error", "");
   } catch (error) {
@@ -62,7 +62,8 @@ function renderCharts(models) {
   for (const [name, chart] of Object.entries(page.charts)) chart.render(models[name]);
 }
 
-const chartIn = (name) => makeChart(document.querySelector(`[data-chart="${name}"]`), (words) => fill("announce", words));
+const chartIn = (name) =>
+  makeChart(document.querySelector(`[data-chart="${name}"]`), (words) => fill("announce", words));
 
 const elapsed = () => (page.fetched === null ? 0 : (Date.now() - page.fetched) / 1000);
 
@@ -84,7 +85,10 @@ function tick() {
   if (page.lost) showLost(page.lost);
   if (page.status === null) return;
   fillHeader(page.status, elapsed());
-  fill("updated", `Updated ${formatAgo(elapsed())}, at ${clock(page.fetched)}. Every 2 seconds while this tab is in view.`);
+  fill(
+    "updated",
+    `Updated ${formatAgo(elapsed())}, at ${clock(page.fetched)}. Every 2 seconds while this tab is in view.`,
+  );
 }
 
 function nameThemeButton() {
@@ -99,7 +103,10 @@ function listen(polling) {
   on('[data-action="theme"]', "click", toggleTheme);
   on('[data-action="retry"]', "click", () => polling.now());
   on('[data-action="copy"]', "click", (event) => copyCommand(event.currentTarget));
-  on('[data-field="ranges"]', "change", (event) => { page.range = event.target.value; polling.now(); });
+  on('[data-field="ranges"]', "change", (event) => {
+    page.range = event.target.value;
+    polling.now();
+  });
   on('[data-panel="token"]', "submit", (event) => {
     event.preventDefault();
     keepToken(document.getElementById("token").value.trim());

@@ -66,12 +66,19 @@ function options(chart) {
     legend: { show: false },
     cursor: cursorOptions(model),
     scales: { x: { time: false, range: spanRounds }, y: { range: () => spanValues(chart) } },
-    axes: [axis("round", { incrs: wholeSteps(), values: (_, ticks) => ticks.map(formatCompact), size: 44, space: 64 }),
-      axis(model.unit, { values: (_, ticks) => ticks.map(model.tick), size: 54, space: 36 })],
+    axes: [
+      axis("round", { incrs: wholeSteps(), values: (_, ticks) => ticks.map(formatCompact), size: 24, space: 64 }),
+      axis(model.unit, { values: (_, ticks) => ticks.map(model.tick), size: 46, space: 36 }),
+    ],
     series: [{}, ...model.lines.map((line) => lineOptions(line, chart.hidden))],
     bands: model.band ? [{ series: model.band.map((i) => i + 1), fill: resolveColor("band") }] : [],
     hooks: {
-      drawAxes: [(plot) => { drawSides(plot, chart.model, FONT); drawDots(plot, chart.model, chart.hidden); }],
+      drawAxes: [
+        (plot) => {
+          drawSides(plot, chart.model, FONT);
+          drawDots(plot, chart.model, chart.hidden);
+        },
+      ],
       draw: [(plot) => drawErrors(plot, chart.model, chart.hidden)],
       setCursor: [() => showValues(chart)],
     },
@@ -99,10 +106,21 @@ export function nearestPresent(values, index) {
 
 function axis(label, rest) {
   const grid = { stroke: resolveColor("grid"), width: 1 };
-  return { label, labelSize: 20, labelFont: FONT, font: FONT, stroke: resolveColor("muted"), grid, ticks: { ...grid, size: 4 }, gap: 4, ...rest };
+  return {
+    label,
+    labelSize: 20,
+    labelFont: FONT,
+    font: FONT,
+    stroke: resolveColor("muted"),
+    grid,
+    ticks: { ...grid, size: 4 },
+    gap: 5,
+    ...rest,
+  };
 }
 
-const wholeSteps = () => [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, e) => n * 10 ** e)).sort((a, b) => a - b);
+const wholeSteps = () =>
+  [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, e) => n * 10 ** e)).sort((a, b) => a - b);
 
 function lineOptions({ name, look, values }, hidden) {
   const color = resolveColor(`ink-${look.color}`);
@@ -111,7 +129,7 @@ function lineOptions({ name, look, values }, hidden) {
     show: !hidden.has(name),
     stroke: color,
     width: look.marker ? 1.5 : 2,
-    dash: look.dash,
+    dash: look.dash.map((length) => length * uPlot.pxRatio),
     spanGaps: true,
     points: { show: look.marker || alone, size: look.marker ? 8 : 6, fill: color, stroke: color },
   };
@@ -122,16 +140,26 @@ const spanRounds = (_, low, high) => (low === high ? [low - 1, high + 1] : [low,
 function spanValues({ model, hidden }) {
   const shown = model.lines.filter((line) => !hidden.has(line.name));
   const values = shown.flatMap((line) => line.values).filter((value) => value !== null);
-  const dots = model.dots.filter((dot) => !hidden.has(dot.name)).flatMap((dot) => dot.values).filter((value) => value !== null);
+  const dots = model.dots
+    .filter((dot) => !hidden.has(dot.name))
+    .flatMap((dot) => dot.values)
+    .filter((value) => value !== null);
   dots.sort((a, b) => a - b);
   // A few wild rounds must not flatten the lines: the scale heeds all but the outer 2 % of the single rounds.
   values.push(...dots.slice(Math.floor(dots.length * 0.02), Math.ceil(dots.length * 0.98)));
   if (model.zero) values.push(0);
   if (values.length === 0) return [0, 1];
-  return padRange(values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b)), model.bounds ?? []);
+  return padRange(
+    values.reduce((a, b) => Math.min(a, b)),
+    values.reduce((a, b) => Math.max(a, b)),
+    model.bounds ?? [],
+  );
 }
 
 function padRange(low, high, [floor = -Infinity, ceiling = Infinity]) {
   const room = (high - low || Math.abs(high) || 1) * 0.08;
-  return [low - room < floor || (low >= 0 && low < 0.5 * high && floor === 0) ? Math.min(floor, low) : low - room, Math.min(ceiling, high + room)];
+  return [
+    low - room < floor || (low >= 0 && low < 0.5 * high && floor === 0) ? Math.min(floor, low) : low - room,
+    Math.min(ceiling, high + room),
+  ];
 }

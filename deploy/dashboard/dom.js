@@ -34,15 +34,27 @@ export function fillBar(name, share) {
 export function makeSwatch({ color, dash = [], marker = false }) {
   const space = "http://www.w3.org/2000/svg";
   const picture = document.createElementNS(space, "svg");
-  const attributes = { class: `swatch ink-${color}`, viewBox: "0 0 24 10", width: 24, height: 10, "aria-hidden": "true" };
+  const attributes = {
+    class: `swatch ink-${color}`,
+    viewBox: "0 0 24 10",
+    width: 24,
+    height: 10,
+    "aria-hidden": "true",
+  };
   for (const [name, value] of Object.entries(attributes)) picture.setAttribute(name, value);
   const line = document.createElementNS(space, "path");
-  const stroke = { d: "M1 5h22", stroke: "currentColor", "stroke-width": 2.5, "stroke-dasharray": dash.join(" ") || "none" };
+  const stroke = {
+    d: "M1 5h22",
+    stroke: "currentColor",
+    "stroke-width": 2.5,
+    "stroke-dasharray": dash.join(" ") || "none",
+  };
   for (const [name, value] of Object.entries(stroke)) line.setAttribute(name, value);
   picture.append(line);
   if (marker) {
     const dot = document.createElementNS(space, "circle");
-    for (const [name, value] of Object.entries({ cx: 12, cy: 5, r: 4, fill: "currentColor" })) dot.setAttribute(name, value);
+    for (const [name, value] of Object.entries({ cx: 12, cy: 5, r: 4, fill: "currentColor" }))
+      dot.setAttribute(name, value);
     picture.append(dot);
   }
   return picture;

@@ -3,7 +3,12 @@
 const DASH = "–";
 const MINUS = "\u2212";
 const SPACE = "\u202f"; // narrow and unbreakable, between a number and its unit
-const STEPS = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+const STEPS = [
+  [1e12, "T"],
+  [1e9, "G"],
+  [1e6, "M"],
+  [1e3, "k"],
+];
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 const withMinus = (text) => text.replace("-", MINUS);
@@ -29,7 +34,8 @@ export function formatReal(value) {
   if (size === 0) return "0";
   if (size >= 1e4) return formatCompact(value);
   if (size < 1e-3) return withMinus(value.toExponential(1));
-  return withMinus(value.toFixed(size >= 10 ? 1 : size >= 1 ? 2 : 3));
+  const digits = size >= 10 ? 1 : size >= 1 ? 2 : 3;
+  return withMinus(value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
 }
 
 /** Like formatReal, with a plus sign where it is positive. */
@@ -47,8 +53,13 @@ export function formatDuration(seconds) {
   if (!known(seconds)) return DASH;
   const s = Math.max(0, seconds);
   if (s < 0.0005) return `0${SPACE}s`;
-  if (s < 60) return `${Number(s.toFixed(s < 1 ? 2 : s < 10 ? 1 : 0))}${SPACE}s`;
-  const units = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
+  if (s < 59.5) return `${Number(s.toFixed(s < 1 ? 2 : s < 10 ? 1 : 0))}${SPACE}s`;
+  const units = [
+    ["d", 86400],
+    ["h", 3600],
+    ["m", 60],
+    ["s", 1],
+  ];
   const whole = Math.round(s);
   const first = units.findIndex(([, size]) => whole >= size);
   const [big, small] = [units[first], units[first + 1]];

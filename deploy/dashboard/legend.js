@@ -1,6 +1,6 @@
 // A chart's heading and legend: every line by name, look and value; a click or a key press hides the line.
 
-import { formatCount } from "./format.js";
+import { formatCount, formatReal } from "./format.js";
 import { make, makeSwatch } from "./dom.js";
 
 /** Makes a chart's title, note, legend and the place for its canvas, and returns them. */
@@ -27,7 +27,10 @@ function makeEntry(line, value, hidden, toggle) {
   button.type = "button";
   button.title = `Show or hide ${line.label}`;
   const press = () => button.setAttribute("aria-pressed", String(!hidden.has(line.name)));
-  button.addEventListener("click", () => { toggle(line.name); press(); });
+  button.addEventListener("click", () => {
+    toggle(line.name);
+    press();
+  });
   press();
   return button;
 }
@@ -37,7 +40,8 @@ export function showValues({ plot, model, frame }) {
   if (!plot || plot.cursor.idxs === undefined) return;
   const place = plot.cursor.idx ?? null;
   const last = model.rounds.length - 1;
-  frame.when.textContent = place === null ? `latest: round ${formatCount(model.rounds[last])}` : `round ${formatCount(model.rounds[place])}`;
+  frame.when.textContent =
+    place === null ? `latest: round ${formatCount(model.rounds[last])}` : `round ${formatCount(model.rounds[place])}`;
   model.lines.forEach((line, i) => {
     const index = place === null ? line.values.findLastIndex((value) => value !== null) : plot.cursor.idxs[i + 1];
     if (frame.values[i]) frame.values[i].textContent = tell(line, model, index ?? -1);
@@ -46,7 +50,7 @@ export function showValues({ plot, model, frame }) {
 
 function tell(line, model, index) {
   if (index < 0 || line.values[index] == null) return "–";
-  const error = line.errors?.[index] > 0 ? ` ± ${model.format(line.errors[index])}` : "";
+  const error = line.errors?.[index] > 0 ? ` ± ${formatReal(line.errors[index])}` : "";
   const when = line.look.marker ? ` at round ${formatCount(model.rounds[index])}` : "";
   return `${model.format(line.values[index])}${error}${when}`;
 }

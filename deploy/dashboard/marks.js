@@ -18,7 +18,7 @@ export function drawDots(plot, model, hidden) {
     for (const { name, look, values } of model.dots) {
       if (hidden.has(name)) continue;
       ctx.fillStyle = resolveColor(`ink-${look.color}`);
-      ctx.globalAlpha = 0.28;
+      ctx.globalAlpha = 0.42;
       values.forEach((value, i) => value !== null && dot(plot, ctx, model.rounds[i], value, 1.6 * ratio));
     }
   });
@@ -37,7 +37,9 @@ export function drawErrors(plot, model, hidden) {
       if (!errors || hidden.has(name)) continue;
       ctx.strokeStyle = resolveColor(`ink-${look.color}`);
       ctx.lineWidth = 1.5 * ratio;
-      errors.forEach((error, i) => error > 0 && bar(plot, ctx, model.rounds[i], [values[i] - error, values[i] + error]));
+      errors.forEach(
+        (error, i) => error > 0 && bar(plot, ctx, model.rounds[i], [values[i] - error, values[i] + error]),
+      );
     }
   });
 }
@@ -63,9 +65,15 @@ export function drawSides(plot, model, font) {
     ctx.moveTo(left, zero);
     ctx.lineTo(left + width, zero);
     ctx.stroke();
-    ctx.font = font.replace("12px", `${12 * ratio}px`);
-    const x = left + 8 * ratio;
-    if (zero - top > 24 * ratio) ctx.fillText(`\u2191 ${model.sides.above}`, x, zero - 8 * ratio);
-    if (top + height - zero > 24 * ratio) ctx.fillText(`\u2193 ${model.sides.below}`, x, zero + 18 * ratio);
+    label(ctx, ratio, font, [left, top, height], zero, model.sides);
   });
+}
+
+function label(ctx, ratio, font, [left, top, height], zero, { above, below }) {
+  ctx.font = font.replace("12px", `${12 * ratio}px`);
+  ctx.textAlign = "left";
+  ctx.textBaseline = "alphabetic";
+  const [x, bottom] = [left + 8 * ratio, top + height];
+  if (zero - top > 24 * ratio) ctx.fillText(`\u2191 ${above}`, x, top + 14 * ratio);
+  if (bottom - zero > 24 * ratio) ctx.fillText(`\u2193 ${below}`, x, bottom - 8 * ratio);
 }

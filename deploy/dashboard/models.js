@@ -17,12 +17,24 @@ export function modelCharts(ledger, names, kinds, looks) {
 
 function describeSmoothing(rounds, window) {
   const each = roundsPerPoint(rounds);
-  const dots = each === 1 ? "dots: single rounds" : `dots: means of ${plural(each, "round")}`;
-  return window === 1 ? dots.replace("dots", "each point") : `Lines: mean of the last ${plural(window * each, "round")}; ${dots}.`;
+  const dots = each === 1 ? "single rounds" : `means of ${plural(each, "round")}`;
+  return window === 1
+    ? `Points: ${dots}.`
+    : `Lines: mean of the last ${plural(window * each, "round")}; dots: ${dots}.`;
 }
 
 function common({ ledger, note }, title, unit, lines, rest) {
-  const model = { title, unit, note, rounds: ledger.rounds, lines, dots: [], format: formatReal, tick: formatCompact, ...rest };
+  const model = {
+    title,
+    unit,
+    note,
+    rounds: ledger.rounds,
+    lines,
+    dots: [],
+    format: formatReal,
+    tick: formatCompact,
+    ...rest,
+  };
   return { ...model, summary: summarise(model) };
 }
 
@@ -48,44 +60,92 @@ function modelLearners(context) {
   const present = names.filter((name) => ledger.learners[name]?.loss);
   if (present.length === 0) return null;
   const raw = present.map((name) => blanks(ledger.learners[name].loss));
-  const line = (name, i) => ({ name, label: formatName(name), look: looks.get(name), values: trailingMean(raw[i], window) });
-  const title = present.length === 1 ? "Loss after adaptation" : "Loss after adaptation: against the baselines";
-  return common(context, title, "loss (query set)", present.map(line), { bounds: [0], note: context.note.replace(/; dots.*/, ".") });
+  const line = (name, i) => ({
+    name,
+    label: formatName(name),
+    look: looks.get(name),
+    values: trailingMean(raw[i], window),
+  });
+  const title =
+    present.length === 1
+      ? "Loss after adaptation"
+      : `Loss after adaptation: ${formatName(names[0])} against the baselines`;
+  return common(context, title, "loss (query set)", present.map(line), {
+    bounds: [0],
+    note: withoutDots(context.note),
+  });
 }
 
 function modelRegret(context) {
   const { ledger, names, kinds, looks } = context;
   const { rounds, lines, points } = regretByRound(ledger, names, kinds);
-  const baselines = [...lines].map(([name, values]) => ({ name, label: `against ${formatName(name)}`, look: looks.get(name), values }));
-  const comparators = [...points].map(([name, found]) => ({
-    name, label: `against ${formatName(name)} (estimate)`, look: looks.get(name),
-    values: found.map((point) => point && point.regret), errors: found.map((point) => point?.standardError ?? 0),
-  })).filter((line) => line.values.some((value) => value !== null));
+  const baselines = [...lines].map(([name, values]) => ({
+    name,
+    label: `against ${formatName(name)}`,
+    look: looks.get(name),
+    values,
+  }));
+  const comparators = [...points]
+    .map(([name, found]) => ({
+      name,
+      label: `against ${formatName(name)} (estimate)`,
+      look: looks.get(name),
+      values: found.map((point) => point && point.regret),
+      errors: found.map((point) => point?.standardError ?? 0),
+    }))
+    .filter((line) => line.values.some((value) => value !== null));
   if (baselines.length + comparators.length === 0) return null;
   const own = formatName(names[0]);
-  return common(context, `Regret: ${own}’s cumulative loss minus another’s`, "regret (loss, summed)", [...baselines, ...comparators], {
-    rounds, zero: true, format: formatSigned, note: explainSigns(own, comparators, rounds),
-    sides: { above: `${own} behind`, below: `${own} ahead` },
-  });
+  return common(
+    context,
+    `Regret: ${own}’s cumulative loss minus another’s`,
+    "regret (loss, summed)",
+    [...baselines, ...comparators],
+    {
+      rounds,
+      zero: true,
+      format: formatSigned,
+      note: explainSigns(own, comparators, rounds),
+      sides: { above: `${own} behind`, below: `${own} ahead` },
+    },
+  );
 }
 
 function explainSigns(own, comparators, rounds) {
   const negative = `Negative against a baseline: ${own} is ahead of it.`;
   if (comparators.length === 0) return negative;
   const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
-  return `${negative} Hindsight is an estimate, an upper bound of the true minimum, so the regret shown against it is a lower bound; last worked out as of round ${formatCount(latest)}.`;
+  return (
+    `${negative} Hindsight is an estimate, an upper bound of the true minimum, ` +
+    `so the regret shown against it is a lower bound; last worked out as of round ${formatCount(latest)}.`
+  );
 }
 
 function modelAccuracy(context) {
   const { ledger, names, looks, window } = context;
-  const raw = blanks(ledger.accuracy ?? []);
-  if (!raw.some((value) => value !== null)) return null;
-  const line = { name: names[0], label: formatName(names[0]), look: looks.get(names[0]) };
-  const dots = window === 1 ? [] : [{ ...line, values: raw }];
-  const title = `Accuracy on new tasks: ${formatName(names[0])} after adaptation`;
-  return common(context, title, "accuracy (query set)", [{ ...line, values: trailingMean(raw, window) }], {
-    dots, bounds: [0, 1], format: formatPercent, tick: (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%",
-  });
+  const found = names.map((name, i) => ledger.learners[name]?.accuracy ?? (i === 0 ? ledger.accuracy : null) ?? []);
+  const present = names
+    .map((name, i) => ({ name, label: formatName(name), look: looks.get(name), raw: blanks(found[i]) }))
+    .filter(({ raw }) => raw.some((value) => value !== null));
+  if (present.length === 0) return null;
+  const alone = present.length === 1;
+  return common(
+    context,
+    `Accuracy on new tasks: ${describeWho(present)}`,
+    "accuracy (query set)",
+    present.map(smooth(window)),
+    {
+      dots: alone && window > 1 ? present.map((line) => ({ ...line, values: line.raw })) : [],
+      note: alone ? context.note : withoutDots(context.note),
+      bounds: [0, 1],
+      format: formatPercent,
+      tick: (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%",
+    },
+  );
 }
 
+const describeWho = ([own, ...others]) =>
+  others.length ? `${own.label} against the baselines` : `${own.label} after adaptation`;
+const smooth = (window) => (line) => ({ ...line, values: trailingMean(line.raw, window) });
+const withoutDots = (note) => note.replace(/; dots.*/, ".");
 const blanks = (values) => values.map((value) => value ?? null);

@@ -1,7 +1,7 @@
 // One look for each learner and comparator, the same in every chart and in the table.
 // The colours stay apart under the common kinds of colour blindness, and dashes tell lines apart without colour.
 
-const COLORS = 7; // --ink-0 to --ink-6 in style.css; comparators count down from the last
+const COLORS = 7; // --ink-0 to --ink-6 in colors.css; comparators count down from the last
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
 
 /**
@@ -14,7 +14,7 @@ export function assignLooks(learners, comparators) {
   const looks = new Map();
   learners.forEach((name, i) => looks.set(name, { color: i % COLORS, dash: DASHES[i % DASHES.length], marker: false }));
   comparators.forEach((name, i) => {
-    const color = i === 0 ? "dark" : (COLORS - 1 - ((i - 1) % COLORS));
+    const color = i === 0 ? "dark" : COLORS - 1 - ((i - 1) % COLORS);
     looks.set(name, { color, dash: [2, 4], marker: true });
   });
   return looks;

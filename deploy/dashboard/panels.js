@@ -39,7 +39,12 @@ export function showLost(lost) {
 
 /** Returns a moment (milliseconds) as the reader's wall-clock time. */
 export function clock(moment) {
-  return new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+  return new Date(moment).toLocaleTimeString([], {
+    hour: "2-digit",
+    minute: "2-digit",
+    second: "2-digit",
+    hour12: false,
+  });
 }
 
 /** Shows the token form with a message (empty on the first time), and moves the focus there once. */
@@ -62,9 +67,12 @@ export function showFigures({ rounds }) {
   show('[data-panel="empty"]', !begun);
   if (begun) return;
   fill("empty-title", rounds.pending ? "The first round is being learned" : "No rounds yet");
-  fill("empty-text", rounds.pending
-    ? `${plural(rounds.pending, "task")} arrived. The charts appear after the first round. To send more:`
-    : "The daemon is alive and waits for its first task. To send some:");
+  fill(
+    "empty-text",
+    rounds.pending
+      ? `${plural(rounds.pending, "task")} arrived. The charts appear after the first round. To send more:`
+      : "The daemon is alive and waits for its first task. To send some:",
+  );
   fill("command", `online-meta submit FILE... --url ${daemonAddress()}`);
 }
 
@@ -77,5 +85,7 @@ export async function copyCommand(button) {
     getSelection().selectAllChildren(field("command")); // no clipboard without TLS: at least select the text
     button.textContent = "Selected";
   }
-  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  setTimeout(() => {
+    button.textContent = "Copy";
+  }, 2000);
 }

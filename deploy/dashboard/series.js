@@ -1,6 +1,16 @@
 // What the charts show, computed from the ledger's answer: pure functions of plain data.
 
 const NONE = Object.freeze({});
+const ENOUGH = 5; // values before a trailing mean says more than its noise
+
+/**
+ * Returns the ledger with its rounds counted from 1, as comparators and checkpoints count them: at 100, a hundred rounds
+ * are learned. The daemon names each point by its last round, counted from 0, and tells the count itself as `to`.
+ */
+export function countRounds(ledger) {
+  const shift = ledger.rounds.length ? ledger.to - ledger.rounds.at(-1) : 0;
+  return { ...ledger, rounds: ledger.rounds.map((round) => round + shift) };
+}
 
 /** Returns all learners' names, the daemon's own first ("ftml", else the first one told), the rest in order. */
 export function orderLearners(...sources) {
@@ -9,13 +19,16 @@ export function orderLearners(...sources) {
   return own === undefined ? [] : [own, ...names.filter((name) => name !== own).sort()];
 }
 
-/** Returns the kinds of comparator in the status and the ledger, in alphabetical order. */
+/** Returns the kinds of comparator in the status and the ledger: hindsight first, the rest in alphabetical order. */
 export function comparatorKinds(regret, comparators) {
-  const known = Object.entries(regret ?? NONE).filter(([, entry]) => entry?.kind !== "baseline").map(([name]) => name);
-  return [...new Set([...known, ...(comparators ?? []).map((point) => point.kind)])].sort();
+  const known = Object.entries(regret ?? NONE)
+    .filter(([, entry]) => entry?.kind !== "baseline")
+    .map(([name]) => name);
+  const kinds = [...new Set([...known, ...(comparators ?? []).map((point) => point.kind)])].sort();
+  return kinds.sort((a, b) => (b === "hindsight") - (a === "hindsight"));
 }
 
-/** Returns the mean of the last `window` values at each place; nulls are passed over, and stay null. */
+/** Returns the mean of the last `window` values at each place; null where the value is null or too few were seen. */
 export function trailingMean(values, window) {
   let sum = 0;
   let count = 0;
@@ -23,7 +36,7 @@ export function trailingMean(values, window) {
     const leaving = i >= window ? values[i - window] : null;
     if (leaving !== null) [sum, count] = [sum - leaving, count - 1];
     if (value !== null) [sum, count] = [sum + value, count + 1];
-    return value === null ? null : sum / count;
+    return value === null || i + 1 < Math.min(window, ENOUGH) ? null : sum / count;
   });
 }
 
@@ -56,10 +69,14 @@ export function relativeChange(values) {
 export function regretByRound(ledger, names, kinds) {
   const seen = (point) => point.as_of_round >= ledger.from && point.as_of_round <= ledger.to;
   const comparators = (ledger.comparators ?? []).filter(seen);
-  const rounds = [...new Set([...ledger.rounds, ...comparators.map((point) => point.as_of_round)])].sort((a, b) => a - b);
+  const rounds = [...new Set([...ledger.rounds, ...comparators.map((point) => point.as_of_round)])].sort(
+    (a, b) => a - b,
+  );
   const place = new Map(rounds.map((round, i) => [round, i]));
   const [own, ...baselines] = names;
-  const lines = new Map(baselines.map((name) => [name, spread(difference(ledger, own, name), ledger.rounds, rounds, place)]));
+  const lines = new Map(
+    baselines.map((name) => [name, spread(difference(ledger, own, name), ledger.rounds, rounds, place)]),
+  );
   const points = new Map(kinds.map((kind) => [kind, new Array(rounds.length).fill(null)]));
   for (const { kind, as_of_round, regret, standard_error } of comparators) {
     points.get(kind)[place.get(as_of_round)] = { regret, standardError: standard_error ?? 0 };
@@ -74,6 +91,8 @@ function difference(ledger, own, name) {
 
 function spread(values, from, to, place) {
   const wide = new Array(to.length).fill(null);
-  from.forEach((round, i) => { wide[place.get(round)] = values[i]; });
+  from.forEach((round, i) => {
+    wide[place.get(round)] = values[i];
+  });
   return wide;
 }

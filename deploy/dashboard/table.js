@@ -4,6 +4,13 @@ import { field, fill, make, makeSwatch } from "./dom.js";
 import { formatName, formatPercent, formatReal, formatSigned } from "./format.js";
 import { explainRegret } from "./wording.js";
 
+const LABELS = {
+  loss: "mean loss, last 100",
+  accuracy: "mean accuracy, last 100",
+  sum: "cumulative loss",
+  regret: "regret against it",
+};
+
 /** Fills the table: one row a learner (the own one first), then one row a comparator. */
 export function fillTable({ status, ledger, names, kinds, looks }) {
   const accuracy = names.some((name) => status.learners?.[name]?.mean_accuracy_last_100 != null);
@@ -20,19 +27,26 @@ function row(name, look, label, cells) {
   const heading = make("th", "", ...(look ? [makeSwatch(look)] : []), label);
   heading.scope = "row";
   heading.title = name;
-  return make("tr", "", heading, ...cells.filter((cell) => cell !== null).map(([text, kind]) => make("td", kind ?? "number", text)));
+  return make("tr", "", heading, ...cells.filter((cell) => cell !== null).map(makeCell));
+}
+
+function makeCell({ label, text, kind = "number" }) {
+  const cell = make("td", kind, text);
+  cell.dataset.label = label; // shown on a phone, where each row becomes a card
+  return cell;
 }
 
 function learnerRow(name, status, own, looks, accuracy) {
   const learner = status.learners?.[name] ?? {};
   const regret = name === own ? null : status.regret?.[name];
-  const words = name === own ? "the learner that this daemon serves" : regret ? explainRegret(own, regret) : "not compared yet";
+  const words =
+    name === own ? "the learner that this daemon serves" : regret ? explainRegret(own, regret) : "not compared yet";
   return row(name, looks.get(name), formatName(name), [
-    [formatReal(learner.mean_loss_last_100 ?? null)],
-    accuracy ? [formatPercent(learner.mean_accuracy_last_100 ?? null)] : null,
-    [formatReal(learner.cumulative_loss ?? null)],
-    [formatSigned(regret?.value ?? null)],
-    [words, "words"],
+    { label: LABELS.loss, text: formatReal(learner.mean_loss_last_100 ?? null) },
+    accuracy ? { label: LABELS.accuracy, text: formatPercent(learner.mean_accuracy_last_100 ?? null) } : null,
+    { label: LABELS.sum, text: formatReal(learner.cumulative_loss ?? null) },
+    { label: LABELS.regret, text: formatSigned(regret?.value ?? null) },
+    { label: "", text: words, kind: "words" },
   ]);
 }
 
@@ -40,10 +54,10 @@ function comparatorRow(kind, status, ledger, own, looks, accuracy) {
   const regret = status.regret?.[kind];
   const point = (ledger?.comparators ?? []).findLast((entry) => entry.kind === kind);
   return row(kind, looks.get(kind), `${formatName(kind)} (comparator)`, [
-    [formatReal(null)],
-    accuracy ? [formatReal(null)] : null,
-    [point ? `≤ ${formatReal(point.cumulative_loss)}` : formatReal(null)],
-    [regret ? `≥ ${formatSigned(regret.value)}` : formatReal(null)],
-    [regret ? explainRegret(own, regret) : "not worked out yet", "words"],
+    { label: LABELS.loss, text: formatReal(null) },
+    accuracy ? { label: LABELS.accuracy, text: formatReal(null) } : null,
+    { label: LABELS.sum, text: point ? `≤ ${formatReal(point.cumulative_loss)}` : formatReal(null) },
+    { label: LABELS.regret, text: regret ? `≥ ${formatReal(regret.value)}` : formatReal(null) },
+    { label: "", text: regret ? explainRegret(own, regret) : "not worked out yet", kind: "words" },
   ]);
 }

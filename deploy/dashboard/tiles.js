@@ -1,11 +1,22 @@
 // The row of figures at the top: how far, how well, against whom, how fast, how safe.
 
 import { field, fill, fillBar, make, makeSwatch, show } from "./dom.js";
-import { formatAgo, formatCount, formatDuration, formatName, formatPercent, formatReal, formatSigned, plural } from "./format.js";
+import {
+  formatAgo,
+  formatCount,
+  formatDuration,
+  formatName,
+  formatPercent,
+  formatReal,
+  formatSigned,
+  plural,
+} from "./format.js";
 import { relativeChange } from "./series.js";
 import { describePace, explainRegret } from "./wording.js";
 
-/** Fills all tiles. `ledger` may be null (not fetched yet); `names` has the own learner first; `elapsed` is in seconds. */
+const ROWS = 4; // of regrets in the tile; the table has them all
+
+/** Fills all tiles. `ledger` may be null (not fetched yet); `names` has the own learner first; `elapsed`: seconds. */
 export function fillTiles({ status, ledger, names, looks, elapsed }) {
   fillRounds(status.rounds);
   fillLoss(status, ledger, names[0]);
@@ -25,8 +36,8 @@ function fillRounds({ ingested, learned, skipped }) {
 function fillLoss({ last, learners }, ledger, own) {
   fill("loss", formatReal(learners?.[own]?.mean_loss_last_100 ?? null));
   const change = ledger ? relativeChange(ledger.loss_after) : null;
-  fill("loss-trend", change === null ? "after adaptation, last 100 rounds" : `${describeChange(change)} over the rounds shown`);
-  fill("loss-note", last ? `last task: ${formatReal(last.loss_before)} → ${formatReal(last.loss_after)}` : "");
+  fill("loss-trend", change === null ? "mean of the last 100" : `${describeChange(change)} over the rounds shown`);
+  fill("loss-note", last ? `last task ${formatReal(last.loss_before)} → ${formatReal(last.loss_after)}` : "");
   field("loss-trend").dataset.level = change === null || Math.abs(change) < 0.02 ? "" : change < 0 ? "good" : "warn";
 }
 
@@ -40,24 +51,32 @@ function fillAccuracy({ last, learners }, own) {
   const mean = learners?.[own]?.mean_accuracy_last_100 ?? null;
   show('[data-tile="accuracy"]', mean !== null || last?.accuracy != null);
   fill("accuracy", formatPercent(mean ?? last?.accuracy ?? null));
-  const when = mean === null ? "last task" : "mean of the last 100 rounds";
-  fill("accuracy-note", last?.accuracy != null && mean !== null ? `${when}; last task: ${formatPercent(last.accuracy)}` : when);
+  fill("accuracy-when", mean === null ? "last task" : "mean of the last 100");
+  fill("accuracy-note", last?.accuracy != null && mean !== null ? `last task ${formatPercent(last.accuracy)}` : "");
 }
 
 function fillRegret(regret, own, looks) {
-  const entries = Object.entries(regret).filter(([, entry]) => entry?.value != null);
-  const rows = entries.flatMap(([name, entry]) => describeAgainst(name, entry, own, looks));
-  const list = field("regret");
-  list.replaceChildren(...(rows.length ? rows : [make("dt", "none", "No comparator or baseline has been scored yet.")]));
+  const entries = orderAgainst(regret, [...looks.keys()]);
+  const rows = entries.slice(0, ROWS).flatMap(([name, entry]) => describeAgainst(name, entry, own, looks));
+  if (entries.length === 0) rows.push(make("dt", "none", "No comparator or baseline has been scored yet."));
+  if (entries.length > ROWS) rows.push(make("dt", "none", `and ${entries.length - ROWS} more in the table below`));
+  field("regret").replaceChildren(...rows);
+}
+
+function orderAgainst(regret, order) {
+  const place = ([name, entry]) => (entry.kind === "baseline" ? order.length : 0) + order.indexOf(name);
+  return Object.entries(regret)
+    .filter(([, entry]) => entry?.value != null)
+    .sort((a, b) => place(a) - place(b));
 }
 
 function describeAgainst(name, entry, own, looks) {
   const look = looks.get(name);
   const title = make("dt", "", ...(look ? [makeSwatch(look)] : []), `against ${formatName(name)}`);
   const error = entry.standard_error > 0 ? ` ± ${formatReal(entry.standard_error)}` : "";
-  const bound = entry.kind === "baseline" ? "" : "≥ ";
-  const figure = make("strong", "", bound + formatSigned(entry.value) + error);
-  return [title, make("dd", "", figure, make("span", "note", explainRegret(own, entry)))];
+  const value = entry.kind === "baseline" ? formatSigned(entry.value) : `≥ ${formatReal(entry.value)}`;
+  const figure = make("dd", "sum", value + error);
+  return [title, figure, make("dd", "note", explainRegret(own, entry))];
 }
 
 function fillPace(status) {
@@ -71,7 +90,10 @@ function fillPace(status) {
 function fillCheckpoint({ checkpoint, now, rounds }, elapsed) {
   fill("checkpoint", checkpoint ? formatAgo(now - checkpoint.timestamp + elapsed) : "None yet");
   const since = checkpoint ? Math.max(0, rounds.learned + (rounds.skipped ?? 0) - checkpoint.round) : 0;
-  fill("checkpoint-note", checkpoint ? `of round ${formatCount(checkpoint.round)}; ${plural(since, "round")} since` : "");
+  fill(
+    "checkpoint-note",
+    checkpoint ? `of round ${formatCount(checkpoint.round)}; ${plural(since, "round")} since` : "",
+  );
 }
 
 /** Fills the header: run, version, how long it has been up, and the last round's time. */

@@ -22,10 +22,17 @@ export function explainRegret(own, entry) {
 
 /** Returns how the trainer keeps up: {verdict, level: "good" | "warn" | "bad", rates, pending}. */
 export function describePace(status) {
-  const { pending, learned_per_second: learned, ingested_per_second: arriving, oldest_pending_age_seconds: oldest } = status.rounds;
+  const {
+    pending,
+    learned_per_second: learned,
+    ingested_per_second: arriving,
+    oldest_pending_age_seconds: oldest,
+  } = status.rounds;
   const rates = `${formatRate(learned)} learned, ${formatRate(arriving)} arriving`;
   const limit = status.backlog_limit;
-  const waiting = limit ? `${formatCount(pending)} of ${formatCount(limit)} pending` : `${formatCount(pending)} pending`;
+  const waiting = limit
+    ? `${formatCount(pending)} of ${formatCount(limit)} pending`
+    : `${formatCount(pending)} pending`;
   const age = pending > 0 && oldest != null ? `, oldest ${formatDuration(oldest)}` : "";
   return { ...judgePace(status, (arriving ?? 0) - (learned ?? 0)), rates, pending: waiting + age };
 }
@@ -37,7 +44,9 @@ function judgePace(status, growth) {
   if (pending === 0) return { verdict: "Up to date", level: "good" };
   if (isTrainerDown(status)) return { verdict: "Waiting", level: "warn" };
   if (growth > 0.05 * (arriving ?? 0) && (oldest ?? 0) > 10) return { verdict: "Falling behind", level: "warn" };
-  return growth < 0 && pending > 20 ? { verdict: "Catching up", level: "good" } : { verdict: "Keeping up", level: "good" };
+  return growth < 0 && pending > 20
+    ? { verdict: "Catching up", level: "good" }
+    : { verdict: "Keeping up", level: "good" };
 }
 
 /** Is there no trainer at work? */
@@ -47,18 +56,31 @@ export function isTrainerDown(status) {
 
 /** Returns the notice to show above all figures, {title, text, level}, or null when there is nothing to say. */
 export function chooseNotice(status) {
-  const { rounds, trainer, backlog_limit: limit } = status;
+  const { rounds, backlog_limit: limit } = status;
   if (isTrainerDown(status)) {
-    const before = trainer?.restarts ? ` It was restarted ${plural(trainer.restarts, "time")} so far.` : "";
-    return { title: "Trainer down.", level: "bad", text: `Ingest goes on; trainer restarting. Tasks sent now are stored and learned later.${before}` };
+    return {
+      title: "Trainer down.",
+      level: "bad",
+      text: "Ingest goes on; trainer restarting. Tasks sent now are stored and learned later.",
+    };
   }
   if (status.state === "draining") {
-    return { title: "Draining.", level: "info", text: "The daemon finishes its round, saves a checkpoint and stops. Stored tasks are learned at the next start." };
+    return {
+      title: "Draining.",
+      level: "info",
+      text: "The daemon finishes its round, saves a checkpoint and stops. Stored tasks are learned at the next start.",
+    };
   }
   if (limit && rounds.pending >= limit) {
-    return { title: "Backlog full.", level: "bad", text: `${plural(rounds.pending, "task")} wait. New tasks are answered 429 until some are learned; senders try again by themselves.` };
+    return {
+      title: "Backlog full.",
+      level: "bad",
+      text: `${plural(rounds.pending, "task")} wait. New tasks are answered 429 until some are learned.`,
+    };
   }
-  return limit && rounds.pending >= 0.8 * limit ? { title: "Backlog nearly full.", level: "warn", text: nearlyFull(rounds, limit) } : null;
+  return limit && rounds.pending >= 0.8 * limit
+    ? { title: "Backlog nearly full.", level: "warn", text: nearlyFull(rounds, limit) }
+    : null;
 }
 
 function nearlyFull(rounds, limit) {

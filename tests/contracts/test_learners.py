@@ -110,8 +110,9 @@ def test_only_the_scored_tasks_are_learned_in_their_order(name, choose):
 @every_learner
 def test_nothing_is_learned_that_was_not_scored(name):
     learner, tasks = make(name), stream(2)
-    with pytest.raises(OrderError, match="score"):
-        learner.learn(tasks[0])
+    for given in ([], tasks[:1]):
+        with pytest.raises(OrderError, match="score"):
+            learner.learn(*given)
     play(learner, tasks[:1])
     with pytest.raises(OrderError):
         learner.learn(tasks[0])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.house.sources import FLOORS, ROOT
+from tests.house.sources import ROOT
 
 FENCE = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPES = dict(FENCE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
@@ -17,11 +17,8 @@ MOST_LINES = 80
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with the files of the recipes added."""
-    copy = tmp_path_factory.mktemp("project")
-    for part in (*FLOORS, "tests"):
-        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "CONTRIBUTING.md"):
-        shutil.copy(ROOT / part, copy / part)
+    copy = tmp_path_factory.mktemp("copy") / "project"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs", "build", "*.egg-info"))
     for place, code in RECIPES.items():
         (copy / place).write_text(code, encoding="utf-8")
     return copy

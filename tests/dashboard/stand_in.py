@@ -1,4 +1,4 @@
-"""A small real HTTP server with the dashboard's files and a daemon's answers, whose figures a test sets and advances."""
+"""A small real HTTP server with the dashboard's files and a daemon's answers, whose figures a test sets."""
 
 import json
 import random
@@ -45,9 +45,9 @@ class Daemon:
         noise = random.Random("before")
         return [(1.5 + 0.9 * 2.718 ** (-t / 90)) * noise.lognormvariate(0, 0.12) for t in range(self.rounds)]
 
-    def accuracies(self) -> list[float]:
+    def accuracies(self, name: str = "ftml") -> list[float]:
         noise = random.Random("accuracy")
-        return [min(1.0, max(0.2, 1 - 0.3 * loss + noise.gauss(0, 0.03))) for loss in self.losses("ftml")]
+        return [min(1.0, max(0.2, 1 - 0.3 * loss + noise.gauss(0, 0.03))) for loss in self.losses(name)]
 
     def status(self) -> dict[str, Any]:
         last = self.rounds - 1
@@ -90,7 +90,7 @@ class Daemon:
 
     def learner(self, name: str) -> dict[str, Any]:
         losses = self.losses(name)
-        accuracy = mean(self.accuracies()[-100:]) if self.accuracy and name == "ftml" else None
+        accuracy = mean(self.accuracies(name)[-100:]) if self.accuracy else None
         return {
             "cumulative_loss": sum(losses),
             "mean_loss_last_100": mean(losses[-100:]),
@@ -132,18 +132,22 @@ class Daemon:
         each = max(1, -(-(self.rounds - first) // points))
         ends = sorted({min(self.rounds, end) for end in range(first + each, self.rounds + each, each)})
         cut = partial(bucket_means, ends=ends, first=first)
-        accuracy: list[float] | list[None] = cut(self.accuracies()) if self.accuracy else [None] * len(ends)
+        blank: list[float | None] = [None] * len(ends)
         learners = {
-            name: {"loss": cut(losses), "cumulative_loss": [sum(losses[:end]) for end in ends]}
+            name: {
+                "loss": cut(losses),
+                "accuracy": cut(self.accuracies(name)) if self.accuracy else blank,
+                "cumulative_loss": [sum(losses[:end]) for end in ends],
+            }
             for name, losses in ((name, self.losses(name)) for name in self.learners)
         }
         return {
             "from": first,
             "to": self.rounds,
-            "rounds": ends,
+            "rounds": [end - 1 for end in ends],
             "loss_before": cut(self.before()),
             "loss_after": cut(self.losses("ftml")),
-            "accuracy": accuracy,
+            "accuracy": cut(self.accuracies()) if self.accuracy else blank,
             "learners": learners if self.rounds else {},
             "comparators": self.points(),
         }
@@ -170,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = "index.html" if url.path == "/" else url.path.removeprefix("/static/")
         file = (DASHBOARD / name).resolve()
-        if (url.path not in ("/",) and not url.path.startswith("/static/")) or not file.is_file():
+        if (url.path != "/" and not url.path.startswith("/static/")) or not file.is_file():
             self.send(404, "text/plain", b"no such page")
         else:
             self.send(200, KINDS.get(file.suffix, "text/plain"), file.read_bytes())

@@ -94,7 +94,7 @@ class Post:
     def __init__(self, world: int) -> None:
         self.parts: dict[int, tuple[om.MetaGrad, float]] = {}
         self.all_here = threading.Barrier(world, timeout=60)
-        self.most: list[int] = []
+        self.weights: list[float] = []
 
 
 class Rank:
@@ -113,7 +113,10 @@ class Rank:
             sum(part.loss for part, _ in parts),
             om.Meta({n: sum(part.grads.weights[n] for part, _ in parts) for n in sums.grads.weights}, {}),
         )
-        return self._own.apply(total, sum(w for _, w in parts))
+        weight = sum(w for _, w in parts)
+        if self.rank == 0:
+            self._post.weights.append(weight)
+        return self._own.apply(total, weight)
 
 
 @pytest.mark.parametrize(("world", "replay"), [(2, uniform), (2, uneven), (3, every_round)])
@@ -135,6 +138,8 @@ def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay
         thread.start()
     for thread in threads:
         thread.join(60)
+    asked = [replay(Draw(5, round, step, round + 1, 3)) for round in range(ROUNDS) for step in range(2)]
+    assert post.weights == [sum(pick.weight for pick in picks) for picks in asked], "no task is taken by two ranks"
     for rank in range(world):
         assert [learned.replayed for learned in said[rank]] == [learned.replayed for learned in right]
         assert_close(learners[rank].engine.meta().weights, alone.engine.meta().weights, EXACT)

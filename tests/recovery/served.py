@@ -3,16 +3,14 @@
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psutil
 
+from tests.daemon import free_port, wait_for
 from trainers.checkpoint import load_latest, saved_rounds
 
 CONFIG = """
@@ -41,22 +39,6 @@ port = {port}
 """
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    """Return when ``true`` is; fail when it is not in time."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-
-
 class Served:
     """One run and the daemon that serves it now."""
 
@@ -76,7 +58,7 @@ class Served:
         with open(self.folder / "daemon.log", "ab") as log:
             command = [sys.executable, "-m", "online_meta", "serve", str(self.config)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(lambda: self.process.poll() is not None or self.answers(), 60, "the daemon answers")
+        wait_for("the daemon answers", lambda: self.process.poll() is not None or self.answers())
         assert self.process.poll() is None, (self.folder / "daemon.log").read_text()
 
     def answers(self) -> bool:
@@ -104,7 +86,7 @@ class Served:
         orphans = self.children("trainer") + self.children("hindsight")
         self.process.kill()
         self.process.wait()
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in orphans), 20, "the orphans die")
+        wait_for("the orphans die", lambda: not any(psutil.pid_exists(pid) for pid in orphans), 20)
         self.start()
         return True
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from streams.history import History
 from streams.producer import submit
 from streams.sources.sinusoid import make_task
 from streams.verify import verify
-from tests.recovery.served import Served, hash_of, wait_until
+from tests.daemon import wait_for
+from tests.recovery.served import Served, hash_of
 
 SEED = 11
 
@@ -44,7 +46,7 @@ class Client(threading.Thread):
 
 def finish(served: Served, rounds: int) -> None:
     """Wait until all rounds are learned, and drain."""
-    wait_until(lambda: served.status()["rounds"]["pending"] == 0, 240, "all rounds are learned")
+    wait_for("all rounds are learned", lambda: served.status()["rounds"]["pending"] == 0, 240)
     assert served.status()["rounds"]["ingested"] == rounds
     assert served.drain() == 0
 
@@ -60,7 +62,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     chance.shuffle(victims)
     for victim in victims:
         time.sleep(chance.uniform(0.0, 1.5))
-        wait_until(lambda victim=victim: served.kill(victim), 60, f"there is a {victim} to kill")  # type: ignore[misc]
+        wait_for(f"there is a {victim} to kill", partial(served.kill, victim))
     client.enough.set()
     client.join(120)
     assert not client.is_alive()

@@ -1,0 +1,83 @@
+"""The page's pure functions, called in the browser that will run them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.dashboard.conftest import Visit
+from tests.dashboard.stand_in import Daemon
+
+CALL = """([module, name, args]) => import(`/static/${module}.js`).then((found) => found[name](...args))"""
+
+
+@pytest.fixture
+def call(visit: Callable[..., Visit]) -> Callable[..., Any]:
+    page = visit(Daemon()).page
+    return lambda module, name, *args: page.evaluate(CALL, [module, name, list(args)])
+
+
+# Narrow spaces, minus signs and the dash for "not known" stand here as " ", "-" and "?".
+FORMATS = [
+    ("formatCompact", 1234, "1.23 k"),
+    ("formatCompact", 999_999, "1 M"),
+    ("formatCompact", -250, "-250"),
+    ("formatCount", 9876, "9,876"),
+    ("formatCount", 12_345, "12.3 k"),
+    ("formatCount", None, "?"),
+    ("formatReal", 0.4213, "0.421"),
+    ("formatReal", 301.24, "301.2"),
+    ("formatReal", 1295.84, "1,295.8"),
+    ("formatReal", 0.00012, "1.2e-4"),
+    ("formatReal", 0, "0"),
+    ("formatReal", None, "?"),
+    ("formatSigned", 42.14, "+42.1"),
+    ("formatSigned", -81, "-81.0"),
+    ("formatPercent", 0.8634, "86.3 %"),
+    ("formatDuration", 0.41, "0.41 s"),
+    ("formatDuration", 3.14, "3.1 s"),
+    ("formatDuration", 59.7, "1 m"),
+    ("formatDuration", 200, "3 m 20 s"),
+    ("formatDuration", 11_520, "3 h 12 m"),
+    ("formatDuration", 220_000, "2 d 13 h"),
+    ("formatAgo", 0.4, "just now"),
+    ("formatAgo", 200, "3 m 20 s ago"),
+    ("formatRate", 2.4, "2.4/s"),
+    ("formatRate", 0, "0/s"),
+    ("formatRate", 0.05, "3/min"),
+    ("formatRate", 120, "120/s"),
+    ("formatName", "train_on_everything", "train on everything"),
+    ("formatName", "ftml", "FTML"),
+]
+
+
+def test_numbers_and_times(call: Callable[..., Any]) -> None:
+    plain = str.maketrans({"\u202f": " ", "\u2212": "-", "\u2013": "?"})
+    found = [(name, value, call("format", name, value).translate(plain)) for name, value, _ in FORMATS]
+    assert found == FORMATS
+
+
+def test_series(call: Callable[..., Any]) -> None:
+    assert call("series", "trailingMean", [1, 2, None, 4], 1) == [1, 2, None, 4]
+    assert call("series", "trailingMean", [6, 0, 3, None, 3], 2) == [None, 3, 1.5, None, 3]
+    assert call("series", "relativeChange", [2.0] * 50 + [1.0] * 50) == -0.5
+    assert call("series", "relativeChange", [1.0] * 5) is None
+    assert call("series", "orderLearners", {"b": 1, "ftml": 1}, {"a": 1}) == ["ftml", "a", "b"]
+    regret = {"x": {"kind": "baseline"}, "dynamic": {"kind": "dynamic"}}
+    assert call("series", "comparatorKinds", regret, [{"kind": "hindsight"}]) == ["hindsight", "dynamic"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "Keeping up"),
+        ({"pending": 0}, "Up to date"),
+        ({"pending": 1000}, "Backlog full"),
+        ({"oldest_pending_age_seconds": 40.0}, "Falling behind"),
+        ({"pending": 90, "learned_per_second": 9.0}, "Catching up"),
+    ],
+)
+def test_pace(call: Callable[..., Any], changes: dict[str, Any], verdict: str) -> None:
+    status = Daemon(rounds=60).status()
+    status["rounds"] |= changes
+    assert call("wording", "describePace", status)["verdict"] == verdict

@@ -1,0 +1,116 @@
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.dashboard.conftest import Visit
+from tests.dashboard.stand_in import Daemon, serve
+
+Open = Callable[..., Visit]
+
+
+def test_before_the_first_round_it_says_how_to_submit(visit: Open) -> None:
+    shown = visit(Daemon(pending=0, state="idle"))
+    expect(shown.page.get_by_role("heading", name="No rounds yet")).to_be_visible()
+    shown.text("command").to_have_text(f"online-meta submit FILE... --url {shown.origin}")
+    expect(shown.page.locator('[data-panel="charts"]')).to_be_hidden()
+    shown.daemon.rounds, shown.daemon.state = 1, "running"
+    shown.pass_time(2.1)
+    expect(shown.page.locator('[data-chart="adaptation"] canvas')).to_be_visible()
+    expect(shown.page.locator('[data-panel="empty"]')).to_be_hidden()
+    assert shown.complaints == []
+
+
+def test_a_lost_connection_is_told_and_the_figures_stay(visit: Open) -> None:
+    daemon = Daemon(rounds=305)
+    with serve(daemon) as port:
+        shown = visit(daemon, port=port)
+        shown.text("learned").to_have_text("305")
+    banner = shown.page.locator('[data-banner="lost"]')
+    shown.pass_time(2.1)
+    expect(banner).to_be_visible()
+    expect(banner).to_contain_text("Connection lost.")
+    expect(banner).to_contain_text("The figures below are those of")
+    expect(banner).to_contain_text("Trying again")
+    shown.text("state").to_have_text("No connection")
+    shown.text("learned").to_have_text("305")
+    daemon.rounds = 310
+    with serve(daemon, port):
+        for _ in range(3):  # a try that was under way may have met the closed door once more
+            shown.pass_time(31)
+        expect(banner).to_be_hidden()
+        shown.text("learned").to_have_text("310")
+        shown.text("state").to_have_text("Running")
+
+
+def test_it_tries_again_when_told_to(visit: Open) -> None:
+    daemon = Daemon(rounds=305)
+    with serve(daemon) as port:
+        shown = visit(daemon, port=port)
+    banner = shown.page.locator('[data-banner="lost"]')
+    shown.pass_time(2.1)
+    expect(banner).to_be_visible()
+    with serve(daemon, port):
+        shown.page.get_by_role("button", name="Try now").click()
+        expect(banner).to_be_hidden()
+
+
+def test_it_asks_for_the_token_and_sends_it(visit: Open) -> None:
+    shown = visit(Daemon(rounds=305, token="correct horse"))
+    form = shown.page.locator('[data-panel="token"]')
+    expect(form).to_be_visible()
+    expect(shown.page.get_by_label("Bearer token")).to_be_focused()
+    expect(shown.page.locator('[data-panel="figures"]')).to_be_hidden()
+    asked = len(shown.asked("/v1/"))
+    shown.pass_time(60)
+    shown.page.get_by_label("Bearer token").fill("wrong")
+    shown.page.get_by_role("button", name="Connect").click()
+    shown.text("token-error").to_have_text("The daemon did not take this token.")
+    assert len(shown.asked("/v1/")) == asked + 1  # nothing is asked in vain while the form waits
+    shown.page.get_by_label("Bearer token").fill("correct horse")
+    shown.page.get_by_label("Bearer token").press("Enter")
+    shown.text("learned").to_have_text("305")
+    expect(form).to_be_hidden()
+    shown.page.reload()
+    shown.text("learned").to_have_text("305")
+    stored = shown.page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]")
+    assert stored == [{"online-meta.token": "correct horse"}, {}, ""]
+
+
+def test_a_trainer_that_is_down_is_told(visit: Open) -> None:
+    shown = visit(Daemon(rounds=305, state="trainer_down"))
+    notice = shown.page.locator('[data-banner="notice"]')
+    expect(notice).to_contain_text("Ingest goes on; trainer restarting")
+    shown.text("state").to_have_text("Trainer down")
+    shown.text("run").to_contain_text("trainer restarted 2 times")
+    shown.daemon.state = "running"
+    shown.pass_time(2.1)
+    expect(notice).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("daemon", "notice"),
+    [
+        (Daemon(rounds=60, state="draining"), "Draining."),
+        (Daemon(rounds=60, pending=1000), "New tasks are answered 429"),
+        (Daemon(rounds=60, pending=900), "900 of 1,000 tasks wait. At this pace it is full in 8\u202fm 20\u202fs."),
+    ],
+    ids=["draining", "full", "nearly full"],
+)
+def test_what_needs_attention_is_told(visit: Open, daemon: Daemon, notice: str) -> None:
+    expect(visit(daemon).page.locator('[data-banner="notice"]')).to_contain_text(notice)
+
+
+def test_a_hidden_tab_asks_for_nothing(visit: Open) -> None:
+    shown = visit(Daemon(rounds=305))
+    shown.text("learned").to_have_text("305")
+    turn = "(hidden) => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+    turn += "document.dispatchEvent(new Event('visibilitychange')); }"
+    shown.page.evaluate(turn, True)
+    asked = len(shown.daemon.seen)
+    for _ in range(5):
+        shown.pass_time(2.1)
+    assert len(shown.daemon.seen) == asked
+    shown.daemon.rounds = 306
+    shown.page.evaluate(turn, False)
+    shown.text("learned").to_have_text("306")

@@ -1,0 +1,130 @@
+"""The metrics, as prometheus_client, promtool and a real Prometheus read them."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.report import make_report, write_report
+from deploy.view import RunView
+from online_meta.metrics import METRICS
+from tests.daemon import Daemon, free_port, wait_for
+from trainers.run_files import RunFiles
+
+KINDS = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
+
+
+def metrics(daemon: Daemon) -> str:
+    """Return the metrics as text, once all rounds are learned and compared."""
+    ingested = daemon.status()["rounds"]["ingested"]
+    daemon.wait_until_learned(ingested)
+    daemon.wait_until_compared(ingested)
+    return daemon.client.get("/metrics").text
+
+
+def value(text: str, sample: str) -> float:
+    """Return the value of one sample, written as in the text."""
+    found = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.rsplit(" ", 1)[0] == sample]
+    assert len(found) == 1, f"{sample}: {found}"
+    return float(found[0])
+
+
+def test_every_metric_of_the_table_is_there(daemon: Daemon) -> None:
+    answer = daemon.client.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    for metric in METRICS:
+        family = families[metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name]
+        assert (family.type, family.documentation) == (metric.kind, metric.help)
+        labels = {label for sample in family.samples for label in sample.labels if label != "le"}
+        assert labels <= set(metric.labels)
+    ours = {name for name in families if name.startswith("online_meta_") and not name.endswith("_created")}
+    assert ours == {metric.name.removesuffix("_total") for metric in METRICS}
+
+
+def test_the_metrics_say_what_the_status_says(daemon: Daemon) -> None:
+    text, status = metrics(daemon), daemon.status()
+    rounds = status["rounds"]["ingested"]
+    assert value(text, 'online_meta_tasks_ingested_total{source="http"}') == rounds
+    assert value(text, "online_meta_rounds_total") == rounds
+    assert value(text, "online_meta_rounds_pending") == 0
+    assert value(text, "online_meta_oldest_pending_task_age_seconds") == 0
+    assert value(text, "online_meta_meta_steps_total") == rounds
+    assert value(text, "online_meta_round_duration_seconds_count") == rounds
+    assert value(text, "online_meta_ingest_duration_seconds_count") == rounds
+    assert value(text, "online_meta_world_size") == 1
+    assert value(text, "online_meta_restarts_total") == 0
+    assert value(text, 'online_meta_task_loss{stage="before"}') == status["last"]["loss_before"]
+    assert value(text, 'online_meta_task_loss{stage="after"}') == status["last"]["loss_after"]
+    assert value(text, "online_meta_meta_gradient_norm") > 0
+    assert value(text, "online_meta_history_bytes") > 10_000
+    last_checkpoint = value(text, "online_meta_checkpoint_last_success_timestamp_seconds")
+    assert last_checkpoint == pytest.approx(status["checkpoint"]["timestamp"])
+    for name, learner in status["learners"].items():
+        assert value(text, f'online_meta_cumulative_loss{{learner="{name}"}}') == learner["cumulative_loss"]
+    for against, regret in status["regret"].items():
+        assert value(text, f'online_meta_regret{{against="{against}"}}') == regret["value"]
+        per_round = value(text, f'online_meta_regret_per_round{{against="{against}"}}')
+        assert per_round == pytest.approx(regret["value"] / regret["as_of_round"])
+    assert "nan" in str(value(text, "online_meta_task_accuracy")), "a regression has none; 0 would be a claim"
+
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here (apt: prometheus)")
+needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus here (apt: prometheus)")
+
+
+@needs_promtool
+def test_promtool_finds_nothing_to_mend(daemon: Daemon) -> None:
+    checked = subprocess.run(["promtool", "check", "metrics"], input=metrics(daemon), capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+@needs_prometheus
+def test_a_real_prometheus_scrapes_the_regret(daemon: Daemon, tmp_path: Path) -> None:
+    config = tmp_path / "prometheus.yml"
+    target = daemon.url.removeprefix("http://")
+    config.write_text(
+        "global: { scrape_interval: 1s, scrape_timeout: 1s }\n"
+        f'scrape_configs: [{{ job_name: online-meta, static_configs: [{{ targets: ["{target}"] }}] }}]\n'
+    )
+    expected = metrics(daemon)
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data"]
+    with open(tmp_path / "log", "wb") as log:
+        listen = f"--web.listen-address={url.removeprefix('http://')}"
+        prometheus = subprocess.Popen([*command, listen], stdout=log, stderr=log)
+    try:
+        told = wait_for("Prometheus has scraped", lambda: prometheus.poll() is None and ask(url, "online_meta_regret"))
+    finally:
+        prometheus.terminate()
+        prometheus.wait(30)
+    assert set(told) == {"hindsight", "from_scratch"}
+    for against, regret in told.items():
+        assert regret == pytest.approx(value(expected, f'online_meta_regret{{against="{against}"}}'))
+
+
+def ask(url: str, query: str) -> dict[str, float]:
+    """Return what Prometheus knows, by what the regret is against; nothing while it starts."""
+    try:
+        answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, trust_env=False)
+    except httpx.TransportError:
+        return {}
+    if not answer.is_success:
+        return {}
+    return {one["metric"]["against"]: float(one["value"][1]) for one in answer.json()["data"]["result"]}
+
+
+def test_a_run_without_rounds_has_a_report_too(config: Path, tmp_path: Path) -> None:
+    from deploy.config import read_config
+
+    view = RunView(RunFiles(tmp_path / "none"), ("ftml", "from_scratch"))
+    view.refresh()
+    report = write_report(tmp_path, view, read_config(config))
+    assert report == make_report(view, read_config(config))
+    assert (report["rounds"], report["regret"]) == (0, {})
+    assert report["learners"]["ftml"]["mean_loss_last_100"] is None
+    assert (tmp_path / "regret.png").read_bytes().startswith(b"\x89PNG")
+    assert "0 rounds" in (tmp_path / "report.html").read_text()

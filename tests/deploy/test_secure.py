@@ -1,0 +1,108 @@
+"""A token and TLS."""
+
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.daemon import Daemon, running_daemon, sinusoid, write_sinusoid
+from tests.deploy.conftest import Cli
+
+TOKEN = "correct-horse-battery-staple"
+
+
+def write_certificate(folder: Path) -> None:
+    """Write a certificate for 127.0.0.1 that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("secure")
+    write_certificate(folder)
+    (folder / "token").write_text(f"{TOKEN}\n")
+    files = {"token_file": "token", "tls_cert": "cert.pem", "tls_key": "key.pem"}
+    config = write_sinusoid(folder, "".join(f'{key} = "{folder / name}"\n' for key, name in files.items()))
+    trust = ssl.create_default_context(cafile=str(folder / "cert.pem"))
+    with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]", verify=trust) as running:
+        yield running
+
+
+def test_it_speaks_tls_only(daemon: Daemon) -> None:
+    assert daemon.url.startswith("https://")
+    with pytest.raises(httpx.TransportError):
+        httpx.get(daemon.url.replace("https", "http") + "/healthz", trust_env=False)
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"{daemon.url}/healthz", trust_env=False)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer \xe4"]
+)
+@pytest.mark.parametrize("path", ["/v1/status", "/v1/weights", "/metrics", "/readyz", "/no"])
+def test_without_the_token_nothing_is_told(daemon: Daemon, path: str, header: str) -> None:
+    answer = daemon.client.get(path, headers={"Authorization": header.encode("latin1")})
+    assert (answer.status_code, answer.json()["reason"]) == (401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_without_the_token_nothing_is_taken(daemon: Daemon) -> None:
+    answer = daemon.client.post("/v1/tasks", content=sinusoid(0), headers={"Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+    assert daemon.status()["rounds"]["ingested"] == 0
+
+
+@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN}"])
+def test_with_the_token_all_is_told(daemon: Daemon, header: str) -> None:
+    assert daemon.client.get("/v1/status", headers={"Authorization": header}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/docs", "/openapi.json", "/static/app.js"])
+def test_what_has_no_secrets_is_open(daemon: Daemon, path: str) -> None:
+    assert daemon.client.get(path, headers={"Authorization": ""}).status_code == 200
+
+
+def test_the_commands_carry_the_token(daemon: Daemon, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = daemon.log.parent
+    (folder / "sin-0.safetensors").write_bytes(sinusoid(0))
+    untrusted = cli("status", "--url", daemon.url)
+    assert untrusted.code == 75
+    assert "CERTIFICATE_VERIFY_FAILED" in untrusted.err
+    assert "SSL_CERT_FILE" in untrusted.err
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    for command in (("status",), ("submit", folder / "sin-0.safetensors")):
+        ended = cli(*command, "--url", daemon.url)
+        assert ended.code == 78
+        assert "token" in ended.err
+        assert "--token-file" in ended.err
+    with_token = ("--url", daemon.url, "--token-file", folder / "token")
+    assert cli("submit", folder / "sin-0.safetensors", *with_token).code == 0
+    assert cli("status", *with_token).code == 0
+    assert cli("status", "--url", daemon.url, "--token-file", folder / "none").code == 78

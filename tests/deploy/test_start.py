@@ -1,0 +1,113 @@
+"""A daemon that cannot start says why, and leaves everything as it was."""
+
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.config import ServeSettings
+from deploy.demo import choose_port
+from deploy.exits import ConfigError, Stop
+from deploy.listening import bind
+from streams.history import History
+from tests.daemon import ROOT, Daemon
+from tests.deploy.conftest import Cli
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_port_in_use(cli: Cli, config: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for command in ("serve", "check"):
+            ended = cli(command, config, "--set", f"serve.port={port}")
+            assert ended.code == 75
+            assert f"cannot listen on 127.0.0.1:{port}: Address already in use. Is another daemon" in ended.err
+            assert "--set serve.port=PORT" in ended.err
+        with pytest.raises(Stop) as stopped:
+            choose_port(port)  # the demo would send its tasks to a stranger
+        assert stopped.value.code == 75
+    assert choose_port(0) > 0
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
+def test_an_address_of_another_machine(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"host = '{host}' is no address of this machine"):
+        bind(ServeSettings(host=host, port=0))
+
+
+def test_a_second_daemon_on_the_same_run(daemon: Daemon, cli: Cli) -> None:
+    config = daemon.log.with_suffix(".toml")
+    ended = cli("serve", config, "--set", "serve.port=0")
+    assert ended.code == 75
+    assert "has a writer already" in ended.err
+    assert "this run is being served already" in ended.err
+    assert daemon.status()["trainer"] == {"alive": True, "restarts": 0}
+    assert cli("verify", config.parent / "run/history").code == 0, "reading needs no lock"
+
+
+def make_history(config: Path) -> Path:
+    """Make an empty history where the run's is; return its file."""
+    folder = config.parent / "run/history"
+    History.open(folder, write=True).close()
+    return folder / "ledger.sqlite"
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "verify", "replay"])
+@pytest.mark.parametrize("kind", ["newer", "stranger", "text"])
+def test_a_history_of_another_kind_is_left_untouched(cli: Cli, config: Path, kind: str, command: str) -> None:
+    file = make_history(config)
+    if kind == "text":
+        file.write_bytes(b"my notes, not a database" * 1000)
+        told = "is not a history (not an SQLite database)"
+    else:
+        pragma, told = {
+            "newer": ("user_version = 99", "has format 99; this online-meta reads 1"),
+            "stranger": ("application_id = 7", "is another program's database"),
+        }[kind]
+        with sqlite3.connect(file) as ledger:
+            ledger.execute(f"PRAGMA {pragma}")
+            ledger.execute("PRAGMA journal_mode=delete")
+        ledger.close()
+    before = contents(config.parent)
+    ended = cli(command, file.parent if command == "verify" else config)
+    assert ended.code == 78
+    assert f"{file} {told}" in ended.err
+    assert "it is left untouched" in ended.err
+    assert contents(config.parent) == before
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_run_path_below_a_file(cli: Cli, config: Path, command: str) -> None:
+    ended = cli(command, config, "--set", f"run.path={config}/run")
+    assert ended.code == 78
+    assert f"{config}: [run] path = '{config}/run': " in ended.err
+    assert "cannot be written (Not a directory); choose a folder where this user may write" in ended.err
+
+
+def can_mount() -> bool:
+    """Whether this user may mount what others do not see."""
+    if shutil.which("unshare") is None:
+        return False
+    probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
+    return subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="no private mounts here (unshare -rm)")
+def test_a_run_path_that_cannot_be_written(config: Path) -> None:
+    (config.parent / "run").mkdir()
+    script = 'mount -t tmpfs -o ro tmpfs "$1" && exec "$2" -m online_meta serve "$3"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", config.parent / "run", sys.executable, config]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 78
+    assert f"{config}: [run] path = '{config.parent}/run'" in ended.stderr
+    assert "cannot be written (Read-only file system)" in ended.stderr
+    assert "Traceback" not in ended.stderr

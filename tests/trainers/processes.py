@@ -1,0 +1,35 @@
+"""Start a process that tells what it does, and kill it."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+START = multiprocessing.get_context("forkserver")
+START.set_forkserver_preload(["tests.trainers.dying"])
+
+
+def start(target: Callable[..., None], *arguments: object) -> tuple[multiprocessing.Process, Connection]:
+    """Start ``target(*arguments, connection)``; return the process and the end to hear it by."""
+    here, there = START.Pipe(duplex=False)
+    process = START.Process(target=target, args=(*arguments, there), daemon=True)
+    process.start()
+    there.close()
+    return process, here
+
+
+def hear(connection: Connection) -> list[Any]:
+    """Return all that is told until the process ends."""
+    said = []
+    try:
+        while True:
+            said.append(connection.recv())
+    except (EOFError, OSError):
+        return said
+
+
+def kill(process: multiprocessing.Process) -> None:
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()

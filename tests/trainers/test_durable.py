@@ -1,0 +1,43 @@
+"""Files that are replaced in one step."""
+
+import os
+
+import pytest
+
+from trainers.durable import replace_file, write_durably
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path, durable):
+    for data in (b"first", b"", b"second" * 10_000):
+        replace_file(tmp_path / "file", data, durable=durable)
+        assert (tmp_path / "file").read_bytes() == data
+        assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch, durable):
+    replace_file(tmp_path / "file", b"old", durable=durable)
+    with pytest.raises(TypeError):
+        replace_file(tmp_path / "file", "no bytes", durable=durable)
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_data_then_name_are_made_durable_in_this_order(tmp_path, monkeypatch):
+    said, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        said.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda a, b: (said.append("replace"), replace(a, b))[1])
+    replace_file(tmp_path / "file", b"data", durable=True)
+    assert said == ["file.new", "replace", tmp_path.name]
+
+
+def test_bytes_are_synced_before_writing_returns(tmp_path, monkeypatch):
+    sizes, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (sizes.append(os.fstat(file).st_size), fsync(file))[1])
+    write_durably(tmp_path / "file", b"12345")
+    assert sizes == [5]

@@ -1,0 +1,224 @@
+"""The hindsight comparator against a minimum that linear algebra knows, and its standard error against many seeds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import online_meta as om
+from online_meta.draws import Draw
+from online_meta.past import MemoryPast
+from online_meta.replay.uniform import uniform
+from online_meta.setup import LearnerSetup
+from tests.learners.problems import frozen
+from trainers.hindsight import STREAM, refresh_hindsight
+
+DIMENSIONS = 3
+LR = 0.1
+
+
+def task(seed):
+    """Return a linear map of x, (n, 3) -> (n, 1), and noise."""
+    random = torch.Generator().manual_seed(300 + seed)
+    slope = torch.tensor([[1.0], [-2.0], [0.5]]) + torch.randn(DIMENSIONS, 1, generator=random)
+
+    def batch(n):
+        x = torch.randn(n, DIMENSIONS, generator=random).double()
+        return om.Batch(x, x @ slope.double() + 0.1 * torch.randn(n, 1, generator=random).double())
+
+    return om.Task(batch(5), batch(6))
+
+
+def regression(tasks, lr=0.05, batch=8, seed=0, accessed=None):
+    """Return a set-up whose learner is a linear map, adapted by one step of gradient descent."""
+    module = nn.Linear(DIMENSIONS, 1, bias=False).double()
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), steps=1)
+    past = Watched(tasks, accessed if accessed is not None else [])
+    return LearnerSetup(
+        inner=inner,
+        gradient=om.exact(inner),
+        start=inner.init({"weight": torch.zeros(1, DIMENSIONS, dtype=torch.float64)}),
+        fresh=lambda round: {},
+        engine=lambda meta: om.MetaOptimizer(meta, "adam", lr),
+        replay=uniform,
+        batch=batch,
+        steps_per_round=1,
+        seed=seed,
+        past=past,
+        accuracy=None,
+    )
+
+
+class Watched(MemoryPast):
+    """A past that notes which rounds are read."""
+
+    def __init__(self, tasks, accessed):
+        super().__init__()
+        self.accessed = accessed
+        for round, one in enumerate(tasks):
+            self.remember(round, one)
+
+    def __getitem__(self, round):
+        self.accessed.append(round)
+        return super().__getitem__(round)
+
+
+def best_fixed_loss(tasks):
+    """Return min_w sum_t f_t(U_t(w)): U_t(w) = (I - 2 lr/n X'X) w + 2 lr/n X'y, so it is least squares in w."""
+    rows, targets = [], []
+    for support, query in tasks:
+        x, y = support.x.numpy(), support.y.numpy()
+        step = 2 * LR / len(x)
+        m, c = np.eye(DIMENSIONS) - step * x.T @ x, step * x.T @ y
+        q, size = query.x.numpy(), math.sqrt(len(query.x))
+        rows.append(q @ m / size)
+        targets.append((query.y.numpy() - q @ c) / size)
+    return float(np.linalg.lstsq(np.concatenate(rows), np.concatenate(targets), rcond=None)[1][0])
+
+
+ROUNDS = 14
+TASKS = [task(t) for t in range(ROUNDS)]
+
+
+def test_the_estimate_comes_down_to_the_minimum_from_above():
+    best = best_fixed_loss(TASKS)
+    setup, saved, found = regression(TASKS), None, []
+    for _ in range(6):
+        estimate = refresh_hindsight(setup, ROUNDS, 60, ROUNDS, saved)
+        saved = estimate.saved
+        found.append(estimate.comparator.cumulative_loss)
+        assert estimate.comparator[:2] == ("hindsight", ROUNDS)
+        assert estimate.comparator.standard_error == 0.0
+    untrained = refresh_hindsight(setup, ROUNDS, 0, ROUNDS, None).comparator.cumulative_loss
+    assert all(loss >= best for loss in (untrained, *found))
+    assert untrained > 1.2 * best
+    assert found[-1] < 1.01 * best
+    assert found[-1] < found[0] < untrained
+
+
+def test_full_batches_reach_the_minimum():
+    setup = regression(TASKS, batch=ROUNDS, lr=0.05)
+    loss = refresh_hindsight(setup, ROUNDS, 250, ROUNDS, None).comparator.cumulative_loss
+    best = best_fixed_loss(TASKS)
+    assert best <= loss * (1 + 1e-12)
+    assert loss == pytest.approx(best, rel=1e-6)
+
+
+def test_only_the_rounds_so_far_are_used():
+    accessed = []
+    setup = regression(TASKS, accessed=accessed)
+    refresh_hindsight(setup, 6, 20, 100, None)
+    assert set(accessed) == set(range(6))
+
+
+def test_it_is_a_function_of_its_arguments_and_goes_on_from_what_was_saved():
+    setup = regression(TASKS)
+    one, two = (refresh_hindsight(setup, ROUNDS, 5, 7, None) for _ in range(2))
+    assert one.comparator == two.comparator
+    assert frozen(one.saved) == frozen(two.saved)
+    further = refresh_hindsight(setup, ROUNDS, 5, 7, one.saved)
+    assert frozen(further.saved) != frozen(one.saved)
+    assert float(further.saved["optimizer.step.weights.weight"]) == 10
+    assert frozen(setup.start.weights) == frozen(regression(TASKS).start.weights)
+
+
+def test_it_draws_apart_from_the_learners():
+    accessed = []
+    setup = regression(TASKS, batch=3, seed=4, accessed=accessed)
+    refresh_hindsight(setup, ROUNDS, 2, 1, None)
+    drawn = [[p.round for p in uniform(Draw(4 + STREAM, ROUNDS - 1, step, ROUNDS, 3))] for step in range(2)]
+    assert [accessed[:3], accessed[3:6]] == drawn
+    assert drawn[0] != [p.round for p in uniform(Draw(4, ROUNDS - 1, 0, ROUNDS, 3))]
+
+
+def test_skipped_rounds_are_neither_trained_on_nor_counted():
+    accessed, skipped = [], {0, 5, ROUNDS - 1}
+    found = refresh_hindsight(regression(TASKS, accessed=accessed), ROUNDS, 20, 100, None, skipped)
+    assert set(accessed) == set(range(ROUNDS)) - skipped
+    left = [one for round, one in enumerate(TASKS) if round not in skipped]
+    alone = refresh_hindsight(regression(left), len(left), 0, 100, found.saved)
+    assert found.comparator.as_of_round == ROUNDS
+    assert found.comparator.cumulative_loss == pytest.approx(alone.comparator.cumulative_loss, rel=1e-12)
+    assert found.comparator.cumulative_loss >= best_fixed_loss(left)
+
+
+def test_where_every_round_was_skipped_there_is_nothing_to_lose():
+    accessed = []
+    found = refresh_hindsight(regression(TASKS, accessed=accessed), 3, 20, 100, None, {0, 1, 2})
+    assert found.comparator == om.Comparator("hindsight", 3, 0.0, 0.0)
+    assert accessed == []
+
+
+@pytest.mark.parametrize("asked", [0, 3, 20, 25])
+def test_it_stops_as_soon_as_it_may_not_proceed(asked):
+    accessed, left = [], asked
+
+    def proceed():
+        nonlocal left
+        left -= 1
+        return left >= 0
+
+    setup = regression(TASKS, batch=2, accessed=accessed)
+    assert refresh_hindsight(setup, ROUNDS, 20, ROUNDS, None, (), proceed) is None
+    assert len(accessed) == 2 * min(asked, 20) + max(asked - 20, 0)
+
+
+def test_a_poison_round_voids_no_step_of_its_training():
+    poisoned = TASKS[3]._replace(query=om.Batch(TASKS[3].query.x, TASKS[3].query.y * 1e200))
+    tasks = [*TASKS[:3], poisoned, *TASKS[4:]]
+    found = refresh_hindsight(regression(tasks, batch=ROUNDS), ROUNDS, 10, 100, None)
+    assert float(found.saved["optimizer.step.weights.weight"]) == 10
+
+
+def losses_only(losses, seed):
+    """Return a set-up whose task t loses losses[t] whatever the weights are."""
+
+    def loss(params, batch):
+        return batch.y.mean() + 0 * params["w"]
+
+    inner = om.Inner(loss, om.rules.sgd(), steps=0)
+    tasks = [om.Task(batch, batch) for batch in (om.Batch(y, y) for y in losses[:, None])]
+    base = regression(tasks, seed=seed)
+    return LearnerSetup(
+        **{**vars(base), "inner": inner, "start": inner.init({"w": torch.zeros((), dtype=torch.float64)})}
+    )
+
+
+@pytest.mark.parametrize(("rounds", "evaluate"), [(40, 20), (30, 20), (50, 20)])
+def test_the_standard_error_of_a_sampled_evaluation_covers_the_truth(rounds, evaluate):
+    """Also where the stretches that a round is drawn from have unequal lengths (1 and 2, or 2 and 3)."""
+    errors, told = [], []
+    for seed in range(300):
+        losses = torch.randn(rounds, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
+        found = refresh_hindsight(losses_only(losses, seed), rounds, 0, evaluate, None).comparator
+        errors.append(found.cumulative_loss - float(losses.sum()))
+        told.append(found.standard_error)
+    errors, told = np.array(errors), np.array(told)
+    assert abs(errors.mean()) < 3 * errors.std() / math.sqrt(len(errors)), "it is unbiased"
+    assert np.sqrt(np.square(told).mean()) == pytest.approx(errors.std(), rel=0.12)
+    assert 0.88 < (np.abs(errors) < 1.96 * told).mean() < 0.98
+
+
+def test_a_sampled_evaluation_is_unbiased_for_the_very_same_rounds():
+    """Rounds that are alone in their stretch count once, those that share one count for the others too."""
+    losses = torch.tensor([0.0, 8.0, 1.0, 0.0, 9.0, 2.0, 0.0, 7.0, 1.0, 0.0, 6.0, 1.0], dtype=torch.float64)
+    found = [
+        refresh_hindsight(losses_only(losses, seed), 12, 0, 8, None).comparator.cumulative_loss for seed in range(600)
+    ]
+    assert abs(np.mean(found) - 35.0) < 3.3 * np.std(found) / math.sqrt(600)
+
+
+def test_losses_that_drift_are_covered_rather_too_often():
+    covered = 0
+    for seed in range(100):
+        losses = torch.linspace(5, 1, 60, dtype=torch.float64)
+        found = refresh_hindsight(losses_only(losses, seed), 60, 0, 15, None).comparator
+        covered += abs(found.cumulative_loss - float(losses.sum())) < 1.96 * found.standard_error
+    assert covered >= 95
+
+
+def test_one_sampled_round_stands_for_all():
+    losses = torch.full((7,), 3.0, dtype=torch.float64)
+    assert refresh_hindsight(losses_only(losses, 0), 7, 0, 1, None).comparator.cumulative_loss == 21.0

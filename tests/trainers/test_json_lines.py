@@ -1,0 +1,141 @@
+"""Lines are appended whole, followed while they grow, and cut behind the last whole one."""
+
+import math
+import time
+
+import pytest
+
+from tests.trainers import dying
+from tests.trainers.processes import kill, start
+from trainers.json_lines import LineReader, LineWriter
+
+LINES = [{"a": 1}, {"b": "é\n\u2028", "c": [0.1, None]}, {"d": {"e": -1e-300}}]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deeper" / "lines.jsonl"
+
+
+def write(path, lines):
+    writer = LineWriter(path)
+    for line in lines:
+        writer.append(line)
+    writer.close()
+
+
+def test_lines_are_followed_as_they_are_appended(path):
+    reader = LineReader(path)
+    assert reader.refresh() == []
+    writer = LineWriter(path)
+    assert reader.refresh() == []
+    writer.append(LINES[0])
+    assert reader.refresh() == LINES[:1]
+    assert reader.refresh() == []
+    writer.append(LINES[1])
+    writer.append(LINES[2])
+    assert reader.refresh() == LINES[1:]
+    assert [reader[i] for i in (2, 0, 1)] == [LINES[2], LINES[0], LINES[1]]
+    assert len(reader) == 3
+    writer.close()
+
+
+@pytest.mark.parametrize("index", [3, -1])
+def test_a_line_that_was_not_seen_is_refused(path, index):
+    write(path, LINES)
+    reader = LineReader(path)
+    with pytest.raises(IndexError, match=r"line 0 of .* of which 0 are known"):
+        reader[0]
+    reader.refresh()
+    with pytest.raises(IndexError, match=f"line {index} of .*lines.jsonl, of which 3 are known"):
+        reader[index]
+
+
+def test_a_file_that_is_opened_again_is_continued(path):
+    write(path, LINES[:2])
+    write(path, LINES[2:])
+    assert LineReader(path).refresh() == LINES
+
+
+def test_floats_come_back_to_the_bit(path):
+    numbers = [0.1 + 0.2, math.pi, 5e-324, 1.7976931348623157e308, -0.0]
+    write(path, [{"numbers": numbers}])
+    (found,) = LineReader(path).refresh()
+    assert [number.hex() for number in found["numbers"]] == [number.hex() for number in numbers]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_json_is_refused_and_leaves_no_trace(path, bad):
+    writer = LineWriter(path)
+    writer.append(LINES[0])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        writer.append({"x": [1.0, bad]})
+    writer.append(LINES[1])
+    writer.close()
+    assert LineReader(path).refresh() == LINES[:2]
+
+
+def test_wherever_a_kill_tears_the_file_the_whole_lines_are_read_and_the_rest_is_cut(path):
+    write(path, LINES)
+    data = path.read_bytes()
+    for length in range(len(data) + 1):
+        whole = data[:length].count(b"\n")
+        path.write_bytes(data[:length])
+        reader = LineReader(path)
+        assert reader.refresh() == LINES[:whole], length
+        write(path, [{"next": length}])
+        assert reader.refresh() == [{"next": length}], length
+        assert LineReader(path).refresh() == [*LINES[:whole], {"next": length}], length
+
+
+TAILS = {
+    "NUL bytes": b"\x00" * 700,
+    "a line of NUL bytes": b"\x00" * 700 + b"\n",
+    "NUL bytes and the end of a line": b"\x00" * 700 + b'"c":1}\n{"d":2}\n',
+    "half a line and the end of another": b'{"a":1,"b\n',
+    "no object": b"17\n",
+    "no text": b"\xff\xfe\xff\n",
+    "an empty line": b"\n",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_what_a_power_loss_leaves_at_the_end_is_never_read_and_is_cut(path, tail):
+    write(path, LINES)
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    reader = LineReader(path)
+    assert reader.refresh() == LINES
+    assert reader.refresh() == []
+    write(path, [])
+    assert path.read_bytes() == whole
+    write(path, [{"next": 1}])
+    assert reader.refresh() == [{"next": 1}]
+
+
+def test_a_whole_file_is_not_touched_by_being_opened(path):
+    write(path, LINES)
+    before = (path.read_bytes(), path.stat().st_mtime_ns)
+    write(path, [])
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_a_reader_beside_a_writing_process_sees_every_line_whole_and_once(path):
+    for seed in range(2):
+        path.unlink(missing_ok=True)
+        process, told = start(dying.append_for_ever, str(path), seed)
+        assert told.recv() == "begun"
+        reader, numbers, deadline = LineReader(path), [], time.monotonic() + 60
+        refreshes = 0
+        while len(numbers) < 400 and time.monotonic() < deadline:
+            fresh = reader.refresh()
+            refreshes += bool(fresh)
+            assert all(line["number"] == line["end"] for line in fresh)
+            numbers += [line["number"] for line in fresh]
+        kill(process)
+        numbers += [line["number"] for line in reader.refresh()]
+        assert len(numbers) >= 400
+        assert numbers == list(range(len(numbers)))
+        assert refreshes > 1, "it was read while it grew"
+        write(path, [{"number": "next"}])
+        assert [line["number"] for line in reader.refresh()] == ["next"]
