@@ -103,7 +103,6 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         trainer_alive=children["trainer"].alive,
         trainer_restarts=lambda: children["trainer"].restarts,
         token=token,
-        ingested_at_start=len(history),
     )
 
 

@@ -12,6 +12,7 @@ import online_meta
 from deploy.adaptation import Adapter
 from deploy.config import Config
 from deploy.exporter import Instruments, count_rounds, show_view
+from deploy.rate import RecentRate
 from deploy.view import RunView
 from streams.history import History
 from streams.ingest import Ingest
@@ -35,12 +36,15 @@ class DaemonState:
     token: str | None
     started: float = field(default_factory=time.time)
     draining: bool = False
-    ingested_at_start: int = 0
+    learning: RecentRate = field(default_factory=RecentRate)
+    ingesting: RecentRate = field(default_factory=RecentRate)
     restarts_counted: int = 0
 
     def refresh(self) -> None:
         """Read what the trainer has written since the last time, and count it."""
         lines, checkpoints = self.view.refresh()
+        self.learning.note(self.view.learned())
+        self.ingesting.note(len(self.history))
         count_rounds(self.instruments, lines, checkpoints)
         restarts = self.trainer_restarts()
         self.instruments["restarts_total"].inc(restarts - self.restarts_counted)
@@ -92,8 +96,8 @@ def status_of(state: DaemonState) -> dict[str, Any]:
             "learned": view.learned() - view.skipped,
             "skipped": view.skipped,
             "pending": state.pending(),
-            "learned_per_second": view.rounds_per_second(),
-            "ingested_per_second": (ingested - state.ingested_at_start) / max(now - state.started, 1e-9),
+            "learned_per_second": state.learning.per_second(),
+            "ingested_per_second": state.ingesting.per_second(),
             "oldest_pending_age_seconds": state.oldest_pending_age(),
         },
         "last": view.last and {k: v for k, v in view.last.items() if k not in ("learners", "steps")},

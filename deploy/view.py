@@ -1,8 +1,6 @@
 """A run as its files tell it: rounds, regret, checkpoints; for the API, the metrics and the report."""
 
-import time
 from array import array
-from collections import deque
 from math import nan
 from threading import Lock
 from typing import Any
@@ -10,8 +8,6 @@ from typing import Any
 from online_meta.regret import Comparator, RegretLedger
 from trainers.json_lines import Line, LineReader
 from trainers.run_files import RunFiles
-
-RATE_WINDOW_SECONDS = 30.0
 
 
 class RunView:
@@ -29,7 +25,6 @@ class RunView:
         self.skipped = 0
         self._rounds, self._comparators = LineReader(files.rounds), LineReader(files.comparators)
         self._checkpoints = LineReader(files.checkpoint_log)
-        self._marks: deque[tuple[float, int]] = deque()
         self._lock = Lock()
 
     def refresh(self) -> tuple[list[Line], list[Line]]:
@@ -47,7 +42,6 @@ class RunView:
                 self.ledger.compare(self.comparators[-1])
             checkpoints = self._checkpoints.refresh()
             self.checkpoint = checkpoints[-1] if checkpoints else self.checkpoint
-            self._mark()
             return lines, checkpoints
 
     def learned(self) -> int:
@@ -58,12 +52,6 @@ class RunView:
         """The line of a round; None when it has not been played."""
         with self._lock:
             return self._rounds[round] if round < len(self._rounds) else None
-
-    def rounds_per_second(self) -> float:
-        """Rounds played per second over the last half minute."""
-        with self._lock:
-            (began, first), (now, last) = self._marks[0], self._marks[-1]
-            return (last - first) / (now - began) if now > began else 0.0
 
     def learners(self) -> dict[str, dict[str, float | None]]:
         """The summary of each learner, as the report has it."""
@@ -90,12 +78,6 @@ class RunView:
         for name, values in self.accuracy.items():
             values.append(_number(played[name]["accuracy"] if played else None))
         self.last = line
-
-    def _mark(self) -> None:
-        now = time.monotonic()
-        self._marks.append((now, self.learned()))
-        while len(self._marks) > 2 and now - self._marks[0][0] > RATE_WINDOW_SECONDS:
-            self._marks.popleft()
 
 
 def _number(value: float | None) -> float:

@@ -203,6 +203,7 @@ def test_a_kill_at_any_step_of_a_save_leaves_a_whole_checkpoint(tmp_path):
         survived = hear(told) == ["survived"]
         process.join()
         found = load_latest(folder)
+        assert found.rounds == saved_rounds(folder)[-1], "what is there by its name is whole"
         assert found.rounds in (2, 3)
         assert bits(found) == bits(dying.checkpoint(found.rounds))
         newest.add(found.rounds)

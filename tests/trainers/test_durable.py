@@ -18,9 +18,10 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path, durabl
 @pytest.mark.parametrize("durable", [True, False])
 def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch, durable):
     replace_file(tmp_path / "file", b"old", durable=durable)
-    with pytest.raises(TypeError):
-        replace_file(tmp_path / "file", "no bytes", durable=durable)
-    assert (tmp_path / "file").read_bytes() == b"old"
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((a.read_bytes(), b.read_bytes())), replace(a, b))[1])
+    replace_file(tmp_path / "file", b"new", durable=durable)
+    assert seen == [(b"new", b"old")]
 
 
 def test_data_then_name_are_made_durable_in_this_order(tmp_path, monkeypatch):

@@ -137,6 +137,7 @@ def test_skipped_rounds_are_neither_trained_on_nor_counted():
     accessed, skipped = [], {0, 5, ROUNDS - 1}
     found = refresh_hindsight(regression(TASKS, accessed=accessed), ROUNDS, 20, 100, None, skipped)
     assert set(accessed) == set(range(ROUNDS)) - skipped
+    assert float(found.saved["optimizer.step.weights.weight"]) == 20
     left = [one for round, one in enumerate(TASKS) if round not in skipped]
     alone = refresh_hindsight(regression(left), len(left), 0, 100, found.saved)
     assert found.comparator.as_of_round == ROUNDS

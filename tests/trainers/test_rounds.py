@@ -197,6 +197,12 @@ def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, h
     assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 4), (4, 4), (8, 1)]
 
 
+def test_a_shared_update_goes_no_further_than_was_asked(tmp_path, history):
+    play(tmp_path, history, 3, changed(SETTINGS, meta={"max_rounds_per_update": 4}))
+    assert len(lines(tmp_path)) == 3
+    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 3)]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_reports_are_durable_before_the_checkpoint_that_follows_them(tmp_path, history, monkeypatch, late):
     """A checkpoint whose rounds have lost their lines could never give them back."""
