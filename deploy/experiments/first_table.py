@@ -20,7 +20,8 @@ from deploy.experiments.histories import make_history
 from deploy.replay import replay
 from trainers.durable import replace_file
 
-ALONE = ("regret.baselines=[]", "regret.comparator=[]")
+BESIDE = ("regret.comparator=[]",)
+ALONE = ("regret.baselines=[]", *BESIDE)
 
 
 class Stream(NamedTuple):
@@ -43,8 +44,8 @@ class Entry(NamedTuple):
 
 
 STREAMS = {
-    "rainbow_digits": Stream("rainbow_digits", "demo.toml", 300, 100),
-    "sinusoid": Stream("sinusoid", "sinusoid.toml", 300, 100),
+    "rainbow_digits": Stream("rainbow_digits", "demo.toml", 300, 60),
+    "sinusoid": Stream("sinusoid", "sinusoid.toml", 300, 60),
 }
 REPTILE = {
     "rainbow_digits": ("meta.gradient=reptile", "meta.optimizer=sgd", "meta.lr=0.5", "inner.steps=5", "inner.lr=0.1"),
@@ -53,20 +54,20 @@ REPTILE = {
 
 
 def entries(seeds: Sequence[int]) -> list[Entry]:
-    """List all runs, the longest first, so that several at once end together."""
+    """List all runs; those with the baselines first, then seed by seed."""
     found = []
     for name, stream in STREAMS.items():
         for seed in seeds:
             whole = stream.rounds
             found += [
-                Entry(name, "exact", seed, whole, ()),
+                Entry(name, "exact", seed, whole, BESIDE),
                 Entry(name, "first order", seed, whole, ("meta.gradient=first_order", *ALONE)),
                 Entry(name, "reptile", seed, whole, (*REPTILE[name], *ALONE)),
             ]
         # Full replay costs more with every round: one seed and fewer rounds, beside uniform replay of the same.
         found.append(Entry(name, "full replay", 0, stream.full_rounds, ("meta.replay=all", *ALONE)))
         found.append(Entry(name, "uniform replay", 0, stream.full_rounds, ALONE))
-    return sorted(found, key=lambda entry: entry.variant not in ("full replay", "exact"))
+    return sorted(found, key=lambda entry: (entry.variant != "exact", entry.seed))
 
 
 def run_entry(entry: Entry, work: Path) -> dict[str, Any]:
@@ -100,13 +101,18 @@ def main(seeds: int, jobs: int, work: Path, out: Path) -> None:
         for future in as_completed([pool.submit(run_entry, entry, work) for entry in todo]):
             lines.append(future.result())
             progress.advance(bar)
+            _write(out, lines, time.monotonic() - began)
+    click.echo((out / "first_table.md").read_text(encoding="utf-8"))
+
+
+def _write(out: Path, lines: list[dict[str, Any]], wall_seconds: float) -> None:
+    """Write the table as far as it has come."""
     lines.sort(key=lambda line: (line["stream"], line["variant"], line["seed"]))
     out.mkdir(parents=True, exist_ok=True)
     about = {"command": " ".join(["python -m deploy.experiments.first_table", *sys.argv[1:]]), "commit": _commit()}
-    result = {**about, "wall_seconds": time.monotonic() - began, "runs": lines}
+    result = {**about, "wall_seconds": wall_seconds, "runs": lines}
     replace_file(out / "first_table.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / "first_table.md", render(result).encode(), durable=False)
-    click.echo(render(result))
 
 
 def render(result: dict[str, Any]) -> str:
