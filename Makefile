@@ -11,7 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-TEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
+TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to the demo or to pytest.
 PYTHON ?=
@@ -28,10 +28,10 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium  ## all tests; ARGS="-k reptile"
-	@exec $(TEST) $(ARGS)
+test: $(READY) chromium $(BIN)/promtool  ## all tests; ARGS="-k reptile"
+	@$(TEST) $(ARGS)
 
-check: $(READY) chromium  ## what CI runs: formatting, lint, types, all tests
+check: $(READY) chromium $(BIN)/promtool  ## what CI runs: formatting, lint, types, all tests
 	@set -x
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -74,17 +74,32 @@ chromium:
 	@$(shell_functions)
 	command -v chromium >/dev/null || install_packages chromium
 
+# Unpacked and not installed: Debian's package would start a service.
+$(BIN)/promtool: | $(READY)
+	@$(shell_functions)
+	mkdir -p .venv/debian
+	cd .venv/debian
+	apt-get download -qq prometheus 2>/dev/null || { update_packages prometheus; apt-get download -qq prometheus; } \
+		|| fail "apt-get could not download prometheus"
+	dpkg --extract prometheus_*.deb .
+	ln -sf ../debian/usr/bin/prometheus ../debian/usr/bin/promtool ../bin/
+
 define shell_functions
 fail() { echo "error: $$*" >&2; exit 1; }
 
-install_packages() {  # Debian's, as root or through sudo
-	local as_root=()
+as_root=()
+
+update_packages() {  # the list of what Debian has, as root or through sudo
 	command -v apt-get >/dev/null || fail "$$* is missing, and there is no apt-get to install it with: install it by hand"
 	if [ "$$(id -u)" != 0 ]; then
 		command -v sudo >/dev/null || fail "$$* is missing: run as root: apt-get install $$*"
 		as_root=(sudo)
 	fi
 	"$${as_root[@]}" apt-get update -qq || fail "apt-get update failed, so $$* cannot be installed"
+}
+
+install_packages() {  # Debian's
+	update_packages "$$@"
 	"$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" \
 		|| fail "apt-get could not install $$*"
 }

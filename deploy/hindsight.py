@@ -73,10 +73,12 @@ def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, s
             stop.wait(POLL_SECONDS)
             continue
         comparator = _refresh(settings.regret, setup, files, target, covered, skipped, stop)
-        if comparator is not None:
+        if comparator is None:
+            continue
+        covered = target
+        if math.isfinite(comparator.cumulative_loss):
             writer.append({**comparator._asdict(), "timestamp": time.time()})
             writer.sync()
-            covered = target
     writer.close()
 
 
@@ -109,6 +111,10 @@ def _refresh(
     )
     if found is None:
         return None
+    if not math.isfinite(found.comparator.cumulative_loss):
+        log.error("hindsight as of round %d is not finite and is trained anew from the run's first parameters", rounds)
+        files.hindsight.unlink(missing_ok=True)
+        return found.comparator
     replace_file(files.hindsight, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
     log.info("hindsight as of round %d took %.1f s", rounds, time.monotonic() - began)
     return found.comparator

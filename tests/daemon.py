@@ -90,6 +90,15 @@ def decode(body: bytes) -> Task:
     return Task(*(Batch(named[f"{part}_x"], named[f"{part}_y"]) for part in ("support", "query")))
 
 
+def write_request(folder: Path, t: int) -> tuple[Path, Path]:
+    """Write what ``adapt`` is given for a task of the stream."""
+    task = decode(sinusoid(t))
+    support, query = folder / "support.safetensors", folder / "query.safetensors"
+    support.write_bytes(encode({"support_x": task.support.x, "support_y": task.support.y}))
+    query.write_bytes(encode({"query_x": task.query.x}))
+    return support, query
+
+
 def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Return the first true value that ``true`` gives; fail when none comes in time."""
     deadline = time.monotonic() + seconds

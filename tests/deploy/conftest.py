@@ -9,6 +9,7 @@ import pytest
 
 from deploy.cli import main
 from tests.daemon import Daemon, running_daemon, write_sinusoid
+from tests.deploy.finished import Finished, finish_once
 
 
 class Ended(NamedTuple):
@@ -56,3 +57,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
         assert running.drain() == 0
         assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
+    """A run of a dozen rounds that was drained."""
+    return finish_once(tmp_path_factory, worker_id)

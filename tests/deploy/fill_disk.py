@@ -65,6 +65,7 @@ def go_through(config: Path, run: Path) -> None:
         fill(run / "filler")
         daemon.child("trainer").resume()
         wait_for("the trainer died of it and was started again", lambda: daemon.status()["trainer"]["restarts"] >= 1)
+        wait_for("that is told", lambda: daemon.client.get("/readyz").status_code == 503)
         assert daemon.client.get("/metrics").is_success
         assert daemon.drain() == 75, "there was no room for the report"
     log = daemon.log.read_text()

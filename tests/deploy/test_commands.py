@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 
 from deploy.cli import group
-from tests.daemon import Daemon, decode, encode, free_port, sinusoid
+from tests.daemon import Daemon, encode, free_port, sinusoid, write_request
 from tests.deploy.conftest import Cli
 
 COMMANDS = ("adapt", "check", "demo", "export", "replay", "serve", "status", "submit", "verify")
@@ -21,15 +21,6 @@ def write_tasks(folder: Path, *tasks: int, prefix: str = "file") -> list[Path]:
     for t, file in zip(tasks, files, strict=True):
         file.write_bytes(sinusoid(t))
     return files
-
-
-def write_request(folder: Path, t: int) -> tuple[Path, Path]:
-    """Write what ``adapt`` is given for a task of the stream."""
-    task = decode(sinusoid(t))
-    support, query = folder / "support.safetensors", folder / "query.safetensors"
-    support.write_bytes(encode({"support_x": task.support.x, "support_y": task.support.y}))
-    query.write_bytes(encode({"query_x": task.query.x}))
-    return support, query
 
 
 def test_the_commands_are_those_that_are_promised(cli: Cli) -> None:
