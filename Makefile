@@ -18,10 +18,10 @@ PYTHON ?=
 ARGS ?=
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test check format experiments pins clean chromium
+.PHONY: help setup demo test lint check format experiments pins clean chromium
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(READY)  ## the environment, .venv/, with the versions of constraints.txt
 
@@ -31,12 +31,13 @@ demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds
 test: $(READY) chromium $(BIN)/promtool  ## all tests; ARGS="-k reptile"
 	@$(TEST) $(ARGS)
 
-check: $(READY) chromium $(BIN)/promtool  ## what CI runs: formatting, lint, types, all tests
+lint: $(READY)  ## formatting, lint and types
 	@set -x
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TEST)
+
+check: lint test  ## what CI runs: formatting, lint, types, all tests
 
 experiments: $(READY)  ## the tables of docs/results; resumes where it was stopped; ARGS="--seeds 1 --jobs 1"
 	@exec $(BIN)/python -m deploy.experiments.first_table $(ARGS)
