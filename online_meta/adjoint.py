@@ -1,14 +1,15 @@
 """Differentiate through an inner loop backwards, one step's graph at a time."""
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
-from online_meta.inner import Inner, begin, fast_weights, see, slow_weights
-from online_meta.tree import add
+from online_meta.differentiate import vjp
+from online_meta.inner import Inner, begin, fast_weights, query_loss, slow_weights
+from online_meta.tree import add, scale
 from online_meta.types import Carry, Meta, MetaGrad, Task
 
 Move = Callable[[Meta, Carry], Carry]
@@ -18,44 +19,91 @@ Play = Callable[[Meta, Carry, int], tuple[Carry, Move]]
 """Make step k without a graph; return the next carry and the ``Move`` that going back differentiates."""
 
 
-def pull_back(inner: Inner, meta: Meta, task: Task, play: Play) -> MetaGrad:
+class Played(NamedTuple):
+    """Inner step ``k``: where it began, and the move that it made."""
+
+    k: int
+    carry: Carry
+    move: Move
+
+
+def pull_back(
+    inner: Inner,
+    meta: Meta,
+    task: Task,
+    play: Play,
+    *,
+    rematerialise: bool = False,
+    weights: Sequence[float] | None = None,
+) -> MetaGrad:
     """Return the query loss and its gradient by lambda_k = (d move_k / d carry_k)^T lambda_{k+1}.
 
     Each estimator is a choice of ``play``: what it calls the step, and what it holds constant in it.
-    Only the trajectory carry_0..carry_K is kept (Maclaurin et al., ICML 2015, recompute it instead);
-    the memory of a graph is that of one step, whatever ``inner.steps`` is.
+    Only the trajectory carry_0..carry_K is kept (Maclaurin et al., ICML 2015, recompute it instead); the memory of
+    a graph is that of one step, whatever ``inner.steps`` is. With ``rematerialise`` the trajectory is kept at every
+    ceil(sqrt(K))-th step and the stretches between are played again (Griewank, 1992): of order sqrt(K).
+    With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and lambda_k gains v_k grad f(phi_k) on its way.
     """
     with torch.no_grad():
         held = Meta(slow_weights(inner, meta.weights), meta.rule)
-        carry = begin(inner, meta)
-        trajectory: list[tuple[Carry, Move]] = []
-        for k in range(inner.steps):
-            following, move = play(held, carry, k)
-            trajectory.append((carry, move))
-            carry = following
+        weights = [0.0] * inner.steps + [1.0] if weights is None else weights
+        stretch = math.isqrt(max(inner.steps - 1, 0)) + 1 if rematerialise else max(inner.steps, 1)
+        starts: list[Carry] = []
+        carry = begin(inner, meta, task.support)
+        played: list[Played] = []
+        for first in range(0, inner.steps, stretch):
+            starts.append(carry)
+            played.clear()
+            played, carry = _advance(play, held, carry, range(first, min(first + stretch, inner.steps)))
 
-        def judge(held: Meta, carry: Carry) -> Tensor:
-            return inner.loss(see(inner, held, carry.phi), task.query)
+        judged = _judge(inner, held, carry, task, weights[inner.steps])
+        loss, total, adjoint = judged.loss, judged.total, judged.adjoint
+        for first in reversed(range(0, inner.steps, stretch)):
+            start = starts.pop()
+            if first + stretch < inner.steps:
+                played, _ = _advance(play, held, start, range(first, first + stretch))
+            while played:
+                k, carry, move = played.pop()
+                _, pull = vjp(move, held, carry)
+                share, adjoint = pull(adjoint)
+                total = add(total, share)
+                if weights[k]:
+                    judged = _judge(inner, held, carry, task, weights[k])
+                    loss, total, adjoint = add((loss, total, adjoint), tuple(judged))
+        return MetaGrad(loss, _through_begin(inner, meta, task, total, adjoint))
 
-        loss, pull = _vjp(judge, held, carry)
-        total, adjoint = pull(torch.ones_like(loss))
-        while trajectory:
-            carry, move = trajectory.pop()
-            _, pull = _vjp(move, held, carry)
-            share, adjoint = pull(adjoint)
-            total = add(total, share)
-        return MetaGrad(loss, _through_begin(inner, meta, total, adjoint))
+
+class _Judged(NamedTuple):
+    """A weighted query loss and its gradients with respect to what is held and to the carry."""
+
+    loss: Tensor
+    total: Meta
+    adjoint: Carry
 
 
-def _through_begin(inner: Inner, meta: Meta, total: Meta, adjoint: Carry) -> Meta:
-    """Pull the first carry's adjoint back to phi_0 = w and to what made the rule's state."""
-    _, pull = _vjp(lambda fast: begin(inner, fast), Meta(fast_weights(inner, meta.weights), meta.rule))
+def _advance(play: Play, held: Meta, carry: Carry, steps: range) -> tuple[list[Played], Carry]:
+    """Make some steps without a graph; return them and where they led."""
+    played = []
+    for k in steps:
+        following, move = play(held, carry, k)
+        played.append(Played(k, carry, move))
+        carry = following
+    return played, carry
+
+
+def _judge(inner: Inner, held: Meta, carry: Carry, task: Task, weight: float) -> _Judged:
+    def judge(held: Meta, carry: Carry) -> Tensor:
+        return query_loss(inner, held, carry.phi, task.query)
+
+    loss, pull = vjp(judge, held, carry)
+    judged = _Judged(loss, *pull(torch.ones_like(loss)))
+    return judged if weight == 1.0 else scale(judged, weight)
+
+
+def _through_begin(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
+    """Pull the first carry's adjoint back to the weights and to what made the rule's state."""
+    fast = Meta(fast_weights(inner, meta.weights), meta.rule)
+    _, pull = vjp(lambda fast: begin(inner, fast, task.support), fast)
     (share,) = pull(adjoint)
     weights = {**total.weights, **share.weights}
     return Meta({name: weights[name] for name in meta.weights}, add(total.rule, share.rule))
-
-
-def _vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Return ``torch.func.vjp(function, *primals)``: the value and the map from its cotangent to the primals'."""
-    value, pull, *_ = vjp(function, *primals)
-    return value, pull

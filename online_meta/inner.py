@@ -1,11 +1,14 @@
 """The inner loop: adapt meta-parameters to one task. There is no other inner loop in the project."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch.func import grad
+from torch import Tensor
 
+from online_meta.differentiate import gradient
+from online_meta.randomness import BEGIN, seeded
 from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params
 
 
@@ -15,7 +18,8 @@ class Inner:
 
     MAML (Finn et al., ICML 2017) with ``rules.sgd``. ``loss`` is the model as a ``LossFn``; ``fast``
     holds name globs of the weights that adapt: ``("*",)`` all, ``("head.*",)`` is ANIL (Raghu et
-    al., ICLR 2020). Raises ``ValueError`` for a negative number of steps.
+    al., ICLR 2020), ``("body.*",)`` BOIL (Oh et al., ICLR 2021). A loss or rule that says that it is ``random``
+    draws numbers that are a function of the task and the step. Raises ``ValueError`` for a negative number of steps.
     """
 
     loss: LossFn
@@ -42,7 +46,7 @@ class Inner:
     def adapt(self, meta: Meta, support: Batch) -> Params:
         """Return the parameters that the model has after adapting to ``support``; keeps no graph."""
         with torch.no_grad():
-            carry = begin(self, meta)
+            carry = begin(self, meta, support)
             for k in range(self.steps):
                 carry = step(self, meta, carry, support, k)
             return see(self, meta, carry.phi)
@@ -64,25 +68,36 @@ def see(inner: Inner, meta: Meta, phi: Params) -> Params:
     return inner.rule.view(meta.rule, {**meta.weights, **phi})
 
 
-def begin(inner: Inner, meta: Meta) -> Carry:
+def begin(inner: Inner, meta: Meta, support: Batch) -> Carry:
     """Return the carry before the first step: phi_0 and the rule's first state."""
-    phi = fast_weights(inner, meta.weights)
-    return Carry(phi, inner.rule.start(meta.rule, phi))
+    with _drawing(inner, support, BEGIN):
+        return inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
 
 
-def support_gradient(inner: Inner, meta: Meta, phi: Params, support: Batch) -> Params:
-    """Return grad L(phi) on the support set, differentiable once more."""
+def support_gradient(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Params:
+    """Return grad L(phi) on the support set at inner step ``k``, differentiable once more."""
 
-    def objective(fast: Params) -> torch.Tensor:
+    def objective(fast: Params) -> Tensor:
         return inner.loss(see(inner, meta, fast), support)
 
-    gradient: Params = grad(objective)(phi)
-    return gradient
+    with _drawing(inner, support, k + 1):
+        return gradient(objective, phi)
 
 
 def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carry:
-    """Return the carry after inner step ``k``; a pure function that ``torch.func`` can differentiate.
+    """Return the carry after inner step ``k``; a pure function that can be differentiated.
 
     ``meta.weights`` need hold only the slow weights: the fast ones are read from ``carry``.
     """
-    return inner.rule.update(meta.rule, carry, support_gradient(inner, meta, carry.phi, support), k)
+    return inner.rule.update(meta.rule, carry, support_gradient(inner, meta, carry.phi, support, k), k)
+
+
+def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
+    """Return the loss that the meta-gradient is of: that of ``phi`` on the query set."""
+    with _drawing(inner, query, BEGIN):
+        return inner.loss(see(inner, meta, phi), query)
+
+
+def _drawing(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
+    random = inner.rule.random or getattr(inner.loss, "random", False)
+    return seeded(batch, step) if random else nullcontext()

@@ -61,16 +61,19 @@ class InnerRule(NamedTuple):
     """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
 
     ``init(weights) -> rule`` makes the rule's learned parameters for the weights that adapt;
-    ``start(rule, phi) -> state`` makes what the rule remembers between steps (momentum, say);
+    ``start(rule, phi) -> carry`` begins a task: phi_0, made of the weights that adapt, and what the rule remembers
+    between steps (momentum, say);
     ``update(rule, carry, grads, step) -> carry`` makes one step (``step`` counts from 0);
     ``view(rule, weights) -> weights`` is what the model sees (a T-net transforms them; most do not).
-    All must be differentiable by ``torch.func`` and must not write to their arguments.
+    All must be differentiable and must not write to their arguments. ``start`` and ``update`` of a rule that is
+    ``random`` may draw torch's random numbers: they are seeded by the task and the step.
     """
 
     init: Callable[[Params], Params]
-    start: Callable[[Params, Params], Params]
+    start: Callable[[Params, Params], Carry]
     update: Callable[[Params, Carry, Params, int], Carry]
     view: Callable[[Params, Params], Params]
+    random: bool = False
 
 
 class StepReport(NamedTuple):

@@ -1,17 +1,23 @@
 """The exact second-order meta-gradient."""
 
+from collections.abc import Sequence
+
 from online_meta.adjoint import Move, pull_back
 from online_meta.inner import Inner, step
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 
-def exact(inner: Inner) -> MetaGradient:
+def exact(inner: Inner, *, rematerialise: bool = False, step_weights: Sequence[float] | None = None) -> MetaGradient:
     """Return the estimator of d f(U(w)) / dw, exact to rounding (MAML: Finn et al., ICML 2017, eq. 1).
 
     phi_{k+1} = update(phi_k, grad L(phi_k)) is differentiated whole, so the adjoint of a step holds
     (I - lr H_k) lambda for SGD; the memory is that of one step's graph and the trajectory phi_0..phi_K.
-    A rule that ``torch.func`` can differentiate gets exact gradients for its own parameters too.
+    With ``rematerialise`` only some 2 sqrt(K) points of the trajectory are kept, for one more pass through the loop.
+    With ``step_weights`` v_1..v_K the loss is sum_k v_k f(phi_k), the multi-step loss of MAML++ (Antoniou et al.,
+    ICLR 2019, section 4); numbers of 0 or more, one a step. The gradient of the rule's own parameters is exact too.
+    Raises ``ValueError`` when ``step_weights`` do not fit the steps.
     """
+    weights = None if step_weights is None else [0.0, *_fitting(step_weights, inner.steps)]
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         def play(held: Meta, carry: Carry, k: int) -> tuple[Carry, Move]:
@@ -20,6 +26,15 @@ def exact(inner: Inner) -> MetaGradient:
 
             return move(held, carry), move
 
-        return pull_back(inner, meta, task, play)
+        return pull_back(inner, meta, task, play, rematerialise=rematerialise, weights=weights)
 
     return gradient
+
+
+def _fitting(step_weights: Sequence[float], steps: int) -> Sequence[float]:
+    if len(step_weights) == steps and all(weight >= 0 for weight in step_weights) and sum(step_weights) > 0:
+        return step_weights
+    raise ValueError(
+        f"step_weights are {[*step_weights]}: with {steps} inner steps they are {steps} numbers of 0 or more, "
+        "one for the loss after each step, and not all 0"
+    )

@@ -14,7 +14,7 @@ def first_order(inner: Inner) -> MetaGradient:
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         def play(held: Meta, carry: Carry, k: int) -> tuple[Carry, Move]:
-            constant = support_gradient(inner, held, carry.phi, task.support)
+            constant = support_gradient(inner, held, carry.phi, task.support, k)
 
             def move(held: Meta, carry: Carry) -> Carry:
                 return inner.rule.update(held.rule, carry, constant, k)

@@ -17,7 +17,7 @@ def sgd(lr: float = 0.01) -> InnerRule:
 
     return InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: {},
+        start=lambda rule, phi: Carry(phi, {}),
         update=update,
         view=lambda rule, weights: weights,
     )

@@ -2,6 +2,7 @@
 
 import torch
 
+from online_meta.tree import zeros
 from online_meta.types import Carry, InnerRule, Params
 
 
@@ -14,7 +15,7 @@ def momentum(lr: float = 0.05, decay: float = 0.7) -> InnerRule:
 
     return InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: {name: torch.zeros_like(value) for name, value in phi.items()},
+        start=lambda rule, phi: Carry(phi, zeros(phi)),
         update=update,
         view=lambda rule, weights: weights,
     )
@@ -28,7 +29,7 @@ def meta_sgd(lr: float = 0.05) -> InnerRule:
 
     return InnerRule(
         init=lambda weights: {name: torch.full_like(weight, lr) for name, weight in weights.items()},
-        start=lambda rule, phi: {},
+        start=lambda rule, phi: Carry(phi, {}),
         update=update,
         view=lambda rule, weights: weights,
     )
@@ -41,8 +42,8 @@ def whole_seam(lr: float = 0.05) -> InnerRule:
         rates = {f"rate.{name}": weight.new_full((), lr) for name, weight in weights.items()}
         return rates | {f"scale.{name}": torch.ones_like(weight) for name, weight in weights.items()}
 
-    def start(rule: Params, phi: Params) -> Params:
-        return {name: 0.1 * rule[f"scale.{name}"] * value.sin() for name, value in phi.items()}
+    def start(rule: Params, phi: Params) -> Carry:
+        return Carry(phi, {name: 0.1 * rule[f"scale.{name}"] * value.sin() for name, value in phi.items()})
 
     def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
         state = {name: 0.5 * value + grads[name] for name, value in carry.state.items()}

@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 import online_meta as om
 from online_meta import registry
 from online_meta.inner import begin, fast_weights, support_gradient
-from online_meta.types import Carry
 from tests.contracts import learned_rules
 from tests.contracts.unrolled import Loop
 from tests.numerics.compare import assert_close
@@ -65,17 +64,18 @@ def test_init_start_and_view_keep_names_shapes_and_dtypes(make, fast):
         assert {value.dtype for value in learned.values()} <= {dtype}
         assert all(torch.isfinite(value).all() for value in learned.values())
         is_like(rule.view(learned, weights), weights)
-        state = rule.start(learned, phi)
-        after = rule.update(learned, Carry(phi, state), phi, 0)
+        before = rule.start(learned, phi)
+        after = rule.update(learned, before, phi, 0)
+        is_like(before.phi, phi)
         is_like(after.phi, phi)
-        is_like(after.state, state)
+        is_like(after.state, before.state)
 
 
 @every_rule
 def test_the_four_functions_are_pure(make):
     _, inner, meta, task = setting("mlp_tanh", make())
-    carry = begin(inner, meta)
-    grads = support_gradient(inner, meta, carry.phi, task.support)
+    carry = begin(inner, meta, task.support)
+    grads = support_gradient(inner, meta, carry.phi, task.support, 0)
     calls = {
         "init": lambda: inner.rule.init(meta.weights),
         "start": lambda: inner.rule.start(meta.rule, carry.phi),

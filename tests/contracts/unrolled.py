@@ -30,7 +30,7 @@ class Loop:
 
     def _carries(self, meta: Meta, support: Batch, constant_gradients: bool) -> Iterator[Carry]:
         phi = {name: w for name, w in meta.weights.items() if any(fnmatchcase(name, glob) for glob in self.fast)}
-        carry = Carry(phi, self.rule.start(meta.rule, phi))
+        carry = self.rule.start(meta.rule, phi)
         yield carry
         for k in range(self.steps):
             loss = self._loss(meta, carry.phi, support)

@@ -1,0 +1,66 @@
+"""Derivatives of functions of nested tensors: plain autograd, or ``torch.func`` inside one of its transforms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from online_meta.types import Params
+
+
+def is_transformed() -> bool:
+    """Return whether this runs inside ``vmap`` or another transform, where plain autograd cannot go.
+
+    Outside of them plain autograd gives the same derivatives at a third of the overhead.
+    """
+    return peek_interpreter_stack() is not None
+
+
+def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
+    """Return d objective / d at, by name.
+
+    It can be differentiated once more where ``at`` is part of a graph that is being recorded, and inside a transform.
+    """
+    if is_transformed():
+        found: Params = torch.func.grad(objective)(at)
+        return found
+    again = torch.is_grad_enabled() and any(value.requires_grad for value in at.values())
+    with torch.enable_grad():
+        if not again:
+            at = {name: value.detach().requires_grad_() for name, value in at.items()}
+        loss = objective(at)
+        if not (at and loss.requires_grad):
+            return {name: torch.zeros_like(value) for name, value in at.items()}
+        # Nothing is done to a parameter that the loss does not depend on: its gradient is zeros.
+        grads = torch.autograd.grad(loss, [*at.values()], create_graph=again, allow_unused=True, materialize_grads=True)
+    return dict(zip(at, grads, strict=True))
+
+
+def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Return ``function(*primals)`` and the map from a cotangent of it to those of the primals, to be called once.
+
+    ``torch.func.vjp`` for nested tensors, without its overhead where that can be had.
+    """
+    if is_transformed():
+        value, pull, *_ = torch.func.vjp(function, *primals)
+        return value, pull
+    leaves, structure = tree_flatten(primals)
+    with torch.enable_grad():
+        fresh = [leaf.detach().requires_grad_() for leaf in leaves]
+        value = function(*tree_unflatten(fresh, structure))
+    outputs, _ = tree_flatten(value)
+
+    def pull(cotangent: Any) -> Any:
+        pairs = zip(outputs, tree_flatten(cotangent)[0], strict=True)
+        depends = [(output, given) for output, given in pairs if output.requires_grad]
+        if not (depends and fresh):
+            return tree_unflatten([torch.zeros_like(leaf) for leaf in fresh], structure)
+        ends, cotangents = zip(*depends, strict=True)
+        grads = torch.autograd.grad(ends, fresh, cotangents, allow_unused=True, materialize_grads=True)
+        outputs.clear()  # and with them the graph, however long the caller keeps this function
+        return tree_unflatten(list(grads), structure)
+
+    return tree_map(torch.Tensor.detach, value), pull
