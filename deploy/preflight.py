@@ -73,6 +73,8 @@ def check_names(config: Config) -> None:
     if LEARNER in config.regret.baselines:
         raise ConfigError(f"[regret] baselines = {LEARNER!r} is the learner that the baselines are compared with")
     _check_options("inner.options", registry.load(online_meta.rules, config.inner.rule), config.inner.options, "lr")
+    estimator = registry.load(online_meta.metagrads, config.meta.gradient)
+    _check_options("meta.options", estimator, config.meta.options, "inner")
     for name, options in config.regret.options.items():
         build = registry.load_module(online_meta.learners, name).build
         _check_options(f"regret.options.{name}", build, options, "setup")

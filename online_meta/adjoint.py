@@ -56,8 +56,7 @@ def pull_back(
             played.clear()
             played, carry = _advance(play, held, carry, range(first, min(first + stretch, inner.steps)))
 
-        judged = _judge(inner, held, carry, task, weights[inner.steps])
-        loss, total, adjoint = judged.loss, judged.total, judged.adjoint
+        loss, total, adjoint = _judge(inner, held, carry, task, weights[inner.steps])
         for first in reversed(range(0, inner.steps, stretch)):
             start = starts.pop()
             if first + stretch < inner.steps:
@@ -68,8 +67,8 @@ def pull_back(
                 share, adjoint = pull(adjoint)
                 total = add(total, share)
                 if weights[k]:
-                    judged = _judge(inner, held, carry, task, weights[k])
-                    loss, total, adjoint = add((loss, total, adjoint), tuple(judged))
+                    here = _judge(inner, held, carry, task, weights[k])
+                    loss, total, adjoint = add(_Judged(loss, total, adjoint), here)
         return MetaGrad(loss, _through_begin(inner, meta, task, total, adjoint))
 
 

@@ -45,8 +45,8 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
     ``torch.func.vjp`` for nested tensors, without its overhead where that can be had.
     """
     if is_transformed():
-        value, pull, *_ = torch.func.vjp(function, *primals)
-        return value, pull
+        result: tuple[Any, Callable[[Any], Any]] = torch.func.vjp(function, *primals)[:2]
+        return result
     leaves, structure = tree_flatten(primals)
     with torch.enable_grad():
         fresh = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -56,11 +56,11 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
     def pull(cotangent: Any) -> Any:
         pairs = zip(outputs, tree_flatten(cotangent)[0], strict=True)
         depends = [(output, given) for output, given in pairs if output.requires_grad]
+        outputs.clear()  # and with them the graph, however long the caller keeps this function
         if not (depends and fresh):
             return tree_unflatten([torch.zeros_like(leaf) for leaf in fresh], structure)
         ends, cotangents = zip(*depends, strict=True)
         grads = torch.autograd.grad(ends, fresh, cotangents, allow_unused=True, materialize_grads=True)
-        outputs.clear()  # and with them the graph, however long the caller keeps this function
         return tree_unflatten(list(grads), structure)
 
     return tree_map(torch.Tensor.detach, value), pull

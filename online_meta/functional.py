@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
@@ -24,8 +25,9 @@ def model_output(module: nn.Module) -> OutputFn:
 
     The function holds a skeleton on the meta device, so no weight is kept twice; buffers are kept as
     they are now. Weights that are tied in ``module`` go by the name under which ``named_parameters`` gives
-    them. The function raises ``ValueError`` when ``params`` lacks one of those names or has one unknown to
-    the module, for torch itself would compute on with uninitialised memory.
+    them. Attention runs by torch's math kernel, the only one that can be differentiated twice. The function raises
+    ``ValueError`` when ``params`` lacks one of those names or has one unknown to the module, for torch itself would
+    compute on with uninitialised memory.
     """
     buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
     needed = frozenset(name for name, _ in module.named_parameters())
@@ -36,11 +38,18 @@ def model_output(module: nn.Module) -> OutputFn:
         if not needed <= params.keys() <= known:
             lacks, unknown = sorted(needed - params.keys()), sorted(params.keys() - known)
             raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
-        here = {name: value.to(x.device) for name, value in buffers.items()}
-        result: Tensor = functional_call(skeleton, {**here, **params}, (x,))
+        here = {name: _like(value, x, params) for name, value in buffers.items()}
+        with sdpa_kernel(SDPBackend.MATH):
+            result: Tensor = functional_call(skeleton, {**here, **params}, (x,))
         return result
 
     return output
+
+
+def _like(buffer: Tensor, x: Tensor, params: Params) -> Tensor:
+    """Put a buffer where ``x`` is; a floating one takes the parameters' precision, as ``Module.to`` would see to."""
+    some = next((value for value in params.values() if value.is_floating_point()), None)
+    return buffer.to(x.device, some.dtype if some is not None and buffer.is_floating_point() else buffer.dtype)
 
 
 def _skeleton(module: nn.Module) -> nn.Module:
@@ -52,27 +61,55 @@ def _skeleton(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """A ``LossFn`` that also gives the model's ``output``; equation: criterion(output(params, x), y)."""
+    """A ``LossFn`` that also gives the model's ``output``; equation: criterion(model(params, x), y).
+
+    ``training`` is the model as it learns, in its module's own mode. A model that is ``random`` there (dropout)
+    is seeded by the inner loop, and judged by ``output``, the model in evaluation mode; elsewhere the two are one.
+    """
 
     output: OutputFn
     criterion: Criterion
+    training: OutputFn
+    random: bool = False
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        """The scalar loss of ``batch`` under ``params``."""
+        """The scalar loss of ``batch`` under ``params``, as the model learns."""
+        return self.criterion(self.training(params, batch.x), batch.y)
+
+    def evaluate(self, params: Params, batch: Batch) -> Tensor:
+        """The scalar loss of ``batch`` under ``params``, as the model answers: without dropout."""
         return self.criterion(self.output(params, batch.x), batch.y)
 
 
-def model_loss(module: nn.Module, loss: str | Criterion) -> ModelLoss:
+def model_loss(module: nn.Module, loss: str | Criterion, *, random: bool | None = None) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
-    ``loss`` is a name of ``LOSSES`` or any callable (output, y) -> scalar tensor.
-    Raises ``ValueError`` for an unknown name.
+    ``loss`` is a name of ``LOSSES`` or any callable (output, y) -> scalar tensor. ``random`` says whether the module
+    draws random numbers as it learns; left out, dropout layers in training mode are looked for, which does
+    not find calls of ``F.dropout`` and the like. Raises ``ValueError`` for an unknown name.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
         loss = LOSSES[loss]
-    return ModelLoss(model_output(module), loss)
+    training = model_output(module)
+    if random is None:
+        random = any(_drops(layer) for layer in module.modules())
+    output = model_output(copy.deepcopy(module).eval()) if random else training
+    return ModelLoss(output, loss, training, random)
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Return whether a layer of torch draws random numbers: dropout of its own, or inside attention or a recurrence."""
+    share = getattr(layer, "dropout", 0.0)  # of MultiheadAttention and RNNs a number, of transformer layers a module
+    own = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else share
+    return layer.training and isinstance(own, float | int) and own > 0
+
+
+def judged(loss: LossFn) -> LossFn:
+    """Return the loss that scores are made of: without dropout, where ``loss`` tells the two apart."""
+    evaluate: LossFn = getattr(loss, "evaluate", loss)
+    return evaluate
 
 
 def accuracy_of(output: OutputFn) -> AccuracyFn:
@@ -84,4 +121,4 @@ def accuracy_of(output: OutputFn) -> AccuracyFn:
     return accuracy
 
 
-__all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "model_loss", "model_output"]
+__all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "judged", "model_loss", "model_output"]

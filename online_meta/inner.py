@@ -46,10 +46,7 @@ class Inner:
     def adapt(self, meta: Meta, support: Batch) -> Params:
         """Return the parameters that the model has after adapting to ``support``; keeps no graph."""
         with torch.no_grad():
-            carry = begin(self, meta, support)
-            for k in range(self.steps):
-                carry = step(self, meta, carry, support, k)
-            return see(self, meta, carry.phi)
+            return see(self, meta, finish(self, meta, support).phi)
 
 
 def fast_weights(inner: Inner, weights: Params) -> Params:
@@ -90,6 +87,15 @@ def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carr
     ``meta.weights`` need hold only the slow weights: the fast ones are read from ``carry``.
     """
     return inner.rule.update(meta.rule, carry, support_gradient(inner, meta, carry.phi, support, k), k)
+
+
+def finish(inner: Inner, meta: Meta, support: Batch) -> Carry:
+    """Return the carry after the last step; keeps no graph."""
+    with torch.no_grad():
+        carry = begin(inner, meta, support)
+        for k in range(inner.steps):
+            carry = step(inner, meta, carry, support, k)
+        return carry
 
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:

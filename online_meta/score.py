@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from online_meta.functional import judged
 from online_meta.inner import Inner, see
 from online_meta.types import AccuracyFn, Meta, Score, Task
 
@@ -14,10 +15,11 @@ class OrderError(RuntimeError):
 
 def score_task(inner: Inner, meta: Meta, task: Task, accuracy: AccuracyFn | None = None) -> Score:
     """Return the query losses f(w) and f(U(w)), U adapting on the support set, and the accuracy after it."""
+    loss = judged(inner.loss)
     with torch.no_grad():
-        before = inner.loss(see(inner, meta, {}), task.query)
+        before = loss(see(inner, meta, {}), task.query)
         adapted = inner.adapt(meta, task.support)
-        after = inner.loss(adapted, task.query)
+        after = loss(adapted, task.query)
         right = None if accuracy is None else float(accuracy(adapted, task.query))
         return Score(float(before), float(after), right)
 

@@ -19,8 +19,8 @@ from online_meta.functional import ModelLoss, accuracy_of, model_loss
 from online_meta.inner import Inner
 from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
-from online_meta.types import Engine, Learner, Meta, Params, Past
-from trainers.settings import InnerSettings, ModelSettings, TrainerSettings
+from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past
+from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 
 def import_by_path(path: str) -> Any:
@@ -76,6 +76,16 @@ def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:
     return Inner(loss, made, settings.steps, settings.fast)
 
 
+def build_gradient(settings: MetaSettings, inner: Inner) -> MetaGradient:
+    """Return the estimator of the meta-gradient; raises ``ValueError`` for an unknown one or option."""
+    estimator = registry.load(online_meta.metagrads, settings.gradient)
+    try:
+        gradient: MetaGradient = estimator(inner, **settings.options)
+    except TypeError as error:
+        raise ValueError(f"meta.options {settings.options} do not fit {settings.gradient!r}: {error}") from error
+    return gradient
+
+
 def build_engine(settings: TrainerSettings) -> Callable[[Meta], Engine]:
     """Return a function that puts an engine around meta-parameters."""
     kind = registry.load_module(trainers.engines, settings.engine.kind)
@@ -100,7 +110,7 @@ def build_setup(settings: TrainerSettings, past: Past) -> LearnerSetup:
 
     return LearnerSetup(
         inner=inner,
-        gradient=registry.load(online_meta.metagrads, settings.meta.gradient)(inner),
+        gradient=build_gradient(settings.meta, inner),
         start=inner.init(dict(module.named_parameters())),
         fresh=fresh,
         engine=build_engine(settings),

@@ -34,10 +34,12 @@ class MetaSettings:
     """The outer loop: ``steps_per_round`` meta-steps a round, each on at most ``batch`` past rounds.
 
     While tasks arrive faster than they are learned, up to ``max_rounds_per_update`` rounds are scored
-    before one shared update; what was shared is written into the run's plan.
+    before one shared update; what was shared is written into the run's plan. ``options`` are those of the estimator
+    ``gradient``, such as ``rematerialise`` of exact.
     """
 
     gradient: str = "exact"
+    options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adam"
     lr: Annotated[float, Gt(0)] = 1e-3
     clip_norm: Annotated[float, Gt(0)] | None = 10.0

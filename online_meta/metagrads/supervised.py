@@ -1,10 +1,10 @@
 """The plain gradient of the loss on all of a task: no inner loop."""
 
 import torch
-from torch.func import grad_and_value
 
-from online_meta.inner import Inner, see
-from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Params, Task
+from online_meta.differentiate import vjp
+from online_meta.inner import Inner, query_loss
+from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 
 def supervised(inner: Inner) -> MetaGradient:
@@ -16,12 +16,9 @@ def supervised(inner: Inner) -> MetaGradient:
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         everything = Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
-
-        def joint(weights: Params, rule: Params) -> torch.Tensor:
-            return inner.loss(see(inner, Meta(weights, rule), {}), everything)
-
         with torch.no_grad():
-            grads, loss = grad_and_value(joint, argnums=(0, 1))(meta.weights, meta.rule)
-            return MetaGrad(loss, Meta(*grads))
+            loss, pull = vjp(lambda meta: query_loss(inner, meta, {}, everything), meta)
+            (grads,) = pull(torch.ones_like(loss))
+            return MetaGrad(loss, grads)
 
     return gradient
