@@ -58,7 +58,7 @@ def main(settings_file: str) -> int:
 def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
     """Refresh the comparator whenever ``every_rounds`` more rounds are learned, and when the stream rests."""
     torch.set_num_threads(settings.engine.threads)
-    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)))
+    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)), files.programs)
     reader, writer = LineReader(files.rounds), LineWriter(files.comparators)
     covered = max([line["as_of_round"] for line in LineReader(files.comparators).refresh()], default=0)
     skipped: set[int] = set()

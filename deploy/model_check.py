@@ -1,28 +1,52 @@
 """Does a model do what meta-learning needs of it? Asked of a made-up task, before the first round."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deploy.config import Config
 from deploy.exits import ConfigError
 from online_meta.functional import ModelLoss
+from online_meta.preflight import DEAF, preflight
 from online_meta.setup import LearnerSetup
 from online_meta.types import Batch, MetaGrad, Task
 from streams.spec import TaskSpec
 
 SAMPLES = 4
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+TASKS = 2
+FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
+"""Estimators that take no second derivatives, so that a model may do without right ones."""
 
 
-def check_model(config: Config, module: nn.Module, setup: LearnerSetup) -> None:
-    """Raise ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks."""
-    _check_layers(config, module)
-    task = made_up_task(config.task, torch.device(config.engine.device))
-    try:
+def check_model(config: Config, setup: LearnerSetup) -> tuple[str, ...]:
+    """Return sentences on what is worth knowing about the model under meta-gradients.
+
+    Raises ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks.
+    """
+    device = torch.device(config.engine.device)
+    tasks = [made_up_task(config.task, device, seed) for seed in range(TASKS)]
+    with _blaming_the_model(config):
         assert isinstance(setup.inner.loss, ModelLoss)
-        output = setup.inner.loss.output(setup.start.weights, task.query.x)
-        _check_output(config, output, task.query)
-        gradient, again = setup.gradient(setup.start, task), setup.gradient(setup.start, task)
+        _check_output(config, setup.inner.loss.output(setup.start.weights, tasks[0].query.x), tasks[0].query)
+        gradient = _try_gradient(setup, tasks[0])
+        if isinstance(gradient, MetaGrad):
+            _check_finite(config, gradient)
+        report = preflight(setup.inner, setup.start, tasks, second=config.meta.gradient not in FIRST_DERIVATIVES)
+        problems = [problem for problem in report.problems if problem != DEAF]
+        if problems:
+            raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")
+        if isinstance(gradient, Exception):
+            raise gradient
+        _check_gradient(config, gradient, setup.gradient(setup.start, tasks[0]))
+    return report.notes
+
+
+@contextmanager
+def _blaming_the_model(config: Config) -> Iterator[None]:
+    try:
+        yield
     except ConfigError:
         raise
     except Exception as error:  # Whatever a user's model raises is the answer to "does it work?".
@@ -31,16 +55,21 @@ def check_model(config: Config, module: nn.Module, setup: LearnerSetup) -> None:
             f"{config.task.x_shape}, x_dtype {config.task.x_dtype}, y {config.task.y!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    _check_gradient(config, gradient, again)
 
 
-def _check_layers(config: Config, module: nn.Module) -> None:
-    for name, layer in module.named_modules():
-        if isinstance(layer, NORMS) and layer.track_running_stats:
-            raise ConfigError(
-                f"[model] {config.model.build}: the layer {name!r} ({type(layer).__name__}) keeps running statistics, "
-                "which a pure function of the weights cannot; build it with track_running_stats=False, or use GroupNorm"
-            )
+def _try_gradient(setup: LearnerSetup, task: Task) -> MetaGrad | Exception:
+    """Return the meta-gradient, or what was raised instead: preflight may know better words for it."""
+    try:
+        return setup.gradient(setup.start, task)
+    except Exception as error:
+        return error
+
+
+def _check_finite(config: Config, gradient: MetaGrad) -> None:
+    if not bool(torch.isfinite(gradient.loss)):
+        raise ConfigError(
+            f"[model] the loss of {config.model.build} on a made-up task is {float(gradient.loss)}: it must be finite"
+        )
 
 
 def _check_output(config: Config, output: Tensor, query: Batch) -> None:
@@ -67,26 +96,23 @@ def _check_output(config: Config, output: Tensor, query: Batch) -> None:
 
 def _check_gradient(config: Config, gradient: MetaGrad, again: MetaGrad) -> None:
     build = config.model.build
-    if not bool(torch.isfinite(gradient.loss)):
-        raise ConfigError(f"[model] the loss of {build} on a made-up task is {float(gradient.loss)}: it must be finite")
     if not any(bool(grad.abs().sum() > 0) for grad in gradient.grads.weights.values()):
         raise ConfigError(f"[model] no weight of {build} has a meta-gradient: does the loss depend on them?")
     same = all(torch.equal(grad, again.grads.weights[name]) for name, grad in gradient.grads.weights.items())
     if config.engine.device == "cpu" and not same:
         raise ConfigError(
-            f"[model] {build} gives another gradient when it is asked again: a round must be repeatable, so leave out "
-            "what is random (dropout), or call the model's eval()"
+            f"[model] {build} gives another gradient when it is asked again, and a round must be repeatable: leave out "
+            "what is random"
         )
 
 
-def made_up_task(spec: TaskSpec, device: torch.device) -> Task:
-    """Return a small random task of the shape that ``spec`` describes."""
-    random = torch.Generator().manual_seed(0)
+def made_up_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
+    """Return a small random task of the shape that ``spec`` describes; tokens are 0 and 1, of any vocabulary."""
+    random = torch.Generator().manual_seed(seed)
+    numbers = {"uint8": 256, "int64": 2}.get(spec.x_dtype, 1)
 
     def batch() -> Batch:
-        noise = torch.rand((SAMPLES, *spec.x_shape), generator=random)
-        dtype = getattr(torch, spec.x_dtype)
-        x = noise.to(dtype) if dtype.is_floating_point else (noise * (1 + (spec.x_dtype == "uint8") * 254)).to(dtype)
+        x = (numbers * torch.rand((SAMPLES, *spec.x_shape), generator=random)).to(getattr(torch, spec.x_dtype))
         if spec.y == "class":
             y = torch.randint(spec.ways or 1, (SAMPLES,), generator=random)
         else:

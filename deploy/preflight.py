@@ -32,10 +32,16 @@ from trainers.run_files import RunFiles
 
 
 def check_learning(config: Config) -> LearnerSetup:
-    """Build the learners and try a meta-gradient on a made-up task of the configured shape.
+    """Build the learners and try the model and its meta-gradient on made-up tasks of the configured shape.
 
     Raises ``ConfigError`` that names the section and what is wrong.
     """
+    setup, _ = _try_learning(config)
+    return setup
+
+
+def _try_learning(config: Config) -> tuple[LearnerSetup, tuple[str, ...]]:
+    """Return what ``check_learning`` does, and sentences on what is worth knowing about the model."""
     check_names(config)
     settings = config.trainer()
     with blaming(f"[engine] device = {settings.engine.device!r}:"):
@@ -51,8 +57,7 @@ def check_learning(config: Config) -> LearnerSetup:
         setup.engine(setup.start)
     with blaming("[regret]"):
         build_learners(settings, setup)
-    check_model(config, module, setup)
-    return setup
+    return setup, check_model(config, setup)
 
 
 def check_names(config: Config) -> None:
@@ -163,9 +168,11 @@ def check_port(config: Config) -> str:
 def check_all(config: Config, told: Callable[[str, str], None]) -> None:
     """Check one thing after the other; ``told`` gets (what, how it is) of each that is right. Raises ``Stop``."""
     check_exposure(config.serve)
-    setup = check_learning(config)
+    setup, notes = _try_learning(config)
     count = sum(weight.numel() for weight in setup.start.weights.values())
     told("model", f"{config.model.build}, {count:,} weights, a finite meta-gradient ({config.meta.gradient})")
+    for note in notes:
+        told("note", note)
     told("history", check_store(config))
     told("sources", check_sources(config))
     told("port", check_port(config))

@@ -61,10 +61,13 @@ def replay(
 
 def _take_plans(history_folder: Path, files: RunFiles) -> None:
     """Copy what timing decided, so that it is obeyed and not decided again."""
-    plans = history_folder / files.plans.name
-    if plans.exists() and not files.plans.exists():
-        files.plans.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(plans, files.plans)
+    played = RunFiles(history_folder.parent)
+    pairs = [(history_folder / file.name, file) for file in (files.plans, files.paths)]
+    pairs += [(program, files.programs / program.name) for program in played.programs.glob("*.pt2")]
+    for source, target in pairs:
+        if source.exists() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def _compare(
@@ -74,7 +77,7 @@ def _compare(
     if any(line["as_of_round"] == rounds for line in LineReader(files.comparators).refresh()):
         return
     settings = config.trainer()
-    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)))
+    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)), files.programs)
     steps, evaluate = math.ceil(config.regret.hindsight_steps * rounds), config.regret.hindsight_rounds
     done = 0
 

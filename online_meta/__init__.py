@@ -10,9 +10,12 @@ from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.metagrads.exact import exact
 from online_meta.metagrads.first_order import first_order
+from online_meta.metagrads.implicit import implicit
 from online_meta.metagrads.reptile import reptile
 from online_meta.metagrads.supervised import supervised
+from online_meta.metagrads.warp_grad import warp_grad
 from online_meta.over_tasks import over_tasks
+from online_meta.preflight import Preflight, preflight
 from online_meta.regret import Comparator, Regret, RegretLedger
 from online_meta.types import Batch, Learned, Meta, MetaGrad, Params, Score, Task
 
@@ -28,6 +31,7 @@ __all__ = [
     "MetaGrad",
     "MetaOptimizer",
     "Params",
+    "Preflight",
     "Regret",
     "RegretLedger",
     "Score",
@@ -35,10 +39,13 @@ __all__ = [
     "accuracy_of",
     "exact",
     "first_order",
+    "implicit",
     "model_loss",
     "model_output",
     "over_tasks",
+    "preflight",
     "reptile",
     "rules",
     "supervised",
+    "warp_grad",
 ]

@@ -69,7 +69,7 @@ def pull_back(
                 if weights[k]:
                     here = _judge(inner, held, carry, task, weights[k])
                     loss, total, adjoint = add(_Judged(loss, total, adjoint), here)
-        return MetaGrad(loss, _through_begin(inner, meta, task, total, adjoint))
+        return MetaGrad(loss, through_begin(inner, meta, task, total, adjoint))
 
 
 class _Judged(NamedTuple):
@@ -99,8 +99,8 @@ def _judge(inner: Inner, held: Meta, carry: Carry, task: Task, weight: float) ->
     return judged if weight == 1.0 else scale(judged, weight)
 
 
-def _through_begin(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
-    """Pull the first carry's adjoint back to the weights and to what made the rule's state."""
+def through_begin(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
+    """Pull the first carry's adjoint back to the weights and to what made the rule's state; add it to ``total``."""
     fast = Meta(fast_weights(inner, meta.weights), meta.rule)
     _, pull = vjp(lambda fast: begin(inner, fast, task.support), fast)
     (share,) = pull(adjoint)

@@ -22,15 +22,15 @@ def is_transformed() -> bool:
 def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
     """Return d objective / d at, by name.
 
-    It can be differentiated once more where ``at`` is part of a graph that is being recorded, and inside a transform.
+    It can be differentiated once more where a graph is being recorded, and inside a transform.
     """
     if is_transformed():
         found: Params = torch.func.grad(objective)(at)
         return found
-    again = torch.is_grad_enabled() and any(value.requires_grad for value in at.values())
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not again:
-            at = {name: value.detach().requires_grad_() for name, value in at.items()}
+        # A value in a graph stays in it; for one that is in none, or whose graph nobody records, a leaf of its own.
+        at = {n: v if again and v.requires_grad else v.detach().requires_grad_() for n, v in at.items()}
         loss = objective(at)
         if not (at and loss.requires_grad):
             return {name: torch.zeros_like(value) for name, value in at.items()}

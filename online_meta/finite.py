@@ -5,22 +5,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils._pytree import tree_leaves
 
-from online_meta.over_tasks import sum_over_tasks
+from online_meta.summing import TaskSum
 from online_meta.tree import add, scale, zeros
-from online_meta.types import Meta, MetaGrad, MetaGradient, Task
+from online_meta.types import Meta, MetaGrad, Task
 
 FiniteSum = Callable[[Meta, Sequence[Task], Sequence[float]], tuple[MetaGrad, float]]
 """(meta, tasks, weights) -> the weighted sum of the finite gradients, and the sum of their weights."""
 
 
-def sum_finite(gradient: MetaGradient) -> FiniteSum:
-    """Return ``sum_over_tasks`` without the tasks whose loss or gradient is not finite, and the weight that is left.
+def sum_finite(together: TaskSum) -> FiniteSum:
+    """Return ``together`` without the tasks whose loss or gradient is not finite, and the weight that is left.
 
     One such task, revisited by replay, would otherwise void every meta-step that it is part of. Only a sum
     that is not finite is taken apart, so it costs nothing where there is no such task. Of no tasks at all
     the sum is zeros and the weight 0.
     """
-    together = sum_over_tasks(gradient)
 
     def summed(meta: Meta, tasks: Sequence[Task], weights: Sequence[float]) -> tuple[MetaGrad, float]:
         if tasks:
@@ -30,7 +29,7 @@ def sum_finite(gradient: MetaGradient) -> FiniteSum:
         some = next(iter(meta.weights.values()))
         total, left = MetaGrad(some.new_zeros(()), zeros(meta)), 0.0
         for task, weight in zip(tasks, weights, strict=True):
-            share = scale(gradient(meta, task), weight)
+            share = scale(together.gradient(meta, task), weight)
             if _is_finite(share):
                 total, left = add(total, share), left + weight
         return total, left

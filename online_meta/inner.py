@@ -86,7 +86,13 @@ def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carr
 
     ``meta.weights`` need hold only the slow weights: the fast ones are read from ``carry``.
     """
-    return inner.rule.update(meta.rule, carry, support_gradient(inner, meta, carry.phi, support, k), k)
+    return move(inner, meta, carry, support_gradient(inner, meta, carry.phi, support, k), support, k)
+
+
+def move(inner: Inner, meta: Meta, carry: Carry, grads: Params, support: Batch, k: int) -> Carry:
+    """Return the carry after the rule's update ``k`` by the gradients ``grads``."""
+    with _drawing(inner, support, k + 1):
+        return inner.rule.update(meta.rule, carry, grads, k)
 
 
 def finish(inner: Inner, meta: Meta, support: Batch) -> Carry:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path as Folder
 
 from online_meta.draws import Replay
 from online_meta.inner import Inner
@@ -13,7 +14,8 @@ class LearnerSetup:
     """The common ground of the learners that play one stream.
 
     ``start`` are the initial meta-parameters; ``fresh(t)`` draws new random weights for round t;
-    ``engine`` makes an optimizer of its own around meta-parameters; ``past`` holds the rounds' tasks.
+    ``engine`` makes an optimizer of its own around meta-parameters; ``past`` holds the rounds' tasks; ``how``, within
+    ``memory_limit`` bytes, meta-gradients are summed is for ``PathFinder``; compiled programs lie in ``programs``.
     """
 
     inner: Inner
@@ -27,3 +29,6 @@ class LearnerSetup:
     seed: int
     past: Past
     accuracy: AccuracyFn | None
+    programs: Folder | None = None
+    how: str = "loop"
+    memory_limit: int | None = None

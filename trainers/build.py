@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,8 +98,8 @@ def build_engine(settings: TrainerSettings) -> Callable[[Meta], Engine]:
     return engine
 
 
-def build_setup(settings: TrainerSettings, past: Past) -> LearnerSetup:
-    """Return what all learners of the run share."""
+def build_setup(settings: TrainerSettings, past: Past, programs: Path | None = None) -> LearnerSetup:
+    """Return what all learners of the run share; compiled programs lie in the folder ``programs``."""
     device = torch.device(settings.engine.device)
     module = build_module(settings.model, settings.seed).to(device)
     loss = build_loss(settings.model, module)
@@ -120,6 +121,9 @@ def build_setup(settings: TrainerSettings, past: Past) -> LearnerSetup:
         seed=settings.seed,
         past=past,
         accuracy=accuracy_of(loss.output) if settings.model.loss == "cross_entropy" else None,
+        programs=programs,
+        how=settings.engine.how,
+        memory_limit=settings.engine.memory_limit,
     )
 
 

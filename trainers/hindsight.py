@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from online_meta.draws import Draw, generator
 from online_meta.finite import sum_finite
+from online_meta.path_finder import PathFinder
 from online_meta.regret import Comparator
 from online_meta.replay.uniform import uniform
 from online_meta.score import score_task
 from online_meta.setup import LearnerSetup
+from online_meta.summing import TaskSum
 from online_meta.types import Params
 
 STREAM = 2
@@ -44,13 +46,17 @@ def refresh_hindsight(
     engine = setup.engine(setup.start)
     if saved is not None:
         engine.load(saved)
-    gradient = sum_finite(setup.gradient)
+    total = TaskSum(setup.gradient, setup.programs)
+    how, limit = setup.how, setup.memory_limit
+    finder = PathFinder(total, setup.batch, how=how, memory_limit=limit, folder=setup.programs, compiles=False)
+    gradient = sum_finite(total)
     counted = [round for round in range(rounds) if round not in skipped]
     for step in range(steps if counted else 0):
         if not proceed():
             return None
         picks = uniform(Draw(setup.seed + STREAM, rounds - 1, step, len(counted), setup.batch))
         tasks = [setup.past[counted[pick.round]] for pick in picks]
+        total.follow(finder.find(engine.meta(), tasks))
         engine.apply(*gradient(engine.meta(), tasks, [pick.weight for pick in picks]))
     losses = []
     stretches = _stretches(len(counted), evaluate)

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from online_meta.path_finder import PATIENCE_SECONDS
 from online_meta.regret import LEARNER
 from online_meta.types import Learner, Meta, Params, Task
 from streams.history import History
@@ -21,6 +22,7 @@ from trainers.checkpoint import Checkpoint, CheckpointError, load_latest, save_c
 from trainers.durable import replace_file
 from trainers.json_lines import Line, LineReader, LineWriter
 from trainers.past import HistoryPast
+from trainers.paths import PathBook, Steering
 from trainers.plan import PlanBook
 from trainers.round_lines import disagreement, round_lines
 from trainers.run_files import RunFiles
@@ -46,6 +48,8 @@ class Run:
     leader: Callable[[], Meta]
     past: HistoryPast
     plans: PlanBook
+    paths: PathBook
+    steering: Steering
     lines: LineWriter
     known: list[Line]
     checkpoints: LineWriter
@@ -54,16 +58,17 @@ class Run:
     published: tuple[int, float] = field(default=(-1, 0.0))
 
 
-def open_run(settings: TrainerSettings, files: RunFiles, history: History) -> Run:
+def open_run(settings: TrainerSettings, files: RunFiles, history: History, patience: float = PATIENCE_SECONDS) -> Run:
     """Open a run at its last whole checkpoint, or at its beginning.
 
+    Faster paths for its meta-gradients are looked for once these have taken ``patience`` seconds.
     Raises ``SettingsChanged`` when the run was begun with settings that give other parameters,
     ``CheckpointError`` when there are checkpoints and none is whole, or rounds before it have lost their lines.
     """
     torch.set_num_threads(settings.engine.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     past = HistoryPast(history, torch.device(settings.engine.device))
-    learners = build_learners(settings, build_setup(settings, past))
+    learners = build_learners(settings, build_setup(settings, past, files.programs))
     checkpoint = load_latest(files.checkpoints)
     if checkpoint is not None:
         check_same_settings(checkpoint.settings, settings)
@@ -83,6 +88,8 @@ def open_run(settings: TrainerSettings, files: RunFiles, history: History) -> Ru
         leader=learners[LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML alone has an engine
         past=past,
         plans=plans,
+        paths=PathBook(files.paths, decisive(settings)),
+        steering=Steering(learners, settings.engine, settings.meta.batch, files.programs, patience),
         lines=lines,
         known=known[rounds:],
         checkpoints=LineWriter(files.checkpoint_log),
@@ -96,13 +103,22 @@ def decisive(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
     chosen = dataclasses.asdict(settings)
     del chosen["checkpoint"], chosen["meta"]["max_rounds_per_update"]
+    del chosen["engine"]["how"], chosen["engine"]["memory_limit"]  # What came of them is in the run's paths.
     chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
     plain: dict[str, Any] = _plain(chosen)
     return plain
 
 
 def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> None:
-    """Raise ``SettingsChanged``, naming each difference, when ``before`` would give other parameters."""
+    """Raise ``SettingsChanged``, naming each difference, when ``before`` would give other parameters.
+
+    A setting that ``before`` does not know had, before there was a choice, its default.
+    """
+    default = decisive(TrainerSettings(settings.model))
+    before = {
+        section: {**default[section], **old} if isinstance(old, dict) and section != "model" else old
+        for section, old in before.items()
+    }
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
         for section, key, old, new in _differences(before, decisive(settings))
@@ -141,8 +157,11 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
 def play_update(run: Run, available: int) -> None:
     """Play one plan: score its rounds with every learner, let each learn them, report."""
     plan = run.plans.decide(run.round, available, run.settings.meta.max_rounds_per_update)
-    began = time.monotonic()
     tasks: list[Task] = [run.past[round] for round in range(plan.round, plan.round + plan.rounds)]
+    if not run.known:  # A round that was played before is played by the same paths.
+        run.paths.change(plan.round, run.steering.find(run.paths.at(plan.round), tasks))
+    run.steering.follow(run.paths.at(plan.round))
+    began = time.monotonic()
     scores = {name: [learner.score(task) for task in tasks] for name, learner in run.learners.items()}
     learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
     seconds = time.monotonic() - began
@@ -200,7 +219,9 @@ def leader_bytes(meta: Meta, rounds: int) -> bytes:
 
 def close_run(run: Run) -> None:
     """Close the run's files."""
+    run.steering.close()
     run.plans.close()
+    run.paths.close()
     run.lines.close()
     run.checkpoints.close()
 

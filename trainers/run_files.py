@@ -21,6 +21,16 @@ class RunFiles:
         return self.history / "plans.jsonl"
 
     @property
+    def paths(self) -> Path:
+        """From which round on which path summed the meta-gradients; beside the plans."""
+        return self.history / "paths.jsonl"
+
+    @property
+    def programs(self) -> Path:
+        """Compiled programs, each named by its digest."""
+        return self.folder / "programs"
+
+    @property
     def rounds(self) -> Path:
         """One line for each round."""
         return self.folder / "rounds.jsonl"

@@ -79,11 +79,15 @@ class EngineSettings:
     """Who steps the meta-parameters, on which ``device``, with how many ``threads`` a process.
 
     The bits of a result depend on the threads, so their number is part of the run and not of the machine.
+    ``how`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
+    tasks that are stacked for it take at most ``memory_limit`` bytes at a time.
     """
 
     kind: str = "local"
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1
+    how: Literal["auto", "loop", "vmap", "traced", "compiled"] = "auto"
+    memory_limit: Annotated[int, Ge(1)] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """From scratch: a new model for every task, trained on its support set alone."""
 
-import torch
-from torch.func import grad_and_value
+from dataclasses import replace
 
-from online_meta.meta_optimizer import MetaOptimizer
-from online_meta.score import ScoredTasks
+from online_meta.rules.adam import adam
+from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Learned, Meta, MetaGrad, Params, Score, Task
+from online_meta.types import Learned, Meta, Params, Score, Task
 
 
 class FromScratch:
@@ -18,24 +17,14 @@ class FromScratch:
     def __init__(self, setup: LearnerSetup, steps: int, lr: float) -> None:
         """Begin at round 0; each model is trained by ``steps`` steps of Adam with learning rate ``lr``."""
         self._setup = setup
-        self._steps, self._lr = steps, lr
+        self._training = replace(setup.inner, rule=adam(lr), steps=steps, fast=("*",))
         self._round = 0
         self._scored = ScoredTasks()
 
     def score(self, task: Task) -> Score:
         """Train random weights on the support set; return the query losses before and after."""
-        setup = self._setup
-        weights = setup.fresh(self._round + self._scored.add(task))
-        engine = MetaOptimizer(Meta(weights, {}), "adam", self._lr)
-        with torch.no_grad():
-            before = setup.inner.loss(weights, task.query)
-            for _ in range(self._steps):
-                grads, loss = grad_and_value(setup.inner.loss)(engine.meta().weights, task.support)
-                engine.apply(MetaGrad(loss, Meta(grads, {})), 1.0)
-            trained = engine.meta().weights
-            after = setup.inner.loss(trained, task.query)
-            right = None if setup.accuracy is None else float(setup.accuracy(trained, task.query))
-        return Score(float(before), float(after), right)
+        weights = self._setup.fresh(self._round + self._scored.add(task))
+        return score_task(self._training, Meta(weights, {}), task, self._setup.accuracy)
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn nothing; the round counts."""

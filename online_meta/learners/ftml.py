@@ -1,5 +1,7 @@
 """Follow the Meta-Leader."""
 
+from pathlib import Path as Folder
+
 from online_meta.draws import Draw, Replay
 from online_meta.finite import sum_finite
 from online_meta.inner import Inner
@@ -7,6 +9,7 @@ from online_meta.past import MemoryPast
 from online_meta.replay.uniform import uniform
 from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
+from online_meta.summing import TaskSum
 from online_meta.types import (
     AccuracyFn,
     Engine,
@@ -41,8 +44,12 @@ class FollowTheMetaLeader:
         seed: int = 0,
         past: Past | None = None,
         accuracy: AccuracyFn | None = None,
+        programs: Folder | None = None,
     ) -> None:
         """Begin at round 0 with the engine's meta-parameters; ``past`` keeps tasks in memory by default.
+
+        ``total`` sums the meta-gradients of a batch, task by task until it is told to ``follow`` another path, such as
+        a ``PathFinder`` finds; compiled programs lie in the folder ``programs``.
 
         Raises ``ValueError`` when ``batch`` or ``steps_per_round`` is below 1.
         """
@@ -51,7 +58,8 @@ class FollowTheMetaLeader:
         self.inner = inner
         self.engine = engine
         self.round = 0
-        self._gradient = sum_finite(gradient)
+        self.total = TaskSum(gradient, programs)
+        self._gradient = sum_finite(self.total)
         self._replay, self._batch, self._steps, self._seed = replay, batch, steps_per_round, seed
         self._past: Past = MemoryPast() if past is None else past
         self._accuracy = accuracy
@@ -111,4 +119,5 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
         seed=setup.seed,
         past=setup.past,
         accuracy=setup.accuracy,
+        programs=setup.programs,
     )

@@ -33,4 +33,5 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
         seed=setup.seed,
         past=setup.past,
         accuracy=setup.accuracy,
+        programs=setup.programs,
     )

@@ -2,6 +2,7 @@
 
 from online_meta.adjoint import Move, pull_back
 from online_meta.inner import Inner, support_gradient
+from online_meta.inner import move as advance
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 
@@ -17,7 +18,7 @@ def first_order(inner: Inner) -> MetaGradient:
             constant = support_gradient(inner, held, carry.phi, task.support, k)
 
             def move(held: Meta, carry: Carry) -> Carry:
-                return inner.rule.update(held.rule, carry, constant, k)
+                return advance(inner, held, carry, constant, task.support, k)
 
             return move(held, carry), move
 

@@ -1,19 +1,47 @@
 """What every meta-gradient estimator of ``online_meta.metagrads`` keeps."""
 
+from contextlib import suppress
+
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
 import online_meta.metagrads
 from online_meta import registry
-from tests.contracts.test_rules import EVERY, every_fast, every_rule, is_like, setting
+from tests.contracts.test_rules import EVERY, RANDOM, every_fast, is_like, setting
 
 ESTIMATORS = {name: registry.load(online_meta.metagrads, name) for name in registry.names(online_meta.metagrads)}
 SEES_THE_QUERY = {"reptile"}
 DOES_NOT_ADAPT = {"supervised"}
 
+CHOOSY = {"implicit"}
+"""Refuse some rules when they are made: ``implicit`` those that do not pull back to their start."""
+
+
+def takes(name, make):
+    """Return whether an estimator takes a rule."""
+    inner = setting("mlp_tanh", make(), 2)[1]
+    if name not in CHOOSY:
+        return bool(ESTIMATORS[name](inner))
+    with suppress(ValueError):
+        return bool(ESTIMATORS[name](inner))
+    return False
+
+
+PAIRS = {f"{name}-{rule}": (name, EVERY[rule]) for name in ESTIMATORS for rule in EVERY if takes(name, EVERY[rule])}
+"""Each estimator with each rule that it takes."""
+
+VECTORISED = {key: (name, make) for key, (name, make) in PAIRS.items() if make not in {EVERY[rule] for rule in RANDOM}}
+
+every_pair = pytest.mark.parametrize(("name", "make"), PAIRS.values(), ids=PAIRS.keys())
 every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
+
+
+def plainest(name):
+    """Return gradient descent, or what is nearest to it of what an estimator takes."""
+    return EVERY["sgd" if f"{name}-sgd" in PAIRS else "proximal"]
 
 
 def everything(task):
@@ -22,8 +50,7 @@ def everything(task):
 
 @pytest.mark.parametrize("model", ["mlp_tanh", "conv_group_norm"])
 @every_fast
-@every_rule
-@every_estimator
+@every_pair
 def test_gradients_are_like_the_meta_parameters_finite_and_repeatable(name, make, fast, model):
     _, inner, meta, task = setting(model, make(), 2, fast)
     found = ESTIMATORS[name](inner)(meta, task)
@@ -38,8 +65,7 @@ def test_gradients_are_like_the_meta_parameters_finite_and_repeatable(name, make
     assert all(torch.equal(a, b) for a, b in zip(leaves, again, strict=True))
 
 
-@every_rule
-@every_estimator
+@every_pair
 def test_the_loss_is_that_of_the_query_set(name, make):
     _, inner, meta, task = setting("mlp_tanh", make(), 3)
     found = ESTIMATORS[name](inner)(meta, task).loss
@@ -51,9 +77,20 @@ def test_the_loss_is_that_of_the_query_set(name, make):
     torch.testing.assert_close(found, right, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(("name", "make"), VECTORISED.values(), ids=VECTORISED.keys())
+def test_tasks_can_be_vectorised(name, make):
+    given, inner, meta, _ = setting("mlp_tanh", make(), 2, ("head.*",))
+    tasks = [given.task(seed) for seed in range(2)]
+    gradient = ESTIMATORS[name](inner)
+    together = vmap(lambda task: gradient(meta, task))(tree_map(lambda *leaves: torch.stack(leaves), *tasks))
+    one_by_one = tree_map(lambda *leaves: torch.stack(leaves), *[gradient(meta, task) for task in tasks])
+    for found, right in zip(tree_leaves(together), tree_leaves(one_by_one), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
+
+
 @every_estimator
 def test_following_the_gradients_reduces_the_loss(name):
-    _, inner, meta, task = setting("mlp_tanh", EVERY["sgd"](lr=0.05), 2)
+    _, inner, meta, task = setting("mlp_tanh", plainest(name)(lr=0.05), 2)
     losses = []
     for _ in range(20):
         loss, grads = ESTIMATORS[name](inner)(meta, task)
@@ -64,6 +101,6 @@ def test_following_the_gradients_reduces_the_loss(name):
 
 @every_estimator
 def test_tasks_may_have_one_sample(name):
-    given, inner, meta, _ = setting("mlp_tanh", EVERY["sgd"](), 2)
+    given, inner, meta, _ = setting("mlp_tanh", plainest(name)(), 2)
     found = ESTIMATORS[name](inner)(meta, given.task(0, 1, 1))
     assert all(torch.isfinite(leaf).all() for leaf in tree_leaves(found))

@@ -1,12 +1,13 @@
 """Exact meta-gradients of any inner rule by brute force: one graph of the whole unrolled loop, no ``torch.func``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from online_meta.randomness import BEGIN, seeded
 from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Task
 from tests.numerics.oracle import CRITERIA
 
@@ -17,20 +18,41 @@ class Loop:
     def __init__(self, module: nn.Module, loss: str, rule: InnerRule, steps: int, fast: tuple[str, ...]) -> None:
         self.module, self.criterion, self.rule, self.steps, self.fast = module, CRITERIA[loss], rule, steps, fast
 
-    def gradient(self, meta: Meta, task: Task, *, constant_gradients: bool = False) -> MetaGrad:
-        """Return the query loss and its gradient; ``constant_gradients`` detaches the inner ones (first order)."""
+    def gradient(
+        self,
+        meta: Meta,
+        task: Task,
+        *,
+        constant_gradients: bool = False,
+        step_weights: Sequence[float] | None = None,
+    ) -> MetaGrad:
+        """Return the query loss and its gradient; ``constant_gradients`` detaches the inner ones (first order).
+
+        With ``step_weights`` the loss is their sum with the query losses after each step.
+        """
         leaves = Meta(
             *({name: value.detach().clone().requires_grad_() for name, value in part.items()} for part in meta)
         )
-        *_, last = self._carries(leaves, task.support, constant_gradients)
-        loss = self._loss(leaves, last.phi, task.query)
+        _, *after = losses = [
+            self._loss(leaves, carry.phi, task.query)
+            for carry in self._carries(leaves, task.support, constant_gradients)
+        ]
+        loss = losses[-1]
+        if step_weights is not None:
+            loss = torch.stack([weight * one for weight, one in zip(step_weights, after, strict=True)]).sum()
         given = [*leaves.weights.values(), *leaves.rule.values()]
         grads = iter(torch.autograd.grad(loss, given, materialize_grads=True))
         return MetaGrad(loss.detach(), Meta(*({name: next(grads) for name in part} for part in leaves)))
 
     def _carries(self, meta: Meta, support: Batch, constant_gradients: bool) -> Iterator[Carry]:
         phi = {name: w for name, w in meta.weights.items() if any(fnmatchcase(name, glob) for glob in self.fast)}
-        carry = self.rule.start(meta.rule, phi)
+        with seeded(support, BEGIN):  # what a random rule draws is part of what it is given
+            carry = self.rule.start(meta.rule, phi)
+        # A rule may start from weights that are no function of the given ones; gradients are taken there all the same.
+        started = {
+            n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()
+        }
+        carry = Carry(started, carry.state)
         yield carry
         for k in range(self.steps):
             loss = self._loss(meta, carry.phi, support)

@@ -63,10 +63,30 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         f'build = "{MODELS}:running_statistics"',
         "the layer '1' (BatchNorm1d) kee",
     ),
-    "dropout": (
+    "random outside of layers": (
         BUILD + "\n" + GOOD_ARGS,
-        f'build = "{MODELS}:dropout"',
-        "gives another gradient when it is asked again",
+        f'build = "{MODELS}:Unseeded"',
+        "[model] tests.deploy.user_models:Unseeded: the loss is another when it is asked again: the model itself",
+    ),
+    "weight normalisation": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:weight_normed"',
+        "[model] tests.deploy.user_models:weight_normed: the layer '0' (ParametrizedLinear) is under weight normal",
+    ),
+    "detached": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:Detached"',
+        "Detached: the gradient of the model itself (Detached) is not its slope: its forward uses .detach(), behind",
+    ),
+    "in place": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:InPlace"',
+        "InPlace: a tensor that the gradient needs is edited in place: the model itself (InPlace) does so by mul_;",
+    ),
+    "checkpoint": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:Checkpointed"',
+        "Checkpointed: the layer 'layer' (Linear) is computed again while going back (torch.utils.checkpoint), with",
     ),
     "deaf": (
         BUILD + "\n" + GOOD_ARGS,

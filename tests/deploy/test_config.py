@@ -9,7 +9,7 @@ from deploy.config import Config, read_config, read_settings, write_settings
 from deploy.exits import ConfigError
 from tests.daemon import run_cli
 from tests.deploy.conftest import Cli
-from tests.deploy.mistakes import MISTAKES, MODELS
+from tests.deploy.mistakes import BUILD, GOOD_ARGS, MISTAKES, MODELS
 
 
 def test_the_configuration_they_are_made_in_is_right(cli: Cli, config: Path) -> None:
@@ -127,6 +127,54 @@ def test_batch_norm_of_the_batch_itself_is_allowed(cli: Cli, config: Path) -> No
     assert cli("check", config, *sets).code == 0
 
 
+def test_notes_on_the_model_are_printed(cli: Cli, config: Path) -> None:
+    sets = ("--set", f"model.build={MODELS}:Idle", "--set", "model.args={}")
+    ended = cli("check", config, *sets)
+    assert (ended.code, ended.err) == (0, "")
+    assert "note     the loss of the tasks tried does not depend on idle.weight, idle.bias\n" in ended.out
+    assert "\nnote " not in cli("check", config).out
+
+
+@pytest.mark.parametrize("gradient", ["first_order", "reptile", "supervised"])
+def test_a_second_derivative_that_is_not_taken_may_be_wrong(cli: Cli, config: Path, gradient: str) -> None:
+    sets = (
+        "--set",
+        f"model.build={MODELS}:weight_normed",
+        "--set",
+        "model.args={}",
+        "--set",
+        f"meta.gradient={gradient}",
+    )
+    ended = cli("check", config, *sets)
+    assert (ended.code, ended.err) == (0, "")
+    assert "note     the layer '0' (ParametrizedLinear) is under weight normalisation" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (
+            'x_shape = [3, 28, 28]\nx_dtype = "uint8"',
+            'build = "trainers.models:conv4"\nargs = { ways = 4, pool = "max" }',
+        ),
+        (
+            'x_shape = [6]\nx_dtype = "int64"',
+            'build = "trainers.models:transformer"\nargs = { outputs = 4, length = 6, tokens = 9, dropout = 0.1 }',
+        ),
+        ("x_shape = [6, 3]", 'build = "trainers.models:gru"\nargs = { inputs = 3, outputs = 4 }'),
+        ("x_shape = [6]", 'build = "trainers.models:mlp"\nargs = { inputs = 6, outputs = 4, context = 3 }'),
+    ],
+)
+def test_the_reference_networks_pass(cli: Cli, config: Path, task: str, model: str) -> None:
+    text = config.read_text()
+    text = text.replace('x_shape = [1]\ny = "real"\ny_shape = [1]', f'{task}\ny = "class"\nways = 4')
+    text = text.replace(f"{BUILD}\n{GOOD_ARGS}", model).replace('loss = "mse"', 'loss = "cross_entropy"')
+    config.write_text(text)
+    ended = cli("check", config)
+    assert (ended.code, ended.err) == (0, "")
+    assert "a finite meta-gradient (exact)" in ended.out
+
+
 def test_what_the_trainer_reads_is_what_was_configured(config: Path, tmp_path: Path) -> None:
     made: Config = read_config(config)
     write_settings(tmp_path / "settings.json", made)
@@ -134,7 +182,9 @@ def test_what_the_trainer_reads_is_what_was_configured(config: Path, tmp_path: P
     assert json.loads((tmp_path / "settings.json").read_text())["meta"]["batch"] == 2
 
 
-@pytest.mark.parametrize("mistake", ["rule", "gradient", "optimizer", "engine", "baseline option's type", "batch norm"])
+@pytest.mark.parametrize(
+    "mistake", ["rule", "gradient", "optimizer", "engine", "baseline option's type", "batch norm", "detached"]
+)
 def test_serve_finds_it_before_it_makes_anything(cli: Cli, config: Path, mistake: str) -> None:
     right, wrong, told = MISTAKES[mistake]
     config.write_text(config.read_text().replace(right, wrong))

@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def running_statistics() -> nn.Module:
@@ -12,12 +14,56 @@ def own_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1))
 
 
-def dropout() -> nn.Module:
-    return nn.Sequential(nn.Linear(1, 64), nn.Dropout(0.5), nn.Linear(64, 1))
+class Unseeded(nn.Module):
+    """Its noise is that of no layer, so nobody can know that it is random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(1, 64), nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(self.layer(x), 0.5))
 
 
 def raises() -> nn.Module:
     raise KeyError("no such layer")
+
+
+def weight_normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(1, 8)), nn.Tanh(), nn.Linear(8, 1))
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(1, 8), nn.Linear(8, 1)
+
+
+class Idle(TwoLayers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(x)))
+
+
+class Detached(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x))
+        return self.head(y / y.detach().norm())
+
+
+class InPlace(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.exp(self.layer(x))
+        y *= 2
+        return self.head(y)
+
+
+class Checkpointed(TwoLayers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(lambda x: torch.tanh(self.layer(x)), x, use_reentrant=False))
 
 
 class Deaf(nn.Module):

@@ -8,8 +8,8 @@ import torch
 import online_meta as om
 from online_meta.finite import sum_finite
 from online_meta.learners import ftml, train_on_everything
-from online_meta.over_tasks import sum_over_tasks
 from online_meta.replay.all import all as every_round
+from online_meta.summing import TaskSum
 from tests.learners.problems import frozen, setup, stream
 from tests.numerics.compare import assert_close
 
@@ -55,8 +55,8 @@ def gradient_and_meta():
 def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
     gradient, meta = gradient_and_meta()
     tasks, weights = stream(3), [1.0, 2.5, 0.25]
-    found, weight = sum_finite(gradient)(meta, tasks, weights)
-    right = sum_over_tasks(gradient)(meta, tasks, weights)
+    found, weight = sum_finite(TaskSum(gradient))(meta, tasks, weights)
+    right = TaskSum(gradient)(meta, tasks, weights)
     assert frozen(found.grads.weights) == frozen(right.grads.weights)
     assert torch.equal(found.loss, right.loss)
     assert weight == 3.75
@@ -65,8 +65,8 @@ def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
 def test_a_poison_task_leaves_with_its_weight():
     gradient, meta = gradient_and_meta()
     first, last = stream(2)
-    found, weight = sum_finite(gradient)(meta, [first, poison(), last], [1.0, 7.0, 2.5])
-    right = sum_over_tasks(gradient)(meta, [first, last], [1.0, 2.5])
+    found, weight = sum_finite(TaskSum(gradient))(meta, [first, poison(), last], [1.0, 7.0, 2.5])
+    right = TaskSum(gradient)(meta, [first, last], [1.0, 2.5])
     assert weight == 3.5
     assert_close(found.grads.weights, right.grads.weights, 1e-15)
     torch.testing.assert_close(found.loss, right.loss, rtol=1e-15, atol=0)
@@ -82,14 +82,14 @@ def test_a_gradient_that_is_not_finite_though_its_loss_is_leaves_too():
         weights = {**found.grads.weights, name: found.grads.weights[name] * torch.nan}
         return om.MetaGrad(found.loss, om.Meta(weights, {}))
 
-    found, weight = sum_finite(spoilt)(meta, [task], [1.0])
+    found, weight = sum_finite(TaskSum(spoilt))(meta, [task], [1.0])
     assert weight == 0
     assert not any(value.any() for value in found.grads.weights.values())
 
 
 def test_of_no_tasks_the_sum_is_zeros_of_weight_zero():
     gradient, meta = gradient_and_meta()
-    found, weight = sum_finite(gradient)(meta, [], [])
+    found, weight = sum_finite(TaskSum(gradient))(meta, [], [])
     assert weight == 0
     assert found.loss == 0
     assert {name: value.shape for name, value in found.grads.weights.items()} == {

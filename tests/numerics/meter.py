@@ -1,36 +1,5 @@
-"""A meter of the memory that tensors hold, exact to the byte and the same on every machine."""
+"""The package's own meter, under the name that tests know."""
 
-from typing import Any
+from online_meta.memory import MemoryMeter, bytes_of
 
-import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-
-
-class MemoryMeter(TorchDispatchMode):
-    """Counts the bytes of every storage made while it is on; ``peak`` is the most that lived at once.
-
-    It sees what lies below ``torch.func`` and autograd, so saved tensors and functorch's wrappers count too.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        for leaf in tree_iter(result):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in given:
-                storage = leaf.untyped_storage()
-                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._live = {key: kept for key, kept in self._live.items() if not kept[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return result
-
-
-def bytes_of(params: dict[str, torch.Tensor]) -> int:
-    """Return how many bytes the tensors hold."""
-    return sum(value.numel() * value.element_size() for value in params.values())
+__all__ = ["MemoryMeter", "bytes_of"]

@@ -1,6 +1,7 @@
 """Meta-gradients by brute force: the inner loop unrolled in plain autograd, written apart from the package.
 
-It shares no code with what it judges: the user's own module, ``torch.autograd.grad`` and one long graph.
+It shares no code with what it judges: the user's own module, ``torch.autograd.grad`` and one long graph. (Models
+that draw random numbers are seeded as the package says: inner step k as k + 1 of the support set, the query loss as 0.)
 """
 
 import copy
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from online_meta.randomness import seeded
 from online_meta.types import Batch, Meta, MetaGrad, Params, Task
 
 CRITERIA = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
@@ -31,11 +34,11 @@ def unrolled_maml(
     """Return MAML's query loss and meta-gradient; ``constant_gradients`` detaches the inner ones (first order)."""
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
     phi: Params = {name: leaf for name, leaf in leaves.items() if any(fnmatchcase(name, glob) for glob in fast)}
-    for _ in range(steps):
-        support_loss = _loss(module, loss, {**leaves, **phi}, task.support)
+    for k in range(steps):
+        support_loss = _loss(module, loss, {**leaves, **phi}, task.support, k + 1)
         inner = torch.autograd.grad(support_loss, list(phi.values()), create_graph=not constant_gradients)
         phi = {name: value - lr * grad for (name, value), grad in zip(phi.items(), inner, strict=True)}
-    query_loss = _loss(module, loss, {**leaves, **phi}, task.query)
+    query_loss = _loss(module, loss, {**leaves, **phi}, task.query, 0)
     grads = torch.autograd.grad(query_loss, list(leaves.values()))
     return MetaGrad(query_loss.detach(), Meta(dict(zip(leaves, grads, strict=True)), {}))
 
@@ -60,5 +63,6 @@ def central_difference(objective: Callable[[Params], Tensor], at: Params, along:
     return float(ahead - behind) / (2 * width)
 
 
-def _loss(module: nn.Module, loss: str, params: Params, batch: Batch) -> Tensor:
-    return CRITERIA[loss](functional_call(module, params, (batch.x,)), batch.y)
+def _loss(module: nn.Module, loss: str, params: Params, batch: Batch, draw: int) -> Tensor:
+    with seeded(batch, draw), sdpa_kernel(SDPBackend.MATH):
+        return CRITERIA[loss](functional_call(module, params, (batch.x,)), batch.y)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from online_meta.types import Batch, Params, Task
+from trainers.models import conv4, gru, mlp, transformer
 
 WAYS = 3
 
@@ -22,7 +23,7 @@ class Net(nn.Module):
         return self.head(self.body(x))
 
 
-def mlp(activation: type[nn.Module]) -> nn.Module:
+def perceptron(activation: type[nn.Module]) -> nn.Module:
     return Net(nn.Sequential(nn.Linear(4, 7), activation(), nn.Linear(7, 6), activation()), nn.Linear(6, 2))
 
 
@@ -36,14 +37,52 @@ def conv(norm: nn.Module) -> nn.Module:
     return Net(body, nn.Linear(4 * 3 * 3, WAYS))
 
 
+class Pooled(nn.Module):
+    """A layer over the positions of a sequence, and a head over their mean; torch's own attention and recurrence."""
+
+    def __init__(self, body: nn.Module, width: int) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.body(x)
+        return self.head((found[0] if isinstance(found, tuple) else found).mean(1))
+
+
+class Attending(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mlp_tanh": lambda: mlp(nn.Tanh),
-    "mlp_relu": lambda: mlp(nn.ReLU),
+    "mlp_tanh": lambda: perceptron(nn.Tanh),
+    "mlp_relu": lambda: perceptron(nn.ReLU),
+    "mlp_context": lambda: mlp(4, 2, hidden=(6,), context=3),
     "layer_norm": layer_norm,
     "conv_group_norm": lambda: conv(nn.GroupNorm(2, 4)),
     "conv_batch_norm": lambda: conv(nn.BatchNorm2d(4, track_running_stats=False)),
+    "conv_layer_norm": lambda: conv(nn.LayerNorm([4, 6, 6])),
     "conv_instance_norm": lambda: conv(nn.InstanceNorm2d(4, affine=True)),
+    "conv_strided": lambda: conv4(2, 6, WAYS, filters=6, groups=1),
+    "sequence_transformer": lambda: transformer(2, 5, features=3, width=8, heads=2, layers=1),
+    "sequence_attention": lambda: Pooled(Attending(3, 1, batch_first=True), 3),
+    "sequence_gru": lambda: gru(3, 2, hidden=4),
+    "sequence_torch_gru": lambda: Pooled(nn.GRU(3, 4, batch_first=True), 4),
+    "tokens_transformer": lambda: transformer(WAYS, 5, tokens=7, width=8, heads=2, layers=1),
 }
+"""Models that are functions of their weights and x."""
+
+RANDOM: dict[str, Callable[[], nn.Module]] = {
+    "mlp_dropout": lambda: nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Dropout(0.3), nn.Linear(9, 2)),
+    "conv_dropout": lambda: Net(
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.Dropout2d(0.4), nn.ReLU(), nn.Flatten()), nn.Linear(64, WAYS)
+    ),
+    "sequence_transformer_dropout": lambda: transformer(2, 5, features=3, width=8, heads=2, layers=1, dropout=0.2),
+    "sequence_gru_dropout": lambda: gru(3, 2, hidden=4, layers=2, dropout=0.3),
+}
+"""Models that draw random numbers as they learn."""
+
+EVERY = MODELS | RANDOM
 
 
 class Problem(NamedTuple):
@@ -60,12 +99,12 @@ class Problem(NamedTuple):
 def problem(name: str, seed: int = 0) -> Problem:
     """Return the problem called ``name``; its parameters are drawn anew so that no bias or scale is special."""
     torch.manual_seed(seed)
-    module = MODELS[name]().double()
+    module = EVERY[name]().double()
     with torch.no_grad():
         for weight in module.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    images = name.startswith("conv")
-    return Problem(module, "cross_entropy" if images else "mse", image_task if images else regression_task)
+    loss, task = TASKS[name.partition("_")[0]]
+    return Problem(module, loss, task)
 
 
 def regression_task(seed: int = 0, support: int = 5, query: int = 4) -> Task:
@@ -90,3 +129,35 @@ def image_task(seed: int = 0, support: int = 6, query: int = 5) -> Task:
         return Batch(centres[y] + 0.5 * torch.randn(size, 2, 6, 6, generator=random, dtype=torch.float64), y)
 
     return Task(batch(support), batch(query))
+
+
+def sequence_task(seed: int = 0, support: int = 5, query: int = 4) -> Task:
+    """Two sines of a random projection of a sequence, (n, 5, 3) -> (n, 2)."""
+    random = torch.Generator().manual_seed(3000 + seed)
+    projection = torch.randn(15, 2, generator=random, dtype=torch.float64)
+
+    def batch(size: int) -> Batch:
+        x = torch.randn(size, 5, 3, generator=random, dtype=torch.float64)
+        return Batch(x, torch.sin(x.flatten(1) @ projection))
+
+    return Task(batch(support), batch(query))
+
+
+def token_task(seed: int = 0, support: int = 6, query: int = 5) -> Task:
+    """Random tokens, int64 (n, 5) in 0..6, with int64 labels (n,)."""
+    random = torch.Generator().manual_seed(4000 + seed)
+
+    def batch(size: int) -> Batch:
+        return Batch(torch.randint(7, (size, 5), generator=random), torch.arange(size) % WAYS)
+
+    return Task(batch(support), batch(query))
+
+
+TASKS: dict[str, tuple[str, Callable[..., Task]]] = {
+    "mlp": ("mse", regression_task),
+    "layer": ("mse", regression_task),
+    "conv": ("cross_entropy", image_task),
+    "sequence": ("mse", sequence_task),
+    "tokens": ("cross_entropy", token_task),
+}
+"""The loss and the tasks of a model, by the first word of its name."""

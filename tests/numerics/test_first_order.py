@@ -4,13 +4,13 @@ import torch
 import online_meta as om
 from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.oracle import unrolled_maml
-from tests.numerics.problems import MODELS, problem
+from tests.numerics.problems import EVERY, problem
 
 LR = 0.1
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_first_order_holds_the_inner_gradients_constant(name, steps):
     module, loss, make_task = given = problem(name)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), steps)
@@ -20,7 +20,7 @@ def test_first_order_holds_the_inner_gradients_constant(name, steps):
     torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_first_order_is_not_exact(name):
     module, loss, make_task = given = problem(name)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 5)

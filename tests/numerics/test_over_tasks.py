@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.over_tasks import sum_over_tasks
+from online_meta.summing import TaskSum
 from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.oracle import unrolled_maml
 from tests.numerics.problems import problem
@@ -37,7 +37,7 @@ def test_a_sum_is_weighted_task_by_task():
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), STEPS)
     meta = inner.init(given.weights())
     tasks, factors = [make_task(0), make_task(1), make_task(2)], [1.0, 0.25, 3.0]
-    found = sum_over_tasks(om.exact(inner))(meta, tasks, factors)
+    found = TaskSum(om.exact(inner))(meta, tasks, factors)
     each = [om.exact(inner)(meta, task) for task in tasks]
     right = {n: sum(f * g.grads.weights[n] for f, g in zip(factors, each, strict=True)) for n in meta.weights}
     assert_close(found.grads.weights, right, 1e-12)
@@ -55,4 +55,4 @@ def test_fewer_weights_than_tasks_are_refused():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), STEPS)
     with pytest.raises(ValueError, match="shorter"):
-        sum_over_tasks(om.exact(inner))(inner.init(given.weights()), [make_task(0), make_task(1)], [1.0])
+        TaskSum(om.exact(inner))(inner.init(given.weights()), [make_task(0), make_task(1)], [1.0])

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 import online_meta as om
-from trainers.models import conv4, mlp
+from trainers.models import conv4, gru, mlp, transformer
 
 
 def images(n, channels=3, size=28, seed=0):
@@ -58,7 +59,160 @@ def test_mlp_flattens_and_has_the_layers_asked_for():
     assert len(list(mlp(4, 2, hidden=()).parameters())) == 2
 
 
-@pytest.mark.parametrize("make", [lambda: conv4(1, 8, 3, filters=4, groups=2), lambda: mlp(64, 3, (8,))])
+def test_defaults_have_the_names_and_layers_that_saved_runs_have():
+    assert [type(layer).__name__ for layer in conv4().body] == ["Conv2d", "GroupNorm", "ReLU"] * 4
+    assert list(dict(conv4().named_parameters()))[:4] == [
+        "body.0.weight",
+        "body.0.bias",
+        "body.1.weight",
+        "body.1.bias",
+    ]
+    assert {layer.stride for layer in conv4().body if isinstance(layer, nn.Conv2d)} == {(2, 2)}
+    assert list(dict(mlp(1, 1).named_parameters())) == [f"{i}.{kind}" for i in (1, 3, 5) for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize(
+    ("norm", "layer"),
+    [
+        ("batch", nn.BatchNorm2d),
+        ("group", nn.GroupNorm),
+        ("layer", nn.LayerNorm),
+        ("instance", nn.InstanceNorm2d),
+        ("none", None),
+    ],
+)
+@pytest.mark.parametrize(("pool", "side"), [("stride", 3), ("max", 2)])
+def test_conv4_takes_another_norm_and_pool(norm, layer, pool, side):
+    model = conv4(channels=1, size=33, ways=5, filters=4, groups=2, norm=norm, pool=pool)
+    found = [type(one) for one in model.body]
+    block = [nn.Conv2d, *([layer] if layer else []), nn.ReLU, *([nn.MaxPool2d] if pool == "max" else [])]
+    assert found == block * 4
+    assert model.head.in_features == 4 * side * side
+    assert {one.stride for one in model.body if isinstance(one, nn.Conv2d)} == {(1, 1) if pool == "max" else (2, 2)}
+    assert model(images(3, 1, 33)).shape == (3, 5)
+    assert not [name for name, _ in model.named_buffers()], "it keeps statistics"
+    x = images(4, 1, 33).float() / 255
+    alone = torch.cat([model(x[at : at + 1]) for at in range(4)])
+    assert torch.allclose(alone, model(x), atol=1e-5) is (norm != "batch")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"norm": "grup"}, "norm is 'grup': it is one of group, batch, layer, instance, none"),
+        ({"pool": "mean"}, "pool is 'mean': it is one of stride, max"),
+        ({"pool": "max", "size": 15}, "size is 15: pool = 'max' halves the side four times"),
+    ],
+)
+def test_conv4_refuses_what_it_is_not(args, told):
+    with pytest.raises(ValueError, match=told):
+        conv4(**args)
+
+
+def test_a_context_is_read_beside_the_input_and_begins_at_zero():
+    model, x = mlp(3, 2, hidden=(5,), context=4), torch.randn(6, 3)
+    names = list(dict(model.named_parameters()))
+    assert names == ["context", "1.weight", "1.bias", "3.weight", "3.bias"]
+    assert torch.equal(model.context, torch.zeros(4))
+    assert model(x).shape == (6, 2)
+    weight, bias = model[1].weight, model[1].bias
+    with torch.no_grad():
+        model.context.copy_(torch.arange(4.0))
+    shifted = torch.relu(x @ weight[:, :3].T + weight[:, 3:] @ torch.arange(4.0) + bias)
+    torch.testing.assert_close(model(x), model[3](shifted))
+    assert "context" not in dict(mlp(3, 2).named_parameters())
+    with pytest.raises(ValueError, match="context is -1"):
+        mlp(3, 2, context=-1)
+
+
+def test_only_the_context_adapts_in_cavia():
+    torch.manual_seed(0)
+    model = mlp(1, 1, context=4)
+    inner = om.Inner(om.model_loss(model, "mse"), om.rules.sgd(lr=1.0), 3, ("context",))
+    meta = inner.init(dict(model.named_parameters()))
+    batch = om.Batch(torch.randn(5, 1), torch.randn(5, 1))
+    adapted = inner.adapt(meta, batch)
+    assert [name for name in adapted if not torch.equal(adapted[name], meta.weights[name])] == ["context"]
+    grads = om.exact(inner)(meta, om.Task(batch, batch)).grads.weights
+    assert all(grad.any() for grad in grads.values())
+
+
+def test_the_gru_is_that_of_torch():
+    torch.manual_seed(0)
+    model, theirs = gru(3, 2, hidden=5), nn.GRU(3, 5, batch_first=True)
+    layer = model.body[0]
+    pairs = [(layer.of_input, "ih"), (layer.of_state, "hh")]
+    with torch.no_grad():
+        for linear, kind in pairs:
+            linear.weight.copy_(getattr(theirs, f"weight_{kind}_l0"))
+            linear.bias.copy_(getattr(theirs, f"bias_{kind}_l0"))
+    x = torch.randn(4, 7, 3)
+    torch.testing.assert_close(layer(x), theirs(x)[0])
+    torch.testing.assert_close(model(x), model.head(theirs(x)[0][:, -1]))
+
+
+def test_the_gru_stacks_layers_with_dropout_between():
+    kinds = [type(layer).__name__ for layer in gru(3, 2, layers=3, dropout=0.5).body]
+    assert kinds == ["GRULayer", "Dropout", "GRULayer", "Dropout", "GRULayer"]
+    with pytest.raises(ValueError, match="layers is 0"):
+        gru(3, 2, layers=0)
+
+
+def test_the_transformer_reads_features_or_tokens_of_any_length_up_to_its_own():
+    torch.manual_seed(0)
+    reads_features, reads_tokens = transformer(2, 9, features=3), transformer(5, 9, tokens=11)
+    assert reads_features(torch.randn(4, 9, 3)).shape == reads_features(torch.randn(4, 2, 3)).shape == (4, 2)
+    tokens = torch.randint(11, (4, 9))
+    assert reads_tokens(tokens).shape == (4, 5)
+    assert not torch.allclose(reads_tokens(tokens), reads_tokens(tokens.flip(1))), "it does not see the order"
+    for at in range(4):
+        torch.testing.assert_close(reads_tokens(tokens[at : at + 1])[0], reads_tokens(tokens)[at])
+
+
+def test_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    layer = transformer(2, 9, features=3, width=8, heads=2).body[0].attention[1]
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(layer.queries_keys_values.weight)
+        theirs.in_proj_bias.copy_(layer.queries_keys_values.bias)
+        theirs.out_proj.load_state_dict(layer.joined.state_dict())
+    x = torch.randn(4, 9, 8)
+    torch.testing.assert_close(layer(x), theirs(x, x, x, need_weights=False)[0])
+
+
+def test_the_transformer_drops_out_only_as_it_learns():
+    torch.manual_seed(0)
+    model, x = transformer(2, 9, features=3, dropout=0.5), torch.randn(4, 9, 3)
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+    assert om.model_loss(model.train(), "mse").random
+    assert not om.model_loss(transformer(2, 9, features=3), "mse").random
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, "features is 0 and tokens 0: give one"),
+        ({"features": 1, "tokens": 1}, "features is 1 and tokens 1: give one"),
+        ({"features": 1, "width": 9, "heads": 2}, "width is 9 and heads 2"),
+    ],
+)
+def test_the_transformer_refuses_what_it_is_not(args, told):
+    with pytest.raises(ValueError, match=told):
+        transformer(2, 9, **args)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: conv4(1, 8, 3, filters=4, groups=2),
+        lambda: mlp(64, 3, (8,)),
+        lambda: mlp(64, 3, (8,), context=2),
+        lambda: nn.Sequential(nn.Flatten(1, 2), transformer(3, 8, features=8, width=8, heads=2)),
+        lambda: nn.Sequential(nn.Flatten(1, 2), gru(8, 3, hidden=6, layers=2)),
+    ],
+)
 def test_their_meta_gradients_are_right(make):
     """Along a direction, against central differences: no layer breaks the second derivative in silence."""
     module = make().double()

@@ -1,0 +1,49 @@
+"""How much memory tensors hold, exact to the byte and the same on every machine."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage made while it is on; ``peak`` is the most that lived at once.
+
+    It sees what lies below ``torch.func`` and autograd, so saved tensors and functorch's wrappers count too;
+    it does not see into compiled programs.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing alive."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; count what it made."""
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_iter(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in given:
+                storage = leaf.untyped_storage()
+                weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._live[storage._cdata] = (weak, storage.nbytes())
+        self._live = {key: kept for key, kept in self._live.items() if not kept[0].expired()}  # type: ignore[no-untyped-call]
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return result
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Run ``work``; return the most bytes that the tensors it made held at once."""
+    meter = MemoryMeter()
+    with meter:
+        work()
+    return meter.peak
+
+
+def bytes_of(params: dict[str, torch.Tensor]) -> int:
+    """Return how many bytes the tensors hold."""
+    return sum(value.numel() * value.element_size() for value in params.values())

@@ -1,0 +1,118 @@
+"""Implicit differentiation of the point that the inner loop converges to."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from online_meta.adjoint import through_begin
+from online_meta.differentiate import vjp
+from online_meta.inner import Inner, begin, query_loss, slow_weights, step
+from online_meta.tree import add, scale, zeros
+from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Task
+
+
+def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6) -> MetaGradient:
+    """Return the estimator of iMAML's meta-gradient (Rajeswaran et al., NeurIPS 2019, eq. 6).
+
+    The inner loop, run without a graph, is taken to end at the fixed point phi = update(phi) of its last step, whose
+    derivative is that of the step: (I - J)^T lambda = grad f(phi), J = d update / d phi, is solved by conjugate
+    gradients, and lambda pulled back through what the step takes from the start, the slow weights and the rule.
+    For ``proximal`` with strength s and the Hessian H of L this is (I + H / s)^-1 grad f(phi). Memory and accuracy do
+    not depend on the path; enough steps have to be made for the end to be near the fixed point, and a strength that is
+    small next to the curvature of a network with kinks (ReLU) may not let it settle.
+
+    At most ``iterations``, 1 or more, are made, up to a residual of ``tolerance``, 0 or more, times that of the start,
+    or up to a direction in which I - J is not positive. J has to be symmetric, as it is for one learning rate for all.
+    Raises ``ValueError`` for other options, for no steps, and for a rule that does not pull back to its start, which
+    has no such fixed point.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}: conjugate gradients take 1 or more")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}: the relative residual is 0 or more, 1e-6 say")
+    if inner.steps < 1:
+        raise ValueError(f"inner.steps is {inner.steps}: a fixed point is approached by 1 step or more, better 20")
+    if not _pulls_back(inner.rule):
+        raise ValueError(
+            "the inner rule does not pull back to its start, so that its end says nothing of it: use one "
+            "that does, rules.proximal(lr, strength), or another estimator, exact or first_order"
+        )
+
+    def gradient(meta: Meta, task: Task) -> MetaGrad:
+        with torch.no_grad():
+            held = Meta(slow_weights(inner, meta.weights), meta.rule)
+            carry = begin(inner, meta, task.support)
+            for k in range(inner.steps):
+                carry = step(inner, held, carry, task.support, k)
+
+            loss, pull = vjp(lambda held, phi: query_loss(inner, held, phi, task.query), held, carry.phi)
+            direct, right = pull(torch.ones_like(loss))
+
+            def back(adjoint: Params) -> tuple[Meta, Params, Params]:
+                """Pull an adjoint of phi through the last step, to what is held, the state and phi."""
+
+                def move(held: Meta, state: Params, phi: Params) -> Params:
+                    return step(inner, held, Carry(phi, state), task.support, inner.steps - 1).phi
+
+                pulled: tuple[Meta, Params, Params] = vjp(move, held, carry.state, carry.phi)[1](adjoint)
+                return pulled
+
+            adjoint = _solve(lambda one: _minus(one, back(one)[2]), right, iterations, tolerance)
+            share, state, _ = back(adjoint)
+            # The first phi is forgotten; the start acts through the state alone.
+            start = Carry(zeros(carry.phi), state)
+            return MetaGrad(loss, through_begin(inner, meta, task, add(direct, share), start))
+
+    return gradient
+
+
+def _solve(matrix: Callable[[Params], Params], right: Params, iterations: int, tolerance: float) -> Params:
+    """Return x with matrix(x) = right by conjugate gradients (Hestenes & Stiefel, 1952), from x = right.
+
+    So many iterations are always made, for ``vmap``; those after the last that was needed change nothing.
+    """
+    found, residual = right, _minus(right, matrix(right))
+    direction, size = residual, _dot(residual, residual)
+    enough = tolerance**2 * _dot(right, right)
+    active = torch.ones_like(size, dtype=torch.bool)
+    for _ in range(iterations):
+        image = matrix(direction)
+        curvature = _dot(direction, image)
+        active = active & (size > enough) & (curvature > 0)
+        length = torch.where(active, size / torch.where(active, curvature, 1.0), 0.0)
+        found = _along(found, length, direction)
+        residual = _along(residual, -length, image)
+        following = _dot(residual, residual)
+        direction = _along(residual, torch.where(active, following / torch.where(active, size, 1.0), 0.0), direction)
+        size = following
+    return found
+
+
+def _dot(left: Params, right: Params) -> Tensor:
+    products = [(left[name] * value).sum() for name, value in right.items()]
+    return torch.stack(products).sum()
+
+
+def _minus(left: Params, right: Params) -> Params:
+    return add(left, scale(right, -1.0))
+
+
+def _along(start: Params, length: Tensor, direction: Params) -> Params:
+    return {name: value + length * direction[name] for name, value in start.items()}
+
+
+def _pulls_back(rule: InnerRule) -> bool:
+    """Return whether a step without a gradient leads from either side towards the start, and leaves the state."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        weights = {"probe.weight": torch.full((2, 2), 2.0), "probe.bias": torch.full((2,), 2.0)}
+        learned = rule.init(weights)
+        phi, state = rule.start(learned, weights)
+        for side in (-1.0, 1.0):
+            away = {name: torch.full_like(value, side) for name, value in phi.items()}
+            after = rule.update(learned, Carry(add(phi, away), state), tree_map(torch.zeros_like, phi), 0)
+            moved = _dot(_minus(after.phi, add(phi, away)), away)
+            if not moved < 0 or not all(map(torch.equal, tree_flatten(after.state)[0], tree_flatten(state)[0])):
+                return False
+    return True

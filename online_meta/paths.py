@@ -1,0 +1,108 @@
+"""Ways to compute a sum of meta-gradients over tasks, and what is common to them: groups, chunks, stacks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
+
+Chunk = Callable[[Meta, Task, Tensor], MetaGrad]
+"""(meta, tasks stacked along a new first dimension, weights) -> the weighted sum of their meta-gradients."""
+
+HOW = ("loop", "vmap", "traced", "compiled")
+"""Task by task; all at once under ``vmap``; the same as a recorded program; the same program compiled."""
+
+
+class Path(NamedTuple):
+    """Which way computes the tasks that look like ``signature``: ``how``, ``tasks`` at a time.
+
+    ``program`` is the digest of the traced or compiled program, empty where there is none. A sum is a function of
+    its arguments and of the path, to the bit.
+    """
+
+    how: str
+    tasks: int = 1
+    signature: str = ""
+    program: str = ""
+
+
+LOOP = Path("loop")
+
+
+class Part(NamedTuple):
+    """Some tasks of one signature, their weights."""
+
+    signature: str
+    tasks: list[Task]
+    weights: list[float]
+
+
+def signature_of(task: Task) -> str:
+    """Return what programs are made for: the shapes and dtypes of a task, for people to read."""
+    (support_x, support_y), (query_x, query_y) = task
+    return _spell(
+        (support_x.shape, support_x.dtype, support_y.shape, support_y.dtype),
+        (query_x.shape, query_x.dtype, query_y.shape, query_y.dtype),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _spell(*batches: tuple[Any, ...]) -> str:
+    def one(batch: tuple[Any, ...]) -> str:
+        x_shape, x_dtype, y_shape, y_dtype = batch
+        return (
+            f"x {str(x_dtype).removeprefix('torch.')}{[*x_shape]} y {str(y_dtype).removeprefix('torch.')}{[*y_shape]}"
+        )
+
+    support, query = map(one, batches)
+    return f"support {support}, query {query}"
+
+
+def parts(tasks: Sequence[Task], weights: Sequence[float], paths: Mapping[str, Path]) -> Iterator[Part]:
+    """Yield the tasks signature by signature in the order of their first, as many at a time as its path takes."""
+    groups: dict[str, Part] = {}
+    for task, weight in zip(tasks, weights, strict=True):
+        signature = signature_of(task)
+        group = groups.setdefault(signature, Part(signature, [], []))
+        group.tasks.append(task)
+        group.weights.append(weight)
+    for signature, together, shares in groups.values():
+        path = paths.get(signature, LOOP)
+        most = len(together) if path.how == "loop" else path.tasks
+        for first in range(0, len(together), most):
+            yield Part(signature, together[first : first + most], shares[first : first + most])
+
+
+def stack(part: Part, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
+    """Return a part's tasks as one of ``tasks`` rows, and the weights; rows to spare repeat the first, at weight 0."""
+    spare = tasks - len(part.tasks)
+    rows = [*part.tasks, *[part.tasks[0]] * spare]
+    stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *rows)
+    return stacked, like.new_tensor([*part.weights, *[0.0] * spare])
+
+
+def vmapped(gradient: MetaGradient) -> Chunk:
+    """Return the sum over stacked tasks by ``torch.func.vmap`` of the one-task gradient."""
+
+    def chunk(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
+        each = vmap(gradient, in_dims=(None, 0))(meta, stacked)
+        total: MetaGrad = tree_map(lambda leaf: torch.tensordot(weights.to(leaf.dtype), leaf, 1), each)
+        return total
+
+    return chunk
+
+
+def rows_of(stacked: Task) -> list[Task]:
+    """Return the tasks that are stacked along the first dimension."""
+    return [row_of(stacked, k) for k in range(len(stacked.support.x))]
+
+
+def row_of(stacked: Task, k: int) -> Task:
+    """Return task ``k`` of a stack."""
+    (support_x, support_y), (query_x, query_y) = stacked
+    return Task(Batch(support_x[k], support_y[k]), Batch(query_x[k], query_y[k]))

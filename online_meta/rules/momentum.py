@@ -1,0 +1,29 @@
+"""Stochastic gradient descent with momentum."""
+
+from online_meta.tree import zeros
+from online_meta.types import Carry, InnerRule, Params
+
+
+def momentum(lr: float = 0.01, momentum: float = 0.9, nesterov: bool = False) -> InnerRule:
+    """Return the rule v_{k+1} = mu v_k + grad L(phi_k), phi_{k+1} = phi_k - lr v_{k+1} (Polyak, 1964).
+
+    ``lr`` is a positive float; ``momentum``, mu, lies in [0, 1). With ``nesterov`` the step is along
+    grad L(phi_k) + mu v_{k+1} (Sutskever et al., ICML 2013). The steps are those of ``torch.optim.SGD``; v_0 = 0.
+    Raises ``ValueError`` when ``lr`` or ``momentum`` lie elsewhere.
+    """
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}: an inner learning rate is positive")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}: it lies in [0, 1)")
+
+    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
+        velocity = {name: momentum * carry.state[name] + grad for name, grad in grads.items()}
+        along = {name: grad + momentum * velocity[name] for name, grad in grads.items()} if nesterov else velocity
+        return Carry({name: phi - lr * along[name] for name, phi in carry.phi.items()}, velocity)
+
+    return InnerRule(
+        init=lambda weights: {},
+        start=lambda rule, phi: Carry(phi, zeros(phi)),
+        update=update,
+        view=lambda rule, weights: weights,
+    )

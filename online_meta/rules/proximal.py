@@ -1,0 +1,29 @@
+"""Gradient descent that is pulled back to where it began: the inner problem of implicit MAML."""
+
+from online_meta.types import Carry, InnerRule, Params
+
+
+def proximal(lr: float = 0.01, strength: float = 1.0) -> InnerRule:
+    """Return the rule phi_{k+1} = phi_k - lr (grad L(phi_k) + strength (phi_k - phi_0)).
+
+    It is gradient descent on L(phi) + strength / 2 ||phi - phi_0||^2 (iMAML: Rajeswaran et al., NeurIPS 2019, eq. 3),
+    whose minimiser ``implicit`` differentiates; ``exact`` and the others differentiate the steps. ``lr`` and
+    ``strength`` are positive floats with lr * strength < 2, without which the pull alone would diverge.
+    Raises ``ValueError`` when they are not.
+    """
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}: an inner learning rate is positive")
+    if not 0 < strength < 2 / lr:
+        raise ValueError(f"strength is {strength}: with lr = {lr} it is positive and below 2 / lr = {2 / lr:g}")
+
+    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
+        start = carry.state
+        moved = {n: phi - lr * (grads[n] + strength * (phi - start[n])) for n, phi in carry.phi.items()}
+        return Carry(moved, start)
+
+    return InnerRule(
+        init=lambda weights: {},
+        start=lambda rule, phi: Carry(phi, phi),
+        update=update,
+        view=lambda rule, weights: weights,
+    )

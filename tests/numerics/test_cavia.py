@@ -1,0 +1,42 @@
+"""CAVIA: a context alone adapts, from zero."""
+
+import pytest
+import torch
+
+import online_meta as om
+from tests.numerics.by_hand import STEPS, assert_is_by_hand
+from tests.numerics.problems import problem
+
+LR, FAST = 0.5, ("context",)
+
+
+def setting(estimator=om.exact):
+    given = problem("mlp_context")
+    inner = om.Inner(om.model_loss(given.module, given.loss), om.rules.cavia(lr=LR), STEPS, FAST)
+    return given, inner, inner.init(given.weights()), estimator(inner)
+
+
+def test_the_context_starts_from_zero_and_descends():
+    def by_hand(weights, adapts, rule, gradient):
+        assert adapts == ["context"]
+        phi = {"context": torch.zeros(weights["context"].shape, dtype=torch.float64, requires_grad=True)}
+        for _ in range(STEPS):
+            phi = {"context": phi["context"] - LR * gradient(phi)["context"]}
+        return phi
+
+    assert_is_by_hand(om.rules.cavia(lr=LR), by_hand, "mlp_context", FAST)
+
+
+@pytest.mark.parametrize("estimator", [om.exact, om.first_order])
+def test_the_contexts_own_value_counts_for_nothing(estimator):
+    given, inner, meta, gradient = setting(estimator)
+    assert meta.weights["context"].all()
+    other = om.Meta({**meta.weights, "context": meta.weights["context"] + 5.0}, {})
+    task = given.task()
+    found, same = gradient(meta, task), gradient(other, task)
+    assert not found.grads.weights["context"].any()
+    assert all(grad.any() for name, grad in found.grads.weights.items() if name != "context")
+    assert all(torch.equal(grad, same.grads.weights[name]) for name, grad in found.grads.weights.items())
+    adapted = inner.adapt(meta, task.support)
+    assert adapted["context"].any()
+    assert all(torch.equal(adapted[name], weight) for name, weight in meta.weights.items() if name != "context")

@@ -1,0 +1,109 @@
+"""Dropout masks are a function of the task and the step, and of nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+import online_meta as om
+from online_meta.inner import begin, query_loss, support_gradient
+from online_meta.randomness import seeded
+from online_meta.score import score_task
+from tests.numerics.problems import RANDOM, problem, regression_task
+
+
+class Masks(nn.Module):
+    """Linear, then dropout, each mask of which it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout, self.seen = nn.Linear(4, 2), nn.Dropout(0.5), []
+
+    def forward(self, x):
+        self.seen.append(self.dropout(torch.ones(len(x), 32)))
+        return self.layer(x) * self.seen[-1].mean(1, keepdim=True)
+
+
+def masks_of(play):
+    """The masks drawn while ``play`` runs on (inner, meta)."""
+    seen = []
+    module = Masks().double()
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 3)
+    keep = torch.nn.modules.module.register_module_forward_hook(
+        lambda layer, given, output: seen.append(output) if isinstance(layer, nn.Dropout) else None
+    )
+    try:
+        play(inner, inner.init(dict(module.named_parameters())))
+    finally:
+        keep.remove()
+    return seen
+
+
+def same(left, right):
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_each_step_and_each_task_has_masks_of_its_own():
+    first, second = (masks_of(lambda inner, meta, s=s: inner.adapt(meta, regression_task(s).support)) for s in range(2))
+    assert len(first) == len(second) == 3
+    drawn = [*first, *second, *masks_of(lambda inner, meta: query_loss(inner, meta, {}, regression_task().query))]
+    assert len({tuple(mask.flatten().tolist()) for mask in drawn}) == 7
+    assert {value for mask in drawn for value in mask.unique().tolist()} == {0.0, 2.0}
+
+
+def test_going_back_sees_the_masks_of_going_forward():
+    seen = masks_of(lambda inner, meta: om.exact(inner)(meta, regression_task()))
+    forward, query, back = seen[:3], seen[3], seen[4:]
+    assert same(back, forward[::-1])
+    assert not any(torch.equal(query[:4], mask[:4]) for mask in forward)
+    again = masks_of(lambda inner, meta: om.exact(inner, rematerialise=True)(meta, regression_task()))
+    assert {tuple(mask.flatten().tolist()) for mask in again} == {tuple(mask.flatten().tolist()) for mask in seen}
+
+
+def test_masks_are_the_same_whatever_was_drawn_before():
+    def adapt(inner, meta):
+        torch.rand(7)
+        inner.adapt(meta, regression_task().support)
+
+    torch.manual_seed(1)
+    first = masks_of(adapt)
+    torch.manual_seed(2)
+    assert same(first, masks_of(adapt))
+
+
+def test_masks_are_those_that_are_promised():
+    """Inner step k draws as k + 1 of the support set, the query loss as 0 of the query set."""
+    task = regression_task()
+    expected = []
+    for batch, draw in [*((task.support, k + 1) for k in range(3)), (task.query, 0)]:
+        with seeded(batch, draw):
+            expected.append(nn.functional.dropout(torch.ones(len(batch.x), 32), 0.5))
+    assert same(masks_of(lambda inner, meta: om.exact(inner)(meta, task))[:4], expected)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_torchs_own_generator_is_left_as_it_was(name):
+    module, loss, make_task = given = problem(name)
+    inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 2)
+    meta, task = inner.init(given.weights()), make_task()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    carry = begin(inner, meta, task.support)
+    support_gradient(inner, meta, carry.phi, task.support, 0)
+    for gradient in (om.exact, om.first_order, om.reptile, om.supervised):
+        gradient(inner)(meta, task)
+    score_task(inner, meta, task)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_scores_are_made_without_dropout(name):
+    module, loss, make_task = given = problem(name)
+    inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 2)
+    meta, task = inner.init(given.weights()), make_task()
+    score = score_task(inner, meta, task)
+    still = om.model_loss(module.eval(), loss)
+    adapted = inner.adapt(meta, task.support)
+    assert score.loss_before == float(still(meta.weights, task.query))
+    assert score.loss_after == float(still(adapted, task.query))
+    assert score.loss_before != float(inner.loss(meta.weights, task.query))
+    assert score == score_task(inner, meta, task)

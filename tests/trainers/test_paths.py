@@ -1,0 +1,118 @@
+"""Which path sums the meta-gradients is found while the run goes on, and played again as it was."""
+
+import shutil
+
+import pytest
+import torch
+
+from online_meta.paths import Path
+from streams.history import History
+from tests.trainers.runs import SETTINGS, bits, changed, fill, lines, task
+from trainers.paths import PathBook
+from trainers.rounds import close_run, decisive, open_run, play_update, write_checkpoint
+from trainers.run_files import RunFiles
+
+ROUNDS = 8
+SLOW, FAST = Path("loop", 1, "s"), Path("compiled", 4, "s", "abc")
+
+
+@pytest.fixture
+def book(tmp_path):
+    return tmp_path / "history" / "paths.jsonl"
+
+
+def test_a_change_holds_from_its_round_on_and_survives(book):
+    paths = PathBook(book, {"a": 1})
+    assert paths.at(5) == {}
+    paths.change(3, {"ftml": (SLOW,)})
+    paths.change(4, {"ftml": (SLOW,)})
+    paths.change(7, {"ftml": (FAST,)})
+    paths.close()
+    again = PathBook(book, {"a": 1})
+    assert [again.at(round) for round in (2, 3, 6, 7, 99)] == [{}, *[{"ftml": (SLOW,)}] * 2, *[{"ftml": (FAST,)}] * 2]
+    assert len(book.read_text().splitlines()) == 2, "what does not change is not written"
+    again.close()
+
+
+def test_a_change_before_others_that_were_never_played_puts_them_aside(book):
+    paths = PathBook(book, {})
+    paths.change(3, {"ftml": (SLOW,)})
+    paths.change(9, {"ftml": (FAST,)})
+    paths.change(5, {"ftml": (SLOW,)})  # power was lost, and rounds 5 to 9 with it
+    for one in (paths, PathBook(book, {})):
+        assert one.at(9) == {"ftml": (SLOW,)}
+        one.close()
+
+
+def test_paths_of_another_algorithm_are_not_gone_by(book):
+    mine, other = PathBook(book, {"lr": 0.1}), PathBook(book, {"lr": 0.2})
+    mine.change(0, {"ftml": (FAST,)})
+    mine.close()
+    other.close()
+    other = PathBook(book, {"lr": 0.2})
+    assert other.at(0) == {}
+    other.close()
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    history = History.open(tmp_path_factory.mktemp("stream"), write=True)
+    fill(history, [task(seed) for seed in range(ROUNDS)])
+    yield history
+    history.close()
+
+
+def go_on(run, until):
+    while run.round < until:
+        play_update(run, until - run.round)
+
+
+def test_a_run_that_changed_its_paths_is_played_again_to_the_bit(tmp_path, stream):
+    torch.set_num_threads(1)
+    settings = changed(SETTINGS, checkpoint={"keep": 9})
+    run = open_run(settings, RunFiles(tmp_path), stream, patience=1e9)
+    go_on(run, 2)
+    write_checkpoint(run)
+    close_run(run)
+    for how, until in (("vmap", 4), ("traced", 6), ("compiled", ROUNDS)):
+        run = open_run(changed(settings, engine={"how": how}), RunFiles(tmp_path), stream)
+        go_on(run, until)
+        assert {path.how for paths in run.paths.at(until - 1).values() for path in paths} == {how}
+        if how != "compiled":
+            write_checkpoint(run)
+            close_run(run)
+    for round in (4, 6, 8):
+        shutil.rmtree(RunFiles(tmp_path).checkpoints / str(round), ignore_errors=True)
+    right, told = bits(run), lines(tmp_path)
+    close_run(run)  # without a checkpoint after round 2: as if it had been killed
+    run = open_run(SETTINGS, RunFiles(tmp_path), stream, patience=1e9)
+    assert run.round == 2
+    go_on(run, ROUNDS)
+    assert bits(run) == right
+    assert lines(tmp_path) == told
+    close_run(run)
+
+
+def test_the_paths_of_a_run_are_obeyed_where_others_would_be_faster(tmp_path, stream):
+    run = open_run(SETTINGS, RunFiles(tmp_path), stream, patience=1e9)
+    go_on(run, ROUNDS)
+    right = bits(run)
+    close_run(run)
+    run = open_run(SETTINGS, RunFiles(tmp_path), stream, patience=0.0)
+    assert run.round == 0
+    go_on(run, ROUNDS)
+    assert bits(run) == right
+    assert not run.paths.at(ROUNDS)["ftml"]
+    close_run(run)
+
+
+def test_a_way_that_is_named_is_gone_from_the_first_round(tmp_path, stream):
+    run = open_run(changed(SETTINGS, engine={"how": "vmap"}), RunFiles(tmp_path), stream)
+    go_on(run, 2)
+    assert {path.how for paths in run.paths.at(0).values() for path in paths} == {"vmap"}
+    close_run(run)
+
+
+def test_how_and_the_memory_limit_may_change_in_the_life_of_a_run():
+    changes = changed(SETTINGS, engine={"how": "traced", "memory_limit": 10**9})
+    assert decisive(changes) == decisive(SETTINGS)
