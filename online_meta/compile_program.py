@@ -1,4 +1,4 @@
-"""Compile one program: ``python -m online_meta.compile_program SOURCE.pt2 TARGET.pt2 THREADS``."""
+"""Compile one program: ``python -P compile_program.py SOURCE.pt2 TARGET.pt2 THREADS``; needs torch alone."""
 
 import os
 import sys

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from online_meta.tracing import Program, Traced
 
 PROGRESS_SECONDS = 10.0
+COMPILER = Path(__file__).with_name("compile_program.py")
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +42,7 @@ def load(folder: Path, digest: str) -> Program | None:
 
 
 class Compilation:
-    """A compilation under way: ``python -m online_meta.compile_program`` as a child of low priority.
+    """A compilation under way: ``compile_program.py`` as a child of low priority.
 
     It dies with this process. Needs a C++ compiler on the machine.
     """
@@ -55,7 +56,8 @@ class Compilation:
         self._log = folder / f"{traced.digest}.log"
         self._began = self._told = time.monotonic()
         _export(traced, self._source)
-        command = [sys.executable, "-m", "online_meta.compile_program", self._source, package(folder, self.digest)]
+        # By its place, for a notebook may have found this package where its children would not; -P: not our types.py.
+        command = [sys.executable, "-P", COMPILER, self._source, package(folder, self.digest)]
         with self._log.open("wb") as output:
             self._child = subprocess.Popen(
                 [*map(str, command), str(torch.get_num_threads())],

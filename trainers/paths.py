@@ -23,12 +23,21 @@ class PathBook:
     A history that is played again by other ``settings`` has nothing to do with what was written for these.
     """
 
-    def __init__(self, path: File, settings: Mapping[str, Any]) -> None:
-        """Open the book at ``path``; creates it if need be."""
+    def __init__(self, path: File, settings: Mapping[str, Any], planned: int) -> None:
+        """Open the book at ``path``; creates it if need be. Rounds below ``planned`` are in the book of plans."""
         self._writer = LineWriter(path)
         self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         lines = [line for line in LineReader(path).refresh() if line["settings"] == self._settings]
         self._changes = [(line["round"], _read(line["paths"])) for line in lines]
+        # Plans that were there before the first line under these settings were made under others.
+        self._bound = range(lines[0]["free"] if lines else planned, planned)
+        if not lines:
+            self._changes.append((0, {}))
+            self._write(0, {}, free=planned)
+
+    def binds(self, round: int) -> bool:
+        """Return whether a round was planned under these settings: it is played by the paths in the book."""
+        return round in self._bound
 
     def at(self, round: int) -> Paths:
         """Return the paths of ``round``: those of the last change written for it or a round before."""
@@ -39,8 +48,11 @@ class PathBook:
         if self.at(round) == paths and all(first <= round for first, _ in self._changes):
             return
         self._changes.append((round, dict(paths)))
+        self._write(round, paths)
+
+    def _write(self, round: int, paths: Paths, **more: int) -> None:
         told = {name: [list(path) for path in found] for name, found in paths.items()}
-        self._writer.append({"round": round, "settings": self._settings, "paths": told})
+        self._writer.append({"round": round, "settings": self._settings, "paths": told, **more})
         self._writer.sync()
 
     def close(self) -> None:

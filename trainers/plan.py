@@ -33,6 +33,11 @@ class PlanBook:
             return plan
         return self._plans.pop(round)
 
+    @property
+    def planned(self) -> int:
+        """How many rounds have a plan."""
+        return max((plan.round + plan.rounds for plan in self._plans.values()), default=0)
+
     def close(self) -> None:
         """Close the file."""
         self._writer.close()

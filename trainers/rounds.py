@@ -88,7 +88,7 @@ def open_run(settings: TrainerSettings, files: RunFiles, history: History, patie
         leader=learners[LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML alone has an engine
         past=past,
         plans=plans,
-        paths=PathBook(files.paths, decisive(settings)),
+        paths=PathBook(files.paths, decisive(settings), plans.planned),
         steering=Steering(learners, settings.engine, settings.meta.batch, files.programs, patience),
         lines=lines,
         known=known[rounds:],
@@ -158,7 +158,7 @@ def play_update(run: Run, available: int) -> None:
     """Play one plan: score its rounds with every learner, let each learn them, report."""
     plan = run.plans.decide(run.round, available, run.settings.meta.max_rounds_per_update)
     tasks: list[Task] = [run.past[round] for round in range(plan.round, plan.round + plan.rounds)]
-    if not run.known:  # A round that was played before is played by the same paths.
+    if not (run.known or run.paths.binds(plan.round)):  # What was played before goes by the same paths.
         run.paths.change(plan.round, run.steering.find(run.paths.at(plan.round), tasks))
     run.steering.follow(run.paths.at(plan.round))
     began = time.monotonic()

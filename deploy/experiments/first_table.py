@@ -109,7 +109,7 @@ def _write(out: Path, lines: list[dict[str, Any]], wall_seconds: float) -> None:
     """Write the table as far as it has come."""
     lines.sort(key=lambda line: (line["stream"], line["variant"], line["seed"]))
     out.mkdir(parents=True, exist_ok=True)
-    about = {"command": " ".join(["python -m deploy.experiments.first_table", *sys.argv[1:]]), "commit": _commit()}
+    about = {"command": " ".join(["python -m deploy.experiments.first_table", *sys.argv[1:]]), "commit": commit()}
     result = {**about, "wall_seconds": wall_seconds, "runs": lines}
     replace_file(out / "first_table.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / "first_table.md", render(result).encode(), durable=False)
@@ -149,7 +149,8 @@ def _spread(learners: list[dict[str, Any]], key: str) -> str:
     return f"{mean(values):.3f}{error}"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return what the work tree is at, for tables to say."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 

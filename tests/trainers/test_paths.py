@@ -22,36 +22,43 @@ def book(tmp_path):
 
 
 def test_a_change_holds_from_its_round_on_and_survives(book):
-    paths = PathBook(book, {"a": 1})
+    paths = PathBook(book, {"a": 1}, 0)
     assert paths.at(5) == {}
     paths.change(3, {"ftml": (SLOW,)})
     paths.change(4, {"ftml": (SLOW,)})
     paths.change(7, {"ftml": (FAST,)})
     paths.close()
-    again = PathBook(book, {"a": 1})
+    again = PathBook(book, {"a": 1}, 0)
     assert [again.at(round) for round in (2, 3, 6, 7, 99)] == [{}, *[{"ftml": (SLOW,)}] * 2, *[{"ftml": (FAST,)}] * 2]
-    assert len(book.read_text().splitlines()) == 2, "what does not change is not written"
+    assert len(book.read_text().splitlines()) == 3, "what does not change is not written"
     again.close()
 
 
 def test_a_change_before_others_that_were_never_played_puts_them_aside(book):
-    paths = PathBook(book, {})
+    paths = PathBook(book, {}, 0)
     paths.change(3, {"ftml": (SLOW,)})
     paths.change(9, {"ftml": (FAST,)})
     paths.change(5, {"ftml": (SLOW,)})  # power was lost, and rounds 5 to 9 with it
-    for one in (paths, PathBook(book, {})):
+    for one in (paths, PathBook(book, {}, 0)):
         assert one.at(9) == {"ftml": (SLOW,)}
         one.close()
 
 
 def test_paths_of_another_algorithm_are_not_gone_by(book):
-    mine, other = PathBook(book, {"lr": 0.1}), PathBook(book, {"lr": 0.2})
+    mine, other = PathBook(book, {"lr": 0.1}, 0), PathBook(book, {"lr": 0.2}, 0)
     mine.change(0, {"ftml": (FAST,)})
     mine.close()
     other.close()
-    other = PathBook(book, {"lr": 0.2})
+    other = PathBook(book, {"lr": 0.2}, 0)
     assert other.at(0) == {}
     other.close()
+
+
+def test_rounds_planned_under_the_same_settings_are_bound_and_others_free(book):
+    for settings, planned, bound in (("a", 0, 0), ("a", 5, 5), ("b", 5, 0), ("b", 7, 2), ("a", 7, 7)):
+        paths = PathBook(book, {"by": settings}, planned)
+        assert sum(paths.binds(round) for round in range(20)) == bound, (settings, planned)
+        paths.close()
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,28 @@ def test_a_way_that_is_named_is_gone_from_the_first_round(tmp_path, stream):
     go_on(run, 2)
     assert {path.how for paths in run.paths.at(0).values() for path in paths} == {"vmap"}
     close_run(run)
+
+
+def test_a_replay_goes_by_the_paths_of_the_run_and_another_algorithm_by_its_own(tmp_path, stream):
+    """Replay has the plans and paths of the run, none of its rounds."""
+    run = open_run(changed(SETTINGS, engine={"how": "vmap"}), RunFiles(tmp_path / "run"), stream)
+    go_on(run, 3)
+    close_run(run)
+    run = open_run(changed(SETTINGS, engine={"how": "traced"}), RunFiles(tmp_path / "run"), stream)
+    go_on(run, ROUNDS)
+    right = bits(run)
+    close_run(run)
+    hows = {}
+    for name, settings in (("same", SETTINGS), ("other", changed(SETTINGS, meta={"gradient": "first_order"}))):
+        files = RunFiles(tmp_path / name)
+        shutil.copytree(RunFiles(tmp_path / "run").history, files.history)
+        again = open_run(changed(settings, engine={"how": "loop"}), files, stream)
+        go_on(again, ROUNDS)
+        hows[name] = [{path.how for path in again.paths.at(round).get("ftml", ())} for round in range(ROUNDS)]
+        assert (bits(again) == right) == (name == "same")
+        close_run(again)
+    assert hows["same"] == [{"vmap"}] * 3 + [{"traced"}] * (ROUNDS - 3)
+    assert hows["other"] == [{"loop"}] * ROUNDS
 
 
 def test_how_and_the_memory_limit_may_change_in_the_life_of_a_run():
