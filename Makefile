@@ -11,14 +11,18 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+FONTS := .venv/debian/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf
+BENCH := .venv-bench/bin
+BENCH_READY := .venv-bench/.ready
 TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-# PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to the demo or to pytest.
+# PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to what is run.
 PYTHON ?=
 ARGS ?=
+TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test lint check format experiments pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,7 +32,7 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium $(BIN)/promtool  ## all tests; ARGS="-k reptile"
+test: $(READY) chromium $(BIN)/promtool $(FONTS)  ## all tests; ARGS="-k reptile"
 	@$(TEST) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
@@ -39,15 +43,18 @@ lint: $(READY)  ## formatting, lint and types
 
 check: lint test  ## what CI runs: formatting, lint, types, all tests
 
-experiments: $(READY)  ## the tables of docs/results; resumes where it was stopped; ARGS="--seeds 1 --jobs 1"
-	@exec $(BIN)/python -m deploy.experiments.first_table $(ARGS)
+experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; goes on where it was stopped; TABLE=glyph_table ARGS="--jobs 1"
+	@for table in $(TABLE); do $(BIN)/python -m deploy.experiments.$$table $(ARGS); done
+
+bench: $(BENCH_READY)  ## time and memory beside peers, into docs/results, 25 minutes; ARGS="--only sinusoid_k5"
+	@exec $(BENCH)/python -m tests.benchmarks $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what make made; runs/ stays
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The newest versions that pyproject.toml allows, but for torch, with which results change. Left out are a local build's
@@ -71,6 +78,16 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
+# The peers live apart: nothing that the project needs is installed or held back for their sake.
+$(BENCH_READY): pyproject.toml constraints.txt tests/benchmarks/requirements.txt
+	@$(shell_functions)
+	$(BENCH)/python -c 'import pip' 2>/dev/null || make_environment .venv-bench
+	PIP=($(BENCH)/python -m pip --disable-pip-version-check --no-input install --constraint constraints.txt)
+	"$${PIP[@]}" setuptools torch==$(TORCH)
+	"$${PIP[@]}" --requirement tests/benchmarks/requirements.txt
+	"$${PIP[@]}" --no-build-isolation --editable .
+	touch $@
+
 chromium:
 	@$(shell_functions)
 	command -v chromium >/dev/null || install_packages chromium
@@ -78,12 +95,15 @@ chromium:
 # Unpacked and not installed: Debian's package would start a service.
 $(BIN)/promtool: | $(READY)
 	@$(shell_functions)
-	mkdir -p .venv/debian
+	unpack_package prometheus
 	cd .venv/debian
-	apt-get download -qq prometheus 2>/dev/null || { update_packages prometheus; apt-get download -qq prometheus; } \
-		|| fail "apt-get could not download prometheus"
-	dpkg --extract prometheus_*.deb .
 	ln -sf ../debian/usr/bin/prometheus ../debian/usr/bin/promtool ../bin/
+
+# Unpacked and not installed, for nothing else on the machine has a use for them.
+$(FONTS): | $(READY)
+	@$(shell_functions)
+	unpack_package fonts-noto-core
+	touch $@
 
 define shell_functions
 fail() { echo "error: $$*" >&2; exit 1; }
@@ -103,6 +123,16 @@ install_packages() {  # Debian's
 	update_packages "$$@"
 	"$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" \
 		|| fail "apt-get could not install $$*"
+}
+
+unpack_package() {  # one of Debian's, into .venv/debian
+	mkdir -p .venv/debian
+	(
+		cd .venv/debian
+		apt-get download -qq "$$1" 2>/dev/null || { update_packages "$$1"; apt-get download -qq "$$1"; } \
+			|| fail "apt-get could not download $$1"
+		dpkg --extract "$$1"_*.deb .
+	)
 }
 
 find_python() {

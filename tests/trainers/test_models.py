@@ -233,3 +233,18 @@ def test_their_meta_gradients_are_right(make):
     found = om.exact(inner)(meta, task).grads.weights
     slope = sum(float((found[name] * along[name]).sum()) for name in along)
     assert slope == pytest.approx((objective(1e-6) - objective(-1e-6)) / 2e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_a_context_of_zeros_changes_nothing_and_any_other_modulates(norm):
+    torch.manual_seed(0)
+    module = conv4(1, 16, 3, filters=4, groups=2, norm=norm, context=5)
+    plain = conv4(1, 16, 3, filters=4, groups=2, norm=norm)
+    plain.load_state_dict({n: w for n, w in module.state_dict().items() if n.startswith(("body", "head"))})
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(module(x), plain(x))
+    with torch.no_grad():
+        module.context += 1.0
+    assert not torch.allclose(module(x), plain(x))
+    with pytest.raises(ValueError, match="context is -1"):
+        conv4(context=-1)

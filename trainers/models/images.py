@@ -27,9 +27,38 @@ class Conv4(nn.Module):
         """Map images (n, channels, size, size), float or uint8 in 0..255, to logits (n, ways)."""
         if x.dtype == torch.uint8:
             x = x.to(self.head.weight.dtype) / 255
-        features: Tensor = self.body(x)
-        logits: Tensor = self.head(features.flatten(1))
+        logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images to the maps behind the last block."""
+        maps: Tensor = self.body(x)
+        return maps
+
+
+class ContextConv4(Conv4):
+    """A ``Conv4`` whose third block a ``context`` modulates: parameters of the task, apart from those of the network.
+
+    Its maps m, before ReLU, become (1 + gamma) m + beta, gamma and beta a linear function of the context (FiLM: Perez et
+    al., AAAI 2018), as in CAVIA (Zintgraf et al., ICML 2019).
+    """
+
+    def __init__(self, context: int, blocks: list[list[nn.Module]], filters: int, size: int, ways: int) -> None:
+        """Begin with a context of zeros, shape (context,), so with the network as it would be without."""
+        super().__init__(blocks, filters, size, ways)
+        self.context = nn.Parameter(torch.zeros(context))
+        self.film = nn.Linear(context, 2 * filters)
+        nn.init.zeros_(self.film.bias)
+        self._modulated = [index for index, layer in enumerate(self.body) if isinstance(layer, nn.ReLU)][2]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images to the maps behind the last block."""
+        gamma, beta = self.film(self.context)[:, None, None].chunk(2)
+        for index, layer in enumerate(self.body):
+            if index == self._modulated:
+                x = (1 + gamma) * x + beta
+            x = layer(x)
+        return x
 
 
 def conv4(
@@ -40,13 +69,15 @@ def conv4(
     groups: int = 8,
     norm: Norm = "group",
     pool: Pool = "stride",
+    context: int = 0,
 ) -> nn.Module:
     """Return a ``Conv4`` for square images of ``size`` pixels a side.
 
     ``norm`` is "group" (of ``groups`` groups), "batch" (the statistics of the batch itself, in learning and in
     answering: the transductive form of the MAML literature), "layer", "instance" or "none". ``pool`` is how a block
-    halves the side: "stride" 2 of its convolution (rounding up), or "max" over 2x2 (rounding down).
-    Raises ``ValueError`` for another norm or pool, and for images too small to be halved four times by "max".
+    halves the side: "stride" 2 of its convolution (rounding up), or "max" over 2x2 (rounding down). With a ``context``
+    above 0 it has so many parameters called ``context``, for CAVIA: ``fast = ["context"]``. Raises ``ValueError`` for
+    another norm or pool, a negative context, and for images too small to be halved four times by "max".
     """
     for option, value, known in (("norm", norm, get_args(Norm)), ("pool", pool, get_args(Pool))):
         if value not in known:
@@ -61,7 +92,9 @@ def conv4(
         layers = [convolution, *_norm(norm, filters, groups, halved if pool == "stride" else side), nn.ReLU()]
         blocks.append(layers if pool == "stride" else [*layers, nn.MaxPool2d(2)])
         side = halved
-    return Conv4(blocks, filters, side, ways)
+    if context < 0:
+        raise ValueError(f"context is {context}: a network has 0 context parameters or more")
+    return ContextConv4(context, blocks, filters, side, ways) if context else Conv4(blocks, filters, side, ways)
 
 
 def _norm(norm: Norm, filters: int, groups: int, side: int) -> list[nn.Module]:
