@@ -39,8 +39,8 @@ class Conv4(nn.Module):
 class ContextConv4(Conv4):
     """A ``Conv4`` whose third block a ``context`` modulates: parameters of the task, apart from those of the network.
 
-    Its maps m, before ReLU, become (1 + gamma) m + beta, gamma and beta a linear function of the context (FiLM: Perez et
-    al., AAAI 2018), as in CAVIA (Zintgraf et al., ICML 2019).
+    Its maps m, before ReLU, become (1 + gamma) m + beta, gamma and beta a linear function of the context (FiLM: Perez
+    et al., AAAI 2018), as in CAVIA (Zintgraf et al., ICML 2019).
     """
 
     def __init__(self, context: int, blocks: list[list[nn.Module]], filters: int, size: int, ways: int) -> None:

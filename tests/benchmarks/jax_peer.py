@@ -1,0 +1,65 @@
+"""JAX as a contestant: a child process that is asked in turn, so that its calls lie between the others'."""
+
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from online_meta.types import Meta, MetaGrad, Params, Task
+from tests.benchmarks.contestants import stacked
+from tests.benchmarks.jax_child import Order, serve
+from tests.benchmarks.works import Work
+
+
+class JaxPeer:
+    """A child process with one compiled program; it inherits the core that its parent is bound to."""
+
+    def __init__(self, work: Work, weights: Params, tasks: list[Task]) -> None:
+        """Compile ``work``; raises ``RuntimeError`` with the child's reason when it cannot."""
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        (support, query) = stacked(tasks)
+        arrays = tuple(tensor.numpy() for tensor in (*support, *query))
+        self._names = [*weights]  # JAX gives dictionaries back sorted
+        named = {name: value.numpy() for name, value in weights.items()}
+        vmap = work.network == "sinusoid_mlp"  # of larger ones vmap over weights is slower than one by one
+        order = Order(work.network, work.loss, work.lr, work.steps, named, arrays, vmap)
+        try:
+            self.prepared: dict[str, float] = self._ask(order)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> "JaxPeer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End the child."""
+        if self._process.is_alive():
+            self._pipe.send(None)
+            self._process.join(10)
+        self._process.kill()
+        self._process.join()
+
+    def turn(self, calls: int) -> float:
+        """Return the seconds of one of ``calls`` calls, as the child measures them."""
+        return self._ask(calls)[0]
+
+    def result(self) -> MetaGrad:
+        """Return what it computes, for comparison."""
+        _, loss, grads = self._ask(1)
+        return MetaGrad(torch.tensor(loss), Meta({name: torch.tensor(grads[name]) for name in self._names}, {}))
+
+    def _ask(self, question: Any) -> Any:
+        self._pipe.send(question)
+        try:
+            answer = self._pipe.recv()
+        except EOFError as error:
+            raise RuntimeError("the JAX process ended: out of memory?") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer

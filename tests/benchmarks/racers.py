@@ -1,0 +1,75 @@
+"""A contestant at the start of a race: prepared, called once, found right or wrong."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from online_meta.choosing import distance
+from online_meta.types import MetaGrad, Params, Task
+from tests.benchmarks.contestants import CONTESTANTS
+from tests.benchmarks.works import Work
+
+TURN_SECONDS = 0.05
+LONG_SECONDS = 1.0
+
+
+@dataclass
+class Racer:
+    """``turn(calls)`` gives the seconds of one of so many calls; ``first`` are the seconds of the very first one.
+
+    ``error`` is relative to a float64 reference. ``call`` is None, and ``bytes`` known, where another process runs it.
+    """
+
+    name: str
+    turn: Callable[[int], float]
+    call: Callable[[], MetaGrad] | None
+    found: MetaGrad
+    first: float
+    compiling: float | None = None
+    bytes: int | None = None
+    error: float = math.inf
+    calls: int = 1
+    turns: list[float] = field(default_factory=list)
+
+    def settle(self, right: MetaGrad) -> None:
+        """Compare with what is right; choose how many calls make a turn that a clock can tell."""
+        self.error = distance(self.found, right)
+        if self.first - (self.compiling or 0.0) > LONG_SECONDS and not self.compiles:
+            return
+        self.turn(1)  # The second call may still be a slow one.
+        self.calls = max(1, min(200, math.ceil(TURN_SECONDS / max(self.turn(1), 1e-6))))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the first call prepares a program for the others."""
+        return self.name.endswith(("compiled", "traced"))
+
+
+def enter(name: str, work: Work, weights: Params, tasks: list[Task], programs: Path, stack: ExitStack) -> Racer:
+    """Prepare a contestant and call it once; raises whatever it raises."""
+    began = time.perf_counter()
+    if name == "JAX":
+        from tests.benchmarks.jax_peer import JaxPeer
+
+        peer = stack.enter_context(JaxPeer(work, weights, tasks))
+        began = time.perf_counter()
+        found = peer.result()
+        compiling = peer.prepared["compile"]
+        first, bytes_of_call = time.perf_counter() - began + compiling, int(peer.prepared["bytes"])
+        return Racer(name, peer.turn, None, found, first, compiling, bytes_of_call)
+    call = CONTESTANTS[name](work, weights, tasks, programs)
+    found = call()
+    return Racer(name, _timed(call), call, found, time.perf_counter() - began)
+
+
+def _timed(call: Callable[[], MetaGrad]) -> Callable[[int], float]:
+    def turn(calls: int) -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - began) / calls
+
+    return turn

@@ -1,0 +1,51 @@
+"""Peak memory of what no meter sees into: the resident pages that one call adds, in a fresh process.
+
+``python -m tests.benchmarks.resident WORK CONTESTANT FOLDER`` prints them. The allocator is told to give back what is
+freed, so the second call begins as low as the first; Linux alone can reset the peak (``clear_refs``, proc(5)).
+"""
+
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+GIVE_BACK = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
+
+def resident_bytes(work: str, contestant: str, programs: Path) -> int | None:
+    """Return the peak of one call above what was resident before; None where the system does not tell."""
+    command = [sys.executable, "-m", "tests.benchmarks.resident", work, contestant, str(programs)]
+    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
+
+
+def main(work_name: str, contestant: str, programs: Path) -> None:
+    """Print the bytes that the third call adds at its peak."""
+    import torch
+
+    from tests.benchmarks.contestants import CONTESTANTS
+    from tests.benchmarks.works import WORKS
+
+    torch.set_num_threads(1)
+    work = WORKS[work_name]
+    tasks = [work.task(seed) for seed in range(work.timed)]
+    call = CONTESTANTS[contestant](work, work.weights(), tasks, programs)
+    call()
+    call()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes("VmRSS")
+    call()
+    print(1024 * max(0, _kilobytes("VmHWM") - before))
+
+
+def _kilobytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,95 @@
+"""Cold starts, each in fresh processes: imports, and from the start to the first meta-step with ``how="auto"``.
+
+``python -m tests.benchmarks.starts`` runs the sinusoid until its compiled program has taken over; prints a JSON line.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+IMPORT = "import time; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
+WAIT_SECONDS = 180
+
+
+def import_seconds(packages: Iterable[str], rounds: int = 3) -> dict[str, float | None]:
+    """Return how long each package takes to import, the median over fresh processes; None where it is missing."""
+    found: dict[str, list[float]] = {package: [] for package in packages}
+    for _ in range(rounds):
+        for package, seconds in found.items():
+            command = [sys.executable, "-c", IMPORT.format(package)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                seconds.append(float(done.stdout.split()[-1]))
+    return {package: median(seconds) if seconds else None for package, seconds in found.items()}
+
+
+def first_start() -> dict[str, Any]:
+    """Return the seconds from a process's start to its first meta-step, and to the compiled program's first."""
+    command = [sys.executable, "-m", "tests.benchmarks.starts", str(time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(launched: float) -> None:
+    """Import, step, and go on stepping while the compiler works beside."""
+    imported = time.perf_counter()
+    import torch
+
+    import online_meta as om
+
+    imported = time.perf_counter() - imported
+
+    from tests.benchmarks.contestants import stacked
+    from tests.benchmarks.works import WORKS
+
+    torch.set_num_threads(1)
+    events = _Events()
+    logging.getLogger("online_meta").addHandler(events)
+    logging.getLogger("online_meta").setLevel(logging.INFO)
+    work = WORKS["sinusoid_k5"]
+    inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
+    meta, tasks = inner.init(work.weights()), stacked([work.task(seed) for seed in range(work.tasks)])
+    mean = om.over_tasks(om.exact(inner), "auto")
+
+    def step() -> float:
+        began = time.perf_counter()
+        mean(meta, tasks)
+        return time.perf_counter() - began
+
+    step()
+    first = time.time() - launched
+    taken = [step() for _ in range(5)]
+    while not events.ended and time.time() - launched < WAIT_SECONDS:
+        step()
+    ended = time.time() - launched
+    after = [step() for _ in range(21)]
+    found = {"import": imported, "first_step": first, "step_before": median(taken), "step_after": median(after)}
+    print(json.dumps({**found, "compiled_after": ended if events.ended else None, "log": events.told}))
+
+
+class _Events(logging.Handler):
+    """Keeps what the package tells while it looks for the fastest way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether the compiled program has been tried, or the compiler has failed."""
+        return any(line.startswith("compiled: ") or line.endswith("goes on") for line in self.told)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(record.getMessage())
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

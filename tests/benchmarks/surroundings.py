@@ -1,0 +1,45 @@
+"""Where and with what a benchmark was run."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "jax", "jaxlib", "higher", "torchopt", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor, the system, and how busy it is."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": f"{models[0] if models else platform.processor() or 'unknown processor'}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the package and its peers."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def commit() -> str:
+    """Return the commit, with a mark when files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def bind_to_one_core() -> None:
+    """Keep this process and its children on one core, where the system lets it: XLA has a thread a core otherwise."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "is missing"

@@ -1,0 +1,135 @@
+"""The results as Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.benchmarks.contestants import PACKAGES
+from tests.benchmarks.goals import goal_lines, ratio, verdict
+
+GOALS = ["", "| goal | found | at most | verdict |", "|---|---|---|---|"]
+HEAD = (
+    "| contestant | time | spread | time / unrolled | time / JAX | peak memory | memory / unrolled | counted by "
+    "| error | cold start | compiling |"
+)
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return all sections that there are by now."""
+    about, machine = result["about"], result["about"]["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = [
+        "# Speed and memory beside peers",
+        "",
+        f"`{about['command']}`, commit {about['commit']}, {about['wall_seconds'] / 60:.0f} minutes.",
+        f"{machine['processor']}, {machine['system']}; one core and one thread for every contestant;",
+        f"load average {machine['load_before']:.2f} before.",
+        f"{versions}.",
+        "",
+        *NOTES,
+        "",
+        f"![Shares of the unrolled loop, and memory by the number of steps]({about['plot']})",
+    ]
+    for work in result["works"].values():
+        text += ["", *_work(work, result.get("imports", {}))]
+    if "growth" in result:
+        text += ["", *_growth(result["growth"])]
+    if "first_start" in result:
+        text += ["", *_first_start(result["first_start"])]
+    return "\n".join([*text, ""])
+
+
+NOTES = (
+    "All contestants of a section compute the same mean meta-gradient of MAML in float32, checked against float64",
+    "first (*error*: relative, over the loss and all gradients). They are called in turn, round by round; *time* is",
+    "the median over the rounds, *spread* the interquartile range over it. *Peak memory* is above what lived before",
+    "the call: every tensor's bytes counted as it is made and freed; for compiled programs, which that cannot see",
+    "into, the resident pages that a call adds in a fresh process; for JAX the sum of temporaries and outputs that",
+    "XLA states. *Cold start* is the import and the first call, *compiling* the part of it that later calls are",
+    "spared (ours: tracing too). *Unrolled* is the plain loop over tasks with",
+    "`torch.autograd.grad(create_graph=True)`. JAX is `jit` of `vmap` over tasks for the sinusoid, elsewhere a loop",
+    "over tasks of a jitted function.",
+)
+
+
+def _work(work: Mapping[str, Any], imports: Mapping[str, float | None]) -> list[str]:
+    text = [f"## {work['title']}", ""]
+    if work["scale"] != 1:
+        text += [
+            f"{work['timed']} of the {work['tasks']} tasks were gone through and the time scaled up: all go task by",
+            "task; the peak is that of as many.",
+            "",
+        ]
+    text += [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
+    rows = {row["contestant"]: row for row in work["rows"]}
+    for name, row in rows.items():
+        if "failed" in row:
+            text.append(f"| {name} | {row['failed'].replace('|', '/')} |" + " |" * (HEAD.count("|") - 3))
+            continue
+        shares = [ratio(rows, name, *pair) for pair in (("seconds", "unrolled"), ("seconds", "JAX"))]
+        figures = [seconds(row["seconds"]), f"{row['spread']:.0%}", *map(share, shares), size(row["bytes"])]
+        loaded = imports.get(PACKAGES.get(name, "online_meta"))
+        figures += [share(ratio(rows, name, "bytes", "unrolled")), row["bytes_by"], f"{row['error']:.0e}"]
+        figures += [seconds(None if loaded is None else loaded + row["first_call"]), seconds(row["compiling"])]
+        text.append(f"| {name} | {' | '.join(figures)} |")
+    return text + ([*GOALS, *goal_lines(work)] if work["goals"] else [])
+
+
+def _growth(growth: Mapping[str, Any]) -> list[str]:
+    text = [
+        "## Peak memory of the transformer by the number of inner steps",
+        "",
+        f"The parameters that adapt take {size(growth['parameters'])}. Live tensors, counted.",
+        "",
+        "| K | " + " | ".join(map(str, growth["steps"])) + " |",
+        "|---|" + "---|" * len(growth["steps"]),
+        *(f"| {name} | " + " | ".join(map(size, peaks)) + " |" for name, peaks in growth["peaks"].items()),
+    ]
+    named = {
+        "per_step": "growth per step / bytes of the parameters that adapt",
+        "exponent": "rematerialised: p of the fit a + b K^p",
+    }
+    text += GOALS
+    for key, what in named.items():
+        most = growth["goals"][key]
+        text.append(f"| {what} | {growth[key]:.3g} | {most:g} | {verdict(growth[key], most)} |")
+    return text
+
+
+def _first_start(start: Mapping[str, Any]) -> list[str]:
+    text = ['## First start to first step, `how="auto"`, sinusoid, K = 5', ""]
+    if "failed" in start:
+        return [*text, f"Not measured: {start['failed']}"]
+    return [
+        *text,
+        "On all cores of the machine; the compiler works beside, at low priority.",
+        "",
+        "| what | seconds |",
+        "|---|---|",
+        f"| `import online_meta` | {start['import']:.2f} |",
+        f"| process start to the end of the first meta-step | {start['first_step']:.2f} |",
+        f"| process start to the compiled program's first step | {seconds(start['compiled_after'])} |",
+        f"| a meta-step before that | {seconds(start['step_before'])} |",
+        f"| a meta-step after that | {seconds(start['step_after'])} |",
+        "",
+        "What it told meanwhile: " + "; ".join(f"*{line}*" for line in start["log"]) + ".",
+    ]
+
+
+def seconds(value: float | None) -> str:
+    """Return a time with the unit that fits it."""
+    if value is None:
+        return "-"
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def size(value: float | None) -> str:
+    """Return a number of bytes with the unit that fits it."""
+    if value is None:
+        return "-"
+    unit = next((unit for unit in ((1e9, "GB"), (1e6, "MB")) if value >= unit[0]), (1e3, "kB"))
+    return f"{value / unit[0]:.3g} {unit[1]}"
+
+
+def share(value: float | None) -> str:
+    """Return a ratio to three figures."""
+    return "-" if value is None else f"{value:.3g}"

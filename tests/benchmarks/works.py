@@ -1,0 +1,163 @@
+"""What is measured: networks, tasks, contestants, and the goals that they are held to."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from online_meta.types import Batch, Params, Task
+from tests.benchmarks.networks import Transformer, conv4, sinusoid_mlp
+
+
+class Goal(NamedTuple):
+    """``contestant`` takes at most ``most`` times the ``measure`` ("seconds" or "bytes") of ``peer``."""
+
+    contestant: str
+    measure: str
+    peer: str
+    most: float
+
+
+class Work(NamedTuple):
+    """One race: MAML's meta-gradient over ``tasks`` tasks by SGD with ``lr``, ``steps`` steps.
+
+    Only ``timed`` of the tasks are gone through; where that is fewer, the time is scaled up to ``tasks``: all
+    contestants go task by task. ``network`` names it in ``jax_networks``.
+    """
+
+    name: str
+    title: str
+    network: str
+    module: Callable[[], nn.Module]
+    loss: str
+    lr: float
+    steps: int
+    tasks: int
+    timed: int
+    task: Callable[[int], Task]
+    contestants: tuple[str, ...]
+    goals: tuple[Goal, ...]
+    rounds: int
+    reference: str = "unrolled"
+
+    def weights(self) -> Params:
+        """The same random weights for every contestant."""
+        torch.manual_seed(0)
+        return {name: value.detach().clone() for name, value in self.module().named_parameters()}
+
+
+def sinusoid_task(seed: int) -> Task:
+    """y = a sin(x + b), ten points to adapt on and ten to be judged on."""
+    random = torch.Generator().manual_seed(seed)
+    size, shift = 0.1 + 4.9 * torch.rand(1, generator=random), 3.14159 * torch.rand(1, generator=random)
+
+    def batch() -> Batch:
+        x = 10 * torch.rand(10, 1, generator=random) - 5
+        return Batch(x, size * torch.sin(x + shift))
+
+    return Task(batch(), batch())
+
+
+def image_task(ways: int, shots: int, judged: int, seed: int, side: int = 84) -> Task:
+    """Noise around one random image a class; ``shots`` and ``judged`` images a class, (n, 3, side, side)."""
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.randn(ways, 3, side, side, generator=random)
+
+    def batch(each: int) -> Batch:
+        y = torch.arange(ways).repeat(each)
+        return Batch(centres[y] + torch.randn(len(y), 3, side, side, generator=random), y)
+
+    return Task(batch(shots), batch(judged))
+
+
+def sequence_task(size: int, length: int, features: int, seed: int) -> Task:
+    """The sine of a random projection of a sequence's mean, (size, length, features) -> (size, 1)."""
+    random = torch.Generator().manual_seed(seed)
+    projection = torch.randn(features, 1, generator=random)
+
+    def batch() -> Batch:
+        x = torch.randn(size, length, features, generator=random)
+        return Batch(x, torch.sin(length**0.5 * x.mean(1) @ projection))
+
+    return Task(batch(), batch())
+
+
+def _sinusoid(steps: int) -> Work:
+    ways = ("ours, compiled", "ours, traced", "ours, vmap", "ours, loop")
+    return Work(
+        f"sinusoid_k{steps}",
+        f"Sinusoid, MLP 1-40-40-1, 25 tasks of 10 + 10 points, K = {steps}",
+        "sinusoid_mlp",
+        sinusoid_mlp,
+        "mse",
+        0.01,
+        steps,
+        25,
+        25,
+        sinusoid_task,
+        (*ways, "unrolled", "higher", "torchopt", "JAX"),
+        (Goal(ways[0], "seconds", "unrolled", 0.015), Goal(ways[0], "seconds", "JAX", 0.7)),
+        rounds=15,
+    )
+
+
+def _conv4(name: str, ways: int, shots: int, judged: int, tasks: int, timed: int, most: float, **more: object) -> Work:
+    ours = "ours, loop"
+    return Work(
+        name,
+        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {judged} query images a class, "
+        f"{tasks} tasks, K = 5",
+        "conv4",
+        partial(conv4, ways),
+        "cross_entropy",
+        0.01,
+        5,
+        tasks,
+        timed,
+        partial(image_task, ways, shots, judged),
+        (ours, "unrolled", "JAX"),
+        (Goal(ours, "seconds", "unrolled", most), Goal(ours, "bytes", "unrolled", 0.5)),
+        **more,
+    )
+
+
+FEATURES, LENGTH, SIZE = 16, 32, 8
+
+
+def transformer(steps: int) -> Work:
+    """The transformer with ``steps`` inner steps."""
+    ours, again = "ours, loop", "ours, rematerialised"
+    return Work(
+        f"transformer_k{steps}",
+        f"Transformer, 4 layers of width 256, 4 heads, {SIZE} + {SIZE} sequences of {LENGTH}, 1 task, K = {steps}",
+        "transformer",
+        partial(Transformer, FEATURES, LENGTH, width=256, heads=4, hidden=1024, layers=4),
+        "mse",
+        0.01,
+        steps,
+        1,
+        1,
+        partial(sequence_task, SIZE, LENGTH, FEATURES),
+        (ours, again, "unrolled", "JAX"),
+        (
+            Goal(ours, "seconds", "unrolled", 1.3),
+            Goal(ours, "bytes", "unrolled", 0.28),
+            Goal(again, "seconds", "unrolled", 1.8),
+            Goal(again, "bytes", "unrolled", 0.17),
+        ),
+        rounds=3,
+    )
+
+
+WORKS = {
+    work.name: work
+    for work in (
+        *map(_sinusoid, (1, 5, 10)),
+        _conv4("conv4_5way_4tasks", 5, 1, 15, 4, 4, 1.0, rounds=4),
+        _conv4("conv4_5way_32tasks", 5, 1, 15, 32, 8, 1.0, rounds=2),
+        _conv4("conv4_20way_4tasks", 20, 5, 5, 4, 1, 1.1, rounds=2, reference="adjoint"),
+        transformer(32),
+    )
+}
