@@ -17,6 +17,8 @@ from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 MOST_OPERATIONS = 10_000
 """Programs above this size take minutes to compile, and large models gain nothing by it."""
+SLOW_SECONDS = 0.5
+"""A task that takes longer is one of a model large enough for its operations, not their number, to take the time."""
 MEASURE_SECONDS = 1.0
 TOLERANCE = 1e-5
 
@@ -55,11 +57,11 @@ def choose(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], most: int,
 
     A way is right when its error against the loop in float64 is at most ten times the loop's own in the tasks'
     precision (1e-5 at least): the compilers of torch have been wrong without a word. ``most`` tasks go at a time, or
-    as many as keep the peak under ``memory_limit`` bytes.
+    as many as keep the peak under ``memory_limit`` bytes. Models that take long over one task are left to the loop.
     """
     trial = _prepare(gradient, meta, tasks, most)
-    size = fitting(gradient, meta, tasks[0], most, memory_limit)
-    if size < 1 or len(trial.part.tasks) < 2:
+    size = fitting(gradient, meta, tasks[0], most, memory_limit) if len(trial.part.tasks) > 1 else 0
+    if size < 1:
         return Choice(trial.loop.path, (trial.loop,), trial, None)
     chunk = vmapped(gradient)
     path = Path("vmap", size, trial.part.signature)
@@ -137,11 +139,15 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _prepare(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], most: int) -> Trial:
     """Time the loop, and find out what is right; of slow models on fewer tasks."""
+    one = Part(signature_of(tasks[0]), [tasks[0]], [1.0])
+    gradient(meta, tasks[0])  # The first call of all is slower than any other.
     began = time.perf_counter()
-    gradient(meta, tasks[0])
-    affordable = int(MEASURE_SECONDS / max(time.perf_counter() - began, 1e-9))
-    count = min(len(tasks), most, max(2, affordable))
-    part = Part(signature_of(tasks[0]), list(tasks[:count]), [1.0] * count)
+    found = loop_over(gradient, meta, one)
+    taken = max(time.perf_counter() - began, 1e-9)
+    if taken > SLOW_SECONDS:
+        return Trial(gradient, meta, one, found, 0.0, Measured(Path("loop", 1, one.signature), taken, 0.0, None))
+    count = min(len(tasks), most, max(2, int(MEASURE_SECONDS / taken)))
+    part = Part(one.signature, list(tasks[:count]), [1.0] * count)
     found = loop_over(gradient, meta, part)
     try:
         right = loop_over(gradient, *_doubled((meta, part)))

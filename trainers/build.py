@@ -64,7 +64,7 @@ def build_module(model: ModelSettings, *seed: int) -> nn.Module:
 def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
     """Return the model's loss as a pure function."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
-    return model_loss(module, criterion)
+    return model_loss(module, criterion, random=model.random)
 
 
 def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:

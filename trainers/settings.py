@@ -10,12 +10,14 @@ from annotated_types import Ge, Gt, Le, MinLen
 class ModelSettings:
     """``build`` names a function "package.module:function" that returns an ``nn.Module`` for ``args``.
 
-    ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar.
+    ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar. ``random`` says whether
+    the model draws random numbers as it learns; left out, layers of dropout are looked for.
     """
 
     build: str
     args: dict[str, Any] = field(default_factory=dict)
     loss: str = "cross_entropy"
+    random: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -269,3 +269,11 @@ def test_what_is_computed_twice_is_computed_once_in_a_program():
         return sum("mm" in str(node.target) for node in program.graph.graph.nodes)
 
     assert products(gradient) <= products(unrolled)
+
+
+def test_a_model_that_takes_long_over_a_task_is_left_to_the_loop(monkeypatch):
+    monkeypatch.setattr("online_meta.choosing.SLOW_SECONDS", 0.0)
+    gradient, meta, task = setting()
+    choice = choose(gradient, meta, [task(0), task(1)], 2, None)
+    assert [way.path.how for way in choice.measured] == ["loop"]
+    assert choice.path == Path("loop", 1, signature_of(task(0)))
