@@ -88,7 +88,8 @@ class Steering:
             settled = {path.signature for path in by_signature.values() if path.how == "compiled"}
             new = [task for task in tasks if signature_of(task) not in settled]
             by_signature |= {path.signature: path for path in finder.find(self._learners[name].engine.meta(), new)}
-            found[name] = tuple(by_signature.values())
+            if by_signature:
+                found[name] = tuple(by_signature.values())
         return found
 
     def follow(self, paths: Paths) -> None:

@@ -156,6 +156,7 @@ WORKS = {
     for work in (
         *map(_sinusoid, (1, 5, 10)),
         _conv4("conv4_5way_4tasks", 5, 1, 15, 4, 4, 1.0, rounds=4),
+        _conv4("conv4_5way_few_queries", 5, 1, 1, 4, 4, 1.0, rounds=4),
         _conv4("conv4_5way_32tasks", 5, 1, 15, 32, 8, 1.0, rounds=2),
         _conv4("conv4_20way_4tasks", 20, 5, 5, 4, 1, 1.1, rounds=2, reference="adjoint"),
         transformer(32),
