@@ -50,6 +50,8 @@ class Compilation:
     def __init__(self, traced: Traced, folder: Path) -> None:
         """Write the program into ``folder`` and begin to compile it there."""
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{traced.digest}.*.part.pt2"):  # by one that was killed
+            left.unlink()
         self.digest = traced.digest
         self._folder = folder
         self._source = folder / f"{traced.digest}.source.pt2"
@@ -102,6 +104,7 @@ class Compilation:
         if self._child.poll() is None:
             self._child.kill()
             self._child.wait()
+            self._log.unlink(missing_ok=True)
         if self._child.stdin is not None:
             self._child.stdin.close()
         self._source.unlink(missing_ok=True)

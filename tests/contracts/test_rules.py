@@ -16,6 +16,7 @@ from online_meta.randomness import BEGIN, seeded
 from tests.contracts import learned_rules
 from tests.contracts.unrolled import Loop
 from tests.numerics.compare import assert_close, relative_error
+from tests.numerics.problems import EVERY as EVERY_MODEL
 from tests.numerics.problems import problem
 
 RULES = {name: registry.load(om.rules, name) for name in registry.names(om.rules)}
@@ -134,6 +135,22 @@ def test_first_order_gradients_of_weights_and_rule(make, fast, name):
     given, inner, meta, task = setting(name, make(), 4, fast)
     found = om.first_order(inner)(meta, task)
     right = Loop(given.module, given.loss, inner.rule, 4, fast).gradient(meta, task, constant_gradients=True)
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)
+    if meta.rule:
+        assert_close(found.grads.rule, right.grads.rule, 1e-10)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "first_order"])
+@pytest.mark.parametrize("name", [name for name in EVERY_MODEL if name not in PROBLEMS])
+@every_rule
+def test_gradients_on_every_kind_of_model(make, name, estimator):
+    """Each normalisation, attention, a recurrence, tokens, dropout: what is exact on one network is so on all."""
+    given, inner, meta, task = setting(name, make(), 2)
+    found = getattr(om, estimator)(inner)(meta, task)
+    right = Loop(given.module, given.loss, inner.rule, 2, ("*",)).gradient(
+        meta, task, constant_gradients=estimator == "first_order"
+    )
+    torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
     assert_close(found.grads.weights, right.grads.weights, 1e-10)
     if meta.rule:
         assert_close(found.grads.rule, right.grads.rule, 1e-10)

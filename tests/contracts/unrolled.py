@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from online_meta.randomness import BEGIN, seeded
 from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Task
@@ -34,7 +35,7 @@ class Loop:
             *({name: value.detach().clone().requires_grad_() for name, value in part.items()} for part in meta)
         )
         _, *after = losses = [
-            self._loss(leaves, carry.phi, task.query)
+            self._loss(leaves, carry.phi, task.query, BEGIN)
             for carry in self._carries(leaves, task.support, constant_gradients)
         ]
         loss = losses[-1]
@@ -55,12 +56,14 @@ class Loop:
         carry = Carry(started, carry.state)
         yield carry
         for k in range(self.steps):
-            loss = self._loss(meta, carry.phi, support)
+            loss = self._loss(meta, carry.phi, support, k + 1)
             grads = torch.autograd.grad(loss, list(carry.phi.values()), create_graph=True)
             kept = [grad.detach() if constant_gradients else grad for grad in grads]
             carry = self.rule.update(meta.rule, carry, dict(zip(carry.phi, kept, strict=True)), k)
             yield carry
 
-    def _loss(self, meta: Meta, phi: Params, batch: Batch) -> Tensor:
+    def _loss(self, meta: Meta, phi: Params, batch: Batch, draw: int) -> Tensor:
         weights = self.rule.view(meta.rule, {**meta.weights, **phi})
-        return self.criterion(functional_call(self.module, weights, (batch.x,)), batch.y)
+        # The masks of dropout are what the package says that they are: a function of the batch and the step.
+        with seeded(batch, draw), sdpa_kernel(SDPBackend.MATH):
+            return self.criterion(functional_call(self.module, weights, (batch.x,)), batch.y)

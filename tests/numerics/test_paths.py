@@ -4,11 +4,13 @@ import logging
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
 import online_meta as om
 from online_meta.choosing import MOST_OPERATIONS, choose, fitting, measure
+from online_meta.compiling import Compilation
 from online_meta.memory import peak_bytes
 from online_meta.path_finder import PathFinder
 from online_meta.paths import HOW, Part, Path, rows_of, signature_of, stack, vmapped
@@ -277,3 +279,16 @@ def test_a_model_that_takes_long_over_a_task_is_left_to_the_loop(monkeypatch):
     choice = choose(gradient, meta, [task(0), task(1)], 2, None)
     assert [way.path.how for way in choice.measured] == ["loop"]
     assert choice.path == Path("loop", 1, signature_of(task(0)))
+
+
+def test_a_compilation_that_is_stopped_leaves_nothing(tmp_path):
+    gradient, meta, task = setting(dtype=torch.float32)
+    given = stack(_part([task(0), task(1)]), 2, next(iter(meta.weights.values())))
+    traced = trace(vmapped(gradient), meta, *given)
+    (tmp_path / f"{traced.digest}.77.part.pt2").write_bytes(b"of one that was killed")
+    compilation = Compilation(traced, tmp_path)
+    child = psutil.Process(compilation._child.pid)
+    assert compilation.poll() is None
+    compilation.close()
+    assert not child.is_running()
+    assert list(tmp_path.iterdir()) == []
