@@ -13,7 +13,7 @@ TRY_LATER = 75
 def main(source: Path, target: Path, threads: int) -> None:
     """Compile what ``torch.export`` saved at ``source``; ``target`` appears when it is whole."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.nice(10)  # The work that waits for this program goes first.
+    os.nice(5)  # The work that goes on meanwhile goes first, and this before the comparator, which is in no hurry.
     torch.set_num_threads(threads)
     part = target.with_name(f"{target.stem}.{os.getpid()}.part.pt2")
     try:

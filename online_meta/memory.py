@@ -21,6 +21,7 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bound = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; count what it made."""
@@ -30,9 +31,14 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in given:
                 storage = leaf.untyped_storage()
                 weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                _, before = self._live.get(storage._cdata, (None, 0))
                 self._live[storage._cdata] = (weak, storage.nbytes())
-        self._live = {key: kept for key, kept in self._live.items() if not kept[0].expired()}  # type: ignore[no-untyped-call]
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+                self._bound += storage.nbytes() - before
+        # What has died is looked for only where it matters: the sum with the dead among them is a bound.
+        if self._bound > self.peak:
+            self._live = {key: kept for key, kept in self._live.items() if not kept[0].expired()}  # type: ignore[no-untyped-call]
+            self._bound = sum(size for _, size in self._live.values())
+            self.peak = max(self.peak, self._bound)
         return result
 
 
