@@ -105,6 +105,7 @@ def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, font
     known = {algorithm.label: algorithm for algorithm in algorithms()}
     settings = dataclasses.asdict(known[label]) if label in known else {"paper": EMBEDDINGS[label][0]}
     asked = {**settings, "label": label, "shots": shots, "iterations": iterations, "seed": seed}
+    asked["model"] = {**MODEL, "context": CONTEXT}
     name = "".join(letter if letter.isalnum() else "_" for letter in label.lower())
     kept = work / f"{name}-{shots}-{iterations}-{seed}.json"
     if kept.exists() and (before := json.loads(kept.read_text()))["asked"] == asked:
@@ -165,7 +166,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
 
 
 @click.command()
-@click.option("--iterations", default=500, show_default=True, help="Meta-steps of each row.")
+@click.option("--iterations", default=300, show_default=True, help="Meta-steps of each row.")
 @click.option("--only", multiple=True, metavar="LABEL", help="A row by its label; again for more. All by default.")
 @click.option("--shots", multiple=True, type=int, default=(1, 5), show_default=True)
 @click.option("--seed", default=0, show_default=True)
