@@ -63,6 +63,8 @@ def choose(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], most: int,
     size = fitting(gradient, meta, tasks[0], most, memory_limit) if len(trial.part.tasks) > 1 else 0
     if size < 1:
         return Choice(trial.loop.path, (trial.loop,), trial, None)
+    if size < len(trial.part.tasks):  # What does not fit is not tried either.
+        trial = _prepare(gradient, meta, tasks, size)
     chunk = vmapped(gradient)
     path = Path("vmap", size, trial.part.signature)
     try:

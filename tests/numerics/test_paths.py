@@ -203,6 +203,16 @@ def test_a_memory_limit_is_obeyed_by_cutting():
     assert choose(gradient, meta, tasks[:2], 12, 10).path.how == "loop"
 
 
+def test_ways_that_are_cut_are_tried_as_they_are_cut():
+    gradient, meta, task = setting("conv_group_norm")
+    tasks = [task(k) for k in range(8)]
+    limit = int(0.4 * peak_bytes(lambda: om.over_tasks(gradient, "vmap")(meta, tasks)))
+    choice = choose(gradient, meta, tasks, 8, limit)
+    assert [way.path.how for way in choice.measured] == ["loop", "vmap", "traced"]
+    assert all(way.refused is None for way in choice.measured)
+    assert len(choice.trial.part.tasks) == choice.measured[1].path.tasks < 8
+
+
 def test_a_compiled_program_takes_over_once_it_is_there(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     gradient, meta, task = setting(dtype=torch.float32)
