@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from online_meta.memory import peak_bytes
 from online_meta.paths import Chunk, Part, Path, signature_of, stack, vmapped
 from online_meta.summing import loop_over
 from online_meta.tracing import Traced, as_chunk, trace
+from online_meta.tree import doubled
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 MOST_OPERATIONS = 10_000
@@ -152,7 +153,7 @@ def _prepare(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], most: in
     part = Part(one.signature, list(tasks[:count]), [1.0] * count)
     found = loop_over(gradient, meta, part)
     try:
-        right = loop_over(gradient, *_doubled((meta, part)))
+        right = loop_over(gradient, *doubled((meta, part)))
         tolerance = max(TOLERANCE, 10 * distance(found, right))
     except Exception:  # A model that names its precision cannot be run in another: the loop itself is then right.
         right, tolerance = found, 10 * TOLERANCE
@@ -168,10 +169,6 @@ def _stacked(trial: Trial, rows: int) -> tuple[Task, Tensor]:
 
 def _some(meta: Meta) -> Tensor:
     return next(iter(meta.weights.values()))
-
-
-def _doubled(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, tree)
 
 
 def _median_seconds(work: Callable[[], Any]) -> float:

@@ -24,3 +24,11 @@ def zeros(tree: Tree) -> Tree:
     """Return zeros like every leaf of ``tree``."""
     nothing: Tree = tree_map(torch.zeros_like, tree)
     return nothing
+
+
+def doubled(tree: Tree) -> Tree:
+    """Return the tree with all tensors of floating point in float64, and all else as it is."""
+    wide: Tree = tree_map(
+        lambda leaf: leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, tree
+    )
+    return wide

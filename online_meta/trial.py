@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from online_meta.explain import explain_chance
 from online_meta.inner import Inner, query_loss
+from online_meta.tree import doubled
 from online_meta.types import Batch, Meta, Params, Task
 from online_meta.watch import Watch, watching
 
@@ -52,11 +53,7 @@ def begin_trial(inner: Inner, meta: Meta, tasks: Sequence[Task]) -> Trial:
 
 def in_float64(trial: Trial) -> Trial:
     """Return the trial with all that is floating in float64."""
-
-    def cast(leaf: Tensor) -> Tensor:
-        return leaf.to(torch.float64) if leaf.is_floating_point() else leaf
-
-    meta, tasks = tree_map(cast, (trial.meta, trial.tasks))
+    meta, tasks = doubled((trial.meta, trial.tasks))
     return replace(trial, meta=meta, tasks=tasks)
 
 

@@ -1,34 +1,28 @@
 """Five-way classification of letters of scripts never seen: every algorithm, and the embedding it has to beat."""
 
 import dataclasses
-import json
-import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from rich.progress import Progress
 from torch import nn
 
 from deploy.experiments.algorithms import Algorithm, build_algorithm
 from deploy.experiments.embedding import embed, embedding_accuracy, nearest_centroid, train_embedding
-from deploy.experiments.first_table import commit
 from deploy.experiments.glyph_fonts import find_fonts
 from deploy.experiments.glyphs import Letters, draw_tasks, load_letters
 from deploy.experiments.sinusoid_known_answers import ALGORITHMS as REGRESSION
+from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_rows, write_table
 from online_meta import over_tasks
 from online_meta.functional import accuracy_of, model_loss
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.types import Task
 from trainers.build import build_module
-from trainers.durable import replace_file
 from trainers.settings import ModelSettings
 
+NAME = "glyph_table"
 WAYS, TEST_TASKS, TEST_QUERIES, TRAIN_QUERIES = 5, 600, 15, 5
 MODEL = {"channels": 1, "size": 28, "ways": WAYS, "filters": 32}
 CONTEXT = 32
@@ -100,7 +94,7 @@ def run_embedding(label: str, shots: int, iterations: int, seed: int, letters: L
     return [EMBEDDINGS[label][1](embed(module, task)) for task in test_tasks(letters, shots)]
 
 
-def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, fonts: Path) -> dict[str, Any]:
+def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, fonts: Path) -> Row:
     """Return one row; a row that was finished before, as it was asked for, is read and not run again."""
     known = {algorithm.label: algorithm for algorithm in algorithms()}
     settings = dataclasses.asdict(known[label]) if label in known else {"paper": EMBEDDINGS[label][0]}
@@ -108,8 +102,8 @@ def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, font
     asked["model"] = {**MODEL, "context": CONTEXT}
     name = "".join(letter if letter.isalnum() else "_" for letter in label.lower())
     kept = work / f"{name}-{shots}-{iterations}-{seed}.json"
-    if kept.exists() and (before := json.loads(kept.read_text()))["asked"] == asked:
-        return dict(before)
+    if before := read_kept(kept, asked):
+        return before
     torch.set_num_threads(1)
     began = time.monotonic()
     letters = load_letters(fonts, work / "letters.safetensors")
@@ -126,8 +120,7 @@ def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, font
         "letters": [len(letters.train), len(letters.test)],
         "seconds": time.monotonic() - began,
     }
-    replace_file(kept, json.dumps(row, indent=1).encode(), durable=False)
-    return row
+    return keep(kept, row)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -185,33 +178,15 @@ def main(
     out: Path,
 ) -> None:
     """Write glyph_table.json and .md into OUT; rows that are finished in WORK are not run again."""
-    labels = [*EMBEDDINGS, *(algorithm.label for algorithm in algorithms())]
-    if unknown := set(only) - set(labels):
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}: the labels are {', '.join(labels)}")
+    labels = choose_labels(only, [*EMBEDDINGS, *(algorithm.label for algorithm in algorithms())])
     try:
         place = find_fonts(fonts)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     load_letters(place, work / "letters.safetensors")
-    todo = [(label, shot) for shot in shots for label in labels if not only or label in only]
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    submit: Callable[..., Any]
-    with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        bar, submit = progress.add_task("rows", total=len(todo)), pool.submit
-        for future in as_completed([submit(run_row, name, shot, iterations, seed, work, place) for name, shot in todo]):
-            row = future.result()
-            rows[row["asked"]["label"], row["asked"]["shots"]] = row
-            progress.advance(bar)
-            _write(out, iterations, [rows[key] for key in todo if key in rows])
-    click.echo((out / "glyph_table.md").read_text(encoding="utf-8"))
-
-
-def _write(out: Path, iterations: int, rows: list[dict[str, Any]]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m deploy.experiments.glyph_table", *sys.argv[1:]])
-    result = {"command": command, "commit": commit(), "iterations": iterations, "rows": rows}
-    replace_file(out / "glyph_table.json", json.dumps(result, indent=1).encode(), durable=False)
-    replace_file(out / "glyph_table.md", render(result).encode(), durable=False)
+    asked = [(label, shot, iterations, seed, work, place) for shot in shots for label in labels]
+    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, iterations, rows, render))
+    click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

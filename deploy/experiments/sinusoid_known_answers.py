@@ -1,23 +1,17 @@
 """Sinusoid regression by every algorithm: 10-shot, the protocol of Finn et al. (ICML 2017), beside known answers."""
 
 import dataclasses
-import json
 import math
-import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from deploy.experiments.algorithms import Algorithm, build_algorithm
-from deploy.experiments.first_table import commit
+from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_rows, write_table
 from online_meta import over_tasks
 from online_meta.functional import model_loss
 from online_meta.inner import Inner
@@ -25,9 +19,9 @@ from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.paths import rows_of
 from online_meta.types import Batch, Meta, Task
 from trainers.build import build_module
-from trainers.durable import replace_file
 from trainers.settings import ModelSettings
 
+NAME = "sinusoid_known_answers"
 SHOTS = 10
 TEST_TASKS, TEST_QUERIES = 600, 100
 CONTEXT = 5
@@ -105,15 +99,12 @@ def evaluate(inner: Inner, meta: Meta) -> tuple[float, float]:
     return float(errors.mean()), float(errors.std() / TEST_TASKS**0.5)
 
 
-def run_row(
-    algorithm: Algorithm, iterations: int, seed: int, work: Path, told: Callable[[int], None]
-) -> dict[str, Any]:
+def run_row(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> Row:
     """Meta-train by one algorithm and return its row; a row that was finished before is read and not run again."""
     asked = {**dataclasses.asdict(algorithm), "iterations": iterations, "seed": seed}
     kept = work / f"{algorithm.label.lower().replace(' ', '_').replace(',', '')}-{iterations}-{seed}.json"
-    if kept.exists() and (before := json.loads(kept.read_text()))["asked"] == asked:
-        told(iterations)
-        return dict(before)
+    if before := read_kept(kept, asked):
+        return before
     torch.set_num_threads(1)
     began = time.monotonic()
     model = {"inputs": 1, "outputs": 1, "context": CONTEXT if algorithm.fast == "context" else 0}
@@ -123,15 +114,12 @@ def run_row(
     mean = over_tasks(gradient, algorithm.how, folder=work / "programs")
     random = torch.Generator().manual_seed(seed)
     skipped = 0
-    for done in range(iterations):
+    for _ in range(iterations):
         skipped += engine.apply(mean(engine.meta(), draw_tasks(random, algorithm.batch)), 1.0).skipped is not None
-        if done % 500 == 0:
-            told(done)
     error, spread = evaluate(inner, engine.meta())
     row = {"asked": asked, "error": error, "standard_error": spread, "skipped": skipped}
     row["seconds"] = time.monotonic() - began
-    replace_file(kept, json.dumps(row, indent=1).encode(), durable=False)
-    return row
+    return keep(kept, row)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -169,10 +157,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _run(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> dict[str, Any]:
-    return run_row(algorithm, iterations, seed, work, lambda done: None)
-
-
 @click.command()
 @click.option("--iterations", default=70_000, show_default=True, help="Meta-steps of each row.")
 @click.option("--only", multiple=True, metavar="LABEL", help="A row by its label; again for more. All by default.")
@@ -182,30 +166,11 @@ def _run(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> dict[s
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(iterations: int, only: tuple[str, ...], seed: int, jobs: int, work: Path, out: Path) -> None:
     """Write sinusoid_known_answers.json and .md into OUT; rows that are finished in WORK are not run again."""
-    unknown = set(only) - {algorithm.label for algorithm in ALGORITHMS}
-    if unknown:
-        raise click.BadParameter(
-            f"{', '.join(sorted(unknown))}: the labels are {', '.join(a.label for a in ALGORITHMS)}"
-        )
-    todo = [algorithm for algorithm in ALGORITHMS if not only or algorithm.label in only]
+    labels = choose_labels(only, [algorithm.label for algorithm in ALGORITHMS])
     work.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, Any]] = {}
-    with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        bar = progress.add_task("rows", total=len(todo))
-        for future in as_completed([pool.submit(_run, algorithm, iterations, seed, work) for algorithm in todo]):
-            row = future.result()
-            rows[row["asked"]["label"]] = row
-            progress.advance(bar)
-            _write(out, iterations, [rows[a.label] for a in todo if a.label in rows])
-    click.echo((out / "sinusoid_known_answers.md").read_text(encoding="utf-8"))
-
-
-def _write(out: Path, iterations: int, rows: list[dict[str, Any]]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m deploy.experiments.sinusoid_known_answers", *sys.argv[1:]])
-    result = {"command": command, "commit": commit(), "iterations": iterations, "rows": rows}
-    replace_file(out / "sinusoid_known_answers.json", json.dumps(result, indent=1).encode(), durable=False)
-    replace_file(out / "sinusoid_known_answers.md", render(result).encode(), durable=False)
+    asked = [(algorithm, iterations, seed, work) for algorithm in ALGORITHMS if algorithm.label in labels]
+    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, iterations, rows, render))
+    click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

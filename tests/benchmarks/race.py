@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import torch
 from torch.utils._pytree import tree_map
 
 import online_meta as om
+from online_meta.tree import doubled
 from online_meta.types import MetaGrad, Params, Task
 from tests.benchmarks.racers import Racer, enter
 from tests.benchmarks.resident import resident_bytes
@@ -55,7 +55,7 @@ def race(work: Work, rounds: int, programs: Path, say: Say) -> dict[str, Any]:
 def reference(work: Work, weights: Params, tasks: list[Task]) -> MetaGrad:
     """Return the mean meta-gradient in float64: unrolled, or by the package's adjoint where that is too large."""
     module, inner = work.module().double(), om.rules.sgd(lr=work.lr)
-    weights, tasks = _doubled((weights, tasks))
+    weights, tasks = doubled((weights, tasks))
     if work.reference == "adjoint":
         exact = om.Inner(om.model_loss(module, work.loss), inner, work.steps)
         return om.over_tasks(om.exact(exact), "loop")(exact.init(weights), tasks)
@@ -106,7 +106,3 @@ def judge(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "failed" not in row and not row["error"] <= allowed:
             row["failed"] = f"wrong: its error is {row['error']:.1e}, and {allowed:.1e} is allowed"
-
-
-def _doubled(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, tree)

@@ -9,6 +9,7 @@ import torch
 
 import online_meta as om
 from online_meta.choosing import distance
+from online_meta.tree import doubled
 from tests.benchmarks.contestants import CONTESTANTS, stacked, unrolled
 from tests.benchmarks.goals import verdict
 from tests.benchmarks.growth import fit_exponent
@@ -39,7 +40,7 @@ def work(request):
 def test_the_unrolled_loop_and_the_reference_are_the_exact_meta_gradient(work, monkeypatch):
     monkeypatch.setattr(torch, "zeros", partial(torch.zeros, dtype=torch.float64))
     weights = {name: value.double() for name, value in work.weights().items()}
-    tasks = [_doubled(work.task(seed)) for seed in range(work.timed)]
+    tasks = [doubled(work.task(seed)) for seed in range(work.timed)]
     inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
     right = om.over_tasks(om.exact(inner), "loop")(inner.init(weights), tasks)
     call = unrolled(work, weights, tasks, Path())
@@ -133,7 +134,3 @@ def test_the_exponent_of_growth_is_found_above_a_constant(power):
 
 def _on(inner, weights, tasks):
     return om.over_tasks(om.exact(inner), "loop")(inner.init(weights), tasks)
-
-
-def _doubled(task):
-    return om.Task(*(om.Batch(*(v.double() if v.is_floating_point() else v for v in batch)) for batch in task))

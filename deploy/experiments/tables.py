@@ -1,0 +1,59 @@
+"""What the tables of algorithms share: rows run side by side, kept when finished, written as they come."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import Progress
+
+from deploy.experiments.first_table import commit
+from trainers.durable import replace_file
+
+Row = dict[str, Any]
+"""A row of a table: what was asked for, under ``asked``, and what came of it."""
+
+
+def choose_labels(only: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Return those of ``labels`` that are asked for, all by default; raises ``click.BadParameter`` for others."""
+    if unknown := set(only) - set(labels):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: the labels are {', '.join(labels)}")
+    return [label for label in labels if not only or label in only]
+
+
+def read_kept(file: Path, asked: Row) -> Row | None:
+    """Return the row that ``file`` keeps, if it was made as it is ``asked`` for now."""
+    if file.exists() and (before := json.loads(file.read_text()))["asked"] == asked:
+        return dict(before)
+    return None
+
+
+def keep(file: Path, row: Row) -> Row:
+    """Keep a finished row, and return it."""
+    replace_file(file, json.dumps(row, indent=1).encode(), durable=False)
+    return row
+
+
+def run_rows(jobs: int, run: Callable[..., Row], asked: Sequence[tuple[Any, ...]], write: Callable[..., None]) -> None:
+    """Call ``run(*arguments)`` for each of ``asked``, ``jobs`` at once; ``write`` the rows that there are, in order."""
+    rows: dict[int, Row] = {}
+    with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        bar = progress.add_task("rows", total=len(asked))
+        places = {pool.submit(run, *arguments): place for place, arguments in enumerate(asked)}
+        for future in as_completed(places):
+            rows[places[future]] = future.result()
+            progress.advance(bar)
+            write([rows[place] for place in sorted(rows)])
+
+
+def write_table(out: Path, name: str, iterations: int, rows: list[Row], render: Callable[[Row], str]) -> None:
+    """Write a table as ``name``.json and, rendered, as ``name``.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    command = " ".join([f"python -m deploy.experiments.{name}", *sys.argv[1:]])
+    result = {"command": command, "commit": commit(), "iterations": iterations, "rows": rows}
+    replace_file(out / f"{name}.json", json.dumps(result, indent=1).encode(), durable=False)
+    replace_file(out / f"{name}.md", render(result).encode(), durable=False)
