@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from online_meta.attention import math_attention
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
 
@@ -39,7 +39,7 @@ def model_output(module: nn.Module) -> OutputFn:
             lacks, unknown = sorted(needed - params.keys()), sorted(params.keys() - known)
             raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
         here = {name: _like(value, x, params) for name, value in buffers.items()}
-        with sdpa_kernel(SDPBackend.MATH):
+        with math_attention():
             result: Tensor = functional_call(skeleton, {**here, **params}, (x,))
         return result
 

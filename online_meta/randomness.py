@@ -1,5 +1,6 @@
 """Random numbers of models and rules (dropout, masks) as a function of the task and the step."""
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,18 @@ from online_meta.types import Batch
 BEGIN = 0
 """The step that stands for the beginning of the inner loop; inner step k draws as ``k + 1``."""
 
+_drawing = threading.RLock()
+
 
 @contextmanager
 def seeded(batch: Batch, step: int) -> Iterator[None]:
     """Let torch's random numbers be a function of the batch's bytes and ``step``; leave its generators as they were.
 
     What is computed again, going back, then sees what the first pass saw; and so does a round that is played again.
+    Torch's generators belong to the process, so threads take turns.
     """
     devices = [batch.x.device] if batch.x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with _drawing, torch.random.fork_rng(devices):
         torch.manual_seed(int(generator(_checksum(batch), step).integers(2**32)))
         yield
 

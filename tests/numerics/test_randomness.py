@@ -1,5 +1,7 @@
 """Dropout masks are a function of the task and the step, and of nothing else."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -107,3 +109,27 @@ def test_scores_are_made_without_dropout(name):
     assert score.loss_after == float(still(adapted, task.query))
     assert score.loss_before != float(inner.loss(meta.weights, task.query))
     assert score == score_task(inner, meta, task)
+
+
+def test_threads_that_draw_at_once_take_turns():
+    """Requests to adapt are answered in threads; none may draw another's numbers."""
+    batches = [regression_task(seed).support for seed in (1, 2)]
+    entered, found = threading.Event(), []
+
+    def draw_second():
+        with seeded(batches[1], 0):
+            entered.set()
+            found.append(torch.rand(3))
+
+    other = threading.Thread(target=draw_second, daemon=True)
+    with seeded(batches[0], 0):
+        other.start()
+        entered.wait(0.2)  # as long as it would take a thread that does not wait to draw from these numbers
+        found.append(torch.rand(3))
+    other.join(30)
+    alone = []
+    for batch in batches:
+        with seeded(batch, 0):
+            alone.append(torch.rand(3))
+    assert torch.equal(found[0], alone[0])
+    assert torch.equal(found[1], alone[1])
