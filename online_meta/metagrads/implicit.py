@@ -13,7 +13,7 @@ from online_meta.tree import add, scale, zeros
 from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Task
 
 
-def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6) -> MetaGradient:
+def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, damping: float = 0.0) -> MetaGradient:
     """Return the estimator of iMAML's meta-gradient (Rajeswaran et al., NeurIPS 2019, eq. 6).
 
     The inner loop, run without a graph, is taken to end at the fixed point phi = update(phi) of its last step, whose
@@ -24,7 +24,10 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6) -> 
     small next to the curvature of a network with kinks (ReLU) may not let it settle.
 
     At most ``iterations``, 1 or more, are made, up to a residual of ``tolerance``, 0 or more, times that of the start,
-    or up to a direction in which I - J is not positive. J has to be symmetric, as it is for one learning rate for all.
+    or up to a direction in which I - J is not positive. ``damping``, 0 or more, is added to the diagonal of I - J, for
+    networks whose curvature nearly undoes the pull (H near -s), where the solution is without bound: for ``proximal``
+    with learning rate l it makes (I + H / s + d / (l s) I)^-1. J has to be symmetric, as it is for one
+    learning rate for all.
     Raises ``ValueError`` for other options, for no steps, and for a rule that does not pull back to its start, which
     has no such fixed point.
     """
@@ -32,6 +35,8 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6) -> 
         raise ValueError(f"iterations is {iterations}: conjugate gradients take 1 or more")
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance}: the relative residual is 0 or more, 1e-6 say")
+    if not damping >= 0:
+        raise ValueError(f"damping is {damping}: what is added to the diagonal is 0 or more")
     if inner.steps < 1:
         raise ValueError(f"inner.steps is {inner.steps}: a fixed point is approached by 1 step or more, better 20")
     if not _pulls_back(inner.rule):
@@ -59,7 +64,7 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6) -> 
                 pulled: tuple[Meta, Params, Params] = vjp(move, held, carry.state, carry.phi)[1](adjoint)
                 return pulled
 
-            adjoint = _solve(lambda one: _minus(one, back(one)[2]), right, iterations, tolerance)
+            adjoint = _solve(lambda one: _minus(scale(one, 1.0 + damping), back(one)[2]), right, iterations, tolerance)
             share, state, _ = back(adjoint)
             # The first phi is forgotten; the start acts through the state alone.
             start = Carry(zeros(carry.phi), state)

@@ -99,6 +99,26 @@ def test_more_steps_bring_it_and_the_unrolled_loop_together(name, fast):
     assert relative_error(om.first_order(inner)(meta, task).grads.weights, exact.grads.weights) > 5e-3
 
 
+def test_damping_is_added_to_the_diagonal():
+    """By hand: s (H + s + d / lr)^-1 grad f(phi), on the linear head alone."""
+    damping, rate = 0.3, 0.2
+    inner, meta, gradient = setting(iterations=30, tolerance=0.0, damping=damping)
+    task = regression_task(1)
+
+    def design(x):
+        features = torch.tanh(x @ meta.weights["body.0.weight"].T + meta.weights["body.0.bias"])
+        return torch.cat([features, x.new_ones(len(x), 1)], 1)
+
+    adapted = inner.adapt(meta, task.support)
+    phi = torch.cat([adapted["head.weight"], adapted["head.bias"][:, None]], 1).T
+    support, query = design(task.support.x), design(task.query.x)
+    slope = 2 / task.query.y.numel() * query.T @ (query @ phi - task.query.y)
+    hessian = 2 / task.support.y.numel() * support.T @ support
+    right = STRENGTH * torch.linalg.solve(hessian + (STRENGTH + damping / rate) * torch.eye(len(hessian)), slope).T
+    found = gradient(meta, task).grads.weights
+    assert_close({"head": torch.cat([found["head.weight"], found["head.bias"][:, None]], 1)}, {"head": right}, 1e-9)
+
+
 def test_iterations_that_are_not_needed_change_no_bit():
     found = [setting(50, iterations=n, tolerance=1e-6)[2] for n in (2, 20, 60)]
     _, meta, _ = setting()
@@ -186,6 +206,8 @@ def test_wrong_options_are_refused():
     for tolerance in (-1e-3, float("nan")):
         with pytest.raises(ValueError, match="tolerance is"):
             implicit(inner, tolerance=tolerance)
+        with pytest.raises(ValueError, match="damping is"):
+            implicit(inner, damping=tolerance)
     with pytest.raises(ValueError, match=r"inner\.steps is 0"):
         implicit(om.Inner(inner.loss, inner.rule, 0))
     for strength in (0.0, -1.0, float("nan"), 20.0):
