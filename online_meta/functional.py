@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from online_meta.attention import math_attention
+from online_meta.batch_norm import speed_up
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
 
@@ -56,7 +57,9 @@ def _skeleton(module: nn.Module) -> nn.Module:
     """Return a copy without memory; unlike ``Module.to("meta")`` it keeps tied weights tied."""
     tensors: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
     tensors |= {id(b): b.to("meta") for b in module.buffers()}
-    return copy.deepcopy(module, tensors)
+    skeleton = copy.deepcopy(module, tensors)
+    speed_up(skeleton)
+    return skeleton
 
 
 @dataclass(frozen=True)

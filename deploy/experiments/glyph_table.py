@@ -35,10 +35,14 @@ ITS_OWN: dict[str, dict[str, Any]] = {
     "Meta-SGD": {"lr": 0.1},
     "LSLR, a rate a layer and step": {"options": {"per": "layer_and_step", "steps": 3}},
     "MT-net": {"how": "loop"},
-    "iMAML": {"lr": 0.1, "steps": 5, "options": {"strength": 1.0}},
+    "iMAML": {
+        "steps": 8,
+        "options": {"strength": 0.3},
+        "gradient_options": {"iterations": 1, "damping": 0.2},
+    },
     "inner momentum": {"lr": 0.2},
     "inner Adam": {"lr": 0.01},
-    "CAVIA": {"lr": 1.0},
+    "CAVIA": {"lr": 50.0},
 }
 """What differs from three steps of 0.4 and Adam's 3e-3, where an algorithm needs something else; set by hand."""
 

@@ -70,7 +70,7 @@ ALGORITHMS = (
         lr=0.005,
         options={"strength": 2.0},
         gradient="implicit",
-        gradient_options={"iterations": 5, "damping": 0.25},
+        gradient_options={"iterations": 1},
         steps=16,
     ),
     Algorithm("inner momentum", "Polyak, 1964", "momentum", lr=0.005, options={"momentum": 0.5}, steps=5),
