@@ -63,7 +63,7 @@ def pull_back(
                 played, _ = _advance(play, held, start, range(first, first + stretch))
             while played:
                 k, carry, move = played.pop()
-                _, pull = vjp(move, held, carry)
+                pull = vjp(move, held, carry)[1]  # What the move led to is not kept: it is as large as all that adapts.
                 share, adjoint = pull(adjoint)
                 total = add(total, share)
                 if weights[k]:

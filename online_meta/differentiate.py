@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from online_meta.types import Params
@@ -51,16 +52,23 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
     with torch.enable_grad():
         fresh = [leaf.detach().requires_grad_() for leaf in leaves]
         value = function(*tree_unflatten(fresh, structure))
-    outputs, _ = tree_flatten(value)
+    ends = [_end(output) for output in tree_flatten(value)[0]]
 
     def pull(cotangent: Any) -> Any:
-        pairs = zip(outputs, tree_flatten(cotangent)[0], strict=True)
-        depends = [(output, given) for output, given in pairs if output.requires_grad]
-        outputs.clear()  # and with them the graph, however long the caller keeps this function
+        pairs = zip(ends, tree_flatten(cotangent)[0], strict=True)
+        depends = [(end, given) for end, given in pairs if end is not None]
+        ends.clear()  # and with them the graph, however long the caller keeps this function
         if not (depends and fresh):
             return tree_unflatten([torch.zeros_like(leaf) for leaf in fresh], structure)
-        ends, cotangents = zip(*depends, strict=True)
-        grads = torch.autograd.grad(ends, fresh, cotangents, allow_unused=True, materialize_grads=True)
+        outputs, cotangents = zip(*depends, strict=True)
+        grads = torch.autograd.grad(outputs, fresh, cotangents, allow_unused=True, materialize_grads=True)
         return tree_unflatten(list(grads), structure)
 
     return tree_map(torch.Tensor.detach, value), pull
+
+
+def _end(output: Tensor) -> Tensor | GradientEdge | None:
+    """Return where going back begins, without the output's memory where that can be had; None without a graph."""
+    if not output.requires_grad:
+        return None
+    return output if output.is_leaf else get_gradient_edge(output)
