@@ -19,10 +19,11 @@ from online_meta.regret import LEARNER
 from streams.history import History
 from trainers.build import build_setup
 from trainers.checkpoint import CheckpointError
+from trainers.decisive import SettingsChanged
 from trainers.hindsight import refresh_hindsight
 from trainers.json_lines import LineReader, LineWriter
 from trainers.past import HistoryPast
-from trainers.rounds import SettingsChanged, close_run, open_run, play_rounds
+from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
 
 

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from deploy.routes_tasks import ERROR, TENSOR_ANSWER, TENSORS
 from deploy.series import regret_series
 from deploy.state import DaemonState, status_of
-from trainers.rounds import leader_bytes
+from trainers.desk import leader_bytes
 
 router = APIRouter()
 

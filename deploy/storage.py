@@ -12,7 +12,7 @@ from streams.history import History
 from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
 from streams.spec import TaskSpec
 from trainers.checkpoint import CheckpointError, load_latest
-from trainers.rounds import SettingsChanged, check_same_settings, decisive
+from trainers.decisive import SettingsChanged, check_same_settings, decisive
 from trainers.run_files import RunFiles
 
 

@@ -10,7 +10,8 @@ from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, Stop
 from streams.history import History
 from streams.ledger import HistoryDamaged, HistoryFull
 from trainers.checkpoint import CheckpointError
-from trainers.rounds import SettingsChanged, close_run, open_run, play_rounds
+from trainers.decisive import SettingsChanged
+from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
 
 log = logging.getLogger(__name__)

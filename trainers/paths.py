@@ -28,7 +28,7 @@ class PathBook:
         self._writer = LineWriter(path)
         self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         lines = [line for line in LineReader(path).refresh() if line["settings"] == self._settings]
-        self._changes = [(line["round"], _read(line["paths"])) for line in lines]
+        self._changes = [(line["round"], read_paths(line["paths"])) for line in lines]
         # Plans that were there before the first line under these settings were made under others.
         self._bound = range(lines[0]["free"] if lines else planned, planned)
         if not lines:
@@ -51,8 +51,7 @@ class PathBook:
         self._write(round, paths)
 
     def _write(self, round: int, paths: Paths, **more: int) -> None:
-        told = {name: [list(path) for path in found] for name, found in paths.items()}
-        self._writer.append({"round": round, "settings": self._settings, "paths": told, **more})
+        self._writer.append({"round": round, "settings": self._settings, "paths": told_paths(paths), **more})
         self._writer.sync()
 
     def close(self) -> None:
@@ -60,7 +59,13 @@ class PathBook:
         self._writer.close()
 
 
-def _read(paths: Mapping[str, list[list[Any]]]) -> Paths:
+def told_paths(paths: Paths) -> dict[str, list[list[Any]]]:
+    """Return paths as JSON has them."""
+    return {name: [list(path) for path in found] for name, found in paths.items()}
+
+
+def read_paths(paths: Mapping[str, list[list[Any]]]) -> Paths:
+    """Return paths that ``told_paths`` told."""
     return {name: tuple(Path(*path) for path in found) for name, found in paths.items()}
 
 

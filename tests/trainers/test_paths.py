@@ -8,8 +8,9 @@ import torch
 from online_meta.paths import Path
 from streams.history import History
 from tests.trainers.runs import SETTINGS, bits, changed, fill, lines, task
+from trainers.decisive import decisive
 from trainers.paths import PathBook
-from trainers.rounds import close_run, decisive, open_run, play_update, write_checkpoint
+from trainers.rounds import close_run, open_run, play_update, write_checkpoint
 from trainers.run_files import RunFiles
 
 ROUNDS = 8
@@ -84,7 +85,7 @@ def test_a_run_that_changed_its_paths_is_played_again_to_the_bit(tmp_path, strea
     for how, until in (("vmap", 4), ("traced", 6), ("compiled", ROUNDS)):
         run = open_run(changed(settings, engine={"how": how}), RunFiles(tmp_path), stream)
         go_on(run, until)
-        assert {path.how for paths in run.paths.at(until - 1).values() for path in paths} == {how}
+        assert {path.how for paths in run.desk.paths.at(until - 1).values() for path in paths} == {how}
         if how != "compiled":
             write_checkpoint(run)
             close_run(run)
@@ -109,14 +110,14 @@ def test_the_paths_of_a_run_are_obeyed_where_others_would_be_faster(tmp_path, st
     assert run.round == 0
     go_on(run, ROUNDS)
     assert bits(run) == right
-    assert run.paths.at(ROUNDS) == {}
+    assert run.desk.paths.at(ROUNDS) == {}
     close_run(run)
 
 
 def test_a_way_that_is_named_is_gone_from_the_first_round(tmp_path, stream):
     run = open_run(changed(SETTINGS, engine={"how": "vmap"}), RunFiles(tmp_path), stream)
     go_on(run, 2)
-    assert {path.how for paths in run.paths.at(0).values() for path in paths} == {"vmap"}
+    assert {path.how for paths in run.desk.paths.at(0).values() for path in paths} == {"vmap"}
     close_run(run)
 
 
@@ -135,7 +136,7 @@ def test_a_replay_goes_by_the_paths_of_the_run_and_another_algorithm_by_its_own(
         shutil.copytree(RunFiles(tmp_path / "run").history, files.history)
         again = open_run(changed(settings, engine={"how": "loop"}), files, stream)
         go_on(again, ROUNDS)
-        hows[name] = [{path.how for path in again.paths.at(round).get("ftml", ())} for round in range(ROUNDS)]
+        hows[name] = [{path.how for path in again.desk.paths.at(round).get("ftml", ())} for round in range(ROUNDS)]
         assert (bits(again) == right) == (name == "same")
         close_run(again)
     assert hows["same"] == [{"vmap"}] * 3 + [{"traced"}] * (ROUNDS - 3)

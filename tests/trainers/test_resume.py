@@ -9,8 +9,9 @@ import pytest
 from tests.trainers.conftest import ROUNDS
 from tests.trainers.runs import SETTINGS, changed, kill, lines, opened, play
 from trainers.checkpoint import CheckpointError, load_latest
+from trainers.decisive import SettingsChanged
 from trainers.plan import read_plans
-from trainers.rounds import SettingsChanged, open_run, play_update
+from trainers.rounds import open_run, play_update
 from trainers.run_files import RunFiles
 from trainers.settings import ModelSettings
 

@@ -1,0 +1,60 @@
+"""Which settings the parameters of a run are a function of: those may not change while it lives."""
+
+import dataclasses
+from typing import Any
+
+from trainers.settings import TrainerSettings
+
+
+class SettingsChanged(ValueError):
+    """The run was begun with other settings, which its parameters depend on."""
+
+
+def decisive(settings: TrainerSettings) -> dict[str, Any]:
+    """Return the settings that the parameters are a function of, as JSON would give them back."""
+    chosen = dataclasses.asdict(settings)
+    del chosen["checkpoint"], chosen["meta"]["max_rounds_per_update"]
+    del chosen["engine"]["how"], chosen["engine"]["memory_limit"]  # What came of them is in the run's paths.
+    chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
+    plain: dict[str, Any] = _plain(chosen)
+    return plain
+
+
+def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> None:
+    """Raise ``SettingsChanged``, naming each difference, when ``before`` would give other parameters.
+
+    A setting that ``before`` does not know had, before there was a choice, its default.
+    """
+    default = decisive(TrainerSettings(settings.model))
+    before = {
+        section: {**default[section], **old} if isinstance(old, dict) and section != "model" else old
+        for section, old in before.items()
+    }
+    changes = [
+        f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
+        for section, key, old, new in _differences(before, decisive(settings))
+    ]
+    if changes:
+        raise SettingsChanged(
+            f"this run was begun with other settings: {'; '.join(changes)}. Set them back, give the new run "
+            "another run.path, or play the same history with them by `online-meta replay`"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, as JSON does, so that settings compare equal after a round trip."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    found: list[tuple[str, str, Any, Any]] = []
+    for section in sorted(before.keys() | now.keys()):
+        old, new = before.get(section), now.get(section)
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            found += [(section, key, old.get(key), new.get(key)) for key in keys]
+        elif old != new:
+            found.append((section, "", old, new))
+    return found

@@ -1,0 +1,110 @@
+"""What the leading rank of a run writes: plans and paths before a round is played, its lines and the leader after."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from online_meta.types import Meta, Params
+from trainers.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from trainers.decisive import decisive
+from trainers.durable import replace_file
+from trainers.json_lines import Line, LineReader, LineWriter
+from trainers.paths import PathBook
+from trainers.plan import PlanBook
+from trainers.round_lines import disagreement
+from trainers.run_files import RunFiles
+from trainers.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Desk:
+    """The open files of a run; ``known`` are the lines of rounds that were played already, beyond the checkpoint."""
+
+    settings: TrainerSettings
+    files: RunFiles
+    plans: PlanBook
+    paths: PathBook
+    lines: LineWriter
+    known: list[Line]
+    checkpoints: LineWriter
+    published: tuple[int, float] = field(default=(-1, 0.0))
+
+
+def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
+    """Open the files of a run whose last checkpoint is of ``rounds`` rounds.
+
+    Raises ``CheckpointError`` when rounds before it have lost their lines.
+    """
+    known = LineReader(files.rounds).refresh()
+    if len(known) < rounds:  # They were durable before the checkpoint was.
+        problem = f"{files.rounds} is damaged: {len(known)} lines are whole and the checkpoint is of round {rounds}"
+        raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
+    plans, lines = PlanBook(files.plans), LineWriter(files.rounds)
+    return Desk(
+        settings=settings,
+        files=files,
+        plans=plans,
+        paths=PathBook(files.paths, decisive(settings), plans.planned),
+        lines=lines,
+        known=known[rounds:],
+        checkpoints=LineWriter(files.checkpoint_log),
+        published=(published_round(files.leader), 0.0),
+    )
+
+
+def report(desk: Desk, line: Line) -> None:
+    """Append the line of a round, unless a process before this one did: a score once given stands."""
+    if not desk.known:
+        desk.lines.append(line)
+        return
+    before = desk.known.pop(0)
+    difference = disagreement(before, line)
+    if difference:
+        log.error("round %d does not repeat: %s (another machine, torch or model code?)", line["round"], difference)
+
+
+def keep_checkpoint(desk: Desk, rounds: int, learners: dict[str, Params]) -> None:
+    """Make all that was reported durable, then the state that led there."""
+    desk.lines.sync()
+    checkpoint = Checkpoint(rounds, learners, decisive(desk.settings))
+    seconds = save_checkpoint(desk.files.checkpoints, checkpoint, desk.settings.checkpoint.keep)
+    desk.checkpoints.append({"round": rounds, "timestamp": time.time(), "seconds": seconds})
+
+
+def publish(desk: Desk, meta: Meta, rounds: int) -> None:
+    """Put the current leader where adapting processes read it, if it is newer than what they have."""
+    if rounds > desk.published[0]:
+        replace_file(desk.files.leader, leader_bytes(meta, rounds), durable=True)
+        desk.published = (rounds, time.monotonic())
+
+
+def published_round(leader: Path) -> int:
+    """Return how many rounds the published leader has learned; -1 when there is none.
+
+    Rounds that are played again after a kill are not published again: adapting never goes back.
+    """
+    if not leader.exists():
+        return -1
+    with safe_open(leader, "pt") as file:
+        return int(file.metadata()["round"])
+
+
+def leader_bytes(meta: Meta, rounds: int) -> bytes:
+    """Return meta-parameters as safetensors: weights by name, the rule's under ``rule.``, the round beside them."""
+    tensors: Params = {**meta.weights, **{f"rule.{name}": value for name, value in meta.rule.items()}}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return save(plain, metadata={"round": str(rounds)})
+
+
+def close_desk(desk: Desk) -> None:
+    """Close the run's files."""
+    desk.plans.close()
+    desk.paths.close()
+    desk.lines.close()
+    desk.checkpoints.close()
