@@ -1,6 +1,7 @@
 """A torch optimizer over meta-parameters: the single-process ``Engine``."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 """The optimizers that have a name."""
+
+STATE = "optimizer."
+"""What the names of saved optimizer state begin with; the state's key and the parameter's name follow."""
 
 
 class MetaOptimizer:
@@ -40,7 +44,7 @@ class MetaOptimizer:
             raise ValueError(f"no optimizer is called {name!r}: {nearest(name, OPTIMIZERS)}")
         self._meta = Meta(*({n: w.detach().clone() for n, w in part.items()} for part in meta))
         self._clip_norm = clip_norm
-        self._optimizer = OPTIMIZERS[name](list(_named(self._meta).values()), lr=lr)  # type: ignore[call-arg]
+        self._optimizer = OPTIMIZERS[name](list(named(self._meta).values()), lr=lr)  # type: ignore[call-arg]
 
     def meta(self) -> Meta:
         """The current meta-parameters, shared with the optimizer: not to be written."""
@@ -48,27 +52,22 @@ class MetaOptimizer:
 
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Make one step on the weighted mean ``sums`` / ``weight``; report its gradient's norm."""
-        parameters, grads = _named(self._meta), _named(sums.grads)
-        with torch.no_grad():
-            mean = {name: grads[name].detach() / weight for name in parameters}
-            norm = math.sqrt(sum(float(g.double().square().sum()) for g in mean.values()))
-            if not (math.isfinite(norm) and math.isfinite(float(sums.loss))):
-                return StepReport(norm, "not_finite")
-            shrink = 1.0 if self._clip_norm is None else min(1.0, self._clip_norm / (norm + 1e-12))
-            for name, parameter in parameters.items():
-                parameter.grad = mean[name] * shrink
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return StepReport(norm, None)
+        grads, report = average(sums, weight, self._clip_norm)
+        if report.skipped is None:
+            for name, parameter in named(self._meta).items():
+                parameter.grad = grads[name]
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        return report
 
     def save(self) -> Params:
         """Return meta-parameters under ``weights.`` and ``rule.``, and the state under ``optimizer.``."""
-        parameters = _named(self._meta)
+        parameters = named(self._meta)
         saved = {name: value.detach().clone() for name, value in parameters.items()}
         for name, parameter in parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    saved[f"optimizer.{key}.{name}"] = value.detach().clone()
+                    saved[f"{STATE}{key}.{name}"] = value.detach().clone()
         return saved
 
     def load(self, saved: Params) -> None:
@@ -76,26 +75,61 @@ class MetaOptimizer:
 
         Raises ``ValueError`` when the names or shapes are not those of these meta-parameters; nothing is changed then.
         """
-        parameters = _named(self._meta)
-        state = {full: full.removeprefix("optimizer.").split(".", 1) for full in saved if full.startswith("optimizer.")}
-        for full in saved:
-            if (state[full][-1] if full in state else full) not in parameters:
-                raise ValueError(f"saved {full} belongs to no parameter of this model: {nearest(full, parameters)}")
-        for name, parameter in parameters.items():
-            found = tuple(saved[name].shape) if name in saved else None
-            if found != tuple(parameter.shape):
-                raise ValueError(f"saved {name} has shape {found}; this model's has {tuple(parameter.shape)}")
+        parameters = named(self._meta)
+        check_saved(saved, {name: parameter.shape for name, parameter in parameters.items()})
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
         self._optimizer.state.clear()
-        for full, (key, name) in state.items():
-            self._optimizer.state[parameters[name]][key] = saved[full].detach().clone()
+        for (key, name), value in saved_state(saved).items():
+            self._optimizer.state[parameters[name]][key] = value.detach().clone()
 
 
-def _named(meta: Meta) -> Params:
+def average(sums: MetaGrad, weight: float, clip_norm: float | None) -> tuple[Params, StepReport]:
+    """Return ``sums`` / ``weight`` by name, clipped to the global norm ``clip_norm``, and the report of such a step.
+
+    The report has the norm before clipping, and says when the loss or the norm is not finite.
+    """
+    with torch.no_grad():
+        mean = {name: grad.detach() / weight for name, grad in named(sums.grads).items()}
+        norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in mean.values()))
+        if not (math.isfinite(norm) and math.isfinite(float(sums.loss))):
+            return mean, StepReport(norm, "not_finite")
+        shrink = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-12))
+        return {name: grad * shrink for name, grad in mean.items()}, StepReport(norm, None)
+
+
+def saved_state(saved: Params) -> dict[tuple[str, str], Tensor]:
+    """Return the optimizer's part of what an engine saved, by the state's key and the parameter's name."""
+    found = {}
+    for full, value in saved.items():
+        if full.startswith(STATE):
+            key, name = full.removeprefix(STATE).split(".", 1)
+            found[key, name] = value
+    return found
+
+
+def check_saved(saved: Params, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise ``ValueError`` when what an engine saved is not of parameters with these names and ``shapes``."""
+    for full in saved:
+        name = full.removeprefix(STATE).split(".", 1)[1] if full.startswith(STATE) else full
+        if name not in shapes:
+            raise ValueError(f"saved {full} belongs to no parameter of this model: {nearest(full, shapes)}")
+    for name, shape in shapes.items():
+        found = tuple(saved[name].shape) if name in saved else None
+        if found != tuple(shape):
+            raise ValueError(f"saved {name} has shape {found}; this model's has {tuple(shape)}")
+
+
+def named(meta: Meta) -> Params:
     """Flatten meta-parameters under the prefixes ``weights.`` and ``rule.``."""
     return {
         **{f"weights.{name}": value for name, value in meta.weights.items()},
         **{f"rule.{name}": value for name, value in meta.rule.items()},
     }
+
+
+def unnamed(parameters: Params) -> Meta:
+    """Take apart what ``named`` made."""
+    weights = {n.removeprefix("weights."): value for n, value in parameters.items() if n.startswith("weights.")}
+    return Meta(weights, {n.removeprefix("rule."): value for n, value in parameters.items() if n.startswith("rule.")})

@@ -23,6 +23,8 @@ from online_meta.setup import LearnerSetup
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
+LOCAL = "local"
+
 
 def import_by_path(path: str) -> Any:
     """Return what "package.module:name" names.
@@ -87,19 +89,25 @@ def build_gradient(settings: MetaSettings, inner: Inner) -> MetaGradient:
     return gradient
 
 
-def build_engine(settings: TrainerSettings) -> Callable[[Meta], Engine]:
-    """Return a function that puts an engine around meta-parameters."""
-    kind = registry.load_module(trainers.engines, settings.engine.kind)
+def build_engine(settings: TrainerSettings, kind: str) -> Callable[[Meta], Engine]:
+    """Return a function that puts an engine of a ``kind`` around meta-parameters."""
+    module = registry.load_module(trainers.engines, kind)
 
     def engine(meta: Meta) -> Engine:
-        made: Engine = kind.build(settings, meta)
+        made: Engine = module.build(settings, meta)
         return made
 
     return engine
 
 
-def build_setup(settings: TrainerSettings, past: Past, programs: Path | None = None) -> LearnerSetup:
-    """Return what all learners of the run share; compiled programs lie in the folder ``programs``."""
+def build_setup(
+    settings: TrainerSettings, past: Past, programs: Path | None = None, engine: str = LOCAL
+) -> LearnerSetup:
+    """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
+
+    ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
+    while checks, comparators and replays are processes of their own.
+    """
     device = torch.device(settings.engine.device)
     module = build_module(settings.model, settings.seed).to(device)
     loss = build_loss(settings.model, module)
@@ -114,7 +122,7 @@ def build_setup(settings: TrainerSettings, past: Past, programs: Path | None = N
         gradient=build_gradient(settings.meta, inner),
         start=inner.init(dict(module.named_parameters())),
         fresh=fresh,
-        engine=build_engine(settings),
+        engine=build_engine(settings, engine),
         replay=registry.load(online_meta.replay, settings.meta.replay),
         batch=settings.meta.batch,
         steps_per_round=settings.meta.steps_per_round,

@@ -5,6 +5,9 @@ from typing import Any
 
 from trainers.settings import TrainerSettings
 
+INDIFFERENT = ("how", "memory_limit", "kind", "processes", "zero_stage", "offload_optimizer", "timeout_seconds")
+"""Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
+
 
 class SettingsChanged(ValueError):
     """The run was begun with other settings, which its parameters depend on."""
@@ -14,7 +17,7 @@ def decisive(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
     chosen = dataclasses.asdict(settings)
     del chosen["checkpoint"], chosen["meta"]["max_rounds_per_update"]
-    del chosen["engine"]["how"], chosen["engine"]["memory_limit"]  # What came of them is in the run's paths.
+    chosen["engine"] = {key: value for key, value in chosen["engine"].items() if key not in INDIFFERENT}
     chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
     plain: dict[str, Any] = _plain(chosen)
     return plain
@@ -30,6 +33,7 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
         section: {**default[section], **old} if isinstance(old, dict) and section != "model" else old
         for section, old in before.items()
     }
+    before["engine"] = {key: value for key, value in before["engine"].items() if key not in INDIFFERENT}
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
         for section, key, old, new in _differences(before, decisive(settings))

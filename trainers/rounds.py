@@ -13,7 +13,7 @@ from online_meta.path_finder import PATIENCE_SECONDS
 from online_meta.regret import LEARNER
 from online_meta.types import Learner, Meta, Task
 from streams.history import History
-from trainers.build import build_learners, build_setup
+from trainers.build import LOCAL, build_learners, build_setup
 from trainers.checkpoint import load_checkpoint, load_latest
 from trainers.crew import ALONE, Crew
 from trainers.decisive import check_same_settings
@@ -51,9 +51,11 @@ def open_run(
     files: RunFiles,
     history: History,
     patience: float = PATIENCE_SECONDS,
-    crew: Crew = ALONE,
+    crew: Crew | None = None,
 ) -> Run:
     """Open a run at its last whole checkpoint, or at its beginning; all ranks of a ``crew`` at the same one.
+
+    Without a crew this process is alone, and steps by the local engine whatever the settings say.
 
     Faster paths for its meta-gradients are looked for once these have taken ``patience`` seconds.
     Raises ``SettingsChanged`` when the run was begun with settings that give other parameters,
@@ -62,7 +64,9 @@ def open_run(
     torch.set_num_threads(settings.engine.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     past = HistoryPast(history, torch.device(settings.engine.device))
-    learners = build_learners(settings, build_setup(settings, past, files.programs))
+    setup = build_setup(settings, past, files.programs, settings.engine.kind if crew else LOCAL)
+    learners = build_learners(settings, setup)
+    crew = crew or ALONE
     rounds = _resume(settings, files, learners, crew)
     share = -(-settings.meta.batch // crew.world)
     return Run(

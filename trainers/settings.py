@@ -80,12 +80,20 @@ class CheckpointSettings:
 class EngineSettings:
     """Who steps the meta-parameters, on which ``device``, with how many ``threads`` a process.
 
+    The kind "deepspeed" shares the tasks of each meta-step among ``processes`` ranks, and shards what it steps by
+    ZeRO: nothing at ``zero_stage`` 0, the optimizer's state at 1, gradients at 2, the stored parameters at 3;
+    ``offload_optimizer`` keeps that state in the memory of the host. A rank that the others have waited for
+    ``timeout_seconds`` is taken for dead, and all begin again at the last checkpoint.
     The bits of a result depend on the threads, so their number is part of the run and not of the machine.
     ``how`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
     tasks that are stacked for it take at most ``memory_limit`` bytes at a time.
     """
 
     kind: str = "local"
+    processes: Annotated[int, Ge(1), Le(4096)] = 1
+    zero_stage: Annotated[int, Ge(0), Le(3)] = 0
+    offload_optimizer: bool = False
+    timeout_seconds: Annotated[float, Gt(0)] = 60.0
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1
     how: Literal["auto", "loop", "vmap", "traced", "compiled"] = "auto"

@@ -1,0 +1,74 @@
+"""What every engine has to learn alike: algorithms, and a run of each over a short stream, in single precision."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch.utils._pytree import tree_map
+
+import online_meta as om
+from online_meta.learners.ftml import FollowTheMetaLeader, build
+from online_meta.types import Engine
+from tests.learners.problems import STEPS, net, setup, stream, weights_of
+from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
+
+ROUNDS, STEPS_PER_ROUND, BATCH = 10, 2, 5
+
+
+class Case(NamedTuple):
+    """An algorithm and how its mean gradient is clipped."""
+
+    rule: str
+    gradient: str
+    clip_norm: float | None
+    optimizer: str = "adam"
+
+
+CASES = {
+    "maml": Case("sgd", "exact", None),
+    "maml clipped": Case("sgd", "exact", 0.05),
+    "first order": Case("sgd", "first_order", None),
+    "reptile": Case("sgd", "reptile", None),
+    "meta-sgd": Case("meta_sgd", "exact", None),
+    "meta-sgd clipped": Case("meta_sgd", "exact", 0.05),
+    "nadam": Case("sgd", "exact", 1.0, "nadam"),
+    "adagrad": Case("sgd", "exact", 1.0, "adagrad"),
+    "rmsprop": Case("sgd", "exact", 1.0, "rmsprop"),
+    "sgd": Case("sgd", "exact", 1.0, "sgd"),
+}
+"""Clipped to 0.05, every step is."""
+
+
+def single(tree):
+    return tree_map(lambda leaf: leaf.float(), tree)
+
+
+def settings(case: Case, kind: str, **engine: object) -> TrainerSettings:
+    return TrainerSettings(
+        ModelSettings("trainers.models:mlp"),
+        meta=MetaSettings(optimizer=case.optimizer, lr=0.01, clip_norm=case.clip_norm),
+        engine=EngineSettings(kind=kind, **engine),
+    )
+
+
+def learner(case: Case, engine: Callable[[om.Meta], Engine]) -> FollowTheMetaLeader:
+    """A learner of ``case`` that steps by ``engine``; of its first meta-steps most ranks have no task."""
+    module = net().float()
+    inner = om.Inner(om.model_loss(module, "mse"), getattr(om.rules, case.rule)(lr=0.05), STEPS)
+    made = replace(
+        setup(inner=inner, gradient=getattr(om, case.gradient)(inner), engine=engine),
+        start=inner.init(weights_of(module)),
+        batch=BATCH,
+        steps_per_round=STEPS_PER_ROUND,
+    )
+    return build(made)
+
+
+def play(one: FollowTheMetaLeader, rounds: range = range(ROUNDS)) -> list[tuple[float, str | None]]:
+    """Learn some rounds of the stream; return the report of every meta-step."""
+    said = []
+    tasks = [single(task) for task in stream(rounds.stop)]
+    for task in tasks[rounds.start :]:
+        one.score(task)
+        said += [tuple(report) for report in one.learn(task).steps]
+    return said

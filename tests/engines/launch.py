@@ -1,0 +1,42 @@
+"""Ranks of ``rank_program`` as processes, on loopback, without an agent."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_ranks(what: str, folder: Path, world: int, **environment: str) -> list["subprocess.Popen[bytes]"]:
+    """Start so many ranks; what they say goes to FOLDER/rank-<n>.log."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    ranks = []
+    for rank in range(world):
+        with (folder / f"rank-{rank}.log").open("wb") as log:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.engines.rank_program", what, str(folder)],
+                    cwd=ROOT,
+                    env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return ranks
+
+
+def run_ranks(what: str, folder: Path, world: int, **environment: str) -> None:
+    """Run so many ranks to their end; raises ``AssertionError`` with the log of one that failed."""
+    ranks = start_ranks(what, folder, world, **environment)
+    try:
+        codes = [rank.wait(200) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    for number, code in enumerate(codes):
+        assert code == 0, (folder / f"rank-{number}.log").read_text()

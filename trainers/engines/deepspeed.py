@@ -1,0 +1,174 @@
+"""The DeepSpeed engine: meta-parameters and optimizer state sharded over the ranks of a process group by ZeRO."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from online_meta.meta_optimizer import OPTIMIZERS, average, check_saved, named, unnamed
+from online_meta.registry import nearest
+from online_meta.types import Engine, Meta, MetaGrad, Params, StepReport
+from trainers.engines._process_group import set_timeouts
+from trainers.engines._shards import load_state, save_state
+from trainers.settings import TrainerSettings
+
+INSTALL = "the engine 'deepspeed' needs the package: pip install 'online-meta[deepspeed]'"
+
+
+def build(settings: TrainerSettings, meta: Meta) -> Engine:
+    """Return an engine that steps ``meta`` on all ranks of the process group, by the optimizer of ``settings.meta``.
+
+    Raises ``ValueError`` without the package DeepSpeed, and for an unknown optimizer.
+    """
+    return ShardedOptimizer(meta, settings)
+
+
+class Carrier(nn.Module):
+    """Parameters that DeepSpeed shards and steps, with a loss whose gradient is what is asked for.
+
+    sum_i <p_i, g_i> has gradient g_i: so the one way in that is right at every stage of ZeRO, a backward pass through
+    the engine's own module, takes a gradient that was computed elsewhere. Each parameter is flat, for DeepSpeed
+    cannot broadcast a scalar, and of single precision, for it cannot reduce doubles.
+    """
+
+    def __init__(self, parameters: Params) -> None:
+        """Copy ``parameters``."""
+        super().__init__()
+        flat = [value.detach().reshape(-1).float().clone() for value in parameters.values()]
+        self.parts = nn.ParameterList(map(nn.Parameter, flat))
+
+    def forward(self, grads: Sequence[Tensor]) -> Tensor:
+        """Return sum_i <p_i, g_i>, a scalar."""
+        return torch.stack(
+            [(part * grad.reshape(-1)).sum() for part, grad in zip(self.parts, grads, strict=True)]
+        ).sum()
+
+
+class ShardedOptimizer:
+    """Steps meta-parameters on many ranks; implements ``Engine``.
+
+    All ranks sum their gradients and weights, so that each knows the same mean, clips it alike, and skips alike what
+    is not finite; DeepSpeed then averages equal gradients and steps its shards. Every rank holds a full copy for
+    adapting: what ZeRO shards is the optimizer's state (1), its gradients (2) and its own copy of the parameters (3).
+    """
+
+    def __init__(self, meta: Meta, settings: TrainerSettings) -> None:
+        """Shard ``meta`` over the ranks of the process group."""
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._stage, self._clip_norm = settings.engine.zero_stage, settings.meta.clip_norm
+        self._shapes = {name: value.shape for name, value in named(meta).items()}
+        carrier = Carrier(named(meta))
+        if settings.meta.optimizer not in OPTIMIZERS:
+            problem = nearest(settings.meta.optimizer, OPTIMIZERS)
+            raise ValueError(f"no optimizer is called {settings.meta.optimizer!r}: {problem}")
+        optimizer = OPTIMIZERS[settings.meta.optimizer](carrier.parameters(), lr=settings.meta.lr)  # type: ignore[call-arg]
+        self._engine = _initialize(carrier, optimizer, _config(settings))
+        set_timeouts(settings.engine.timeout_seconds)
+        self._parts = dict(zip(self._shapes, carrier.parts, strict=True))
+        self._meta = self._gather()
+
+    def meta(self) -> Meta:
+        """The current meta-parameters, on every rank in full: not to be written."""
+        return self._meta
+
+    def apply(self, sums: MetaGrad, weight: float) -> StepReport:
+        """Make one step on the weighted mean over all ranks; every rank reports the same."""
+        sums, weight = self._add_up(sums, weight)
+        grads, report = average(sums, weight, self._clip_norm)
+        if report.skipped is None:
+            with _quiet():
+                with self._whole():
+                    self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
+                self._engine.step()
+            self._meta = self._gather()
+        return report
+
+    def save(self) -> Params:
+        """Return on every rank the full state, as ``MetaOptimizer.save`` names it; all ranks have to call it."""
+        saved = {name: value.clone() for name, value in named(self._meta).items()}
+        with _quiet():
+            return saved | save_state(self._engine, self._stage, self._parts, self._shapes)
+
+    def load(self, saved: Params) -> None:
+        """Take up what an engine of any kind, stage and number of ranks saved; all ranks have to call it.
+
+        Raises ``ValueError`` when the names or shapes are not those of these meta-parameters; nothing is changed then.
+        """
+        check_saved(saved, self._shapes)
+        with _quiet():
+            with self._whole(modifier_rank=0), torch.no_grad():
+                for name, part in self._parts.items():
+                    part.copy_(saved[name].reshape(-1))
+            load_state(self._engine, self._stage, self._parts, saved)
+        self._meta = self._gather()
+
+    def _add_up(self, sums: MetaGrad, weight: float) -> tuple[MetaGrad, float]:
+        """Return the sums over all ranks, the same on each."""
+        if self.world == 1:
+            return sums, weight
+        grads = named(sums.grads)
+        ends = [grads[name].detach().reshape(-1).float() for name in self._shapes]
+        total = torch.cat([*ends, ends[0].new_tensor([weight]), sums.loss.detach().reshape(1).float()])
+        dist.all_reduce(total)
+        *flat, weights, loss = torch.split(total, [*(end.numel() for end in ends), 1, 1])
+        found = {name: part.view(self._shapes[name]) for name, part in zip(self._shapes, flat, strict=True)}
+        return MetaGrad(loss[0], unnamed(found)), float(weights)
+
+    def _gather(self) -> Meta:
+        """Return full, detached copies of the parameters as they are now."""
+        with _quiet(), self._whole():
+            return unnamed({n: part.detach().clone().view(self._shapes[n]) for n, part in self._parts.items()})
+
+    def _whole(self, modifier_rank: int | None = None) -> Any:
+        """Return a context in which the parameters are whole: under stage 3 they are not."""
+        return _import().zero.GatheredParameters(
+            list(self._parts.values()), modifier_rank=modifier_rank, enabled=self._stage == 3
+        )
+
+
+def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """Return DeepSpeed's engine around ``carrier``; nothing is compiled on the way."""
+    with _quiet():
+        deepspeed = _import()
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # It would be compiled, for minutes, and a build that is killed leaves a lock behind.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        return deepspeed.initialize(model=carrier, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what DeepSpeed and torch warn of themselves from those who can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _import() -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ValueError(f"{INSTALL} ({error})") from error
+    return deepspeed
+
+
+def _config(settings: TrainerSettings) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: ZeRO and nothing else; we average, clip and look for what is not finite."""
+    zero: dict[str, Any] = {"stage": settings.engine.zero_stage}
+    if settings.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 2**31,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # those of torch: DeepSpeed's own would be compiled
+        "zero_force_ds_cpu_optimizer": False,
+    }
