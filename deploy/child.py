@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from threading import Event
 from deploy.exits import TRY_LATER, Stop
 
 LOCK_PATIENCE_SECONDS = 30.0
+PARENT_POLL_SECONDS = 0.2
 
 
 def stop_on_signals() -> Event:
@@ -32,15 +34,25 @@ def stop_on_signals() -> Event:
 def die_with_parent() -> None:
     """End this process as soon as the parent's end of standard input closes, as it does when the parent dies.
 
-    A killed daemon cannot stop its children, and an orphan trainer would play the same rounds as its successor.
+    A killed daemon cannot stop its children, and an orphan trainer would play the same rounds as its successor. So
+    this process ends, too, when its own parent does, which for a rank is the agent that started it. One that was
+    started by hand has no pipe for standard input, and lives as long as its parent.
     """
+    parent = os.getppid()
 
-    def watch() -> None:
+    def watch_daemon() -> None:
         while os.read(sys.stdin.fileno(), 1):  # Unbuffered: a buffer's lock would block the interpreter's end.
             pass
         os._exit(TRY_LATER)
 
-    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+    def watch_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_SECONDS)
+        os._exit(TRY_LATER)
+
+    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        threading.Thread(target=watch_daemon, name="die-with-daemon", daemon=True).start()
+    threading.Thread(target=watch_parent, name="die-with-parent", daemon=True).start()
 
 
 @contextmanager

@@ -75,11 +75,12 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     """Start the children and ingest, and join all parts; ``cleanup`` stops them in the order of the data's way."""
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    describe(instruments, config.engine.kind, world_size=1)
+    describe(instruments, config.engine.kind, config.engine.processes)
     view = RunView(files, (LEARNER, *config.regret.baselines))
     children = {}
     for name in (*config.regret.comparator, "trainer"):
-        child = Supervised(name, [sys.executable, "-m", f"deploy.{name}", str(files.settings)])
+        program = "ranks" if name == "trainer" and config.engine.processes > 1 else name
+        child = Supervised(name, [sys.executable, "-m", f"deploy.{program}", str(files.settings)])
         cleanup.callback(_drain, child)
         children[name] = child
     ingest = Ingest(

@@ -1,7 +1,9 @@
 """The trainer process: ``python -m deploy.trainer RUN/settings.json``."""
 
+import contextlib
 import logging
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
@@ -9,8 +11,10 @@ from deploy.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, Stop
 from streams.history import History
 from streams.ledger import HistoryDamaged, HistoryFull
+from trainers.build import LOCAL
 from trainers.checkpoint import CheckpointError
 from trainers.decisive import SettingsChanged
+from trainers.engines._process_group import joined
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
 
@@ -24,13 +28,17 @@ def main(settings_file: str) -> int:
     die_with_parent()
     files = RunFiles(Path(settings_file).parent)
     try:
-        with alone(files.folder / "trainer.lock"):
-            history = History.open(files.history, write=False)
-            run = open_run(read_settings(files.settings), files, history)
+        settings = read_settings(files.settings)
+        with ExitStack() as cleanup:
+            crew = cleanup.enter_context(joined(settings.engine)) if settings.engine.kind != LOCAL else None
+            if crew is None or crew.leads:
+                cleanup.enter_context(alone(files.folder / "trainer.lock"))
+            history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
+            run = open_run(settings, files, history, crew=crew)
             log.info("the trainer goes on at round %d of %d", run.round, len(history))
             rounds = play_rounds(run, stop)
             close_run(run)
-            history.close()
+            run.crew.share(None)  # Ranks end together: one that is gone before the others is taken for dead.
             log.info("the trainer drained after %d rounds", rounds)
             return DONE
     except Stop as stopped:

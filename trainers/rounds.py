@@ -63,6 +63,7 @@ def open_run(
     """
     torch.set_num_threads(settings.engine.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It only costs time.
     past = HistoryPast(history, torch.device(settings.engine.device))
     setup = build_setup(settings, past, files.programs, settings.engine.kind if crew else LOCAL)
     learners = build_learners(settings, setup)

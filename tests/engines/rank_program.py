@@ -13,6 +13,7 @@ import trainers.engines.local
 from online_meta.meta_optimizer import named
 from tests.engines.cases import CASES, learner, play, settings
 from trainers.engines._process_group import joined
+from trainers.settings import EngineSettings
 
 STAGES = (0, 1, 2, 3)
 HALF = 5
@@ -82,5 +83,5 @@ def hang(folder: Path, rank: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[2])
-    with joined("cpu", 60.0) as crew:
+    with joined(EngineSettings("deepspeed")) as crew:
         globals()[sys.argv[1]](place, crew.rank)

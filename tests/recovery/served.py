@@ -42,15 +42,15 @@ port = {port}
 class Served:
     """One run and the daemon that serves it now."""
 
-    def __init__(self, folder: Path, together: int = 1) -> None:
-        """Write a configuration into ``folder`` and start the daemon."""
+    def __init__(self, folder: Path, together: int = 1, more: str = "") -> None:
+        """Write a configuration into ``folder``, with ``more`` sections, and start the daemon."""
         self.folder = folder
         self.run = folder / "run"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / "config.toml"
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(CONFIG.format(path=f'"{self.run}"', port=self.port, together=together))
+        self.config.write_text(CONFIG.format(path=f'"{self.run}"', port=self.port, together=together) + more)
         self.start()
 
     def start(self) -> None:
@@ -76,6 +76,17 @@ class Served:
         except psutil.NoSuchProcess:
             return []
 
+    def rank(self, number: int) -> int | None:
+        """Return the process id of a rank of the trainer that is alive now."""
+        for agent in self.children("ranks"):
+            try:
+                for child in psutil.Process(agent).children():
+                    if child.environ().get("RANK") == str(number) and child.status() != psutil.STATUS_ZOMBIE:
+                        return child.pid
+            except psutil.Error:  # It has just ended.
+                continue
+        return None
+
     def kill(self, name: str) -> bool:
         """Kill -9 the daemon itself or one of its children, if it lives; a killed daemon is started again."""
         if name != "daemon":
@@ -83,7 +94,7 @@ class Served:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             return bool(pids)
-        orphans = self.children("trainer") + self.children("hindsight")
+        orphans = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
         self.process.kill()
         self.process.wait()
         wait_for("the orphans die", lambda: not any(psutil.pid_exists(pid) for pid in orphans), 20)

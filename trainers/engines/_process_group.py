@@ -12,22 +12,23 @@ import torch
 import torch.distributed as dist
 
 from trainers.crew import ALONE, Crew
+from trainers.settings import EngineSettings
 
 
 @contextmanager
-def joined(device: str, timeout_seconds: float) -> Iterator[Crew]:
+def joined(settings: EngineSettings) -> Iterator[Crew]:
     """Be a member of the process group for the time of the block; yields the crew of its ranks.
 
-    Collectives that the others do not join within ``timeout_seconds`` raise ``RuntimeError``: a rank that hangs must
-    not hang the others. Raises ``ValueError`` when torchrun's variables are there in part only.
+    Collectives that the others do not join within ``settings.timeout_seconds`` raise ``RuntimeError``: a rank that
+    hangs must not hang the others. Raises ``ValueError`` when torchrun's variables are there in part only.
     """
     told = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ]
     if told and len(told) < 4:
         raise ValueError(f"the environment has {', '.join(told)} alone: start the ranks by torchrun")
-    backend = "nccl" if device.startswith("cuda") else "gloo"
+    backend = "nccl" if settings.device.startswith("cuda") else "gloo"
     if not told:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **_free_address()}
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    dist.init_process_group(backend, timeout=timedelta(seconds=settings.timeout_seconds))
     try:
         yield Crew(dist.get_rank(), dist.get_world_size(), share_json) if dist.get_world_size() > 1 else ALONE
     finally:

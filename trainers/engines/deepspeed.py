@@ -17,6 +17,7 @@ from trainers.engines._process_group import set_timeouts
 from trainers.engines._shards import load_state, save_state
 from trainers.settings import TrainerSettings
 
+LARGEST_BUCKET = 500_000_000
 INSTALL = "the engine 'deepspeed' needs the package: pip install 'online-meta[deepspeed]'"
 
 
@@ -67,7 +68,8 @@ class ShardedOptimizer:
             problem = nearest(settings.meta.optimizer, OPTIMIZERS)
             raise ValueError(f"no optimizer is called {settings.meta.optimizer!r}: {problem}")
         optimizer = OPTIMIZERS[settings.meta.optimizer](carrier.parameters(), lr=settings.meta.lr)  # type: ignore[call-arg]
-        self._engine = _initialize(carrier, optimizer, _config(settings))
+        size = sum(part.numel() for part in carrier.parts)
+        self._engine = _initialize(carrier, optimizer, _config(settings, size))
         set_timeouts(settings.engine.timeout_seconds)
         self._parts = dict(zip(self._shapes, carrier.parts, strict=True))
         self._meta = self._gather()
@@ -158,9 +160,17 @@ def _import() -> Any:
     return deepspeed
 
 
-def _config(settings: TrainerSettings) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: ZeRO and nothing else; we average, clip and look for what is not finite."""
-    zero: dict[str, Any] = {"stage": settings.engine.zero_stage}
+def _config(settings: TrainerSettings, size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: ZeRO and nothing else; we average, clip and look for what is not finite.
+
+    Its buckets, 2 GB each by default, are made anew in every step: they are no larger than the ``size`` parameters.
+    """
+    bucket = min(size + size % 2, LARGEST_BUCKET)  # DeepSpeed wants an even number.
+    zero: dict[str, Any] = {
+        "stage": settings.engine.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if settings.engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {

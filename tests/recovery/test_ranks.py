@@ -1,0 +1,89 @@
+"""Two ranks that die, hang and are started again: nothing is lost, and the bits come out the same."""
+
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from streams.history import History
+from streams.producer import submit
+from streams.verify import verify
+from tests.daemon import wait_for
+from tests.recovery.served import Served
+from tests.recovery.test_kills import body
+
+ENGINE = """
+[engine]
+kind = "deepspeed"
+processes = 2
+zero_stage = 2
+how = "loop"
+timeout_seconds = 4.0
+"""
+TASKS = 30
+FAULTS_AT = (5, 11, 17, 23)
+
+
+def rank_dies(served: Served, number: int) -> None:
+    os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGKILL)
+
+
+def agent_dies(served: Served, _: int) -> None:
+    wait_for("there are ranks", lambda: served.rank(1))
+    ranks = [served.rank(number) for number in range(2)]
+    assert served.kill("ranks")
+    wait_for("no rank survives as an orphan", lambda: not any(psutil.pid_exists(pid) for pid in ranks if pid), 10)
+
+
+def rank_hangs(served: Served, number: int) -> None:
+    os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGSTOP)
+
+
+FAULTS = {"a rank is killed": rank_dies, "the agent is killed": agent_dies, "a rank hangs": rank_hangs}
+
+
+def feed(served: Served, first: int, last: int) -> None:
+    """Submit some tasks, each acknowledged whatever the ranks do."""
+    for number in range(first, last):
+        assert submit(served.url, f"t{number}", body(number)).round == number
+
+
+def settle(served: Served, tasks: int) -> None:
+    wait_for("all are learned", lambda: served.status()["rounds"]["learned"] == tasks, 120)
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    """The SHA-256 of a run without a fault."""
+    served = Served(tmp_path_factory.mktemp("unharmed"), more=ENGINE)
+    feed(served, 0, TASKS)
+    settle(served, TASKS)
+    assert served.drain() == 0
+    return served.hash()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, unharmed, fault):
+    served = Served(tmp_path, more=ENGINE)
+    fed = 0
+    for number, at in enumerate(FAULTS_AT[: 2 if fault is rank_hangs else None]):
+        feed(served, fed, at)
+        time.sleep(0.3 * number)  # In the midst of a round, of a checkpoint, of a start.
+        fault(served, number % 2)
+        fed = at
+        if number % 2:
+            settle(served, fed)
+    feed(served, fed, TASKS)
+    settle(served, TASKS)
+    assert served.drain() == 0
+    assert served.hash() == unharmed
+    assert verify(served.run / "history").clean
+    with History.open(served.run / "history", write=False) as history:
+        assert [history.find(f"t{number}") for number in range(TASKS)] == list(range(TASKS))
+    lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(TASKS))
+    assert "does not repeat" not in (tmp_path / "daemon.log").read_text()
