@@ -65,6 +65,7 @@ pins:  ## resolve the dependencies anew in a clean environment and write constra
 	trap 'rm -rf $(scratch) constraints.txt.new build online_meta.egg-info' EXIT
 	make_environment $(scratch)
 	$(scratch)/bin/python -m pip install --upgrade setuptools
+	$(scratch)/bin/python -m pip install torch==$(TORCH) deepspeed
 	$(scratch)/bin/python -m pip install --no-build-isolation torch==$(TORCH) '.[dev]'
 	$(scratch)/bin/python -m pip freeze --all --exclude pip --exclude online-meta \
 		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' > constraints.txt.new
@@ -75,6 +76,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(shell_functions)
 	$(BIN)/python -c 'import pip' 2>/dev/null || make_environment .venv
 	$(PIP) install --constraint constraints.txt setuptools
+	$(PIP) install --constraint constraints.txt deepspeed  # from its source, which wants a build of its own
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 

@@ -1,5 +1,6 @@
 """What a child process of the daemon does at its start: die with its parent, stop on SIGTERM, run alone."""
 
+import ctypes
 import fcntl
 import logging
 import os
@@ -16,7 +17,7 @@ from threading import Event
 from deploy.exits import TRY_LATER, Stop
 
 LOCK_PATIENCE_SECONDS = 30.0
-PARENT_POLL_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1
 
 
 def stop_on_signals() -> Event:
@@ -35,24 +36,19 @@ def die_with_parent() -> None:
     """End this process as soon as the parent's end of standard input closes, as it does when the parent dies.
 
     A killed daemon cannot stop its children, and an orphan trainer would play the same rounds as its successor. So
-    this process ends, too, when its own parent does, which for a rank is the agent that started it. One that was
-    started by hand has no pipe for standard input, and lives as long as its parent.
+    this process is killed, too, when its own parent ends, which for a rank is the agent that started it; Linux does so
+    even where it is stopped. One that was started by hand has no pipe for standard input.
     """
-    parent = os.getppid()
 
     def watch_daemon() -> None:
         while os.read(sys.stdin.fileno(), 1):  # Unbuffered: a buffer's lock would block the interpreter's end.
             pass
         os._exit(TRY_LATER)
 
-    def watch_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_POLL_SECONDS)
-        os._exit(TRY_LATER)
-
     if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
         threading.Thread(target=watch_daemon, name="die-with-daemon", daemon=True).start()
-    threading.Thread(target=watch_parent, name="die-with-parent", daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ def main(settings_file: str) -> int:
     """Keep ``engine.processes`` ranks of ``deploy.trainer`` running until they drain; return the exit code."""
     log_to_stderr()
     die_with_parent()
-    processes = read_settings(Path(settings_file)).engine.processes
-    drained = launch_ranks(processes, [sys.executable, "-m", "deploy.trainer", settings_file])
+    engine = read_settings(Path(settings_file)).engine
+    command = [sys.executable, "-m", "deploy.trainer", settings_file]
+    drained = launch_ranks(engine.processes, command, engine.timeout_seconds)
     return DONE if drained else BROKEN
 
 

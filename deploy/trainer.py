@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,4 +57,6 @@ def main(settings_file: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    status = main(sys.argv[1])
+    logging.shutdown()
+    os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.

@@ -45,6 +45,21 @@ def rank_hangs(served: Served, number: int) -> None:
 FAULTS = {"a rank is killed": rank_dies, "the agent is killed": agent_dies, "a rank hangs": rank_hangs}
 
 
+@pytest.fixture
+def serve(tmp_path):
+    """Start a daemon, which is killed in the end."""
+    started = []
+
+    def start() -> Served:
+        started.append(Served(tmp_path, more=ENGINE))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.process.kill()
+        served.process.wait()
+
+
 def feed(served: Served, first: int, last: int) -> None:
     """Submit some tasks, each acknowledged whatever the ranks do."""
     for number in range(first, last):
@@ -67,8 +82,8 @@ def unharmed(tmp_path_factory):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, unharmed, fault):
-    served = Served(tmp_path, more=ENGINE)
+def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, serve, unharmed, fault):
+    served = serve()
     fed = 0
     for number, at in enumerate(FAULTS_AT[: 2 if fault is rank_hangs else None]):
         feed(served, fed, at)

@@ -1,5 +1,6 @@
 """Start the ranks of one node through torch's elastic agent, and start them all again when one dies."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,17 +18,25 @@ GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.1
 
 
-def launch_ranks(processes: int, command: Sequence[str]) -> bool:
+def launch_ranks(processes: int, command: Sequence[str], timeout_seconds: float) -> bool:
     """Run ``command`` as so many ranks until all have ended well; return whether they did.
 
     SIGTERM and SIGINT are passed on to the ranks, which drain. When one dies, all are started again; a rank that
-    outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it.
+    outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it; so is
+    one that is stopped for ``timeout_seconds``.
     """
     # Restarts need it: the agent would else keep the port of the store that died with the ranks.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    draining = threading.Event()
+
+    def drain(signal_number: int, _frame: FrameType | None) -> None:
+        draining.set()
+        for rank in _ranks():
+            rank.send_signal(signal_number)
+
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _pass_on)
-    threading.Thread(target=_bury_hanging_ranks, name="bury-hanging-ranks", daemon=True).start()
+        signal.signal(kind, drain)
+    threading.Thread(target=_bury_ranks, args=(timeout_seconds, draining), name="bury-ranks", daemon=True).start()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -49,23 +58,47 @@ def _ranks() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def _pass_on(signal_number: int, _frame: FrameType | None) -> None:
-    for rank in _ranks():
-        rank.send_signal(signal_number)
+def _bury_ranks(timeout_seconds: float, draining: threading.Event) -> None:
+    """Ranks end together or not at all: kill those that go on when another is gone, and those that are stopped.
 
-
-def _bury_hanging_ranks() -> None:
-    """Ranks end together or not at all: kill those that go on when another is gone."""
+    Ranks that are started again while draining would never end: with them, this process does.
+    """
     together: dict[int, psutil.Process] = {}
-    broken_since: float | None = None
+    drained: set[int] = set()
+    broken, stopped = _Patience(GRACE_SECONDS), _Patience(timeout_seconds)
     while True:
-        now = {rank.pid: rank for rank in _ranks() if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE}
-        left = [rank for pid, rank in together.items() if pid in now]
-        if left and len(left) < len(together):
-            broken_since = broken_since or time.monotonic()
-            if time.monotonic() - broken_since > GRACE_SECONDS:
-                for rank in left:
-                    rank.kill()
-        else:
-            together, broken_since = now, None
+        status = _status_of_ranks()
+        left = [pid for pid in together if pid in status]
+        if not left or len(left) == len(together):
+            together = {pid: psutil.Process(pid) for pid in status if psutil.pid_exists(pid)}
+        still = [pid for pid in left if status[pid] == psutil.STATUS_STOPPED]
+        hanging = left if broken.ends(bool(left) and len(left) < len(together)) else []
+        for pid in {*hanging, *(still if stopped.ends(bool(still)) else [])}:
+            together[pid].kill()
+        if draining.is_set() and any(pid not in drained for pid in status):
+            for pid in status:
+                os.kill(pid, signal.SIGKILL)
+            os._exit(os.EX_TEMPFAIL)
+        drained = drained if draining.is_set() else set(status)
         time.sleep(POLL_SECONDS)
+
+
+class _Patience:
+    """Ends once something has been wrong for so many ``seconds`` on end."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._since = seconds, time.monotonic()
+
+    def ends(self, wrong: bool) -> bool:
+        now = time.monotonic()
+        self._since = self._since if wrong else now
+        return now - self._since > self._seconds
+
+
+def _status_of_ranks() -> dict[int, str]:
+    """Return what each rank that is alive does, by its process id."""
+    found = {}
+    for rank in _ranks():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[rank.pid] = rank.status()
+    return {pid: status for pid, status in found.items() if status != psutil.STATUS_ZOMBIE}
