@@ -27,7 +27,7 @@ from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from streams import wire
 from streams.arrivals import Rejected, TaskSource
-from trainers.build import LOCAL, build_inner, build_learners, build_loss, build_module, build_setup
+from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
 from trainers.run_files import RunFiles
 
 
@@ -72,12 +72,8 @@ def check_names(config: Config) -> None:
     ):
         if name not in registry.names(folder):
             raise ConfigError(f"{place} = {name!r}: {registry.nearest(name, registry.names(folder))}")
-    if config.engine.kind == LOCAL and (config.engine.processes > 1 or config.engine.zero_stage):
-        key = "processes" if config.engine.processes > 1 else "zero_stage"
-        raise ConfigError(
-            f"[engine] {key} = {getattr(config.engine, key)}: the local engine is one process that shards nothing; "
-            "set kind = 'deepspeed'"
-        )
+    with blaming("[engine]"):
+        registry.load_module(trainers.engines, config.engine.kind).check(config.engine)
     for place, listed in (("baselines", config.regret.baselines), ("comparator", config.regret.comparator)):
         for name in repeated([*listed]):
             raise ConfigError(f"[regret] {place} names {name!r} more than once")

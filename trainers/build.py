@@ -108,6 +108,7 @@ def build_setup(
     ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
     while checks, comparators and replays are processes of their own.
     """
+    registry.load_module(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
     device = torch.device(settings.engine.device)
     module = build_module(settings.model, settings.seed).to(device)
     loss = build_loss(settings.model, module)

@@ -35,6 +35,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "replay": ("batch = 2", 'replay = "uniformly"', "[meta] replay = 'uniformly': did you mean 'uniform'?"),
     "optimizer": ("batch = 2", 'optimizer = "adm"', "[meta] no optimizer is called 'adm': did you mean 'adam'?"),
     "engine": ("[serve]", '[engine]\nkind = "lokal"\n[serve]', "[engine] kind = 'lokal': did you mean 'local'?"),
+    "processes of the local engine": (
+        "[serve]",
+        "[engine]\nprocesses = 2\n[serve]",
+        "[engine] processes = 2: the local engine is one process that shards nothing; set kind = 'deepspeed'",
+    ),
+    "stage": ("[serve]", '[engine]\nkind = "deepspeed"\nzero_stage = 4\n[serve]', "[engine] zero_stage = 4"),
     "device": (
         "[serve]",
         '[engine]\ndevice = "gpu"\n[serve]',

@@ -85,3 +85,4 @@ if __name__ == "__main__":
     place = Path(sys.argv[2])
     with joined(EngineSettings("deepspeed")) as crew:
         globals()[sys.argv[1]](place, crew.rank)
+    os._exit(0)  # as the trainer ends: threads of the process group may abort one that unwinds

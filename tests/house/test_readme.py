@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
@@ -19,9 +21,11 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_first_configuration_passes_its_check(tmp_path: Path) -> None:
-    (config,) = blocks("toml")
-    (tmp_path / "sines.toml").write_text(config)
+@pytest.mark.parametrize("more", [False, True])
+def test_the_configurations_pass_their_check(tmp_path: Path, more: bool) -> None:
+    config, *further = blocks("toml")
+    assert further, "the sections of the later chapters are added to the first configuration"
+    (tmp_path / "sines.toml").write_text("\n".join([config, *further]) if more else config)
     done = run("-m", "online_meta", "check", "sines.toml", "--set", "serve.port=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "finite meta-gradient" in done.stdout

@@ -25,10 +25,14 @@ def joined(settings: EngineSettings) -> Iterator[Crew]:
     told = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ]
     if told and len(told) < 4:
         raise ValueError(f"the environment has {', '.join(told)} alone: start the ranks by torchrun")
-    backend = "nccl" if settings.device.startswith("cuda") else "gloo"
+    on_gpu = settings.device.startswith("cuda")
     if not told:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **_free_address()}
-    dist.init_process_group(backend, timeout=timedelta(seconds=settings.timeout_seconds))
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=settings.timeout_seconds)
+    )
     try:
         yield Crew(dist.get_rank(), dist.get_world_size(), share_json) if dist.get_world_size() > 1 else ALONE
     finally:

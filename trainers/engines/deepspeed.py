@@ -1,5 +1,6 @@
 """The DeepSpeed engine: meta-parameters and optimizer state sharded over the ranks of a process group by ZeRO."""
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,25 @@ from online_meta.registry import nearest
 from online_meta.types import Engine, Meta, MetaGrad, Params, StepReport
 from trainers.engines._process_group import set_timeouts
 from trainers.engines._shards import load_state, save_state
-from trainers.settings import TrainerSettings
+from trainers.settings import EngineSettings, TrainerSettings
 
 LARGEST_BUCKET = 500_000_000
-INSTALL = "the engine 'deepspeed' needs the package: pip install 'online-meta[deepspeed]'"
+INSTALL = "the engine 'deepspeed' needs a package that is not installed: pip install 'online-meta[deepspeed]'"
+
+
+def check(settings: EngineSettings) -> None:
+    """Raise ``ValueError`` when this machine lacks what the engine needs; imports nothing heavy."""
+    missing = [name for name in ("deepspeed", "psutil") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{INSTALL} ({', '.join(missing)})")
+    if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():
+        raise ValueError(f"processes = {settings.processes}, and this machine has {torch.cuda.device_count()} GPUs")
 
 
 def build(settings: TrainerSettings, meta: Meta) -> Engine:
     """Return an engine that steps ``meta`` on all ranks of the process group, by the optimizer of ``settings.meta``.
 
-    Raises ``ValueError`` without the package DeepSpeed, and for an unknown optimizer.
+    Raises ``ValueError`` for an unknown optimizer.
     """
     return ShardedOptimizer(meta, settings)
 
@@ -153,10 +163,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _import() -> Any:
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ValueError(f"{INSTALL} ({error})") from error
+    import deepspeed  # It takes seconds, and the other engines do without.
+
     return deepspeed
 
 

@@ -2,7 +2,17 @@
 
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.types import Engine, Meta
-from trainers.settings import TrainerSettings
+from trainers.settings import EngineSettings, TrainerSettings
+
+
+def check(settings: EngineSettings) -> None:
+    """Raise ``ValueError`` for settings that are of the other engines."""
+    for key in ("processes", "zero_stage", "offload_optimizer"):
+        if getattr(settings, key) != getattr(EngineSettings(), key):
+            raise ValueError(
+                f"{key} = {getattr(settings, key)}: the local engine is one process that shards nothing; "
+                "set kind = 'deepspeed'"
+            )
 
 
 def build(settings: TrainerSettings, meta: Meta) -> Engine:
