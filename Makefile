@@ -22,10 +22,10 @@ ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test lint check format experiments bench pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed pins clean chromium
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(READY)  ## the environment, .venv/, with the versions of constraints.txt
 
@@ -48,6 +48,9 @@ experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; goes 
 
 bench: $(BENCH_READY)  ## time and memory beside peers, into docs/results, 25 minutes; ARGS="--only sinusoid_k5"
 	@exec $(BENCH)/python -m tests.benchmarks $(ARGS)
+
+bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--kills 5"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.distributed $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .

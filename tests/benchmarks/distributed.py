@@ -1,0 +1,145 @@
+"""``python -m tests.benchmarks.distributed``: what ranks bring and cost, in turn in one run, into docs/results."""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streams.producer import submit
+from tests.benchmarks.goals import verdict
+from tests.benchmarks.one_rank import BATCH, SIDE
+from tests.benchmarks.surroundings import commit, machine
+from tests.recovery.served import Served
+from tests.recovery.test_kills import body
+from tests.recovery.test_ranks import ENGINE, rank_dies, wait_for
+from trainers.durable import replace_file
+from trainers.json_lines import LineReader
+
+NAME = "bench_distributed"
+WAYS = {"local, 1 rank": ("local", 1), "deepspeed, 1 rank": ("deepspeed", 1), "deepspeed, 2 ranks": ("deepspeed", 2)}
+
+
+def time_steps(kind: str, world: int, steps: int) -> float:
+    """Return the median seconds of a meta-step by so many ranks, each a process with one thread."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.benchmarks.one_rank", kind, "0", str(steps)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    said = [rank.communicate(timeout=600)[0] for rank in ranks]
+    (line,) = [line for line in said[0].splitlines() if line.startswith("SECONDS")]
+    return statistics.median(json.loads(line.removeprefix("SECONDS")))
+
+
+def race(rounds: int, steps: int) -> dict[str, list[float]]:
+    """Return the seconds a meta-step of each way, one number a round; the ways go in turn."""
+    found: dict[str, list[float]] = {name: [] for name in WAYS}
+    for round in range(rounds):
+        for name, (kind, world) in WAYS.items():
+            _say(f"round {round + 1} of {rounds}: {name}")
+            found[name].append(time_steps(kind, world, steps))
+    return found
+
+
+def time_recoveries(kills: int, folder: Path) -> tuple[list[float], int, float]:
+    """Return seconds from each kill of a rank to the next round learned, restarts of the agent, checkpoint's share."""
+    served = Served(folder, more=ENGINE)
+    taken, fed = [], 0
+    for kill in range(kills):
+        _say(f"kill {kill + 1} of {kills}")
+        submit(served.url, f"t{fed}", body(fed))
+        fed += 1
+        wait_for("it is learned", lambda fed=fed: served.status()["rounds"]["learned"] == fed, 120)
+        rank_dies(served, kill % 2)
+        began = time.monotonic()
+        submit(served.url, f"t{fed}", body(fed))
+        fed += 1
+        wait_for("the next one is learned", lambda fed=fed: served.status()["rounds"]["learned"] == fed, 120)
+        taken.append(time.monotonic() - began)
+    restarts = served.status()["trainer"]["restarts"]
+    served.drain()
+    checkpoints = [line["seconds"] for line in LineReader(served.run / "checkpoints.jsonl").refresh()]
+    rounds = [line["seconds"] for line in LineReader(served.run / "rounds.jsonl").refresh()]
+    return taken, restarts, statistics.median(checkpoints) / statistics.median(rounds)
+
+
+def figures(result: dict[str, Any]) -> list[tuple[str, float, float, str]]:
+    """Return what each figure is, what was found, its goal, and the verdict."""
+    seconds = {name: statistics.median(taken) for name, taken in result["steps"].items()}
+    recoveries = result["recoveries"]
+    more = seconds["local, 1 rank"] / seconds["deepspeed, 2 ranks"]
+    cost = seconds["deepspeed, 1 rank"] / seconds["local, 1 rank"]
+    at_most = [
+        ("time of deepspeed stage 0 / local, one rank", cost, 1.10),
+        (f"seconds from a kill to the next round, median of {len(recoveries)}", statistics.median(recoveries), 6.0),
+        ("the same, the longest", max(recoveries), 15.0),
+        ("time of a checkpoint / of a round, tiny network", result["checkpoint_share"], 0.02),
+    ]
+    first = ("tasks a second, 2 ranks / the local engine", more, 1.8, "met" if more >= 1.8 else "**missed**")
+    restarts = result["agent_restarts"]
+    second = ("restarts of the agent, for kills of ranks", restarts, 0.0, "**missed**" if restarts else "met")
+    return [first, second, *((what, found, most, verdict(found, most)) for what, found, most in at_most)]
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    machine = result["machine"]
+    about = f"""# Several ranks
+
+`{result["command"]}`, commit {result["commit"]}; {machine["processor"]}, load {machine["load_before"]:.1f} before.
+
+A meta-step of exact MAML (K = 5) on {BATCH} tasks of Conv4-32, {SIDE} x {SIDE}, 5-way 1-shot; each rank a process with
+one thread; the ways in turn, each time in fresh processes; median over the rounds of the median meta-step.
+
+| ranks | a meta-step | from, to |
+|---|---|---|
+"""
+    for name, taken in result["steps"].items():
+        about += f"| {name} | {statistics.median(taken):.3f} s | {min(taken):.3f} to {max(taken):.3f} |\n"
+    about += "\n| figure | found | goal | verdict |\n|---|---|---|---|\n"
+    return about + "".join(
+        f"| {what} | {found:.3g} | {goal:g} | {told} |\n" for what, found, goal, told in figures(result)
+    )
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="How often each number of ranks is timed.")
+@click.option("--steps", default=5, show_default=True, help="Meta-steps each time.")
+@click.option("--kills", default=20, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+def main(rounds: int, steps: int, kills: int, out: Path) -> None:
+    """Print and write what ranks bring and cost."""
+    result: dict[str, Any] = {"command": " ".join(["python -m tests.benchmarks.distributed", *sys.argv[1:]])}
+    result |= {"commit": commit(), "machine": machine(), "steps": race(rounds, steps)}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        result["recoveries"], result["agent_restarts"], result["checkpoint_share"] = time_recoveries(
+            kills, Path(folder)
+        )
+    replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
+    replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
+    click.echo(render(result))
+
+
+def _say(what: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
+
+
+if __name__ == "__main__":
+    main()
