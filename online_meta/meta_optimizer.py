@@ -34,6 +34,7 @@ class MetaOptimizer:
 
     rank = 0
     world = 1
+    gather = None
 
     def __init__(self, meta: Meta, name: str = "adam", lr: float = 1e-3, clip_norm: float | None = None) -> None:
         """Copy ``meta`` and start the optimizer called ``name`` with learning rate ``lr``.

@@ -83,6 +83,10 @@ class StepReport(NamedTuple):
     skipped: str | None
 
 
+Gather = Callable[[MetaGrad, float], list[tuple[MetaGrad, float]]]
+"""(this rank's weighted gradient, its weight) -> those of all ranks, in the order of ranks; all have to call it."""
+
+
 class Engine(Protocol):
     """Holds the meta-parameters and their optimizer, on one rank or many; never differentiates."""
 
@@ -93,6 +97,13 @@ class Engine(Protocol):
     @property
     def world(self) -> int:
         """How many processes share each meta-step."""
+
+    @property
+    def gather(self) -> "Gather | None":
+        """How the ranks' sums come together one task at a time; None where each rank first sums its own tasks.
+
+        ``apply`` then takes what all ranks have summed, in the same order on each.
+        """
 
     def meta(self) -> Meta:
         """The current meta-parameters: full, detached fp32 copies or views, not to be written."""

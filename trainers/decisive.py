@@ -5,7 +5,16 @@ from typing import Any
 
 from trainers.settings import TrainerSettings
 
-INDIFFERENT = ("how", "memory_limit", "kind", "processes", "zero_stage", "offload_optimizer", "timeout_seconds")
+INDIFFERENT = (
+    "how",
+    "memory_limit",
+    "kind",
+    "processes",
+    "zero_stage",
+    "offload_optimizer",
+    "deterministic",
+    "timeout_seconds",
+)
 """Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
 
 

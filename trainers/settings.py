@@ -82,7 +82,8 @@ class EngineSettings:
 
     The kind "deepspeed" shares the tasks of each meta-step among ``processes`` ranks, and shards what it steps by
     ZeRO: nothing at ``zero_stage`` 0, the optimizer's state at 1, gradients at 2, the stored parameters at 3;
-    ``offload_optimizer`` keeps that state in the memory of the host. A rank that the others have waited for
+    ``offload_optimizer`` keeps that state in the memory of the host. ``deterministic`` ranks add up task by task: the
+    same bits by any number of them, for one gathering of all gradients a task. A rank that the others have waited for
     ``timeout_seconds`` is taken for dead, and all begin again at the last checkpoint.
     The bits of a result depend on the threads, so their number is part of the run and not of the machine.
     ``how`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
@@ -93,6 +94,7 @@ class EngineSettings:
     processes: Annotated[int, Ge(1), Le(4096)] = 1
     zero_stage: Annotated[int, Ge(0), Le(3)] = 0
     offload_optimizer: bool = False
+    deterministic: bool = False
     timeout_seconds: Annotated[float, Gt(0)] = 60.0
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1

@@ -1,8 +1,9 @@
 """Follow the Meta-Leader."""
 
+from collections.abc import Sequence
 from pathlib import Path as Folder
 
-from online_meta.draws import Draw, Replay
+from online_meta.draws import Draw, Pick, Replay
 from online_meta.finite import sum_finite
 from online_meta.inner import Inner
 from online_meta.past import MemoryPast
@@ -10,10 +11,12 @@ from online_meta.replay.uniform import uniform
 from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
 from online_meta.summing import TaskSum
+from online_meta.tree import add
 from online_meta.types import (
     AccuracyFn,
     Engine,
     Learned,
+    MetaGrad,
     MetaGradient,
     Params,
     Past,
@@ -90,11 +93,24 @@ class FollowTheMetaLeader:
 
     def _step(self, step: int) -> tuple[list[int], StepReport]:
         picks = self._replay(Draw(self._seed, self.round - 1, step, self.round, self._batch))
-        mine = picks[self.engine.rank :: self.engine.world]
-        tasks = [self._past[pick.round] for pick in mine]
-        # A rank without a task takes part in the collective step with nothing: zeros of weight 0.
-        sums, weight = self._gradient(self.engine.meta(), tasks, [pick.weight for pick in mine])
-        return [pick.round for pick in picks], self.engine.apply(sums, weight)
+        total = self._sum(picks[self.engine.rank :: self.engine.world]) if self.engine.gather is None else None
+        return [pick.round for pick in picks], self.engine.apply(*(total or self._sum_in_order(picks)))
+
+    def _sum(self, picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
+        """Return this rank's sum; one without a task takes part with nothing: zeros of weight 0."""
+        tasks = [self._past[pick.round] for pick in picks]
+        return self._gradient(self.engine.meta(), tasks, [pick.weight for pick in picks])
+
+    def _sum_in_order(self, picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
+        """Return the sum over all ranks, added up pick by pick: the same bits whatever their number is."""
+        gather, rank, world = self.engine.gather, self.engine.rank, self.engine.world
+        assert gather is not None
+        total, weight = self._sum([])
+        for first in range(0, len(picks), world):
+            together = picks[first : first + world]
+            for _, (share, its) in zip(together, gather(*self._sum(together[rank : rank + 1])), strict=False):
+                total, weight = add(total, share), weight + its
+        return total, weight
 
     def save(self) -> Params:
         """Return the engine's state: all that cannot be computed again from the history."""

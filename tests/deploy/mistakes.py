@@ -40,6 +40,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "[engine]\nprocesses = 2\n[serve]",
         "[engine] processes = 2: the local engine is one process that shards nothing; set kind = 'deepspeed'",
     ),
+    "what deterministic ranks cannot do": (
+        "[serve]",
+        '[engine]\nkind = "deepspeed"\ndeterministic = true\n[serve]',
+        "[engine] how = 'auto' and deterministic: what is summed together then depends on the number of ranks",
+    ),
     "stage": ("[serve]", '[engine]\nkind = "deepspeed"\nzero_stage = 4\n[serve]', "[engine] zero_stage = 4"),
     "device": (
         "[serve]",

@@ -70,6 +70,13 @@ def resume(folder: Path, rank: int) -> None:
             keep(folder, f"{name} loaded, stage {stage}", rank, one, [])
 
 
+def in_order(folder: Path, rank: int) -> None:
+    for deterministic in (True, False):
+        for stage in STAGES:
+            one = sharded(CASES["maml"], stage, deterministic=deterministic, how="loop")
+            keep(folder, f"{deterministic}, stage {stage}", rank, one, play(one))
+
+
 def hang(folder: Path, rank: int) -> None:
     """Rank 1 stops for good before a step; the others wait for it no longer than they were told to."""
     one = sharded(CASES["maml"], int(os.environ["STAGE"]), timeout_seconds=4.0)

@@ -10,6 +10,7 @@ import trainers.engines.local
 from tests.engines.cases import CASES, STEPS_PER_ROUND, learner, play, settings
 from tests.engines.launch import run_ranks, start_ranks
 from tests.engines.rank_program import HALF, STAGES
+from tests.learners.problems import frozen
 
 NEAR = 1e-5
 
@@ -93,6 +94,22 @@ def test_any_number_of_ranks_at_any_stage_takes_up_what_another_saved(tmp_path):
             for stage in STAGES:
                 for rank in range(world):
                     assert_near(load_file(folder / f"{name} loaded, stage {stage}-{rank}.safetensors"), right, 0.0)
+
+
+def test_deterministic_ranks_learn_the_same_bits_whatever_their_number(tmp_path):
+    """Those of the local engine, too; and others without, so that an order by ranks would be seen."""
+    right = alone("maml")
+    play(right)
+    bits, others = frozen(right.save()), set()
+    for world in (1, 2, 4):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        run_ranks("in_order", folder, world)
+        for stage in STAGES:
+            for rank in range(world):
+                assert frozen(load_file(folder / f"True, stage {stage}-{rank}.safetensors")) == bits, (world, stage)
+            others.add(str(frozen(load_file(folder / f"False, stage {stage}-0.safetensors"))))
+    assert len(others) > 1
 
 
 @pytest.mark.parametrize("stage", ["0", "2", "3"])

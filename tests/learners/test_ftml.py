@@ -100,6 +100,8 @@ class Post:
 class Rank:
     """An engine of one rank among some; every rank holds all parameters and steps on the ranks' sum."""
 
+    gather = None
+
     def __init__(self, meta: om.Meta, rank: int, world: int, post: Post) -> None:
         self.rank, self.world, self._post, self._own = rank, world, post, optimizer(meta)
         self.meta, self.save, self.load = self._own.meta, self._own.save, self._own.load

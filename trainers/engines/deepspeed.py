@@ -27,6 +27,11 @@ def check(settings: EngineSettings) -> None:
     missing = [name for name in ("deepspeed", "psutil") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{INSTALL} ({', '.join(missing)})")
+    if settings.deterministic and settings.how != "loop":
+        raise ValueError(
+            f"how = {settings.how!r} and deterministic: what is summed together then depends on the number of ranks; "
+            "set how = 'loop'"
+        )
     if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():
         raise ValueError(f"processes = {settings.processes}, and this machine has {torch.cuda.device_count()} GPUs")
 
@@ -78,6 +83,7 @@ class ShardedOptimizer:
             problem = nearest(settings.meta.optimizer, OPTIMIZERS)
             raise ValueError(f"no optimizer is called {settings.meta.optimizer!r}: {problem}")
         optimizer = OPTIMIZERS[settings.meta.optimizer](carrier.parameters(), lr=settings.meta.lr)  # type: ignore[call-arg]
+        self.gather = self._gather_shares if settings.engine.deterministic else None
         size = sum(part.numel() for part in carrier.parts)
         self._engine = _initialize(carrier, optimizer, _config(settings, size))
         set_timeouts(settings.engine.timeout_seconds)
@@ -90,7 +96,8 @@ class ShardedOptimizer:
 
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Make one step on the weighted mean over all ranks; every rank reports the same."""
-        sums, weight = self._add_up(sums, weight)
+        if self.gather is None:
+            sums, weight = self._add_up(sums, weight)
         grads, report = average(sums, weight, self._clip_norm)
         if report.skipped is None:
             with _quiet():
@@ -123,13 +130,26 @@ class ShardedOptimizer:
         """Return the sums over all ranks, the same on each."""
         if self.world == 1:
             return sums, weight
-        grads = named(sums.grads)
-        ends = [grads[name].detach().reshape(-1).float() for name in self._shapes]
-        total = torch.cat([*ends, ends[0].new_tensor([weight]), sums.loss.detach().reshape(1).float()])
+        total = self._pack(sums, weight)
         dist.all_reduce(total)
-        *flat, weights, loss = torch.split(total, [*(end.numel() for end in ends), 1, 1])
+        return self._unpack(total)
+
+    def _gather_shares(self, share: MetaGrad, weight: float) -> list[tuple[MetaGrad, float]]:
+        mine = self._pack(share, weight)
+        shares = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(shares, mine)
+        return [self._unpack(one) for one in shares]
+
+    def _pack(self, sums: MetaGrad, weight: float) -> Tensor:
+        """Return gradients, weight and loss as one flat tensor."""
+        grads = named(sums.grads)
+        flat = [grads[name].detach().reshape(-1).float() for name in self._shapes]
+        return torch.cat([*flat, flat[0].new_tensor([weight]), sums.loss.detach().reshape(1).float()])
+
+    def _unpack(self, packed: Tensor) -> tuple[MetaGrad, float]:
+        *flat, weight, loss = torch.split(packed, [*(shape.numel() for shape in self._shapes.values()), 1, 1])
         found = {name: part.view(self._shapes[name]) for name, part in zip(self._shapes, flat, strict=True)}
-        return MetaGrad(loss[0], unnamed(found)), float(weights)
+        return MetaGrad(loss[0], unnamed(found)), float(weight)
 
     def _gather(self) -> Meta:
         """Return full, detached copies of the parameters as they are now."""
@@ -178,6 +198,7 @@ def _config(settings: TrainerSettings, size: int) -> dict[str, Any]:
         "stage": settings.engine.zero_stage,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
+        "memory_efficient_linear": False,  # Stage 3 would replace torch's linear layer for the whole process.
     }
     if settings.engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
