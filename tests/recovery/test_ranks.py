@@ -21,7 +21,7 @@ kind = "deepspeed"
 processes = 2
 zero_stage = 2
 how = "loop"
-timeout_seconds = 4.0
+timeout_seconds = 8.0
 """
 TASKS = 30
 FAULTS_AT = (5, 11, 17, 23)
