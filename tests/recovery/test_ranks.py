@@ -38,11 +38,22 @@ def agent_dies(served: Served, _: int) -> None:
     wait_for("no rank survives as an orphan", lambda: not any(psutil.pid_exists(pid) for pid in ranks if pid), 10)
 
 
+def daemon_dies(served: Served, _: int) -> None:
+    """With it the agent and its ranks, which ``kill`` waits for."""
+    wait_for("there are ranks", lambda: served.rank(1))
+    assert served.kill("daemon")
+
+
 def rank_hangs(served: Served, number: int) -> None:
     os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGSTOP)
 
 
-FAULTS = {"a rank is killed": rank_dies, "the agent is killed": agent_dies, "a rank hangs": rank_hangs}
+FAULTS = {
+    "a rank is killed": rank_dies,
+    "the agent is killed": agent_dies,
+    "the daemon is killed": daemon_dies,
+    "a rank hangs": rank_hangs,
+}
 
 
 @pytest.fixture
@@ -85,7 +96,7 @@ def unharmed(tmp_path_factory):
 def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, serve, unharmed, fault):
     served = serve()
     fed = 0
-    for number, at in enumerate(FAULTS_AT[: 2 if fault is rank_hangs else None]):
+    for number, at in enumerate(FAULTS_AT[: 2 if fault in (rank_hangs, daemon_dies) else None]):
         feed(served, fed, at)
         time.sleep(0.3 * number)  # In the midst of a round, of a checkpoint, of a start.
         fault(served, number % 2)
