@@ -1,7 +1,7 @@
 """A torch optimizer over meta-parameters: the single-process ``Engine``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -41,11 +41,9 @@ class MetaOptimizer:
 
         Raises ``ValueError`` for an unknown name.
         """
-        if name not in OPTIMIZERS:
-            raise ValueError(f"no optimizer is called {name!r}: {nearest(name, OPTIMIZERS)}")
         self._meta = Meta(*({n: w.detach().clone() for n, w in part.items()} for part in meta))
         self._clip_norm = clip_norm
-        self._optimizer = OPTIMIZERS[name](list(named(self._meta).values()), lr=lr)  # type: ignore[call-arg]
+        self._optimizer = make_optimizer(name, named(self._meta).values(), lr)
 
     def meta(self) -> Meta:
         """The current meta-parameters, shared with the optimizer: not to be written."""
@@ -84,6 +82,13 @@ class MetaOptimizer:
         self._optimizer.state.clear()
         for (key, name), value in saved_state(saved).items():
             self._optimizer.state[parameters[name]][key] = value.detach().clone()
+
+
+def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Return the optimizer called ``name``; raises ``ValueError`` for an unknown one."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer is called {name!r}: {nearest(name, OPTIMIZERS)}")
+    return OPTIMIZERS[name](list(parameters), lr=lr)  # type: ignore[call-arg]
 
 
 def average(sums: MetaGrad, weight: float, clip_norm: float | None) -> tuple[Params, StepReport]:

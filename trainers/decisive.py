@@ -26,7 +26,7 @@ def decisive(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
     chosen = dataclasses.asdict(settings)
     del chosen["checkpoint"], chosen["meta"]["max_rounds_per_update"]
-    chosen["engine"] = {key: value for key, value in chosen["engine"].items() if key not in INDIFFERENT}
+    chosen["engine"] = _without_indifferent(chosen["engine"])
     chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
     plain: dict[str, Any] = _plain(chosen)
     return plain
@@ -42,7 +42,7 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
         section: {**default[section], **old} if isinstance(old, dict) and section != "model" else old
         for section, old in before.items()
     }
-    before["engine"] = {key: value for key, value in before["engine"].items() if key not in INDIFFERENT}
+    before["engine"] = _without_indifferent(before["engine"])
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
         for section, key, old, new in _differences(before, decisive(settings))
@@ -52,6 +52,10 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
             f"this run was begun with other settings: {'; '.join(changes)}. Set them back, give the new run "
             "another run.path, or play the same history with them by `online-meta replay`"
         )
+
+
+def _without_indifferent(engine: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in engine.items() if key not in INDIFFERENT}
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from online_meta.tree import add
 from online_meta.types import (
     AccuracyFn,
     Engine,
+    Gather,
     Learned,
     MetaGrad,
     MetaGradient,
@@ -93,18 +94,20 @@ class FollowTheMetaLeader:
 
     def _step(self, step: int) -> tuple[list[int], StepReport]:
         picks = self._replay(Draw(self._seed, self.round - 1, step, self.round, self._batch))
-        total = self._sum(picks[self.engine.rank :: self.engine.world]) if self.engine.gather is None else None
-        return [pick.round for pick in picks], self.engine.apply(*(total or self._sum_in_order(picks)))
+        if self.engine.gather is None:
+            total = self._sum(picks[self.engine.rank :: self.engine.world])
+        else:
+            total = self._sum_in_order(picks, self.engine.gather)
+        return [pick.round for pick in picks], self.engine.apply(*total)
 
     def _sum(self, picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
         """Return this rank's sum; one without a task takes part with nothing: zeros of weight 0."""
         tasks = [self._past[pick.round] for pick in picks]
         return self._gradient(self.engine.meta(), tasks, [pick.weight for pick in picks])
 
-    def _sum_in_order(self, picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
+    def _sum_in_order(self, picks: Sequence[Pick], gather: Gather) -> tuple[MetaGrad, float]:
         """Return the sum over all ranks, added up pick by pick: the same bits whatever their number is."""
-        gather, rank, world = self.engine.gather, self.engine.rank, self.engine.world
-        assert gather is not None
+        rank, world = self.engine.rank, self.engine.world
         total, weight = self._sum([])
         for first in range(0, len(picks), world):
             together = picks[first : first + world]

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from online_meta.adjoint import through_begin
 from online_meta.differentiate import vjp
-from online_meta.inner import Inner, begin, query_loss, slow_weights, step
+from online_meta.inner import Inner, finish, query_loss, slow_weights, step
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Task
 
@@ -48,10 +48,7 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         with torch.no_grad():
             held = Meta(slow_weights(inner, meta.weights), meta.rule)
-            carry = begin(inner, meta, task.support)
-            for k in range(inner.steps):
-                carry = step(inner, held, carry, task.support, k)
-
+            carry = finish(inner, meta, task.support)
             loss, pull = vjp(lambda held, phi: query_loss(inner, held, phi, task.query), held, carry.phi)
             direct, right = pull(torch.ones_like(loss))
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from streams.producer import submit
 from tests.benchmarks.goals import verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
 from tests.benchmarks.surroundings import commit, machine
+from tests.engines.launch import places
 from tests.recovery.served import Served
 from tests.recovery.test_kills import body
 from tests.recovery.test_ranks import ENGINE, rank_dies, wait_for
@@ -29,19 +29,16 @@ WAYS = {"local, 1 rank": ("local", 1), "deepspeed, 1 rank": ("deepspeed", 1), "d
 
 def time_steps(kind: str, world: int, steps: int) -> float:
     """Return the median seconds of a meta-step by so many ranks, each a process with one thread."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-m", "tests.benchmarks.one_rank", kind, "0", str(steps)]
     ranks = [
         subprocess.Popen(
             command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **place},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        for rank in range(world)
+        for place in places(world)
     ]
     said = [rank.communicate(timeout=600)[0] for rank in ranks]
     (line,) = [line for line in said[0].splitlines() if line.startswith("SECONDS")]

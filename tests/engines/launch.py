@@ -1,27 +1,31 @@
 """Ranks of ``rank_program`` as processes, on loopback, without an agent."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.daemon import free_port
+
 ROOT = Path(__file__).parents[2]
+
+
+def places(world: int) -> list[dict[str, str]]:
+    """Return what torchrun would put into the environment of each of so many ranks on this machine."""
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def start_ranks(what: str, folder: Path, world: int, **environment: str) -> list["subprocess.Popen[bytes]"]:
     """Start so many ranks; what they say goes to FOLDER/rank-<n>.log."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
     ranks = []
-    for rank in range(world):
+    for rank, place in enumerate(places(world)):
         with (folder / f"rank-{rank}.log").open("wb") as log:
             ranks.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "tests.engines.rank_program", what, str(folder)],
                     cwd=ROOT,
-                    env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    env={**os.environ, "PYTHONPATH": str(ROOT), **place, **environment},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )

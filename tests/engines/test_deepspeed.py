@@ -1,6 +1,9 @@
 """The DeepSpeed engine gives the answer of one process, at every stage, by any number of ranks."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import trainers.engines.local
 from tests.engines.cases import CASES, STEPS_PER_ROUND, learner, play, settings
-from tests.engines.launch import run_ranks, start_ranks
+from tests.engines.launch import ROOT, places, run_ranks, start_ranks
 from tests.engines.rank_program import HALF, STAGES
 from tests.learners.problems import frozen
 
@@ -110,6 +113,15 @@ def test_deterministic_ranks_learn_the_same_bits_whatever_their_number(tmp_path)
                 assert frozen(load_file(folder / f"True, stage {stage}-{rank}.safetensors")) == bits, (world, stage)
             others.add(str(frozen(load_file(folder / f"False, stage {stage}-0.safetensors"))))
     assert len(others) > 1
+
+
+def test_one_process_needs_no_torchrun_and_runs_no_command(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in places(1)[0]}
+    command = [sys.executable, "-m", "tests.engines.rank_program", "starts_nothing", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "commands.json").read_text()) == []
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("stage", ["0", "2", "3"])

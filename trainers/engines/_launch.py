@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
 
 import psutil
@@ -63,24 +63,28 @@ def _bury_ranks(timeout_seconds: float, draining: threading.Event) -> None:
 
     Ranks that are started again while draining would never end: with them, this process does.
     """
-    together: dict[int, psutil.Process] = {}
-    drained: set[int] = set()
+    together: set[int] = set()
     broken, stopped = _Patience(GRACE_SECONDS), _Patience(timeout_seconds)
     while True:
         status = _status_of_ranks()
-        left = [pid for pid in together if pid in status]
-        if not left or len(left) == len(together):
-            together = {pid: psutil.Process(pid) for pid in status if psutil.pid_exists(pid)}
-        still = [pid for pid in left if status[pid] == psutil.STATUS_STOPPED]
-        hanging = left if broken.ends(bool(left) and len(left) < len(together)) else []
-        for pid in {*hanging, *(still if stopped.ends(bool(still)) else [])}:
-            together[pid].kill()
-        if draining.is_set() and any(pid not in drained for pid in status):
-            for pid in status:
-                os.kill(pid, signal.SIGKILL)
+        if draining.is_set() and not status.keys() <= together:
+            _kill(status)
             os._exit(os.EX_TEMPFAIL)
-        drained = drained if draining.is_set() else set(status)
+        left = together & status.keys()
+        if not left or left == together:
+            together = left = set(status)
+        if broken.ends(left < together):
+            _kill(left)
+        still = {pid for pid in left if status[pid] == psutil.STATUS_STOPPED}
+        if stopped.ends(bool(still)):
+            _kill(still)
         time.sleep(POLL_SECONDS)
+
+
+def _kill(ranks: Iterable[int]) -> None:
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class _Patience:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,12 +25,19 @@ def joined(settings: EngineSettings) -> Iterator[Crew]:
     if told and len(told) < 4:
         raise ValueError(f"the environment has {', '.join(told)} alone: start the ranks by torchrun")
     on_gpu = settings.device.startswith("cuda")
-    if not told:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **_free_address()}
+    # DeepSpeed insists on the first; without the second it asks numactl in each step, without the third it guesses.
+    local_rank = os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(int(local_rank))
+    store, rank, world = (None, -1, -1) if told else (dist.HashStore(), 0, 1)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=settings.timeout_seconds)
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=settings.timeout_seconds),
+        world_size=world,
+        rank=rank,
+        store=store,
     )
     try:
         yield Crew(dist.get_rank(), dist.get_world_size(), share_json) if dist.get_world_size() > 1 else ALONE
@@ -53,8 +59,3 @@ def set_timeouts(timeout_seconds: float) -> None:
     """Set the time-out of every group there is: those that DeepSpeed makes have none of ours."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
-
-
-def _free_address() -> dict[str, str]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}

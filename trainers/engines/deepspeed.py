@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from online_meta.meta_optimizer import OPTIMIZERS, average, check_saved, named, unnamed
-from online_meta.registry import nearest
+from online_meta.meta_optimizer import average, check_saved, make_optimizer, named, unnamed
 from online_meta.types import Engine, Meta, MetaGrad, Params, StepReport
 from trainers.engines._process_group import set_timeouts
 from trainers.engines._shards import load_state, save_state
@@ -79,16 +78,13 @@ class ShardedOptimizer:
         self._stage, self._clip_norm = settings.engine.zero_stage, settings.meta.clip_norm
         self._shapes = {name: value.shape for name, value in named(meta).items()}
         carrier = Carrier(named(meta))
-        if settings.meta.optimizer not in OPTIMIZERS:
-            problem = nearest(settings.meta.optimizer, OPTIMIZERS)
-            raise ValueError(f"no optimizer is called {settings.meta.optimizer!r}: {problem}")
-        optimizer = OPTIMIZERS[settings.meta.optimizer](carrier.parameters(), lr=settings.meta.lr)  # type: ignore[call-arg]
+        optimizer = make_optimizer(settings.meta.optimizer, carrier.parameters(), settings.meta.lr)
         self.gather = self._gather_shares if settings.engine.deterministic else None
         size = sum(part.numel() for part in carrier.parts)
         self._engine = _initialize(carrier, optimizer, _config(settings, size))
         set_timeouts(settings.engine.timeout_seconds)
         self._parts = dict(zip(self._shapes, carrier.parts, strict=True))
-        self._meta = self._gather()
+        self._meta = self._copy()
 
     def meta(self) -> Meta:
         """The current meta-parameters, on every rank in full: not to be written."""
@@ -104,7 +100,7 @@ class ShardedOptimizer:
                 with self._whole():
                     self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
                 self._engine.step()
-            self._meta = self._gather()
+            self._meta = self._copy()
         return report
 
     def save(self) -> Params:
@@ -124,7 +120,7 @@ class ShardedOptimizer:
                 for name, part in self._parts.items():
                     part.copy_(saved[name].reshape(-1))
             load_state(self._engine, self._stage, self._parts, saved)
-        self._meta = self._gather()
+        self._meta = self._copy()
 
     def _add_up(self, sums: MetaGrad, weight: float) -> tuple[MetaGrad, float]:
         """Return the sums over all ranks, the same on each."""
@@ -151,7 +147,7 @@ class ShardedOptimizer:
         found = {name: part.view(self._shapes[name]) for name, part in zip(self._shapes, flat, strict=True)}
         return MetaGrad(loss[0], unnamed(found)), float(weight)
 
-    def _gather(self) -> Meta:
+    def _copy(self) -> Meta:
         """Return full, detached copies of the parameters as they are now."""
         with _quiet(), self._whole():
             return unnamed({n: part.detach().clone().view(self._shapes[n]) for n, part in self._parts.items()})
@@ -168,8 +164,8 @@ def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict
     with _quiet():
         deepspeed = _import()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # It would be compiled, for minutes, and a build that is killed leaves a lock behind.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # None of its own operators: they would be compiled, and only to look which could be runs a compiler.
+        deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         return deepspeed.initialize(model=carrier, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
