@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from online_meta.registry import nearest
-from online_meta.types import Meta, MetaGrad, Params, StepReport
+from online_meta.types import Keep, Meta, MetaGrad, Params, StepReport
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -24,6 +24,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 STATE = "optimizer."
 """What the names of saved optimizer state begin with; the state's key and the parameter's name follow."""
 
+WHOLE = ("step", "mu_product")
+"""State that is one number a parameter; it stays on the CPU."""
+
 
 class MetaOptimizer:
     """Steps meta-parameters in this process; implements ``Engine`` with one rank.
@@ -35,6 +38,7 @@ class MetaOptimizer:
     rank = 0
     world = 1
     gather = None
+    lr_scale = 1.0
 
     def __init__(self, meta: Meta, name: str = "adam", lr: float = 1e-3, clip_norm: float | None = None) -> None:
         """Copy ``meta`` and start the optimizer called ``name`` with learning rate ``lr``.
@@ -42,7 +46,7 @@ class MetaOptimizer:
         Raises ``ValueError`` for an unknown name.
         """
         self._meta = Meta(*({n: w.detach().clone() for n, w in part.items()} for part in meta))
-        self._clip_norm = clip_norm
+        self._clip_norm, self._lr = clip_norm, lr
         self._optimizer = make_optimizer(name, named(self._meta).values(), lr)
 
     def meta(self) -> Meta:
@@ -55,19 +59,21 @@ class MetaOptimizer:
         if report.skipped is None:
             for name, parameter in named(self._meta).items():
                 parameter.grad = grads[name]
+            set_lr(self._optimizer, self._lr * self.lr_scale)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         return report
 
-    def save(self) -> Params:
-        """Return meta-parameters under ``weights.`` and ``rule.``, and the state under ``optimizer.``."""
+    def save(self, keep: Keep | None = None) -> Params:
+        """Return meta-parameters under ``weights.`` and ``rule.``, and the state under ``optimizer.``; on the CPU."""
         parameters = named(self._meta)
-        saved = {name: value.detach().clone() for name, value in parameters.items()}
-        for name, parameter in parameters.items():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    saved[f"{STATE}{key}.{name}"] = value.detach().clone()
-        return saved
+        state = {
+            f"{STATE}{key}.{name}": value
+            for name, parameter in parameters.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+        return {name: copy_to_cpu(value) for name, value in {**parameters, **state}.items() if not keep or keep(name)}
 
     def load(self, saved: Params) -> None:
         """Take up exactly what ``save`` gave.
@@ -81,7 +87,19 @@ class MetaOptimizer:
                 parameter.copy_(saved[name])
         self._optimizer.state.clear()
         for (key, name), value in saved_state(saved).items():
-            self._optimizer.state[parameters[name]][key] = value.detach().clone()
+            device = "cpu" if key in WHOLE else parameters[name].device
+            self._optimizer.state[parameters[name]][key] = value.detach().to(device, copy=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step of ``optimizer`` go by the learning rate ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def copy_to_cpu(value: Tensor) -> Tensor:
+    """Return a copy that later steps leave alone, and that takes no memory of an accelerator."""
+    return value.detach().to("cpu", copy=True)
 
 
 def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:

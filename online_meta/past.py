@@ -1,5 +1,7 @@
 """Past tasks in memory, for notebooks and tests."""
 
+from collections.abc import Sequence
+
 from online_meta.types import Task
 
 
@@ -13,6 +15,9 @@ class MemoryPast:
     def __getitem__(self, round: int, /) -> Task:
         """The task of that round."""
         return self._tasks[round]
+
+    def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
+        """They are all here."""
 
     def remember(self, round: int, task: Task) -> None:
         """Keep the task of a round; one that is played again, by a learner that went back, takes the old one's place.

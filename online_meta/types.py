@@ -1,6 +1,6 @@
 """The types that every floor speaks: tensors in named tuples, behaviour as plain callables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -87,6 +87,10 @@ Gather = Callable[[MetaGrad, float], list[tuple[MetaGrad, float]]]
 """(this rank's weighted gradient, its weight) -> those of all ranks, in the order of ranks; all have to call it."""
 
 
+Keep = Callable[[str], bool]
+"""Which of the tensors of a state, by name, this process is to keep; all ranks together keep each of them."""
+
+
 class Engine(Protocol):
     """Holds the meta-parameters and their optimizer, on one rank or many; never differentiates."""
 
@@ -105,14 +109,17 @@ class Engine(Protocol):
         ``apply`` then takes what all ranks have summed, in the same order on each.
         """
 
+    lr_scale: float
+    """What the learning rate is multiplied by in the steps to come: a schedule's share of it, 1 to begin with."""
+
     def meta(self) -> Meta:
         """The current meta-parameters: full, detached fp32 copies or views, not to be written."""
 
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Step on (sum of ``sums`` over ranks) / (sum of ``weight`` over ranks)."""
 
-    def save(self) -> Params:
-        """All state as flat, detached tensors: meta-parameters and optimizer state."""
+    def save(self, keep: Keep | None = None) -> Params:
+        """All state, or what ``keep`` keeps of it, as flat, detached copies: meta-parameters and optimizer state."""
 
     def load(self, saved: Params) -> None:
         """Take up exactly what ``save`` gave."""
@@ -142,8 +149,8 @@ class Learner(Protocol):
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, in the order in which they were scored."""
 
-    def save(self) -> Params:
-        """All state as flat, detached tensors."""
+    def save(self, keep: Keep | None = None) -> Params:
+        """All state, or what ``keep`` keeps of it, as flat, detached copies."""
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
@@ -154,6 +161,9 @@ class Past(Protocol):
 
     def __getitem__(self, round: int, /) -> Task:
         """The task of that round."""
+
+    def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
+        """Make the rounds ``shares[rank]`` readable on each rank until the next call; all ranks have to call it."""
 
     def remember(self, round: int, task: Task) -> None:
         """Keep the task of a round that is being learned (a durable history already has it)."""

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or invisible; safetensors and a JSON manifest with SHA-256, no pickle."""
+"""Checkpoints: complete or invisible; shards of safetensors and a JSON manifest with SHA-256, no pickle."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from safetensors.torch import load, save
 from online_meta.types import Params
 from trainers.durable import replace_file, sync_folder, write_durably
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 is read, too: in it each learner is one file, <learner>.safetensors."""
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
 log = logging.getLogger(__name__)
@@ -29,7 +31,10 @@ class OtherFormat(CheckpointError):
 
 
 class Checkpoint(NamedTuple):
-    """The state of every learner after ``rounds`` rounds, and the settings that led there."""
+    """The state of every learner after ``rounds`` rounds, and the settings that led there.
+
+    That is all: draws are functions of the settings' seed and the round, and the ledger of regret stands at ``rounds``.
+    """
 
     rounds: int
     learners: dict[str, Params]
@@ -39,33 +44,57 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
     """Write ``folder``/<rounds> so that it is whole or absent after any kill; keep the newest ``keep``.
 
-    Data and manifest are written under another name, fsynced, and renamed; LATEST is renamed last.
     Returns the seconds it took. Raises ``OSError`` when the disk refuses; the checkpoints before stay.
     """
     began = time.monotonic()
+    unfinished = begin_checkpoint(folder, checkpoint.rounds)
+    digests = write_shard(unfinished, 0, checkpoint.learners)
+    publish_checkpoint(unfinished, checkpoint.rounds, digests, checkpoint.settings, keep)
+    return time.monotonic() - began
+
+
+def begin_checkpoint(folder: Path, rounds: int) -> Path:
+    """Return a new, empty folder for the checkpoint of ``rounds`` rounds, which no reader sees."""
     folder.mkdir(parents=True, exist_ok=True)
-    target, unfinished = folder / str(checkpoint.rounds), folder / f".{checkpoint.rounds}.unfinished"
     for leftover in folder.glob(".*.unfinished"):
         shutil.rmtree(leftover)
+    unfinished = folder / f".{rounds}.unfinished"
     unfinished.mkdir()
+    return unfinished
+
+
+def write_shard(unfinished: Path, shard: int, learners: Mapping[str, Params]) -> dict[str, str]:
+    """Write each learner's part in this shard, durably; return the SHA-256 of each file by its name."""
     digests = {}
-    for name, tensors in checkpoint.learners.items():
+    for name, tensors in learners.items():
+        file = f"{name}.{shard}.safetensors"
         data = save({key: value.cpu().contiguous() for key, value in tensors.items()})
-        digests[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
-        write_durably(unfinished / f"{name}.safetensors", data)
-    manifest = {"format": FORMAT, "rounds": checkpoint.rounds, "sha256": digests, "settings": checkpoint.settings}
+        digests[file] = hashlib.sha256(data).hexdigest()
+        write_durably(unfinished / file, data)
+    return digests
+
+
+def publish_checkpoint(
+    unfinished: Path, rounds: int, digests: Mapping[str, str], settings: Mapping[str, Any], keep: int
+) -> None:
+    """Make a checkpoint visible whose shards, with these ``digests``, are written; keep the newest ``keep``.
+
+    The manifest is written and fsynced like the shards before the folder is renamed; LATEST is renamed last.
+    """
+    folder = unfinished.parent
+    target = folder / str(rounds)
+    manifest = {"format": FORMAT, "rounds": rounds, "sha256": dict(digests), "settings": settings}
     write_durably(unfinished / MANIFEST, json.dumps({**manifest, "manifest": _digest(manifest)}, indent=1).encode())
     sync_folder(unfinished)
     if target.exists():  # A run that went back to an older checkpoint writes this one again.
         shutil.rmtree(target)
     os.rename(unfinished, target)
     sync_folder(folder)
-    replace_file(folder / LATEST, f"{checkpoint.rounds}\n".encode(), durable=True)
+    replace_file(folder / LATEST, f"{rounds}\n".encode(), durable=True)
     saved = saved_rounds(folder)
-    kept = [rounds for rounds in saved if rounds <= checkpoint.rounds][-keep:]
+    kept = [one for one in saved if one <= rounds][-keep:]
     for other in set(saved).difference(kept):  # A newer one is damaged: the run went back behind it.
         shutil.rmtree(folder / str(other))
-    return time.monotonic() - began
 
 
 def saved_rounds(folder: Path) -> list[int]:
@@ -81,9 +110,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` that names the file and what is wrong with it, ``OtherFormat`` when nothing is.
     """
     manifest = _read_manifest(path / MANIFEST)
-    if manifest["format"] != FORMAT:
-        raise OtherFormat(f"{path} has format {manifest['format']}; this online-meta reads {FORMAT}")
-    learners = {}
+    if manifest["format"] not in (1, FORMAT):
+        raise OtherFormat(f"{path} has format {manifest['format']}; this online-meta reads formats 1 and {FORMAT}")
+    learners: dict[str, Params] = {}
     for name, digest in manifest["sha256"].items():
         try:
             data = (path / name).read_bytes()
@@ -91,7 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not that of the manifest")
-        learners[name.removesuffix(".safetensors")] = load(data)
+        learners.setdefault(name.split(".")[0], {}).update(load(data))
     return Checkpoint(manifest["rounds"], learners, manifest["settings"])
 
 

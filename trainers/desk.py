@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from online_meta.types import Meta, Params
-from trainers.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from trainers.checkpoint import CheckpointError
 from trainers.decisive import decisive
 from trainers.durable import replace_file
 from trainers.json_lines import Line, LineReader, LineWriter
@@ -67,14 +67,6 @@ def report(desk: Desk, line: Line) -> None:
     difference = disagreement(before, line)
     if difference:
         log.error("round %d does not repeat: %s (another machine, torch or model code?)", line["round"], difference)
-
-
-def keep_checkpoint(desk: Desk, rounds: int, learners: dict[str, Params]) -> None:
-    """Make all that was reported durable, then the state that led there."""
-    desk.lines.sync()
-    checkpoint = Checkpoint(rounds, learners, decisive(desk.settings))
-    seconds = save_checkpoint(desk.files.checkpoints, checkpoint, desk.settings.checkpoint.keep)
-    desk.checkpoints.append({"round": rounds, "timestamp": time.time(), "seconds": seconds})
 
 
 def publish(desk: Desk, meta: Meta, rounds: int) -> None:

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -14,19 +16,20 @@ from online_meta.regret import LEARNER
 from online_meta.types import Learner, Meta, Task
 from streams.history import History
 from trainers.build import LOCAL, build_learners, build_setup
-from trainers.checkpoint import load_checkpoint, load_latest
+from trainers.checkpoint import begin_checkpoint, load_checkpoint, load_latest
 from trainers.crew import ALONE, Crew
 from trainers.decisive import check_same_settings
-from trainers.desk import Desk, close_desk, keep_checkpoint, open_desk, publish, report
+from trainers.desk import Desk, close_desk, open_desk, publish, report
 from trainers.past import HistoryPast
 from trainers.paths import Steering, read_paths, told_paths
 from trainers.round_lines import round_lines
 from trainers.run_files import RunFiles
+from trainers.saving import Aside, kept_by, write_own_shard, write_whole
 from trainers.settings import TrainerSettings
 
 POLL_SECONDS = 0.02
 PUBLISH_SECONDS = 0.5
-END, WAIT = "end", "wait"
+END, WAIT, SAVE = "end", "wait", "save"
 log = logging.getLogger(__name__)
 
 
@@ -35,12 +38,14 @@ class Run:
     """An open run: what is played, by whom, and, on the rank that leads, the files it is written to."""
 
     settings: TrainerSettings
-    history: History
+    files: RunFiles
+    history: History | None
     learners: dict[str, Learner]
     leader: Callable[[], Meta]
     past: HistoryPast
     steering: Steering
     crew: Crew
+    writing: Aside
     desk: Desk | None
     round: int = 0
     checkpointed: int = 0
@@ -49,13 +54,14 @@ class Run:
 def open_run(
     settings: TrainerSettings,
     files: RunFiles,
-    history: History,
+    history: History | None,
     patience: float = PATIENCE_SECONDS,
     crew: Crew | None = None,
 ) -> Run:
     """Open a run at its last whole checkpoint, or at its beginning; all ranks of a ``crew`` at the same one.
 
-    Without a crew this process is alone, and steps by the local engine whatever the settings say.
+    Without a crew this process is alone, and steps by the local engine whatever the settings say. Ranks of a crew that
+    are on other machines than the run's files have no ``history``.
 
     Faster paths for its meta-gradients are looked for once these have taken ``patience`` seconds.
     Raises ``SettingsChanged`` when the run was begun with settings that give other parameters,
@@ -64,20 +70,21 @@ def open_run(
     torch.set_num_threads(settings.engine.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It only costs time.
-    past = HistoryPast(history, torch.device(settings.engine.device))
-    setup = build_setup(settings, past, files.programs, settings.engine.kind if crew else LOCAL)
-    learners = build_learners(settings, setup)
-    crew = crew or ALONE
+    kind, crew = settings.engine.kind if crew else LOCAL, crew or ALONE
+    past = HistoryPast(history, torch.device(settings.engine.device), crew)
+    learners = build_learners(settings, build_setup(settings, past, files.programs, kind))
     rounds = _resume(settings, files, learners, crew)
     share = -(-settings.meta.batch // crew.world)
     return Run(
         settings=settings,
+        files=files,
         history=history,
         learners=learners,
         leader=learners[LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML has an engine
         past=past,
         steering=Steering(learners, settings.engine, share, files.programs, patience),
         crew=crew,
+        writing=Aside("checkpoint"),
         desk=open_desk(settings, files, rounds) if crew.leads else None,
         round=rounds,
         checkpointed=rounds,
@@ -88,13 +95,15 @@ def _resume(settings: TrainerSettings, files: RunFiles, learners: dict[str, Lear
     """Load the last checkpoint that is whole; return how many rounds it has learned."""
     checkpoint = load_latest(files.checkpoints) if crew.leads else None
     rounds: int = crew.share(0 if checkpoint is None else checkpoint.rounds)
-    if rounds and not crew.leads:
-        checkpoint = load_checkpoint(files.checkpoints / str(rounds))
-    if checkpoint is None:
+    if not rounds:
         return 0
-    check_same_settings(checkpoint.settings, settings)
+    if crew.writes and checkpoint is None:
+        checkpoint = load_checkpoint(files.checkpoints / str(rounds))
+    if checkpoint is not None:
+        check_same_settings(checkpoint.settings, settings)
     for name, learner in learners.items():
-        learner.load(checkpoint.learners[name], rounds)
+        saved = {} if checkpoint is None else checkpoint.learners[name]
+        learner.load(crew.share_tensors(saved) if crew.far else saved, rounds)
     return rounds
 
 
@@ -103,27 +112,36 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
 
     Returns how many are learned. What is being played when ``stop`` is set is finished first. Of several ranks
     the leading one says what they do next; ``stop`` and ``until`` of the others do not count.
+    Raises ``OSError`` when the disk takes no more.
     """
-    while (order := run.crew.share(_order(run, stop, until) if run.crew.leads else None)) != END:
-        if order == WAIT:
+    while (order := run.crew.share(_order(run, stop, until))) != END:
+        if order == SAVE:
+            write_checkpoint(run)
+        elif order == WAIT:
             _publish(run)
             stop.wait(POLL_SECONDS)
-            continue
-        play_update(run, order)
-        if run.desk and time.monotonic() - run.desk.published[1] > PUBLISH_SECONDS:
-            _publish(run)
-        if run.round - run.checkpointed >= run.settings.checkpoint.every_rounds:
-            write_checkpoint(run)
-    if run.round > run.checkpointed:
-        write_checkpoint(run)
+        else:
+            play_update(run, order)
+            if run.desk and time.monotonic() - run.desk.published[1] > PUBLISH_SECONDS:
+                _publish(run)
+    run.writing.finish()
     _publish(run)
     return run.round
 
 
-def _order(run: Run, stop: Event, until: int | None) -> int | str:
-    """Return how many rounds can be played now, or that it is time to wait or to end."""
+def _order(run: Run, stop: Event, until: int | None) -> int | str | None:
+    """Return how many rounds can be played now, or that it is time to save, to wait or to end, if this rank leads.
+
+    While one checkpoint is written beside training no other is begun, except the last.
+    """
+    idle = run.writing.idle()
+    if run.history is None or not run.crew.leads:
+        return None
+    new = run.round - run.checkpointed
+    if idle and new >= run.settings.checkpoint.every_rounds:
+        return SAVE
     if stop.is_set() or (until is not None and run.round >= until):
-        return END
+        return SAVE if new else END
     available = len(run.history) - run.round
     return (available if until is None else min(available, until - run.round)) or WAIT
 
@@ -132,14 +150,16 @@ def play_update(run: Run, available: int) -> None:
     """Play one plan: score its rounds with every learner, let each learn them, report."""
     # What timing decides is written down before it is played, and shared.
     rounds = run.crew.share(_plan(run, available, run.desk) if run.desk else None)
-    tasks: list[Task] = [run.past[round] for round in range(run.round, run.round + rounds)]
+    fresh = range(run.round, run.round + rounds)
+    run.past.hand_out([fresh] * run.crew.world)
+    tasks: list[Task] = [run.past[round] for round in fresh]
     run.steering.follow(read_paths(run.crew.share(_find_paths(run, tasks, run.desk) if run.desk else None)))
     began = time.monotonic()
     scores = {name: [learner.score(task) for task in tasks] for name, learner in run.learners.items()}
     learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
     seconds = time.monotonic() - began
-    if run.desk:
-        entries = [run.history.entry(round) for round in range(run.round, run.round + rounds)]
+    if run.desk and run.history is not None:
+        entries = [run.history.entry(round) for round in fresh]
         for line in round_lines(entries, scores, learned[LEARNER], seconds):
             report(run.desk, line)
     run.round += rounds
@@ -158,11 +178,17 @@ def _find_paths(run: Run, tasks: list[Task], desk: Desk) -> dict[str, Any]:
 
 
 def write_checkpoint(run: Run) -> None:
-    """Make all that was reported durable, then the state that led there."""
-    learners = {name: learner.save() for name, learner in run.learners.items()}
+    """Begin to write the state that all reported rounds led to; training goes on when it is copied."""
+    run.writing.finish()
+    began, rounds, crew = time.monotonic(), run.round, run.crew
+    unfinished = crew.share(str(begin_checkpoint(run.files.checkpoints, rounds)) if crew.leads else None)
+    learners = {name: learner.save(kept_by(crew) if crew.world > 1 else None) for name, learner in run.learners.items()}
+    stall = time.monotonic() - began
     if run.desk:
-        keep_checkpoint(run.desk, run.round, learners)
-    run.checkpointed = run.round
+        run.writing.start(partial(write_whole, Path(unfinished), run.desk, crew, rounds, learners, stall))
+    elif crew.writes:
+        run.writing.start(partial(write_own_shard, Path(unfinished), crew, learners))
+    run.checkpointed = rounds
 
 
 def _publish(run: Run) -> None:
@@ -171,7 +197,8 @@ def _publish(run: Run) -> None:
 
 
 def close_run(run: Run) -> None:
-    """Stop what is being compiled and close the run's files."""
+    """Stop what is being compiled, finish what is being written, and close the run's files."""
     run.steering.close()
+    run.writing.close()
     if run.desk:
         close_desk(run.desk)

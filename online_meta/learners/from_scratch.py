@@ -5,7 +5,7 @@ from dataclasses import replace
 from online_meta.rules.adam import adam
 from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Learned, Meta, Params, Score, Task
+from online_meta.types import Keep, Learned, Meta, Params, Score, Task
 
 
 class FromScratch:
@@ -32,7 +32,7 @@ class FromScratch:
         self._round += len(tasks)
         return Learned((), ())
 
-    def save(self) -> Params:
+    def save(self, keep: Keep | None = None) -> Params:
         """Nothing to keep."""
         return {}
 

@@ -16,6 +16,7 @@ from online_meta.types import (
     AccuracyFn,
     Engine,
     Gather,
+    Keep,
     Learned,
     MetaGrad,
     MetaGradient,
@@ -94,8 +95,10 @@ class FollowTheMetaLeader:
 
     def _step(self, step: int) -> tuple[list[int], StepReport]:
         picks = self._replay(Draw(self._seed, self.round - 1, step, self.round, self._batch))
+        rank, world = self.engine.rank, self.engine.world
+        self._past.hand_out([[pick.round for pick in picks[other::world]] for other in range(world)])
         if self.engine.gather is None:
-            total = self._sum(picks[self.engine.rank :: self.engine.world])
+            total = self._sum(picks[rank::world])
         else:
             total = self._sum_in_order(picks, self.engine.gather)
         return [pick.round for pick in picks], self.engine.apply(*total)
@@ -115,9 +118,9 @@ class FollowTheMetaLeader:
                 total, weight = add(total, share), weight + its
         return total, weight
 
-    def save(self) -> Params:
+    def save(self, keep: Keep | None = None) -> Params:
         """Return the engine's state: all that cannot be computed again from the history."""
-        return self.engine.save()
+        return self.engine.save(keep)
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""

@@ -123,11 +123,11 @@ def test_export_explains_what_it_cannot_read_or_write(cli: Cli, finished: Finish
         ended = cli("export", given, file)
         assert (ended.code, told in ended.err) == (78, True), ended.err
     copy = shutil.copytree(checkpoints / str(ROUNDS), tmp_path / "copy")
-    whole = bytearray((copy / "ftml.safetensors").read_bytes())
+    whole = bytearray((copy / "ftml.0.safetensors").read_bytes())
     whole[-1] ^= 1
-    (copy / "ftml.safetensors").write_bytes(whole)
+    (copy / "ftml.0.safetensors").write_bytes(whole)
     ended = cli("export", copy, tmp_path / "x")
-    assert (ended.code, "ftml.safetensors is damaged" in ended.err) == (78, True)
+    assert (ended.code, "ftml.0.safetensors is damaged" in ended.err) == (78, True)
 
 
 def test_a_checkpoint_adapts_as_the_daemon_does(cli: Cli, finished: Finished, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_going_back_leaves_no_damaged_newer_one_in_the_way(tmp_path):
 
 def test_a_round_that_is_saved_again_replaces_the_damaged_one(tmp_path):
     saved(tmp_path, 1, 2)
-    (tmp_path / "2" / "ftml.safetensors").unlink()
+    (tmp_path / "2" / "ftml.0.safetensors").unlink()
     assert load_latest(tmp_path).rounds == 1
     saved(tmp_path, 2)
     assert bits(load_latest(tmp_path)) == bits(dying.checkpoint(2))
@@ -100,7 +100,7 @@ def places():
     """Name some bytes of each tensor file to flip: the file, and where in it (0 to 1)."""
     chance = random.Random(11)
     for name in ("ftml", "train_on_everything", "from_scratch"):
-        yield from ((f"{name}.safetensors", chance.random()) for _ in range(12))
+        yield from ((f"{name}.0.safetensors", chance.random()) for _ in range(12))
 
 
 @pytest.mark.parametrize(("name", "at"), list(places()))
@@ -134,7 +134,7 @@ def test_a_manifest_that_is_none_is_passed_over(tmp_path, content):
     assert load_latest(tmp_path).rounds == 1
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "ftml.safetensors"])
+@pytest.mark.parametrize("name", ["manifest.json", "ftml.0.safetensors"])
 def test_a_file_that_is_gone_is_named(tmp_path, name):
     (saved(tmp_path, 1, 2) / "2" / name).unlink()
     with pytest.raises(CheckpointError, match=f"2/{name} cannot be read: .*No such file"):
@@ -145,9 +145,9 @@ def test_a_file_that_is_gone_is_named(tmp_path, name):
 def test_where_all_are_damaged_the_newest_ones_problem_is_raised(tmp_path):
     saved(tmp_path, 1, 2)
     for rounds in ("1", "2"):
-        (tmp_path / rounds / "ftml.safetensors").write_bytes(b"not this")
+        (tmp_path / rounds / "ftml.0.safetensors").write_bytes(b"not this")
     with pytest.raises(
-        CheckpointError, match=r"2/ftml\.safetensors is damaged: its SHA-256 is not that of the manifest"
+        CheckpointError, match=r"2/ftml\.0\.safetensors is damaged: its SHA-256 is not that of the manifest"
     ):
         load_latest(tmp_path)
 
@@ -165,8 +165,8 @@ def of_format(folder, number):
 
 def test_a_newer_format_is_refused_and_not_gone_back_behind(tmp_path):
     """A run that went back would learn its rounds again in the old format, and delete the newer checkpoint."""
-    of_format(saved(tmp_path, 1, 2) / "2", 2)
-    with pytest.raises(CheckpointError, match="2 has format 2; this online-meta reads 1"):
+    of_format(saved(tmp_path, 1, 2) / "2", 3)
+    with pytest.raises(CheckpointError, match=r"2 has format 3; this online-meta reads formats 1 and 2"):
         load_latest(tmp_path)
 
 

@@ -36,7 +36,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, history, wh
 def test_a_run_that_was_killed_goes_on_with_the_same_bits_and_writes_no_line_twice(tmp_path, history, whole, updates):
     kill(tmp_path, history, updates)
     checkpoint = load_latest(RunFiles(tmp_path).checkpoints)
-    assert (checkpoint.rounds if checkpoint else 0) == updates - updates % 3
+    saved = checkpoint.rounds if checkpoint else 0
+    assert min(updates, 3) // 3 * 3 <= saved <= updates  # A disk that is slow delays those after the first.
     with open(RunFiles(tmp_path).rounds, "ab") as file:
         file.write(b'{"round":%d,"id":"to' % updates)  # the line that was being written
     assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
@@ -70,7 +71,7 @@ def test_a_run_whose_checkpointed_rounds_have_lost_their_lines_is_refused(tmp_pa
 
 def test_a_damaged_checkpoint_costs_time_and_no_bits(tmp_path, history, whole, caplog):
     play(tmp_path, history, 7)
-    (RunFiles(tmp_path).checkpoints / "7" / "ftml.safetensors").write_bytes(b"")
+    (RunFiles(tmp_path).checkpoints / "7" / "ftml.0.safetensors").write_bytes(b"")
     with opened(tmp_path, history) as run:
         assert run.round == 6
     assert "checkpoint of round 7 is passed over" in caplog.text

@@ -2,24 +2,31 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from trainers.crew import ALONE, Crew
+from online_meta.types import Params
+from trainers.crew import ALONE, Crew, Parcels
 from trainers.settings import EngineSettings
 
 
 @contextmanager
-def joined(settings: EngineSettings) -> Iterator[Crew]:
+def joined(settings: EngineSettings, here: bool = True) -> Iterator[Crew]:
     """Be a member of the process group for the time of the block; yields the crew of its ranks.
 
+    ``here`` says whether this process sees the run's files; the first rank that does leads.
+
     Collectives that the others do not join within ``settings.timeout_seconds`` raise ``RuntimeError``: a rank that
-    hangs must not hang the others. Raises ``ValueError`` when torchrun's variables are there in part only.
+    hangs must not hang the others. Raises ``ValueError`` when torchrun's variables are
+    there in part only, or no rank sees the run's files.
     """
     told = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ]
     if told and len(told) < 4:
@@ -31,7 +38,7 @@ def joined(settings: EngineSettings) -> Iterator[Crew]:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     if on_gpu:
         torch.cuda.set_device(int(local_rank))
-    store, rank, world = (None, -1, -1) if told else (dist.HashStore(), 0, 1)
+    store, rank, world = (None, -1, -1) if told else (torch._C._distributed_c10d.HashStore(), 0, 1)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=settings.timeout_seconds),
@@ -40,19 +47,76 @@ def joined(settings: EngineSettings) -> Iterator[Crew]:
         store=store,
     )
     try:
-        yield Crew(dist.get_rank(), dist.get_world_size(), share_json) if dist.get_world_size() > 1 else ALONE
+        crew = _crew(here)
+        yield crew if crew.world > 1 else ALONE
     finally:
         dist.destroy_process_group()
 
 
-def share_json(value: Any) -> Any:
-    """Return on every rank what rank 0 called this with; it has to be JSON."""
-    body = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+def _crew(here: bool) -> Crew:
+    """Find out who of the ranks sees the run's files."""
+    world = dist.get_world_size()
+    seen = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(seen, torch.tensor([int(here)]))
+    near = tuple(rank for rank in range(world) if seen[rank])
+    if not near:
+        raise ValueError("none of the ranks was started by `online-meta serve`, whose machine has the run's files")
+    leader = near[0]
+    far = [rank for rank in range(world) if rank not in near]
+    return Crew(
+        dist.get_rank(),
+        world,
+        near,
+        partial(_share, leader),
+        partial(_share_tensors, leader),
+        partial(_send, leader, far),
+    )
+
+
+def _share(leader: int, value: Any) -> Any:
+    """Return on every rank what the leader called this with; it has to be JSON."""
+    return json.loads(_broadcast(leader, json.dumps(value).encode()))
+
+
+def _share_tensors(leader: int, tensors: Params | None) -> Params:
+    """Return on every rank the tensors that the leader called this with, one broadcast for each."""
+    own = {name: value.cpu().contiguous() for name, value in (tensors or {}).items()}
+    heads = _share(leader, [[name, str(value.dtype), list(value.shape)] for name, value in own.items()])
+    shared = {}
+    for name, dtype, shape in heads:
+        value = own[name] if own else torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        dist.broadcast(value, leader)
+        shared[name] = value
+    return shared
+
+
+def _send(leader: int, far: Sequence[int], parcels: Parcels | None) -> list[bytes]:
+    """Send from the leader what is for each of the ``far`` ranks; return there what came."""
+    if parcels is None:
+        sizes = torch.empty(2, dtype=torch.int64)
+        dist.recv(sizes, leader)
+        body = torch.empty(int(sizes.sum()), dtype=torch.uint8)
+        dist.recv(body, leader)
+        head, whole = body[: sizes[0]].numpy().tobytes(), body[sizes[0] :].numpy().tobytes()
+        ends = list(accumulate(json.loads(head), initial=0))
+        return [whole[first:last] for first, last in pairwise(ends)]
+    for rank in far:
+        head, whole = json.dumps([len(body) for body in parcels[rank]]).encode(), b"".join(parcels[rank])
+        dist.send(torch.tensor([len(head), len(whole)]), rank)
+        dist.send(_bytes(head + whole), rank)
+    return []
+
+
+def _broadcast(leader: int, body: bytes) -> bytes:
     size = torch.tensor([len(body)])
-    dist.broadcast(size, 0)
-    buffer = torch.frombuffer(bytearray(body), dtype=torch.uint8) if body else torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(buffer, 0)
-    return json.loads(buffer.numpy().tobytes())
+    dist.broadcast(size, leader)
+    buffer = _bytes(body) if dist.get_rank() == leader else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(buffer, leader)
+    return buffer.numpy().tobytes()
+
+
+def _bytes(body: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8)
 
 
 def set_timeouts(timeout_seconds: float) -> None:

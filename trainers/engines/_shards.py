@@ -6,28 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from online_meta.meta_optimizer import STATE, saved_state
-from online_meta.types import Params
-
-WHOLE = ("step", "mu_product")
-"""State that is one number a parameter: it is the same for all, and not sharded."""
+from online_meta.meta_optimizer import STATE, WHOLE, copy_to_cpu, saved_state
+from online_meta.types import Keep, Params
 
 
-def save_state(engine: Any, stage: int, parts: Params, shapes: Mapping[str, torch.Size]) -> Params:
+def save_state(engine: Any, stage: int, parts: Params, shapes: Mapping[str, torch.Size], keep: Keep | None) -> Params:
     """Return the state of each parameter in full, under the names of ``MetaOptimizer.save``; a collective."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    states = _optimizer(engine, stage).state
+    states = optimizer_of(engine, stage).state
     saved = {}
     for key in _keys(states, _shards(engine, stage)):
         for name, part in parts.items():
             if key in WHOLE:
                 value = next(state[key] for state in states.values() if key in state)
             else:
-                value = (states[part][key] if stage == 0 else safe_get_full_optimizer_state(part, key)).view(
-                    shapes[name]
-                )
-            saved[f"{STATE}{key}.{name}"] = value.detach().clone()
+                value = states[part][key] if stage == 0 else safe_get_full_optimizer_state(part, key)
+                value = value.view(shapes[name])
+            full = f"{STATE}{key}.{name}"
+            if not keep or keep(full):
+                saved[full] = copy_to_cpu(value)
     return saved
 
 
@@ -35,11 +33,12 @@ def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
     """Replace the parameters that are stepped, and their state, by what ``saved`` holds; a collective."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    optimizer, shards, given = _optimizer(engine, stage), _shards(engine, stage), saved_state(saved)
+    optimizer, shards, given = optimizer_of(engine, stage), _shards(engine, stage), saved_state(saved)
     optimizer.state.clear()
     if stage == 0:
         for (key, name), value in given.items():
-            optimizer.state[parts[name]][key] = value.detach().clone().reshape(() if key in WHOLE else -1)
+            value = value.detach().clone()
+            optimizer.state[parts[name]][key] = value if key in WHOLE else value.reshape(-1).to(parts[name].device)
         return
     for key, value in {key: value for (key, _), value in given.items()}.items():
         for shard in shards:
@@ -49,13 +48,13 @@ def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
         if given:
             engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, part in parts.items():
-        safe_set_full_fp32_param(part, saved[name].reshape(-1))
+        safe_set_full_fp32_param(part, saved[name].reshape(-1).to(part.device))
     for (key, name), value in given.items():
         if key not in WHOLE:
-            safe_set_full_optimizer_state(parts[name], value.reshape(-1), key)
+            safe_set_full_optimizer_state(parts[name], value.reshape(-1).to(parts[name].device), key)
 
 
-def _optimizer(engine: Any, stage: int) -> torch.optim.Optimizer:
+def optimizer_of(engine: Any, stage: int) -> torch.optim.Optimizer:
     """Return the optimizer of torch that is behind DeepSpeed's."""
     optimizer: torch.optim.Optimizer = engine.optimizer if stage == 0 else engine.optimizer.optimizer
     return optimizer

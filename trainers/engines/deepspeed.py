@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from online_meta.meta_optimizer import average, check_saved, make_optimizer, named, unnamed
-from online_meta.types import Engine, Meta, MetaGrad, Params, StepReport
+from online_meta.meta_optimizer import average, check_saved, copy_to_cpu, make_optimizer, named, set_lr, unnamed
+from online_meta.types import Engine, Keep, Meta, MetaGrad, Params, StepReport
 from trainers.engines._process_group import set_timeouts
-from trainers.engines._shards import load_state, save_state
+from trainers.engines._shards import load_state, optimizer_of, save_state
 from trainers.settings import EngineSettings, TrainerSettings
 
 LARGEST_BUCKET = 500_000_000
@@ -76,6 +76,7 @@ class ShardedOptimizer:
         """Shard ``meta`` over the ranks of the process group."""
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._stage, self._clip_norm = settings.engine.zero_stage, settings.meta.clip_norm
+        self._lr, self.lr_scale = settings.meta.lr, 1.0
         self._shapes = {name: value.shape for name, value in named(meta).items()}
         carrier = Carrier(named(meta))
         optimizer = make_optimizer(settings.meta.optimizer, carrier.parameters(), settings.meta.lr)
@@ -99,15 +100,16 @@ class ShardedOptimizer:
             with _quiet():
                 with self._whole():
                     self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
+                set_lr(optimizer_of(self._engine, self._stage), self._lr * self.lr_scale)
                 self._engine.step()
             self._meta = self._copy()
         return report
 
-    def save(self) -> Params:
-        """Return on every rank the full state, as ``MetaOptimizer.save`` names it; all ranks have to call it."""
-        saved = {name: value.clone() for name, value in named(self._meta).items()}
+    def save(self, keep: Keep | None = None) -> Params:
+        """Return the state, as ``MetaOptimizer.save`` names it, or what this rank keeps of it; all have to call it."""
+        saved = {name: copy_to_cpu(value) for name, value in named(self._meta).items() if not keep or keep(name)}
         with _quiet():
-            return saved | save_state(self._engine, self._stage, self._parts, self._shapes)
+            return saved | save_state(self._engine, self._stage, self._parts, self._shapes, keep)
 
     def load(self, saved: Params) -> None:
         """Take up what an engine of any kind, stage and number of ranks saved; all ranks have to call it.
