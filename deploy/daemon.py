@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from deploy.adaptation import Adapter
 from deploy.api import create_app
 from deploy.config import Config, write_settings
-from deploy.exits import DONE, TRY_LATER, Stop
+from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
 from deploy.exporter import describe, make_instruments
 from deploy.listening import bind, check_exposure
 from deploy.preflight import check_learning, open_sources
@@ -69,6 +69,8 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         write_report(files.folder, state.view, config)
     except OSError as error:
         raise Stop(TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}") from error
+    if state.broken.is_set():
+        raise Stop(BROKEN, "drained, for the trainer cannot go on: its last words are above")
 
 
 def make_state(config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack) -> DaemonState:
@@ -77,10 +79,11 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     instruments = make_instruments(metrics)
     describe(instruments, config.engine.kind, config.engine.processes)
     view = RunView(files, (LEARNER, *config.regret.baselines))
-    children = {}
+    children, broken = {}, Event()
     for name in (*config.regret.comparator, "trainer"):
         program = "ranks" if name == "trainer" and config.engine.processes > 1 else name
-        child = Supervised(name, [sys.executable, "-m", f"deploy.{program}", str(files.settings)])
+        command = [sys.executable, "-m", f"deploy.{program}", str(files.settings)]
+        child = Supervised(name, command, broken.set if name == "trainer" else None)
         cleanup.callback(_drain, child)
         children[name] = child
     ingest = Ingest(
@@ -103,6 +106,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         adapter=Adapter(config.trainer(), files.leader),
         trainer_alive=children["trainer"].alive,
         trainer_restarts=lambda: children["trainer"].restarts,
+        broken=broken,
         token=token,
     )
 
@@ -138,7 +142,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
     before = {kind: signal.signal(kind, lambda *_: asked.set()) for kind in (signal.SIGTERM, signal.SIGINT)}
 
     async def run() -> None:
-        refreshing = asyncio.create_task(_refresh_for_ever(state))
+        refreshing = asyncio.create_task(_refresh_for_ever(state, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
@@ -152,11 +156,12 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
         signal.signal(kind, handler)
 
 
-async def _refresh_for_ever(state: DaemonState) -> None:
+async def _refresh_for_ever(state: DaemonState, server: uvicorn.Server) -> None:
     while True:
         try:
             await asyncio.to_thread(state.refresh)
         except Exception:  # A file that cannot be read now must not stop the counting for ever.
             log.exception("the run's files cannot be read; again in %.0f s", PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
+        server.should_exit |= state.broken.is_set()
         await asyncio.sleep(REFRESH_SECONDS)

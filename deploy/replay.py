@@ -63,7 +63,7 @@ def replay(
 def _take_plans(history_folder: Path, files: RunFiles) -> None:
     """Copy what timing decided, so that it is obeyed and not decided again."""
     played = RunFiles(history_folder.parent)
-    pairs = [(history_folder / file.name, file) for file in (files.plans, files.paths)]
+    pairs = [(history_folder / file.name, file) for file in (files.plans, files.paths, files.rollbacks)]
     pairs += [(program, files.programs / program.name) for program in played.programs.glob("*.pt2")]
     for source, target in pairs:
         if source.exists() and not target.exists():

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -33,6 +34,7 @@ class DaemonState:
     adapter: Adapter
     trainer_alive: Callable[[], bool]
     trainer_restarts: Callable[[], int]
+    broken: Event
     token: str | None
     started: float = field(default_factory=time.time)
     draining: bool = False

@@ -4,9 +4,9 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from deploy.exits import DONE
+from deploy.exits import BROKEN, DONE
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
@@ -17,9 +17,10 @@ log = logging.getLogger(__name__)
 class Supervised:
     """A child process that is restarted, with growing delays, until ``stop``."""
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        """Start the child and a thread that waits for it."""
+    def __init__(self, name: str, command: Sequence[str], give_up: Callable[[], None] | None = None) -> None:
+        """Start the child and a thread that waits for it; one that says it is broken calls ``give_up``."""
         self.name = name
+        self._give_up = give_up
         self.restarts = 0
         self._command = list(command)
         self._stopping = threading.Event()
@@ -62,6 +63,10 @@ class Supervised:
         while True:
             code = self._process.wait()
             if self._stopping.is_set() or code == DONE:
+                return
+            if code == BROKEN and self._give_up is not None:
+                log.error("the %s (pid %d) ended with %d and would do so again", self.name, self.pid, code)
+                self._give_up()
                 return
             delay = FIRST_DELAY_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else delay
             log.error("the %s (pid %d) ended with %d; again in %.1f s", self.name, self.pid, code, delay)

@@ -15,6 +15,7 @@ from streams.ledger import HistoryDamaged, HistoryFull
 from trainers.build import LOCAL
 from trainers.checkpoint import CheckpointError
 from trainers.decisive import SettingsChanged
+from trainers.divergence import Diverged
 from trainers.engines._process_group import joined
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
@@ -48,6 +49,9 @@ def main(settings_file: str) -> int:
     except (SettingsChanged, CheckpointError) as error:
         log.error("%s", error)
         return CONFIG
+    except Diverged as error:
+        log.error("%s", error)
+        return DONE if settings.engine.processes > 1 else BROKEN  # All ranks agree; the agent would start others.
     except HistoryDamaged as error:
         log.error("%s: see `online-meta verify %s`", error, files.history)
         return BROKEN

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from online_meta.attention import math_attention
 from online_meta.batch_norm import speed_up
+from online_meta.precision import in_precision
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
 
@@ -84,12 +85,15 @@ class ModelLoss:
         return self.criterion(self.output(params, batch.x), batch.y)
 
 
-def model_loss(module: nn.Module, loss: str | Criterion, *, random: bool | None = None) -> ModelLoss:
+def model_loss(
+    module: nn.Module, loss: str | Criterion, *, random: bool | None = None, precision: torch.dtype | None = None
+) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
     ``loss`` is a name of ``LOSSES`` or any callable (output, y) -> scalar tensor. ``random`` says whether the module
     draws random numbers as it learns; left out, dropout layers in training mode are looked for, which does
-    not find calls of ``F.dropout`` and the like. Raises ``ValueError`` for an unknown name.
+    not find calls of ``F.dropout`` and the like. With a ``precision``, such as ``torch.bfloat16``, the model computes
+    in it; parameters, gradients and the loss keep their own. Raises ``ValueError`` for an unknown name.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -99,6 +103,8 @@ def model_loss(module: nn.Module, loss: str | Criterion, *, random: bool | None 
     if random is None:
         random = any(_drops(layer) for layer in module.modules())
     output = model_output(copy.deepcopy(module).eval()) if random else training
+    if precision is not None:
+        training, output = in_precision(training, precision), in_precision(output, precision)
     return ModelLoss(output, loss, training, random)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path as Folder
 
 from online_meta.draws import Replay
 from online_meta.inner import Inner
-from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, Past
+from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, Past, Schedule
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class LearnerSetup:
     ``start`` are the initial meta-parameters; ``fresh(t)`` draws new random weights for round t;
     ``engine`` makes an optimizer of its own around meta-parameters; ``past`` holds the rounds' tasks; ``how``, within
     ``memory_limit`` bytes, meta-gradients are summed is for ``PathFinder``; compiled programs lie in ``programs``.
+    ``schedule`` multiplies the learning rate of the engines.
     """
 
     inner: Inner
@@ -29,6 +30,7 @@ class LearnerSetup:
     seed: int
     past: Past
     accuracy: AccuracyFn | None
+    schedule: Schedule | None = None
     programs: Folder | None = None
     how: str = "loop"
     memory_limit: int | None = None

@@ -50,6 +50,9 @@ LossFn = Callable[[Params, Batch], Tensor]
 OutputFn = Callable[[Params, Tensor], Tensor]
 """The model's prediction: (parameters, x) -> output."""
 
+Schedule = Callable[[int], float]
+"""Round, from 0 -> the share of the outer loop's learning rate that its meta-steps go by, above 0."""
+
 AccuracyFn = Callable[[Params, Batch], Tensor]
 """The share of a batch that is classified right, a scalar in 0..1."""
 

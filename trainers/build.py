@@ -13,6 +13,7 @@ import online_meta.learners
 import online_meta.metagrads
 import online_meta.replay
 import online_meta.rules
+import online_meta.schedules
 import trainers.engines
 from online_meta import registry
 from online_meta.draws import generator
@@ -20,7 +21,7 @@ from online_meta.functional import ModelLoss, accuracy_of, model_loss
 from online_meta.inner import Inner
 from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
-from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past
+from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past, Schedule
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 LOCAL = "local"
@@ -66,7 +67,8 @@ def build_module(model: ModelSettings, *seed: int) -> nn.Module:
 def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
     """Return the model's loss as a pure function."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
-    return model_loss(module, criterion, random=model.random)
+    dtype = None if model.precision == "float32" else getattr(torch, model.precision)
+    return model_loss(module, criterion, random=model.random, precision=dtype)
 
 
 def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:
@@ -87,6 +89,17 @@ def build_gradient(settings: MetaSettings, inner: Inner) -> MetaGradient:
     except TypeError as error:
         raise ValueError(f"meta.options {settings.options} do not fit {settings.gradient!r}: {error}") from error
     return gradient
+
+
+def build_schedule(settings: MetaSettings) -> Schedule:
+    """Return the schedule of the learning rate; raises ``ValueError`` for an unknown one or option."""
+    try:
+        made: Schedule = registry.load(online_meta.schedules, settings.schedule)(**settings.schedule_options)
+    except TypeError as error:
+        raise ValueError(
+            f"meta.schedule_options {settings.schedule_options} do not fit {settings.schedule!r}: {error}"
+        ) from error
+    return made
 
 
 def build_engine(settings: TrainerSettings, kind: str) -> Callable[[Meta], Engine]:
@@ -132,6 +145,7 @@ def build_setup(
         accuracy=accuracy_of(loss.output) if settings.model.loss == "cross_entropy" else None,
         programs=programs,
         how=settings.engine.how,
+        schedule=build_schedule(settings.meta),
         memory_limit=settings.engine.memory_limit,
     )
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,9 +75,14 @@ def write_shard(unfinished: Path, shard: int, learners: Mapping[str, Params]) ->
 
 
 def publish_checkpoint(
-    unfinished: Path, rounds: int, digests: Mapping[str, str], settings: Mapping[str, Any], keep: int
+    unfinished: Path,
+    rounds: int,
+    digests: Mapping[str, str],
+    settings: Mapping[str, Any],
+    keep: int,
+    hold: Collection[int] = (),
 ) -> None:
-    """Make a checkpoint visible whose shards, with these ``digests``, are written; keep the newest ``keep``.
+    """Make a checkpoint visible whose shards, with these ``digests``, are written; keep ``keep``, and ``hold``.
 
     The manifest is written and fsynced like the shards before the folder is renamed; LATEST is renamed last.
     """
@@ -93,7 +98,7 @@ def publish_checkpoint(
     replace_file(folder / LATEST, f"{rounds}\n".encode(), durable=True)
     saved = saved_rounds(folder)
     kept = [one for one in saved if one <= rounds][-keep:]
-    for other in set(saved).difference(kept):  # A newer one is damaged: the run went back behind it.
+    for other in set(saved).difference(kept, hold):  # A newer one is damaged: the run went back behind it.
         shutil.rmtree(folder / str(other))
 
 

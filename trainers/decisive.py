@@ -1,9 +1,11 @@
 """Which settings the parameters of a run are a function of: those may not change while it lives."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
-from trainers.settings import TrainerSettings
+from trainers.settings import ModelSettings, TrainerSettings
 
 INDIFFERENT = (
     "how",
@@ -18,6 +20,10 @@ INDIFFERENT = (
 """Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
 
 
+WRITTEN = ("max_rounds_per_update", "max_skipped", "when_diverged")
+"""Keys of [meta] that decide what is then written beside the history, and obeyed whatever they are later."""
+
+
 class SettingsChanged(ValueError):
     """The run was begun with other settings, which its parameters depend on."""
 
@@ -25,7 +31,9 @@ class SettingsChanged(ValueError):
 def decisive(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
     chosen = dataclasses.asdict(settings)
-    del chosen["checkpoint"], chosen["meta"]["max_rounds_per_update"]
+    del chosen["checkpoint"]
+    for key in WRITTEN:
+        del chosen["meta"][key]
     chosen["engine"] = _without_indifferent(chosen["engine"])
     chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
     plain: dict[str, Any] = _plain(chosen)
@@ -37,11 +45,8 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
 
     A setting that ``before`` does not know had, before there was a choice, its default.
     """
-    default = decisive(TrainerSettings(settings.model))
-    before = {
-        section: {**default[section], **old} if isinstance(old, dict) and section != "model" else old
-        for section, old in before.items()
-    }
+    default = _default(settings)
+    before = {section: {**default[section], **old} if isinstance(old, dict) else old for section, old in before.items()}
     before["engine"] = _without_indifferent(before["engine"])
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
@@ -52,6 +57,22 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
             f"this run was begun with other settings: {'; '.join(changes)}. Set them back, give the new run "
             "another run.path, or play the same history with them by `online-meta replay`"
         )
+
+
+def fingerprint(settings: TrainerSettings) -> str:
+    """Return what tells apart settings that give other parameters; one that is new and at its default changes none."""
+    default, chosen = _default(settings), decisive(settings)
+    own = {
+        section: {k: v for k, v in keys.items() if k not in default[section] or default[section][k] != v}
+        for section, keys in chosen.items()
+        if isinstance(keys, dict)
+    }
+    text = json.dumps({**chosen, **own}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _default(settings: TrainerSettings) -> dict[str, Any]:
+    return decisive(TrainerSettings(ModelSettings(settings.model.build)))
 
 
 def _without_indifferent(engine: dict[str, Any]) -> dict[str, Any]:

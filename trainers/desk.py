@@ -10,7 +10,8 @@ from safetensors.torch import save
 
 from online_meta.types import Meta, Params
 from trainers.checkpoint import CheckpointError
-from trainers.decisive import decisive
+from trainers.decisive import fingerprint
+from trainers.divergence import RollbackBook, Streak, streak_of
 from trainers.durable import replace_file
 from trainers.json_lines import Line, LineReader, LineWriter
 from trainers.paths import PathBook
@@ -30,6 +31,8 @@ class Desk:
     files: RunFiles
     plans: PlanBook
     paths: PathBook
+    rollbacks: RollbackBook
+    streak: Streak
     lines: LineWriter
     known: list[Line]
     checkpoints: LineWriter
@@ -46,11 +49,14 @@ def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
         problem = f"{files.rounds} is damaged: {len(known)} lines are whole and the checkpoint is of round {rounds}"
         raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
     plans, lines = PlanBook(files.plans), LineWriter(files.rounds)
+    rollbacks = RollbackBook(files.rollbacks, fingerprint(settings))
     return Desk(
         settings=settings,
         files=files,
         plans=plans,
-        paths=PathBook(files.paths, decisive(settings), plans.planned),
+        paths=PathBook(files.paths, fingerprint(settings), plans.planned),
+        rollbacks=rollbacks,
+        streak=streak_of(known[:rounds], rollbacks.before(rounds)),
         lines=lines,
         known=known[rounds:],
         checkpoints=LineWriter(files.checkpoint_log),
@@ -60,6 +66,7 @@ def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
 
 def report(desk: Desk, line: Line) -> None:
     """Append the line of a round, unless a process before this one did: a score once given stands."""
+    desk.streak.note(line)
     if not desk.known:
         desk.lines.append(line)
         return
@@ -98,5 +105,6 @@ def close_desk(desk: Desk) -> None:
     """Close the run's files."""
     desk.plans.close()
     desk.paths.close()
+    desk.rollbacks.close()
     desk.lines.close()
     desk.checkpoints.close()

@@ -1,7 +1,5 @@
 """From which round on which path summed each learner's meta-gradients, written down before it is gone by."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path as File
@@ -23,10 +21,13 @@ class PathBook:
     A history that is played again by other ``settings`` has nothing to do with what was written for these.
     """
 
-    def __init__(self, path: File, settings: Mapping[str, Any], planned: int) -> None:
-        """Open the book at ``path``; creates it if need be. Rounds below ``planned`` are in the book of plans."""
+    def __init__(self, path: File, settings: str, planned: int) -> None:
+        """Open the book at ``path``; creates it if need be. Rounds below ``planned`` are in the book of plans.
+
+        ``settings`` is their fingerprint.
+        """
         self._writer = LineWriter(path)
-        self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._settings = settings
         lines = [line for line in LineReader(path).refresh() if line["settings"] == self._settings]
         self._changes = [(line["round"], read_paths(line["paths"])) for line in lines]
         # Plans that were there before the first line under these settings were made under others.

@@ -2,10 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -13,42 +9,25 @@ import torch
 
 from online_meta.path_finder import PATIENCE_SECONDS
 from online_meta.regret import LEARNER
-from online_meta.types import Learner, Meta, Task
+from online_meta.types import Task
 from streams.history import History
+from trainers.aside import Aside
 from trainers.build import LOCAL, build_learners, build_setup
-from trainers.checkpoint import begin_checkpoint, load_checkpoint, load_latest
 from trainers.crew import ALONE, Crew
-from trainers.decisive import check_same_settings
 from trainers.desk import Desk, close_desk, open_desk, publish, report
+from trainers.divergence import Diverged
 from trainers.past import HistoryPast
 from trainers.paths import Steering, read_paths, told_paths
 from trainers.round_lines import round_lines
+from trainers.run import Run
 from trainers.run_files import RunFiles
-from trainers.saving import Aside, kept_by, write_own_shard, write_whole
 from trainers.settings import TrainerSettings
+from trainers.states import find_way_back, go_back, resume, write_checkpoint
 
 POLL_SECONDS = 0.02
 PUBLISH_SECONDS = 0.5
 END, WAIT, SAVE = "end", "wait", "save"
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """An open run: what is played, by whom, and, on the rank that leads, the files it is written to."""
-
-    settings: TrainerSettings
-    files: RunFiles
-    history: History | None
-    learners: dict[str, Learner]
-    leader: Callable[[], Meta]
-    past: HistoryPast
-    steering: Steering
-    crew: Crew
-    writing: Aside
-    desk: Desk | None
-    round: int = 0
-    checkpointed: int = 0
 
 
 def open_run(
@@ -73,7 +52,10 @@ def open_run(
     kind, crew = settings.engine.kind if crew else LOCAL, crew or ALONE
     past = HistoryPast(history, torch.device(settings.engine.device), crew)
     learners = build_learners(settings, build_setup(settings, past, files.programs, kind))
-    rounds = _resume(settings, files, learners, crew)
+    rounds = resume(settings, files, learners, crew)
+    desk = open_desk(settings, files, rounds) if crew.leads else None
+    rollbacks = crew.share(len(desk.rollbacks.before(rounds)) if desk else None)
+    learners[LEARNER].lr_scale = 0.5**rollbacks  # type: ignore[attr-defined]  # FTML has one
     share = -(-settings.meta.batch // crew.world)
     return Run(
         settings=settings,
@@ -85,26 +67,10 @@ def open_run(
         steering=Steering(learners, settings.engine, share, files.programs, patience),
         crew=crew,
         writing=Aside("checkpoint"),
-        desk=open_desk(settings, files, rounds) if crew.leads else None,
+        desk=desk,
         round=rounds,
         checkpointed=rounds,
     )
-
-
-def _resume(settings: TrainerSettings, files: RunFiles, learners: dict[str, Learner], crew: Crew) -> int:
-    """Load the last checkpoint that is whole; return how many rounds it has learned."""
-    checkpoint = load_latest(files.checkpoints) if crew.leads else None
-    rounds: int = crew.share(0 if checkpoint is None else checkpoint.rounds)
-    if not rounds:
-        return 0
-    if crew.writes and checkpoint is None:
-        checkpoint = load_checkpoint(files.checkpoints / str(rounds))
-    if checkpoint is not None:
-        check_same_settings(checkpoint.settings, settings)
-    for name, learner in learners.items():
-        saved = {} if checkpoint is None else checkpoint.learners[name]
-        learner.load(crew.share_tensors(saved) if crew.far else saved, rounds)
-    return rounds
 
 
 def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
@@ -112,15 +78,16 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
 
     Returns how many are learned. What is being played when ``stop`` is set is finished first. Of several ranks
     the leading one says what they do next; ``stop`` and ``until`` of the others do not count.
-    Raises ``OSError`` when the disk takes no more.
+    Raises ``OSError`` when the disk takes no more, ``Diverged`` when the run is to stop because its meta-steps are not
+    finite any more.
     """
-    while (order := run.crew.share(_order(run, stop, until))) != END:
+    while (order := _order(run, stop, until)) != END:
         if order == SAVE:
             write_checkpoint(run)
         elif order == WAIT:
             _publish(run)
             stop.wait(POLL_SECONDS)
-        else:
+        elif isinstance(order, int):
             play_update(run, order)
             if run.desk and time.monotonic() - run.desk.published[1] > PUBLISH_SECONDS:
                 _publish(run)
@@ -129,27 +96,42 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
     return run.round
 
 
-def _order(run: Run, stop: Event, until: int | None) -> int | str | None:
-    """Return how many rounds can be played now, or that it is time to save, to wait or to end, if this rank leads.
+def _order(run: Run, stop: Event, until: int | None) -> int | str:
+    """Return how many rounds can be played now, or that it is time to save, to wait or to end: as the leader says."""
+    run.writing.idle()  # What went wrong beside training is raised here.
+    order: int | str
+    order, problem = WAIT, None
+    if run.desk and run.history is not None:
+        try:
+            find_way_back(run, run.desk)
+            order = _decide(run, run.desk, len(run.history), stop, until)
+        except Diverged as error:
+            problem = str(error)
+    order, problem = run.crew.share([order, problem])
+    if problem:
+        raise Diverged(problem)
+    return order
 
-    While one checkpoint is written beside training no other is begun, except the last.
-    """
-    idle = run.writing.idle()
-    if run.history is None or not run.crew.leads:
-        return None
+
+def _decide(run: Run, desk: Desk, committed: int, stop: Event, until: int | None) -> int | str:
+    """While one checkpoint is written beside training no other is begun, except where a rollback needs it."""
     new = run.round - run.checkpointed
-    if idle and new >= run.settings.checkpoint.every_rounds:
+    if new and run.round in desk.rollbacks.wanted(run.round + 1):
+        return SAVE
+    if new >= run.settings.checkpoint.every_rounds and run.writing.idle():
         return SAVE
     if stop.is_set() or (until is not None and run.round >= until):
         return SAVE if new else END
-    available = len(run.history) - run.round
+    available = committed - run.round
     return (available if until is None else min(available, until - run.round)) or WAIT
 
 
 def play_update(run: Run, available: int) -> None:
     """Play one plan: score its rounds with every learner, let each learn them, report."""
     # What timing decides is written down before it is played, and shared.
-    rounds = run.crew.share(_plan(run, available, run.desk) if run.desk else None)
+    rounds, back_to = run.crew.share(_plan(run, available, run.desk) if run.desk else None)
+    if back_to is not None:
+        go_back(run, back_to)
     fresh = range(run.round, run.round + rounds)
     run.past.hand_out([fresh] * run.crew.world)
     tasks: list[Task] = [run.past[round] for round in fresh]
@@ -165,9 +147,10 @@ def play_update(run: Run, available: int) -> None:
     run.round += rounds
 
 
-def _plan(run: Run, available: int, desk: Desk) -> int:
-    """Return how many rounds share the next update."""
-    return desk.plans.decide(run.round, available, run.settings.meta.max_rounds_per_update).rounds
+def _plan(run: Run, available: int, desk: Desk) -> tuple[int, int | None]:
+    """Return how many rounds share the next update, and what the leader goes back to before."""
+    plan = desk.plans.decide(run.round, available, run.settings.meta.max_rounds_per_update)
+    return plan.rounds, desk.rollbacks.at(run.round)
 
 
 def _find_paths(run: Run, tasks: list[Task], desk: Desk) -> dict[str, Any]:
@@ -175,20 +158,6 @@ def _find_paths(run: Run, tasks: list[Task], desk: Desk) -> dict[str, Any]:
     if not (desk.known or desk.paths.binds(run.round)):  # What was played before goes by the same paths.
         desk.paths.change(run.round, run.steering.find(desk.paths.at(run.round), tasks))
     return told_paths(desk.paths.at(run.round))
-
-
-def write_checkpoint(run: Run) -> None:
-    """Begin to write the state that all reported rounds led to; training goes on when it is copied."""
-    run.writing.finish()
-    began, rounds, crew = time.monotonic(), run.round, run.crew
-    unfinished = crew.share(str(begin_checkpoint(run.files.checkpoints, rounds)) if crew.leads else None)
-    learners = {name: learner.save(kept_by(crew) if crew.world > 1 else None) for name, learner in run.learners.items()}
-    stall = time.monotonic() - began
-    if run.desk:
-        run.writing.start(partial(write_whole, Path(unfinished), run.desk, crew, rounds, learners, stall))
-    elif crew.writes:
-        run.writing.start(partial(write_own_shard, Path(unfinished), crew, learners))
-    run.checkpointed = rounds
 
 
 def _publish(run: Run) -> None:

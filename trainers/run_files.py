@@ -26,6 +26,11 @@ class RunFiles:
         return self.history / "paths.jsonl"
 
     @property
+    def rollbacks(self) -> Path:
+        """Where the leader went back after it had diverged; beside the plans."""
+        return self.history / "rollbacks.jsonl"
+
+    @property
     def programs(self) -> Path:
         """Compiled programs, each named by its digest."""
         return self.folder / "programs"

@@ -11,13 +11,15 @@ class ModelSettings:
     """``build`` names a function "package.module:function" that returns an ``nn.Module`` for ``args``.
 
     ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar. ``random`` says whether
-    the model draws random numbers as it learns; left out, layers of dropout are looked for.
+    the model draws random numbers as it learns; left out, layers of dropout are looked for. ``precision`` is what the
+    model computes in; parameters, the inner loop and meta-gradients are of single precision whatever it is.
     """
 
     build: str
     args: dict[str, Any] = field(default_factory=dict)
     loss: str = "cross_entropy"
     random: bool | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,24 @@ class MetaSettings:
 
     While tasks arrive faster than they are learned, up to ``max_rounds_per_update`` rounds are scored
     before one shared update; what was shared is written into the run's plan. ``options`` are those of the estimator
-    ``gradient``, such as ``rematerialise`` of exact.
+    ``gradient``, such as ``rematerialise`` of exact. The learning rate follows a ``schedule`` over the rounds, with
+    ``schedule_options`` such as ``warmup``. After ``max_skipped`` meta-steps in a row that were not finite the run goes
+    back to the last good checkpoint with half the learning rate, or stops, as ``when_diverged`` says.
     """
 
     gradient: str = "exact"
     options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adam"
     lr: Annotated[float, Gt(0)] = 1e-3
+    schedule: str = "constant"
+    schedule_options: dict[str, Any] = field(default_factory=dict)
     clip_norm: Annotated[float, Gt(0)] | None = 10.0
     steps_per_round: Annotated[int, Ge(1)] = 1
     batch: Annotated[int, Ge(1)] = 25
     replay: str = "uniform"
     max_rounds_per_update: Annotated[int, Ge(1)] = 1
+    max_skipped: Annotated[int, Ge(1)] = 50
+    when_diverged: Literal["roll_back", "stop"] = "roll_back"
 
 
 @dataclass(frozen=True)

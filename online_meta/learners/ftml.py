@@ -8,6 +8,7 @@ from online_meta.finite import sum_finite
 from online_meta.inner import Inner
 from online_meta.past import MemoryPast
 from online_meta.replay.uniform import uniform
+from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
 from online_meta.summing import TaskSum
@@ -22,6 +23,7 @@ from online_meta.types import (
     MetaGradient,
     Params,
     Past,
+    Schedule,
     Score,
     StepReport,
     Task,
@@ -50,11 +52,13 @@ class FollowTheMetaLeader:
         past: Past | None = None,
         accuracy: AccuracyFn | None = None,
         programs: Folder | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         """Begin at round 0 with the engine's meta-parameters; ``past`` keeps tasks in memory by default.
 
         ``total`` sums the meta-gradients of a batch, task by task until it is told to ``follow`` another path, such as
-        a ``PathFinder`` finds; compiled programs lie in the folder ``programs``.
+        a ``PathFinder`` finds; compiled programs lie in the folder ``programs``. The ``schedule`` multiplies the
+        engine's learning rate, and so does ``lr_scale``, for a run that has diverged.
 
         Raises ``ValueError`` when ``batch`` or ``steps_per_round`` is below 1.
         """
@@ -63,11 +67,13 @@ class FollowTheMetaLeader:
         self.inner = inner
         self.engine = engine
         self.round = 0
+        self.lr_scale = 1.0
         self.total = TaskSum(gradient, programs)
         self._gradient = sum_finite(self.total)
         self._replay, self._batch, self._steps, self._seed = replay, batch, steps_per_round, seed
         self._past: Past = MemoryPast() if past is None else past
         self._accuracy = accuracy
+        self._schedule: Schedule = constant() if schedule is None else schedule
         self._scored = ScoredTasks()
 
     def score(self, task: Task) -> Score:
@@ -82,6 +88,7 @@ class FollowTheMetaLeader:
         Returns the rounds revisited and each step's report. Raises ``OrderError`` for a task that was not scored.
         """
         self._scored.take(tasks)
+        self.engine.lr_scale = self.lr_scale * self._schedule(self.round)
         for task in tasks:
             self._past.remember(self.round, task)
             self.round += 1
@@ -142,4 +149,5 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
         past=setup.past,
         accuracy=setup.accuracy,
         programs=setup.programs,
+        schedule=setup.schedule,
     )

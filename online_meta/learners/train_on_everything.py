@@ -34,4 +34,5 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
         past=setup.past,
         accuracy=setup.accuracy,
         programs=setup.programs,
+        schedule=setup.schedule,
     )

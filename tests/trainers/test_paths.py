@@ -23,41 +23,41 @@ def book(tmp_path):
 
 
 def test_a_change_holds_from_its_round_on_and_survives(book):
-    paths = PathBook(book, {"a": 1}, 0)
+    paths = PathBook(book, "a", 0)
     assert paths.at(5) == {}
     paths.change(3, {"ftml": (SLOW,)})
     paths.change(4, {"ftml": (SLOW,)})
     paths.change(7, {"ftml": (FAST,)})
     paths.close()
-    again = PathBook(book, {"a": 1}, 0)
+    again = PathBook(book, "a", 0)
     assert [again.at(round) for round in (2, 3, 6, 7, 99)] == [{}, *[{"ftml": (SLOW,)}] * 2, *[{"ftml": (FAST,)}] * 2]
     assert len(book.read_text().splitlines()) == 3, "what does not change is not written"
     again.close()
 
 
 def test_a_change_before_others_that_were_never_played_puts_them_aside(book):
-    paths = PathBook(book, {}, 0)
+    paths = PathBook(book, "", 0)
     paths.change(3, {"ftml": (SLOW,)})
     paths.change(9, {"ftml": (FAST,)})
     paths.change(5, {"ftml": (SLOW,)})  # power was lost, and rounds 5 to 9 with it
-    for one in (paths, PathBook(book, {}, 0)):
+    for one in (paths, PathBook(book, "", 0)):
         assert one.at(9) == {"ftml": (SLOW,)}
         one.close()
 
 
 def test_paths_of_another_algorithm_are_not_gone_by(book):
-    mine, other = PathBook(book, {"lr": 0.1}, 0), PathBook(book, {"lr": 0.2}, 0)
+    mine, other = PathBook(book, "0.1", 0), PathBook(book, "0.2", 0)
     mine.change(0, {"ftml": (FAST,)})
     mine.close()
     other.close()
-    other = PathBook(book, {"lr": 0.2}, 0)
+    other = PathBook(book, "0.2", 0)
     assert other.at(0) == {}
     other.close()
 
 
 def test_rounds_planned_under_the_same_settings_are_bound_and_others_free(book):
     for settings, planned, bound in (("a", 0, 0), ("a", 5, 5), ("b", 5, 0), ("b", 7, 2), ("a", 7, 7)):
-        paths = PathBook(book, {"by": settings}, planned)
+        paths = PathBook(book, settings, planned)
         assert sum(paths.binds(round) for round in range(20)) == bound, (settings, planned)
         paths.close()
 

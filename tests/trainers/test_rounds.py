@@ -66,8 +66,11 @@ def test_the_leader_is_published_with_its_round(tmp_path, history):
 def test_checkpoints_are_written_every_so_many_rounds_and_at_the_end(tmp_path, history):
     play(tmp_path, history, 8)
     files = RunFiles(tmp_path)
-    assert [line["round"] for line in LineReader(files.checkpoint_log).refresh()] == [3, 6, 8]
-    assert saved_rounds(files.checkpoints) == [6, 8]
+    log = LineReader(files.checkpoint_log).refresh()
+    rounds = [line["round"] for line in log]
+    assert (rounds[0], rounds[-1]) == (3, 8)  # A disk that is slow delays those between.
+    assert saved_rounds(files.checkpoints) == rounds[-2:]
+    assert all(line["stall"] > 0 and line["seconds"] > 0 for line in log)
     assert load_latest(files.checkpoints).rounds == 8
 
 

@@ -19,7 +19,7 @@ POLL_SECONDS = 0.1
 
 
 def launch_ranks(processes: int, command: Sequence[str], timeout_seconds: float) -> bool:
-    """Run ``command`` as so many ranks until all have ended well; return whether they did.
+    """Run ``command`` as so many ranks until all have ended well; return whether they were told to.
 
     SIGTERM and SIGINT are passed on to the ranks, which drain. When one dies, all are started again; a rank that
     outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it; so is
@@ -51,7 +51,7 @@ def launch_ranks(processes: int, command: Sequence[str], timeout_seconds: float)
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError:
         return False
-    return True
+    return draining.is_set()
 
 
 def _ranks() -> list[psutil.Process]:

@@ -1,0 +1,96 @@
+"""When meta-step after meta-step is not finite: back to a good checkpoint with half the learning rate, or an end."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from trainers.json_lines import Line, LineReader, LineWriter
+
+
+class Diverged(RuntimeError):
+    """The run cannot go on: its meta-steps are not finite any more."""
+
+
+class Rollback(NamedTuple):
+    """Before round ``round`` is played the leader goes back to what it was after ``back_to`` rounds."""
+
+    round: int
+    back_to: int
+
+
+class RollbackBook:
+    """The rollbacks of a run under its settings, in a file beside the history; each is durable before it is made."""
+
+    def __init__(self, path: Path, settings: str) -> None:
+        """Open the book at ``path``, creating it if need be; ``settings`` is their fingerprint."""
+        self._writer = LineWriter(path)
+        self._settings = settings
+        lines = [line for line in LineReader(path).refresh() if line["settings"] == self._settings]
+        self.known = [Rollback(line["round"], line["back_to"]) for line in lines]
+
+    def at(self, round: int) -> int | None:
+        """Return how many rounds the leader of ``round`` goes back to, None when it goes on as it is."""
+        return next((one.back_to for one in self.known if one.round == round), None)
+
+    def add(self, rollback: Rollback) -> None:
+        """Write down a rollback."""
+        self._writer.append({**rollback._asdict(), "settings": self._settings})
+        self._writer.sync()
+        self.known.append(rollback)
+
+    def before(self, round: int) -> list[Rollback]:
+        """Return those of rounds before ``round``."""
+        return [one for one in self.known if one.round < round]
+
+    def wanted(self, round: int) -> set[int]:
+        """Return the checkpoints that rollbacks of ``round`` and later rounds go back to."""
+        return {one.back_to for one in self.known if one.round >= round and one.back_to}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+@dataclass
+class Streak:
+    """How many meta-steps in a row were skipped, the round of the first; if one since the last rollback was good."""
+
+    length: int = 0
+    first: int = 0
+    good: bool = False
+
+    def note(self, line: Line) -> None:
+        """Count the meta-steps that a round's line tells of."""
+        for step in line["steps"]:
+            if step["skipped"] is None:
+                self.length, self.good = 0, True
+            else:
+                self.first = self.first if self.length else line["round"]
+                self.length += 1
+
+    def end(self) -> None:
+        """Begin to count anew, after a rollback."""
+        self.length, self.good = 0, False
+
+
+def streak_of(lines: Sequence[Line], rollbacks: Collection[Rollback]) -> Streak:
+    """Return the streak that the lines of all rounds so far end in."""
+    streak, ends = Streak(), {one.round for one in rollbacks}
+    for line in lines:
+        if line["round"] in ends:
+            streak.end()
+        streak.note(line)
+    return streak
+
+
+def trusted(saved: Sequence[int], streak: Streak, rollbacks: Sequence[Rollback]) -> list[int]:
+    """Return which of the ``saved`` checkpoints a leader that diverged can go back to, the newest first.
+
+    Those since the first skipped step, or between a rollback and what it went back to, are like what diverged. Where
+    nothing good has come of a rollback, only older ones than it went back to are left; at last 0, the beginning.
+    """
+    good = [r for r in saved if r <= streak.first and not any(one.back_to < r <= one.round for one in rollbacks)]
+    if rollbacks and not streak.good:
+        good = [r for r in good if r < rollbacks[-1].back_to]
+    return [*sorted(good, reverse=True), 0]

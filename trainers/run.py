@@ -1,0 +1,32 @@
+"""An open run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from online_meta.types import Learner, Meta
+from streams.history import History
+from trainers.aside import Aside
+from trainers.crew import Crew
+from trainers.desk import Desk
+from trainers.past import HistoryPast
+from trainers.paths import Steering
+from trainers.run_files import RunFiles
+from trainers.settings import TrainerSettings
+
+
+@dataclass
+class Run:
+    """An open run: what is played, by whom, and, on the rank that leads, the files it is written to."""
+
+    settings: TrainerSettings
+    files: RunFiles
+    history: History | None
+    learners: dict[str, Learner]
+    leader: Callable[[], Meta]
+    past: HistoryPast
+    steering: Steering
+    crew: Crew
+    writing: Aside
+    desk: Desk | None
+    round: int = 0
+    checkpointed: int = 0
