@@ -42,8 +42,9 @@ port = {port}
 class Served:
     """One run and the daemon that serves it now."""
 
-    def __init__(self, folder: Path, together: int = 1, more: str = "") -> None:
-        """Write a configuration into ``folder``, with ``more`` sections, and start the daemon."""
+    def __init__(self, folder: Path, together: int = 1, more: str = "", overrides: tuple[str, ...] = ()) -> None:
+        """Write a configuration into ``folder``, with ``more`` sections, and start the daemon with ``overrides``."""
+        self.overrides = [word for override in overrides for word in ("--set", override)]
         self.folder = folder
         self.run = folder / "run"
         self.port = free_port()
@@ -56,7 +57,7 @@ class Served:
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         with open(self.folder / "daemon.log", "ab") as log:
-            command = [sys.executable, "-m", "online_meta", "serve", str(self.config)]
+            command = [sys.executable, "-m", "online_meta", "serve", str(self.config), *self.overrides]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_for("the daemon answers", lambda: self.process.poll() is not None or self.answers())
         assert self.process.poll() is None, (self.folder / "daemon.log").read_text()

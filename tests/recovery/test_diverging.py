@@ -1,0 +1,52 @@
+"""A served run that falls off: it stops with exit 70 where it is told to, and goes on by itself where it is not."""
+
+import json
+
+import pytest
+
+from streams.history import History
+from streams.producer import submit
+from tests.daemon import wait_for
+from tests.recovery.served import Served
+from tests.recovery.test_kills import body
+
+FALLING = ("meta.lr=1e6", "meta.optimizer=sgd", "meta.max_skipped=3", "meta.clip_norm=1e9")
+RANKS = '\n[engine]\nkind = "deepspeed"\nprocesses = 2\nhow = "loop"\n'
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start a daemon, which is killed in the end."""
+    started = []
+
+    def start(*overrides, more=""):
+        started.append(Served(tmp_path, more=more, overrides=(*FALLING, *overrides)))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.process.kill()
+        served.process.wait()
+
+
+@pytest.mark.parametrize("more", ["", RANKS], ids=["alone", "2 ranks"])
+def test_it_ends_with_exit_70_and_nothing_acknowledged_is_lost(tmp_path, serve, more):
+    served = serve("meta.when_diverged=stop", more=more)
+    for number in range(4):
+        assert submit(served.url, f"t{number}", body(number)).round == number
+    assert served.process.wait(60) == 70
+    log = (tmp_path / "daemon.log").read_text()
+    assert "meta-steps in a row" in log
+    assert "drained, for the trainer cannot go on" in log
+    with History.open(served.run / "history", write=False) as history:
+        assert [history.find(f"t{number}") for number in range(4)] == [0, 1, 2, 3]
+    assert json.loads((served.run / "report.json").read_text())["rounds"] == 4
+
+
+def test_it_goes_back_and_on_by_itself(tmp_path, serve):
+    served = serve()
+    for number in range(40):
+        submit(served.url, f"t{number}", body(number))
+    wait_for("all are played", lambda: served.status()["rounds"]["pending"] == 0, 60)
+    assert "the leader goes back to what it was" in (tmp_path / "daemon.log").read_text()
+    assert served.drain() == 0
