@@ -81,7 +81,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     view = RunView(files, (LEARNER, *config.regret.baselines))
     children, broken = {}, Event()
     for name in (*config.regret.comparator, "trainer"):
-        program = "ranks" if name == "trainer" and config.engine.processes > 1 else name
+        program = "ranks" if name == "trainer" and config.engine.many else name
         command = [sys.executable, "-m", f"deploy.{program}", str(files.settings)]
         child = Supervised(name, command, broken.set if name == "trainer" else None)
         cleanup.callback(_drain, child)

@@ -15,7 +15,7 @@ def main(settings_file: str) -> int:
     die_with_parent()
     engine = read_settings(Path(settings_file)).engine
     command = [sys.executable, "-m", "deploy.trainer", settings_file]
-    drained = launch_ranks(engine.processes, command, engine.timeout_seconds)
+    drained = launch_ranks(engine, command)
     return DONE if drained else BROKEN
 
 

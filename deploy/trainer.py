@@ -6,6 +6,9 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
+
+from pydantic import TypeAdapter
 
 from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
 from deploy.config import read_settings
@@ -14,11 +17,13 @@ from streams.history import History
 from streams.ledger import HistoryDamaged, HistoryFull
 from trainers.build import LOCAL
 from trainers.checkpoint import CheckpointError
+from trainers.crew import Crew
 from trainers.decisive import SettingsChanged
 from trainers.divergence import Diverged
 from trainers.engines._process_group import joined
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
+from trainers.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +41,7 @@ def main(settings_file: str) -> int:
             if crew is None or crew.leads:
                 cleanup.enter_context(alone(files.folder / "trainer.lock"))
             history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
-            run = open_run(settings, files, history, crew=crew)
-            log.info("the trainer goes on at round %d of %d", run.round, len(history))
-            rounds = play_rounds(run, stop)
-            close_run(run)
-            run.crew.share(None)  # Ranks end together: one that is gone before the others is taken for dead.
-            log.info("the trainer drained after %d rounds", rounds)
+            play(settings if crew is None else agree(crew, settings), files, history, crew, stop)
             return DONE
     except Stop as stopped:
         log.error("%s", stopped)
@@ -51,13 +51,29 @@ def main(settings_file: str) -> int:
         return CONFIG
     except Diverged as error:
         log.error("%s", error)
-        return DONE if settings.engine.processes > 1 else BROKEN  # All ranks agree; the agent would start others.
+        return DONE if settings.engine.many else BROKEN  # All ranks agree; the agent would start others.
     except HistoryDamaged as error:
         log.error("%s: see `online-meta verify %s`", error, files.history)
         return BROKEN
     except (OSError, HistoryFull) as error:  # A full disk: what was checkpointed stays, and the next start goes on.
         log.error("%s", error)
         return TRY_LATER
+
+
+def agree(crew: Crew, settings: TrainerSettings | None) -> TrainerSettings:
+    """Return on every rank the settings that the leading one has read; all have to call it."""
+    kind = TypeAdapter(TrainerSettings)
+    return kind.validate_python(crew.share(settings and kind.dump_python(settings, mode="json")))
+
+
+def play(settings: TrainerSettings, files: RunFiles, history: History | None, crew: Crew | None, stop: Event) -> None:
+    """Play the rounds of a run from where it stands until ``stop`` is set."""
+    run = open_run(settings, files, history, crew=crew)
+    log.info("the trainer goes on at round %d", run.round)
+    rounds = play_rounds(run, stop)
+    close_run(run)
+    run.crew.share(None)  # Ranks end together: one that is gone before the others is taken for dead.
+    log.info("the trainer drained after %d rounds", rounds)
 
 
 if __name__ == "__main__":

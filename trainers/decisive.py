@@ -16,6 +16,8 @@ INDIFFERENT = (
     "offload_optimizer",
     "deterministic",
     "timeout_seconds",
+    "nodes",
+    "rendezvous",
 )
 """Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
 

@@ -93,6 +93,9 @@ class EngineSettings:
     ``offload_optimizer`` keeps that state in the memory of the host. ``deterministic`` ranks add up task by task: the
     same bits by any number of them, for one gathering of all gradients a task. A rank that the others have waited for
     ``timeout_seconds`` is taken for dead, and all begin again at the last checkpoint.
+    Other machines may bring as many ranks each: the run is played while at least as many machines as the first of
+    ``nodes`` are there, this one counted, and by at most as many as the second; they meet at ``rendezvous``,
+    "host:port", an address of this machine that they can reach.
     The bits of a result depend on the threads, so their number is part of the run and not of the machine.
     ``how`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
     tasks that are stacked for it take at most ``memory_limit`` bytes at a time.
@@ -104,10 +107,17 @@ class EngineSettings:
     offload_optimizer: bool = False
     deterministic: bool = False
     timeout_seconds: Annotated[float, Gt(0)] = 60.0
+    nodes: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = (1, 1)
+    rendezvous: str = "127.0.0.1:0"
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1
     how: Literal["auto", "loop", "vmap", "traced", "compiled"] = "auto"
     memory_limit: Annotated[int, Ge(1)] | None = None
+
+    @property
+    def many(self) -> bool:
+        """Whether there may be more than one rank, so that an agent has to keep them."""
+        return self.processes > 1 or self.nodes[1] > 1
 
 
 @dataclass(frozen=True)

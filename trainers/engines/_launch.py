@@ -13,17 +13,25 @@ import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from trainers.settings import EngineSettings
+
 MOST_RESTARTS = 1_000_000
 GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.1
+RUN_ID = "online-meta"
+"""What torchrun is told on the other machines as --rdzv-id."""
+
+RENDEZVOUS = {"is_host": True, "join_timeout": 10**8, "last_call_timeout": 5, "keep_alive_interval": 2}
+"""A machine that is missing may come back after days; one that says nothing for three intervals is gone."""
 
 
-def launch_ranks(processes: int, command: Sequence[str], timeout_seconds: float) -> bool:
-    """Run ``command`` as so many ranks until all have ended well; return whether they were told to.
+def launch_ranks(settings: EngineSettings, command: Sequence[str]) -> bool:
+    """Run ``command`` as this machine's ranks until all have ended well; return whether they were told to.
 
     SIGTERM and SIGINT are passed on to the ranks, which drain. When one dies, all are started again; a rank that
     outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it; so is
-    one that is stopped for ``timeout_seconds``.
+    one that is stopped for ``settings.timeout_seconds``. Where other machines take part this one, where they meet,
+    has to be there from the beginning to the end.
     """
     # Restarts need it: the agent would else keep the port of the store that died with the ranks.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -36,22 +44,31 @@ def launch_ranks(processes: int, command: Sequence[str], timeout_seconds: float)
 
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, drain)
-    threading.Thread(target=_bury_ranks, args=(timeout_seconds, draining), name="bury-ranks", daemon=True).start()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=MOST_RESTARTS,
-        signals_to_handle="SIGQUIT",  # The agent would not wait for the ranks to drain.
-    )
+    threading.Thread(
+        target=_bury_ranks, args=(settings.timeout_seconds, draining), name="bury-ranks", daemon=True
+    ).start()
     try:
-        elastic_launch(config, command[0])(*command[1:])
+        elastic_launch(_config(settings), command[0])(*command[1:])
     except ChildFailedError:
         return False
     return draining.is_set()
+
+
+def _config(settings: EngineSettings) -> LaunchConfig:
+    fewest, most = settings.nodes
+    alone = most == 1
+    return LaunchConfig(
+        min_nodes=fewest,
+        max_nodes=most,
+        nproc_per_node=settings.processes,
+        run_id=str(uuid.uuid4()) if alone else RUN_ID,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0" if alone else settings.rendezvous,
+        rdzv_configs={} if alone else RENDEZVOUS,
+        local_addr=None if alone else settings.rendezvous.rpartition(":")[0],
+        max_restarts=MOST_RESTARTS,
+        signals_to_handle="SIGQUIT",  # The agent would not wait for the ranks to drain.
+    )
 
 
 def _ranks() -> list[psutil.Process]:

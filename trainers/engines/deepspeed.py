@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,14 @@ def check(settings: EngineSettings) -> None:
         raise ValueError(
             f"how = {settings.how!r} and deterministic: what is summed together then depends on the number of ranks; "
             "set how = 'loop'"
+        )
+    fewest, most = settings.nodes
+    if fewest > most:
+        raise ValueError(f"nodes = {[*settings.nodes]}: the first is the fewest, the second the most machines")
+    if most > 1 and not re.fullmatch(r".+:[1-9][0-9]*", settings.rendezvous):
+        raise ValueError(
+            f"rendezvous = {settings.rendezvous!r} and nodes = {[*settings.nodes]}: give 'host:port', an address of "
+            "this machine that the others can reach"
         )
     if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():
         raise ValueError(f"processes = {settings.processes}, and this machine has {torch.cuda.device_count()} GPUs")

@@ -7,7 +7,7 @@ from trainers.settings import EngineSettings, TrainerSettings
 
 def check(settings: EngineSettings) -> None:
     """Raise ``ValueError`` for settings that are of the other engines."""
-    for key in ("processes", "zero_stage", "offload_optimizer"):
+    for key in ("processes", "zero_stage", "offload_optimizer", "nodes"):
         if getattr(settings, key) != getattr(EngineSettings(), key):
             raise ValueError(
                 f"{key} = {getattr(settings, key)}: the local engine is one process that shards nothing; "

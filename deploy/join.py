@@ -1,0 +1,48 @@
+"""Ranks on another machine than the daemon's: ``torchrun ... -m deploy.join CONFIG.toml``."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from threading import Event
+
+from deploy.child import die_with_parent, log_to_stderr
+from deploy.config import read_config
+from deploy.exits import CONFIG, DONE, Stop
+from deploy.trainer import agree, play
+from trainers.divergence import Diverged
+from trainers.engines._process_group import joined
+from trainers.run_files import RunFiles
+
+log = logging.getLogger(__name__)
+
+
+def main(config_file: str) -> int:
+    """Play the run of the daemon at ``engine.rendezvous`` until it drains; return the exit code.
+
+    Of the configuration [engine] counts, and run.path, where compiled programs are kept; all else, and every task,
+    comes from the daemon's machine.
+    """
+    log_to_stderr()
+    die_with_parent()
+    try:
+        config = read_config(Path(config_file))
+        with joined(config.engine, here=False) as crew:
+            play(agree(crew, None), RunFiles(Path(config.run.path)), None, crew, Event())
+            return DONE
+    except Diverged:  # The daemon's machine says what there is to say.
+        return DONE
+    except Stop as stopped:
+        log.error("%s", stopped)
+        return stopped.code
+    except ValueError as error:
+        log.error("%s: %s", config_file, error)
+        return CONFIG
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: torchrun [...] -m deploy.join CONFIG.toml")
+    status = main(sys.argv[1])
+    logging.shutdown()
+    os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.
