@@ -115,6 +115,15 @@ def test_deterministic_ranks_learn_the_same_bits_whatever_their_number(tmp_path)
     assert len(others) > 1
 
 
+def test_the_optimizers_state_may_lie_in_the_hosts_memory_and_a_run_goes_on_from_it():
+    """With and without, at every stage, against one process; a half-way state is taken up by another engine."""
+    command = [sys.executable, "-m", "tests.engines.on_device", "cpu", "maml clipped", "nadam"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    *lines, summary = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary == f"# {len(lines)} of 14 within 1e-05 on cpu"
+
+
 def test_one_process_needs_no_torchrun_and_runs_no_command(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in places(1)[0]}
     command = [sys.executable, "-m", "tests.engines.rank_program", "starts_nothing", str(tmp_path)]

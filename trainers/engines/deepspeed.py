@@ -174,7 +174,7 @@ def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict
     """Return DeepSpeed's engine around ``carrier``; nothing is compiled on the way."""
     with _quiet():
         deepspeed = _import()
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # It warns of optimizers that are tested here.
         # None of its own operators: they would be compiled, and only to look which could be runs a compiler.
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
