@@ -82,9 +82,7 @@ def main(device: str, *cases: str) -> int:
     torch.backends.cudnn.allow_tf32 = False
     found = []
     with joined(EngineSettings("deepspeed", device=device)):
-        for name, (stage, offload) in itertools.product(
-            CASES, [*((s, False) for s in range(4)), (1, True), (2, True), (3, True)]
-        ):
+        for name, (stage, offload) in itertools.product(cases or CASES, PLACES):
             try:
                 line = check(name, stage, offload, device)
             except Exception as problem:  # One that fails is told with the others.

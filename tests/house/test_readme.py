@@ -21,11 +21,22 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("more", [False, True])
-def test_the_configurations_pass_their_check(tmp_path: Path, more: bool) -> None:
-    config, *further = blocks("toml")
-    assert further, "the sections of the later chapters are added to the first configuration"
-    (tmp_path / "sines.toml").write_text("\n".join([config, *further]) if more else config)
+def with_sections(config: str, further: str) -> str:
+    """Put the sections of a later chapter in the place of those that the first configuration has under their names."""
+    sections = dict(re.findall(r"^(\[\w+\])$(.*?)(?=^\[|\Z)", further, flags=re.DOTALL | re.MULTILINE))
+    for name, body in sections.items():
+        before, found, after = config.partition(f"\n{name}\n")
+        rest = after[after.index("\n[") :] if found and "\n[" in after else ""
+        config = f"{before}\n{name}\n{body}{rest}"
+    return config
+
+
+@pytest.mark.parametrize("further", ["", *blocks("toml")[1:]])
+def test_the_configurations_pass_their_check(tmp_path: Path, further: str) -> None:
+    config, *chapters = blocks("toml")
+    assert len(chapters) == 3
+    (tmp_path / "sines.toml").write_text(with_sections(config, further))
+    assert all(line in (tmp_path / "sines.toml").read_text() for line in further.splitlines())
     done = run("-m", "online_meta", "check", "sines.toml", "--set", "serve.port=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "finite meta-gradient" in done.stdout
