@@ -30,7 +30,7 @@ def assert_near(found, right, near=NEAR):
         torch.testing.assert_close(found[name], value, rtol=near, atol=near * float(value.abs().max()), msg=name)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=["1 rank", "2 ranks", "4 ranks"])
 def played(request, tmp_path_factory):
     """All cases at all stages by so many ranks."""
     folder = tmp_path_factory.mktemp("ranks")

@@ -12,6 +12,7 @@ from streams.history import History
 from streams.producer import submit
 from streams.verify import verify
 from tests.daemon import wait_for
+from tests.recovery.faults import FORWARD, Fault, arm, armed
 from tests.recovery.served import Served
 from tests.recovery.test_kills import body
 
@@ -44,15 +45,9 @@ def daemon_dies(served: Served, _: int) -> None:
     assert served.kill("daemon")
 
 
-def rank_hangs(served: Served, number: int) -> None:
-    os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGSTOP)
-
-
 FAULTS = {
-    "a rank is killed": rank_dies,
     "the agent is killed": agent_dies,
     "the daemon is killed": daemon_dies,
-    "a rank hangs": rank_hangs,
 }
 
 
@@ -96,7 +91,7 @@ def unharmed(tmp_path_factory):
 def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, serve, unharmed, fault):
     served = serve()
     fed = 0
-    for number, at in enumerate(FAULTS_AT[: 2 if fault in (rank_hangs, daemon_dies) else None]):
+    for number, at in enumerate(FAULTS_AT[: 2 if fault is daemon_dies else None]):
         feed(served, fed, at)
         time.sleep(0.3 * number)  # In the midst of a round, of a checkpoint, of a start.
         fault(served, number % 2)
@@ -113,3 +108,40 @@ def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, serve, unhar
     lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == list(range(TASKS))
     assert "does not repeat" not in (tmp_path / "daemon.log").read_text()
+
+
+POINTS = {
+    "rank 1, in a meta-step": Fault(1, FORWARD, nth=7),
+    "rank 0, in a meta-step": Fault(0, FORWARD, nth=11),
+    "rank 1, before its shard of a checkpoint": Fault(1, "open", "ftml.1.safetensors"),
+    "rank 0, before its shard of a checkpoint": Fault(0, "open", "train_on_everything.0.safetensors"),
+    "rank 0, before the manifest": Fault(0, "open", "manifest.json"),
+    "rank 0, before a checkpoint is visible": Fault(0, "os.rename", ".unfinished"),
+    "rank 0, before LATEST says so": Fault(0, "open", "LATEST.new"),
+    "rank 1, for good, in a meta-step": Fault(1, FORWARD, nth=5, signal=signal.SIGSTOP),
+}
+
+
+@pytest.mark.timeout(600)
+def test_wherever_a_rank_ends_the_run_goes_on_as_if_nothing_had_been(tmp_path):
+    """Every acknowledged task is learned once, and no fault leaves a trace in the parameters."""
+    build = ("model.build=tests.recovery.faults:faulty", f'model.args.folder="{tmp_path}"', "checkpoint.every_rounds=2")
+    runs = {}
+    for name, points in (("unharmed", {}), ("harmed", POINTS)):
+        served = Served(tmp_path / name, more=ENGINE, overrides=build)
+        try:
+            for number, point in enumerate([None, *POINTS]):
+                if point in points:
+                    arm(tmp_path, points[point])
+                feed(served, 4 * number, 4 * number + 4)
+                settle(served, 4 * number + 4)
+                assert not armed(tmp_path), f"{point} never came"
+            assert served.drain() == 0
+        finally:
+            served.process.kill()
+            served.process.wait()
+        lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
+        assert [line["round"] for line in lines] == list(range(4 * len(POINTS) + 4))
+        assert "does not repeat" not in (tmp_path / name / "daemon.log").read_text()
+        runs[name] = served.hash()
+    assert runs["harmed"] == runs["unharmed"]
