@@ -26,7 +26,8 @@ class Crew(NamedTuple):
 
     The first of these leads. ``share(value)`` returns on every rank, as JSON would give it back, what the leader
     called it with; ``share_tensors`` does so with tensors. ``send(parcels)``, called by the leader with parcels for the
-    ranks that are not near, returns there what is for them. All ranks have to call each of them.
+    ranks that are not near, returns there what is for them. All ranks have to call each of them. From
+    ``wait_at_most(seconds)`` on this rank takes one that lets it wait longer in any of them for dead.
     """
 
     rank: int = 0
@@ -35,6 +36,7 @@ class Crew(NamedTuple):
     share: Callable[[Any], Any] = _keep
     share_tensors: Callable[[Params | None], Params] = _keep_tensors
     send: Callable[[Parcels | None], Sequence[bytes]] = _keep_parcels
+    wait_at_most: Callable[[float], None] = _keep
 
     @property
     def leads(self) -> bool:

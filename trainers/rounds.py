@@ -18,6 +18,7 @@ from trainers.desk import Desk, close_desk, open_desk, publish, report
 from trainers.divergence import Diverged
 from trainers.past import HistoryPast
 from trainers.paths import Steering, read_paths, told_paths
+from trainers.patience import Patience
 from trainers.round_lines import round_lines
 from trainers.run import Run
 from trainers.run_files import RunFiles
@@ -67,6 +68,7 @@ def open_run(
         steering=Steering(learners, settings.engine, share, files.programs, patience),
         crew=crew,
         writing=Aside("checkpoint"),
+        patience=Patience(settings.engine.timeout_seconds),
         desk=desk,
         round=rounds,
         checkpointed=rounds,
@@ -140,6 +142,9 @@ def play_update(run: Run, available: int) -> None:
     scores = {name: [learner.score(task) for task in tasks] for name, learner in run.learners.items()}
     learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
     seconds = time.monotonic() - began
+    run.patience.note(seconds)
+    if run.patience.due():
+        run.crew.wait_at_most(run.patience.seconds())
     if run.desk and run.history is not None:
         entries = [run.history.entry(round) for round in fresh]
         for line in round_lines(entries, scores, learned[LEARNER], seconds):

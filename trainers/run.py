@@ -10,6 +10,7 @@ from trainers.crew import Crew
 from trainers.desk import Desk
 from trainers.past import HistoryPast
 from trainers.paths import Steering
+from trainers.patience import Patience
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
 
@@ -27,6 +28,7 @@ class Run:
     steering: Steering
     crew: Crew
     writing: Aside
+    patience: Patience
     desk: Desk | None
     round: int = 0
     checkpointed: int = 0

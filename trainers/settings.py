@@ -92,7 +92,7 @@ class EngineSettings:
     ZeRO: nothing at ``zero_stage`` 0, the optimizer's state at 1, gradients at 2, the stored parameters at 3;
     ``offload_optimizer`` keeps that state in the memory of the host. ``deterministic`` ranks add up task by task: the
     same bits by any number of them, for one gathering of all gradients a task. A rank that the others have waited for
-    ``timeout_seconds`` is taken for dead, and all begin again at the last checkpoint.
+    ``timeout_seconds``, or much longer than rounds take, is taken for dead; all begin again at the last checkpoint.
     Other machines may bring as many ranks each: the run is played while at least as many machines as the first of
     ``nodes`` are there, this one counted, and by at most as many as the second; they meet at ``rendezvous``,
     "host:port", an address of this machine that they can reach.

@@ -17,6 +17,7 @@ from trainers.settings import EngineSettings
 
 MOST_RESTARTS = 1_000_000
 GRACE_SECONDS = 2.0
+STOPPED_SECONDS = 3.0
 POLL_SECONDS = 0.1
 RUN_ID = "online-meta"
 """What torchrun is told on the other machines as --rdzv-id."""
@@ -30,7 +31,7 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str]) -> bool:
 
     SIGTERM and SIGINT are passed on to the ranks, which drain. When one dies, all are started again; a rank that
     outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it; so is
-    one that is stopped for ``settings.timeout_seconds``. Where other machines take part this one, where they meet,
+    one that is stopped for some seconds. Where other machines take part this one, where they meet,
     has to be there from the beginning to the end.
     """
     # Restarts need it: the agent would else keep the port of the store that died with the ranks.
@@ -45,7 +46,10 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str]) -> bool:
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, drain)
     threading.Thread(
-        target=_bury_ranks, args=(settings.timeout_seconds, draining), name="bury-ranks", daemon=True
+        target=_bury_ranks,
+        args=(min(settings.timeout_seconds, STOPPED_SECONDS), draining),
+        name="bury-ranks",
+        daemon=True,
     ).start()
     try:
         elastic_launch(_config(settings), command[0])(*command[1:])
@@ -75,13 +79,13 @@ def _ranks() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def _bury_ranks(timeout_seconds: float, draining: threading.Event) -> None:
+def _bury_ranks(stopped_seconds: float, draining: threading.Event) -> None:
     """Ranks end together or not at all: kill those that go on when another is gone, and those that are stopped.
 
     Ranks that are started again while draining would never end: with them, this process does.
     """
     together: set[int] = set()
-    broken, stopped = _Patience(GRACE_SECONDS), _Patience(timeout_seconds)
+    broken, stopped = _Patience(GRACE_SECONDS), _Patience(stopped_seconds)
     while True:
         status = _status_of_ranks()
         if draining.is_set() and not status.keys() <= together:

@@ -70,6 +70,7 @@ def _crew(here: bool) -> Crew:
         partial(_share, leader),
         partial(_share_tensors, leader),
         partial(_send, leader, far),
+        set_timeouts,
     )
 
 
