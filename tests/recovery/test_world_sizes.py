@@ -1,0 +1,46 @@
+"""A run goes on by another number of ranks, at another stage of ZeRO, by the other engine: with the same bits."""
+
+import json
+
+import pytest
+
+from tests.recovery.served import Served
+from tests.recovery.test_ranks import feed, settle
+
+RANKS = """
+[engine]
+kind = "deepspeed"
+how = "loop"
+deterministic = true
+"""
+CREWS = ((2, 3), (1, 0), (4, 1), (2, 2))
+"""How many ranks at which stage, one after the other."""
+
+
+@pytest.mark.timeout(300)
+def test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped(tmp_path):
+    alone = Served(tmp_path / "alone", more='\n[engine]\nhow = "loop"\n')
+    try:
+        feed(alone, 0, 5 * len(CREWS))
+        settle(alone, 5 * len(CREWS))
+        assert alone.drain() == 0
+    finally:
+        alone.process.kill()
+        alone.process.wait()
+    shards = []
+    for number, (processes, stage) in enumerate(CREWS):
+        overrides = (f"engine.processes={processes}", f"engine.zero_stage={stage}")
+        served = Served(tmp_path / "crews", more=RANKS, overrides=overrides)
+        try:
+            feed(served, 5 * number, 5 * number + 5)
+            settle(served, 5 * number + 5)
+            assert served.drain() == 0
+        finally:
+            served.process.kill()
+            served.process.wait()
+        newest = served.run / "checkpoints" / str(5 * number + 5)
+        shards.append(len(list(newest.glob("ftml.*.safetensors"))))
+    assert shards == [processes for processes, _ in CREWS], "each rank writes its own"
+    assert served.hash() == alone.hash()
+    lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(5 * len(CREWS)))
