@@ -64,9 +64,9 @@ def build_module(model: ModelSettings, *seed: int) -> nn.Module:
 
 
 def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
-    """Return the model's loss as a pure function."""
+    """Return the model's loss as a pure function; raises ``ValueError`` for an unknown loss or glob."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
-    return model_loss(module, criterion, random=model.random)
+    return model_loss(module, criterion, random=model.random, recompute=model.recompute)
 
 
 def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:

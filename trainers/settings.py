@@ -11,13 +11,15 @@ class ModelSettings:
     """``build`` names a function "package.module:function" that returns an ``nn.Module`` for ``args``.
 
     ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar. ``random`` says whether
-    the model draws random numbers as it learns; left out, layers of dropout are looked for.
+    the model draws random numbers as it learns; left out, layers of dropout are looked for. The layers that the globs
+    ``recompute`` match are computed again going back instead of being kept: less memory, more time.
     """
 
     build: str
     args: dict[str, Any] = field(default_factory=dict)
     loss: str = "cross_entropy"
     random: bool | None = None
+    recompute: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
