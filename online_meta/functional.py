@@ -82,8 +82,8 @@ class ModelLoss:
 
     ``training`` is the model as it learns, in its module's own mode. A model that is ``random`` there (dropout)
     is seeded by the inner loop, and judged by ``output``, the model in evaluation mode; elsewhere the two are one.
-    ``frozen`` are the names of weights that it holds itself; ``keeping`` is the same loss, to the bit or nearly, without
-    recomputation, where there is one: what looks at layers looks at that.
+    ``frozen`` are the names of weights that it holds itself; ``keeping`` is the same loss without recomputation, where
+    there is one: what looks at layers looks at that.
     """
 
     output: OutputFn

@@ -178,7 +178,7 @@ def _remarks(trial: Trial, inner: Inner, went: Run) -> Iterator[str]:
     """Give sentences on what is right and still good to know."""
     idle = [name for name, grad in _gradients(trial).items() if not bool(grad.any())]
     if idle:
-        yield f"the loss of the tasks tried does not depend on {', '.join(idle)}"
+        yield f"at these weights the loss of the tasks tried has no gradient for {', '.join(idle)}"
     if went.seen.places(ATTENTION.__contains__):
         yield "attention runs by torch's math kernel, the only one that can be differentiated twice"
     try:

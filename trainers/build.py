@@ -1,7 +1,5 @@
 """From settings to learners; the only place that knows both."""
 
-import difflib
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,28 +19,10 @@ from online_meta.inner import Inner
 from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past
+from trainers.import_path import import_by_path
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 LOCAL = "local"
-
-
-def import_by_path(path: str) -> Any:
-    """Return what "package.module:name" names.
-
-    Raises ``ValueError`` that says which part of the path is wrong.
-    """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"{path!r} is no import path: write it as 'package.module:name'")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"{path!r} cannot be imported: {error}") from error
-    if not hasattr(module, name):
-        public = [known for known in vars(module) if not known.startswith("_")]
-        close = difflib.get_close_matches(name, public, n=3, cutoff=0.5)
-        raise ValueError(f"{module_name} has no {name!r}{': did you mean ' * bool(close)}{' or '.join(close)}")
-    return getattr(module, name)
 
 
 def build_module(model: ModelSettings, *seed: int) -> nn.Module:
@@ -116,7 +96,7 @@ def build_setup(
 
     def fresh(round: int) -> Params:
         weights = build_module(settings.model, settings.seed, round).to(device).named_parameters()
-        return {name: weight.detach() for name, weight in weights}
+        return {name: weight.detach() for name, weight in weights if name not in loss.frozen}
 
     return LearnerSetup(
         inner=inner,
