@@ -70,7 +70,7 @@ def pull_back(
         for first in reversed(range(0, inner.steps, stretch)):
             start = starts.pop()
             if first + stretch < inner.steps:
-                played, _ = _advance(keep, play, held, start, start(), range(first, first + stretch))
+                played = _advance(keep, play, held, start, start(), range(first, first + stretch))[0]
             while played:
                 k, kept, move = played.pop()
                 carry = kept()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from online_meta.attention import math_attention
 from online_meta.batch_norm import speed_up
+from online_meta.memory import bytes_of
 from online_meta.recompute import recompute_blocks
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
@@ -82,8 +83,8 @@ class ModelLoss:
 
     ``training`` is the model as it learns, in its module's own mode. A model that is ``random`` there (dropout)
     is seeded by the inner loop, and judged by ``output``, the model in evaluation mode; elsewhere the two are one.
-    ``frozen`` are the names of weights that it holds itself; ``keeping`` is the same loss without recomputation, where
-    there is one: what looks at layers looks at that.
+    ``frozen`` are the names of weights that it holds itself, in ``held_bytes`` together with its buffers;
+    ``keeping`` is the same loss without recomputation, where there is one: what looks at layers looks at that.
     """
 
     output: OutputFn
@@ -91,6 +92,7 @@ class ModelLoss:
     training: OutputFn
     random: bool = False
     frozen: frozenset[str] = frozenset()
+    held_bytes: int = 0
     keeping: "ModelLoss | None" = None
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
@@ -125,7 +127,7 @@ def model_loss(
     def made(criterion: Criterion, again: Sequence[str], keeping: ModelLoss | None) -> ModelLoss:
         training = _output(module, _skeleton(module), constants, again, random)
         output = _output(module, _skeleton(module).eval(), constants, again, False) if random else training
-        return ModelLoss(output, criterion, training, random, frozen, keeping)
+        return ModelLoss(output, criterion, training, random, frozen, bytes_of(constants), keeping)
 
     return made(loss, recompute, made(loss, (), None) if recompute else None)
 

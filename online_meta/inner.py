@@ -33,9 +33,9 @@ class Inner:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
 
     def init(self, weights: Params) -> Meta:
-        """Return meta-parameters that start from detached copies of ``weights``.
+        """Return meta-parameters that start from detached copies of ``weights``, without those that the loss freezes.
 
-        Those that the loss holds as ``frozen`` are left out: nothing is learned of them. Raises ``ValueError`` when a glob of ``fast`` matches no weight.
+        Raises ``ValueError`` when a glob of ``fast`` matches no weight.
         """
         frozen: frozenset[str] = getattr(self.loss, "frozen", frozenset())
         weights = {name: value for name, value in weights.items() if name not in frozen}
