@@ -1,44 +1,22 @@
 """How much memory a rank will need at its peak, told before training: nothing of it is allocated."""
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from online_meta.functional import ModelLoss
+from online_meta.gradient_memory import Estimator, gradient_peak
 from online_meta.inner import Inner
-from online_meta.memory import peak_bytes
 from online_meta.meta_optimizer import make_optimizer
-from online_meta.paths import Part, stack, vmapped
-from online_meta.types import Meta, MetaGrad, MetaGradient, Task
+from online_meta.types import Meta, Task
 from trainers.build import build_gradient
 from trainers.settings import MetaSettings, TrainerSettings
 
-Estimator = Callable[[int], MetaGradient]
-"""The number of inner steps -> the estimator of the meta-gradient with so many."""
-
 OF_THE_TRAJECTORY = ("rematerialise", "offload", "step_weights")
 """Options of ``exact`` that decide how much of the trajectory is kept, and not what a step takes."""
-
-FEW = 2
-"""Inner steps that are run to see what a step takes; one more shows what a step adds."""
-
-
-class GradientPeak(NamedTuple):
-    """Bytes at the peak of a meta-gradient: the kept ``trajectory``, and all else, a ``graph`` and gradients."""
-
-    trajectory: int
-    graph: int
-
-    @property
-    def total(self) -> int:
-        """Both together."""
-        return self.trajectory + self.graph
 
 
 class MemoryEstimate(NamedTuple):
@@ -63,50 +41,6 @@ class MemoryEstimate(NamedTuple):
     def peak(self) -> int:
         """The bytes at the peak with tasks computed one by one."""
         return self.stored + self.frozen + max(self.trajectory + self.graph + self.sums, self.step)
-
-
-def points_kept(steps: int, *, rematerialise: bool = False, offload: bool = False) -> int:
-    """Return how many points of the trajectory lie in the memory of the device at once.
-
-    K, or ceil(K / s) - 1 + s with s = ceil(sqrt(K)) rematerialised (see ``pull_back``); offloaded one is worked on
-    while the next is made.
-    """
-    if offload:
-        return min(steps, FEW)
-    if not rematerialise or steps < FEW:
-        return steps
-    stretch = math.isqrt(steps - 1) + 1
-    starts = -(-steps // stretch)
-    last = steps - (starts - 1) * stretch
-    # Going forth the last stretch is kept after all starts; going back, the stretch before it after one start less.
-    return max(starts - 1 + last, starts - 2 + stretch)
-
-
-def gradient_peak(
-    estimator: Estimator,
-    meta: Meta,
-    task: Task,
-    steps: int,
-    *,
-    rematerialise: bool = False,
-    offload: bool = False,
-    rows: int = 0,
-) -> GradientPeak:
-    """Return the peak of a meta-gradient of ``steps`` inner steps, the meta-parameters and the tasks not counted.
-
-    Peak(K) = Peak(2) + (kept(K) - kept(2)) (Peak(3) - Peak(2)), each measured by running the estimator on tensors
-    without memory. With ``rows`` above 0 so many tasks are stacked.
-    """
-
-    def peak(steps: int) -> int:
-        return _peak_of(estimator(steps), meta, task, rows)
-
-    if steps <= FEW:
-        return GradientPeak(0, peak(steps))
-    few, more = peak(FEW), peak(FEW + 1)
-    kept = points_kept(steps, rematerialise=rematerialise, offload=offload)
-    trajectory = (more - few) * kept
-    return GradientPeak(trajectory, few + (more - few) * (kept - FEW) - trajectory)
 
 
 def estimate(settings: TrainerSettings, inner: Inner, meta: Meta, task: Task, learners: int = 1) -> MemoryEstimate:
@@ -188,21 +122,6 @@ def _stacked(settings: TrainerSettings, estimator: Estimator, meta: Meta, task: 
     except Exception:  # What cannot be stacked says so in many ways, and is then learned task by task.
         return None
     return two - one
-
-
-def _peak_of(gradient: MetaGradient, meta: Meta, task: Task, rows: int) -> int:
-    def work(meta: Meta, task: Task) -> MetaGrad:
-        if not rows:
-            return gradient(meta, task)
-        stacked = stack(Part("", [task] * rows, [1.0] * rows), rows, next(iter(meta.weights.values())))
-        return vmapped(gradient)(meta, *stacked)
-
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            given = tree_map(mode.from_tensor, (meta, task))
-            return peak_bytes(lambda: work(*given))
-    except Exception:  # A model that looks at numbers (float(), .item()) needs some: it is run in earnest.
-        return peak_bytes(lambda: work(meta, task))
 
 
 def _bytes(tree: Any) -> int:

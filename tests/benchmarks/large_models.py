@@ -1,7 +1,8 @@
 """``python -m tests.benchmarks.large_models --out DIR``: the largest transformer that one GPU meta-learns by MAML.
 
 The exact meta-gradient of one task, K inner steps on all weights, by each way of saving memory, of transformers that
-grow in width until the memory is full. ``--tiny`` tries it out on a CPU, where a limit is made up.
+grow in width until the memory is full. ``--tiny`` tries it out on a CPU, where a limit is made up. Of a GPU's memory
+less is lost between blocks with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 """
 
 import gc
@@ -16,11 +17,11 @@ import click
 import torch
 
 import online_meta as om
+from online_meta.gradient_memory import gradient_peak
 from online_meta.memory import MemoryMeter, bytes_of
 from online_meta.types import Meta, MetaGrad, Task
 from online_meta.unrolled import unrolled
 from tests.benchmarks.surroundings import commit
-from trainers.memory_estimate import gradient_peak
 from trainers.models import transformer
 
 NAME = "large_models"
@@ -99,6 +100,7 @@ def globs_of(way: str) -> tuple[str, ...]:
 def try_width(scale: Scale, way: str, width: int, device: torch.device, *, timed: bool = False) -> Trial:
     """Make the meta-gradient of one task, twice if it is ``timed``; everything is given back before and after."""
     parameters = 0
+    _give_back(device)
     try:
         setting = make_setting(scale, width, globs_of(way), device)
         parameters = sum(weight.numel() for weight in setting.meta.weights.values())
@@ -113,9 +115,13 @@ def try_width(scale: Scale, way: str, width: int, device: torch.device, *, timed
         return Trial(width, parameters, None, None)
     finally:
         setting = gradient = None  # type: ignore[assignment]
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _give_back(device)
+
+
+def _give_back(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _peak(work: Callable[[], Any], setting: Setting, device: torch.device) -> int:
@@ -164,9 +170,12 @@ def estimated(scale: Scale, way: str, width: int, device: torch.device) -> int |
     if chosen is None:
         return None
     setting = make_setting(scale, width, chosen[1], device)
-    peak = gradient_peak(
-        lambda steps: om.exact(setting.inner(steps)), setting.meta, setting.task, scale.steps, **chosen[0]
-    )
+    try:
+        peak = gradient_peak(
+            lambda steps: om.exact(setting.inner(steps)), setting.meta, setting.task, scale.steps, **chosen[0]
+        )
+    except torch.OutOfMemoryError:  # A machine whose tensors without memory fail runs the model in earnest.
+        return None
     return peak.total + bytes_of(setting.meta.weights)
 
 
@@ -209,8 +218,9 @@ def render(result: dict[str, Any]) -> str:
 `python -m tests.benchmarks.large_models`, commit {result["commit"]}; {result["device"]}, torch {result["torch"]}, fp32.
 
 The exact MAML gradient of one task, K = {scale["steps"]} SGD steps on all weights of a transformer with
-{scale["layers"]} blocks; sequences of {scale["length"]} positions, {WAYS}-way 1-shot, {scale["queries"]} query sequences
-a class. The width grows until the memory is full. The peak is that of torch's allocator, meta-parameters among it, without an optimizer.
+{scale["layers"]} blocks, for sequences of {scale["length"]} positions, {WAYS}-way 1-shot, {scale["queries"]} query
+sequences a class. The width grows until the memory is full. The peak is that of torch's allocator, meta-parameters
+among it, without an optimizer.
 
 | way | width | parameters | peak | seconds a task | tasks/s | estimate off by |
 |---|---|---|---|---|---|---|

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import online_meta as om
+from online_meta.gradient_memory import gradient_peak, points_kept
 from online_meta.memory import MemoryMeter, bytes_of, peak_bytes
 from online_meta.meta_optimizer import OPTIMIZERS, MetaOptimizer
 from online_meta.paths import Part, stack, vmapped
 from online_meta.types import Meta, MetaGrad
 from tests.numerics.problems import problem
-from trainers.memory_estimate import engine_bytes, estimate, gradient_peak, points_kept
+from trainers.memory_estimate import engine_bytes, estimate
 from trainers.models import conv4, transformer
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 
