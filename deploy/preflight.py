@@ -18,6 +18,7 @@ import trainers.engines
 from deploy.config import Config
 from deploy.exits import ConfigError
 from deploy.listening import bind, check_exposure
+from deploy.memory_check import tell_memory
 from deploy.model_check import check_model
 from deploy.problems import explain, repeated
 from deploy.storage import check_same_run, check_tasks, make_run_folder, open_history
@@ -25,6 +26,7 @@ from online_meta import registry
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
+from online_meta.types import Task
 from streams import wire
 from streams.arrivals import Rejected, TaskSource
 from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
@@ -125,39 +127,40 @@ def open_sources(config: Config) -> dict[str, TaskSource | None]:
     return opened
 
 
-def check_sources(config: Config) -> str:
-    """Open every source and look at what it offers first; return their names."""
+def check_sources(config: Config) -> tuple[str, Task | None]:
+    """Open every source and look at what it offers first; return their names, and one of these tasks."""
+    first = None
     for name, source in open_sources(config).items():
         if source is not None:
             with blaming(f"[[source]] {name}:"):
-                _check_first(config, source)
-    return ", ".join(source.name for source in config.source)
+                first = _check_first(config, source) or first
+    return ", ".join(source.name for source in config.source), first
 
 
-def _check_first(config: Config, source: TaskSource) -> None:
+def _check_first(config: Config, source: TaskSource) -> Task | None:
     arrivals = source.read(None)
     first = next(arrivals, None)
     close = getattr(arrivals, "close", None)  # an iterator may have one, as every generator has
     if close is not None:
         close()
     if first is None:
-        return
+        return None
     try:
-        wire.decode(first.body, config.task, config.serve.limits)
+        return wire.decode(first.body, config.task, config.serve.limits)
     except Rejected as refusal:
         raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
 
 
-def check_store(config: Config) -> str:
-    """Open the history as the daemon would; return what is there."""
+def check_store(config: Config) -> tuple[str, Task | None]:
+    """Open the history as the daemon would; return what is there, and its first task."""
     files = RunFiles(Path(config.run.path))
     if not files.history.exists():
         make_run_folder(files)
-        return f"{files.history} will be made"
+        return f"{files.history} will be made", None
     with open_history(files) as history:
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
-        return f"{files.history} holds {len(history)} rounds"
+        return f"{files.history} holds {len(history)} rounds", history[0] if len(history) else None
 
 
 def check_port(config: Config) -> str:
@@ -172,9 +175,13 @@ def check_all(config: Config, told: Callable[[str, str], None]) -> None:
     check_exposure(config.serve)
     setup, notes = _try_learning(config)
     count = sum(weight.numel() for weight in setup.start.weights.values())
-    told("model", f"{config.model.build}, {count:,} weights, a finite meta-gradient ({config.meta.gradient})")
+    frozen = f" ({len(held)} further tensors are frozen)" if (held := getattr(setup.inner.loss, "frozen", ())) else ""
+    told("model", f"{config.model.build}, {count:,} weights{frozen}, a finite meta-gradient ({config.meta.gradient})")
     for note in notes:
         told("note", note)
-    told("history", check_store(config))
-    told("sources", check_sources(config))
+    store, kept = check_store(config)
+    told("history", store)
+    sources, offered = check_sources(config)
+    told("sources", sources)
+    told("memory", tell_memory(config, setup, kept or offered))
     told("port", check_port(config))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from online_meta.differentiate import vjp
 from online_meta.inner import Inner, begin, fast_weights, query_loss, slow_weights
+from online_meta.offload import laid_aside
 from online_meta.tree import add, scale
 from online_meta.types import Carry, Meta, MetaGrad, Task
 
@@ -18,12 +19,17 @@ Move = Callable[[Meta, Carry], Carry]
 Play = Callable[[Meta, Carry, int], tuple[Carry, Move]]
 """Make step k without a graph; return the next carry and the ``Move`` that going back differentiates."""
 
+Kept = Callable[[], Carry]
+"""A point of the trajectory that is kept for going back, wherever it lies."""
+
+Keep = Callable[[Carry], Kept]
+
 
 class Played(NamedTuple):
-    """Inner step ``k``: where it began, and the move that it made."""
+    """Inner step ``k``: what gives back where it began, and the move that it made."""
 
     k: int
-    carry: Carry
+    carry: Kept
     move: Move
 
 
@@ -34,6 +40,7 @@ def pull_back(
     play: Play,
     *,
     rematerialise: bool = False,
+    offload: bool = False,
     weights: Sequence[float] | None = None,
 ) -> MetaGrad:
     """Return the query loss and its gradient by lambda_k = (d move_k / d carry_k)^T lambda_{k+1}.
@@ -42,27 +49,31 @@ def pull_back(
     Only the trajectory carry_0..carry_K is kept (Maclaurin et al., ICML 2015, recompute it instead); the memory of
     a graph is that of one step, whatever ``inner.steps`` is. With ``rematerialise`` the trajectory is kept at every
     ceil(sqrt(K))-th step and the stretches between are played again (Griewank, 1992): of order sqrt(K).
+    With ``offload`` what is kept of it lies in the memory of the host (see ``laid_aside``).
     With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and lambda_k gains v_k grad f(phi_k) on its way.
     """
     with torch.no_grad():
         held = Meta(slow_weights(inner, meta.weights), meta.rule)
         weights = [0.0] * inner.steps + [1.0] if weights is None else weights
         stretch = math.isqrt(max(inner.steps - 1, 0)) + 1 if rematerialise else max(inner.steps, 1)
-        starts: list[Carry] = []
+        keep: Keep = laid_aside if offload else _kept
+        starts: list[Kept] = []
         carry = begin(inner, meta, task.support)
         played: list[Played] = []
         for first in range(0, inner.steps, stretch):
-            starts.append(carry)
+            starts.append(keep(carry))
             played.clear()
-            played, carry = _advance(play, held, carry, range(first, min(first + stretch, inner.steps)))
+            steps = range(first, min(first + stretch, inner.steps))
+            played, carry = _advance(keep, play, held, starts[-1], carry, steps)
 
         loss, total, adjoint = _judge(inner, held, carry, task, weights[inner.steps])
         for first in reversed(range(0, inner.steps, stretch)):
             start = starts.pop()
             if first + stretch < inner.steps:
-                played, _ = _advance(play, held, start, range(first, first + stretch))
+                played = _advance(keep, play, held, start, start(), range(first, first + stretch))[0]
             while played:
-                k, carry, move = played.pop()
+                k, kept, move = played.pop()
+                carry = kept()
                 pull = vjp(move, held, carry)[1]  # What the move led to is not kept: it is as large as all that adapts.
                 share, adjoint = pull(adjoint)
                 total = add(total, share)
@@ -80,12 +91,16 @@ class _Judged(NamedTuple):
     adjoint: Carry
 
 
-def _advance(play: Play, held: Meta, carry: Carry, steps: range) -> tuple[list[Played], Carry]:
-    """Make some steps without a graph; return them and where they led."""
+def _kept(carry: Carry) -> Kept:
+    return lambda: carry
+
+
+def _advance(keep: Keep, play: Play, held: Meta, start: Kept, carry: Carry, steps: range) -> tuple[list[Played], Carry]:
+    """Make some steps from ``carry``, kept as ``start``, without a graph; return them and where they led."""
     played = []
     for k in steps:
         following, move = play(held, carry, k)
-        played.append(Played(k, carry, move))
+        played.append(Played(k, start if k == steps.start else keep(carry), move))
         carry = following
     return played, carry
 

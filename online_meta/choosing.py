@@ -61,14 +61,15 @@ def choose(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], most: int,
     as many as keep the peak under ``memory_limit`` bytes. Models that take long over one task are left to the loop.
     """
     trial = _prepare(gradient, meta, tasks, most)
-    size = fitting(gradient, meta, tasks[0], most, memory_limit) if len(trial.part.tasks) > 1 else 0
-    if size < 1:
-        return Choice(trial.loop.path, (trial.loop,), trial, None)
-    if size < len(trial.part.tasks):  # What does not fit is not tried either.
-        trial = _prepare(gradient, meta, tasks, size)
     chunk = vmapped(gradient)
-    path = Path("vmap", size, trial.part.signature)
+    path = Path("vmap", most, trial.part.signature)
     try:
+        size = fitting(gradient, meta, tasks[0], most, memory_limit) if len(trial.part.tasks) > 1 else 0
+        if size < 1:
+            return Choice(trial.loop.path, (trial.loop,), trial, None)
+        if size < len(trial.part.tasks):  # What does not fit is not tried either.
+            trial = _prepare(gradient, meta, tasks, size)
+        path = path._replace(tasks=size)
         operations = count_operations(lambda: chunk(meta, *_stacked(trial, len(trial.part.tasks))))
     except Exception as error:  # Whatever a user's model raises under vmap: it is then learned task by task.
         refused = Measured(path, float("inf"), float("inf"), f"{type(error).__name__}: {str(error).splitlines()[0]}")

@@ -36,7 +36,12 @@ def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
         if not (at and loss.requires_grad):
             return {name: torch.zeros_like(value) for name, value in at.items()}
         # Nothing is done to a parameter that the loss does not depend on: its gradient is zeros.
-        grads = torch.autograd.grad(loss, [*at.values()], create_graph=again, allow_unused=True, materialize_grads=True)
+        # In this very thread, on a GPU too: it may hold the lock on torch's random numbers, and dropout that is
+        # computed again going back takes it once more.
+        with torch.autograd.set_multithreading_enabled(False):
+            grads = torch.autograd.grad(
+                loss, [*at.values()], create_graph=again, allow_unused=True, materialize_grads=True
+            )
     return dict(zip(at, grads, strict=True))
 
 

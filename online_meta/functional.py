@@ -1,7 +1,7 @@
 """An ``nn.Module`` as pure functions of its parameters; the module itself is never changed."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from online_meta.attention import math_attention
 from online_meta.batch_norm import speed_up
+from online_meta.memory import bytes_of
 from online_meta.precision import in_precision
+from online_meta.recompute import recompute_blocks
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
 
@@ -22,30 +24,43 @@ LOSSES: dict[str, Criterion] = {"cross_entropy": F.cross_entropy, "mse": F.mse_l
 """The losses that have a name; each takes (output, y) and returns the mean over the batch."""
 
 
-def model_output(module: nn.Module) -> OutputFn:
+def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bool = False) -> OutputFn:
     """Return ``module`` as a pure function (params, x) -> output.
 
-    The function holds a skeleton on the meta device, so no weight is kept twice; buffers are kept as
-    they are now. Weights that are tied in ``module`` go by the name under which ``named_parameters`` gives
-    them. Attention runs by torch's math kernel, the only one that can be differentiated twice. The function raises
-    ``ValueError`` when ``params`` lacks one of those names or has one unknown to the module, for torch itself would
-    compute on with uninitialised memory.
+    The function holds a skeleton on the meta device, so no learned weight is kept twice; buffers, and weights that
+    are frozen (``requires_grad`` is false), are kept as they are now and need not be given. Weights that are tied in
+    ``module`` go by the name under which ``named_parameters`` gives them. Attention runs by torch's math kernel, the
+    only one that can be differentiated twice. Layers that the globs ``recompute`` match are computed again going back,
+    see ``online_meta.recompute``; ``random`` says that they may draw numbers. Raises ``ValueError`` for a glob that
+    matches nothing; the function does when ``params`` lacks one of those names or has one unknown to the module, for
+    torch itself would compute on with uninitialised memory.
     """
-    buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
-    needed = frozenset(name for name, _ in module.named_parameters())
+    return _output(module, _skeleton(module), _constants(module), recompute, random)
+
+
+def _output(
+    module: nn.Module, skeleton: nn.Module, constants: Params, recompute: Sequence[str], random: bool
+) -> OutputFn:
+    needed = frozenset(name for name, weight in module.named_parameters() if weight.requires_grad)
     known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
-    skeleton = _skeleton(module)
+    recompute_blocks(skeleton, recompute, random=random)
 
     def output(params: Params, x: Tensor) -> Tensor:
         if not needed <= params.keys() <= known:
             lacks, unknown = sorted(needed - params.keys()), sorted(params.keys() - known)
             raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
-        here = {name: _like(value, x, params) for name, value in buffers.items()}
+        here = {name: _like(value, x, params) for name, value in constants.items()}
         with math_attention():
             result: Tensor = functional_call(skeleton, {**here, **params}, (x,))
         return result
 
     return output
+
+
+def _constants(module: nn.Module) -> Params:
+    """Return copies of the buffers and of the weights that are not learned."""
+    named = {**dict(module.named_buffers()), **{n: w for n, w in module.named_parameters() if not w.requires_grad}}
+    return {name: value.detach().clone() for name, value in named.items()}
 
 
 def _like(buffer: Tensor, x: Tensor, params: Params) -> Tensor:
@@ -69,12 +84,17 @@ class ModelLoss:
 
     ``training`` is the model as it learns, in its module's own mode. A model that is ``random`` there (dropout)
     is seeded by the inner loop, and judged by ``output``, the model in evaluation mode; elsewhere the two are one.
+    ``frozen`` are the names of weights that it holds itself, in ``held_bytes`` together with its buffers;
+    ``keeping`` is the same loss without recomputation, where there is one: what looks at layers looks at that.
     """
 
     output: OutputFn
     criterion: Criterion
     training: OutputFn
     random: bool = False
+    frozen: frozenset[str] = frozenset()
+    held_bytes: int = 0
+    keeping: "ModelLoss | None" = None
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The scalar loss of ``batch`` under ``params``, as the model learns."""
@@ -86,26 +106,39 @@ class ModelLoss:
 
 
 def model_loss(
-    module: nn.Module, loss: str | Criterion, *, random: bool | None = None, precision: torch.dtype | None = None
+    module: nn.Module,
+    loss: str | Criterion,
+    *,
+    random: bool | None = None,
+    recompute: Sequence[str] = (),
+    precision: torch.dtype | None = None,
 ) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
     ``loss`` is a name of ``LOSSES`` or any callable (output, y) -> scalar tensor. ``random`` says whether the module
     draws random numbers as it learns; left out, dropout layers in training mode are looked for, which does
-    not find calls of ``F.dropout`` and the like. With a ``precision``, such as ``torch.bfloat16``, the model computes
-    in it; parameters, gradients and the loss keep their own. Raises ``ValueError`` for an unknown name.
+    not find calls of ``F.dropout`` and the like. ``recompute`` holds globs of the layers, ("body.*",) say, that are
+    computed again going back instead of being kept. Weights that do not require a gradient are not learned: the loss
+    holds copies. With a ``precision``, such as ``torch.bfloat16``, the model computes in it; parameters, gradients and
+    the loss keep their own. Raises ``ValueError`` for an unknown name and a glob that matches nothing.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
         loss = LOSSES[loss]
-    training = model_output(module)
     if random is None:
         random = any(_drops(layer) for layer in module.modules())
-    output = model_output(copy.deepcopy(module).eval()) if random else training
-    if precision is not None:
-        training, output = in_precision(training, precision), in_precision(output, precision)
-    return ModelLoss(output, loss, training, random)
+    constants = _constants(module)
+    frozen = frozenset(name for name, weight in module.named_parameters() if not weight.requires_grad)
+
+    def made(criterion: Criterion, again: Sequence[str], keeping: ModelLoss | None) -> ModelLoss:
+        training = _output(module, _skeleton(module), constants, again, random)
+        output = _output(module, _skeleton(module).eval(), constants, again, False) if random else training
+        if precision is not None:
+            training, output = in_precision(training, precision), in_precision(output, precision)
+        return ModelLoss(output, criterion, training, random, frozen, bytes_of(constants), keeping)
+
+    return made(loss, recompute, made(loss, (), None) if recompute else None)
 
 
 def _drops(layer: nn.Module) -> bool:

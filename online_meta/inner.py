@@ -33,10 +33,12 @@ class Inner:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
 
     def init(self, weights: Params) -> Meta:
-        """Return meta-parameters that start from detached copies of ``weights``.
+        """Return meta-parameters that start from detached copies of ``weights``, without those that the loss freezes.
 
         Raises ``ValueError`` when a glob of ``fast`` matches no weight.
         """
+        frozen: frozenset[str] = getattr(self.loss, "frozen", frozenset())
+        weights = {name: value for name, value in weights.items() if name not in frozen}
         for pattern in self.fast:
             if not any(fnmatchcase(name, pattern) for name in weights):
                 raise ValueError(f"fast = {pattern!r} matches none of the weights {sorted(weights)}")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -58,7 +59,9 @@ class _Found(NamedTuple):
 
 def _examine(given: Trial, found: _Found, gradient: MetaGradient | None, second: bool) -> None:
     """Look at one thing after the other; what depends on one that is wrong is left out."""
-    trial, went = _start(given, found, second)
+    # Layers are looked at as they are without recomputation, which calls them again going back.
+    keeping = getattr(given.inner.loss, "keeping", None) or given.inner.loss
+    trial, went = _start(replace(given, inner=replace(given.inner, loss=keeping)), found, second)
     found.problems.extend(running_statistics(went.seen))
     if not found.problems:
         found.problems.extend(what_changes(trial, went))
@@ -67,11 +70,11 @@ def _examine(given: Trial, found: _Found, gradient: MetaGradient | None, second:
     if not found.problems:
         _check_derivatives(trial, found, went, second)
     if second and not found.problems:
-        _check_exact(trial, found)
+        _check_exact(trial, given.inner, found)
     if gradient is not None and not found.problems:
         found.problems.extend(_ask(given, gradient))
     if not found.problems:
-        found.notes.extend(_remarks(trial, went))
+        found.notes.extend(_remarks(trial, given.inner, went))
 
 
 def _start(given: Trial, found: _Found, second: bool) -> tuple[Trial, Run]:
@@ -115,12 +118,12 @@ def _check_derivatives(trial: Trial, found: _Found, went: Run, second: bool) -> 
         found.problems.append(DEAF)
 
 
-def _check_exact(trial: Trial, found: _Found) -> None:
-    """Hold ``exact`` against the unrolled loop, and against the slope of the adapted query loss."""
+def _check_exact(trial: Trial, inner: Inner, found: _Found) -> None:
+    """Hold ``exact`` of ``inner`` against the unrolled loop, and against the slope of the adapted query loss."""
     precision = PRECISIONS.get(next(iter(trial.meta.weights.values())).dtype)
     if precision is None:
         return
-    gradient = exact(trial.inner)
+    gradient = exact(inner)
     for task in trial.tasks:
         ours, theirs = (flat(_merged(estimate(trial.meta, task).grads)) for estimate in (gradient, _unrolled(trial)))
         error, size = float((ours - theirs).norm()), float(theirs.norm())
@@ -171,17 +174,17 @@ def _ask(given: Trial, gradient: MetaGradient) -> Iterator[str]:
             yield "the meta-gradient is another when it is asked again: a round must be repeatable"
 
 
-def _remarks(trial: Trial, went: Run) -> Iterator[str]:
+def _remarks(trial: Trial, inner: Inner, went: Run) -> Iterator[str]:
     """Give sentences on what is right and still good to know."""
     idle = [name for name, grad in _gradients(trial).items() if not bool(grad.any())]
     if idle:
-        yield f"the loss of the tasks tried does not depend on {', '.join(idle)}"
+        yield f"at these weights the loss of the tasks tried has no gradient for {', '.join(idle)}"
     if went.seen.places(ATTENTION.__contains__):
         yield "attention runs by torch's math kernel, the only one that can be differentiated twice"
     try:
         batch = trial.tasks[0].support
         pair = type(batch)(*(torch.stack([tensor, tensor]) for tensor in batch))
-        torch.func.vmap(torch.func.grad(trial.inner.loss), (None, 0), randomness="different")(trial.meta.weights, pair)
+        torch.func.vmap(torch.func.grad(inner.loss), (None, 0), randomness="different")(trial.meta.weights, pair)
     except Exception as error:  # What cannot be batched says so in many ways.
         yield f"the model does not run for many tasks at once by vmap ({summed_up(error)}): the task loop is used"
 

@@ -2,8 +2,8 @@
 
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -27,6 +27,24 @@ def seeded(batch: Batch, step: int) -> Iterator[None]:
     with _drawing, torch.random.fork_rng(devices):
         torch.manual_seed(int(generator(_checksum(batch), step).integers(2**32)))
         yield
+
+
+def repeatable(devices: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context, to be entered any number of times, in which torch draws the numbers that it draws next now.
+
+    ``devices`` are the CUDA devices that draw beside the CPU. Torch's generators are left as they were.
+    """
+    state, states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with _drawing, torch.random.fork_rng(devices):
+            torch.set_rng_state(state)
+            for device, known in zip(devices, states, strict=True):
+                torch.cuda.set_rng_state(known, device)
+            yield
+
+    return again
 
 
 def _checksum(batch: Batch) -> int:

@@ -1,7 +1,5 @@
 """From settings to learners; the only place that knows both."""
 
-import difflib
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,28 +20,10 @@ from online_meta.inner import Inner
 from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past, Schedule
+from trainers.import_path import import_by_path
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 LOCAL = "local"
-
-
-def import_by_path(path: str) -> Any:
-    """Return what "package.module:name" names.
-
-    Raises ``ValueError`` that says which part of the path is wrong.
-    """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"{path!r} is no import path: write it as 'package.module:name'")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"{path!r} cannot be imported: {error}") from error
-    if not hasattr(module, name):
-        public = [known for known in vars(module) if not known.startswith("_")]
-        close = difflib.get_close_matches(name, public, n=3, cutoff=0.5)
-        raise ValueError(f"{module_name} has no {name!r}{': did you mean ' * bool(close)}{' or '.join(close)}")
-    return getattr(module, name)
 
 
 def build_module(model: ModelSettings, *seed: int) -> nn.Module:
@@ -65,10 +45,10 @@ def build_module(model: ModelSettings, *seed: int) -> nn.Module:
 
 
 def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
-    """Return the model's loss as a pure function."""
+    """Return the model's loss as a pure function; raises ``ValueError`` for an unknown loss or glob."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
     dtype = None if model.precision == "float32" else getattr(torch, model.precision)
-    return model_loss(module, criterion, random=model.random, precision=dtype)
+    return model_loss(module, criterion, random=model.random, recompute=model.recompute, precision=dtype)
 
 
 def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:
@@ -129,7 +109,7 @@ def build_setup(
 
     def fresh(round: int) -> Params:
         weights = build_module(settings.model, settings.seed, round).to(device).named_parameters()
-        return {name: weight.detach() for name, weight in weights}
+        return {name: weight.detach() for name, weight in weights if name not in loss.frozen}
 
     return LearnerSetup(
         inner=inner,

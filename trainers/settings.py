@@ -11,8 +11,9 @@ class ModelSettings:
     """``build`` names a function "package.module:function" that returns an ``nn.Module`` for ``args``.
 
     ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar. ``random`` says whether
-    the model draws random numbers as it learns; left out, layers of dropout are looked for. ``precision`` is what the
-    model computes in; parameters, the inner loop and meta-gradients are of single precision whatever it is.
+    the model draws random numbers as it learns; left out, layers of dropout are looked for. The layers that the globs
+    ``recompute`` match are computed again going back instead of being kept: less memory, more time. ``precision`` is
+    what the model computes in; parameters, the inner loop and meta-gradients are of single precision whatever it is.
     """
 
     build: str
@@ -20,6 +21,7 @@ class ModelSettings:
     loss: str = "cross_entropy"
     random: bool | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    recompute: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from online_meta.inner import Inner, step
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 
-def exact(inner: Inner, *, rematerialise: bool = False, step_weights: Sequence[float] | None = None) -> MetaGradient:
+def exact(
+    inner: Inner, *, rematerialise: bool = False, offload: bool = False, step_weights: Sequence[float] | None = None
+) -> MetaGradient:
     """Return the estimator of d f(U(w)) / dw, exact to rounding (MAML: Finn et al., ICML 2017, eq. 1).
 
     phi_{k+1} = update(phi_k, grad L(phi_k)) is differentiated whole, so the adjoint of a step holds
     (I - lr H_k) lambda for SGD; the memory is that of one step's graph and the trajectory phi_0..phi_K.
     With ``rematerialise`` only some 2 sqrt(K) points of the trajectory are kept, for one more pass through the loop.
+    With ``offload`` they lie in the memory of the host while a GPU works, to the same bits; on a CPU nothing changes.
     With ``step_weights`` v_1..v_K the loss is sum_k v_k f(phi_k), the multi-step loss of MAML++ (Antoniou et al.,
     ICLR 2019, section 4); numbers of 0 or more, one a step. The gradient of the rule's own parameters is exact too.
     Raises ``ValueError`` when ``step_weights`` do not fit the steps.
@@ -26,7 +29,7 @@ def exact(inner: Inner, *, rematerialise: bool = False, step_weights: Sequence[f
 
             return move(held, carry), move
 
-        return pull_back(inner, meta, task, play, rematerialise=rematerialise, weights=weights)
+        return pull_back(inner, meta, task, play, rematerialise=rematerialise, offload=offload, weights=weights)
 
     return gradient
 

@@ -37,12 +37,13 @@ def main(work_name: str, contestant: str, programs: Path) -> None:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     call()
-    print(1024 * max(0, _kilobytes("VmHWM") - before))
+    print(1024 * max(0, kilobytes("VmHWM") - before))
 
 
-def _kilobytes(field: str) -> int:
+def kilobytes(field: str) -> int:
+    """Return a figure of this process from proc(5), VmRSS or VmHWM say."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 

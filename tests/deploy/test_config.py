@@ -131,7 +131,10 @@ def test_notes_on_the_model_are_printed(cli: Cli, config: Path) -> None:
     sets = ("--set", f"model.build={MODELS}:Idle", "--set", "model.args={}")
     ended = cli("check", config, *sets)
     assert (ended.code, ended.err) == (0, "")
-    assert "note     the loss of the tasks tried does not depend on idle.weight, idle.bias\n" in ended.out
+    assert (
+        "note     at these weights the loss of the tasks tried has no gradient for idle.weight, idle.bias\n"
+        in ended.out
+    )
     assert "\nnote " not in cli("check", config).out
 
 

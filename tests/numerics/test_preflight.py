@@ -126,7 +126,7 @@ class Idle(nn.Module):
 def test_weights_that_nothing_depends_on_are_a_note():
     report = asked(Idle())
     assert report.problems == ()
-    assert report.notes == ("the loss of the tasks tried does not depend on idle.weight, idle.bias",)
+    assert report.notes == ("at these weights the loss of the tasks tried has no gradient for idle.weight, idle.bias",)
 
 
 class Single(nn.Linear):

@@ -1,8 +1,9 @@
 """Small reference networks, safe to differentiate twice: no running statistics, no in-place edits."""
 
 from trainers.models.images import conv4
+from trainers.models.low_rank import lora
 from trainers.models.perceptron import mlp
 from trainers.models.recurrent import gru
 from trainers.models.transformers import transformer
 
-__all__ = ["conv4", "gru", "mlp", "transformer"]
+__all__ = ["conv4", "gru", "lora", "mlp", "transformer"]

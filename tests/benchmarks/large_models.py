@@ -1,0 +1,278 @@
+"""``python -m tests.benchmarks.large_models --out DIR``: the largest transformer that one GPU meta-learns by MAML.
+
+The exact meta-gradient of one task, K inner steps on all weights, by each way of saving memory, of transformers that
+grow in width until the memory is full. ``--tiny`` tries it out on a CPU, where a limit is made up. Of a GPU's memory
+less is lost between blocks with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+
+import online_meta as om
+from online_meta.gradient_memory import gradient_peak
+from online_meta.memory import MemoryMeter, bytes_of
+from online_meta.types import Meta, MetaGrad, Task
+from online_meta.unrolled import unrolled
+from tests.benchmarks.surroundings import commit
+from trainers.models import transformer
+
+NAME = "large_models"
+WAYS, FEATURES = 5, 64
+
+
+class Scale(NamedTuple):
+    """What is tried: the transformers' widths and blocks, and the task."""
+
+    widths: Sequence[int]
+    layers: int
+    heads: int
+    length: int
+    queries: int
+    steps: int
+
+
+GPU = Scale((256, 384, 512, 640, 768, 896, *range(1024, 4097, 128)), 24, 16, 128, 15, 8)
+TINY = Scale((16, 24, 32, 48, 64), 3, 2, 12, 3, 4)
+LIMIT_OF_TINY = 8_000_000
+
+WAYS_TO_SAVE: dict[str, tuple[dict[str, bool], tuple[str, ...]] | None] = {
+    "unrolled": None,
+    "adjoint": ({}, ()),
+    "rematerialised": ({"rematerialise": True}, ()),
+    "rematerialised, blocks recomputed": ({"rematerialise": True}, ("body.*",)),
+    "the same, offloaded": ({"rematerialise": True, "offload": True}, ("body.*",)),
+}
+"""Each way's options of ``exact`` and globs to recompute; None is the loop unrolled in one graph."""
+
+
+class Setting(NamedTuple):
+    """A model to try: its inner loop of any number of steps, meta-parameters, a task."""
+
+    inner: Callable[[int], om.Inner]
+    meta: Meta
+    task: Task
+
+
+class Trial(NamedTuple):
+    """How a size did; ``peak`` and ``seconds`` are None where it did not fit."""
+
+    width: int
+    parameters: int
+    peak: int | None
+    seconds: float | None
+
+
+def make_setting(scale: Scale, width: int, globs: tuple[str, ...], device: torch.device) -> Setting:
+    """Return a transformer of a width, 5-way 1-shot sequences of features for it, and an inner loop of SGD."""
+    torch.manual_seed(0)
+    with device:
+        module = transformer(WAYS, scale.length, features=FEATURES, width=width, heads=scale.heads, layers=scale.layers)
+        batches = [
+            om.Batch(torch.randn(WAYS * each, scale.length, FEATURES), torch.arange(WAYS).repeat(each))
+            for each in (1, scale.queries)
+        ]
+    loss = om.model_loss(module, "cross_entropy", recompute=globs)
+    rule = om.rules.sgd(lr=0.01)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    return Setting(lambda steps: om.Inner(loss, rule, steps), Meta(weights, {}), Task(*batches))
+
+
+def gradient_of(way: str, setting: Setting, steps: int) -> Callable[[Meta, Task], MetaGrad]:
+    """Return the meta-gradient by one of the ways."""
+    chosen = WAYS_TO_SAVE[way]
+    return partial(unrolled, setting.inner(steps)) if chosen is None else om.exact(setting.inner(steps), **chosen[0])
+
+
+def globs_of(way: str) -> tuple[str, ...]:
+    """Return which layers a way recomputes."""
+    chosen = WAYS_TO_SAVE[way]
+    return () if chosen is None else chosen[1]
+
+
+def try_width(scale: Scale, way: str, width: int, device: torch.device, *, timed: bool = False) -> Trial:
+    """Make the meta-gradient of one task, twice if it is ``timed``; everything is given back before and after."""
+    parameters = 0
+    _give_back(device)
+    try:
+        setting = make_setting(scale, width, globs_of(way), device)
+        parameters = sum(weight.numel() for weight in setting.meta.weights.values())
+        gradient = gradient_of(way, setting, scale.steps)
+        peak = _peak(lambda: gradient(setting.meta, setting.task), setting, device)
+        began = time.perf_counter()
+        if timed:
+            gradient(setting.meta, setting.task)
+            _wait(device)
+        return Trial(width, parameters, peak, time.perf_counter() - began if timed else None)
+    except torch.OutOfMemoryError:
+        return Trial(width, parameters, None, None)
+    finally:
+        setting = gradient = None  # type: ignore[assignment]
+        _give_back(device)
+
+
+def _give_back(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _peak(work: Callable[[], Any], setting: Setting, device: torch.device) -> int:
+    """Return the bytes that are allocated at the peak of ``work``, meta-parameters and task among them."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        _wait(device)
+        return torch.cuda.max_memory_allocated()
+    with MemoryMeter() as meter:
+        work()
+    peak = meter.peak + bytes_of(setting.meta.weights)
+    if peak > LIMIT_OF_TINY:
+        raise torch.OutOfMemoryError(f"{peak} bytes are more than the {LIMIT_OF_TINY} that were made up")
+    return peak
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def largest(scale: Scale, way: str, device: torch.device, deadline: float, first: int) -> tuple[Trial | None, bool]:
+    """Return the widest that fits by bisection, from a guess at its place, and whether the time sufficed."""
+    fits, fails, found = -1, len(scale.widths), None
+    place = first
+    while fails - fits > 1:
+        if time.monotonic() > deadline:
+            return found, False
+        place = min(max(place, fits + 1), fails - 1)
+        trial = try_width(scale, way, scale.widths[place], device)
+        _say(f"  width {trial.width}: {trial.parameters / 1e6:.3g} M parameters, {_gigabytes(trial.peak)}")
+        if trial.peak is None:
+            fails = place
+        else:
+            fits, found = place, trial
+        # A guess is rarely far off: look next to it, then further away, and halve what is left between two.
+        known = fits >= 0 and fails < len(scale.widths)
+        place = (fits + fails) // 2 if known else place + 3 if trial.peak is not None else place - 3
+    return found, True
+
+
+def estimated(scale: Scale, way: str, width: int, device: torch.device) -> int | None:
+    """Return the estimate of the peak, meta-parameters among it; None for the unrolled loop, which has none."""
+    chosen = WAYS_TO_SAVE[way]
+    if chosen is None:
+        return None
+    setting = make_setting(scale, width, chosen[1], device)
+    try:
+        peak = gradient_peak(
+            lambda steps: om.exact(setting.inner(steps)), setting.meta, setting.task, scale.steps, **chosen[0]
+        )
+    except torch.OutOfMemoryError:  # A machine whose tensors without memory fail runs the model in earnest.
+        return None
+    return peak.total + bytes_of(setting.meta.weights)
+
+
+def measure(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Return the widest of each way, its peak, time, and how far the estimate is off."""
+    began, rows = time.monotonic(), {}
+    place = len(scale.widths) // 3
+    for number, way in enumerate(WAYS_TO_SAVE):
+        _say(way)
+        deadline = began + seconds * (number + 1) / len(WAYS_TO_SAVE)
+        found, done = largest(scale, way, device, deadline, place)
+        if found is None:
+            rows[way] = {"fits": None, "done": done}
+            continue
+        place = scale.widths.index(found.width) + 1
+        timed = try_width(scale, way, found.width, device, timed=True)
+        told = estimated(scale, way, found.width, device) if timed.peak else None
+        rows[way] = {
+            **found._asdict(),
+            "done": done,
+            "seconds": timed.seconds,
+            "tasks_per_second": 1 / timed.seconds if timed.seconds else None,
+            "estimate": told,
+            "estimate_error": told / timed.peak - 1 if told and timed.peak else None,
+        }
+        _say(f"  {json.dumps(rows[way])}")
+    return rows
+
+
+def compare(scale: Scale, width: int, device: torch.device) -> dict[str, Any]:
+    """Return peak and time of every way for one model that all can hold."""
+    return {way: try_width(scale, way, width, device, timed=True)._asdict() for way in WAYS_TO_SAVE}
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    scale = result["scale"]
+    text = f"""# The largest model on one GPU
+
+`python -m tests.benchmarks.large_models`, commit {result["commit"]}; {result["device"]}, torch {result["torch"]}, fp32.
+
+The exact MAML gradient of one task, K = {scale["steps"]} SGD steps on all weights of a transformer with
+{scale["layers"]} blocks, for sequences of {scale["length"]} positions, {WAYS}-way 1-shot, {scale["queries"]} query
+sequences a class. The width grows until the memory is full. The peak is that of torch's allocator, meta-parameters
+among it, without an optimizer.
+
+| way | width | parameters | peak | seconds a task | tasks/s | estimate off by |
+|---|---|---|---|---|---|---|
+"""
+    for way, row in result["largest"].items():
+        if row.get("peak") is None:
+            text += f"| {way} | none fits | | | | | |\n"
+            continue
+        off = "" if row["estimate_error"] is None else f"{row['estimate_error']:+.1%}"
+        seconds, speed = (f"{row[key]:.3g}" if row[key] else "" for key in ("seconds", "tasks_per_second"))
+        mark = "" if row["done"] else " (at least: the time ran out)"
+        text += f"| {way} | {row['width']}{mark} | {row['parameters'] / 1e6:.3g} M | {_gigabytes(row['peak'])} "
+        text += f"| {seconds} | {speed} | {off} |\n"
+    text += "\nThe same model, the widest that the unrolled loop can hold, by every way:\n\n"
+    text += "| way | peak | of the unrolled loop's | seconds a task |\n|---|---|---|---|\n"
+    base = result["same_model"]["unrolled"]["peak"]
+    for way, row in result["same_model"].items():
+        share = f"{row['peak'] / base:.2f}" if row["peak"] and base else ""
+        seconds = f"{row['seconds']:.3g}" if row["seconds"] else ""
+        text += f"| {way} | {_gigabytes(row['peak'])} | {share} | {seconds} |\n"
+    return text
+
+
+def _gigabytes(count: int | None) -> str:
+    return "does not fit" if count is None else f"{count / 1e9:.3g} GB"
+
+
+def _say(what: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write to.")
+@click.option("--seconds", default=330.0, show_default=True, help="How long sizes are looked for.")
+@click.option("--tiny", is_flag=True, help="On a CPU, with a limit that is made up.")
+def main(out: Path, seconds: float, tiny: bool) -> None:
+    """Print and write the largest model of each way."""
+    scale, device = (TINY, torch.device("cpu")) if tiny else (GPU, torch.device("cuda"))
+    result: dict[str, Any] = {
+        "commit": commit(),
+        "device": "CPU, tiny" if tiny else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "scale": scale._asdict(),
+        "largest": measure(scale, device, seconds),
+    }
+    width = result["largest"]["unrolled"].get("width") or scale.widths[0]
+    result["same_model"] = compare(scale, width, device)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{NAME}.json").write_text(json.dumps({**result, "scale": {**result["scale"]}}, indent=1, default=list))
+    (out / f"{NAME}.md").write_text(render(result))
+    click.echo(render(result))
+
+
+if __name__ == "__main__":
+    main()
