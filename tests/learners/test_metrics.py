@@ -28,6 +28,9 @@ PUBLIC = {
     "online_meta_checkpoint_duration_seconds": (),
     "online_meta_world_size": (),
     "online_meta_restarts_total": (),
+    "online_meta_rank_steps_total": ("rank",),
+    "online_meta_rank_step_seconds_total": ("rank",),
+    "online_meta_rank_waiting_seconds_total": ("rank",),
 }
 HISTOGRAMS = {
     "online_meta_round_duration_seconds",
