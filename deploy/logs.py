@@ -66,9 +66,9 @@ def log_to_stderr(origin: Origin, style: str) -> None:
     handler.setFormatter(JsonLines() if style == "json" else logging.Formatter(TEXT))
     handler.addFilter(origin)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for logger in logging.root.manager.loggerDict.values():
-        handlers = logger.handlers if isinstance(logger, logging.Logger) else []
-        if any(isinstance(one, logging.StreamHandler) for one in handlers):  # torch's lines have a form of their own.
+    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    for logger in known:
+        if any(isinstance(own, logging.StreamHandler) for own in logger.handlers):  # torch's lines have another form.
             logger.handlers.clear()
             logger.propagate = True
     logging.captureWarnings(True)

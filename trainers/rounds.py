@@ -118,8 +118,8 @@ def _order(run: Run, stop: Event, until: int | None) -> int | str:
             problem = str(error)
     waited = run.timing.waiting_seconds
     order, problem = run.crew.share([order, problem])
-    if order == WAIT:  # for a task, and not for another rank
-        run.timing.waiting_seconds = waited
+    if order == WAIT:  # Each rank has its own pause between two looks for a task; what is longer is a slow rank.
+        run.timing.waiting_seconds = max(waited, run.timing.waiting_seconds - POLL_SECONDS)
     if problem:
         raise Diverged(problem)
     return order
