@@ -3,12 +3,15 @@
 import json
 import os
 import time
+from threading import Event, Timer
 
 import pytest
 
 from streams.history import History
-from tests.trainers.runs import fill, play, task
+from tests.trainers.runs import SETTINGS, fill, play, task
 from trainers.crew import ALONE, Crew
+from trainers.rounds import close_run, open_run, play_rounds
+from trainers.run_files import RunFiles
 from trainers.timing import Timing, timed
 
 
@@ -73,3 +76,21 @@ def test_a_roll_that_cannot_be_written_stops_nothing(tmp_path):
         fill(history, [task(0)])
         play(tmp_path, history, 1)
     assert (tmp_path / "ranks.json").is_dir()
+
+
+@pytest.mark.parametrize(("pause", "least", "most"), [(0.01, 0.0, 0.06), (0.12, 0.25, 0.6)])
+def test_an_idle_rank_waits_for_a_task_and_not_for_the_others(tmp_path, pause, least, most):
+    """Ranks look for tasks at their own pace: only what is longer than that is a rank that is slow."""
+
+    def share(value):
+        time.sleep(pause)
+        return value
+
+    stop = Event()
+    crew = Crew(0, 2, (0,), share, gather=lambda value: [value])
+    with History.open(tmp_path / "history", write=True) as history:
+        run = open_run(SETTINGS, RunFiles(tmp_path), history, crew=crew)
+        Timer(0.5, stop.set).start()
+        assert play_rounds(run, stop) == 0
+        close_run(run)
+    assert least <= run.timing.waiting_seconds <= most
