@@ -15,7 +15,7 @@ from tests.daemon import wait_for
 from tests.recovery.served import Served
 from tests.recovery.test_ranks import ENGINE, feed, settle
 
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.5
 TASKS = 18
 Samples = dict[tuple[str, str | None], float]
 

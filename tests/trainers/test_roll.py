@@ -47,7 +47,7 @@ def test_every_collective_of_a_crew_is_counted(name):
         return value
 
     timing = Timing()
-    crew = timed(Crew(0, 2, (0, 1), slow, slow, slow, slow), timing)
+    crew = timed(Crew(0, 2, (0, 1), slow, slow, slow, gather=slow), timing)
     assert getattr(crew, name)("something") == "something"
     assert timing.waiting_seconds >= 0.02
     assert (crew.rank, crew.world, crew.near) == (0, 2, (0, 1))
