@@ -3,12 +3,21 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+import deploy.group
+from deploy.exporter import make_instruments
 from deploy.group import GroupView
+from deploy.state import DaemonState
+from deploy.view import RunView
+from online_meta.regret import LEARNER
+from streams.history import History
 from trainers.durable import replace_file
 from trainers.run_files import RunFiles
 
@@ -89,3 +98,35 @@ def test_a_group_plays_while_all_of_it_that_can_be_seen_lives(files: RunFiles, s
     sleeper.kill()
     sleeper.wait()
     assert group.world_size() == 0
+
+
+def test_a_restart_is_counted_once_however_many_ask(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_slowly(path: Path) -> dict[str, Any]:
+        time.sleep(0.05)
+        return read(path)
+
+    read = deploy.group._read
+    monkeypatch.setattr(deploy.group, "_read", read_slowly)
+    instruments = make_instruments(CollectorRegistry())
+    unused: Any = None
+    with History.open(files.history, write=True) as history:
+        state = DaemonState(
+            config=unused,
+            files=files,
+            history=history,
+            ingest=unused,
+            view=RunView(files, (LEARNER,)),
+            registry=unused,
+            instruments=instruments,
+            adapter=unused,
+            trainer_alive=unused,
+            group=GroupView(files, Supervision()),
+            broken=unused,
+            token=None,
+        )
+        agent_says(files, 10, 1)
+        call_roll(files, 1.0, [1], [0], 4)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: state.refresh(), range(8)))
+    assert instruments["restarts_total"]._value.get() == 1
+    assert instruments["rank_steps_total"].labels(rank=0)._value.get() == 4
