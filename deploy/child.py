@@ -2,7 +2,6 @@
 
 import ctypes
 import fcntl
-import logging
 import os
 import signal
 import stat
@@ -69,12 +68,3 @@ def alone(lock: Path) -> Iterator[None]:
                     raise Stop(TRY_LATER, f"{lock} is held by another process: is this run served already?") from None
                 time.sleep(0.05)
         yield
-
-
-def log_to_stderr() -> None:
-    """Log lines with time, process and level to standard error."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s",
-    )

@@ -1,6 +1,7 @@
 """The command line, `online-meta`: one file a command in ``deploy/commands``."""
 
 import errno
+import logging
 import sys
 from typing import Any
 
@@ -10,8 +11,11 @@ from rich.console import Console
 import deploy.commands
 import online_meta
 from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, Stop
+from deploy.logs import in_json
 from online_meta import registry
 from streams.ledger import HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
+
+log = logging.getLogger(__name__)
 
 
 class Commands(click.Group):
@@ -59,7 +63,10 @@ def main() -> None:
     except (Stop, HistoryError, OSError) as error:
         code = _code_of(error)
         told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(told)}")
+        if in_json():
+            log.critical("%s", told)
+        else:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(told)}")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
 from deploy.exits import ConfigError
+from deploy.logs import Style
 from deploy.problems import endless_numbers, explain, listing, lists_of, repeated, shown, unknown_keys
 from online_meta import registry
 from streams.spec import Limits, TaskSpec
@@ -36,10 +37,14 @@ SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything of a run lies under ``path``; ``seed`` decides all that is random."""
+    """Everything of a run lies under ``path``; ``seed`` decides all that is random.
+
+    ``logs`` are lines of "text" for people or of "json" for services, whatever process of the daemon writes them.
+    """
 
     path: Annotated[str, MinLen(1)]
     seed: Annotated[int, Ge(0)] = 0
+    logs: Style = "text"
 
 
 @dataclass(frozen=True)

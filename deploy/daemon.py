@@ -19,7 +19,9 @@ from deploy.api import create_app
 from deploy.config import Config, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
 from deploy.exporter import describe, make_instruments
+from deploy.group import GroupView
 from deploy.listening import bind, check_exposure
+from deploy.logs import copy_lines
 from deploy.preflight import check_learning, open_sources
 from deploy.report import write_report
 from deploy.state import DaemonState
@@ -77,13 +79,15 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     """Start the children and ingest, and join all parts; ``cleanup`` stops them in the order of the data's way."""
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    describe(instruments, config.engine.kind, config.engine.processes)
+    describe(instruments, config.engine.kind)
     view = RunView(files, (LEARNER, *config.regret.baselines))
+    group = GroupView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()
     for name in (*config.regret.comparator, "trainer"):
         program = "ranks" if name == "trainer" and config.engine.many else name
-        command = [sys.executable, "-m", f"deploy.{program}", str(files.settings)]
-        child = Supervised(name, command, broken.set if name == "trainer" else None)
+        command = [sys.executable, "-m", f"deploy.{program}", str(files.settings), config.run.logs]
+        copy = copy_lines if config.run.logs == "json" else None
+        child = Supervised(name, command, broken.set if name == "trainer" else None, copy)
         cleanup.callback(_drain, child)
         children[name] = child
     ingest = Ingest(
@@ -105,7 +109,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         instruments=instruments,
         adapter=Adapter(config.trainer(), files.leader),
         trainer_alive=children["trainer"].alive,
-        trainer_restarts=lambda: children["trainer"].restarts,
+        group=group,
         broken=broken,
         token=token,
     )
@@ -130,6 +134,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(state),
+            log_config=None,
             log_level="warning",
             access_log=False,
             ssl_certfile=settings.tls_cert,

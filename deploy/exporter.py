@@ -1,6 +1,6 @@
 """The metric table as a Prometheus registry, fed from the run's files and the daemon."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -40,10 +40,9 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Any:
     return kind(metric.name, metric.help, metric.labels, registry=registry)
 
 
-def describe(instruments: Instruments, engine: str, world_size: int) -> None:
+def describe(instruments: Instruments, engine: str) -> None:
     """Set what does not change while the daemon runs."""
     instruments["info"].labels(version=online_meta.__version__, torch=torch.__version__, engine=engine).set(1)
-    instruments["world_size"].set(world_size)
     for reason in ("not_finite",):
         instruments["skipped_steps_total"].labels(reason=reason)
 
@@ -62,6 +61,14 @@ def count_rounds(instruments: Instruments, lines: Sequence[Line], checkpoints: S
     for checkpoint in checkpoints:
         instruments["checkpoint_duration_seconds"].observe(checkpoint["seconds"])
         instruments["checkpoint_last_success_timestamp_seconds"].set(checkpoint["timestamp"])
+
+
+def count_ranks(instruments: Instruments, restarts: int, done: Mapping[int, Mapping[str, float]]) -> None:
+    """Count ``restarts``, and by rank what has been ``done``, since the last time."""
+    instruments["restarts_total"].inc(restarts)
+    for rank, amounts in done.items():
+        for name, amount in amounts.items():
+            instruments[f"rank_{name}_total"].labels(rank=rank).inc(amount)
 
 
 def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Callable[[], float | None]) -> None:

@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
+from deploy.child import alone, die_with_parent, stop_on_signals
 from deploy.config import read_settings
 from deploy.exits import DONE, TRY_LATER, Stop
+from deploy.logs import Origin, log_to_stderr
 from online_meta.regret import Comparator
 from online_meta.setup import LearnerSetup
 from online_meta.types import Params
@@ -33,9 +34,9 @@ REST_SECONDS = 1.5
 log = logging.getLogger(__name__)
 
 
-def main(settings_file: str) -> int:
+def main(settings_file: str, logs: str = "text") -> int:
     """Refresh the hindsight comparator until SIGTERM; return the exit code."""
-    log_to_stderr()
+    log_to_stderr(Origin("hindsight"), logs)
     stop = stop_on_signals()
     die_with_parent()
     os.nice(10)  # The rounds go first.
@@ -132,4 +133,4 @@ def load_saved(path: Path) -> Params | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

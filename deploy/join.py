@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from threading import Event
 
-from deploy.child import die_with_parent, log_to_stderr
+from deploy.child import die_with_parent
 from deploy.config import read_config
 from deploy.exits import CONFIG, DONE, Stop
+from deploy.logs import Origin, log_to_stderr
 from deploy.trainer import agree, play
 from trainers.divergence import Diverged
-from trainers.engines._process_group import joined
+from trainers.engines._process_group import joined, own_rank
 from trainers.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -20,15 +21,20 @@ log = logging.getLogger(__name__)
 def main(config_file: str) -> int:
     """Play the run of the daemon at ``engine.rendezvous`` until it drains; return the exit code.
 
-    Of the configuration [engine] counts, and run.path, where compiled programs are kept; all else, and every task,
-    comes from the daemon's machine.
+    Of the configuration [engine] counts, run.logs, and run.path, where compiled programs are kept; all else, and every
+    task, comes from the daemon's machine.
     """
-    log_to_stderr()
-    die_with_parent()
     try:
         config = read_config(Path(config_file))
+    except Stop as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.code
+    origin = Origin("trainer", own_rank(), plays=True)
+    log_to_stderr(origin, config.run.logs)
+    die_with_parent()
+    try:
         with joined(config.engine, here=False) as crew:
-            play(agree(crew, None), RunFiles(Path(config.run.path)), None, crew, Event())
+            play(agree(crew, None), RunFiles(Path(config.run.path)), None, crew, Event(), origin)
             return DONE
     except Diverged:  # The daemon's machine says what there is to say.
         return DONE

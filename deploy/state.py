@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 import online_meta
 from deploy.adaptation import Adapter
 from deploy.config import Config
-from deploy.exporter import Instruments, count_rounds, show_view
+from deploy.exporter import Instruments, count_ranks, count_rounds, show_view
+from deploy.group import GroupView
 from deploy.rate import RecentRate
 from deploy.view import RunView
 from streams.history import History
@@ -33,24 +34,23 @@ class DaemonState:
     instruments: Instruments
     adapter: Adapter
     trainer_alive: Callable[[], bool]
-    trainer_restarts: Callable[[], int]
+    group: GroupView
     broken: Event
     token: str | None
     started: float = field(default_factory=time.time)
     draining: bool = False
     learning: RecentRate = field(default_factory=RecentRate)
     ingesting: RecentRate = field(default_factory=RecentRate)
-    restarts_counted: int = 0
+    refreshing: Lock = field(default_factory=Lock)
 
     def refresh(self) -> None:
-        """Read what the trainer has written since the last time, and count it."""
-        lines, checkpoints = self.view.refresh()
-        self.learning.note(self.view.learned())
-        self.ingesting.note(len(self.history))
-        count_rounds(self.instruments, lines, checkpoints)
-        restarts = self.trainer_restarts()
-        self.instruments["restarts_total"].inc(restarts - self.restarts_counted)
-        self.restarts_counted = restarts
+        """Read what the trainer has written since the last time, and count it: once, however many threads ask."""
+        with self.refreshing:
+            lines, checkpoints = self.view.refresh()
+            self.learning.note(self.view.learned())
+            self.ingesting.note(len(self.history))
+            count_rounds(self.instruments, lines, checkpoints)
+            count_ranks(self.instruments, *self.group.refresh())
 
     def count_rejection(self, source: str, reason: str) -> None:
         """Count a task that was refused."""
@@ -72,6 +72,7 @@ class DaemonState:
         self.refresh()
         show_view(self.instruments, self.view, self.pending(), self.oldest_pending_age)
         self.instruments["history_bytes"].set(self.history.size_bytes())
+        self.instruments["world_size"].set(self.group.world_size())
 
     def phase(self) -> str:
         """Say in one word what the daemon is doing."""
@@ -106,6 +107,11 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         "learners": view.learners(),
         "regret": view.regret(),
         "checkpoint": view.checkpoint,
-        "trainer": {"alive": state.trainer_alive(), "restarts": state.trainer_restarts()},
+        "trainer": {
+            "alive": state.trainer_alive(),
+            "restarts": state.group.restarts,
+            "world_size": state.group.world_size(),
+            "ranks": state.group.ranks(),
+        },
         "backlog_limit": state.config.serve.limits.backlog,
     }

@@ -5,21 +5,35 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 from deploy.exits import BROKEN, DONE
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
 HEALTHY_SECONDS = 10.0
+COPY_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
 class Supervised:
     """A child process that is restarted, with growing delays, until ``stop``."""
 
-    def __init__(self, name: str, command: Sequence[str], give_up: Callable[[], None] | None = None) -> None:
-        """Start the child and a thread that waits for it; one that says it is broken calls ``give_up``."""
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        give_up: Callable[[], None] | None = None,
+        copy: Callable[[str, BinaryIO], None] | None = None,
+    ) -> None:
+        """Start the child and a thread that waits for it; one that says it is broken calls ``give_up``.
+
+        What the child writes ``copy`` is given to read, in a thread, under the child's name; else it goes where what
+        this process writes does.
+        """
         self.name = name
+        self._copy = copy
+        self._copying: threading.Thread | None = None
         self._give_up = give_up
         self.restarts = 0
         self._command = list(command)
@@ -51,11 +65,18 @@ class Supervised:
             self._process.kill()
             code = self._process.wait()
         self._thread.join()
+        if self._copying is not None:
+            self._copying.join(COPY_SECONDS)
         return code
 
     def _start(self) -> "subprocess.Popen[bytes]":
         # Standard input is the child's lifeline: it closes when this process dies, however it dies.
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        if self._copy is None:
+            return subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._copying = threading.Thread(target=self._copy, args=(self.name, child.stdout), daemon=True)
+        self._copying.start()
+        return child
 
     def _watch(self) -> None:
         delay = FIRST_DELAY_SECONDS

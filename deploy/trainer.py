@@ -10,9 +10,10 @@ from threading import Event
 
 from pydantic import TypeAdapter
 
-from deploy.child import alone, die_with_parent, log_to_stderr, stop_on_signals
+from deploy.child import alone, die_with_parent, stop_on_signals
 from deploy.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, Stop
+from deploy.logs import Origin, log_to_stderr
 from streams.history import History
 from streams.ledger import HistoryDamaged, HistoryFull
 from trainers.build import LOCAL
@@ -20,7 +21,7 @@ from trainers.checkpoint import CheckpointError
 from trainers.crew import Crew
 from trainers.decisive import SettingsChanged
 from trainers.divergence import Diverged
-from trainers.engines._process_group import joined
+from trainers.engines._process_group import joined, own_rank
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
@@ -28,9 +29,10 @@ from trainers.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 
-def main(settings_file: str) -> int:
+def main(settings_file: str, logs: str = "text") -> int:
     """Play the rounds of the run until SIGTERM; return the exit code."""
-    log_to_stderr()
+    origin = Origin("trainer", own_rank(), plays=True)
+    log_to_stderr(origin, logs)
     stop = stop_on_signals()
     die_with_parent()
     files = RunFiles(Path(settings_file).parent)
@@ -41,7 +43,7 @@ def main(settings_file: str) -> int:
             if crew is None or crew.leads:
                 cleanup.enter_context(alone(files.folder / "trainer.lock"))
             history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
-            play(settings if crew is None else agree(crew, settings), files, history, crew, stop)
+            play(settings if crew is None else agree(crew, settings), files, history, crew, stop, origin)
             return DONE
     except Stop as stopped:
         log.error("%s", stopped)
@@ -66,9 +68,12 @@ def agree(crew: Crew, settings: TrainerSettings | None) -> TrainerSettings:
     return kind.validate_python(crew.share(settings and kind.dump_python(settings, mode="json")))
 
 
-def play(settings: TrainerSettings, files: RunFiles, history: History | None, crew: Crew | None, stop: Event) -> None:
-    """Play the rounds of a run from where it stands until ``stop`` is set."""
+def play(
+    settings: TrainerSettings, files: RunFiles, history: History | None, crew: Crew | None, stop: Event, origin: Origin
+) -> None:
+    """Play the rounds of a run from where it stands until ``stop`` is set; log lines say which it is at."""
     run = open_run(settings, files, history, crew=crew)
+    origin.round = lambda: run.round
     log.info("the trainer goes on at round %d", run.round)
     rounds = play_rounds(run, stop)
     close_run(run)
@@ -77,6 +82,6 @@ def play(settings: TrainerSettings, files: RunFiles, history: History | None, cr
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1])
+    status = main(*sys.argv[1:])
     logging.shutdown()
     os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.

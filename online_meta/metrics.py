@@ -37,7 +37,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("online_meta_history_bytes", "gauge", "Bytes of the task history on disk."),
     Metric("online_meta_checkpoint_last_success_timestamp_seconds", "gauge", "Unix time of the last checkpoint."),
     Metric("online_meta_checkpoint_duration_seconds", "histogram", "Saving a checkpoint.", (), CHECKPOINT_SECONDS),
-    Metric("online_meta_world_size", "gauge", "Trainer ranks."),
-    Metric("online_meta_restarts_total", "counter", "Trainer restarts since the daemon began."),
+    Metric("online_meta_world_size", "gauge", "Ranks that play now; 0 while they are started again."),
+    Metric("online_meta_restarts_total", "counter", "Restarts of the trainer or all its ranks since the daemon began."),
+    Metric("online_meta_rank_steps_total", "counter", "Meta-steps that the rank took part in.", ("rank",)),
+    Metric("online_meta_rank_step_seconds_total", "counter", "Scoring and learning, without waiting.", ("rank",)),
+    Metric("online_meta_rank_waiting_seconds_total", "counter", "In collectives with the other ranks.", ("rank",)),
     Metric("online_meta_info", "gauge", "Always 1; what runs, in its labels.", ("version", "torch", "engine")),
 )

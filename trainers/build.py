@@ -22,6 +22,7 @@ from online_meta.setup import LearnerSetup
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past, Schedule
 from trainers.import_path import import_by_path
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
+from trainers.timing import Timing
 
 LOCAL = "local"
 
@@ -82,24 +83,28 @@ def build_schedule(settings: MetaSettings) -> Schedule:
     return made
 
 
-def build_engine(settings: TrainerSettings, kind: str) -> Callable[[Meta], Engine]:
-    """Return a function that puts an engine of a ``kind`` around meta-parameters."""
+def build_engine(settings: TrainerSettings, kind: str, timing: Timing | None = None) -> Callable[[Meta], Engine]:
+    """Return a function that puts an engine of a ``kind`` around meta-parameters; ``timing`` counts its waiting."""
     module = registry.load_module(trainers.engines, kind)
 
     def engine(meta: Meta) -> Engine:
-        made: Engine = module.build(settings, meta)
+        made: Engine = module.build(settings, meta, timing)
         return made
 
     return engine
 
 
 def build_setup(
-    settings: TrainerSettings, past: Past, programs: Path | None = None, engine: str = LOCAL
+    settings: TrainerSettings,
+    past: Past,
+    programs: Path | None = None,
+    engine: str = LOCAL,
+    timing: Timing | None = None,
 ) -> LearnerSetup:
     """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
 
     ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
-    while checks, comparators and replays are processes of their own.
+    while checks, comparators and replays are processes of their own. ``timing`` counts what it waits for other ranks.
     """
     registry.load_module(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
     device = torch.device(settings.engine.device)
@@ -116,7 +121,7 @@ def build_setup(
         gradient=build_gradient(settings.meta, inner),
         start=inner.init(dict(module.named_parameters())),
         fresh=fresh,
-        engine=build_engine(settings, engine),
+        engine=build_engine(settings, engine, timing),
         replay=registry.load(online_meta.replay, settings.meta.replay),
         batch=settings.meta.batch,
         steps_per_round=settings.meta.steps_per_round,

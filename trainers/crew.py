@@ -17,6 +17,10 @@ def _keep_tensors(tensors: Params | None) -> Params:
     return tensors or {}
 
 
+def _keep_alone(value: Any) -> list[Any]:
+    return [value]
+
+
 def _keep_parcels(parcels: Parcels | None) -> Sequence[bytes]:
     raise RuntimeError("a process that is alone has nobody to send anything to")
 
@@ -25,8 +29,9 @@ class Crew(NamedTuple):
     """This process, ``rank``, among ``world`` that play one run; those that are ``near`` see the run's files.
 
     The first of these leads. ``share(value)`` returns on every rank, as JSON would give it back, what the leader
-    called it with; ``share_tensors`` does so with tensors. ``send(parcels)``, called by the leader with parcels for the
-    ranks that are not near, returns there what is for them. All ranks have to call each of them. From
+    called it with; ``share_tensors`` does so with tensors. ``gather(value)`` returns on every rank, as JSON would give
+    it back, what each called it with, in the order of ranks. ``send(parcels)``, called by the leader with parcels for
+    the ranks that are not near, returns there what is for them. All ranks have to call each of them. From
     ``wait_at_most(seconds)`` on this rank takes one that lets it wait longer in any of them for dead.
     """
 
@@ -37,6 +42,7 @@ class Crew(NamedTuple):
     share_tensors: Callable[[Params | None], Params] = _keep_tensors
     send: Callable[[Parcels | None], Sequence[bytes]] = _keep_parcels
     wait_at_most: Callable[[float], None] = _keep
+    gather: Callable[[Any], list[Any]] = _keep_alone
 
     @property
     def leads(self) -> bool:

@@ -37,6 +37,8 @@ class Desk:
     known: list[Line]
     checkpoints: LineWriter
     published: tuple[int, float] = field(default=(-1, 0.0))
+    told: tuple[int, float] = field(default=(-1, 0.0))
+    started: float = field(default_factory=time.time)
 
 
 def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:

@@ -19,15 +19,17 @@ from trainers.divergence import Diverged
 from trainers.past import HistoryPast
 from trainers.paths import Steering, read_paths, told_paths
 from trainers.patience import Patience
+from trainers.roll import must_tell, tell_ranks
 from trainers.round_lines import round_lines
 from trainers.run import Run
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
 from trainers.states import find_way_back, go_back, resume, write_checkpoint
+from trainers.timing import Timing, timed
 
 POLL_SECONDS = 0.02
 PUBLISH_SECONDS = 0.5
-END, WAIT, SAVE = "end", "wait", "save"
+END, WAIT, SAVE, TELL = "end", "wait", "save", "tell"
 log = logging.getLogger(__name__)
 
 
@@ -51,8 +53,10 @@ def open_run(
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It only costs time.
     kind, crew = settings.engine.kind if crew else LOCAL, crew or ALONE
-    past = HistoryPast(history, torch.device(settings.engine.device), crew)
-    learners = build_learners(settings, build_setup(settings, past, files.programs, kind))
+    timing = Timing()
+    playing = timed(crew, timing)  # That ranks begin one after the other is not counted.
+    past = HistoryPast(history, torch.device(settings.engine.device), playing)
+    learners = build_learners(settings, build_setup(settings, past, files.programs, kind, timing))
     rounds = resume(settings, files, learners, crew)
     desk = open_desk(settings, files, rounds) if crew.leads else None
     rollbacks = crew.share(len(desk.rollbacks.before(rounds)) if desk else None)
@@ -66,7 +70,8 @@ def open_run(
         leader=learners[LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML has an engine
         past=past,
         steering=Steering(learners, settings.engine, share, files.programs, patience),
-        crew=crew,
+        crew=playing,
+        timing=timing,
         writing=Aside("checkpoint"),
         patience=Patience(settings.engine.timeout_seconds),
         desk=desk,
@@ -86,6 +91,8 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
     while (order := _order(run, stop, until)) != END:
         if order == SAVE:
             write_checkpoint(run)
+        elif order == TELL:
+            tell_ranks(run)
         elif order == WAIT:
             _publish(run)
             stop.wait(POLL_SECONDS)
@@ -109,7 +116,10 @@ def _order(run: Run, stop: Event, until: int | None) -> int | str:
             order = _decide(run, run.desk, len(run.history), stop, until)
         except Diverged as error:
             problem = str(error)
+    waited = run.timing.waiting_seconds
     order, problem = run.crew.share([order, problem])
+    if order == WAIT:  # Each rank has its own pause between two looks for a task; what is longer is a slow rank.
+        run.timing.waiting_seconds = max(waited, run.timing.waiting_seconds - POLL_SECONDS)
     if problem:
         raise Diverged(problem)
     return order
@@ -122,6 +132,8 @@ def _decide(run: Run, desk: Desk, committed: int, stop: Event, until: int | None
         return SAVE
     if new >= run.settings.checkpoint.every_rounds and run.writing.idle():
         return SAVE
+    if must_tell(run, desk):
+        return TELL
     if stop.is_set() or (until is not None and run.round >= until):
         return SAVE if new else END
     available = committed - run.round
@@ -139,8 +151,10 @@ def play_update(run: Run, available: int) -> None:
     tasks: list[Task] = [run.past[round] for round in fresh]
     run.steering.follow(read_paths(run.crew.share(_find_paths(run, tasks, run.desk) if run.desk else None)))
     began = time.monotonic()
-    scores = {name: [learner.score(task) for task in tasks] for name, learner in run.learners.items()}
-    learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
+    with run.timing.working():
+        scores = {name: [learner.score(task) for task in tasks] for name, learner in run.learners.items()}
+        learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
+    run.timing.steps += len(learned[LEARNER].steps)
     seconds = time.monotonic() - began
     run.patience.note(seconds)
     if run.patience.due():

@@ -13,6 +13,7 @@ from trainers.paths import Steering
 from trainers.patience import Patience
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
+from trainers.timing import Timing
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Run:
     past: HistoryPast
     steering: Steering
     crew: Crew
+    timing: Timing
     writing: Aside
     patience: Patience
     desk: Desk | None

@@ -66,6 +66,16 @@ class RunFiles:
         return self.folder / "hindsight.safetensors"
 
     @property
+    def ranks(self) -> Path:
+        """The ranks that play, and what each has done; written now and then, and nothing to rely on after a crash."""
+        return self.folder / "ranks.json"
+
+    @property
+    def agent(self) -> Path:
+        """How often the agent, which keeps the ranks, has started them again."""
+        return self.folder / "agent.json"
+
+    @property
     def settings(self) -> Path:
         """The configuration as it was resolved when the run began."""
         return self.folder / "settings.json"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from deploy.child import log_to_stderr
 from deploy.config import naming, read_config
 from deploy.daemon import serve
+from deploy.logs import Origin, log_to_stderr
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value of the file.")
 def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Run the daemon of CONFIG until SIGTERM; it goes on where the last one stopped."""
-    log_to_stderr()
     settings = read_config(config, overrides)
+    log_to_stderr(Origin("daemon"), settings.run.logs)
     with naming(config):
         serve(settings, lambda url: log.info("listening on %s: dashboard at /, API at /docs, metrics at /metrics", url))
     log.info("drained; see %s/report.html", settings.run.path)

@@ -51,7 +51,17 @@ def status_table(status: dict[str, Any]) -> Table:
         else "none yet"
     )
     table.add_row("last checkpoint", age)
-    table.add_row(
-        "trainer", f"{'alive' if status['trainer']['alive'] else 'DOWN'}, {status['trainer']['restarts']} restarts"
-    )
+    for row in trainer_rows(status["trainer"]):
+        table.add_row(*row)
     return table
+
+
+def trainer_rows(trainer: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say whether the trainer is alive, and, where it is several ranks, how the time of each goes."""
+    alive, ranks = "alive" if trainer["alive"] else "DOWN", trainer["world_size"]
+    rows = [("trainer", f"{alive}, {ranks} {'rank' if ranks == 1 else 'ranks'}, {trainer['restarts']} restarts")]
+    if len(trainer["ranks"]) > 1:
+        for rank in trainer["ranks"]:
+            times = f"{rank['step_seconds']:.1f} s, and {rank['waiting_seconds']:.1f} s waiting for other ranks"
+            rows.append((f"rank {rank['rank']} on {rank['host']}", f"{rank['steps']} meta-steps in {times}"))
+    return rows

@@ -101,5 +101,6 @@ export function fillHeader(status, elapsed) {
   fill("version", status.version ? `v${status.version}` : "");
   const up = status.started ? `up ${formatDuration(Math.round(status.now - status.started + elapsed))}` : "";
   const restarts = status.trainer?.restarts ? `trainer restarted ${plural(status.trainer.restarts, "time")}` : "";
-  fill("run", [status.run, up, restarts].filter(Boolean).join(" · "));
+  const ranks = status.trainer?.world_size > 1 ? plural(status.trainer.world_size, "rank") : "";
+  fill("run", [status.run, up, ranks, restarts].filter(Boolean).join(" · "));
 }

@@ -86,7 +86,7 @@ def time_recoveries(fault: Callable[[Served, int], None], times: int, folder: Pa
         fed += 1
         wait_for("the next one is learned", lambda fed=fed: served.status()["rounds"]["learned"] == fed, 120)
         taken.append(time.monotonic() - began)
-    restarts = served.status()["trainer"]["restarts"]
+    restarts = served.status()["trainer"]["restarts"] - len(taken)  # each kill is one restart of the ranks
     served.drain()
     return Recoveries(taken, restarts, [line["seconds"] for line in LineReader(served.run / "rounds.jsonl").refresh()])
 

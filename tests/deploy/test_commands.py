@@ -75,7 +75,11 @@ def test_status_for_people_and_for_programs(daemon: Daemon, cli: Cli) -> None:
     assert told["rounds"]["ingested"] == now["rounds"]["ingested"]
     ended = cli("status", "--url", daemon.url)
     assert ended.code == 0
-    for part in (f"of {now['rounds']['ingested']} ingested", "regret against from scratch", "alive, 0 restarts"):
+    for part in (
+        f"of {now['rounds']['ingested']} ingested",
+        "regret against from scratch",
+        "alive, 1 rank, 0 restarts",
+    ):
         assert part in ended.out
 
 

@@ -45,8 +45,9 @@ def test_every_metric_of_the_table_is_there(daemon: Daemon) -> None:
 
 
 def test_the_metrics_say_what_the_status_says(daemon: Daemon) -> None:
+    rounds = daemon.status()["rounds"]["ingested"]
+    wait_for("the roll is called", lambda: [rank["steps"] for rank in daemon.status()["trainer"]["ranks"]] == [rounds])
     text, status = metrics(daemon), daemon.status()
-    rounds = status["rounds"]["ingested"]
     assert value(text, 'online_meta_tasks_ingested_total{source="http"}') == rounds
     assert value(text, "online_meta_rounds_total") == rounds
     assert value(text, "online_meta_rounds_pending") == 0
@@ -56,6 +57,9 @@ def test_the_metrics_say_what_the_status_says(daemon: Daemon) -> None:
     assert value(text, "online_meta_ingest_duration_seconds_count") == rounds
     assert value(text, "online_meta_world_size") == 1
     assert value(text, "online_meta_restarts_total") == 0
+    assert value(text, 'online_meta_rank_steps_total{rank="0"}') == rounds
+    assert value(text, 'online_meta_rank_step_seconds_total{rank="0"}') > 0
+    assert value(text, 'online_meta_rank_waiting_seconds_total{rank="0"}') == 0, "it is alone"
     assert value(text, 'online_meta_task_loss{stage="before"}') == status["last"]["loss_before"]
     assert value(text, 'online_meta_task_loss{stage="after"}') == status["last"]["loss_after"]
     assert value(text, "online_meta_meta_gradient_norm") > 0

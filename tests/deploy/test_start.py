@@ -50,7 +50,8 @@ def test_a_second_daemon_on_the_same_run(daemon: Daemon, cli: Cli) -> None:
     assert ended.code == 75
     assert "has a writer already" in ended.err
     assert "this run is being served already" in ended.err
-    assert daemon.status()["trainer"] == {"alive": True, "restarts": 0}
+    trainer = daemon.status()["trainer"]
+    assert (trainer["alive"], trainer["restarts"], trainer["world_size"]) == (True, 0, 1)
     assert cli("verify", config.parent / "run/history").code == 0, "reading needs no lock"
 
 

@@ -1,6 +1,7 @@
 """The table of metrics is the public one: dashboards and alerts elsewhere are written against these names."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,9 @@ PUBLIC = {
     "online_meta_checkpoint_duration_seconds": (),
     "online_meta_world_size": (),
     "online_meta_restarts_total": (),
+    "online_meta_rank_steps_total": ("rank",),
+    "online_meta_rank_step_seconds_total": ("rank",),
+    "online_meta_rank_waiting_seconds_total": ("rank",),
 }
 HISTOGRAMS = {
     "online_meta_round_duration_seconds",
@@ -76,3 +80,10 @@ def test_histograms_alone_have_buckets_and_theirs_rise(metric):
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert all(bucket > 0 for bucket in metric.buckets)
+
+
+def test_the_documentation_lists_them_all():
+    labels = ["{" + ", ".join(metric.labels) + "}" if metric.labels else "" for metric in METRICS]
+    rows = [f"| `{one.name}{own}` | {one.kind} | {one.help} |" for one, own in zip(METRICS, labels, strict=True)]
+    text = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("| `online_meta_")] == rows

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 
 import psutil
@@ -26,8 +26,11 @@ RENDEZVOUS = {"is_host": True, "join_timeout": 10**8, "last_call_timeout": 5, "k
 """A machine that is missing may come back after days; one that says nothing for three intervals is gone."""
 
 
-def launch_ranks(settings: EngineSettings, command: Sequence[str]) -> bool:
+def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Callable[[int], None]) -> bool:
     """Run ``command`` as this machine's ranks until all have ended well; return whether they were told to.
+
+    Whenever they are started ``restarted`` is called with how often that was again: 0 at first. torch's own count
+    knows nothing of the times when another machine came or left.
 
     SIGTERM and SIGINT are passed on to the ranks, which drain. When one dies, all are started again; a rank that
     outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it; so is
@@ -47,7 +50,7 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str]) -> bool:
         signal.signal(kind, drain)
     threading.Thread(
         target=_bury_ranks,
-        args=(min(settings.timeout_seconds, STOPPED_SECONDS), draining),
+        args=(min(settings.timeout_seconds, STOPPED_SECONDS), draining, restarted),
         name="bury-ranks",
         daemon=True,
     ).start()
@@ -79,12 +82,14 @@ def _ranks() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def _bury_ranks(stopped_seconds: float, draining: threading.Event) -> None:
+def _bury_ranks(stopped_seconds: float, draining: threading.Event, restarted: Callable[[int], None]) -> None:
     """Ranks end together or not at all: kill those that go on when another is gone, and those that are stopped.
 
-    Ranks that are started again while draining would never end: with them, this process does.
+    Those that begin when none from before is there are ``restarted``, but for the first. Ranks that are started again
+    while draining would never end: with them, this process does.
     """
     together: set[int] = set()
+    starts = 0
     broken, stopped = _Patience(GRACE_SECONDS), _Patience(stopped_seconds)
     while True:
         status = _status_of_ranks()
@@ -92,6 +97,9 @@ def _bury_ranks(stopped_seconds: float, draining: threading.Event) -> None:
             _kill(status)
             os._exit(os.EX_TEMPFAIL)
         left = together & status.keys()
+        if status and not left:
+            restarted(starts)
+            starts += 1
         if not left or left == together:
             together = left = set(status)
         if broken.ends(left < together):

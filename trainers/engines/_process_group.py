@@ -18,6 +18,11 @@ from trainers.crew import ALONE, Crew, Parcels
 from trainers.settings import EngineSettings
 
 
+def own_rank() -> int | None:
+    """Return this process's number among the ranks that torchrun started, None where it did not start any."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
 @contextmanager
 def joined(settings: EngineSettings, here: bool = True) -> Iterator[Crew]:
     """Be a member of the process group for the time of the block; yields the crew of its ranks.
@@ -71,6 +76,7 @@ def _crew(here: bool) -> Crew:
         partial(_share_tensors, leader),
         partial(_send, leader, far),
         set_timeouts,
+        _gather,
     )
 
 
@@ -106,6 +112,17 @@ def _send(leader: int, far: Sequence[int], parcels: Parcels | None) -> list[byte
         dist.send(torch.tensor([len(head), len(whole)]), rank)
         dist.send(_bytes(head + whole), rank)
     return []
+
+
+def _gather(value: Any) -> list[Any]:
+    """Return on every rank what each called this with; it has to be JSON."""
+    body = json.dumps(value).encode()
+    sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(body)]))
+    most = int(max(sizes))
+    bodies = [torch.empty(most, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(bodies, _bytes(body.ljust(most)))  # JSON may end in spaces.
+    return [json.loads(one.numpy().tobytes()) for one in bodies]
 
 
 def _broadcast(leader: int, body: bytes) -> bytes:

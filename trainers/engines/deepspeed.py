@@ -17,6 +17,7 @@ from online_meta.types import Engine, Keep, Meta, MetaGrad, Params, StepReport
 from trainers.engines._process_group import set_timeouts
 from trainers.engines._shards import load_state, optimizer_of, save_state
 from trainers.settings import EngineSettings, TrainerSettings
+from trainers.timing import Timing
 
 LARGEST_BUCKET = 500_000_000
 INSTALL = "the engine 'deepspeed' needs a package that is not installed: pip install 'online-meta[deepspeed]'"
@@ -44,12 +45,12 @@ def check(settings: EngineSettings) -> None:
         raise ValueError(f"processes = {settings.processes}, and this machine has {torch.cuda.device_count()} GPUs")
 
 
-def build(settings: TrainerSettings, meta: Meta) -> Engine:
+def build(settings: TrainerSettings, meta: Meta, timing: Timing | None = None) -> Engine:
     """Return an engine that steps ``meta`` on all ranks of the process group, by the optimizer of ``settings.meta``.
 
-    Raises ``ValueError`` for an unknown optimizer.
+    The time that it waits for the other ranks is counted by ``timing``. Raises ``ValueError`` for an unknown optimizer.
     """
-    return ShardedOptimizer(meta, settings)
+    return ShardedOptimizer(meta, settings, timing or Timing())
 
 
 class Carrier(nn.Module):
@@ -81,8 +82,9 @@ class ShardedOptimizer:
     adapting: what ZeRO shards is the optimizer's state (1), its gradients (2) and its own copy of the parameters (3).
     """
 
-    def __init__(self, meta: Meta, settings: TrainerSettings) -> None:
+    def __init__(self, meta: Meta, settings: TrainerSettings, timing: Timing) -> None:
         """Shard ``meta`` over the ranks of the process group."""
+        self._timing, self._on_gpu = timing, settings.engine.device.startswith("cuda")
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._stage, self._clip_norm = settings.engine.zero_stage, settings.meta.clip_norm
         self._lr, self.lr_scale = settings.meta.lr, 1.0
@@ -106,7 +108,8 @@ class ShardedOptimizer:
             sums, weight = self._add_up(sums, weight)
         grads, report = average(sums, weight, self._clip_norm)
         if report.skipped is None:
-            with _quiet():
+            # DeepSpeed's exchanges and its stepping cannot be told apart from outside: all of it counts as waiting.
+            with self._together(), _quiet():
                 with self._whole():
                     self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
                 set_lr(optimizer_of(self._engine, self._stage), self._lr * self.lr_scale)
@@ -138,14 +141,33 @@ class ShardedOptimizer:
         if self.world == 1:
             return sums, weight
         total = self._pack(sums, weight)
-        dist.all_reduce(total)
+        with self._together():
+            dist.all_reduce(total)
         return self._unpack(total)
 
     def _gather_shares(self, share: MetaGrad, weight: float) -> list[tuple[MetaGrad, float]]:
         mine = self._pack(share, weight)
         shares = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(shares, mine)
+        with self._together():
+            dist.all_gather(shares, mine)
         return [self._unpack(one) for one in shares]
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Count the block as waiting for the other ranks, if there are any.
+
+        Collectives block on the CPU. A GPU only queues them: there the block begins when this rank's own work is done,
+        and ends when theirs is, which costs next to nothing, for what follows needs the result at once.
+        """
+        if self.world == 1:
+            yield
+            return
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        with self._timing.waiting():
+            yield
+            if self._on_gpu:
+                torch.cuda.synchronize()
 
     def _pack(self, sums: MetaGrad, weight: float) -> Tensor:
         """Return gradients, weight and loss as one flat tensor."""
@@ -174,7 +196,10 @@ def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict
     """Return DeepSpeed's engine around ``carrier``; nothing is compiled on the way."""
     with _quiet():
         deepspeed = _import()
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # It warns of optimizers that are tested here.
+        log = logging.getLogger("DeepSpeed")
+        log.setLevel(logging.ERROR)  # It warns of optimizers that are tested here.
+        log.handlers.clear()  # It would write lines of its own form to standard output.
+        log.propagate = True
         # None of its own operators: they would be compiled, and only to look which could be runs a compiler.
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)

@@ -1,0 +1,157 @@
+"""Two ranks under watch: one is slow, one is killed; metrics and log lines tell which, and in which round."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.daemon import wait_for
+from tests.recovery.served import Served
+from tests.recovery.test_ranks import ENGINE, feed, settle
+
+STOP_SECONDS = 1.5
+TASKS = 18
+Samples = dict[tuple[str, str | None], float]
+
+
+def samples(served: Served) -> Samples:
+    """Return the values of our metrics, by name without the prefix, and rank."""
+    text = httpx.get(f"{served.url}/metrics", timeout=10).text
+    return {
+        (sample.name.removeprefix("online_meta_"), sample.labels.get("rank")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def told(served: Served, rounds: int) -> Samples:
+    """Return the metrics once every rank has been heard of ``rounds`` rounds since the last start."""
+
+    def all_told() -> bool:
+        return [rank["steps"] for rank in trainer(served)["ranks"]] == [rounds, rounds]
+
+    wait_for(f"the ranks told of {rounds} rounds", all_told, 30)
+    return samples(served)
+
+
+def trainer(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = served.status()["trainer"]
+    return found
+
+
+class Watched(NamedTuple):
+    """Metrics before, after calm rounds, after rounds with a slow rank, while a rank is dead, and after all."""
+
+    start: Samples
+    calm: Samples
+    slow: Samples
+    dead: Samples
+    after: Samples
+    status: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("watched")
+    overrides = ("run.logs=json", "model.build=tests.recovery.talkative:mlp", "checkpoint.every_rounds=100")
+    served = Served(folder, more=ENGINE, overrides=overrides)
+    try:
+        yield watch(served)
+    finally:
+        served.process.kill()
+        served.process.wait()
+
+
+def watch(served: Served) -> Watched:
+    feed(served, 0, 2)
+    settle(served, 2)
+    start = told(served, 2)
+    feed(served, 2, 6)
+    settle(served, 6)
+    calm = told(served, 6)
+    slow_one = wait_for("there is a rank", lambda: served.rank(1))
+    os.kill(slow_one, signal.SIGSTOP)
+    feed(served, 6, 10)
+    time.sleep(STOP_SECONDS)
+    os.kill(slow_one, signal.SIGCONT)
+    settle(served, 10)
+    slow = told(served, 10)
+    os.kill(slow_one, signal.SIGKILL)
+    wait_for("it is missed", lambda: trainer(served)["world_size"] == 0, 10)
+    dead = samples(served)
+    feed(served, 10, TASKS)
+    settle(served, TASKS)
+    wait_for("they play", lambda: trainer(served)["world_size"] == 2)
+    after = told(served, TASKS)  # The last checkpoint was none: all is played again.
+    status = trainer(served)
+    assert served.drain() == 0
+    lines = [json.loads(line) for line in (served.folder / "daemon.log").read_text().splitlines()]
+    return Watched(start, calm, slow, dead, after, status, lines)
+
+
+def grown(before: Samples, after: Samples, name: str, rank: int) -> float:
+    return after[name, str(rank)] - before[name, str(rank)]
+
+
+@pytest.mark.timeout(400)
+def test_the_others_wait_for_a_slow_rank_and_work_no_longer(watched: Watched) -> None:
+    waited = [
+        grown(*pair, "rank_waiting_seconds_total", 0)
+        for pair in ((watched.start, watched.calm), (watched.calm, watched.slow))
+    ]
+    assert waited[1] - waited[0] > STOP_SECONDS * 0.7, waited
+    assert grown(watched.calm, watched.slow, "rank_step_seconds_total", 0) < STOP_SECONDS / 2
+    assert grown(watched.calm, watched.slow, "rank_steps_total", 0) == 4
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_rank_is_one_restart_of_all(watched: Watched) -> None:
+    restarts, world = ("restarts_total", None), ("world_size", None)
+    assert [seen[restarts] for seen in (watched.start, watched.slow, watched.after)] == [0, 0, 1]
+    assert [seen[world] for seen in (watched.start, watched.dead, watched.after)] == [2, 0, 2]
+    assert (watched.status["alive"], watched.status["restarts"], watched.status["world_size"]) == (True, 1, 2)
+    for rank in range(2):
+        assert watched.after["rank_steps_total", str(rank)] == 10 + TASKS, "a counter goes on where ranks begin again"
+
+
+def of_rank(watched: Watched, rank: int) -> list[dict[str, Any]]:
+    return [line for line in watched.lines if line.get("rank") == rank]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_line_of_a_rank_names_it_and_its_round(watched: Watched, rank: int) -> None:
+    pids = list(dict.fromkeys(line["pid"] for line in of_rank(watched, rank)))
+    assert len(pids) == 2, "it was started twice"
+    for pid, rounds in zip(pids, (10, TASKS), strict=True):
+        lines = [line for line in of_rank(watched, rank) if line["pid"] == pid]
+        played = [line["round"] for line in lines if line["logger"] == "talkative" and line["round"] is not None]
+        assert sorted(played) == played
+        assert set(played) == set(range(rounds))
+        begins = [line for line in lines if line["message"].startswith("the trainer goes on")]
+        assert [(line["message"], line["round"]) for line in begins] == [("the trainer goes on at round 0", 0)]
+        assert any("the model warns" in line["message"] and line["logger"] == "py.warnings" for line in lines)
+    assert (lines[-1]["message"], lines[-1]["round"]) == (f"the trainer drained after {TASKS} rounds", TASKS)
+
+
+@pytest.mark.timeout(400)
+def test_what_is_no_line_becomes_one(watched: Watched) -> None:
+    wrapped = {line["message"] for line in watched.lines if line["logger"] == "deploy.trainer"}
+    assert {"the model prints", "a native library writes"} <= wrapped
+
+
+@pytest.mark.timeout(400)
+def test_every_process_writes_json(watched: Watched) -> None:
+    """That all lines are JSON was seen as they were read."""
+    assert {line["process"] for line in watched.lines} >= {"daemon", "trainer", "agent"}
+    died = [line for line in watched.lines if line["process"] == "agent" and "exitcode: -9" in line["message"]]
+    assert len(died) == 1
+    (uncaught,) = [line for line in of_rank(watched, 0) if line["level"] == "CRITICAL"]
+    assert "Traceback" in uncaught["exception"]
