@@ -14,7 +14,8 @@ import psutil
 from tests.engines.launch import ROOT
 
 NAME = f"om{os.getpid() % 100_000}"
-HERE, THERE = "10.213.7.1", "10.213.7.2"
+HERE, THERE = (f"10.{64 + os.getpid() % 64}.{os.getpid() // 64 % 256}.{end}" for end in (1, 2))
+"""Of this process alone: a run that was killed may have left its own."""
 
 
 class Cable(NamedTuple):
