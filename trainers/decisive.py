@@ -26,6 +26,8 @@ def decisive(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
     chosen = dataclasses.asdict(settings)
     del chosen["checkpoint"], chosen["meta"]["max_rounds_per_update"]
+    if not settings.model.recompute:
+        del chosen["model"]["recompute"]  # Files of runs from before it could be chosen do not have it.
     chosen["engine"] = _without_indifferent(chosen["engine"])
     chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
     plain: dict[str, Any] = _plain(chosen)
