@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -63,20 +64,18 @@ def tasks_of(network: str, side: int = 42) -> list[Task]:
     return [image_task(5, 1, judged, seed, side) for seed, judged in enumerate((1, 5))]
 
 
-def learn(settings: TrainerSettings, tasks: list[Task]) -> int:
-    """Learn the tasks, a round each, as a rank does; return the estimate."""
+def learn(settings: TrainerSettings, tasks: list[Task]) -> Callable[[], int]:
+    """Learn the tasks, a round each, as a rank does; return what estimates the peak."""
     module = build_module(settings.model, 0)
     inner = build_inner(settings.inner, build_loss(settings.model, module))
     start = inner.init(dict(module.named_parameters()))
     del module
-    told = estimate(settings, inner, start, tasks[-1]).peak
-    gc.collect()
     engine = registry.load_module(trainers.engines, settings.engine.kind).build(settings, start)
     learner = FollowTheMetaLeader(inner, build_gradient(settings.meta, inner), engine, batch=2)
     for task in tasks:
         learner.score(task)
         learner.learn(task)
-    return told
+    return lambda: estimate(settings, inner, start, tasks[-1]).peak
 
 
 def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
@@ -94,7 +93,8 @@ def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")
         before = kilobytes("VmRSS")
         told = learn(settings, tasks)
-        print("PEAK", json.dumps({"measured": 1024 * (kilobytes("VmHWM") - before), "estimate": told}), flush=True)
+        measured = 1024 * (kilobytes("VmHWM") - before)
+        print("PEAK", json.dumps({"measured": measured, "estimate": told()}), flush=True)
     os._exit(0)  # DeepSpeed's threads are not waited for.
 
 
