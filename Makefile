@@ -22,7 +22,7 @@ ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,6 +51,9 @@ bench: $(BENCH_READY)  ## time and memory beside peers, into docs/results, 25 mi
 
 bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--kills 5"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.distributed $(ARGS)
+
+bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minutes; ARGS="--only conv4"
+	@exec $(BIN)/python -m tests.benchmarks.memory $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .

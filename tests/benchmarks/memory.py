@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case(network, steps, saving) for network in NETWORKS for steps in STEPS for saving in SAVINGS),
+    *(Case(network, steps, saving) for steps in STEPS for network in NETWORKS for saving in SAVINGS),
     *(Case("transformer", 8, "plain", "deepspeed", stage) for stage in range(4)),
 ]
 
@@ -64,7 +64,7 @@ def render(result: dict[str, Any]) -> str:
 
 Resident memory that two rounds of learning (exact, Adam, two tasks a meta-step, one thread) add at their peak to a
 process that has learned with a tiny network before, beside what `online-meta check` estimates. Transformer: 4 blocks,
-width 128, sequences of 64, 10 + 10 of them. Conv4: 48 filters, BatchNorm, 42 x 42, 5 + 25 images.
+width 128, 10 + 10 sequences of 64. Conv4: 48 filters, BatchNorm, 5 + 25 images of 42 x 42.
 
 The largest error is {worst:.1%}; the goal is {GOAL:.0%}: {"met" if worst <= GOAL else "**missed**"}.
 

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -53,25 +54,28 @@ def settings_of(network: str, steps: int, saving: str, kind: str, stage: int) ->
     )
 
 
-def task_of(network: str, seed: int, side: int = 42) -> Task:
-    """Return a task: ten sequences to adapt on and ten to be judged on, or 5-way 1-shot with 5 query images a class."""
-    return sequence_task(10, 64, 16, seed) if network == "transformer" else image_task(5, 1, 5, seed, side)
+def tasks_of(network: str, side: int = 42) -> list[Task]:
+    """Return two tasks: a few samples, with which the optimizer's state comes to be, and then as many as are told of.
+
+    These are ten sequences to adapt on and ten to be judged on, or 5-way 1-shot with 5 query images a class.
+    """
+    if network == "transformer":
+        return [sequence_task(size, 64, 16, seed) for seed, size in enumerate((1, 10))]
+    return [image_task(5, 1, judged, seed, side) for seed, judged in enumerate((1, 5))]
 
 
-def learn(settings: TrainerSettings, tasks: list[Task]) -> int:
-    """Learn the tasks, a round each, as a rank does; return the estimate."""
+def learn(settings: TrainerSettings, tasks: list[Task]) -> Callable[[], int]:
+    """Learn the tasks, a round each, as a rank does; return what estimates the peak."""
     module = build_module(settings.model, 0)
     inner = build_inner(settings.inner, build_loss(settings.model, module))
     start = inner.init(dict(module.named_parameters()))
     del module
-    told = estimate(settings, inner, start, tasks[0]).peak
-    gc.collect()
     engine = registry.load_module(trainers.engines, settings.engine.kind).build(settings, start)
     learner = FollowTheMetaLeader(inner, build_gradient(settings.meta, inner), engine, batch=2)
     for task in tasks:
         learner.score(task)
         learner.learn(task)
-    return told
+    return lambda: estimate(settings, inner, start, tasks[-1]).peak
 
 
 def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
@@ -82,14 +86,15 @@ def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
     with ExitStack() as cleanup:
         if kind != "local":
             cleanup.enter_context(joined(settings.engine))
-        tasks = [task_of(network, seed) for seed in range(2)]
-        learn(replace(settings, model=small), [task_of(network, seed, 16) for seed in range(2)])
+        tasks = tasks_of(network)
+        learn(replace(settings, model=small), tasks_of(network, 16))
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = kilobytes("VmRSS")
         told = learn(settings, tasks)
-        print("PEAK", json.dumps({"measured": 1024 * (kilobytes("VmHWM") - before), "estimate": told}), flush=True)
+        measured = 1024 * (kilobytes("VmHWM") - before)
+        print("PEAK", json.dumps({"measured": measured, "estimate": told()}), flush=True)
     os._exit(0)  # DeepSpeed's threads are not waited for.
 
 

@@ -1,5 +1,7 @@
 """Low-rank adaptation and frozen weights: what is learned, what is not, and what that leaves out of every file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +16,7 @@ from tests.numerics.oracle import unrolled_maml
 from tests.numerics.problems import sequence_task
 from tests.trainers.runs import SETTINGS
 from trainers.build import build_learners, build_module, build_setup
+from trainers.decisive import SettingsChanged, check_same_settings, decisive
 from trainers.desk import leader_bytes
 from trainers.models import lora, transformer
 from trainers.models.low_rank import LowRankLinear
@@ -166,3 +169,14 @@ def test_weights_of_another_model_are_refused(tmp_path):
     save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"of another model: .*body.* are missing, \['other'\] are unknown"):
         lora("trainers.models:transformer", args=ARGS, weights=str(tmp_path / "other.safetensors"))
+
+
+def test_what_is_recomputed_belongs_to_the_run():
+    plain, recomputed = settings(), settings()
+    recomputed = replace(recomputed, model=replace(recomputed.model, recompute=("body.*",)))
+    assert "recompute" not in decisive(plain)["model"]
+    check_same_settings(decisive(recomputed), recomputed)
+    with pytest.raises(SettingsChanged, match=r"model\.recompute was None and is \['body\.\*'\]"):
+        check_same_settings(decisive(plain), recomputed)
+    with pytest.raises(SettingsChanged, match="model"):
+        check_same_settings(decisive(recomputed), plain)
