@@ -1,6 +1,7 @@
 """An ``nn.Module`` as pure functions of its parameters; the module itself is never changed."""
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ def _output(
 ) -> OutputFn:
     needed = frozenset(name for name, weight in module.named_parameters() if weight.requires_grad)
     known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
-    recompute_blocks(skeleton, recompute, random=random)
+    own = _PerThread(skeleton, recompute, random)
 
     def output(params: Params, x: Tensor) -> Tensor:
         if not needed <= params.keys() <= known:
@@ -51,10 +52,20 @@ def _output(
             raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
         here = {name: _like(value, x, params) for name, value in constants.items()}
         with math_attention():
-            result: Tensor = functional_call(skeleton, {**here, **params}, (x,))
+            result: Tensor = functional_call(own.skeleton, {**here, **params}, (x,))
         return result
 
     return output
+
+
+class _PerThread(threading.local):
+    """A skeleton for each thread: ``functional_call`` puts the parameters in force into the module itself."""
+
+    def __init__(self, skeleton: nn.Module, recompute: Sequence[str], random: bool) -> None:
+        """Copy ``skeleton``, in each thread that asks for it, but for its tensors, which nobody computes with."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*skeleton.parameters(), *skeleton.buffers())}
+        self.skeleton = copy.deepcopy(skeleton, shared)
+        recompute_blocks(self.skeleton, recompute, random=random)
 
 
 def _constants(module: nn.Module) -> Params:

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -98,3 +100,26 @@ def test_accuracy_is_the_share_of_right_answers():
     accuracy = om.accuracy_of(lambda params, x: x)
     x = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     assert float(accuracy({}, om.Batch(x, torch.tensor([1, 0, 0, 0])))) == 0.75
+
+
+def test_threads_do_not_see_each_others_parameters():
+    """The daemon adapts for several clients at once."""
+    module = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+    output = om.model_output(module)
+    given = [{name: torch.randn_like(weight) for name, weight in module.named_parameters()} for _ in range(3)]
+    x = torch.randn(3, 4)
+    right, wrong = [output(params, x) for params in given], []
+
+    def ask(params, answer):
+        for _ in range(500):
+            try:
+                wrong.extend([] if torch.equal(output(params, x), answer) else ["another answer"])
+            except RuntimeError as error:
+                wrong.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in zip(given, right, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
