@@ -56,10 +56,8 @@ def check_recompute(dropout: float) -> bool:
         for got in found
         for a, b in zip(tree_leaves(got), tree_leaves(right), strict=True)
     )
-    print(
-        f"# recompute, dropout {dropout}: error {worst:.1e}, {peaks[1] / 1e6:.1f} MB of {peaks[0] / 1e6:.1f}",
-        flush=True,
-    )
+    kept, less = (peak / 1e6 for peak in peaks)
+    print(f"# recompute, dropout {dropout}: error {worst:.1e}, {less:.1f} MB of {kept:.1f}", flush=True)
     return worst < 1e-9 and less < kept
 
 
