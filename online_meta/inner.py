@@ -39,6 +39,8 @@ class Inner:
         """
         frozen: frozenset[str] = getattr(self.loss, "frozen", frozenset())
         weights = {name: value for name, value in weights.items() if name not in frozen}
+        if frozen and not weights:
+            raise ValueError("the model has no weight to learn: all are frozen (their requires_grad is false)")
         for pattern in self.fast:
             if not any(fnmatchcase(name, pattern) for name in weights):
                 raise ValueError(f"fast = {pattern!r} matches none of the weights {sorted(weights)}")

@@ -123,3 +123,9 @@ def test_threads_do_not_see_each_others_parameters():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_model_that_is_frozen_whole_is_refused():
+    module = nn.Linear(4, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="no weight to learn: all are frozen"):
+        om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1)).init(dict(module.named_parameters()))

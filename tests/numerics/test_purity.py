@@ -33,8 +33,8 @@ def assert_untouched(tensors, before):
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_given_is_written_to_and_no_graph_leaks_out(name, requires_grad):
     module, loss, make_task = problem(name)
-    module.requires_grad_(requires_grad)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 3)
+    module.requires_grad_(requires_grad)  # of what is given from here on
     meta, task = om.Meta(dict(module.named_parameters()), {}), make_task()
     given = tree_leaves((meta, task))
     before, state, training = photograph(given), copy.deepcopy(module.state_dict()), module.training
