@@ -59,7 +59,7 @@ def race(rounds: int, steps: int) -> dict[str, list[float]]:
 
 
 class Recoveries(NamedTuple):
-    """Seconds from each fault of a rank to the next round learned; restarts of the agent; seconds of the rounds."""
+    """Seconds from each fault of a rank to the next round learned; restarts, of ranks and of their agent; seconds of the rounds."""
 
     taken: list[float]
     restarts: int
@@ -86,7 +86,7 @@ def time_recoveries(fault: Callable[[Served, int], None], times: int, folder: Pa
         fed += 1
         wait_for("the next one is learned", lambda fed=fed: served.status()["rounds"]["learned"] == fed, 120)
         taken.append(time.monotonic() - began)
-    restarts = served.status()["trainer"]["restarts"] - len(taken)  # each kill is one restart of the ranks
+    restarts = served.status()["trainer"]["restarts"]
     served.drain()
     return Recoveries(taken, restarts, [line["seconds"] for line in LineReader(served.run / "rounds.jsonl").refresh()])
 
