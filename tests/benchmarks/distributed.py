@@ -59,7 +59,7 @@ def race(rounds: int, steps: int) -> dict[str, list[float]]:
 
 
 class Recoveries(NamedTuple):
-    """Seconds from each fault of a rank to the next round learned; restarts of ranks and agent; seconds of the rounds."""
+    """Seconds from each fault to the next round learned; restarts of ranks and agent; seconds of the rounds."""
 
     taken: list[float]
     restarts: int
