@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from online_meta.meta_optimizer import STATE, WHOLE, copy_to_cpu, saved_state
@@ -12,21 +13,38 @@ from online_meta.types import Keep, Params
 
 def save_state(engine: Any, stage: int, parts: Params, shapes: Mapping[str, torch.Size], keep: Keep | None) -> Params:
     """Return the state of each parameter in full, under the names of ``MetaOptimizer.save``; a collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
     states = optimizer_of(engine, stage).state
     saved = {}
     for key in _keys(states, _shards(engine, stage)):
-        for name, part in parts.items():
-            if key in WHOLE:
-                value = next(state[key] for state in states.values() if key in state)
-            else:
-                value = states[part][key] if stage == 0 else safe_get_full_optimizer_state(part, key)
-                value = value.view(shapes[name])
+        same = next(state[key] for state in states.values() if key in state)
+        values = dict.fromkeys(parts, same) if key in WHOLE else _gather(states, stage, parts, key)
+        for name in parts:
+            value = values[name] if key in WHOLE else values[name].view(shapes[name])
             full = f"{STATE}{key}.{name}"
             if not keep or keep(full):
                 saved[full] = copy_to_cpu(value)
     return saved
+
+
+def _gather(states: Mapping[Any, Mapping[str, Any]], stage: int, parts: Params, key: str) -> Params:
+    """Return a key of the state of each parameter in full, flat, on every rank."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if stage == 0:
+        return {name: states[part][key] for name, part in parts.items()}
+    if stage == 3:
+        return {name: safe_get_full_optimizer_state(part, key) for name, part in parts.items()}
+    # The same for all parameters at once: a collective for each would let training stand still for longer.
+    sizes = [part.numel() for part in parts.values()]
+    packed = next(iter(parts.values())).new_zeros(sum(sizes))
+    places = dict(zip(parts, torch.split(packed, sizes), strict=True))
+    for name, part in parts.items():
+        mapping = part._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's: which piece of it lies here
+        if mapping is not None:
+            here = mapping.lp_fragment_address
+            places[name].narrow(0, here.start, here.numel).copy_(mapping.get_optim_state_fragment(key))
+    dist.all_reduce(packed)
+    return places
 
 
 def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
