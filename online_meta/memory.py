@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_leaves
 
 
 class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -50,6 +50,6 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     return meter.peak
 
 
-def bytes_of(params: dict[str, torch.Tensor]) -> int:
-    """Return how many bytes the tensors hold."""
-    return sum(value.numel() * value.element_size() for value in params.values())
+def bytes_of(tree: Any) -> int:
+    """Return how many bytes the tensors of a nest of them hold."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree))

@@ -51,12 +51,13 @@ def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
         problem = f"{files.rounds} is damaged: {len(known)} lines are whole and the checkpoint is of round {rounds}"
         raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
     plans, lines = PlanBook(files.plans), LineWriter(files.rounds)
-    rollbacks = RollbackBook(files.rollbacks, fingerprint(settings))
+    own = fingerprint(settings)
+    rollbacks = RollbackBook(files.rollbacks, own)
     return Desk(
         settings=settings,
         files=files,
         plans=plans,
-        paths=PathBook(files.paths, fingerprint(settings), plans.planned),
+        paths=PathBook(files.paths, own, plans.planned),
         rollbacks=rollbacks,
         streak=streak_of(known[:rounds], rollbacks.before(rounds)),
         lines=lines,

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from online_meta.functional import ModelLoss
 from online_meta.gradient_memory import Estimator, gradient_peak
 from online_meta.inner import Inner
+from online_meta.memory import bytes_of
 from online_meta.meta_optimizer import make_optimizer
 from online_meta.types import Meta, Task
 from trainers.build import build_gradient
@@ -53,7 +54,7 @@ def estimate(settings: TrainerSettings, inner: Inner, meta: Meta, task: Task, le
     kept["offload"] = kept["offload"] and settings.engine.device != "cpu"
     estimator = _estimator(settings.meta, inner)
     gradient = gradient_peak(estimator, meta, task, inner.steps, **kept)
-    learned, largest = _bytes(meta), max(_bytes(leaf) for leaf in tree_leaves(meta))
+    learned, largest = bytes_of(meta), max(bytes_of(leaf) for leaf in tree_leaves(meta))
     engine = engine_bytes(settings, learned, largest)
     frozen = inner.loss.held_bytes if isinstance(inner.loss, ModelLoss) else 0
     return MemoryEstimate(
@@ -122,7 +123,3 @@ def _stacked(settings: TrainerSettings, estimator: Estimator, meta: Meta, task: 
     except Exception:  # What cannot be stacked says so in many ways, and is then learned task by task.
         return None
     return two - one
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree))

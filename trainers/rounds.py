@@ -1,6 +1,5 @@
 """Play the rounds of a history: score, learn, report, checkpoint; from wherever the last process stopped."""
 
-import logging
 import time
 from threading import Event
 from typing import Any
@@ -30,7 +29,6 @@ from trainers.timing import Timing, timed
 POLL_SECONDS = 0.02
 PUBLISH_SECONDS = 0.5
 END, WAIT, SAVE, TELL = "end", "wait", "save", "tell"
-log = logging.getLogger(__name__)
 
 
 def open_run(
