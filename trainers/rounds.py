@@ -167,7 +167,10 @@ def play_update(run: Run, available: int) -> None:
 def _plan(run: Run, available: int, desk: Desk) -> tuple[int, int | None]:
     """Return how many rounds share the next update, and what the leader goes back to before."""
     plan = desk.plans.decide(run.round, available, run.settings.meta.max_rounds_per_update)
-    return plan.rounds, desk.rollbacks.at(run.round)
+    back_to = desk.rollbacks.at(run.round)
+    if back_to is not None:
+        run.writing.finish()  # The checkpoint that it goes back to may be the one that is being written.
+    return plan.rounds, back_to
 
 
 def _find_paths(run: Run, tasks: list[Task], desk: Desk) -> dict[str, Any]:

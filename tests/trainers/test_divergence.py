@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 from threading import Event
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from streams.history import History
 from tests.learners.problems import frozen
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
-from trainers.checkpoint import load_checkpoint, load_latest, saved_rounds
+from trainers.checkpoint import load_checkpoint, load_latest, publish_checkpoint, saved_rounds
 from trainers.decisive import check_same_settings, decisive, fingerprint
 from trainers.divergence import Diverged, Rollback, RollbackBook, Streak, trusted
 from trainers.rounds import play_rounds, play_update
@@ -97,6 +98,24 @@ def test_killed_again_and_again_it_comes_to_what_its_own_history_says(tmp_path, 
     assert play(replay.folder, long, ROUNDS, slow) == killed
     assert lines(replay.folder) == lines(tmp_path / "killed")
     assert book_of(replay.folder) == book_of(tmp_path / "killed")
+
+
+def test_a_checkpoint_that_is_still_being_written_is_waited_for(tmp_path, fallen, long, monkeypatch):
+    folder, right = fallen
+    replay = RunFiles(tmp_path)
+    replay.history.mkdir(parents=True)
+    shutil.copy(RunFiles(folder).rollbacks, replay.rollbacks)
+    monkeypatch.setattr("trainers.saving.publish_checkpoint", slowly(publish_checkpoint))
+    slow = changed(FALLING, checkpoint={"every_rounds": 1000, "keep": 1})
+    assert play(tmp_path, long, ROUNDS, slow) == right
+
+
+def slowly(publish):
+    def wait_and_publish(*arguments):
+        time.sleep(0.5)
+        publish(*arguments)
+
+    return wait_and_publish
 
 
 def test_other_settings_have_rollbacks_of_their_own(tmp_path, fallen, long):
