@@ -157,7 +157,7 @@ def check_store(config: Config) -> tuple[str, Task | None]:
     if not files.history.exists():
         make_run_folder(files)
         return f"{files.history} will be made", None
-    with open_history(files) as history:
+    with open_history(files, config.history) as history:
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
         return f"{files.history} holds {len(history)} rounds", history[0] if len(history) else None
