@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from streams import wal
 from streams.durable import sync_path
 
 FILE = "ledger.sqlite"
@@ -22,8 +23,6 @@ APPLICATION_ID = 0x6F6D6574
 FORMAT = 2
 """Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
 PAGE_BYTES = 16 * 1024
-WAL_BYTES = 64 * 1024 * 1024
-"""What the write-ahead log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
 
 SEALED = """
 CREATE {kind} segments (                -- published in the archive; each round is in one at most
@@ -183,7 +182,7 @@ def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
         )
     for setting in ("synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON", "wal_autocheckpoint=1000"):
         connection.execute(f"PRAGMA {setting}")
-    connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}").fetchall()
+    connection.execute(f"PRAGMA journal_size_limit={wal.MOST_BYTES}").fetchall()
 
 
 def create(file: Path) -> None:
@@ -193,9 +192,7 @@ def create(file: Path) -> None:
         HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
         HistoryFull: if the disk takes no more.
     """
-    log = file.with_name(f"{file.name}-wal")
-    if log.exists() and log.stat().st_size:
-        raise HistoryDamaged(f"{log} has lost its {file.name}: put that back, or move the log away")
+    refuse_lost_log(file)
     fresh = file.with_name(f".new-{file.name}")
     for suffix in ("", "-journal", "-wal", "-shm"):
         fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
@@ -204,6 +201,12 @@ def create(file: Path) -> None:
         sync_path(fresh)
         fresh.rename(file)
         sync_path(file.parent)
+
+
+def refuse_lost_log(file: Path) -> None:
+    """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may hold rounds."""
+    if not file.exists() and wal.size(file):
+        raise HistoryDamaged(f"{file}-wal has lost its {file.name}: put that back, or move the log away")
 
 
 def _write_empty(file: Path) -> None:

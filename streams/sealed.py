@@ -42,8 +42,18 @@ def location_of(ask: Ask) -> Location:
 
 
 def place_of(ask: Ask, folder: Path) -> Place:
-    """Return the place of the archive that belongs to the ledger in ``folder``; raises ``ValueError``."""
-    url, options = location_of(ask)
+    """Return the place of the archive that belongs to the ledger in ``folder``; raises as ``place_at`` does."""
+    return place_at(location_of(ask), folder)
+
+
+def place_at(location: Location, folder: Path) -> Place:
+    """Return the place at a location, which may be said from ``folder`` on.
+
+    Raises:
+        ValueError: if the URL or an option is not known.
+        ImportError: if it is an object store, and obstore is not installed.
+    """
+    url, options = location
     if url is None:
         return open_place(str(folder / FOLDER), {})
     return open_place(url if is_url(url) else str(folder / url), options)
@@ -116,7 +126,7 @@ def drop_payloads(lend: Callable[[], Any], rounds: Sequence[int]) -> None:
         with lend() as writer:
             with transaction(writer):
                 writer.executemany("DELETE FROM payloads WHERE round = ?", some)
-            writer.execute("PRAGMA incremental_vacuum").fetchall()
+            writer.executescript("PRAGMA incremental_vacuum")  # ``execute`` would free one page only
 
 
 def ledger_bytes(ask: Ask) -> int:

@@ -132,11 +132,22 @@ class Sealer:
                 self._closing.wait(PAUSE_SECONDS)
 
 
-def tidy(history: History) -> None:
-    """Remove from the archive what the ledger does not know: what a sealer that was killed has left behind."""
+def tidy(history: History) -> list[Marker]:
+    """Remove from the archive what a sealer that was killed has left behind; the ledger has all of that.
+
+    Returns the segments that the ledger does not know and cannot do without, which stay.
+    """
     known = set(sealed.segment_names(history.ask))
-    archive = history.archive
+    archive, needed = history.archive, []
     for name in archive.names():
-        if name not in known:
+        if name in known:
+            continue
+        marker = archive.marker(name)
+        question = "SELECT count(*) FROM payloads WHERE round BETWEEN ? AND ?"
+        if history.ask(question, (marker.first, marker.last))[0][0] >= marker.count:
             archive.discard(name)
+        else:
+            _log.error("the ledger does not know the segment %s, and lacks its rounds: verify with --repair", name)
+            needed.append(marker)
     archive.tidy()
+    return needed
