@@ -32,6 +32,7 @@ from deploy.view import RunView
 from online_meta.regret import LEARNER
 from streams.history import History
 from streams.ingest import Ingest
+from streams.sealing import Sealer
 from trainers.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -51,13 +52,14 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
     files = RunFiles(Path(config.run.path))
     with ExitStack() as cleanup:
         listener = cleanup.enter_context(contextlib.closing(bind(config.serve)))
-        history = cleanup.enter_context(open_history(files))
+        history = cleanup.enter_context(open_history(files, config.history))
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
         sources = open_sources(config)
         write_settings(files.settings, config)
         state = make_state(config, files, history, token, cleanup)
         state.refresh()
+        cleanup.enter_context(contextlib.closing(Sealer(history, config.history.sealing)))
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)

@@ -19,10 +19,10 @@ from deploy.logs import Origin, log_to_stderr
 from online_meta.regret import Comparator
 from online_meta.setup import LearnerSetup
 from online_meta.types import Params
+from streams.durable import replace_file
 from streams.history import History
-from streams.ledger import HistoryFull
+from streams.ledger import ArchiveAway, HistoryFull
 from trainers.build import build_setup
-from trainers.durable import replace_file
 from trainers.hindsight import refresh_hindsight
 from trainers.json_lines import LineReader, LineWriter
 from trainers.past import HistoryPast
@@ -51,7 +51,7 @@ def main(settings_file: str, logs: str = "text") -> int:
     except Stop as stopped:
         log.error("%s", stopped)
         return stopped.code
-    except (OSError, HistoryFull) as error:  # A full disk: it is trained anew from what was kept.
+    except (OSError, HistoryFull, ArchiveAway) as error:  # A full disk: it is trained anew from what was kept.
         log.error("%s", error)
         return TRY_LATER
 
