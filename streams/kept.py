@@ -19,7 +19,7 @@ class _Part(NamedTuple):
 
     dtype: np.dtype[np.generic]
     start: int
-    count: int
+    length: int
     ways: int | None
 
 
@@ -67,7 +67,7 @@ def _parts(head: bytes, length: int, spec: TaskSpec, limits: Limits) -> tuple[_P
 
 
 def _holds(body: bytes, part: _Part) -> bool:
-    values = np.frombuffer(body, part.dtype, part.count, part.start)
+    values = np.frombuffer(body, part.dtype, part.length, part.start)
     if part.ways is not None:
         return bool((values.view(np.uint64) < part.ways).all())  # a negative one becomes 2^63 or more
     return part.dtype.kind != "f" or bool(np.isfinite(values).all())

@@ -1,6 +1,6 @@
 """Follow the Meta-Leader."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path as Folder
 
 from online_meta.draws import Draw, Pick, Replay
@@ -92,6 +92,7 @@ class FollowTheMetaLeader:
         for task in tasks:
             self._past.remember(self.round, task)
             self.round += 1
+        self._past.expect(self, self._foreseen())
         replayed: list[int] = []
         reports: list[StepReport] = []
         for step in range(self._steps):
@@ -100,8 +101,18 @@ class FollowTheMetaLeader:
             reports.append(report)
         return Learned(tuple(replayed), tuple(reports))
 
+    def _picks(self, rounds: int, step: int) -> list[Pick]:
+        return self._replay(Draw(self._seed, rounds - 1, step, rounds, self._batch))
+
+    def _foreseen(self) -> Iterator[int]:
+        """Tell what this rank will revisit in this update, and in the next one, should that learn one more task."""
+        for rounds in (self.round, self.round + 1):
+            for step in range(self._steps):
+                picks = self._picks(rounds, step)[self.engine.rank :: self.engine.world]
+                yield from (pick.round for pick in picks if pick.round < self.round)
+
     def _step(self, step: int) -> tuple[list[int], StepReport]:
-        picks = self._replay(Draw(self._seed, self.round - 1, step, self.round, self._batch))
+        picks = self._picks(self.round, step)
         rank, world = self.engine.rank, self.engine.world
         self._past.hand_out([[pick.round for pick in picks[other::world]] for other in range(world)])
         if self.engine.gather is None:

@@ -1,7 +1,7 @@
-"""``python -m tests.benchmarks.streams.load URL SECONDS CLIENTS``: clients that take little of the processor themselves.
+"""``python -m tests.benchmarks.streams.load URL SECONDS CLIENTS NAME``: clients that take little processor time.
 
-One thread holds all connections, and each asks anew as soon as it is answered; the tasks are made before. Prints the
-seconds from each request to its answer as JSON.
+NAME makes the ids of this run's tasks its own. One thread holds all connections, and each asks anew as soon as it is
+answered; the tasks are made before. Prints the seconds from each request to its answer as JSON.
 """
 
 import json
