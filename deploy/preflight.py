@@ -160,7 +160,7 @@ def check_store(config: Config) -> tuple[str, Task | None]:
     with open_history(files, config.history) as history:
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
-        return f"{files.history} holds {len(history)} rounds", history[0] if len(history) else None
+        return f"{files.history} holds {len(history)} rounds", history[len(history) - 1] if len(history) else None
 
 
 def check_port(config: Config) -> str:

@@ -92,7 +92,7 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
     """Raise ``ConfigError`` when the tasks of the history are not those that ``spec`` describes."""
     if not len(history):
         return
-    x, y = history[0].support
+    x, y = history[len(history) - 1].support  # The newest is always there.
     found = {
         "x_shape": tuple(x.shape[1:]),
         "x_dtype": str(x.dtype).removeprefix("torch."),

@@ -155,16 +155,18 @@ class History:
 
     def _archived(self, round: int) -> bytes:
         """Return a payload that the ledger does not have any more."""
-        for last_try in (False, True):
-            name = sealed.find_segment(self.ask, round)
+        name = sealed.find_segment(self.ask, round)
+        try:
             if name is None:
                 raise HistoryDamaged("its payload is lost")
-            try:
-                return self.archive.payload(name, round)
-            except HistoryDamaged:
-                if last_try or name == sealed.find_segment(self.ask, round):
-                    raise
-        raise AssertionError("unreachable")
+            return self.archive.payload(name, round)
+        except HistoryDamaged:
+            if sealed.is_thinned(self.ask, round):
+                raise sealed.RoundThinned(f"round {round} is gone: retention has thinned it out") from None
+            now = sealed.find_segment(self.ask, round)
+            if now in (None, name):
+                raise
+            return self.archive.payload(str(now), round)  # It has just been put into another one.
 
     def find(self, id: str) -> int | None:
         """Return the round of a task id, None if it is not known."""

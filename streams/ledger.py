@@ -32,9 +32,11 @@ CREATE {kind} segments (                -- published in the archive; each round 
     count INTEGER NOT NULL,             -- rounds in it: those with a damaged payload are left out
     bytes INTEGER NOT NULL
 );
-CREATE {kind} thinned (                 -- rounds that retention has taken from play
+CREATE {kind} decisions (decided INTEGER PRIMARY KEY);  -- how many rounds there were when retention thinned them out
+CREATE {kind} held (round INTEGER PRIMARY KEY);         -- the rounds before the last decision that it has kept
+CREATE {kind} thinned (                 -- those that it has not, until their space is given back
     round   INTEGER PRIMARY KEY,
-    decided INTEGER NOT NULL            -- how many rounds there were then: learners of later rounds do without it
+    decided INTEGER NOT NULL
 );
 """
 SCHEMA = """
@@ -45,7 +47,8 @@ CREATE TABLE rounds (
     digest  BLOB NOT NULL,     -- SHA-256 of the body as received
     crc     INTEGER NOT NULL,  -- crc32c of the payload as kept
     arrived REAL NOT NULL,     -- unix seconds
-    cursor  TEXT               -- the source's position behind this task
+    cursor  TEXT,              -- the source's position behind this task
+    bytes   INTEGER            -- of the payload
 );
 CREATE TABLE payloads (round INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID;
@@ -171,7 +174,9 @@ def _carry_over(connection: sqlite3.Connection, *, write: bool) -> None:
         connection.executescript(SEALED.format(kind="TEMP TABLE"))
         return
     tables = SEALED.format(kind="TABLE")
-    connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version={FORMAT}; COMMIT;")
+    sizes = "(SELECT length(payload) FROM payloads WHERE payloads.round = rounds.round)"
+    columns = f"ALTER TABLE rounds ADD COLUMN bytes INTEGER; UPDATE rounds SET bytes = {sizes};"
+    connection.executescript(f"BEGIN IMMEDIATE; {tables} {columns} PRAGMA user_version={FORMAT}; COMMIT;")
 
 
 def _make_writer(connection: sqlite3.Connection, file: Path) -> None:

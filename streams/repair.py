@@ -17,7 +17,7 @@ from streams.history import History
 from streams.ledger import HistoryDamaged
 from streams.sealed import Location, RoundThinned
 from streams.sealing import tidy
-from streams.transaction import Entry, transaction
+from streams.transaction import insert_entry, transaction
 from streams.verify import Verification
 
 
@@ -49,8 +49,8 @@ def repair(path: str | PathLike[str], found: Verification) -> Repairs:
         damaged = [round for round in found.damaged if _is_sealed(history, round)]
         sealed.drop_payloads(history.writing, [*damaged, *found.stray])
         for marker in tidy(history):
-            with history.writing() as writer:
-                sealed.record_segment(writer, marker)
+            with history.writing() as writer, transaction(writer):
+                sealed.record_segments(writer, [marker])
     return Repairs(tuple(damaged), tuple(segments), found.stray, tuple(lost))
 
 
@@ -78,8 +78,8 @@ def _rewrite_segments(history: History, broken: Sequence[str]) -> tuple[list[str
             lost.append(name)
             continue
         marker = history.archive.publish(rounds)
-        with history.writing() as writer:
-            sealed.record_segment(writer, marker, instead_of=[name])
+        with history.writing() as writer, transaction(writer):
+            sealed.record_segments(writer, [marker], instead_of=[name])
         history.archive.discard(name)
         rewritten.append(marker.name)
     return rewritten, lost
@@ -125,10 +125,11 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
         rounds = 0
         for name in archive.names():
             marker = archive.marker(name)
-            entries = archive.segment(name).entries
-            _insert_entries(writer, entries)
-            sealed.record_segment(writer, marker)
-            rounds += len(entries)
+            kept = archive.read_all(name)
+            with transaction(writer):
+                _insert(writer, kept)
+                sealed.record_segments(writer, [marker])
+            rounds += len(kept)
     for suffix in ("-wal", "-shm"):  # Empty: what was in them was carried into the ledger that is gone.
         (folder / f"{ledger.FILE}{suffix}").unlink(missing_ok=True)
     os.replace(fresh / ledger.FILE, folder / ledger.FILE)
@@ -139,9 +140,8 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
     return rounds
 
 
-def _insert_entries(writer: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-    with transaction(writer):
-        places = ", ".join("?" * len(Entry._fields))
-        writer.executemany(f"INSERT INTO rounds ({', '.join(Entry._fields)}) VALUES ({places})", entries)
-        cursors = {entry.source: entry.cursor for entry in entries if entry.cursor is not None}
-        writer.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors.items())
+def _insert(writer: sqlite3.Connection, rounds: Sequence[Kept]) -> None:
+    for entry, payload in rounds:
+        insert_entry(writer, entry, len(payload))
+    cursors = {entry.source: entry.cursor for entry, _ in rounds if entry.cursor is not None}
+    writer.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors.items())

@@ -25,6 +25,9 @@ class Entry(NamedTuple):
     cursor: str | None
 
 
+_INTO_ROUNDS = f"INSERT INTO rounds ({', '.join((*Entry._fields, 'bytes'))})"
+
+
 def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receipt | Conflict]:
     """Make all records durable, or none; returns an answer for each, in order.
 
@@ -93,8 +96,13 @@ def _insert(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]) -> No
         Entry(round, one.id, one.source, one.digest, google_crc32c.value(one.payload), one.arrived, one.cursor)
         for round, one in new
     ]
-    _write(writer, f"INSERT INTO rounds ({', '.join(Entry._fields)})", entries)
+    _write(writer, _INTO_ROUNDS, [(*entry, len(one.payload)) for entry, (_, one) in zip(entries, new, strict=True)])
     _write(writer, "INSERT INTO payloads", [(round, one.payload) for round, one in new])
+
+
+def insert_entry(writer: sqlite3.Connection, entry: Entry, size: int) -> None:
+    """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
+    _write(writer, _INTO_ROUNDS, [(*entry, size)])
 
 
 def _write(writer: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:

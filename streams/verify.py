@@ -20,7 +20,6 @@ _ROUNDS_AT_ONCE = 1_000
 _WHOLE = (
     "SELECT id, crc, EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round) FROM rounds WHERE round = ?"
 )
-_THINNED = "SELECT 1 FROM thinned WHERE round = ?"
 
 
 class Verification(NamedTuple):
@@ -158,7 +157,7 @@ def _check_round(connection: sqlite3.Connection, round: int, found: _Found) -> N
         if not _leads_back(connection, id, round):
             found.ids.append(round)
         payloads = connection.execute("SELECT payload FROM payloads WHERE round = ?", (round,)).fetchall()
-        elsewhere = round in found.sealed or connection.execute(_THINNED, (round,)).fetchall()
+        elsewhere = round in found.sealed or sealed.is_thinned(ask_of(connection), round)
     except (sqlite3.DatabaseError, UnicodeError):
         found.damaged.append(round)
         return

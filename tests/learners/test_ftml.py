@@ -198,7 +198,7 @@ def test_what_it_revisits_was_foreseen_a_round_before():
             self.asked.append(round)
             return super().__getitem__(round)
 
-    past = Told()
+    past, asked_before = Told(), 0
     one = ftml.build(setup(past=past))
     for round, task in enumerate(stream(12)):
         one.score(task)

@@ -14,8 +14,10 @@ from streams import ledger, sealed
 from streams.arrivals import Record
 from streams.history import History
 from streams.ledger import ArchiveAway, HistoryDamaged
+from streams.retention import RetentionSettings
 from streams.sealed import ArchiveMoved, Location, settle_location
-from streams.sealing import Sealer, SealingSettings, relieve_ledger, seal_next, tidy
+from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
+from streams.upkeep import Upkeep
 from streams.verify import verify
 from tests.streams.archive.object_store import Bucketed, free_port, running
 
@@ -145,7 +147,7 @@ def test_the_only_copy_of_a_round_is_never_tidied_away(filled: History) -> None:
 
 
 def test_it_goes_on_by_itself_beside_arrivals_and_readers(history: History, make_record: Make) -> None:
-    sealer = Sealer(history, FIVE)
+    upkeep = Upkeep(history, FIVE, RetentionSettings(), lambda: 0)
     wrong: list[object] = []
     stop = threading.Event()
 
@@ -161,7 +163,7 @@ def test_it_goes_on_by_itself_beside_arrivals_and_readers(history: History, make
     deadline = time.monotonic() + PATIENCE
     while in_ledger(history) and time.monotonic() < deadline:
         time.sleep(0.05)
-    sealer.close()
+    upkeep.close()
     stop.set()
     reading.join()
     assert in_ledger(history) == []
@@ -206,7 +208,8 @@ def test_the_archive_stays_where_its_segments_are(filled: History, tmp_path: Pat
 
 def as_format_1(folder: Path) -> None:
     connection = sqlite3.connect(folder / ledger.FILE, isolation_level=None)
-    for statement in ("DROP TABLE segments", "DROP TABLE thinned", "PRAGMA user_version = 1"):
+    dropped = [f"DROP TABLE {name}" for name in ("segments", "thinned", "held", "decisions")]
+    for statement in (*dropped, "ALTER TABLE rounds DROP COLUMN bytes", "PRAGMA user_version = 1"):
         connection.execute(statement)
     connection.close()
 
@@ -229,6 +232,7 @@ def test_a_ledger_of_format_1_is_read_as_it_is_and_carried_over_when_written(tmp
     assert version(tmp_path) == 1
     with History.open(tmp_path, write=True) as history:
         assert version(tmp_path) == 2
+        assert history.ask("SELECT count(*) FROM rounds WHERE bytes > 0") == [(ROUNDS,)]
         seal_all(history)
         relieve_ledger(history, 0)
         assert history.payload(3) == make_record(3).payload
