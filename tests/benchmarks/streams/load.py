@@ -19,7 +19,7 @@ from online_meta.types import Batch, Task
 from streams import wire
 
 BODIES = 64
-SAMPLES, SIDE = 8, 16  # 2 x 8 x 16 x 16 floats: 16 KiB
+SAMPLES, SIDE, WAYS = 8, 16, 4  # 2 x 8 x 16 x 16 floats: 16 KiB
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Client:
 def bodies() -> list[bytes]:
     """Return tasks of 16 KiB."""
     random = torch.Generator().manual_seed(0)
-    labels = torch.arange(SAMPLES) % 4
+    labels = torch.arange(SAMPLES) % WAYS
 
     def batch() -> Batch:
         return Batch(torch.randn(SAMPLES, 1, SIDE, SIDE, generator=random), labels)
