@@ -1,19 +1,21 @@
 """What travels from a source to the history."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Arrival(NamedTuple):
     """A task as it arrived: its ``id``, wire bytes, the name of its source and the position behind it.
 
     ``cursor`` is what ``TaskSource.read(after=cursor)`` goes on from; None where a source has no position.
+    ``ticket`` is what the source itself knows the arrival by when it is settled; None where it does not ask.
     """
 
     id: str
     body: bytes
     source: str
     cursor: str | None
+    ticket: str | None = None
 
 
 class Receipt(NamedTuple):
@@ -61,6 +63,25 @@ class TaskSource(Protocol):
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the arrivals after the position (None: from the start); None means: nothing now, ask again."""
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """What a source has, too, that is to be told which arrivals it need not keep any longer."""
+
+    def settle(self, arrivals: Sequence[Arrival]) -> None:
+        """Acknowledge arrivals that are durable, or were rejected for good; called between two steps of ``read``.
+
+        It may be called late, again, or never: what was not settled may be read again, and is known by its id.
+        """
+
+
+@runtime_checkable
+class Lags(Protocol):
+    """What a source has, too, that can tell how far behind it is, from a thread of its own."""
+
+    def lag(self, after: str | None) -> int | None:
+        """Ask how many entries wait behind the position; None: not known now. Raises what the connection raises."""
 
 
 class BacklogFull(Exception):
