@@ -11,6 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+REDIS := .venv/bin/redis-server
 FONTS := .venv/debian/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
@@ -32,7 +33,7 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium $(BIN)/promtool $(FONTS)  ## all tests; ARGS="-k reptile"
+test: $(READY) chromium $(BIN)/promtool $(REDIS) $(FONTS)  ## all tests; ARGS="-k reptile"
 	@$(TEST) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
@@ -106,6 +107,15 @@ $(BIN)/promtool: | $(READY)
 	unpack_package prometheus
 	cd .venv/debian
 	ln -sf ../debian/usr/bin/prometheus ../debian/usr/bin/promtool ../bin/
+
+# The same; libraries that a Debian may not have lie beside it.
+$(REDIS): | $(READY)
+	@$(shell_functions)
+	for package in libatomic1 libjemalloc2 liblzf1 redis-tools redis-server; do unpack_package $$package; done
+	echo '#!/bin/sh
+	here=$$(dirname "$$(readlink -f "$$0")")/../debian
+	LD_LIBRARY_PATH=$$(echo "$$here"/usr/lib/*-linux-gnu) exec "$$here"/usr/bin/redis-server "$$@"' > $@
+	chmod +x $@
 
 # Unpacked and not installed, for nothing else on the machine has a use for them.
 $(FONTS): | $(READY)

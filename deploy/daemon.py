@@ -31,6 +31,7 @@ from deploy.view import RunView
 from online_meta.regret import LEARNER
 from streams.history import History
 from streams.ingest import Ingest
+from streams.lag import LagWatch
 from trainers.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -60,6 +61,9 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
+        lag = state.instruments["source_lag"]
+        watch = LagWatch(sources, history.cursor, lambda name, waiting: lag.labels(source=name).set(waiting))
+        cleanup.callback(watch.close)
         scheme = "https" if config.serve.tls_cert else "http"
         host, port = listener.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -66,7 +66,7 @@ class TaskSource(Protocol):
 
 
 @runtime_checkable
-class Settles(Protocol):
+class Settles(TaskSource, Protocol):
     """What a source has, too, that is to be told which arrivals it need not keep any longer."""
 
     def settle(self, arrivals: Sequence[Arrival]) -> None:
@@ -77,7 +77,7 @@ class Settles(Protocol):
 
 
 @runtime_checkable
-class Lags(Protocol):
+class Lags(TaskSource, Protocol):
     """What a source has, too, that can tell how far behind it is, from a thread of its own."""
 
     def lag(self, after: str | None) -> int | None:

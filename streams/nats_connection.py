@@ -1,27 +1,49 @@
 """How sources and producers connect to NATS."""
 
-import nats
+import asyncio
+
 from nats.aio.client import Client
 
 
-async def connect(servers: str, seconds: float, credentials: str | None = None) -> Client:
-    """Return a connection that ends when it is lost, for who uses it connects anew from the position it knows.
+class Connection:
+    """A connection to NATS, within one event loop, that ends when it is lost: who uses it then makes another."""
 
-    Args:
-        servers: an address, or several between commas.
-        seconds: how long connecting may take.
-        credentials: a file of user credentials.
-    """
+    def __init__(self) -> None:
+        """Connect by ``open``."""
+        self.client = Client()
+        self._ended = asyncio.Event()
 
-    async def stay_quiet(error: Exception) -> None:
-        """Say nothing here: what fails is raised where it was asked for."""
+    async def open(self, servers: str, seconds: float, credentials: str | None = None) -> None:
+        """Connect to an address, or to one of several between commas.
 
-    return await nats.connect(
-        servers.split(","),
-        allow_reconnect=False,
-        connect_timeout=max(1, round(seconds)),
-        ping_interval=max(1, round(seconds / 2)),
-        max_outstanding_pings=1,  # so that a connection which only seems to be there is noticed
-        error_cb=stay_quiet,
-        user_credentials=credentials,
-    )
+        Args:
+            servers: nats:// or tls:// addresses.
+            seconds: how long connecting may take, and about how long a server may say nothing.
+            credentials: a file of user credentials.
+        """
+
+        async def stay_quiet(error: Exception) -> None:
+            """Say nothing here: what fails is raised where it was asked for."""
+
+        async def note_end() -> None:
+            self._ended.set()
+
+        try:
+            await self.client.connect(
+                servers.split(","),
+                allow_reconnect=False,
+                connect_timeout=max(1, round(seconds)),
+                ping_interval=max(1, round(seconds / 2)),
+                max_outstanding_pings=1,  # so that a connection which only seems to be there is noticed
+                error_cb=stay_quiet,
+                closed_cb=note_end,
+                user_credentials=credentials,
+            )
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close it and wait for its end: one that was lost may still be closing itself."""
+        await self.client.close()
+        await self._ended.wait()

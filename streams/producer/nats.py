@@ -3,12 +3,11 @@
 from contextlib import suppress
 
 import nats.errors
-from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from streams.asynchronous import Loop
-from streams.nats_connection import connect
+from streams.nats_connection import Connection
 from streams.producer.errors import SubmitError, TryLater, try_again
 
 TIMEOUT_SECONDS = 10.0
@@ -24,7 +23,7 @@ class NatsProducer:
         """Publish on the subject ``target``, or on that of the stream of this name."""
         self._server, self._target, self._patience = server, target, patience
         self._loop = Loop("producer-nats")
-        self._connection: Client | None = None
+        self._connection: Connection | None = None
         self._subject = ""
 
     def send(self, id: str, body: bytes) -> None:
@@ -42,14 +41,15 @@ class NatsProducer:
 
     async def _publish_once(self, id: str, body: bytes) -> None:
         if self._connection is None:
-            connection = await connect(self._server, TIMEOUT_SECONDS)
+            connection = Connection()
+            await connection.open(self._server, TIMEOUT_SECONDS)
             try:
-                self._subject = await _find_subject(connection.jetstream(timeout=TIMEOUT_SECONDS), self._target)
+                self._subject = await _find_subject(connection.client.jetstream(timeout=TIMEOUT_SECONDS), self._target)
             except BaseException:
                 await connection.close()
                 raise
             self._connection = connection
-        stream = self._connection.jetstream(timeout=TIMEOUT_SECONDS)
+        stream = self._connection.client.jetstream(timeout=TIMEOUT_SECONDS)
         await stream.publish(self._subject, body, headers={"id": id})
 
     def _disconnect(self) -> None:

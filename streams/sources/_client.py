@@ -1,9 +1,15 @@
 """What the sources that read from a broker share."""
 
+import re
 from pathlib import Path
 
 PREFETCH_BYTES = 16 * 1024 * 1024
 """How many bytes of tasks a source asks its broker for at once, where it can know beforehand."""
+
+
+def hide_secrets(address: str) -> str:
+    """Return an address, or several, without the user and password that may stand in it."""
+    return re.sub(r"//[^/@,]*@", "//", address)
 
 
 def read_secret(file: str) -> str:

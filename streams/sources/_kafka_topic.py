@@ -5,15 +5,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.arrivals import Arrival
+from streams.sources._broker_settings import KafkaSettings as Settings
 from streams.sources._client import PREFETCH_BYTES
-
-if TYPE_CHECKING:
-    from streams.sources.kafka import Settings
 
 POLL_SECONDS = 0.2
 DAY_MILLISECONDS = 86_400_000
@@ -47,7 +45,7 @@ class KafkaTopic:
 
     def __init__(
         self,
-        settings: "Settings",
+        settings: Settings,
         properties: Mapping[str, str],
         name: str,
         partitions: Callable[[Consumer, str, float], list[int]] = list_partitions,
@@ -59,7 +57,7 @@ class KafkaTopic:
         """Yield the messages behind the positions, from its first one of a partition that has none.
 
         Raises:
-            KafkaException: when no broker answers, or one refuses.
+            ConnectionError: when no broker answers, or none has the topic; ``KafkaException`` when one refuses later.
             ValueError: if the topic ends before a position, so that it is not the one that was read.
         """
         positions = _positions(after)
@@ -86,7 +84,11 @@ class KafkaTopic:
         return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ends.items())
 
     def _list(self, consumer: Consumer) -> list[int]:
-        return self._partitions(consumer, self._settings.topic, self._settings.timeout_seconds)
+        topic, seconds = self._settings.topic, self._settings.timeout_seconds
+        try:
+            return self._partitions(consumer, topic, seconds)
+        except KafkaException as error:
+            raise ConnectionError(f"{self._settings.brokers}, topic {topic}: {error.args[0].str()}") from error
 
     def _ends(self, consumer: Consumer, partition: int) -> tuple[int, int]:
         """Return the first offset that a partition has, and the one behind its last."""

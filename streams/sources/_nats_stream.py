@@ -5,20 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NothingNow
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.client import JetStreamContext
 
 from streams.arrivals import Arrival
 from streams.asynchronous import Loop
-from streams.nats_connection import connect
-from streams.sources._client import count_that_fits
-
-if TYPE_CHECKING:
-    from streams.sources.nats import Settings
+from streams.nats_connection import Connection
+from streams.sources._broker_settings import NatsSettings as Settings
+from streams.sources._client import count_that_fits, hide_secrets
 
 WAIT_SECONDS = 0.25
 LOOK_SECONDS = 5.0
@@ -33,7 +32,7 @@ Ask = Callable[..., Any]
 class NatsStream:
     """A ``TaskSource`` that ``Lags``; its cursor is the sequence number of a message in the stream."""
 
-    def __init__(self, settings: "Settings", name: str) -> None:
+    def __init__(self, settings: Settings, name: str) -> None:
         """Connect only when it is read."""
         self._settings, self._name = settings, name
 
@@ -41,7 +40,7 @@ class NatsStream:
         """Yield the messages behind the position.
 
         Raises:
-            nats.errors.Error: when the server does not answer, or refuses; ``OSError`` when it cannot be reached.
+            ConnectionError: when the server cannot be reached; ``nats.errors.Error`` when it refuses, or is lost later.
             ValueError: if the stream ends before the position, so that it is not the one that was read.
         """
         position = _sequence(after)
@@ -74,9 +73,15 @@ class NatsStream:
         settings, loop = self._settings, Loop(f"{purpose}-{self._name}")
         ask = partial(loop.run, seconds=3 * settings.timeout_seconds)
         try:
-            connection = ask(connect(settings.servers, settings.timeout_seconds, settings.credentials_file))
+            connection = Connection()
             try:
-                yield ask, connection.jetstream(timeout=settings.timeout_seconds)
+                ask(connection.open(settings.servers, settings.timeout_seconds, settings.credentials_file))
+            except (NatsError, OSError, TimeoutError) as error:
+                raise ConnectionError(
+                    f"{hide_secrets(settings.servers)}: {str(error) or type(error).__name__}"
+                ) from error
+            try:
+                yield ask, connection.client.jetstream(timeout=settings.timeout_seconds)
             finally:
                 with suppress(TimeoutError):  # the server need not know
                     ask(connection.close())

@@ -4,17 +4,15 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from streams.arrivals import Arrival
+from streams.sources._broker_settings import RedisSettings as Settings
 from streams.sources._client import count_that_fits
-
-if TYPE_CHECKING:
-    from streams.sources.redis import Settings
 
 BLOCK_MILLISECONDS = 250
 START = "0-0"
@@ -36,7 +34,7 @@ class RedisStream:
     and the cursor is held back below what another consumer of the group was given and has not acknowledged.
     """
 
-    def __init__(self, settings: "Settings", consumer: str, password: str | None, name: str) -> None:
+    def __init__(self, settings: Settings, consumer: str, password: str | None, name: str) -> None:
         """Read as ``consumer``; ``name`` is the source's."""
         self._settings, self._consumer, self._password, self._name = settings, consumer, password, name
         self._client: Any = None
@@ -180,7 +178,7 @@ def check_url(url: str) -> None:
     redis.ConnectionPool.from_url(url)
 
 
-def _connect(settings: "Settings", password: str | None) -> Any:
+def _connect(settings: Settings, password: str | None) -> Any:
     """Return a client that never tries again by itself: a second read would skip what the first was given."""
     given = {} if password is None else {"password": password}
     return redis.Redis.from_url(

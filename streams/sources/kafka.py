@@ -4,34 +4,13 @@ A message's value is the task as ``wire.encode`` writes it, its header ``id`` th
 "<topic>:<partition>:<offset>". Partitions that are added later are found.
 """
 
-from dataclasses import dataclass
-from typing import Annotated
-
-from annotated_types import Ge, Gt, MinLen
-
 from streams.arrivals import TaskSource
 from streams.extras import naming_extra
+from streams.sources._broker_settings import KafkaSettings as Settings
 from streams.sources._client import read_properties
 from streams.spec import TaskSpec
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Options of ``[[source]] kind = "kafka"``.
-
-    Attributes:
-        brokers: where to begin, host:port or several between commas.
-        topic: what is read, all its partitions.
-        properties_file: a file of "name = value" lines, further settings of librdkafka: how to log in, for example.
-        refresh_seconds: how often new partitions are looked for.
-        timeout_seconds: how long a broker may take to answer before the connection is given up.
-    """
-
-    brokers: Annotated[str, MinLen(1)] = "127.0.0.1:9092"
-    topic: Annotated[str, MinLen(1)] = "tasks"
-    properties_file: str | None = None
-    refresh_seconds: Annotated[float, Gt(0)] = 30.0
-    timeout_seconds: Annotated[float, Ge(2)] = 10.0
+__all__ = ["Settings", "open"]
 
 
 def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:

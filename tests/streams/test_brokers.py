@@ -77,25 +77,6 @@ def test_all_that_is_produced_arrives_once_and_in_order_and_the_lag_is_right(
         assert len(run.counts.committed) == 7, "what was committed is not read again"
 
 
-def test_kafka_keeps_the_order_of_each_partition(broker: Broker, stream: str, bodies: Bodies, tmp_path: Path) -> None:
-    """The cursors tell which partition each round came from."""
-    if broker.kind != "kafka":
-        return
-    broker.produce(stream, bodies(0, 40))
-    with running(tmp_path, broker.source(stream)) as run:
-        wait_for("all arrive", lambda: len(run.history) >= 40)
-        seen: dict[str, list[str]] = {"0": [], "1": []}
-        before = {"0": 0, "1": 0}
-        for round in range(40):
-            entry = run.history.entry(round)
-            after = {**before, **json.loads(entry.cursor or "{}")}
-            (moved,) = [partition for partition in after if after[partition] != before[partition]]
-            assert after[moved] == before[moved] + 1
-            seen[moved].append(entry.id)
-            before = after
-    assert all(ids == sorted(ids) and ids for ids in seen.values())
-
-
 @pytest.mark.parametrize("dies", ["before", "after"])
 def test_a_kill_around_a_commit_loses_and_doubles_nothing(
     broker: Broker, stream: str, bodies: Bodies, tmp_path: Path, dies: str
