@@ -1,6 +1,8 @@
 """One face for the three brokers: make a stream, produce to it, read it into a history."""
 
-import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,33 +131,24 @@ def running(folder: Path, source: TaskSource, **limits: int) -> Iterator[Run]:
             ingest.close()
 
 
-def main(kind: str, options: str, folder: str, dies: str, when: str) -> None:
-    """Ingest until killed: by its own hand ``before`` or ``after`` the n-th commit."""
-    import os
-    import signal
-    import threading
+def ingest_until_killed(kind: str, options: dict[str, Any], folder: Path, dies: str, when: int) -> None:
+    """Ingest, in a process of its own, until it kills itself ``before`` or ``after`` the n-th commit."""
 
     class Dying(History):
         appended = 0
 
         def append(self, records: Any) -> Any:
             self.appended += 1
-            if dies == "before" and self.appended == int(when):
+            if dies == "before" and self.appended == when:
                 os.kill(os.getpid(), signal.SIGKILL)
             answers = super().append(records)
-            if dies == "after" and self.appended == int(when):
+            if dies == "after" and self.appended == when:
                 os.kill(os.getpid(), signal.SIGKILL)
             return answers
 
     module = MODULES[kind]
-    source = module.open(module.Settings(**json.loads(options)), SPEC, "broker", 0)
-    history = Dying.open(Path(folder) / "history", write=True)
+    source = module.open(module.Settings(**options), SPEC, "broker", 0)
+    history = Dying.open(folder / "history", write=True)
     limits = Limits(commit_batch=3)
     Ingest(history, SPEC, limits, lambda: 0, lambda *_: None, lambda *_: None).pull("broker", source)
     threading.Event().wait(60)
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(*sys.argv[1:])

@@ -1,10 +1,9 @@
 """What each source that reads from a broker keeps, on real brokers and a network that fails."""
 
-import json
-import subprocess
-import sys
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from online_meta.types import Task
 from streams import wire
 from streams.arrivals import Lags
 from streams.producer import SubmitError, open_producer
-from tests.daemon import ROOT, wait_for
-from tests.streams.brokers import MODULES, Broker, running
+from tests.daemon import wait_for
+from tests.streams.brokers import MODULES, Broker, ingest_until_killed, running
 
 Make = Callable[[int], Task]
 
@@ -77,21 +76,25 @@ def test_all_that_is_produced_arrives_once_and_in_order_and_the_lag_is_right(
         assert len(run.counts.committed) == 7, "what was committed is not read again"
 
 
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """Processes that begin with torch imported, and without the threads and connections of this one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.streams.brokers"])
+    return context
+
+
 @pytest.mark.parametrize("dies", ["before", "after"])
 def test_a_kill_around_a_commit_loses_and_doubles_nothing(
-    broker: Broker, stream: str, bodies: Bodies, tmp_path: Path, dies: str
+    broker: Broker, stream: str, bodies: Bodies, tmp_path: Path, dies: str, processes: BaseContext
 ) -> None:
     produced = bodies(0, 30)
     broker.produce(stream, produced)
-    arguments = [broker.kind, json.dumps(broker.options(stream)), str(tmp_path), dies, "3"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.streams.brokers", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == -9, done.stderr
+    arguments = (broker.kind, broker.options(stream), tmp_path, dies, 3)
+    child = processes.Process(target=ingest_until_killed, args=arguments)
+    child.start()
+    child.join(120)
+    assert child.exitcode == -9
     with running(tmp_path, broker.source(stream)) as run:
         kept = len(run.history)
         wait_for("all arrive", lambda: len(run.history) >= 30)
