@@ -7,7 +7,7 @@ from math import nan
 
 from streams.arrivals import Lags, TaskSource
 
-EVERY_SECONDS = 10.0
+EVERY_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 

@@ -32,6 +32,8 @@ class Connection:
             await self.client.connect(
                 servers.split(","),
                 allow_reconnect=False,
+                max_reconnect_attempts=1,  # to each server at first, too; there is no smaller number that is obeyed
+                reconnect_time_wait=0,
                 connect_timeout=max(1, round(seconds)),
                 ping_interval=max(1, round(seconds / 2)),
                 max_outstanding_pings=1,  # so that a connection which only seems to be there is noticed
@@ -40,7 +42,7 @@ class Connection:
                 user_credentials=credentials,
             )
         except BaseException:
-            await self.close()
+            await self.client.close()
             raise
 
     async def close(self) -> None:

@@ -5,6 +5,16 @@
 
 from streams.producer.errors import PATIENCE, SubmitError
 from streams.producer.http import TRY_AGAIN, connect, submit
-from streams.producer.targets import SCHEMES, Producer, open_producer
+from streams.producer.targets import SCHEMES, Producer, open_producer, split_address
 
-__all__ = ["PATIENCE", "SCHEMES", "TRY_AGAIN", "Producer", "SubmitError", "connect", "open_producer", "submit"]
+__all__ = [
+    "PATIENCE",
+    "SCHEMES",
+    "TRY_AGAIN",
+    "Producer",
+    "SubmitError",
+    "connect",
+    "open_producer",
+    "split_address",
+    "submit",
+]

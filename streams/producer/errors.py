@@ -6,8 +6,14 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, stop_before_delay, wait_random_exponential
 from tenacity.retry import retry_if_exception_type
 
+from streams.arrivals import Rejected
+from streams.spec import Limits
+from streams.wire import check_id
+
 PATIENCE = 300.0
 """Seconds after which no further try is begun."""
+
+UNREACHABLE = "unreachable"
 
 _GROWING = wait_random_exponential(multiplier=0.25, max=15.0)
 
@@ -19,13 +25,15 @@ class SubmitError(Exception):
 
     Attributes:
         status: the HTTP status; None if the daemon could not be reached, or where there is none.
-        reason: a short slug, as the daemon gives it; "unreachable", "bad_request" or "unexpected_answer" otherwise.
+        reason: a short slug, as the daemon gives it; otherwise "unreachable", "bad_request", "unexpected_answer", or
+            of a broker or a folder "refused", "bad_id", "too_large", "cannot_write".
         detail: a sentence.
     """
 
     def __init__(self, status: int | None, reason: str, detail: str) -> None:
         """Keep the three apart."""
-        super().__init__(f"{reason} ({'no answer' if status is None else f'HTTP {status}'}): {detail}")
+        answered = f" (HTTP {status})" if status is not None else " (no answer)" if reason == UNREACHABLE else ""
+        super().__init__(f"{reason}{answered}: {detail}")
         self.status = status
         self.reason = reason
         self.detail = detail
@@ -38,6 +46,14 @@ class TryLater(SubmitError):
         """Keep the seconds."""
         super().__init__(status, reason, detail)
         self.after = after
+
+
+def check_name(id: str) -> None:
+    """Raise ``SubmitError`` for an id that every daemon would refuse."""
+    try:
+        check_id(id, Limits())
+    except Rejected as refusal:
+        raise SubmitError(None, refusal.reason, refusal.detail) from refusal
 
 
 def try_again(patience: float, act: Callable[[], Result]) -> Result:

@@ -1,12 +1,9 @@
 """Bring tasks to a folder that a ``files`` source lists."""
 
 import os
-import re
 from pathlib import Path
 
-from streams.producer.errors import SubmitError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+from streams.producer.errors import SubmitError, check_name
 
 
 class FileProducer:
@@ -18,8 +15,7 @@ class FileProducer:
 
     def send(self, id: str, body: bytes) -> None:
         """Write <id>.safetensors under another name, flush it, rename it, flush the folder."""
-        if not _NAME.fullmatch(id):
-            raise SubmitError(None, "bad_id", f"the id {id[:80]!r} cannot be a file's name")
+        check_name(id)
         part, whole = self._folder / f".{id}.{os.getpid()}.part", self._folder / f"{id}.safetensors"
         try:
             with open(part, "wb") as file:

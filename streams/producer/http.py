@@ -7,7 +7,7 @@ from typing import NoReturn
 import httpx
 
 from streams.arrivals import Receipt
-from streams.producer.errors import PATIENCE, SubmitError, TryLater, try_again
+from streams.producer.errors import PATIENCE, UNREACHABLE, SubmitError, TryLater, try_again
 
 TRY_AGAIN = (429, 500, 502, 503, 504, 507)
 """The HTTP statuses that say nothing about the task."""
@@ -66,7 +66,7 @@ def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | Non
     except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeEncodeError) as error:
         raise SubmitError(None, "bad_request", f"the request for {id!r} to {url} cannot be sent: {error}") from error
     except httpx.TransportError as error:
-        raise TryLater(None, "unreachable", f"{url}: {type(error).__name__}: {error}") from error
+        raise TryLater(None, UNREACHABLE, f"{url}: {type(error).__name__}: {error}") from error
     if answer.status_code not in (200, 201):
         _refuse(answer)
     try:
@@ -106,15 +106,14 @@ def _asked_seconds(header: str | None) -> float:
 class HttpProducer:
     """A ``Producer`` for a daemon's own API, over connections that are kept open."""
 
-    def __init__(self, url: str, token: str | None, patience: float) -> None:
-        """Connect when the first task is sent."""
-        self._url, self._patience = url, patience
-        self.client = connect(url, token)
+    def __init__(self, url: str, client: httpx.Client, patience: float) -> None:
+        """Use a client as ``connect`` gives it for the same ``url``."""
+        self._url, self._client, self._patience = url, client, patience
 
     def send(self, id: str, body: bytes) -> Receipt:
         """Return the receipt once the task is durable in the daemon's history; raises as ``submit``."""
-        return submit(self._url, id, body, client=self.client, patience=self._patience)
+        return submit(self._url, id, body, client=self._client, patience=self._patience)
 
     def close(self) -> None:
         """Close the connections."""
-        self.client.close()
+        self._client.close()

@@ -2,7 +2,7 @@
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from streams.producer.errors import SubmitError, TryLater, try_again
+from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
 
 TIMEOUT_SECONDS = 20.0
 PASSING = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
@@ -29,6 +29,7 @@ class KafkaProducer:
 
     def send(self, id: str, body: bytes) -> None:
         """Write a message and wait until all replicas in sync have it."""
+        check_name(id)
         try_again(self._patience, lambda: self._produce(id, body))
 
     def _produce(self, id: str, body: bytes) -> None:
@@ -48,8 +49,9 @@ class KafkaProducer:
             return
         detail = f"{self._where}/{self._topic}: {error.str()}"
         if error.code() in PASSING or error.retriable():
-            raise TryLater(None, "unreachable", detail)
-        raise SubmitError(None, "refused", detail)
+            raise TryLater(None, UNREACHABLE, detail)
+        large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        raise SubmitError(None, "too_large" if large else "refused", detail)
 
     def close(self) -> None:
         """Let go of the brokers; nothing is under way any more."""

@@ -8,7 +8,7 @@ from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from streams.asynchronous import Loop
 from streams.nats_connection import Connection
-from streams.producer.errors import SubmitError, TryLater, try_again
+from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
 
 TIMEOUT_SECONDS = 10.0
 
@@ -28,16 +28,19 @@ class NatsProducer:
 
     def send(self, id: str, body: bytes) -> None:
         """Publish a message; one whose answer was lost is published again."""
+        check_name(id)
         try_again(self._patience, lambda: self._publish(id, body))
 
     def _publish(self, id: str, body: bytes) -> None:
         try:
             self._loop.run(self._publish_once(id, body), 3 * TIMEOUT_SECONDS)
-        except (NoStreamResponseError, nats.errors.MaxPayloadError, NotFoundError, ValueError) as error:
+        except nats.errors.MaxPayloadError as error:
+            raise SubmitError(None, "too_large", f"{self._server} takes no {len(body)} bytes at once") from error
+        except (NoStreamResponseError, NotFoundError, ValueError) as error:
             raise SubmitError(None, "refused", f"{self._server}/{self._target}: {error}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             self._disconnect()
-            raise TryLater(None, "unreachable", f"{self._server}: {type(error).__name__}: {error}") from error
+            raise TryLater(None, UNREACHABLE, f"{self._server}: {type(error).__name__}: {error}") from error
 
     async def _publish_once(self, id: str, body: bytes) -> None:
         if self._connection is None:

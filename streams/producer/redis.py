@@ -7,7 +7,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from streams.producer.errors import SubmitError, TryLater, try_again
+from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
 
 TIMEOUT_SECONDS = 10.0
 
@@ -35,6 +35,7 @@ class RedisProducer:
 
     def send(self, id: str, body: bytes) -> None:
         """Add an entry; one whose answer was lost is added again."""
+        check_name(id)
         try_again(self._patience, lambda: self._add(id, body))
 
     def _add(self, id: str, body: bytes) -> None:
@@ -43,7 +44,7 @@ class RedisProducer:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if isinstance(error, redis.AuthenticationError):
                 raise SubmitError(None, "refused", f"{self._where}: {error}") from error
-            raise TryLater(None, "unreachable", f"{self._where}: {error}") from error
+            raise TryLater(None, UNREACHABLE, f"{self._where}: {error}") from error
         except redis.RedisError as error:
             raise SubmitError(None, "refused", f"{self._where}, stream {self._stream}: {error}") from error
 

@@ -47,20 +47,29 @@ def open_producer(url: str, token: str | None = None, patience: float = PATIENCE
         ValueError: if the address is none of these.
         ImportError: if the client library that it needs is not installed; the message says how to get it.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise ValueError(f"{url!r} is no address: write it like one of {', '.join(SCHEMES.values())}")
+    parts = split_address(url)
     if parts.scheme == "file":
         from streams.producer.files import FileProducer
 
         return FileProducer(_path(parts))
-    if not parts.hostname or parts.port == 0:
-        raise ValueError(f"{url!r} is no address: write it like {SCHEMES[parts.scheme]}")
     if parts.scheme in ("http", "https"):
-        from streams.producer.http import HttpProducer
+        from streams.producer.http import HttpProducer, connect
 
-        return HttpProducer(url, token, patience)
+        return HttpProducer(url, connect(url, token), patience)
     return _open_broker(parts, patience)
+
+
+def split_address(url: str) -> SplitResult:
+    """Return the parts of an address that a producer may be opened for; raises ``ValueError`` for any other."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme == "file" or (parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0)
+    except ValueError:  # of the port
+        known = parts.scheme == "kafka" and "," in parts.netloc
+    if not known:
+        examples = [example for scheme, example in SCHEMES.items() if scheme not in ("https", "rediss")]
+        raise ValueError(f"{url!r} is no address: write it like {', '.join(examples)}")
+    return parts
 
 
 def _open_broker(parts: SplitResult, patience: float) -> Producer:

@@ -1,15 +1,27 @@
 """Real brokers on loopback, each a process of the test's own with its data in a folder of the test's own."""
 
+import random
 import signal
+import socket
 import subprocess
 import sysconfig
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
-from tests.daemon import free_port, wait_for
+from tests.daemon import wait_for
 
 START_SECONDS = 60.0
+
+
+def steady_port() -> int:
+    """Return a port that is free, and that no outgoing connection is given while its server is down."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
+            port: int = probe.getsockname()[1]
+            return port
 
 
 class Server(ABC):
@@ -18,7 +30,7 @@ class Server(ABC):
     def __init__(self, folder: Path, seen_port: int | None = None) -> None:
         """Keep data in ``folder``; ``seen_port`` is where clients see it, if not where it listens."""
         self.folder = folder
-        self.port = free_port()
+        self.port = steady_port()
         self.seen_port = seen_port or self.port
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,9 +45,10 @@ class Server(ABC):
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
+        command = self.command()
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, cwd=self.folder)
-        wait_for(f"{self.command()[0]} is ready", lambda: self._ended() or self.answers(), START_SECONDS)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        wait_for(f"{command[0]} is ready", lambda: self._ended() or self.answers(), START_SECONDS)
         assert not self._ended(), (self.folder / "log").read_text(errors="replace")
 
     def _ended(self) -> bool:
@@ -145,7 +158,8 @@ class Nats(Server):
         import nats
 
         async def ask():
-            connection = await nats.connect(f"nats://127.0.0.1:{self.port}", allow_reconnect=False, error_cb=_quiet)
+            once = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
+            connection = await nats.connect(f"nats://127.0.0.1:{self.port}", error_cb=_quiet, **once)
             try:
                 return await question(connection.jetstream(timeout=30))
             finally:
