@@ -20,6 +20,7 @@ class Proxy:
         self._changing = threading.Lock()
         self._ended = False
         self._refusing = False
+        self._losing: int | None = None
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -32,6 +33,10 @@ class Proxy:
     def swallow(self) -> None:
         """Carry nothing, and keep the connections: nobody is told."""
         self._open.clear()
+
+    def lose_next_reply(self, least: int) -> None:
+        """Drop the connection over which the server next sends so many bytes at once, and those bytes."""
+        self._losing = least
 
     def heal(self) -> None:
         """Carry everything again; what was swallowed is lost with its connections, as after a long outage."""
@@ -73,6 +78,9 @@ class Proxy:
         with suppress(OSError):
             while data := here.recv(65536):
                 self._open.wait()
+                if self._losing is not None and here is pair[1] and len(data) >= self._losing:
+                    self._losing = None
+                    break
                 there.sendall(data)
         self._end(pair)
 

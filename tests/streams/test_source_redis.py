@@ -150,6 +150,21 @@ def test_nothing_is_lost_with_the_consumer(broker: Broker, client, produce: Prod
         assert run.ids() == ids
 
 
+def test_entries_whose_reply_is_lost_are_not_skipped(
+    broker: Broker, client, make_task: Callable[[int], Task], produce: Produce, tmp_path: Path
+) -> None:
+    """Redis counts them as given; a client that simply asked again would be given the next ones."""
+    with running(tmp_path, broker.source("s")) as run:
+        ids = produce(0, 3)
+        wait_for("the first arrive", lambda: len(run.history) == 3)
+        broker.network.lose_next_reply(least=200)
+        for n in range(3, 9):
+            ids.append(f"task-{n:03}")
+            client.xadd("s", {"id": ids[-1], "body": wire.encode(make_task(n))})
+        wait_for("all arrive", lambda: len(run.history) == 9)
+        assert run.ids() == ids
+
+
 def test_what_is_durable_is_acknowledged_after_a_kill(broker: Broker, client, produce: Produce) -> None:
     produce(0, 10)
     client.xgroup_create("s", GROUP, "0")
