@@ -19,8 +19,10 @@ from deploy.exits import ConfigError, Stop
 from deploy.logs import Style
 from deploy.problems import endless_numbers, explain, listing, lists_of, repeated, shown, unknown_keys
 from online_meta import registry
+from streams.durable import replace_file
+from streams.retention import RetentionSettings
+from streams.sealing import SealingSettings
 from streams.spec import Limits, TaskSpec
-from trainers.durable import replace_file
 from trainers.settings import (
     CheckpointSettings,
     EngineSettings,
@@ -45,6 +47,20 @@ class RunSettings:
     path: Annotated[str, MinLen(1)]
     seed: Annotated[int, Ge(0)] = 0
     logs: Style = "text"
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Where the archive lies, how rounds go there, and which are kept.
+
+    ``archive`` is a folder, from the run's history folder if it is not absolute, or the URL of an object store such as
+    "s3://bucket/prefix", with ``archive_options`` for it; left out: a folder beside the ledger.
+    """
+
+    archive: Annotated[str, MinLen(1)] | None = None
+    archive_options: dict[str, Any] = field(default_factory=dict)
+    sealing: SealingSettings = SealingSettings()
+    retention: RetentionSettings = RetentionSettings()
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class Config:
     regret: RegretSettings = RegretSettings()
     engine: EngineSettings = EngineSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    history: HistorySettings = HistorySettings()
     serve: ServeSettings = ServeSettings()
     source: tuple[SourceConfig, ...] = ()
 

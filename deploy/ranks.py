@@ -10,7 +10,7 @@ from deploy.child import die_with_parent
 from deploy.config import read_settings
 from deploy.exits import BROKEN, DONE
 from deploy.logs import Origin, log_to_stderr
-from trainers.durable import replace_file
+from streams.durable import replace_file
 from trainers.engines._launch import launch_ranks
 from trainers.run_files import RunFiles
 

@@ -13,7 +13,7 @@ from deploy.config import Config
 from deploy.plot import plot_regret
 from deploy.series import regret_series
 from deploy.view import RunView
-from trainers.durable import replace_file
+from streams.durable import replace_file
 
 LIBRARIES = ("online-meta", "torch", "numpy", "safetensors")
 POINTS = 600

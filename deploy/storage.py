@@ -1,29 +1,34 @@
 """Open what a run has kept, and see that the configuration is the one that it was kept under."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from deploy.config import Config, read_settings
+from deploy.config import Config, HistorySettings, read_settings
 from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from streams.archive.archive import Archive
 from streams.history import History
 from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
+from streams.sealed import FOLDER, ArchiveMoved, Location, place_at, settle_location
 from streams.spec import TaskSpec
 from trainers.checkpoint import CheckpointError, load_latest
 from trainers.decisive import SettingsChanged, check_same_settings, decisive
 from trainers.run_files import RunFiles
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
-def open_history(files: RunFiles) -> Iterator[History]:
+def open_history(files: RunFiles, settings: HistorySettings) -> Iterator[History]:
     """Open the run's history to write; raises ``Stop`` with the exit code that fits."""
     try:
-        history = History.open(files.history, write=True)
+        history = _settled(History.open(files.history, write=True), settings)
     except HistoryBusy as error:
         raise Stop(TRY_LATER, f"{error}: this run is being served already") from error
-    except HistoryFormatError as error:
+    except (HistoryFormatError, ArchiveMoved) as error:
         raise Stop(CONFIG, str(error)) from error
     except HistoryFull as error:
         raise Stop(TRY_LATER, str(error)) from error
@@ -33,6 +38,42 @@ def open_history(files: RunFiles) -> Iterator[History]:
         yield history
     finally:
         history.close()
+
+
+def _settled(history: History, settings: HistorySettings) -> History:
+    """Let the archive be where the configuration says; raises ``ArchiveMoved`` if rounds lie elsewhere."""
+    try:
+        with history.writing() as writer:
+            settle_location(writer, Location(settings.archive, settings.archive_options))
+        try:
+            archive = history.archive
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"[history] archive: {error}") from error
+        try:
+            archive.names()
+        except archive.away as error:
+            log.warning("the archive %s is away; rounds are sealed when it is back: %s", settings.archive, error)
+    except BaseException:
+        history.close()
+        raise
+    return history
+
+
+def check_archive(settings: HistorySettings, folder: Path) -> str:
+    """Return how the archive is that belongs to the history in ``folder``.
+
+    Raises:
+        ConfigError: if it cannot be opened.
+        Stop: if it cannot be reached now.
+    """
+    try:
+        archive = Archive(place_at(Location(settings.archive, settings.archive_options), folder))
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"[history] archive: {error}") from error
+    try:
+        return f"{settings.archive or folder / FOLDER} holds {len(archive.names())} segments"
+    except archive.away as error:
+        raise Stop(TRY_LATER, f"[history] archive = {settings.archive!r} cannot be reached: {error}") from error
 
 
 def _refusal(error: OSError) -> str:
@@ -51,7 +92,7 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
     """Raise ``ConfigError`` when the tasks of the history are not those that ``spec`` describes."""
     if not len(history):
         return
-    x, y = history[0].support
+    x, y = history[len(history) - 1].support  # The newest is always there.
     found = {
         "x_shape": tuple(x.shape[1:]),
         "x_dtype": str(x.dtype).removeprefix("torch."),

@@ -1,12 +1,12 @@
 """The history: every accepted task, durable, exactly once, under a dense round number."""
 
 import contextlib
-import logging
 import os
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +15,12 @@ from typing import Any, Self
 import google_crc32c
 
 from online_meta.types import Task
-from streams import ledger
+from streams import ledger, sealed, wal
+from streams.archive.archive import Archive
 from streams.arrivals import Conflict, Receipt, Record
 from streams.ledger import HistoryDamaged
 from streams.transaction import Entry, commit
 from streams.wire import decode_kept
-
-_log = logging.getLogger(__name__)
 
 
 class History:
@@ -40,7 +39,7 @@ class History:
         self._writing = threading.Lock()
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
-        self._wal_ceiling = ledger.WAL_BYTES
+        self._wal_ceiling = wal.MOST_BYTES
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
@@ -79,24 +78,27 @@ class History:
             HistoryFull: if the disk takes no more.
             ValueError: if this History is closed or was opened to read.
         """
+        with self.writing() as writer:
+            return commit(writer, records) if records else []
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Lend the writer's connection, to one thread at a time; raises as ``append`` does."""
         with self._writing:
             if self._writer is None:
                 raise ValueError(
                     f"{self.path}: this History cannot append: it is closed or was opened with write=False"
                 )
-            if not records:
-                return []
             with ledger.named_errors(self._file):
-                answers = commit(self._writer, records)
-            self._cut_wal(self._writer)
-            return answers
+                yield self._writer
+            self._wal_ceiling = wal.cut_back(self._writer, self._file, self._wal_ceiling)
 
     def remember(self, round: int, task: Task) -> None:
         """Do nothing: a durable history has the task of every round already."""
 
     def __len__(self) -> int:
         """Return how many rounds are committed."""
-        return int(self._ask("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
+        return int(self.ask("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
 
     def __getitem__(self, round: int, /) -> Task:
         """Return the task of a round.
@@ -116,25 +118,41 @@ class History:
 
         Raises:
             IndexError: if there is no such round (yet).
+            RoundThinned: if retention has taken the round away.
             HistoryDamaged: if they are gone or are not what was written; the message names the round.
+            ArchiveAway: if they are in an archive that cannot be reached now.
         """
         question = "SELECT crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round = ?"
         try:
-            found = self._ask(question, (index(round),))  # SQLite takes no numpy integer
+            found = self.ask(question, (index(round),))  # SQLite takes no numpy integer
+            if not found:
+                raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
+            crc, kept = found[0]
+            payload: bytes = self._archived(index(round)) if kept is None else kept
         except HistoryDamaged as error:
-            raise HistoryDamaged(f"round {round}: {error}") from error
-        if not found:
-            raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
-        crc, payload = found[0]
-        if not isinstance(payload, bytes):
-            raise HistoryDamaged(f"{self._file}: round {round} has lost its payload")
+            raise HistoryDamaged(f"{self._file}: round {round}: {error}") from error
         if google_crc32c.value(payload) != crc:
             raise HistoryDamaged(f"{self._file}: round {round} is not what was written (crc32c differs)")
         return payload
 
+    def _archived(self, round: int) -> bytes:
+        """Return a payload that the ledger does not have any more."""
+        name = sealed.find_segment(self.ask, round)
+        try:
+            if name is None:
+                raise HistoryDamaged("its payload is lost")
+            return self.archive.payload(name, round)
+        except HistoryDamaged:
+            if sealed.is_thinned(self.ask, round):
+                raise sealed.RoundThinned(f"round {round} is gone: retention has thinned it out") from None
+            now = sealed.find_segment(self.ask, round)
+            if now in (None, name):
+                raise
+            return self.archive.payload(str(now), round)  # It has just been put into another one.
+
     def find(self, id: str) -> int | None:
         """Return the round of a task id, None if it is not known."""
-        found = self._ask("SELECT round FROM rounds WHERE id = ?", (id,))
+        found = self.ask("SELECT round FROM rounds WHERE id = ?", (id,))
         return int(found[0][0]) if found else None
 
     def entry(self, round: int) -> Entry:
@@ -144,19 +162,20 @@ class History:
             IndexError: if there is no such round (yet).
         """
         columns = ", ".join(Entry._fields)
-        found = self._ask(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
+        found = self.ask(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
         if not found:
             raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
         return Entry(*found[0])
 
     def cursor(self, source: str) -> str | None:
         """Return the position behind the last committed task of a source, None if it has none."""
-        found = self._ask("SELECT cursor FROM cursors WHERE source = ?", (source,))
+        found = self.ask("SELECT cursor FROM cursors WHERE source = ?", (source,))
         return str(found[0][0]) if found else None
 
     def size_bytes(self) -> int:
-        """Return the bytes of the database and its write-ahead log."""
-        return self._file.stat().st_size + self._wal_size()
+        """Return the bytes of the database, its write-ahead log and the archive."""
+        archived = int(self.ask("SELECT coalesce(sum(bytes), 0) FROM segments")[0][0])
+        return self._file.stat().st_size + wal.size(self._file) + archived
 
     def close(self) -> None:
         """Close all connections and let another writer in; a second call does nothing."""
@@ -179,9 +198,15 @@ class History:
         """Close."""
         self.close()
 
-    def _ask(self, question: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    def ask(self, question: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """Return what the ledger answers to a question in SQL, as of the last commit."""
         with ledger.named_errors(self._file), self._reader() as reader:
             return reader.execute(question, values).fetchall()  # to the end: an open cursor would hold the log back
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Where sealed rounds lie: the place that the ledger names."""
+        return Archive(sealed.place_of(self.ask, self.path))
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -201,29 +226,3 @@ class History:
         if self._closed.is_set():
             with contextlib.suppress(IndexError):
                 self._idle.pop().close()
-
-    def _wal_size(self) -> int:
-        try:
-            return self._file.with_name(f"{ledger.FILE}-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def _cut_wal(self, writer: sqlite3.Connection) -> None:
-        """Cut the log back when readers that never pause have kept SQLite from starting it anew.
-
-        SQLite carries it into the database every 1,000 pages, but starts it anew only at a moment when nobody reads
-        from it. This waits half a second for such a moment, and tries again when the log has grown by as much again
-        (one long reader, such as a verify, may hold it for minutes). The append is durable already, so an error here
-        is not the append's.
-        """
-        size = self._wal_size()
-        if size <= self._wal_ceiling:
-            return
-        busy = 1
-        writer.execute("PRAGMA busy_timeout=500").fetchall()
-        try:
-            busy = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
-        except sqlite3.Error as error:
-            _log.warning("the write-ahead log of %s could not be cut back: %s", self._file, error)
-        writer.execute("PRAGMA busy_timeout=30000").fetchall()
-        self._wal_ceiling = size + ledger.WAL_BYTES if busy else ledger.WAL_BYTES

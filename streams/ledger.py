@@ -14,14 +14,31 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from streams import wal
+from streams.durable import sync_path
+
 FILE = "ledger.sqlite"
 LOCK = "writer.lock"
 APPLICATION_ID = 0x6F6D6574
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
 PAGE_BYTES = 16 * 1024
-WAL_BYTES = 64 * 1024 * 1024
-"""What the write-ahead log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
 
+SEALED = """
+CREATE {kind} segments (                -- published in the archive; each round is in one at most
+    first INTEGER PRIMARY KEY,
+    last  INTEGER NOT NULL,
+    name  TEXT NOT NULL UNIQUE,
+    count INTEGER NOT NULL,             -- rounds in it: those with a damaged payload are left out
+    bytes INTEGER NOT NULL
+);
+CREATE {kind} decisions (decided INTEGER PRIMARY KEY);  -- how many rounds there were when retention thinned them out
+CREATE {kind} held (round INTEGER PRIMARY KEY);         -- the rounds before the last decision that it has kept
+CREATE {kind} thinned (                 -- those that it has not, until their space is given back
+    round   INTEGER PRIMARY KEY,
+    decided INTEGER NOT NULL
+);
+"""
 SCHEMA = """
 CREATE TABLE rounds (
     round   INTEGER PRIMARY KEY CHECK (round >= 0),
@@ -30,7 +47,8 @@ CREATE TABLE rounds (
     digest  BLOB NOT NULL,     -- SHA-256 of the body as received
     crc     INTEGER NOT NULL,  -- crc32c of the payload as kept
     arrived REAL NOT NULL,     -- unix seconds
-    cursor  TEXT               -- the source's position behind this task
+    cursor  TEXT,              -- the source's position behind this task
+    bytes   INTEGER            -- of the payload
 );
 CREATE TABLE payloads (round INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID;
@@ -56,6 +74,10 @@ class HistoryFormatError(HistoryError):
 
 class HistoryFull(HistoryError):
     """The disk takes no more; nothing of the append was kept. Appends work again once there is space."""
+
+
+class ArchiveAway(HistoryError):
+    """The object store of the archive cannot be reached, or refuses; asking again later may help."""
 
 
 class HistoryDamaged(HistoryError):
@@ -111,16 +133,18 @@ def connect(file: Path, *, write: bool) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         raise HistoryError(f"{file} cannot be opened: {error}; may this user read it?") from error
     try:
-        _check_format(connection, file)
+        version = _check_format(connection, file)
         if write:
             _make_writer(connection, file)
+        if version == 1:
+            _carry_over(connection, write=write)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _check_format(connection: sqlite3.Connection, file: Path) -> None:
+def _check_format(connection: sqlite3.Connection, file: Path) -> int:
     try:
         application = connection.execute("PRAGMA application_id").fetchall()[0][0]
         version = connection.execute("PRAGMA user_version").fetchall()[0][0]
@@ -137,8 +161,22 @@ def _check_format(connection: sqlite3.Connection, file: Path) -> None:
             raise
     if application != APPLICATION_ID:
         raise HistoryFormatError(f"{file} is another program's database; it is left untouched")
-    if version != FORMAT:
-        raise HistoryFormatError(f"{file} has format {version}; this online-meta reads {FORMAT}; it is left untouched")
+    if version not in (1, FORMAT):
+        raise HistoryFormatError(
+            f"{file} has format {version}; this online-meta reads 1 and {FORMAT}; it is left untouched"
+        )
+    return int(version)
+
+
+def _carry_over(connection: sqlite3.Connection, *, write: bool) -> None:
+    """Add to a ledger of format 1 what it lacks: for a reader beside the file, for a writer in it."""
+    if not write:
+        connection.executescript(SEALED.format(kind="TEMP TABLE"))
+        return
+    tables = SEALED.format(kind="TABLE")
+    sizes = "(SELECT length(payload) FROM payloads WHERE payloads.round = rounds.round)"
+    columns = f"ALTER TABLE rounds ADD COLUMN bytes INTEGER; UPDATE rounds SET bytes = {sizes};"
+    connection.executescript(f"BEGIN IMMEDIATE; {tables} {columns} PRAGMA user_version={FORMAT}; COMMIT;")
 
 
 def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
@@ -149,7 +187,7 @@ def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
         )
     for setting in ("synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON", "wal_autocheckpoint=1000"):
         connection.execute(f"PRAGMA {setting}")
-    connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}").fetchall()
+    connection.execute(f"PRAGMA journal_size_limit={wal.MOST_BYTES}").fetchall()
 
 
 def create(file: Path) -> None:
@@ -159,17 +197,21 @@ def create(file: Path) -> None:
         HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
         HistoryFull: if the disk takes no more.
     """
-    log = file.with_name(f"{file.name}-wal")
-    if log.exists() and log.stat().st_size:
-        raise HistoryDamaged(f"{log} has lost its {file.name}: put that back, or move the log away")
+    refuse_lost_log(file)
     fresh = file.with_name(f".new-{file.name}")
     for suffix in ("", "-journal", "-wal", "-shm"):
         fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
     with named_errors(file):
         _write_empty(fresh)
-        _sync(fresh)
+        sync_path(fresh)
         fresh.rename(file)
-        _sync(file.parent)
+        sync_path(file.parent)
+
+
+def refuse_lost_log(file: Path) -> None:
+    """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may hold rounds."""
+    if not file.exists() and wal.size(file):
+        raise HistoryDamaged(f"{file}-wal has lost its {file.name}: put that back, or move the log away")
 
 
 def _write_empty(file: Path) -> None:
@@ -179,7 +221,7 @@ def _write_empty(file: Path) -> None:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that sealed payloads can give their space back
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={FORMAT}")
-        connection.executescript(SCHEMA)
+        connection.executescript(SCHEMA + SEALED.format(kind="TABLE"))
         connection.execute("INSERT INTO about VALUES ('created', ?)", (str(time.time()),))
         connection.execute("PRAGMA journal_mode=wal").fetchall()
     finally:
@@ -192,7 +234,7 @@ def make_folder(folder: Path) -> None:
     with named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in new:
-            _sync(path.parent)
+            sync_path(path.parent)
 
 
 def lock(folder: Path) -> int:
@@ -209,11 +251,3 @@ def lock(folder: Path) -> int:
         os.close(descriptor)
         raise HistoryBusy(f"{folder} has a writer already; stop it first (reading needs no lock)") from None
     return descriptor
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

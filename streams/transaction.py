@@ -2,7 +2,7 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import google_crc32c
@@ -30,8 +30,7 @@ def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receip
     Raises:
         sqlite3.Error: if the database cannot be written; nothing is kept then.
     """
-    writer.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(writer):
         next_round = int(writer.execute("SELECT coalesce(max(round) + 1, 0) FROM rounds").fetchall()[0][0])
         answers: list[Receipt | Conflict] = []
         for record in records:
@@ -40,12 +39,20 @@ def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receip
             answers.append(answer)
         cursors = {record.source: record.cursor for record in records if record.cursor is not None}
         writer.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors.items())
+    return answers
+
+
+@contextlib.contextmanager
+def transaction(writer: sqlite3.Connection) -> Iterator[None]:
+    """Make all that is written in the block durable at its end, or nothing if it raises."""
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         writer.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             writer.execute("ROLLBACK")  # a full disk may have rolled back by itself
         raise
-    return answers
 
 
 def _known(writer: sqlite3.Connection, record: Record) -> Receipt | Conflict | None:
@@ -59,7 +66,12 @@ def _known(writer: sqlite3.Connection, record: Record) -> Receipt | Conflict | N
 def _insert(writer: sqlite3.Connection, record: Record, round: int) -> Receipt:
     crc = google_crc32c.value(record.payload)
     entry = Entry(round, record.id, record.source, record.digest, crc, record.arrived, record.cursor)
-    columns = f"({', '.join(Entry._fields)}) VALUES ({', '.join('?' * len(entry))})"
-    writer.execute(f"INSERT INTO rounds {columns}", entry)
+    insert_entry(writer, entry, len(record.payload))
     writer.execute("INSERT INTO payloads VALUES (?, ?)", (round, record.payload))
     return Receipt(record.id, round, duplicate=False)
+
+
+def insert_entry(writer: sqlite3.Connection, entry: Entry, size: int) -> None:
+    """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
+    names = (*Entry._fields, "bytes")
+    writer.execute(f"INSERT INTO rounds ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", (*entry, size))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load, save
 
 from online_meta.types import Params
-from trainers.durable import replace_file, sync_folder, write_durably
+from streams.durable import replace_file, sync_path, write_durably
 
 FORMAT = 2
 """Format 1 is read, too: in it each learner is one file, <learner>.safetensors."""
@@ -90,11 +90,11 @@ def publish_checkpoint(
     target = folder / str(rounds)
     manifest = {"format": FORMAT, "rounds": rounds, "sha256": dict(digests), "settings": settings}
     write_durably(unfinished / MANIFEST, json.dumps({**manifest, "manifest": _digest(manifest)}, indent=1).encode())
-    sync_folder(unfinished)
+    sync_path(unfinished)
     if target.exists():  # A run that went back to an older checkpoint writes this one again.
         shutil.rmtree(target)
     os.rename(unfinished, target)
-    sync_folder(folder)
+    sync_path(folder)
     replace_file(folder / LATEST, f"{rounds}\n".encode(), durable=True)
     saved = saved_rounds(folder)
     kept = [one for one in saved if one <= rounds][-keep:]

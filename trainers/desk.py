@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from online_meta.types import Meta, Params
+from streams.durable import replace_file
 from trainers.checkpoint import CheckpointError
 from trainers.decisive import fingerprint
 from trainers.divergence import RollbackBook, Streak, streak_of
-from trainers.durable import replace_file
 from trainers.json_lines import Line, LineReader, LineWriter
 from trainers.paths import PathBook
 from trainers.plan import PlanBook

@@ -6,7 +6,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from trainers.durable import sync_folder
+from streams.durable import sync_path
 
 Line = dict[str, Any]
 
@@ -19,7 +19,7 @@ class LineWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
         self._file = open(path, "ab")  # noqa: SIM115 - held until close()
-        sync_folder(path.parent)
+        sync_path(path.parent)
 
     def append(self, line: Line) -> None:
         """Append one object; raises ``ValueError`` for NaN or infinity, which are no JSON."""

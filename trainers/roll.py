@@ -11,8 +11,8 @@ import os
 import socket
 import time
 
+from streams.durable import replace_file
 from trainers.desk import Desk
-from trainers.durable import replace_file
 from trainers.run import Run
 
 TELL_SECONDS = 0.5

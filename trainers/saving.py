@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from online_meta.types import Keep, Params
+from streams.durable import replace_file
 from trainers.checkpoint import publish_checkpoint, write_shard
 from trainers.crew import Crew
 from trainers.decisive import decisive
 from trainers.desk import Desk
-from trainers.durable import replace_file
 
 POLL_SECONDS = 0.01
 

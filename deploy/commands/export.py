@@ -8,8 +8,8 @@ from safetensors.torch import save
 from deploy.exits import CONFIG, Stop
 from deploy.offline import open_checkpoint
 from online_meta.regret import LEARNER
+from streams.durable import replace_file
 from trainers.checkpoint import Checkpoint
-from trainers.durable import replace_file
 
 
 @click.command("export")

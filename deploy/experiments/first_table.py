@@ -18,7 +18,7 @@ from rich.progress import Progress
 from deploy.config import read_config
 from deploy.experiments.histories import make_history
 from deploy.replay import replay
-from trainers.durable import replace_file
+from streams.durable import replace_file
 
 BESIDE = ("regret.comparator=[]",)
 ALONE = ("regret.baselines=[]", *BESIDE)

@@ -12,7 +12,7 @@ import click
 from rich.progress import Progress
 
 from deploy.experiments.first_table import commit
-from trainers.durable import replace_file
+from streams.durable import replace_file
 
 Row = dict[str, Any]
 """A row of a table: what was asked for, under ``asked``, and what came of it."""

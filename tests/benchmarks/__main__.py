@@ -11,6 +11,7 @@ from typing import Any
 import click
 import torch
 
+from streams.durable import replace_file
 from tests.benchmarks.contestants import PACKAGES
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.plot import draw
@@ -19,7 +20,6 @@ from tests.benchmarks.starts import first_start, import_seconds
 from tests.benchmarks.surroundings import bind_to_one_core, commit, machine, versions
 from tests.benchmarks.table import render
 from tests.benchmarks.works import WORKS
-from trainers.durable import replace_file
 
 PARTS = ("first_start", *WORKS, "memory_growth")
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from streams.durable import replace_file
 from streams.producer import submit
 from tests.benchmarks.goals import verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
@@ -23,7 +24,6 @@ from tests.engines.launch import places
 from tests.recovery.served import Served
 from tests.recovery.test_kills import body
 from tests.recovery.test_ranks import ENGINE, rank_dies, wait_for
-from trainers.durable import replace_file
 from trainers.json_lines import LineReader
 
 NAME = "bench_distributed"

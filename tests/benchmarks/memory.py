@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import click
 
+from streams.durable import replace_file
 from tests.benchmarks.memory_child import NETWORKS, SAVINGS
 from tests.benchmarks.resident import GIVE_BACK
 from tests.benchmarks.surroundings import commit, machine
 from tests.engines.launch import places
-from trainers.durable import replace_file
 
 NAME = "bench_memory"
 STEPS = (1, 8, 32)

@@ -17,8 +17,8 @@ from deploy.group import GroupView
 from deploy.state import DaemonState
 from deploy.view import RunView
 from online_meta.regret import LEARNER
+from streams.durable import replace_file
 from streams.history import History
-from trainers.durable import replace_file
 from trainers.run_files import RunFiles
 
 

@@ -49,7 +49,7 @@ def format_7_in_the_log(folder: Path) -> None:
 
 
 FOREIGN = {
-    "format 7; this online-meta reads 1": lambda folder: format_7(folder),
+    "format 7; this online-meta reads 1 and 2": lambda folder: format_7(folder),
     "has format 7": lambda folder: format_7_in_the_log(folder),
     "another program's database": lambda folder: sqlite_file(folder / ledger.FILE, "CREATE TABLE t (a)"),
     "another program's": lambda folder: sqlite_file(
@@ -104,7 +104,7 @@ def test_a_creation_that_was_cut_short_is_begun_anew(tmp_path: Path, make_record
     [
         ("UPDATE payloads SET payload = zeroblob(length(payload)) WHERE round = 1", "round 1 is not what was written"),
         ("UPDATE rounds SET crc = crc + 1 WHERE round = 1", "round 1 is not what was written"),
-        ("DELETE FROM payloads WHERE round = 1", "round 1 has lost its payload"),
+        ("DELETE FROM payloads WHERE round = 1", "round 1: its payload is lost"),
     ],
 )
 def test_damage_is_seen_and_named(tmp_path: Path, make_record: Make, statement: str, message: str) -> None:

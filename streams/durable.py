@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+NEW = ".new"
+"""What the name of a file that is being written ends with."""
 
-def sync_folder(folder: Path) -> None:
-    """Return when the names in ``folder`` would survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
+
+def sync_path(path: Path) -> None:
+    """Return when what is in a file, or the names in a folder, would survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -14,7 +17,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and return when its bytes would survive a power loss (its name: ``sync_folder``)."""
+    """Write a file and return when its bytes would survive a power loss (its name: ``sync_path`` of the folder)."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -23,11 +26,11 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
     """Put ``data`` under ``path`` in one step: readers see the old file or the new one, never a part."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(path.name + NEW)
     if durable:
         write_durably(new, data)
     else:
         new.write_bytes(data)
     os.replace(new, path)
     if durable:
-        sync_folder(path.parent)
+        sync_path(path.parent)

@@ -1,0 +1,187 @@
+"""Segments that are published by markers: one without its marker is not there."""
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from streams.archive.place import FileSum, Place
+from streams.archive.segment import FORMAT, Kept, Segment, UnknownFormat, write_segment
+from streams.ledger import ArchiveAway, HistoryDamaged, HistoryFormatError
+
+SEGMENTS = "segments"
+MARKERS = "markers"
+_OPEN = 16
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a published segment is: its name, rounds from ``first`` to ``last``, and its files' sizes and SHA-256."""
+
+    name: str
+    first: int
+    last: int
+    count: int
+    files: dict[str, FileSum]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all its files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+class Archive:
+    """The segments at a place: any number of readers, and one writer, whom nobody but the caller sees to be alone."""
+
+    def __init__(self, place: Place) -> None:
+        """Nothing is read yet."""
+        self._place = place
+        self.away = place.away
+        self._open: OrderedDict[str, Segment] = OrderedDict()
+        self._opening = threading.Lock()
+
+    def publish(self, rounds: Sequence[Kept]) -> Marker:
+        """Write a segment, make it durable, read it back, then publish it.
+
+        Raises:
+            HistoryDamaged: if it does not read back as it was written; it is not published.
+            ArchiveAway: if the object store cannot be reached.
+            OSError: if the disk takes no more.
+        """
+        first, last = rounds[0].entry.round, rounds[-1].entry.round
+        with naming(f"of rounds {first} to {last}", self.away):
+            name = self._new_name(first, last)
+            path = f"{SEGMENTS}/{name}"
+            self._place.remove(path)
+            write_segment(self._place.store(path), rounds)
+            self._place.settle(path)
+            if Segment(self._place.store(path)).read_all() != list(rounds):
+                raise ValueError("it does not read back as it was written, and is not published")
+            marker = Marker(name, first, last, len(rounds), self._place.files(path))
+            self._place.put(f"{MARKERS}/{name}.json", _write_marker(marker))
+        return marker
+
+    def _new_name(self, first: int, last: int) -> str:
+        taken, number = set(self._place.names(MARKERS)), 0
+        while f"{(name := f'{first:012d}-{last:012d}-{number}')}.json" in taken:
+            number += 1
+        return name
+
+    def names(self) -> list[str]:
+        """Return the published segments, by their first rounds."""
+        return [name.removesuffix(".json") for name in self._place.names(MARKERS) if name.endswith(".json")]
+
+    def marker(self, name: str) -> Marker:
+        """Return the marker of a segment.
+
+        Raises:
+            HistoryDamaged: if it is gone or is not what was written.
+            HistoryFormatError: if a later version wrote it.
+        """
+        with naming(name, self.away):
+            return _read_marker(self._place.get(f"{MARKERS}/{name}.json"), name)
+
+    def segment(self, name: str) -> Segment:
+        """Return a published segment, open to read; the last ones that were asked for stay open.
+
+        Raises:
+            HistoryDamaged: if it is not there, or is not what was written.
+            HistoryFormatError: if a later version wrote it.
+        """
+        with self._opening:
+            if name in self._open:
+                self._open.move_to_end(name)
+                return self._open[name]
+        path = f"{SEGMENTS}/{name}"
+        sizes = {file: was.bytes for file, was in self.marker(name).files.items()}
+        with naming(name, self.away):
+            if wrong := _differing(sizes, self._place.sizes(path)):
+                raise ValueError("; ".join(wrong))
+            segment = Segment(self._place.store(path))
+        with self._opening:
+            self._open[name] = segment
+            while len(self._open) > _OPEN:
+                self._open.popitem(last=False)
+        return segment
+
+    def payload(self, name: str, round: int) -> bytes:
+        """Return the payload of a round out of a segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with naming(name, self.away):
+            return segment.payload(round)
+
+    def read_all(self, name: str) -> list[Kept]:
+        """Return all rounds of a segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with naming(name, self.away):
+            return segment.read_all()
+
+    def check_files(self, marker: Marker) -> list[str]:
+        """Return what is wrong with the files of a segment: each that is gone, new, or not what was written."""
+        with naming(marker.name, self.away):
+            found = self._place.files(f"{SEGMENTS}/{marker.name}")
+        return _differing(marker.files, found)
+
+    def discard(self, name: str) -> None:
+        """Take a segment away: first its marker, then its files."""
+        self._place.remove(f"{MARKERS}/{name}.json")
+        self._place.remove(f"{SEGMENTS}/{name}")
+        with self._opening:
+            self._open.pop(name, None)
+
+    def tidy(self) -> None:
+        """Remove what a writer that was killed has left behind: files that no marker publishes."""
+        published = set(self.names())
+        for name in self._place.names(SEGMENTS):
+            if name not in published:
+                self._place.remove(f"{SEGMENTS}/{name}")
+
+
+def _differing(was: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
+    gone = [f"{name} is missing" for name in was if name not in found]
+    new = [f"{name} is not one of its files" for name in found if name not in was]
+    return [*gone, *new, *(f"{name} is damaged" for name in was if name in found and found[name] != was[name])]
+
+
+@contextlib.contextmanager
+def naming(name: str, away: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what Zarr and the place say of a segment that cannot be read into errors with its name."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise HistoryDamaged(f"the segment {name} lacks a file: {error}") from error
+    except away as error:
+        raise ArchiveAway(f"the segment {name} cannot be reached: {error}") from error
+    except UnknownFormat as error:
+        raise HistoryFormatError(f"the segment {name}: {error}; it is left untouched") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise HistoryDamaged(f"the segment {name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _write_marker(marker: Marker) -> bytes:
+    files = {name: file._asdict() for name, file in sorted(marker.files.items())}
+    said = {"format": FORMAT, "first": marker.first, "last": marker.last, "count": marker.count, "files": files}
+    return json.dumps({**said, "sha256": _digest(said)}, indent=1).encode()
+
+
+def _read_marker(data: bytes, name: str) -> Marker:
+    try:
+        said = json.loads(data)
+        digest = said.pop("sha256")
+        version = said["format"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise HistoryDamaged(f"the marker of the segment {name} is damaged: {error}") from error
+    if version != FORMAT:
+        raise HistoryFormatError(f"the segment {name} has format {version}; this online-meta reads {FORMAT}")
+    if digest != _digest(said):
+        raise HistoryDamaged(f"the marker of the segment {name} is damaged: its SHA-256 is not that of its content")
+    files = {file: FileSum(**values) for file, values in said["files"].items()}
+    return Marker(name, said["first"], said["last"], said["count"], files)
+
+
+def _digest(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

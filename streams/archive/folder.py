@@ -1,0 +1,77 @@
+"""An archive in a folder of the machine; what is acknowledged there is fsynced, the folders too."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from streams.archive.place import FileSum
+from streams.durable import NEW, replace_file, sync_path
+
+
+class Folder:
+    """A ``Place`` in a folder, which is made when something is first written there."""
+
+    away: tuple[type[Exception], ...] = ()
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Name the folder."""
+        self._root = Path(path)
+
+    def store(self, path: str) -> Store:
+        """Return the Zarr store below ``path``."""
+        return LocalStore(self._root / path)
+
+    def settle(self, path: str) -> None:
+        """Fsync all files and folders below ``path``, and those above it: Zarr itself syncs nothing."""
+        top = self._root / path
+        for path_below in (top, *top.rglob("*")):
+            sync_path(path_below)
+        above = top.parents
+        for parent in above[: above.index(self._root.parent) + 1]:
+            sync_path(parent)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file under another name, fsync and rename it."""
+        file = self._root / path
+        new = not file.parent.exists()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, data, durable=True)
+        if new:
+            self.settle(str(Path(path).parent))
+
+    def get(self, path: str) -> bytes:
+        """Return a file's content."""
+        return (self._root / path).read_bytes()
+
+    def files(self, path: str) -> dict[str, FileSum]:
+        """Read all files below ``path``."""
+        top = self._root / path
+        return {name: _sum(top / name) for name in self.sizes(path)}
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """List all files below ``path``."""
+        top = self._root / path
+        found = sorted(file for file in top.rglob("*") if file.is_file())
+        return {file.relative_to(top).as_posix(): file.stat().st_size for file in found}
+
+    def names(self, path: str) -> list[str]:
+        """List a folder; a file that is being written is not there yet."""
+        top = self._root / path
+        return sorted(name for name in os.listdir(top) if not name.endswith(NEW)) if top.is_dir() else []
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder."""
+        target = self._root / path
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _sum(file: Path) -> FileSum:
+    with open(file, "rb") as opened:
+        return FileSum(file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest())

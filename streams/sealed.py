@@ -1,0 +1,142 @@
+"""What the ledger knows of the archive: where it is, which rounds are in which segment, which payloads are in both."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from streams.archive.archive import Marker
+from streams.archive.opening import is_url, open_place
+from streams.archive.place import Place
+from streams.ledger import HistoryError
+from streams.transaction import transaction
+
+Ask = Callable[[str, tuple[Any, ...]], list[Any]]
+"""Puts a question in SQL to the ledger."""
+
+FOLDER = "archive"
+DECIDED = "(SELECT coalesce(max(decided), 0) FROM decisions)"
+_ROUNDS_AT_ONCE = 64
+"""How many payloads one transaction drops, so that arrivals do not wait for long."""
+
+
+class RoundThinned(HistoryError):
+    """Retention has taken the round away; its id is known for ever, so that it does not come twice."""
+
+
+class ArchiveMoved(HistoryError):
+    """The archive is said to lie elsewhere than the segments that the ledger knows."""
+
+
+class Location(NamedTuple):
+    """Where an archive lies: a folder or URL (None: beside the ledger), and options for the object store."""
+
+    url: str | None = None
+    options: Mapping[str, Any] = {}
+
+
+def location_of(ask: Ask) -> Location:
+    """Return where the ledger says that its archive is."""
+    found = ask("SELECT value FROM about WHERE name = 'archive'", ())
+    return Location(**json.loads(found[0][0])) if found else Location()
+
+
+def place_of(ask: Ask, folder: Path) -> Place:
+    """Return the place of the archive that belongs to the ledger in ``folder``; raises as ``place_at`` does."""
+    return place_at(location_of(ask), folder)
+
+
+def place_at(location: Location, folder: Path) -> Place:
+    """Return the place at a location, which may be said from ``folder`` on.
+
+    Raises:
+        ValueError: if the URL or an option is not known.
+        ImportError: if it is an object store, and obstore is not installed.
+    """
+    url, options = location
+    if url is None:
+        return open_place(str(folder / FOLDER), {})
+    return open_place(url if is_url(url) else str(folder / url), options)
+
+
+def settle_location(writer: sqlite3.Connection, location: Location) -> None:
+    """Note where the archive is from now on.
+
+    Raises:
+        ArchiveMoved: if segments are known already, and they lie elsewhere.
+    """
+
+    def ask(question: str, values: tuple[Any, ...]) -> list[Any]:
+        return writer.execute(question, values).fetchall()
+
+    before = location_of(ask)
+    if before.url != location.url and ask("SELECT 1 FROM segments LIMIT 1", ()):
+        raise ArchiveMoved(
+            f"the archive is said to be {_said(location)}, but rounds of this history lie in {_said(before)}: "
+            "set [history] archive back"
+        )
+    said = json.dumps({"url": location.url, "options": dict(location.options)})
+    writer.execute("INSERT OR REPLACE INTO about VALUES ('archive', ?)", (said,))
+
+
+def _said(location: Location) -> str:
+    return f"the folder {FOLDER!r} beside the ledger" if location.url is None else repr(location.url)
+
+
+def find_segment(ask: Ask, round: int) -> str | None:
+    """Return the segment that a round should be in, None if it is not sealed."""
+    found = ask("SELECT name FROM segments WHERE first <= ? AND last >= ? ORDER BY first DESC LIMIT 1", (round, round))
+    return str(found[0][0]) if found else None
+
+
+def is_thinned(ask: Ask, round: int) -> bool:
+    """Return whether retention has taken a round out of play, so that its task may be gone."""
+    return bool(ask(f"SELECT 1 WHERE ? < {DECIDED} AND ? NOT IN held", (round, round)))
+
+
+def count_sealed(ask: Ask) -> int:
+    """Return the round that sealing goes on from: all before it are sealed, thinned or damaged."""
+    return int(ask("SELECT coalesce(max(last) + 1, 0) FROM segments", ())[0][0])
+
+
+def segment_names(ask: Ask) -> list[str]:
+    """Return the segments that the ledger knows, by their first rounds."""
+    return [str(name) for (name,) in ask("SELECT name FROM segments ORDER BY first", ())]
+
+
+def is_spare(ask: Ask, marker: Marker) -> bool:
+    """Return whether a segment that the ledger does not know can go: its rounds are elsewhere, or thinned out."""
+    elsewhere = """EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round)
+        OR EXISTS (SELECT 1 FROM segments WHERE rounds.round BETWEEN first AND last)"""
+    question = f"""SELECT 1 FROM rounds WHERE round BETWEEN ? AND ? AND NOT ({elsewhere})
+        AND (round >= {DECIDED} OR round IN held OR round IN (SELECT round FROM thinned)) LIMIT 1"""
+    return not ask(question, (marker.first, marker.last))
+
+
+def record_segments(writer: sqlite3.Connection, markers: Sequence[Marker], instead_of: Sequence[str] = ()) -> None:
+    """Note published segments, in place of others if there are any; it belongs to a ``transaction``."""
+    writer.executemany("DELETE FROM segments WHERE name = ?", [(name,) for name in instead_of])
+    values = [(marker.first, marker.last, marker.name, marker.count, marker.bytes) for marker in markers]
+    writer.executemany("INSERT INTO segments (first, last, name, count, bytes) VALUES (?, ?, ?, ?, ?)", values)
+
+
+def drop_payloads(lend: Callable[[], Any], rounds: Sequence[int]) -> None:
+    """Take payloads out of the ledger and give their space back, some at a time.
+
+    Args:
+        lend: gives the writer's connection for one transaction, such as ``History.writing``.
+        rounds: whose payloads are sealed and were read back, or are thinned.
+    """
+    for first in range(0, len(rounds), _ROUNDS_AT_ONCE):
+        some = [(round,) for round in rounds[first : first + _ROUNDS_AT_ONCE]]
+        with lend() as writer:
+            with transaction(writer):
+                writer.executemany("DELETE FROM payloads WHERE round = ?", some)
+            writer.executescript("PRAGMA incremental_vacuum")  # ``execute`` would free one page only
+
+
+def ledger_bytes(ask: Ask) -> int:
+    """Return how many bytes of the ledger are in use."""
+    pages, free, size = (int(ask(f"PRAGMA {name}", ())[0][0]) for name in ("page_count", "freelist_count", "page_size"))
+    return (pages - free) * size

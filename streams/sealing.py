@@ -1,0 +1,120 @@
+"""Seal rounds: from the ledger into the archive, beside ingest; the ledger's copy goes when there is too much of it."""
+
+import logging
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from streams import sealed
+from streams.archive.archive import Marker
+from streams.archive.columns import layout
+from streams.archive.segment import Kept
+from streams.history import History
+from streams.ledger import HistoryDamaged
+from streams.transaction import transaction
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SealingSettings:
+    """How rounds go from the ledger into the archive.
+
+    Attributes:
+        segment_rounds: how many rounds one segment holds.
+        segment_bytes: or how many bytes of payloads, whichever comes first.
+        ledger_bytes: payloads of sealed rounds leave the ledger, the oldest first, when it holds more bytes than this;
+            those that are in it are read some hundred times as quickly.
+    """
+
+    segment_rounds: Annotated[int, Ge(1)] = 1024
+    segment_bytes: Annotated[int, Ge(1)] = 32 * 1024 * 1024
+    ledger_bytes: Annotated[int, Ge(0)] = 16 * 1024 * 1024 * 1024
+
+
+def seal_next(history: History, settings: SealingSettings) -> Marker | None:
+    """Seal the oldest rounds that are not sealed yet; returns None when they do not fill a segment.
+
+    Rounds whose payload is damaged are left out, and stay where they are.
+
+    Raises:
+        OSError: if the archive takes no more, or cannot be reached.
+        HistoryDamaged: if the segment does not read back as it was written.
+    """
+    first = sealed.count_sealed(history.ask)
+    rounds = take_rounds(history, first, settings)
+    if not rounds:
+        return None
+    marker = history.archive.publish(rounds)
+    with history.writing() as writer, transaction(writer):
+        sealed.record_segments(writer, [marker])
+    return marker
+
+
+def take_rounds(history: History, first: int, settings: SealingSettings) -> list[Kept]:
+    """Return the rounds from ``first`` on that make one segment: of one layout, as many as ``settings`` say.
+
+    Nothing is returned when there are not enough yet.
+    """
+    taken: list[Kept] = []
+    columns, size, committed = None, 0, len(history)
+    for round in range(first, committed):
+        try:
+            kept = Kept(history.entry(round), history.payload(round))
+            its = layout(kept.payload)
+        except sealed.RoundThinned:
+            continue
+        except (HistoryDamaged, ValueError) as error:
+            _log.error("round %d is not sealed: %s", round, error)
+            continue
+        if columns not in (None, its):
+            return taken
+        taken.append(kept)
+        columns, size = its, size + len(kept.payload)
+        if len(taken) == settings.segment_rounds or size >= settings.segment_bytes:
+            return taken
+    return []
+
+
+def relieve_ledger(history: History, limit: int) -> int:
+    """Take payloads of sealed rounds out of the ledger, the oldest first, until it uses at most ``limit`` bytes.
+
+    Returns how many segments' worth were taken. The read-back check was made when they were published; here each
+    segment's files are compared with its marker once more.
+
+    Raises:
+        HistoryDamaged: if a segment is not what was published; the ledger keeps its copy then.
+        ArchiveAway: if the archive cannot be reached.
+    """
+    in_both = """SELECT name FROM segments
+        WHERE last - first + 1 - count < (SELECT count(*) FROM payloads WHERE round BETWEEN first AND last)
+        ORDER BY first LIMIT 1"""
+    relieved, archive = 0, history.archive
+    while sealed.ledger_bytes(history.ask) > limit and (found := history.ask(in_both)):
+        name = found[0][0]
+        if wrong := archive.check_files(archive.marker(name)):
+            raise HistoryDamaged(f"the segment {name} is damaged: {'; '.join(wrong)}; verify the history with --repair")
+        sealed.drop_payloads(history.writing, archive.segment(name).rounds.tolist())
+        relieved += 1
+    return relieved
+
+
+def tidy(history: History) -> list[Marker]:
+    """Remove from the archive what a sealer that was killed has left behind; the ledger knows where else it all is.
+
+    Returns the segments that the ledger does not know and cannot do without, which stay.
+    """
+    known = set(sealed.segment_names(history.ask))
+    archive, needed = history.archive, []
+    for name in archive.names():
+        if name in known:
+            continue
+        marker = archive.marker(name)
+        if sealed.is_spare(history.ask, marker):
+            archive.discard(name)
+        else:
+            _log.error("the ledger does not know the segment %s, and lacks its rounds: verify with --repair", name)
+            needed.append(marker)
+    archive.tidy()
+    return needed
