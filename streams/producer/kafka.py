@@ -19,7 +19,6 @@ class KafkaProducer:
             {
                 "bootstrap.servers": brokers,
                 "acks": "all",
-                "enable.idempotence": True,
                 "linger.ms": 0,
                 "message.max.bytes": 1_000_000_000,  # the broker's own limit decides
                 "message.timeout.ms": round(1000 * min(TIMEOUT_SECONDS, max(patience, 1.0))),

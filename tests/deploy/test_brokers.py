@@ -1,5 +1,6 @@
 """A daemon that reads from a broker, the check of one, and submitting to others than a daemon."""
 
+import sys
 from pathlib import Path
 
 import httpx
@@ -40,6 +41,19 @@ def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cl
             assert daemon.drain() == 0
     finally:
         server.stop()
+
+
+def test_a_missing_client_library_is_an_error_of_the_configuration(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_sinusoid(tmp_path, '[[source]]\nkind = "redis"\n')
+    monkeypatch.delitem(sys.modules, "streams.sources._redis_stream", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    for command in ("check", "serve"):
+        ended = cli(command, config)
+        assert ended.code == 78
+        assert f"{config}: [[source]] redis: " in ended.err
+        assert "pip install 'online-meta[redis]'" in ended.err
 
 
 def metrics(client: httpx.Client) -> str:
