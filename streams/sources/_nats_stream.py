@@ -1,7 +1,6 @@
 """Read a JetStream stream from a position of our own."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,9 +19,6 @@ from streams.sources._broker_settings import NatsSettings as Settings
 from streams.sources._client import count_that_fits, hide_secrets
 
 WAIT_SECONDS = 0.25
-LOOK_SECONDS = 5.0
-"""How often a stream that gives nothing is asked whether it is still there."""
-
 _log = logging.getLogger(__name__)
 
 Ask = Callable[..., Any]
@@ -46,14 +42,11 @@ class NatsStream:
         position = _sequence(after)
         with self._stream("source") as (ask, stream):
             subscription = ask(self._begin(stream, position))
-            count, given, looked = 1, 0, time.monotonic()
+            count, given = 1, 0
             while True:
                 try:
                     messages = ask(subscription.fetch(count, timeout=WAIT_SECONDS))
                 except NothingNow:
-                    if time.monotonic() - looked >= LOOK_SECONDS:
-                        ask(subscription.consumer_info())
-                        looked = time.monotonic()
                     yield None
                     continue
                 count = min(count_that_fits(self._settings.batch, [len(one.data) for one in messages]), 4 * count)

@@ -29,11 +29,8 @@ def bodies(make_task: Callable[[int], Task]) -> Bodies:
 
 
 def test_a_consumer_that_the_server_forgot_is_made_anew(
-    broker: Broker, bodies: Bodies, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, bodies: Bodies, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from streams.sources import _nats_stream
-
-    monkeypatch.setattr(_nats_stream, "LOOK_SECONDS", 0.1)
     broker.make_stream("forgets")
     broker.produce("forgets", bodies(0, 5))
     with running(tmp_path, broker.source("forgets")) as run:
