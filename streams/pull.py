@@ -101,7 +101,7 @@ def _submit(
         future = submit(arrival)
     except Rejected as refusal:
         _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
-        settlement.reject(arrival)
+        settlement.reject(arrival, refusal)
         return
     settlement.expect(arrival, future)
     future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))

@@ -4,9 +4,8 @@ import logging
 import queue
 import time
 from concurrent.futures import Future
-from typing import Any
 
-from streams.arrivals import Arrival, Settles, TaskSource
+from streams.arrivals import Arrival, Conflict, Receipt, Rejected, Settles, TaskSource
 
 AT_ONCE = 64
 """How many settled arrivals are told to the source together while it has more to give."""
@@ -26,17 +25,18 @@ class Settlement:
         self._answered: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: it was not kept
         self._outstanding = 0
 
-    def expect(self, arrival: Arrival, future: "Future[Any]") -> None:
+    def expect(self, arrival: Arrival, future: "Future[Receipt | Conflict]") -> None:
         """Wait for a future that has a result once the arrival is durable, and an exception if it was not kept."""
         if self._source is not None:
             self._outstanding += 1
-            future.add_done_callback(lambda done: self._answered.put(None if done.exception() else arrival))
+            bare = arrival._replace(body=b"")  # so that what waits to be committed is not held twice
+            future.add_done_callback(lambda done: self._answered.put(_outcome(bare, done)))
 
-    def reject(self, arrival: Arrival) -> None:
+    def reject(self, arrival: Arrival, refusal: Rejected) -> None:
         """Count an arrival as done with: it will never be kept."""
         if self._source is not None:
             self._outstanding += 1
-            self._answered.put(arrival)
+            self._answered.put(arrival._replace(body=b"", refused=refusal))
 
     def tell(self, least: int = 1) -> None:
         """Settle all that was answered, if there are at least so many; raises what the source raises."""
@@ -59,3 +59,14 @@ class Settlement:
             pass
         except Exception as error:
             _log.warning("the source %s could not be told what is durable: %s: %s", name, type(error).__name__, error)
+
+
+def _outcome(arrival: Arrival, done: "Future[Receipt | Conflict]") -> Arrival | None:
+    """Return what the source is told of an arrival that was answered, None if it was not kept."""
+    if done.exception() is not None:
+        return None
+    answer = done.result()
+    if not isinstance(answer, Conflict):
+        return arrival
+    refusal = Rejected("conflict", f"the id belongs to round {answer.round}, which was made of other bytes")
+    return arrival._replace(refused=refusal)

@@ -9,7 +9,7 @@ import httpx
 from streams.arrivals import Receipt
 from streams.producer.errors import PATIENCE, UNREACHABLE, SubmitError, TryLater, try_again
 
-TRY_AGAIN = (429, 500, 502, 503, 504, 507)
+TRY_AGAIN = (408, 429, 500, 502, 503, 504, 507)
 """The HTTP statuses that say nothing about the task."""
 
 

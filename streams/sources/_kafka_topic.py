@@ -167,9 +167,9 @@ def _make_consumer(
         "isolation.level": "read_committed",
         "check.crcs": True,
         "log_level": 2,
+        "group.id": "online-meta",  # the library wants one; nothing is asked of it
         **properties,
         "bootstrap.servers": brokers,
-        "group.id": "online-meta",  # the library wants one; nothing is asked of it
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",

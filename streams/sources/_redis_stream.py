@@ -170,7 +170,7 @@ class RedisStream:
                 continue
             self._held.add(entry.at)
             id = entry.fields.get(b"id", f"{self._settings.stream}:{entry.at}".encode()).decode(errors="replace")
-            yield Arrival(id, entry.fields.get(b"body", b""), self._name, cursor, entry.at)
+            yield Arrival(id, entry.fields.get(b"body", b""), self._name, cursor, ticket=entry.at)
 
 
 def check_url(url: str) -> None:

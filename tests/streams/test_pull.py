@@ -167,6 +167,7 @@ class Settling(Scripted):
     def __init__(self, make: Callable[[int], Arrival], all: int, fails: bool = False) -> None:
         super().__init__(make, all)
         self.settled: list[str] = []
+        self.refused: dict[str, str] = {}
         self.fails = fails
 
     def settle(self, arrivals: Sequence[Arrival]) -> None:
@@ -174,17 +175,22 @@ class Settling(Scripted):
             self.fails = False
             raise ConnectionError("the broker does not listen")
         self.settled += [arrival.id for arrival in arrivals]
+        self.refused |= {arrival.id: arrival.refused.reason for arrival in arrivals if arrival.refused}
+        assert {arrival.body for arrival in arrivals} == {b""}
 
 
 def test_a_source_is_told_what_is_durable_or_rejected(pulling: Open, history: History, arrive: Arrive) -> None:
     def make(n: int) -> Arrival:
+        if n == 3:
+            return arrive(n)._replace(id="task-1")
         return arrive(n)._replace(body=b"nonsense") if n == 2 else arrive(n)
 
     source = Settling(make, 200)
     pulling().pull("p", source)
     until(lambda: len(source.settled) == 200)
-    assert sorted(source.settled) == sorted(f"task-{n}" for n in range(200))
-    assert len(history) == 199
+    assert sorted(source.settled) == sorted(["task-1", *(f"task-{n}" for n in range(200) if n != 3)])
+    assert source.refused == {"task-2": "unreadable", "task-1": "conflict"}
+    assert len(history) == 198
 
 
 def test_what_could_not_be_kept_is_not_settled(open_ingest: Open, faulty: Faulty, arrive: Arrive) -> None:
