@@ -11,7 +11,6 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-REDIS := .venv/bin/redis-server
 FONTS := .venv/debian/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
@@ -23,7 +22,7 @@ ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,7 +32,7 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium $(BIN)/promtool $(REDIS) $(FONTS)  ## all tests; ARGS="-k reptile"
+test: $(READY) chromium $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)  ## all tests; ARGS="-k reptile"
 	@$(TEST) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
@@ -55,6 +54,9 @@ bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--ki
 
 bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minutes; ARGS="--only conv4"
 	@exec $(BIN)/python -m tests.benchmarks.memory $(ARGS)
+
+crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
@@ -109,13 +111,23 @@ $(BIN)/promtool: | $(READY)
 	ln -sf ../debian/usr/bin/prometheus ../debian/usr/bin/promtool ../bin/
 
 # The same; libraries that a Debian may not have lie beside it.
-$(REDIS): | $(READY)
+$(BIN)/redis-server: | $(READY)
 	@$(shell_functions)
 	for package in libatomic1 libjemalloc2 liblzf1 redis-tools redis-server; do unpack_package $$package; done
 	echo '#!/bin/sh
 	here=$$(dirname "$$(readlink -f "$$0")")/../debian
 	LD_LIBRARY_PATH=$$(echo "$$here"/usr/lib/*-linux-gnu) exec "$$here"/usr/bin/redis-server "$$@"' > $@
 	chmod +x $@
+
+# Unpacked where the machine has none.
+$(BIN)/strace: | $(READY)
+	@$(shell_functions)
+	if found=$$(command -v strace); then
+		ln -sf "$$found" $@
+	else
+		unpack_package strace
+		ln -sf ../debian/usr/bin/strace $@
+	fi
 
 # Unpacked and not installed, for nothing else on the machine has a use for them.
 $(FONTS): | $(READY)
