@@ -4,16 +4,28 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 
+class Rejected(Exception):
+    """A task that cannot be taken: ``reason`` is a short fixed slug (a metric label), ``detail`` a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Keep the slug and the sentence apart."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
 class Arrival(NamedTuple):
     """A task as it arrived: its ``id``, wire bytes, the name of its source and the position behind it.
 
     ``cursor`` is what ``TaskSource.read(after=cursor)`` goes on from; None where a source has no position.
+    ``refused`` says why its source could make no task of it; ``body`` is then what the source read.
     """
 
     id: str
     body: bytes
     source: str
     cursor: str | None
+    refused: Rejected | None = None
 
 
 class Receipt(NamedTuple):
@@ -46,18 +58,12 @@ class Record(NamedTuple):
     arrived: float
 
 
-class Rejected(Exception):
-    """A task that cannot be taken: ``reason`` is a short fixed slug (a metric label), ``detail`` a sentence."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keep the slug and the sentence apart."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 class TaskSource(Protocol):
-    """A stream of arrivals that can be read again from any position it gave."""
+    """A stream of arrivals that can be read again from any position it gave.
+
+    A source may also have ``settle(arrival) -> None``: it is told, from any thread, of each of its arrivals that is
+    durable (it then comes without its body) or was refused for good (``arrival.refused`` says why).
+    """
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the arrivals after the position (None: from the start); None means: nothing now, ask again."""

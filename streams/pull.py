@@ -67,7 +67,7 @@ def _read(
         for arrival in arrivals:
             if arrival is not None:
                 came = True
-                _submit(name, arrival, submit)
+                _submit(name, arrival, submit, getattr(source, "settle", None))
             if closing.is_set() or (arrival is None and closing.wait(IDLE_SECONDS)):
                 return
         raise ConnectionError("it ended")
@@ -83,21 +83,45 @@ def _read(
             close()
 
 
-def _submit(name: str, arrival: Arrival, submit: Callable[[Arrival], "Future[Receipt | Conflict]"]) -> None:
+def _submit(
+    name: str,
+    arrival: Arrival,
+    submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
+    settle: Callable[[Arrival], None] | None,
+) -> None:
     try:
         future = submit(arrival)
     except Rejected as refusal:
         _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
+        _settle(name, arrival._replace(refused=refusal), settle)
         return
-    future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
+    bare = arrival._replace(body=b"")  # so that what waits to be committed is not held twice
+    future.add_done_callback(lambda done: _take_answer(name, bare, done, settle))
 
 
-def _log_answer(name: str, id: str, done: "Future[Receipt | Conflict]") -> None:
+def _take_answer(
+    name: str, arrival: Arrival, done: "Future[Receipt | Conflict]", settle: Callable[[Arrival], None] | None
+) -> None:
     error = done.exception()
     if error is not None:
-        _log.error("the source %s brought %s, which was not kept: %s", name, id, error)
-    elif isinstance(answer := done.result(), Conflict):
-        _log.warning("the source %s brought %s again with other bytes; round %d has it", name, id, answer.round)
+        _log.error("the source %s brought %s, which was not kept: %s", name, arrival.id, error)
+        return
+    answer = done.result()
+    if isinstance(answer, Conflict):
+        _log.warning("the source %s brought %s again with other bytes; round %d has it", name, answer.id, answer.round)
+        refusal = Rejected("conflict", f"the id belongs to round {answer.round}, which was made of other bytes")
+        arrival = arrival._replace(refused=refusal)
+    _settle(name, arrival, settle)
+
+
+def _settle(name: str, arrival: Arrival, settle: Callable[[Arrival], None] | None) -> None:
+    """Tell the source, if it wants to know, that it is rid of an arrival; a source that fails here harms nothing."""
+    if settle is None:
+        return
+    try:
+        settle(arrival)
+    except Exception as error:
+        _log.warning("the source %s could not settle %.80r: %s: %s", name, arrival.id, type(error).__name__, error)
 
 
 def _log_failure(name: str, state: RetryCallState) -> None:
