@@ -191,7 +191,7 @@ def test_ingest_keeps_a_letter_of_all_that_it_refuses(
     one.submit(arrive(7, id="task-0", cursor="c"), wait=True).result(DEADLINE)
     one.submit(arrive(0), wait=False).result(DEADLINE)
     made = Rejected("unreadable", "its source could not read it")
-    for bad in (letter(1, id="a/b"), letter(2), letter(3)._replace(refused=made)):
+    for bad in (letter(1, id="a/b"), letter(2), arrive(5)._replace(source="broker", refused=made)):
         with pytest.raises(Rejected):
             one.submit(bad, wait=True)
     one.refuse(letter(4), Rejected("too_large", "much"), whole=False)
@@ -200,7 +200,7 @@ def test_ingest_keeps_a_letter_of_all_that_it_refuses(
         *(("conflict", arrive(n).body) for n in (9, 8, 7)),
         ("bad_id", b"body 1"),
         ("unreadable", b"body 2"),
-        ("unreadable", b"body 3"),
+        ("unreadable", arrive(5).body),
         ("too_large", b"body 4"),
     ]
     assert [reason for _, reason in counts.rejected] == [reason for reason, _ in found]
@@ -217,6 +217,7 @@ def test_a_pulled_source_is_told_what_became_of_its_arrivals(
     reasons = sorted(str(arrival.refused and arrival.refused.reason) for arrival in source.settled)
     assert reasons == ["None", "None", "None", "bad_id", "conflict", "unreadable"]
     assert source.durable_when_told
+    assert source.readings == 1
     assert len(faulty) == 2
 
 
@@ -227,9 +228,11 @@ class Settling:
         self.arrivals, self.faulty = arrivals, faulty
         self.settled: list[Arrival] = []
         self.durable_when_told = True
+        self.readings = 0
         self.all_settled = threading.Event()
 
     def read(self, after: str | None):
+        self.readings += 1
         yield from self.arrivals
         while True:
             yield None
@@ -240,7 +243,7 @@ class Settling:
             self.durable_when_told &= self.faulty.find(arrival.id) is not None
         if len(self.settled) == len(self.arrivals):
             self.all_settled.set()
-        if arrival.id == "task-3":
+        if arrival.id in ("broken", "task-3"):
             raise RuntimeError("a source that fails here harms nothing")
 
 
