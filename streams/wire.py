@@ -24,6 +24,7 @@ QUERY = ("query_x", "query_y")
 _NAME_OF = {"uint8": "U8", "float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _REALS = ("F16", "F32", "F64")
+_EMPTY = {"support": "empty_support", "query": "empty_query"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
 
@@ -65,8 +66,7 @@ def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
         limits: how much it may hold.
 
     Raises:
-        Rejected: with the reason "too_large", "unreadable", "missing_tensor", "unknown_tensor", "wrong_dtype",
-            "wrong_shape", "empty_support", "empty_query", "not_finite" or "label_out_of_range".
+        Rejected: with one of the reasons of ``streams.reasons``.
     """
     fields = read_header(body, limits.body_bytes)
     brings_query = any(name in fields for name in QUERY)
@@ -178,7 +178,7 @@ def _check_field(name: str, field: Field, dtypes: tuple[str, ...], sample: tuple
 def _check_count(name: str, field: Field, limits: Limits) -> None:
     part = name.split("_")[0]
     if field.shape[0] == 0:
-        raise Rejected(f"empty_{part}", f"{name} has no samples; a {part} set needs at least 1")
+        raise Rejected(_EMPTY[part], f"{name} has no samples; a {part} set needs at least 1")
     if field.shape[0] > limits.samples:
         raise Rejected("too_large", f"{name} has {field.shape[0]} samples; at most {limits.samples} are taken")
     if (elements := math.prod(field.shape)) > limits.elements:
