@@ -70,15 +70,17 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     yield "compressed", "unsized", b"\x00" + stream.compress(save(tensors(0))) + stream.flush()
     yield "compressed", "bomb", b"\x01" + gzip.compress(bytes(1_000_000), mtime=0)
     yield "compressed", "plain", b"\x02" + save(tensors(0))
-    yield "rows", "csv", b"c" + b"".join(b"%d.5,%d,%d\n" % (n, n % 3, n // 4) for n in range(9))
-    yield (
-        "rows",
-        "json",
-        b"j" + b"".join(b'{"x": [%d, 0.5], "y": %d, "k": "%d"}\n' % (n, n % 3, n // 4) for n in range(9)),
-    )
-    pixels = b"[[[1, 2]], [[3, 4]], [[5, 255]]]"
-    yield "rows", "open", b"j" + b"".join(b'{"x": %s, "y": %d, "k": null}\n' % (pixels, n % 3) for n in range(7))
-    yield "rows", "broken", b'c"1,2,3\n\xff,1,2\n1e999,nan,2\n1,2\n,,\n"1","2","3"\n1,2,3'
+    for which in range(len(SPECS)):
+        json, comma = bytes([2 * which]), bytes([2 * which + 1])
+        pixels = b"[[[1, 2]], [[3, 4]], [[5, 255]]]"
+        for number, x in enumerate((b"%d.5", b"[%d, 0.5]", pixels)):
+            lines = (
+                b'{"x": ' + (x % n if b"%d" in x else x) + b', "y": %d, "k": "%d"}\n' % (n % 3, n // 4)
+                for n in range(9)
+            )
+            yield "rows", f"json-{which}-{number}", json + b"".join(lines)
+        yield "rows", f"csv-{which}", comma + b"".join(b"%d.5,%d,%d\n" % (n, n % 3, n // 4) for n in range(9))
+        yield "rows", f"broken-{which}", comma + b'"1,2,3\n\xff,1,2\n1e999,nan,2\n1,2\n,,\n"1","2","3"\n1,2,3'
     for number, id in enumerate([b"a", b"task-1.x:y_z", b"../a", b"a\n", "\u0430".encode(), b"x" * 41, b"\x00", b""]):
         yield "ids", f"id-{number}", id
 

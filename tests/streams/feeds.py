@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from online_meta.types import Task
+import torch
+
+from online_meta.types import Batch, Task
 from streams.sources.sinusoid import make_task
 
 calls: list[int] = []
@@ -36,3 +38,11 @@ def wrong() -> list[object]:
 
 def needy(path: str, after: int) -> Iterator[Task]:
     raise NotImplementedError(path, after)
+
+
+def sequences(lengths: list[int]) -> Iterator[Task]:
+    """Give tasks of sequences of 3 features, (n, length, 3), each task of one length and 4 classes."""
+    for t, length in enumerate(lengths):
+        random = torch.Generator().manual_seed(t)
+        x, y = torch.randn(8, length, 3, generator=random), torch.arange(8) % 4
+        yield Task(Batch(x[:4], y[:4]), Batch(x[4:], y[4:]))
