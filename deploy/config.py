@@ -20,6 +20,7 @@ from deploy.logs import Style
 from deploy.problems import endless_numbers, explain, listing, lists_of, repeated, shown, unknown_keys
 from online_meta import registry
 from streams.durable import replace_file
+from streams.retention import RetentionSettings
 from streams.sealing import SealingSettings
 from streams.spec import Limits, TaskSpec
 from trainers.settings import (
@@ -50,7 +51,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class HistorySettings:
-    """Where the archive lies, and how rounds go there.
+    """Where the archive lies, how rounds go there, and which are kept.
 
     ``archive`` is a folder, from the run's history folder if it is not absolute, or the URL of an object store such as
     "s3://bucket/prefix", with ``archive_options`` for it; left out: a folder beside the ledger.
@@ -59,6 +60,7 @@ class HistorySettings:
     archive: Annotated[str, MinLen(1)] | None = None
     archive_options: dict[str, str | int | float | bool] = field(default_factory=dict)
     sealing: SealingSettings = SealingSettings()
+    retention: RetentionSettings = RetentionSettings()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.adaptation import Adapter
 from deploy.api import create_app
-from deploy.config import Config, write_settings
+from deploy.config import Config, HistorySettings, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
 from deploy.exporter import describe, make_instruments
 from deploy.group import GroupView
@@ -32,7 +32,8 @@ from online_meta.regret import LEARNER
 from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.ingest import Ingest
-from streams.sealing import Sealer
+from streams.upkeep import Upkeep
+from trainers.checkpoint import saved_rounds
 from trainers.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -59,7 +60,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         write_settings(files.settings, config)
         state = make_state(config, files, history, token, cleanup)
         state.refresh()
-        cleanup.enter_context(contextlib.closing(Sealer(history, config.history.sealing)))
+        cleanup.enter_context(contextlib.closing(start_upkeep(history, config.history, files)))
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
@@ -76,6 +77,15 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         raise Stop(TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}") from error
     if state.broken.is_set():
         raise Stop(BROKEN, "drained, for the trainer cannot go on: its last words are above")
+
+
+def start_upkeep(history: History, settings: HistorySettings, files: RunFiles) -> Upkeep:
+    """Seal and thin out rounds beside all else; what a checkpoint may still lead back to stays."""
+
+    def oldest() -> int:
+        return next(iter(saved_rounds(files.checkpoints)), 0)
+
+    return Upkeep(history, settings.sealing, settings.retention, oldest)
 
 
 def make_state(config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack) -> DaemonState:

@@ -22,6 +22,7 @@ from online_meta.types import Params
 from streams.durable import replace_file
 from streams.history import History
 from streams.ledger import ArchiveAway, HistoryFull
+from streams.sealed import RoundThinned
 from trainers.build import build_setup
 from trainers.hindsight import refresh_hindsight
 from trainers.json_lines import LineReader, LineWriter
@@ -73,7 +74,12 @@ def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, s
         if target is None:
             stop.wait(POLL_SECONDS)
             continue
-        comparator = _refresh(settings.regret, setup, files, target, covered, skipped, stop)
+        try:
+            comparator = _refresh(settings.regret, setup, files, target, covered, skipped, stop)
+        except RoundThinned as error:  # Retention has overtaken it: by now there are newer rounds to look at.
+            log.warning("hindsight as of round %d is given up: %s", target, error)
+            stop.wait(REST_SECONDS)
+            continue
         if comparator is None:
             continue
         covered = target

@@ -21,7 +21,7 @@ from deploy.listening import bind, check_exposure
 from deploy.memory_check import tell_memory
 from deploy.model_check import check_model
 from deploy.problems import explain, repeated
-from deploy.storage import check_same_run, check_tasks, make_run_folder, open_history
+from deploy.storage import check_archive, check_same_run, check_tasks, make_run_folder, open_history
 from online_meta import registry
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
@@ -162,7 +162,7 @@ def check_store(config: Config) -> tuple[str, Task | None]:
     with open_history(files, config.history) as history:
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
-        return f"{files.history} holds {len(history)} rounds", history[0] if len(history) else None
+        return f"{files.history} holds {len(history)} rounds", history[len(history) - 1] if len(history) else None
 
 
 def check_port(config: Config) -> str:
@@ -183,6 +183,7 @@ def check_all(config: Config, told: Callable[[str, str], None]) -> None:
         told("note", note)
     store, kept = check_store(config)
     told("history", store)
+    told("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
     sources, offered = check_sources(config)
     told("sources", sources)
     told("memory", tell_memory(config, setup, kept or offered))

@@ -17,6 +17,7 @@ from deploy.storage import check_tasks
 from deploy.view import RunView
 from online_meta.regret import LEARNER
 from streams.history import History
+from streams.retention import count_gone
 from trainers.build import build_setup
 from trainers.checkpoint import CheckpointError
 from trainers.decisive import SettingsChanged
@@ -42,6 +43,8 @@ def replay(
         total = len(history) if rounds is None else rounds
         if total > len(history):
             raise Stop(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
+        if gone := count_gone(history.ask):
+            raise Stop(CONFIG, f"{history_folder}: retention has removed {gone} rounds; all are needed to replay")
         _take_plans(history_folder, files)
         try:
             run = open_run(config.trainer(), files, history)

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from deploy.config import Config, HistorySettings, read_settings
 from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from streams.archive.archive import Archive
 from streams.history import History
 from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
-from streams.sealed import ArchiveMoved, Location, settle_location
+from streams.sealed import FOLDER, ArchiveMoved, Location, place_at, settle_location
 from streams.spec import TaskSpec, fits
 from trainers.checkpoint import CheckpointError, load_latest
 from trainers.decisive import SettingsChanged, check_same_settings, decisive
@@ -58,6 +59,23 @@ def _settled(history: History, settings: HistorySettings) -> History:
     return history
 
 
+def check_archive(settings: HistorySettings, folder: Path) -> str:
+    """Return how the archive is that belongs to the history in ``folder``.
+
+    Raises:
+        ConfigError: if it cannot be opened.
+        Stop: if it cannot be reached now.
+    """
+    try:
+        archive = Archive(place_at(Location(settings.archive, settings.archive_options), folder))
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"[history] archive: {error}") from error
+    try:
+        return f"{settings.archive or folder / FOLDER} holds {len(archive.names())} segments"
+    except archive.away as error:
+        raise Stop(TRY_LATER, f"[history] archive = {settings.archive!r} cannot be reached: {error}") from error
+
+
 def _refusal(error: OSError) -> str:
     return f"{error.filename} cannot be written ({error.strerror}); choose a folder where this user may write"
 
@@ -74,7 +92,7 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
     """Raise ``ConfigError`` when the tasks of the history are not those that ``spec`` describes."""
     if not len(history):
         return
-    x, y = history[0].support
+    x, y = history[len(history) - 1].support  # The newest is always there.
     found = {
         "x_shape": tuple(x.shape[1:]),
         "x_dtype": str(x.dtype).removeprefix("torch."),

@@ -57,11 +57,7 @@ def main(settings_file: str, logs: str = "text") -> int:
     except HistoryDamaged as error:
         log.error("%s: see `online-meta verify %s`", error, files.history)
         return BROKEN
-    except (
-        OSError,
-        HistoryFull,
-        ArchiveAway,
-    ) as error:  # A full disk: what was checkpointed stays, and the next start goes on.
+    except (OSError, HistoryFull, ArchiveAway) as error:  # What was checkpointed stays, and the next start goes on.
         log.error("%s", error)
         return TRY_LATER
 

@@ -16,6 +16,10 @@ class MemoryPast:
         """The task of that round."""
         return self._tasks[round]
 
+    def kept(self, count: int) -> Sequence[int]:
+        """All of them."""
+        return range(count)
+
     def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
         """They are all here."""
 

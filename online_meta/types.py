@@ -165,6 +165,9 @@ class Past(Protocol):
     def __getitem__(self, round: int, /) -> Task:
         """The task of that round."""
 
+    def kept(self, count: int) -> Sequence[int]:
+        """Return which of the rounds 0..``count`` - 1 a learner of ``count`` rounds may revisit, in ascending order."""
+
     def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
         """Make the rounds ``shares[rank]`` readable on each rank until the next call; all ranks have to call it."""
 

@@ -1,7 +1,6 @@
 """The history: every accepted task, durable, exactly once, under a dense round number."""
 
 import contextlib
-import logging
 import os
 import sqlite3
 import threading
@@ -16,14 +15,12 @@ from typing import Any, Self
 import google_crc32c
 
 from online_meta.types import Task
-from streams import ledger, sealed
+from streams import ledger, sealed, wal
 from streams.archive.archive import Archive
 from streams.arrivals import Conflict, Receipt, Record
 from streams.ledger import HistoryDamaged
 from streams.transaction import Entry, commit
 from streams.wire import decode_kept
-
-_log = logging.getLogger(__name__)
 
 
 class History:
@@ -42,7 +39,7 @@ class History:
         self._writing = threading.Lock()
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
-        self._wal_ceiling = ledger.WAL_BYTES
+        self._wal_ceiling = wal.MOST_BYTES
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
@@ -94,7 +91,7 @@ class History:
                 )
             with ledger.named_errors(self._file):
                 yield self._writer
-            self._cut_wal(self._writer)
+            self._wal_ceiling = wal.cut_back(self._writer, self._file, self._wal_ceiling)
 
     def remember(self, round: int, task: Task) -> None:
         """Do nothing: a durable history has the task of every round already."""
@@ -140,16 +137,18 @@ class History:
 
     def _archived(self, round: int) -> bytes:
         """Return a payload that the ledger does not have any more."""
-        for last_try in (False, True):
-            name = sealed.find_segment(self.ask, round)
+        name = sealed.find_segment(self.ask, round)
+        try:
             if name is None:
                 raise HistoryDamaged("its payload is lost")
-            try:
-                return self.archive.payload(name, round)
-            except HistoryDamaged:
-                if last_try or name == sealed.find_segment(self.ask, round):
-                    raise
-        raise AssertionError("unreachable")
+            return self.archive.payload(name, round)
+        except HistoryDamaged:
+            if sealed.is_thinned(self.ask, round):
+                raise sealed.RoundThinned(f"round {round} is gone: retention has thinned it out") from None
+            now = sealed.find_segment(self.ask, round)
+            if now in (None, name):
+                raise
+            return self.archive.payload(str(now), round)  # It has just been put into another one.
 
     def find(self, id: str) -> int | None:
         """Return the round of a task id, None if it is not known."""
@@ -176,7 +175,7 @@ class History:
     def size_bytes(self) -> int:
         """Return the bytes of the database, its write-ahead log and the archive."""
         archived = int(self.ask("SELECT coalesce(sum(bytes), 0) FROM segments")[0][0])
-        return self._file.stat().st_size + self._wal_size() + archived
+        return self._file.stat().st_size + wal.size(self._file) + archived
 
     def close(self) -> None:
         """Close all connections and let another writer in; a second call does nothing."""
@@ -227,29 +226,3 @@ class History:
         if self._closed.is_set():
             with contextlib.suppress(IndexError):
                 self._idle.pop().close()
-
-    def _wal_size(self) -> int:
-        try:
-            return self._file.with_name(f"{ledger.FILE}-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def _cut_wal(self, writer: sqlite3.Connection) -> None:
-        """Cut the log back when readers that never pause have kept SQLite from starting it anew.
-
-        SQLite carries it into the database every 1,000 pages, but starts it anew only at a moment when nobody reads
-        from it. This waits half a second for such a moment, and tries again when the log has grown by as much again
-        (one long reader, such as a verify, may hold it for minutes). The append is durable already, so an error here
-        is not the append's.
-        """
-        size = self._wal_size()
-        if size <= self._wal_ceiling:
-            return
-        busy = 1
-        writer.execute("PRAGMA busy_timeout=500").fetchall()
-        try:
-            busy = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
-        except sqlite3.Error as error:
-            _log.warning("the write-ahead log of %s could not be cut back: %s", self._file, error)
-        writer.execute("PRAGMA busy_timeout=30000").fetchall()
-        self._wal_ceiling = size + ledger.WAL_BYTES if busy else ledger.WAL_BYTES

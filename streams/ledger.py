@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from streams import wal
 from streams.durable import sync_path
 
 FILE = "ledger.sqlite"
@@ -22,8 +23,6 @@ APPLICATION_ID = 0x6F6D6574
 FORMAT = 2
 """Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
 PAGE_BYTES = 16 * 1024
-WAL_BYTES = 64 * 1024 * 1024
-"""What the write-ahead log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
 
 SEALED = """
 CREATE {kind} segments (                -- published in the archive; each round is in one at most
@@ -33,9 +32,11 @@ CREATE {kind} segments (                -- published in the archive; each round 
     count INTEGER NOT NULL,             -- rounds in it: those with a damaged payload are left out
     bytes INTEGER NOT NULL
 );
-CREATE {kind} thinned (                 -- rounds that retention has taken from play
+CREATE {kind} decisions (decided INTEGER PRIMARY KEY);  -- how many rounds there were when retention thinned them out
+CREATE {kind} held (round INTEGER PRIMARY KEY);         -- the rounds before the last decision that it has kept
+CREATE {kind} thinned (                 -- those that it has not, until their space is given back
     round   INTEGER PRIMARY KEY,
-    decided INTEGER NOT NULL            -- how many rounds there were then: learners of later rounds do without it
+    decided INTEGER NOT NULL
 );
 """
 SCHEMA = """
@@ -46,7 +47,8 @@ CREATE TABLE rounds (
     digest  BLOB NOT NULL,     -- SHA-256 of the body as received
     crc     INTEGER NOT NULL,  -- crc32c of the payload as kept
     arrived REAL NOT NULL,     -- unix seconds
-    cursor  TEXT               -- the source's position behind this task
+    cursor  TEXT,              -- the source's position behind this task
+    bytes   INTEGER            -- of the payload
 );
 CREATE TABLE payloads (round INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE TABLE cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID;
@@ -172,7 +174,9 @@ def _carry_over(connection: sqlite3.Connection, *, write: bool) -> None:
         connection.executescript(SEALED.format(kind="TEMP TABLE"))
         return
     tables = SEALED.format(kind="TABLE")
-    connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version={FORMAT}; COMMIT;")
+    sizes = "(SELECT length(payload) FROM payloads WHERE payloads.round = rounds.round)"
+    columns = f"ALTER TABLE rounds ADD COLUMN bytes INTEGER; UPDATE rounds SET bytes = {sizes};"
+    connection.executescript(f"BEGIN IMMEDIATE; {tables} {columns} PRAGMA user_version={FORMAT}; COMMIT;")
 
 
 def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
@@ -183,7 +187,7 @@ def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
         )
     for setting in ("synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON", "wal_autocheckpoint=1000"):
         connection.execute(f"PRAGMA {setting}")
-    connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}").fetchall()
+    connection.execute(f"PRAGMA journal_size_limit={wal.MOST_BYTES}").fetchall()
 
 
 def create(file: Path) -> None:
@@ -193,9 +197,7 @@ def create(file: Path) -> None:
         HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
         HistoryFull: if the disk takes no more.
     """
-    log = file.with_name(f"{file.name}-wal")
-    if log.exists() and log.stat().st_size:
-        raise HistoryDamaged(f"{log} has lost its {file.name}: put that back, or move the log away")
+    refuse_lost_log(file)
     fresh = file.with_name(f".new-{file.name}")
     for suffix in ("", "-journal", "-wal", "-shm"):
         fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
@@ -204,6 +206,12 @@ def create(file: Path) -> None:
         sync_path(fresh)
         fresh.rename(file)
         sync_path(file.parent)
+
+
+def refuse_lost_log(file: Path) -> None:
+    """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may hold rounds."""
+    if not file.exists() and wal.size(file):
+        raise HistoryDamaged(f"{file}-wal has lost its {file.name}: put that back, or move the log away")
 
 
 def _write_empty(file: Path) -> None:

@@ -16,6 +16,7 @@ Ask = Callable[[str, tuple[Any, ...]], list[Any]]
 """Puts a question in SQL to the ledger."""
 
 FOLDER = "archive"
+DECIDED = "(SELECT coalesce(max(decided), 0) FROM decisions)"
 _ROUNDS_AT_ONCE = 64
 """How many payloads one transaction drops, so that arrivals do not wait for long."""
 
@@ -42,8 +43,18 @@ def location_of(ask: Ask) -> Location:
 
 
 def place_of(ask: Ask, folder: Path) -> Place:
-    """Return the place of the archive that belongs to the ledger in ``folder``; raises ``ValueError``."""
-    url, options = location_of(ask)
+    """Return the place of the archive that belongs to the ledger in ``folder``; raises as ``place_at`` does."""
+    return place_at(location_of(ask), folder)
+
+
+def place_at(location: Location, folder: Path) -> Place:
+    """Return the place at a location, which may be said from ``folder`` on.
+
+    Raises:
+        ValueError: if the URL or an option is not known.
+        ImportError: if it is an object store, and obstore is not installed.
+    """
+    url, options = location
     if url is None:
         return open_place(str(folder / FOLDER), {})
     return open_place(url if is_url(url) else str(folder / url), options)
@@ -74,16 +85,14 @@ def _said(location: Location) -> str:
 
 
 def find_segment(ask: Ask, round: int) -> str | None:
-    """Return the segment that a round should be in, None if it is not sealed.
-
-    Raises:
-        RoundThinned: if retention has taken it away.
-    """
-    thinned = ask("SELECT decided FROM thinned WHERE round = ?", (round,))
-    if thinned:
-        raise RoundThinned(f"round {round} is gone: retention thinned it out when there were {thinned[0][0]} rounds")
+    """Return the segment that a round should be in, None if it is not sealed."""
     found = ask("SELECT name FROM segments WHERE first <= ? AND last >= ? ORDER BY first DESC LIMIT 1", (round, round))
     return str(found[0][0]) if found else None
+
+
+def is_thinned(ask: Ask, round: int) -> bool:
+    """Return whether retention has taken a round out of play, so that its task may be gone."""
+    return bool(ask(f"SELECT 1 WHERE ? < {DECIDED} AND ? NOT IN held", (round, round)))
 
 
 def count_sealed(ask: Ask) -> int:
@@ -96,12 +105,20 @@ def segment_names(ask: Ask) -> list[str]:
     return [str(name) for (name,) in ask("SELECT name FROM segments ORDER BY first", ())]
 
 
-def record_segment(writer: sqlite3.Connection, marker: Marker, instead_of: Sequence[str] = ()) -> None:
-    """Note a published segment, in place of others if there are any, in one transaction."""
-    with transaction(writer):
-        writer.executemany("DELETE FROM segments WHERE name = ?", [(name,) for name in instead_of])
-        values = (marker.first, marker.last, marker.name, marker.count, marker.bytes)
-        writer.execute("INSERT INTO segments (first, last, name, count, bytes) VALUES (?, ?, ?, ?, ?)", values)
+def is_spare(ask: Ask, marker: Marker) -> bool:
+    """Return whether a segment that the ledger does not know can go: its rounds are elsewhere, or thinned out."""
+    elsewhere = """EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round)
+        OR EXISTS (SELECT 1 FROM segments WHERE rounds.round BETWEEN first AND last)"""
+    question = f"""SELECT 1 FROM rounds WHERE round BETWEEN ? AND ? AND NOT ({elsewhere})
+        AND (round >= {DECIDED} OR round IN held OR round IN (SELECT round FROM thinned)) LIMIT 1"""
+    return not ask(question, (marker.first, marker.last))
+
+
+def record_segments(writer: sqlite3.Connection, markers: Sequence[Marker], instead_of: Sequence[str] = ()) -> None:
+    """Note published segments, in place of others if there are any; it belongs to a ``transaction``."""
+    writer.executemany("DELETE FROM segments WHERE name = ?", [(name,) for name in instead_of])
+    values = [(marker.first, marker.last, marker.name, marker.count, marker.bytes) for marker in markers]
+    writer.executemany("INSERT INTO segments (first, last, name, count, bytes) VALUES (?, ?, ?, ?, ?)", values)
 
 
 def drop_payloads(lend: Callable[[], Any], rounds: Sequence[int]) -> None:
@@ -116,7 +133,7 @@ def drop_payloads(lend: Callable[[], Any], rounds: Sequence[int]) -> None:
         with lend() as writer:
             with transaction(writer):
                 writer.executemany("DELETE FROM payloads WHERE round = ?", some)
-            writer.execute("PRAGMA incremental_vacuum").fetchall()
+            writer.executescript("PRAGMA incremental_vacuum")  # ``execute`` would free one page only
 
 
 def ledger_bytes(ask: Ask) -> int:

@@ -1,7 +1,6 @@
 """Seal rounds: from the ledger into the archive, beside ingest; the ledger's copy goes when there is too much of it."""
 
 import logging
-import threading
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,10 +12,7 @@ from streams.archive.columns import layout
 from streams.archive.segment import Kept
 from streams.history import History
 from streams.ledger import HistoryDamaged
-
-POLL_SECONDS = 1.0
-PAUSE_SECONDS = 30.0
-"""How long an archive that could not be written is left alone."""
+from streams.transaction import transaction
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +47,8 @@ def seal_next(history: History, settings: SealingSettings) -> Marker | None:
     if not rounds:
         return None
     marker = history.archive.publish(rounds)
-    with history.writing() as writer:
-        sealed.record_segment(writer, marker)
+    with history.writing() as writer, transaction(writer):
+        sealed.record_segments(writer, [marker])
     return marker
 
 
@@ -67,7 +63,9 @@ def take_rounds(history: History, first: int, settings: SealingSettings) -> list
         try:
             kept = Kept(history.entry(round), history.payload(round))
             its = layout(kept.payload)
-        except (HistoryDamaged, sealed.RoundThinned, ValueError) as error:
+        except sealed.RoundThinned:
+            continue
+        except (HistoryDamaged, ValueError) as error:
             _log.error("round %d is not sealed: %s", round, error)
             continue
         if columns not in (None, its):
@@ -102,41 +100,21 @@ def relieve_ledger(history: History, limit: int) -> int:
     return relieved
 
 
-class Sealer:
-    """Seals rounds in a thread of its own, for as long as the daemon lives."""
+def tidy(history: History) -> list[Marker]:
+    """Remove from the archive what a sealer that was killed has left behind; the ledger knows where else it all is.
 
-    def __init__(self, history: History, settings: SealingSettings) -> None:
-        """Begin: what a killed sealer left behind goes first."""
-        self._history, self._settings = history, settings
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sealing", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Finish the segment that is being written, and end the thread."""
-        self._closing.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        tidied = False
-        while not self._closing.is_set():
-            try:
-                if not tidied:
-                    tidy(self._history)
-                    tidied = True
-                if seal_next(self._history, self._settings) is None:
-                    relieve_ledger(self._history, self._settings.ledger_bytes)
-                    self._closing.wait(POLL_SECONDS)
-            except Exception as error:  # Arrivals are durable without: an archive that is away is waited for.
-                _log.error("rounds cannot be sealed, again in %g s: %s: %s", PAUSE_SECONDS, type(error).__name__, error)
-                self._closing.wait(PAUSE_SECONDS)
-
-
-def tidy(history: History) -> None:
-    """Remove from the archive what the ledger does not know: what a sealer that was killed has left behind."""
+    Returns the segments that the ledger does not know and cannot do without, which stay.
+    """
     known = set(sealed.segment_names(history.ask))
-    archive = history.archive
+    archive, needed = history.archive, []
     for name in archive.names():
-        if name not in known:
+        if name in known:
+            continue
+        marker = archive.marker(name)
+        if sealed.is_spare(history.ask, marker):
             archive.discard(name)
+        else:
+            _log.error("the ledger does not know the segment %s, and lacks its rounds: verify with --repair", name)
+            needed.append(marker)
     archive.tidy()
+    return needed

@@ -66,7 +66,12 @@ def _known(writer: sqlite3.Connection, record: Record) -> Receipt | Conflict | N
 def _insert(writer: sqlite3.Connection, record: Record, round: int) -> Receipt:
     crc = google_crc32c.value(record.payload)
     entry = Entry(round, record.id, record.source, record.digest, crc, record.arrived, record.cursor)
-    columns = f"({', '.join(Entry._fields)}) VALUES ({', '.join('?' * len(entry))})"
-    writer.execute(f"INSERT INTO rounds {columns}", entry)
+    insert_entry(writer, entry, len(record.payload))
     writer.execute("INSERT INTO payloads VALUES (?, ?)", (round, record.payload))
     return Receipt(record.id, round, duplicate=False)
+
+
+def insert_entry(writer: sqlite3.Connection, entry: Entry, size: int) -> None:
+    """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
+    names = (*Entry._fields, "bytes")
+    writer.execute(f"INSERT INTO rounds ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", (*entry, size))

@@ -5,16 +5,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 
-from streams import ledger
+from streams import ledger, sealed
+from streams.archive.archive import Archive
 from streams.arrivals import Rejected
+from streams.ledger import HistoryDamaged
 from streams.spec import Limits
 from streams.wire import check_id, decode_kept
 
 _ROUNDS_AT_ONCE = 1_000
+_WHOLE = (
+    "SELECT id, crc, EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round) FROM rounds WHERE round = ?"
+)
 
 
 class Verification(NamedTuple):
@@ -23,7 +28,8 @@ class Verification(NamedTuple):
     ``rounds`` is how many were committed when the reading began; ``gaps`` are numbers that no task has; ``missing``
     have no payload; ``damaged`` have a payload that fails its checksum or does not decode; ``stray`` are payloads
     of no round; ``ids`` have an id that is not well-formed or does not lead back to the round; ``structure`` is
-    what SQLite says of the file itself.
+    what SQLite says of the file itself, ``archive`` what is wrong with each sealed segment. A round that is damaged in
+    one of ledger and archive and whole in the other is in these lists, too, for it has lost its second copy.
     """
 
     rounds: int
@@ -33,6 +39,7 @@ class Verification(NamedTuple):
     stray: tuple[int, ...]
     ids: tuple[int, ...]
     structure: tuple[str, ...]
+    archive: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -48,6 +55,8 @@ class _Found:
     stray: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     structure: list[str] = field(default_factory=list)
+    archive: list[str] = field(default_factory=list)
+    sealed: set[int] = field(default_factory=set)  # rounds that read back from the archive and are only there
 
 
 def verify(path: str | PathLike[str], progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -63,12 +72,14 @@ def verify(path: str | PathLike[str], progress: Callable[[int, int], None] | Non
     Raises:
         HistoryMissing: if there is none.
         HistoryFormatError: if it is something else, or of another format.
+        ArchiveAway: if its archive cannot be reached.
     """
     file = Path(path) / ledger.FILE
     connection = ledger.connect(file, write=False)
     found = _Found()
     try:
         rounds = _last(connection, found) + 1
+        _check_archive(connection, Path(path), found)
         for first in range(0, rounds, _ROUNDS_AT_ONCE):
             after = min(first + _ROUNDS_AT_ONCE, rounds)
             for round in range(first, after):
@@ -87,6 +98,7 @@ def verify(path: str | PathLike[str], progress: Callable[[int, int], None] | Non
         stray=tuple(found.stray),
         ids=tuple(found.ids),
         structure=tuple(found.structure),
+        archive=tuple(found.archive),
     )
 
 
@@ -101,6 +113,40 @@ def _last(connection: sqlite3.Connection, found: _Found) -> int:
     return last
 
 
+def _check_archive(connection: sqlite3.Connection, folder: Path, found: _Found) -> None:
+    """Read every segment, and compare each of its rounds with what the ledger knows of it."""
+    try:
+        archive = Archive(sealed.place_of(ask_of(connection), folder))
+        for name in sealed.segment_names(ask_of(connection)):
+            _check_segment(connection, archive, name, found)
+    except sqlite3.DatabaseError as error:
+        found.structure.append(f"segments: {error}")
+
+
+def _check_segment(connection: sqlite3.Connection, archive: Archive, name: str, found: _Found) -> None:
+    try:
+        found.archive.extend(f"{name}: {wrong}" for wrong in archive.check_files(archive.marker(name)))
+        rounds = archive.read_all(name)
+    except HistoryDamaged as error:
+        found.archive.append(str(error))
+        return
+    for entry, payload in rounds:
+        rows = connection.execute(_WHOLE, (entry.round,)).fetchall()
+        if rows and rows[0][:2] == (entry.id, entry.crc) and _reads_back(payload, entry.crc):
+            found.sealed |= set() if rows[0][2] else {entry.round}
+        else:
+            found.archive.append(f"{name}: round {entry.round} is not what the ledger knows of it")
+
+
+def ask_of(connection: sqlite3.Connection) -> sealed.Ask:
+    """Return what puts questions to the ledger by one connection."""
+
+    def ask(question: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        return connection.execute(question, values).fetchall()
+
+    return ask
+
+
 def _check_round(connection: sqlite3.Connection, round: int, found: _Found) -> None:
     try:
         rows = connection.execute("SELECT id, crc FROM rounds WHERE round = ?", (round,)).fetchall()
@@ -111,11 +157,13 @@ def _check_round(connection: sqlite3.Connection, round: int, found: _Found) -> N
         if not _leads_back(connection, id, round):
             found.ids.append(round)
         payloads = connection.execute("SELECT payload FROM payloads WHERE round = ?", (round,)).fetchall()
+        elsewhere = round in found.sealed or sealed.is_thinned(ask_of(connection), round)
     except (sqlite3.DatabaseError, UnicodeError):
         found.damaged.append(round)
         return
     if not payloads:
-        found.missing.append(round)
+        if not elsewhere:
+            found.missing.append(round)
     elif not _reads_back(payloads[0][0], crc):
         found.damaged.append(round)
 

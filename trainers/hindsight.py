@@ -40,7 +40,8 @@ def refresh_hindsight(
     whatever it finds is no better than the minimum, so the loss is an upper bound of it and the
     regret against it a lower bound. At most ``evaluate`` rounds, spread evenly with a random offset,
     are evaluated; with fewer than all, the standard error of the sum is that of a stratified sample.
-    Rounds in ``skipped`` count for no learner, so they are left out.
+    Rounds in ``skipped`` count for no learner, so they are left out. Those that retention has thinned out are stood
+    for by those that it has kept.
     Returns None as soon as ``proceed()`` is false.
     """
     engine = setup.engine(setup.start)
@@ -50,7 +51,7 @@ def refresh_hindsight(
     how, limit = setup.how, setup.memory_limit
     finder = PathFinder(total, setup.batch, how=how, memory_limit=limit, folder=setup.programs, compiles=False)
     gradient = sum_finite(total)
-    counted = [round for round in range(rounds) if round not in skipped]
+    counted = [round for round in setup.past.kept(rounds) if round not in skipped]
     for step in range(steps if counted else 0):
         if not proceed():
             return None
@@ -60,11 +61,12 @@ def refresh_hindsight(
         engine.apply(*gradient(engine.meta(), tasks, [pick.weight for pick in picks]))
     losses = []
     stretches = _stretches(len(counted), evaluate)
+    share = sum(round not in skipped for round in range(rounds)) / max(1, len(counted))
     for index in _one_of_each(setup.seed, stretches):
         if not proceed():
             return None
         losses.append(score_task(setup.inner, engine.meta(), setup.past[counted[index]]).loss_after)
-    return Hindsight(_summarise(losses, rounds, [len(stretch) for stretch in stretches]), engine.save())
+    return Hindsight(_summarise(losses, rounds, [share * len(stretch) for stretch in stretches]), engine.save())
 
 
 def _stretches(count: int, evaluate: int) -> list[range]:
@@ -79,7 +81,7 @@ def _one_of_each(seed: int, stretches: list[range]) -> list[int]:
     return [stretch[int(random.integers(len(stretch)))] for stretch in stretches]
 
 
-def _summarise(losses: list[float], rounds: int, lengths: list[int]) -> Comparator:
+def _summarise(losses: list[float], rounds: int, lengths: list[float]) -> Comparator:
     """Sum the losses, each standing for as many rounds as its stretch is long.
 
     A loss that stands for m rounds adds m (m - 1) s^2 to the variance, s^2 being that of all the losses:

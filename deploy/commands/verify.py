@@ -1,26 +1,66 @@
-"""online-meta verify: read all of a history."""
+"""online-meta verify: read all of a history, and mend what is held twice."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.progress import Progress
 
 from deploy.exits import BROKEN
+from streams import ledger
+from streams.repair import rebuild_ledger, repair
+from streams.sealed import FOLDER, Location
 from streams.verify import Verification, verify
 
 
 @click.command("verify")
 @click.argument("history_dir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(history_dir: Path, as_json: bool) -> int:
-    """Read every round of the history in HISTORY_DIR; check every checksum and the order. Exit 70 on damage."""
-    with Progress(transient=True, disable=as_json or not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("reading rounds", total=None)
-        found = verify(history_dir, lambda done, total: progress.update(bar, completed=done, total=total))
-    click.echo(json.dumps({"clean": found.clean, **found._asdict()}) if as_json else describe(found, history_dir))
+@click.option("--repair", "mend", is_flag=True, help="Mend what has a second copy; the daemon must be stopped.")
+@click.option("--archive", metavar="FOLDER|URL", help="Where the archive is, if the ledger that knows it is lost.")
+def command(history_dir: Path, as_json: bool, mend: bool, archive: str | None) -> int:
+    """Read every round of the history in HISTORY_DIR, ledger and archive; check every checksum and the order.
+
+    Exit 70 on damage. With --repair, what is damaged in the ledger is taken from the archive and the other way round,
+    and a ledger that is gone is made anew from the archive; what has no second copy is named and left as it is.
+    """
+    said: dict[str, Any] = {}
+    if mend and not (history_dir / ledger.FILE).exists() and (archive or (history_dir / FOLDER).exists()):
+        said["rebuilt"] = rebuild_ledger(history_dir, Location(archive))
+    found = _read_all(history_dir, as_json)
+    if mend and not found.clean:
+        repairs = repair(history_dir, found)
+        said["repairs"] = repairs._asdict()
+        found = _read_all(history_dir, as_json)
+    if as_json:
+        click.echo(json.dumps({"clean": found.clean, **found._asdict(), **said}))
+    else:
+        click.echo("\n".join([*_tell(said), describe(found, history_dir)]))
     return 0 if found.clean else BROKEN
+
+
+def _read_all(folder: Path, quiet: bool) -> Verification:
+    with Progress(transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("reading rounds", total=None)
+        return verify(folder, lambda done, total: progress.update(bar, completed=done, total=total))
+
+
+def _tell(said: dict[str, Any]) -> list[str]:
+    """Say what was mended, a line for each kind."""
+    told = []
+    if "rebuilt" in said:
+        told.append(f"the ledger was made anew from the archive, with {said['rebuilt']} rounds")
+    repairs = said.get("repairs", {})
+    words = {
+        "from_archive": "now read from the archive, their copies in the ledger were damaged",
+        "segments": "segments written anew from the ledger",
+        "strays": "payloads of no round, removed",
+        "lost": "damaged segments of which the ledger has no copy: restore them from a backup",
+    }
+    told += [f"{words[kind]}: {_list(values)}" for kind, values in repairs.items() if values]
+    return told
 
 
 def describe(found: Verification, folder: Path) -> str:
@@ -28,5 +68,9 @@ def describe(found: Verification, folder: Path) -> str:
     if found.clean:
         return f"{folder}: {found.rounds} rounds, all whole and in order"
     kinds = {name: values for name, values in found._asdict().items() if name != "rounds" and values}
-    told = [f"  {name}: {', '.join(str(value) for value in values)}" for name, values in kinds.items()]
+    told = [f"  {name}: {_list(values)}" for name, values in kinds.items()]
     return "\n".join([f"{folder}: {found.rounds} rounds, DAMAGED", *told])
+
+
+def _list(values: tuple[object, ...]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -101,7 +101,9 @@ class FollowTheMetaLeader:
         return Learned(tuple(replayed), tuple(reports))
 
     def _step(self, step: int) -> tuple[list[int], StepReport]:
-        picks = self._replay(Draw(self._seed, self.round - 1, step, self.round, self._batch))
+        kept = self._past.kept(self.round)
+        draws = self._replay(Draw(self._seed, self.round - 1, step, len(kept), self._batch))
+        picks = [Pick(kept[draw.round], draw.weight) for draw in draws]
         rank, world = self.engine.rank, self.engine.world
         self._past.hand_out([[pick.round for pick in picks[other::world]] for other in range(world)])
         if self.engine.gather is None:

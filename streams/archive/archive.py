@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,12 @@ class Archive:
             if name in self._open:
                 self._open.move_to_end(name)
                 return self._open[name]
+        path = f"{SEGMENTS}/{name}"
+        sizes = {file: was.bytes for file, was in self.marker(name).files.items()}
         with naming(name, self.away):
-            segment = Segment(self._place.store(f"{SEGMENTS}/{name}"))
+            if wrong := _differing(sizes, self._place.sizes(path)):
+                raise ValueError("; ".join(wrong))
+            segment = Segment(self._place.store(path))
         with self._opening:
             self._open[name] = segment
             while len(self._open) > _OPEN:
@@ -110,14 +114,17 @@ class Archive:
         with naming(name, self.away):
             return segment.payload(round)
 
+    def read_all(self, name: str) -> list[Kept]:
+        """Return all rounds of a segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with naming(name, self.away):
+            return segment.read_all()
+
     def check_files(self, marker: Marker) -> list[str]:
         """Return what is wrong with the files of a segment: each that is gone, new, or not what was written."""
         with naming(marker.name, self.away):
             found = self._place.files(f"{SEGMENTS}/{marker.name}")
-        gone = [f"{name} is missing" for name in marker.files if name not in found]
-        new = [f"{name} is not one of its files" for name in found if name not in marker.files]
-        other = [f"{name} is damaged" for name, was in marker.files.items() if found.get(name, was) != was]
-        return [*gone, *new, *other]
+        return _differing(marker.files, found)
 
     def discard(self, name: str) -> None:
         """Take a segment away: first its marker, then its files."""
@@ -132,6 +139,12 @@ class Archive:
         for name in self._place.names(SEGMENTS):
             if name not in published:
                 self._place.remove(f"{SEGMENTS}/{name}")
+
+
+def _differing(was: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
+    gone = [f"{name} is missing" for name in was if name not in found]
+    new = [f"{name} is not one of its files" for name in found if name not in was]
+    return [*gone, *new, *(f"{name} is damaged" for name in was if name in found and found[name] != was[name])]
 
 
 @contextlib.contextmanager

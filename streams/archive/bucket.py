@@ -1,5 +1,6 @@
 """An archive in an object store: S3, Google Cloud Storage, Azure and what else obstore speaks."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -11,7 +12,20 @@ from obstore.store import from_url
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore
 
-from streams.archive.place import FileSum, below
+from streams.archive.place import FileSum
+
+CLIENT_OPTIONS = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "http1_only",
+    "http2_only",
+    "pool_idle_timeout",
+    "proxy_url",
+    "timeout",
+    "user_agent",
+)
+"""Options that obstore wants apart from those of the store; given among them, it panics."""
 
 
 class Bucket:
@@ -25,11 +39,18 @@ class Bucket:
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any]) -> Self:
-        """Name the store; nothing is asked of it yet. Raises ``ValueError`` for what obstore does not know."""
+        """Name the store; nothing is asked of it yet.
+
+        Options of the HTTP client, such as "allow_http", may stand among the others. Raises ``ValueError`` for what
+        obstore does not know.
+        """
+        own = {name: value for name, value in options.items() if name not in CLIENT_OPTIONS}
+        client = {**{name: options[name] for name in options if name not in own}, **own.pop("client_options", {})}
+        options = {**own, "client_options": client}
         try:
             return cls(url, options, from_url(url, **options))
         except BaseError as error:
-            raise ValueError(f"the archive {url!r} cannot be opened: {error}") from error
+            raise ValueError(f"the archive {url!r} cannot be opened: {str(error).splitlines()[0]}") from error
 
     def store(self, path: str) -> Store:
         """Return the Zarr store below ``path``."""
@@ -49,25 +70,25 @@ class Bucket:
     def files(self, path: str) -> dict[str, FileSum]:
         """Read all files below ``path`` back."""
         found = {}
-        for file in sorted(self._paths(path)):
-            data = self.get(file)
-            found[file[len(path) + 1 :]] = FileSum(len(data), hashlib.sha256(data).hexdigest())
+        for name in self.sizes(path):
+            data = self.get(f"{path}/{name}")
+            found[name] = FileSum(len(data), hashlib.sha256(data).hexdigest())
         return found
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """List all files below ``path``."""
+        return {file[len(path) + 1 :]: size for file, size in sorted(self._list(path))}
 
     def names(self, path: str) -> list[str]:
         """Return what lies right below ``path``."""
-        return below(path, self._paths(path))
+        return sorted({name.split("/")[0] for name in self.sizes(path)})
 
     def remove(self, path: str) -> None:
         """Remove the file ``path`` and all that lies below it."""
-        paths = [path, *self._paths(path)]
-        for file in paths:
-            try:
+        for file in (path, *(file for file, _ in self._list(path))):
+            with contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._root, file)
-            except FileNotFoundError:
-                continue
 
-    def _paths(self, path: str) -> Iterator[str]:
+    def _list(self, path: str) -> Iterator[tuple[str, int]]:
         for some in obstore.list(self._root, prefix=f"{path}/"):
-            for file in some:
-                yield file["path"]
+            yield from ((file["path"], file["size"]) for file in some)

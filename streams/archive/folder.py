@@ -50,8 +50,13 @@ class Folder:
     def files(self, path: str) -> dict[str, FileSum]:
         """Read all files below ``path``."""
         top = self._root / path
+        return {name: _sum(top / name) for name in self.sizes(path)}
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """List all files below ``path``."""
+        top = self._root / path
         found = sorted(file for file in top.rglob("*") if file.is_file())
-        return {file.relative_to(top).as_posix(): _sum(file) for file in found}
+        return {file.relative_to(top).as_posix(): file.stat().st_size for file in found}
 
     def names(self, path: str) -> list[str]:
         """List a folder; a file that is being written is not there yet."""

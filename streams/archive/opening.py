@@ -18,10 +18,13 @@ def open_place(url: str, options: Mapping[str, Any]) -> Place:
 
     Raises:
         ValueError: if the URL or an option is not known.
+        ImportError: if it is an object store, and obstore is not installed.
     """
     if is_url(url):
-        from streams.archive.bucket import Bucket  # obstore is only needed by those who have one
-
+        try:
+            from streams.archive.bucket import Bucket  # obstore is only needed by those who have one
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{url!r} needs obstore: pip install 'online-meta[object-store]'") from error
         return Bucket.open(url, options)
     if options:
         raise ValueError(f"archive_options are for object stores; {url!r} is a folder and has none")

@@ -1,6 +1,5 @@
 """Where an archive lies: what folders and object stores have in common."""
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from zarr.abc.store import Store
@@ -34,16 +33,13 @@ class Place(Protocol):
         """Return a file's content; raises ``FileNotFoundError``."""
 
     def files(self, path: str) -> dict[str, FileSum]:
-        """Return all files below ``path``, by their path from there."""
+        """Read all files below ``path``, and return what they are by their path from there."""
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Return the size of all files below ``path``, by their path from there; none is read."""
 
     def names(self, path: str) -> list[str]:
         """Return what lies right below ``path``, files and folders, in order; nothing where there is no such path."""
 
     def remove(self, path: str) -> None:
         """Remove the file ``path`` or all that lies below it; nothing happens where there is nothing."""
-
-
-def below(prefix: str, paths: Iterator[str]) -> list[str]:
-    """Return the first part of each path below ``prefix``, in order and each once."""
-    skip = len(prefix.rstrip("/")) + 1
-    return sorted({path[skip:].split("/")[0] for path in paths if path[skip:]})

@@ -76,6 +76,7 @@ def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         chunks=(chunk, *map(_some, rest)),
         shards=(-(-rows // chunk) * chunk, *map(_some, rest)),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        config={"write_empty_chunks": True},  # A chunk that is not there would be read as zeros.
     )
     if values.size:
         array[...] = values

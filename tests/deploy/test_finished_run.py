@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
+from streams.history import History
+from streams.sealing import SealingSettings, seal_next
 from tests.daemon import write_request
 from tests.deploy.conftest import Cli
 from tests.deploy.finished import ROUNDS, Finished, lines
@@ -138,3 +140,37 @@ def test_a_checkpoint_adapts_as_the_daemon_does(cli: Cli, finished: Finished, tm
     alone, served = load((tmp_path / "out").read_bytes()), load(finished.predicted)
     assert alone.keys() == served.keys()
     assert torch.equal(alone["predictions"], served["predictions"])
+
+
+def test_verify_mends_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+    history = shutil.copytree(finished.run / "history", tmp_path / "history")
+    with History.open(history, write=True) as opened:
+        assert seal_next(opened, SealingSettings(segment_rounds=10)) is not None
+    damage(history, 7)
+    damage(history, 11)
+    ended = cli("verify", history, "--repair")
+    assert ended.code == 70
+    assert ended.out.splitlines() == [
+        "now read from the archive, their copies in the ledger were damaged: 7",
+        f"{history}: {ROUNDS} rounds, DAMAGED",
+        "  damaged: 11",
+    ]
+    with History.open(history, write=True) as running:
+        ended = cli("verify", history, "--repair")
+        assert ended.code == 75
+        assert "has a writer already; stop it first" in ended.err
+        assert len(running) == ROUNDS
+
+
+def test_verify_makes_a_lost_ledger_anew(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+    history = shutil.copytree(finished.run / "history", tmp_path / "history")
+    with History.open(history, write=True) as opened:
+        assert seal_next(opened, SealingSettings(segment_rounds=ROUNDS)) is not None
+    for file in history.glob("ledger.sqlite*"):
+        file.unlink()
+    ended = cli("verify", history)
+    assert (ended.code, "there is no history here" in ended.err) == (78, True)
+    ended = cli("verify", history, "--repair", "--json")
+    assert (ended.code, json.loads(ended.out)["rebuilt"]) == (0, ROUNDS)
+    ended = cli("replay", finished.config, "--history", history, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err

@@ -20,6 +20,8 @@ from tests.daemon import wait_for
 from tests.recovery.served import Served, hash_of
 
 SEED = 11
+SEALED = "[history.sealing]\nsegment_rounds = 7\nledger_bytes = 0\n"
+"""All that can be sealed is, and is then read from the archive alone."""
 
 
 def body(number: int) -> bytes:
@@ -55,7 +57,7 @@ def finish(served: Served, rounds: int) -> None:
 @pytest.mark.parametrize("together", [1, 8])
 def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, together: int) -> None:
     chance = random.Random(SEED + together)
-    served = Served(tmp_path / "killed", together)
+    served = Served(tmp_path / "killed", together, SEALED if together == 1 else "")
     client = Client(served)
     client.start()
     victims = ["daemon", "trainer", "hindsight"] * kills
@@ -75,6 +77,8 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
             assert history.find(id) == round
             assert history.payload(round) == body(int(id[1:]))
     assert verify(served.run / "history").clean
+    segments = list((served.run / "history" / "archive" / "markers").glob("*.json"))
+    assert len(segments) == (len(acknowledged) // 7 if together == 1 else 0)
     lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == list(range(len(acknowledged)))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from online_meta.types import Task
-from streams import ledger
+from streams import ledger, wal
 from streams.arrivals import Conflict, Receipt, Record
 from streams.history import History
 from streams.ledger import HistoryBusy
@@ -187,20 +187,20 @@ def test_a_commit_waits_for_the_disk(history: History) -> None:
 def test_the_log_is_cut_back_after_a_long_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_record: Make
 ) -> None:
-    monkeypatch.setattr(ledger, "WAL_BYTES", 500_000)
+    monkeypatch.setattr(wal, "MOST_BYTES", 500_000)
     with History.open(tmp_path, write=True) as history, history._reader() as long:
         big = make_record(0)._replace(payload=b"x" * 100_000)
         long.execute("BEGIN")
         assert long.execute("SELECT count(*) FROM rounds").fetchall() == [(0,)]
         for n in range(20):
             history.append([big._replace(id=f"big-{n}")])
-        held = history._wal_size()
+        held = wal.size(tmp_path / ledger.FILE)
         assert held > 2_000_000
         assert long.execute("SELECT count(*) FROM rounds").fetchall() == [(0,)]
         long.execute("COMMIT")
         for n in range(20, 40):
             history.append([big._replace(id=f"big-{n}")])
-        assert history._wal_size() < 1_000_000
+        assert wal.size(tmp_path / ledger.FILE) < 1_000_000
         assert history.size_bytes() > 4_000_000
         assert len(history) == 40
 

@@ -1,0 +1,171 @@
+"""Which past rounds are kept for replay, when not all can be: thinned out so that those that stay are a fair sample.
+
+A decision is written down before the next round is committed, so that it is a fact of the history: learners of that
+round and of all later ones do without the rounds that it takes, whenever and however often they are played. Rounds
+that are taken keep their number and their id; their tasks are removed when no checkpoint is older than the decision.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, overload
+
+import numpy as np
+from annotated_types import Ge, Gt
+from numpy.typing import NDArray
+
+from streams.history import History
+from streams.sealed import DECIDED, Ask
+from streams.transaction import transaction
+
+DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class RetentionSettings:
+    """What is kept for replay; without a limit, everything.
+
+    Between two decisions a tenth more than the limits may be kept.
+
+    Attributes:
+        rounds: at most so many rounds.
+        bytes: at most so many bytes of payloads, as they arrived.
+        age_days: none that arrived so many days before the newest one.
+        thin: "reservoir" keeps each round with the same probability, "stratified" as many of each source, as far as it
+            has them, and each of a source's rounds with the same probability.
+    """
+
+    rounds: Annotated[int, Ge(1)] | None = None
+    bytes: Annotated[int, Ge(1)] | None = None
+    age_days: Annotated[float, Gt(0)] | None = None
+    thin: Literal["reservoir", "stratified"] = "reservoir"
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return (self.rounds, self.bytes, self.age_days) != (None, None, None)
+
+
+class Candidates(NamedTuple):
+    """Rounds that may be kept, with what decides on it: ``arrived`` in unix seconds, ``bytes`` of the payload."""
+
+    rounds: NDArray[np.int64]
+    sources: NDArray[np.str_]
+    arrived: NDArray[np.float64]
+    bytes: NDArray[np.int64]
+
+
+class KeptRounds(Sequence[int]):
+    """The rounds below ``count`` that are kept: the ``sample`` of those below ``decided``, and all from there on."""
+
+    def __init__(self, sample: NDArray[np.int64], decided: int, count: int) -> None:
+        """``sample`` is in ascending order."""
+        self._sample, self._rest = sample, range(decided, count)
+
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self._sample) + len(self._rest)
+
+    @overload
+    def __getitem__(self, at: int, /) -> int: ...
+    @overload
+    def __getitem__(self, at: slice, /) -> Sequence[int]: ...
+    def __getitem__(self, at: int | slice, /) -> int | Sequence[int]:
+        """Return the round in that place, in ascending order; of a slice, a list of them."""
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"{at} is not among the {len(self)} rounds that are kept")
+        at %= len(self)
+        return int(self._sample[at]) if at < len(self._sample) else self._rest[at - len(self._sample)]
+
+
+def last_decision(ask: Ask, count: int) -> int:
+    """Return the decision that holds after ``count`` rounds, as the number of rounds there were; 0: none."""
+    return int(ask("SELECT coalesce(max(decided), 0) FROM decisions WHERE decided < ?", (count,))[0][0])
+
+
+def sample_of(ask: Ask, decided: int) -> NDArray[np.int64]:
+    """Return the rounds before the decision that it has kept, in ascending order.
+
+    As long as a checkpoint is older than a later decision, what that one took is still known.
+    """
+    question = """SELECT round FROM held WHERE round < ?
+        UNION SELECT round FROM thinned WHERE round < ? AND decided > ? ORDER BY round"""
+    return np.array([round for (round,) in ask(question, (decided,) * 3)], np.int64)
+
+
+def count_gone(ask: Ask) -> int:
+    """Return how many rounds have been removed."""
+    question = f"""SELECT min(count(*), {DECIDED}) - (SELECT count(*) FROM held) - (SELECT count(*) FROM thinned)
+        FROM rounds WHERE round < {DECIDED}"""
+    return int(ask(question, ())[0][0])
+
+
+def choose(candidates: Candidates, settings: RetentionSettings) -> NDArray[np.bool_]:
+    """Return which candidates are kept: a pure function, and one that never wants back what it gave up before.
+
+    Each round has a priority, a hash of its number; of those that are young enough, those of the lowest priorities
+    stay, as many as the limits allow.
+    """
+    keep = np.ones(len(candidates.rounds), bool)
+    if settings.age_days is not None:
+        keep &= candidates.arrived >= candidates.arrived.max(initial=0.0) - settings.age_days * DAY_SECONDS
+    order = np.argsort(priorities(candidates.rounds), kind="stable")
+    order = order[keep[order]]
+    if settings.thin == "stratified":
+        order = _take_turns(order, candidates.sources)
+    if settings.rounds is not None:
+        order = order[: settings.rounds]
+    if settings.bytes is not None:
+        order = order[np.cumsum(candidates.bytes[order]) <= settings.bytes]
+    chosen = np.zeros_like(keep)
+    chosen[order] = True
+    return chosen
+
+
+def _take_turns(order: NDArray[np.int64], sources: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Return ``order`` so that the sources take turns: the first of each, then the second of each, and so on."""
+    turn = np.zeros(len(order), np.int64)
+    for source in np.unique(sources[order]):
+        of_source = sources[order] == source
+        turn[of_source] = np.arange(of_source.sum())
+    return order[np.argsort(turn, kind="stable")]
+
+
+def priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of each round, uniform over 64 bits (the finalizer of SplitMix64, Steele et al., 2014)."""
+    with np.errstate(over="ignore"):
+        mixed = (rounds.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def thin(history: History, settings: RetentionSettings) -> int:
+    """Decide which rounds are kept from now on; returns how many are taken out of play, 0 if too few to bother.
+
+    Raises:
+        HistoryFull: if the disk takes no more; nothing is decided then.
+    """
+    candidates = _candidates(history.ask)
+    taken = candidates.rounds[~choose(candidates, settings)].tolist()
+    if len(taken) <= len(candidates.rounds) // 11:
+        return 0
+    with history.writing() as writer, transaction(writer):
+        before = last_decision(history.ask, len(history) + 1)
+        decided = int(writer.execute("SELECT max(round) + 1 FROM rounds").fetchall()[0][0])
+        writer.execute("INSERT OR IGNORE INTO decisions VALUES (?)", (decided,))
+        writer.execute("INSERT INTO held SELECT round FROM rounds WHERE round >= ?", (before,))
+        writer.executemany("DELETE FROM held WHERE round = ?", [(round,) for round in taken])
+        writer.executemany("INSERT INTO thinned VALUES (?, ?)", [(round, decided) for round in taken])
+    return len(taken)
+
+
+def _candidates(ask: Ask) -> Candidates:
+    question = f"""SELECT round, source, arrived, coalesce(bytes, 0) FROM rounds
+        WHERE round IN held OR round >= {DECIDED} ORDER BY round"""
+    rows = ask(question, ())
+    rounds, sources, arrived, sizes = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return Candidates(
+        np.array(rounds, np.int64), np.array(sources, str), np.array(arrived, np.float64), np.array(sizes, np.int64)
+    )

@@ -1,0 +1,177 @@
+"""The same promises wherever an archive lies; damage of any byte of any file is found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from streams.archive.archive import Archive
+from streams.archive.opening import is_url, open_place
+from streams.archive.place import Place
+from streams.archive.segment import Kept, Segment, write_segment
+from streams.ledger import ArchiveAway, HistoryDamaged, HistoryFormatError
+from tests.streams.archive.object_store import Bucketed, free_port
+
+Keep = Callable[..., Kept]
+
+
+@pytest.fixture
+def rounds(keep: Keep) -> list[Kept]:
+    return [keep(round) for round in (3, 4, 5, 8, 9)]
+
+
+def test_what_is_published_is_read_back_by_whoever_opens_it(place: Place, rounds: list[Kept]) -> None:
+    marker = Archive(place).publish(rounds)
+    archive = Archive(place)
+    assert archive.names() == [marker.name]
+    assert archive.marker(marker.name) == marker
+    assert (marker.first, marker.last, marker.count) == (3, 9, 5)
+    assert archive.segment(marker.name).read_all() == rounds
+    assert [archive.payload(marker.name, kept.entry.round) for kept in rounds] == [kept.payload for kept in rounds]
+    assert archive.check_files(marker) == []
+
+
+def test_a_round_that_is_not_in_a_segment_is_damage_that_is_named(place: Place, rounds: list[Kept]) -> None:
+    archive = Archive(place)
+    marker = archive.publish(rounds)
+    for round in (0, 6, 10):
+        with pytest.raises(HistoryDamaged, match=marker.name):
+            archive.payload(marker.name, round)
+
+
+def test_anybody_reads_the_tensors_with_zarr_alone(tmp_path: Path, rounds: list[Kept]) -> None:
+    marker = Archive(open_place(str(tmp_path), {})).publish(rounds)
+    group = zarr.open_group(tmp_path / "segments" / marker.name, mode="r")
+    assert group["round"][:].tolist() == [3, 4, 5, 8, 9]
+    assert group["support_x_shape"][:].tolist() == [[4, 2], [5, 2], [6, 2], [2, 2], [3, 2]]
+    assert group["support_x"].dtype == np.float32
+    assert group["support_x"].shape == (40,)
+    assert group["support_y"].dtype == np.int64
+    assert json.loads(group["about"][: int(group["about_end"][0])].tobytes()) == ["id-3", "é", "3"]
+
+
+def test_a_segment_without_its_marker_is_not_there_and_is_tidied_away(place: Place, rounds: list[Kept]) -> None:
+    archive = Archive(place)
+    kept = archive.publish(rounds)
+    lost = archive.publish(rounds)
+    assert lost.name != kept.name
+    place.remove(f"markers/{lost.name}.json")
+    assert archive.names() == [kept.name]
+    archive.tidy()
+    assert place.names("segments") == [kept.name]
+    archive.discard(kept.name)
+    assert place.names("segments") == place.names("markers") == []
+
+
+def test_a_killed_writer_leaves_nothing_that_hinders_the_next(place: Place, rounds: list[Kept], keep: Keep) -> None:
+    archive = Archive(place)
+    path = "segments/000000000003-000000000009-0"
+    write_segment(place.store(path), [keep(round) for round in range(30)])
+    marker = archive.publish(rounds)
+    assert archive.segment(marker.name).read_all() == rounds
+    assert archive.check_files(marker) == []
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path, rounds: list[Kept]) -> None:
+    archive = Archive(open_place(str(tmp_path), {}))
+    marker = archive.publish(rounds)
+    for file in marker.files:
+        path = tmp_path / "segments" / marker.name / file
+        whole = path.read_bytes()
+        for at in {0, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(flipped(whole, at))
+            assert archive.check_files(marker) == [f"{file} is damaged"]
+        path.write_bytes(whole)
+    assert archive.check_files(marker) == []
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def test_a_flipped_bit_of_the_tensors_is_not_read_as_if_nothing_were(tmp_path: Path, rounds: list[Kept]) -> None:
+    """Each inner chunk has its own checksum: reading finds it without the marker."""
+    marker = Archive(open_place(str(tmp_path), {})).publish(rounds)
+    path = tmp_path / "segments" / marker.name / "support_x" / "c" / "0"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(flipped(whole, at))
+        with pytest.raises(HistoryDamaged, match=marker.name):
+            Archive(open_place(str(tmp_path), {})).payload(marker.name, 4)
+
+
+def test_missing_and_strange_files_are_found(place: Place, rounds: list[Kept]) -> None:
+    archive = Archive(place)
+    marker = archive.publish(rounds)
+    place.remove(f"segments/{marker.name}/query_x/c/0")
+    place.put(f"segments/{marker.name}/more", b"?")
+    assert archive.check_files(marker) == ["query_x/c/0 is missing", "more is not one of its files"]
+    with pytest.raises(HistoryDamaged, match=marker.name):
+        Archive(place).payload(marker.name, 3)
+
+
+def test_a_damaged_marker_is_found(place: Place, rounds: list[Kept]) -> None:
+    archive = Archive(place)
+    name = archive.publish(rounds).name
+    path = f"markers/{name}.json"
+    whole = place.get(path)
+    place.put(path, whole.replace(b'"last": 9', b'"last": 8'))
+    with pytest.raises(HistoryDamaged, match="its SHA-256 is not that of its content"):
+        archive.marker(name)
+    place.put(path, whole[:50])
+    with pytest.raises(HistoryDamaged, match=f"the marker of the segment {name} is damaged"):
+        archive.marker(name)
+    place.remove(path)
+    with pytest.raises(HistoryDamaged, match=f"{name} lacks a file"):
+        archive.marker(name)
+
+
+def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[Kept]) -> None:
+    archive = Archive(open_place(str(tmp_path), {}))
+    name = archive.publish(rounds).name
+    for file in (tmp_path / "markers" / f"{name}.json", tmp_path / "segments" / name / "zarr.json"):
+        file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(HistoryFormatError, match="has format 2; this online-meta reads 1"):
+        archive.marker(name)
+    with pytest.raises(HistoryFormatError, match="has format 2; this online-meta reads 1"):
+        archive.segment(name)
+
+
+def test_only_so_many_segments_stay_open(tmp_path: Path, keep: Keep) -> None:
+    archive = Archive(open_place(str(tmp_path), {}))
+    markers = [archive.publish([keep(round)]) for round in range(20)]
+    for _ in range(2):
+        for round, marker in enumerate(markers):
+            assert archive.payload(marker.name, round) == keep(round).payload
+    assert len(archive._open) == 16
+
+
+def test_an_object_store_that_is_away_is_no_damage(server: Bucketed, rounds: list[Kept]) -> None:
+    gone = {**server.options, "endpoint": f"http://127.0.0.1:{free_port()}"}
+    archive = Archive(open_place(server.url, {**gone, "retry_config": {"max_retries": 0}}))
+    with pytest.raises(ArchiveAway, match="cannot be reached"):
+        archive.publish(rounds)
+    with pytest.raises(ArchiveAway, match="cannot be reached"):
+        archive.payload("000000000003-000000000009-0", 3)
+
+
+def test_urls_and_folders_are_told_apart_and_wrong_ones_are_refused() -> None:
+    assert is_url("s3://bucket/prefix")
+    assert not is_url("/somewhere/else")
+    assert not is_url("C:\\somewhere")
+    with pytest.raises(ValueError, match="cannot be opened"):
+        open_place("ftp://server/folder", {})
+    with pytest.raises(ValueError, match="is a folder and has none"):
+        open_place("/somewhere", {"region": "x"})
+
+
+def test_segments_read_one_round_as_they_read_all(tmp_path: Path, keep: Keep) -> None:
+    rounds = [keep(round) for round in range(50)]
+    place = open_place(str(tmp_path), {})
+    write_segment(place.store("here"), rounds)
+    segment = Segment(place.store("here"))
+    assert segment.entries == [kept.entry for kept in rounds]
+    assert [segment.payload(round) for round in range(50)] == [kept.payload for kept in rounds]

@@ -1,0 +1,80 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from streams.archive.columns import Column, layout, put_together, take_apart
+from streams.archive.segment import Kept
+
+DTYPES = ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32"]
+DTYPES.append("float64")
+
+
+@st.composite
+def ragged_tasks(draw: st.DrawFn) -> list[bytes]:
+    """Payloads of one layout: the same tensors of the same dtypes and ranks, of any sizes, 0 too."""
+    tensors = draw(
+        st.dictionaries(
+            st.sampled_from(["support_x", "support_y", "query_x", "query_y"]),
+            st.tuples(st.sampled_from(DTYPES), st.integers(0, 4)),
+            min_size=1,
+        )
+    )
+    payloads = []
+    for _ in range(draw(st.integers(1, 5))):
+        arrays = {}
+        for name, (dtype, rank) in tensors.items():
+            shape = tuple(draw(st.integers(0, 3)) for _ in range(rank))
+            arrays[name] = np.frombuffer(
+                draw(st.binary(min_size=(n := int(np.prod(shape)) * np.dtype(dtype).itemsize), max_size=n)), dtype
+            ).reshape(shape)
+        payloads.append(save(arrays, draw(st.none() | st.just({"made": "here"}))))
+    return payloads
+
+
+@given(ragged_tasks())
+def test_payloads_come_back_from_columns_bit_by_bit(payloads: list[bytes]) -> None:
+    columns = take_apart(payloads)
+    starts = {
+        column: np.concatenate([[0], np.cumsum(np.prod(shapes, axis=1, dtype=np.int64))])
+        for column, shapes in columns.shapes.items()
+    }
+    ends = columns.headers.ends.tolist()
+    for at, payload in enumerate(payloads):
+        header = columns.headers.values[([0, *ends])[at] : ends[at]].tobytes()
+        parts = {column: columns.values[column][s[at] : s[at + 1]] for column, s in starts.items()}
+        assert put_together(header, parts) == payload
+
+
+def test_nothing_is_padded(keep: Callable[..., Kept]) -> None:
+    rounds = [keep(round) for round in range(20)]
+    columns = take_apart([kept.payload for kept in rounds])
+    assert columns.values[Column("support_x", "float32", 2)].size == sum(2 * (1 + round % 7) for round in range(20))
+    assert columns.values[Column("query_y", "int64", 1)].size == sum(1 + round % 4 for round in range(20))
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"", "shorter than its header"),
+        (b"\xff" * 20, "shorter than its header"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not a header of safetensors"),
+        (b'\x08\0\0\0\0\0\0\0{"x": 1}', "not a header of safetensors"),
+        (save({"x": np.zeros(3)}) + b"more", "differing layouts"),
+        (save({"x": np.zeros(3)}).replace(b"[0,24]", b"[8,32]"), "does not lie right behind"),
+    ],
+)
+def test_what_is_no_body_of_tensors_is_refused(payload: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        take_apart([payload])
+
+
+def test_layouts_are_told_apart() -> None:
+    payloads = [save({"x": np.zeros(3)}), save({"x": np.zeros(3, "f4")}), save({"x": np.zeros((3, 1))})]
+    assert len({layout(payload) for payload in payloads}) == 3
+    assert layout(payloads[0]) == layout(save({"x": np.ones(9)}))
+    with pytest.raises(ValueError, match="differing layouts"):
+        take_apart(payloads[:2])

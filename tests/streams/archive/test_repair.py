@@ -1,0 +1,136 @@
+"""What is held twice is mended; what is not is named, and left."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from streams import ledger
+from streams.arrivals import Record
+from streams.history import History
+from streams.ledger import HistoryBusy, HistoryError
+from streams.repair import Repairs, rebuild_ledger, repair
+from streams.sealed import Location
+from streams.sealing import SealingSettings, relieve_ledger, seal_next
+from streams.verify import verify
+
+Make = Callable[..., Record]
+FIVE = SealingSettings(segment_rounds=5)
+ROUNDS = 13
+
+
+@pytest.fixture(params=[False, True], ids=["in both", "archive only"])
+def relieved(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_record: Make, relieved: bool) -> Iterator[Path]:
+    with History.open(tmp_path, write=True) as history:
+        history.append([make_record(n, cursor=str(n)) for n in range(ROUNDS)])
+        while seal_next(history, FIVE):
+            pass
+        if relieved:
+            relieve_ledger(history, 0)
+    return tmp_path
+
+
+def whole(folder: Path, make_record: Make) -> bool:
+    with History.open(folder, write=False) as history:
+        return [history.payload(n) for n in range(len(history))] == [make_record(n).payload for n in range(ROUNDS)]
+
+
+def change(folder: Path, *statements: str) -> None:
+    connection = sqlite3.connect(folder / ledger.FILE, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+def spoil(folder: Path, file: str) -> str:
+    """Flip a byte in a file of the second segment, and return the segment's name."""
+    name = sorted(path.name for path in (folder / "archive" / "segments").iterdir())[1]
+    path = folder / "archive" / "segments" / name / file
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    return name
+
+
+def test_a_good_history_needs_nothing(folder: Path, make_record: Make) -> None:
+    assert repair(folder, verify(folder)) == Repairs((), (), (), ())
+    assert whole(folder, make_record)
+
+
+@pytest.mark.parametrize("relieved", [False])
+def test_a_payload_that_is_damaged_in_the_ledger_comes_from_the_archive(folder: Path, make_record: Make) -> None:
+    change(
+        folder, "UPDATE payloads SET payload = x'00' WHERE round IN (3, 12)", "INSERT INTO payloads VALUES (99, x'')"
+    )
+    found = verify(folder)
+    assert (found.damaged, found.stray, found.archive) == ((3, 12), (99,), ())
+    assert repair(folder, found) == Repairs((3,), (), (99,), ())
+    assert verify(folder).damaged == (12,), "it is in no segment yet: there is no second copy"
+    with History.open(folder, write=False) as history:
+        assert history.payload(3) == make_record(3).payload
+
+
+@pytest.mark.parametrize("file", ["support_x/c/0", "zarr.json", "digest/c/0/0", "header_end/zarr.json"])
+def test_a_damaged_segment_is_written_anew_if_the_ledger_has_it_all(
+    folder: Path, make_record: Make, relieved: bool, file: str
+) -> None:
+    name = spoil(folder, file)
+    found = verify(folder)
+    assert not found.clean
+    assert all(wrong.startswith((name, f"the segment {name}")) for wrong in found.archive)
+    done = repair(folder, found)
+    if relieved:
+        assert done == Repairs((), (), (), (name,))
+        assert verify(folder) == found, "nothing that is the only copy is touched"
+        return
+    assert done == Repairs((), (f"{name[:-1]}1",), (), ())
+    assert verify(folder).clean
+    assert whole(folder, make_record)
+
+
+def test_lost_rounds_are_named(folder: Path, relieved: bool) -> None:
+    name = sorted(path.name for path in (folder / "archive" / "segments").iterdir())[1]
+    shutil.rmtree(folder / "archive" / "segments" / name)
+    found = verify(folder)
+    assert found.missing == (tuple(range(5, 10)) if relieved else ())
+    assert any(name in wrong for wrong in found.archive)
+
+
+def test_a_segment_that_the_ledger_forgot_is_taken_up_again(folder: Path, make_record: Make) -> None:
+    change(folder, "DELETE FROM segments WHERE first = 5")
+    repair(folder, verify(folder))
+    assert verify(folder).clean
+    assert whole(folder, make_record)
+
+
+def test_a_segment_of_another_history_is_seen(folder: Path) -> None:
+    change(folder, "UPDATE rounds SET id = 'other' WHERE round = 6")
+    assert any("round 6 is not what the ledger knows" in wrong for wrong in verify(folder).archive)
+
+
+def test_a_lost_ledger_is_made_anew_from_the_archive(folder: Path, make_record: Make) -> None:
+    with History.open(folder, write=False) as history:
+        entries = [history.entry(n) for n in range(10)]
+    with pytest.raises(HistoryError, match="move it away"):
+        rebuild_ledger(folder, Location())
+    (folder / ledger.FILE).unlink()
+    assert rebuild_ledger(folder, Location()) == 10
+    assert sorted(path.name for path in folder.iterdir()) == ["archive", ledger.FILE, ledger.LOCK]
+    assert verify(folder).clean
+    with History.open(folder, write=True) as history:
+        assert [history.entry(n) for n in range(10)] == entries
+        assert [history.payload(n) for n in range(10)] == [make_record(n).payload for n in range(10)]
+        assert history.cursor("s") == "9", "the source brings again what was lost with the ledger"
+        assert history.append([make_record(4)])[0].duplicate
+        assert history.append([make_record(11)])[0].round == 10
+
+
+def test_only_a_stopped_history_is_repaired(folder: Path) -> None:
+    found = verify(folder)
+    with History.open(folder, write=True), pytest.raises(HistoryBusy):
+        repair(folder, found)

@@ -1,0 +1,219 @@
+"""Rounds are thinned out fairly, by decisions that are facts of the history, and their space is given back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams import ledger
+from streams.arrivals import Record
+from streams.history import History
+from streams.retention import (
+    Candidates,
+    KeptRounds,
+    RetentionSettings,
+    choose,
+    count_gone,
+    last_decision,
+    priorities,
+    sample_of,
+    thin,
+)
+from streams.sealed import RoundThinned
+from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
+from streams.sweeping import sweep
+from streams.upkeep import Upkeep
+from streams.verify import verify
+from tests.daemon import wait_for
+from tests.streams.archive.test_sealing import in_ledger, padded
+
+Make = Callable[..., Record]
+DAY = 86_400.0
+TEN = RetentionSettings(rounds=10)
+FIVE = SealingSettings(segment_rounds=5)
+
+
+def candidates(count: int, sources: str = "s", size: int = 1) -> Candidates:
+    rounds = np.arange(count, dtype=np.int64)
+    names = np.array([sources[round % len(sources)] for round in range(count)])
+    return Candidates(rounds, names, rounds * DAY, np.full(count, size, np.int64))
+
+
+def test_each_round_is_kept_with_the_same_probability() -> None:
+    """Over many stretches of the numbers: old and new, early and late, alike."""
+    kept = np.zeros(200)
+    for shift in range(0, 200_000, 200):
+        some = candidates(200)._replace(rounds=np.arange(shift, shift + 200, dtype=np.int64))
+        kept += choose(some, RetentionSettings(rounds=50))
+    chi_square = ((kept - 250) ** 2 / (250 * 0.75)).sum()
+    assert 120 < chi_square < 300, "199 degrees of freedom: 4 sigma are 80"
+    assert abs(np.corrcoef(kept, np.arange(200))[0, 1]) < 0.3
+
+
+def test_the_hash_has_no_two_alike_and_is_uniform() -> None:
+    found = priorities(np.arange(100_000, dtype=np.int64))
+    assert len(np.unique(found)) == 100_000
+    counts = np.histogram(found.astype(np.float64), bins=100, range=(0, 2.0**64))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 160
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_what_is_kept_of_much_is_what_is_kept_of_what_was_kept(first: int, most: int, more: list[int]) -> None:
+    """A sample that is thinned out again and again is the sample of all rounds: so it stays fair."""
+    settings = RetentionSettings(rounds=most)
+    held, count = np.arange(0), 0
+    for step in [first, *more]:
+        rounds = np.concatenate([held, np.arange(count, count + step)]).astype(np.int64)
+        some = Candidates(rounds, np.full(len(rounds), "s"), rounds * 1.0, np.ones(len(rounds), np.int64))
+        held, count = rounds[choose(some, settings)], count + step
+    assert held.tolist() == np.flatnonzero(choose(candidates(count), settings)).tolist()
+    assert len(held) == min(most, count)
+
+
+def test_so_many_bytes() -> None:
+    some = candidates(100)._replace(bytes=np.arange(1, 101, dtype=np.int64))
+    kept = choose(some, RetentionSettings(bytes=2_000))
+    assert 1_800 < some.bytes[kept].sum() <= 2_000
+
+
+def test_none_that_is_too_old() -> None:
+    assert np.flatnonzero(choose(candidates(50), RetentionSettings(age_days=9.5))).tolist() == list(range(40, 50))
+    both = np.flatnonzero(choose(candidates(50), RetentionSettings(age_days=9.5, rounds=4)))
+    assert len(both) == 4
+    assert min(both) >= 40
+
+
+def test_strata_are_kept_alike_however_rare_they_are() -> None:
+    rare = candidates(300, "a" * 28 + "bc")
+    kept = rare.sources[choose(rare, RetentionSettings(rounds=60, thin="stratified"))]
+    assert {source: (kept == source).sum() for source in "abc"} == {"a": 40, "b": 10, "c": 10}
+    kept = rare.sources[choose(rare, RetentionSettings(rounds=15, thin="stratified"))]
+    assert {source: (kept == source).sum() for source in "abc"} == {"a": 5, "b": 5, "c": 5}
+    kept = rare.sources[choose(rare, RetentionSettings(rounds=60))]
+    assert (kept == "a").sum() > 45
+
+
+def test_kept_rounds_are_a_sequence() -> None:
+    kept = KeptRounds(np.array([2, 5]), 7, 10)
+    assert list(kept) == [2, 5, 7, 8, 9]
+    assert (len(kept), kept[-1], kept[1:4], 7 in kept, 6 in kept) == (5, 9, [5, 7, 8], True, False)
+    for outside in (5, -6):
+        with pytest.raises(IndexError, match="not among the 5 rounds that are kept"):
+            kept[outside]
+
+
+def kept_after(history: History, count: int) -> list[int]:
+    decided = last_decision(history.ask, count)
+    return list(KeptRounds(sample_of(history.ask, decided), decided, count))
+
+
+def test_a_decision_holds_for_the_rounds_that_come_after_it(history: History, make_record: Make) -> None:
+    history.append([make_record(n) for n in range(30)])
+    assert thin(history, TEN) == 20
+    first = kept_after(history, 31)
+    assert kept_after(history, 30) == list(range(30)), "round 29 was there before"
+    assert len(first) == 11
+    assert first[-1] == 30
+    history.append([make_record(n) for n in range(30, 60)])
+    assert thin(history, TEN) == 30
+    assert kept_after(history, 31) == first, "who plays round 30 again does as before"
+    assert kept_after(history, 60)[:10] == first[:10]
+    assert kept_after(history, 60)[10:] == list(range(30, 60))
+    assert len(kept_after(history, 61)) == 11
+    assert kept_after(history, 61)[:-1] == np.flatnonzero(choose(candidates(60), TEN)).tolist()
+    assert thin(history, TEN) == 0
+    assert verify(history.path).clean
+
+
+def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make) -> None:
+    history.append([make_record(n) for n in range(30)])
+    while seal_next(history, FIVE):
+        pass
+    relieve_ledger(history, 0)
+    history.append([make_record(n) for n in range(30, 33)])
+    thin(history, TEN)
+    kept = kept_after(history, 34)[:-1]
+    assert sweep(history, 32, 5) == 0, "there is a checkpoint of before"
+    assert [history.payload(n) for n in range(33)] == [make_record(n).payload for n in range(33)]
+    assert count_gone(history.ask) == 0
+    assert sweep(history, 33, 5) == 23
+    assert sweep(history, 33, 5) == 0
+    assert count_gone(history.ask) == 23
+    for round in range(33):
+        if round in kept:
+            assert history.payload(round) == make_record(round).payload
+    archived = set().union(*(history.archive.segment(name).rounds.tolist() for name in history.archive.names()))
+    for round in set(range(33)).difference(kept, archived):
+        with pytest.raises(RoundThinned, match=f"round {round} is gone: retention has thinned it out"):
+            history.payload(round)
+    assert verify(history.path).clean
+    assert tidy(history) == []
+    assert len(history.archive.names()) <= 3, "what is left of six segments is put together"
+    assert history.append([make_record(3)])[0].duplicate, "an id is known for ever"
+    assert history.append([make_record(33)])[0].round == 33
+
+
+def test_the_space_is_given_back(history: History, make_record: Make) -> None:
+    for first in range(0, 200, 20):
+        history.append([padded(make_record(n), n) for n in range(first, first + 20)])
+    thin(history, TEN)
+    sweep(history, 200, 5)
+    with history.writing() as writer:
+        writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    assert (history.path / ledger.FILE).stat().st_size < 2_000_000
+    assert len(in_ledger(history)) == 10
+    assert verify(history.path).clean
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_sweep_that_was_killed_is_taken_up_again(
+    history: History, make_record: Make, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    history.append([make_record(n) for n in range(30)])
+    while seal_next(history, FIVE):
+        pass
+    relieve_ledger(history, 0)
+    thin(history, TEN)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    places = [
+        ("streams.sealed.drop_payloads", die),
+        ("streams.archive.archive.Archive.publish", die),
+        ("streams.sealed.record_segments", die),
+        ("streams.archive.archive.Archive.discard", die),
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(*places[at])
+        with pytest.raises(Killed):
+            sweep(history, 30, 5)
+    assert verify(history.path).clean
+    assert tidy(history) == []
+    sweep(history, 30, 5)
+    kept = kept_after(history, 31)[:-1]
+    assert [history.payload(n) for n in kept] == [make_record(n).payload for n in kept]
+    assert count_gone(history.ask) == 20
+    assert verify(history.path).clean
+
+
+def test_upkeep_does_all_of_it_by_itself(tmp_path: Path, make_record: Make) -> None:
+    learned = 0
+    with History.open(tmp_path, write=True) as history:
+        upkeep = Upkeep(history, SealingSettings(segment_rounds=5, ledger_bytes=0), TEN, lambda: learned)
+        for n in range(80):
+            history.append([make_record(n)])
+            learned = max(0, n - 3)
+        learned = 80
+        wait_for("all but some are gone", lambda: count_gone(history.ask) >= 65)
+        upkeep.close()
+        assert 80 - count_gone(history.ask) <= 15
+        kept = kept_after(history, 81)
+        assert [history.payload(n) for n in kept[:-1]] == [make_record(n).payload for n in kept[:-1]]
+    assert verify(tmp_path).clean
