@@ -5,27 +5,15 @@ task's id says where its first row began: after a restart, the same tasks are cu
 held out of its rows, as of any task that brings none.
 """
 
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from annotated_types import Ge, Gt, MinLen
 
-from streams.arrivals import Arrival, Rejected, TaskSource
-from streams.row_tasks import encode_rows
-from streams.rows import Row, read_rows
+from streams.arrivals import TaskSource
+from streams.sources._samples import Samples, by_count, by_key
 from streams.spec import TaskSpec
-
-TASK_BYTES = 64 * 1024 * 1024
-"""How long the lines of a task may be together, before it is cut."""
-
-Cut = Callable[[list[Row], Row | None], bool]
-"""Whether a task of these rows is complete, given the row that follows them, None while none is known.
-
-What finds change points in the stream is one more such function.
-"""
 
 
 @dataclass(frozen=True)
@@ -60,77 +48,6 @@ class Settings:
 
 def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream of the file's tasks."""
-    return Samples(settings, spec, name)
-
-
-class Samples(NamedTuple):
-    """A ``TaskSource`` over a file of rows; ``clock`` gives seconds, never backwards."""
-
-    settings: Settings
-    spec: TaskSpec
-    name: str
-    clock: Callable[[], float] = time.monotonic
-
-    def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the tasks behind a position, None while no more is complete.
-
-        Raises:
-            ValueError: if ``after`` is not a position that this source gave, or the file is not what it should be.
-            OSError: if the file cannot be read.
-        """
-        if after is not None and not (after.isascii() and after.isdigit()):
-            raise ValueError(f"{self.name}: the position {after!r} is not a number")
-        options, cut = self.settings, self._cut()
-        columns = list(dict.fromkeys([*options.x, *options.y, *([options.key] if options.key else [])]))
-        rows: list[Row] = []
-        for row in read_rows(Path(options.path), int(after or 0), columns, options.grows):
-            if row is None:
-                yield from self._wait()
-                continue
-            if rows and cut(rows, row):
-                yield self._task(rows)
-                rows = []
-            rows.append(row)
-            if cut(rows, None):
-                yield self._task(rows)
-                rows = []
-        if rows and options.key is not None:
-            yield self._task(rows)
-        while True:
-            yield None
-
-    def _wait(self) -> Iterator[None]:
-        looked = self.clock()
-        yield None
-        while self.clock() - looked < self.settings.poll_seconds:
-            yield None
-
-    def _cut(self) -> Cut:
-        options = self.settings
-        return by_count(options.count) if options.count is not None else by_key(options.key or "", options.most)
-
-    def _task(self, rows: list[Row]) -> Arrival:
-        id, position = f"{self.name}-{rows[0].begin}", str(rows[-1].end)
-        try:
-            return Arrival(id, encode_rows(rows, self.settings.x, self.settings.y, self.spec), self.name, position)
-        except Rejected as refusal:
-            return Arrival(id, b"".join(row.raw for row in rows), self.name, position, refusal)
-
-
-def by_count(count: int) -> Cut:
-    """Return the cut after every ``count`` rows."""
-    return lambda rows, following: len(rows) >= count
-
-
-def by_key(key: str, most: int) -> Cut:
-    """Return the cut where the column ``key`` changes, and after ``most`` rows."""
-
-    def cut(rows: list[Row], following: Row | None) -> bool:
-        if len(rows) >= most or rows[-1].end - rows[0].begin >= TASK_BYTES:
-            return True
-        if following is None or following.values is None:
-            return False  # what has no key belongs to the task that it came in
-        last = next((row.values for row in reversed(rows) if row.values is not None), following.values)
-        return bool(last[key] != following.values[key])
-
-    return cut
+    cut = by_key(settings.key, settings.most) if settings.key is not None else by_count(settings.count or 0)
+    where = (Path(settings.path), settings.x, settings.y, settings.key, cut)
+    return Samples(*where, settings.grows, settings.poll_seconds, spec, name)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.config import read_config
+from deploy.exits import ConfigError
+from deploy.preflight import check_sources
 from streams.dead_letters import read_letters
 from streams.wire import encode
 from tests.daemon import Daemon, running_daemon, wait_for, write_sinusoid
@@ -100,3 +103,9 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
     checked = cli("check", fed, "--set", "task.x_shape=[-1, 4]")
     assert checked.code == 78
     assert "(-1, 4) (tried with 32 for each -1)" in checked.err
+
+
+def test_a_file_that_its_source_cannot_read_is_told_before_the_first_round(fed: Path) -> None:
+    drop(fed.parent, "bad.npz", b"PK")
+    with pytest.raises(ConfigError, match=r"\[\[source\]\] files: its task bad would be refused: unreadable"):
+        check_sources(read_config(fed))

@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -36,7 +37,7 @@ def drop(tmp_path: Path, make_task: Callable[[int], Task]) -> Callable[..., Path
 
 def spool(folder: Path, now: list[float] | None = None, **options: object) -> files.Spool:
     clock = (lambda: now[0]) if now else (lambda: 0.0)
-    return files.Spool(files.Settings(str(folder), **options), SPEC, "spool", clock)
+    return replace(files.open(files.Settings(str(folder), **options), SPEC, "spool", 0), clock=clock)
 
 
 def listing(stream: Iterator[Arrival | None]) -> list[str]:

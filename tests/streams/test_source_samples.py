@@ -12,7 +12,7 @@ from pyarrow import parquet
 from streams import rows, wire
 from streams.arrivals import Arrival
 from streams.history import History
-from streams.sources import samples
+from streams.sources import _samples, samples
 from streams.spec import Limits, TaskSpec
 from tests.streams.ingesting import Open, until
 
@@ -37,7 +37,7 @@ HEADER = "a,b,t,k\n"
 
 def source(path: Path, spec: TaskSpec = SPEC, now: list[float] | None = None, **options: object) -> samples.Samples:
     settings = samples.Settings(str(path), ("a", "b"), ("t",), **options)
-    return samples.Samples(settings, spec, "rows", (lambda: now[0]) if now else (lambda: 0.0))
+    return samples.open(settings, spec, "rows", 0)._replace(clock=(lambda: now[0]) if now else (lambda: 0.0))
 
 
 def upto_idle(stream: Iterator[Arrival | None]) -> list[Arrival]:
@@ -112,7 +112,7 @@ def test_a_long_task_by_key_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = write(tmp_path / "rows.jsonl", 9)
     pairs = [[0.5, 1.5], [2.5, 3.5], [4.5, 5.5], [6.5, 7.5]]
     assert firsts(tasks(path, key="k", most=2)) == pairs
-    monkeypatch.setattr(samples, "TASK_BYTES", len(json_of(1)) + 1)
+    monkeypatch.setattr(_samples, "TASK_BYTES", len(json_of(1)) + 1)
     assert firsts(tasks(path, key="k")) == pairs
 
 
@@ -211,7 +211,7 @@ def test_rows_of_nested_lists_have_the_shape_of_the_lists_where_it_is_open(tmp_p
         "".join(json.dumps({"x": np.ones((2, size)).tolist(), "y": n % 3}) + "\n" for n, size in enumerate(sizes))
     )
     settings = samples.Settings(str(path), ("x",), ("y",), count=2)
-    found = upto_idle(samples.Samples(settings, spec, "rows").read(None))
+    found = upto_idle(samples.open(settings, spec, "rows", 0).read(None))
     assert [wire.decode(arrival.body, spec, Limits()).support.x.shape for arrival in found[:2]] == [
         (1, 2, 3),
         (1, 2, 5),
@@ -246,7 +246,7 @@ def test_a_file_that_was_cut_or_is_not_there_is_an_error(tmp_path: Path) -> None
     table = write(tmp_path / "rows.parquet", 4)
     settings = samples.Settings(str(table), ("a", "nope"), ("t",), count=2)
     with pytest.raises(ValueError, match="has no column 'nope'; it has a, b, t, k"):
-        next(samples.Samples(settings, SPEC, "rows").read(None))
+        next(samples.open(settings, SPEC, "rows", 0).read(None))
 
 
 @pytest.mark.parametrize("options", [{}, {"count": 2, "key": "k"}])
