@@ -201,7 +201,7 @@ def test_compressed_buffers_are_refused_before_they_are_unpacked(codec: str) -> 
 def test_a_column_that_claims_more_rows_than_it_has_bytes_is_refused() -> None:
     whole = arrow({"x": X[:, 0, 0], "y": Y.astype(np.float32)})
     rows, claimed = struct.pack("<qq", 4, 0), struct.pack("<qq", 4_000_000, 0)
-    assert whole.count(rows) == 2, "a node for each column"
+    assert whole.count(rows) >= 2, "one for each column"
     with pytest.raises(Rejected) as caught:
         read_arrow(whole.replace(rows, claimed), TaskSpec(x_shape=(), y="real"))
     assert caught.value.reason == "unreadable"
