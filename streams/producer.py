@@ -11,7 +11,7 @@ from tenacity.retry import retry_if_exception_type
 from streams.arrivals import Receipt
 
 PATIENCE = 300.0
-TRY_AGAIN = (429, 500, 502, 503, 504, 507)
+TRY_AGAIN = (408, 429, 500, 502, 503, 504, 507)
 """The HTTP statuses that say nothing about the task."""
 _GROWING = wait_random_exponential(multiplier=0.25, max=15.0)
 

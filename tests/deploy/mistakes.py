@@ -66,6 +66,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "inputs = 7",
         "[model] trainers.models:mlp with loss 'mse' does not take a task of x_shape",
     ),
+    "input of any size": (
+        "x_shape = [1]",
+        "x_shape = [-1]",
+        "does not take a task of x_shape (-1,) (tried with 32 for each -1), x_dtype float32",
+    ),
     "loss of classes": (
         'loss = "mse"',
         'loss = "cross_entropy"',

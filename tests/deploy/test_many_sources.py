@@ -79,7 +79,7 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
         drop(folder, "first.safetensors", encode(one))
         drop(folder, "bad.safetensors", b"no task")
         add_rows(folder, 0)
-        daemon.wait_until_learned(len(LENGTHS) + 1 + 2)
+        daemon.wait_until_learned(len(LENGTHS) + 1 + 2, seconds=150)
         wait_for("the files are moved", lambda: not list((folder / "spool").glob("*.safetensors")))
         daemon.process.kill()
         daemon.process.wait()
@@ -87,7 +87,7 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
     add_rows(folder, 10)
     with running_daemon(fed) as daemon:
         assert daemon.post(encode(two), "posted").status_code == 201
-        daemon.wait_until_learned(len(LENGTHS) + 1 + 4 + 1)
+        daemon.wait_until_learned(len(LENGTHS) + 1 + 4 + 1, seconds=150)
         wait_for("the file is moved", lambda: (folder / "spool/done/first.safetensors").exists())
         assert daemon.drain() == 0
         found = rounds_of(daemon)
@@ -100,12 +100,9 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
     ((body, known),) = read_letters(folder / "run/dead-letters")
     assert (known["source"], known["id"], body.read_bytes()) == ("files", "bad", b"no task")
     assert "files 'bad': 7 bytes" in cli("dead-letters", folder / "run").out
-    checked = cli("check", fed, "--set", "task.x_shape=[-1, 4]")
-    assert checked.code == 78
-    assert "(-1, 4) (tried with 32 for each -1)" in checked.err
 
 
 def test_a_file_that_its_source_cannot_read_is_told_before_the_first_round(fed: Path) -> None:
     drop(fed.parent, "bad.npz", b"PK")
-    with pytest.raises(ConfigError, match=r"\[\[source\]\] files: its task bad would be refused: unreadable"):
+    with pytest.raises(ConfigError, match=r"\[\[source\]\] files: its task bad would be refused: unreadable: .*npz"):
         check_sources(read_config(fed))

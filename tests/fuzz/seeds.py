@@ -60,6 +60,11 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         body = save(tensors(which))
         yield "safetensors", f"task-{which}", body
         yield "safetensors", f"no-query-{which}", save(tensors(which, query=False))
+        wrongs = [("query_x", float("nan")), ("query_x", float("-inf")), ("query_y", 255)]
+        for number, (name, wrong) in enumerate(wrongs if SPECS[which].x_dtype != "uint8" else wrongs[2:]):
+            bad = tensors(which)
+            bad[name].view(-1)[-1] = wrong
+            yield "safetensors", f"wrong-{which}-{number}", save(bad)
         yield "compressed", f"zstd-{which}", b"\x00" + zstandard.compress(body)
         yield "compressed", f"gzip-{which}", b"\x01" + gzip.compress(body, mtime=0)
         yield "npz", f"stored-{which}", npz(which, packed=False)
