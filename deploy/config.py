@@ -58,7 +58,7 @@ class HistorySettings:
     """
 
     archive: Annotated[str, MinLen(1)] | None = None
-    archive_options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    archive_options: dict[str, Any] = field(default_factory=dict)
     sealing: SealingSettings = SealingSettings()
     retention: RetentionSettings = RetentionSettings()
 

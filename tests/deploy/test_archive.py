@@ -1,0 +1,101 @@
+"""The archive in the configuration: where it may lie, and what a user is told of it."""
+
+from pathlib import Path
+
+import pytest
+
+from streams.history import History
+from streams.verify import verify
+from tests.daemon import running_daemon, wait_for, write_sinusoid
+from tests.deploy.conftest import Cli
+from tests.streams.archive.object_store import Bucketed, free_port, running
+
+SEALING = "[history.sealing]\nsegment_rounds = 5\nledger_bytes = 0\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Bucketed:
+    with running(tmp_path_factory.mktemp("s3") / "log") as bucketed:
+        yield bucketed
+
+
+def section(bucketed: Bucketed, **more: str) -> str:
+    options = "".join(
+        f"{name} = {value!r}\n" for name, value in {**bucketed.options, "allow_http": "true", **more}.items()
+    )
+    return f'[history]\narchive = "{bucketed.url}"\n[history.archive_options]\n{options}'
+
+
+def test_check_says_what_is_there(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+    ended = cli("check", write_sinusoid(tmp_path / "beside"))
+    assert (ended.code, f"{tmp_path}/beside/run/history/archive holds 0 segments" in ended.out) == (0, True)
+    ended = cli("check", write_sinusoid(tmp_path / "s3", section(server)))
+    assert (ended.code, f"{server.url} holds 0 segments" in ended.out) == (0, True), ended.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "message"),
+    [
+        (
+            '[history]\narchive = "ftp://server/x"',
+            78,
+            "[history] archive: the archive 'ftp://server/x' cannot be opened",
+        ),
+        ('[history]\narchive = ""', 78, "archive"),
+        ('[history]\narchive_options = { region = "x" }\narchive = "here"', 78, "is a folder and has none"),
+        ('[history]\narchive = "s3://b/c"\narchive_options = { regoin = "x" }', 78, "'regoin' is not valid"),
+        ("[history]\nretension = { rounds = 3 }", 78, "retention"),
+        ("[history.retention]\nrounds = 0", 78, "rounds"),
+        ('[history.retention]\nthin = "often"', 78, "reservoir"),
+        ("[history.sealing]\nsegment_rounds = 0", 78, "segment_rounds"),
+    ],
+)
+def test_wrong_settings_are_refused(cli: Cli, tmp_path: Path, lines: str, code: int, message: str) -> None:
+    ended = cli("check", write_sinusoid(tmp_path, lines))
+    assert ended.code == code
+    assert message in ended.err
+
+
+def test_check_says_that_an_object_store_is_away(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+    away = section(server, endpoint=f"http://127.0.0.1:{free_port()}") + "retry_config = { max_retries = 0 }\n"
+    ended = cli("check", write_sinusoid(tmp_path, away))
+    assert ended.code == 75
+    assert f"[history] archive = '{server.url}' cannot be reached" in ended.err
+
+
+def test_a_daemon_seals_into_an_object_store_and_learns_from_there(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+    config = write_sinusoid(tmp_path, section(server) + SEALING)
+    with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]") as daemon:
+        daemon.submit(*range(12))
+        daemon.wait_until_learned(12)
+        wait_for("rounds are sealed", lambda: sealed_only(tmp_path / "run/history") == 10)
+        daemon.submit(*range(12, 20))
+        daemon.wait_until_learned(20)
+    assert verify(tmp_path / "run/history").clean
+    ended = cli("serve", config, "--set", "history.archive=elsewhere", "--set", "history.archive_options={}")
+    assert ended.code == 78
+    assert f"rounds of this history lie in '{server.url}': set [history] archive back" in ended.err
+    ended = cli("replay", config, "--out", tmp_path / "again")
+    assert ended.code == 0, ended.err
+
+
+def sealed_only(history: Path) -> int:
+    """How many rounds are only in the archive."""
+    with History.open(history, write=False) as opened:
+        return len(opened) - int(opened.ask("SELECT count(*) FROM payloads")[0][0])
+
+
+def test_a_replay_of_what_retention_has_removed_is_refused(cli: Cli, tmp_path: Path) -> None:
+    config = write_sinusoid(tmp_path, SEALING + "[history.retention]\nrounds = 5\n")
+    with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]", "checkpoint.every_rounds=1") as daemon:
+        daemon.submit(*range(10))
+        daemon.wait_until_learned(10)
+        daemon.submit(*range(10, 30))
+        daemon.wait_until_learned(30)
+        wait_for("rounds are gone", lambda: cli("replay", config, "--out", tmp_path / "again").code == 78)
+        daemon.submit(30)
+        assert daemon.wait_until_learned(31)["rounds"]["learned"] == 31
+    ended = cli("replay", config, "--out", tmp_path / "again")
+    assert ended.code == 78
+    assert "retention has removed" in ended.err
+    assert verify(tmp_path / "run/history").clean

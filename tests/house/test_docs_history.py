@@ -1,0 +1,49 @@
+"""What docs/history.md shows works as it stands there."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deploy.config import make_config
+from online_meta.types import Batch, Task
+from streams import wire
+from streams.arrivals import Record
+from streams.history import History
+from streams.sealing import SealingSettings, seal_next
+
+PAGE = (Path(__file__).parents[2] / "docs" / "history.md").read_text(encoding="utf-8")
+RUN = {
+    "run": {"path": "runs/first"},
+    "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
+    "model": {"build": "trainers.models:mlp", "args": {"inputs": 1, "outputs": 1}, "loss": "mse"},
+}
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+    return str(found)
+
+
+def test_the_configuration_is_one() -> None:
+    history = make_config({**RUN, **tomllib.loads(block("toml"))}, "docs/history.md").history
+    assert history.archive == "s3://my-bucket/runs/first"
+    assert history.sealing == SealingSettings(), "what is shown as a default is one"
+
+
+def test_tasks_are_read_with_zarr_alone(tmp_path: Path) -> None:
+    tasks = [
+        Task(Batch(torch.randn(2 + n, 3), torch.zeros(2 + n)), Batch(torch.ones(1, 3), torch.ones(1))) for n in range(4)
+    ]
+    with History.open(tmp_path, write=True) as history:
+        history.append([Record(f"t{n}", wire.encode(task), b"d" * 32, "s", None, 1.0) for n, task in enumerate(tasks)])
+        marker = seal_next(history, SealingSettings(segment_rounds=4))
+    assert marker is not None
+    code = block("python").replace(
+        "runs/first/history/archive/segments/000000000000-000000001023-0", f"{tmp_path}/archive/segments/{marker.name}"
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert torch.equal(torch.from_numpy(names["third"]), tasks[2].support.x)
