@@ -82,7 +82,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
             body = await read_body(request, hold)
         except Rejected as refusal:
             came = Arrival(idempotency_key or "", bytes(hold.sent), source, None)
-            await run_in_threadpool(state.ingest.refuse, came, refusal, whole=refusal.reason != "too_large")
+            await run_in_threadpool(state.ingest.refuse, came, refusal, whole=hold.whole)
             raise
         id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
         future = await run_in_threadpool(state.ingest.submit, Arrival(id, body, source, None), wait=False)
