@@ -23,7 +23,7 @@ TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 MINUTES ?= 5
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory fuzz pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash fuzz pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,7 +33,7 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium $(BIN)/promtool $(FONTS)  ## all tests; ARGS="-k reptile"
+test: $(READY) chromium $(BIN)/promtool $(BIN)/strace $(FONTS)  ## all tests; ARGS="-k reptile"
 	@$(TEST) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
@@ -55,6 +55,9 @@ bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--ki
 
 bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minutes; ARGS="--only conv4"
 	@exec $(BIN)/python -m tests.benchmarks.memory $(ARGS)
+
+crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
 
 fuzz: $(READY)  ## bad input of every kind, for 5 minutes; MINUTES=60 ARGS="--only npz"
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \
@@ -112,6 +115,16 @@ $(BIN)/promtool: | $(READY)
 	unpack_package prometheus
 	cd .venv/debian
 	ln -sf ../debian/usr/bin/prometheus ../debian/usr/bin/promtool ../bin/
+
+# Unpacked where the machine has none.
+$(BIN)/strace: | $(READY)
+	@$(shell_functions)
+	if found=$$(command -v strace); then
+		ln -sf "$$found" $@
+	else
+		unpack_package strace
+		ln -sf ../debian/usr/bin/strace $@
+	fi
 
 # Unpacked and not installed, for nothing else on the machine has a use for them.
 $(FONTS): | $(READY)

@@ -9,9 +9,12 @@ from tenacity import RetryCallState, Retrying, sleep_using_event, stop_when_even
 from tenacity.retry import retry_if_exception_type
 
 from streams.arrivals import Arrival, Conflict, IngestClosed, Receipt, Rejected, TaskSource
+from streams.settlement import AT_ONCE, Settlement
 
 IDLE_SECONDS = 0.05
 """How long a source that has nothing now is left alone."""
+SETTLE_SECONDS = 5.0
+"""How long the end waits for the last arrivals to be durable, so that the source can be told of them."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +29,8 @@ def follow(
     """Submit all that a source yields until ``closing``; reconnect when it fails, with growing, random waits.
 
     It goes on from the committed cursor each time, so that what was read but not committed is read again and what
-    was committed is recognised by its id. A rejected arrival is logged and skipped.
+    was committed is recognised by its id. A rejected arrival is logged and skipped. A source that ``Settles`` is told
+    of each arrival that is durable or rejected.
 
     Args:
         name: of the source.
@@ -62,12 +66,14 @@ def _read(
     """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
     came = False
     arrivals: Iterator[Arrival | None] | None = None
+    settlement = Settlement(source)
     try:
         arrivals = source.read(cursor(name))
         for arrival in arrivals:
             if arrival is not None:
                 came = True
-                _submit(name, arrival, submit, getattr(source, "settle", None))
+                _submit(name, arrival, submit, settlement)
+            settlement.tell(1 if arrival is None else AT_ONCE)
             if closing.is_set() or (arrival is None and closing.wait(IDLE_SECONDS)):
                 return
         raise ConnectionError("it ended")
@@ -78,6 +84,8 @@ def _read(
             raise _NothingCame(f"{type(error).__name__}: {error}") from error
         _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
     finally:
+        if closing.is_set():
+            settlement.finish(name, SETTLE_SECONDS)
         close = getattr(arrivals, "close", None)
         if close is not None:
             close()
@@ -87,41 +95,24 @@ def _submit(
     name: str,
     arrival: Arrival,
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
-    settle: Callable[[Arrival], None] | None,
+    settlement: Settlement,
 ) -> None:
     try:
         future = submit(arrival)
     except Rejected as refusal:
         _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
-        _settle(name, arrival._replace(refused=refusal), settle)
+        settlement.reject(arrival, refusal)
         return
-    bare = arrival._replace(body=b"")  # so that what waits to be committed is not held twice
-    future.add_done_callback(lambda done: _take_answer(name, bare, done, settle))
+    settlement.expect(arrival, future)
+    future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
 
 
-def _take_answer(
-    name: str, arrival: Arrival, done: "Future[Receipt | Conflict]", settle: Callable[[Arrival], None] | None
-) -> None:
+def _log_answer(name: str, id: str, done: "Future[Receipt | Conflict]") -> None:
     error = done.exception()
     if error is not None:
-        _log.error("the source %s brought %s, which was not kept: %s", name, arrival.id, error)
-        return
-    answer = done.result()
-    if isinstance(answer, Conflict):
-        _log.warning("the source %s brought %s again with other bytes; round %d has it", name, answer.id, answer.round)
-        refusal = Rejected("conflict", f"the id belongs to round {answer.round}, which was made of other bytes")
-        arrival = arrival._replace(refused=refusal)
-    _settle(name, arrival, settle)
-
-
-def _settle(name: str, arrival: Arrival, settle: Callable[[Arrival], None] | None) -> None:
-    """Tell the source, if it wants to know, that it is rid of an arrival; a source that fails here harms nothing."""
-    if settle is None:
-        return
-    try:
-        settle(arrival)
-    except Exception as error:
-        _log.warning("the source %s could not settle %.80r: %s: %s", name, arrival.id, type(error).__name__, error)
+        _log.error("the source %s brought %s, which was not kept: %s", name, id, error)
+    elif isinstance(answer := done.result(), Conflict):
+        _log.warning("the source %s brought %s again with other bytes; round %d has it", name, id, answer.round)
 
 
 def _log_failure(name: str, state: RetryCallState) -> None:

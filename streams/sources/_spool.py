@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,18 +59,19 @@ class Spool:
             while self.clock() - listed < self.poll_seconds:
                 yield None
 
-    def settle(self, arrival: Arrival) -> None:
-        """Move the file of an arrival that is durable, or was refused for good, out of the way."""
-        file = self._offered.pop(arrival.id, None)
-        if file is None:
-            return
-        path = Path(self.folder, file[0])
-        if path.stat().st_ino != file[1]:
-            return  # it was replaced: the new one is offered by itself
-        folder = path.parent / ("done" if arrival.refused is None else "rejected")
-        folder.mkdir(exist_ok=True)
-        target = folder / path.name
-        os.rename(path, folder / f"{path.stem}.{file[1]}{path.suffix}" if target.exists() else target)
+    def settle(self, arrivals: Sequence[Arrival]) -> None:
+        """Move the files of arrivals that are durable, or were refused for good, out of the way."""
+        for arrival in arrivals:
+            file = self._offered.pop(arrival.id, None)
+            if file is None:
+                continue
+            path = Path(self.folder, file[0])
+            try:
+                _move(path, file[1], "done" if arrival.refused is None else "rejected")
+            except FileNotFoundError:
+                continue  # somebody else has taken it away
+            except OSError as error:
+                _log.warning("%s is done with and cannot be moved away: %s", path, error)
 
     def _read_file(self, file: _File, failed: set[_File]) -> Arrival | None:
         """Return a file as an arrival; None, and it is among the failed, while it cannot be read."""
@@ -87,6 +88,14 @@ class Spool:
             return None
         failed.discard(file)
         return Arrival(path.stem, body, self.name, None, refused)
+
+
+def _move(path: Path, inode: int, folder: str) -> None:
+    if path.stat().st_ino != inode:
+        return  # it was replaced: the new one is offered by itself
+    target = path.parent / folder / path.name
+    target.parent.mkdir(exist_ok=True)
+    os.rename(path, target.with_name(f"{path.stem}.{inode}{path.suffix}") if target.exists() else target)
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -221,7 +221,7 @@ def test_a_file_whose_commit_was_not_followed_by_its_move_is_moved_after_a_resta
     for name in ("a.safetensors", "b.safetensors"):
         drop(name, wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
     with monkeypatch.context() as broken:
-        broken.setattr(files.Spool, "settle", lambda self, arrival: None)  # the process is killed in between
+        broken.setattr(files.Spool, "settle", lambda self, arrivals: None)  # the process is killed in between
         ingest = moving.begin()
         until(lambda: len(moving.history) == 2)
         ingest.close()
@@ -255,7 +255,7 @@ def test_a_file_that_was_replaced_after_it_was_read_is_not_moved_unread(
     arrival = next(one.read(None))
     (tmp_path / "a.safetensors").rename(tmp_path / "old")
     drop("a.safetensors", b"new")
-    one.settle(arrival)
+    one.settle([arrival])
     assert (tmp_path / "a.safetensors").read_bytes() == b"new"
 
 
@@ -267,10 +267,25 @@ def test_two_files_of_one_id_wait_for_each_other(tmp_path: Path, drop: Callable[
     stream = one.read(None)
     first = list(iter(lambda: next(stream), None))
     assert [arrival.id for arrival in first] == ["a"]
-    one.settle(first[0])
+    one.settle(first)
     now[0] = 1.0
     second = list(iter(lambda: next(stream), None))
     assert [arrival.id for arrival in second] == ["a"]
-    one.settle(second[0])
+    one.settle(second)
     assert sorted(path.name for path in tmp_path.rglob("a.*")) == ["a.npz", "a.safetensors"]
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_file_that_cannot_be_moved_is_told_and_one_that_is_gone_is_not(
+    tmp_path: Path, drop: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = spool(tmp_path, processed="move")
+    for name in ("a.safetensors", "b.safetensors"):
+        drop(name)
+    stream = one.read(None)
+    arrivals = list(iter(lambda: next(stream), None))
+    (tmp_path / "done").write_text("no folder")
+    (tmp_path / "a.safetensors").unlink()
+    one.settle(arrivals)
+    assert caplog.text.count("cannot be moved away") == 1
+    assert (tmp_path / "b.safetensors").exists()
