@@ -35,6 +35,7 @@ kind = "python"
 iterator = "tests.streams.feeds:sequences"
 args = {{ lengths = {lengths} }}
 """
+SETS = ("regret.comparator=[]", "regret.baselines=[]")
 TASK = 'x_shape = [-1, 3]\ny = "class"\nways = 4'
 MODEL = 'build = "trainers.models:gru"\nargs = { inputs = 3, outputs = 4, hidden = 4 }\nloss = "cross_entropy"'
 
@@ -75,7 +76,7 @@ def rounds_of(daemon: Daemon) -> dict[str, list[str]]:
 def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, cli: Cli) -> None:
     folder = fed.parent
     one, two = sequences([4, 7])
-    with running_daemon(fed) as daemon:
+    with running_daemon(fed, *SETS) as daemon:
         drop(folder, "first.safetensors", encode(one))
         drop(folder, "bad.safetensors", b"no task")
         add_rows(folder, 0)
@@ -85,7 +86,7 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
         daemon.process.wait()
     (folder / "spool/done/first.safetensors").rename(folder / "spool/first.safetensors")  # as if killed before the move
     add_rows(folder, 10)
-    with running_daemon(fed) as daemon:
+    with running_daemon(fed, *SETS) as daemon:
         assert daemon.post(encode(two), "posted").status_code == 201
         daemon.wait_until_learned(len(LENGTHS) + 1 + 4 + 1, seconds=150)
         wait_for("the file is moved", lambda: (folder / "spool/done/first.safetensors").exists())
