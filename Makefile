@@ -21,8 +21,9 @@ PYTHON ?=
 ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
+MINUTES ?= 5
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash fuzz pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -58,6 +59,11 @@ bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minute
 crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
 
+fuzz: $(READY)  ## bad input of every kind, for 5 minutes; MINUTES=60 ARGS="--only npz"
+	@$(BIN)/python -c 'import atheris' 2>/dev/null \
+		|| $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[fuzz]'
+	exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -75,7 +81,7 @@ pins:  ## resolve the dependencies anew in a clean environment and write constra
 	make_environment $(scratch)
 	$(scratch)/bin/python -m pip install --upgrade setuptools
 	$(scratch)/bin/python -m pip install torch==$(TORCH) deepspeed
-	$(scratch)/bin/python -m pip install --no-build-isolation torch==$(TORCH) '.[dev]'
+	$(scratch)/bin/python -m pip install --no-build-isolation torch==$(TORCH) '.[dev,fuzz]'
 	$(scratch)/bin/python -m pip freeze --all --exclude pip --exclude online-meta \
 		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' > constraints.txt.new
 	! grep -vE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' constraints.txt.new || fail "these lines are no plain pins"

@@ -29,6 +29,7 @@ from deploy.storage import check_same_run, check_tasks, open_history
 from deploy.supervise import Supervised
 from deploy.view import RunView
 from online_meta.regret import LEARNER
+from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.ingest import Ingest
 from streams.lag import LagWatch
@@ -106,13 +107,15 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         child = Supervised(name, command, broken.set if name == "trainer" else None, copy)
         cleanup.callback(_drain, child)
         children[name] = child
+    limits = config.serve.limits
     ingest = Ingest(
         history,
         config.task,
-        config.serve.limits,
+        limits,
         view.learned,
         lambda source, reason: instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc(),
         lambda source, seconds: _count_commit(instruments, source, seconds),
+        letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
     )
     cleanup.callback(ingest.close)
     return DaemonState(

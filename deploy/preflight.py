@@ -161,6 +161,8 @@ def _check_first(config: Config, source: TaskSource) -> Task | None:
     if first is None:
         return None
     try:
+        if first.refused is not None:
+            raise first.refused
         return wire.decode(first.body, config.task, config.serve.limits)
     except Rejected as refusal:
         raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
