@@ -121,8 +121,7 @@ def rows(data: bytes) -> None:
 
 @cache
 def _folder() -> "tempfile.TemporaryDirectory[str]":
-    memory = Path("/dev/shm")  # where there is one: thousands of files a second
-    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+    return tempfile.TemporaryDirectory()
 
 
 def _tasks(settings: samples.Settings, spec: TaskSpec, after: str | None) -> list[Arrival]:
