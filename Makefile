@@ -21,8 +21,9 @@ PYTHON ?=
 ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
+MINUTES ?= 5
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams crash pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams crash fuzz pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,7 +33,7 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium $(BIN)/promtool $(BIN)/strace $(FONTS)  ## all tests; ARGS="-k reptile"
+test: $(READY) chromium $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)  ## all tests; ARGS="-k reptile"
 	@$(TEST) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
@@ -61,6 +62,11 @@ bench-streams: $(READY)  ## how quick the streams and the history are, 8 minutes
 crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
 
+fuzz: $(READY)  ## bad input of every kind, for 5 minutes; MINUTES=60 ARGS="--only npz"
+	@$(BIN)/python -c 'import atheris' 2>/dev/null \
+		|| $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[fuzz]'
+	exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -78,7 +84,7 @@ pins:  ## resolve the dependencies anew in a clean environment and write constra
 	make_environment $(scratch)
 	$(scratch)/bin/python -m pip install --upgrade setuptools
 	$(scratch)/bin/python -m pip install torch==$(TORCH) deepspeed
-	$(scratch)/bin/python -m pip install --no-build-isolation torch==$(TORCH) '.[dev]'
+	$(scratch)/bin/python -m pip install --no-build-isolation torch==$(TORCH) '.[dev,fuzz]'
 	$(scratch)/bin/python -m pip freeze --all --exclude pip --exclude online-meta \
 		| sed -E '/^(nvidia|cuda|triton)/d; s/\+[a-z0-9.]+$$//' > constraints.txt.new
 	! grep -vE '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' constraints.txt.new || fail "these lines are no plain pins"
@@ -112,6 +118,15 @@ $(BIN)/promtool: | $(READY)
 	unpack_package prometheus
 	cd .venv/debian
 	ln -sf ../debian/usr/bin/prometheus ../debian/usr/bin/promtool ../bin/
+
+# The same; libraries that a Debian may not have lie beside it.
+$(BIN)/redis-server: | $(READY)
+	@$(shell_functions)
+	for package in libatomic1 libjemalloc2 liblzf1 redis-tools redis-server; do unpack_package $$package; done
+	echo '#!/bin/sh
+	here=$$(dirname "$$(readlink -f "$$0")")/../debian
+	LD_LIBRARY_PATH=$$(echo "$$here"/usr/lib/*-linux-gnu) exec "$$here"/usr/bin/redis-server "$$@"' > $@
+	chmod +x $@
 
 # Unpacked where the machine has none.
 $(BIN)/strace: | $(READY)

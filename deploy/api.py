@@ -17,11 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
 from deploy import routes_read, routes_tasks
+from deploy.bodies import Crowded, Room, TooSlow
 from deploy.state import DaemonState
 from streams.arrivals import BacklogFull, IngestClosed, Rejected
+from streams.compressed import DECODERS
 from streams.ledger import HistoryDamaged, HistoryFull
 
 ADAPTATIONS_AT_ONCE = 2
+STATUS_OF = {"too_large": 413, "expands_too_much": 413, "unknown_encoding": 415}
+"""The HTTP status of a refusal by its reason; of all others it is 422."""
 OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
 OPEN_PREFIXES = ("/static/", "/static-offline-docs/", "/docs", "/openapi.json")
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
@@ -37,6 +41,7 @@ def create_app(state: DaemonState) -> FastAPI:
         description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
     )
     app.state.daemon = state
+    app.state.room = Room(state.config.serve.limits)
     # Adapting is work for the processor: a crowd of it must not take the threads that make tasks durable.
     app.state.adapting = CapacityLimiter(ADAPTATIONS_AT_ONCE)
     app.include_router(routes_tasks.router)
@@ -103,10 +108,20 @@ def _answer(status: int, reason: str, detail: str, **headers: str) -> JSONRespon
 
 
 async def _rejected(_request: Request, error: Any) -> Response:
-    if error.reason != "too_large":
-        return _answer(422, error.reason, error.detail)
-    # Closing: what is left of the body would otherwise be read to its end, however far that is.
-    return _answer(413, error.reason, error.detail, Connection="close")
+    status = STATUS_OF.get(error.reason, 422)
+    headers = {415: {"Accept-Encoding": ", ".join(DECODERS)}}.get(status, {})
+    if status == 413:
+        # What is left of the body would otherwise be read to its end, however far that is.
+        headers = {"Connection": "close"}
+    return _answer(status, error.reason, error.detail, **headers)
+
+
+async def _too_slow(_request: Request, error: Any) -> Response:
+    return _answer(408, "too_slow", str(error), Connection="close")
+
+
+async def _crowded(_request: Request, error: Any) -> Response:
+    return _answer(429, "crowded", str(error), Connection="close", **{"Retry-After": "1"})
 
 
 async def _hung_up(_request: Request, _error: Any) -> Response:
@@ -135,6 +150,8 @@ _ANSWERS: dict[type[Exception], Any] = {
     HTTPException: _no_route,
     ClientDisconnect: _hung_up,
     Rejected: _rejected,
+    TooSlow: _too_slow,
+    Crowded: _crowded,
     BacklogFull: _backlog_full,
     HistoryFull: _disk_full,
     IngestClosed: _closing,

@@ -22,20 +22,20 @@ class Commands(click.Group):
     """A group whose commands are the files of ``deploy/commands``, imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the files."""
-        return registry.names(deploy.commands)
+        """Return the names of the files, with - for _."""
+        return [name.replace("_", "-") for name in registry.names(deploy.commands)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Return the command that the file ``name`` offers as ``command``."""
-        if name not in registry.names(deploy.commands):
+        if name not in self.list_commands(ctx):
             return None
-        command: click.Command = registry.load_module(deploy.commands, name).command
+        command: click.Command = registry.load_module(deploy.commands, name.replace("-", "_")).command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Name the nearest command when there is none by that name."""
-        if args and args[0] not in registry.names(deploy.commands) and not args[0].startswith("-"):
-            ctx.fail(f"no command {args[0]!r}: {registry.nearest(args[0], registry.names(deploy.commands))}")
+        if args and args[0] not in (known := self.list_commands(ctx)) and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}: {registry.nearest(args[0], known)}")
         return super().resolve_command(ctx, args)
 
 

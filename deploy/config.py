@@ -15,7 +15,7 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
-from deploy.exits import ConfigError
+from deploy.exits import ConfigError, Stop
 from deploy.logs import Style
 from deploy.problems import endless_numbers, explain, listing, lists_of, repeated, shown, unknown_keys
 from online_meta import registry
@@ -144,12 +144,12 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the name of the configuration file before a ``ConfigError`` that is about one of its sections."""
+    """Put the name of the configuration file before a ``Stop`` that is about one of its sections."""
     try:
         yield
-    except ConfigError as error:
+    except Stop as error:
         if str(error).startswith("["):
-            raise ConfigError(f"{path}: {error}") from error
+            raise Stop(error.code, f"{path}: {error}") from error
         raise
 
 

@@ -30,8 +30,10 @@ from deploy.storage import check_same_run, check_tasks, open_history
 from deploy.supervise import Supervised
 from deploy.view import RunView
 from online_meta.regret import LEARNER
+from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.ingest import Ingest
+from streams.lag import LagWatch
 from streams.upkeep import Upkeep
 from trainers.checkpoint import saved_rounds
 from trainers.run_files import RunFiles
@@ -64,6 +66,9 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
+        lag = state.instruments["source_lag"]
+        watch = LagWatch(sources, history.cursor, lambda name, waiting: lag.labels(source=name).set(waiting))
+        cleanup.callback(watch.close)
         scheme = "https" if config.serve.tls_cert else "http"
         host, port = listener.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -103,13 +108,15 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         child = Supervised(name, command, broken.set if name == "trainer" else None, copy)
         cleanup.callback(_drain, child)
         children[name] = child
+    limits = config.serve.limits
     ingest = Ingest(
         history,
         config.task,
-        config.serve.limits,
+        limits,
         view.learned,
         lambda source, reason: instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc(),
         lambda source, seconds: _count_commit(instruments, source, seconds),
+        letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
     )
     cleanup.callback(ingest.close)
     return DaemonState(

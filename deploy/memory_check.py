@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 
 from deploy.config import Config
-from deploy.model_check import made_up_task
+from deploy.model_check import made_up_task, tell_open
 from online_meta.setup import LearnerSetup
 from online_meta.types import Batch, Engine, Meta, Task
+from streams.spec import is_open
 from trainers.build import build_learners
 from trainers.memory_estimate import MemoryEstimate, estimate
 
@@ -19,10 +20,11 @@ def tell_memory(config: Config, setup: LearnerSetup, like: Task | None) -> str:
     device = torch.device(config.engine.device)
     task = made_up_task(config.task, device) if like is None else _on(like, device)
     found = estimate(config.trainer(), setup.inner, setup.start, task, _engines(config, setup))
-    made_up = "" if like else ", made up for none is known yet"
+    made_up = "" if like else f", made up for none is known yet{tell_open(config.task)}"
+    varying = "; larger ones need more" if is_open(config.task.x_shape) else ""
     return (
         f"{_size(found.peak)} a rank at its peak, estimated: beside the process itself, for tasks of "
-        f"{len(task.support.x)} + {len(task.query.x)} samples{made_up}{''.join(map(_line, _parts(found)))}"
+        f"{len(task.support.x)} + {len(task.query.x)} samples{made_up}{varying}{''.join(map(_line, _parts(found)))}"
     )
 
 

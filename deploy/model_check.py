@@ -12,10 +12,12 @@ from online_meta.functional import ModelLoss
 from online_meta.preflight import DEAF, preflight
 from online_meta.setup import LearnerSetup
 from online_meta.types import Batch, MetaGrad, Task
-from streams.spec import TaskSpec
+from streams.spec import OPEN, TaskSpec, is_open
 
 SAMPLES = 4
 TASKS = 2
+OPEN_SIZE = 32
+"""What a made-up task has in each dimension that is open."""
 FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
 """Estimators that take no second derivatives, so that a model may do without right ones."""
 
@@ -52,7 +54,7 @@ def _blaming_the_model(config: Config) -> Iterator[None]:
     except Exception as error:  # Whatever a user's model raises is the answer to "does it work?".
         raise ConfigError(
             f"[model] {config.model.build} with loss {config.model.loss!r} does not take a task of x_shape "
-            f"{config.task.x_shape}, x_dtype {config.task.x_dtype}, y {config.task.y!r}: "
+            f"{config.task.x_shape}{tell_open(config.task)}, x_dtype {config.task.x_dtype}, y {config.task.y!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -106,13 +108,22 @@ def _check_gradient(config: Config, gradient: MetaGrad, again: MetaGrad) -> None
         )
 
 
+def tell_open(spec: TaskSpec) -> str:
+    """Say what stands for open dimensions in a made-up task, "" where there are none."""
+    return f" (tried with {OPEN_SIZE} for each -1)" if is_open(spec.x_shape) else ""
+
+
 def made_up_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
-    """Return a small random task of the shape that ``spec`` describes; tokens are 0 and 1, of any vocabulary."""
+    """Return a small random task of the shape that ``spec`` describes; tokens are 0 and 1, of any vocabulary.
+
+    A dimension that is open has the size ``OPEN_SIZE``.
+    """
     random = torch.Generator().manual_seed(seed)
     numbers = {"uint8": 256, "int64": 2}.get(spec.x_dtype, 1)
+    sizes = [OPEN_SIZE if size == OPEN else size for size in spec.x_shape]
 
     def batch() -> Batch:
-        x = (numbers * torch.rand((SAMPLES, *spec.x_shape), generator=random)).to(getattr(torch, spec.x_dtype))
+        x = (numbers * torch.rand((SAMPLES, *sizes), generator=random)).to(getattr(torch, spec.x_dtype))
         if spec.y == "class":
             y = torch.randint(spec.ways or 1, (SAMPLES,), generator=random)
         else:

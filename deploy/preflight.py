@@ -16,7 +16,7 @@ import online_meta.rules
 import streams.sources
 import trainers.engines
 from deploy.config import Config
-from deploy.exits import ConfigError
+from deploy.exits import TRY_LATER, ConfigError, Stop
 from deploy.listening import bind, check_exposure
 from deploy.memory_check import tell_memory
 from deploy.model_check import check_model
@@ -28,7 +28,7 @@ from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from online_meta.types import Task
 from streams import wire
-from streams.arrivals import Rejected, TaskSource
+from streams.arrivals import Lags, Rejected, TaskSource
 from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
 from trainers.run_files import RunFiles
 
@@ -108,7 +108,7 @@ def blaming(place: str) -> Iterator[None]:
     """Turn whatever is raised, by our code or a user's, into a ``ConfigError`` about ``place``."""
     try:
         yield
-    except ConfigError:
+    except Stop:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.filename:
@@ -128,13 +128,28 @@ def open_sources(config: Config) -> dict[str, TaskSource | None]:
 
 
 def check_sources(config: Config) -> tuple[str, Task | None]:
-    """Open every source and look at what it offers first; return their names, and one of these tasks."""
-    first = None
+    """Open every source and look at what it offers first; return their names, and one of these tasks.
+
+    Of one that reads from a broker only the broker is asked, for reading leaves traces there.
+    """
+    first, told = None, []
     for name, source in open_sources(config).items():
-        if source is not None:
-            with blaming(f"[[source]] {name}:"):
+        with blaming(f"[[source]] {name}:"):
+            told.append(f"{name}{_reach(name, source)}" if isinstance(source, Lags) else name)
+            if source is not None and not isinstance(source, Lags):
                 first = _check_first(config, source) or first
-    return ", ".join(source.name for source in config.source), first
+    return ", ".join(told), first
+
+
+def _reach(name: str, source: Lags) -> str:
+    """Say how many entries the source's broker has; raises ``Stop`` (75) when it cannot be reached."""
+    try:
+        waiting = source.lag(None)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise Stop(TRY_LATER, f"[[source]] {name}: its broker cannot be read now: {error}") from error
+    return f" ({waiting} entries there)"
 
 
 def _check_first(config: Config, source: TaskSource) -> Task | None:
@@ -146,6 +161,8 @@ def _check_first(config: Config, source: TaskSource) -> Task | None:
     if first is None:
         return None
     try:
+        if first.refused is not None:
+            raise first.refused
         return wire.decode(first.body, config.task, config.serve.limits)
     except Rejected as refusal:
         raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from deploy.adaptation import encode_predictions
+from deploy.bodies import read_body
 from deploy.state import DaemonState
 from streams import wire
 from streams.arrivals import Arrival, Conflict, Rejected
@@ -49,11 +50,18 @@ TASK_ANSWERS: dict[int | str, dict[str, Any]] = {
     201: {"description": "Durable", **RECEIPT},
     404: {"description": "This daemon takes no tasks over HTTP", **ERROR},
     409: {"description": "The id belongs to a task of other bytes", **ERROR},
-    413: {"description": "The body is over the limit", **ERROR},
+    408: {"description": "The body did not come in time", **ERROR},
+    413: {"description": "The body is over the limit, as it came or unpacked", **ERROR},
+    415: {"description": "The body's Content-Encoding is none that is taken; see Accept-Encoding", **ERROR},
     422: {"description": "Not a task of this run; `reason` is a fixed slug, `detail` a sentence", **ERROR},
-    429: {"description": "Too many rounds wait to be learned; see Retry-After", **ERROR},
+    429: {"description": "Too many rounds or bodies wait; see Retry-After", **ERROR},
     503: {"description": "The daemon is draining", **ERROR},
     507: {"description": "The disk is full; the task was not kept", **ERROR},
+}
+ADAPT_ERRORS: dict[int | str, dict[str, Any]] = {
+    **{status: TASK_ANSWERS[status] for status in (408, 413, 415, 422)},
+    429: {"description": "Too many bodies wait; see Retry-After", **ERROR},
+    503: {"description": "There are no parameters yet", **ERROR},
 }
 
 
@@ -61,41 +69,46 @@ TASK_ANSWERS: dict[int | str, dict[str, Any]] = {
 async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Take a task: safetensors `support_x`, `support_y`, `query_x`, `query_y` (a query may be left out).
 
-    Answers only when the task is durable. `Idempotency-Key` is the task's id (else the body's SHA-256): the same
-    task may be sent again, and stays one round.
+    `Content-Encoding` may be `zstd` or `gzip`; what counts is the body unpacked, also for its SHA-256. Answers only
+    when the task is durable. `Idempotency-Key` is the task's id (else the body's SHA-256): the same task may be sent
+    again, and stays one round.
     """
     state: DaemonState = request.app.state.daemon
     source = next((source.name for source in state.config.source if source.kind == "http"), None)
     if source is None:
         detail = 'this daemon takes no tasks over HTTP: add [[source]] kind = "http" to its configuration'
         return JSONResponse({"reason": "no_http_source", "detail": detail}, 404)
-    try:
-        body = await read_body(request, state.config.serve.limits.body_bytes)
-    except Rejected as refusal:
-        state.count_rejection(source, refusal.reason)
-        raise
-    id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
-    arrival = Arrival(id, body, source, None)
-    # A thread takes longer to be asked than such a body to be looked at.
-    future = state.ingest.submit_now(arrival) if len(body) <= SMALL_BYTES else None
-    if future is None:
-        future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
-    answer = await asyncio.wrap_future(future)
+    with request.app.state.room.hold() as hold:
+        try:
+            body = await read_body(request, hold)
+        except Rejected as refusal:
+            came = Arrival(idempotency_key or "", bytes(hold.sent), source, None)
+            await run_in_threadpool(state.ingest.refuse, came, refusal, whole=hold.whole)
+            raise
+        id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
+        arrival = Arrival(id, body, source, None)
+        # A thread takes longer to be asked than such a body to be looked at.
+        future = state.ingest.submit_now(arrival) if len(body) <= SMALL_BYTES else None
+        if future is None:
+            future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
+        answer = await asyncio.wrap_future(future)
     if isinstance(answer, Conflict):
         detail = f"the id {answer.id!r} belongs to round {answer.round}, which was made of other bytes: choose another"
         return JSONResponse({"reason": "conflict", "detail": detail, "round": answer.round}, 409)
     return JSONResponse({"id": answer.id, "round": answer.round}, 200 if answer.duplicate else 201)
 
 
-@router.post("/v1/adapt", responses={**TENSOR_ANSWER, 422: ERROR, 503: ERROR}, openapi_extra=TENSOR_BODY)
+@router.post("/v1/adapt", responses={**TENSOR_ANSWER, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
 async def adapt(request: Request) -> Response:
     """Adapt the current leader to `support_x`, `support_y`; return `predictions` (and `labels`) for `query_x`.
 
     The header `X-Online-Meta-Round` tells how many rounds the leader had learned. Nothing is kept.
     """
     state: DaemonState = request.app.state.daemon
-    body = await read_body(request, state.config.serve.limits.body_bytes)
-    support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, state.config.serve.limits)
+    limits = state.config.serve.limits
+    with request.app.state.room.hold() as hold:
+        body = await read_body(request, hold)
+        support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, limits)
     try:
         output, round = await to_thread.run_sync(
             state.adapter.predict, support, query_x, limiter=request.app.state.adapting
@@ -105,16 +118,3 @@ async def adapt(request: Request) -> Response:
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
     encoded = encode_predictions(output, state.config.task.y == "class")
     return Response(encoded, media_type=TENSORS, headers={"X-Online-Meta-Round": str(round)})
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read a body of at most ``limit`` bytes, no further; raises ``Rejected`` ("too_large") past that."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise Rejected("too_large", f"the body has {declared} bytes; at most {limit} are taken")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise Rejected("too_large", f"the body has more than {limit} bytes, the most that are taken")
-    return bytes(body)

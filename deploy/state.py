@@ -52,10 +52,6 @@ class DaemonState:
             count_rounds(self.instruments, lines, checkpoints)
             count_ranks(self.instruments, *self.group.refresh())
 
-    def count_rejection(self, source: str, reason: str) -> None:
-        """Count a task that was refused."""
-        self.instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc()
-
     def pending(self) -> int:
         """How many rounds are durable and not yet learned."""
         return max(len(self.history) - self.view.learned(), 0)

@@ -13,7 +13,7 @@ from streams.archive.archive import Archive
 from streams.history import History
 from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
 from streams.sealed import FOLDER, ArchiveMoved, Location, place_at, settle_location
-from streams.spec import TaskSpec
+from streams.spec import TaskSpec, fits
 from trainers.checkpoint import CheckpointError, load_latest
 from trainers.decisive import SettingsChanged, check_same_settings, decisive
 from trainers.run_files import RunFiles
@@ -100,7 +100,7 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
         "y_shape": tuple(y.shape[1:]),
     }
     for name, value in found.items():
-        if getattr(spec, name) != value:
+        if getattr(spec, name) != value and not (name == "x_shape" and fits(tuple(x.shape[1:]), spec.x_shape)):
             raise ConfigError(
                 f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: "
                 "set it back, or give the new run another run.path"

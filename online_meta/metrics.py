@@ -20,6 +20,7 @@ CHECKPOINT_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0)
 METRICS: tuple[Metric, ...] = (
     Metric("online_meta_tasks_ingested_total", "counter", "Tasks made durable.", ("source",)),
     Metric("online_meta_tasks_rejected_total", "counter", "Tasks refused.", ("source", "reason")),
+    Metric("online_meta_source_lag", "gauge", "Entries at a source's broker that are not durable here.", ("source",)),
     Metric("online_meta_rounds_total", "counter", "Rounds scored and learned."),
     Metric("online_meta_rounds_pending", "gauge", "Rounds that are durable and not yet learned."),
     Metric("online_meta_round_duration_seconds", "histogram", "Scoring and learning a round.", (), ROUND_SECONDS),

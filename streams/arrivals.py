@@ -1,19 +1,33 @@
 """What travels from a source to the history."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Rejected(Exception):
+    """A task that cannot be taken: ``reason`` is a short fixed slug (a metric label), ``detail`` a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Keep the slug and the sentence apart."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
 
 
 class Arrival(NamedTuple):
     """A task as it arrived: its ``id``, wire bytes, the name of its source and the position behind it.
 
     ``cursor`` is what ``TaskSource.read(after=cursor)`` goes on from; None where a source has no position.
+    ``refused`` says why it was rejected for good. ``ticket`` is what the source itself knows the arrival by when it is
+    settled; None where it does not ask.
     """
 
     id: str
     body: bytes
     source: str
     cursor: str | None
+    refused: Rejected | None = None
+    ticket: str | None = None
 
 
 class Receipt(NamedTuple):
@@ -46,21 +60,31 @@ class Record(NamedTuple):
     arrived: float
 
 
-class Rejected(Exception):
-    """A task that cannot be taken: ``reason`` is a short fixed slug (a metric label), ``detail`` a sentence."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keep the slug and the sentence apart."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 class TaskSource(Protocol):
     """A stream of arrivals that can be read again from any position it gave."""
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the arrivals after the position (None: from the start); None means: nothing now, ask again."""
+
+
+@runtime_checkable
+class Settles(TaskSource, Protocol):
+    """What a source has, too, that is to be told which arrivals it need not keep any longer."""
+
+    def settle(self, arrivals: Sequence[Arrival]) -> None:
+        """Acknowledge arrivals that are durable, or were rejected for good (``refused`` says why).
+
+        They come without their bodies, and between two steps of ``read``, in the thread that reads.
+        It may be called late, again, or never: what was not settled may be read again, and is known by its id.
+        """
+
+
+@runtime_checkable
+class Lags(TaskSource, Protocol):
+    """What a source has, too, that can tell how far behind it is, from a thread of its own."""
+
+    def lag(self, after: str | None) -> int | None:
+        """Ask how many entries wait behind the position; None: not known now. Raises what the connection raises."""
 
 
 class BacklogFull(Exception):

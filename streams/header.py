@@ -3,10 +3,16 @@
 import json
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streams.arrivals import Rejected
 
 HEADER_BYTES = 64 * 1024
 """The longest header that is read; four tensors need some 400 bytes."""
+
+Array = NDArray[np.generic]
+"""A tensor of a file that is not safetensors."""
 
 _MOST = 2**53
 

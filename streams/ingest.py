@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from streams import pull, wire
 from streams.arrivals import Arrival, Conflict, Receipt, Record, Rejected, TaskSource
 from streams.committer import Answer, Committer
+from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.kept import is_kept, payload_of
 from streams.spec import Limits, TaskSpec
@@ -30,6 +31,7 @@ class Ingest:
         rejected: told (source, reason) of each arrival that is refused; "conflict" is a reason too.
         committed: told (source, seconds from arrival to durable) of each new round.
         clock: the unix time in seconds that a round's arrival is noted by.
+        letters: where refused arrivals are kept; None keeps none.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Ingest:
         rejected: Callable[[str, str], None],
         committed: Callable[[str, float], None],
         clock: Callable[[], float] = time.time,
+        letters: DeadLetters | None = None,
     ) -> None:
         """Start the committing thread."""
         self._history = history
@@ -50,6 +53,7 @@ class Ingest:
         self._rejected = rejected
         self._committed = committed
         self._clock = clock
+        self._letters = letters
         self._closing = threading.Event()
         self._pulls: dict[str, threading.Thread] = {}
         self._committer = Committer(history, limits.commit_batch, self._is_full, self._settled)
@@ -73,8 +77,10 @@ class Ingest:
         try:
             record, known = self._examine(arrival)
         except Rejected as refusal:
-            self._refuse(arrival.source, refusal.reason)
+            self.refuse(arrival, refusal)
             raise
+        if isinstance(known, Conflict):
+            self._bury(arrival, _refusal_of(known))
         if known is not None and record.cursor is None:
             answered: Future[Answer] = Future()
             self._settled(record, known, 0.0)
@@ -97,6 +103,17 @@ class Ingest:
             return None
         record = self._record(arrival, arrival.body, wire.digest(arrival.body))
         return self._committer.put(record, patient=False, began=began)
+
+    def refuse(self, arrival: Arrival, refusal: Rejected, *, whole: bool = True) -> None:
+        """Count an arrival that is refused, and keep it as a dead letter; may wait for the disk.
+
+        Args:
+            arrival: what came, as far as it did.
+            refusal: why it is refused.
+            whole: whether all of the body was received.
+        """
+        self._count(arrival.source, refusal.reason)
+        self._bury(arrival, refusal, whole)
 
     def pull(self, source_name: str, source: TaskSource) -> None:
         """Read a source in a thread of its own until ``close``, from behind its last committed task.
@@ -130,6 +147,8 @@ class Ingest:
 
     def _examine(self, arrival: Arrival) -> tuple[Record, Answer | None]:
         """Return what is to be kept and, if its id is committed already, the answer (nothing is decoded then)."""
+        if arrival.refused is not None:
+            raise arrival.refused
         wire.check_id(arrival.id, self._limits)
         digest = wire.digest(arrival.body)
         round = self._history.find(arrival.id)
@@ -151,12 +170,22 @@ class Ingest:
 
     def _settled(self, record: Record, answer: Answer, seconds: float) -> None:
         if isinstance(answer, Conflict):
-            self._refuse(record.source, "conflict")
+            self._count(record.source, "conflict")
+            if record.payload:  # the id was taken while this one was queued: no letter has been written yet
+                self._bury(Arrival(record.id, record.payload, record.source, None), _refusal_of(answer))
         elif not answer.duplicate:
             self._committed(record.source, seconds)
 
-    def _refuse(self, source: str, reason: str) -> None:
+    def _count(self, source: str, reason: str) -> None:
         try:
             self._rejected(source, reason)
         except Exception:
             _log.exception("counting a rejected task failed")
+
+    def _bury(self, arrival: Arrival, refusal: Rejected, whole: bool = True) -> None:
+        if self._letters is not None:
+            self._letters.put(arrival, refusal, whole=whole)
+
+
+def _refusal_of(conflict: Conflict) -> Rejected:
+    return Rejected("conflict", f"the id belongs to round {conflict.round}, which was made of other bytes")

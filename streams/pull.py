@@ -9,9 +9,12 @@ from tenacity import RetryCallState, Retrying, sleep_using_event, stop_when_even
 from tenacity.retry import retry_if_exception_type
 
 from streams.arrivals import Arrival, Conflict, IngestClosed, Receipt, Rejected, TaskSource
+from streams.settlement import AT_ONCE, Settlement
 
 IDLE_SECONDS = 0.05
 """How long a source that has nothing now is left alone."""
+SETTLE_SECONDS = 5.0
+"""How long the end waits for the last arrivals to be durable, so that the source can be told of them."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +29,8 @@ def follow(
     """Submit all that a source yields until ``closing``; reconnect when it fails, with growing, random waits.
 
     It goes on from the committed cursor each time, so that what was read but not committed is read again and what
-    was committed is recognised by its id. A rejected arrival is logged and skipped.
+    was committed is recognised by its id. A rejected arrival is logged and skipped. A source that ``Settles`` is told
+    of each arrival that is durable or rejected.
 
     Args:
         name: of the source.
@@ -62,12 +66,14 @@ def _read(
     """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
     came = False
     arrivals: Iterator[Arrival | None] | None = None
+    settlement = Settlement(source)
     try:
         arrivals = source.read(cursor(name))
         for arrival in arrivals:
             if arrival is not None:
                 came = True
-                _submit(name, arrival, submit)
+                _submit(name, arrival, submit, settlement)
+            settlement.tell(1 if arrival is None else AT_ONCE)
             if closing.is_set() or (arrival is None and closing.wait(IDLE_SECONDS)):
                 return
         raise ConnectionError("it ended")
@@ -78,17 +84,26 @@ def _read(
             raise _NothingCame(f"{type(error).__name__}: {error}") from error
         _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
     finally:
+        if closing.is_set():
+            settlement.finish(name, SETTLE_SECONDS)
         close = getattr(arrivals, "close", None)
         if close is not None:
             close()
 
 
-def _submit(name: str, arrival: Arrival, submit: Callable[[Arrival], "Future[Receipt | Conflict]"]) -> None:
+def _submit(
+    name: str,
+    arrival: Arrival,
+    submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
+    settlement: Settlement,
+) -> None:
     try:
         future = submit(arrival)
     except Rejected as refusal:
         _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
+        settlement.reject(arrival, refusal)
         return
+    settlement.expect(arrival, future)
     future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
 
 

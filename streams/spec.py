@@ -11,6 +11,12 @@ Dtype = Literal["uint8", "float16", "float32", "float64", "int64"]
 Shape = tuple[Annotated[int, Ge(1)], ...]
 """The shape of one sample, without the leading sample dimension; () is a scalar."""
 
+OPEN = -1
+"""A dimension of any size from 1, which may differ from task to task."""
+
+OpenShape = tuple[Annotated[int, Ge(OPEN)], ...]
+"""A shape some of whose dimensions may be open."""
+
 DTYPES = ("uint8", "float16", "float32", "float64", "int64")
 
 
@@ -19,7 +25,8 @@ class TaskSpec:
     """The shape that every task of a run must have.
 
     Attributes:
-        x_shape: the shape of one sample ``x``; a batch is (n, *x_shape).
+        x_shape: the shape of one sample ``x``; a batch is (n, *x_shape). A dimension of -1 is open: any size from 1,
+            the same in all samples of a task, another in another task. ``Limits.elements`` bounds it.
         x_dtype: the element type of ``x``, exactly as it must arrive.
         y: "class" (labels 0 .. ways-1) or "real" (regression targets, kept as float32).
         ways: how many classes there are; needed when ``y`` is "class", absent otherwise.
@@ -30,7 +37,7 @@ class TaskSpec:
         ValueError: naming the field, what was found and what would be right.
     """
 
-    x_shape: Shape
+    x_shape: OpenShape
     x_dtype: Dtype = "float32"
     y: Literal["class", "real"] = "class"
     ways: Annotated[int, Ge(1)] | None = None
@@ -39,7 +46,7 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a task."""
-        object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape))
+        object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape, OPEN))
         object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape))
         if self.x_dtype not in DTYPES:
             raise ValueError(f"x_dtype is {self.x_dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -63,25 +70,36 @@ class Limits:
     Attributes:
         body_bytes: the largest body that is read, in bytes.
         samples: the most samples in one batch (support or query).
+        elements: the most numbers in one tensor.
+        expansion: how many times larger a compressed body may become when it is unpacked.
+        body_seconds: how long a client may take to send one body.
         id_length: the longest task id, in characters.
         backlog: how many rounds may wait to be learned before arrivals are held back.
         commit_batch: the most arrivals made durable by one commit.
+        dead_letters: how many rejected arrivals are kept to be looked at; 0 keeps none.
+        dead_letter_bytes: how many bytes they take together at most; 0 keeps none.
 
     Raises:
-        ValueError: if a limit is not a positive whole number.
+        ValueError: if a limit is not a whole number, or is 0 where nothing could arrive.
     """
 
     body_bytes: Annotated[int, Ge(1)] = 16 * 1024 * 1024
     samples: Annotated[int, Ge(1)] = 10_000
+    elements: Annotated[int, Ge(1)] = 16 * 1024 * 1024
+    expansion: Annotated[int, Ge(1)] = 200
+    body_seconds: Annotated[int, Ge(1)] = 60
     id_length: Annotated[int, Ge(1)] = 200
     backlog: Annotated[int, Ge(1)] = 1_000
     commit_batch: Annotated[int, Ge(1)] = 64
+    dead_letters: Annotated[int, Ge(0)] = 1_000
+    dead_letter_bytes: Annotated[int, Ge(0)] = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could arrive."""
         for name, value in vars(self).items():
-            if not _is_count(value):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+            least = 0 if name.startswith("dead_letter") else 1
+            if not _is_count(value, least):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, {least} or more")
 
 
 def require_same(given: TaskSpec, offered: TaskSpec, kind: str) -> None:
@@ -92,15 +110,28 @@ def require_same(given: TaskSpec, offered: TaskSpec, kind: str) -> None:
     """
     for name in ("x_shape", "x_dtype", "y", "ways", "y_shape"):
         found, right = getattr(given, name), getattr(offered, name)
-        if found != right:
+        if found != right and not (name == "x_shape" and fits(right, found)):
             raise ValueError(f"the {kind!r} source makes tasks with {name} = {right!r}, but the run expects {found!r}")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def is_open(shape: tuple[int, ...]) -> bool:
+    """Whether a dimension of the shape is open, so that it differs from task to task."""
+    return OPEN in shape
 
 
-def _shape(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or not all(_is_count(size) for size in value):
-        raise ValueError(f"{name} is {value!r}; it must be whole numbers of 1 or more, such as (3, 28, 28), or ()")
+def fits(shape: tuple[int, ...], spec: tuple[int, ...]) -> bool:
+    """Whether a sample of this shape is one that the ``spec`` allows: equal, any size from 1 where that is open."""
+    pairs = zip(shape, spec, strict=False)
+    return len(shape) == len(spec) and all(size == right or (right == OPEN and size >= 1) for size, right in pairs)
+
+
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _shape(name: str, value: object, also: int = 1) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or not all(_is_count(size) or (size == also) for size in value):
+        any_size = f" ({also} for any size)" if also == OPEN else ""
+        right = f"it must be whole numbers of 1 or more{any_size}, such as (3, 28, 28), or ()"
+        raise ValueError(f"{name} is {value!r}; {right}")
     return tuple(value)

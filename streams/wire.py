@@ -5,6 +5,7 @@ hostile one costs no more memory than its own bytes. There is no pickle anywhere
 """
 
 import hashlib
+import math
 import re
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from online_meta.types import Batch, Task
 from streams.arrivals import Rejected
 from streams.header import Field, read_header
-from streams.spec import Limits, TaskSpec
+from streams.spec import OPEN, Limits, TaskSpec, fits
 
 SUPPORT = ("support_x", "support_y")
 QUERY = ("query_x", "query_y")
@@ -23,6 +24,7 @@ QUERY = ("query_x", "query_y")
 _NAME_OF = {"uint8": "U8", "float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _REALS = ("F16", "F32", "F64")
+_EMPTY = {"support": "empty_support", "query": "empty_query"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
 
@@ -69,8 +71,7 @@ def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
         limits: how much it may hold.
 
     Raises:
-        Rejected: with the reason "too_large", "unreadable", "missing_tensor", "unknown_tensor", "wrong_dtype",
-            "wrong_shape", "empty_support", "empty_query", "not_finite" or "label_out_of_range".
+        Rejected: with one of the reasons of ``streams.reasons``.
     """
     fields = read_header(body, limits.body_bytes)
     brings_query = any(name in fields for name in QUERY)
@@ -78,6 +79,7 @@ def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
     _check_batch(fields, "support", spec, limits)
     if brings_query:
         _check_batch(fields, "query", spec, limits)
+        _check_same_samples(fields)
     tensors = _load(body)
     support = _batch(tensors, "support", spec)
     return Task(support, _batch(tensors, "query", spec)) if brings_query else hold_out(support, spec)
@@ -92,8 +94,8 @@ def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, 
     fields = read_header(body, limits.body_bytes)
     _check_names(fields, (*SUPPORT, "query_x"))
     _check_batch(fields, "support", spec, limits)
-    _check_x("query_x", fields["query_x"], spec)
-    _check_count("query_x", fields["query_x"], limits)
+    _check_x("query_x", fields["query_x"], spec, limits)
+    _check_same_samples(fields)
     tensors = _load(body)
     return _batch(tensors, "support", spec), _finite("query_x", tensors["query_x"])
 
@@ -147,33 +149,45 @@ def _check_names(fields: dict[str, Field], right: tuple[str, ...]) -> None:
 
 def _check_batch(fields: dict[str, Field], part: str, spec: TaskSpec, limits: Limits) -> None:
     x, y = fields[f"{part}_x"], fields[f"{part}_y"]
-    _check_x(f"{part}_x", x, spec)
+    _check_x(f"{part}_x", x, spec, limits)
     known = _INTEGERS if spec.y == "class" else _REALS
     _check_field(f"{part}_y", y, known, spec.y_shape)
-    _check_count(f"{part}_x", x, limits)
+    _check_count(f"{part}_y", y, limits)
     if x.shape[0] != y.shape[0]:
         counts = f"{part}_x has {x.shape[0]} samples and {part}_y has {y.shape[0]}"
         raise Rejected("wrong_shape", f"{counts}; they must have the same number")
 
 
-def _check_x(name: str, field: Field, spec: TaskSpec) -> None:
+def _check_x(name: str, field: Field, spec: TaskSpec, limits: Limits) -> None:
     _check_field(name, field, (_NAME_OF[spec.x_dtype],), spec.x_shape)
+    _check_count(name, field, limits)
+
+
+def _check_same_samples(fields: dict[str, Field]) -> None:
+    """Refuse a task whose samples differ in shape, as they can where a dimension is open."""
+    support, query = fields["support_x"].shape, fields["query_x"].shape
+    if support[1:] != query[1:]:
+        both = f"support_x has shape {support} and query_x {query}"
+        raise Rejected("wrong_shape", f"{both}; within a task, all samples have the same shape")
 
 
 def _check_field(name: str, field: Field, dtypes: tuple[str, ...], sample: tuple[int, ...]) -> None:
     if field.dtype not in dtypes:
         raise Rejected("wrong_dtype", f"{name} has dtype {field.dtype[:20]!r}; it must be {' or '.join(dtypes)}")
-    if len(field.shape) != len(sample) + 1 or field.shape[1:] != sample:
-        right = "(n" + "".join(f", {size}" for size in sample) + ("," if not sample else "") + ")"
+    if not (field.shape and fits(field.shape[1:], sample)):
+        sizes = "".join(", any" if size == OPEN else f", {size}" for size in sample)
+        right = f"(n{sizes or ','})"
         raise Rejected("wrong_shape", f"{name} has shape {field.shape}; it must be {right}")
 
 
 def _check_count(name: str, field: Field, limits: Limits) -> None:
     part = name.split("_")[0]
     if field.shape[0] == 0:
-        raise Rejected(f"empty_{part}", f"{name} has no samples; a {part} set needs at least 1")
+        raise Rejected(_EMPTY[part], f"{name} has no samples; a {part} set needs at least 1")
     if field.shape[0] > limits.samples:
         raise Rejected("too_large", f"{name} has {field.shape[0]} samples; at most {limits.samples} are taken")
+    if (elements := math.prod(field.shape)) > limits.elements:
+        raise Rejected("too_large", f"{name} has {elements} numbers; at most {limits.elements} are taken")
 
 
 def _load(body: bytes) -> dict[str, Tensor]:
@@ -199,6 +213,7 @@ def _batch(tensors: dict[str, Tensor], part: str, spec: TaskSpec) -> Batch:
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-        at = int(torch.nonzero(~torch.isfinite(tensor))[0][0])
+        # By sample: a list of all the places would be many times as large as the tensor.
+        at = int(torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1).to(torch.uint8).argmin())
         raise Rejected("not_finite", f"{name} has NaN or infinity (or exceeds float32) at sample {at}")
     return tensor

@@ -16,11 +16,11 @@ import trainers.engines
 from online_meta import registry
 from online_meta.draws import generator
 from online_meta.functional import ModelLoss, accuracy_of, model_loss
+from online_meta.import_path import import_by_path
 from online_meta.inner import Inner
 from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past, Schedule
-from trainers.import_path import import_by_path
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 from trainers.timing import Timing
 

@@ -16,6 +16,11 @@ class RunFiles:
         return self.folder / "history"
 
     @property
+    def dead_letters(self) -> Path:
+        """Rejected arrivals, each with the reason."""
+        return self.folder / "dead-letters"
+
+    @property
     def plans(self) -> Path:
         """What timing decided, beside the history that it belongs to."""
         return self.history / "plans.jsonl"

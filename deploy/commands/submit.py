@@ -1,5 +1,7 @@
 """online-meta submit: stream task files to a daemon."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 
@@ -8,14 +10,19 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.client import daemon_client
-from deploy.exits import CONFIG, TRY_LATER, Stop
-from streams.producer import PATIENCE, TRY_AGAIN, SubmitError, submit
+from deploy.client import daemon_client, is_address
+from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from streams.producer import PATIENCE, TRY_AGAIN, Producer, SubmitError, open_producer, split_address
+from streams.producer.errors import UNREACHABLE
+from streams.producer.http import HttpProducer
+
+ABOUT_THE_TASK = ("bad_id", "too_large")
+"""Reasons, from others than a daemon, that say nothing about the next task."""
 
 
 @click.command("submit")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--url", required=True, help="The daemon, for example http://127.0.0.1:8780")
+@click.option("--url", required=True, help="To whom, for example http://127.0.0.1:8780")
 @click.option("--token-file", type=click.Path(path_type=Path), help="A file that holds the daemon's token.")
 @click.option(
     "--patience",
@@ -28,19 +35,22 @@ from streams.producer import PATIENCE, TRY_AGAIN, SubmitError, submit
 def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience: float) -> int:
     """Send task FILES (safetensors) in the order given; a task's id is its file's name without the ending.
 
-    Sending a file again is harmless: the daemon knows its id. Waits while the daemon's backlog is full. Exits 78
-    when a task was refused; the others are sent all the same. Exits 75 when the daemon takes nothing for --patience
+    The address says to whom: a daemon (http://host:port), or where one reads from: redis://host:port/db?stream=name,
+    kafka://host:port/topic, nats://host:port/stream-or-subject, file:///folder. A task is sent once it is durable
+    there.
+    Sending a file again is harmless: the daemon knows its id. Waits while a daemon's backlog is full. Exits 78
+    when a task was refused; the others are sent all the same. Exits 75 when nothing is taken for --patience
     seconds: run it again later.
     """
     console = Console(stderr=True)
-    sent = refused = new = 0
+    sent = refused = new = known = 0
     try:
-        with daemon_client(url, token_file) as client, _progress(console) as progress:
-            _say_when_away(client, console, patience)
+        with _producer(url, token_file, patience, console) as producer, _progress(console) as progress:
             for file in progress.track(files, description="submitting"):
                 try:
-                    receipt = submit(url, file.stem, _read(file), client=client, patience=patience)
-                    new += not receipt.duplicate
+                    receipt = producer.send(file.stem, _read(file))
+                    new += receipt is None or not receipt.duplicate
+                    known += receipt is not None and receipt.duplicate
                 except SubmitError as error:
                     _stop_unless_refused(error, url, patience)
                     refused += 1
@@ -49,8 +59,37 @@ def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience
                 sent += 1
     finally:
         left = f", {len(files) - sent} not sent" if sent < len(files) else ""
-        click.echo(f"{new} new, {sent - refused - new} already there, {refused} refused{left}")
+        done = f"{new} new, {known} already there" if is_address(url) else f"{new} sent"
+        click.echo(f"{done}, {refused} refused{left}")
     return CONFIG if refused else 0
+
+
+@contextmanager
+def _producer(url: str, token_file: Path | None, patience: float, console: Console) -> Iterator[Producer]:
+    """Give what sends tasks to an address; a daemon that is away is told of at once."""
+    with _blaming_the_address():
+        split_address(url)
+    if is_address(url):
+        with daemon_client(url, token_file) as client:
+            _say_when_away(client, console, patience)
+            yield HttpProducer(url, client, patience)
+        return
+    if token_file is not None:
+        raise ConfigError(f"--token-file is for a daemon; {url} is none")
+    with _blaming_the_address():
+        producer = open_producer(url, patience=patience)
+    try:
+        yield producer
+    finally:
+        producer.close()
+
+
+@contextmanager
+def _blaming_the_address() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"--url {error}") from error
 
 
 def _say_when_away(client: httpx.Client, console: Console, patience: float) -> None:
@@ -64,7 +103,9 @@ def _stop_unless_refused(error: SubmitError, url: str, patience: float) -> None:
     """Raise ``Stop`` when the next task would fare no better than this one did."""
     if error.status == HTTPStatus.UNAUTHORIZED:
         raise Stop(CONFIG, f"{url} asks for a token: {error.detail}; give it by --token-file") from error
-    if error.status is None and error.reason != "unreachable":
+    if error.reason in ABOUT_THE_TASK:
+        return
+    if error.status is None and error.reason != UNREACHABLE:
         raise Stop(CONFIG, error.detail) from error
     if error.status is None or error.status in TRY_AGAIN:
         raise Stop(TRY_LATER, f"{error}; given up after {patience:g} s") from error

@@ -51,7 +51,8 @@ BODY_BYTES = 20_000
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that has learned the tasks sin-0 to sin-5; each test brings tasks of its own beside them."""
     folder = tmp_path_factory.mktemp("daemon")
-    with running_daemon(write_sinusoid(folder, f"limits = {{ body_bytes = {BODY_BYTES} }}\n")) as running:
+    limits = f"limits = {{ body_bytes = {BODY_BYTES}, body_seconds = 4 }}\n"
+    with running_daemon(write_sinusoid(folder, limits)) as running:
         assert [answer.status_code for answer in running.submit(*range(6))] == [201] * 6
         running.wait_until_learned(6)
         yield running

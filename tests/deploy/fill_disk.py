@@ -63,6 +63,7 @@ def go_through(config: Path, run: Path) -> None:
         assert daemon.status()["rounds"]["ingested"] == kept
         assert send(daemon, 0).status_code == 200
         fill(run / "filler")
+        assert daemon.post(bytes(100_000), "no-task").status_code == 422, "there is no room for a dead letter either"
         daemon.child("trainer").resume()
         wait_for("the trainer died of it and was started again", lambda: daemon.status()["trainer"]["restarts"] >= 1)
         wait_for("that is told", lambda: daemon.client.get("/readyz").status_code == 503)
@@ -70,6 +71,7 @@ def go_through(config: Path, run: Path) -> None:
         assert daemon.drain() == 75, "there was no room for the report"
     log = daemon.log.read_text()
     assert "error: drained, but " in log
+    assert "rejected tasks cannot be kept" in log
     assert "Traceback" not in log, log
     for file in (ballast, run / "filler"):
         file.unlink()

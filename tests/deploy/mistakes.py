@@ -23,7 +23,9 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "not above zero": ("batch = 2", "lr = 0.0", "[meta] lr = 0.0: must be greater than 0"),
     "infinite": ("batch = 2", "lr = inf", "[meta] lr = inf: must be a finite number"),
     "NaN": (GOOD_ARGS, "args = { inputs = nan }", "[model.args] inputs = nan: must be a finite number"),
-    "inside a list": ("x_shape = [1]", "x_shape = [1, 0]", "[task] x_shape[1] = 0: must be at least 1"),
+    "inside a list": ("y_shape = [1]", "y_shape = [1, 0]", "[task] y_shape[1] = 0: must be at least 1"),
+    "a size of none": ("x_shape = [1]", "x_shape = [1, 0]", "[task] x_shape is (1, 0); it must be whole numbers of 1"),
+    "a size below any": ("x_shape = [1]", "x_shape = [1, -2]", "[task] x_shape[1] = -2: must be at least -1"),
     "choice": ('y = "real"', 'y = "reel"', "[task] y = 'reel': must be 'class' or 'real'"),
     "no path": ('path = "', 'seed = 1 # "', '[run] path is missing, for example path = "runs/first"'),
     "no build": (BUILD, "", '[model] build is missing, for example build = "trainers.models:mlp"'),
@@ -63,6 +65,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "inputs = 1",
         "inputs = 7",
         "[model] trainers.models:mlp with loss 'mse' does not take a task of x_shape",
+    ),
+    "input of any size": (
+        "x_shape = [1]",
+        "x_shape = [-1]",
+        "does not take a task of x_shape (-1,) (tried with 32 for each -1), x_dtype float32",
     ),
     "loss of classes": (
         'loss = "mse"',

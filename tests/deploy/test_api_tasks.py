@@ -1,5 +1,6 @@
 """Tasks over HTTP: what is taken, what is refused and why, what became of each."""
 
+import gzip
 import hashlib
 import json
 import socket
@@ -7,7 +8,9 @@ import socket
 import httpx
 import pytest
 import torch
+import zstandard
 
+from streams.dead_letters import read_letters
 from tests.daemon import Daemon, decode, encode, sinusoid, wait_for
 from tests.deploy.conftest import BODY_BYTES
 
@@ -115,6 +118,95 @@ def test_a_body_over_the_limit_is_answered(daemon: Daemon, chunked: bool) -> Non
     assert (answer.status_code, answer.json()["reason"]) == (413, "too_large")
     assert str(BODY_BYTES) in answer.json()["detail"]
     assert 'rejected_total{reason="too_large",source="http"}' in daemon.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("encoding", ["zstd", "gzip"])
+def test_a_body_may_come_compressed_and_is_the_same_task(daemon: Daemon, encoding: str) -> None:
+    body = sinusoid({"zstd": 700, "gzip": 701}[encoding])
+    packed = zstandard.compress(body) if encoding == "zstd" else gzip.compress(body)
+    first = daemon.client.post("/v1/tasks", content=packed, headers={"Content-Encoding": encoding})
+    assert (first.status_code, first.json()["id"]) == (201, hashlib.sha256(body).hexdigest())
+    assert daemon.post(body).status_code == 200, "plain, it is a duplicate"
+    task = decode(body)
+    request = {"support_x": task.support.x, "support_y": task.support.y, "query_x": task.query.x}
+    squeeze = zstandard.compress if encoding == "zstd" else gzip.compress
+    headers = {"Content-Encoding": encoding.upper()}
+    daemon.wait_until_learned(1)
+    answers = [
+        daemon.client.post("/v1/adapt", content=encode(request)),
+        daemon.client.post("/v1/adapt", content=squeeze(encode(request)), headers=headers),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "reason"),
+    [
+        (b"x", "br", 415, "unknown_encoding"),
+        (b"x", "gzip, zstd", 415, "unknown_encoding"),
+        (b"x", "gzip", 422, "bad_compression"),
+        (zstandard.compress(sinusoid(0))[:-1], "zstd", 422, "bad_compression"),
+        (zstandard.compress(sinusoid(0)) * 2, "zstd", 422, "bad_compression"),
+        (zstandard.compress(bytes(BODY_BYTES + 1)), "zstd", 413, "too_large"),
+        (gzip.compress(bytes(10**8)), "gzip", 413, "too_large"),
+        (zstandard.compress(bytes(BODY_BYTES)), "zstd", 413, "expands_too_much"),
+        (zstandard.compress(zstandard.compress(sinusoid(0))), "zstd", 422, "unreadable"),
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/tasks", "/v1/adapt"])
+def test_a_compressed_body_that_is_none(
+    daemon: Daemon, body: bytes, encoding: str, status: int, reason: str, route: str
+) -> None:
+    answer = daemon.client.post(route, content=body[: BODY_BYTES - 1], headers={"Content-Encoding": encoding})
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    assert answer.headers.get("Accept-Encoding") == ("gzip, zstd" if status == 415 else None)
+    if route == "/v1/tasks":
+        assert f'rejected_total{{reason="{reason}",source="http"}}' in daemon.client.get("/metrics").text
+
+
+def test_what_is_refused_is_kept_as_a_dead_letter(daemon: Daemon) -> None:
+    folder = daemon.log.parent / "run/dead-letters"
+    sent = {
+        "../../letter": (sinusoid(0), 422, "bad_id", None),
+        "letter-1": (b"no task", 422, "unreadable", None),
+        "letter-2": (b"packed", 415, "unknown_encoding", "br"),
+        "letter-3": (bytes(BODY_BYTES + 1), 413, "too_large", None),
+        "letter-4": (zstandard.compress(bytes(BODY_BYTES + 1)), 413, "too_large", "zstd"),
+        "sin-0": (sinusoid(99), 409, "conflict", None),
+    }
+    for id, (body, status, _, encoding) in sent.items():
+        headers = {"Idempotency-Key": id} | ({"Content-Encoding": encoding} if encoding else {})
+        assert daemon.client.post("/v1/tasks", content=body, headers=headers).status_code == status
+    letters = list(read_letters(folder))[-len(sent) :]
+    assert [(known["id"], known["reason"]) for _, known in letters] == [(id, sent[id][2]) for id in sent]
+    for body, known in letters:
+        assert known["source"] == "http"
+        assert known["cut"] == (known["id"] == "letter-3"), "it was not read to its end"
+        assert known["cut"] or body.read_bytes() == sent[known["id"]][0]
+    daemon.client.post("/v1/adapt", content=b"nothing is kept of this one")
+    assert len(list(read_letters(folder))) == len(list(folder.glob("*.body"))) == len(list(folder.iterdir())) // 2
+
+
+def test_a_body_that_is_longer_than_it_said_is_not_taken_for_more(daemon: Daemon) -> None:
+    body, url = sinusoid(710), httpx.URL(daemon.url)
+    head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nIdempotency-Key: longer\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        connection.sendall(head.encode() + body + b"\x00 and this is no request\r\n\r\n")
+        said = b"".join(iter(lambda: connection.recv(65536), b""))
+    answers = [line for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.1")]
+    assert {line[9:12] for line in answers} <= {b"201", b"400"}, "what follows is a request of its own, and a bad one"
+    assert b"400" in {line[9:12] for line in answers}
+    assert daemon.post(body, "longer").status_code in (200, 201), "the first is a task, whether or not it was answered"
+
+
+def test_a_client_that_sends_too_slowly_is_let_go(daemon: Daemon) -> None:
+    url = httpx.URL(daemon.url)
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        said = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert said.startswith(b"HTTP/1.1 408")
+    assert b"4 bytes of the body came in 4 s" in said
+    assert daemon.post(sinusoid(711), "after-slow").status_code == 201
 
 
 def test_a_body_at_the_limit_is_read(daemon: Daemon) -> None:

@@ -7,9 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from streams import producer
 from streams.arrivals import Receipt
-from streams.producer import SubmitError, connect, submit
+from streams.producer import SubmitError, connect, errors, http, submit
 
 Answer = tuple[int, dict[str, str], bytes]
 KEPT: Answer = (201, {}, b'{"id": "a", "round": 7}')
@@ -57,7 +56,7 @@ class Daemon:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Daemon]]:
-    monkeypatch.setattr(producer, "_GROWING", lambda state: 0.001)
+    monkeypatch.setattr(errors, "_GROWING", lambda state: 0.001)
     running: list[Daemon] = []
 
     def start(*script: Answer) -> Daemon:
@@ -164,8 +163,8 @@ def test_one_client_keeps_its_connection(serve: Callable[..., Daemon]) -> None:
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert producer._asked_seconds(None) == 0
-    assert producer._asked_seconds("2.5") == 2.5
-    assert producer._asked_seconds("-3") == producer._asked_seconds("soon") == 0
-    assert 50 < producer._asked_seconds(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
-    assert producer._asked_seconds(email.utils.formatdate(time.time() - 60, usegmt=True)) == 0
+    assert http._asked_seconds(None) == 0
+    assert http._asked_seconds("2.5") == 2.5
+    assert http._asked_seconds("-3") == http._asked_seconds("soon") == 0
+    assert 50 < http._asked_seconds(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert http._asked_seconds(email.utils.formatdate(time.time() - 60, usegmt=True)) == 0

@@ -1,6 +1,6 @@
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from streams.arrivals import Arrival
 from streams.history import History
 from streams.ingest import Ingest
 from streams.spec import Limits, TaskSpec
-from tests.streams.ingesting import DEADLINE, Arrive, Open, until
+from tests.streams.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 
 class Scripted:
@@ -159,3 +159,61 @@ def test_a_source_left_in_a_blocking_read_does_not_hang_the_close(
         one.close(patience=0.05)
     assert "stuck does not return from reading" in caplog.text
     release.set()
+
+
+class Settling(Scripted):
+    """A source that is told what it need not keep, and once fails at being told."""
+
+    def __init__(self, make: Callable[[int], Arrival], all: int, fails: bool = False) -> None:
+        super().__init__(make, all)
+        self.settled: list[str] = []
+        self.refused: dict[str, str] = {}
+        self.fails = fails
+
+    def settle(self, arrivals: Sequence[Arrival]) -> None:
+        if self.fails:
+            self.fails = False
+            raise ConnectionError("the broker does not listen")
+        self.settled += [arrival.id for arrival in arrivals]
+        self.refused |= {arrival.id: arrival.refused.reason for arrival in arrivals if arrival.refused}
+        assert {arrival.body for arrival in arrivals} == {b""}
+
+
+def test_a_source_is_told_what_is_durable_or_rejected(pulling: Open, history: History, arrive: Arrive) -> None:
+    def make(n: int) -> Arrival:
+        if n == 3:
+            return arrive(n)._replace(id="task-1")
+        return arrive(n)._replace(body=b"nonsense") if n == 2 else arrive(n)
+
+    source = Settling(make, 200)
+    pulling().pull("p", source)
+    until(lambda: len(source.settled) == 200)
+    assert sorted(source.settled) == sorted(["task-1", *(f"task-{n}" for n in range(200) if n != 3)])
+    assert source.refused == {"task-2": "unreadable", "task-1": "conflict"}
+    assert len(history) == 198
+
+
+def test_what_could_not_be_kept_is_not_settled(open_ingest: Open, faulty: Faulty, arrive: Arrive) -> None:
+    faulty.poison = "task-3"
+    source = Settling(arrive, 6)
+    open_ingest().pull("p", source)
+    until(lambda: len(source.settled) == 5)
+    assert "task-3" not in source.settled
+
+
+def test_a_source_that_cannot_be_told_is_read_again(
+    pulling: Open, history: History, arrive: Arrive, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Settling(arrive, 8, fails=True)
+    pulling().pull("p", source)
+    until(lambda: len(history) == 8 and "does not listen" in caplog.text and len(source.begun) == 2)
+    assert history.cursor("p") == "7"
+
+
+def test_the_last_ones_are_settled_when_it_ends(pulling: Open, history: History, arrive: Arrive) -> None:
+    source = Settling(arrive, 30)
+    one = pulling()
+    one.pull("p", source)
+    until(lambda: len(history) > 0)
+    one.close()
+    assert len(source.settled) == len(history)

@@ -1,17 +1,28 @@
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
-from online_meta.types import Task
+from online_meta.types import Batch, Task
 from streams import wire
 from streams.arrivals import Arrival
 from streams.history import History
 from streams.ingest import Ingest
 from streams.sources import files
 from streams.spec import Limits, TaskSpec
+from tests.streams.ingesting import Faulty, until
+
+SPEC = TaskSpec(x_shape=(2,), ways=3)
 
 
 @pytest.fixture
@@ -24,9 +35,9 @@ def drop(tmp_path: Path, make_task: Callable[[int], Task]) -> Callable[..., Path
     return put
 
 
-def spool(folder: Path, now: list[float] | None = None, **options: int) -> files.Spool:
+def spool(folder: Path, now: list[float] | None = None, **options: object) -> files.Spool:
     clock = (lambda: now[0]) if now else (lambda: 0.0)
-    return files.Spool(files.Settings(str(folder), **options), "spool", clock)
+    return replace(files.open(files.Settings(str(folder), **options), SPEC, "spool", 0), clock=clock)
 
 
 def listing(stream: Iterator[Arrival | None]) -> list[str]:
@@ -36,7 +47,7 @@ def listing(stream: Iterator[Arrival | None]) -> list[str]:
 
 def test_files_are_offered_in_name_order_once_and_kept(tmp_path: Path, drop: Callable[..., Path]) -> None:
     now = [0.0]
-    for name in ("b.safetensors", "a.x.safetensors", ".hidden.safetensors", "c.safetensors.tmp", "d.npz"):
+    for name in ("b.safetensors", "a.x.safetensors", ".hidden.safetensors", "c.safetensors.tmp", "d.txt"):
         drop(name)
     (tmp_path / "folder.safetensors").mkdir()
     stream = spool(tmp_path, now).read(None)
@@ -99,3 +110,182 @@ def test_a_spool_folder_is_ingested_once_whatever_is_restarted(
         assert [history.entry(n).id for n in range(len(history))] == expected
         drop("late.safetensors")
     assert sorted(rejected) == [("spool", "bad_id")] * 2 + [("spool", "unreadable")] * 2
+
+
+def arrays_of(task: Task) -> dict[str, np.ndarray]:
+    tensors = (*task.support, *task.query)
+    return {name: tensor.numpy() for name, tensor in zip(wire.SUPPORT + wire.QUERY, tensors, strict=True)}
+
+
+def as_npz(task: Task) -> bytes:
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays_of(task))
+    return buffer.getvalue()
+
+
+def as_arrow(task: Task) -> bytes:
+    x, y = (torch.cat([getattr(half, name) for half in task]).numpy() for name in "xy")
+    query = np.arange(len(y)) >= len(task.support.y)
+    columns = {"x": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 2), "y": pa.array(y), "query": query}
+    table, buffer = pa.table(columns), pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
+    return buffer.getvalue().to_pybytes()
+
+
+def test_every_format_is_the_same_task(
+    tmp_path: Path, drop: Callable[..., Path], make_task: Callable[[int], Task]
+) -> None:
+    task = make_task(5)
+    for name, body in {"a.safetensors": wire.encode(task), "b.npz": as_npz(task), "c.arrow": as_arrow(task)}.items():
+        drop(name, body)
+    stream = spool(tmp_path).read(None)
+    arrivals = list(iter(lambda: next(stream), None))
+    assert [arrival.id for arrival in arrivals] == ["a", "b", "c"]
+    for arrival in arrivals:
+        found = wire.decode(arrival.body, SPEC, Limits())
+        assert wire.encode(found) == wire.encode(task)
+        assert arrival.refused is None
+
+
+def test_a_file_that_is_none_of_its_format_is_refused_with_its_own_bytes(
+    tmp_path: Path, drop: Callable[..., Path]
+) -> None:
+    drop("a.npz", b"PK\x03\x04 no")
+    drop("b.arrow", b"no arrow")
+    first, second = list(iter(partial(next, spool(tmp_path).read(None)), None))
+    assert (first.id, first.body, first.refused.reason) == ("a", b"PK\x03\x04 no", "unreadable")
+    assert (second.id, second.body, second.refused.reason) == ("b", b"no arrow", "unreadable")
+
+
+def test_without_pyarrow_arrow_files_wait(
+    tmp_path: Path, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    drop("a.arrow")
+    drop("b.safetensors")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert listing(spool(tmp_path).read(None)) == ["b"]
+    assert "pip install 'online-meta[arrow]'" in caplog.text
+
+
+class Moving:
+    """A spool folder that is moved from, read into a history as the daemon does; it can be begun again."""
+
+    def __init__(self, folder: Path, history: History, spec: TaskSpec) -> None:
+        self.folder, self.history, self.spec = folder, history, spec
+        self.rejected: list[tuple[str, str]] = []
+
+    def begin(self, spool: files.Spool | None = None) -> Ingest:
+        count = lambda *said: self.rejected.append(said)  # noqa: E731
+        ingest = Ingest(self.history, self.spec, Limits(), lambda: 0, count, lambda *said: None)
+        settings = files.Settings(str(self.folder), poll_seconds=0.01, processed="move")
+        ingest.pull("spool", spool or files.open(settings, self.spec, "spool", 0))
+        return ingest
+
+    def names(self, folder: str = "") -> list[str]:
+        where = self.folder / folder
+        return sorted(file.name for file in where.iterdir() if file.is_file()) if where.exists() else []
+
+    def run_until(self, names: list[str]) -> None:
+        ingest = self.begin()
+        until(lambda: self.names() == names)
+        ingest.close()
+
+
+@pytest.fixture
+def moving(tmp_path: Path, history: History, spec: TaskSpec) -> Moving:
+    return Moving(tmp_path, history, spec)
+
+
+def test_files_are_moved_when_they_are_durable_or_refused(moving: Moving, drop: Callable[..., Path]) -> None:
+    for name in ("a.safetensors", "b.npz", "c d.safetensors", "e.safetensors"):
+        drop(name, b"nonsense" if name[0] in "be" else None)
+    drop("keep.txt", b"not a task")
+    moving.run_until(["keep.txt"])
+    assert moving.names("done") == ["a.safetensors"]
+    assert moving.names("rejected") == ["b.npz", "c d.safetensors", "e.safetensors"]
+    assert len(moving.history) == 1
+    drop("a.safetensors")
+    moving.run_until(["keep.txt"])
+    assert len(moving.names("done")) == 2, "a duplicate is moved as well, beside the one of its name"
+    drop("a.safetensors", wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
+    moving.run_until(["keep.txt"])
+    assert "a.safetensors" in moving.names("rejected"), "other bytes under an id that is taken"
+    assert len(moving.history) == 1
+    assert [reason for _, reason in moving.rejected].count("conflict") == 1
+
+
+def test_a_file_whose_commit_was_not_followed_by_its_move_is_moved_after_a_restart(
+    moving: Moving, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        drop(name, wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
+    with monkeypatch.context() as broken:
+        broken.setattr(files.Spool, "settle", lambda self, arrivals: None)  # the process is killed in between
+        ingest = moving.begin()
+        until(lambda: len(moving.history) == 2)
+        ingest.close()
+    assert moving.names("done") == []
+    moving.run_until([])
+    assert moving.names("done") == ["a.safetensors", "b.safetensors"]
+    assert len(moving.history) == 2
+    assert moving.rejected == []
+
+
+def test_a_file_is_not_moved_before_its_task_is_durable(
+    tmp_path: Path, drop: Callable[..., Path], faulty: Faulty, spec: TaskSpec
+) -> None:
+    drop("a.safetensors")
+    faulty.gate = threading.Event()
+    moving = Moving(tmp_path, faulty, spec)
+    ingest = moving.begin()
+    until(lambda: ingest._committer._waiting == 1)
+    assert moving.names() == ["a.safetensors"]
+    assert moving.names("done") == []
+    faulty.gate.set()
+    until(lambda: moving.names("done") == ["a.safetensors"])
+    ingest.close()
+
+
+def test_a_file_that_was_replaced_after_it_was_read_is_not_moved_unread(
+    tmp_path: Path, drop: Callable[..., Path]
+) -> None:
+    one = spool(tmp_path, processed="move")
+    drop("a.safetensors")
+    arrival = next(one.read(None))
+    (tmp_path / "a.safetensors").rename(tmp_path / "old")
+    drop("a.safetensors", b"new")
+    one.settle([arrival])
+    assert (tmp_path / "a.safetensors").read_bytes() == b"new"
+
+
+def test_two_files_of_one_id_wait_for_each_other(tmp_path: Path, drop: Callable[..., Path]) -> None:
+    now = [0.0]
+    one = spool(tmp_path, now, processed="move")
+    drop("a.npz")
+    drop("a.safetensors")
+    stream = one.read(None)
+    first = list(iter(lambda: next(stream), None))
+    assert [arrival.id for arrival in first] == ["a"]
+    one.settle(first)
+    now[0] = 1.0
+    second = list(iter(lambda: next(stream), None))
+    assert [arrival.id for arrival in second] == ["a"]
+    one.settle(second)
+    assert sorted(path.name for path in tmp_path.rglob("a.*")) == ["a.npz", "a.safetensors"]
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_file_that_cannot_be_moved_is_told_and_one_that_is_gone_is_not(
+    tmp_path: Path, drop: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = spool(tmp_path, processed="move")
+    for name in ("a.safetensors", "b.safetensors"):
+        drop(name)
+    stream = one.read(None)
+    arrivals = list(iter(lambda: next(stream), None))
+    (tmp_path / "done").write_text("no folder")
+    (tmp_path / "a.safetensors").unlink()
+    one.settle(arrivals)
+    assert caplog.text.count("cannot be moved away") == 1
+    assert (tmp_path / "b.safetensors").exists()

@@ -1,7 +1,7 @@
 import pydantic
 import pytest
 
-from streams.spec import Limits, TaskSpec, require_same
+from streams.spec import Limits, TaskSpec, fits, is_open, require_same
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_scalar_samples_and_real_targets_are_fine() -> None:
     assert TaskSpec(x_shape=(), y="real", y_shape=(2, 2)).ways is None
 
 
-@pytest.mark.parametrize("name", list(vars(Limits())))
+@pytest.mark.parametrize("name", [name for name in vars(Limits()) if not name.startswith("dead_letter")])
 def test_a_limit_under_which_nothing_could_arrive_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Limits(**{name: 0})
@@ -56,3 +56,29 @@ def test_a_source_of_other_tasks_is_refused_by_the_first_difference() -> None:
     require_same(TaskSpec(x_shape=(2,), ways=3, query_share=0.2), offered, "digits")
     with pytest.raises(ValueError, match=r"'digits' source .* ways = 3, but the run expects 4"):
         require_same(TaskSpec(x_shape=(2,), ways=4), offered, "digits")
+
+
+def test_dead_letters_may_be_turned_off_but_not_be_fewer_than_none() -> None:
+    assert Limits(dead_letters=0, dead_letter_bytes=0).dead_letters == 0
+    with pytest.raises(ValueError, match="dead_letters is -1; it must be a whole number, 0 or more"):
+        Limits(dead_letters=-1)
+
+
+def test_dimensions_of_a_sample_may_be_open() -> None:
+    spec = TaskSpec(x_shape=(3, -1, -1), ways=3)
+    assert spec == TaskSpec(x_shape=[3, -1, -1], ways=3)
+    assert is_open(spec.x_shape)
+    assert fits((3, 1, 9), spec.x_shape)
+    for shape in ((3, 0, 9), (2, 4, 4), (3, 4), (3, 4, 4, 1)):
+        assert not fits(shape, spec.x_shape)
+    for shape in ((-2,), (0,), (True,), (-1.5,)):
+        with pytest.raises(ValueError, match="x_shape"):
+            TaskSpec(x_shape=shape, ways=3)
+    with pytest.raises(ValueError, match="y_shape"):
+        TaskSpec(x_shape=(2,), y="real", y_shape=(-1,))
+
+
+def test_a_source_of_one_size_serves_a_run_of_any() -> None:
+    require_same(TaskSpec(x_shape=(3, -1, -1), ways=3), TaskSpec(x_shape=(3, 28, 28), ways=3), "digits")
+    with pytest.raises(ValueError, match=r"x_shape = \(3, -1\), but the run expects \(3, 28\)"):
+        require_same(TaskSpec(x_shape=(3, 28), ways=3), TaskSpec(x_shape=(3, -1), ways=3), "any")

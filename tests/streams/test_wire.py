@@ -1,5 +1,6 @@
 import ast
 import json
+import resource
 import struct
 import warnings
 from collections.abc import Callable
@@ -196,6 +197,55 @@ def test_a_request_to_adapt_has_a_support_and_a_query_x_only() -> None:
         assert caught.value.reason == reason
 
 
+OPEN = TaskSpec(x_shape=(3, -1, -1), ways=3)
+
+
+def pictures(support: tuple[int, ...], query: tuple[int, ...]) -> dict[str, Tensor]:
+    return tensors(support_x=torch.ones(4, *support), query_x=torch.ones(2, *query))
+
+
+def test_open_dimensions_take_any_size_that_is_the_same_within_a_task() -> None:
+    for size in ((3, 1, 1), (3, 5, 7), (3, 28, 28)):
+        assert wire.decode(save(pictures(size, size)), OPEN, LIMITS).query.x.shape == (2, *size)
+    for wrong in ((3, 5), (1, 5, 7), (3, 5, 7, 1)):
+        assert refusal(save(pictures(wrong, wrong)), OPEN).detail.endswith("it must be (n, 3, any, any)")
+    empty = refusal(save(pictures((3, 0, 7), (3, 0, 7))), OPEN)
+    assert empty.reason == "wrong_shape"
+    apart = save(pictures((3, 5, 7), (3, 7, 5)))
+    assert refusal(apart, OPEN).reason == "wrong_shape"
+    assert "all samples have the same shape" in refusal(apart, OPEN).detail
+    request = pictures((3, 5, 7), (3, 7, 5))
+    del request["query_y"]
+    with pytest.raises(Rejected, match="all samples have the same shape"):
+        wire.decode_support(save(request), OPEN, LIMITS)
+
+
+def test_the_number_of_elements_is_bounded_before_a_tensor_is_made() -> None:
+    limits = Limits(elements=4 * 3 * 5 * 5)
+    assert wire.decode(save(pictures((3, 5, 5), (3, 5, 5))), OPEN, limits).support.x.shape == (4, 3, 5, 5)
+    refused = refusal(save(pictures((3, 5, 6), (3, 5, 6))), OPEN, limits)
+    assert refused.reason == "too_large"
+    assert refused.detail == "support_x has 360 numbers; at most 300 are taken"
+    huge = {"dtype": "F32", "shape": [4, 3, 2**52, 2**52], "data_offsets": [0, 8]}
+    header = {"support_x": huge, "support_y": {"dtype": "I64", "shape": [4], "data_offsets": [8, 40]}}
+    assert refusal(body_of(header, bytes(40)), OPEN).reason == "too_large"
+    real = TaskSpec(x_shape=(2,), y="real", y_shape=(100,))
+    wide = tensors(support_y=torch.ones(4, 100), query_y=torch.ones(2, 100))
+    assert refusal(save(wide), real, Limits(elements=399)).detail == "support_y has 400 numbers; at most 399 are taken"
+
+
+def test_telling_where_a_nan_is_costs_no_more_than_the_task() -> None:
+    spec = TaskSpec(x_shape=(1,) * 13 + (-1,), x_dtype="float16", ways=3)
+    x = torch.full((1, *(1,) * 13, 2_000_000), torch.nan, dtype=torch.float16)
+    body = save({"support_x": x, "support_y": torch.zeros(1, dtype=torch.int64)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusal(body, spec, Limits()).reason == "not_finite"
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 150_000, f"{grown} kB; a list of the places would have some 240,000"
+    at_last = tensors(query_x=torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))
+    assert "query_x has NaN or infinity (or exceeds float32) at sample 1" in refusal(save(at_last)).detail
+
+
 def test_tensors_that_share_memory_or_are_transposed_can_be_encoded() -> None:
     whole = torch.arange(12.0).reshape(2, 6).T
     labels = torch.zeros(6, dtype=torch.int64)
@@ -215,7 +265,32 @@ def test_good_ids(id: str) -> None:
     wire.check_id(id, Limits())
 
 
-@pytest.mark.parametrize("id", ["", "-a", ".a", "a b", "a/b", "a\n", "ä", "a\x00", "x" * 201, "a\udcff"])
+LOOK_ALIKES = ["\u0430bc", "\uff41bc", "a\u2024b", "a\u2215b", "a\u200bb", "\u0661", "a\u0301"]
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "..",
+        "../a",
+        "a\\b",
+        "\na",
+        "a\r",
+        "~",
+        "%2e%2e",
+        "",
+        "-a",
+        ".a",
+        "a b",
+        "a/b",
+        "a\n",
+        "ä",
+        "a\x00",
+        "x" * 201,
+        "a\udcff",
+        *LOOK_ALIKES,
+    ],
+)
 def test_bad_ids(id: str) -> None:
     with pytest.raises(Rejected) as caught:
         wire.check_id(id, Limits())

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from online_meta.import_path import import_by_path
 from online_meta.registry import nearest
-from trainers.import_path import import_by_path
 
 LOW_RANK = "*.lora_[ab]"
 

@@ -1,44 +1,16 @@
-"""A small client: bring tasks to a running daemon, as often as it takes."""
+"""Bring tasks to a running daemon over HTTP, as often as it takes."""
 
 import email.utils
 import time
 from typing import NoReturn
 
 import httpx
-from tenacity import RetryCallState, Retrying, stop_before_delay, wait_random_exponential
-from tenacity.retry import retry_if_exception_type
 
 from streams.arrivals import Receipt
+from streams.producer.errors import PATIENCE, UNREACHABLE, SubmitError, TryLater, try_again
 
-PATIENCE = 300.0
-TRY_AGAIN = (429, 500, 502, 503, 504, 507)
+TRY_AGAIN = (408, 429, 500, 502, 503, 504, 507)
 """The HTTP statuses that say nothing about the task."""
-_GROWING = wait_random_exponential(multiplier=0.25, max=15.0)
-
-
-class SubmitError(Exception):
-    """The daemon did not take a task.
-
-    Attributes:
-        status: the HTTP status, None if the daemon could not be reached.
-        reason: a short slug, as the daemon gives it; "unreachable" or "unexpected_answer" otherwise.
-        detail: a sentence.
-    """
-
-    def __init__(self, status: int | None, reason: str, detail: str) -> None:
-        """Keep the three apart."""
-        super().__init__(f"{reason} ({'no answer' if status is None else f'HTTP {status}'}): {detail}")
-        self.status = status
-        self.reason = reason
-        self.detail = detail
-
-
-class _TryLater(SubmitError):
-    """Refused for now; ``after`` are the seconds that the daemon asked for."""
-
-    def __init__(self, status: int | None, reason: str, detail: str, after: float) -> None:
-        super().__init__(status, reason, detail)
-        self.after = after
 
 
 def connect(url: str, token: str | None = None) -> httpx.Client:
@@ -81,10 +53,8 @@ def submit(
     if client is None:
         with connect(url, token) as own:
             return submit(url, id, body, token, own, patience)
-    retrying = Retrying(
-        retry=retry_if_exception_type(_TryLater), stop=stop_before_delay(patience), wait=_wait, reraise=True
-    )
-    return retrying(_post, client, f"{url.rstrip('/')}/v1/tasks", id, body, token)
+    address = f"{url.rstrip('/')}/v1/tasks"
+    return try_again(patience, lambda: _post(client, address, id, body, token))
 
 
 def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | None) -> Receipt:
@@ -96,7 +66,7 @@ def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | Non
     except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeEncodeError) as error:
         raise SubmitError(None, "bad_request", f"the request for {id!r} to {url} cannot be sent: {error}") from error
     except httpx.TransportError as error:
-        raise _TryLater(None, "unreachable", f"{url}: {type(error).__name__}: {error}", 0.0) from error
+        raise TryLater(None, UNREACHABLE, f"{url}: {type(error).__name__}: {error}") from error
     if answer.status_code not in (200, 201):
         _refuse(answer)
     try:
@@ -115,7 +85,7 @@ def _refuse(answer: httpx.Response) -> NoReturn:
     except (ValueError, KeyError, TypeError):
         reason, detail = "unexpected_answer", answer.text[:200] or answer.reason_phrase
     if answer.status_code in TRY_AGAIN:
-        raise _TryLater(answer.status_code, reason, detail, _asked_seconds(answer.headers.get("Retry-After")))
+        raise TryLater(answer.status_code, reason, detail, _asked_seconds(answer.headers.get("Retry-After")))
     raise SubmitError(answer.status_code, reason, detail)
 
 
@@ -133,7 +103,17 @@ def _asked_seconds(header: str | None) -> float:
         return 0.0
 
 
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.after if isinstance(error, _TryLater) else 0.0
-    return asked + _GROWING(state)
+class HttpProducer:
+    """A ``Producer`` for a daemon's own API, over connections that are kept open."""
+
+    def __init__(self, url: str, client: httpx.Client, patience: float) -> None:
+        """Use a client as ``connect`` gives it for the same ``url``."""
+        self._url, self._client, self._patience = url, client, patience
+
+    def send(self, id: str, body: bytes) -> Receipt:
+        """Return the receipt once the task is durable in the daemon's history; raises as ``submit``."""
+        return submit(self._url, id, body, client=self._client, patience=self._patience)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()

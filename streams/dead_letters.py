@@ -1,0 +1,160 @@
+"""Rejected arrivals, kept in a bounded folder so that somebody can look at what came and why it was refused.
+
+Each letter is two files, ``<time>-<number>-<digest>.json`` and ``.body``: what is known of it, and its bytes as they
+came, cut where they are many. Nothing that a sender chose is part of a file's name. The oldest go first. A letter is
+a courtesy and no promise: where it cannot be written (the disk is full) it is left out, and ingest goes on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from streams.arrivals import Arrival, Rejected
+
+LETTER_BYTES = 1024 * 1024
+"""How much is kept of one body."""
+
+_ID_CHARACTERS = 500
+_ENDINGS = (".body", ".json", ".json.new")
+_STEM = re.compile(r"\d{8}T\d{6}\.\d{6}Z-(\d{9,})-[0-9a-f]{16}")
+_log = logging.getLogger(__name__)
+
+
+class _Letter(NamedTuple):
+    number: int
+    stem: str
+    size: int
+
+
+class DeadLetters:
+    """A folder of letters that holds at most so many, of so many bytes together; any thread may write.
+
+    Args:
+        folder: made with the first letter. Files in it that are no letters are left alone.
+        most: how many letters; 0 keeps none.
+        most_bytes: how many bytes of files, the names not counted; 0 keeps none.
+        clock: the unix time in seconds that an arrival is noted by.
+    """
+
+    def __init__(self, folder: Path, most: int, most_bytes: int, clock: Callable[[], float] = time.time) -> None:
+        """Find the letters that are there and drop the oldest of those that are too many."""
+        self._folder = folder
+        self._most = most
+        self._most_bytes = most_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._faulty = False
+        self._letters: deque[_Letter] = deque()
+        self._next = 0
+        try:
+            self._letters.extend(_find(folder))
+            self._next = self._letters[-1].number + 1 if self._letters else 0
+            self._make_room(0, 0)
+        except OSError as error:
+            self._tell(error)
+
+    def put(self, arrival: Arrival, refusal: Rejected, *, whole: bool = True) -> None:
+        """Keep what was refused and why; an error of the disk is logged once, and the letter left out.
+
+        Args:
+            arrival: what came; its id is data and may be anything.
+            refusal: why it was refused.
+            whole: whether all of the body was received.
+        """
+        if not (self._most and self._most_bytes):
+            return
+        with self._lock:
+            try:
+                self._write(arrival, refusal, whole)
+                self._faulty = False
+            except OSError as error:
+                self._tell(error)
+
+    def _write(self, arrival: Arrival, refusal: Rejected, whole: bool) -> None:
+        now, digest = self._clock(), hashlib.sha256(arrival.body).hexdigest()
+        said = {
+            "reason": refusal.reason,
+            "detail": refusal.detail,
+            "source": arrival.source,
+            "id": arrival.id[:_ID_CHARACTERS],
+            "arrived": now,
+            "sha256": digest,
+            "received_bytes": len(arrival.body),
+        }
+        kept = min(len(arrival.body), LETTER_BYTES)
+        head = json.dumps({**said, "kept_bytes": kept, "cut": kept < len(arrival.body) or not whole}, indent=1).encode()
+        size = len(head) + kept
+        if size > self._most_bytes:
+            return
+        self._make_room(1, size)
+        time_of = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        letter = _Letter(self._next, f"{time_of}-{self._next:09}-{digest[:16]}", size)
+        self._next += 1
+        self._letters.append(letter)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._path(letter, ".body").write_bytes(memoryview(arrival.body)[:kept])
+            self._path(letter, ".json.new").write_bytes(head)
+            os.replace(self._path(letter, ".json.new"), self._path(letter, ".json"))
+        except OSError:
+            with suppress(OSError):  # what could not be removed is still counted, and goes as the oldest some day
+                self._remove(letter)
+                self._letters.remove(letter)
+            raise
+
+    def _make_room(self, count: int, size: int) -> None:
+        """Drop the oldest until so many more letters of so many bytes fit in."""
+        held = sum(letter.size for letter in self._letters)
+        while self._letters and (len(self._letters) + count > self._most or held + size > self._most_bytes):
+            self._remove(self._letters[0])
+            held -= self._letters.popleft().size
+
+    def _remove(self, letter: _Letter) -> None:
+        for ending in _ENDINGS:
+            self._path(letter, ending).unlink(missing_ok=True)
+
+    def _path(self, letter: _Letter, ending: str) -> Path:
+        return self._folder / (letter.stem + ending)
+
+    def _tell(self, error: OSError) -> None:
+        if not self._faulty:
+            _log.warning("rejected tasks cannot be kept in %s: %s", self._folder, error)
+        self._faulty = True
+
+
+def read_letters(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what is known of each letter in the folder, oldest first, with the path of its bytes.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    for letter in _find(folder):
+        head = folder / f"{letter.stem}.json"
+        with suppress(FileNotFoundError):  # it was never finished, or has been dropped meanwhile
+            yield head.with_suffix(".body"), json.loads(head.read_bytes())
+
+
+def _find(folder: Path) -> list[_Letter]:
+    """Return the letters of a folder in the order in which they were written; those of a killed process, too."""
+    found: dict[str, _Letter] = {}
+    try:
+        with os.scandir(folder) as listing:
+            for item in listing:
+                stem = next((item.name.removesuffix(end) for end in _ENDINGS if item.name.endswith(end)), "")
+                known = _STEM.fullmatch(stem)
+                if known is not None and item.is_file(follow_symlinks=False):
+                    size = found[stem].size if stem in found else 0
+                    found[stem] = _Letter(int(known[1]), stem, size + item.stat(follow_symlinks=False).st_size)
+    except FileNotFoundError:
+        return []
+    return sorted(found.values())

@@ -1,0 +1,20 @@
+"""Bring tasks to a daemon, or to a broker or folder that one reads from; one file for each kind of target.
+
+``open_producer(url)`` gives the producer for an address; ``submit`` and ``connect`` are those of a daemon's HTTP API.
+"""
+
+from streams.producer.errors import PATIENCE, SubmitError
+from streams.producer.http import TRY_AGAIN, connect, submit
+from streams.producer.targets import SCHEMES, Producer, open_producer, split_address
+
+__all__ = [
+    "PATIENCE",
+    "SCHEMES",
+    "TRY_AGAIN",
+    "Producer",
+    "SubmitError",
+    "connect",
+    "open_producer",
+    "split_address",
+    "submit",
+]

@@ -1,0 +1,74 @@
+"""Rows of numbers -> the body of a task that brings no query."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from streams.arrivals import Rejected
+from streams.header import Array
+from streams.rows import Row
+from streams.spec import TaskSpec, is_open
+
+_DEEPEST = 16
+
+
+def encode_rows(rows: Sequence[Row], x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> bytes:
+    """Return a body with support_x and support_y, a sample a row.
+
+    Args:
+        rows: of one task, in order.
+        x: the columns of a sample, whose numbers, in order, fill its shape; nested lists count with all they hold.
+        y: the columns of its label or target.
+        spec: what a task looks like. Where a dimension of x is open, x is one column of nested lists of that shape.
+
+    Raises:
+        Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its position.
+    """
+    y_dtype = "int64" if spec.y == "class" else "float32"
+    samples = [_sample(row, "x", x, spec.x_shape, spec.x_dtype) for row in rows]
+    targets = [_sample(row, "y", y, spec.y_shape, y_dtype) for row in rows]
+    if len({sample.shape for sample in samples}) > 1:
+        raise Rejected("wrong_shape", "the rows of a task give samples of several shapes")
+    return save({"support_x": np.stack(samples), "support_y": np.stack(targets)})
+
+
+def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:
+    if row.values is None:
+        raise Rejected("unreadable", f"the row at {row.begin} cannot be read: {row.fault}")
+    try:
+        if is_open(shape):
+            shape = np.shape(row.values[columns[0]])
+        whole = np.dtype(dtype).kind in "iu"
+        numbers = [_number(value, whole) for name in columns for value in _flat(row.values[name])]
+        with np.errstate(over="ignore"):  # what becomes infinite is refused for that
+            values = np.array(numbers, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Rejected(
+            "wrong_dtype", f"the row at {row.begin} has no {dtype} for {what}: {str(error)[:200]}"
+        ) from error
+    if len(values) != math.prod(shape):
+        found = f"the row at {row.begin} has {len(values)} numbers for {what}"
+        raise Rejected("wrong_shape", f"{found}; its shape {shape} takes {math.prod(shape)}")
+    return values.reshape(shape)
+
+
+def _flat(value: Any, depth: int = 0) -> Iterator[Any]:
+    if not isinstance(value, list):
+        yield value
+    elif depth < _DEEPEST:
+        for item in value:
+            yield from _flat(item, depth + 1)
+    else:
+        raise ValueError(f"lists are nested more than {_DEEPEST} deep")
+
+
+def _number(value: Any, whole: bool) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{str(value)[:80]!r} is no number")
+    number = float(value) if not whole or isinstance(value, float) else int(value)
+    if whole and number != int(number):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(number) if whole else number

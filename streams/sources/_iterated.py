@@ -1,0 +1,58 @@
+"""The tasks of an iterator that a function gives, from any position."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from online_meta.types import Task
+from streams.arrivals import Arrival
+from streams.wire import encode
+
+
+class Iterated(NamedTuple):
+    """A ``TaskSource`` that reads what ``function(**args)`` gives; ids are "<name>-<number>" where it gives none."""
+
+    function: Callable[..., Any]
+    args: dict[str, Any]
+    name: str
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        """Yield the tasks behind a position, and None for ever when there are no more.
+
+        Raises:
+            ValueError: if ``after`` is not a position that this source gave.
+            TypeError: if the function gives what is neither a task nor (id, task) nor None.
+        """
+        if after is not None and not (after.isascii() and after.isdigit()):
+            raise ValueError(f"{self.name}: the position {after!r} is not a number of tasks")
+        count = int(after or 0)
+        for item in self._behind(count):
+            if item is None:
+                yield None
+                continue
+            id, task = (f"{self.name}-{count}", item) if isinstance(item, Task) else _named(item)
+            count += 1
+            yield Arrival(id, encode(task), self.name, str(count))
+        while True:
+            yield None
+
+    def _behind(self, count: int) -> Iterator[Any]:
+        if takes_after(self.function) and "after" not in self.args:
+            behind: Iterator[Any] = iter(self.function(**self.args, after=count))
+            return behind
+        items: Iterator[Any] = iter(self.function(**self.args))
+        tasks = (item for item in items if item is not None)
+        next(islice(tasks, count, count), None)  # passes over the first ones
+        return items
+
+
+def takes_after(function: Callable[..., Any]) -> bool:
+    """Whether a function can be asked to begin behind so many tasks."""
+    return "after" in inspect.signature(function).parameters
+
+
+def _named(item: Any) -> tuple[str, Task]:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Task):
+        return item
+    raise TypeError(f"the iterator gave {type(item).__name__}; it must give online_meta.Task or (id, online_meta.Task)")

@@ -1,0 +1,201 @@
+"""Read all partitions of a Kafka topic from positions of our own."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streams.arrivals import Arrival
+from streams.sources._broker_settings import KafkaSettings as Settings
+from streams.sources._client import PREFETCH_BYTES
+
+POLL_SECONDS = 0.2
+DAY_MILLISECONDS = 86_400_000
+_log = logging.getLogger(__name__)
+
+Positions = dict[int, int]
+"""By partition, the offset of the next message."""
+
+
+def list_partitions(consumer: Consumer, topic: str, seconds: float) -> list[int]:
+    """Return the partitions that a topic has now.
+
+    Raises:
+        KafkaException: if no broker answers, or none knows the topic.
+    """
+    found = consumer.list_topics(topic, timeout=seconds).topics[topic]
+    if found.error is not None:
+        raise KafkaException(found.error)
+    return sorted(found.partitions)
+
+
+class KafkaTopic:
+    """A ``TaskSource`` that ``Lags``; its cursor is a JSON object of the next offset by partition.
+
+    Args:
+        settings: of the source.
+        properties: further settings of librdkafka.
+        name: of the source.
+        partitions: says which partitions the topic has, given a consumer, the topic and a time limit in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        properties: Mapping[str, str],
+        name: str,
+        partitions: Callable[[Consumer, str, float], list[int]] = list_partitions,
+    ) -> None:
+        """Connect only when it is read."""
+        self._settings, self._properties, self._name, self._partitions = settings, properties, name, partitions
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        """Yield the messages behind the positions, from its first one of a partition that has none.
+
+        Raises:
+            ConnectionError: when no broker answers, or none has the topic; ``KafkaException`` when one refuses later.
+            ValueError: if the topic ends before a position, so that it is not the one that was read.
+        """
+        positions = _positions(after)
+        with self._consumer() as consumer:
+            assigned: set[int] = set()
+            looked = None
+            while True:
+                if looked is None or time.monotonic() - looked >= self._settings.refresh_seconds:
+                    self._assign(consumer, positions, assigned)
+                    looked = time.monotonic()
+                message = consumer.poll(POLL_SECONDS)
+                if message is None:
+                    yield None
+                elif (error := message.error()) is not None:
+                    raise KafkaException(error)
+                else:
+                    yield self._arrive(message, positions)
+
+    def lag(self, after: str | None) -> int | None:
+        """Return how many offsets lie between the positions and the ends of the partitions."""
+        positions = _positions(after)
+        with self._consumer() as consumer:
+            ends = {partition: self._ends(consumer, partition) for partition in self._list(consumer)}
+        return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ends.items())
+
+    def _list(self, consumer: Consumer) -> list[int]:
+        topic, seconds = self._settings.topic, self._settings.timeout_seconds
+        try:
+            return self._partitions(consumer, topic, seconds)
+        except KafkaException as error:
+            raise ConnectionError(f"{self._settings.brokers}, topic {topic}: {error.args[0].str()}") from error
+
+    def _ends(self, consumer: Consumer, partition: int) -> tuple[int, int]:
+        """Return the first offset that a partition has, and the one behind its last."""
+        place = TopicPartition(self._settings.topic, partition)
+        low, high = consumer.get_watermark_offsets(place, timeout=self._settings.timeout_seconds)
+        return low, high
+
+    def _assign(self, consumer: Consumer, positions: Positions, assigned: set[int]) -> None:
+        """Read from now on the partitions that were not there before; see whether the others are what they were."""
+        topic, fresh = self._settings.topic, []
+        for partition in self._list(consumer):
+            position = positions.get(partition)
+            if position is not None:
+                low, high = self._ends(consumer, partition)
+                if position > high:
+                    raise ValueError(
+                        f"partition {partition} of {topic} ends at {high}, before the committed position {position}: "
+                        "was the topic made anew? Give the source another name to read it from its start"
+                    )
+                if position < low and partition not in assigned:
+                    _log.error(
+                        "the source %s: the broker has deleted the offsets %d to %d of partition %d of %s before "
+                        "they were read; it is read from %d: let the topic keep its messages for longer",
+                        *(self._name, position, low - 1, partition, topic, low),
+                    )
+                    position = low
+            if partition not in assigned:
+                fresh.append(TopicPartition(topic, partition, OFFSET_BEGINNING if position is None else position))
+                assigned.add(partition)
+        if fresh:
+            consumer.incremental_assign(fresh)
+
+    def _arrive(self, message: Message, positions: Positions) -> Arrival:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None, "a message without an error has one"
+        assert offset is not None, "a message without an error has one"
+        positions[partition] = offset + 1
+        headers: Any = message.headers() or ()
+        ids = [value for key, value in headers if key == "id" and value is not None]
+        id = _text(ids[-1]) if ids else f"{self._settings.topic}:{partition}:{offset}"
+        return Arrival(id, _bytes(message.value()), self._name, _cursor(positions))
+
+    @contextmanager
+    def _consumer(self) -> Iterator[Consumer]:
+        consumer = _make_consumer(self._settings.brokers, self._settings.timeout_seconds, self._properties, self._say)
+        try:
+            yield consumer
+        finally:
+            consumer.close()
+
+    def _say(self, error: KafkaError) -> None:
+        _log.warning("the source %s: %s", self._name, error.str())
+
+
+def check_properties(properties: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` for a setting that librdkafka does not have; nothing is connected."""
+    try:
+        _make_consumer("127.0.0.1:1", 10.0, properties, lambda error: None).close()
+    except KafkaException as error:
+        raise ValueError(f"properties_file: {error.args[0].str()}") from error
+
+
+def _make_consumer(
+    brokers: str, seconds: float, properties: Mapping[str, str], say: Callable[[KafkaError], None]
+) -> Consumer:
+    """Make a consumer that keeps no position anywhere and fetches little ahead; a pause may last for days."""
+    milliseconds = round(1000 * seconds)
+    settings: dict[str, Any] = {
+        "socket.timeout.ms": milliseconds,
+        "socket.connection.setup.timeout.ms": milliseconds,
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 2000,
+        "fetch.wait.max.ms": 200,
+        "fetch.max.bytes": PREFETCH_BYTES,
+        "queued.max.messages.kbytes": PREFETCH_BYTES // 1024,
+        "isolation.level": "read_committed",
+        "check.crcs": True,
+        "log_level": 2,
+        "group.id": "online-meta",  # the library wants one; nothing is asked of it
+        **properties,
+        "bootstrap.servers": brokers,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "max.poll.interval.ms": DAY_MILLISECONDS,
+        "error_cb": say,
+    }
+    return Consumer(settings)
+
+
+def _positions(cursor: str | None) -> Positions:
+    """Return the positions in a cursor; raises ``ValueError`` if it is none of this source."""
+    if cursor is None:
+        return {}
+    try:
+        return {int(partition): int(offset) for partition, offset in json.loads(cursor).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"the position {cursor!r} is none of Kafka's, such as '{{\"0\":12}}'") from error
+
+
+def _cursor(positions: Positions) -> str:
+    return json.dumps({str(partition): positions[partition] for partition in sorted(positions)}, separators=(",", ":"))
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode(errors="replace")
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    return value.encode() if isinstance(value, str) else value or b""

@@ -1,0 +1,28 @@
+"""Tasks from a Kafka topic; the position of each partition is kept in the ledger, and no consumer group is asked.
+
+A message's value is the task as ``wire.encode`` writes it, its header ``id`` the task's id; without one that is
+"<topic>:<partition>:<offset>". Partitions that are added later are found.
+"""
+
+from streams.arrivals import TaskSource
+from streams.extras import naming_extra
+from streams.sources._broker_settings import KafkaSettings as Settings
+from streams.sources._client import read_properties
+from streams.spec import TaskSpec
+
+__all__ = ["Settings", "open"]
+
+
+def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+    """Return the stream of the messages, each partition in its order.
+
+    Raises:
+        ImportError: if the client library is not installed.
+        OSError: if ``properties_file`` cannot be read.
+        ValueError: if one of its settings is not known, or it is not made of settings.
+    """
+    with naming_extra("kafka"):
+        from streams.sources._kafka_topic import KafkaTopic, check_properties
+    properties = {} if settings.properties_file is None else read_properties(settings.properties_file)
+    check_properties(properties)
+    return KafkaTopic(settings, properties, name)

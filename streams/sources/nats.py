@@ -1,0 +1,19 @@
+"""Tasks from a NATS JetStream stream; the position in it is kept in the ledger, and nothing in the server.
+
+A message's data is the task as ``wire.encode`` writes it, its header ``id`` the task's id; without one that is
+"<stream>:<sequence>". The stream must keep messages until they are read (its retention is "limits", not "workqueue").
+"""
+
+from streams.arrivals import TaskSource
+from streams.extras import naming_extra
+from streams.sources._broker_settings import NatsSettings as Settings
+from streams.spec import TaskSpec
+
+__all__ = ["Settings", "open"]
+
+
+def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+    """Return the stream of the messages, in their order; raises ``ImportError`` without the client library."""
+    with naming_extra("nats"):
+        from streams.sources._nats_stream import NatsStream
+    return NatsStream(settings, name)

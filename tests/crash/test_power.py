@@ -1,0 +1,91 @@
+"""After a power loss at any moment, all that was acknowledged is there; what was not is whole or absent."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.crash.power import Life, lose_power, understand
+from tests.crash.recording import record
+from tests.crash.scenarios import SCENARIOS
+from tests.crash.walker import Walker, check
+
+STATES = {"ingest": 200, "seal": 100, "retain": 50}
+
+
+@pytest.fixture(scope="module")
+def lives(walker: Walker) -> dict[str, tuple[Path, Life]]:
+    recorded = {name: record(walker, name) for name in SCENARIOS}
+    return {name: (folder, understand(folder, calls)) for name, (folder, calls) in recorded.items()}
+
+
+def survive(life: Life, folder: Path, seed: int, disk: Path) -> int:
+    """Lose power once; return how much had been acknowledged."""
+    chance = random.Random(seed)
+    acknowledged = lose_power(life, chance.randrange(len(life.ops) + 1), chance, disk)
+    try:
+        check(disk / folder.name, acknowledged)
+    finally:
+        shutil.rmtree(disk)
+    return len(acknowledged)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_power_loss_takes_nothing_that_was_acknowledged(
+    walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str
+) -> None:
+    folder, life = lives[scenario]
+    found = [survive(life, folder, seed, walker.folder / "disk") for seed in range(STATES[scenario])]
+    assert len(set(found)) >= 3, "power was lost early and late"
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_disk_that_lost_nothing_is_what_the_life_left(
+    walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str
+) -> None:
+    """The recording misses no call that changes a file."""
+
+    class Lucky(random.Random):
+        def random(self) -> float:
+            return 0.0
+
+        def choice(self, among):  # type: ignore[no-untyped-def]
+            return max(among)
+
+    folder, life = lives[scenario]
+    disk = walker.folder / "lucky"
+    lose_power(life, len(life.ops), Lucky(), disk)
+    left = {
+        path.relative_to(folder): path for path in folder.rglob("*") if path.is_file() and path.name != "writer.lock"
+    }
+    built = {path.relative_to(disk / folder.name): path for path in (disk / folder.name).rglob("*") if path.is_file()}
+    assert set(built) == {name for name in left if not str(name).endswith("-shm")}
+    for name, path in built.items():
+        assert path.read_bytes() == left[name].read_bytes(), name
+    shutil.rmtree(disk)
+
+
+def without_syncs(life: Life, *nodes: str) -> Life:
+    """The life of a program that forgot to sync: files ("data") or folders ("names")."""
+    forgotten = {"data": lambda node: node not in life.folders, "names": lambda node: node in life.folders}
+    ops = [
+        op._replace(kind="cut", at=1 << 40) if op.kind == "sync" and any(forgotten[n](op.node) for n in nodes) else op
+        for op in life.ops
+    ]
+    return life._replace(ops=[op._replace(kind="nothing") if op.at == 1 << 40 else op for op in ops])
+
+
+@pytest.mark.parametrize("forgotten", ["data", "names"])
+@pytest.mark.parametrize("scenario", ["ingest", "seal"])
+def test_a_program_that_does_not_sync_is_found_out(
+    walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str, forgotten: str
+) -> None:
+    folder, life = lives[scenario]
+    careless, lost = without_syncs(life, forgotten), 0
+    for seed in range(30):
+        try:
+            survive(careless, folder, seed, walker.folder / "disk")
+        except Exception:
+            lost += 1
+    assert lost > 5

@@ -1,0 +1,63 @@
+"""What the bodies of requests under way hold together is bounded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import zstandard
+
+from deploy import bodies
+from deploy.bodies import Crowded, Room, read_body
+from streams.spec import Limits
+
+
+class Sent:
+    """Stands for a request whose body comes in pieces."""
+
+    def __init__(self, *pieces: bytes, encoding: str = "") -> None:
+        self.pieces, self.headers = pieces, self
+        self.encoding = encoding
+
+    def get(self, name: str, default: str) -> str:
+        return default
+
+    def getlist(self, name: str) -> list[str]:
+        return [self.encoding] if self.encoding else []
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+
+
+def read(room: Room, sent: Sent) -> bytes:
+    with room.hold() as hold:
+        return asyncio.run(read_body(sent, hold))
+
+
+def test_bodies_beyond_the_memory_there_is_are_put_off_and_their_room_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "HELD_BYTES", 100)
+    room = Room(Limits(body_bytes=30))
+    with room.hold() as first, room.hold() as second:
+        for hold in (first, second):
+            for _ in range(2):
+                assert asyncio.run(read_body(Sent(bytes(20), bytes(10)), hold)) == bytes(30)
+                hold.sent.clear()
+        assert (first.taken, second.taken) == (60, 60)
+        with pytest.raises(Crowded):
+            read(room, Sent(b"x"))
+    for _ in range(20):
+        assert read(room, Sent(bytes(15), bytes(15))) == bytes(30)
+
+
+def test_what_a_body_unpacks_to_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "HELD_BYTES", 100)
+    room = Room(Limits(body_bytes=1000))
+    packed = zstandard.compress(bytes(900))
+    room.take(3200 - 100)
+    with pytest.raises(Crowded):
+        read(room, Sent(packed, encoding="zstd"))
+    assert read(Room(Limits(body_bytes=1000)), Sent(packed, encoding="zstd")) == bytes(900)
+    room.take(-2000)
+    assert read(room, Sent(packed, encoding="zstd")) == bytes(900)

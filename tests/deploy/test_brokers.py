@@ -1,0 +1,92 @@
+"""A daemon that reads from a broker, the check of one, and submitting to others than a daemon."""
+
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.daemon import free_port, running_daemon, wait_for, write_sinusoid
+from tests.deploy.conftest import Cli
+from tests.deploy.test_commands import write_tasks
+from tests.streams.servers import Redis
+
+
+def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cli) -> None:
+    server = Redis(tmp_path / "redis")
+    source = f'[[source]]\nkind = "redis"\nname = "queue"\nurl = "{server.url}"\n'
+    config = write_sinusoid(tmp_path / "run", source)
+    try:
+        ended = cli("check", config)
+        assert ended.code == 75
+        assert f"{config}: [[source]] queue: its broker cannot be read now: " in ended.err
+        assert "Connection refused" in ended.err
+        server.start()
+        address = f"{server.url}?stream=tasks"
+        ended = cli("submit", *write_tasks(tmp_path, 0, 1, 2), "--url", address)
+        assert (ended.code, ended.out) == (0, "3 sent, 0 refused\n")
+        ended = cli("check", config)
+        assert ended.code == 0
+        assert "sources  queue (3 entries there)\n" in ended.out
+        with running_daemon(config) as daemon:
+            daemon.wait_until_learned(3)
+            wait_for("nothing waits", lambda: 'online_meta_source_lag{source="queue"} 0.0' in metrics(daemon.client))
+            server.kill()
+            wait_for("it is said", lambda: "queue failed and is read again" in daemon.log.read_text())
+            server.start()
+            assert cli("submit", *write_tasks(tmp_path, 2, 3), "--url", address).code == 0
+            daemon.wait_until_learned(4)
+            ids = [daemon.client.get(f"/v1/tasks/file-{t}").json()["round"] for t in range(4)]
+            assert ids == [0, 1, 2, 3]
+            assert daemon.drain() == 0
+    finally:
+        server.stop()
+
+
+def test_a_missing_client_library_is_an_error_of_the_configuration(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_sinusoid(tmp_path, '[[source]]\nkind = "redis"\n')
+    monkeypatch.delitem(sys.modules, "streams.sources._redis_stream", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    for command in ("check", "serve"):
+        ended = cli(command, config)
+        assert ended.code == 78
+        assert f"{config}: [[source]] redis: " in ended.err
+        assert "pip install 'online-meta[redis]'" in ended.err
+
+
+def metrics(client: httpx.Client) -> str:
+    return client.get("/metrics").text
+
+
+def test_submit_to_a_folder(cli: Cli, tmp_path: Path) -> None:
+    files, spool = write_tasks(tmp_path, 0, 1), tmp_path / "spool"
+    spool.mkdir()
+    odd = tmp_path / "a b.safetensors"
+    odd.write_bytes(b"x")
+    ended = cli("submit", *files, odd, "--url", f"file://{spool}")
+    assert (ended.code, ended.out) == (78, "2 sent, 1 refused\n")
+    assert "bad_id" in ended.err
+    assert sorted(file.name for file in spool.iterdir()) == sorted(file.name for file in files)
+    ended = cli("submit", *files, "--url", f"file://{tmp_path}/none")
+    assert (ended.code, ended.out) == (78, "0 sent, 0 refused, 2 not sent\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "told"),
+    [
+        ("redis://127.0.0.1:{port}/0", 78, "--url 127.0.0.1:{port}: which stream?"),
+        ("redis://127.0.0.1:{port}/0?stream=s", 75, "unreachable (no answer)"),
+        ("nats://127.0.0.1:{port}/s", 75, "unreachable (no answer)"),
+    ],
+)
+def test_submit_to_a_broker_that_is_not_there(cli: Cli, tmp_path: Path, url: str, code: int, told: str) -> None:
+    port = free_port()
+    ended = cli("submit", *write_tasks(tmp_path, 0), "--url", url.format(port=port), "--patience", "0")
+    assert ended.code == code
+    assert told.format(port=port) in ended.err
+    token = tmp_path / "token"
+    token.write_text("secret")
+    ended = cli("submit", *write_tasks(tmp_path, 0), "--url", "file:///x", "--token-file", token)
+    assert (ended.code, "--token-file is for a daemon" in ended.err) == (78, True)

@@ -1,0 +1,29 @@
+"""What docs/sources.md shows is a configuration, and names every kind and option that a user may want."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploy.config import make_config
+
+PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
+TOML = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+RUN = {
+    "run": {"path": "x"},
+    "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
+    "model": {"build": "trainers.models:mlp", "loss": "mse"},
+}
+
+
+@pytest.mark.parametrize("hidden", ["", "# "], ids=["whole", "as it is"])
+@pytest.mark.parametrize("text", TOML)
+def test_each_example_is_a_configuration(text: str, hidden: str) -> None:
+    """Both as it stands and with the lines that are commented out."""
+    read = tomllib.loads(re.sub(r"(?m)^# (?=\w+ = )", hidden, text))
+    assert [one.kind for one in make_config({**RUN, **read}, "page").source] == [one["kind"] for one in read["source"]]
+
+
+def test_the_brokers_are_all_there() -> None:
+    assert re.findall(r'^kind = "(\w+)"', "".join(TOML), flags=re.MULTILINE)[:3] == ["redis", "kafka", "nats"]

@@ -1,0 +1,102 @@
+"""The inputs that fuzzing begins with: ``python -m tests.fuzz.seeds`` writes them into the corpus."""
+
+import gzip
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import zstandard
+from safetensors.torch import save
+
+from tests.fuzz.targets import SPECS
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def tensors(which: int, query: bool = True) -> dict[str, torch.Tensor]:
+    """Return a small task of a spec by name."""
+    spec, random = SPECS[which], torch.Generator().manual_seed(which)
+    found = {}
+    for part, n in (("support", 4), ("query", 2))[: 1 + query]:
+        shape = [3 if size < 0 else size for size in spec.x_shape]
+        found[f"{part}_x"] = (9 * torch.rand(n, *shape, generator=random)).to(getattr(torch, spec.x_dtype))
+        labels = torch.randint(spec.ways or 2, (n, *spec.y_shape), generator=random)
+        found[f"{part}_y"] = labels if spec.y == "class" else labels.float()
+    return found
+
+
+def npz(which: int, packed: bool) -> bytes:
+    """Return that task as NumPy writes it."""
+    buffer = BytesIO()
+    (np.savez_compressed if packed else np.savez)(buffer, **{name: t.numpy() for name, t in tensors(which).items()})
+    return buffer.getvalue()
+
+
+def arrow(which: int, **options: str) -> bytes:
+    """Return that task as columns."""
+    named = tensors(which)
+    x, y = (torch.cat([named[f"support_{name}"], named[f"query_{name}"]]).numpy() for name in "xy")
+    columns = {"x": _column(x), "y": _column(y), "query": np.arange(len(y)) >= 4}
+    table, buffer = pa.table(columns), pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    written: bytes = buffer.getvalue().to_pybytes()
+    return written
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    if values.ndim > 2:
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+    flat = pa.array(values.ravel())
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def seeds() -> Iterator[tuple[str, str, bytes]]:
+    """Yield (target, name, input)."""
+    for which in range(len(SPECS)):
+        body = save(tensors(which))
+        yield "safetensors", f"task-{which}", body
+        yield "safetensors", f"no-query-{which}", save(tensors(which, query=False))
+        wrongs = [("query_x", float("nan")), ("query_x", float("-inf")), ("query_y", 255)]
+        for number, (name, wrong) in enumerate(wrongs if SPECS[which].x_dtype != "uint8" else wrongs[2:]):
+            bad = tensors(which)
+            bad[name].view(-1)[-1] = wrong
+            yield "safetensors", f"wrong-{which}-{number}", save(bad)
+        yield "compressed", f"zstd-{which}", b"\x00" + zstandard.compress(body)
+        yield "compressed", f"gzip-{which}", b"\x01" + gzip.compress(body, mtime=0)
+        yield "npz", f"stored-{which}", npz(which, packed=False)
+        yield "npz", f"packed-{which}", npz(which, packed=True)
+        yield "arrow", f"plain-{which}", arrow(which)
+    yield "arrow", "packed", arrow(0, compression="zstd")
+    stream = zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compressobj()
+    yield "compressed", "unsized", b"\x00" + stream.compress(save(tensors(0))) + stream.flush()
+    yield "compressed", "bomb", b"\x01" + gzip.compress(bytes(1_000_000), mtime=0)
+    yield "compressed", "plain", b"\x02" + save(tensors(0))
+    for which in range(len(SPECS)):
+        json, comma = bytes([2 * which]), bytes([2 * which + 1])
+        pixels = b"[[[1, 2]], [[3, 4]], [[5, 255]]]"
+        for number, x in enumerate((b"%d.5", b"[%d, 0.5]", pixels)):
+            lines = (
+                b'{"x": ' + (x % n if b"%d" in x else x) + b', "y": %d, "k": "%d"}\n' % (n % 3, n // 4)
+                for n in range(9)
+            )
+            yield "rows", f"json-{which}-{number}", json + b"".join(lines)
+        yield "rows", f"csv-{which}", comma + b"".join(b"%d.5,%d,%d\n" % (n, n % 3, n // 4) for n in range(9))
+        yield "rows", f"broken-{which}", comma + b'"1,2,3\n\xff,1,2\n1e999,nan,2\n1,2\n,,\n"1","2","3"\n1,2,3'
+    for number, id in enumerate([b"a", b"task-1.x:y_z", b"../a", b"a\n", "\u0430".encode(), b"x" * 41, b"\x00", b""]):
+        yield "ids", f"id-{number}", id
+
+
+def main() -> None:
+    """Write the corpus."""
+    for target, name, data in seeds():
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What is fuzzed: each target takes any bytes and raises unless they are a task of the run, or refused with a reason.
+
+A target is a plain function, so that the fuzzer, the tests that replay the corpus and hypothesis share it.
+"""
+
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+
+from online_meta.types import Batch, Task
+from streams import wire
+from streams.arrivals import Arrival, Rejected
+from streams.compressed import decompress
+from streams.reasons import REASONS
+from streams.sources import samples
+from streams.spec import Limits, TaskSpec, fits
+from streams.tensor_files import read_task_file
+
+LIMITS = Limits(body_bytes=100_000, samples=50, elements=10_000, expansion=100, id_length=40)
+SPECS = (
+    TaskSpec(x_shape=(2,), ways=3),
+    TaskSpec(x_shape=(2,), y="real", y_shape=(1,)),
+    TaskSpec(x_shape=(3, -1, -1), x_dtype="uint8", ways=3),
+    TaskSpec(x_shape=(), x_dtype="float64", y="real", y_shape=()),
+)
+ID_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
+
+
+def outcome(read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what ``read`` gives, None if it was refused as it should be."""
+    try:
+        return read(*arguments)
+    except Rejected as refusal:
+        refused = refusal
+    if refused.reason not in REASONS:
+        raise AssertionError(f"{refused.reason!r} is no known reason")
+    if not 0 < len(refused.detail) < 1000:
+        raise AssertionError(f"a detail of {len(refused.detail)} characters")
+    refused.detail.encode("utf-8")
+    return None
+
+
+def check_batch(batch: Batch, spec: TaskSpec) -> None:
+    """Raise unless a batch is one of the run."""
+    right = (
+        1 <= len(batch.x) == len(batch.y) <= LIMITS.samples
+        and fits(tuple(batch.x.shape[1:]), spec.x_shape)
+        and tuple(batch.y.shape[1:]) == spec.y_shape
+        and batch.x.numel() <= LIMITS.elements
+        and batch.x.dtype == getattr(torch, spec.x_dtype)
+        and batch.y.dtype == (torch.int64 if spec.y == "class" else torch.float32)
+        and bool(torch.isfinite(batch.x).all() and torch.isfinite(batch.y).all())
+        and (spec.y == "real" or 0 <= int(batch.y.min()) <= int(batch.y.max()) < (spec.ways or 0))
+    )
+    if not right:
+        raise AssertionError(f"no batch of {spec}: {batch}")
+
+
+def check_task(task: Task, spec: TaskSpec) -> None:
+    """Raise unless a task is one of the run, and comes back from the history as it is."""
+    for batch in task:
+        check_batch(batch, spec)
+    if task.support.x.shape[1:] != task.query.x.shape[1:]:
+        raise AssertionError("samples of two shapes")
+    kept = wire.encode(task)
+    if wire.encode(wire.decode_kept(kept)) != kept or wire.encode(wire.decode(kept, spec, LIMITS)) != kept:
+        raise AssertionError("another task comes back")
+
+
+def safetensors(data: bytes) -> None:
+    """A body as it is posted, a task or a request to adapt."""
+    for spec in SPECS:
+        task = outcome(wire.decode, data, spec, LIMITS)
+        if task is not None:
+            check_task(task, spec)
+        request = outcome(wire.decode_support, data, spec, LIMITS)
+        if request is not None:
+            check_batch(request[0], spec)
+
+
+def compressed(data: bytes) -> None:
+    """A body whose first byte chooses the encoding that it claims."""
+    encoding = ("zstd", "gzip", "identity", "br")[data[0] % 4] if data else ""
+    body = outcome(decompress, data[1:], encoding, LIMITS)
+    if body is not None:
+        if len(body) > max(LIMITS.expansion * len(data), 1) or (encoding != "identity" and len(body) > 100_000):
+            raise AssertionError(f"{len(data)} bytes became {len(body)}")
+        safetensors(body)
+
+
+def npz(data: bytes) -> None:
+    """A file of arrays."""
+    _task_file("a.npz", data)
+
+
+def arrow(data: bytes) -> None:
+    """A file of columns."""
+    _task_file("a.arrow", data)
+
+
+def rows(data: bytes) -> None:
+    """Lines of JSON or CSV, for the spec that the first byte chooses; a restart in between makes no difference."""
+    which, kind = data[0] // 2 % len(SPECS) if data else 0, "csv" if data and data[0] % 2 else "jsonl"
+    whole = b"x,y,k\n" + data[1:] if kind == "csv" else data[1:]
+    options: dict[str, Any] = {"count": 3} if which % 2 else {"key": "k", "most": 5}
+    path = Path(_folder().name, f"rows.{kind}")
+    settings = samples.Settings(str(path), ("x",), ("y",), **options)
+    path.write_bytes(whole)
+    found = _tasks(settings, SPECS[which], None)
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    first = _tasks(settings, SPECS[which], None)
+    path.write_bytes(whole)
+    again = first + _tasks(settings, SPECS[which], first[-1].cursor if first else None)
+    if [arrival[:4] for arrival in again] != [arrival[:4] for arrival in found]:
+        raise AssertionError(f"other tasks after a restart: {again} and not {found}")
+
+
+@cache
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory()
+
+
+def _tasks(settings: samples.Settings, spec: TaskSpec, after: str | None) -> list[Arrival]:
+    source = samples.open(settings, spec, "s", 0)
+    assert source is not None
+    found = list(iter(partial(next, source.read(after)), None))
+    for arrival in found:
+        if arrival.refused is not None:
+            outcome(_raise, arrival.refused)
+        wire.check_id(arrival.id, LIMITS)
+        task = None if arrival.refused else outcome(wire.decode, arrival.body, spec, LIMITS)
+        if task is not None:
+            check_task(task, spec)
+    return found
+
+
+def _raise(refusal: Rejected) -> None:
+    raise refusal
+
+
+def _task_file(name: str, data: bytes) -> None:
+    for spec in SPECS:
+        body = outcome(read_task_file, PurePath(name), data, spec, LIMITS.body_bytes)
+        task = None if body is None else outcome(wire.decode, body, spec, LIMITS)
+        if task is not None:
+            check_task(task, spec)
+
+
+def ids(data: bytes) -> None:
+    """An id in any text that a source could make of bytes."""
+    for encoding, errors in (("latin-1", "strict"), ("utf-8", "surrogateescape"), ("utf-16-le", "replace")):
+        id = data.decode(encoding, errors)
+        good = 0 < len(id) <= LIMITS.id_length and set(id) <= ID_CHARACTERS and id[0].isalnum()
+        refused: list[str] = []
+        outcome(lambda id, refused: _check_id(id, refused), id, refused)
+        if good == bool(refused):
+            raise AssertionError(f"{id!r} is {'refused' if refused else 'taken'}")
+
+
+def _check_id(id: str, refused: list[str]) -> None:
+    try:
+        wire.check_id(id, LIMITS)
+    except Rejected as refusal:
+        refused.append(refusal.reason)
+        raise
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (safetensors, compressed, npz, arrow, rows, ids)
+}

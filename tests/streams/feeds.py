@@ -1,0 +1,48 @@
+"""Iterators of tasks, for the source that reads them by import path."""
+
+from collections.abc import Iterator
+
+import torch
+
+from online_meta.types import Batch, Task
+from streams.sources.sinusoid import make_task
+
+calls: list[int] = []
+NOT_A_FUNCTION = 3
+
+
+def plain(tasks: int = 5, seed: int = 0) -> Iterator[Task | None]:
+    for t in range(tasks):
+        if t % 2:
+            yield None
+        yield make_task(seed, t, 2, 2)
+
+
+def named(tasks: int = 5) -> Iterator[tuple[str, Task]]:
+    return ((f"own-{t}", make_task(0, t, 2, 2)) for t in range(tasks))
+
+
+def behind(tasks: int = 5, after: int = 0) -> Iterator[Task]:
+    calls.append(after)
+    return (make_task(0, t, 2, 2) for t in range(after, tasks))
+
+
+def broken(after: int) -> Iterator[Task]:
+    yield make_task(0, after, 2, 2)
+    raise OSError("the experiment broke off")
+
+
+def wrong() -> list[object]:
+    return [("a", "b")]
+
+
+def needy(path: str, after: int) -> Iterator[Task]:
+    raise NotImplementedError(path, after)
+
+
+def sequences(lengths: list[int]) -> Iterator[Task]:
+    """Give tasks of sequences of 3 features, (n, length, 3), each task of one length and 4 classes."""
+    for t, length in enumerate(lengths):
+        random = torch.Generator().manual_seed(t)
+        x, y = torch.randn(8, length, 3, generator=random), torch.arange(8) % 4
+        yield Task(Batch(x[:4], y[:4]), Batch(x[4:], y[4:]))

@@ -1,0 +1,123 @@
+"""The history beside a dictionary that does as it should: whatever is done to it, in whatever order."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from streams.arrivals import Conflict, Receipt
+from streams.history import History
+from streams.retention import RetentionSettings, count_gone, last_decision, sample_of, thin
+from streams.sealed import RoundThinned
+from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
+from streams.sweeping import sweep
+from streams.verify import verify
+from tests.crash.scenarios import payload_of, record_of
+
+NUMBERS = st.integers(0, 40)
+
+
+class HistoryBesideModel(RuleBasedStateMachine):
+    """Numbers are tasks; the model knows their rounds, the cursors, and which rounds are out of play."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.history = History.open(self.folder / "0", write=True)
+        self.lives = 0
+        self.numbers: list[int] = []
+        self.others: set[int] = set()  # those that first came with other bytes
+        self.cursors: dict[str, str] = {}
+        self.thinned: set[int] = set()
+        self.removed: set[int] = set()
+
+    @initialize()
+    def begin(self) -> None:
+        assert len(self.history) == 0
+
+    @rule(batch=st.lists(st.tuples(NUMBERS, st.booleans()), max_size=8))
+    def append(self, batch: list[tuple[int, bool]]) -> None:
+        """Append tasks, some of them known, some of them (False) with other bytes under a known id."""
+        records = [record_of(n) if same else record_of(n)._replace(digest=b"?" * 32) for n, same in batch]
+        answers = self.history.append(records)
+        for (number, same), record, answer in zip(batch, records, answers, strict=True):
+            known = number in self.numbers
+            if not known:
+                self.numbers.append(number)
+                self.others |= set() if same else {number}
+            round = self.numbers.index(number)
+            as_kept = same != (number in self.others)
+            expected = Receipt(record.id, round, duplicate=known) if as_kept else Conflict(record.id, round)
+            assert answer == expected
+            if record.cursor is not None:
+                self.cursors[record.source] = record.cursor
+
+    @rule()
+    def reopen(self) -> None:
+        self.history.close()
+        self.history = History.open(self.history.path, write=True)
+
+    @rule()
+    def lose_the_process(self) -> None:
+        """Go on with a copy of the files as they are now, as after a kill."""
+        self.lives += 1
+        copy = self.folder / str(self.lives)
+        shutil.copytree(self.history.path, copy, ignore=shutil.ignore_patterns("*-shm"))
+        self.history.close()
+        self.history = History.open(copy, write=True)
+        assert tidy(self.history) == []
+
+    @rule(size=st.integers(1, 4))
+    def seal(self, size: int) -> None:
+        seal_next(self.history, SealingSettings(segment_rounds=size))
+
+    @rule()
+    def relieve(self) -> None:
+        relieve_ledger(self.history, 0)
+
+    @rule(most=st.integers(1, 6))
+    def thin(self, most: int) -> None:
+        before = len(self.numbers) - len(self.thinned)
+        taken = thin(self.history, RetentionSettings(rounds=most))
+        count = len(self.numbers)
+        kept = sample_of(self.history.ask, last_decision(self.history.ask, count + 1)).tolist()
+        if taken:
+            assert taken == before - most
+            assert len(kept) == most
+            self.thinned = set(range(count)).difference(kept)
+
+    @rule()
+    def remove(self) -> None:
+        sweep(self.history, len(self.numbers), 3)
+        self.removed = set(self.thinned)
+        assert count_gone(self.history.ask) == len(self.removed)
+
+    @rule()
+    def verify(self) -> None:
+        assert verify(self.history.path).clean
+
+    @invariant()
+    def it_is_what_the_model_says(self) -> None:
+        with History.open(self.history.path, write=False) as reader:
+            assert len(reader) == len(self.numbers)
+            for round, number in enumerate(self.numbers):
+                assert reader.find(f"task-{number}") == round
+                try:
+                    assert reader.payload(round) == payload_of(number)
+                except RoundThinned:
+                    assert round in self.removed
+            for source in ("even", "odd"):
+                assert reader.cursor(source) == self.cursors.get(source)
+
+    def teardown(self) -> None:
+        self.history.close()
+        shutil.rmtree(self.folder)
+
+
+TestHistoryBesideModel = HistoryBesideModel.TestCase
+TestHistoryBesideModel.settings = settings(
+    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

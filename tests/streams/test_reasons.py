@@ -1,0 +1,46 @@
+"""The table of reasons, the code that gives them and the page that explains them say the same."""
+
+import ast
+import re
+from pathlib import Path
+
+import streams
+from deploy.api import STATUS_OF
+from streams.reasons import REASONS
+from streams.spec import Limits
+from streams.wire import _EMPTY
+
+PAGE = (Path(streams.__path__[0]).parent / "docs/bad-input.md").read_text(encoding="utf-8")
+
+
+def reasons_given(folder: Path) -> set[str]:
+    """Return the first argument of every ``Rejected(...)`` that is called in a folder."""
+    found = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Rejected":
+                reason = node.args[0]
+                if isinstance(reason, ast.Constant):
+                    found.add(reason.value)
+                else:
+                    assert ast.unparse(reason) == "_EMPTY[part]", f"{file}: {ast.unparse(node)}"
+    return found
+
+
+def test_the_table_has_every_reason_that_is_given_and_no_other() -> None:
+    root = Path(streams.__path__[0])
+    given = reasons_given(root) | reasons_given(root.parent / "deploy") | set(_EMPTY.values())
+    assert given == set(REASONS)
+
+
+def test_the_page_has_every_reason_with_its_status_and_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (4\d\d) \| (.+) \|$", PAGE, flags=re.MULTILINE)
+    assert [(reason, meaning) for reason, _, meaning in rows] == list(REASONS.items())
+    for reason, status, _ in rows:
+        assert int(status) == (409 if reason == "conflict" else STATUS_OF.get(reason, 422))
+
+
+def test_the_page_has_every_limit_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, flags=re.MULTILINE)
+    limits = {key: int(value) for key, value in rows if key not in REASONS}
+    assert limits == vars(Limits())

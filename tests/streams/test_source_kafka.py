@@ -1,0 +1,122 @@
+"""What is Kafka's own: partitions, and positions that the broker does not keep."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from online_meta.types import Task
+from streams import wire
+from streams.sources import kafka
+from streams.sources._kafka_topic import KafkaTopic, list_partitions
+from tests.daemon import wait_for
+from tests.streams.brokers import SPEC, Broker, running
+
+Bodies = Callable[[int, int], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    one = Broker("kafka", tmp_path_factory.mktemp("kafka"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def bodies(make_task: Callable[[int], Task]) -> Bodies:
+    return lambda first, end: {f"task-{n:03}": wire.encode(make_task(n)) for n in range(first, end)}
+
+
+def test_each_partition_keeps_its_order(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
+    """The cursors tell which partition each round came from."""
+    broker.make_stream("order", partitions=3)
+    broker.produce("order", bodies(0, 40))
+    seen: dict[str, list[str]] = {"0": [], "1": [], "2": []}
+    before = dict.fromkeys(seen, 0)
+    with running(tmp_path, broker.source("order")) as run:
+        wait_for("all arrive", lambda: len(run.history) == 40)
+        for round in range(40):
+            entry = run.history.entry(round)
+            after = {**before, **json.loads(entry.cursor or "{}")}
+            (moved,) = [partition for partition in after if after[partition] != before[partition]]
+            assert after[moved] == before[moved] + 1
+            seen[moved].append(entry.id)
+            before = after
+    assert all(ids and ids == sorted(ids) for ids in seen.values())
+
+
+def test_a_partition_that_is_added_is_read_from_its_start(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
+    """The broker of the tests cannot add one, so the third is hidden from the source at first."""
+    broker.make_stream("grows", partitions=3)
+    shown = [0, 1]
+    source = KafkaTopic(
+        kafka.Settings(**broker.options("grows", refresh_seconds=0.1)),
+        {},
+        "broker",
+        lambda consumer, topic, seconds: [one for one in list_partitions(consumer, topic, seconds) if one in shown],
+    )
+    broker.produce("grows", bodies(0, 40))
+    with running(tmp_path, source) as run:
+        hidden = 40 - wait_for("the first two are read", lambda: source.lag(run.cursor) == 0 and len(run.history))
+        assert 0 < hidden < 40
+        shown.append(2)
+        wait_for("the third is read, too", lambda: len(run.history) == 40)
+        assert sorted(run.ids()) == list(bodies(0, 40))
+        assert json.loads(run.cursor or "{}")["2"] == hidden
+    with running(tmp_path, source) as run:
+        broker.produce("grows", bodies(40, 50))
+        wait_for("more of all three", lambda: len(run.history) == 50)
+        assert sorted(run.ids()) == list(bodies(0, 50))
+
+
+def test_a_topic_that_was_made_anew_is_not_skipped_in_silence(broker: Broker, bodies: Bodies) -> None:
+    broker.make_stream("anew", partitions=1)
+    broker.produce("anew", bodies(0, 3))
+    with pytest.raises(ValueError, match="partition 0 of anew ends at 3, before the committed position 7"):
+        next(broker.source("anew").read('{"0":7}'))
+
+
+def test_messages_that_were_deleted_before_they_were_read_are_told(
+    broker: Broker, bodies: Bodies, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker of the tests deletes no messages, so the start of the partition is made up."""
+    broker.make_stream("short", partitions=1)
+    broker.produce("short", bodies(0, 8))
+    source = broker.source("short")
+    monkeypatch.setattr(source, "_ends", lambda consumer, partition: (5, 8))
+    assert source.lag('{"0":2}') == 3
+    stream = source.read('{"0":2}')
+    wait_for("one arrives", lambda: (found := next(stream)) is not None and found.id == "task-005")
+    assert "has deleted the offsets 2 to 4 of partition 0 of short" in caplog.text
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("security.protocol\n", "line 1: write it as name = value"),
+        ("# who\n\nno.such.setting = 1\n", "No such configuration property"),
+        ("security.protocol = none\n", "properties_file: Invalid value"),
+    ],
+)
+def test_a_setting_that_the_library_does_not_have_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "client.properties").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        kafka.open(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
+
+
+def test_settings_of_the_library_are_applied_and_positions_stay_ours(tmp_path: Path) -> None:
+    (tmp_path / "client.properties").write_text("client.id = me\nenable.auto.commit = true\n")
+    source = kafka.open(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
+    assert source._properties == {"client.id": "me", "enable.auto.commit": "true"}
+    from streams.sources import _kafka_topic
+
+    made: list[dict] = []
+    original, _kafka_topic.Consumer = _kafka_topic.Consumer, lambda settings: made.append(settings)
+    try:
+        _kafka_topic._make_consumer("b:1", 2.0, source._properties, print)
+    finally:
+        _kafka_topic.Consumer = original
+    assert made[0]["client.id"] == "me"
+    assert made[0]["enable.auto.commit"] is False

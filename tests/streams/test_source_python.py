@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from streams import wire
+from streams.arrivals import Arrival
+from streams.history import History
+from streams.sources import python
+from streams.sources.sinusoid import SPEC, make_task
+from streams.spec import Limits
+from tests.streams import feeds
+from tests.streams.ingesting import Open, until
+
+HERE = "tests.streams.feeds"
+
+
+def opened(function: str, **args: object):
+    return python.open(python.Settings(f"{HERE}:{function}", args), SPEC, "mine", 0)
+
+
+def read(function: str, after: str | None = None, **args: object) -> list[Arrival]:
+    stream, found, idle = opened(function, **args).read(after), [], 0
+    while idle < 5:
+        item = next(stream)
+        idle = 0 if item else idle + 1
+        found += [item] if item else []
+    return found
+
+
+@pytest.mark.parametrize("function", ["plain", "named", "behind"])
+def test_tasks_come_in_order_and_go_on_from_any_position(function: str) -> None:
+    found = read(function)
+    prefix = "own" if function == "named" else "mine"
+    assert [arrival.id for arrival in found] == [f"{prefix}-{t}" for t in range(5)]
+    for t, arrival in enumerate(found):
+        task = wire.decode(arrival.body, SPEC, Limits())
+        assert torch.equal(task.query.y, make_task(0, t, 2, 2).query.y)
+        assert read(function, after=arrival.cursor) == found[t + 1 :]
+    assert read(function, after="99") == []
+
+
+def test_a_function_that_takes_after_is_asked_to_begin_there() -> None:
+    feeds.calls.clear()
+    read("behind", after="3")
+    assert feeds.calls == [3]
+
+
+def test_arguments_come_from_the_configuration() -> None:
+    assert len(read("plain", tasks=2)) == 2
+    assert read("plain", seed=1)[0].body != read("plain")[0].body
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "told"),
+    [
+        ("nope", {}, "no import path"),
+        (f"{HERE}:nope", {}, "has no 'nope'"),
+        (f"{HERE}:NOT_A_FUNCTION", {}, "is int and no function"),
+        (f"{HERE}:plain", {"task": 1}, "does not take args"),
+        (f"{HERE}:needy", {}, "does not take args"),
+    ],
+)
+def test_what_cannot_be_called_is_refused_when_it_is_opened(path: str, args: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        python.open(python.Settings(path, args), SPEC, "mine", 0)
+
+
+def test_what_is_no_task_is_an_error_that_says_so() -> None:
+    with pytest.raises(TypeError, match="the iterator gave tuple"):
+        read("wrong")
+    with pytest.raises(ValueError, match="the position 'x'"):
+        read("plain", after="x")
+
+
+def test_an_iterator_that_breaks_off_is_begun_again_behind_what_is_durable(open_ingest: Open, faulty: History) -> None:
+    ingest = open_ingest()
+    ingest._spec = SPEC
+    ingest.pull("mine", opened("broken"))
+    until(lambda: len(faulty) == 2)
+    ingest.close()
+    assert [faulty.entry(n).id for n in range(2)] == ["mine-0", "mine-1"]
+    assert torch.equal(faulty[1].query.y, make_task(0, 1, 2, 2).query.y)
