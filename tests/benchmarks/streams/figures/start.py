@@ -19,7 +19,7 @@ from trainers.run_files import RunFiles
 from trainers.states import write_checkpoint
 
 TITLE = "From the command to the first answer of a daemon (imports included), and its memory then"
-FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000
+FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 1, 10_000
 CONFIG = """
 [run]
 path = "{run}"
