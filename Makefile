@@ -23,7 +23,7 @@ TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 MINUTES ?= 5
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash fuzz pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams crash fuzz pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,6 +55,9 @@ bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--ki
 
 bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minutes; ARGS="--only conv4"
 	@exec $(BIN)/python -m tests.benchmarks.memory $(ARGS)
+
+bench-streams: $(READY)  ## how quick the streams and the history are, 8 minutes; ARGS="--only http_ingest"
+	@exec $(BIN)/python -m tests.benchmarks.streams $(ARGS)
 
 crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)

@@ -10,9 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
 from deploy import routes_read, routes_tasks
@@ -48,31 +49,46 @@ def create_app(state: DaemonState) -> FastAPI:
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
-    app.middleware("http")(_guard)
+    app.add_middleware(_Guard, token=state.token)
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, answer)
     return app
 
 
-async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """Ask for the token where one is configured, and tell browsers to load nothing from elsewhere."""
-    path = request.url.path
-    token = request.app.state.daemon.token
-    open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-    if token is not None and not open_path:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-            detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
-            refusal = JSONResponse({"reason": "unauthorized", "detail": detail}, 401)
-            refusal.headers["WWW-Authenticate"] = "Bearer"
-            return _harden(refusal, path)
-    return _harden(await call_next(request), path)
+class _Guard:
+    """Asks for the token where one is configured, and tells browsers to load nothing from elsewhere.
+
+    Plain ASGI: Starlette's own middleware for functions takes longer than a task does to be taken in.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path = scope["path"]
+
+        async def harden(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = DOCS_POLICY if path.startswith("/docs") else PAGE_POLICY
+                message["headers"] += [
+                    (b"content-security-policy", policy.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+        if self._token is None or open_path or _carries(self._token, Headers(scope=scope)):
+            return await self._app(scope, receive, harden)
+        detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
+        refusal = _answer(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
+        return await refusal(scope, receive, harden)
 
 
-def _harden(response: Response, path: str) -> Response:
-    response.headers["Content-Security-Policy"] = DOCS_POLICY if path.startswith("/docs") else PAGE_POLICY
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+def _carries(token: str, headers: Headers) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 async def _bad_parameter(_request: Request, error: Any) -> Response:

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 
 import uvicorn
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from deploy.adaptation import Adapter
@@ -175,7 +176,8 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
         await serving
         refreshing.cancel()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
     for kind, handler in before.items():
         signal.signal(kind, handler)
 

@@ -57,7 +57,8 @@ def is_loopback(host: str) -> bool:
 def bind(settings: ServeSettings) -> socket.socket:
     """Return a listening socket; raises ``Stop`` (75) when the port is taken, ``ConfigError`` for a bad address."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, so that asyncio knows it for TCP and answers without delay: unnamed, an answer waits 40 ms for an ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))

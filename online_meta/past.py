@@ -1,6 +1,6 @@
 """Past tasks in memory, for notebooks and tests."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from online_meta.types import Task
 
@@ -21,6 +21,9 @@ class MemoryPast:
         return range(count)
 
     def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
+        """They are all here."""
+
+    def expect(self, reader: Hashable, rounds: Iterable[int]) -> None:
         """They are all here."""
 
     def remember(self, round: int, task: Task) -> None:

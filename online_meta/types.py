@@ -1,6 +1,6 @@
 """The types that every floor speaks: tensors in named tuples, behaviour as plain callables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -170,6 +170,9 @@ class Past(Protocol):
 
     def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
         """Make the rounds ``shares[rank]`` readable on each rank until the next call; all ranks have to call it."""
+
+    def expect(self, reader: Hashable, rounds: Iterable[int]) -> None:
+        """Take note that ``reader`` will probably ask for these rounds next; they may be read meanwhile."""
 
     def remember(self, round: int, task: Task) -> None:
         """Keep the task of a round that is being learned (a durable history already has it)."""

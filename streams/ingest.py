@@ -11,6 +11,7 @@ from streams.arrivals import Arrival, Conflict, Receipt, Record, Rejected, TaskS
 from streams.committer import Answer, Committer
 from streams.dead_letters import DeadLetters
 from streams.history import History
+from streams.kept import is_kept, payload_of
 from streams.spec import Limits, TaskSpec
 
 QUEUE_BYTES = 64 * 1024 * 1024
@@ -87,6 +88,22 @@ class Ingest:
             return answered
         return self._committer.put(record, patient=wait, began=began, known=known is not None)
 
+    def submit_now(self, arrival: Arrival) -> "Future[Answer] | None":
+        """Queue a new arrival whose bytes are kept as they came; None if only ``submit`` can tell what becomes of it.
+
+        It takes no longer than looking at the bytes, so that an event loop can call it.
+
+        Raises:
+            BacklogFull: if there is no room.
+            IngestClosed: if this Ingest is closed.
+        """
+        began = time.perf_counter()
+        fits = wire.is_id(arrival.id, self._limits) and is_kept(arrival.body, self._spec, self._limits)
+        if not fits or self._history.find(arrival.id) is not None:
+            return None
+        record = self._record(arrival, arrival.body, wire.digest(arrival.body))
+        return self._committer.put(record, patient=False, began=began)
+
     def refuse(self, arrival: Arrival, refusal: Rejected, *, whole: bool = True) -> None:
         """Count an arrival that is refused, and keep it as a dead letter; may wait for the disk.
 
@@ -136,11 +153,13 @@ class Ingest:
         digest = wire.digest(arrival.body)
         round = self._history.find(arrival.id)
         if round is None:
-            payload = wire.encode(wire.decode(arrival.body, self._spec, self._limits))
-            return Record(arrival.id, payload, digest, arrival.source, arrival.cursor, self._clock()), None
+            return self._record(arrival, payload_of(arrival.body, self._spec, self._limits), digest), None
         same = self._history.entry(round).digest == digest
         answer = Receipt(arrival.id, round, duplicate=True) if same else Conflict(arrival.id, round)
-        return Record(arrival.id, b"", digest, arrival.source, arrival.cursor, self._clock()), answer
+        return self._record(arrival, b"", digest), answer
+
+    def _record(self, arrival: Arrival, payload: bytes, digest: bytes) -> Record:
+        return Record(arrival.id, payload, digest, arrival.source, arrival.cursor, self._clock())
 
     def _is_full(self, rounds: int, waiting_bytes: int) -> bool:
         return rounds - self._learned() >= self._limits.backlog or waiting_bytes > self._most_bytes

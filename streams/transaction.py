@@ -3,11 +3,14 @@
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 
 from streams.arrivals import Conflict, Receipt, Record
+
+_TOGETHER = 64
+"""How many records one statement takes."""
 
 
 class Entry(NamedTuple):
@@ -22,6 +25,9 @@ class Entry(NamedTuple):
     cursor: str | None
 
 
+_INTO_ROUNDS = f"INSERT INTO rounds ({', '.join((*Entry._fields, 'bytes'))})"
+
+
 def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receipt | Conflict]:
     """Make all records durable, or none; returns an answer for each, in order.
 
@@ -33,10 +39,13 @@ def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receip
     with transaction(writer):
         next_round = int(writer.execute("SELECT coalesce(max(round) + 1, 0) FROM rounds").fetchall()[0][0])
         answers: list[Receipt | Conflict] = []
-        for record in records:
-            answer = _known(writer, record) or _insert(writer, record, next_round)
-            next_round += isinstance(answer, Receipt) and not answer.duplicate
-            answers.append(answer)
+        for first in range(0, len(records), _TOGETHER):
+            some = records[first : first + _TOGETHER]
+            found = _settle(some, _known(writer, some), next_round)
+            new = [(answer.round, one) for one, answer in zip(some, found, strict=True) if _is_new(answer)]
+            _insert(writer, new)
+            next_round += len(new)
+            answers += found
         cursors = {record.source: record.cursor for record in records if record.cursor is not None}
         writer.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors.items())
     return answers
@@ -55,23 +64,48 @@ def transaction(writer: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _known(writer: sqlite3.Connection, record: Record) -> Receipt | Conflict | None:
-    found = writer.execute("SELECT round, digest FROM rounds WHERE id = ?", (record.id,)).fetchall()
-    if not found:
-        return None
-    round, digest = found[0]
-    return Receipt(record.id, round, duplicate=True) if digest == record.digest else Conflict(record.id, round)
+def _known(writer: sqlite3.Connection, records: Sequence[Record]) -> dict[str, tuple[int, bytes]]:
+    """Return the round and the digest of each id that is there already."""
+    question = f"SELECT id, round, digest FROM rounds WHERE id IN ({', '.join('?' * len(records))})"
+    found = writer.execute(question, [record.id for record in records]).fetchall()
+    return {id: (round, digest) for id, round, digest in found}
 
 
-def _insert(writer: sqlite3.Connection, record: Record, round: int) -> Receipt:
-    crc = google_crc32c.value(record.payload)
-    entry = Entry(round, record.id, record.source, record.digest, crc, record.arrived, record.cursor)
-    insert_entry(writer, entry, len(record.payload))
-    writer.execute("INSERT INTO payloads VALUES (?, ?)", (round, record.payload))
-    return Receipt(record.id, round, duplicate=False)
+def _settle(
+    records: Sequence[Record], known: dict[str, tuple[int, bytes]], next_round: int
+) -> list[Receipt | Conflict]:
+    """Return the answer to each record, and add to what is ``known``."""
+    answers: list[Receipt | Conflict] = []
+    for record in records:
+        round, digest = known.setdefault(record.id, (next_round, record.digest))
+        new = round == next_round
+        same = digest == record.digest
+        answers.append(Receipt(record.id, round, duplicate=not new) if same else Conflict(record.id, round))
+        next_round += new
+    return answers
+
+
+def _is_new(answer: Receipt | Conflict) -> bool:
+    return isinstance(answer, Receipt) and not answer.duplicate
+
+
+def _insert(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]) -> None:
+    if not new:
+        return
+    entries = [
+        Entry(round, one.id, one.source, one.digest, google_crc32c.value(one.payload), one.arrived, one.cursor)
+        for round, one in new
+    ]
+    _write(writer, _INTO_ROUNDS, [(*entry, len(one.payload)) for entry, (_, one) in zip(entries, new, strict=True)])
+    _write(writer, "INSERT INTO payloads", [(round, one.payload) for round, one in new])
 
 
 def insert_entry(writer: sqlite3.Connection, entry: Entry, size: int) -> None:
     """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
-    names = (*Entry._fields, "bytes")
-    writer.execute(f"INSERT INTO rounds ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", (*entry, size))
+    _write(writer, _INTO_ROUNDS, [(*entry, size)])
+
+
+def _write(writer: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows by one statement: after each, this thread waits until the others let it run again."""
+    row = f"({', '.join('?' * len(rows[0]))})"
+    writer.execute(f"{into} VALUES {', '.join([row] * len(rows))}", [value for values in rows for value in values])

@@ -33,6 +33,11 @@ def digest(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
+def is_id(id: str, limits: Limits) -> bool:
+    """Return whether ``check_id`` takes the id."""
+    return len(id) <= limits.id_length and _ID.fullmatch(id) is not None
+
+
 def check_id(id: str, limits: Limits) -> None:
     """Refuse an id that is not [A-Za-z0-9][A-Za-z0-9._:-]* of at most ``limits.id_length`` characters.
 

@@ -178,16 +178,17 @@ class Daemon:
 
 
 @contextmanager
-def running_daemon(config: Path, *sets: str, verify: Any = True) -> Iterator[Daemon]:
+def running_daemon(config: Path, *sets: str, verify: Any = True, program: str = "online_meta") -> Iterator[Daemon]:
     """Serve a configuration until the end of the block; give the daemon once it answers.
 
-    ``sets`` are ``--set`` arguments; ``verify`` is what httpx trusts where the daemon speaks TLS. The log lies beside
+    ``sets`` are ``--set`` arguments; ``verify`` is what httpx trusts where the daemon speaks TLS;
+    ``program`` is the module that takes the command line. The log lies beside
     the configuration. Fails with the log when the daemon does not start.
     """
     settings = read_config(config, sets)
     token = check_exposure(settings.serve)
     log = config.with_suffix(".log")
-    command = [sys.executable, "-m", "online_meta", "serve", str(config)]
+    command = [sys.executable, "-m", program, "serve", str(config)]
     with open(log, "ab") as output:
         process = subprocess.Popen(
             [*command, *(part for one in sets for part in ("--set", one))], stdout=output, stderr=output, cwd=ROOT

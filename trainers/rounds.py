@@ -186,8 +186,9 @@ def _publish(run: Run) -> None:
 
 
 def close_run(run: Run) -> None:
-    """Stop what is being compiled, finish what is being written, and close the run's files."""
+    """Stop what is being compiled or read ahead, finish what is being written, and close the run's files."""
     run.steering.close()
     run.writing.close()
+    run.past.close()
     if run.desk:
         close_desk(run.desk)

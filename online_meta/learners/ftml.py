@@ -1,6 +1,6 @@
 """Follow the Meta-Leader."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path as Folder
 
 from online_meta.draws import Draw, Pick, Replay
@@ -92,17 +92,28 @@ class FollowTheMetaLeader:
         for task in tasks:
             self._past.remember(self.round, task)
             self.round += 1
+        kept = self._past.kept(self.round)
+        self._past.expect(self, self._foreseen(kept))
         replayed: list[int] = []
         reports: list[StepReport] = []
         for step in range(self._steps):
-            rounds, report = self._step(step)
+            rounds, report = self._step(step, kept)
             replayed += rounds
             reports.append(report)
         return Learned(tuple(replayed), tuple(reports))
 
-    def _step(self, step: int) -> tuple[list[int], StepReport]:
-        kept = self._past.kept(self.round)
-        draws = self._replay(Draw(self._seed, self.round - 1, step, len(kept), self._batch))
+    def _draw(self, rounds: int, step: int, count: int) -> list[Pick]:
+        return self._replay(Draw(self._seed, rounds - 1, step, count, self._batch))
+
+    def _foreseen(self, kept: Sequence[int]) -> Iterator[int]:
+        """Tell what this rank will revisit in this update, and in the next one, should that learn one more task."""
+        for more in (0, 1):
+            for step in range(self._steps):
+                picks = self._draw(self.round + more, step, len(kept) + more)[self.engine.rank :: self.engine.world]
+                yield from (kept[pick.round] for pick in picks if pick.round < len(kept))
+
+    def _step(self, step: int, kept: Sequence[int]) -> tuple[list[int], StepReport]:
+        draws = self._draw(self.round, step, len(kept))
         picks = [Pick(kept[draw.round], draw.weight) for draw in draws]
         rank, world = self.engine.rank, self.engine.world
         self._past.hand_out([[pick.round for pick in picks[other::world]] for other in range(world)])

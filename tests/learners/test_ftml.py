@@ -8,6 +8,7 @@ import torch
 import online_meta as om
 from online_meta.draws import Draw, Pick
 from online_meta.learners import ftml
+from online_meta.past import MemoryPast
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
 from online_meta.types import StepReport
@@ -182,3 +183,30 @@ def test_the_rules_own_parameters_are_learned_too():
     adam.step()
     assert_close(learner.engine.meta().weights, weights_of(module), EXACT)
     assert_close(learner.engine.meta().rule, {"lr": lr.detach()}, EXACT)
+
+
+def test_what_it_revisits_was_foreseen_a_round_before():
+    class Told(MemoryPast):
+        def __init__(self):
+            super().__init__()
+            self.foreseen, self.asked = [], []
+
+        def expect(self, reader, rounds):
+            self.foreseen.append(list(rounds))
+
+        def __getitem__(self, round):
+            self.asked.append(round)
+            return super().__getitem__(round)
+
+    past, asked_before = Told(), 0
+    one = ftml.build(setup(past=past))
+    for round, task in enumerate(stream(12)):
+        one.score(task)
+        past.asked.clear()
+        one.learn(task)
+        assert len(past.foreseen) == round + 1
+        assert past.foreseen[-1][: len(past.asked)] == past.asked
+        if round:
+            ahead = past.foreseen[-2][asked_before:]
+            assert ahead == [old for old in past.asked if old < round], "all but the newest round, in order"
+        asked_before = len(past.asked)

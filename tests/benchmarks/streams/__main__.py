@@ -1,0 +1,61 @@
+"""``python -m tests.benchmarks.streams``: how quick the streams and the history are, into docs/results."""
+
+import importlib
+import json
+import pkgutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streams.durable import replace_file
+from tests.benchmarks.streams import figures
+from tests.benchmarks.surroundings import commit, machine
+
+NAME = "bench_streams"
+KNOWN = sorted(module.name for module in pkgutil.iter_modules(figures.__path__))
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    about = result["machine"]
+    text = f"""# Streams and the history
+
+`{result["command"]}`, commit {result["commit"]}; {about["processor"]}. Medians over rounds, in which the ways that
+are compared take turns.
+"""
+    for name, measured in result["figures"].items():
+        module = importlib.import_module(f"{figures.__name__}.{name}")
+        text += f"\n{module.TITLE} (load {measured['load_before']:.1f} before, {measured['seconds']:.0f} s).\n\n"
+        text += "| figure | found | from, to | goal | verdict |\n|---|---|---|---|---|\n"
+        for one in module.judge(measured["samples"]):
+            goal = "" if one.goal is None else f"{'at least' if one.least else 'at most'} {one.goal:,g}"
+            spread = f"{one.lowest:,.4g} to {one.highest:,.4g}"
+            text += f"| {one.what} | {one.found:,.4g} | {spread} | {goal} | {one.verdict} |\n"
+    return text
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(KNOWN), help="A figure; may be given several times.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+def main(only: tuple[str, ...], out: Path) -> None:
+    """Print and write the figures."""
+    result: dict[str, Any] = {"command": " ".join(["python -m tests.benchmarks.streams", *sys.argv[1:]])}
+    result |= {"commit": commit(), "machine": machine(), "figures": {}}
+    for name in only or KNOWN:
+        click.echo(f"{time.strftime('%H:%M:%S')} {name}", err=True)
+        load, began = machine()["load_before"], time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            samples = importlib.import_module(f"{figures.__name__}.{name}").measure(Path(folder))
+        seconds = time.perf_counter() - began
+        result["figures"][name] = {"load_before": load, "seconds": seconds, "samples": samples}
+    replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
+    replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
+    click.echo(render(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Durable ingest over HTTP: 16 KiB tasks, 8 clients; in turn with the same daemon that writes nothing."""
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.streams.load import SIDE, WAYS
+from tests.daemon import Daemon, free_port, running_daemon
+
+TITLE = "HTTP ingest; each daemon's trainer is stopped, so that it does not learn meanwhile; sealing goes on"
+PROGRAMS = {"durable": "online_meta", "without the commit": "tests.benchmarks.streams.uncommitted"}
+ROUNDS, SECONDS, CLIENTS = 5, 4, 8
+CONFIG = f"""
+[run]
+path = "{{run}}"
+[task]
+x_shape = [1, {SIDE}, {SIDE}]
+y = "class"
+ways = {WAYS}
+[model]
+build = "trainers.models:conv4"
+args = {{{{ channels = 1, ways = {WAYS}, size = {SIDE} }}}}
+[regret]
+comparator = []
+baselines = []
+[[source]]
+kind = "http"
+[serve]
+port = {{port}}
+limits = {{{{ backlog = 100_000_000 }}}}
+"""
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return tasks a second and the 99th percentile of the seconds to an answer, for each round."""
+    found: dict[str, Any] = {name: {"rate": [], "p50": [], "p99": []} for name in PROGRAMS}
+    with ExitStack() as cleanup:
+        daemons = {}
+        for number, (name, program) in enumerate(PROGRAMS.items()):
+            config = folder / f"{number}.toml"
+            config.write_text(CONFIG.format(run=folder / str(number), port=free_port()))
+            daemons[name] = cleanup.enter_context(running_daemon(config, program=program))
+            cleanup.enter_context(daemons[name].paused("trainer"))
+            _press(daemons[name], "warm", 1)
+        for round in range(ROUNDS):
+            for name, daemon in daemons.items():
+                told = _press(daemon, f"r{round}", SECONDS)
+                taken = sorted(told["taken"])
+                found[name]["rate"].append(len(taken) / told["seconds"])
+                found[name]["p50"].append(taken[len(taken) // 2])
+                found[name]["p99"].append(taken[int(0.99 * len(taken))])
+    return found
+
+
+def _press(daemon: Daemon, name: str, seconds: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.streams.load", daemon.url, str(seconds), str(CLIENTS), name]
+    found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return found
+
+
+def judge(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures."""
+    ours, bare = samples["durable"], samples["without the commit"]
+    shares = [one / other for one, other in zip(ours["rate"], bare["rate"], strict=True)]
+    return [
+        figure("durable tasks a second", ours["rate"], 2000, least=True),
+        figure("p99 of the milliseconds to an answer", [1e3 * value for value in ours["p99"]], 20),
+        figure("p50 of them", [1e3 * value for value in ours["p50"]]),
+        figure("tasks a second / without the commit", shares, 0.6, least=True),
+        figure("tasks a second without the commit", bare["rate"]),
+    ]

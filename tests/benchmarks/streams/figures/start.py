@@ -1,0 +1,97 @@
+"""The start of a daemon whose history holds 1,000,000 tasks, all learned; in turn with one that holds 1,000."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deploy.config import read_config
+from streams import wire
+from streams.arrivals import Record
+from streams.history import History
+from streams.sources.sinusoid import make_task
+from tests.benchmarks.streams.figure import Figure, figure
+from tests.daemon import free_port, running_daemon, wait_for
+from trainers.rounds import close_run, open_run
+from trainers.run_files import RunFiles
+from trainers.states import write_checkpoint
+
+TITLE = "From the command to the first answer of a daemon (imports included), and its memory then"
+FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000
+CONFIG = """
+[run]
+path = "{run}"
+[task]
+x_shape = [1]
+y = "real"
+y_shape = [1]
+[model]
+build = "trainers.models:mlp"
+args = {{ inputs = 1, outputs = 1, hidden = [8] }}
+loss = "mse"
+[regret]
+comparator = []
+baselines = []
+[serve]
+port = {port}
+"""
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return seconds, and bytes of the daemon and the trainer, for each round and number of tasks."""
+    configs = {count: _build(folder, count) for count in (FEW, MANY)}
+    found: dict[str, Any] = {str(count): {"seconds": [], "daemon": [], "trainer": []} for count in configs}
+    for _ in range(ROUNDS):
+        for count, config in configs.items():
+            samples, began = found[str(count)], time.perf_counter()
+            with running_daemon(config) as daemon:
+                samples["seconds"].append(time.perf_counter() - began)
+                trainer = daemon.child("trainer")
+                log = config.with_suffix(".log")
+                goes_on = f"the trainer goes on at round {count}"
+                wait_for("the trainer goes on", lambda log=log, line=goes_on: line in log.read_text(), 300)
+                samples["daemon"].append(psutil.Process(daemon.process.pid).memory_info().rss)
+                samples["trainer"].append(trainer.memory_info().rss)
+                log.write_text("")
+    return found
+
+
+def _build(folder: Path, count: int) -> Path:
+    """Make a run that has learned ``count`` small tasks, as its files say; return its configuration."""
+    files, config = RunFiles(folder / str(count)), folder / f"{count}.toml"
+    config.write_text(CONFIG.format(run=files.folder, port=free_port()))
+    body = wire.encode(make_task(0, 0, 5, 5))
+    with History.open(files.history, write=True) as history:
+        for first in range(0, count, TOGETHER):
+            numbers = range(first, min(first + TOGETHER, count))
+            history.append([Record(f"t{n}", body, bytes(32), "s", None, 1.0) for n in numbers])
+        run = open_run(read_config(config).trainer(), files, history)
+        with open(files.rounds, "w") as lines:
+            lines.writelines(json.dumps(_line(number), separators=(",", ":")) + "\n" for number in range(count))
+        run.round = count
+        write_checkpoint(run)
+        close_run(run)
+    return config
+
+
+def _line(number: int) -> dict[str, Any]:
+    losses = {"loss_before": 1.2345678901234567, "loss_after": 0.7654321098765432, "accuracy": None}
+    step = {"norm": 0.12345678901234568, "skipped": None}
+    told = {"round": number, "id": f"t{number}", "source": "s", "replayed": 25, "seconds": 0.012345, "skipped": None}
+    return {**told, **losses, "learners": {"ftml": losses}, "steps": [step]}
+
+
+def judge(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures."""
+    few, many = samples[str(FEW)], samples[str(MANY)]
+    more = [one - other for one, other in zip(many["seconds"], few["seconds"], strict=True)]
+    figures = [
+        figure(f"seconds to start with {MANY:,} tasks", many["seconds"], 2.0),
+        figure(f"seconds more than with {FEW:,}", more),
+    ]
+    for name in ("daemon", "trainer"):
+        added = [(one - other) / 1e6 for one, other in zip(many[name], few[name], strict=True)]
+        figures.append(figure(f"MB more in the {name}", added))
+    return figures

@@ -1,0 +1,50 @@
+"""For how long a trainer waits for past tasks, as a share of its rounds: Conv4, 5-way 1-shot."""
+
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from streams import wire
+from streams.arrivals import Record
+from streams.history import History
+from tests.benchmarks.one_rank import BATCH, SIDE, WAYS
+from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.works import image_task
+from trainers.rounds import close_run, open_run, play_rounds
+from trainers.run_files import RunFiles
+from trainers.settings import ModelSettings, TrainerSettings
+
+TITLE = f"Waiting for past tasks: exact MAML, Conv4-32, {SIDE} x {SIDE}, {BATCH} tasks a meta-step, one thread"
+ROUNDS = 5
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return for each round its seconds and those of them that the trainer waited for tasks."""
+    files, count = RunFiles(folder), BATCH + ROUNDS
+    settings = TrainerSettings(
+        model=ModelSettings("trainers.models:conv4", {"channels": 3, "size": SIDE, "ways": WAYS}, "cross_entropy")
+    )
+    with History.open(files.history, write=True) as history:
+        bodies = [wire.encode(image_task(WAYS, 1, 15, number, SIDE)) for number in range(count)]
+        history.append([Record(f"t{n}", body, bytes(32), "s", None, 1.0) for n, body in enumerate(bodies)])
+        run = open_run(settings, files, history)
+        found: dict[str, Any] = {"seconds": [], "waited": []}
+        play_rounds(run, Event(), BATCH)
+        for _ in range(ROUNDS):
+            began, waited = time.perf_counter(), run.past.waited_seconds
+            play_rounds(run, Event(), run.round + 1)
+            found["seconds"].append(time.perf_counter() - began)
+            found["waited"].append(run.past.waited_seconds - waited)
+        close_run(run)
+    return found
+
+
+def judge(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures."""
+    shares = [waited / seconds for waited, seconds in zip(samples["waited"], samples["seconds"], strict=True)]
+    return [
+        figure("waiting for tasks / time of a round", shares, 0.01),
+        figure("milliseconds of waiting in a round", [1e3 * waited for waited in samples["waited"]]),
+        figure("seconds of a round", samples["seconds"]),
+    ]

@@ -1,0 +1,87 @@
+"""``python -m tests.benchmarks.streams.load URL SECONDS CLIENTS NAME``: clients that take little processor time.
+
+NAME makes the ids of this run's tasks its own. One thread holds all connections, and each asks anew as soon as it is
+answered; the tasks are made before. Prints the seconds from each request to its answer as JSON.
+"""
+
+import json
+import selectors
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from itertools import count
+from urllib.parse import urlsplit
+
+import torch
+
+from online_meta.types import Batch, Task
+from streams import wire
+
+BODIES = 64
+SAMPLES, SIDE, WAYS = 8, 16, 4  # 2 x 8 x 16 x 16 floats: 16 KiB
+
+
+@dataclass
+class Client:
+    """A connection, when it asked last, and what of the answer is still to come."""
+
+    link: socket.socket
+    asked: float = 0.0
+    answer: bytes = b""
+
+
+def bodies() -> list[bytes]:
+    """Return tasks of 16 KiB."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(SAMPLES) % WAYS
+
+    def batch() -> Batch:
+        return Batch(torch.randn(SAMPLES, 1, SIDE, SIDE, generator=random), labels)
+
+    return [wire.encode(Task(batch(), batch())) for _ in range(BODIES)]
+
+
+def press(host: str, port: int, seconds: float, clients: int, name: str) -> list[float]:
+    """Return how long each task took to be answered by 201; raises ``RuntimeError`` for any other answer."""
+    sent, numbers = bodies(), count()
+    selector = selectors.DefaultSelector()
+
+    def ask(client: Client) -> None:
+        number = next(numbers)
+        body = sent[number % len(sent)]
+        head = f"POST /v1/tasks HTTP/1.1\r\nHost: {host}\r\nIdempotency-Key: {name}-{number}\r\n"
+        client.asked, client.answer = time.perf_counter(), b""
+        client.link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    waiting = [Client(socket.create_connection((host, port))) for _ in range(clients)]
+    for client in waiting:
+        client.link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(client.link, selectors.EVENT_READ, client)
+        ask(client)
+    taken: list[float] = []
+    ends, open_clients = time.perf_counter() + seconds, clients
+    while open_clients:
+        for key, _ in selector.select():
+            client = key.data
+            client.answer += client.link.recv(65536)
+            if not client.answer.endswith(b"}"):  # an answer is one JSON object, nothing in it ends so before
+                continue
+            now = time.perf_counter()
+            if not client.answer.startswith(b"HTTP/1.1 201"):
+                raise RuntimeError(f"the answer was {client.answer.decode()}")
+            taken.append(now - client.asked)
+            if now < ends:
+                ask(client)
+            else:
+                open_clients -= 1
+                selector.unregister(client.link)
+                client.link.close()
+    return taken
+
+
+if __name__ == "__main__":
+    url = urlsplit(sys.argv[1])
+    began = time.perf_counter()
+    found = press(url.hostname or "", url.port or 80, float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    print(json.dumps({"seconds": time.perf_counter() - began, "taken": found, "cpu": time.process_time()}))

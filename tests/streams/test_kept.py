@@ -1,0 +1,111 @@
+"""The quick way for a body that is kept as it came gives what the decoder gives, and refuses what it refuses."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from online_meta.types import Batch, Task
+from streams import kept, wire
+from streams.arrivals import BacklogFull, IngestClosed, Receipt, Rejected
+from streams.history import History
+from streams.spec import Limits, TaskSpec
+from tests.streams.ingesting import DEADLINE, Arrive, Counts, Open
+from tests.streams.test_wire_properties import LIMITS, batch_of, specs
+
+SPEC = TaskSpec((2,), ways=3)
+
+
+def by_decoding(body: bytes, spec: TaskSpec) -> bytes | str:
+    try:
+        return wire.encode(wire.decode(body, spec, LIMITS))
+    except Rejected as refusal:
+        return str(refusal)
+
+
+def found(body: bytes, spec: TaskSpec) -> bytes | str:
+    try:
+        return kept.payload_of(body, spec, LIMITS)
+    except Rejected as refusal:
+        return str(refusal)
+
+
+@settings(max_examples=150, deadline=None)
+@given(specs(), st.integers(1, 12), st.integers(0, 2**32), st.data())
+def test_what_is_kept_is_what_the_decoder_makes_of_it(spec: TaskSpec, n: int, seed: int, data: st.DataObject) -> None:
+    body = wire.encode(Task(batch_of(spec, n, seed), batch_of(spec, n, seed + 1)))
+    assert kept.is_kept(body, spec, LIMITS)
+    assert kept.payload_of(body, spec, LIMITS) is body
+    changed = bytearray(body)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from([0, 1, 127, 128, 255]))
+    for other in (bytes(changed), body[:-1], body + b"\0"):
+        assert found(other, spec) == by_decoding(other, spec)
+
+
+def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
+    from safetensors.torch import save
+
+    x, y = torch.zeros(2, 2), torch.tensor([0, 2])
+    named = {"support_x": x, "support_y": y, "query_x": x + 1, "query_y": y.clone()}
+    plain = wire.encode(Task(Batch(x, y), Batch(x + 1, y)))
+    assert save(named) == plain
+    noted = save(named, metadata={"made": "elsewhere"})
+    narrow = save({**named, "query_y": y.to(torch.uint8)})
+    for body in (noted, narrow):
+        assert not kept.is_kept(body, SPEC, LIMITS)
+        assert kept.payload_of(body, SPEC, LIMITS) == plain
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "reason"),
+    [
+        ("query_x", struct.pack("<f", np.nan), "not_finite"),
+        ("support_x", struct.pack("<f", -np.inf), "not_finite"),
+        ("query_y", struct.pack("<q", -1), "label_out_of_range"),
+        ("support_y", struct.pack("<q", 3), "label_out_of_range"),
+    ],
+)
+def test_values_are_looked_at_each_time(at: str, value: bytes, reason: str) -> None:
+    batch = Batch(torch.zeros(2, 2), torch.tensor([0, 2]))
+    body = wire.encode(Task(batch, batch))
+    assert kept.is_kept(body, SPEC, LIMITS)
+    after = 8 + int.from_bytes(body[:8], "little")
+    end = after + json.loads(body[8:after])[at]["data_offsets"][1]
+    poison = body[: end - len(value)] + value + body[end:]
+    assert not kept.is_kept(poison, SPEC, LIMITS)
+    with pytest.raises(Rejected) as caught:
+        kept.payload_of(poison, SPEC, LIMITS)
+    assert caught.value.reason == reason
+
+
+def test_limits_hold_on_the_quick_way() -> None:
+    batch = Batch(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
+    body = wire.encode(Task(batch, batch))
+    assert kept.is_kept(body, SPEC, Limits(samples=3, body_bytes=len(body)))
+    for limits in (Limits(samples=2), Limits(body_bytes=len(body) - 1)):
+        assert not kept.is_kept(body, SPEC, limits)
+
+
+def test_what_needs_no_decoding_is_queued_at_once_and_all_else_is_left_to_submit(
+    open_ingest: Open, arrive: Arrive, faulty: History, counts: Counts
+) -> None:
+    one = open_ingest(backlog=1)
+    queued = one.submit_now(arrive(0))
+    assert queued is not None
+    assert queued.result(DEADLINE) == Receipt("task-0", 0, duplicate=False)
+    assert faulty.payload(0) == arrive(0).body
+    assert faulty.entry(0).digest == wire.digest(arrive(0).body)
+    for other in (arrive(0), arrive(1, id="a/b"), arrive(1)._replace(body=b"nothing")):
+        assert one.submit_now(other) is None
+    assert counts.rejected == [], "submit counts them"
+    with pytest.raises(BacklogFull):
+        one.submit_now(arrive(1))
+    one.close()
+    counts.learned = 1
+    with pytest.raises(IngestClosed):
+        one.submit_now(arrive(2))
