@@ -1,6 +1,7 @@
 """Seal rounds: from the ledger into the archive, beside ingest; the ledger's copy goes when there is too much of it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -55,26 +56,46 @@ def seal_next(history: History, settings: SealingSettings) -> Marker | None:
 def take_rounds(history: History, first: int, settings: SealingSettings) -> list[Kept]:
     """Return the rounds from ``first`` on that make one segment: of one layout, as many as ``settings`` say.
 
-    Nothing is returned when there are not enough yet.
+    Nothing is returned when there are not enough yet. Raises ``HistoryDamaged`` when none of them can be read.
     """
-    taken: list[Kept] = []
-    columns, size, committed = None, 0, len(history)
-    for round in range(first, committed):
-        try:
-            kept = Kept(history.entry(round), history.payload(round))
-            its = layout(kept.payload)
-        except sealed.RoundThinned:
+    size, taken = 0, list[Kept]()
+    columns, rounds = None, _enough(history, first, settings)
+    for round in rounds:
+        kept = _read(history, round)
+        if kept is None:
             continue
-        except (HistoryDamaged, ValueError) as error:
-            _log.error("round %d is not sealed: %s", round, error)
-            continue
+        its = layout(kept.payload)
         if columns not in (None, its):
-            return taken
+            break
         taken.append(kept)
         columns, size = its, size + len(kept.payload)
-        if len(taken) == settings.segment_rounds or size >= settings.segment_bytes:
-            return taken
-    return []
+        if size >= settings.segment_bytes:
+            break
+    if rounds and not taken:
+        raise HistoryDamaged(f"none of the rounds {rounds[0]} to {rounds[-1]} can be read")
+    return taken
+
+
+def _enough(history: History, first: int, settings: SealingSettings) -> Sequence[int]:
+    """Return the rounds from ``first`` on that one segment can hold; none if they do not fill one: nothing is read."""
+    question = """SELECT round, coalesce(bytes, 0) FROM rounds
+        WHERE round >= ? AND round IN (SELECT round FROM payloads) ORDER BY round LIMIT ?"""
+    found = history.ask(question, (first, settings.segment_rounds))
+    full = len(found) == settings.segment_rounds or sum(size for _, size in found) >= settings.segment_bytes
+    return [round for round, _ in found] if full else []
+
+
+def _read(history: History, round: int) -> Kept | None:
+    """Return a round that can be sealed; the thread leaves the others time between any two."""
+    try:
+        kept = Kept(history.entry(round), history.payload(round))
+        layout(kept.payload)
+    except sealed.RoundThinned:
+        return None
+    except (HistoryDamaged, ValueError) as error:
+        _log.error("round %d is not sealed: %s", round, error)
+        return None
+    return kept
 
 
 def relieve_ledger(history: History, limit: int) -> int:

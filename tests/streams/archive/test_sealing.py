@@ -109,7 +109,7 @@ def test_a_damaged_payload_is_left_out_and_stays(filled: History) -> None:
         writer.execute("UPDATE payloads SET payload = x'00' WHERE round = 7")
     seal_all(filled)
     relieve_ledger(filled, 0)
-    assert in_ledger(filled) == [7, 21, 22]
+    assert in_ledger(filled) == [7, 20, 21, 22]
     assert relieve_ledger(filled, 0) == 0
     found = verify(filled.path)
     assert (found.damaged, found.missing, found.archive) == ((7,), (), ())
@@ -238,3 +238,18 @@ def test_a_ledger_of_format_1_is_read_as_it_is_and_carried_over_when_written(tmp
         assert history.payload(3) == make_record(3).payload
         assert history.append([make_record(3)])[0].round == 3
     assert verify(tmp_path).clean
+
+
+def test_a_stretch_that_retention_has_emptied_is_passed(filled: History) -> None:
+    with filled.writing() as writer:
+        writer.execute("INSERT INTO decisions VALUES (20)")
+        writer.execute("DELETE FROM payloads WHERE round < 12")
+    assert seal_all(filled) == 2
+    assert filled.ask("SELECT first, last FROM segments ORDER BY first") == [(12, 16), (17, 21)]
+
+
+def test_a_stretch_that_cannot_be_read_is_told(filled: History) -> None:
+    with filled.writing() as writer:
+        writer.execute("UPDATE payloads SET payload = x'00' WHERE round < 5")
+    with pytest.raises(HistoryDamaged, match="none of the rounds 0 to 4 can be read"):
+        seal_next(filled, FIVE)
