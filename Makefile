@@ -12,17 +12,19 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 FONTS := .venv/debian/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf
+FAKETIME := .venv/debian/libfaketimeMT.so.1
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-# PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to what is run.
+# PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... how long a soak goes on, ARGS=... is passed on to what is run.
 PYTHON ?=
 ARGS ?=
+MINUTES ?= 30
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory crash soak pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,6 +59,10 @@ bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minute
 
 crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
+
+soak: $(READY) $(FAKETIME)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(MINUTES) \
+		--faketime $(FAKETIME) $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
@@ -119,6 +125,13 @@ $(BIN)/strace: | $(READY)
 		unpack_package strace
 		ln -sf ../debian/usr/bin/strace $@
 	fi
+
+# The folder in the package is named after the machine.
+$(FAKETIME): | $(READY)
+	@$(shell_functions)
+	unpack_package libfaketime
+	ln -sf usr/lib/*/faketime/libfaketimeMT.so.1 .venv/debian/
+	test -e $@ || fail "libfaketime's package has no libfaketimeMT.so.1"
 
 # Unpacked and not installed, for nothing else on the machine has a use for them.
 $(FONTS): | $(READY)
