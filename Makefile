@@ -130,8 +130,9 @@ $(BIN)/strace: | $(READY)
 $(FAKETIME): | $(READY)
 	@$(shell_functions)
 	unpack_package libfaketime
-	ln -sf usr/lib/*/faketime/libfaketimeMT.so.1 .venv/debian/
-	test -e $@ || fail "libfaketime's package has no libfaketimeMT.so.1"
+	cd .venv/debian
+	ln -sf usr/lib/*/faketime/libfaketimeMT.so.1 ./
+	test -e libfaketimeMT.so.1 || fail "libfaketime's package has no libfaketimeMT.so.1"
 
 # Unpacked and not installed, for nothing else on the machine has a use for them.
 $(FONTS): | $(READY)

@@ -60,28 +60,34 @@ def stop_trainer(scene: Scene) -> str:
 def fill_disk(scene: Scene) -> str:
     """Take all space for some seconds; a task is refused meanwhile, and taken afterwards."""
     filler = scene.served.run / "filler"
-    with open(filler, "wb", buffering=0) as file:
+    try:
+        fill(filler)
+        status = wait_for("a task is refused", lambda: refused(scene), 120)
+        time.sleep(HELD_SECONDS)
+    finally:
+        filler.unlink()
+    return f"answered {status}, {HELD_SECONDS:g} s more"
+
+
+def fill(file: Path) -> None:
+    with open(file, "wb", buffering=0) as filler:
         for size in (1 << 20, 1 << 14, 512, 1):
             try:
                 while True:
-                    file.write(bytes(size))
+                    filler.write(bytes(size))
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-    wait_for("a task is refused for want of space", lambda: refused(scene), 60)
-    time.sleep(HELD_SECONDS)
-    filler.unlink()
-    return f"507 while it was full, {HELD_SECONDS:g} s more"
 
 
-def refused(scene: Scene) -> bool:
-    """Whether the next task finds the disk full; one that finds room is noted."""
+def refused(scene: Scene) -> int | None:
+    """Return how the next task is refused: 507, or 429 where as many wait as may; one that finds room is noted."""
     id = f"full-{len(scene.acknowledged)}"
     headers = {"Idempotency-Key": id}
     answer = httpx.post(f"{scene.served.url}/v1/tasks", content=body_of(id), headers=headers, timeout=60)
-    if answer.status_code in (200, 201):
+    if answer.is_success:
         scene.acknowledged.append({"id": id, "round": answer.json()["round"]})
-    return answer.status_code == httpx.codes.INSUFFICIENT_STORAGE
+    return answer.status_code if answer.status_code in (429, 507) else None
 
 
 def jump_clock(scene: Scene) -> str:
