@@ -135,7 +135,8 @@ def finish(served: Served, watcher: Watcher, folder: Path, acknowledged: list[di
     watcher.enough.set()
     watcher.join()
     ended = served.drain()
-    yield "SIGTERM drains the daemon", ended == 0, f"exit {ended}"
+    said = "" if ended == 0 else (folder / "daemon.log").read_text()[-1000:]
+    yield "SIGTERM drains the daemon", ended == 0, f"exit {ended} {said}"
     os.environ.pop("LD_PRELOAD", None)
     yield from check_tasks(served.run / "history", acknowledged)
     yield from check_counts(status, served.run)
