@@ -60,9 +60,8 @@ bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minute
 crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
 
-soak: $(READY) $(FAKETIME)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(MINUTES) \
-		--faketime $(FAKETIME) $(ARGS)
+soak: $(READY)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
