@@ -12,18 +12,21 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 FONTS := .venv/debian/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf
+FAKETIME := .venv/debian/libfaketimeMT.so.1
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-# PYTHON=... chooses the interpreter that .venv/ is made with, ARGS=... is passed on to what is run.
+# PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... says how long to go on, ARGS=... is passed on to
+# what is run.
 PYTHON ?=
 ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
-MINUTES ?= 5
+MINUTES ?=
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams crash fuzz pins clean chromium
+.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams \
+	crash fuzz soak pins clean chromium
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -65,7 +68,10 @@ crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that
 fuzz: $(READY)  ## bad input of every kind, for 5 minutes; MINUTES=60 ARGS="--only npz"
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \
 		|| $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[fuzz]'
-	exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+	exec $(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(ARGS)
+
+soak: $(READY)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .
@@ -137,6 +143,14 @@ $(BIN)/strace: | $(READY)
 		unpack_package strace
 		ln -sf ../debian/usr/bin/strace $@
 	fi
+
+# The folder in the package is named after the machine.
+$(FAKETIME): | $(READY)
+	@$(shell_functions)
+	unpack_package libfaketime
+	cd .venv/debian
+	ln -sf usr/lib/*/faketime/libfaketimeMT.so.1 ./
+	test -e libfaketimeMT.so.1 || fail "libfaketime's package has no libfaketimeMT.so.1"
 
 # Unpacked and not installed, for nothing else on the machine has a use for them.
 $(FONTS): | $(READY)

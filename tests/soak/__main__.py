@@ -1,0 +1,153 @@
+"""A daemon among producers and faults, for minutes or for a night: `make soak MINUTES=30`."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.daemon import ROOT, wait_for
+from tests.deploy.test_start import can_mount
+from tests.recovery.served import Served
+from tests.soak.checks import Result, check_counts, check_flat, check_replay, check_tasks
+from tests.soak.faults import BACKLOG, FAULTS, Scene, possible, shift_clock
+from tests.soak.watching import Watcher
+
+PRODUCERS = 3
+DISK_MIB = 256
+MORE = """limits = {{ backlog = {backlog} }}
+[history.sealing]
+segment_rounds = 64
+ledger_bytes = 0
+[[source]]
+kind = "http"
+[[source]]
+kind = "files"
+folder = "{spool}"
+"""
+MOUNTED = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@"'
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(min=0.5), default=30.0, show_default=True)
+@click.option(
+    "--every", type=click.FloatRange(min=5.0), default=60.0, show_default=True, help="Seconds between faults."
+)
+@click.option("--faketime", type=click.Path(exists=True, path_type=Path), help="libfaketime, for clock jumps.")
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(minutes: float, every: float, faketime: Path | None, folder: Path | None) -> None:
+    """Let tasks arrive, make one fault after the other, and check at the end that nothing shows."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            sys.exit(run_on_a_small_disk(Path(made)))
+    notes, acknowledged, spool = folder / "notes", [], folder / "spool"
+    notes.mkdir()
+    spool.mkdir()
+    clock = None if faketime is None else fake_clock(folder, faketime)
+    served = Served(folder, 8, MORE.format(backlog=BACKLOG, spool=spool), ("regret.baselines=[]",))
+    scene = Scene(served, clock, acknowledged)
+    watcher = Watcher(served)
+    watcher.start()
+    with producing(folder, served.url, notes, spool):
+        harm(scene, minutes * 60, every)
+    for file in notes.iterdir():
+        acknowledged += map(json.loads, file.read_text().splitlines())
+    results = list(finish(served, watcher, folder, acknowledged))
+    tell(results)
+    sys.exit(not all(holds for _, holds, _ in results))
+
+
+def run_on_a_small_disk(folder: Path) -> int:
+    """Start again with the run's folder a disk of its own that can be filled; without one, where that is forbidden."""
+    (folder / "run").mkdir()
+    command = [sys.executable, "-m", "tests.soak", *sys.argv[1:], "--folder", str(folder)]
+    if can_mount():
+        command = ["unshare", "-rm", "sh", "-c", MOUNTED, "sh", str(DISK_MIB), str(folder / "run"), *command]
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
+def fake_clock(folder: Path, library: Path) -> Path:
+    """Let daemons that are started from now on read the time through ``library``; return the file that shifts it."""
+    clock = folder / "clock"
+    shift_clock(clock, "+0")
+    os.environ |= {
+        "LD_PRELOAD": str(library.absolute()),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+    return clock
+
+
+@contextmanager
+def producing(folder: Path, url: str, notes: Path, spool: Path) -> Iterator[None]:
+    """Let producers bring tasks until the end of the block, each by the true time."""
+    stop = folder / "stop"
+    surroundings = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    kinds = [("http", url)] * PRODUCERS + [("files", str(spool))]
+    command = [sys.executable, "-m", "tests.soak.arriving"]
+    started = []
+    for number, (kind, where) in enumerate(kinds):
+        name = f"{kind}{number}"
+        arguments = [kind, where, name, str(notes / name), str(stop)]
+        started.append(subprocess.Popen([*command, *arguments], cwd=ROOT, env=surroundings))
+    try:
+        yield
+    finally:
+        stop.touch()
+        ends = [one.wait(900) for one in started]
+    assert ends == [0] * len(started), f"producers ended with {ends}"
+
+
+def harm(scene: Scene, seconds: float, every: float) -> None:
+    """Make the possible faults in turn, so many seconds after the one before is over."""
+    began = time.monotonic()
+    able = possible(scene)
+    for name in FAULTS.keys() - set(able):
+        print(f"cannot be made here: {name}")
+    for name in itertools.cycle(able):
+        if time.monotonic() + every > began + seconds:
+            break
+        time.sleep(every)
+        at = time.monotonic()
+        done = FAULTS[name](scene)
+        print(f"{at - began:6.0f} s  {name:16} {time.monotonic() - at:5.1f} s  {done}", flush=True)
+    time.sleep(max(0.0, began + seconds - time.monotonic()))
+
+
+def finish(served: Served, watcher: Watcher, folder: Path, acknowledged: list[dict[str, Any]]) -> Iterator[Result]:
+    """Wait until all is learned, drain, and check."""
+
+    def learned() -> dict[str, Any] | None:
+        status = served.status()
+        return status if status["rounds"]["ingested"] >= len(acknowledged) and not status["rounds"]["pending"] else None
+
+    status = wait_for("all rounds are learned", learned, 600)
+    watcher.enough.set()
+    watcher.join()
+    ended = served.drain()
+    said = "" if ended == 0 else (folder / "daemon.log").read_text()[-1000:]
+    yield "SIGTERM drains the daemon", ended == 0, f"exit {ended} {said}"
+    os.environ.pop("LD_PRELOAD", None)
+    yield from check_tasks(served.run / "history", acknowledged)
+    yield from check_counts(status, served.run)
+    yield from check_replay(served, folder / "replayed")
+    yield from check_flat(watcher.lives)
+
+
+def tell(results: list[Result]) -> None:
+    for what, holds, figures in results:
+        print(f"{'holds ' if holds else 'BROKEN'}  {what:40} {figures}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What must hold after a soak, whatever happened."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streams.history import History
+from streams.verify import verify
+from tests.recovery.served import Served, hash_of
+from tests.soak.arriving import body_of
+from tests.soak.watching import Sample, trend
+
+Result = tuple[str, bool, str]
+"""What was checked, whether it holds, and the figures."""
+
+
+def check_tasks(history: Path, acknowledged: list[dict[str, Any]]) -> Iterator[Result]:
+    """Compare the history with what was acknowledged: {"id", "round" (None: the one who brought it knows none)}."""
+    lost, changed = [], []
+    with History.open(history, write=False) as opened:
+        rounds = len(opened)
+        found = [opened.entry(round).id for round in range(rounds)]
+        for said in acknowledged:
+            round = opened.find(said["id"])
+            if round is None or said["round"] not in (None, round):
+                lost.append(said["id"])
+            elif opened.payload(round) != body_of(said["id"]):
+                changed.append(said["id"])
+    doubled = rounds - len(set(found))
+    strange = set(found) - {said["id"] for said in acknowledged}
+    yield "every acknowledged task is there", not lost, f"{len(acknowledged)} acknowledged, lost {len(lost)} {lost[:3]}"
+    yield "with the bytes that were sent", not changed, f"changed {len(changed)}"
+    yield "once", not doubled, f"{rounds} rounds, doubled {doubled}"
+    yield "and nothing else", not strange, f"not acknowledged {len(strange)} {sorted(strange)[:3]}"
+    yield "verify is clean", (said := verify(history)).clean, "clean" if said.clean else str(said)
+
+
+def check_counts(status: dict[str, Any], run: Path) -> Iterator[Result]:
+    """The daemon's own numbers add up, and each round was scored once."""
+    rounds = status["rounds"]
+    whole = rounds["ingested"] == rounds["learned"] + rounds["skipped"] + rounds["pending"]
+    figures = ", ".join(f"{name} {rounds[name]}" for name in ("ingested", "learned", "skipped", "pending"))
+    yield "ingested = learned + skipped + pending", whole, figures
+    scored = [json.loads(line)["round"] for line in (run / "rounds.jsonl").read_text().splitlines()]
+    yield "each round is scored once, in order", scored == list(range(rounds["ingested"])), f"{len(scored)} lines"
+
+
+def check_replay(served: Served, out: Path) -> Iterator[Result]:
+    """The same rounds, played again without a daemon and without faults, come to the same bits."""
+    command = [sys.executable, "-m", "online_meta", "replay", str(served.config), "--out", str(out)]
+    done = subprocess.run(
+        [*command, *served.overrides, "--set", "regret.comparator=[]"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        yield "replay comes to the same SHA-256", False, done.stderr[-500:]
+        return
+    here, there = served.hash(), hash_of(out / "checkpoints")
+    yield "replay comes to the same SHA-256", here == there, f"{here[:16]} and {there[:16]}"
+
+
+def check_flat(lives: dict[tuple[str, int], list[Sample]]) -> Iterator[Result]:
+    """Memory and descriptors of no process grow after its first minute."""
+    for (role, pid), samples in sorted(lives.items()):
+        found = trend(samples)
+        series = " ".join(f"{sample.mib:.0f}" for sample in samples[:: max(1, len(samples) // 8)])
+        descriptors = f"{min(s.descriptors for s in samples)}-{max(s.descriptors for s in samples)} descriptors"
+        if found is not None:
+            slopes = f"{found.mib_per_minute:+.2f} MiB/min, {found.descriptors_per_minute:+.2f} descriptors/min"
+            yield f"{role} {pid} stays as large", found.flat, f"{slopes}; {series} MiB; {descriptors}"

@@ -1,0 +1,135 @@
+"""What happens to a daemon in the course of months, a fault a minute."""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import psutil
+
+from streams.producer import submit
+from tests.daemon import wait_for
+from tests.recovery.served import Served
+from tests.soak.arriving import PATIENCE, body_of
+
+BACKLOG = 200
+HELD_SECONDS = 5.0
+CLIENTS = 16
+
+
+class Scene(NamedTuple):
+    """A served run, the file that shifts its clock (None: it cannot be), and what was acknowledged here."""
+
+    served: Served
+    clock: Path | None
+    acknowledged: list[dict[str, object]]
+
+
+def kill_daemon(scene: Scene) -> str:
+    scene.served.kill("daemon")
+    return "kill -9, started again"
+
+
+def kill_trainer(scene: Scene) -> str:
+    pids = wait_for("there is a trainer", lambda: scene.served.children("trainer"))
+    assert scene.served.kill("trainer")
+    wait_for("the trainer is back", lambda: set(scene.served.children("trainer")) - set(pids))
+    return "kill -9, the daemon starts another"
+
+
+def stop_daemon(scene: Scene) -> str:
+    process = psutil.Process(scene.served.process.pid)
+    process.suspend()
+    time.sleep(HELD_SECONDS)
+    process.resume()
+    return f"SIGSTOP for {HELD_SECONDS:g} s"
+
+
+def stop_trainer(scene: Scene) -> str:
+    (pid,) = wait_for("there is a trainer", lambda: scene.served.children("trainer"))
+    psutil.Process(pid).suspend()
+    time.sleep(HELD_SECONDS)
+    psutil.Process(pid).resume()
+    return f"SIGSTOP for {HELD_SECONDS:g} s"
+
+
+def fill_disk(scene: Scene) -> str:
+    """Take all space for some seconds; a task is refused meanwhile, and taken afterwards."""
+    filler = scene.served.run / "filler"
+    try:
+        fill(filler)
+        status = wait_for("a task is refused", lambda: refused(scene), 120)
+        time.sleep(HELD_SECONDS)
+    finally:
+        filler.unlink()
+    return f"answered {status}, {HELD_SECONDS:g} s more"
+
+
+def fill(file: Path) -> None:
+    with open(file, "wb", buffering=0) as filler:
+        for size in (1 << 20, 1 << 14, 512, 1):
+            try:
+                while True:
+                    filler.write(bytes(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def refused(scene: Scene) -> int | None:
+    """Return how the next task is refused: 507, or 429 where as many wait as may; one that finds room is noted."""
+    id = f"full-{len(scene.acknowledged)}"
+    headers = {"Idempotency-Key": id}
+    answer = httpx.post(f"{scene.served.url}/v1/tasks", content=body_of(id), headers=headers, timeout=60)
+    if answer.is_success:
+        scene.acknowledged.append({"id": id, "round": answer.json()["round"]})
+    return answer.status_code if answer.status_code in (429, 507) else None
+
+
+def jump_clock(scene: Scene) -> str:
+    assert scene.clock is not None
+    for shift in ("+1h", "-1h", "+0"):
+        shift_clock(scene.clock, shift)
+        time.sleep(HELD_SECONDS)
+    return "an hour on, two back, and right again"
+
+
+def shift_clock(clock: Path, shift: str) -> None:
+    new = clock.with_suffix(".new")
+    new.write_text(shift + "\n")
+    new.rename(clock)
+
+
+def burst(scene: Scene) -> str:
+    """Send more at once than may wait; the daemon says 429, the clients try again."""
+    first = len(scene.acknowledged)
+    said = [f"burst-{number}" for number in range(first, first + 2 * BACKLOG)]
+
+    def bring(id: str) -> dict[str, object]:
+        receipt = submit(scene.served.url, id, body_of(id), patience=PATIENCE)
+        return {"id": id, "round": receipt.round}
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        scene.acknowledged.extend(pool.map(bring, said))
+    return f"{len(said)} tasks from {CLIENTS} clients, {BACKLOG} may wait"
+
+
+FAULTS: dict[str, Callable[[Scene], str]] = {
+    "daemon killed": kill_daemon,
+    "trainer killed": kill_trainer,
+    "disk full": fill_disk,
+    "daemon stopped": stop_daemon,
+    "trainer stopped": stop_trainer,
+    "clock jumps": jump_clock,
+    "burst": burst,
+}
+
+
+def possible(scene: Scene) -> list[str]:
+    """Return the faults that can be made here, in turn."""
+    able = {"disk full": os.path.ismount(scene.served.run), "clock jumps": scene.clock is not None}
+    return [name for name in FAULTS if able.get(name, True)]
