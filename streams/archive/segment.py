@@ -23,6 +23,8 @@ from streams.archive.columns import Column, make_ragged, put_together, read_piec
 from streams.transaction import Entry
 
 FORMAT = 1
+LEVEL = 1
+"""Of zstd: what compresses at all does so at the first level."""
 CHUNK_BYTES = 256 * 1024
 """Small, so that one task is read without many others."""
 
@@ -75,7 +77,7 @@ def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         dtype=values.dtype,
         chunks=(chunk, *map(_some, rest)),
         shards=(-(-rows // chunk) * chunk, *map(_some, rest)),
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
         config={"write_empty_chunks": True},  # A chunk that is not there would be read as zeros.
     )
     if values.size:

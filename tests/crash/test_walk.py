@@ -14,7 +14,7 @@ from tests.crash.scenarios import SCENARIOS, ingest
 from tests.crash.walker import Point, Walker, check, count_calls, points_of, walk
 
 SLICES = 4
-POINTS = {"ingest": 360, "seal": 120, "retain": 40}
+POINTS = {"ingest": 424, "seal": 72, "retain": 24}
 """How many of each scenario; together more than 500."""
 
 

@@ -20,6 +20,7 @@ from tests.recovery.served import Served
 from tests.soak.checks import Result, check_counts, check_flat, check_replay, check_tasks
 from tests.soak.faults import BACKLOG, FAULTS, Scene, possible, shift_clock
 from tests.soak.watching import Watcher
+from tests.streams.servers import Redis
 
 PRODUCERS = 3
 DISK_MIB = 256
@@ -32,6 +33,10 @@ kind = "http"
 [[source]]
 kind = "files"
 folder = "{spool}"
+[[source]]
+kind = "redis"
+url = "{redis}"
+stream = "tasks"
 """
 MOUNTED = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@"'
 
@@ -52,15 +57,19 @@ def main(minutes: float, every: float, faketime: Path | None, folder: Path | Non
     notes.mkdir()
     spool.mkdir()
     clock = None if faketime is None else fake_clock(folder, faketime)
-    served = Served(folder, 8, MORE.format(backlog=BACKLOG, spool=spool), ("regret.baselines=[]",))
-    scene = Scene(served, clock, acknowledged)
+    redis = Redis(folder / "redis")
+    redis.start()
+    more = MORE.format(backlog=BACKLOG, spool=spool, redis=redis.url)
+    served = Served(folder, 8, more, ("regret.baselines=[]",))
+    scene = Scene(served, redis, clock, acknowledged)
     watcher = Watcher(served)
     watcher.start()
-    with producing(folder, served.url, notes, spool):
+    with producing(folder, served.url, notes, {"files": str(spool), "redis": f"{redis.url}?stream=tasks"}):
         harm(scene, minutes * 60, every)
     for file in notes.iterdir():
         acknowledged += map(json.loads, file.read_text().splitlines())
     results = list(finish(served, watcher, folder, acknowledged))
+    redis.stop()
     tell(results)
     sys.exit(not all(holds for _, holds, _ in results))
 
@@ -89,11 +98,11 @@ def fake_clock(folder: Path, library: Path) -> Path:
 
 
 @contextmanager
-def producing(folder: Path, url: str, notes: Path, spool: Path) -> Iterator[None]:
+def producing(folder: Path, url: str, notes: Path, others: dict[str, str]) -> Iterator[None]:
     """Let producers bring tasks until the end of the block, each by the true time."""
     stop = folder / "stop"
     surroundings = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    kinds = [("http", url)] * PRODUCERS + [("files", str(spool))]
+    kinds = [("http", url)] * PRODUCERS + list(others.items())
     command = [sys.executable, "-m", "tests.soak.arriving"]
     started = []
     for number, (kind, where) in enumerate(kinds):

@@ -1,7 +1,8 @@
 """A producer in a process of its own: tasks at an uneven rate, each noted once it is acknowledged.
 
 ``python -m tests.soak.arriving http URL NAME NOTES STOP`` submits to a daemon; with ``files FOLDER`` in the place of
-``http URL`` it renames files into a spool. It ends, whatever it was at, after the file STOP has appeared.
+``http URL`` it renames files into a spool, with ``redis URL`` it writes to a stream. It ends, whatever it was at, after
+the file STOP has appeared.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streams import wire
-from streams.producer import connect, submit
+from streams.producer import connect, open_producer, submit
 from streams.sources.sinusoid import make_task
 
 MEAN_SECONDS = 0.5
@@ -63,8 +64,19 @@ def drop_into(folder: Path) -> Callable[[str], dict[str, Any]]:
     return bring
 
 
+def write_to(url: str) -> Callable[[str], dict[str, Any]]:
+    """Return what writes the task of an id to a broker, as often as it takes."""
+    producer = open_producer(url, patience=PATIENCE)
+
+    def bring(id: str) -> dict[str, Any]:
+        producer.send(id, body_of(id))
+        return {"id": id, "round": None}
+
+    return bring
+
+
 def main(kind: str, where: str, name: str, notes: str, stop: str) -> None:
-    bring = submit_to(where) if kind == "http" else drop_into(Path(where))
+    bring = {"http": submit_to, "files": lambda folder: drop_into(Path(folder)), "redis": write_to}[kind](where)
     with open(notes, "a", encoding="utf-8") as said:
         for number, pause in enumerate(pauses(name)):
             said.write(json.dumps(bring(f"{name}-{number}")) + "\n")

@@ -66,6 +66,8 @@ def check_replay(served: Served, out: Path) -> Iterator[Result]:
 
 def check_flat(lives: dict[tuple[str, int], list[Sample]]) -> Iterator[Result]:
     """Memory and descriptors of no process grow after its first minute."""
+    long = sum(trend(samples) is not None for samples in lives.values())
+    yield "processes lived long enough to measure", long > 0, f"{long} of {len(lives)} for 90 s or more"
     for (role, pid), samples in sorted(lives.items()):
         found = trend(samples)
         series = " ".join(f"{sample.mib:.0f}" for sample in samples[:: max(1, len(samples) // 8)])

@@ -15,6 +15,7 @@ from streams.producer import submit
 from tests.daemon import wait_for
 from tests.recovery.served import Served
 from tests.soak.arriving import PATIENCE, body_of
+from tests.streams.servers import Redis
 
 BACKLOG = 200
 HELD_SECONDS = 5.0
@@ -22,9 +23,10 @@ CLIENTS = 16
 
 
 class Scene(NamedTuple):
-    """A served run, the file that shifts its clock (None: it cannot be), and what was acknowledged here."""
+    """A served run, its broker, the file that shifts its clock (None: it cannot be), and what was acknowledged here."""
 
     served: Served
+    redis: Redis
     clock: Path | None
     acknowledged: list[dict[str, object]]
 
@@ -55,6 +57,13 @@ def stop_trainer(scene: Scene) -> str:
     time.sleep(HELD_SECONDS)
     psutil.Process(pid).resume()
     return f"SIGSTOP for {HELD_SECONDS:g} s"
+
+
+def kill_broker(scene: Scene) -> str:
+    scene.redis.kill()
+    time.sleep(HELD_SECONDS)
+    scene.redis.start()
+    return f"kill -9 of Redis, started again after {HELD_SECONDS:g} s"
 
 
 def fill_disk(scene: Scene) -> str:
@@ -122,6 +131,7 @@ FAULTS: dict[str, Callable[[Scene], str]] = {
     "daemon killed": kill_daemon,
     "trainer killed": kill_trainer,
     "disk full": fill_disk,
+    "broker killed": kill_broker,
     "daemon stopped": stop_daemon,
     "trainer stopped": stop_trainer,
     "clock jumps": jump_clock,

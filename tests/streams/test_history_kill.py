@@ -84,8 +84,6 @@ POINTS = [
     ("INSERT INTO rounds", 1, False),
     ("INSERT INTO rounds", 1, True),
     ("INSERT INTO payloads", 1, True),
-    ("INSERT INTO rounds", 3, True),
-    ("INSERT INTO payloads", 4, True),
     ("COMMIT", 1, False),
     ("COMMIT", 1, True),
 ]

@@ -16,6 +16,7 @@ from tests.trainers.conftest import ROUNDS
 from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, play, task
 from trainers.checkpoint import load_latest, saved_rounds
 from trainers.json_lines import LineReader
+from trainers.past import HistoryPast
 from trainers.plan import read_plans
 from trainers.rounds import play_rounds, play_update
 from trainers.run_files import RunFiles
@@ -88,10 +89,10 @@ class Stopping(History):
 
     stop = Event()
 
-    def payload(self, round):
-        if round == 4:
+    def payloads(self, rounds):
+        if 4 in rounds:
             self.stop.set()
-        return super().payload(round)
+        return super().payloads(rounds)
 
 
 def test_a_stop_in_the_middle_of_a_round_finishes_it_and_checkpoints(tmp_path, history):
@@ -154,32 +155,32 @@ def test_a_step_on_nothing_but_poison_is_skipped_and_counted(tmp_path, empty):
     assert line["steps"] == [{"norm": None, "skipped": "not_finite"}]
 
 
-class Counting(History):
-    """A history that counts the tasks read from it."""
+class Counting(HistoryPast):
+    """A past that counts the tasks that it is asked for; each is read once, be it ahead or when it is asked for."""
 
-    reads = 0
+    asked = 0
 
-    def payload(self, round):
-        self.reads += 1
-        return super().payload(round)
-
-
-def reads_by_round(folder, history, replay):
-    with Counting.open(history.path, write=False) as counting:
-        made = []
-        with opened(folder, counting, changed(SETTINGS, meta={"replay": replay})) as run:
-            for _ in range(ROUNDS):
-                before = counting.reads
-                play_update(run, 1)
-                made.append(counting.reads - before)
-        return made
+    def __getitem__(self, round, /):
+        Counting.asked += 1
+        return super().__getitem__(round)
 
 
-def test_a_round_reads_as_many_tasks_late_as_early(tmp_path, history):
+def asked_by_round(folder, history, replay):
+    made = []
+    with opened(folder, history, changed(SETTINGS, meta={"replay": replay})) as run:
+        for _ in range(ROUNDS):
+            before = Counting.asked
+            play_update(run, 1)
+            made.append(Counting.asked - before)
+    return made
+
+
+def test_a_round_reads_as_many_tasks_late_as_early(tmp_path, history, monkeypatch):
+    monkeypatch.setattr("trainers.rounds.HistoryPast", Counting)
     batch, inner_steps = SETTINGS.meta.batch, SETTINGS.inner.steps
-    made = reads_by_round(tmp_path / "uniform", history, "uniform")
+    made = asked_by_round(tmp_path / "uniform", history, "uniform")
     assert made[batch:] == [1 + batch + batch * (inner_steps + 1)] * (ROUNDS - batch)
-    growing = reads_by_round(tmp_path / "all", history, "all")
+    growing = asked_by_round(tmp_path / "all", history, "all")
     assert growing[-1] > growing[batch] > made[-1]
 
 

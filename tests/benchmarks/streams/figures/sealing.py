@@ -1,0 +1,84 @@
+"""Sealing into the archive, in turn with zarr writing the same arrays by itself; reads of what is only there."""
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from streams import wire
+from streams.archive.columns import take_apart
+from streams.archive.segment import CHUNK_BYTES, LEVEL
+from streams.arrivals import Record
+from streams.history import History
+from streams.sealing import SealingSettings, relieve_ledger, seal_next, take_rounds
+from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.works import image_task
+
+TITLE = (
+    "Sealing: rounds are read from the ledger, written, fsynced, read back and published; zarr only writes the tensors"
+)
+ROUNDS, SETTINGS, READS = 7, SealingSettings(segment_rounds=800, segment_bytes=1 << 30), 200
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Return the seconds of each way for one segment of 800 tasks of 39 kB, for each round."""
+    found: dict[str, Any] = {"sealed": [], "plain": [], "cold reads": []}
+    with History.open(folder / "history", write=True) as history:
+        for number in range(ROUNDS):
+            _fill(history, number)
+            first = number * SETTINGS.segment_rounds
+            columns = take_apart([kept.payload for kept in take_rounds(history, first, SETTINGS)])
+            began = time.perf_counter()
+            _write_plainly(folder / f"plain-{number}", columns.values)
+            plain = time.perf_counter()
+            seal_next(history, SETTINGS)
+            found["plain"].append(plain - began)
+            found["sealed"].append(time.perf_counter() - plain)
+        found["bytes"] = sum(values.nbytes for values in columns.values.values())
+        relieve_ledger(history, 0)
+        found["cold reads"] = _read(history)
+    return found
+
+
+def _fill(history: History, number: int) -> None:
+    first = number * SETTINGS.segment_rounds
+    bodies = [wire.encode(image_task(5, 1, 1, number * 16 + seed, 18)) for seed in range(16)]
+    records = range(first, first + SETTINGS.segment_rounds)
+    history.append([Record(f"t{n}", bodies[n % 16], bytes(32), "s", None, 1.0) for n in records])
+
+
+def _write_plainly(path: Path, values: dict[Any, Any]) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    for column, array in values.items():
+        chunk = min(len(array), CHUNK_BYTES // array.itemsize)
+        shard = -(-len(array) // chunk) * chunk
+        codecs = [ZstdCodec(level=LEVEL), Crc32cCodec()]
+        target = group.create_array(
+            column.name, shape=array.shape, dtype=array.dtype, chunks=(chunk,), shards=(shard,), compressors=codecs
+        )
+        target[...] = array
+
+
+def _read(history: History) -> list[float]:
+    draws, rates = random.Random(0), []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for _ in range(READS):
+            history[draws.randrange(len(history))]
+        rates.append(READS / (time.perf_counter() - began))
+    return rates
+
+
+def judge(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures."""
+    ratios = [plain / ours for plain, ours in zip(samples["plain"], samples["sealed"], strict=True)]
+    megabytes = samples["bytes"] / 1e6
+    return [
+        figure("speed of sealing / of zarr alone", ratios, 0.8, least=True),
+        figure("sealed, MB a second", [megabytes / value for value in samples["sealed"]]),
+        figure("written by zarr alone, MB a second", [megabytes / value for value in samples["plain"]]),
+        figure("tasks a second, one by one, out of the archive", samples["cold reads"]),
+    ]
