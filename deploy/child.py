@@ -1,5 +1,6 @@
 """What a child process of the daemon does at its start: die with its parent, stop on SIGTERM, run alone."""
 
+import _thread
 import ctypes
 import fcntl
 import os
@@ -20,11 +21,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def stop_on_signals() -> Event:
-    """Return an event that SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set.
+
+    Another thread sets it: the signal may come while this one waits for the event and holds the event's own lock, and
+    would then wait for itself for ever.
+    """
     stop = Event()
 
     def ask(_signal: int, _frame: object) -> None:
-        stop.set()
+        _thread.start_new_thread(stop.set, ())
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)

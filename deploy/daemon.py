@@ -163,8 +163,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
         )
     )
     # uvicorn gives a signal back to the handler from before once it has shut down; the default one would kill us.
-    asked = Event()
-    before = {kind: signal.signal(kind, lambda *_: asked.set()) for kind in (signal.SIGTERM, signal.SIGINT)}
+    before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
 
     async def run() -> None:
         refreshing = asyncio.create_task(_refresh_for_ever(state, server))

@@ -1,0 +1,27 @@
+"""What the daemon's children do at their start."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.daemon import ROOT
+
+WAITING = """
+import os, signal, threading
+from deploy.child import stop_on_signals
+
+for _ in range(300):
+    stop = stop_on_signals()
+    threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    while not stop.wait(0.0):
+        pass
+print("stopped each time")
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_stops_who_waits_for_it_whenever_it_comes() -> None:
+    """Also in the moment in which the waiting thread holds the lock of what it waits for."""
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "stopped each time\n", done.stderr
