@@ -15,7 +15,7 @@ from streams.archive.segment import Kept
 from streams.durable import sync_path
 from streams.history import History
 from streams.ledger import HistoryDamaged
-from streams.sealed import Location, RoundThinned
+from streams.sealed import Location
 from streams.sealing import tidy
 from streams.transaction import insert_entry, transaction
 from streams.verify import Verification
@@ -97,7 +97,7 @@ def _is_sealed(history: History, round: int) -> bool:
     try:
         name = sealed.find_segment(history.ask, round)
         payload = None if name is None else history.archive.payload(name, round)
-    except (HistoryDamaged, RoundThinned):
+    except HistoryDamaged:
         return False
     return payload is not None and google_crc32c.value(payload) == history.entry(round).crc
 

@@ -36,6 +36,15 @@ class Location(NamedTuple):
     options: Mapping[str, Any] = {}
 
 
+def ask_of(connection: sqlite3.Connection) -> Ask:
+    """Return what puts questions to the ledger by one connection."""
+
+    def ask(question: str, values: tuple[Any, ...]) -> list[Any]:
+        return connection.execute(question, values).fetchall()
+
+    return ask
+
+
 def location_of(ask: Ask) -> Location:
     """Return where the ledger says that its archive is."""
     found = ask("SELECT value FROM about WHERE name = 'archive'", ())
@@ -66,10 +75,7 @@ def settle_location(writer: sqlite3.Connection, location: Location) -> None:
     Raises:
         ArchiveMoved: if segments are known already, and they lie elsewhere.
     """
-
-    def ask(question: str, values: tuple[Any, ...]) -> list[Any]:
-        return writer.execute(question, values).fetchall()
-
+    ask = ask_of(writer)
     before = location_of(ask)
     if before.url != location.url and ask("SELECT 1 FROM segments LIMIT 1", ()):
         raise ArchiveMoved(

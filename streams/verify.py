@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -116,8 +116,8 @@ def _last(connection: sqlite3.Connection, found: _Found) -> int:
 def _check_archive(connection: sqlite3.Connection, folder: Path, found: _Found) -> None:
     """Read every segment, and compare each of its rounds with what the ledger knows of it."""
     try:
-        archive = Archive(sealed.place_of(ask_of(connection), folder))
-        for name in sealed.segment_names(ask_of(connection)):
+        archive = Archive(sealed.place_of(sealed.ask_of(connection), folder))
+        for name in sealed.segment_names(sealed.ask_of(connection)):
             _check_segment(connection, archive, name, found)
     except sqlite3.DatabaseError as error:
         found.structure.append(f"segments: {error}")
@@ -138,15 +138,6 @@ def _check_segment(connection: sqlite3.Connection, archive: Archive, name: str, 
             found.archive.append(f"{name}: round {entry.round} is not what the ledger knows of it")
 
 
-def ask_of(connection: sqlite3.Connection) -> sealed.Ask:
-    """Return what puts questions to the ledger by one connection."""
-
-    def ask(question: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        return connection.execute(question, values).fetchall()
-
-    return ask
-
-
 def _check_round(connection: sqlite3.Connection, round: int, found: _Found) -> None:
     try:
         rows = connection.execute("SELECT id, crc FROM rounds WHERE round = ?", (round,)).fetchall()
@@ -157,7 +148,7 @@ def _check_round(connection: sqlite3.Connection, round: int, found: _Found) -> N
         if not _leads_back(connection, id, round):
             found.ids.append(round)
         payloads = connection.execute("SELECT payload FROM payloads WHERE round = ?", (round,)).fetchall()
-        elsewhere = round in found.sealed or sealed.is_thinned(ask_of(connection), round)
+        elsewhere = round in found.sealed or sealed.is_thinned(sealed.ask_of(connection), round)
     except (sqlite3.DatabaseError, UnicodeError):
         found.damaged.append(round)
         return

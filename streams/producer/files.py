@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from streams.durable import sync_path, write_durably
 from streams.producer.errors import SubmitError, check_name
 
 
@@ -18,23 +19,12 @@ class FileProducer:
         check_name(id)
         part, whole = self._folder / f".{id}.{os.getpid()}.part", self._folder / f"{id}.safetensors"
         try:
-            with open(part, "wb") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
+            write_durably(part, body)
             part.rename(whole)
-            _flush(self._folder)
+            sync_path(self._folder)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise SubmitError(None, "cannot_write", f"{whole}: {error.strerror}") from error
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """What happens to a daemon in the course of months, a fault a minute."""
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import psutil
 
 from streams.producer import submit
 from tests.daemon import wait_for
+from tests.deploy.fill_disk import fill
 from tests.recovery.served import Served
 from tests.soak.arriving import PATIENCE, body_of
 from tests.streams.servers import Redis
@@ -76,17 +76,6 @@ def fill_disk(scene: Scene) -> str:
     finally:
         filler.unlink()
     return f"answered {status}, {HELD_SECONDS:g} s more"
-
-
-def fill(file: Path) -> None:
-    with open(file, "wb", buffering=0) as filler:
-        for size in (1 << 20, 1 << 14, 512, 1):
-            try:
-                while True:
-                    filler.write(bytes(size))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
 
 
 def refused(scene: Scene) -> int | None:
