@@ -8,18 +8,9 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from online_meta.draws import (
-    Draw,
-    Pick,
-    Replay,
-    as_memory,
-    draw_random,
-    generator,
-    pick_by_chance,
-    rounds_behind,
-    still_there,
-)
-from online_meta.types import MetaGrad, Params
+from online_meta.draws import Draw, Pick, Replay, as_memory, draw_random, pick_by_chance, rounds_behind, still_there
+from online_meta.replay._sketch import count_sketch
+from online_meta.types import Params
 
 
 def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 256) -> Replay:
@@ -36,7 +27,6 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
     """
     if size < 1 or width < 1:
         raise ValueError(f"size is {size} and width {width}: both are 1 or more")
-    hashes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def start() -> Params:
         return as_memory(
@@ -50,45 +40,50 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
     def pick(memory: Params, draw: Draw) -> list[Pick]:
         fresh, weights = rounds_behind(draw.rounds, int(memory["next"])), memory["weights"].numpy()
         first = fresh[: max(1, draw.batch // 2) if len(weights) else draw.batch].tolist()
-        old, room = memory["rounds"].tolist(), draw.batch - len(first)
-        if len(old) <= room:
-            hits = [(at, float(weights[at]), 1.0) for at in range(len(old))]
-        else:
-            worth = weights.sum() / max(1, room)
-            found = pick_by_chance(weights, room, draw_random(draw)) if room else []
-            hits = [(at, many * worth, float(many)) for at, many in found]
+        hits = _draw_core(weights, draw.batch - len(first), draw_random(draw))
         # Shares count draws; weights are those of a mean over all rounds that the picks stand for.
-        draws, rounds = len(first) + sum(share for *_, share in hits), len(fresh) + (weights.sum() if hits else 0.0)
-        each = draws / rounds
-        picks = [Pick(round, float(each * len(fresh) / len(first))) for round in first]
-        return picks + [Pick(old[at], float(each * weight), share) for at, weight, share in hits]
-
-    def measure(gradient: MetaGrad) -> Tensor:
-        flat = torch.cat([grad.reshape(-1) for part in gradient.grads for grad in part.values()])
-        if len(flat) not in hashes:
-            random = generator(len(flat), width)
-            signs = torch.from_numpy(random.integers(0, 2, len(flat)) * 2 - 1)
-            hashes[len(flat)] = (torch.from_numpy(random.integers(0, width, len(flat))), signs)
-        buckets, signs = (part.to(flat.device) for part in hashes[len(flat)])
-        return torch.zeros(width, device=flat.device, dtype=flat.dtype).index_add(0, buckets, flat * signs)
+        draws, stood_for = len(first) + sum(hit.share for hit in hits), len(fresh) + (weights.sum() if hits else 0.0)
+        picks = [Pick(round, len(fresh) / len(first)) for round in first]
+        picks += [hit._replace(round=int(memory["rounds"][hit.round])) for hit in hits]
+        return [pick._replace(weight=float(pick.weight * draws / stood_for)) for pick in picks]
 
     def note(memory: Params, draw: Draw, rounds: list[int], values: Tensor) -> Params:
-        own, weights, sketches = (memory[name].numpy().copy() for name in ("rounds", "weights", "sketches"))
-        seen = values.numpy().astype(np.float32)
-        sound, new = np.isfinite(seen).all(1), np.array(rounds) >= int(memory["next"])
-        again = sound & ~new
-        sketches[np.searchsorted(own, np.array(rounds)[again])] = seen[again]
-        order = np.flatnonzero(new & sound)
-        own = np.append(own, np.array(rounds, np.int64)[order])
-        weights, sketches = np.append(weights, np.ones(len(order))), np.concatenate([sketches, seen[order]])
-        following = max([int(memory["next"]), *(round + 1 for round in rounds)])
-        while len(own) > size:
-            goes, stays = _closest(weights, sketches)
-            weights[stays] += weights[goes]
-            own, weights, sketches = (np.delete(part, goes, 0) for part in (own, weights, sketches))
-        return as_memory(following, own, weights=weights, sketches=sketches)
+        return _merge(_take_in(memory, np.array(rounds, np.int64), values.numpy().astype(np.float32)), size)
 
-    return Replay(pick, start, meet, measure, note)
+    return Replay(pick, start, meet, count_sketch(width), note)
+
+
+def _draw_core(weights: NDArray[np.float64], room: int, random: np.random.Generator) -> list[Pick]:
+    """Return ``room`` draws by weight, by index, each for an equal part of all weights; all, if there is room."""
+    if len(weights) <= room:
+        return [Pick(at, float(weights[at])) for at in range(len(weights))]
+    found = pick_by_chance(weights, room, random) if room else []
+    return [Pick(at, many * float(weights.sum()) / room, float(many)) for at, many in found]
+
+
+def _take_in(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.float32]) -> Params:
+    """Return the memory with the new ones among ``rounds``, each of weight 1, and newer sketches of the others."""
+    own, weights, sketches = (memory[name].numpy().copy() for name in ("rounds", "weights", "sketches"))
+    following = int(memory["next"])
+    sound, new = np.isfinite(seen).all(1), rounds >= following
+    again, added = sound & ~new, sound & new
+    sketches[np.searchsorted(own, rounds[again])] = seen[again]
+    return as_memory(
+        max([following, *(rounds + 1).tolist()]),
+        np.append(own, rounds[added]),
+        weights=np.append(weights, np.ones(added.sum())),
+        sketches=np.concatenate([sketches, seen[added]]),
+    )
+
+
+def _merge(memory: Params, size: int) -> Params:
+    """Return the memory with so many rounds merged that at most ``size`` are left."""
+    own, weights, sketches = (memory[name].numpy() for name in ("rounds", "weights", "sketches"))
+    while len(own) > size:
+        goes, stays = _closest(weights, sketches)
+        weights[stays] += weights[goes]
+        own, weights, sketches = (np.delete(part, goes, 0) for part in (own, weights, sketches))
+    return as_memory(int(memory["next"]), own, weights=weights, sketches=sketches)
 
 
 def _closest(weights: NDArray[np.float64], sketches: NDArray[np.float32]) -> tuple[int, int]:
