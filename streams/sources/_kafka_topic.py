@@ -163,6 +163,7 @@ def _make_consumer(
         "reconnect.backoff.max.ms": 2000,
         "fetch.wait.max.ms": 200,
         "fetch.max.bytes": PREFETCH_BYTES,
+        "fetch.queue.backoff.ms": 10,  # how soon it fetches again what had no room; the library itself waits a second
         "queued.max.messages.kbytes": PREFETCH_BYTES // 1024,
         "isolation.level": "read_committed",
         "check.crcs": True,
