@@ -100,7 +100,7 @@ class Redis(Server):
 
     def answers(self) -> bool:
         with self.client() as client:
-            return _calm(client.ping)
+            return is_calm(client.ping)
 
     def client(self):
         """Return a client that goes past whatever lies between clients and the server."""
@@ -129,12 +129,16 @@ class Kafka(Server):
         return f"127.0.0.1:{self.seen_port}"
 
     def answers(self) -> bool:
-        return _calm(lambda: self.admin().list_topics(timeout=2))
+        return is_calm(lambda: self.admin().list_topics(timeout=2))
 
     def admin(self):
         from confluent_kafka.admin import AdminClient
 
-        return AdminClient({"bootstrap.servers": f"127.0.0.1:{self.port}", "log_level": 0})
+        return AdminClient({"log_level": 0, **self.connecting()})
+
+    def connecting(self) -> dict[str, Any]:
+        """Where it is, past whatever lies between, and how to log in."""
+        return {"bootstrap.servers": f"127.0.0.1:{self.port}"}
 
     def make_topic(self, name: str, partitions: int = 1) -> None:
         from confluent_kafka.admin import NewTopic
@@ -194,7 +198,11 @@ class Nats(Server):
         return f"nats://127.0.0.1:{self.seen_port}"
 
     def answers(self) -> bool:
-        return _calm(lambda: self.ask(lambda stream: stream.account_info()))
+        return is_calm(lambda: self.ask(lambda stream: stream.account_info()))
+
+    def connecting(self) -> dict[str, Any]:
+        """How to log in."""
+        return {}
 
     def ask(self, question):
         """Return the answer of a coroutine that is given the server's JetStream."""
@@ -204,7 +212,8 @@ class Nats(Server):
 
         async def ask():
             once = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
-            connection = await nats.connect(f"nats://127.0.0.1:{self.port}", error_cb=_quiet, **once)
+            address = f"nats://127.0.0.1:{self.port}"
+            connection = await nats.connect(address, error_cb=_quiet, **once, **self.connecting())
             try:
                 return await question(connection.jetstream(timeout=30))
             finally:
@@ -217,7 +226,7 @@ async def _quiet(error: Exception) -> None:
     pass
 
 
-def _calm(question) -> bool:
+def is_calm(question) -> bool:
     """Whether a question is answered without an error."""
     try:
         question()
