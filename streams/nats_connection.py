@@ -7,7 +7,7 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
-from streams.login import NatsLogin, hide_secrets, make_context, naming_refusal, read_secret
+from streams.login import LoginRefused, NatsLogin, hide_secrets, make_context, naming_refusal, read_secret
 
 CLOSE_SECONDS = 1.0
 """How long a connection whose TLS handshake failed may take to close: the client library would wait for ever."""
@@ -18,7 +18,7 @@ class _PrivateClient(Client):
 
     def _connect_command(self) -> bytes:
         if not self._server_info.get("tls_required"):
-            raise ConnectionError("TLS is asked for, and the server does not require it: nothing was told to it")
+            raise LoginRefused("TLS is asked for, and the server does not require it: nothing was told to it")
         return super()._connect_command()
 
 

@@ -52,6 +52,19 @@ class SecureNats(Nats):
         return {"user": USER, "password": PASSWORD, "tls": trust}
 
 
+class TokenNats(Nats):
+    """For those who know a token."""
+
+    def command(self) -> list[str]:
+        command = super().command()
+        with open(command[-1], "a") as config:
+            config.write(f'authorization {{ token: "{PASSWORD}" }}\n')
+        return command
+
+    def connecting(self) -> dict[str, Any]:
+        return {"token": PASSWORD}
+
+
 class TlsFront:
     """Speaks TLS with clients, and carries what they say to a server that does not."""
 

@@ -147,9 +147,9 @@ def test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothi
         wait_for("some arrive", lambda: len(run.history) >= 10)
         fail()
         producing = produce_in_the_background(broker, fault, dict(list(produced.items())[40:]))
-        if fault == "swallow":
+        if fault != "cut":
             wait_for("it is noticed", lambda: "the source broker" in caplog.text)
-        elif fault == "cut":
+        else:
             with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
                 lag(broker, fault, run.cursor)
         come_back()

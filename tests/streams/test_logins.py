@@ -15,7 +15,7 @@ from streams.sources import kafka, nats, redis
 from tests.certificate import write_certificate
 from tests.daemon import wait_for
 from tests.streams.brokers import MODULES, SPEC, running
-from tests.streams.secure_servers import PASSWORD, USER, ClosedKafka, SecureKafka, SecureNats, SecureRedis
+from tests.streams.secure_servers import PASSWORD, USER, ClosedKafka, SecureKafka, SecureNats, SecureRedis, TokenNats
 from tests.streams.servers import Nats
 
 KINDS = ("kafka", "nats", "redis")
@@ -147,11 +147,15 @@ def test_a_wrong_password_is_refused_at_once_and_not_told(
     other = {"password_file": str(tmp_path / "wrong")}
     if secured.kind == "kafka":
         secured, other = request.getfixturevalue("closed_kafka"), {}
+    source = secured.source(**other)
     told = secured.refusal(**other) + caplog.text
     answer = {"redis": "invalid username-password", "nats": "authorization failed", "kafka": "unknown-user"}
     assert answer[secured.kind] in told
     assert "not-the-password" not in told
     assert PASSWORD not in told
+    if secured.kind != "kafka":
+        (tmp_path / "wrong").write_text(PASSWORD)
+        assert source.lag(None) is not None, "the file is read again"
 
 
 def test_a_password_is_told_to_no_server_that_speaks_plainly(tmp_path: Path) -> None:
@@ -162,8 +166,24 @@ def test_a_password_is_told_to_no_server_that_speaks_plainly(tmp_path: Path) -> 
         server.start()
         login = {"user": USER, "password_file": str(tmp_path / "password")}
         source = nats.open(nats.Settings(servers=f"tls://127.0.0.1:{server.port}", **login), SPEC, "n", 0)
-        with pytest.raises(ConnectionError, match="TLS is asked for, and the server does not require it"):
+        with pytest.raises(LoginRefused, match="TLS is asked for, and the server does not require it"):
             source.lag(None)
+    finally:
+        server.stop()
+
+
+def test_a_token_opens_a_server(tmp_path: Path) -> None:
+    server = TokenNats(tmp_path / "nats")
+    token = tmp_path / "token"
+    settings = nats.Settings(servers=server.url, stream="tasks", token_file=str(token))
+    try:
+        server.start()
+        server.ask(lambda stream: stream.add_stream(name="tasks", subjects=["tasks"]))
+        token.write_text("not-the-token")
+        with pytest.raises(LoginRefused, match="refuses the login"):
+            nats.open(settings, SPEC, "n", 0).lag(None)
+        token.write_text(f"{PASSWORD}\n")
+        assert nats.open(settings, SPEC, "n", 0).lag(None) == 0
     finally:
         server.stop()
 
