@@ -50,15 +50,15 @@ def refresh_hindsight(
     total = TaskSum(setup.gradient, setup.programs)
     how, limit = setup.how, setup.memory_limit
     finder = PathFinder(total, setup.batch, how=how, memory_limit=limit, folder=setup.programs, compiles=False)
-    gradient = sum_finite(total)
+    gradient, evenly = sum_finite(total), uniform()
     counted = [round for round in setup.past.kept(rounds) if round not in skipped]
     for step in range(steps if counted else 0):
         if not proceed():
             return None
-        picks = uniform(Draw(setup.seed + STREAM, rounds - 1, step, len(counted), setup.batch))
-        tasks = [setup.past[counted[pick.round]] for pick in picks]
+        picks = evenly.pick({}, Draw(setup.seed + STREAM, rounds - 1, step, counted, setup.batch))
+        tasks = [setup.past[pick.round] for pick in picks]
         total.follow(finder.find(engine.meta(), tasks))
-        engine.apply(*gradient(engine.meta(), tasks, [pick.weight for pick in picks]))
+        engine.apply(*gradient(engine.meta(), tasks, picks))
     losses = []
     stretches = _stretches(len(counted), evaluate)
     share = sum(round not in skipped for round in range(rounds)) / max(1, len(counted))
