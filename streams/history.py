@@ -129,7 +129,7 @@ class History:
 
     def payloads(self, rounds: Sequence[int]) -> list[bytes]:
         """Return what ``payload`` returns of each of ``rounds``, in their order; raises as it does."""
-        return read_payloads(self.ask, self.payload, [index(round) for round in rounds])
+        return read_payloads(self.ask, lambda: self.archive, self.payload, [index(round) for round in rounds])
 
     def payload(self, round: int) -> bytes:
         """Return the bytes of a round as ``wire.encode`` wrote them, their checksum compared.

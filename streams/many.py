@@ -1,9 +1,11 @@
 """Many rounds read at once, as replay asks for them: one question to the ledger, tensors that share the bytes read."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -11,7 +13,9 @@ import numpy as np
 import torch
 
 from online_meta.types import Batch, Task
-from streams.ledger import HistoryDamaged
+from streams.archive.archive import Archive
+from streams.ledger import HistoryDamaged, HistoryError
+from streams.sealed import Ask, find_segment
 from streams.wire import QUERY, SUPPORT, decode_kept
 
 _AT_ONCE = 64
@@ -25,25 +29,40 @@ class _Part(NamedTuple):
 
 
 def read_payloads(
-    ask: Callable[[str, tuple[Any, ...]], list[Any]], read: Callable[[int], bytes], rounds: Sequence[int]
+    ask: Ask, archive: Callable[[], Archive], read: Callable[[int], bytes], rounds: Sequence[int]
 ) -> list[bytes]:
     """Return the bytes of each of ``rounds``, in their order, their checksums compared.
 
     Args:
         ask: puts a question to the ledger.
-        read: reads one round that the ledger does not give whole, or says what is wrong with it.
+        archive: where those are that the ledger does not have any more.
+        read: reads one round that these do not give whole, or says what is wrong with it.
         rounds: any rounds, in any order.
     """
     found: dict[int, bytes] = {}
     for first in range(0, len(rounds), _AT_ONCE):
         some = rounds[first : first + _AT_ONCE]
-        question = "SELECT round, crc, payload FROM rounds JOIN payloads USING (round) WHERE round IN "
+        question = "SELECT round, crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round IN "
         try:
             rows = ask(f"{question} ({', '.join('?' * len(some))})", tuple(some))
         except HistoryDamaged:  # one of them; which, is said where they are read one by one
             continue
-        found |= {round: kept for round, crc, kept in rows if google_crc32c.value(kept) == crc}
+        archived = sorted(round for round, _, kept in rows if kept is None)
+        elsewhere = _read_archived(ask, archive(), archived) if archived else {}
+        whole = ((round, crc, elsewhere.get(round) if kept is None else kept) for round, crc, kept in rows)
+        found |= {round: kept for round, crc, kept in whole if kept is not None and google_crc32c.value(kept) == crc}
     return [found[round] if round in found else read(round) for round in rounds]
+
+
+def _read_archived(ask: Ask, archive: Archive, rounds: Sequence[int]) -> dict[int, bytes]:
+    """Return payloads by round, those of one segment read together; without those that cannot be read so."""
+    found: dict[int, bytes] = {}
+    for name, of_segment in groupby(rounds, lambda round: find_segment(ask, round)):
+        some = [*of_segment]
+        if name is not None:
+            with contextlib.suppress(HistoryError, OSError):  # what is wrong, is said where they are read one by one
+                found |= zip(some, archive.payloads(name, some), strict=True)
+    return found
 
 
 def view_kept(payload: bytes) -> Task:

@@ -114,6 +114,12 @@ class Archive:
         with naming(name, self.away):
             return segment.payload(round)
 
+    def payloads(self, name: str, rounds: Sequence[int]) -> list[bytes]:
+        """Return the payloads of rounds in ascending order out of one segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with naming(name, self.away):
+            return segment.payloads(rounds)
+
     def read_all(self, name: str) -> list[Kept]:
         """Return all rounds of a segment; raises as ``segment`` does."""
         segment = self.segment(name)

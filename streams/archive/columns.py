@@ -8,7 +8,7 @@ version of safetensors wrote them.
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,20 @@ def put_together(header: bytes, parts: dict[Column, NDArray[np.generic]]) -> byt
     """Return the payload with this header and these values of each tensor."""
     pieces = read_pieces(header)
     return b"".join([len(header).to_bytes(8, "little"), header, *(parts[piece.column].tobytes() for piece in pieces)])
+
+
+def read_spans(values: Any, spans: NDArray[np.int64], near: int) -> list[NDArray[np.generic]]:
+    """Return ``values[first:after]`` of each of the spans, (n, 2) and ascending.
+
+    Those that are less than ``near`` apart are read at once, for a read costs much and each value little.
+    """
+    found: list[NDArray[np.generic]] = []
+    cuts = np.flatnonzero(spans[1:, 0] - spans[:-1, 1] >= near) + 1
+    for together in np.split(spans, cuts):
+        begin = int(together[0, 0])
+        read = np.asarray(values[begin : int(together[-1, 1])])
+        found += [read[first - begin : after - begin] for first, after in together.tolist()]
+    return found
 
 
 def make_ragged(texts: Sequence[bytes]) -> Ragged:

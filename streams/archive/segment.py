@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from streams.archive.columns import Column, make_ragged, put_together, read_pieces, take_apart
+from streams.archive.columns import Column, make_ragged, put_together, read_pieces, read_spans, take_apart
 from streams.transaction import Entry
 
 FORMAT = 1
@@ -116,6 +116,21 @@ class Segment:
         if at == len(self.rounds) or self.rounds[at] != round:
             raise KeyError(round)
         return self._payload(at, self._values)
+
+    def payloads(self, rounds: Sequence[int]) -> list[bytes]:
+        """Return the payloads of rounds in ascending order; those near each other are read together.
+
+        Raises ``KeyError`` when one of them is not in here.
+        """
+        places = np.searchsorted(self.rounds, rounds)
+        if not np.array_equal(self.rounds[np.minimum(places, len(self.rounds) - 1)], rounds):
+            raise KeyError(f"some of {rounds}")
+        spans = {column: np.stack([start[places], start[places + 1]], 1) for column, start in self._starts.items()}
+        near = {c: read_spans(self._values[c], spans[c], CHUNK_BYTES // np.dtype(c.dtype).itemsize) for c in spans}
+        return [
+            put_together(self._headers[at], {column: parts[number] for column, parts in near.items()})
+            for number, at in enumerate(places.tolist())
+        ]
 
     def read_all(self) -> list[Kept]:
         """Return all rounds; each array is read once, as a whole."""

@@ -7,11 +7,12 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from online_meta.types import Task
 from streams import ledger, wire
+from streams.archive import segment
 from streams.arrivals import Record
 from streams.history import History
 from streams.ledger import HistoryDamaged
@@ -29,6 +30,16 @@ def filled(history: History, make_record: Make) -> History:
     return history
 
 
+@pytest.fixture
+def sealed(filled: History) -> History:
+    """A history of which 150 rounds are in three segments and nowhere else."""
+    while seal_next(filled, SealingSettings(segment_rounds=50)) is not None:
+        pass
+    relieve_ledger(filled, 0)
+    assert filled.ask("SELECT count(*) FROM payloads") == [(0,)]
+    return filled
+
+
 def test_tasks_come_in_the_order_asked_for_however_often(filled: History) -> None:
     rounds = [3, 149, 0, 3, *range(150)]
     assert filled.payloads(rounds) == [filled.payload(round) for round in rounds]
@@ -44,6 +55,32 @@ def test_rounds_that_the_ledger_has_not_kept_come_from_the_archive(filled: Histo
     assert relieve_ledger(filled, 0) == 1
     assert filled.ask("SELECT count(*) FROM payloads") == [(50,)]
     assert filled.payloads(range(150)) == before
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rounds=st.lists(st.integers(0, 149), max_size=80), near=st.sampled_from([1, 100, 10**6]))
+def test_those_in_the_archive_are_the_same_together_as_alone(sealed: History, rounds: list[int], near: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "CHUNK_BYTES", near)  # how far apart rounds are read at once
+        assert sealed.payloads(rounds) == [sealed.payload(round) for round in rounds]
+
+
+def test_they_are_read_with_few_questions(sealed: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    read = segment.read_spans
+    monkeypatch.setattr(segment, "read_spans", lambda *given: asked.append(1) or read(*given))
+    monkeypatch.setattr(sealed.archive, "payload", None)  # nor is one read alone
+    sealed.payloads(range(60))
+    assert len(asked) == 2 * 4, "four tensors in each of two segments"
+
+
+def test_a_damaged_segment_costs_its_own_rounds_alone(sealed: History) -> None:
+    file = sealed.path / "archive" / "segments" / sealed.archive.names()[1] / "support_x" / "c" / "0"
+    file.write_bytes(file.read_bytes()[:-9] + bytes(9))
+    with History.open(sealed.path, write=False) as reader:
+        with pytest.raises(HistoryDamaged, match="round 50"):
+            reader.payloads(range(40, 60))
+        assert len(reader.payloads([*range(50), *range(100, 150)])) == 100
 
 
 @pytest.mark.parametrize(

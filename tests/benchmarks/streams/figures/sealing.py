@@ -39,7 +39,7 @@ def measure(folder: Path) -> dict[str, Any]:
             found["sealed"].append(time.perf_counter() - plain)
         found["bytes"] = sum(values.nbytes for values in columns.values.values())
         relieve_ledger(history, 0)
-        found["cold reads"] = _read(history)
+        found["cold reads"], found["cold batches"] = _read(history), _read_on(history)
     return found
 
 
@@ -72,6 +72,17 @@ def _read(history: History) -> list[float]:
     return rates
 
 
+def _read_on(history: History) -> list[float]:
+    """Return tasks a second as a replay reads them: one behind the other, 64 at a time."""
+    rates = []
+    for number in range(ROUNDS):
+        first, began = number * SETTINGS.segment_rounds, time.perf_counter()
+        for start in range(first, first + SETTINGS.segment_rounds - 63, 64):
+            history.tasks(range(start, start + 64))
+        rates.append(SETTINGS.segment_rounds // 64 * 64 / (time.perf_counter() - began))
+    return rates
+
+
 def judge(samples: dict[str, Any]) -> list[Figure]:
     """Return the figures."""
     ratios = [plain / ours for plain, ours in zip(samples["plain"], samples["sealed"], strict=True)]
@@ -81,4 +92,5 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
         figure("sealed, MB a second", [megabytes / value for value in samples["sealed"]]),
         figure("written by zarr alone, MB a second", [megabytes / value for value in samples["plain"]]),
         figure("tasks a second, one by one, out of the archive", samples["cold reads"]),
+        figure("tasks a second, one behind the other, out of the archive", samples["cold batches"]),
     ]
