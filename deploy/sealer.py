@@ -14,7 +14,7 @@ from streams.upkeep import is_due
 from trainers.run_files import RunFiles
 
 LOOK_SECONDS = 1.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 """How long a drain waits for the segment that is being written; then the process is killed, which loses nothing."""
 
 log = logging.getLogger(__name__)
