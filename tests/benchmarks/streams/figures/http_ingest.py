@@ -15,8 +15,7 @@ from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.streams.load import SIDE, WAYS
 from tests.daemon import Daemon, free_port, running_daemon, wait_for
 
-TITLE = """HTTP ingest; each daemon's trainer is stopped, so that it does not learn meanwhile; sealing goes on, and has \
-caught up before the other daemon's turn"""
+TITLE = "HTTP ingest; each daemon's trainer is stopped; what sealing lags behind is waited for before the other's turn"
 SEALED_SECONDS = 120.0
 PROGRAMS = {"durable": "online_meta", "without the commit": "tests.benchmarks.streams.uncommitted"}
 ROUNDS, SECONDS, CLIENTS = 5, 4, 8
