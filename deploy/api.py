@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
 from deploy import routes_read, routes_tasks
+from deploy.answering import Answers
 from deploy.bodies import Crowded, Room, TooSlow
 from deploy.state import DaemonState
 from streams.arrivals import BacklogFull, IngestClosed, Rejected
@@ -41,6 +42,7 @@ def create_app(state: DaemonState) -> FastAPI:
         description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
     )
     app.state.daemon = state
+    app.state.answers = Answers()
     app.state.room = Room(state.config.serve.limits)
     # Adapting is work for the processor: a crowd of it must not take the threads that make tasks durable.
     app.state.adapting = CapacityLimiter(ADAPTATIONS_AT_ONCE)
@@ -49,6 +51,7 @@ def create_app(state: DaemonState) -> FastAPI:
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
+    app.add_middleware(_TasksFirst)
     app.add_middleware(_Guard, token=state.token)
     for kind, answer in _ANSWERS.items():
         app.add_exception_handler(kind, answer)
@@ -84,6 +87,27 @@ class _Guard:
         detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
         refusal = _answer(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
         return await refusal(scope, receive, harden)
+
+
+class _TasksFirst:
+    """Takes tasks in before all routing, which for a small task takes longer than all else; the route is for the docs.
+
+    Errors are answered as those of any other route.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != routes_tasks.PATH or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        request = Request(scope, receive)
+        try:
+            response = await routes_tasks.submit_task(request, request.headers.get("idempotency-key"))
+        except tuple(_ANSWERS) as error:
+            answer = next(answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
+            response = await answer(request, error)
+        return await response(scope, receive, send)
 
 
 def _carries(token: str, headers: Headers) -> bool:

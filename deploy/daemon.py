@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.adaptation import Adapter
 from deploy.api import create_app
-from deploy.config import Config, HistorySettings, write_settings
+from deploy.config import Config, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
 from deploy.exporter import count_before, describe, make_instruments
 from deploy.group import GroupView
@@ -25,6 +25,7 @@ from deploy.listening import bind, check_exposure
 from deploy.logs import copy_lines
 from deploy.preflight import check_learning, open_sources
 from deploy.report import write_report
+from deploy.sealer import Sealer
 from deploy.state import DaemonState
 from deploy.storage import check_same_run, check_tasks, open_history
 from deploy.supervise import Supervised
@@ -34,8 +35,6 @@ from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.ingest import Ingest
 from streams.lag import LagWatch
-from streams.upkeep import Upkeep
-from trainers.checkpoint import saved_rounds
 from trainers.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -62,7 +61,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         write_settings(files.settings, config)
         state = make_state(config, files, history, token, cleanup)
         state.refresh()
-        cleanup.enter_context(contextlib.closing(start_upkeep(history, config.history, files)))
+        cleanup.enter_context(contextlib.closing(Sealer(history, config, files)))
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
@@ -83,15 +82,6 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         raise Stop(TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}") from error
     if state.broken.is_set():
         raise Stop(BROKEN, "drained, for the trainer cannot go on: its last words are above")
-
-
-def start_upkeep(history: History, settings: HistorySettings, files: RunFiles) -> Upkeep:
-    """Seal and thin out rounds beside all else; what a checkpoint may still lead back to stays."""
-
-    def oldest() -> int:
-        return next(iter(saved_rounds(files.checkpoints)), 0)
-
-    return Upkeep(history, settings.sealing, settings.retention, oldest)
 
 
 def make_state(config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack) -> DaemonState:

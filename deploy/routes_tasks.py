@@ -1,6 +1,5 @@
 """Routes that take tensors in: tasks to learn, support sets to adapt to."""
 
-import asyncio
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -15,6 +14,7 @@ from streams import wire
 from streams.arrivals import Arrival, Conflict, Rejected
 
 router = APIRouter()
+PATH = "/v1/tasks"
 SMALL_BYTES = 128 * 1024
 TENSORS = "application/vnd.safetensors"
 TENSOR_BODY: dict[str, Any] = {
@@ -65,7 +65,7 @@ ADAPT_ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/v1/tasks", status_code=201, responses=TASK_ANSWERS, openapi_extra=TENSOR_BODY)
+@router.post(PATH, status_code=201, responses=TASK_ANSWERS, openapi_extra=TENSOR_BODY)
 async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Take a task: safetensors `support_x`, `support_y`, `query_x`, `query_y` (a query may be left out).
 
@@ -91,7 +91,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
         future = state.ingest.submit_now(arrival) if len(body) <= SMALL_BYTES else None
         if future is None:
             future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
-        answer = await asyncio.wrap_future(future)
+        answer = await request.app.state.answers.of(future)
     if isinstance(answer, Conflict):
         detail = f"the id {answer.id!r} belongs to round {answer.round}, which was made of other bytes: choose another"
         return JSONResponse({"reason": "conflict", "detail": detail, "round": answer.round}, 409)

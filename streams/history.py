@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -23,15 +24,21 @@ from streams.many import read_payloads, view_kept
 from streams.transaction import Entry, commit
 from streams.wire import decode_kept
 
+BREATH_SECONDS = 0.01
+"""How long one that writes beside ingest leaves the ledger alone at least."""
+
 
 class History:
     """The durable history in a folder: one writer at a time, any number of reader processes and threads.
 
-    Readers need no lock and see each commit as soon as it is made; none waits for the writer's disk. Open it anew
-    in a forked process. ``history[t]`` is the task of round t, ``len(history)`` how many rounds are committed.
+    Readers need no lock and see each commit as soon as it is made; none waits for the writer's disk. Beside the one
+    that appends, one other process may seal and thin out. Open it anew in a forked process. ``history[t]`` is the task
+    of round t, ``len(history)`` how many rounds are committed.
     """
 
-    def __init__(self, path: Path, writer: sqlite3.Connection | None, lock: int | None) -> None:
+    def __init__(
+        self, path: Path, writer: sqlite3.Connection | None, lock: int | None, *, appends: bool = True
+    ) -> None:
         """Take over open connections; use ``History.open``."""
         self.path = path
         self._file = path / ledger.FILE
@@ -40,7 +47,8 @@ class History:
         self._writing = threading.Lock()
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
-        self._wal_ceiling = wal.MOST_BYTES
+        self._appends = appends
+        self._wal_ceiling = wal.MOST_BYTES if appends else wal.BESIDE_BYTES
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
@@ -48,7 +56,7 @@ class History:
 
         Raises:
             HistoryMissing: if a reader finds none.
-            HistoryBusy: if there is a writer already.
+            HistoryBusy: if there is a writer already, or a process that seals for one that is dead.
             HistoryFormatError: if the file is not a history of this format; it is left untouched.
             HistoryFull: if it cannot be made for want of space.
         """
@@ -61,10 +69,33 @@ class History:
         ledger.make_folder(folder)
         lock = ledger.lock(folder)
         try:
+            ledger.await_upkeep(folder)
             if not file.exists():
                 ledger.create(file)
             with ledger.named_errors(file):
                 return cls(folder, ledger.connect(file, write=True), lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def open_beside(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a history that another process appends to, in order to seal its rounds and thin them out.
+
+        The one that appends goes first: after each of its transactions this one leaves the ledger alone for a while.
+
+        Raises:
+            HistoryMissing: if there is none.
+            HistoryBusy: if another process does so already.
+            HistoryFormatError: if the file is not a history of this format.
+        """
+        folder = Path(path)
+        ledger.connect(folder / ledger.FILE, write=False).close()
+        lock = ledger.lock(folder, ledger.UPKEEP_LOCK, ledger.DYING_SECONDS)
+        try:
+            writer = ledger.connect(folder / ledger.FILE, write=True)
+            writer.execute(f"PRAGMA wal_autocheckpoint={wal.BESIDE_PAGES}").fetchall()
+            return cls(folder, writer, lock, appends=False)
         except BaseException:
             os.close(lock)
             raise
@@ -77,8 +108,10 @@ class History:
 
         Raises:
             HistoryFull: if the disk takes no more.
-            ValueError: if this History is closed or was opened to read.
+            ValueError: if this History is closed, or was not opened to append.
         """
+        if not self._appends:
+            raise ValueError(f"{self.path}: this History cannot append: it was opened beside one that does")
         with self.writing() as writer:
             return commit(writer, records) if records else []
 
@@ -90,9 +123,12 @@ class History:
                 raise ValueError(
                     f"{self.path}: this History cannot append: it is closed or was opened with write=False"
                 )
+            began = time.monotonic()
             with ledger.named_errors(self._file):
                 yield self._writer
             self._wal_ceiling = wal.cut_back(self._writer, self._file, self._wal_ceiling)
+            if not self._appends:  # SQLite has no queue for its lock: one that lets go for a moment would get it again.
+                time.sleep(max(BREATH_SECONDS, time.monotonic() - began))
 
     def remember(self, round: int, task: Task) -> None:
         """Do nothing: a durable history has the task of every round already."""

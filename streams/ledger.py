@@ -19,6 +19,9 @@ from streams.durable import sync_path
 
 FILE = "ledger.sqlite"
 LOCK = "writer.lock"
+UPKEEP_LOCK = "upkeep.lock"
+DYING_SECONDS = 10.0
+"""How long a process that is dying is waited for: it may be in the middle of a write to a slow disk."""
 APPLICATION_ID = 0x6F6D6574
 FORMAT = 2
 """Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
@@ -116,7 +119,7 @@ def named_errors(file: Path) -> Iterator[None]:
 def connect(file: Path, *, write: bool) -> sqlite3.Connection:
     """Open the database and check its format; a reader (``write=False``) can change nothing in it.
 
-    That holds for the write-ahead log too: only the one writer ever carries it into the database.
+    That holds for the write-ahead log too: only those that write ever carry it into the database.
     The format is asked for through SQLite, not read from the file: closing a descriptor of our own would drop the
     locks that other connections of this process hold on it.
 
@@ -237,17 +240,37 @@ def make_folder(folder: Path) -> None:
             sync_path(path.parent)
 
 
-def lock(folder: Path) -> int:
-    """Take the writer's lock for as long as the returned descriptor is open; the kernel frees a dead writer's.
+def lock(folder: Path, name: str = LOCK, patience: float = 0.0) -> int:
+    """Take a lock for as long as the returned descriptor is open; the kernel frees that of a dead process.
+
+    Args:
+        folder: of the history.
+        name: ``LOCK`` for the one that appends, ``UPKEEP_LOCK`` for the one that seals and thins out beside it.
+        patience: how many seconds to wait for it.
 
     Raises:
         HistoryBusy: if somebody has it.
     """
     with named_errors(folder):
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise HistoryBusy(f"{folder} has a writer already; stop it first (reading needs no lock)") from None
-    return descriptor
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                what = "a writer" if name == LOCK else "a process that seals it"
+                raise HistoryBusy(f"{folder} has {what} already; stop it first (reading needs no lock)") from None
+            time.sleep(0.02)
+
+
+def await_upkeep(folder: Path) -> None:
+    """Wait until a process that sealed for a writer that is dead by now is dead, too.
+
+    Raises:
+        HistoryBusy: if it lives on.
+    """
+    if (folder / UPKEEP_LOCK).exists():
+        os.close(lock(folder, UPKEEP_LOCK, DYING_SECONDS))

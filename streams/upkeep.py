@@ -1,10 +1,11 @@
-"""What a history needs while it is written: sealing, relief, retention, in a thread beside ingest."""
+"""What a history needs while it is written: sealing, relief, retention, beside ingest."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 
+from streams import sealed
 from streams.history import History
 from streams.retention import RetentionSettings, last_decision, thin
 from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
@@ -17,13 +18,24 @@ PAUSE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
+def is_due(history: History, sealing: SealingSettings, retention: RetentionSettings) -> bool:
+    """Return whether there may be something to seal, to relieve, to thin out or to remove; it asks little."""
+    if retention.limited or history.ask("SELECT 1 FROM thinned LIMIT 1"):
+        return True
+    first = sealed.count_sealed(history.ask)
+    question = "SELECT count(*), sum(bytes) FROM (SELECT bytes FROM rounds WHERE round >= ? LIMIT ?)"
+    rounds, size = history.ask(question, (first, sealing.segment_rounds))[0]
+    full = rounds == sealing.segment_rounds or (size or 0) >= sealing.segment_bytes
+    return full or (first > 0 and sealed.ledger_bytes(history.ask) > sealing.ledger_bytes)
+
+
 class Upkeep:
-    """Seals rounds and thins them out in a thread of its own, for as long as the daemon lives.
+    """Seals rounds and thins them out in a thread of its own.
 
     Arrivals are durable without: an archive that is away, damaged or full is told of and waited for.
 
     Args:
-        history: open to write.
+        history: open to write, or opened beside its writer.
         sealing: how rounds go into the archive.
         retention: which stay.
         oldest: how many rounds the oldest checkpoint has learned, 0 without one.

@@ -7,6 +7,9 @@ from pathlib import Path
 MOST_BYTES = 64 * 1024 * 1024
 """What the log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
 
+BESIDE_PAGES, BESIDE_BYTES = 2000, 2 * MOST_BYTES
+"""The same for one that writes beside ingest: later, so that it does so only while nothing is appended."""
+
 _log = logging.getLogger(__name__)
 
 

@@ -7,11 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from streams.history import History
+from streams.retention import RetentionSettings
+from streams.sealing import SealingSettings
+from streams.upkeep import is_due
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.streams.load import SIDE, WAYS
-from tests.daemon import Daemon, free_port, running_daemon
+from tests.daemon import Daemon, free_port, running_daemon, wait_for
 
-TITLE = "HTTP ingest; each daemon's trainer is stopped, so that it does not learn meanwhile; sealing goes on"
+TITLE = "HTTP ingest; each daemon's trainer is stopped; what sealing lags behind is waited for before the other's turn"
+SEALED_SECONDS = 120.0
 PROGRAMS = {"durable": "online_meta", "without the commit": "tests.benchmarks.streams.uncommitted"}
 ROUNDS, SECONDS, CLIENTS = 5, 4, 8
 CONFIG = f"""
@@ -49,11 +54,17 @@ def measure(folder: Path) -> dict[str, Any]:
         for round in range(ROUNDS):
             for name, daemon in daemons.items():
                 told = _press(daemon, f"r{round}", SECONDS)
+                wait_for("sealing has caught up", lambda: not _seals(folder / "0"), SEALED_SECONDS)
                 taken = sorted(told["taken"])
                 found[name]["rate"].append(len(taken) / told["seconds"])
                 found[name]["p50"].append(taken[len(taken) // 2])
                 found[name]["p99"].append(taken[int(0.99 * len(taken))])
     return found
+
+
+def _seals(run: Path) -> bool:
+    with History.open(run / "history", write=False) as history:
+        return is_due(history, SealingSettings(), RetentionSettings())
 
 
 def _press(daemon: Daemon, name: str, seconds: int) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Answers of another thread reach the event loop, all of them, however they come."""
+
+import asyncio
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from deploy.answering import Answers
+
+
+def test_all_that_is_answered_arrives_whoever_answers() -> None:
+    futures: list[Future[int]] = [Future() for _ in range(2000)]
+
+    async def wait() -> list[int]:
+        answers = Answers()
+        waiting = [asyncio.ensure_future(answers.of(future)) for future in futures]
+        await asyncio.sleep(0)
+
+        def answer(of: int) -> None:
+            for n in range(of, len(futures), 4):
+                futures[n].set_result(n)
+
+        threads = [threading.Thread(target=answer, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        found = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        for thread in threads:
+            thread.join()
+        return found
+
+    assert asyncio.run(wait()) == list(range(2000))
+
+
+def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait() -> tuple[list[int], int]:
+        loop, answers, woken = asyncio.get_running_loop(), Answers(), []
+        futures: list[Future[int]] = [Future() for _ in range(8)]
+        waiting = [asyncio.ensure_future(answers.of(future)) for future in futures]
+        await asyncio.sleep(0)
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call: (woken.append(call), wake(call)))
+        for n, future in enumerate(futures):
+            future.set_result(n)
+        found = [await one for one in waiting]
+        monkeypatch.undo()
+        return found, len(woken)
+
+    assert asyncio.run(wait()) == (list(range(8)), 1)
+
+
+def test_errors_arrive_and_who_was_cancelled_is_left_out() -> None:
+    async def wait() -> None:
+        answers, failed, lost, done = Answers(), Future[int](), Future[int](), Future[int]()
+        waiting = asyncio.ensure_future(answers.of(lost))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        lost.set_result(1)
+        failed.set_exception(OSError("full"))
+        done.set_result(2)
+        with pytest.raises(OSError, match="full"):
+            await answers.of(failed)
+        assert await answers.of(done) == 2
+
+    asyncio.run(wait())

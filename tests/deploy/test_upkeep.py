@@ -1,0 +1,44 @@
+"""The process that seals and thins out beside ingest: it may die at any moment, and ends with the daemon."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streams.history import History
+from streams.verify import verify
+from tests.daemon import Daemon, running_daemon, sinusoid, wait_for, write_sinusoid
+from tests.deploy.test_archive import SEALING, sealed_only
+
+ALONE = ("regret.comparator=[]", "regret.baselines=[]")
+
+
+def upkeep_of(daemon: Daemon) -> list[psutil.Process]:
+    found = psutil.Process(daemon.process.pid).children()
+    return [child for child in found if "deploy.upkeep" in child.cmdline()]
+
+
+@pytest.mark.timeout(240)
+def test_a_sealer_that_is_killed_loses_nothing_and_is_started_again(tmp_path: Path) -> None:
+    config, history = write_sinusoid(tmp_path, SEALING), tmp_path / "run/history"
+    with running_daemon(config, *ALONE) as daemon, daemon.paused("trainer"):
+        daemon.submit(*range(4))
+        assert not upkeep_of(daemon), "four rounds fill no segment"
+        killed = set()
+        for first in (4, 20):
+            daemon.submit(*range(first, first + 8))
+            child = daemon.child("upkeep")
+            child.kill()
+            killed.add(child.pid)
+            assert {answer.status_code for answer in daemon.submit(*range(first + 8, first + 16))} == {201}
+        wait_for("all are sealed", lambda: sealed_only(history) == 35)
+        last = daemon.child("upkeep")
+        assert last.pid not in killed
+        assert last.nice() > daemon.child("trainer").nice()
+    log = daemon.log.read_text()
+    assert daemon.process.returncode == 0, log
+    assert not last.is_running(), "it ends with the daemon"
+    assert "upkeep ended" not in log, log
+    with History.open(history, write=True) as kept:
+        assert kept.payloads(range(36)) == [sinusoid(n) for n in range(36)]
+    assert verify(history).clean

@@ -1,0 +1,82 @@
+"""A history that one process appends to and another one seals."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from streams import ledger
+from streams.arrivals import Record
+from streams.history import History
+from streams.ledger import HistoryBusy, HistoryMissing
+from streams.retention import RetentionSettings
+from streams.sealing import SealingSettings, relieve_ledger, seal_next
+from streams.upkeep import is_due
+
+Make = Callable[..., Record]
+FIVE = SealingSettings(segment_rounds=5)
+
+
+@pytest.fixture
+def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
+    monkeypatch.setattr(ledger, "DYING_SECONDS", 0.1)
+    with History.open(tmp_path, write=True) as opened:
+        yield opened
+
+
+def test_who_seals_beside_a_writer_appends_nothing(writer: History, make_record: Make) -> None:
+    with History.open_beside(writer.path) as beside:
+        with pytest.raises(ValueError, match="beside one that does"):
+            beside.append([make_record(0)])
+        writer.append([make_record(n) for n in range(5)])
+        assert seal_next(beside, FIVE) is not None
+        assert relieve_ledger(beside, 0) == 1
+        writer.append([make_record(5)])
+        assert [writer.payload(n) for n in range(6)] == [make_record(n).payload for n in range(6)]
+
+
+def test_only_one_seals(writer: History) -> None:
+    with History.open_beside(writer.path), pytest.raises(HistoryBusy, match="a process that seals it already"):
+        History.open_beside(writer.path)
+    History.open_beside(writer.path).close()
+
+
+def test_the_next_writer_waits_for_one_that_sealed_for_the_last(writer: History) -> None:
+    with History.open_beside(writer.path):
+        writer.close()
+        with pytest.raises(HistoryBusy, match="a process that seals it already"):
+            History.open(writer.path, write=True)
+    History.open(writer.path, write=True).close()
+
+
+def test_there_must_be_a_history(tmp_path: Path) -> None:
+    with pytest.raises(HistoryMissing):
+        History.open_beside(tmp_path)
+
+
+def test_a_transaction_beside_leaves_the_writer_time(
+    writer: History, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("streams.history.time.sleep", pauses.append)
+    writer.append([make_record(n) for n in range(5)])
+    assert pauses == []
+    with History.open_beside(writer.path) as beside:
+        seal_next(beside, FIVE)
+    assert [pause > 0 for pause in pauses] == [True]
+
+
+def test_upkeep_is_due_when_there_is_something_to_do(writer: History, make_record: Make) -> None:
+    unlimited = RetentionSettings()
+    writer.append([make_record(n) for n in range(4)])
+    assert not is_due(writer, FIVE, unlimited)
+    assert is_due(writer, SealingSettings(segment_bytes=len(make_record(0).payload)), unlimited)
+    assert is_due(writer, FIVE, RetentionSettings(rounds=100))
+    writer.append([make_record(4)])
+    assert is_due(writer, FIVE, unlimited)
+    seal_next(writer, FIVE)
+    assert not is_due(writer, FIVE, unlimited)
+    assert is_due(writer, SealingSettings(segment_rounds=5, ledger_bytes=0), unlimited)
+    with writer.writing() as connection:
+        connection.execute("INSERT INTO thinned VALUES (0, 5)")
+    assert is_due(writer, FIVE, unlimited)
