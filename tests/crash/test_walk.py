@@ -10,8 +10,10 @@ import pytest
 
 from streams import history as module
 from streams.history import History
-from tests.crash.scenarios import SCENARIOS, ingest
-from tests.crash.walker import Point, Walker, check, count_calls, points_of, walk
+from tests.crash.checks import check
+from tests.crash.lives import SCENARIOS
+from tests.crash.scenarios import ingest
+from tests.crash.walker import Point, Walker, count_calls, points_of, walk
 
 SLICES = 4
 POINTS = {"ingest": 424, "seal": 72, "retain": 24}
