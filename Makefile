@@ -71,8 +71,8 @@ fuzz: $(READY)  ## bad input of every kind, for 5 minutes; MINUTES=60 ARGS="--on
 		|| $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[fuzz]'
 	exec $(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(ARGS)
 
-soak: $(READY)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(ARGS)
+soak: $(READY) $(BIN)/redis-server $(FAKETIME)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) --faketime $(FAKETIME) $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .

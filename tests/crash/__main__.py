@@ -1,5 +1,6 @@
 """Walk all points of all scenarios: `make crash`."""
 
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ def main(
 ) -> None:
     """Kill lives of a history at every system call that changes a file, and let each call fail; then harm the next."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its folder is removed
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None))
         crew = stack.enter_context(Walkers(Path(folder), walkers))
