@@ -19,7 +19,7 @@ from deploy.adaptation import Adapter
 from deploy.api import create_app
 from deploy.config import Config, HistorySettings, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
-from deploy.exporter import describe, make_instruments
+from deploy.exporter import count_before, describe, make_instruments
 from deploy.group import GroupView
 from deploy.listening import bind, check_exposure
 from deploy.logs import copy_lines
@@ -76,6 +76,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         state.draining = True
         log.info("draining")
     state.view.refresh()
+    state.view.close()
     try:
         write_report(files.folder, state.view, config)
     except OSError as error:
@@ -99,6 +100,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     instruments = make_instruments(metrics)
     describe(instruments, config.engine.kind)
     view = RunView(files, (LEARNER, *config.regret.baselines))
+    count_before(instruments, view)
     group = GroupView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()
     for name in (*config.regret.comparator, "trainer"):

@@ -1,6 +1,6 @@
 """The metric table as a Prometheus registry, fed from the run's files and the daemon."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import nan
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 import online_meta
-from deploy.view import RunView
+from deploy.view import SKIPPED_STEPS, STEPS, RunView
 from online_meta.metrics import METRICS, Metric
 from trainers.json_lines import Line
 
@@ -47,20 +47,29 @@ def describe(instruments: Instruments, engine: str) -> None:
         instruments["skipped_steps_total"].labels(reason=reason)
 
 
-def count_rounds(instruments: Instruments, lines: Sequence[Line], checkpoints: Sequence[Line]) -> None:
-    """Count new rounds and checkpoints."""
-    for line in lines:
-        instruments["rounds_total"].inc()
-        instruments["round_duration_seconds"].observe(line["seconds"])
-        instruments["meta_steps_total"].inc(len(line["steps"]))
-        for step in line["steps"]:
-            if step["skipped"]:
-                instruments["skipped_steps_total"].labels(reason=step["skipped"]).inc()
-            elif step["norm"] is not None:
-                instruments["meta_gradient_norm"].set(step["norm"])
-    for checkpoint in checkpoints:
-        instruments["checkpoint_duration_seconds"].observe(checkpoint["seconds"])
-        instruments["checkpoint_last_success_timestamp_seconds"].set(checkpoint["timestamp"])
+def count_before(instruments: Instruments, view: RunView) -> None:
+    """Count what was summed before anybody followed the run; how long those rounds took is not known any more."""
+    instruments["rounds_total"].inc(view.learned())
+    instruments["meta_steps_total"].inc(view.total(STEPS))
+    instruments["skipped_steps_total"].labels(reason="not_finite").inc(view.total(SKIPPED_STEPS))
+
+
+def count_round(instruments: Instruments, line: Line) -> None:
+    """Count a new round."""
+    instruments["rounds_total"].inc()
+    instruments["round_duration_seconds"].observe(line["seconds"])
+    instruments["meta_steps_total"].inc(len(line["steps"]))
+    for step in line["steps"]:
+        if step["skipped"]:
+            instruments["skipped_steps_total"].labels(reason=step["skipped"]).inc()
+        elif step["norm"] is not None:
+            instruments["meta_gradient_norm"].set(step["norm"])
+
+
+def count_checkpoint(instruments: Instruments, line: Line) -> None:
+    """Count a new checkpoint."""
+    instruments["checkpoint_duration_seconds"].observe(line["seconds"])
+    instruments["checkpoint_last_success_timestamp_seconds"].set(line["timestamp"])
 
 
 def count_ranks(instruments: Instruments, restarts: int, done: Mapping[int, Mapping[str, float]]) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 from threading import Event
 
@@ -62,15 +63,15 @@ def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, s
     torch.set_num_threads(settings.engine.threads)
     setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)), files.programs)
     reader, writer = LineReader(files.rounds), LineWriter(files.comparators)
-    covered = max([line["as_of_round"] for line in LineReader(files.comparators).refresh()], default=0)
-    skipped: set[int] = set()
+    covered = max((line["as_of_round"] for line in LineReader(files.comparators).lines()), default=0)
+    learned, skipped = 0, set[int]()
     fresh_at = time.monotonic()
     while not stop.is_set():
-        lines = reader.refresh()
-        skipped |= {line["round"] for line in lines if line["skipped"]}
-        fresh_at = time.monotonic() if lines else fresh_at
-        rests = time.monotonic() - fresh_at > REST_SECONDS and len(reader) >= len(history)
-        target = next_target(covered, len(reader), settings.regret.every_rounds, rests)
+        for line in takewhile(lambda _: not stop.is_set(), reader.lines()):
+            learned, fresh_at = learned + 1, time.monotonic()
+            skipped |= {line["round"]} if line["skipped"] else set()
+        rests = time.monotonic() - fresh_at > REST_SECONDS and learned >= len(history)
+        target = next_target(covered, learned, settings.regret.every_rounds, rests)
         if target is None:
             stop.wait(POLL_SECONDS)
             continue

@@ -84,6 +84,8 @@ def check_names(config: Config) -> None:
     _check_options("inner.options", registry.load(online_meta.rules, config.inner.rule), config.inner.options, "lr")
     estimator = registry.load(online_meta.metagrads, config.meta.gradient)
     _check_options("meta.options", estimator, config.meta.options, "inner")
+    replay = registry.load(online_meta.replay, config.meta.replay)
+    _check_options("meta.replay_options", replay, config.meta.replay_options, "")
     for name, options in config.regret.options.items():
         build = registry.load_module(online_meta.learners, name).build
         _check_options(f"regret.options.{name}", build, options, "setup")

@@ -60,6 +60,7 @@ def replay(
             _compare(config, files, history, total, progress)
     view = RunView(files, (LEARNER, *config.regret.baselines))
     view.refresh()
+    view.close()
     return write_report(out, view, config)
 
 
@@ -78,7 +79,7 @@ def _compare(
     config: Config, files: RunFiles, history: History, rounds: int, progress: Callable[[str, int, int], None]
 ) -> None:
     """Evaluate the hindsight comparator once, over all that was played, unless that was done before."""
-    if any(line["as_of_round"] == rounds for line in LineReader(files.comparators).refresh()):
+    if any(line["as_of_round"] == rounds for line in LineReader(files.comparators).lines()):
         return
     settings = config.trainer()
     setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)), files.programs)
@@ -91,7 +92,7 @@ def _compare(
         progress("hindsight", done, steps + min(evaluate, rounds))
         return True
 
-    skipped = {line["round"] for line in LineReader(files.rounds).refresh() if line["skipped"]}
+    skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
     found = refresh_hindsight(setup, rounds, steps, evaluate, None, skipped, count)
     assert found is not None
     writer = LineWriter(files.comparators)

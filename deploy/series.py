@@ -1,10 +1,12 @@
 """Curves of a run, thinned to as many points as a chart can show."""
 
-from array import array
-from itertools import pairwise
 from typing import Any
 
-from deploy.view import RunView
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.view import BEFORE, SKIPPED, RunView, accuracy, judged
+from online_meta.regret import LEARNER
 
 
 def regret_series(view: RunView, start: int, end: int | None, points: int) -> dict[str, Any]:
@@ -18,22 +20,25 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
     start = min(max(start, 0), last)
     count = min(points, last - start)
     edges = [start + (last - start) * k // count for k in range(count + 1)] if count else [start]
-    spans = list(pairwise(edges))
+    sums = dict(zip(view.sums.columns, view.sums.read(edges).T, strict=True))
+    rounds = np.diff(edges)
+    scored = rounds - np.diff(sums[SKIPPED])
+    learners = {
+        name: {
+            "loss": (np.diff(sums[name]) / rounds).tolist(),
+            "accuracy": _means(sums[accuracy(name)], np.diff(sums[judged(name)])),
+            "cumulative_loss": sums[name][1:].tolist(),
+        }
+        for name in view.ledger.learners
+    }
     return {
         "from": start,
         "to": last,
-        "rounds": [high - 1 for _, high in spans],
-        "loss_before": _means(view.before, spans),
-        "loss_after": _means(view.after, spans),
-        "accuracy": _means(next(iter(view.accuracy.values())), spans),
-        "learners": {
-            name: {
-                "loss": [(_upto(view, name, high) - _upto(view, name, low)) / (high - low) for low, high in spans],
-                "accuracy": _means(view.accuracy[name], spans),
-                "cumulative_loss": [_upto(view, name, high) for _, high in spans],
-            }
-            for name in view.ledger.learners
-        },
+        "rounds": [edge - 1 for edge in edges[1:]],
+        "loss_before": _means(sums[BEFORE], scored),
+        "loss_after": _means(sums[LEARNER], scored),
+        "accuracy": learners[LEARNER]["accuracy"],
+        "learners": learners,
         "comparators": [
             {**comparator._asdict(), "regret": view.ledger.regret_against(comparator).value}
             for comparator in view.comparators
@@ -43,13 +48,6 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
     }
 
 
-def _upto(view: RunView, learner: str, rounds: int) -> float:
-    return view.ledger.cumulative_loss(learner, rounds)
-
-
-def _means(values: "array[float]", spans: list[tuple[int, int]]) -> list[float | None]:
-    means: list[float | None] = []
-    for low, high in spans:
-        known = [value for value in values[low:high] if value == value]
-        means.append(sum(known) / len(known) if known else None)
-    return means
+def _means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float | None]:
+    """Return the mean of each bucket between two sums, None where nothing is counted."""
+    return [total / count if count else None for total, count in zip(np.diff(sums).tolist(), counts, strict=True)]

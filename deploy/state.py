@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry
 import online_meta
 from deploy.adaptation import Adapter
 from deploy.config import Config
-from deploy.exporter import Instruments, count_ranks, count_rounds, show_view
+from deploy.exporter import Instruments, count_checkpoint, count_ranks, count_round, show_view
 from deploy.group import GroupView
 from deploy.rate import RecentRate
 from deploy.view import RunView
@@ -46,10 +47,9 @@ class DaemonState:
     def refresh(self) -> None:
         """Read what the trainer has written since the last time, and count it: once, however many threads ask."""
         with self.refreshing:
-            lines, checkpoints = self.view.refresh()
+            self.view.refresh(partial(count_round, self.instruments), partial(count_checkpoint, self.instruments))
             self.learning.note(self.view.learned())
             self.ingesting.note(len(self.history))
-            count_rounds(self.instruments, lines, checkpoints)
             count_ranks(self.instruments, *self.group.refresh())
 
     def pending(self) -> int:

@@ -1,65 +1,121 @@
 """A run as its files tell it: rounds, regret, checkpoints; for the API, the metrics and the report."""
 
-from array import array
-from math import nan
+import logging
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
+from deploy.sums_file import SumsFile
 from online_meta.regret import Comparator, RegretLedger
-from trainers.json_lines import Line, LineReader
+from streams.durable import sync_path
+from trainers.json_lines import Line, LineReader, read_line
 from trainers.run_files import RunFiles
+
+LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS = "line length", "skipped", "loss before", "meta steps", "skipped steps"
+"""Columns beside those of the learners' losses: each is summed over the rounds."""
+
+Tell = Callable[[Line], None]
+log = logging.getLogger(__name__)
+
+
+def _ignore(line: Line) -> None:
+    pass
+
+
+def accuracy(learner: str) -> str:
+    """Return the column of a learner's accuracies."""
+    return f"accuracy {learner}"
+
+
+def judged(learner: str) -> str:
+    """Return the column that counts the rounds of which a learner's accuracy is known."""
+    return f"judged {learner}"
 
 
 class RunView:
-    """Follows the files of a run; keeps some 24 bytes a round and as many for each learner in memory."""
+    """Follows the files of a run; its sums over the rounds lie in a file, so its memory does not grow with them."""
 
     def __init__(self, files: RunFiles, learners: tuple[str, ...]) -> None:
-        """Follow the run in ``files``, played by ``learners``."""
-        self.ledger = RegretLedger(learners)
-        self.before, self.after = array("d"), array("d")
-        self.accuracy = {name: array("d") for name in learners}
+        """Follow the run in ``files``, played by ``learners``, from where the sums end."""
+        beside = [column(name) for name in learners for column in (accuracy, judged)]
+        self.sums = SumsFile(files.sums, (LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS, *learners, *beside))
         self.comparators: list[Comparator] = []
         self._waiting: list[Comparator] = []
-        self.last: Line | None = None
         self.checkpoint: Line | None = None
-        self.skipped = 0
-        self._rounds, self._comparators = LineReader(files.rounds), LineReader(files.comparators)
-        self._checkpoints = LineReader(files.checkpoint_log)
+        self._files = files
+        self.last = self._take_up()
+        self.ledger = RegretLedger(learners, self.sums)
+        self._position = int(self.total(LENGTH))
+        self._rounds = LineReader(files.rounds, self._position)
+        self._comparators, self._checkpoints = LineReader(files.comparators), LineReader(files.checkpoint_log)
         self._lock = Lock()
 
-    def refresh(self) -> tuple[list[Line], list[Line]]:
-        """Read what is new; return the new lines of rounds and of checkpoints."""
+    def _take_up(self) -> Line | None:
+        """Return the line of the last round that is summed; where there is none such, the sums are begun anew."""
+        rounds = len(self.sums)
+        if not rounds:
+            return None
+        start, end = self.sums.read([rounds - 1, rounds])[:, 0]
+        found = read_line(self._files.rounds, int(start))
+        if found is not None and found[0].get("round") == rounds - 1 and found[1] == int(end):
+            return found[0]
+        log.warning("%s does not fit %s and is made anew", self._files.sums, self._files.rounds)
+        self.sums.clear()
+        return None
+
+    def refresh(self, tell_round: Tell = _ignore, tell_checkpoint: Tell = _ignore) -> None:
+        """Read what is new, and tell of each new line."""
         with self._lock:
-            lines = self._rounds.refresh()
-            for line in lines:
+            for line in self._rounds.lines():
                 self._record(line)
-            self._waiting += [
-                Comparator(*(line[key] for key in Comparator._fields)) for line in self._comparators.refresh()
-            ]
+                tell_round(line)
+                if self.sums.must_write():
+                    self._write()
+            for line in self._comparators.lines():
+                self._waiting.append(Comparator(*(line[key] for key in Comparator._fields)))
             # A comparator can be durable before the rounds that it covers are: after a power loss they come again.
             while self._waiting and self._waiting[0].as_of_round <= len(self.ledger):
                 self.comparators.append(self._waiting.pop(0))
                 self.ledger.compare(self.comparators[-1])
-            checkpoints = self._checkpoints.refresh()
-            self.checkpoint = checkpoints[-1] if checkpoints else self.checkpoint
-            return lines, checkpoints
+            for line in self._checkpoints.lines():
+                self.checkpoint = line
+                tell_checkpoint(line)
+
+    def close(self) -> None:
+        """Write the sums, so that the next one that follows the run need not make them."""
+        with self._lock:
+            self._write()
 
     def learned(self) -> int:
         """How many rounds have been played, skipped ones included."""
-        return len(self.ledger)
+        return len(self.sums)
+
+    def total(self, column: str) -> float:
+        """Return the sum of a column over all rounds."""
+        return float(self.sums.read([len(self.sums)])[0, self.sums.columns.index(column)])
+
+    @property
+    def skipped(self) -> int:
+        """How many rounds were skipped."""
+        return int(self.total(SKIPPED))
 
     def round(self, round: int) -> Line | None:
         """The line of a round; None when it has not been played."""
-        with self._lock:
-            return self._rounds[round] if round < len(self._rounds) else None
+        if round >= len(self.sums):
+            return None
+        found = read_line(self._files.rounds, int(self.sums.read([round])[0, 0]))
+        return None if found is None else found[0]
 
     def learners(self) -> dict[str, dict[str, float | None]]:
         """The summary of each learner, as the report has it."""
+        rounds = len(self.sums)
+        early, late = self.sums.read([max(rounds - 100, 0), rounds])
+        last = dict(zip(self.sums.columns, late - early, strict=True))
         return {
             name: {
                 "cumulative_loss": self.ledger.cumulative_loss(name),
                 "mean_loss_last_100": self.ledger.mean_loss(name, 100),
-                "mean_accuracy_last_100": _mean(self.accuracy[name][-100:]),
+                "mean_accuracy_last_100": last[accuracy(name)] / last[judged(name)] if last[judged(name)] else None,
             }
             for name in self.ledger.learners
         }
@@ -69,21 +125,25 @@ class RunView:
         return {against: regret._asdict() for against, regret in self.ledger.regret().items()}
 
     def _record(self, line: Line) -> None:
-        played = line["learners"]
+        played, steps = line["learners"], line["steps"]
+        beside = {
+            LENGTH: float(self._rounds.position - self._position),
+            SKIPPED: float(line["skipped"] is not None),
+            BEFORE: line["loss_before"] or 0.0,
+            STEPS: len(steps),
+            SKIPPED_STEPS: sum(step["skipped"] is not None for step in steps),
+        }
+        for name in self.ledger.learners if played else ():
+            known = played[name]["accuracy"] is not None
+            beside |= {accuracy(name): played[name]["accuracy"] or 0.0, judged(name): float(known)}
         losses = {name: played[name]["loss_after"] for name in self.ledger.learners} if played else None
-        self.ledger.record(losses)
-        self.skipped += line["skipped"] is not None
-        self.before.append(_number(line["loss_before"]))
-        self.after.append(_number(line["loss_after"]))
-        for name, values in self.accuracy.items():
-            values.append(_number(played[name]["accuracy"] if played else None))
-        self.last = line
+        self.ledger.record(losses, beside)
+        self.last, self._position = line, self._rounds.position
 
-
-def _number(value: float | None) -> float:
-    return nan if value is None else value
-
-
-def _mean(values: "array[float]") -> float | None:
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else None
+    def _write(self) -> None:
+        """Write the sums, of lines that are durable; what the disk does not take now stays in memory."""
+        try:
+            sync_path(self._files.rounds)
+            self.sums.write()
+        except OSError as error:
+            log.warning("%s cannot be written now: %s", self._files.sums, error)

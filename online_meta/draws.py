@@ -1,36 +1,122 @@
 """Which past rounds a meta-step revisits: what a replay policy is asked, and what it answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from online_meta.types import MetaGrad, Params
 
 
 class Draw(NamedTuple):
-    """A question to a replay policy: a meta-batch of at most ``batch`` of the rounds 0..``count`` - 1.
+    """A question to a replay policy: a meta-batch of at most ``batch`` of the past ``rounds``, in ascending order.
 
-    ``seed``, ``round`` (the newest round, count - 1) and ``step`` (of this round's meta-steps, from 0)
-    name the draw: the answer is a pure function of the five numbers.
+    ``seed``, ``round`` (the newest round) and ``step`` (of this round's meta-steps, from 0) name the draw.
     """
 
     seed: int
     round: int
     step: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which a question has no use for
+    rounds: Sequence[int]
     batch: int
 
 
 class Pick(NamedTuple):
-    """A past round and its weight in the meta-batch's weighted mean."""
+    """A past round with its ``weight`` and ``share``: a meta-step goes by sum(weight * gradient) / sum(share).
+
+    Shares count draws: 1, or more for a round that was drawn more than once. That the expected step is that of the
+    mean over all rounds is up to the weights: (expected weight of a round) / (sum of shares) is then 1 / len(rounds).
+    """
 
     round: int
-    weight: float
+    weight: float = 1.0
+    share: float = 1.0
 
 
-Replay = Callable[[Draw], list[Pick]]
-"""A replay policy; the expected weighted mean of its picks' gradients should be that of all rounds."""
+class Replay(NamedTuple):
+    """A replay policy as pure functions; ``memory`` are named tensors, saved with the learner.
+
+    ``pick(memory, draw) -> picks`` answers a draw. What a policy does not need it leaves out:
+    ``start() -> memory`` makes what it remembers to begin with;
+    ``meet(memory, draw) -> memory`` is called before the first of a round's draws, with that draw;
+    ``measure(gradient) -> (values,)`` says what the policy wants to know of a round's meta-gradient, of the draws that
+    it is part of; meta-gradients are then taken one by one;
+    ``note(memory, draw, rounds, values) -> memory`` is told so after the draw: ``values`` is (rounds, values), NaN
+    where a gradient was not finite.
+    """
+
+    pick: Callable[[Params, Draw], list[Pick]]
+    start: Callable[[], Params] = dict
+    meet: Callable[[Params, Draw], Params] = lambda memory, draw: memory
+    measure: Callable[[MetaGrad], Tensor] | None = None
+    note: Callable[[Params, Draw, list[int], Tensor], Params] = lambda memory, draw, rounds, values: memory
 
 
 def generator(*key: int) -> np.random.Generator:
     """Return a random generator that is a pure function of the non-negative integers of ``key``."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def draw_random(draw: Draw) -> np.random.Generator:
+    """Return the random generator of a draw."""
+    return generator(draw.seed, draw.round, draw.step)
+
+
+def pick_evenly(rounds: Sequence[int], many: int, random: np.random.Generator) -> list[int]:
+    """Return min(many, len(rounds)) distinct ones of ``rounds``, each set of them as likely as any other."""
+    if len(rounds) <= many:
+        return [int(round) for round in rounds]
+    # Drawing without replacement would cost O(count) memory by permutation; a set of redraws does not.
+    chosen: dict[int, None] = {}
+    while len(chosen) < many:
+        chosen.setdefault(int(random.integers(len(rounds))))
+    return [int(rounds[index]) for index in chosen]
+
+
+def pick_by_chance(chances: NDArray[np.float64], many: int, random: np.random.Generator) -> list[tuple[int, int]]:
+    """Return (index, hits) of ``many`` hits by systematic sampling (Madow, 1949), those without a hit left out.
+
+    The expected hits of an index are many * chances[index] / sum(chances), and the hits differ from it by less than 1.
+    The order is shuffled first, so that neighbours are not drawn together more often than others.
+    """
+    order = random.permutation(len(chances))
+    ends = np.cumsum(chances[order])
+    points = (np.arange(many) + random.random()) * (ends[-1] / many)
+    found = np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)
+    hits = np.bincount(found, minlength=len(order))
+    return [(int(order[at]), int(hits[at])) for at in np.flatnonzero(hits)]
+
+
+def hash_rounds(seed: int, rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of each round, uniform over 64 bits (the finalizer of SplitMix64, Steele et al., 2014)."""
+    start = np.uint64(generator(seed).integers(2**63))
+    with np.errstate(over="ignore"):
+        mixed = start + (rounds.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def rounds_behind(rounds: Sequence[int], first: int) -> NDArray[np.int64]:
+    """Return the rounds from ``first`` on, in ascending order; costs no more than their number, and a search."""
+    low, high = 0, len(rounds)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if rounds[middle] < first else (low, middle)
+    return np.array(rounds[low:], np.int64)
+
+
+def still_there(rounds: Sequence[int], asked: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of ``asked`` are among ``rounds``."""
+    if isinstance(rounds, range):
+        return (asked >= rounds.start) & (asked < rounds.stop)
+    return np.isin(asked, np.asarray(rounds))
+
+
+def as_memory(next: int, rounds: NDArray[np.int64], **others: NDArray[np.generic]) -> Params:
+    """Return a memory of ``rounds`` and other arrays, and of the ``next`` round that is not in it yet."""
+    arrays = {"next": np.array(next, np.int64), "rounds": rounds, **others}
+    return {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}

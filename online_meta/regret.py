@@ -1,9 +1,10 @@
 """The regret ledger: losses of every learner over the rounds, and regret against every comparator."""
 
 import math
-from array import array
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from online_meta.sums import MemorySums, Sums
 
 LEARNER = "ftml"
 """The learner whose regret is kept."""
@@ -31,67 +32,46 @@ class Regret(NamedTuple):
     kind: str
 
 
-class RunningSum(NamedTuple):
-    """A float sum with the rounding errors kept aside (Neumaier 1974).
-
-    Its error is at most 1 ulp, plus n^2 * 2^-106 * sum |x_i| over n terms: 1 ulp over millions of losses of one sign.
-    """
-
-    total: float = 0.0
-    lost: float = 0.0
-
-    def plus(self, value: float) -> "RunningSum":
-        """Return the sum with ``value`` added."""
-        total = self.total + value
-        big, small = (self.total, value) if abs(self.total) >= abs(value) else (value, self.total)
-        return RunningSum(total, self.lost + ((big - total) + small))
-
-    def value(self) -> float:
-        """The sum."""
-        return self.total + self.lost
-
-
 class RegretLedger:
-    """Keeps 8 bytes a round and learner: the cumulative loss after adaptation, scored before learning.
+    """The cumulative loss of each learner after adaptation, scored before learning, and regret against others.
 
     regret_T(against) = sum_{t<T} f_t(U_t(w_t)) - L_T(against) (Finn et al., ICML 2019, eq. 2); baselines
     are compared at the newest round, other comparators at the round up to which they were evaluated.
     """
 
-    def __init__(self, learners: Iterable[str]) -> None:
-        """Begin before round 0 for the named ``learners``, ``ftml`` among them."""
-        self._sums = {name: RunningSum() for name in learners}
-        if LEARNER not in self._sums:
-            raise ValueError(f"the ledger keeps the regret of {LEARNER!r}: name it among {list(self._sums)}")
-        self._cumulative = {name: array("d") for name in self._sums}
+    def __init__(self, learners: Iterable[str], sums: Sums | None = None) -> None:
+        """Go on where ``sums`` are, which have a column for each of the ``learners``, ``ftml`` among them.
+
+        By default sums in memory begin before round 0: 8 bytes a round and learner.
+        """
+        self.learners = tuple(learners)
+        if LEARNER not in self.learners:
+            raise ValueError(f"the ledger keeps the regret of {LEARNER!r}: name it among {[*self.learners]}")
+        self._sums: Sums = MemorySums(self.learners) if sums is None else sums
+        self._column = {name: self._sums.columns.index(name) for name in self.learners}
         self._comparators: dict[str, Comparator] = {}
 
     def __len__(self) -> int:
         """How many rounds are recorded."""
-        return len(self._cumulative[LEARNER])
+        return len(self._sums)
 
-    @property
-    def learners(self) -> tuple[str, ...]:
-        """The names of the learners."""
-        return tuple(self._sums)
-
-    def record(self, losses: Mapping[str, float] | None) -> None:
+    def record(self, losses: Mapping[str, float] | None, beside: Mapping[str, float] | None = None) -> None:
         """Record the next round: each learner's query loss after adaptation, before it learned the task.
 
-        None stands for a round that was skipped: it adds nothing to anyone.
+        None stands for a round that was skipped: it adds nothing to anyone. Figures for other columns of the sums
+        stand ``beside``.
         Raises ``ValueError`` when a learner is missing or unknown, or a loss is not finite.
         """
         if losses is None:
-            losses = dict.fromkeys(self._sums, 0.0)
-        if losses.keys() != self._sums.keys():
-            raise ValueError(f"round {len(self)} has losses of {sorted(losses)}; the learners are {sorted(self._sums)}")
+            losses = dict.fromkeys(self.learners, 0.0)
+        if losses.keys() != set(self.learners):
+            learners = sorted(self.learners)
+            raise ValueError(f"round {len(self)} has losses of {sorted(losses)}; the learners are {learners}")
         if not all(map(math.isfinite, losses.values())):
             raise ValueError(
                 f"round {len(self)} has losses {dict(losses)}: a round that is not finite is skipped, None"
             )
-        for name, loss in losses.items():
-            self._sums[name] = self._sums[name].plus(loss)
-            self._cumulative[name].append(self._sums[name].value())
+        self._sums.append({**losses, **(beside or {})})
 
     def compare(self, comparator: Comparator) -> None:
         """Take a newer evaluation of a comparator.
@@ -110,7 +90,7 @@ class RegretLedger:
         rounds = len(self) if rounds is None else rounds
         if not 0 <= rounds <= len(self):
             raise IndexError(f"the loss of the first {rounds} rounds was asked for; the ledger has {len(self)}")
-        return self._cumulative[learner][rounds - 1] if rounds else 0.0
+        return float(self._sums.read([rounds])[0, self._column[learner]])
 
     def mean_loss(self, learner: str, last: int) -> float | None:
         """Return a learner's mean loss over the last ``last`` rounds, or over all there are; None without any."""

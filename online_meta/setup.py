@@ -3,10 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as Folder
+from typing import Any
 
 from online_meta.draws import Replay
 from online_meta.inner import Inner
 from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, Past, Schedule
+
+
+def keep_alone(value: Any) -> list[Any]:
+    """Gather ``value`` from a process that is alone."""
+    return [value]
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,8 @@ class LearnerSetup:
     ``start`` are the initial meta-parameters; ``fresh(t)`` draws new random weights for round t;
     ``engine`` makes an optimizer of its own around meta-parameters; ``past`` holds the rounds' tasks; ``how``, within
     ``memory_limit`` bytes, meta-gradients are summed is for ``PathFinder``; compiled programs lie in ``programs``.
-    ``schedule`` multiplies the learning rate of the engines.
+    ``schedule`` multiplies the learning rate of the engines. ``gather(value)`` returns on every rank, as JSON would
+    give it back, what each rank called it with.
     """
 
     inner: Inner
@@ -34,3 +41,4 @@ class LearnerSetup:
     programs: Folder | None = None
     how: str = "loop"
     memory_limit: int | None = None
+    gather: Callable[[Any], list[Any]] = keep_alone

@@ -1,9 +1,10 @@
 """Arithmetic on nested named tuples and dicts of tensors."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch.utils._pytree import tree_map
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 Tree = TypeVar("Tree")
 
@@ -24,6 +25,12 @@ def zeros(tree: Tree) -> Tree:
     """Return zeros like every leaf of ``tree``."""
     nothing: Tree = tree_map(torch.zeros_like, tree)
     return nothing
+
+
+def norm(tree: Any) -> Tensor:
+    """Return the Euclidean norm over all leaves of ``tree``, a scalar in float64."""
+    squares = [leaf.detach().double().square().sum() for leaf in tree_leaves(tree)]
+    return torch.stack(squares).sum().sqrt()
 
 
 def doubled(tree: Tree) -> Tree:

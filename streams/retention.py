@@ -61,6 +61,10 @@ class KeptRounds(Sequence[int]):
         """``sample`` is in ascending order."""
         self._sample, self._rest = sample, range(decided, count)
 
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.int64]:
+        """Return them as NumPy has them."""
+        return np.concatenate([self._sample, np.arange(self._rest.start, self._rest.stop)])
+
     def __len__(self) -> int:
         """Return how many they are."""
         return len(self._sample) + len(self._rest)

@@ -14,12 +14,12 @@ import online_meta.rules
 import online_meta.schedules
 import trainers.engines
 from online_meta import registry
-from online_meta.draws import generator
+from online_meta.draws import Replay, generator
 from online_meta.functional import ModelLoss, accuracy_of, model_loss
 from online_meta.import_path import import_by_path
 from online_meta.inner import Inner
 from online_meta.regret import LEARNER
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerSetup, keep_alone
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past, Schedule
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 from trainers.timing import Timing
@@ -83,6 +83,17 @@ def build_schedule(settings: MetaSettings) -> Schedule:
     return made
 
 
+def build_replay(settings: MetaSettings) -> Replay:
+    """Return the replay policy; raises ``ValueError`` for an unknown one or option."""
+    try:
+        made: Replay = registry.load(online_meta.replay, settings.replay)(**settings.replay_options)
+    except TypeError as error:
+        raise ValueError(
+            f"meta.replay_options {settings.replay_options} do not fit {settings.replay!r}: {error}"
+        ) from error
+    return made
+
+
 def build_engine(settings: TrainerSettings, kind: str, timing: Timing | None = None) -> Callable[[Meta], Engine]:
     """Return a function that puts an engine of a ``kind`` around meta-parameters; ``timing`` counts its waiting."""
     module = registry.load_module(trainers.engines, kind)
@@ -100,11 +111,13 @@ def build_setup(
     programs: Path | None = None,
     engine: str = LOCAL,
     timing: Timing | None = None,
+    gather: Callable[[Any], list[Any]] = keep_alone,
 ) -> LearnerSetup:
     """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
 
     ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
-    while checks, comparators and replays are processes of their own. ``timing`` counts what it waits for other ranks.
+    while checks, comparators and replays are processes of their own. ``timing`` counts what it waits for other ranks,
+    ``gather`` is the set-up's.
     """
     registry.load_module(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
     device = torch.device(settings.engine.device)
@@ -122,7 +135,7 @@ def build_setup(
         start=inner.init(dict(module.named_parameters())),
         fresh=fresh,
         engine=build_engine(settings, engine, timing),
-        replay=registry.load(online_meta.replay, settings.meta.replay),
+        replay=build_replay(settings.meta),
         batch=settings.meta.batch,
         steps_per_round=settings.meta.steps_per_round,
         seed=settings.seed,
@@ -132,6 +145,7 @@ def build_setup(
         how=settings.engine.how,
         schedule=build_schedule(settings.meta),
         memory_limit=settings.engine.memory_limit,
+        gather=gather,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from online_meta.setup import keep_alone
 from online_meta.types import Params
 
 Parcels = Mapping[int, Sequence[bytes]]
@@ -15,10 +16,6 @@ def _keep(value: Any) -> Any:
 
 def _keep_tensors(tensors: Params | None) -> Params:
     return tensors or {}
-
-
-def _keep_alone(value: Any) -> list[Any]:
-    return [value]
 
 
 def _keep_parcels(parcels: Parcels | None) -> Sequence[bytes]:
@@ -42,7 +39,7 @@ class Crew(NamedTuple):
     share_tensors: Callable[[Params | None], Params] = _keep_tensors
     send: Callable[[Parcels | None], Sequence[bytes]] = _keep_parcels
     wait_at_most: Callable[[float], None] = _keep
-    gather: Callable[[Any], list[Any]] = _keep_alone
+    gather: Callable[[Any], list[Any]] = keep_alone
 
     @property
     def leads(self) -> bool:

@@ -13,7 +13,7 @@ from streams.durable import replace_file
 from trainers.checkpoint import CheckpointError
 from trainers.decisive import fingerprint
 from trainers.divergence import RollbackBook, Streak, streak_of
-from trainers.json_lines import Line, LineReader, LineWriter
+from trainers.json_lines import Line, LineReader, LineWriter, find_line, read_line
 from trainers.paths import PathBook
 from trainers.plan import PlanBook
 from trainers.round_lines import disagreement
@@ -46,11 +46,8 @@ def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
 
     Raises ``CheckpointError`` when rounds before it have lost their lines.
     """
-    known = LineReader(files.rounds).refresh()
-    if len(known) < rounds:  # They were durable before the checkpoint was.
-        problem = f"{files.rounds} is damaged: {len(known)} lines are whole and the checkpoint is of round {rounds}"
-        raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
-    plans, lines = PlanBook(files.plans), LineWriter(files.rounds)
+    position = _behind(files.rounds, rounds)
+    plans, lines = PlanBook(files.plans, rounds), LineWriter(files.rounds, position)
     own = fingerprint(settings)
     rollbacks = RollbackBook(files.rollbacks, own)
     return Desk(
@@ -59,12 +56,27 @@ def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
         plans=plans,
         paths=PathBook(files.paths, own, plans.planned),
         rollbacks=rollbacks,
-        streak=streak_of(known[:rounds], rollbacks.before(rounds)),
+        streak=streak_of(files.rounds, rounds, rollbacks.before(rounds)),
         lines=lines,
-        known=known[rounds:],
+        known=LineReader(files.rounds, position).refresh(),
         checkpoints=LineWriter(files.checkpoint_log),
         published=(published_round(files.leader), 0.0),
     )
+
+
+def _behind(path: Path, rounds: int) -> int:
+    """Return where the lines of rounds beyond the checkpoint begin; the others are there, though few are read.
+
+    Raises ``CheckpointError`` when the last of them is not where it has to be.
+    """
+    last = read_line(path, find_line(path, lambda line: bool(line["round"] >= rounds - 1))) if rounds else None
+    if last and last[0]["round"] == rounds - 1:
+        return last[1]
+    if rounds:  # They were durable before the checkpoint was.
+        whole = sum(1 for _ in LineReader(path).lines())
+        problem = f"{path} is damaged: {whole} lines are whole and the checkpoint is of round {rounds}"
+        raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
+    return 0
 
 
 def report(desk: Desk, line: Line) -> None:

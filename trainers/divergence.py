@@ -1,11 +1,12 @@
 """When meta-step after meta-step is not finite: back to a good checkpoint with half the learning rate, or an end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from trainers.json_lines import Line, LineReader, LineWriter
+from trainers.json_lines import Line, LineReader, LineWriter, find_line
 
 
 class Diverged(RuntimeError):
@@ -74,9 +75,25 @@ class Streak:
         self.length, self.good = 0, False
 
 
-def streak_of(lines: Sequence[Line], rollbacks: Collection[Rollback]) -> Streak:
-    """Return the streak that the lines of all rounds so far end in."""
-    streak, ends = Streak(), {one.round for one in rollbacks}
+def streak_of(path: Path, rounds: int, rollbacks: Sequence[Rollback]) -> Streak:
+    """Return the streak that the lines of the first ``rounds`` rounds in the file at ``path`` end in.
+
+    Only as many lines are read, from the end, as it takes.
+    """
+    window = 64
+    ended = max((one.round for one in rollbacks), default=0)
+    while True:
+        first = max(rounds - window, 0)
+        reader = LineReader(path, find_line(path, lambda line, first=first: bool(line["round"] >= first)))  # type: ignore[misc]
+        lines = [*takewhile(lambda line: line["round"] < rounds, reader.lines())]
+        good = any(step["skipped"] is None for line in lines for step in line["steps"])
+        if good or first <= ended:
+            return _count_streak(lines, {one.round for one in rollbacks})
+        window *= 8
+
+
+def _count_streak(lines: Sequence[Line], ends: Container[int]) -> Streak:
+    streak = Streak()
     for line in lines:
         if line["round"] in ends:
             streak.end()

@@ -1,8 +1,10 @@
 """The hindsight comparator: fixed meta-parameters trained on all rounds so far, an estimate from above."""
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from online_meta.draws import Draw, generator
 from online_meta.finite import sum_finite
@@ -31,7 +33,7 @@ def refresh_hindsight(
     steps: int,
     evaluate: int,
     saved: Params | None,
-    skipped: Container[int] = (),
+    skipped: Collection[int] = (),
     proceed: Callable[[], bool] = lambda: True,
 ) -> Hindsight | None:
     """Estimate min_w sum_{t<rounds} f_t(U_t(w)) by ``steps`` meta-steps over all rounds, then evaluate.
@@ -50,22 +52,23 @@ def refresh_hindsight(
     total = TaskSum(setup.gradient, setup.programs)
     how, limit = setup.how, setup.memory_limit
     finder = PathFinder(total, setup.batch, how=how, memory_limit=limit, folder=setup.programs, compiles=False)
-    gradient = sum_finite(total)
-    counted = [round for round in setup.past.kept(rounds) if round not in skipped]
-    for step in range(steps if counted else 0):
+    gradient, evenly = sum_finite(total), uniform()
+    kept = np.asarray(setup.past.kept(rounds), np.int64)
+    counted: Sequence[int] = kept[np.isin(kept, list(skipped), invert=True)]  # type: ignore[assignment]  # 8 bytes each
+    for step in range(steps if len(counted) else 0):
         if not proceed():
             return None
-        picks = uniform(Draw(setup.seed + STREAM, rounds - 1, step, len(counted), setup.batch))
-        tasks = [setup.past[counted[pick.round]] for pick in picks]
+        picks = evenly.pick({}, Draw(setup.seed + STREAM, rounds - 1, step, counted, setup.batch))
+        tasks = [setup.past[pick.round] for pick in picks]
         total.follow(finder.find(engine.meta(), tasks))
-        engine.apply(*gradient(engine.meta(), tasks, [pick.weight for pick in picks]))
+        engine.apply(*gradient(engine.meta(), tasks, picks))
     losses = []
     stretches = _stretches(len(counted), evaluate)
-    share = sum(round not in skipped for round in range(rounds)) / max(1, len(counted))
+    share = (rounds - sum(round < rounds for round in skipped)) / max(1, len(counted))
     for index in _one_of_each(setup.seed, stretches):
         if not proceed():
             return None
-        losses.append(score_task(setup.inner, engine.meta(), setup.past[counted[index]]).loss_after)
+        losses.append(score_task(setup.inner, engine.meta(), setup.past[int(counted[index])]).loss_after)
     return Hindsight(_summarise(losses, rounds, [share * len(stretch) for stretch in stretches]), engine.save())
 
 

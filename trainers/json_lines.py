@@ -1,23 +1,25 @@
 """An append-only file of JSON lines that survives kills: written by one process, followed by many."""
 
+import contextlib
 import json
 import os
-from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from streams.durable import sync_path
 
+BATCH_BYTES = 1 << 18
 Line = dict[str, Any]
 
 
 class LineWriter:
     """Appends JSON objects to a file; a line that a kill tore is cut off when the file is opened."""
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path``, creating it and its folder if need be."""
+    def __init__(self, path: Path, whole: int = 0) -> None:
+        """Open ``path``, creating it and its folder if need be; its first ``whole`` bytes are known to be whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
+        _cut_torn_line(path, whole)
         self._file = open(path, "ab")  # noqa: SIM115 - held until close()
         sync_path(path.parent)
 
@@ -37,55 +39,87 @@ class LineWriter:
 
 
 class LineReader:
-    """Follows such a file: ``refresh`` gives the lines that are new, ``[i]`` any of the lines seen."""
+    """Follows such a file from a ``position`` on, in bytes: that behind the last line that was given."""
 
-    def __init__(self, path: Path) -> None:
-        """Follow ``path``, which need not exist yet. Nothing is read before ``refresh``."""
+    def __init__(self, path: Path, position: int = 0) -> None:
+        """Follow ``path``, which need not exist yet. Nothing is read before ``lines``."""
         self._path = path
-        self._starts = array("Q", [0])
+        self.position = position
 
-    def __len__(self) -> int:
-        """How many whole lines have been seen."""
-        return len(self._starts) - 1
-
-    def __getitem__(self, index: int) -> Line:
-        """Return line ``index``, from 0; raises ``IndexError`` past the lines seen."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"line {index} of {self._path}, of which {len(self)} are known")
+    def lines(self) -> Iterator[Line]:
+        """Give the whole lines that are new one by one, up to one that a power loss has damaged; few are in memory."""
+        if not self._path.exists():
+            return
         with open(self._path, "rb") as file:
-            file.seek(self._starts[index])
-            line: Line = json.loads(file.readline())
-            return line
+            file.seek(self.position)
+            while texts := file.readlines(BATCH_BYTES):
+                for text in texts:
+                    line = _parse(text)
+                    if line is None:  # The writer cuts the file here when it is opened again.
+                        return
+                    self.position += len(text)
+                    yield line
 
     def refresh(self) -> list[Line]:
-        """Return the whole lines that were added since the last call, up to one that a power loss has damaged."""
-        if not self._path.exists():
-            return []
-        with open(self._path, "rb") as file:
-            file.seek(self._starts[-1])
-            fresh = file.read()
-        lines: list[Line] = []
-        for text in fresh.splitlines(keepends=True):
+        """Return the new lines, all at once."""
+        return list(self.lines())
+
+
+def read_line(path: Path, position: int) -> tuple[Line, int] | None:
+    """Return the line that begins at ``position``, and where the next one does; None when none is whole there."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        file.seek(position)
+        text = file.readline()
+        line = _parse(text)
+        return None if line is None else (line, position + len(text))
+    return None
+
+
+def find_line(path: Path, reached: Callable[[Line], bool]) -> int:
+    """Return where the first line that is ``reached`` begins: behind all lines if none is.
+
+    The lines that are come behind all that are not; so few are read, however long the file is. One that is not whole
+    counts as reached: nothing behind it is to be read.
+    """
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        found = high = path.stat().st_size
+        low = 0  # Lines that begin before it are not reached, those that begin at ``found`` or behind it are.
+        while low < high:
+            middle = (low + high) // 2
+            start = _line_behind(file, middle, low)
+            if start >= high:
+                high = middle
+                continue
+            text = file.readline()
             line = _parse(text)
-            if line is None:  # The writer cuts the file here when it is opened again.
-                break
-            lines.append(line)
-            self._starts.append(self._starts[-1] + len(text))
-        return lines
+            if line is None or reached(line):
+                found = high = start
+            else:
+                low = start + len(text)
+        return found
 
 
-def _cut_torn_line(path: Path) -> None:
+def _line_behind(file: BinaryIO, middle: int, low: int) -> int:
+    """Go to the first line that begins at ``middle`` or behind it; one begins at ``low``."""
+    if middle > low:
+        file.seek(middle - 1)
+        file.readline()
+    else:
+        file.seek(low)
+    return file.tell()
+
+
+def _cut_torn_line(path: Path, whole: int) -> None:
     """Cut the file after its last line that parses: what follows a kill or power loss left half written."""
     if not path.exists():
         return
-    whole = 0
-    with open(path, "rb") as file:
-        for text in file:
-            if _parse(text) is None:
-                break
-            whole += len(text)
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
+    reader = LineReader(path, whole)
+    for _ in reader.lines():
+        pass
+    if reader.position < path.stat().st_size:
+        os.truncate(path, reader.position)
 
 
 def _parse(text: bytes) -> Line | None:

@@ -59,7 +59,7 @@ class HistoryPast:
         if decided != self._decided:
             sample = [] if self._history is None else sample_of(self._history.ask, decided).tolist()
             self._decided, self._sample = decided, np.array(crew.share(sample) if crew.far else sample, np.int64)
-        return KeptRounds(self._sample, decided, count)
+        return KeptRounds(self._sample, decided, count) if decided else range(count)
 
     def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
         """Send each rank that has no history the rounds in its share; all ranks have to call it."""

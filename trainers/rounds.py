@@ -54,7 +54,7 @@ def open_run(
     timing = Timing()
     playing = timed(crew, timing)  # That ranks begin one after the other is not counted.
     past = HistoryPast(history, torch.device(settings.engine.device), playing)
-    learners = build_learners(settings, build_setup(settings, past, files.programs, kind, timing))
+    learners = build_learners(settings, build_setup(settings, past, files.programs, kind, timing, playing.gather))
     rounds = resume(settings, files, learners, crew)
     desk = open_desk(settings, files, rounds) if crew.leads else None
     rollbacks = crew.share(len(desk.rollbacks.before(rounds)) if desk else None)

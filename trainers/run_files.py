@@ -46,6 +46,11 @@ class RunFiles:
         return self.folder / "rounds.jsonl"
 
     @property
+    def sums(self) -> Path:
+        """Sums over the rounds, made from their lines by whoever follows the run; beside it, how far they go."""
+        return self.folder / "rounds.sums"
+
+    @property
     def comparators(self) -> Path:
         """One line for each evaluation of a comparator."""
         return self.folder / "comparators.jsonl"

@@ -41,9 +41,10 @@ class MetaSettings:
 
     While tasks arrive faster than they are learned, up to ``max_rounds_per_update`` rounds are scored
     before one shared update; what was shared is written into the run's plan. ``options`` are those of the estimator
-    ``gradient``, such as ``rematerialise`` of exact. The learning rate follows a ``schedule`` over the rounds, with
-    ``schedule_options`` such as ``warmup``. After ``max_skipped`` meta-steps in a row that were not finite the run goes
-    back to the last good checkpoint with half the learning rate, or stops, as ``when_diverged`` says.
+    ``gradient``, such as ``rematerialise`` of exact, ``replay_options`` those of the policy ``replay``. The learning
+    rate follows a ``schedule`` over the rounds, with ``schedule_options`` such as ``warmup``. After ``max_skipped``
+    meta-steps in a row that were not finite the run goes back to the last good checkpoint with half the learning rate,
+    or stops, as ``when_diverged`` says.
     """
 
     gradient: str = "exact"
@@ -56,6 +57,7 @@ class MetaSettings:
     steps_per_round: Annotated[int, Ge(1)] = 1
     batch: Annotated[int, Ge(1)] = 25
     replay: str = "uniform"
+    replay_options: dict[str, Any] = field(default_factory=dict)
     max_rounds_per_update: Annotated[int, Ge(1)] = 1
     max_skipped: Annotated[int, Ge(1)] = 50
     when_diverged: Literal["roll_back", "stop"] = "roll_back"

@@ -36,8 +36,9 @@ def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience
     """Send task FILES (safetensors) in the order given; a task's id is its file's name without the ending.
 
     The address says to whom: a daemon (http://host:port), or where one reads from: redis://host:port/db?stream=name,
-    kafka://host:port/topic, nats://host:port/stream-or-subject, file:///folder. A task is sent once it is durable
-    there.
+    kafka://host:port/topic, nats://host:port/stream-or-subject, file:///folder. How to log in at a broker, and whom to
+    believe, are files that the end of its address names: rediss://me@host/0?stream=name&password_file=F&ca_file=F. A
+    task is sent once it is durable there.
     Sending a file again is harmless: the daemon knows its id. Waits while a daemon's backlog is full. Exits 78
     when a task was refused; the others are sent all the same. Exits 75 when nothing is taken for --patience
     seconds: run it again later.
@@ -88,6 +89,8 @@ def _producer(url: str, token_file: Path | None, patience: float, console: Conso
 def _blaming_the_address() -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        raise ConfigError(f"--url {error.filename}: {error.strerror}") from error
     except (ValueError, ImportError) as error:
         raise ConfigError(f"--url {error}") from error
 

@@ -1,16 +1,18 @@
 """Follow the Meta-Leader."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path as Folder
+from typing import Any
 
-from online_meta.draws import Draw, Pick, Replay
-from online_meta.finite import sum_finite
+from online_meta.draws import Pick, Replay
+from online_meta.finite import sum_finite, sum_measured
 from online_meta.inner import Inner
 from online_meta.past import MemoryPast
 from online_meta.replay.uniform import uniform
+from online_meta.revisits import Revisits
 from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerSetup, keep_alone
 from online_meta.summing import TaskSum
 from online_meta.tree import add
 from online_meta.types import (
@@ -45,7 +47,7 @@ class FollowTheMetaLeader:
         gradient: MetaGradient,
         engine: Engine,
         *,
-        replay: Replay = uniform,
+        replay: Replay | None = None,
         batch: int = 25,
         steps_per_round: int = 1,
         seed: int = 0,
@@ -53,12 +55,13 @@ class FollowTheMetaLeader:
         accuracy: AccuracyFn | None = None,
         programs: Folder | None = None,
         schedule: Schedule | None = None,
+        gather: Callable[[Any], list[Any]] = keep_alone,
     ) -> None:
-        """Begin at round 0 with the engine's meta-parameters; ``past`` keeps tasks in memory by default.
+        """Begin at round 0 with the engine's meta-parameters; ``past`` keeps tasks in memory, ``replay`` is uniform.
 
         ``total`` sums the meta-gradients of a batch, task by task until it is told to ``follow`` another path, such as
         a ``PathFinder`` finds; compiled programs lie in the folder ``programs``. The ``schedule`` multiplies the
-        engine's learning rate, and so does ``lr_scale``, for a run that has diverged.
+        engine's learning rate, and so does ``lr_scale``, for a run that has diverged. ``gather`` is the set-up's.
 
         Raises ``ValueError`` when ``batch`` or ``steps_per_round`` is below 1.
         """
@@ -69,8 +72,12 @@ class FollowTheMetaLeader:
         self.round = 0
         self.lr_scale = 1.0
         self.total = TaskSum(gradient, programs)
-        self._gradient = sum_finite(self.total)
-        self._replay, self._batch, self._steps, self._seed = replay, batch, steps_per_round, seed
+        self._steps = steps_per_round
+        self._revisits = Revisits(uniform() if replay is None else replay, seed, batch, gather)
+        measure = self._revisits.measure
+        self._gradient = (
+            sum_finite(self.total) if measure is None else sum_measured(gradient, measure, self._revisits.told)
+        )
         self._past: Past = MemoryPast() if past is None else past
         self._accuracy = accuracy
         self._schedule: Schedule = constant() if schedule is None else schedule
@@ -92,59 +99,54 @@ class FollowTheMetaLeader:
         for task in tasks:
             self._past.remember(self.round, task)
             self.round += 1
-        kept = self._past.kept(self.round)
-        self._past.expect(self, self._foreseen(kept))
+        self._revisits.begin(self.round - 1, self._past.kept(self.round))
+        self._past.expect(self, self._foreseen())
         replayed: list[int] = []
         reports: list[StepReport] = []
         for step in range(self._steps):
-            rounds, report = self._step(step, kept)
+            rounds, report = self._step(step)
             replayed += rounds
             reports.append(report)
         return Learned(tuple(replayed), tuple(reports))
 
-    def _draw(self, rounds: int, step: int, count: int) -> list[Pick]:
-        return self._replay(Draw(self._seed, rounds - 1, step, count, self._batch))
+    def _foreseen(self) -> Iterator[int]:
+        """Tell what this rank will probably revisit, of the rounds that are there."""
+        for picks in self._revisits.foresee(self._steps):
+            yield from (pick.round for pick in picks[self.engine.rank :: self.engine.world] if pick.round < self.round)
 
-    def _foreseen(self, kept: Sequence[int]) -> Iterator[int]:
-        """Tell what this rank will revisit in this update, and in the next one, should that learn one more task."""
-        for more in (0, 1):
-            for step in range(self._steps):
-                picks = self._draw(self.round + more, step, len(kept) + more)[self.engine.rank :: self.engine.world]
-                yield from (kept[pick.round] for pick in picks if pick.round < len(kept))
-
-    def _step(self, step: int, kept: Sequence[int]) -> tuple[list[int], StepReport]:
-        draws = self._draw(self.round, step, len(kept))
-        picks = [Pick(kept[draw.round], draw.weight) for draw in draws]
+    def _step(self, step: int) -> tuple[list[int], StepReport]:
+        picks = self._revisits.picks(step)
         rank, world = self.engine.rank, self.engine.world
         self._past.hand_out([[pick.round for pick in picks[other::world]] for other in range(world)])
         if self.engine.gather is None:
             total = self._sum(picks[rank::world])
         else:
             total = self._sum_in_order(picks, self.engine.gather)
+        self._revisits.end(picks[rank::world])
         return [pick.round for pick in picks], self.engine.apply(*total)
 
     def _sum(self, picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
-        """Return this rank's sum; one without a task takes part with nothing: zeros of weight 0."""
+        """Return this rank's sum; one without a task takes part with nothing: zeros, and a share of 0."""
         tasks = [self._past[pick.round] for pick in picks]
-        return self._gradient(self.engine.meta(), tasks, [pick.weight for pick in picks])
+        return self._gradient(self.engine.meta(), tasks, picks)
 
     def _sum_in_order(self, picks: Sequence[Pick], gather: Gather) -> tuple[MetaGrad, float]:
         """Return the sum over all ranks, added up pick by pick: the same bits whatever their number is."""
         rank, world = self.engine.rank, self.engine.world
-        total, weight = self._sum([])
+        total, all_shares = self._sum([])
         for first in range(0, len(picks), world):
             together = picks[first : first + world]
-            for _, (share, its) in zip(together, gather(*self._sum(together[rank : rank + 1])), strict=False):
-                total, weight = add(total, share), weight + its
-        return total, weight
+            for _, (found, share) in zip(together, gather(*self._sum(together[rank : rank + 1])), strict=False):
+                total, all_shares = add(total, found), all_shares + share
+        return total, all_shares
 
     def save(self, keep: Keep | None = None) -> Params:
-        """Return the engine's state: all that cannot be computed again from the history."""
-        return self.engine.save(keep)
+        """Return the state of the engine and of the replay: all that cannot be computed again from the history."""
+        return {**self.engine.save(keep), **self._revisits.save(keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
-        self.engine.load(saved)
+        self.engine.load(self._revisits.load(saved))
         self.round = rounds
         self._scored = ScoredTasks()
 
@@ -163,4 +165,5 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
         accuracy=setup.accuracy,
         programs=setup.programs,
         schedule=setup.schedule,
+        gather=setup.gather,
     )

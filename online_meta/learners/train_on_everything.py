@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from online_meta.draws import Draw, Pick
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.metagrads.supervised import supervised
 from online_meta.setup import LearnerSetup
@@ -20,19 +19,17 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
     """
     inner = replace(setup.inner, steps=0)
 
-    def draw_apart(draw: Draw) -> list[Pick]:
-        return setup.replay(draw._replace(seed=draw.seed + STREAM))
-
     return FollowTheMetaLeader(
         inner,
         supervised(inner),
         setup.engine(setup.start),
-        replay=draw_apart,
+        replay=setup.replay,
         batch=setup.batch,
         steps_per_round=setup.steps_per_round * (setup.inner.steps + 1),
-        seed=setup.seed,
+        seed=setup.seed + STREAM,
         past=setup.past,
         accuracy=setup.accuracy,
         programs=setup.programs,
         schedule=setup.schedule,
+        gather=setup.gather,
     )

@@ -1,11 +1,16 @@
 """Full replay: every past round, at every meta-step."""
 
-from online_meta.draws import Draw, Pick
+from online_meta.draws import Draw, Pick, Replay
+from online_meta.types import Params
 
 
-def all(draw: Draw) -> list[Pick]:
-    """Return every round once: follow the meta-leader to the letter, at a cost that grows with the stream.
+def all() -> Replay:
+    """Return the policy that revisits every round once, at a cost that grows with the stream.
 
-    The objective sum_{k<=t} f_k(U_k(w)) of Finn et al., ICML 2019, eq. 3; ``batch`` is not obeyed.
+    The objective sum_{k<=t} f_k(U_k(w)) of Finn et al., ICML 2019, eq. 3, to the letter; ``batch`` is not obeyed.
     """
-    return [Pick(round, 1.0) for round in range(draw.count)]
+
+    def pick(memory: Params, draw: Draw) -> list[Pick]:
+        return [Pick(int(round)) for round in draw.rounds]
+
+    return Replay(pick)

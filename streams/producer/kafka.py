@@ -1,7 +1,11 @@
 """Bring tasks to a Kafka topic."""
 
+from collections import deque
+
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streams.kafka_connection import find_refusal, make_client, read_login
+from streams.login import KafkaLogin
 from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
 
 TIMEOUT_SECONDS = 20.0
@@ -12,18 +16,22 @@ PASSING = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BRO
 class KafkaProducer:
     """A ``Producer`` of messages with a header ``id``, the id as their key, too, so that it decides the partition."""
 
-    def __init__(self, brokers: str, topic: str, patience: float) -> None:
-        """Write to a topic of the ``brokers``, host:port or several between commas."""
+    def __init__(self, brokers: str, topic: str, login: KafkaLogin, patience: float) -> None:
+        """Write to a topic of the ``brokers``, host:port or several between commas; raises as ``read_login`` does."""
         self._where, self._topic, self._patience = f"kafka://{brokers}", topic, patience
-        self._producer = Producer(
+        self._said: deque[KafkaError] = deque(maxlen=32)
+        self._producer = make_client(
+            Producer,
             {
+                **read_login(login),
                 "bootstrap.servers": brokers,
                 "acks": "all",
                 "linger.ms": 0,
                 "message.max.bytes": 1_000_000_000,  # the broker's own limit decides
                 "message.timeout.ms": round(1000 * min(TIMEOUT_SECONDS, max(patience, 1.0))),
                 "log_level": 2,
-            }
+                "error_cb": self._said.append,
+            },
         )
 
     def send(self, id: str, body: bytes) -> None:
@@ -33,6 +41,7 @@ class KafkaProducer:
 
     def _produce(self, id: str, body: bytes) -> None:
         reports: list[KafkaError | None] = []
+        self._said.clear()
 
         def note(error: KafkaError | None, message: Message) -> None:
             reports.append(error)
@@ -41,6 +50,9 @@ class KafkaProducer:
             self._producer.produce(self._topic, body, key=id, headers=[("id", id.encode())], on_delivery=note)
             while not reports:
                 self._producer.poll(0.1)
+                if (refusal := find_refusal(self._said)) is not None:
+                    self._producer.purge()
+                    raise KafkaException(refusal)
             error = reports[0]
         except KafkaException as raised:
             error = raised.args[0]

@@ -7,7 +7,8 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from streams.asynchronous import Loop
-from streams.nats_connection import Connection
+from streams.login import LoginRefused, NatsLogin, hide_secrets
+from streams.nats_connection import Connection, read_login
 from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
 
 TIMEOUT_SECONDS = 10.0
@@ -19,9 +20,11 @@ class NatsProducer:
     A message is answered once the stream has it on disk if the server runs with ``sync_interval: always``.
     """
 
-    def __init__(self, server: str, target: str, patience: float) -> None:
-        """Publish on the subject ``target``, or on that of the stream of this name."""
-        self._server, self._target, self._patience = server, target, patience
+    def __init__(self, server: str, target: str, login: NatsLogin, patience: float) -> None:
+        """Publish on the subject ``target``, or on that of the stream of this name; raises as ``read_login`` does."""
+        read_login(login)
+        self._address, self._server = server, hide_secrets(server)
+        self._target, self._login, self._patience = target, login, patience
         self._loop = Loop("producer-nats")
         self._connection: Connection | None = None
         self._subject = ""
@@ -36,6 +39,8 @@ class NatsProducer:
             self._loop.run(self._publish_once(id, body), 3 * TIMEOUT_SECONDS)
         except nats.errors.MaxPayloadError as error:
             raise SubmitError(None, "too_large", f"{self._server} takes no {len(body)} bytes at once") from error
+        except LoginRefused as error:
+            raise SubmitError(None, "refused", str(error)) from error
         except (NoStreamResponseError, NotFoundError, ValueError) as error:
             raise SubmitError(None, "refused", f"{self._server}/{self._target}: {error}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -45,7 +50,7 @@ class NatsProducer:
     async def _publish_once(self, id: str, body: bytes) -> None:
         if self._connection is None:
             connection = Connection()
-            await connection.open(self._server, TIMEOUT_SECONDS)
+            await connection.open(self._address, TIMEOUT_SECONDS, self._login)
             try:
                 self._subject = await _find_subject(connection.client.jetstream(timeout=TIMEOUT_SECONDS), self._target)
             except BaseException:

@@ -4,10 +4,10 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from streams.login import Login, LoginRefused, naming_refusal, take_login
 from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
+from streams.redis_connection import REFUSALS, connect, place_of
 
 TIMEOUT_SECONDS = 10.0
 
@@ -20,18 +20,13 @@ class RedisProducer:
 
     def __init__(self, url: SplitResult, patience: float) -> None:
         """Write to the stream that the address names in ``?stream=``; raises ``ValueError`` if it names none."""
-        asked = dict(parse_qsl(url.query))
+        login, asked = take_login(Login, dict(parse_qsl(url.query)))
         self._stream = asked.pop("stream", "")
+        self._where = place_of(url.geturl())
         if not self._stream:
             raise ValueError(f"{url.hostname}:{url.port or 6379}: which stream? End the address with ?stream=tasks")
-        self._where = f"redis://{url.hostname}:{url.port or 6379}"
         self._patience = patience
-        self._client: Any = redis.Redis.from_url(
-            url._replace(query=urlencode(asked)).geturl(),
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-        )
+        self._client: Any = connect(url._replace(query=urlencode(asked)).geturl(), login, TIMEOUT_SECONDS)
 
     def send(self, id: str, body: bytes) -> None:
         """Add an entry; one whose answer was lost is added again."""
@@ -40,10 +35,11 @@ class RedisProducer:
 
     def _add(self, id: str, body: bytes) -> None:
         try:
-            self._client.xadd(self._stream, {"id": id, "body": body})
+            with naming_refusal(self._where, *REFUSALS):
+                self._client.xadd(self._stream, {"id": id, "body": body})
+        except LoginRefused as error:
+            raise SubmitError(None, "refused", str(error)) from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            if isinstance(error, redis.AuthenticationError):
-                raise SubmitError(None, "refused", f"{self._where}: {error}") from error
             raise TryLater(None, UNREACHABLE, f"{self._where}: {error}") from error
         except redis.RedisError as error:
             raise SubmitError(None, "refused", f"{self._where}, stream {self._stream}: {error}") from error

@@ -1,10 +1,12 @@
 """Which producer an address asks for."""
 
+from dataclasses import fields
 from typing import Protocol
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from streams.arrivals import Receipt
 from streams.extras import naming_extra
+from streams.login import KafkaLogin, Kind, NatsLogin, take_login
 from streams.producer.errors import PATIENCE
 
 SCHEMES = {
@@ -14,6 +16,7 @@ SCHEMES = {
     "rediss": "rediss://127.0.0.1:6379/0?stream=tasks",
     "kafka": "kafka://127.0.0.1:9092/tasks",
     "nats": "nats://127.0.0.1:4222/tasks",
+    "tls": "tls://127.0.0.1:4222/tasks",
     "file": "file:///var/spool/tasks",
 }
 """Schemes of addresses, each with an example."""
@@ -39,12 +42,14 @@ def open_producer(url: str, token: str | None = None, patience: float = PATIENCE
 
     Args:
         url: http(s)://host:port of a daemon, redis://host:port/db?stream=name, kafka://host:port/topic,
-            nats://host:port/stream-or-subject, file:///folder.
+            nats://host:port/stream-or-subject, file:///folder. Those of brokers may end with how to log in, see
+            ``streams.login``: rediss://user@host/0?stream=name&password_file=/path&ca_file=/path.
         token: the bearer token of a daemon that asks for one.
         patience: seconds after which no further try to send a task is begun.
 
     Raises:
-        ValueError: if the address is none of these.
+        ValueError: if the address is none of these, or a file that it names does not hold what it is for.
+        OSError: if a file that it names cannot be read.
         ImportError: if the client library that it needs is not installed; the message says how to get it.
     """
     parts = split_address(url)
@@ -67,7 +72,7 @@ def split_address(url: str) -> SplitResult:
     except ValueError:  # of the port
         known = parts.scheme == "kafka" and "," in parts.netloc
     if not known:
-        examples = [example for scheme, example in SCHEMES.items() if scheme not in ("https", "rediss")]
+        examples = [example for scheme, example in SCHEMES.items() if scheme not in ("https", "rediss", "tls")]
         raise ValueError(f"{url!r} is no address: write it like {', '.join(examples)}")
     return parts
 
@@ -80,10 +85,20 @@ def _open_broker(parts: SplitResult, patience: float) -> Producer:
     if parts.scheme == "kafka":
         with naming_extra("kafka"):
             from streams.producer.kafka import KafkaProducer
-        return KafkaProducer(parts.netloc, _path(parts).strip("/"), patience)
+        return KafkaProducer(parts.netloc, _path(parts).strip("/"), _only_login(KafkaLogin, parts), patience)
     with naming_extra("nats"):
         from streams.producer.nats import NatsProducer
-    return NatsProducer(f"{parts.scheme}://{parts.netloc}", _path(parts).strip("/"), patience)
+    server, login = f"{parts.scheme}://{parts.netloc}", _only_login(NatsLogin, parts)
+    return NatsProducer(server, _path(parts).strip("/"), login, patience)
+
+
+def _only_login(kind: type[Kind], parts: SplitResult) -> Kind:
+    """Return the login in the query of an address; raises ``ValueError`` if anything else stands there."""
+    login, others = take_login(kind, dict(parse_qsl(parts.query)))
+    if others:
+        known = ", ".join(field.name for field in fields(kind))
+        raise ValueError(f"the address has no option {', '.join(others)}: it takes {known}")
+    return login
 
 
 def _path(parts: SplitResult) -> str:

@@ -5,18 +5,19 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+from streams.login import KafkaLogin, Login, NatsLogin
+
 
 @dataclass(frozen=True)
-class RedisSettings:
-    """Options of ``[[source]] kind = "redis"``.
+class RedisSettings(Login):
+    """Options of ``[[source]] kind = "redis"``, beside those of a ``Login``.
 
     Attributes:
-        url: of the server and database, redis:// or rediss://.
+        url: of the server and database, redis:// or, for TLS, rediss://; a user may stand in it, a password may not.
         stream: the key of the stream.
         group: the consumer group; it is made when there is none. Give each run a group of its own: what is given to
             one consumer of a group is given to no other.
         consumer: by which name this daemon reads; left out: the source's.
-        password_file: a file that holds the password, so that it does not stand in ``url``.
         claim_seconds: after how long what another consumer of the group was given, and did not acknowledge, is taken
             over.
         delete: whether entries are deleted from the stream when they are durable; no other group may read it then.
@@ -28,7 +29,6 @@ class RedisSettings:
     stream: Annotated[str, MinLen(1)] = "tasks"
     group: Annotated[str, MinLen(1)] = "online-meta"
     consumer: Annotated[str, MinLen(1)] | None = None
-    password_file: str | None = None
     claim_seconds: Annotated[float, Gt(0)] = 60.0
     delete: bool = False
     batch: Annotated[int, Ge(1), Le(10_000)] = 256
@@ -36,33 +36,30 @@ class RedisSettings:
 
 
 @dataclass(frozen=True)
-class KafkaSettings:
-    """Options of ``[[source]] kind = "kafka"``.
+class KafkaSettings(KafkaLogin):
+    """Options of ``[[source]] kind = "kafka"``, beside those of a ``KafkaLogin``.
 
     Attributes:
         brokers: where to begin, host:port or several between commas.
         topic: what is read, all its partitions.
-        properties_file: a file of "name = value" lines, further settings of librdkafka: how to log in, for example.
         refresh_seconds: how often new partitions are looked for.
         timeout_seconds: how long a broker may take to answer before the connection is given up.
     """
 
     brokers: Annotated[str, MinLen(1)] = "127.0.0.1:9092"
     topic: Annotated[str, MinLen(1)] = "tasks"
-    properties_file: str | None = None
     refresh_seconds: Annotated[float, Gt(0)] = 30.0
     timeout_seconds: Annotated[float, Ge(2)] = 10.0
 
 
 @dataclass(frozen=True)
-class NatsSettings:
-    """Options of ``[[source]] kind = "nats"``.
+class NatsSettings(NatsLogin):
+    """Options of ``[[source]] kind = "nats"``, beside those of a ``NatsLogin``.
 
     Attributes:
-        servers: an address, nats:// or tls://, or several between commas.
+        servers: an address, nats:// or, for TLS, tls://, or several between commas; nobody is named in it.
         stream: the name of the stream.
         subject: which of its subjects are read, * and > allowed; left out: all.
-        credentials_file: the user's credentials.
         batch: how many messages are asked for at once, at most.
         timeout_seconds: how long the server may take to answer before the connection is given up.
     """
@@ -70,6 +67,5 @@ class NatsSettings:
     servers: Annotated[str, MinLen(1)] = "nats://127.0.0.1:4222"
     stream: Annotated[str, MinLen(1)] = "tasks"
     subject: Annotated[str, MinLen(1)] | None = None
-    credentials_file: str | None = None
     batch: Annotated[int, Ge(1), Le(10_000)] = 256
     timeout_seconds: Annotated[float, Ge(1)] = 10.0

@@ -3,13 +3,17 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.arrivals import Arrival
+from streams.kafka_connection import find_refusal, make_client, read_login
+from streams.login import LoginRefused
 from streams.sources._broker_settings import KafkaSettings as Settings
 from streams.sources._client import PREFETCH_BYTES
 
@@ -21,43 +25,19 @@ Positions = dict[int, int]
 """By partition, the offset of the next message."""
 
 
-def list_partitions(consumer: Consumer, topic: str, seconds: float) -> list[int]:
-    """Return the partitions that a topic has now.
-
-    Raises:
-        KafkaException: if no broker answers, or none knows the topic.
-    """
-    found = consumer.list_topics(topic, timeout=seconds).topics[topic]
-    if found.error is not None:
-        raise KafkaException(found.error)
-    return sorted(found.partitions)
-
-
 class KafkaTopic:
-    """A ``TaskSource`` that ``Lags``; its cursor is a JSON object of the next offset by partition.
+    """A ``TaskSource`` that ``Lags``; its cursor is a JSON object of the next offset by partition."""
 
-    Args:
-        settings: of the source.
-        properties: further settings of librdkafka.
-        name: of the source.
-        partitions: says which partitions the topic has, given a consumer, the topic and a time limit in seconds.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        properties: Mapping[str, str],
-        name: str,
-        partitions: Callable[[Consumer, str, float], list[int]] = list_partitions,
-    ) -> None:
-        """Connect only when it is read."""
-        self._settings, self._properties, self._name, self._partitions = settings, properties, name, partitions
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Connect only when it is read; ``name`` is the source's."""
+        self._settings, self._name = settings, name
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the messages behind the positions, from its first one of a partition that has none.
 
         Raises:
             ConnectionError: when no broker answers, or none has the topic; ``KafkaException`` when one refuses later.
+            LoginRefused: when none lets us in, or no certificate is believed.
             ValueError: if the topic ends before a position, so that it is not the one that was read.
         """
         positions = _positions(after)
@@ -84,11 +64,15 @@ class KafkaTopic:
         return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ends.items())
 
     def _list(self, consumer: Consumer) -> list[int]:
+        """Return the partitions that the topic has now."""
         topic, seconds = self._settings.topic, self._settings.timeout_seconds
         try:
-            return self._partitions(consumer, topic, seconds)
+            found = consumer.list_topics(topic, timeout=seconds).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
         except KafkaException as error:
             raise ConnectionError(f"{self._settings.brokers}, topic {topic}: {error.args[0].str()}") from error
+        return sorted(found.partitions)
 
     def _ends(self, consumer: Consumer, partition: int) -> tuple[int, int]:
         """Return the first offset that a partition has, and the one behind its last."""
@@ -133,50 +117,60 @@ class KafkaTopic:
 
     @contextmanager
     def _consumer(self) -> Iterator[Consumer]:
-        consumer = _make_consumer(self._settings.brokers, self._settings.timeout_seconds, self._properties, self._say)
+        said: deque[KafkaError] = deque(maxlen=32)
+
+        def say(error: KafkaError) -> None:
+            said.append(error)
+            _log.warning("the source %s: %s", self._name, error.str())
+
+        consumer = _make_consumer(self._settings, say)
         try:
             yield consumer
+        except ConnectionError as error:
+            consumer.poll(POLL_SECONDS)  # so that the library says what it has noticed
+            refusal = find_refusal(said)
+            if refusal is None:
+                raise
+            raise LoginRefused(f"{self._settings.brokers} and we do not trust each other: {refusal.str()}") from error
         finally:
             consumer.close()
 
-    def _say(self, error: KafkaError) -> None:
-        _log.warning("the source %s: %s", self._name, error.str())
+
+def check_properties(settings: Settings) -> None:
+    """Read what ``properties_file`` holds; nothing is connected.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: for a line that is no setting, or a setting that librdkafka does not have.
+    """
+    _make_consumer(replace(settings, brokers="127.0.0.1:1"), lambda error: None).close()
 
 
-def check_properties(properties: Mapping[str, str]) -> None:
-    """Raise ``ValueError`` for a setting that librdkafka does not have; nothing is connected."""
-    try:
-        _make_consumer("127.0.0.1:1", 10.0, properties, lambda error: None).close()
-    except KafkaException as error:
-        raise ValueError(f"properties_file: {error.args[0].str()}") from error
-
-
-def _make_consumer(
-    brokers: str, seconds: float, properties: Mapping[str, str], say: Callable[[KafkaError], None]
-) -> Consumer:
+def _make_consumer(settings: Settings, say: Callable[[KafkaError], None]) -> Consumer:
     """Make a consumer that keeps no position anywhere and fetches little ahead; a pause may last for days."""
-    milliseconds = round(1000 * seconds)
-    settings: dict[str, Any] = {
+    milliseconds = round(1000 * settings.timeout_seconds)
+    asked: dict[str, Any] = {
         "socket.timeout.ms": milliseconds,
         "socket.connection.setup.timeout.ms": milliseconds,
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 2000,
         "fetch.wait.max.ms": 200,
         "fetch.max.bytes": PREFETCH_BYTES,
+        "fetch.queue.backoff.ms": 10,  # how soon it fetches again what had no room; the library itself waits a second
         "queued.max.messages.kbytes": PREFETCH_BYTES // 1024,
         "isolation.level": "read_committed",
         "check.crcs": True,
         "log_level": 2,
         "group.id": "online-meta",  # the library wants one; nothing is asked of it
-        **properties,
-        "bootstrap.servers": brokers,
+        **read_login(settings),
+        "bootstrap.servers": settings.brokers,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
         "max.poll.interval.ms": DAY_MILLISECONDS,
         "error_cb": say,
     }
-    return Consumer(settings)
+    return make_client(Consumer, asked)
 
 
 def _positions(cursor: str | None) -> Positions:

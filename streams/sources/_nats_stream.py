@@ -14,9 +14,10 @@ from nats.js.client import JetStreamContext
 
 from streams.arrivals import Arrival
 from streams.asynchronous import Loop
+from streams.login import hide_secrets
 from streams.nats_connection import Connection
 from streams.sources._broker_settings import NatsSettings as Settings
-from streams.sources._client import count_that_fits, hide_secrets
+from streams.sources._client import count_that_fits
 
 WAIT_SECONDS = 0.25
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class NatsStream:
 
         Raises:
             ConnectionError: when the server cannot be reached; ``nats.errors.Error`` when it refuses, or is lost later.
+            LoginRefused: when it does not let us in, or its certificate is not believed.
             ValueError: if the stream ends before the position, so that it is not the one that was read.
         """
         position = _sequence(after)
@@ -68,7 +70,7 @@ class NatsStream:
         try:
             connection = Connection()
             try:
-                ask(connection.open(settings.servers, settings.timeout_seconds, settings.credentials_file))
+                ask(connection.open(settings.servers, settings.timeout_seconds, settings))
             except (NatsError, OSError, TimeoutError) as error:
                 raise ConnectionError(
                     f"{hide_secrets(settings.servers)}: {str(error) or type(error).__name__}"

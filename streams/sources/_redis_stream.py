@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from streams.arrivals import Arrival
+from streams.login import naming_refusal
+from streams.redis_connection import REFUSALS, connect, place_of
 from streams.sources._broker_settings import RedisSettings as Settings
 from streams.sources._client import count_that_fits
 
@@ -34,9 +34,9 @@ class RedisStream:
     and the cursor is held back below what another consumer of the group was given and has not acknowledged.
     """
 
-    def __init__(self, settings: Settings, consumer: str, password: str | None, name: str) -> None:
+    def __init__(self, settings: Settings, consumer: str, name: str) -> None:
         """Read as ``consumer``; ``name`` is the source's."""
-        self._settings, self._consumer, self._password, self._name = settings, consumer, password, name
+        self._settings, self._consumer, self._name = settings, consumer, name
         self._client: Any = None
         self._held: set[str] = set()  # given, and not settled
         self._count = 1
@@ -45,10 +45,13 @@ class RedisStream:
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield what is behind the position: first what was given before and not committed, then what is new.
 
-        Raises ``redis.RedisError`` when the server cannot be reached or does not answer in time.
+        Raises:
+            redis.RedisError: when the server cannot be reached or does not answer in time.
+            LoginRefused: when it does not let us in.
+            ValueError: if the position is none.
         """
         stream = self._settings.stream
-        with closing(_connect(self._settings, self._password)) as client:
+        with self._connect() as client:
             self._client, self._held, self._claimed = client, set(), 0.0
             low, given = self._join(client, after)
             self._forget(client, low)
@@ -76,13 +79,22 @@ class RedisStream:
 
     def lag(self, after: str | None) -> int | None:
         """Return how many entries were not given or not acknowledged; None where Redis cannot say (before 7.0)."""
-        with closing(_connect(self._settings, self._password)) as client:
+        with self._connect() as client:
             if after is None or not client.exists(self._settings.stream):
                 return int(client.xlen(self._settings.stream))
             group = self._find_group(client)
             if group is None or group.get("lag") is None:
                 return None
             return int(group["lag"]) + int(group["pending"])
+
+    @contextmanager
+    def _connect(self) -> Iterator[Any]:
+        settings = self._settings
+        with (
+            naming_refusal(place_of(settings.url), *REFUSALS),
+            closing(connect(settings.url, settings, settings.timeout_seconds)) as client,
+        ):
+            yield client
 
     def _join(self, client: Any, after: str | None) -> tuple[str, str]:
         """Make the group if there is none; return from where to go on, and up to where the group was given entries."""
@@ -171,25 +183,6 @@ class RedisStream:
             self._held.add(entry.at)
             id = entry.fields.get(b"id", f"{self._settings.stream}:{entry.at}".encode()).decode(errors="replace")
             yield Arrival(id, entry.fields.get(b"body", b""), self._name, cursor, ticket=entry.at)
-
-
-def check_url(url: str) -> None:
-    """Raise ``ValueError`` for what is no address of a Redis; nothing is connected."""
-    redis.ConnectionPool.from_url(url)
-
-
-def _connect(settings: Settings, password: str | None) -> Any:
-    """Return a client that never tries again by itself: a second read would skip what the first was given."""
-    given = {} if password is None else {"password": password}
-    return redis.Redis.from_url(
-        settings.url,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=settings.timeout_seconds,
-        socket_connect_timeout=settings.timeout_seconds,
-        socket_keepalive=True,
-        **given,
-    )
 
 
 def _entries(found: Any) -> list[_Entry]:

@@ -7,7 +7,6 @@ A message's value is the task as ``wire.encode`` writes it, its header ``id`` th
 from streams.arrivals import TaskSource
 from streams.extras import naming_extra
 from streams.sources._broker_settings import KafkaSettings as Settings
-from streams.sources._client import read_properties
 from streams.spec import TaskSpec
 
 __all__ = ["Settings", "open"]
@@ -23,6 +22,5 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
     """
     with naming_extra("kafka"):
         from streams.sources._kafka_topic import KafkaTopic, check_properties
-    properties = {} if settings.properties_file is None else read_properties(settings.properties_file)
-    check_properties(properties)
-    return KafkaTopic(settings, properties, name)
+    check_properties(settings)
+    return KafkaTopic(settings, name)

@@ -6,6 +6,7 @@ A message's data is the task as ``wire.encode`` writes it, its header ``id`` the
 
 from streams.arrivals import TaskSource
 from streams.extras import naming_extra
+from streams.login import refuse_secrets
 from streams.sources._broker_settings import NatsSettings as Settings
 from streams.spec import TaskSpec
 
@@ -13,7 +14,17 @@ __all__ = ["Settings", "open"]
 
 
 def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream of the messages, in their order; raises ``ImportError`` without the client library."""
+    """Return the stream of the messages, in their order.
+
+    Raises:
+        ImportError: if the client library is not installed.
+        ValueError: if a secret stands in ``servers``, or a file does not hold what it is for.
+        OSError: if a file cannot be read.
+    """
     with naming_extra("nats"):
+        from streams.nats_connection import read_login
         from streams.sources._nats_stream import NatsStream
+    for server in settings.servers.split(","):
+        refuse_secrets("servers", server, 'write user = "..." and password_file = "...", or token_file', users=False)
+    read_login(settings)
     return NatsStream(settings, name)

@@ -7,8 +7,8 @@ group is gone, and what Redis gives again is known by its id.
 
 from streams.arrivals import TaskSource
 from streams.extras import naming_extra
+from streams.login import refuse_secrets
 from streams.sources._broker_settings import RedisSettings as Settings
-from streams.sources._client import read_secret
 from streams.spec import TaskSpec
 
 __all__ = ["Settings", "open"]
@@ -19,11 +19,12 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
 
     Raises:
         ImportError: if the client library is not installed.
-        ValueError: if ``url`` is none.
-        OSError: if ``password_file`` cannot be read.
+        ValueError: if ``url`` is none or holds a password, or a file does not hold what it is for.
+        OSError: if a file cannot be read.
     """
     with naming_extra("redis"):
-        from streams.sources._redis_stream import RedisStream, check_url
-    check_url(settings.url)
-    password = None if settings.password_file is None else read_secret(settings.password_file)
-    return RedisStream(settings, settings.consumer or name, password, name)
+        from streams.redis_connection import connect
+        from streams.sources._redis_stream import RedisStream
+    refuse_secrets("url", settings.url, 'write redis://user@host and password_file = "..."')
+    connect(settings.url, settings, settings.timeout_seconds).close()
+    return RedisStream(settings, settings.consumer or name, name)

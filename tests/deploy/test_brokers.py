@@ -9,6 +9,7 @@ import pytest
 from tests.daemon import free_port, running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
 from tests.deploy.test_commands import write_tasks
+from tests.streams.secure_servers import PASSWORD, USER, SecureRedis
 from tests.streams.servers import Redis
 
 
@@ -39,6 +40,31 @@ def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cl
             ids = [daemon.client.get(f"/v1/tasks/file-{t}").json()["round"] for t in range(4)]
             assert ids == [0, 1, 2, 3]
             assert daemon.drain() == 0
+    finally:
+        server.stop()
+
+
+def test_a_login_that_is_wrong_is_told_at_the_start(tmp_path: Path, cli: Cli) -> None:
+    server = SecureRedis(tmp_path / "redis")
+    files = {"password_file": tmp_path / "password", "ca_file": tmp_path / "redis" / "cert.pem"}
+    files |= {"certificate_file": files["ca_file"], "key_file": tmp_path / "redis" / "key.pem"}
+    address = f"rediss://{USER}@127.0.0.1:{server.port}/0"
+    lines = "".join(f'{name} = "{file}"\n' for name, file in files.items())
+    config = write_sinusoid(tmp_path / "run", f'[[source]]\nkind = "redis"\nurl = "{address}"\n{lines}')
+    query = "".join(f"&{name}={file}" for name, file in files.items())
+    submit = ("submit", *write_tasks(tmp_path, 0, 1), "--url", f"{address}?stream=tasks{query}")
+    try:
+        server.start()
+        for told in ("password: No such file or directory", "refuses the login: invalid username-password"):
+            for ended in (cli("check", config), cli(*submit)):
+                assert ended.code == 78
+                assert told in ended.err
+                assert "hush-hush" not in ended.err
+            files["password_file"].write_text("hush-hush")
+        files["password_file"].write_text(PASSWORD)
+        ended = cli(*submit)
+        assert (ended.code, ended.out) == (0, "2 sent, 0 refused\n")
+        assert "sources  redis (2 entries there)\n" in cli("check", config).out
     finally:
         server.stop()
 

@@ -79,12 +79,13 @@ def in_order(folder: Path, rank: int) -> None:
 
 
 def starts_nothing(folder: Path, rank: int) -> None:
-    """No compiler, no numactl, nothing: leaves the commands that were run."""
+    """No compiler, no numactl, nothing: leaves the commands that were run, and whether a compiler was imported."""
     commands = []
     sys.addaudithook(lambda event, given: commands.append(str(given[:2])) if event in STARTS else None)
     for stage in STAGES:
         play(sharded(CASES["maml"], stage), range(2))
     (folder / "commands.json").write_text(json.dumps(commands))
+    (folder / "compilers.json").write_text(json.dumps(sorted({"torch._inductor.compile_fx"} & sys.modules.keys())))
 
 
 def hang(folder: Path, rank: int) -> None:

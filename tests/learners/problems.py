@@ -55,7 +55,7 @@ def setup(**changes: Any) -> LearnerSetup:
         "start": inner.init(weights_of(module)),
         "fresh": lambda round: weights_of(net(100 + round)),
         "engine": optimizer,
-        "replay": uniform,
+        "replay": uniform(),
         "batch": 3,
         "steps_per_round": 2,
         "seed": 5,

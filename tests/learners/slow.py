@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from online_meta.types import Batch, Params, Task
 
-Picks = Sequence[tuple[int, float]]
-"""Rounds and their weights."""
+Picks = Sequence[tuple[int, float, float]]
+"""Rounds, their weights, and their shares in what the sum is divided by."""
 
 
 def joined(task: Task) -> Batch:
@@ -32,11 +32,11 @@ def adapt(module: nn.Module, weights: Params, support: Batch, lr: float, steps: 
 def follow(
     module: nn.Module, optimizer: torch.optim.Optimizer, tasks: Sequence[Task], picks: Picks, lr: float, steps: int
 ) -> None:
-    """Make one step of ``optimizer`` on the weighted mean of f_k(U_k(w)) over the picks."""
+    """Make one step of ``optimizer`` on sum(weight f_k(U_k(w))) / sum(share) over the picks."""
     optimizer.zero_grad()
     weights = dict(module.named_parameters())
-    total = sum(weight for _, weight in picks)
-    for round, weight in picks:
+    total = sum(share for *_, share in picks)
+    for round, weight, _ in picks:
         adapted = adapt(module, weights, tasks[round].support, lr, steps)
         (loss_of(module, adapted, tasks[round].query) * weight / total).backward()
     optimizer.step()

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import online_meta as om
-from online_meta.draws import Draw
+from online_meta.draws import Draw, Replay
 from online_meta.learners import from_scratch, ftml, train_on_everything
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
@@ -25,7 +25,7 @@ def test_train_on_everything_never_adapts():
         assert score.loss_before == score.loss_after
 
 
-@pytest.mark.parametrize("replay", [uniform, every_round])
+@pytest.mark.parametrize("replay", [uniform(), every_round()])
 def test_train_on_everything_is_joint_training_on_past_rounds(replay):
     tasks = stream(5)
     learner = train_on_everything.build(setup(replay=replay, seed=3))
@@ -34,7 +34,7 @@ def test_train_on_everything_is_joint_training_on_past_rounds(replay):
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
     for round in range(5):
         for step in range(2 * (STEPS + 1)):
-            picks = replay(Draw(3 + train_on_everything.STREAM, round, step, round + 1, 3))
+            picks = replay.pick({}, Draw(3 + train_on_everything.STREAM, round, step, range(round + 1), 3))
             adam.zero_grad()
             for pick in picks:
                 batch = slow.joined(tasks[pick.round])
@@ -44,18 +44,18 @@ def test_train_on_everything_is_joint_training_on_past_rounds(replay):
 
 
 def test_train_on_everything_draws_apart_from_ftml():
-    asked = {}
+    asked, pick = {}, uniform().pick
 
     def spy_for(name):
-        def spy(draw):
+        def spy(memory, draw):
             asked.setdefault(name, []).append(draw)
-            return uniform(draw)
+            return pick(memory, draw)
 
-        return spy
+        return Replay(spy)
 
     for name, module in (("ftml", ftml), ("everything", train_on_everything)):
         play(module.build(setup(replay=spy_for(name), batch=2)), stream(8))
-    of_ftml, of_everything = ({(d.round, d.step): uniform(d) for d in asked[name]} for name in ("ftml", "everything"))
+    of_ftml, of_everything = ({(d.round, d.step): pick({}, d) for d in asked[name]} for name in ("ftml", "everything"))
     large = [key for key in of_ftml if key[0] >= 4]
     assert {d.batch for d in asked["everything"]} == {2}
     assert sum(of_ftml[key] != of_everything[key] for key in large) > len(large) / 2

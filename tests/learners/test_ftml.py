@@ -1,28 +1,33 @@
 """Follow the Meta-Leader: its parameters after n rounds are those that a slow loop over explicit picks has."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 
 import online_meta as om
-from online_meta.draws import Draw, Pick
+from online_meta.draws import Draw, Pick, Replay
 from online_meta.learners import ftml
 from online_meta.past import MemoryPast
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
 from online_meta.types import StepReport
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, optimizer, setup, stream, weights_of
+from tests.learners.problems import LR, STEPS, frozen, net, optimizer, remembered, setup, stream, weights_of
 from tests.numerics.compare import assert_close
 
 ROUNDS = 6
 EXACT = 1e-12
 
 
-def uneven(draw: Draw) -> list[Pick]:
+def uneven() -> Replay:
     """Revisit every second round, and the newest ones with more weight."""
-    return [Pick(round, 1.0 + round**2) for round in range(draw.count)][draw.step % 2 :: 2] or [Pick(0, 3.0)]
+
+    def pick(memory: om.Params, draw: Draw) -> list[Pick]:
+        return [Pick(round, 1.0 + round**2, 2.0 + round) for round in draw.rounds][draw.step % 2 :: 2] or [Pick(0, 3.0)]
+
+    return Replay(pick)
 
 
 def play(learner, tasks):
@@ -35,14 +40,14 @@ def by_hand(tasks, replay, batch, steps_per_round, seed=5):
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
     for round in range(len(tasks)):
         for step in range(steps_per_round):
-            picks = replay(Draw(seed, round, step, round + 1, batch))
+            picks = replay.pick({}, Draw(seed, round, step, range(round + 1), batch))
             slow.follow(module, adam, tasks, picks, LR, STEPS)
         found.append(weights_of(module))
     return found
 
 
 @pytest.mark.parametrize("steps_per_round", [1, 3])
-@pytest.mark.parametrize("replay", [uniform, every_round, uneven])
+@pytest.mark.parametrize("replay", [uniform(), every_round(), uneven()])
 def test_the_leader_is_that_of_a_slow_loop(replay, steps_per_round):
     tasks = stream(ROUNDS)
     learner = ftml.build(setup(replay=replay, steps_per_round=steps_per_round))
@@ -55,13 +60,13 @@ def test_the_leader_is_that_of_a_slow_loop(replay, steps_per_round):
 def test_tasks_of_different_sizes_are_revisited_together():
     tasks = stream(4)
     tasks[1] = om.Task(om.Batch(*(t[:1] for t in tasks[1].support)), om.Batch(*(t[:2] for t in tasks[1].query)))
-    learner = ftml.build(setup(replay=every_round, steps_per_round=1))
+    learner = ftml.build(setup(replay=every_round(), steps_per_round=1))
     play(learner, tasks)
-    assert_close(learner.engine.meta().weights, by_hand(tasks, every_round, 3, 1)[-1], EXACT)
+    assert_close(learner.engine.meta().weights, by_hand(tasks, every_round(), 3, 1)[-1], EXACT)
 
 
 def test_full_replay_uses_every_round_at_every_step():
-    learner = ftml.build(setup(replay=every_round, batch=2, steps_per_round=2))
+    learner = ftml.build(setup(replay=every_round(), batch=2, steps_per_round=2))
     said = play(learner, stream(5))
     assert [learned.replayed for learned in said] == [tuple(range(n)) * 2 for n in range(1, 6)]
 
@@ -69,17 +74,18 @@ def test_full_replay_uses_every_round_at_every_step():
 def test_the_policy_is_asked_about_the_rounds_so_far_this_one_included():
     asked = []
 
-    def spy(draw):
+    def spy(memory, draw):
         asked.append(draw)
-        return uniform(draw)
+        return uniform().pick(memory, draw)
 
-    learner = ftml.build(setup(replay=spy, steps_per_round=2, batch=2, seed=9))
+    learner = ftml.build(setup(replay=Replay(spy), steps_per_round=2, batch=2, seed=9))
     first, second, third = stream(3)
     play(learner, [first])
     for task in (second, third):
         learner.score(task)
     learner.learn(second, third)
-    assert asked == [Draw(9, 0, 0, 1, 2), Draw(9, 0, 1, 1, 2), Draw(9, 2, 0, 3, 2), Draw(9, 2, 1, 3, 2)]
+    one, three = range(1), range(3)
+    assert asked == [Draw(9, 0, 0, one, 2), Draw(9, 0, 1, one, 2), Draw(9, 2, 0, three, 2), Draw(9, 2, 1, three, 2)]
 
 
 def test_seeds_draw_apart():
@@ -122,7 +128,7 @@ class Rank:
         return self._own.apply(total, weight)
 
 
-@pytest.mark.parametrize(("world", "replay"), [(2, uniform), (2, uneven), (3, every_round)])
+@pytest.mark.parametrize(("world", "replay"), [(2, uniform()), (2, uneven()), (3, every_round())])
 def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay):
     """In the first rounds some ranks have no task at all; later they have unequal numbers of them."""
     tasks, post = stream(ROUNDS), Post(world)
@@ -141,12 +147,81 @@ def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay
         thread.start()
     for thread in threads:
         thread.join(60)
-    asked = [replay(Draw(5, round, step, round + 1, 3)) for round in range(ROUNDS) for step in range(2)]
-    assert post.weights == [sum(pick.weight for pick in picks) for picks in asked], "no task is taken by two ranks"
+    asked = [Draw(5, round, step, range(round + 1), 3) for round in range(ROUNDS) for step in range(2)]
+    shares = [sum(pick.share for pick in replay.pick({}, draw)) for draw in asked]
+    assert post.weights == shares, "no task is taken by two ranks"
     for rank in range(world):
         assert [learned.replayed for learned in said[rank]] == [learned.replayed for learned in right]
         assert_close(learners[rank].engine.meta().weights, alone.engine.meta().weights, EXACT)
         assert frozen(learners[rank].save()) == frozen(learners[0].save())
+
+
+def curious(told) -> Replay:
+    """Revisit two rounds, and ask for their losses."""
+
+    def pick(memory, draw):
+        assert memory["seen"] == len(told[draw.seed])
+        return [Pick(round, 2.0) for round in draw.rounds[-2:]]
+
+    def note(memory, draw, rounds, values):
+        told[draw.seed].append((draw.round, draw.step, rounds, values))
+        return {"seen": memory["seen"] + 1}
+
+    return Replay(pick, lambda: {"seen": torch.tensor(0)}, measure=lambda found: found.loss.reshape(1), note=note)
+
+
+def test_a_policy_that_asks_is_told_what_was_measured_before_the_step():
+    tasks, told = stream(3), {5: []}
+    learner = ftml.build(setup(replay=curious(told), steps_per_round=1))
+    for round, task in enumerate(tasks):
+        learner.score(task)
+        before = om.Meta({name: weight.clone() for name, weight in learner.engine.meta().weights.items()}, {})
+        right = [float(setup().gradient(before, one).loss) for one in tasks[: round + 1][-2:]]
+        learner.learn(task)
+        assert told[5][-1][:3] == (round, 0, list(range(round + 1))[-2:])
+        assert told[5][-1][3].flatten().tolist() == right
+    assert learner.save()["replay.seen"] == 3
+
+
+def test_what_a_policy_remembers_is_saved_and_taken_up_again():
+    tasks, told = stream(6), {5: []}
+    whole, first = (ftml.build(setup(replay=curious(told if n else {5: []}))) for n in (0, 1))
+    play(whole, tasks)
+    play(first, tasks[:3])
+    rest = ftml.build(setup(replay=curious(told)))
+    rest._past = remembered(tasks[:3])
+    rest.load(first.save(), 3)
+    play(rest, tasks[3:])
+    assert frozen(rest.save()) == frozen(whole.save())
+
+
+def test_ranks_tell_each_other_what_they_have_measured():
+    tasks, world, post = stream(ROUNDS), 2, Post(2)
+    told = [{5: []} for _ in range(world + 1)]
+    play(ftml.build(setup(replay=curious(told[2]))), tasks)
+    mail, here = {}, threading.Barrier(world, timeout=60)
+
+    def gather(rank, value):
+        mail[rank] = value
+        here.wait()
+        shares = [mail[other] for other in range(world)]
+        here.wait()
+        return shares
+
+    def make(rank):
+        engine = partial(Rank, rank=rank, world=world, post=post)
+        return ftml.build(setup(replay=curious(told[rank]), engine=engine, gather=partial(gather, rank)))
+
+    threads = [threading.Thread(target=play, args=(make(rank), tasks), daemon=True) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    rows = [[(*said[:3], said[3].tolist()) for said in one[5]] for one in told]
+    assert rows[0] == rows[1]
+    assert [row[:3] for row in rows[0]] == [row[:3] for row in rows[2]]
+    values, right = (torch.tensor([row[3] for row in rows[at][2:]]) for at in (0, 2))
+    assert_close({"losses": values}, {"losses": right}, EXACT)
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps_per_round": 0}])
@@ -160,7 +235,7 @@ def test_a_learner_can_be_made_of_the_public_names_alone():
     learner = om.FollowTheMetaLeader(inner, om.exact(inner), optimizer(inner.init(weights_of(net()))))
     play(learner, stream(3))
     assert learner.round == 3
-    assert_close(learner.engine.meta().weights, by_hand(stream(3), every_round, 25, 1)[-1], EXACT)
+    assert_close(learner.engine.meta().weights, by_hand(stream(3), every_round(), 25, 1)[-1], EXACT)
 
 
 def test_the_rules_own_parameters_are_learned_too():

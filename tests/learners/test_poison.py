@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.finite import sum_finite
+from online_meta.draws import Pick, Replay
+from online_meta.finite import sum_finite, sum_measured
 from online_meta.learners import ftml, train_on_everything
 from online_meta.replay.all import all as every_round
 from online_meta.summing import TaskSum
@@ -30,12 +31,12 @@ def play(learner, tasks):
 def test_the_other_tasks_are_learned_as_if_it_were_never_revisited(build, part):
     good = stream(4)
     tasks = [*good[:2], poison(part), *good[2:]]
-    poisoned = build(setup(replay=every_round))
+    poisoned = build(setup(replay=every_round()))
     said = play(poisoned, tasks)
     assert not math.isfinite(said[2][0].loss_before + said[2][0].loss_after) or build is not ftml.build
     assert {step.skipped for _, learned in said for step in learned.steps} == {None}
 
-    clean = build(setup(replay=lambda draw: [pick for pick in every_round(draw) if pick.round != 2]))
+    clean = build(setup(replay=Replay(lambda memory, draw: [Pick(round) for round in draw.rounds if round != 2])))
     play(clean, tasks)
     assert_close(poisoned.engine.meta().weights, clean.engine.meta().weights, 1e-12)
 
@@ -55,19 +56,27 @@ def gradient_and_meta():
 def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
     gradient, meta = gradient_and_meta()
     tasks, weights = stream(3), [1.0, 2.5, 0.25]
-    found, weight = sum_finite(TaskSum(gradient))(meta, tasks, weights)
+    found, share = sum_finite(TaskSum(gradient))(meta, tasks, [Pick(0, weight, 0.5) for weight in weights])
     right = TaskSum(gradient)(meta, tasks, weights)
     assert frozen(found.grads.weights) == frozen(right.grads.weights)
     assert torch.equal(found.loss, right.loss)
-    assert weight == 3.75
+    assert share == 1.5
 
 
-def test_a_poison_task_leaves_with_its_weight():
+@pytest.mark.parametrize("way", ["together", "measured"])
+def test_a_poison_task_leaves_with_its_share(way):
     gradient, meta = gradient_and_meta()
     first, last = stream(2)
-    found, weight = sum_finite(TaskSum(gradient))(meta, [first, poison(), last], [1.0, 7.0, 2.5])
+    told = []
+    one_by_one = sum_measured(gradient, lambda found: found.loss.reshape(1), told.append)
+    summed = sum_finite(TaskSum(gradient)) if way == "together" else one_by_one
+    picks = [Pick(0, 1.0, 2.0), Pick(1, 7.0, 3.0), Pick(2, 2.5, 1.0)]
+    found, share = summed(meta, [first, poison(), last], picks)
     right = TaskSum(gradient)(meta, [first, last], [1.0, 2.5])
-    assert weight == 3.5
+    assert share == 3.0
+    if way == "measured":
+        assert [told[0], told[2]] == [[float(gradient(meta, task).loss)] for task in (first, last)]
+        assert math.isnan(told[1][0])
     assert_close(found.grads.weights, right.grads.weights, 1e-15)
     torch.testing.assert_close(found.loss, right.loss, rtol=1e-15, atol=0)
 
@@ -82,15 +91,15 @@ def test_a_gradient_that_is_not_finite_though_its_loss_is_leaves_too():
         weights = {**found.grads.weights, name: found.grads.weights[name] * torch.nan}
         return om.MetaGrad(found.loss, om.Meta(weights, {}))
 
-    found, weight = sum_finite(TaskSum(spoilt))(meta, [task], [1.0])
-    assert weight == 0
+    found, share = sum_finite(TaskSum(spoilt))(meta, [task], [Pick(0)])
+    assert share == 0
     assert not any(value.any() for value in found.grads.weights.values())
 
 
-def test_of_no_tasks_the_sum_is_zeros_of_weight_zero():
+def test_of_no_tasks_the_sum_is_zeros_and_so_is_the_share():
     gradient, meta = gradient_and_meta()
-    found, weight = sum_finite(TaskSum(gradient))(meta, [], [])
-    assert weight == 0
+    found, share = sum_finite(TaskSum(gradient))(meta, [], [])
+    assert share == 0
     assert found.loss == 0
     assert {name: value.shape for name, value in found.grads.weights.items()} == {
         name: value.shape for name, value in meta.weights.items()

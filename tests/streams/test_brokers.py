@@ -112,54 +112,49 @@ def produce_in_the_background(broker: Broker, stream: str, produced: dict[str, b
     return thread
 
 
-@pytest.mark.parametrize("fault", ["cut", "swallow"])
-def test_a_network_that_fails_and_heals_loses_and_doubles_nothing(
+@pytest.fixture
+def lasting(
+    broker: Broker, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """A broker whose data outlives it."""
+    if broker.kind != "kafka":
+        yield broker
+        return
+    one = Broker("kafka", tmp_path_factory.mktemp("kafka"), request.getfixturevalue("server"))
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("fault", ["cut", "swallow", "kill"])
+def test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothing(
     broker: Broker,
-    stream: str,
+    request: pytest.FixtureRequest,
     bodies: Bodies,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
+    broker = request.getfixturevalue("lasting") if fault == "kill" else broker
+    fail, come_back = {
+        "cut": (broker.network.cut, broker.network.heal),
+        "swallow": (broker.network.swallow, broker.network.heal),
+        "kill": (broker.server.kill, broker.server.start),
+    }[fault]
+    broker.make_stream(fault)
     produced = bodies(0, 120)
-    first, second = dict(list(produced.items())[:40]), dict(list(produced.items())[40:])
-    broker.produce(stream, first)
-    with running(tmp_path, broker.source(stream)) as run:
+    broker.produce(fault, dict(list(produced.items())[:40]))
+    with running(tmp_path, broker.source(fault)) as run:
         wait_for("some arrive", lambda: len(run.history) >= 10)
-        getattr(broker.network, fault)()
-        producing = produce_in_the_background(broker, stream, second)
-        if fault == "swallow":
+        fail()
+        producing = produce_in_the_background(broker, fault, dict(list(produced.items())[40:]))
+        if fault != "cut":
             wait_for("it is noticed", lambda: "the source broker" in caplog.text)
         else:
             with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
-                lag(broker, stream, run.cursor)
-        broker.network.heal()
+                lag(broker, fault, run.cursor)
+        come_back()
         producing.join()
         wait_for("all arrive", lambda: len(run.history) >= 120, 120)
-        assert sorted(run.ids()) == list(produced)
-
-
-def test_a_broker_that_is_killed_and_started_again_loses_and_doubles_nothing(
-    broker: Broker, stream: str, bodies: Bodies, tmp_path: Path
-) -> None:
-    """The Kafka broker of the tests keeps its data in memory, so it is stopped and its connections are dropped."""
-    produced = bodies(0, 80)
-    broker.produce(stream, dict(list(produced.items())[:30]))
-    with running(tmp_path, broker.source(stream)) as run:
-        wait_for("some arrive", lambda: len(run.history) >= 5)
-        if broker.kind == "kafka":
-            broker.server.pause()
-            broker.network.cut()
-        else:
-            broker.server.kill()
-        producing = produce_in_the_background(broker, stream, dict(list(produced.items())[30:]))
-        if broker.kind == "kafka":
-            broker.server.go_on()
-            broker.network.heal()
-        else:
-            broker.server.start()
-        producing.join()
-        wait_for("all arrive", lambda: len(run.history) >= 80, 120)
         assert sorted(run.ids()) == list(produced)
 
 

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from online_meta.types import Task
 from streams import wire
 from streams.sources import kafka
-from streams.sources._kafka_topic import KafkaTopic, list_partitions
 from tests.daemon import wait_for
+from tests.streams.archive.object_store import Bucketed
 from tests.streams.brokers import SPEC, Broker, running
 
 Bodies = Callable[[int, int], dict[str, bytes]]
@@ -46,28 +47,32 @@ def test_each_partition_keeps_its_order(broker: Broker, bodies: Bodies, tmp_path
     assert all(ids and ids == sorted(ids) for ids in seen.values())
 
 
-def test_a_partition_that_is_added_is_read_from_its_start(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
-    """The broker of the tests cannot add one, so the third is hidden from the source at first."""
-    broker.make_stream("grows", partitions=3)
-    shown = [0, 1]
-    source = KafkaTopic(
-        kafka.Settings(**broker.options("grows", refresh_seconds=0.1)),
-        {},
-        "broker",
-        lambda consumer, topic, seconds: [one for one in list_partitions(consumer, topic, seconds) if one in shown],
-    )
-    broker.produce("grows", bodies(0, 40))
-    with running(tmp_path, source) as run:
-        hidden = 40 - wait_for("the first two are read", lambda: source.lag(run.cursor) == 0 and len(run.history))
-        assert 0 < hidden < 40
-        shown.append(2)
-        wait_for("the third is read, too", lambda: len(run.history) == 40)
-        assert sorted(run.ids()) == list(bodies(0, 40))
-        assert json.loads(run.cursor or "{}")["2"] == hidden
-    with running(tmp_path, source) as run:
-        broker.produce("grows", bodies(40, 50))
-        wait_for("more of all three", lambda: len(run.history) == 50)
-        assert sorted(run.ids()) == list(bodies(0, 50))
+def test_a_partition_that_is_added_is_read_from_its_start(
+    bodies: Bodies, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, server: Bucketed
+) -> None:
+    broker = Broker("kafka", tmp_path_factory.mktemp("kafka"), server)
+    try:
+        broker.make_stream("grows", partitions=2)
+        broker.produce("grows", bodies(0, 20))
+        with running(tmp_path, broker.source("grows", refresh_seconds=0.1)) as run:
+            wait_for("the first two are read", lambda: len(run.history) == 20)
+            broker.server.add_partition("grows")
+            wait_for("the third is seen", lambda: len(topics(broker)["grows"].partitions) == 3)
+            broker.produce("grows", bodies(20, 60))
+            wait_for("all three are read", lambda: len(run.history) == 60)
+            assert sorted(run.ids()) == list(bodies(0, 60))
+            assert json.loads(run.cursor or "{}").keys() == {"0", "1", "2"}
+        with running(tmp_path, broker.source("grows")) as run:
+            broker.produce("grows", bodies(60, 70))
+            wait_for("more of all three", lambda: len(run.history) == 70)
+            assert sorted(run.ids()) == list(bodies(0, 70))
+    finally:
+        broker.close()
+
+
+def topics(broker: Broker) -> dict[str, Any]:
+    admin = broker.server.admin()  # it must outlive its answer
+    return admin.list_topics(timeout=30).topics
 
 
 def test_a_topic_that_was_made_anew_is_not_skipped_in_silence(broker: Broker, bodies: Bodies) -> None:
@@ -108,14 +113,12 @@ def test_a_setting_that_the_library_does_not_have_is_refused(tmp_path: Path, tex
 
 def test_settings_of_the_library_are_applied_and_positions_stay_ours(tmp_path: Path) -> None:
     (tmp_path / "client.properties").write_text("client.id = me\nenable.auto.commit = true\n")
-    source = kafka.open(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
-    assert source._properties == {"client.id": "me", "enable.auto.commit": "true"}
     from streams.sources import _kafka_topic
 
     made: list[dict] = []
     original, _kafka_topic.Consumer = _kafka_topic.Consumer, lambda settings: made.append(settings)
     try:
-        _kafka_topic._make_consumer("b:1", 2.0, source._properties, print)
+        _kafka_topic._make_consumer(kafka.Settings(properties_file=str(tmp_path / "client.properties")), print)
     finally:
         _kafka_topic.Consumer = original
     assert made[0]["client.id"] == "me"

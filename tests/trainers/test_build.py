@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import online_meta
+from online_meta.draws import Draw, Pick
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
 from tests.learners.problems import frozen
@@ -99,14 +100,20 @@ def test_every_setting_reaches_its_place():
     settings = changed(
         SETTINGS,
         inner={"steps": 4, "fast": ("1.*",)},
-        meta={"gradient": "reptile", "replay": "all", "batch": 7, "steps_per_round": 3},
+        meta={
+            "gradient": "reptile",
+            "replay": "recent",
+            "replay_options": {"window": 20},
+            "batch": 30,
+            "steps_per_round": 3,
+        },
     )
     settings, past = replace(settings, seed=8), MemoryPast()
     setup = build_setup(settings, past)
     assert (setup.inner.steps, setup.inner.fast) == (4, ("1.*",))
-    assert (setup.batch, setup.steps_per_round, setup.seed) == (7, 3, 8)
+    assert (setup.batch, setup.steps_per_round, setup.seed) == (30, 3, 8)
     assert setup.past is past
-    assert setup.replay is online_meta.replay.all.all
+    assert setup.replay.pick({}, Draw(0, 99, 0, range(100), 30)) == [Pick(round) for round in range(80, 100)]
     one = task(0)
     found, right = setup.gradient(setup.start, one), online_meta.reptile(setup.inner)(setup.start, one)
     assert frozen(found.grads.weights) == frozen(right.grads.weights)

@@ -42,7 +42,7 @@ def regression(tasks, lr=0.05, batch=8, seed=0, accessed=None):
         start=inner.init({"weight": torch.zeros(1, DIMENSIONS, dtype=torch.float64)}),
         fresh=lambda round: {},
         engine=lambda meta: om.MetaOptimizer(meta, "adam", lr),
-        replay=uniform,
+        replay=uniform(),
         batch=batch,
         steps_per_round=1,
         seed=seed,
@@ -128,9 +128,10 @@ def test_it_draws_apart_from_the_learners():
     accessed = []
     setup = regression(TASKS, batch=3, seed=4, accessed=accessed)
     refresh_hindsight(setup, ROUNDS, 2, 1, None)
-    drawn = [[p.round for p in uniform(Draw(4 + STREAM, ROUNDS - 1, step, ROUNDS, 3))] for step in range(2)]
+    pick, rounds = uniform().pick, range(ROUNDS)
+    drawn = [[p.round for p in pick({}, Draw(4 + STREAM, ROUNDS - 1, step, rounds, 3))] for step in range(2)]
     assert [accessed[:3], accessed[3:6]] == drawn
-    assert drawn[0] != [p.round for p in uniform(Draw(4, ROUNDS - 1, 0, ROUNDS, 3))]
+    assert drawn[0] != [p.round for p in pick({}, Draw(4, ROUNDS - 1, 0, rounds, 3))]
 
 
 def test_skipped_rounds_are_neither_trained_on_nor_counted():

@@ -1,13 +1,18 @@
 """Lines are appended whole, followed while they grow, and cut behind the last whole one."""
 
 import math
+import tempfile
 import time
+import tracemalloc
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.trainers import dying
 from tests.trainers.processes import kill, start
-from trainers.json_lines import LineReader, LineWriter
+from trainers.json_lines import LineReader, LineWriter, find_line, read_line
 
 LINES = [{"a": 1}, {"b": "é\n\u2028", "c": [0.1, None]}, {"d": {"e": -1e-300}}]
 
@@ -35,20 +40,71 @@ def test_lines_are_followed_as_they_are_appended(path):
     writer.append(LINES[1])
     writer.append(LINES[2])
     assert reader.refresh() == LINES[1:]
-    assert [reader[i] for i in (2, 0, 1)] == [LINES[2], LINES[0], LINES[1]]
-    assert len(reader) == 3
+    assert reader.position == path.stat().st_size
     writer.close()
 
 
-@pytest.mark.parametrize("index", [3, -1])
-def test_a_line_that_was_not_seen_is_refused(path, index):
+def test_lines_are_read_and_followed_from_anywhere(path):
+    write(path, LINES)
+    reader, starts = LineReader(path), [0]
+    for line in reader.lines():
+        assert read_line(path, starts[-1]) == (line, reader.position)
+        starts.append(reader.position)
+    assert [LineReader(path, start).refresh() for start in starts] == [LINES[n:] for n in range(4)]
+    assert read_line(path, starts[-1]) is None
+    assert read_line(path.with_name("none"), 0) is None
+
+
+def test_a_reader_that_is_left_early_goes_on_where_it_was(path):
     write(path, LINES)
     reader = LineReader(path)
-    with pytest.raises(IndexError, match=r"line 0 of .* of which 0 are known"):
-        reader[0]
-    reader.refresh()
-    with pytest.raises(IndexError, match=f"line {index} of .*lines.jsonl, of which 3 are known"):
-        reader[index]
+    assert next(reader.lines()) == LINES[0]
+    assert reader.refresh() == LINES[1:]
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(0, 60), max_size=40), torn=st.sampled_from([b"", b'{"n":', b"\x00" * 9, b"\x00\n"]))
+def test_the_first_line_that_is_reached_is_found_without_reading_the_others(lengths, torn):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lines.jsonl"
+        write(path, [{"n": n, "x": "y" * length} for n, length in enumerate(lengths)])
+        path.write_bytes(path.read_bytes() + torn)
+        starts, reader = [0], LineReader(path)
+        starts += [reader.position for _ in reader.lines()]
+        asked = []
+        for n in range(len(lengths) + 2):
+            found = find_line(path, lambda line, n=n: (asked.append(line["n"]), line["n"] >= n)[1])
+            assert found == (starts[min(n, len(lengths))] if n < len(lengths) or torn else path.stat().st_size)
+
+
+def test_few_lines_are_read_of_many(path):
+    write(path, [{"n": n} for n in range(20_000)])
+    asked = []
+    find_line(path, lambda line: (asked.append(line), line["n"] >= 12_345)[1])
+    assert len(asked) < 40
+
+
+def test_many_lines_take_no_more_memory_than_few(path):
+    peaks = []
+    for count in (10_000, 40_000):
+        path.unlink(missing_ok=True)
+        write(path, [{"n": n, "text": "x" * 50} for n in range(count)])
+        tracemalloc.start()
+        assert sum(1 for _ in LineReader(path).lines()) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_what_is_known_to_be_whole_is_not_read_again(path):
+    write(path, LINES)
+    damaged = bytearray(path.read_bytes())
+    damaged[1] = 0
+    path.write_bytes(bytes(damaged) + b"torn")
+    LineWriter(path, len(damaged)).close()
+    assert path.read_bytes() == bytes(damaged)
+    write(path, [])
+    assert path.read_bytes() == b""
 
 
 def test_a_file_that_is_opened_again_is_continued(path):

@@ -1,5 +1,6 @@
 """The DeepSpeed engine: meta-parameters and optimizer state sharded over the ranks of a process group by ZeRO."""
 
+import importlib
 import importlib.util
 import logging
 import re
@@ -203,7 +204,17 @@ def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict
         # None of its own operators: they would be compiled, and only to look which could be runs a compiler.
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        _import_muon()
         return deepspeed.initialize(model=carrier, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon with nothing compiled: it would be on the way, with 2 s of compilers, used or not."""
+    compile, torch.compile = torch.compile, lambda *_, **__: lambda function: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        torch.compile = compile
 
 
 @contextmanager

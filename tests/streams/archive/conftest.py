@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
@@ -10,13 +10,7 @@ from streams.archive.opening import open_place
 from streams.archive.place import Place
 from streams.archive.segment import Kept
 from streams.transaction import Entry
-from tests.streams.archive.object_store import Bucketed, running
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucketed]:
-    with running(tmp_path_factory.mktemp("s3") / "log") as bucketed:
-        yield bucketed
+from tests.streams.archive.object_store import Bucketed
 
 
 @pytest.fixture(params=["folder", "object store"])

@@ -19,8 +19,8 @@ SPEC = TaskSpec(x_shape=(1, SIDE, SIDE), y="class", ways=WAYS)
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Return tasks a second of each broker, for each round."""
-    found: dict[str, Any] = {"redis": [], "kafka": []}
+    """Return tasks a second of each broker, for each round, and of a Kafka consumer that throws them away."""
+    found: dict[str, Any] = {"redis": [], "kafka": [], "thrown away": []}
     servers: dict[str, Any] = {"redis": Redis(folder / "redis"), "kafka": Kafka(folder / "kafka")}
     try:
         for server in servers.values():
@@ -29,6 +29,7 @@ def measure(folder: Path) -> dict[str, Any]:
             for name, server in servers.items():
                 source = {"redis": _fill_redis, "kafka": _fill_kafka}[name](server, f"tasks-{number}")
                 found[name].append(_rate(folder / f"{name}-{number}", source))
+            found["thrown away"].append(_rate_of_throwing_away(servers["kafka"], f"tasks-{number}"))
     finally:
         for server in servers.values():
             server.stop()
@@ -72,8 +73,27 @@ def _rate(folder: Path, source: Any) -> float:
     return TASKS / taken
 
 
+def _rate_of_throwing_away(server: Kafka, topic: str) -> float:
+    """Read the same as quickly as the client library can with settings of its own, and keep nothing."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": server.brokers, "group.id": "none", "enable.auto.commit": False})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    began, read = time.perf_counter(), 0
+    while read < TASKS:
+        read += sum(message.error() is None for message in consumer.consume(500, 0.1))
+    taken = time.perf_counter() - began
+    consumer.close()
+    return TASKS / taken
+
+
 def judge(samples: dict[str, Any]) -> list[Figure]:
     """Return the figures."""
+    pairs = zip(samples["kafka"], samples["thrown away"], strict=True)
     return [
-        figure(f"durable tasks a second from {name}", samples[name], 3000, least=True) for name in ("redis", "kafka")
+        *(
+            figure(f"durable tasks a second from {name}", samples[name], 3000, least=True)
+            for name in ("redis", "kafka")
+        ),
+        figure("from kafka / by a consumer that throws them away", [kept / thrown for kept, thrown in pairs]),
     ]

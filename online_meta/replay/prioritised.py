@@ -1,0 +1,74 @@
+"""Prioritised replay: rounds that teach more are revisited more often, and count for less each time."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+from numpy.typing import NDArray
+from torch import Tensor
+
+from online_meta.draws import Draw, Pick, Replay, as_memory, draw_random, pick_by_chance
+from online_meta.replay._reservoir import sample_on
+from online_meta.tree import norm
+from online_meta.types import MetaGrad, Params
+
+
+def prioritised(
+    by: Literal["loss", "gradient_norm"] = "gradient_norm",
+    exponent: Annotated[float, Ge(0)] = 1.0,
+    uniform_share: Annotated[float, Gt(0), Lt(1)] = 0.2,
+    size: Annotated[int, Ge(1)] = 10_000,
+) -> Replay:
+    """Return the policy that draws a round with a chance that grows with its loss, or its gradient's norm.
+
+    P(i) = (1 - u) p_i^a / sum_k p_k^a + u / n, where p_i is what was measured when round i was last revisited, the
+    largest of all as long as it was not (Schaul et al., ICLR 2016), a the ``exponent`` and u the ``uniform_share``;
+    weights 1 / (n P(i)) keep the expected meta-gradient that of all n rounds and stay below 1 / u. With norms and
+    a = 1 the variance is the least that such a draw can have, were the norms current (Zhao and Zhang, ICML 2015).
+    The n rounds are a reservoir of at most ``size``.
+
+    Raises ``ValueError`` when an argument is out of its range.
+    """
+    if by not in ("loss", "gradient_norm"):
+        raise ValueError(f"by is {by!r}: 'loss' or 'gradient_norm'")
+    if exponent < 0 or not 0 < uniform_share < 1 or size < 1:
+        raise ValueError(
+            f"exponent is {exponent}, uniform_share {uniform_share}, size {size}: the first is 0 or more, the second "
+            "lies between 0 and 1, the last is 1 or more"
+        )
+
+    def start() -> Params:
+        return as_memory(0, np.array([], np.int64), priorities=np.array([], np.float64))
+
+    def meet(memory: Params, draw: Draw) -> Params:
+        rounds, places = sample_on(memory, draw, size)
+        before = memory["priorities"].numpy()
+        # Index -1, that of new rounds, is the largest priority.
+        priorities = np.append(before, before.max(initial=0.0) or 1.0)[places]
+        return as_memory(draw.round + 1, rounds, priorities=priorities)
+
+    def pick(memory: Params, draw: Draw) -> list[Pick]:
+        rounds = memory["rounds"].numpy()
+        if len(rounds) <= draw.batch:
+            return [Pick(int(round)) for round in rounds]
+        chances = _chances(memory["priorities"].numpy() ** exponent, uniform_share)
+        weights = 1.0 / (len(rounds) * chances)
+        hits = pick_by_chance(chances, draw.batch, draw_random(draw))
+        return [Pick(int(rounds[at]), many * float(weights[at]), float(many)) for at, many in hits]
+
+    def measure(gradient: MetaGrad) -> Tensor:
+        return (gradient.loss.abs() if by == "loss" else norm(gradient.grads)).reshape(1)
+
+    def note(memory: Params, draw: Draw, rounds: list[int], values: Tensor) -> Params:
+        own, priorities = memory["rounds"].numpy(), memory["priorities"].numpy().copy()
+        priorities[np.searchsorted(own, rounds)] = np.nan_to_num(values[:, 0].numpy(), nan=0.0, posinf=0.0)
+        return as_memory(int(memory["next"]), own, priorities=priorities)
+
+    return Replay(pick, start, meet, measure, note)
+
+
+def _chances(priorities: NDArray[np.float64], uniform_share: float) -> NDArray[np.float64]:
+    """Return each round's chance; all are alike where no priority is above 0."""
+    even = np.full(len(priorities), 1.0 / len(priorities))
+    total = priorities.sum()
+    return (1 - uniform_share) * priorities / total + uniform_share * even if total > 0 else even

@@ -1,0 +1,126 @@
+"""Sums in memory and in a file: exact, the same, and known after any number of rounds."""
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy import sums_file
+from deploy.sums_file import SumsFile
+from online_meta.sums import MemorySums
+
+COLUMNS = ("one", "other")
+ROWS = [{"one": 0.1 * n, "other": (-1.0) ** n / (n + 1)} for n in range(30)]
+
+
+def opened(folder, columns=COLUMNS):
+    return SumsFile(folder / "rounds.sums", columns)
+
+
+def in_memory(rows):
+    sums = MemorySums(COLUMNS)
+    for row in rows:
+        sums.append(row)
+    return sums
+
+
+def everything(sums):
+    return sums.read(range(len(sums) + 1)).tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=60))
+def test_a_sum_is_right_to_the_last_bit_but_one(values):
+    sums = MemorySums(["x"])
+    for value in values:
+        sums.append({"x": value})
+    right = Fraction(0)
+    for n, value in enumerate(values):
+        right += Fraction(value)
+        found = float(sums.read([n + 1])[0, 0])
+        assert abs(Fraction(found) - right) <= Fraction(math.ulp(float(right))) + Fraction(2) ** -80 * 10**18
+
+
+def test_what_is_not_named_is_nothing_and_before_round_0_all_is():
+    sums = MemorySums(COLUMNS)
+    sums.append({"other": 2.5})
+    assert everything(sums) == [[0.0, 0.0], [0.0, 2.5]]
+
+
+@pytest.mark.parametrize("written", [set(), {0}, {9, 10}, set(range(30))])
+def test_a_file_says_what_memory_says_however_it_was_written(tmp_path, written):
+    sums = opened(tmp_path)
+    for n, row in enumerate(ROWS):
+        sums.append(row)
+        if n in written:
+            sums.write()
+        assert everything(sums) == everything(in_memory(ROWS[: n + 1]))
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 17, 30])
+def test_it_goes_on_where_it_was_written_to_the_bit(tmp_path, rounds):
+    sums = opened(tmp_path)
+    for n, row in enumerate(ROWS):
+        if n == rounds:
+            sums.write()
+        sums.append(row)  # Those behind are lost, as with a kill.
+    if rounds == len(ROWS):
+        sums.write()
+    again = opened(tmp_path)
+    assert len(again) == rounds
+    for row in ROWS[rounds:]:
+        again.append(row)
+    again.write()
+    assert everything(opened(tmp_path)) == everything(in_memory(ROWS))
+
+
+DAMAGES = {
+    "of other columns": lambda note: {**note, "columns": ["one", "another"]},
+    "of another version": lambda note: {**note, "version": 2},
+    "longer than the file": lambda note: {**note, "rounds": note["rounds"] + 1},
+    "without its sums": lambda note: {**note, "sums": note["sums"][:1]},
+    "of no numbers": lambda note: {**note, "sums": [["a", "b"], ["c", "d"]]},
+    "no object": lambda note: [note],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_does_not_fit_is_begun_anew(tmp_path, damage):
+    sums = opened(tmp_path)
+    for row in ROWS:
+        sums.append(row)
+    sums.write()
+    assert len(opened(tmp_path)) == len(ROWS)
+    note = tmp_path / "rounds.sums.json"
+    note.write_text(json.dumps(damage(json.loads(note.read_text()))))
+    again = opened(tmp_path)
+    assert everything(again) == [[0.0, 0.0]]
+    for row in ROWS[:3]:
+        again.append(row)
+    again.write()
+    assert everything(opened(tmp_path)) == everything(in_memory(ROWS[:3]))
+
+
+def test_a_note_that_a_kill_tore_is_none(tmp_path):
+    sums = opened(tmp_path)
+    sums.append(ROWS[0])
+    sums.write()
+    (tmp_path / "rounds.sums.json").write_text('{"version": 1, "rou')
+    assert len(opened(tmp_path)) == 0
+
+
+def test_only_so_many_rounds_are_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sums_file, "FRESH_ROWS", 4)
+    sums = opened(tmp_path)
+    due = []
+    for row in ROWS:
+        sums.append(row)
+        due.append(sums.must_write())
+        if due[-1]:
+            sums.write()
+    assert due == [n % 4 == 3 for n in range(30)]
+    np.testing.assert_array_equal(sums.read(range(31)), in_memory(ROWS).read(range(31)))

@@ -1,0 +1,195 @@
+"""The view of a run: the same from its sums and the lines behind them as from all lines, whatever was lost."""
+
+import json
+import math
+import random
+
+import pytest
+
+from deploy import sums_file
+from deploy.series import regret_series
+from deploy.view import LENGTH, RunView
+from online_meta.regret import LEARNER
+from trainers.json_lines import LineWriter
+from trainers.run_files import RunFiles
+
+OTHER = "from_scratch"
+LEARNERS = (LEARNER, OTHER)
+ROUNDS = 60
+
+
+def line(round, chance):
+    """Return the line of a round as a trainer writes it: every seventh is skipped, some steps were not finite."""
+    skipped = "not_finite" if round % 7 == 3 else None
+
+    def losses():
+        return {
+            "loss_before": chance.random() * 3,
+            "loss_after": chance.random(),
+            "accuracy": chance.choice([None, 0.5]),
+        }
+
+    played = {} if skipped else {name: losses() for name in LEARNERS}
+    nothing = {"loss_before": None, "loss_after": None, "accuracy": None}
+    return {
+        "round": round,
+        "id": f"t{round}" * chance.randint(1, 4),
+        "source": "s",
+        **played.get(LEARNER, nothing),
+        "replayed": 3,
+        "seconds": 0.01,
+        "skipped": skipped,
+        "learners": played,
+        "steps": [{"norm": 1.0, "skipped": chance.choice([None, "not_finite"])}] * (round % 3),
+    }
+
+
+@pytest.fixture
+def lines():
+    chance = random.Random(5)
+    return [line(round, chance) for round in range(ROUNDS)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    return RunFiles(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _written_often(monkeypatch):
+    monkeypatch.setattr(sums_file, "FRESH_ROWS", 8)
+
+
+def write(files, lines):
+    writer = LineWriter(files.rounds)
+    for one in lines:
+        writer.append(one)
+    writer.close()
+
+
+def told(view):
+    """Return all that a view says."""
+    return {
+        "series": regret_series(view, 0, None, 7),
+        "some": regret_series(view, 5, 23, 100),
+        "learners": view.learners(),
+        "skipped": view.skipped,
+        "last": view.last,
+        "rounds": [view.round(round) for round in range(view.learned() + 1)],
+    }
+
+
+def follow(files, close=False):
+    view = RunView(files, LEARNERS)
+    fresh = []
+    view.refresh(fresh.append)
+    if close:
+        view.close()
+    return view, fresh
+
+
+def test_it_says_what_the_lines_say(files, lines):
+    write(files, lines)
+    view, fresh = follow(files)
+    assert fresh == lines
+    played = [one for one in lines if not one["skipped"]]
+    assert view.learned() == ROUNDS
+    assert view.skipped == ROUNDS - len(played)
+    assert view.last == lines[-1]
+    assert [view.round(round) for round in range(ROUNDS + 1)] == [*lines, None]
+    right = math.fsum(one["learners"][OTHER]["loss_after"] for one in played)
+    assert view.learners()[OTHER]["cumulative_loss"] == pytest.approx(right, rel=1e-15)
+    series = regret_series(view, 10, 40, 3)
+    assert series["rounds"] == [19, 29, 39]
+    for at, stretch in enumerate((lines[10:20], lines[20:30], lines[30:40])):
+        known = [one["learners"][LEARNER] for one in stretch if not one["skipped"]]
+        assert series["loss_before"][at] == pytest.approx(sum(one["loss_before"] for one in known) / len(known))
+        assert series["loss_after"][at] == pytest.approx(sum(one["loss_after"] for one in known) / len(known))
+        assert series["learners"][LEARNER]["loss"][at] == pytest.approx(sum(one["loss_after"] for one in known) / 10)
+        right = [one["accuracy"] for one in known if one["accuracy"] is not None]
+        assert series["accuracy"][at] == pytest.approx(sum(right) / len(right))
+
+
+def test_of_no_rounds_nothing_is_known(files):
+    view, fresh = follow(files, close=True)
+    assert (fresh, view.learned(), view.last, view.round(0)) == ([], 0, None, None)
+    assert regret_series(view, 0, None, 10)["rounds"] == []
+    assert view.learners()[LEARNER] == {
+        "cumulative_loss": 0.0,
+        "mean_loss_last_100": None,
+        "mean_accuracy_last_100": None,
+    }
+
+
+@pytest.mark.parametrize("seen", [1, 7, 8, 31, ROUNDS])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_the_next_one_reads_what_is_new_and_says_the_same(files, lines, seen, closed):
+    write(files, lines[:seen])
+    follow(files, closed)
+    write(files, lines[seen:])
+    view, fresh = follow(files)
+    written = seen if closed else seen - seen % 8
+    assert fresh == lines[written:]
+    assert view.learned() == ROUNDS
+
+
+@pytest.mark.parametrize("seen", [8, 31, ROUNDS])
+def test_sums_and_lines_give_what_all_lines_give(files, lines, seen, tmp_path_factory):
+    write(files, lines[:seen])
+    follow(files, close=True)
+    write(files, lines[seen:])
+    view, _ = follow(files)
+    fresh = RunFiles(tmp_path_factory.mktemp("fresh"))
+    write(fresh, lines)
+    assert told(view) == told(follow(fresh)[0])
+
+
+def test_lines_of_another_run_or_fewer_of_them_are_noticed(files, lines):
+    write(files, lines)
+    follow(files, close=True)
+    chance = random.Random(6)
+    others = [line(round, chance) for round in range(ROUNDS)]
+    for now in (lines[:40], others, []):
+        files.rounds.write_bytes(b"")
+        write(files, now)
+        view, fresh = follow(files)
+        assert fresh == now
+        assert view.learned() == len(now)
+        assert view.total(LENGTH) == files.rounds.stat().st_size
+
+
+def test_other_learners_have_other_sums(files, lines):
+    write(files, lines)
+    follow(files, close=True)
+    view = RunView(files, (LEARNER,))
+    for one in lines:
+        one["learners"].pop(OTHER, None)
+    files.rounds.write_bytes(b"")
+    write(files, lines)
+    view.refresh()
+    assert list(view.learners()) == [LEARNER]
+
+
+def test_a_disk_that_is_full_costs_memory_alone(files, lines, monkeypatch, caplog):
+    write(files, lines)
+
+    def refuse(*_):
+        raise OSError(28, "no space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(sums_file.os, "fsync", refuse)
+        view, fresh = follow(files, close=True)
+    assert fresh == lines
+    assert "no space left" in caplog.text
+    assert view.learners()[LEARNER] == follow(files)[0].learners()[LEARNER]
+    view.close()
+    assert len(RunView(files, LEARNERS).sums) == ROUNDS
+
+
+def test_its_note_is_json_that_other_programs_can_read(files, lines):
+    write(files, lines)
+    follow(files, close=True)
+    note = json.loads((files.folder / "rounds.sums.json").read_bytes())
+    assert (note["version"], note["rounds"]) == (1, ROUNDS)
+    assert len(note["columns"]) == len(note["sums"])
+    assert files.sums.stat().st_size == 8 * ROUNDS * len(note["columns"])

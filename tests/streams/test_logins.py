@@ -1,0 +1,231 @@
+"""Passwords and TLS, on real brokers; no secret is told to anybody else."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from online_meta.types import Task
+from streams import wire
+from streams.arrivals import TaskSource
+from streams.login import LoginRefused
+from streams.producer import SubmitError, open_producer
+from streams.sources import kafka, nats, redis
+from tests.certificate import write_certificate
+from tests.daemon import wait_for
+from tests.streams.brokers import MODULES, SPEC, running
+from tests.streams.secure_servers import PASSWORD, USER, ClosedKafka, SecureKafka, SecureNats, SecureRedis, TokenNats
+from tests.streams.servers import Nats
+
+KINDS = ("kafka", "nats", "redis")
+
+
+class Secured(NamedTuple):
+    """Where a stream is, for a source and for a producer, and the files with which one gets in."""
+
+    kind: str
+    settings: dict[str, Any]
+    address: str
+    files: dict[str, str]
+    folder: Path
+
+    def source(self, **other: Any) -> TaskSource:
+        module = MODULES[self.kind]
+        opened = module.open(module.Settings(**{**self.settings, **self.files, **other}), SPEC, "broker", 0)
+        assert opened is not None
+        return opened
+
+    def refusal(self, **other: Any) -> str:
+        """Return what a source, which must not get in, and a producer say."""
+        with pytest.raises(LoginRefused) as caught:
+            self.source(**other).lag(None)
+        with pytest.raises(SubmitError) as submitting:
+            self.produce({"a": b"x"}, **other)
+        assert submitting.value.reason == "refused"
+        return f"{caught.value} {submitting.value}"
+
+    def produce(self, bodies: dict[str, bytes], **other: Any) -> None:
+        given = {**self.files, **other}
+        query = "&".join(f"{name}={value}" for name, value in given.items())
+        producer = open_producer(f"{self.address}{'&' if '?' in self.address else '?'}{query}", patience=30)
+        try:
+            for id, body in bodies.items():
+                producer.send(id, body)
+        finally:
+            producer.close()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp(f"secure-{request.param}")
+    (folder / "password").write_text(f"{PASSWORD}\n")
+    yield from {"redis": secure_redis, "nats": secure_nats, "kafka": secure_kafka}[request.param](folder)
+
+
+def secure_redis(folder: Path) -> Iterator[Secured]:
+    server = SecureRedis(folder)
+    url = f"rediss://{USER}@127.0.0.1:{server.port}/0"
+    files = {"password_file": "password", "ca_file": "cert.pem", "certificate_file": "cert.pem", "key_file": "key.pem"}
+    paths = {name: str(folder / file) for name, file in files.items()}
+    try:
+        server.start()
+        yield Secured("redis", {"url": url, "timeout_seconds": 5}, f"{url}?stream=tasks", paths, folder)
+    finally:
+        server.stop()
+
+
+def secure_nats(folder: Path) -> Iterator[Secured]:
+    server = SecureNats(folder)
+    address = f"tls://127.0.0.1:{server.port}"
+    files = {"user": USER, "password_file": str(folder / "password"), "ca_file": str(folder / "cert.pem")}
+    try:
+        server.start()
+        server.ask(lambda stream: stream.add_stream(name="tasks", subjects=["tasks"]))
+        yield Secured("nats", {"servers": address, "timeout_seconds": 5}, f"{address}/tasks", files, folder)
+    finally:
+        server.stop()
+
+
+def secure_kafka(folder: Path) -> Iterator[Secured]:
+    server = SecureKafka(folder)
+    try:
+        server.start()
+        server.make_topic("tasks", 2)
+        yield through_properties(server)
+    finally:
+        server.stop()
+
+
+def through_properties(server: SecureKafka | ClosedKafka) -> Secured:
+    files = {"properties_file": write_properties(server.folder, server.properties())}
+    settings = {"brokers": server.brokers, "topic": "tasks", "timeout_seconds": 2}
+    return Secured("kafka", settings, f"kafka://{server.brokers}/tasks", files, server.folder)
+
+
+def write_properties(folder: Path, properties: dict[str, str]) -> str:
+    file = folder / "properties"
+    file.write_text("".join(f"{name} = {value}\n" for name, value in properties.items()))
+    return str(file)
+
+
+def test_tasks_come_and_go_over_tls(secured: Secured, make_task: Callable[[int], Task], tmp_path: Path) -> None:
+    bodies = {f"task-{n}": wire.encode(make_task(n)) for n in range(5)}
+    secured.produce(bodies)
+    with running(tmp_path, secured.source()) as run:
+        wait_for("all arrive", lambda: len(run.history) == 5)
+        assert sorted(run.ids()) == list(bodies)
+        assert secured.source().lag(run.cursor) in (0, 5), "Redis may not have been told yet"
+
+
+def test_a_certificate_of_somebody_else_is_not_believed(secured: Secured, tmp_path: Path) -> None:
+    write_certificate(tmp_path)
+    other = {"ca_file": str(tmp_path / "cert.pem")}
+    if secured.kind == "kafka":
+        said = {"security.protocol": "SSL", "ssl.ca.location": other["ca_file"]}
+        other = {"properties_file": write_properties(tmp_path, said)}
+    told = secured.refusal(**other)
+    assert "certificate" in told
+    assert "127.0.0.1" in told
+    assert PASSWORD not in told
+
+
+@pytest.fixture
+def closed_kafka(tmp_path: Path) -> Iterator[Secured]:
+    server = ClosedKafka(tmp_path / "kafka")
+    try:
+        server.start()
+        yield through_properties(server)
+    finally:
+        server.stop()
+
+
+def test_a_wrong_password_is_refused_at_once_and_not_told(
+    secured: Secured, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wrong").write_text("not-the-password\n")
+    other = {"password_file": str(tmp_path / "wrong")}
+    if secured.kind == "kafka":
+        secured, other = request.getfixturevalue("closed_kafka"), {}
+    source = secured.source(**other)
+    told = secured.refusal(**other) + caplog.text
+    answer = {"redis": "invalid username-password", "nats": "authorization failed", "kafka": "unknown-user"}
+    assert answer[secured.kind] in told
+    assert "not-the-password" not in told
+    assert PASSWORD not in told
+    if secured.kind != "kafka":
+        (tmp_path / "wrong").write_text(PASSWORD)
+        assert source.lag(None) is not None, "the file is read again"
+
+
+def test_a_password_is_told_to_no_server_that_speaks_plainly(tmp_path: Path) -> None:
+    """As when somebody between the two takes the word TLS out of what the server says."""
+    server = Nats(tmp_path / "nats")
+    (tmp_path / "password").write_text(PASSWORD)
+    try:
+        server.start()
+        login = {"user": USER, "password_file": str(tmp_path / "password")}
+        source = nats.open(nats.Settings(servers=f"tls://127.0.0.1:{server.port}", **login), SPEC, "n", 0)
+        with pytest.raises(LoginRefused, match="TLS is asked for, and the server does not require it"):
+            source.lag(None)
+    finally:
+        server.stop()
+
+
+def test_a_token_opens_a_server(tmp_path: Path) -> None:
+    server = TokenNats(tmp_path / "nats")
+    token = tmp_path / "token"
+    settings = nats.Settings(servers=server.url, stream="tasks", token_file=str(token))
+    try:
+        server.start()
+        server.ask(lambda stream: stream.add_stream(name="tasks", subjects=["tasks"]))
+        token.write_text("not-the-token")
+        with pytest.raises(LoginRefused, match="refuses the login"):
+            nats.open(settings, SPEC, "n", 0).lag(None)
+        token.write_text(f"{PASSWORD}\n")
+        assert nats.open(settings, SPEC, "n", 0).lag(None) == 0
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "told"),
+    [
+        (redis, {"url": "redis://:hush@127.0.0.1/0"}, "url holds a secret.*password_file"),
+        (redis, {"url": "redis://127.0.0.1/0?password=hush"}, "url holds a secret.*password_file"),
+        (redis, {"ca_file": "{cert}"}, "begin the url with rediss://"),
+        (redis, {"url": "rediss://127.0.0.1/0", "ca_file": "{none}"}, "No such file or directory: '{none}'"),
+        (redis, {"url": "rediss://127.0.0.1/0", "ca_file": "{text}"}, "{text} holds no certificates in PEM"),
+        (redis, {"url": "rediss://127.0.0.1/0", "key_file": "{cert}"}, "name that, too, in certificate_file"),
+        (nats, {"servers": "nats://a:1,nats://me:hush@b:2"}, "servers holds a secret.*token_file"),
+        (nats, {"servers": "nats://hush@b:2"}, "servers holds a secret.*token_file"),
+        (nats, {"user": "me"}, "user and password_file belong together"),
+        (
+            nats,
+            {"certificate_file": "{cert}", "key_file": "{text}"},
+            "{cert} and {text} hold no certificate and its key",
+        ),
+        (nats, {"credentials_file": "{none}"}, "No such file or directory: '{none}'"),
+        (nats, {"token_file": "{empty}"}, "{empty} must hold one line"),
+        (kafka, {"properties_file": "{none}"}, "No such file or directory: '{none}'"),
+    ],
+)
+def test_what_cannot_be_a_login_is_refused_before_anything_is_asked(
+    module: Any, settings: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    write_certificate(tmp_path)
+    (tmp_path / "text").write_text("some text")
+    (tmp_path / "empty").write_text("")
+    files = {"cert": "cert.pem", "none": "none", "text": "text", "empty": "empty"}
+    files = {name: str(tmp_path / file) for name, file in files.items()}
+    for name, file in files.items():
+        told = told.replace(f"{{{name}}}", file)
+        settings = {key: value.replace(f"{{{name}}}", file) for key, value in settings.items()}
+    with pytest.raises((ValueError, OSError), match=told) as caught:
+        module.open(module.Settings(**settings), SPEC, "s", 0)
+    assert "hush" not in str(caught.value)
+
+
+def test_an_option_that_an_address_has_not_is_told() -> None:
+    with pytest.raises(ValueError, match="no option pasword_file: it takes password_file, ca_file"):
+        open_producer("nats://127.0.0.1:4222/tasks?pasword_file=x")

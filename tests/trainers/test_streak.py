@@ -1,0 +1,51 @@
+"""The streak of skipped meta-steps that a run's lines end in, read from their end."""
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainers.divergence import Rollback, Streak, streak_of
+from trainers.json_lines import LineWriter
+
+
+def by_hand(lines, ends):
+    streak = Streak()
+    for line in lines:
+        if line["round"] in ends:
+            streak.end()
+        streak.note(line)
+    return streak
+
+
+def write(path, skips):
+    lines = [{"round": n, "steps": [{"skipped": one} for one in steps]} for n, steps in enumerate(skips)]
+    writer = LineWriter(path)
+    for line in lines:
+        writer.append(line)
+    writer.close()
+    return lines
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    early=st.integers(0, 300),
+    late=st.lists(st.lists(st.sampled_from([None, "not_finite"]), max_size=2), max_size=8),
+    bad=st.integers(0, 200),
+    ends=st.lists(st.integers(0, 500), max_size=3),
+    beyond=st.integers(0, 3),
+)
+def test_it_is_that_of_all_lines(early, late, bad, ends, beyond):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rounds.jsonl"
+        lines = write(path, [[None]] * early + [["not_finite"]] * bad + late)
+        rounds = max(len(lines) - beyond, 0)
+        rollbacks = [Rollback(round, 0) for round in ends if round < rounds]
+        found, right = streak_of(path, rounds, rollbacks), by_hand(lines[:rounds], {one.round for one in rollbacks})
+        assert (found.length, found.good) == (right.length, right.good)
+        assert not found.length or found.first == right.first
+
+
+def test_where_there_is_no_line_there_is_none(tmp_path):
+    assert streak_of(tmp_path / "none", 0, []) == Streak()
