@@ -17,13 +17,14 @@ BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-# PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... says how long to go on, ARGS=... is passed on to
-# what is run.
+# PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... says how long to go on, SEED=... what is drawn
+# by chance, ARGS=... is passed on to what is run.
 PYTHON ?=
 ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table
 TORCH ?= 2.13.0
 MINUTES ?=
+SEED ?=
 
 .PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams \
 	crash fuzz soak pins clean chromium
@@ -62,16 +63,16 @@ bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minute
 bench-streams: $(READY)  ## how quick the streams and the history are, 8 minutes; ARGS="--only http_ingest"
 	@exec $(BIN)/python -m tests.benchmarks.streams $(ARGS)
 
-crash: $(READY) $(BIN)/strace  ## kill and harm ingest at every system call that changes a file, an hour; ARGS="--every 10"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash $(ARGS)
+crash: $(READY) $(BIN)/strace  ## kill and harm the history at every system call that changes a file; SEED=1 ARGS="--every 10"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash --seed $(or $(SEED),0) $(ARGS)
 
 fuzz: $(READY)  ## bad input of every kind, for 5 minutes; MINUTES=60 ARGS="--only npz"
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \
 		|| $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[fuzz]'
 	exec $(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(ARGS)
 
-soak: $(READY)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(ARGS)
+soak: $(READY) $(BIN)/redis-server $(FAKETIME)  ## a daemon among producers and a fault a minute, then all checks; MINUTES=30 ARGS="--every 20"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) --faketime $(FAKETIME) $(ARGS)
 
 format: $(READY)  ## format the code, mend what lint can mend
 	@$(BIN)/ruff format .

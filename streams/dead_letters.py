@@ -25,7 +25,8 @@ LETTER_BYTES = 1024 * 1024
 """How much is kept of one body."""
 
 _ID_CHARACTERS = 500
-_ENDINGS = (".body", ".json", ".json.new")
+_ENDINGS = (".json", ".json.new", ".body")
+"""In the order in which they are removed: what is read is what has a head, so that goes first."""
 _STEM = re.compile(r"\d{8}T\d{6}\.\d{6}Z-(\d{9,})-[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 

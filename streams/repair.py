@@ -109,7 +109,7 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
 
     Raises:
         HistoryBusy: if there is a writer.
-        HistoryError: if there is a ledger: move it away first.
+        HistoryError: if there is a ledger: move it away first; if the new one could not be written out.
         HistoryDamaged: if a segment cannot be read; nothing is made then.
     """
     folder = Path(path)
@@ -130,6 +130,8 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
                 _insert(writer, kept)
                 sealed.record_segments(writer, [marker])
             rounds += len(kept)
+    if (fresh / f"{ledger.FILE}-wal").exists():  # SQLite says nothing when closing cannot carry the log over.
+        raise ledger.HistoryError(f"{fresh}: the new ledger could not be written out; see to the disk and do it again")
     for suffix in ("-wal", "-shm"):  # Empty: what was in them was carried into the ledger that is gone.
         (folder / f"{ledger.FILE}{suffix}").unlink(missing_ok=True)
     os.replace(fresh / ledger.FILE, folder / ledger.FILE)

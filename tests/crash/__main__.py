@@ -1,68 +1,86 @@
 """Walk all points of all scenarios: `make crash`."""
 
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from queue import SimpleQueue
 
 import click
-from rich.progress import Progress
 
 from tests.crash.conftest import MEMORY
-from tests.crash.scenarios import SCENARIOS
-from tests.crash.walker import Point, Walker, points_of, walk
+from tests.crash.lives import SCENARIOS
+from tests.crash.walker import Point, read_point
+from tests.crash.walking import Walkers, choose_points
+
+TELL_SECONDS = 60.0
 
 
 @click.command()
 @click.option("--scenario", type=click.Choice(sorted(SCENARIOS)), multiple=True, help="These only.")
+@click.option("--seed", default=0, show_default=True, help="Of the random scenarios, and of what is drawn.")
+@click.option("--lives", type=click.IntRange(min=0), default=8, show_default=True, help="How many random scenarios.")
 @click.option("--every", type=click.IntRange(min=1), default=1, help="Each so many-th point only.")
+@click.option("--point", multiple=True, help="This one only, written as a failure is told.")
+@click.option("--log", type=click.Path(path_type=Path), help="Points that passed; those in it are left out.")
 @click.option("--walkers", type=click.IntRange(min=1), default=2, show_default=True)
-def main(scenario: tuple[str, ...], every: int, walkers: int) -> None:
-    """Kill ingest, sealing and retention at every system call that changes a file, and let each call fail."""
+def main(
+    scenario: tuple[str, ...],
+    seed: int,
+    lives: int,
+    every: int,
+    point: tuple[str, ...],
+    log: Path | None,
+    walkers: int,
+) -> None:
+    """Kill lives of a history at every system call that changes a file, and let each call fail; then harm the next."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        idle: SimpleQueue[Walker] = SimpleQueue()
-        opened = []
-        for number in range(walkers):
-            (place := Path(folder, str(number))).mkdir()
-            opened.append(Walker(place))
-            idle.put(opened[-1])
-        points = [point for name in scenario or SCENARIOS for point in points_of(opened[0], name)][::every]
-        failures = _walk_all(points, idle, walkers)
-        for walker in opened:
-            walker.close()
-    _tell(points, failures, time.monotonic() - began)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its folder is removed
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None))
+        crew = stack.enter_context(Walkers(Path(folder), walkers))
+        if point:
+            points = [read_point(said) for said in point]
+        else:
+            points = choose_points(crew, list(scenario or SCENARIOS), seed, 0 if scenario else lives)[::every]
+        passed = set(log.read_text().splitlines()) if log is not None and log.exists() else set()
+        left = [one for one in points if str(one) not in passed]
+        print(f"{len(points)} points, {len(points) - len(left)} of them passed before", flush=True)
+        failures = visit(crew, left, log)
+    tell(points, failures, time.monotonic() - began)
     sys.exit(bool(failures))
 
 
-def _walk_all(points: list[Point], idle: "SimpleQueue[Walker]", walkers: int) -> list[str]:
-    failures: list[str] = []
-    with Progress(disable=not sys.stderr.isatty()) as progress, ThreadPoolExecutor(walkers) as pool:
-        bar = progress.add_task("points", total=len(points))
-
-        def visit(point: Point) -> None:
-            walker = idle.get()
-            try:
-                walk(walker, point)
-            except AssertionError as error:
-                failures.append(str(error))
-                print(error, flush=True)
-            finally:
-                idle.put(walker)
-                progress.advance(bar)
-
-        list(pool.map(visit, points))
+def visit(crew: Walkers, points: list[Point], log: Path | None) -> list[Point]:
+    """Walk the points; say each minute how far it is, note in ``log`` what passed, and return what failed."""
+    began = told = time.monotonic()
+    failures: list[Point] = []
+    for count, (point, failure) in enumerate(crew.walk_all(points), start=1):
+        if failure is not None:
+            failures.append(point)
+            print(f"{failure}\n  again: make crash ARGS=\"--point '{point}'\"", flush=True)
+        elif log is not None:
+            with log.open("a") as file:
+                file.write(f"{point}\n")
+        if time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            left = (told - began) / count * (len(points) - count) / 60
+            print(f"{count:6} of {len(points)} points, {len(failures)} failed, {left:.0f} minutes left", flush=True)
     return failures
 
 
-def _tell(points: list[Point], failures: list[str], seconds: float) -> None:
-    counts = Counter((point.scenario, point.kind) for point in points)
-    for (scenario, kind), count in sorted(counts.items()):
-        print(f"{scenario:8} {kind:12} {count:6} points")
-    print(f"{len(points)} points in {seconds:.0f} s; at {len(failures)} something was lost, doubled or damaged")
+def tell(points: Sequence[Point], failures: Sequence[Point], seconds: float) -> None:
+    counts = Counter((point.scenario, "second" if point.first else "first", point.kind) for point in points)
+    for (scenario, fault, kind), count in sorted(counts.items()):
+        print(f"{scenario:12} {fault:6} fault {kind:12} {count:6} points")
+    twice = sum(point.first is not None for point in points)
+    print(
+        f"{len(points)} points ({twice} of them a fault after a fault) in {seconds / 60:.1f} minutes; "
+        f"at {len(failures)} something was lost, doubled or damaged"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a killed process was doing: small lives of a history, each step acknowledged when it is durable."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
 from streams.sweeping import sweep
 
 Acknowledge = Callable[[dict[str, Any]], None]
-Scenario = Callable[[Path, Acknowledge], None]
+Play = Callable[[Path, Acknowledge], None]
 SIZES = (1, 40, 700, 3)
+GROUP = 1000
+"""From this number on tasks are of other sources, and larger: 1000 to 1999 is one group, 2000 to 2999 the next."""
 SEALING = SealingSettings(segment_rounds=4, ledger_bytes=0)
 
 
 def payload_of(number: int) -> bytes:
     """The task of a number, some larger than a page of the ledger; a pure function, so that anybody can compare."""
     random = np.random.default_rng(number)
-    n = SIZES[number % len(SIZES)]
+    n = SIZES[number % len(SIZES)] * (1 + number // GROUP % 10)
     tensors = {
         "support_x": random.standard_normal((n, 7)).astype("f4"),
         "support_y": np.zeros(n, "i8"),
@@ -34,10 +36,15 @@ def payload_of(number: int) -> bytes:
 
 
 def record_of(number: int) -> Record:
-    """The record of a number, of one of two sources, one of which has positions."""
+    """The record of a number, of one of the two sources of its group, one of which has positions."""
     payload = payload_of(number)
-    source, cursor = ("even", str(number)) if number % 2 == 0 else ("odd", None)
-    return Record(f"task-{number}", payload, wire.digest(payload), source, cursor, 1000.0 + number)
+    cursor = str(number) if number % 2 == 0 else None
+    return Record(f"task-{number}", payload, wire.digest(payload), source_of(number), cursor, 1000.0 + number)
+
+
+def source_of(number: int) -> str:
+    """Return the source of a number."""
+    return ("even", "odd")[number % 2] + (str(number // GROUP) if number >= GROUP else "")
 
 
 def append(history: History, numbers: list[int], acknowledge: Acknowledge) -> None:
@@ -73,24 +80,27 @@ def seal(folder: Path, acknowledge: Acknowledge) -> None:
         relieve_ledger(history, 0)
 
 
-def retain(folder: Path, acknowledge: Acknowledge) -> None:
-    """Sealed rounds are thinned out, and segments are written anew without them."""
+def keep(folder: Path, acknowledge: Acknowledge) -> None:
+    """Make three sealed segments that only the archive holds."""
     with History.open(folder, write=True) as history:
-        tidy(history)
         append(history, list(range(12)), acknowledge)
         while seal_next(history, SEALING):
             pass
         relieve_ledger(history, 0)
+
+
+def retain(folder: Path, acknowledge: Acknowledge) -> None:
+    """Sealed rounds are thinned out, and segments are written anew without them."""
+    with History.open(folder, write=True) as history:
+        tidy(history)
         thin(history, RetentionSettings(rounds=3))
         append(history, [12], acknowledge)
         sweep(history, 12, 4)
         append(history, [13], acknowledge)
 
 
-SCENARIOS: dict[str, Scenario] = {"ingest": ingest, "seal": seal, "retain": retain}
-
-
-def numbers_in(history: History) -> Iterator[tuple[int, int]]:
-    """Give (round, number) of all rounds."""
-    for round in range(len(history)):
-        yield round, int(history.entry(round).id.removeprefix("task-"))
+def recover(folder: Path, acknowledge: Acknowledge) -> None:
+    """The next start, as the daemon makes it; some tasks come again, and a new one."""
+    with History.open(folder, write=True) as history:
+        tidy(history)
+        append(history, [1, 9001], acknowledge)

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.checks import check
+from tests.crash.lives import HISTORY
 from tests.crash.power import Life, lose_power, understand
 from tests.crash.recording import record
-from tests.crash.scenarios import SCENARIOS
-from tests.crash.walker import Walker, check
+from tests.crash.walker import Walker
 
 STATES = {"ingest": 200, "seal": 100, "retain": 50}
 
 
 @pytest.fixture(scope="module")
 def lives(walker: Walker) -> dict[str, tuple[Path, Life]]:
-    recorded = {name: record(walker, name) for name in SCENARIOS}
+    recorded = {name: record(walker, name) for name in HISTORY}
     return {name: (folder, understand(folder, calls)) for name, (folder, calls) in recorded.items()}
 
 
@@ -31,7 +32,7 @@ def survive(life: Life, folder: Path, seed: int, disk: Path) -> int:
     return len(acknowledged)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", HISTORY)
 def test_a_power_loss_takes_nothing_that_was_acknowledged(
     walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str
 ) -> None:
@@ -40,7 +41,7 @@ def test_a_power_loss_takes_nothing_that_was_acknowledged(
     assert len(set(found)) >= 3, "power was lost early and late"
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", HISTORY)
 def test_a_disk_that_lost_nothing_is_what_the_life_left(
     walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str
 ) -> None:

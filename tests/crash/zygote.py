@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.crash.scenarios import SCENARIOS
+from tests.crash.lives import find_life
 
 
 def main() -> None:
-    """For each line {"scenario", "folder", "stopped"} fork a child; answer with its id, then with how it ended."""
+    """For each line {"scenario", "parts", "folder", "stopped"} fork a child; answer with its id, then with its end."""
     gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
@@ -25,15 +25,16 @@ def main() -> None:
 
 
 def live(order: dict[str, Any]) -> None:
-    """Play a scenario; each acknowledgement is a line in the file ``acknowledged``, written at once."""
+    """Play parts of a life; each acknowledgement is a line in the file ``acknowledged``, written at once."""
     code = 70
     try:
         descriptor = os.open(order["acknowledged"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if order["stopped"]:
             os.kill(os.getpid(), signal.SIGSTOP)
-        SCENARIOS[order["scenario"]](
-            Path(order["folder"]), lambda said: os.writev(descriptor, [json.dumps(said).encode() + b"\n"]) and None
-        )
+        for part in order["parts"]:
+            find_life(order["scenario"]).part(part)(
+                Path(order["folder"]), lambda said: os.writev(descriptor, [json.dumps(said).encode() + b"\n"]) and None
+            )
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

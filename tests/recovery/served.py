@@ -42,8 +42,19 @@ port = {port}
 class Served:
     """One run and the daemon that serves it now."""
 
-    def __init__(self, folder: Path, together: int = 1, more: str = "", overrides: tuple[str, ...] = ()) -> None:
-        """Write a configuration into ``folder``, with ``more`` sections, and start the daemon with ``overrides``."""
+    def __init__(
+        self,
+        folder: Path,
+        together: int = 1,
+        more: str = "",
+        overrides: tuple[str, ...] = (),
+        surroundings: dict[str, str] | None = None,
+    ) -> None:
+        """Write a configuration into ``folder``, with ``more`` sections, and start the daemon with ``overrides``.
+
+        ``surroundings`` are the environment variables of the daemon, if not those of this process.
+        """
+        self.surroundings = surroundings
         self.overrides = [word for override in overrides for word in ("--set", override)]
         self.folder = folder
         self.run = folder / "run"
@@ -58,7 +69,7 @@ class Served:
         """Start the daemon and wait until it answers."""
         with open(self.folder / "daemon.log", "ab") as log:
             command = [sys.executable, "-m", "online_meta", "serve", str(self.config), *self.overrides]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.surroundings)
         wait_for("the daemon answers", lambda: self.process.poll() is not None or self.answers())
         assert self.process.poll() is None, (self.folder / "daemon.log").read_text()
 

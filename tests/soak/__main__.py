@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,8 +16,10 @@ import click
 from tests.daemon import ROOT, wait_for
 from tests.deploy.test_start import can_mount
 from tests.recovery.served import Served
-from tests.soak.checks import Result, check_counts, check_flat, check_replay, check_tasks
-from tests.soak.faults import BACKLOG, FAULTS, Scene, possible, shift_clock
+from tests.soak.checks import Result, check_counts, check_flat, check_log, check_replay, check_sockets, check_tasks
+from tests.soak.clock import Clock
+from tests.soak.faults import BACKLOG, FAULTS, Scene, possible
+from tests.soak.numbers import check_numbers
 from tests.soak.watching import Watcher
 from tests.streams.servers import Redis
 
@@ -56,11 +57,11 @@ def main(minutes: float, every: float, faketime: Path | None, folder: Path | Non
     notes, acknowledged, spool = folder / "notes", [], folder / "spool"
     notes.mkdir()
     spool.mkdir()
-    clock = None if faketime is None else fake_clock(folder, faketime)
+    clock = None if faketime is None else Clock(folder, faketime)
     redis = Redis(folder / "redis")
     redis.start()
     more = MORE.format(backlog=BACKLOG, spool=spool, redis=redis.url)
-    served = Served(folder, 8, more, ("regret.baselines=[]",))
+    served = Served(folder, 8, more, ("regret.baselines=[]",), clock and clock.surroundings)
     scene = Scene(served, redis, clock, acknowledged)
     watcher = Watcher(served)
     watcher.start()
@@ -70,6 +71,7 @@ def main(minutes: float, every: float, faketime: Path | None, folder: Path | Non
         acknowledged += map(json.loads, file.read_text().splitlines())
     results = list(finish(served, watcher, folder, acknowledged))
     redis.stop()
+    print(f"after {minutes:g} minutes")
     tell(results)
     sys.exit(not all(holds for _, holds, _ in results))
 
@@ -83,32 +85,17 @@ def run_on_a_small_disk(folder: Path) -> int:
     return subprocess.run(command, cwd=ROOT).returncode
 
 
-def fake_clock(folder: Path, library: Path) -> Path:
-    """Let daemons that are started from now on read the time through ``library``; return the file that shifts it."""
-    clock = folder / "clock"
-    shift_clock(clock, "+0")
-    os.environ |= {
-        "LD_PRELOAD": str(library.absolute()),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
-    return clock
-
-
 @contextmanager
 def producing(folder: Path, url: str, notes: Path, others: dict[str, str]) -> Iterator[None]:
-    """Let producers bring tasks until the end of the block, each by the true time."""
+    """Let producers bring tasks until the end of the block."""
     stop = folder / "stop"
-    surroundings = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     kinds = [("http", url)] * PRODUCERS + list(others.items())
     command = [sys.executable, "-m", "tests.soak.arriving"]
     started = []
     for number, (kind, where) in enumerate(kinds):
         name = f"{kind}{number}"
         arguments = [kind, where, name, str(notes / name), str(stop)]
-        started.append(subprocess.Popen([*command, *arguments], cwd=ROOT, env=surroundings))
+        started.append(subprocess.Popen([*command, *arguments], cwd=ROOT))
     try:
         yield
     finally:
@@ -121,7 +108,7 @@ def harm(scene: Scene, seconds: float, every: float) -> None:
     """Make the possible faults in turn, so many seconds after the one before is over."""
     began = time.monotonic()
     able = possible(scene)
-    for name in FAULTS.keys() - set(able):
+    for name in sorted(FAULTS.keys() - set(able)):
         print(f"cannot be made here: {name}")
     for name in itertools.cycle(able):
         if time.monotonic() + every > began + seconds:
@@ -141,16 +128,17 @@ def finish(served: Served, watcher: Watcher, folder: Path, acknowledged: list[di
         return status if status["rounds"]["ingested"] >= len(acknowledged) and not status["rounds"]["pending"] else None
 
     status = wait_for("all rounds are learned", learned, 600)
-    watcher.enough.set()
-    watcher.join()
+    yield from check_numbers(served)
+    watcher.stop()
+    yield check_sockets(served)
     ended = served.drain()
     said = "" if ended == 0 else (folder / "daemon.log").read_text()[-1000:]
     yield "SIGTERM drains the daemon", ended == 0, f"exit {ended} {said}"
-    os.environ.pop("LD_PRELOAD", None)
     yield from check_tasks(served.run / "history", acknowledged)
     yield from check_counts(status, served.run)
     yield from check_replay(served, folder / "replayed")
     yield from check_flat(watcher.lives)
+    yield check_log((folder / "daemon.log").read_text())
 
 
 def tell(results: list[Result]) -> None:

@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from streams.history import History
 from streams.verify import verify
+from tests.daemon import wait_for
 from tests.recovery.served import Served, hash_of
 from tests.soak.arriving import body_of
 from tests.soak.watching import Sample, trend
@@ -65,13 +69,33 @@ def check_replay(served: Served, out: Path) -> Iterator[Result]:
 
 
 def check_flat(lives: dict[tuple[str, int], list[Sample]]) -> Iterator[Result]:
-    """Memory and descriptors of no process grow after its first minute."""
+    """Memory and descriptors of files of no process grow after its first minute."""
     long = sum(trend(samples) is not None for samples in lives.values())
     yield "processes lived long enough to measure", long > 0, f"{long} of {len(lives)} for 90 s or more"
     for (role, pid), samples in sorted(lives.items()):
         found = trend(samples)
         series = " ".join(f"{sample.mib:.0f}" for sample in samples[:: max(1, len(samples) // 8)])
-        descriptors = f"{min(s.descriptors for s in samples)}-{max(s.descriptors for s in samples)} descriptors"
+        files = f"{min(s.files for s in samples)}-{max(s.files for s in samples)} files"
         if found is not None:
-            slopes = f"{found.mib_per_minute:+.2f} MiB/min, {found.descriptors_per_minute:+.2f} descriptors/min"
-            yield f"{role} {pid} stays as large", found.flat, f"{slopes}; {series} MiB; {descriptors}"
+            slopes = f"{found.mib_per_minute:+.2f} MiB/min, {found.files_per_minute:+.2f} files/min"
+            yield f"{role} {pid} stays as large", found.flat, f"{slopes}; {series} MiB; {files}"
+
+
+def check_sockets(served: Served) -> Result:
+    """The daemon keeps no connection of a client that has gone."""
+
+    def clients() -> list[str]:
+        connections = psutil.Process(served.process.pid).net_connections("tcp")
+        return [str(one.raddr) for one in connections if one.laddr.port == served.port and one.raddr]
+
+    with suppress(AssertionError):
+        wait_for("the clients' connections are closed", lambda: not clients(), 120)
+    left = clients()
+    return "no connection is left open", not left, f"{len(left)} of clients that have gone"
+
+
+def check_log(said: str) -> Result:
+    """The daemon met no exception that nobody had thought of."""
+    wrong = [line for line in said.splitlines() if line.startswith("Traceback")]
+    last = said[said.rindex("Traceback") :][:600] if wrong else ""
+    return "no traceback in the daemon's log", not wrong, f"{len(wrong)} {last}"

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -15,6 +14,8 @@ from tests.daemon import wait_for
 from tests.deploy.fill_disk import fill
 from tests.recovery.served import Served
 from tests.soak.arriving import PATIENCE, body_of
+from tests.soak.clock import Clock
+from tests.soak.numbers import negative_numbers
 from tests.streams.servers import Redis
 
 BACKLOG = 200
@@ -23,11 +24,11 @@ CLIENTS = 16
 
 
 class Scene(NamedTuple):
-    """A served run, its broker, the file that shifts its clock (None: it cannot be), and what was acknowledged here."""
+    """A served run, its broker, its clock (None: it cannot be shifted), and what was acknowledged here."""
 
     served: Served
     redis: Redis
-    clock: Path | None
+    clock: Clock | None
     acknowledged: list[dict[str, object]]
 
 
@@ -89,17 +90,15 @@ def refused(scene: Scene) -> int | None:
 
 
 def jump_clock(scene: Scene) -> str:
+    """Shift the wall clock to and fro; what the daemon tells of itself is sound at each moment."""
     assert scene.clock is not None
-    for shift in ("+1h", "-1h", "+0"):
-        shift_clock(scene.clock, shift)
+    negative = []
+    for shift in ("+5h", "-3h", "+9d", "-2d", "+0"):
+        scene.clock.shift(shift)
         time.sleep(HELD_SECONDS)
-    return "an hour on, two back, and right again"
-
-
-def shift_clock(clock: Path, shift: str) -> None:
-    new = clock.with_suffix(".new")
-    new.write_text(shift + "\n")
-    new.rename(clock)
+        negative += [f"{name} {value:g} at {shift}" for name, value in negative_numbers(scene.served)]
+    assert not negative, negative
+    return "5 hours on, 8 back, 9 days on, 11 back, and right again"
 
 
 def burst(scene: Scene) -> str:

@@ -1,5 +1,8 @@
 """The soak's own checks find what is wrong; the soak itself is run by `make soak`."""
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,8 @@ from streams import wire
 from streams.arrivals import Record
 from streams.history import History
 from tests.soak.arriving import body_of, drop_into
-from tests.soak.checks import check_counts, check_flat, check_tasks
-from tests.soak.watching import Sample, trend
+from tests.soak.checks import check_counts, check_flat, check_log, check_tasks
+from tests.soak.watching import Sample, count_sockets, trend
 
 
 def record(id: str, body: bytes) -> Record:
@@ -63,14 +66,40 @@ def test_counts_that_do_not_add_up_are_found(
     assert broken(check_counts(status, tmp_path)) == wrong
 
 
-def test_growth_is_found_and_a_warm_up_is_not() -> None:
-    warming = [Sample(float(t), 100.0 + min(t, 60), 20) for t in range(180)]
-    leaking = [Sample(float(t), 100.0 + t / 10, 20) for t in range(180)]
-    spilling = [Sample(float(t), 100.0, 20 + t // 20) for t in range(180)]
-    assert broken(check_flat({("daemon", 1): warming})) == []
-    assert broken(check_flat({("daemon", 1): leaking})) == ["daemon 1 stays as large"]
-    assert broken(check_flat({("daemon", 1): spilling})) == ["daemon 1 stays as large"]
-    assert trend(warming[:70]) is None, "too short a life says nothing"
+def life(seconds: int, mib: Callable[[int], float], files: Callable[[int], int]) -> dict[tuple[str, int], list[Sample]]:
+    return {("daemon", 1): [Sample(float(t), mib(t), files(t)) for t in range(seconds)]}
+
+
+@pytest.mark.parametrize("seconds", [180, 3000])
+def test_growth_is_found_and_a_warm_up_is_not(seconds: int) -> None:
+    warming = life(seconds, lambda t: 100.0 + min(t, 60), lambda t: 20)
+    leaking = life(seconds, lambda t: 100.0 + t / 10, lambda t: 20)
+    spilling = life(seconds, lambda t: 100.0, lambda t: 20 + t // 20)
+    assert broken(check_flat(warming)) == []
+    assert broken(check_flat(leaking)) == ["daemon 1 stays as large"]
+    assert broken(check_flat(spilling)) == ["daemon 1 stays as large"]
+
+
+def test_a_slow_leak_is_found_in_a_long_life_and_nothing_in_too_short_a_one() -> None:
+    slow = life(3000, lambda t: 100.0 + t / 20, lambda t: 20)
+    assert broken(check_flat(slow)) == ["daemon 1 stays as large"]
+    assert trend(slow["daemon", 1][:70]) is None
+
+
+def test_a_burst_at_the_end_is_no_growth() -> None:
+    late = life(180, lambda t: 100.0 + 50 * (t > 155), lambda t: 20 + 30 * (t > 155))
+    assert broken(check_flat(late)) == []
+
+
+def test_sockets_are_no_files() -> None:
+    before = count_sockets(os.getpid())
+    with socket.socket(), socket.socket(), open(os.devnull):
+        assert count_sockets(os.getpid()) == before + 2
+
+
+def test_a_traceback_in_the_log_is_found() -> None:
+    assert check_log("started\nstopped\n")[1]
+    assert not check_log("started\nTraceback (most recent call last):\n  ...\nKeyError: 3\n")[1]
 
 
 def test_a_spooled_task_is_that_of_its_id(tmp_path: Path) -> None:

@@ -1,37 +1,50 @@
 """The resident memory and the open descriptors of each process of a daemon, over its life."""
 
+import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from tests.recovery.served import Served
 
+Floats = NDArray[np.float64]
 WARM_UP_SECONDS = 60.0
-MOST_MIB_PER_MINUTE = 4.0
-MOST_DESCRIPTORS_PER_MINUTE = 2.0
+MOST_PER_MINUTE = (2.0, 0.5)
+"""How many MiB and descriptors of files a minute pass for flat; in a long life these are what counts."""
+MOST_AT_ALL = (8.0, 3.0)
+"""By how much a life may grow altogether; in a short one, of which a minute says little, these count."""
 FEWEST_SAMPLES = 30
+MOST_SAMPLES = 600
+"""A longer life is looked at in so many pieces; the work grows with the square."""
 
 
 class Sample(NamedTuple):
+    """``files`` are the descriptors that are no sockets: those come and go with the clients."""
+
     second: float
     mib: float
-    descriptors: int
+    files: int
 
 
 class Trend(NamedTuple):
-    """What the samples after the warm-up come to; ``flat`` when both slopes are within the bounds above."""
+    """What the samples after the warm-up come to, in so many ``minutes``."""
 
+    minutes: float
     mib_per_minute: float
-    descriptors_per_minute: float
+    files_per_minute: float
 
     @property
     def flat(self) -> bool:
-        return self.mib_per_minute <= MOST_MIB_PER_MINUTE and self.descriptors_per_minute <= MOST_DESCRIPTORS_PER_MINUTE
+        """Whether both slopes are within the bounds above."""
+        found = zip(self[1:], MOST_PER_MINUTE, MOST_AT_ALL, strict=True)
+        return all(slope <= max(slow, most / self.minutes) for slope, slow, most in found)
 
 
 def trend(samples: Sequence[Sample]) -> Trend | None:
@@ -39,9 +52,14 @@ def trend(samples: Sequence[Sample]) -> Trend | None:
     warm = [sample for sample in samples if sample.second - samples[0].second >= WARM_UP_SECONDS]
     if len(warm) < FEWEST_SAMPLES:
         return None
-    minutes = [sample.second / 60 for sample in warm]
-    slopes = (float(np.polyfit(minutes, [float(sample[column]) for sample in warm], 1)[0]) for column in (1, 2))
-    return Trend(*slopes)
+    minutes, mib, files = np.array(warm[:: max(1, len(warm) // MOST_SAMPLES)], np.float64).T / [[60.0], [1.0], [1.0]]
+    return Trend(float(minutes[-1] - minutes[0]), slope_of(minutes, mib), slope_of(minutes, files))
+
+
+def slope_of(times: Floats, values: Floats) -> float:
+    """Return the median of the slopes of all pairs (Theil and Sen): a quarter of the values may be anything."""
+    one, other = np.triu_indices(len(times), 1)
+    return float(np.median((values[other] - values[one]) / (times[other] - times[one])))
 
 
 class Watcher(threading.Thread):
@@ -61,14 +79,29 @@ class Watcher(threading.Thread):
                 self._look("daemon", daemon)
                 for child in daemon.children():
                     self._look(role_of(child), child)
-            except psutil.Error:
+            except (psutil.Error, FileNotFoundError):
                 continue  # It has just been killed.
+
+    def stop(self) -> None:
+        """Look no more."""
+        self.enough.set()
+        self.join()
 
     def _look(self, role: str, process: psutil.Process) -> None:
         with process.oneshot():
             second = time.monotonic() - self.began
-            sample = Sample(second, process.memory_info().rss / 2**20, process.num_fds())
-        self.lives[role, process.pid].append(sample)
+            mib, files = process.memory_info().rss / 2**20, process.num_fds() - count_sockets(process.pid)
+        self.lives[role, process.pid].append(Sample(second, mib, files))
+
+
+def count_sockets(pid: int) -> int:
+    """Return how many sockets a process has open."""
+    count = 0
+    with os.scandir(f"/proc/{pid}/fd") as listing:
+        for item in listing:
+            with suppress(FileNotFoundError):  # It has just been closed.
+                count += os.readlink(item.path).startswith("socket:")
+    return count
 
 
 def role_of(process: psutil.Process) -> str:

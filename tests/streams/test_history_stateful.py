@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -118,6 +118,13 @@ class HistoryBesideModel(RuleBasedStateMachine):
 
 
 TestHistoryBesideModel = HistoryBesideModel.TestCase
+# Not shrunk: each attempt is a history on disk, and hypothesis would go on for minutes. Twenty steps can be read as
+# they are, and `--hypothesis-seed` or the example database plays them again.
 TestHistoryBesideModel.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60,
+    stateful_step_count=20,
+    deadline=None,
+    phases=set(Phase) - {Phase.shrink, Phase.explain},
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
 )

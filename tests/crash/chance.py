@@ -1,0 +1,72 @@
+"""Lives by chance: a seed gives the same one in each run, in each process."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from streams.history import History
+from streams.retention import RetentionSettings, thin
+from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
+from streams.sweeping import sweep
+from tests.crash.scenarios import GROUP, Acknowledge, append
+
+STEPS = 9
+GROUPS = 3
+
+
+class Arriving:
+    """What comes next: new tasks of several sources, each in its order, and some that came before."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.next = [GROUP * group for group in range(GROUPS)]
+        self.again: list[int] = []
+
+    def batch(self) -> list[int]:
+        """Return the numbers of a batch; what has a position comes again only while it is the last of its source."""
+        numbers: list[int] = []
+        for _ in range(self.chance.choice([1, 1, 2, 5])):
+            if self.again and self.chance.random() < 0.3:
+                numbers.append(self.chance.choice(self.again))
+                continue
+            group = self.chance.randrange(GROUPS)
+            number = self.next[group]
+            self.next[group] += 1
+            latest = {n // GROUP: n for n in self.again if n % 2 == 0}
+            self.again = [n for n in self.again if number % 2 or n != latest.get(group)] + [number]
+            numbers.append(number)
+        return numbers
+
+
+def live_by_chance(seed: str) -> Callable[[Path, Acknowledge], None]:
+    """Return a life of commits, sealing, retention and new starts in the order that the seed gives."""
+
+    def play(folder: Path, acknowledge: Acknowledge) -> None:
+        chance = random.Random(seed)
+        arriving = Arriving(chance)
+        steps = [chance.choice(["append", "append", "seal", "relieve", "thin", "sweep", "start"]) for _ in range(STEPS)]
+        history = History.open(folder, write=True)
+        for step in ["append", *steps]:
+            if step == "start":
+                history.close()
+                history = History.open(folder, write=True)
+                tidy(history)
+            elif step == "append":
+                append(history, arriving.batch(), acknowledge)
+            else:
+                keep_house(history, step, chance)
+        history.close()
+
+    return play
+
+
+def keep_house(history: History, step: str, chance: random.Random) -> None:
+    """Do what the daemon does to its history from time to time."""
+    if step == "seal":
+        seal_next(history, SealingSettings(segment_rounds=chance.randint(1, 4), ledger_bytes=0))
+    elif step == "relieve":
+        relieve_ledger(history, chance.choice([0, 20_000]))
+    elif step == "thin":
+        thin(history, RetentionSettings(rounds=chance.randint(1, 6)))
+    else:
+        sweep(history, len(history), 3)

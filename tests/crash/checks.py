@@ -1,0 +1,56 @@
+"""What a next start must find in a history, whatever happened before."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streams import ledger
+from streams.arrivals import Conflict
+from streams.history import History
+from streams.sealed import RoundThinned
+from streams.sealing import tidy
+from streams.verify import verify
+from tests.crash.scenarios import payload_of, record_of
+
+Acknowledged = list[dict[str, Any]]
+
+
+def check(folder: Path, acknowledged: list[dict[str, Any]]) -> None:
+    """A next start finds everything that was acknowledged, once, and goes on."""
+    if not (folder / ledger.FILE).exists():
+        assert not acknowledged, "the history is gone"
+    with History.open(folder, write=True) as history:
+        rounds = dict(numbers_in(history))
+        assert len(set(rounds.values())) == len(rounds), "a task has two rounds"
+        for said in acknowledged:
+            assert rounds.get(said["round"]) == said["number"], f"{said} was acknowledged, and is lost"
+        for round, number in rounds.items():
+            same(history, round, number)
+        check_cursors(history)
+        assert tidy(history) == []
+        found = verify(folder)
+        assert found.clean, str(found)
+        (answer,) = history.append([record_of(1_000_000)])
+        assert not isinstance(answer, Conflict)
+        assert answer.round == len(rounds)
+        same(history, answer.round, 1_000_000)
+
+
+def check_cursors(history: History) -> None:
+    """The position of each source is that behind the last of its tasks that is there."""
+    last = {entry.source: entry.cursor for entry in map(history.entry, range(len(history)))}
+    for source, cursor in last.items():
+        assert history.cursor(source) == cursor, f"{source} is at {history.cursor(source)}, its last task at {cursor}"
+
+
+def numbers_in(history: History) -> Iterator[tuple[int, int]]:
+    """Give (round, number) of all rounds."""
+    for round in range(len(history)):
+        yield round, int(history.entry(round).id.removeprefix("task-"))
+
+
+def same(history: History, round: int, number: int) -> None:
+    try:
+        assert history.payload(round) == payload_of(number), f"round {round} is not what was written"
+    except RoundThinned:
+        assert history.ask("SELECT 1 FROM decisions")

@@ -1,0 +1,56 @@
+"""A repair that is killed: what is mended stays mended, and a second one does the rest."""
+
+from pathlib import Path
+
+from streams import ledger, sealed
+from streams.history import History
+from streams.repair import rebuild_ledger, repair
+from streams.sealed import Location
+from streams.sealing import seal_next
+from streams.verify import verify
+from tests.crash.checks import Acknowledged, check
+from tests.crash.scenarios import SEALING, Acknowledge, append, keep
+
+
+def damage(folder: Path, acknowledge: Acknowledge) -> None:
+    """Hurt what has a second copy: a chunk of a segment, a payload that is sealed, a payload of no round."""
+    with History.open(folder, write=True) as history:
+        append(history, list(range(9)), acknowledge)
+        while seal_next(history, SEALING):
+            pass
+        with history.writing() as writer:
+            writer.execute("UPDATE payloads SET payload = zeroblob(9) WHERE round = 5")
+            writer.execute("INSERT INTO payloads VALUES (99, x'00')")
+        name = sealed.segment_names(history.ask)[0]
+    files = [file for file in (folder / "archive" / "segments" / name).rglob("*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert not verify(folder).clean
+
+
+def mend(folder: Path, acknowledge: Acknowledge) -> None:
+    repair(folder, verify(folder))
+
+
+def check_mended(folder: Path, acknowledged: Acknowledged) -> None:
+    mend(folder, lambda said: None)
+    check(folder, acknowledged)
+
+
+def lose_ledger(folder: Path, acknowledge: Acknowledge) -> None:
+    """Leave nothing but the archive."""
+    keep(folder, acknowledge)
+    for file in folder.glob(f"{ledger.FILE}*"):
+        file.unlink()
+
+
+def rebuild(folder: Path, acknowledge: Acknowledge) -> None:
+    if not (folder / ledger.FILE).exists():
+        rebuild_ledger(folder, Location())
+
+
+def check_rebuilt(folder: Path, acknowledged: Acknowledged) -> None:
+    rebuild(folder, lambda said: None)
+    check(folder, acknowledged)
