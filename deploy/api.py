@@ -158,7 +158,7 @@ async def _backlog_full(_request: Request, error: Any) -> Response:
 
 
 async def _disk_full(_request: Request, error: Any) -> Response:
-    return _answer(507, "disk_full", f"the task was not kept: {error}")
+    return _answer(507, "disk_full", f"the task was not kept: {error}", **{"Retry-After": "10"})
 
 
 async def _closing(_request: Request, error: Any) -> Response:

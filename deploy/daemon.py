@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from deploy.adaptation import Adapter
 from deploy.api import create_app
 from deploy.config import Config, write_settings
+from deploy.connections import allow_descriptors, bounded
 from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
 from deploy.exporter import count_before, describe, make_instruments
 from deploy.group import GroupView
@@ -51,6 +52,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
     """
     token = check_exposure(config.serve)
     check_learning(config)
+    allow_descriptors(config.serve.limits)
     files = RunFiles(Path(config.run.path))
     with ExitStack() as cleanup:
         listener = cleanup.enter_context(contextlib.closing(bind(config.serve)))
@@ -152,6 +154,9 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=10,
+            timeout_keep_alive=settings.limits.keep_alive_seconds,
+            http=bounded(settings.limits),  # type: ignore[arg-type]
+            ws="none",
         )
     )
     # uvicorn gives a signal back to the handler from before once it has shut down; the default one would kill us.

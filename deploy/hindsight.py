@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 from threading import Event
@@ -46,9 +47,8 @@ def main(settings_file: str, logs: str = "text") -> int:
     try:
         with alone(files.folder / "hindsight.lock"):
             settings = read_settings(files.settings)
-            history = History.open(files.history, write=False)
-            watch_rounds(settings, files, history, stop)
-            history.close()
+            with History.open(files.history, write=False) as history:
+                watch_rounds(settings, files, history, stop)
             return DONE
     except Stop as stopped:
         log.error("%s", stopped)
@@ -61,8 +61,20 @@ def main(settings_file: str, logs: str = "text") -> int:
 def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
     """Refresh the comparator whenever ``every_rounds`` more rounds are learned, and when the stream rests."""
     torch.set_num_threads(settings.engine.threads)
-    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)), files.programs)
-    reader, writer = LineReader(files.rounds), LineWriter(files.comparators)
+    past = HistoryPast(history, torch.device(settings.engine.device))
+    with closing(past), closing(LineWriter(files.comparators)) as writer:
+        _watch(settings, build_setup(settings, past, files.programs), files, history, writer, stop)
+
+
+def _watch(
+    settings: TrainerSettings,
+    setup: LearnerSetup,
+    files: RunFiles,
+    history: History,
+    writer: LineWriter,
+    stop: Event,
+) -> None:
+    reader = LineReader(files.rounds)
     covered = max((line["as_of_round"] for line in LineReader(files.comparators).lines()), default=0)
     learned, skipped = 0, set[int]()
     fresh_at = time.monotonic()
@@ -87,7 +99,6 @@ def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, s
         if math.isfinite(comparator.cumulative_loss):
             writer.append({**comparator._asdict(), "timestamp": time.time()})
             writer.sync()
-    writer.close()
 
 
 def next_target(covered: int, learned: int, every_rounds: int, rests: bool) -> int | None:

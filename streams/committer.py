@@ -43,6 +43,7 @@ class Committer:
         most: how many records one commit takes at most.
         is_full: told (rounds committed or waiting, bytes that would wait), says whether a new record has to wait.
         settled: told of each record that was answered, with the answer and the seconds from ``began`` until then.
+        prepare: called before each commit, for what has to be durable before it.
     """
 
     def __init__(
@@ -51,18 +52,20 @@ class Committer:
         most: int,
         is_full: Callable[[int, int], bool],
         settled: Callable[[Record, Answer, float], None],
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the thread."""
         self._history = history
         self._most = most
         self._is_full = is_full
         self._settled = settled
+        self._prepare = prepare
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._queue: deque[_Waiting] = deque()
         self._rounds = len(history)
         self._waiting, self._waiting_bytes = 0, 0  # queued, or in the commit that is going on
-        self._faulty = False
+        self._fault: Exception | None = None  # of the last commit
         self._thread = threading.Thread(target=self._run, name="ingest-commit", daemon=True)
         self._thread.start()
 
@@ -77,6 +80,8 @@ class Committer:
 
         Raises:
             BacklogFull: if there is no room and it is not patient.
+            HistoryFull: the same, while patient ones wait for a disk that is full: that goes first, for a backlog gets
+                shorter by itself, and somebody has to free some space.
             IngestClosed: if the committer is closed, also while waiting for room.
         """
         waiting = _Waiting(record, Future(), patient, began)
@@ -85,7 +90,8 @@ class Committer:
         with self._changed:
             while not known and not self._closing.is_set() and self._is_full_with(size):
                 if not patient:
-                    raise BacklogFull(1.0)
+                    fault = self._fault
+                    raise HistoryFull(*fault.args) if isinstance(fault, HistoryFull) else BacklogFull(1.0)
                 self._changed.wait(0.05)  # nobody says when a round was learned
             if self._closing.is_set():
                 raise IngestClosed("nothing is taken any more: stopping")
@@ -124,6 +130,7 @@ class Committer:
     def _commit(self, batch: list[_Waiting]) -> tuple[list[_Waiting], Exception | None]:
         """Commit and answer a batch; returns what is left of it, and why, when the history cannot be written."""
         try:
+            self._prepare()
             answers = self._history.append([waiting.record for waiting in batch])
         except _STORE_FAULTS as fault:
             return batch, fault
@@ -138,9 +145,9 @@ class Committer:
                 if fault_now is not None:
                     return batch[at:], fault_now
             return [], None
-        if self._faulty:
+        if self._fault is not None:
             _log.info("the history can be written again")
-        self._faulty = False
+        self._fault = None
         self._leave(batch, answers)
         for waiting, answer in zip(batch, answers, strict=True):
             self._answer(waiting, answer)
@@ -159,9 +166,9 @@ class Committer:
         Those queued behind are failed too: the next commit may again be made of patient ones only, and when closing
         none of them must move a cursor past what is not durable.
         """
-        if not self._faulty:
+        if self._fault is None:
             _log.error("the history cannot be written: %s", fault)
-        self._faulty = True
+        self._fault = fault
         with self._changed:
             stopping = self._closing.is_set()
             waiting = [*left, *self._queue]

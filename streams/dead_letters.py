@@ -2,7 +2,8 @@
 
 Each letter is two files, ``<time>-<number>-<digest>.json`` and ``.body``: what is known of it, and its bytes as they
 came, cut where they are many. Nothing that a sender chose is part of a file's name. The oldest go first. A letter is
-a courtesy and no promise: where it cannot be written (the disk is full) it is left out, and ingest goes on.
+a courtesy and no promise: where it cannot be written (the disk is full) it is left out, and ingest goes on. Those that
+may be the only copy, for a broker is told to forget the message, are synced before it is told.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from streams.arrivals import Arrival, Rejected
+from streams.durable import sync_path
 
 LETTER_BYTES = 1024 * 1024
 """How much is kept of one body."""
@@ -54,7 +56,9 @@ class DeadLetters:
         self._most_bytes = most_bytes
         self._clock = clock
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._faulty = False
+        self._unsynced: deque[_Letter] = deque(maxlen=most)  # older ones have been dropped
         self._letters: deque[_Letter] = deque()
         self._next = 0
         try:
@@ -64,24 +68,47 @@ class DeadLetters:
         except OSError as error:
             self._tell(error)
 
-    def put(self, arrival: Arrival, refusal: Rejected, *, whole: bool = True) -> None:
+    def put(self, arrival: Arrival, refusal: Rejected, *, whole: bool = True, only_copy: bool = False) -> None:
         """Keep what was refused and why; an error of the disk is logged once, and the letter left out.
 
         Args:
             arrival: what came; its id is data and may be anything.
             refusal: why it was refused.
             whole: whether all of the body was received.
+            only_copy: whether its sender will forget it; the next ``sync`` is for it, too.
         """
         if not (self._most and self._most_bytes):
             return
         with self._lock:
             try:
-                self._write(arrival, refusal, whole)
+                letter = self._write(arrival, refusal, whole)
+                if only_copy and letter is not None:
+                    self._unsynced.append(letter)
                 self._faulty = False
             except OSError as error:
                 self._tell(error)
 
-    def _write(self, arrival: Arrival, refusal: Rejected, whole: bool) -> None:
+    def sync(self) -> None:
+        """Return when all that were the only copy would survive a power loss; errors are as in ``put``.
+
+        Many are synced one after another here, and not one by one as they come: a file system then writes most of
+        them at once, and those that others have driven out not at all.
+        """
+        with self._syncing:  # who comes while another thread syncs must wait until that is done
+            with self._lock:
+                letters = list(self._unsynced)
+                self._unsynced.clear()
+            try:
+                for letter in letters:
+                    with suppress(FileNotFoundError):  # dropped meanwhile
+                        for ending in (".body", ".json"):
+                            sync_path(self._path(letter, ending))
+                for folder in (self._folder, self._folder.parent) if letters else ():
+                    sync_path(folder)
+            except OSError as error:
+                self._tell(error)
+
+    def _write(self, arrival: Arrival, refusal: Rejected, whole: bool) -> _Letter | None:
         now, digest = self._clock(), hashlib.sha256(arrival.body).hexdigest()
         said = {
             "reason": refusal.reason,
@@ -96,7 +123,7 @@ class DeadLetters:
         head = json.dumps({**said, "kept_bytes": kept, "cut": kept < len(arrival.body) or not whole}, indent=1).encode()
         size = len(head) + kept
         if size > self._most_bytes:
-            return
+            return None
         self._make_room(1, size)
         time_of = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         letter = _Letter(self._next, f"{time_of}-{self._next:09}-{digest[:16]}", size)
@@ -112,6 +139,7 @@ class DeadLetters:
                 self._remove(letter)
                 self._letters.remove(letter)
             raise
+        return letter
 
     def _make_room(self, count: int, size: int) -> None:
         """Drop the oldest until so many more letters of so many bytes fit in."""

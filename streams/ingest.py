@@ -56,7 +56,7 @@ class Ingest:
         self._letters = letters
         self._closing = threading.Event()
         self._pulls: dict[str, threading.Thread] = {}
-        self._committer = Committer(history, limits.commit_batch, self._is_full, self._settled)
+        self._committer = Committer(history, limits.commit_batch, self._is_full, self._settled, self._sync_letters)
 
     def submit(self, arrival: Arrival, *, wait: bool) -> "Future[Answer]":
         """Validate an arrival in this thread and queue it; the future has the answer once that is durable.
@@ -71,16 +71,18 @@ class Ingest:
         Raises:
             Rejected: if it is not a task of this run.
             BacklogFull: if there is no room (``wait=False``).
+            HistoryFull: if there is no room because the disk is full (``wait=False``).
             IngestClosed: if this Ingest is closed, also while waiting for room.
         """
         began = time.perf_counter()
         try:
             record, known = self._examine(arrival)
         except Rejected as refusal:
-            self.refuse(arrival, refusal)
+            self._count(arrival.source, refusal.reason)
+            self._bury(arrival, refusal, only_copy=wait)
             raise
         if isinstance(known, Conflict):
-            self._bury(arrival, _refusal_of(known))
+            self._bury(arrival, _refusal_of(known), only_copy=wait)
         if known is not None and record.cursor is None:
             answered: Future[Answer] = Future()
             self._settled(record, known, 0.0)
@@ -95,6 +97,7 @@ class Ingest:
 
         Raises:
             BacklogFull: if there is no room.
+            HistoryFull: if there is no room because the disk is full.
             IngestClosed: if this Ingest is closed.
         """
         began = time.perf_counter()
@@ -127,7 +130,7 @@ class Ingest:
         def submit(arrival: Arrival) -> "Future[Answer]":
             return self.submit(arrival._replace(source=source_name), wait=True)
 
-        arguments = (source_name, source, submit, self._history.cursor, self._closing)
+        arguments = (source_name, source, submit, self._history.cursor, self._closing, self._sync_letters)
         thread = threading.Thread(target=pull.follow, args=arguments, name=f"pull-{source_name}", daemon=True)
         self._pulls[source_name] = thread
         thread.start()
@@ -172,7 +175,8 @@ class Ingest:
         if isinstance(answer, Conflict):
             self._count(record.source, "conflict")
             if record.payload:  # the id was taken while this one was queued: no letter has been written yet
-                self._bury(Arrival(record.id, record.payload, record.source, None), _refusal_of(answer))
+                arrival = Arrival(record.id, record.payload, record.source, None)
+                self._bury(arrival, _refusal_of(answer), only_copy=record.source in self._pulls)
         elif not answer.duplicate:
             self._committed(record.source, seconds)
 
@@ -182,9 +186,13 @@ class Ingest:
         except Exception:
             _log.exception("counting a rejected task failed")
 
-    def _bury(self, arrival: Arrival, refusal: Rejected, whole: bool = True) -> None:
+    def _bury(self, arrival: Arrival, refusal: Rejected, whole: bool = True, *, only_copy: bool = False) -> None:
         if self._letters is not None:
-            self._letters.put(arrival, refusal, whole=whole)
+            self._letters.put(arrival, refusal, whole=whole, only_copy=only_copy)
+
+    def _sync_letters(self) -> None:
+        if self._letters is not None:
+            self._letters.sync()
 
 
 def _refusal_of(conflict: Conflict) -> Rejected:

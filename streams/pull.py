@@ -25,6 +25,7 @@ def follow(
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
     cursor: Callable[[str], str | None],
     closing: threading.Event,
+    bury: Callable[[], None] = lambda: None,
 ) -> None:
     """Submit all that a source yields until ``closing``; reconnect when it fails, with growing, random waits.
 
@@ -38,6 +39,7 @@ def follow(
         submit: validates an arrival, waits for room and queues it.
         cursor: the committed position of a source by name, None at the start.
         closing: set when it is time to end.
+        bury: called before the source is told of rejected arrivals: those that it forgets then must be kept elsewhere.
     """
     while not closing.is_set():
         reconnect = Retrying(
@@ -48,7 +50,7 @@ def follow(
             before_sleep=lambda state: _log_failure(name, state),
             retry_error_callback=lambda state: None,
         )
-        reconnect(_read, name, source, submit, cursor, closing)
+        reconnect(_read, name, source, submit, cursor, closing, bury)
         closing.wait(0.5)
 
 
@@ -62,11 +64,12 @@ def _read(
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
     cursor: Callable[[str], str | None],
     closing: threading.Event,
+    bury: Callable[[], None] = lambda: None,
 ) -> None:
     """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
     came = False
     arrivals: Iterator[Arrival | None] | None = None
-    settlement = Settlement(source)
+    settlement = Settlement(source, bury)
     try:
         arrivals = source.read(cursor(name))
         for arrival in arrivals:

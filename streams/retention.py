@@ -19,6 +19,11 @@ from streams.transaction import transaction
 
 DAY_SECONDS = 86_400.0
 
+MOST_GAMES = 48
+"""Of a tournament: more than any run has rounds, as a power of two."""
+COINS = 1 << 62
+"""Sets what the coins are a hash of apart from round numbers."""
+
 
 @dataclass(frozen=True)
 class RetentionSettings:
@@ -30,14 +35,17 @@ class RetentionSettings:
         rounds: at most so many rounds.
         bytes: at most so many bytes of payloads, as they arrived.
         age_days: none that arrived so many days before the newest one.
-        thin: "reservoir" keeps each round with the same probability, "stratified" as many of each source, as far as it
-            has them, and each of a source's rounds with the same probability.
+        thin: "reservoir" keeps each round with the same probability; "stratified" the same share of each stratum.
+        strata: what "stratified" goes by. "source": as many rounds of each source, as far as it has them, and each of a
+            source's rounds with the same probability. "time": of every stretch of the run the same share, see
+            ``spread_priorities``.
     """
 
     rounds: Annotated[int, Ge(1)] | None = None
     bytes: Annotated[int, Ge(1)] | None = None
     age_days: Annotated[float, Gt(0)] | None = None
     thin: Literal["reservoir", "stratified"] = "reservoir"
+    strata: tuple[Literal["source", "time"], ...] = ("source", "time")
 
     @property
     def limited(self) -> bool:
@@ -108,15 +116,17 @@ def count_gone(ask: Ask) -> int:
 def choose(candidates: Candidates, settings: RetentionSettings) -> NDArray[np.bool_]:
     """Return which candidates are kept: a pure function, and one that never wants back what it gave up before.
 
-    Each round has a priority, a hash of its number; of those that are young enough, those of the lowest priorities
-    stay, as many as the limits allow.
+    Each round has a priority, a function of its number alone; of those that are young enough, those of the lowest
+    priorities stay, as many as the limits allow.
     """
+    strata = settings.strata if settings.thin == "stratified" else ()
+    rank = spread_priorities if "time" in strata else priorities
     keep = np.ones(len(candidates.rounds), bool)
     if settings.age_days is not None:
         keep &= candidates.arrived >= candidates.arrived.max(initial=0.0) - settings.age_days * DAY_SECONDS
-    order = np.argsort(priorities(candidates.rounds), kind="stable")
+    order = np.argsort(rank(candidates.rounds), kind="stable")
     order = order[keep[order]]
-    if settings.thin == "stratified":
+    if "source" in strata:
         order = _take_turns(order, candidates.sources)
     if settings.rounds is not None:
         order = order[: settings.rounds]
@@ -143,6 +153,25 @@ def priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def spread_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a priority of each round, uniform over 64 bits, so that the lowest are spread evenly over the run.
+
+    Of every 2^k rounds that begin at a multiple of 2^k, exactly one has a priority below 2^(64 - k), and each of them
+    with the same probability: the rounds play a tournament, two by two, then the winners of neighbouring pairs, and so
+    on, each game decided by a coin of its own. No stratum has bounds that would have to move as the run grows.
+    """
+    won, playing, game = np.zeros(len(rounds), np.uint64), np.ones(len(rounds), bool), rounds.astype(np.int64)
+    for height in range(MOST_GAMES):
+        side, game = game & 1, game >> 1
+        coin = priorities(game * MOST_GAMES + height + COINS) & np.uint64(1)
+        playing = playing & (side.astype(np.uint64) == coin)
+        if not playing.any():
+            break
+        won += playing
+    top = np.uint64(1) << np.uint64(63)
+    return (top | (priorities(rounds) >> np.uint64(1))) >> won
 
 
 def thin(history: History, settings: RetentionSettings) -> int:

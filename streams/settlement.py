@@ -3,6 +3,7 @@
 import logging
 import queue
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from streams.arrivals import Arrival, Conflict, Receipt, Rejected, Settles, TaskSource
@@ -16,11 +17,12 @@ _log = logging.getLogger(__name__)
 class Settlement:
     """Gathers what becomes of arrivals, in any thread, and tells the source in the thread that reads it.
 
-    Does nothing for a source that is no ``Settles``.
+    Does nothing for a source that is no ``Settles``. ``bury`` is called before the source is told of rejected ones.
     """
 
-    def __init__(self, source: TaskSource) -> None:
+    def __init__(self, source: TaskSource, bury: Callable[[], None] = lambda: None) -> None:
         """Begin with nothing to be told."""
+        self._bury = bury
         self._source = source if isinstance(source, Settles) else None
         self._answered: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: it was not kept
         self._outstanding = 0
@@ -45,6 +47,8 @@ class Settlement:
         answered = [self._answered.get() for _ in range(self._answered.qsize())]
         self._outstanding -= len(answered)
         settled = [arrival for arrival in answered if arrival is not None]
+        if any(arrival.refused is not None for arrival in settled):
+            self._bury()
         if settled:
             self._source.settle(settled)
 

@@ -73,6 +73,10 @@ class Limits:
         elements: the most numbers in one tensor.
         expansion: how many times larger a compressed body may become when it is unpacked.
         body_seconds: how long a client may take to send one body.
+        header_bytes: the most bytes of a request before its body, and behind it.
+        header_seconds: how long a client may take to send them.
+        keep_alive_seconds: how long a connection stays open without a request.
+        connections: how many are open at once, each with a file descriptor.
         id_length: the longest task id, in characters.
         backlog: how many rounds may wait to be learned before arrivals are held back.
         commit_batch: the most arrivals made durable by one commit.
@@ -88,6 +92,10 @@ class Limits:
     elements: Annotated[int, Ge(1)] = 16 * 1024 * 1024
     expansion: Annotated[int, Ge(1)] = 200
     body_seconds: Annotated[int, Ge(1)] = 60
+    header_bytes: Annotated[int, Ge(1)] = 64 * 1024
+    header_seconds: Annotated[int, Ge(1)] = 10
+    keep_alive_seconds: Annotated[int, Ge(1)] = 30
+    connections: Annotated[int, Ge(1)] = 500
     id_length: Annotated[int, Ge(1)] = 200
     backlog: Annotated[int, Ge(1)] = 1_000
     commit_batch: Annotated[int, Ge(1)] = 64

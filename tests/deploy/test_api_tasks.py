@@ -209,6 +209,13 @@ def test_a_client_that_sends_too_slowly_is_let_go(daemon: Daemon) -> None:
     assert daemon.post(sinusoid(711), "after-slow").status_code == 201
 
 
+def test_headers_without_end_are_not_taken(daemon: Daemon) -> None:
+    url = httpx.URL(daemon.url)
+    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 66_000 + b"\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431")
+
+
 def test_a_body_at_the_limit_is_read(daemon: Daemon) -> None:
     assert daemon.post(bytes(BODY_BYTES)).status_code == 422
 

@@ -203,3 +203,10 @@ def test_in_a_process_of_its_own_there_is_one_line_and_no_traceback(config: Path
     assert ended.returncode == 78
     assert ended.stderr.startswith(f"error: {config}: [inner] rule = 'sdg': did you mean 'sgd'?")
     assert ended.stderr.count("\n") == 1
+
+
+def test_strata_of_retention(config: Path) -> None:
+    made = read_config(config, ['history.retention={ thin = "stratified", strata = ["time"] }'])
+    assert made.history.retention.strata == ("time",)
+    with pytest.raises(ConfigError, match=r"strata.*'source'.*'time'|strata.*source.*time"):
+        read_config(config, ['history.retention={ strata = ["times"] }'])

@@ -1,5 +1,6 @@
 """The hindsight process: when it refreshes, and what it does with a comparator that went astray."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from deploy import hindsight
 from deploy.hindsight import next_target, watch_rounds
 from online_meta.regret import Comparator
+from online_meta.setup import LearnerSetup
 from streams.arrivals import Record
 from streams.history import History
 from tests.daemon import sinusoid
@@ -58,11 +60,13 @@ def test_a_comparator_that_is_not_finite_is_not_written_and_trained_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = RunFiles(tmp_path)
-    monkeypatch.setattr(
-        hindsight,
-        "refresh_hindsight",
-        lambda setup, rounds, *_: Hindsight(Comparator("hindsight", rounds, float("nan"), 0.0), {}),
-    )
+
+    def refresh(setup: LearnerSetup, rounds: int, *_: object) -> Hindsight:
+        setup.past.expect("hindsight", [0])
+        assert "read-ahead" in [thread.name for thread in threading.enumerate()]
+        return Hindsight(Comparator("hindsight", rounds, float("nan"), 0.0), {})
+
+    monkeypatch.setattr(hindsight, "refresh_hindsight", refresh)
     with History.open(files.history, write=True) as history:
         history.append([Record(f"t{n}", sinusoid(n), bytes(32), "s", None, 0.0) for n in range(2)])
         lines = LineWriter(files.rounds)
@@ -71,5 +75,6 @@ def test_a_comparator_that_is_not_finite_is_not_written_and_trained_anew(
         lines.close()
         files.hindsight.write_bytes(b"astray")
         watch_rounds(SETTINGS, files, history, Stop(4))  # type: ignore[arg-type]
+    assert "read-ahead" not in [thread.name for thread in threading.enumerate()], "its reader ahead is closed, too"
     assert LineReader(files.comparators).refresh() == []
     assert not files.hindsight.exists()

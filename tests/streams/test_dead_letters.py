@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from streams import dead_letters
-from streams.arrivals import Arrival, Rejected
+from streams.arrivals import Arrival, Conflict, Receipt, Record, Rejected
 from streams.dead_letters import DeadLetters, read_letters
+from streams.durable import sync_path
 from tests.streams.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
 
 
@@ -220,6 +221,122 @@ def test_a_pulled_source_is_told_what_became_of_its_arrivals(
     assert len(faulty) == 2
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was synced, in order; it is really synced, too."""
+    found: list[Path] = []
+
+    def sync(path: Path) -> None:
+        sync_path(path)
+        found.append(path)
+
+    monkeypatch.setattr(dead_letters, "sync_path", sync)
+    return found
+
+
+def lost(folder: Path, synced: list[Path]) -> set[str]:
+    """Return the ids of letters that a power loss might take: of what was not synced, and the names after it."""
+    done = synced[: 1 + max((at for at, path in enumerate(synced) if path == folder.parent), default=-1)]
+    letters = [(known["id"], {body, body.with_suffix(".json"), folder}) for body, known in read_letters(folder)]
+    return {id for id, paths in letters if not paths.issubset(done)}
+
+
+def test_an_only_copy_is_synced_and_others_are_not(folder: Path, synced: list[Path]) -> None:
+    letters = DeadLetters(folder, 4, 100_000)
+    letters.put(letter(0), refusal())
+    letters.sync()
+    assert synced == []
+    for n in range(9):
+        letters.put(letter(n), refusal(n), only_copy=True)
+    assert len(letters._unsynced) == 4
+    letters.sync()
+    assert lost(folder, synced) == set()
+    assert len(synced) == 4 * 2 + 2, "what was driven out is not synced, and the folders once"
+    letters.sync()
+    assert len(synced) == 10
+    letters.put(letter(0), refusal(), only_copy=True)
+    for n in range(4):
+        letters.put(letter(n), refusal(n))
+    letters.sync()
+    assert synced[10:] == [folder, folder.parent], "driven out by others"
+
+
+def test_who_syncs_beside_another_waits_for_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def sync(path: Path) -> None:
+        begun.set()
+        assert gate.wait(DEADLINE)
+
+    monkeypatch.setattr(dead_letters, "sync_path", sync)
+    letters = DeadLetters(folder, 4, 100_000)
+    letters.put(letter(0), refusal(), only_copy=True)
+    threads = [threading.Thread(target=letters.sync) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(DEADLINE)
+    letters.put(letter(1), refusal())  # who only writes does not wait
+    threads[1].start()
+    threads[1].join(0.05)
+    assert threads[1].is_alive()
+    gate.set()
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def test_a_letter_that_cannot_be_synced_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(dead_letters, "sync_path", fail)
+    letters = DeadLetters(folder, 4, 100_000)
+    letters.put(letter(0), refusal(), only_copy=True)
+    with caplog.at_level(logging.WARNING):
+        letters.sync()
+    assert "Input/output error" in caplog.text
+
+
+def test_a_letter_is_durable_before_its_source_forgets_it_and_before_a_later_position_is(
+    open_ingest: Open,
+    arrive: Arrive,
+    faulty: Faulty,
+    folder: Path,
+    synced: list[Path],
+    make_settling: Callable[..., "Settling"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = [letter(n, id=f"bad-{n}") for n in range(3)]
+    source = make_settling([bad[0], arrive(0)._replace(cursor="1"), *bad[1:], arrive(9, id="task-0"), arrive(1)])
+    one = open_ingest()
+    one._letters = DeadLetters(folder, 100, 100_000)
+    faulty.gate = threading.Event()  # the first commit is after the last arrival: the conflict is found while it waits
+    seen: list[tuple[str, set[str]]] = []
+    settle, append = source.settle, faulty.append
+
+    def settle_and_look(arrivals: Sequence[Arrival]) -> None:
+        seen.append(("told", lost(folder, synced) & {arrival.id for arrival in arrivals if arrival.refused}))
+        settle(arrivals)
+
+    def append_and_look(records: Sequence[Record]) -> list[Receipt | Conflict]:
+        seen.append(("committed", lost(folder, synced) & {"bad-0"}))
+        return append(records)
+
+    source.settle = settle_and_look
+    monkeypatch.setattr(faulty, "append", append_and_look)
+    one.pull("p", source)
+    assert source.all_settled.wait(DEADLINE)
+    assert [at for at in seen if at[1]] == []
+    assert "committed" in {what for what, _ in seen}
+    assert len(list(read_letters(folder))) == 4
+    with pytest.raises(Rejected):
+        one.submit(letter(7), wait=False)
+    count = len(synced)
+    one.submit(arrive(5), wait=False).result(DEADLINE)
+    assert len(synced) == count, "an HTTP client that was refused still has its task"
+
+
 class Settling:
     """A source of given arrivals that is told what became of each, and looks whether it is durable by then."""
 
@@ -231,6 +348,8 @@ class Settling:
 
     def read(self, after: str | None):
         yield from self.arrivals
+        if self.faulty.gate is not None:
+            self.faulty.gate.set()
         while True:
             yield None
 

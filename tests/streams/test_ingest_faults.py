@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from streams.arrivals import Conflict, Rejected
+from streams.arrivals import BacklogFull, Conflict, Rejected
 from streams.ingest import Ingest
 from streams.ledger import HistoryFull
 from streams.spec import Limits, TaskSpec
@@ -27,6 +27,22 @@ def test_a_full_disk_fails_pushed_tasks_and_holds_pulled_ones_in_order(
     assert [future.result(DEADLINE).id for future in pulled] == [f"task-{n}" for n in range(6)]
     assert [future.result(0).round for future in pulled] == sorted(future.result(0).round for future in pulled)
     assert faulty.cursor("p") == "5"
+
+
+def test_a_full_disk_is_told_before_a_full_backlog(open_ingest: Open, arrive: Arrive, faulty: Faulty) -> None:
+    one = open_ingest(backlog=2)
+    one.submit(arrive(0), wait=False).result(DEADLINE)
+    faulty.fault = HistoryFull("free some space")
+    pulled = one.submit(arrive(1, source="p", cursor="1"), wait=True)
+    until(lambda: len(faulty.batches) > 2)
+    for push in (lambda: one.submit(arrive(2), wait=False), lambda: one.submit_now(arrive(2))):
+        with pytest.raises(HistoryFull, match="free some space"):
+            push()
+    faulty.fault = None
+    assert pulled.result(DEADLINE).round == 1
+    for push in (lambda: one.submit(arrive(2), wait=False), lambda: one.submit_now(arrive(2))):
+        with pytest.raises(BacklogFull):
+            push()
 
 
 def test_closing_on_a_full_disk_fails_all_and_moves_no_cursor(

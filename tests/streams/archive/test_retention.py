@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from streams.retention import (
     last_decision,
     priorities,
     sample_of,
+    spread_priorities,
     thin,
 )
 from streams.sealed import RoundThinned
@@ -32,6 +34,7 @@ from tests.streams.archive.test_sealing import in_ledger, padded
 
 Make = Callable[..., Record]
 DAY = 86_400.0
+OVER_TIME: dict[str, Any] = {"thin": "stratified", "strata": ("time",)}
 TEN = RetentionSettings(rounds=10)
 FIVE = SealingSettings(segment_rounds=5)
 
@@ -42,35 +45,85 @@ def candidates(count: int, sources: str = "s", size: int = 1) -> Candidates:
     return Candidates(rounds, names, rounds * DAY, np.full(count, size, np.int64))
 
 
-def test_each_round_is_kept_with_the_same_probability() -> None:
+@pytest.mark.parametrize("thinned", [{}, OVER_TIME], ids=["reservoir", "time"])
+def test_each_round_is_kept_with_the_same_probability(thinned: dict[str, Any]) -> None:
     """Over many stretches of the numbers: old and new, early and late, alike."""
     kept = np.zeros(200)
     for shift in range(0, 200_000, 200):
         some = candidates(200)._replace(rounds=np.arange(shift, shift + 200, dtype=np.int64))
-        kept += choose(some, RetentionSettings(rounds=50))
+        kept += choose(some, RetentionSettings(rounds=50, **thinned))
     chi_square = ((kept - 250) ** 2 / (250 * 0.75)).sum()
     assert 120 < chi_square < 300, "199 degrees of freedom: 4 sigma are 80"
     assert abs(np.corrcoef(kept, np.arange(200))[0, 1]) < 0.3
 
 
-def test_the_hash_has_no_two_alike_and_is_uniform() -> None:
-    found = priorities(np.arange(100_000, dtype=np.int64))
+@pytest.mark.parametrize("rank", [priorities, spread_priorities])
+def test_the_hash_has_no_two_alike_and_is_uniform(rank: Callable[..., Any]) -> None:
+    found = rank(np.arange(100_000, dtype=np.int64))
     assert len(np.unique(found)) == 100_000
     counts = np.histogram(found.astype(np.float64), bins=100, range=(0, 2.0**64))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 160
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.lists(st.integers(1, 30), min_size=1, max_size=6))
-def test_what_is_kept_of_much_is_what_is_kept_of_what_was_kept(first: int, most: int, more: list[int]) -> None:
+@given(
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    st.sampled_from([{}, OVER_TIME, {"thin": "stratified"}]),
+)
+def test_what_is_kept_of_much_is_what_is_kept_of_what_was_kept(
+    first: int, most: int, more: list[int], thinned: dict[str, Any]
+) -> None:
     """A sample that is thinned out again and again is the sample of all rounds: so it stays fair."""
-    settings = RetentionSettings(rounds=most)
+    settings = RetentionSettings(rounds=most, **thinned)
     held, count = np.arange(0), 0
     for step in [first, *more]:
         rounds = np.concatenate([held, np.arange(count, count + step)]).astype(np.int64)
-        some = Candidates(rounds, np.full(len(rounds), "s"), rounds * 1.0, np.ones(len(rounds), np.int64))
+        names = np.array(["ab"[round % 2] for round in rounds])
+        some = Candidates(rounds, names, rounds * 1.0, np.ones(len(rounds), np.int64))
         held, count = rounds[choose(some, settings)], count + step
-    assert held.tolist() == np.flatnonzero(choose(candidates(count), settings)).tolist()
+    assert held.tolist() == np.flatnonzero(choose(candidates(count, "ab"), settings)).tolist()
     assert len(held) == min(most, count)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 12))
+def test_of_every_stretch_one_is_first(block: int, height: int) -> None:
+    rounds = (block << height) + np.arange(1 << height, dtype=np.int64)
+    assert (spread_priorities(rounds) < np.uint64((1 << (64 - height)) - 1)).sum() == 1
+
+
+def test_who_is_first_of_a_stretch_is_left_to_chance() -> None:
+    """Each with the same probability, and in neighbouring stretches not the same: streams often have a period."""
+    firsts = spread_priorities(np.arange(16 * 4000, dtype=np.int64)).reshape(-1, 16).argmin(axis=1)
+    counts = np.bincount(firsts, minlength=16)
+    assert ((counts - 250) ** 2 / 250).sum() < 45, "15 degrees of freedom: the 1e-4 quantile is 44"
+    pairs = np.bincount(firsts[::2] * 16 + firsts[1::2], minlength=256)
+    assert ((pairs - 2000 / 256) ** 2 / (2000 / 256)).sum() < 350, "255 degrees of freedom: 4 sigma are 90"
+
+
+@pytest.mark.parametrize("count", [1000, 1024, 1500, 4000, 100_000])
+def test_early_and_late_stay_represented_alike(count: int) -> None:
+    some = candidates(count, "ab")
+    most = 100
+    kept = np.flatnonzero(choose(some, RetentionSettings(rounds=most, **OVER_TIME)))
+    length = 1 << int(np.ceil(np.log2(count / most))) + 1
+    whole = np.bincount(kept // length)[: count // length]
+    assert whole.min() >= 1, "every stretch"
+    assert whole.max() <= 4
+    tenths = np.histogram(kept, bins=10, range=(0, count))[0]
+    assert tenths.min() >= 6
+    assert tenths.max() <= 14
+    assert 30 <= (kept % 2).sum() <= 70, "whatever comes every second time is not left out"
+
+
+def test_a_source_that_came_late_is_there_and_spread_over_its_time() -> None:
+    some = candidates(4000)
+    sources = np.where(some.rounds < 3000, "old", "new")
+    settings = RetentionSettings(rounds=100, thin="stratified")
+    kept = some.rounds[choose(some._replace(sources=sources), settings)]
+    assert (kept >= 3000).sum() == 50
+    for first, last in ((0, 3000), (3000, 4000)):
+        assert np.histogram(kept, bins=5, range=(first, last))[0].min() >= 6
 
 
 def test_so_many_bytes() -> None:

@@ -1,0 +1,141 @@
+"""Connections are bounded, each and all together: how many, how long they wait, how much comes before a body."""
+
+import asyncio
+import json
+import resource
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from itertools import chain
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from deploy.exits import ConfigError
+from streams.spec import Limits
+
+OTHER_DESCRIPTORS = 200
+"""How many files, pipes and sockets the daemon has open beside its clients' connections."""
+
+
+def bounded(limits: Limits) -> Callable[..., asyncio.Protocol]:
+    """Return what makes uvicorn's protocol for each connection, with bounds on it."""
+    return partial(BoundedProtocol, limits)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP of one connection, which is closed when it holds a place in vain.
+
+    uvicorn waits for ever for the end of a request's headers, and httptools keeps whatever comes of them. Here one
+    timer a connection, and not one a request, looks whether it waits for too long, so that a request costs no more.
+
+    Args:
+        limits: ``connections``, ``header_bytes`` and ``header_seconds`` of it.
+        given: as uvicorn gives it.
+    """
+
+    def __init__(self, limits: Limits, **given: Any) -> None:
+        """Nothing has come yet."""
+        super().__init__(**given)
+        self._limits = limits
+        self._waits_since = 0.0
+        self._begun = False  # the next request, by its first byte
+        self._came = 0  # bytes since the last that were of a body
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or let it go where there are too many."""
+        super().connection_made(transport)
+        self._waits_since = self.loop.time()
+        if len(self.connections) > self._limits.connections:
+            detail = f"{self._limits.connections} connections are open, the most that are taken; try again in a moment"
+            self._refuse(503, "too_many_connections", detail, "Retry-After: 1\r\n")
+        else:
+            self._timer = self.loop.call_later(self._limits.header_seconds, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer, too."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what is no body: headers, and what may follow a body in pieces."""
+        self._came += len(data)
+        super().data_received(data)
+        if self._came > self._limits.header_bytes and not self.transport.is_closing():
+            self._refuse(431, "headers_too_large", self._too_large())
+
+    def on_message_begin(self) -> None:
+        """Give a request its time from its first byte."""
+        self._waits_since, self._begun = self.loop.time(), True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Answer a request whose headers came at once, and are too large, without asking the application."""
+        self._begun = False
+        lines = len(self.headers) * len(b": \r\n")
+        if len(self.url) + lines + sum(map(len, chain(*self.headers))) > self._limits.header_bytes:
+            told = {"reason": "headers_too_large", "detail": self._too_large()}
+            self.app = JSONResponse(told, 431, headers={"Connection": "close"})
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A body has bounds of its own."""
+        self._came = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Begin to count anew for the next request."""
+        self._came = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, the body of this one may still be coming."""
+        self._waits_since = self.loop.time()
+        super().on_response_complete()
+
+    def _look(self) -> None:
+        """Close the connection if it has waited for too long, or look again when it may have."""
+        cycle: RequestResponseCycle | None = self.cycle
+        busy = cycle is not None and not cycle.response_complete
+        rests = self.timeout_keep_alive_task is not None
+        seconds = float(self._limits.header_seconds)
+        left = seconds if busy or rests else self._waits_since + seconds - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._look)
+        elif self._begun:
+            self._refuse(
+                408, "too_slow", f"the headers did not come in {self._limits.header_seconds} s; send them faster"
+            )
+        else:
+            self.transport.close()
+
+    def _too_large(self) -> str:
+        return f"the headers have more than {self._limits.header_bytes} bytes, the most that are taken"
+
+    def _refuse(self, status: int, reason: str, detail: str, more: str = "") -> None:
+        body = json.dumps({"reason": reason, "detail": detail})
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n{more}\r\n"
+        self.transport.write((head + body).encode())
+        self.transport.close()
+
+
+def allow_descriptors(limits: Limits) -> None:
+    """Let this process have as many open files as ``limits.connections`` may need.
+
+    Raises:
+        ConfigError: if the system does not allow so many.
+    """
+    needed = limits.connections + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"[serve.limits] connections = {limits.connections} needs {needed} open files, and this process may have "
+            f"{hard}: raise that (`ulimit -n`, LimitNOFILE of systemd), or take at most {hard - OTHER_DESCRIPTORS}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
