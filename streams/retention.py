@@ -5,6 +5,8 @@ round and of all later ones do without the rounds that it takes, whenever and ho
 that are taken keep their number and their id; their tasks are removed when no checkpoint is older than the decision.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, overload
@@ -113,7 +115,7 @@ def count_gone(ask: Ask) -> int:
     return int(ask(question, ())[0][0])
 
 
-def choose(candidates: Candidates, settings: RetentionSettings) -> NDArray[np.bool_]:
+def choose(candidates: Candidates, settings: RetentionSettings, now: float = math.inf) -> NDArray[np.bool_]:
     """Return which candidates are kept: a pure function, and one that never wants back what it gave up before.
 
     Each round has a priority, a function of its number alone; of those that are young enough, those of the lowest
@@ -123,7 +125,8 @@ def choose(candidates: Candidates, settings: RetentionSettings) -> NDArray[np.bo
     rank = spread_priorities if "time" in strata else priorities
     keep = np.ones(len(candidates.rounds), bool)
     if settings.age_days is not None:
-        keep &= candidates.arrived >= candidates.arrived.max(initial=0.0) - settings.age_days * DAY_SECONDS
+        newest = min(candidates.arrived.max(initial=0.0), now)  # A clock that was ahead once makes nothing old.
+        keep &= candidates.arrived >= newest - settings.age_days * DAY_SECONDS
     order = np.argsort(rank(candidates.rounds), kind="stable")
     order = order[keep[order]]
     if "source" in strata:
@@ -181,7 +184,7 @@ def thin(history: History, settings: RetentionSettings) -> int:
         HistoryFull: if the disk takes no more; nothing is decided then.
     """
     candidates = _candidates(history.ask)
-    taken = candidates.rounds[~choose(candidates, settings)].tolist()
+    taken = candidates.rounds[~choose(candidates, settings, time.time())].tolist()
     if len(taken) <= len(candidates.rounds) // 11:
         return 0
     with history.writing() as writer, transaction(writer):

@@ -13,6 +13,7 @@ from streams import ledger
 from streams.arrivals import Record
 from streams.history import History
 from streams.retention import (
+    DAY_SECONDS,
     Candidates,
     KeptRounds,
     RetentionSettings,
@@ -137,6 +138,14 @@ def test_none_that_is_too_old() -> None:
     both = np.flatnonzero(choose(candidates(50), RetentionSettings(age_days=9.5, rounds=4)))
     assert len(both) == 4
     assert min(both) >= 40
+
+
+def test_a_clock_that_was_ahead_once_makes_nothing_old() -> None:
+    some = candidates(50)
+    now = float(some.arrived.max())
+    some.arrived[20] = now + 365 * DAY_SECONDS
+    kept = np.flatnonzero(choose(some, RetentionSettings(age_days=9.5), now))
+    assert kept.tolist() == [20, *range(40, 50)]
 
 
 def test_strata_are_kept_alike_however_rare_they_are() -> None:
