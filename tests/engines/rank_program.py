@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import trainers.engines.deepspeed
 import trainers.engines.local
+from online_meta.draws import Pick
 from online_meta.meta_optimizer import named
 from tests.engines.cases import CASES, learner, play, settings
 from trainers.engines._process_group import joined
@@ -48,7 +49,7 @@ def not_finite(folder: Path, rank: int) -> None:
         one = sharded(CASES["maml"], stage)
         play(one, range(HALF))
         before = {key: value.clone() for key, value in one.save().items()}
-        sums, weight = one._gradient(one.engine.meta(), [one._past[0]], [1.0])
+        sums, weight = one._gradient(one.engine.meta(), [one._past[0]], [Pick(0)])
         if rank == one.engine.world - 1:
             next(iter(sums.grads.weights.values())).view(-1)[0] = torch.nan
         report = one.engine.apply(sums, weight)
