@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import TypeAdapter
 
 from deploy.config import Config
-from deploy.plot import plot_regret
 from deploy.series import regret_series
 from deploy.view import RunView
 from streams.durable import replace_file
@@ -21,6 +20,8 @@ POINTS = 600
 
 def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     """Write report.json, report.html and regret.png into ``folder``; return what report.json holds."""
+    from deploy.plot import plot_regret  # It takes a third of a second, and a daemon that starts does without.
+
     report = make_report(view, config)
     replace_file(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode(), durable=False)
     picture = plot_regret(regret_series(view, 0, None, POINTS))

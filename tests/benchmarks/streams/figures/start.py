@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 
 from deploy.config import read_config
+from deploy.view import RunView
+from online_meta.regret import LEARNER
 from streams import wire
 from streams.arrivals import Record
 from streams.history import History
@@ -19,7 +21,7 @@ from trainers.run_files import RunFiles
 from trainers.states import write_checkpoint
 
 TITLE = "From the command to the first answer of a daemon (imports included), and its memory then"
-FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 1, 10_000
+FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000
 CONFIG = """
 [run]
 path = "{run}"
@@ -43,6 +45,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """Return seconds, and bytes of the daemon and the trainer, for each round and number of tasks."""
     configs = {count: _build(folder, count) for count in (FEW, MANY)}
     found: dict[str, Any] = {str(count): {"seconds": [], "daemon": [], "trainer": []} for count in configs}
+    found["sums"] = _follow(RunFiles(folder / str(MANY)))
     for _ in range(ROUNDS):
         for count, config in configs.items():
             samples, began = found[str(count)], time.perf_counter()
@@ -76,6 +79,15 @@ def _build(folder: Path, count: int) -> Path:
     return config
 
 
+def _follow(files: RunFiles) -> float:
+    """Sum up the rounds as a daemon does while they are learned; return the seconds it takes for all at once."""
+    began = time.perf_counter()
+    view = RunView(files, (LEARNER,))
+    view.refresh()
+    view.close()
+    return time.perf_counter() - began
+
+
 def _line(number: int) -> dict[str, Any]:
     losses = {"loss_before": 1.2345678901234567, "loss_after": 0.7654321098765432, "accuracy": None}
     step = {"norm": 0.12345678901234568, "skipped": None}
@@ -91,6 +103,7 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
         figure(f"seconds to start with {MANY:,} tasks", many["seconds"], 2.0),
         figure(f"seconds more than with {FEW:,}", more),
     ]
+    figures.append(figure("seconds once, when the sums over the rounds are lost", [samples["sums"]]))
     for name in ("daemon", "trainer"):
         added = [(one - other) / 1e6 for one, other in zip(many[name], few[name], strict=True)]
         figures.append(figure(f"MB more in the {name}", added))
