@@ -44,6 +44,8 @@ def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience
     seconds: run it again later.
     """
     console = Console(stderr=True)
+    for file in files:  # A name that is mistyped is told before anything is sent.
+        _read(file, 0)
     sent = refused = new = known = 0
     try:
         with _producer(url, token_file, patience, console) as producer, _progress(console) as progress:
@@ -119,8 +121,9 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most: int = -1) -> bytes:
     try:
-        return file.read_bytes()
+        with open(file, "rb") as opened:
+            return opened.read(most)
     except OSError as error:
         raise Stop(CONFIG, f"{file} cannot be read: {error.strerror}") from error

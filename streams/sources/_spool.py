@@ -108,6 +108,11 @@ def _read(path: Path, most: int) -> bytes:
 
 def _list(folder: str) -> set[_File]:
     """Return (name, inode) of each task file."""
-    with os.scandir(folder) as listing:
+    try:
+        listing = os.scandir(folder)
+    except FileNotFoundError as error:
+        told = "there is no such folder: make it, or set `folder` to the one that tasks are renamed into"
+        raise FileNotFoundError(error.errno, told, folder) from error
+    with listing:
         files = [item for item in listing if item.name.endswith(ENDINGS) and not item.name.startswith(".")]
     return {(item.name, item.inode()) for item in files if item.is_file()}

@@ -132,9 +132,12 @@ def test_submit_counts_what_is_new_known_and_refused(daemon: Daemon, cli: Cli, t
 
 
 def test_submit_of_a_file_that_is_not_there(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
-    ended = cli("submit", *write_tasks(tmp_path, 720), tmp_path / "none", "--url", daemon.url)
-    assert (ended.code, ended.out) == (78, "1 new, 0 already there, 0 refused, 1 not sent\n")
-    assert f"{tmp_path}/none cannot be read: No such file" in ended.err
+    before = daemon.status()["rounds"]["ingested"]
+    for url in (daemon.url, "http://127.0.0.1:1"):
+        ended = cli("submit", *write_tasks(tmp_path, 720), tmp_path / "none", "--url", url)
+        assert (ended.code, ended.out) == (78, "")
+        assert ended.err.strip() == f"error: {tmp_path}/none cannot be read: No such file or directory"
+    assert daemon.status()["rounds"]["ingested"] == before
 
 
 def test_adapt_prints_or_writes_what_the_daemon_predicts(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
