@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from online_meta.inner import Inner
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.metagrads.supervised import supervised
 from online_meta.setup import LearnerSetup
+from online_meta.types import MetaGradient
 
 STREAM = 1
 """Sets this learner's draws apart from those of others with the same seed."""
@@ -18,15 +20,24 @@ def build(setup: LearnerSetup) -> FollowTheMetaLeader:
     step as FTML and makes steps + 1 as many steps: as many gradients as FTML takes in its inner loops.
     """
     inner = replace(setup.inner, steps=0)
+    return build_from(setup, inner, supervised(inner), STREAM, setup.inner.steps + 1)
 
+
+def build_from(
+    setup: LearnerSetup, inner: Inner, gradient: MetaGradient, stream: int, times: int = 1
+) -> FollowTheMetaLeader:
+    """Return a baseline that follows its leader by another ``gradient``, with so many ``times`` FTML's meta-steps.
+
+    New tasks are met by ``inner``; ``stream`` sets its draws apart from those of others with the same seed.
+    """
     return FollowTheMetaLeader(
         inner,
-        supervised(inner),
+        gradient,
         setup.engine(setup.start),
         replay=setup.replay,
         batch=setup.batch,
-        steps_per_round=setup.steps_per_round * (setup.inner.steps + 1),
-        seed=setup.seed + STREAM,
+        steps_per_round=setup.steps_per_round * times,
+        seed=setup.seed + stream,
         past=setup.past,
         accuracy=setup.accuracy,
         programs=setup.programs,

@@ -1,4 +1,4 @@
-"""The baselines that run beside FTML: train on everything, and from scratch."""
+"""The baselines that run beside FTML: trained on everything, fine-tuned or not, Reptile, and from scratch."""
 
 import copy
 
@@ -8,12 +8,16 @@ from torch.nn import functional as F
 
 import online_meta as om
 from online_meta.draws import Draw, Replay
-from online_meta.learners import from_scratch, ftml, train_on_everything
+from online_meta.learners import from_scratch, ftl_fine_tune, ftml, online_reptile, train_on_everything
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, net, setup, stream, weights_of
+from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
 from tests.numerics.compare import assert_close
+
+
+def leaves(weights):
+    return {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
 
 
 def play(learner, tasks):
@@ -41,6 +45,37 @@ def test_train_on_everything_is_joint_training_on_past_rounds(replay):
                 (F.mse_loss(module(batch.x), batch.y) / len(picks)).backward()
             adam.step()
     assert_close(learner.engine.meta().weights, weights_of(module), 1e-12)
+
+
+def test_ftl_fine_tune_learns_without_adapting_and_adapts_when_it_is_asked():
+    tasks = stream(5)
+    learner = ftl_fine_tune.build(setup(seed=3))
+    joint = train_on_everything.build(setup(seed=3 + ftl_fine_tune.STREAM - train_on_everything.STREAM))
+    play(learner, tasks)
+    play(joint, tasks)
+    assert frozen(learner.save()) == frozen(joint.save())
+    new = stream(1, seed=7)[0]
+    adapted = slow.adapt(net(), leaves(learner.engine.meta().weights), new.support, LR, STEPS)
+    found = learner.score(new)
+    assert found.loss_before == joint.score(new).loss_before
+    assert found.loss_after == pytest.approx(slow.loss_of(net(), adapted, new.query).item(), rel=1e-12)
+    assert found.loss_after != found.loss_before
+
+
+def test_online_reptile_steps_towards_where_the_inner_loops_end():
+    tasks, replay = stream(4), uniform()
+    learner = online_reptile.build(setup(seed=3, engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.1)))
+    play(learner, tasks)
+    weights = weights_of(net())
+    for round in range(4):
+        for step in range(2):
+            picks = replay.pick({}, Draw(3 + online_reptile.STREAM, round, step, range(round + 1), 3))
+            ends = [slow.adapt(net(), leaves(weights), slow.joined(tasks[p.round]), LR, STEPS) for p in picks]
+            weights = {
+                name: (value - 0.1 * sum(value - end[name] for end in ends) / len(ends)).detach()
+                for name, value in weights.items()
+            }
+    assert_close(learner.engine.meta().weights, weights, 1e-12)
 
 
 def test_train_on_everything_draws_apart_from_ftml():
