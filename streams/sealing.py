@@ -87,7 +87,7 @@ def _read_whole(history: History, rounds: Sequence[int]) -> Iterator[tuple[Kept,
     for first in range(0, len(rounds), AT_ONCE):
         some = rounds[first : first + AT_ONCE]
         try:
-            found = list(zip(map(history.entry, some), history.payloads(some), strict=True))
+            found = list(zip(_entries(history, some), history.payloads(some), strict=True))
         except HistoryError:
             found = [*filter(None, (_read(history, round) for round in some))]
         for entry, payload in found:
@@ -95,6 +95,11 @@ def _read_whole(history: History, rounds: Sequence[int]) -> Iterator[tuple[Kept,
                 yield Kept(entry, payload), layout(payload)
             except ValueError as error:
                 _log.error("round %d is not sealed: %s", entry.round, error)
+
+
+def _entries(history: History, rounds: Sequence[int]) -> list[Entry]:
+    question = f"SELECT {', '.join(Entry._fields)} FROM rounds WHERE round IN ({', '.join('?' * len(rounds))})"
+    return [Entry(*found) for found in history.ask(f"{question} ORDER BY round", tuple(rounds))]
 
 
 def _read(history: History, round: int) -> tuple[Entry, bytes] | None:
