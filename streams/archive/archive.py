@@ -16,7 +16,8 @@ from streams.ledger import ArchiveAway, HistoryDamaged, HistoryFormatError
 
 SEGMENTS = "segments"
 MARKERS = "markers"
-_OPEN = 16
+OPEN_BYTES = 64 * 1024 * 1024
+"""What open segments may hold in memory; to open one costs as much as to read many rounds out of it."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ class Archive:
             segment = Segment(self._place.store(path))
         with self._opening:
             self._open[name] = segment
-            while len(self._open) > _OPEN:
-                self._open.popitem(last=False)
+            held = sum(one.held_bytes for one in self._open.values())
+            while held > OPEN_BYTES and len(self._open) > 1:
+                held -= self._open.popitem(last=False)[1].held_bytes
         return segment
 
     def payload(self, name: str, round: int) -> bytes:

@@ -108,7 +108,15 @@ class Segment:
         self._starts = {column: self._find_starts(column) for column in self._columns}
         arrays = {column: self._array(column.name) for column in self._columns}
         # Labels of all rounds are smaller than one chunk: they need not be asked for each time.
-        self._values = {c: array[...] if array.nbytes <= CHUNK_BYTES else array for c, array in arrays.items()}
+        self._values: dict[Column, Any] = {
+            column: np.asarray(array[...]) if array.nbytes <= CHUNK_BYTES else array for column, array in arrays.items()
+        }
+
+    @cached_property
+    def held_bytes(self) -> int:
+        """How much of the segment is in memory."""
+        starts = [*self._starts.values(), *(value for value in self._values.values() if isinstance(value, np.ndarray))]
+        return int(self.rounds.nbytes) + sum(map(len, self._headers)) + sum(int(array.nbytes) for array in starts)
 
     def payload(self, round: int) -> bytes:
         """Return the payload of a round; raises ``KeyError`` for one that is not in here."""

@@ -140,13 +140,18 @@ def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[K
         archive.segment(name)
 
 
-def test_only_so_many_segments_stay_open(tmp_path: Path, keep: Keep) -> None:
+def test_only_so_much_of_segments_stays_open(tmp_path: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = Archive(open_place(str(tmp_path), {}))
     markers = [archive.publish([keep(round)]) for round in range(20)]
+    one = max(archive.segment(marker.name).held_bytes for marker in markers)
+    assert len(archive._open) == 20
+    monkeypatch.setattr("streams.archive.archive.OPEN_BYTES", 7 * one)
+    archive = Archive(open_place(str(tmp_path), {}))
     for _ in range(2):
         for round, marker in enumerate(markers):
             assert archive.payload(marker.name, round) == keep(round).payload
-    assert len(archive._open) == 16
+    assert 7 <= len(archive._open) < 20
+    assert sum(segment.held_bytes for segment in archive._open.values()) <= 7 * one
 
 
 def test_an_object_store_that_is_away_is_no_damage(server: Bucketed, rounds: list[Kept]) -> None:
