@@ -155,7 +155,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "source not there": (
         "[serve]",
         '[[source]]\nkind = "files"\nfolder = "/no"\n[serve]',
-        "[[source]] files: /no: No su",
+        "[[source]] files: /no: there is no such folder: make it",
     ),
     "exposed": (
         "[serve]",

@@ -95,7 +95,7 @@ def test_rejected_and_conflicting_arrivals_are_counted_and_skipped(
         return arrive(n)._replace(id="task-0") if n == 5 else arrive(n)
 
     pulling().pull("p", Scripted(make, 8))
-    until(lambda: history.cursor("p") == "7")
+    until(lambda: history.cursor("p") == "7" and len(rejected) == 3)
     assert [history.entry(n).id for n in range(len(history))] == ["task-0", "task-1", "task-3", "task-6", "task-7"]
     assert sorted(rejected) == [("p", "conflict"), ("p", "unreadable"), ("p", "unreadable")]
 
