@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deploy.config import Config
 from deploy.exits import ConfigError
+from online_meta.closed_form import quadratic_of
 from online_meta.functional import ModelLoss
 from online_meta.preflight import DEAF, preflight
 from online_meta.setup import LearnerSetup
@@ -42,6 +43,8 @@ def check_model(config: Config, setup: LearnerSetup) -> tuple[str, ...]:
         if isinstance(gradient, Exception):
             raise gradient
         _check_gradient(config, gradient, setup.gradient(setup.start, tasks[0]))
+        if "closed_form" in config.regret.comparator:
+            _check_closed_form(setup, tasks[0])
     return report.notes
 
 
@@ -106,6 +109,13 @@ def _check_gradient(config: Config, gradient: MetaGrad, again: MetaGrad) -> None
             f"[model] {build} gives another gradient when it is asked again, and a round must be repeatable: leave out "
             "what is random"
         )
+
+
+def _check_closed_form(setup: LearnerSetup, task: Task) -> None:
+    try:
+        quadratic_of(setup.inner, setup.start, task)
+    except ValueError as error:
+        raise ConfigError(f"[regret] comparator = 'closed_form': {error}") from error
 
 
 def tell_open(spec: TaskSpec) -> str:

@@ -40,6 +40,7 @@ class RunView:
         beside = [column(name) for name in learners for column in (accuracy, judged)]
         self.sums = SumsFile(files.sums, (LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS, *learners, *beside))
         self.comparators: list[Comparator] = []
+        self.refreshed: dict[str, float] = {}
         self._waiting: list[Comparator] = []
         self.checkpoint: Line | None = None
         self._files = files
@@ -72,7 +73,9 @@ class RunView:
                 if self.sums.must_write():
                     self._write()
             for line in self._comparators.lines():
-                self._waiting.append(Comparator(*(line[key] for key in Comparator._fields)))
+                self._waiting.append(Comparator(**{key: line[key] for key in Comparator._fields if key in line}))
+                if "timestamp" in line:
+                    self.refreshed[line["kind"]] = line["timestamp"]
             # A comparator can be durable before the rounds that it covers are: after a power loss they come again.
             while self._waiting and self._waiting[0].as_of_round <= len(self.ledger):
                 self.comparators.append(self._waiting.pop(0))
