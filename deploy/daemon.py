@@ -91,7 +91,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
     describe(instruments, config.engine.kind)
-    view = RunView(files, (LEARNER, *config.regret.baselines))
+    view = RunView(files, (LEARNER, *config.regret.baselines), config.regret.prefixes)
     count_before(instruments, view)
     group = GroupView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()

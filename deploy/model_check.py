@@ -23,8 +23,8 @@ FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
 """Estimators that take no second derivatives, so that a model may do without right ones."""
 
 
-def check_model(config: Config, setup: LearnerSetup) -> tuple[str, ...]:
-    """Return sentences on what is worth knowing about the model under meta-gradients.
+def check_model(config: Config, setup: LearnerSetup, remarks: bool) -> tuple[str, ...]:
+    """Return sentences on what is worth knowing about the model under meta-gradients, all of them with ``remarks``.
 
     Raises ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks.
     """
@@ -36,7 +36,8 @@ def check_model(config: Config, setup: LearnerSetup) -> tuple[str, ...]:
         gradient = _try_gradient(setup, tasks[0])
         if isinstance(gradient, MetaGrad):
             _check_finite(config, gradient)
-        report = preflight(setup.inner, setup.start, tasks, second=config.meta.gradient not in FIRST_DERIVATIVES)
+        second = config.meta.gradient not in FIRST_DERIVATIVES
+        report = preflight(setup.inner, setup.start, tasks, second=second, remarks=remarks)
         problems = [problem for problem in report.problems if problem != DEAF]
         if problems:
             raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")

@@ -63,7 +63,7 @@ def replay(
             close_run(run)
         if total:
             _compare(config, files, history, total, progress)
-    view = RunView(files, (LEARNER, *config.regret.baselines))
+    view = RunView(files, (LEARNER, *config.regret.baselines), config.regret.prefixes)
     view.refresh()
     view.close()
     return write_report(out, view, config)

@@ -73,6 +73,8 @@ class RegretSettings:
     ``hindsight_rounds`` rounds. ``closed_form`` is exact, for models that are linear in their weights with squared
     loss. ``dynamic`` makes at most ``dynamic_steps`` meta-steps for a task alone, on at most ``dynamic_rounds`` tasks a
     refresh. ``options`` holds a table of settings for a baseline, under its name.
+    Each task is scored after the first ``prefixes`` points of its support set, too; how many points it takes to reach a
+    ``proficiency`` (an accuracy; for regression a loss to come down to) is its learning efficiency.
     """
 
     comparator: tuple[Literal["hindsight", "closed_form", "dynamic"], ...] = ("hindsight",)
@@ -85,6 +87,15 @@ class RegretSettings:
     dynamic_rounds: Annotated[int, Ge(2)] = 50
     baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prefixes: tuple[Annotated[int, Ge(1)], ...] = ()
+    proficiency: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse prefixes that do not rise, and a proficiency that nothing is asked of."""
+        if list(self.prefixes) != sorted(set(self.prefixes)):
+            raise ValueError(f"prefixes = {[*self.prefixes]}: they rise, as [1, 2, 5, 10] does")
+        if self.proficiency is not None and not self.prefixes:
+            raise ValueError("proficiency is looked for among prefixes: give some, such as prefixes = [1, 2, 5, 10]")
 
 
 @dataclass(frozen=True)
