@@ -42,7 +42,7 @@ class Options(NamedTuple):
 
     concentration: float = 1.0
     temperature: float = 1.0
-    most: int = 4
+    most: int = 6
     horizon: float = 1000.0
     fewest: float = 0.1
 
