@@ -18,7 +18,7 @@ from deploy.plot import COLOURS
 from online_meta import registry
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
-from online_meta.types import Learner, Task
+from online_meta.types import Task
 from streams.durable import replace_file
 from trainers.build import build_learners, build_setup
 from trainers.paths import Steering
@@ -32,7 +32,7 @@ from trainers.settings import (
 )
 
 NAME = "non_stationary"
-WINDOW = 30
+WINDOW = 20
 MIXTURE = "dp_mixture"
 
 
@@ -53,8 +53,8 @@ class Entry(NamedTuple):
 
 
 STREAMS = {
-    "drifting": Stream("drifting_sinusoids", {"period": 80.0}),
-    "recurring": Stream("recurring_functions", {"spell": 20}),
+    "drifting": Stream("drifting_sinusoids", {"period": 50.0}),
+    "recurring": Stream("recurring_functions", {"spell": 10}),
     "heavy-tailed": Stream("heavy_tailed_functions", {}),
 }
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,14 +68,14 @@ LABELS = (*POLICIES, "mixture")
 
 
 def settings_of(label: str, seed: int) -> TrainerSettings:
-    """Return the settings of a run: those of deploy/sinusoid.toml with another replay policy, and fewer meta-steps."""
+    """Return the settings of a run: a small network and budget, with the replay policy of a label."""
     policy, options = POLICIES.get(label, POLICIES["uniform"])
     return TrainerSettings(
         ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1, "hidden": [40, 40]}, loss="mse"),
-        InnerSettings(steps=5, lr=0.01),
+        InnerSettings(steps=3, lr=0.02),
         MetaSettings(lr=0.005, steps_per_round=3, batch=5, replay=policy, replay_options=options),
         regret=RegretSettings(comparator=(), baselines=(MIXTURE,) if label == "mixture" else ()),
-        engine=EngineSettings(how="compiled"),
+        engine=EngineSettings(how="vmap"),
         seed=seed,
     )
 
@@ -95,10 +95,10 @@ def run_entry(entry: Entry, work: Path) -> Row:
         return before
     torch.set_num_threads(1)
     tasks, settings = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds), settings_of(entry.label, entry.seed)
-    learners = build_learners(settings, build_setup(settings, MemoryPast(), work / "programs"))
+    learners = build_learners(settings, build_setup(settings, MemoryPast(), work))
     learner = learners[MIXTURE if entry.label == "mixture" else LEARNER]
-    if hasattr(learner, "total"):
-        _compile({entry.label: learner}, settings, tasks[:1], work / "programs")
+    steering = Steering({entry.label: learner}, settings.engine, settings.meta.batch, work, patience=0.0)
+    steering.follow(steering.find({}, tasks[:1]))
     began, losses, components = time.process_time(), [], []
     for task in tasks:
         losses.append(learner.score(task).loss_after)
@@ -106,15 +106,6 @@ def run_entry(entry: Entry, work: Path) -> Row:
         components.append(sum(count > 0 for count in getattr(learner, "counts", ())))
     seconds = time.process_time() - began
     return keep(kept, {"asked": asked, "losses": losses, "components": components, "seconds": seconds})
-
-
-def _compile(learners: dict[str, Learner], settings: TrainerSettings, tasks: list[Task], programs: Path) -> None:
-    """Let the learners go by compiled programs, which runs share."""
-    steering = Steering(learners, settings.engine, settings.meta.batch, programs, patience=0.0)
-    steering.find({}, tasks)
-    steering.wait()
-    steering.follow(steering.find({}, tasks))
-    steering.close()
 
 
 def by_run(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -136,7 +127,7 @@ def render(result: dict[str, Any]) -> str:
         "standard error. FTML by each replay policy, and the Dirichlet-process mixture (uniform replay). *Against*",
         "*uniform* is the difference of cumulative losses seed by seed, below 0 is better. Seconds are processor time.",
         "",
-        "| stream | learner | cumulative loss | against uniform | loss, last 100 | components | seconds |",
+        "| stream | learner | cumulative loss | against uniform | loss, last half | components | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     groups = by_run(result["rows"])
@@ -146,7 +137,7 @@ def render(result: dict[str, Any]) -> str:
         cells = [
             spread([sum(row["losses"]) for row in rows]),
             spread(against) if label != "uniform" else "",
-            spread([mean(row["losses"][-100:]) for row in rows]),
+            spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
             spread([row["components"][-1] for row in rows]) if label == "mixture" else "",
             spread([row["seconds"] for row in rows]),
         ]
@@ -186,7 +177,7 @@ def plot(rows: Sequence[Row]) -> bytes:
 
 
 @click.command()
-@click.option("--rounds", default=160, show_default=True, help="Rounds of each run.")
+@click.option("--rounds", default=100, show_default=True, help="Rounds of each run.")
 @click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
 @click.option("--only", multiple=True, metavar="LABEL", help="A learner by its label; again for more. All by default.")
 @click.option("--jobs", default=2, show_default=True, help="How many runs at once.")
@@ -195,7 +186,7 @@ def plot(rows: Sequence[Row]) -> bytes:
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
     """Write non_stationary.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
     labels = choose_labels(only, LABELS)
-    (work / "programs").mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     asked = [
         (Entry(stream, label, rounds, seed), work) for seed in range(seeds) for label in labels for stream in STREAMS
     ]
