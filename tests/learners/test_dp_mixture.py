@@ -162,26 +162,26 @@ def clustered_setup(**changes):
     return setup(**{**fields, "engine": lambda meta: om.MetaOptimizer(meta, "adam", 0.1), "batch": 4, **changes})
 
 
-def late_loss(learner, rounds=60):
-    return sum(score.loss_after for score, _ in play(learner, two_clusters(rounds))[-20:]) / 20
+def late_loss(learner):
+    return sum(score.loss_after for score, _ in play(learner, two_clusters(32))[-8:]) / 8
 
 
 def test_it_finds_two_clusters_and_serves_both():
     mixture = dp_mixture.build(clustered_setup())
     loss = late_loss(mixture)
     assert sum(count > 0 for count in mixture.counts) == 2
-    assert sum(mixture.counts) == pytest.approx(60, rel=0.05)
-    assert max(mixture.counts) < 35
-    assert 20 * loss < late_loss(ftml.build(clustered_setup()))
+    assert sum(mixture.counts) == pytest.approx(32, rel=0.05)
+    assert max(mixture.counts) < 17
+    assert 10 * loss < late_loss(ftml.build(clustered_setup()))
     alone = dp_mixture.build(clustered_setup(), most=1)
-    assert 20 * loss < late_loss(alone)
+    assert 10 * loss < late_loss(alone)
     assert sum(count > 0 for count in alone.counts) == 1
 
 
 def test_a_larger_concentration_and_a_lower_temperature_find_more():
     def components(**options):
         learner = dp_mixture.build(clustered_setup(), most=8, **options)
-        play(learner, two_clusters(16))
+        play(learner, two_clusters(12))
         return sum(count > 0 for count in learner.counts)
 
     assert components(temperature=1e6, concentration=1e-3) == 1
@@ -262,7 +262,7 @@ class Peeking(DirichletProcessMixture):
 def chooses_by_support_alone(kind):
     """Judge by a task whose support set is of one cluster, and whose query set is of the other."""
     learner = kind(clustered_setup(), Options())
-    play(learner, two_clusters(24))
+    play(learner, two_clusters(12))
     torn = om.Task(clustered(1, 500).support, clustered(-1, 501).query)
     metas, inner = learner._metas(), learner._setup.inner
     fits = [float(inner.loss(inner.adapt(meta, torn.support), torn.support)) for meta in metas]
