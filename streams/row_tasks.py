@@ -35,7 +35,7 @@ def encode_rows(rows: Sequence[Row], x: Sequence[str], y: Sequence[str], spec: T
 
 
 def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Array, Array]:
-    """Return the sample of a row and its label or target, in their shapes; takes and raises what ``encode_rows`` does."""
+    """Return the sample of a row and its label or target, in their shapes; raises what ``encode_rows`` does."""
     y_dtype = "int64" if spec.y == "class" else "float32"
     return _sample(row, "x", x, spec.x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
 

@@ -28,7 +28,7 @@ class Settings:
         count: a task has so many rows.
         key: a task ends where the value of this column changes.
         change: a task ends where this finds a change: a file of ``online_meta/segmentation``, with ``change_options``.
-        likelihood: a file of ``online_meta/likelihoods``, with ``likelihood_options``; left out: the one that fits ``y``.
+        likelihood: one of ``online_meta/likelihoods``, with ``likelihood_options``; left out: the one that fits ``y``.
         most: by key or change, a task is cut at so many rows (and at 64 MiB of lines).
         grows: whether lines may still be appended. If not, the rows behind the last key or change are a task.
         poll_seconds: how often a file that grows is looked at.
@@ -54,7 +54,7 @@ class Settings:
 
 
 def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream of the file's tasks; raises ``ValueError`` for an unknown ``change``, ``likelihood`` or option."""
+    """Return the stream of the file's tasks; raises ``ValueError`` for an unknown change, likelihood or option."""
     where = (Path(settings.path), settings.x, settings.y, () if settings.key is None else (settings.key,))
     follows = (settings.count is None, _cut(settings, spec), settings.grows, settings.poll_seconds)
     return Samples(*where, *follows, spec, name)
