@@ -65,7 +65,7 @@ def adapted(
         losses, level = judge(runs, x, y)
         if level is None:
             return -losses
-        half, spread = shape + 0.5 * y.numel() * runs["counts"], shape + 0.5 * runs["squares"]
+        half, spread = shape + 0.5 * y.numel() * runs["counts"].double(), shape + 0.5 * runs["squares"]
         return _student_of_square(y.numel() * losses, y.numel(), 2 * half, level * spread / half)
 
     def meet(runs: Params, x: Tensor, y: Tensor) -> Params:

@@ -44,7 +44,7 @@ def gaussian_classes(
     """
     require_sizes(inputs, outputs, concentration=concentration, strength=strength, shape=shape, spread=spread)
     if features < 0 or seed < 0:
-        raise ValueError(f"features is {features} and seed {seed}: both are 0 or more")
+        raise ValueError(f"features is {features} and seed is {seed}: both are 0 or more")
     project = draw_projection(inputs, features, seed) if features else lambda x: x
     size = features or inputs
 

@@ -42,7 +42,7 @@ def linear(
     """
     require_sizes(inputs, outputs, scale=scale, strength=strength, shape=shape, spread=spread)
     if features < 0 or seed < 0:
-        raise ValueError(f"features is {features} and seed {seed}: both are 0 or more")
+        raise ValueError(f"features is {features} and seed is {seed}: both are 0 or more")
     waves = draw_waves(inputs, features, scale, seed) if features else lambda x: x
     size = 1 + (features or inputs)
 

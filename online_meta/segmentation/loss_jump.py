@@ -15,7 +15,7 @@ _RUN = "run."
 
 def loss_jump(
     likelihood: Likelihood,
-    jump: Annotated[float, Gt(0)] = 3.0,
+    jump: Annotated[float, Gt(0)] = 2.0,
     window: Annotated[int, Ge(1)] = 5,
     least: Annotated[int, Ge(1)] = 10,
 ) -> Segmenter:
@@ -23,8 +23,8 @@ def loss_jump(
 
     As Continual-MAML does (Caccia et al., NeurIPS 2020): with the loss -log p(sample | the run before it), there was a
     change where mean loss of the newest ``window`` samples - mean loss of the ``window`` before them > ``jump``. It is
-    where the newest window begins. One run is followed, not many: a sample costs a fraction of what it costs
-    ``run_length``, and whether to wait or to risk a false alarm is not asked of probabilities but of ``jump``.
+    at the first of the newest whose own loss is as much above. One run is followed, not many: a sample costs a
+    fraction of what it costs ``run_length``, and whether to wait or to risk a false alarm is up to ``jump`` alone.
 
     Args:
         likelihood: of a sample, given its run.
@@ -51,9 +51,12 @@ def loss_jump(
 
     def change(memory: Params) -> int | None:
         met, losses = int(memory["met"]), memory["losses"]
-        if len(losses) < 2 * window or met - window < least:
+        if len(losses) < 2 * window:
             return None
-        rise = losses[window:].mean() - losses[:window].mean()
-        return met - window if float(rise) > jump else None
+        rises = losses[window:] - losses[:window].mean()
+        if float(rises.mean()) <= jump:
+            return None
+        count = met - window + int((rises > jump).int().argmax())
+        return count if count >= least else None
 
     return Segmenter(start, meet, change)

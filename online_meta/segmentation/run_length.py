@@ -56,7 +56,7 @@ def run_length(
     def meet(memory: Params, x: Tensor, y: Tensor) -> Params:
         runs, lengths, logs = without_prefix(_RUNS, memory), memory["lengths"], memory["logs"]
         may_end = lengths >= least
-        go_on = logs + torch.where(may_end, math.log1p(-hazard), 0.0) + likelihood.score(runs, x, y)
+        go_on = logs + may_end.double() * math.log1p(-hazard) + likelihood.score(runs, x, y)
         if bool(may_end.any()):
             fresh = likelihood.start()
             begin = torch.logsumexp(logs[may_end], 0, keepdim=True) + math.log(hazard) + likelihood.score(fresh, x, y)
