@@ -1,6 +1,5 @@
 """What a bounded replay policy loses against all rounds: cumulative loss on one stream, seed by seed."""
 
-import math
 import time
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from deploy.config import read_config
 from deploy.experiments.histories import make_history
-from deploy.experiments.tables import Row, keep, read_kept
+from deploy.experiments.tables import Row, keep, read_kept, spread
 from deploy.replay import replay
 from online_meta.regret import LEARNER
 from trainers.models import mlp
@@ -93,13 +92,3 @@ def compare(rows: list[Row]) -> list[dict[str, Any]]:
         above = [loss / everything[seed] - 1 for seed, loss in found.items() if seed in everything]
         table.append({"policy": policy, "loss": spread([*found.values()]), "above_all": spread(above)})
     return table
-
-
-def spread(values: list[float]) -> dict[str, float | int | None]:
-    """Return the mean, its standard error (None for fewer than two values) and the number of some values."""
-    count = len(values)
-    mean = sum(values) / count if count else None
-    if mean is None or count < 2:
-        return {"mean": mean, "error": None, "count": count}
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return {"mean": mean, "error": math.sqrt(variance / count), "count": count}

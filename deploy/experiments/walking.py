@@ -1,8 +1,8 @@
 """A run that begins at a late round: what it remembers and its files are as if all rounds before had been played.
 
 No network learns on the way: the replay policy itself is asked and told, round by round, what a learner asks and tells
-it, but the measurements it is told are drawn from those of a few real meta-gradients. What such a run costs, it costs for
-the same reasons as one that was played; what it has learned means nothing.
+it, but the measurements it is told are drawn from those of a few real meta-gradients. What such a run costs, it costs
+for the same reasons as one that was played; what it has learned means nothing.
 """
 
 from collections.abc import Iterator
