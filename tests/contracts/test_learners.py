@@ -1,7 +1,5 @@
 """What every online learner of ``online_meta.learners`` keeps."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from tests.learners.problems import frozen, remembered, setup, stream
 
 NAMES = registry.names(online_meta.learners)
 ROUNDS = 7
-QUICK = {"from_scratch": {"steps": 4}}
+QUICK = {"from_scratch": {"steps": 4}, "moml": {"steps": 3}}
 """Options that keep the tests short."""
 
 every_learner = pytest.mark.parametrize("name", NAMES)
@@ -172,7 +170,8 @@ def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_in_between(name):
 
 def test_scores_do_not_depend_on_the_order_of_the_learners():
     tasks, said = stream(5), []
-    for order in itertools.permutations(NAMES):
+    orders = [NAMES[first:] + NAMES[:first] for first in range(len(NAMES))]
+    for order in (*orders, NAMES[::-1]):  # Each is the first once, and behind and before each other one.
         learners = {name: make(name) for name in order}
         scores = []
         for task in tasks:
