@@ -41,12 +41,15 @@ def play_on_ranks(world, in_order, build, tasks, lr):
     """Return what each rank's learner said, and the learner; ``build`` makes it of what its set-up is to have."""
     exchange = Exchange(world)
 
-    def play(rank):
-        learner = build(
+    def make(rank):
+        return build(
             engine=lambda meta: RankOf(meta, exchange, rank, world, in_order, lr),
             gather=lambda value: exchange.gather(rank, value),
         )
+
+    def play(learner):
         return [(learner.score(task), learner.learn(task)) for task in tasks], learner
 
+    learners = [make(rank) for rank in range(world)]  # Not in the threads: weights are drawn by torch's one generator.
     with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(play, range(world)))
+        return list(pool.map(play, learners))

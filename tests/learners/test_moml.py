@@ -85,7 +85,7 @@ def test_another_algorithm_would_be_told_apart(wrong):
 def test_the_dual_is_the_gradient_where_the_objective_is_at_its_minimum():
     """The first-order condition: grad F_t(w_{t+1}) - lambda_t + alpha (w_{t+1} - omega_t) = 0."""
     tasks = stream(2)
-    learner = moml.build(made(), alpha=3.0, steps=40)
+    learner = moml.build(made(), alpha=5.0, steps=40)
     play(learner, tasks)
     w, dual, _ = state_of(learner)
     leaves = {name: value.clone().requires_grad_() for name, value in w.items()}

@@ -1,0 +1,144 @@
+"""ARUBA: a meta-initialisation, and a learning rate for each of its entries, learned from how far tasks move."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch.utils._pytree import tree_map
+
+from online_meta.inner import begin, fast_weights, move, query_loss, support_gradient
+from online_meta.learners._one_task import copies_of, is_finite, step_on, take, whole
+from online_meta.rules.meta_sgd import meta_sgd
+from online_meta.schedules.constant import constant
+from online_meta.score import ScoredTasks, score_task
+from online_meta.setup import LearnerSetup
+from online_meta.tree import zeros
+from online_meta.types import Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+
+MOVED, SQUARES = "moved", "squares"
+"""What the names of the two sums begin with in what is saved."""
+
+
+class Traits(NamedTuple):
+    """The constants of the paper: the first rate is ``eps / zeta``, and both lose their weight by the power ``p``."""
+
+    eps: float
+    zeta: float
+    p: float
+
+
+class Passed(NamedTuple):
+    """A pass through a task: the ``loss`` at its end, the way ``back``, and the squares of its gradients."""
+
+    loss: torch.Tensor
+    back: Params
+    squares: Params
+
+
+class AdaptiveRates:
+    """ARUBA (Khodak, Balcan & Talwalkar, Adaptive Gradient-Based Meta-Learning Methods, NeurIPS 2019, algorithm 2).
+
+    Task t, from 1 on, is trained from phi_t by gradient descent with a learning rate for each entry, which ends at
+    theta_t after gradients g_1..g_K. With b_1 = eps^2 and g_1 = zeta^2 for each entry,
+
+        eta_t   = sqrt(b_t / g_t)
+        b_{t+1} = b_t + eps^2 / (t+1)^p + (phi_t - theta_t)^2 / 2
+        g_{t+1} = g_t + zeta^2 / (t+1)^p + sum_k g_k^2
+
+    and the run's optimizer makes one step of phi along phi_t - theta_t, as Reptile does: gradient descent with rate
+    beta gives phi_{t+1} = (1 - beta) phi_t + beta theta_t. Training sees support and query; a new task is answered by
+    as many steps with eta_t on its support set. The inner loop is the run's but for its rule. Entries that do not adapt
+    have no rate, and do not learn. A task whose way or squares are not finite leaves no trace but in the count t. Every
+    rank computes the same.
+    """
+
+    def __init__(self, setup: LearnerSetup, traits: Traits) -> None:
+        """Begin at round 0. Raises ``ValueError`` unless all of ``traits`` are above 0."""
+        if not all(value > 0 for value in traits):
+            raise ValueError(f"eps is {traits.eps}, zeta {traits.zeta} and p {traits.p}: all of them are above 0")
+        self.engine = setup.engine(Meta(setup.start.weights, {}))
+        self._setup, self._traits = setup, traits
+        self._inner = replace(setup.inner, rule=meta_sgd(lr=traits.eps / traits.zeta))
+        self._schedule = constant() if setup.schedule is None else setup.schedule
+        # In double precision, for a million small addends would be lost on a large sum in single.
+        adapting = {name: value.double() for name, value in fast_weights(setup.inner, setup.start.weights).items()}
+        self._moved: Params = tree_map(lambda value: torch.full_like(value, traits.eps**2), adapting)
+        self._squares: Params = tree_map(lambda value: torch.full_like(value, traits.zeta**2), adapting)
+        self._round = 0
+        self._scored = ScoredTasks()
+
+    def meta(self) -> Meta:
+        """Return phi and, as the rule's parameters, the learning rates eta."""
+        weights = self.engine.meta().weights
+        rates = {name: (moved / self._squares[name]).sqrt() for name, moved in self._moved.items()}
+        return Meta(weights, {name: rate.to(weights[name].dtype) for name, rate in rates.items()})
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the losses of the next round's task under phi and eta; changes neither."""
+        self._scored.add(task)
+        return score_task(self._inner, self.meta(), task, self._setup.accuracy, prefixes)
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Learn the tasks scored since the last call, one after the other."""
+        self._scored.take(tasks)
+        reports: list[StepReport] = []
+        for task in tasks:
+            reports.append(self._learn(task))
+            self._round += 1
+        return Learned((), tuple(reports))
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Learn nothing: there is no past task to come back to."""
+        return ()
+
+    def _learn(self, task: Task) -> StepReport:
+        found = self._pass(task)
+        moved, squares = self._with(found)
+        # Sums may overflow where the way does not: the step is then skipped as well, and said to be.
+        loss = found.loss if is_finite(moved, squares) else found.loss * math.nan
+        self.engine.lr_scale = self._schedule(self._round)
+        weights = self.engine.meta().weights
+        report = step_on(self.engine, MetaGrad(loss, Meta({**zeros(weights), **found.back}, {})))
+        if report.skipped is None:
+            self._moved, self._squares = moved, squares
+        return report
+
+    def _pass(self, task: Task) -> Passed:
+        """Train on the task; all that is returned is of the entries that adapt."""
+        inner, meta, batch = self._inner, self.meta(), whole(task)
+        with torch.no_grad():
+            carry, squares = begin(inner, meta, batch), zeros(self._squares)
+            for k in range(inner.steps):
+                grads = support_gradient(inner, meta, carry.phi, batch, k)
+                squares = {name: total + grads[name].double().square() for name, total in squares.items()}
+                carry = move(inner, meta, carry, grads, batch, k)
+            back = {name: meta.weights[name] - value for name, value in carry.phi.items()}
+            return Passed(query_loss(inner, meta, carry.phi, task.query), back, squares)
+
+    def _with(self, found: Passed) -> tuple[Params, Params]:
+        """Return both sums with the addends of this round's task."""
+        eps, zeta, p = self._traits
+        fades = (self._round + 2.0) ** -p
+        moved = {
+            name: total + eps**2 * fades + found.back[name].double().square() / 2 for name, total in self._moved.items()
+        }
+        squares = {name: total + zeta**2 * fades + found.squares[name] for name, total in self._squares.items()}
+        return moved, squares
+
+    def save(self, keep: Keep | None = None) -> Params:
+        """Return the state of the engine and the two sums."""
+        return {**self.engine.save(keep), **copies_of({MOVED: self._moved, SQUARES: self._squares}, keep)}
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        rest = dict(saved)
+        self._moved, self._squares = (take(rest, part, self._moved) for part in (MOVED, SQUARES))
+        self.engine.load(rest)
+        self._round, self._scored = rounds, ScoredTasks()
+
+
+def build(setup: LearnerSetup, eps: float = 0.01, zeta: float = 1.0, p: float = 1.0) -> AdaptiveRates:
+    """Return the baseline; ``eps / zeta`` is where the rates begin, and the larger both, the longer they stay there."""
+    return AdaptiveRates(setup, Traits(eps, zeta, p))

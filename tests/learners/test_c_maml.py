@@ -1,0 +1,184 @@
+"""Continual-MAML against its equations, written out with plain autograd in float64; its state, ranks, and poison."""
+
+import math
+
+import pytest
+import torch
+
+import online_meta as om
+from online_meta.learners import c_maml
+from tests.learners import slow
+from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
+from tests.learners.ranks import play_on_ranks
+from tests.learners.test_poison import poison
+from tests.numerics.compare import assert_close, relative_error
+
+GAMMA, LEVEL, POWER, META_LR = 0.5, 4.0, 1.5, 0.1
+
+
+def made(**changes):
+    return setup(**{"engine": lambda meta: om.MetaOptimizer(meta, "sgd", META_LR), **changes})
+
+
+def build(gamma=GAMMA, level=LEVEL, power=POWER, **changes):
+    return c_maml.build(made(**changes), gamma=gamma, level=level, power=power)
+
+
+def play(learner, tasks):
+    return [(learner.score(task), learner.learn(task)) for task in tasks]
+
+
+def recurring():
+    """Return tasks of which some come again at once, with the same map and other points, and one after a while."""
+    first, second, third = stream(3)
+
+    def again(task):
+        return om.Task(om.Batch(*(t.flip(0)[:3] for t in slow.joined(task))), task.support)
+
+    return [first, again(first), first, second, again(second), first, third]
+
+
+def leaves(weights):
+    return {name: value.clone().requires_grad_() for name, value in weights.items()}
+
+
+def moved(weights, batch):
+    return {name: value.detach() for name, value in slow.adapt(net(), leaves(weights), batch, LR, STEPS).items()}
+
+
+def lost(weights, batch):
+    return float(slow.loss_of(net(), weights, batch))
+
+
+def by_hand(tasks, *, carries=True, modulates=True, slow_first=True, gamma=GAMMA):
+    """Return what each round says, and w and theta after it; the arguments say how a wrong one differs."""
+    w = weights_of(net())
+    theta, said = w, []
+    for task in tasks:
+        new = moved(w, task.support)
+        same = lost(theta, task.support) - lost(new, task.support) < gamma
+        answer = moved(theta, task.support) if same else new
+        before, after = lost(theta, task.query), lost(answer, task.query)
+        held = leaves(w)
+        objective = slow.loss_of(net(), slow.adapt(net(), held, task.support, LR, STEPS), task.query)
+        objective.backward()
+        query = objective.item()
+        rate = META_LR * min(1.0, query / LEVEL) ** POWER if modulates else META_LR
+        old, w = w, {name: (value - rate * value.grad).detach() for name, value in held.items()}
+        theta = moved(theta if same and carries else w if slow_first else old, slow.joined(task))
+        said.append((same, before, after, w, theta, query))
+    return said
+
+
+def state_of(learner):
+    saved = learner.save()
+    return [
+        {name.removeprefix(start): value for name, value in saved.items() if name.startswith(start)}
+        for start in ("weights.", "carried.")
+    ]
+
+
+def test_each_round_is_that_of_the_equations():
+    tasks, learner = recurring(), build()
+    said = by_hand(tasks)
+    assert {same for same, *_ in said} == {True, False}, "some tasks go on and some are new"
+    assert min(query for *_, query in said) < LEVEL < max(query for *_, query in said), "some are known, some not"
+    for task, (_, before, after, w, theta, _) in zip(tasks, said, strict=True):
+        score = learner.score(task)
+        assert (score.loss_before, score.loss_after) == pytest.approx((before, after), rel=1e-12)
+        assert len(learner.learn(task).steps) == 1
+        for found, right in zip(state_of(learner), (w, theta), strict=True):
+            assert_close(found, right, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        ({"carries": False}, 1),
+        ({"modulates": False}, 0),
+        ({"slow_first": False}, 1),
+        ({"gamma": -1e9}, 1),
+        ({"gamma": 1e9}, 1),
+    ],
+)
+def test_another_algorithm_would_be_told_apart(wrong, part):
+    tasks, learner = recurring(), build()
+    play(learner, tasks[:5])
+    assert relative_error(state_of(learner)[part], by_hand(tasks[:5], **wrong)[-1][3 + part]) > 1e-3
+
+
+def test_a_task_that_comes_again_is_answered_better_than_without_carrying():
+    first, again, *_ = recurring()
+    tasks = [first, again] * 4
+    carrying, forgetting = build(gamma=math.inf), build(gamma=-math.inf)
+    assert play(carrying, tasks)[-1][0].loss_after < 0.9 * play(forgetting, tasks)[-1][0].loss_after
+
+
+def test_where_it_always_begins_anew_the_slow_weights_answer_as_maml_does():
+    learner, (task, other) = build(gamma=-math.inf, power=0.0), stream(2)
+    play(learner, [task])
+    adapted = moved(learner.engine.meta().weights, other.support)
+    assert learner.score(other).loss_after == pytest.approx(lost(adapted, other.query), rel=1e-12)
+
+
+def test_the_query_set_has_no_part_in_where_adaptation_begins():
+    task, other = recurring()[:2]
+    learner = build()
+    play(learner, [task])
+    mixed = other._replace(query=poison("query").query)
+    start = learner.engine.meta().weights if not by_hand([task, other])[-1][0] else state_of(learner)[1]
+    swapped = mixed._replace(query=other.support)
+    assert learner.score(swapped).loss_after == pytest.approx(lost(moved(start, other.support), other.support))
+    assert learner.score(mixed).loss_after > 1e100
+
+
+def test_what_does_not_adapt_is_not_carried():
+    inner = om.Inner(om.model_loss(net(), "mse"), om.rules.sgd(lr=LR), STEPS, ("2.*",))
+    learner = build(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(net())))
+    play(learner, recurring())
+    weights, carried = state_of(learner)
+    assert set(carried) == {"2.weight", "2.bias"}
+    assert not torch.equal(weights["0.weight"], weights_of(net())["0.weight"]), "slow weights learn all the same"
+
+
+class Unread:
+    """A past that nobody may look at."""
+
+    def __getattribute__(self, name):
+        raise AssertionError(f"the past was asked for {name}")
+
+
+def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
+    learner, sizes = build(past=Unread()), []
+    for task in stream(8):
+        sizes.append(sum(value.nbytes for value in learner.save().values()))
+        learner.score(task)
+        assert learner.learn(task).replayed == ()
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_a_task_that_is_not_finite_changes_nothing(part):
+    good = recurring()[:4]
+    poisoned, clean = build(), build()
+    said = play(poisoned, [*good[:2], poison(part), *good[2:]])
+    assert [step.skipped for step in said[2][1].steps] == ["not_finite"]
+    assert [line for at, line in enumerate(said) if at != 2] == play(clean, good)
+    assert frozen(poisoned.save()) == frozen(clean.save())
+
+
+@pytest.mark.parametrize("wrong", [{"level": 0.0}, {"power": -1.0}, {"gamma": math.nan}])
+def test_limits_out_of_their_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="gamma is"):
+        c_maml.build(setup(), **wrong)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_ranks_gives_the_same_bits(world, in_order):
+    tasks = [*recurring(), poison(), *stream(2, seed=1)]
+    alone = build()
+    said = play(alone, tasks)
+    for one, learner in play_on_ranks(world, in_order, build, tasks, META_LR):
+        assert repr(one) == repr(said)  # by its words, for nan is not nan
+        assert frozen(learner.save()) == frozen(alone.save())
