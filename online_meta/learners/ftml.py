@@ -81,9 +81,9 @@ class FollowTheMetaLeader:
         self._schedule: Schedule = constant() if schedule is None else schedule
         self._scored = ScoredTasks()
 
-    def score(self, task: Task) -> Score:
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Return the losses of the next round's task under the current leader; changes no parameter."""
-        score = score_task(self.inner, self.engine.meta(), task, self._accuracy)
+        score = score_task(self.inner, self.engine.meta(), task, self._accuracy, prefixes)
         self._scored.add(task)
         return score
 
