@@ -17,7 +17,7 @@ from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
 from online_meta.shared_sums import hand_out, own_picks, sum_picks
 from online_meta.summing import TaskSum
-from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+from online_meta.types import Batch, Engine, Keep, Learned, Meta, MetaGrad, Params, PrefixScore, Score, StepReport, Task
 
 STREAM = 5
 """Sets this learner's draws apart from those of others with the same seed."""
@@ -84,11 +84,22 @@ class DirichletProcessMixture:
         """How many tasks each place's component has, older ones discounted; 0 where there is none."""
         return tuple(self._counts)
 
-    def score(self, task: Task) -> Score:
-        """Return the losses of the next round's task under the component that its support set chooses."""
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the losses of the next round's task under the component that its support set chooses.
+
+        Of each of ``prefixes`` under the one that those few points choose.
+        """
+        self._scored.add(task)
+        shorter = []
+        for points in prefixes:
+            if points < len(task.support.x):
+                few = self._judge(Task(Batch(*(part[:points] for part in task.support)), task.query))
+                shorter.append(PrefixScore(points, few.loss_after, few.accuracy))
+        return self._judge(task)._replace(prefixes=tuple(shorter))
+
+    def _judge(self, task: Task) -> Score:
         metas = [*self._metas(), self._setup.start]
         chosen = int(self._explain(task, metas).argmax())
-        self._scored.add(task)
         return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
 
     def learn(self, *tasks: Task) -> Learned:
