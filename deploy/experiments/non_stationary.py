@@ -58,13 +58,13 @@ STREAMS = {
     "heavy-tailed": Stream("heavy_tailed_functions", {}),
 }
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "all": ("all", {}),
     "uniform": ("uniform", {}),
     "recent": ("recent", {"window": WINDOW}),
     "reservoir": ("reservoir", {"size": WINDOW}),
     "prioritised": ("prioritised", {}),
+    "all": ("all", {}),
 }
-LABELS = (*POLICIES, "mixture")
+LABELS = ("uniform", "mixture", *[label for label in POLICIES if label != "uniform"])
 
 
 def settings_of(label: str, seed: int) -> TrainerSettings:
@@ -75,7 +75,7 @@ def settings_of(label: str, seed: int) -> TrainerSettings:
         InnerSettings(steps=3, lr=0.02),
         MetaSettings(lr=0.005, steps_per_round=3, batch=5, replay=policy, replay_options=options),
         regret=RegretSettings(comparator=(), baselines=(MIXTURE,) if label == "mixture" else ()),
-        engine=EngineSettings(how="compiled"),
+        engine=EngineSettings(how="traced"),
         seed=seed,
     )
 
@@ -97,7 +97,7 @@ def run_entry(entry: Entry, work: Path) -> Row:
     tasks, settings = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds), settings_of(entry.label, entry.seed)
     learners = build_learners(settings, build_setup(settings, MemoryPast(), work / "programs"))
     learner = learners[MIXTURE if entry.label == "mixture" else LEARNER]
-    _compile(Steering({entry.label: learner}, settings.engine, settings.meta.batch, work / "programs", 0.0), tasks[:1])
+    _record(Steering({entry.label: learner}, settings.engine, settings.meta.batch, work / "programs", 0.0), tasks[:1])
     began, losses, components = time.process_time(), [], []
     for task in tasks:
         losses.append(learner.score(task).loss_after)
@@ -107,8 +107,8 @@ def run_entry(entry: Entry, work: Path) -> Row:
     return keep(kept, {"asked": asked, "losses": losses, "components": components, "seconds": seconds})
 
 
-def _compile(steering: Steering, tasks: list[Task]) -> None:
-    """Let a learner go by a compiled program, which all runs share."""
+def _record(steering: Steering, tasks: list[Task]) -> None:
+    """Let a learner go by a program, recorded once."""
     steering.find({}, tasks)
     steering.wait()
     steering.follow(steering.find({}, tasks))

@@ -1,8 +1,9 @@
 """A Dirichlet-process mixture of meta-initialisations, for streams whose tasks come in clusters."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
 from online_meta.draws import Pick
@@ -226,6 +227,13 @@ def _under(place: int, keep: Keep | None) -> Callable[[str], bool] | None:
     return None if keep is None else lambda name: keep(f"{place}.{name}")
 
 
-def build(setup: LearnerSetup, **options: float) -> DirichletProcessMixture:
-    """Return the baseline; its options are those of ``Options``."""
-    return DirichletProcessMixture(setup, Options(**options))  # type: ignore[arg-type]  # Options says what fits
+def build(
+    setup: LearnerSetup,
+    concentration: Annotated[float, Gt(0)] = 1.0,
+    temperature: Annotated[float, Gt(0)] = 1.0,
+    most: Annotated[int, Ge(1)] = 6,
+    horizon: Annotated[float, Gt(1)] = 1000.0,
+    fewest: Annotated[float, Ge(0), Lt(1)] = 0.1,
+) -> DirichletProcessMixture:
+    """Return the baseline; ``Options`` says what its options are."""
+    return DirichletProcessMixture(setup, Options(concentration, temperature, most, horizon, fewest))
