@@ -176,7 +176,8 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.set_xlabel("round")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("cumulative loss minus that of uniform replay")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
