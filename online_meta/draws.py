@@ -65,7 +65,7 @@ def draw_random(draw: Draw) -> np.random.Generator:
     return generator(draw.seed, draw.round, draw.step)
 
 
-def pick_evenly(rounds: Sequence[int], many: int, random: np.random.Generator) -> list[int]:
+def pick_evenly(rounds: Sequence[int] | NDArray[np.int64], many: int, random: np.random.Generator) -> list[int]:
     """Return min(many, len(rounds)) distinct ones of ``rounds``, each set of them as likely as any other."""
     if len(rounds) <= many:
         return [int(round) for round in rounds]
@@ -86,8 +86,7 @@ def pick_by_chance(chances: NDArray[np.float64], many: int, random: np.random.Ge
     ends = np.cumsum(chances[order])
     points = (np.arange(many) + random.random()) * (ends[-1] / many)
     found = np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)
-    hits = np.bincount(found, minlength=len(order))
-    return [(int(order[at]), int(hits[at])) for at in np.flatnonzero(hits)]
+    return [(int(order[at]), int(hits)) for at, hits in zip(*np.unique(found, return_counts=True), strict=True)]
 
 
 def hash_rounds(seed: int, rounds: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -1,6 +1,7 @@
 """What the tables of algorithms share: rows run side by side, kept when finished, written as they come."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -57,3 +58,21 @@ def write_table(out: Path, name: str, iterations: int, rows: list[Row], render: 
     result = {"command": command, "commit": commit(), "iterations": iterations, "rows": rows}
     replace_file(out / f"{name}.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / f"{name}.md", render(result).encode(), durable=False)
+
+
+def write_files(out: Path, name: str, result: Row, text: str, picture: bytes) -> None:
+    """Write a table as ``name``.json, ``name``.md and ``name``.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / f"{name}.json", json.dumps(result, indent=1).encode(), durable=False)
+    replace_file(out / f"{name}.md", text.encode(), durable=False)
+    replace_file(out / f"{name}.png", picture, durable=False)
+
+
+def spread(values: list[float]) -> dict[str, float | int | None]:
+    """Return the mean, its standard error (None for fewer than two values) and the number of some values."""
+    count = len(values)
+    mean = sum(values) / count if count else None
+    if mean is None or count < 2:
+        return {"mean": mean, "error": None, "count": count}
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    return {"mean": mean, "error": math.sqrt(variance / count), "count": count}

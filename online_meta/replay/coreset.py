@@ -30,12 +30,19 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
 
     def start() -> Params:
         return as_memory(
-            0, np.array([], np.int64), weights=np.array([], np.float64), sketches=np.zeros((0, width), np.float32)
+            0,
+            np.array([], np.int64),
+            weights=np.array([], np.float64),
+            sketches=np.zeros((0, width), np.float32),
+            apart=np.zeros((0, 0), np.float64),
         )
 
     def meet(memory: Params, draw: Draw) -> Params:
-        kept = still_there(draw.rounds, memory["rounds"].numpy())
-        return {name: value if name == "next" else value[torch.from_numpy(kept)] for name, value in memory.items()}
+        kept = torch.from_numpy(still_there(draw.rounds, memory["rounds"].numpy()))
+        if kept.all():
+            return memory
+        left = {name: value if name == "next" else value[kept] for name, value in memory.items()}
+        return {**left, "apart": left["apart"][:, kept]}
 
     def pick(memory: Params, draw: Draw) -> list[Pick]:
         fresh, weights = rounds_behind(draw.rounds, int(memory["next"])), memory["weights"].numpy()
@@ -67,29 +74,48 @@ def _take_in(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.float32
     following = int(memory["next"])
     sound, new = np.isfinite(seen).all(1), rounds >= following
     again, added = sound & ~new, sound & new
-    sketches[np.searchsorted(own, rounds[again])] = seen[again]
+    places = np.searchsorted(own, rounds[again])
+    sketches[places] = seen[again]
+    sketches = np.concatenate([sketches, seen[added]])
     return as_memory(
         max([following, *(rounds + 1).tolist()]),
         np.append(own, rounds[added]),
         weights=np.append(weights, np.ones(added.sum())),
-        sketches=np.concatenate([sketches, seen[added]]),
+        sketches=sketches,
+        apart=_measure_anew(
+            memory["apart"].numpy(), sketches, np.append(places, np.arange(len(own), len(own) + added.sum()))
+        ),
     )
+
+
+def _measure_anew(
+    before: NDArray[np.float64], sketches: NDArray[np.float32], changed: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the distances between all sketches, given those ``before`` some ``changed`` and others came behind them.
+
+    All distances each time would cost more than the meta-gradients of a small model do.
+    """
+    count, rows = len(sketches), torch.from_numpy(sketches).double()
+    apart = np.zeros((count, count))
+    apart[: len(before), : len(before)] = before
+    found = torch.cdist(rows[changed], rows, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    apart[changed], apart[:, changed] = found, found.T
+    return apart
 
 
 def _merge(memory: Params, size: int) -> Params:
     """Return the memory with so many rounds merged that at most ``size`` are left."""
-    own, weights, sketches = (memory[name].numpy() for name in ("rounds", "weights", "sketches"))
+    own, weights, sketches, apart = (memory[name].numpy() for name in ("rounds", "weights", "sketches", "apart"))
     while len(own) > size:
-        goes, stays = _closest(weights, sketches)
+        goes, stays = _closest(weights, apart)
         weights[stays] += weights[goes]
-        own, weights, sketches = (np.delete(part, goes, 0) for part in (own, weights, sketches))
-    return as_memory(int(memory["next"]), own, weights=weights, sketches=sketches)
+        own, weights, sketches, apart = (np.delete(part, goes, 0) for part in (own, weights, sketches, apart))
+        apart = np.delete(apart, goes, 1)
+    return as_memory(int(memory["next"]), own, weights=weights, sketches=sketches, apart=apart)
 
 
-def _closest(weights: NDArray[np.float64], sketches: NDArray[np.float32]) -> tuple[int, int]:
+def _closest(weights: NDArray[np.float64], apart: NDArray[np.float64]) -> tuple[int, int]:
     """Return the pair that costs least to make one: the lighter, and the heavier, which stays."""
-    rows = torch.from_numpy(sketches).double()
-    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     cost = np.minimum.outer(weights, weights) * apart
     np.fill_diagonal(cost, np.inf)
     one, other = np.unravel_index(int(cost.argmin()), cost.shape)

@@ -29,6 +29,6 @@ def reservoir(size: Annotated[int, Ge(1)] = 1000) -> Replay:
         return as_memory(draw.round + 1, rounds)
 
     def pick(memory: Params, draw: Draw) -> list[Pick]:
-        return [Pick(round) for round in pick_evenly(memory["rounds"].tolist(), draw.batch, draw_random(draw))]
+        return [Pick(round) for round in pick_evenly(memory["rounds"].numpy(), draw.batch, draw_random(draw))]
 
     return Replay(pick, start, meet)

@@ -232,6 +232,13 @@ def test_a_coreset_stands_for_all_rounds():
     assert float((core - right).norm()) < 0.5 * errors[100]
 
 
+@pytest.mark.parametrize("gone", [(), range(10, 40, 3)], ids=["all are kept", "some are gone"])
+def test_a_coreset_knows_how_far_apart_its_rounds_are_without_measuring_all_again(gone):
+    for *_, memory in play(POLICIES["coreset"](), 60, gone=gone):
+        rows = memory["sketches"].double()
+        torch.testing.assert_close(memory["apart"], (rows[:, None] - rows[None]).norm(dim=2), rtol=1e-12, atol=0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

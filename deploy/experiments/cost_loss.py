@@ -1,0 +1,94 @@
+"""What a bounded replay policy loses against all rounds: cumulative loss on one stream, seed by seed."""
+
+import time
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from deploy.config import read_config
+from deploy.experiments.histories import make_history
+from deploy.experiments.tables import Row, keep, read_kept, spread
+from deploy.replay import replay
+from online_meta.regret import LEARNER
+from trainers.models import mlp
+
+HIDDEN = (64, 64)
+POLICIES: dict[str, tuple[str, ...]] = {
+    "all": ("meta.replay=all",),
+    "uniform": ("meta.replay=uniform",),
+    "stratified": ("meta.replay=stratified",),
+    "recent": ("meta.replay=recent",),
+    "reservoir": ("meta.replay=reservoir",),
+    "prioritised": ("meta.replay=prioritised",),
+    "prioritised by loss": ("meta.replay=prioritised", 'meta.replay_options={by="loss", exponent=0.6}'),
+    "coreset": ("meta.replay=coreset",),
+}
+"""Every policy, with its own defaults, and what switches it on in a configuration."""
+
+PLAIN = (
+    "model.build=deploy.experiments.cost_loss:digits_mlp",
+    "model.args={}",
+    "inner.lr=0.1",
+    "meta.steps_per_round=1",
+    "meta.batch=25",
+    "engine.how=traced",
+    "regret.comparator=[]",
+    "regret.baselines=[]",
+)
+
+
+class Halved(nn.Module):
+    """A network that sees images of half the side."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Put the images through ``network`` once they are small, and in -0.5..0.5."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (n, 3, 28, 28) of 0..255 to logits (n, 10)."""
+        logits: Tensor = self.network(avg_pool2d(images.float() / 255 - 0.5, 2))
+        return logits
+
+
+def digits_mlp() -> nn.Module:
+    """Return a perceptron for rainbow digits, small enough for every past round to be revisited in every round."""
+    return Halved(mlp(3 * 14 * 14, 10, HIDDEN))
+
+
+def make_digits(work: Path, seed: int, rounds: int) -> Path:
+    """Return the history of a seed, made if need be."""
+    return make_history(work / "digits" / str(seed) / "history", "rainbow_digits", seed, rounds)
+
+
+def play_digits(policy: str, seed: int, rounds: int, work: Path) -> Row:
+    """Play the rounds by one policy, or go on where it was stopped; a row that was finished is read."""
+    asked = {"policy": policy, "seed": seed, "rounds": rounds, "settings": [*POLICIES[policy], *PLAIN]}
+    place = work / "digits" / str(seed) / f"{policy.replace(' ', '_')}-{rounds}"
+    if before := read_kept(place.with_suffix(".json"), asked):
+        return before
+    overrides = (*POLICIES[policy], *PLAIN, f"run.seed={seed}")
+    config = read_config(Path(str(package_files("deploy") / "demo.toml")), overrides)
+    began = time.process_time()
+    report = replay(config, make_digits(work, seed, rounds), place, rounds, lambda what, done, of: None)
+    row = {"asked": asked, **report["learners"][LEARNER], "cpu_seconds": time.process_time() - began}
+    return keep(place.with_suffix(".json"), row)
+
+
+def compare(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return for each policy its mean cumulative loss, with its standard error, and how far above that of ``all``.
+
+    What is above is a share, taken seed by seed: all policies of a seed play the same rounds.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    for row in rows:
+        losses.setdefault(row["asked"]["policy"], {})[row["asked"]["seed"]] = row["cumulative_loss"]
+    everything = losses.get("all", {})
+    table = []
+    for policy, found in losses.items():
+        above = [loss / everything[seed] - 1 for seed, loss in found.items() if seed in everything]
+        table.append({"policy": policy, "loss": spread([*found.values()]), "above_all": spread(above)})
+    return table

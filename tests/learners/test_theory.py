@@ -1,0 +1,173 @@
+"""Regret on strongly convex quadratics: what theory says of it, found in the algebra and in the learner itself."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import online_meta as om
+from deploy.experiments import regret_theory
+from deploy.experiments.quadratics import (
+    adapt_all,
+    best_sums,
+    bound_slope,
+    draw_quadratics,
+    expected_slope,
+    lead,
+    regret,
+    suffer,
+)
+from online_meta.replay.all import all
+
+WEIGHTS, ROUNDS, SEEDS = 3, 10_000, 10
+SHOWN = np.unique(np.geomspace(100, ROUNDS, 40).round().astype(int))
+START = np.zeros(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def streams():
+    found = [draw_quadratics(ROUNDS, WEIGHTS, seed) for seed in range(SEEDS)]
+    return [(tasks, adapt_all(tasks)) for tasks in found]
+
+
+def slope_of(losses, played):
+    """Return the slope of the regret against log T, and R^2."""
+    slope, _, straight = regret_theory.fit_line(np.log(SHOWN), regret(losses, played)[SHOWN - 1])
+    return slope, straight
+
+
+def newest_half(losses):
+    """The leader of the newer half of the past alone."""
+    curvature, pull = (np.concatenate([[0 * each[0]], each.cumsum(0)]) for each in (losses.curvature, _pull(losses)))
+    now = np.arange(1, ROUNDS)
+    return np.concatenate([[START], _solve(curvature[now] - curvature[now // 2], pull[now] - pull[now // 2])])
+
+
+def late(losses):
+    """The leader of the older half of the past alone."""
+    leaders = lead(losses, START)
+    return leaders[(np.arange(ROUNDS) + 1) // 2]
+
+
+def first_order(tasks, losses):
+    """Where the sum of first-order meta-gradients, B_t (U_t(w) - b_t), is nothing."""
+    maps = np.eye(WEIGHTS) - tasks.alpha * tasks.support
+    sides = tasks.query @ maps
+    pulls = (sides @ losses.minima[..., None])[..., 0]
+    return np.concatenate([[START], _solve(sides.cumsum(0), pulls.cumsum(0))[:-1]])
+
+
+def _pull(losses):
+    return (losses.curvature @ losses.minima[..., None])[..., 0]
+
+
+def _solve(matrices, vectors):
+    return np.linalg.solve(matrices, vectors[..., None])[..., 0]
+
+
+def test_the_loss_after_adaptation_is_the_quadratic_that_the_algebra_says():
+    tasks = draw_quadratics(20, WEIGHTS, 7)
+    losses = adapt_all(tasks)
+    w = np.random.default_rng(0).standard_normal(WEIGHTS)
+    for t, found in enumerate(suffer(losses, w)):
+        adapted = w - tasks.alpha * tasks.support[t] @ (w - tasks.support_minima[t])
+        apart = adapted - tasks.query_minima[t]
+        assert found == pytest.approx(0.5 * apart @ tasks.query[t] @ apart, rel=1e-12)
+    assert np.linalg.eigvalsh(losses.curvature).min() >= 0.5 / 4
+    assert len(np.unique(losses.minima, axis=0)) == 20
+
+
+def test_no_weights_are_better_in_hindsight_than_those_in_closed_form(streams):
+    losses = streams[0][1]
+    cut = type(losses)(*(part[:50] for part in losses))
+    leaders = lead(cut, START)
+    least = best_sums(cut)[-1]
+    assert suffer(cut, leaders[-1]).sum() == pytest.approx(least, rel=1e-12)
+    random = np.random.default_rng(1)
+    for size in (1e-3, 0.1, 1.0):
+        assert suffer(cut, leaders[-1] + size * random.standard_normal(WEIGHTS)).sum() > least
+
+
+def test_ftml_regret_grows_like_log_t_below_the_bound_and_as_fast_as_independent_tasks_let_it(streams):
+    found = []
+    for _, losses in streams:
+        played = lead(losses, START)[:-1]
+        slope, straight = slope_of(losses, played)
+        bound = bound_slope(losses, played)
+        assert straight > 0.99
+        assert 0 < slope < bound
+        assert (regret(losses, played) <= bound * (1 + np.log(np.arange(1, ROUNDS + 1)))).all()
+        found.append(slope / expected_slope(losses))
+    assert math.isclose(sum(found) / SEEDS, 1.0, abs_tol=0.1)
+
+
+def test_fixed_weights_regret_grows_like_t(streams):
+    for _, losses in streams:
+        found = regret(losses, START)[SHOWN - 1]
+        slope, _, straight = regret_theory.fit_line(SHOWN, found)
+        assert straight > 0.999
+        assert np.ptp(found / SHOWN) < 0.25 * slope
+
+
+@pytest.mark.parametrize("wrong", [newest_half, late])
+def test_a_leader_of_half_the_past_would_be_seen(streams, wrong):
+    found = [slope_of(losses, wrong(losses))[0] / expected_slope(losses) for _, losses in streams]
+    assert sum(found) / SEEDS > 1.5
+
+
+def test_a_first_order_leader_would_be_seen(streams):
+    grown = []
+    for tasks, losses in streams:
+        found = regret(losses, first_order(tasks, losses))[[ROUNDS // 10 - 1, -1]]
+        grown.append(np.diff(found)[0] / (expected_slope(losses) * math.log(10)))
+    assert sum(grown) / SEEDS > 3  # times what the leader's regret grows by over the last nine tenths
+
+
+def as_task(tasks, t):
+    """The quadratics of task t as squared errors of a linear model: rows x of a root of A, targets x a."""
+
+    def batch(matrix, minimum):
+        rows = np.linalg.cholesky(matrix).T
+        return om.Batch(*(torch.from_numpy(part.copy()) for part in (rows, rows @ minimum)))
+
+    support = batch(tasks.support[t], tasks.support_minima[t])
+    return om.Task(support, batch(tasks.query[t], tasks.query_minima[t]))
+
+
+def play(tasks, gradient, steps=20):
+    """Return what the learner itself suffers, and the weights it ends with, following the leader by many steps."""
+    module = nn.Linear(WEIGHTS, 1, bias=False).double()
+    nn.init.zeros_(module.weight)
+    loss = om.model_loss(module, lambda output, y: 0.5 * (output[:, 0] - y).square().sum())
+    inner = om.Inner(loss, om.rules.sgd(lr=tasks.alpha), 1)
+    engine = om.MetaOptimizer(inner.init(dict(module.named_parameters())), "sgd", 1.0)
+    learner = om.FollowTheMetaLeader(inner, gradient(inner), engine, replay=all(), steps_per_round=steps)
+    losses = []
+    for t in range(len(tasks.support)):
+        one = as_task(tasks, t)
+        losses.append(learner.score(one).loss_after)
+        learner.learn(one)
+    return np.array(losses), engine.meta().weights["weight"][0].numpy()
+
+
+def test_the_learner_itself_plays_the_leader_and_has_its_regret():
+    tasks = draw_quadratics(6, WEIGHTS, 3)
+    losses = adapt_all(tasks)
+    leaders = lead(losses, START)
+    suffered, last = play(tasks, om.exact)
+    assert suffered == pytest.approx(suffer(losses, leaders[:-1]), rel=1e-3)
+    assert last == pytest.approx(leaders[-1], abs=1e-3)
+    assert suffered.cumsum() - best_sums(losses) == pytest.approx(regret(losses, leaders[:-1]), rel=1e-2)
+    other, _ = play(tasks, om.first_order)
+    assert other != pytest.approx(suffer(losses, leaders[:-1]), rel=1e-2)
+
+
+def test_the_table_says_what_was_found(tmp_path):
+    rows = [regret_theory.run_seed(seed, 200) for seed in range(2)]
+    text = regret_theory.render({"command": "c", "commit": "d", "wall_seconds": 1.0, "rows": rows})
+    assert "within the bound in every round of every stream | yes" in text
+    broken = [rows[0], {**rows[1], "kept": False}]
+    assert "| NO |" in regret_theory.render({"command": "c", "commit": "d", "wall_seconds": 1.0, "rows": broken})
+    assert regret_theory.draw(rows).startswith(b"\x89PNG")
