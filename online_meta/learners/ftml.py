@@ -1,6 +1,6 @@
 """Follow the Meta-Leader."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path as Folder
 from typing import Any
 
