@@ -31,7 +31,7 @@ SMALL = (
     "inner.steps=1",
     "meta.steps_per_round=1",
     "engine.how=traced",
-    "checkpoint.every_rounds=100",
+    "checkpoint.every_rounds=25",
     "regret.comparator=[]",
     "regret.baselines=[]",
 )
@@ -48,15 +48,15 @@ def state_of(work: Path, policy: str, round: int) -> Path:
     return work / "states" / f"{policy.replace(' ', '_')}-{round}"
 
 
-def make_state(work: Path, policy: str, round: int, before: int, played: bool) -> Row:
+def make_state(work: Path, policy: str, round: int, before: int, played: bool) -> None:
     """Make the run that stands at a ``round`` from the one that stands at ``before``, 0 for none; keep it.
 
-    It is ``played``, or else walked (see ``walking``). Returns the memory of the process afterwards.
+    It is ``played``, or else walked (see ``walking``).
     """
     target = state_of(work, policy, round)
     unfinished = target.with_name(f".{target.name}")
     if target.exists():
-        return {}
+        return
     if not unfinished.exists() or not played:  # One that is being played goes on at its last checkpoint.
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -65,7 +65,6 @@ def make_state(work: Path, policy: str, round: int, before: int, played: bool) -
     with History.open(work / "history", write=False) as history:
         (play if played else walk)(settings_of(policy), RunFiles(unfinished), history, round)
     unfinished.rename(target)
-    return memory()
 
 
 def time_rounds(work: Path, policy: str, rounds: Sequence[int], turns: int, block: int) -> list[Row]:
@@ -101,7 +100,7 @@ def weigh_rounds(work: Path, policy: str, round: int, block: int) -> Row:
 
 
 def _copied(stack: ExitStack, work: Path, policy: str, round: int) -> Run:
-    folder = Path(stack.enter_context(TemporaryDirectory(dir=work)))
+    folder = Path(stack.enter_context(TemporaryDirectory(dir=work / "copies")))
     shutil.copytree(state_of(work, policy, round), folder, dirs_exist_ok=True)
     history = stack.enter_context(History.open(work / "history", write=False))
     run = open_run(settings_of(policy), RunFiles(folder), history)
