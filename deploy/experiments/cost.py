@@ -35,7 +35,8 @@ class Scale:
     """How much is done: costs are taken at ``rounds``, up to ``played`` of which all are played, beyond it walked.
 
     ``turns`` blocks of ``block`` rounds are timed at each; full replay, whose rounds grow, goes to ``full`` rounds and
-    has ``full_turns`` blocks of one round. Losses are those of ``loss_rounds`` rounds by ``seeds`` seeds.
+    has ``full_turns`` blocks of one round. Losses are those of ``loss_rounds`` rounds by ``seeds`` seeds. Settings are
+    as ``overrides`` say beside those of the table.
     """
 
     rounds: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
@@ -46,6 +47,7 @@ class Scale:
     full_turns: int = 5
     loss_rounds: int = 1_000
     seeds: int = 3
+    overrides: tuple[str, ...] = ()
 
     def of(self, policy: str) -> "Scale":
         """Return the scale of a policy."""
@@ -55,22 +57,34 @@ class Scale:
         return replace(self, rounds=rounds, played=min(self.played, self.rounds[0]), turns=self.full_turns, block=1)
 
 
-QUICK = Scale(rounds=(12, 24), played=12, turns=2, block=2, full=24, full_turns=2, loss_rounds=2, seeds=1)
+QUICK = Scale(
+    rounds=(12, 24),
+    played=12,
+    turns=2,
+    block=2,
+    full=24,
+    full_turns=2,
+    loss_rounds=2,
+    seeds=1,
+    overrides=("engine.how=loop",),
+)
 Call = Callable[..., Any]
 
 
 def measure_policy(policy: str, scale: Scale, work: Path, call: Call) -> Row:
     """Return the costs of a policy; what was made or measured before is not again. ``call`` calls a function."""
     own = scale.of(policy)
-    asked = {"policy": policy, **asdict(own), "rounds": [*own.rounds], "settings": asdict(settings_of(policy).meta)}
+    settings = settings_of(policy, scale.overrides)
+    asked = {"policy": policy, **asdict(own), "rounds": [*own.rounds], "settings": asdict(settings.meta)}
+    del asked["overrides"]
     file = state_of(work, policy, own.rounds[-1]).with_suffix(".json")
     if before := read_kept(file, asked):
         return before
     for begin, round in itertools.pairwise((0, *own.rounds)):
         if not state_of(work, policy, round).exists():
-            call(make_state, work, policy, round, begin, round <= own.played)
-    times = call(time_rounds, work, policy, own.rounds, own.turns, own.block)
-    memory = [call(weigh_rounds, work, policy, round, own.block) for round in own.rounds]
+            call(make_state, work, policy, settings, round, begin, round <= own.played)
+    times = call(time_rounds, work, policy, settings, own.rounds, own.turns, own.block)
+    memory = [call(weigh_rounds, work, policy, settings, round, own.block) for round in own.rounds]
     return keep(file, {"asked": asked, "times": times, "memory": memory})
 
 
@@ -104,7 +118,7 @@ def main(quick: bool, only: tuple[str, ...], played: int | None, seeds: int | No
         ("costs", partial(measure_policy, policy, scale, work, call)) for policy in reversed(policies)
     ]
     todo += [
-        ("losses", partial(call, play_digits, policy, seed, scale.loss_rounds, work))
+        ("losses", partial(call, play_digits, policy, seed, scale.loss_rounds, work, scale.overrides))
         for seed in range(scale.seeds)
         for policy in policies
     ]
