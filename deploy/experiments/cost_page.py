@@ -118,7 +118,8 @@ def _memory_row(row: Row, rounds: list[int]) -> str:
     cells = [f"{at['peak'] / 1e6:.1f} ({at['anonymous'] / 1e6:.1f})" for at in row["memory"]]
     peaks = [at["peak"] for at in row["memory"]]
     policy = row["asked"]["policy"]
-    return _row(policy, *_pad(cells, rounds), _verdict(policy, max(peaks) / min(peaks)))
+    said = f"{_verdict(policy, max(peaks) / min(peaks))} ({(max(peaks) - min(peaks)) / 1e6:.1f} MB)"
+    return _row(policy, *_pad(cells, rounds), said)
 
 
 def _losses(result: dict[str, Any]) -> str:
