@@ -63,8 +63,8 @@ bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--ki
 bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minutes; ARGS="--only conv4"
 	@exec $(BIN)/python -m tests.benchmarks.memory $(ARGS)
 
-bench-streams: $(READY)  ## how quick the streams and the history are, 8 minutes; ARGS="--only http_ingest"
-	@exec $(BIN)/python -m tests.benchmarks.streams $(ARGS)
+bench-streams: $(READY) $(BIN)/redis-server  ## how quick the streams and the history are, 8 minutes; ARGS="--only http_ingest"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.streams $(ARGS)
 
 crash: $(READY) $(BIN)/strace  ## kill and harm the history at every system call that changes a file; SEED=1 ARGS="--every 10"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.crash --seed $(or $(SEED),0) $(ARGS)

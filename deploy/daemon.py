@@ -91,11 +91,11 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
     describe(instruments, config.engine.kind)
-    view = RunView(files, (LEARNER, *config.regret.baselines))
+    view = RunView(files, (LEARNER, *config.regret.baselines), config.regret.prefixes)
     count_before(instruments, view)
     group = GroupView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()
-    for name in (*config.regret.comparator, "trainer"):
+    for name in (*(["comparators"] if config.regret.comparator else []), "trainer"):
         program = "ranks" if name == "trainer" and config.engine.many else name
         command = [sys.executable, "-m", f"deploy.{program}", str(files.settings), config.run.logs]
         copy = copy_lines if config.run.logs == "json" else None

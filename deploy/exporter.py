@@ -95,6 +95,10 @@ def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Cal
     for against, regret in view.ledger.regret().items():
         instruments["regret"].labels(against=against).set(regret.value)
         instruments["regret_per_round"].labels(against=against).set(regret.value / regret.as_of_round)
+        instruments["regret_standard_error"].labels(against=against).set(regret.standard_error)
+        instruments["regret_rounds"].labels(against=against).set(regret.as_of_round)
+    for kind, at in view.refreshed.items():
+        instruments["comparator_timestamp_seconds"].labels(comparator=kind).set(at)
     hindsight = view.ledger.comparator("hindsight")
     if hindsight is not None:
         instruments["comparator_cumulative_loss"].set(hindsight.cumulative_loss)

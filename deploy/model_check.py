@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deploy.config import Config
 from deploy.exits import ConfigError
+from online_meta.closed_form import quadratic_of
 from online_meta.functional import ModelLoss
 from online_meta.preflight import DEAF, preflight
 from online_meta.setup import LearnerSetup
@@ -22,8 +23,8 @@ FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
 """Estimators that take no second derivatives, so that a model may do without right ones."""
 
 
-def check_model(config: Config, setup: LearnerSetup) -> tuple[str, ...]:
-    """Return sentences on what is worth knowing about the model under meta-gradients.
+def check_model(config: Config, setup: LearnerSetup, remarks: bool) -> tuple[str, ...]:
+    """Return sentences on what is worth knowing about the model under meta-gradients, all of them with ``remarks``.
 
     Raises ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks.
     """
@@ -35,13 +36,16 @@ def check_model(config: Config, setup: LearnerSetup) -> tuple[str, ...]:
         gradient = _try_gradient(setup, tasks[0])
         if isinstance(gradient, MetaGrad):
             _check_finite(config, gradient)
-        report = preflight(setup.inner, setup.start, tasks, second=config.meta.gradient not in FIRST_DERIVATIVES)
+        second = config.meta.gradient not in FIRST_DERIVATIVES
+        report = preflight(setup.inner, setup.start, tasks, second=second, remarks=remarks)
         problems = [problem for problem in report.problems if problem != DEAF]
         if problems:
             raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")
         if isinstance(gradient, Exception):
             raise gradient
         _check_gradient(config, gradient, setup.gradient(setup.start, tasks[0]))
+        if "closed_form" in config.regret.comparator:
+            _check_closed_form(setup, tasks[0])
     return report.notes
 
 
@@ -106,6 +110,13 @@ def _check_gradient(config: Config, gradient: MetaGrad, again: MetaGrad) -> None
             f"[model] {build} gives another gradient when it is asked again, and a round must be repeatable: leave out "
             "what is random"
         )
+
+
+def _check_closed_form(setup: LearnerSetup, task: Task) -> None:
+    try:
+        quadratic_of(setup.inner, setup.start, task)
+    except ValueError as error:
+        raise ConfigError(f"[regret] comparator = 'closed_form': {error}") from error
 
 
 def tell_open(spec: TaskSpec) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from online_meta.regret import LEARNER
+from online_meta.regret import EXACT, LEARNER
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 WINDOW = 20
@@ -25,9 +25,13 @@ def plot_regret(series: dict[str, Any]) -> bytes:
             ahead = np.array(series["learners"][LEARNER]["cumulative_loss"]) - np.array(curves["cumulative_loss"])
             regrets.plot(rounds, ahead, color=colour, label=f"against {label}")
     losses.plot(rounds, trailing_mean(series["loss_before"]), color="#888888", ls="--", label="FTML before adaptation")
-    points = [(c["as_of_round"], c["regret"]) for c in series["comparators"]]
-    if points:
-        regrets.plot(*zip(*points, strict=True), "o-", color="black", label="against hindsight (estimate)")
+    for kind, mark in zip(dict.fromkeys(point["kind"] for point in series["comparators"]), "osD^v" * 9, strict=False):
+        points = [
+            (c["as_of_round"], c["regret"], c["standard_error"]) for c in series["comparators"] if c["kind"] == kind
+        ]
+        at, values, errors = zip(*points, strict=True)
+        label = f"against {kind.replace('_', ' ')} ({'exact' if kind in EXACT else 'estimate'})"
+        regrets.errorbar(at, values, errors, fmt=f"{mark}-", color="black", markersize=4, capsize=2, label=label)
     _dress(losses, f"Loss on new tasks (mean of {WINDOW} points)", "query loss")
     _dress(regrets, "Regret: cumulative loss of FTML minus the other's", "regret")
     regrets.axhline(0, color="#888888", lw=0.8)

@@ -38,11 +38,11 @@ def check_learning(config: Config) -> LearnerSetup:
 
     Raises ``ConfigError`` that names the section and what is wrong.
     """
-    setup, _ = _try_learning(config)
+    setup, _ = _try_learning(config, remarks=False)
     return setup
 
 
-def _try_learning(config: Config) -> tuple[LearnerSetup, tuple[str, ...]]:
+def _try_learning(config: Config, remarks: bool) -> tuple[LearnerSetup, tuple[str, ...]]:
     """Return what ``check_learning`` does, and sentences on what is worth knowing about the model."""
     check_names(config)
     settings = config.trainer()
@@ -59,7 +59,7 @@ def _try_learning(config: Config) -> tuple[LearnerSetup, tuple[str, ...]]:
         setup.engine(setup.start)
     with blaming("[regret]"):
         build_learners(settings, setup)
-    return setup, check_model(config, setup)
+    return setup, check_model(config, setup, remarks)
 
 
 def check_names(config: Config) -> None:
@@ -192,7 +192,7 @@ def check_port(config: Config) -> str:
 def check_all(config: Config, told: Callable[[str, str], None]) -> None:
     """Check one thing after the other; ``told`` gets (what, how it is) of each that is right. Raises ``Stop``."""
     check_exposure(config.serve)
-    setup, notes = _try_learning(config)
+    setup, notes = _try_learning(config, remarks=True)
     count = sum(weight.numel() for weight in setup.start.weights.values())
     frozen = f" ({len(held)} further tensors are frozen)" if (held := getattr(setup.inner.loss, "frozen", ())) else ""
     told("model", f"{config.model.build}, {count:,} weights{frozen}, a finite meta-gradient ({config.meta.gradient})")

@@ -1,31 +1,36 @@
 """Play the rounds of a history again, without a daemon, into a folder of its own."""
 
-import math
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 
+import trainers.comparators
+from deploy.adaptation import read_leader
 from deploy.config import Config
 from deploy.exits import CONFIG, TRY_LATER, Stop
 from deploy.preflight import check_learning
 from deploy.report import write_report
 from deploy.storage import check_tasks
 from deploy.view import RunView
-from online_meta.regret import LEARNER
+from online_meta import registry
+from online_meta.regret import LEARNER, Comparator
+from online_meta.setup import LearnerSetup
 from streams.history import History
 from streams.retention import count_gone
 from trainers.build import build_setup
 from trainers.checkpoint import CheckpointError
+from trainers.comparing import Asked, GivenUp, Refresh
 from trainers.decisive import SettingsChanged
-from trainers.hindsight import refresh_hindsight
 from trainers.json_lines import LineReader, LineWriter
 from trainers.past import HistoryPast
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
+from trainers.settings import RegretSettings
 
 
 def replay(
@@ -34,7 +39,7 @@ def replay(
     """Play ``rounds`` rounds (all by default) of the history in ``history_folder``; return the report.
 
     What timing decided when they were first played is obeyed. A replay that was stopped goes on where it was.
-    ``progress`` is called with (what, done, of) now and then. Raises ``Stop``.
+    ``progress`` is called with (what, done, of) now and then; of 0 where nobody knows. Raises ``Stop``.
     """
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
@@ -56,9 +61,9 @@ def replay(
                 progress("rounds", run.round, total)
         finally:
             close_run(run)
-        if "hindsight" in config.regret.comparator and total:
+        if total:
             _compare(config, files, history, total, progress)
-    view = RunView(files, (LEARNER, *config.regret.baselines))
+    view = RunView(files, (LEARNER, *config.regret.baselines), config.regret.prefixes)
     view.refresh()
     view.close()
     return write_report(out, view, config)
@@ -78,23 +83,38 @@ def _take_plans(history_folder: Path, files: RunFiles) -> None:
 def _compare(
     config: Config, files: RunFiles, history: History, rounds: int, progress: Callable[[str, int, int], None]
 ) -> None:
-    """Evaluate the hindsight comparator once, over all that was played, unless that was done before."""
-    if any(line["as_of_round"] == rounds for line in LineReader(files.comparators).lines()):
-        return
+    """Ask each comparator once, of all that was played, unless that was done before. Raises ``Stop``."""
+    answered = {line["kind"] for line in LineReader(files.comparators).lines() if line["as_of_round"] == rounds}
     settings = config.trainer()
-    setup = build_setup(settings, HistoryPast(history, torch.device(settings.engine.device)), files.programs)
-    steps, evaluate = math.ceil(config.regret.hindsight_steps * rounds), config.regret.hindsight_rounds
+    past = HistoryPast(history, torch.device(settings.engine.device))
+    skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
+    asked = Asked(rounds, 0, skipped, read_leader(files.leader).meta if files.leader.exists() else None)
+    with closing(past), closing(LineWriter(files.comparators)) as writer:
+        setup = build_setup(settings, past, files.programs)
+        for kind in config.regret.comparator:
+            if kind not in answered:
+                writer.append(_ask(setup, settings.regret, kind, asked, progress)._asdict())
+
+
+def _ask(
+    setup: LearnerSetup,
+    regret: RegretSettings,
+    kind: str,
+    asked: Asked,
+    progress: Callable[[str, int, int], None],
+) -> Comparator:
     done = 0
 
     def count() -> bool:
         nonlocal done
         done += 1
-        progress("hindsight", done, steps + min(evaluate, rounds))
+        progress(kind, done, 0)
         return True
 
-    skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
-    found = refresh_hindsight(setup, rounds, steps, evaluate, None, skipped, count)
+    refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
+    try:
+        found = refresh(setup, regret, asked, None, count)
+    except GivenUp as error:
+        raise Stop(CONFIG, f"[regret] comparator = {kind!r}: {error}") from error
     assert found is not None
-    writer = LineWriter(files.comparators)
-    writer.append(found.comparator._asdict())
-    writer.close()
+    return found.comparator

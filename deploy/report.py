@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from deploy.config import Config
 from deploy.series import regret_series
 from deploy.view import RunView
+from online_meta.regret import EXACT
 from streams.durable import replace_file
 
 LIBRARIES = ("online-meta", "torch", "numpy", "safetensors")
@@ -27,7 +28,9 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     picture = plot_regret(regret_series(view, 0, None, POINTS))
     replace_file(folder / "regret.png", picture, durable=False)
     pages = Environment(loader=PackageLoader("deploy", "templates"), autoescape=select_autoescape())
-    page = pages.get_template("report.html").render(report=report, folder=folder, verdicts=verdicts(report))
+    page = pages.get_template("report.html").render(
+        report=report, folder=folder, verdicts=verdicts(report), exact=EXACT
+    )
     replace_file(folder / "report.html", page.encode(), durable=False)
     return report
 
@@ -37,7 +40,7 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
     return {
         "rounds": view.learned(),
         "skipped": view.skipped,
-        "learners": view.learners(),
+        "learners": view.learners(config.regret.proficiency),
         "regret": view.regret(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
@@ -56,12 +59,19 @@ def verdicts(report: dict[str, Any]) -> list[str]:
                 f"over {regret['as_of_round']} rounds."
             )
         else:
+            error = f" (standard error {regret['standard_error']:.1f})" if regret["standard_error"] else ""
             sentences.append(
                 f"Against the {spoken(against)} comparator, as of round {regret['as_of_round']}, the regret is "
-                f"{regret['value']:.1f}, {per_round:.3f} per round. The comparator is an estimate: it loses at least "
-                "as much as the best fixed meta-parameters, so the regret shown is a lower bound."
+                f"{regret['value']:.1f}{error}, {per_round:.3f} per round. {_what_it_is(against)}"
             )
     return sentences
+
+
+def _what_it_is(comparator: str) -> str:
+    if comparator in EXACT:
+        return "The comparator is exact: the best fixed meta-parameters, by algebra."
+    best = "each task's own best meta-parameters" if comparator == "dynamic" else "the best fixed meta-parameters"
+    return f"The comparator is an estimate: it loses at least as much as {best}, so the regret shown is a lower bound."
 
 
 def spoken(name: str) -> str:

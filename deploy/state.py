@@ -100,7 +100,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
             "oldest_pending_age_seconds": state.oldest_pending_age(),
         },
         "last": view.last and {k: v for k, v in view.last.items() if k not in ("learners", "steps")},
-        "learners": view.learners(),
+        "learners": view.learners(state.config.regret.proficiency),
         "regret": view.regret(),
         "checkpoint": view.checkpoint,
         "trainer": {

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.report import spoken, verdicts
-from online_meta.regret import LEARNER
+from online_meta.regret import EXACT, LEARNER
 
 
 def summary_table(report: dict[str, Any]) -> Group:
@@ -28,7 +28,8 @@ def summary_table(report: dict[str, Any]) -> Group:
     for name, regret in report["regret"].items():
         if regret["kind"] != "baseline":
             lost = report["learners"][LEARNER]["cumulative_loss"]
-            label = f"{spoken(name)} (estimate, as of round {regret['as_of_round']})"
+            known = "exact" if name in EXACT else "estimate"
+            label = f"{spoken(name)} ({known}, as of round {regret['as_of_round']})"
             table.add_row(
                 label,
                 "",

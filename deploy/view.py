@@ -5,6 +5,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
+from deploy.efficiency import Efficiency
 from deploy.sums_file import SumsFile
 from online_meta.regret import Comparator, RegretLedger
 from streams.durable import sync_path
@@ -35,11 +36,16 @@ def judged(learner: str) -> str:
 class RunView:
     """Follows the files of a run; its sums over the rounds lie in a file, so its memory does not grow with them."""
 
-    def __init__(self, files: RunFiles, learners: tuple[str, ...]) -> None:
-        """Follow the run in ``files``, played by ``learners``, from where the sums end."""
-        beside = [column(name) for name in learners for column in (accuracy, judged)]
+    def __init__(self, files: RunFiles, learners: tuple[str, ...], prefixes: tuple[int, ...] = ()) -> None:
+        """Follow the run in ``files``, played by ``learners``, from where the sums end.
+
+        The learning efficiency is summed of the ``prefixes`` that tasks are scored after.
+        """
+        self.efficiency = Efficiency(learners, prefixes)
+        beside = [column(name) for name in learners for column in (accuracy, judged)] + self.efficiency.columns()
         self.sums = SumsFile(files.sums, (LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS, *learners, *beside))
         self.comparators: list[Comparator] = []
+        self.refreshed: dict[str, float] = {}
         self._waiting: list[Comparator] = []
         self.checkpoint: Line | None = None
         self._files = files
@@ -72,7 +78,9 @@ class RunView:
                 if self.sums.must_write():
                     self._write()
             for line in self._comparators.lines():
-                self._waiting.append(Comparator(*(line[key] for key in Comparator._fields)))
+                self._waiting.append(Comparator(**{key: line[key] for key in Comparator._fields if key in line}))
+                if "timestamp" in line:
+                    self.refreshed[line["kind"]] = line["timestamp"]
             # A comparator can be durable before the rounds that it covers are: after a power loss they come again.
             while self._waiting and self._waiting[0].as_of_round <= len(self.ledger):
                 self.comparators.append(self._waiting.pop(0))
@@ -106,8 +114,8 @@ class RunView:
         found = read_line(self._files.rounds, int(self.sums.read([round])[0, 0]))
         return None if found is None else found[0]
 
-    def learners(self) -> dict[str, dict[str, float | None]]:
-        """The summary of each learner, as the report has it."""
+    def learners(self, proficiency: float | None = None) -> dict[str, dict[str, Any]]:
+        """The summary of each learner, as the report has it; ``proficiency`` is what was looked for."""
         rounds = len(self.sums)
         early, late = self.sums.read([max(rounds - 100, 0), rounds])
         last = dict(zip(self.sums.columns, late - early, strict=True))
@@ -116,6 +124,7 @@ class RunView:
                 "cumulative_loss": self.ledger.cumulative_loss(name),
                 "mean_loss_last_100": self.ledger.mean_loss(name, 100),
                 "mean_accuracy_last_100": last[accuracy(name)] / last[judged(name)] if last[judged(name)] else None,
+                **self.efficiency.summarise(name, last, proficiency),
             }
             for name in self.ledger.learners
         }
@@ -136,6 +145,7 @@ class RunView:
         for name in self.ledger.learners if played else ():
             known = played[name]["accuracy"] is not None
             beside |= {accuracy(name): played[name]["accuracy"] or 0.0, judged(name): float(known)}
+        beside |= self.efficiency.figures(line)
         losses = {name: played[name]["loss_after"] for name in self.ledger.learners} if played else None
         self.ledger.record(losses, beside)
         self.last, self._position = line, self._rounds.position

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,13 +42,20 @@ class MetaOptimizer:
     lr_scale = 1.0
 
     def __init__(self, meta: Meta, name: str = "adam", lr: float = 1e-3, clip_norm: float | None = None) -> None:
-        """Copy ``meta`` and start the optimizer called ``name`` with learning rate ``lr``.
+        """Copy ``meta``, to be stepped by the optimizer called ``name`` with learning rate ``lr``.
 
-        Raises ``ValueError`` for an unknown name.
+        Raises ``ValueError`` for an unknown name, or a learning rate below 0.
         """
+        check_name(name)
+        if not lr >= 0:
+            raise ValueError(f"lr is {lr}: a learning rate is 0 or more")
         self._meta = Meta(*({n: w.detach().clone() for n, w in part.items()} for part in meta))
-        self._clip_norm, self._lr = clip_norm, lr
-        self._optimizer = make_optimizer(name, named(self._meta).values(), lr)
+        self._name, self._clip_norm, self._lr = name, clip_norm, lr
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Made when it is needed: with the first one torch imports its compiler, which takes a second."""
+        return make_optimizer(self._name, named(self._meta).values(), self._lr)
 
     def meta(self) -> Meta:
         """The current meta-parameters, shared with the optimizer: not to be written."""
@@ -102,10 +110,15 @@ def copy_to_cpu(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True)
 
 
-def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer called ``name``; raises ``ValueError`` for an unknown one."""
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` unless an optimizer is called ``name``."""
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer is called {name!r}: {nearest(name, OPTIMIZERS)}")
+
+
+def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Return the optimizer called ``name``; raises ``ValueError`` for an unknown one."""
+    check_name(name)
     return OPTIMIZERS[name](list(parameters), lr=lr)  # type: ignore[call-arg]
 
 

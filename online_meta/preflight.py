@@ -31,7 +31,13 @@ class Preflight(NamedTuple):
 
 
 def preflight(
-    inner: Inner, meta: Meta, tasks: Sequence[Task], *, gradient: MetaGradient | None = None, second: bool = True
+    inner: Inner,
+    meta: Meta,
+    tasks: Sequence[Task],
+    *,
+    gradient: MetaGradient | None = None,
+    second: bool = True,
+    remarks: bool = True,
 ) -> Preflight:
     """Return what is wrong with differentiating this loss and rule, and what is worth knowing.
 
@@ -40,7 +46,8 @@ def preflight(
     differences; ``om.exact`` against the inner loop unrolled in one graph. What fails or disagrees is looked for layer
     by layer. ``gradient`` is an estimator to be asked as well: what it gives must be finite, and the same when asked
     again. Where that takes no second derivatives (first_order, reptile), ``second=False`` makes notes of what is wrong
-    with those. Torch's random numbers stay as they are. Raises ``ValueError`` when there is no task.
+    with those. ``remarks=False`` leaves out what is looked at for a note only: a second less, in which torch imports
+    its compiler for ``vmap``. Torch's random numbers stay as they are. Raises ``ValueError`` when there is no task.
     """
     if not tasks:
         raise ValueError("there is no task to try the model on: give one or more")
@@ -48,7 +55,7 @@ def preflight(
     found = _Found([], [])
     with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # What torch warns of here, it warns of again when it is run in earnest.
-        _examine(begin_trial(inner, meta, tasks), found, gradient, second)
+        _examine(begin_trial(inner, meta, tasks), found, gradient, second, remarks)
     return Preflight(tuple(dict.fromkeys(found.problems)), tuple(dict.fromkeys(found.notes)))
 
 
@@ -57,7 +64,7 @@ class _Found(NamedTuple):
     notes: list[str]
 
 
-def _examine(given: Trial, found: _Found, gradient: MetaGradient | None, second: bool) -> None:
+def _examine(given: Trial, found: _Found, gradient: MetaGradient | None, second: bool, remarks: bool) -> None:
     """Look at one thing after the other; what depends on one that is wrong is left out."""
     # Layers are looked at as they are without recomputation, which calls them again going back.
     keeping = getattr(given.inner.loss, "keeping", None) or given.inner.loss
@@ -73,7 +80,7 @@ def _examine(given: Trial, found: _Found, gradient: MetaGradient | None, second:
         _check_exact(trial, given.inner, found)
     if gradient is not None and not found.problems:
         found.problems.extend(_ask(given, gradient))
-    if not found.problems:
+    if remarks and not found.problems:
         found.notes.extend(_remarks(trial, given.inner, went))
 
 

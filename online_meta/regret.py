@@ -8,19 +8,24 @@ from online_meta.sums import MemorySums, Sums
 
 LEARNER = "ftml"
 """The learner whose regret is kept."""
+EXACT = ("closed_form",)
+"""Comparators that are known exactly; others lose at least as much as what they stand for."""
 
 
 class Comparator(NamedTuple):
     """What a comparator would have lost: sum over the rounds 0..``as_of_round`` - 1.
 
-    ``kind`` says what it is (``hindsight``: an estimate, from above, of the best fixed meta-parameters);
-    ``standard_error`` is that of the cumulative loss, 0 when every round was evaluated.
+    ``kind`` says what it is: ``closed_form``, the best fixed meta-parameters by algebra; ``hindsight``, an estimate of
+    theirs from above; ``dynamic``, an estimate from above of each task's own best.
+    ``standard_error`` is that of the cumulative loss, 0 when every round was evaluated; ``settled`` says whether the
+    loss had stopped falling in the training of an estimate.
     """
 
     kind: str
     as_of_round: int
     cumulative_loss: float
     standard_error: float
+    settled: bool = True
 
 
 class Regret(NamedTuple):

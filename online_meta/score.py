@@ -6,22 +6,47 @@ import torch
 
 from online_meta.functional import judged
 from online_meta.inner import Inner, see
-from online_meta.types import AccuracyFn, Meta, Score, Task
+from online_meta.types import AccuracyFn, Batch, Meta, PrefixScore, Score, Task
 
 
 class OrderError(RuntimeError):
     """A task was learned that had not been scored: its score could have seen it."""
 
 
-def score_task(inner: Inner, meta: Meta, task: Task, accuracy: AccuracyFn | None = None) -> Score:
-    """Return the query losses f(w) and f(U(w)), U adapting on the support set, and the accuracy after it."""
+def score_task(
+    inner: Inner, meta: Meta, task: Task, accuracy: AccuracyFn | None = None, prefixes: Sequence[int] = ()
+) -> Score:
+    """Return the query losses f(w) and f(U(w)), U adapting on the support set, and the accuracy after it.
+
+    For each of ``prefixes``, in points and shorter than the support set, U adapts on its first so many points, too.
+    """
     loss = judged(inner.loss)
+
+    def adapted(points: int) -> PrefixScore:
+        support = Batch(task.support.x[:points], task.support.y[:points])
+        phi = inner.adapt(meta, support)
+        right = None if accuracy is None else float(accuracy(phi, task.query))
+        return PrefixScore(points, float(loss(phi, task.query)), right)
+
     with torch.no_grad():
-        before = loss(see(inner, meta, {}), task.query)
-        adapted = inner.adapt(meta, task.support)
-        after = loss(adapted, task.query)
-        right = None if accuracy is None else float(accuracy(adapted, task.query))
-        return Score(float(before), float(after), right)
+        size = len(task.support.x)
+        before, whole = float(loss(see(inner, meta, {}), task.query)), adapted(size)
+        shorter = tuple(adapted(points) for points in prefixes if points < size)
+        return Score(before, whole.loss, whole.accuracy, shorter)
+
+
+def points_needed(score: Score, size: int, proficiency: float) -> int | None:
+    """Return how many points of its support set a learner needed to reach a ``proficiency``; None: all are too few.
+
+    The learning efficiency of Finn et al. (ICML 2019, section 5), among the prefixes that were scored and the whole
+    support set of ``size`` points. The proficiency is an accuracy to reach, or, without accuracies, a loss to come down
+    to.
+    """
+    whole = PrefixScore(size, score.loss_after, score.accuracy)
+    for found in (*score.prefixes, whole):
+        if found.loss <= proficiency if found.accuracy is None else found.accuracy >= proficiency:
+            return found.points
+    return None
 
 
 class ScoredTasks:

@@ -128,12 +128,24 @@ class Engine(Protocol):
         """Take up exactly what ``save`` gave."""
 
 
+class PrefixScore(NamedTuple):
+    """What a task's query loses, in nats or y^2, after adaptation to the first ``points`` of its support set alone."""
+
+    points: int
+    loss: float
+    accuracy: float | None
+
+
 class Score(NamedTuple):
-    """A task scored before it was learned: query losses before and after adaptation, in nats or y^2."""
+    """A task scored before it was learned: query losses before and after adaptation, in nats or y^2.
+
+    ``prefixes`` are those of the support set that were asked for and are shorter than all of it, by their length.
+    """
 
     loss_before: float
     loss_after: float
     accuracy: float | None
+    prefixes: tuple[PrefixScore, ...] = ()
 
 
 class Learned(NamedTuple):
@@ -146,8 +158,11 @@ class Learned(NamedTuple):
 class Learner(Protocol):
     """An online learner: ``score`` never changes it, ``learn`` follows the score of the same rounds."""
 
-    def score(self, task: Task) -> Score:
-        """Adapt to the next round's task and be judged on its query set; learns nothing."""
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Adapt to the next round's task and be judged on its query set; learns nothing.
+
+        Judged, too, is adapting to the first so many points of its support set, for each of ``prefixes``.
+        """
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, in the order in which they were scored."""

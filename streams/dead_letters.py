@@ -62,8 +62,10 @@ class DeadLetters:
         self._letters: deque[_Letter] = deque()
         self._next = 0
         try:
-            self._letters.extend(_find(folder))
-            self._next = self._letters[-1].number + 1 if self._letters else 0
+            found = _find(folder)
+            self._next = found[-1].number + 1 if found else 0
+            # What a killed process left unfinished cannot be read, so it makes room before any letter does.
+            self._letters.extend(sorted(found, key=lambda letter: self._path(letter, ".json").exists()))
             self._make_room(0, 0)
         except OSError as error:
             self._tell(error)

@@ -27,12 +27,17 @@ def encode_rows(rows: Sequence[Row], x: Sequence[str], y: Sequence[str], spec: T
     Raises:
         Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its position.
     """
-    y_dtype = "int64" if spec.y == "class" else "float32"
-    samples = [_sample(row, "x", x, spec.x_shape, spec.x_dtype) for row in rows]
-    targets = [_sample(row, "y", y, spec.y_shape, y_dtype) for row in rows]
+    pairs = [encode_row(row, x, y, spec) for row in rows]
+    samples, targets = [sample for sample, _ in pairs], [target for _, target in pairs]
     if len({sample.shape for sample in samples}) > 1:
         raise Rejected("wrong_shape", "the rows of a task give samples of several shapes")
     return save({"support_x": np.stack(samples), "support_y": np.stack(targets)})
+
+
+def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Array, Array]:
+    """Return the sample of a row and its label or target, in their shapes; raises what ``encode_rows`` does."""
+    y_dtype = "int64" if spec.y == "class" else "float32"
+    return _sample(row, "x", x, spec.x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
 
 
 def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:

@@ -118,7 +118,7 @@ class Daemon:
     log: Path
 
     def child(self, name: str) -> psutil.Process:
-        """Return the process of the trainer or of the hindsight comparator."""
+        """Return the process of the trainer or of the comparators."""
 
         def find() -> psutil.Process | None:
             found = psutil.Process(self.process.pid).children()

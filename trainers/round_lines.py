@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from online_meta.regret import LEARNER
+from online_meta.score import points_needed
 from online_meta.types import Learned, Score
 from trainers.json_lines import Line
 
@@ -25,13 +26,25 @@ class Entry(Protocol):
         """Where its task came from."""
 
 
+class Support(NamedTuple):
+    """How many points each of some rounds gave to adapt to, and the ``proficiency`` looked for among their prefixes."""
+
+    sizes: Sequence[int]
+    proficiency: float | None = None
+
+
 def round_lines(
-    entries: Sequence[Entry], scores: Mapping[str, Sequence[Score]], learned: Learned, seconds: float
+    entries: Sequence[Entry],
+    scores: Mapping[str, Sequence[Score]],
+    learned: Learned,
+    seconds: float,
+    support: Support | None = None,
 ) -> list[Line]:
     """Return a line for each round of one update; its meta-steps are told with the last of them.
 
-    ``seconds`` is the update's time, shared evenly. A round in which any learner's score is not finite
-    is ``skipped``: it has no losses, so that all learners are summed over the same rounds.
+    ``seconds`` is the update's time, shared evenly. Where prefixes of the ``support`` sets were scored, the lines
+    tell. A round in which any learner's score is not finite is ``skipped``: it has no losses, so that all learners are
+    summed over the same rounds.
     """
     lines = []
     for index, entry in enumerate(entries):
@@ -54,6 +67,9 @@ def round_lines(
                 "steps": [_step(step.norm, step.skipped) for step in learned.steps] if last else [],
             }
         )
+        if support is not None and not skipped:
+            size = support.sizes[index]
+            lines[-1]["efficiency"] = {n: _efficiency(score, size, support.proficiency) for n, score in own.items()}
     return lines
 
 
@@ -71,6 +87,12 @@ def _finite(score: Score) -> bool:
 
 def _losses(score: Score) -> Line:
     return {"loss_before": score.loss_before, "loss_after": score.loss_after, "accuracy": score.accuracy}
+
+
+def _efficiency(score: Score, size: int, proficiency: float | None) -> Line:
+    prefixes = [(one.points, one.loss if math.isfinite(one.loss) else None, one.accuracy) for one in score.prefixes]
+    needed = None if proficiency is None else points_needed(score, size, proficiency)
+    return {"prefixes": prefixes, "points_needed": needed}
 
 
 def _step(norm: float, skipped: str | None) -> Line:

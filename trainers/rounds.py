@@ -19,7 +19,7 @@ from trainers.past import HistoryPast
 from trainers.paths import Steering, read_paths, told_paths
 from trainers.patience import Patience
 from trainers.roll import must_tell, tell_ranks
-from trainers.round_lines import round_lines
+from trainers.round_lines import Support, round_lines
 from trainers.run import Run
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
@@ -148,9 +148,11 @@ def play_update(run: Run, available: int) -> None:
     run.past.hand_out([fresh] * run.crew.world)
     tasks: list[Task] = [run.past[round] for round in fresh]
     run.steering.follow(read_paths(run.crew.share(_find_paths(run, tasks, run.desk) if run.desk else None)))
-    began = time.monotonic()
+    began, regret = time.monotonic(), run.settings.regret
     with run.timing.working():
-        scores = {name: [learner.score(task) for task in tasks] for name, learner in run.learners.items()}
+        scores = {
+            name: [learner.score(task, regret.prefixes) for task in tasks] for name, learner in run.learners.items()
+        }
         learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
     run.timing.steps += len(learned[LEARNER].steps)
     seconds = time.monotonic() - began
@@ -159,7 +161,8 @@ def play_update(run: Run, available: int) -> None:
         run.crew.wait_at_most(run.patience.seconds())
     if run.desk and run.history is not None:
         entries = [run.history.entry(round) for round in fresh]
-        for line in round_lines(entries, scores, learned[LEARNER], seconds):
+        support = Support([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
+        for line in round_lines(entries, scores, learned[LEARNER], seconds, support):
             report(run.desk, line)
     run.round += rounds
 

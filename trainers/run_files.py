@@ -70,10 +70,9 @@ class RunFiles:
         """The current meta-parameters, for those who adapt with them."""
         return self.folder / "leader.safetensors"
 
-    @property
-    def hindsight(self) -> Path:
-        """The hindsight comparator's meta-parameters, from which its next refresh goes on."""
-        return self.folder / "hindsight.safetensors"
+    def comparator(self, kind: str) -> Path:
+        """The state of a comparator, from which its next refresh goes on."""
+        return self.folder / f"{kind}.safetensors"
 
     @property
     def ranks(self) -> Path:

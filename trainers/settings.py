@@ -67,17 +67,35 @@ class MetaSettings:
 class RegretSettings:
     """What the run is compared with.
 
-    ``hindsight`` is refreshed when ``every_rounds`` more rounds have been learned (and when the stream
-    rests) by ``hindsight_steps`` meta-steps for each new round, and evaluated on at most
-    ``hindsight_rounds`` rounds. ``options`` holds a table of settings for a baseline, under its name.
+    Comparators are refreshed when ``every_rounds`` more rounds have been learned (and when the stream rests).
+    ``hindsight`` is trained from ``hindsight_starts`` starts by ``hindsight_steps`` meta-steps for each new round, and
+    by as many again, up to ``hindsight_laps`` times in all, while that lowers its loss; it is evaluated on at most
+    ``hindsight_rounds`` rounds. ``closed_form`` is exact, for models that are linear in their weights with squared
+    loss. ``dynamic`` makes at most ``dynamic_steps`` meta-steps for a task alone, on at most ``dynamic_rounds`` tasks a
+    refresh. ``options`` holds a table of settings for a baseline, under its name.
+    Each task is scored after the first ``prefixes`` points of its support set, too; how many points it takes to reach a
+    ``proficiency`` (an accuracy; for regression a loss to come down to) is its learning efficiency.
     """
 
-    comparator: tuple[Literal["hindsight"], ...] = ("hindsight",)
+    comparator: tuple[Literal["hindsight", "closed_form", "dynamic"], ...] = ("hindsight",)
     every_rounds: Annotated[int, Ge(1)] = 100
     hindsight_steps: Annotated[float, Gt(0)] = 2.0
+    hindsight_starts: Annotated[int, Ge(1), Le(100)] = 2
+    hindsight_laps: Annotated[int, Ge(1)] = 4
     hindsight_rounds: Annotated[int, Ge(2)] = 1000
+    dynamic_steps: Annotated[int, Ge(0)] = 100
+    dynamic_rounds: Annotated[int, Ge(2)] = 50
     baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prefixes: tuple[Annotated[int, Ge(1)], ...] = ()
+    proficiency: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse prefixes that do not rise, and a proficiency that nothing is asked of."""
+        if list(self.prefixes) != sorted(set(self.prefixes)):
+            raise ValueError(f"prefixes = {[*self.prefixes]}: they rise, as [1, 2, 5, 10] does")
+        if self.proficiency is not None and not self.prefixes:
+            raise ValueError("proficiency is looked for among prefixes: give some, such as prefixes = [1, 2, 5, 10]")
 
 
 @dataclass(frozen=True)

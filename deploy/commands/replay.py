@@ -33,14 +33,14 @@ def command(
     folder = out or files.folder / "replay"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty()) as progress:
-        bars = {what: progress.add_task(what, total=None) for what in ("rounds", "hindsight")}
+        bars = {what: progress.add_task(what, total=None) for what in ("rounds", *settings.regret.comparator)}
         with naming(config):
             report = replay(
                 settings,
                 history or files.history,
                 folder,
                 rounds,
-                lambda what, done, total: progress.update(bars[what], completed=done, total=total),
+                lambda what, done, total: progress.update(bars[what], completed=done, total=total or None),
             )
     if as_json:
         click.echo(json.dumps(report))

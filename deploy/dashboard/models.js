@@ -2,6 +2,7 @@
 
 import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
 import { regretByRound, roundsPerPoint, smoothingWindow, trailingMean } from "./series.js";
+import { isExact } from "./wording.js";
 
 /** Returns {adaptation, learners, regret, accuracy}: a chart's model each, or null where there is nothing to show. */
 export function modelCharts(ledger, names, kinds, looks) {
@@ -88,7 +89,7 @@ function modelRegret(context) {
   const comparators = [...points]
     .map(([name, found]) => ({
       name,
-      label: `against ${formatName(name)} (estimate)`,
+      label: `against ${formatName(name)} (${isExact(name) ? "exact" : "estimate"})`,
       look: looks.get(name),
       values: found.map((point) => point && point.regret),
       errors: found.map((point) => point?.standardError ?? 0),
@@ -115,9 +116,14 @@ function explainSigns(own, comparators, rounds) {
   const negative = `Negative against a baseline: ${own} is ahead of it.`;
   if (comparators.length === 0) return negative;
   const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
+  const age = `last worked out as of round ${formatCount(latest)}.`;
+  const estimates = comparators.map((line) => line.name).filter((name) => !isExact(name));
+  if (estimates.length === 0) return `${negative} Closed form is exact, by algebra; ${age}`;
+  const names = estimates.map(formatName).join(" and ");
   return (
-    `${negative} Hindsight is an estimate, an upper bound of the true minimum, ` +
-    `so the regret shown against it is a lower bound; last worked out as of round ${formatCount(latest)}.`
+    `${negative} ${names[0].toUpperCase()}${names.slice(1)} ${estimates.length > 1 ? "are" : "is"} an estimate, ` +
+    "an upper bound of the true minimum, so the regret shown against it is a lower bound " +
+    `(bars: one standard error, where rounds were sampled); ${age}`
   );
 }
 

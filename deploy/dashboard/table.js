@@ -2,7 +2,7 @@
 
 import { field, fill, make, makeSwatch } from "./dom.js";
 import { formatName, formatPercent, formatReal, formatSigned } from "./format.js";
-import { explainRegret } from "./wording.js";
+import { explainRegret, isExact } from "./wording.js";
 
 const LABELS = {
   loss: "mean loss, last 100",
@@ -56,8 +56,8 @@ function comparatorRow(kind, status, ledger, own, looks, accuracy) {
   return row(kind, looks.get(kind), `${formatName(kind)} (comparator)`, [
     { label: LABELS.loss, text: formatReal(null) },
     accuracy ? { label: LABELS.accuracy, text: formatReal(null) } : null,
-    { label: LABELS.sum, text: point ? `≤ ${formatReal(point.cumulative_loss)}` : formatReal(null) },
-    { label: LABELS.regret, text: regret ? `≥ ${formatReal(regret.value)}` : formatReal(null) },
+    { label: LABELS.sum, text: point ? `${isExact(kind) ? "" : "≤ "}${formatReal(point.cumulative_loss)}` : formatReal(null) },
+    { label: LABELS.regret, text: regret ? `${isExact(kind) ? "" : "≥ "}${formatReal(regret.value)}` : formatReal(null) },
     { label: "", text: regret ? explainRegret(own, regret) : "not worked out yet", kind: "words" },
   ]);
 }

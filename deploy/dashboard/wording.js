@@ -17,7 +17,14 @@ export function explainRegret(own, entry) {
     if (entry.value === 0) return `${name} is level with it`;
     return entry.value < 0 ? `${name} is ahead by ${size}` : `${name} is behind by ${size}`;
   }
-  return `estimate, a lower bound, as of round ${formatCount(entry.as_of_round)}`;
+  const known = isExact(entry.kind) ? "exact" : "estimate, a lower bound";
+  const error = entry.standard_error > 0 ? ` (standard error ${formatReal(entry.standard_error)})` : "";
+  return `${known}${error}, as of round ${formatCount(entry.as_of_round)}`;
+}
+
+/** Tells whether a comparator's loss is known by algebra; that of others is an estimate from above. */
+export function isExact(comparator) {
+  return comparator === "closed_form";
 }
 
 /** Returns how the trainer keeps up: {verdict, level: "good" | "warn" | "bad", rates, pending}. */

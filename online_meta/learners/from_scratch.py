@@ -1,5 +1,6 @@
 """From scratch: a new model for every task, trained on its support set alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from online_meta.rules.adam import adam
@@ -21,10 +22,10 @@ class FromScratch:
         self._round = 0
         self._scored = ScoredTasks()
 
-    def score(self, task: Task) -> Score:
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Train random weights on the support set; return the query losses before and after."""
         weights = self._setup.fresh(self._round + self._scored.add(task))
-        return score_task(self._training, Meta(weights, {}), task, self._setup.accuracy)
+        return score_task(self._training, Meta(weights, {}), task, self._setup.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn nothing; the round counts."""

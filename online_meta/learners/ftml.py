@@ -1,10 +1,10 @@
 """Follow the Meta-Leader."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path as Folder
 from typing import Any
 
-from online_meta.draws import Pick, Replay
+from online_meta.draws import Replay
 from online_meta.finite import sum_finite, sum_measured
 from online_meta.inner import Inner
 from online_meta.past import MemoryPast
@@ -13,15 +13,13 @@ from online_meta.revisits import Revisits
 from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup, keep_alone
+from online_meta.shared_sums import hand_out, own_picks, sum_picks
 from online_meta.summing import TaskSum
-from online_meta.tree import add
 from online_meta.types import (
     AccuracyFn,
     Engine,
-    Gather,
     Keep,
     Learned,
-    MetaGrad,
     MetaGradient,
     Params,
     Past,
@@ -83,9 +81,9 @@ class FollowTheMetaLeader:
         self._schedule: Schedule = constant() if schedule is None else schedule
         self._scored = ScoredTasks()
 
-    def score(self, task: Task) -> Score:
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Return the losses of the next round's task under the current leader; changes no parameter."""
-        score = score_task(self.inner, self.engine.meta(), task, self._accuracy)
+        score = score_task(self.inner, self.engine.meta(), task, self._accuracy, prefixes)
         self._scored.add(task)
         return score
 
@@ -112,33 +110,14 @@ class FollowTheMetaLeader:
     def _foreseen(self) -> Iterator[int]:
         """Tell what this rank will probably revisit, of the rounds that are there."""
         for picks in self._revisits.foresee(self._steps):
-            yield from (pick.round for pick in picks[self.engine.rank :: self.engine.world] if pick.round < self.round)
+            yield from (pick.round for pick in own_picks(self.engine, picks) if pick.round < self.round)
 
     def _step(self, step: int) -> tuple[list[int], StepReport]:
         picks = self._revisits.picks(step)
-        rank, world = self.engine.rank, self.engine.world
-        self._past.hand_out([[pick.round for pick in picks[other::world]] for other in range(world)])
-        if self.engine.gather is None:
-            total = self._sum(picks[rank::world])
-        else:
-            total = self._sum_in_order(picks, self.engine.gather)
-        self._revisits.end(picks[rank::world])
+        hand_out(self.engine, self._past, picks)
+        total = sum_picks(self.engine, self._gradient, self._past, picks)
+        self._revisits.end(own_picks(self.engine, picks))
         return [pick.round for pick in picks], self.engine.apply(*total)
-
-    def _sum(self, picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
-        """Return this rank's sum; one without a task takes part with nothing: zeros, and a share of 0."""
-        tasks = [self._past[pick.round] for pick in picks]
-        return self._gradient(self.engine.meta(), tasks, picks)
-
-    def _sum_in_order(self, picks: Sequence[Pick], gather: Gather) -> tuple[MetaGrad, float]:
-        """Return the sum over all ranks, added up pick by pick: the same bits whatever their number is."""
-        rank, world = self.engine.rank, self.engine.world
-        total, all_shares = self._sum([])
-        for first in range(0, len(picks), world):
-            together = picks[first : first + world]
-            for _, (found, share) in zip(together, gather(*self._sum(together[rank : rank + 1])), strict=False):
-                total, all_shares = add(total, found), all_shares + share
-        return total, all_shares
 
     def save(self, keep: Keep | None = None) -> Params:
         """Return the state of the engine and of the replay: all that cannot be computed again from the history."""

@@ -1,9 +1,10 @@
-"""Rows, cut into tasks: where a task ends is a function of its rows and of the one that follows."""
+"""Rows, cut into tasks: where a task ends is a function of its rows and of some that follow, and of nothing before."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streams.arrivals import Arrival, Rejected
 from streams.row_tasks import encode_rows
@@ -13,11 +14,17 @@ from streams.spec import TaskSpec
 TASK_BYTES = 64 * 1024 * 1024
 """How long the lines of a task may be together, before it is cut."""
 
-Cut = Callable[[list[Row], Row | None], bool]
-"""Whether a task of these rows is complete, given the row that follows them, None while none is known.
 
-What finds change points in the stream is one more such function.
-"""
+class Cut(NamedTuple):
+    """Says where tasks end, as pure functions of the rows since the last end: a restart at any end makes no difference.
+
+    ``start() -> memory`` is that where a task begins;
+    ``meet(memory, row) -> (memory, count)`` is told of the next row: the first ``count`` of the rows since the start
+    are a task, 0 while that is not known. Those behind them are told again, to a new start.
+    """
+
+    start: Callable[[], Any]
+    meet: Callable[[Any, Row], tuple[Any, int]]
 
 
 class Samples(NamedTuple):
@@ -27,7 +34,8 @@ class Samples(NamedTuple):
         path: of the file.
         x: the columns that make up a sample.
         y: the columns of its label or target.
-        key: the column that ``cut`` looks at; None if it looks at none, and what is left at the end is no task.
+        also: other columns that ``cut`` looks at.
+        rest: whether what is left at the end of a file that does not grow is a task.
         cut: says where a task ends.
         grows: whether rows may still be appended.
         poll_seconds: how often the file is looked at.
@@ -39,7 +47,8 @@ class Samples(NamedTuple):
     path: Path
     x: tuple[str, ...]
     y: tuple[str, ...]
-    key: str | None
+    also: tuple[str, ...]
+    rest: bool
     cut: Cut
     grows: bool
     poll_seconds: float
@@ -56,20 +65,22 @@ class Samples(NamedTuple):
         """
         if after is not None and not (after.isascii() and after.isdigit()):
             raise ValueError(f"{self.name}: the position {after!r} is not a number")
-        columns = list(dict.fromkeys([*self.x, *self.y, *([] if self.key is None else [self.key])]))
+        columns = list(dict.fromkeys([*self.x, *self.y, *self.also]))
         rows: list[Row] = []
-        for row in read_rows(self.path, int(after or 0), columns, self.grows):
-            if row is None:
+        memory = self.cut.start()
+        for next_row in read_rows(self.path, int(after or 0), columns, self.grows):
+            if next_row is None:
                 yield from self._wait()
                 continue
-            if rows and self.cut(rows, row):
-                yield self._task(rows)
-                rows = []
-            rows.append(row)
-            if self.cut(rows, None):
-                yield self._task(rows)
-                rows = []
-        if rows and self.key is not None:
+            ahead = deque([next_row])
+            while ahead:
+                rows.append(ahead.popleft())
+                memory, count = self.cut.meet(memory, rows[-1])
+                if count:
+                    yield self._task(rows[:count])
+                    ahead.extendleft(reversed(rows[count:]))
+                    rows, memory = [], self.cut.start()
+        if rows and self.rest:
             yield self._task(rows)
         while True:
             yield None
@@ -90,18 +101,31 @@ class Samples(NamedTuple):
 
 def by_count(count: int) -> Cut:
     """Return the cut after every ``count`` rows."""
-    return lambda rows, following: len(rows) >= count
+    return Cut(lambda: 0, lambda met, row: (met + 1, count if met + 1 >= count else 0))
+
+
+class _Keyed(NamedTuple):
+    """How many rows there were, where the first began, and the key of the last that has one, in a tuple."""
+
+    met: int
+    begin: int
+    key: tuple[Any, ...]
 
 
 def by_key(key: str, most: int) -> Cut:
     """Return the cut where the column ``key`` changes, and after ``most`` rows."""
 
-    def cut(rows: list[Row], following: Row | None) -> bool:
-        if len(rows) >= most or rows[-1].end - rows[0].begin >= TASK_BYTES:
-            return True
-        if following is None or following.values is None:
-            return False  # what has no key belongs to the task that it came in
-        last = next((row.values for row in reversed(rows) if row.values is not None), following.values)
-        return bool(last[key] != following.values[key])
+    def meet(memory: _Keyed | None, row: Row) -> tuple[_Keyed, int]:
+        memory = memory or _Keyed(0, row.begin, ())
+        value = memory.key if row.values is None else (row.values[key],)  # what has none belongs where it came in
+        if memory.key and memory.key != value:
+            return memory, memory.met
+        memory = _Keyed(memory.met + 1, memory.begin, value)
+        return memory, memory.met if is_full(memory.met, memory.begin, row, most) else 0
 
-    return cut
+    return Cut(lambda: None, meet)
+
+
+def is_full(met: int, begin: int, last: Row, most: int) -> bool:
+    """Whether so many rows, the first of which begins at ``begin``, are as long as a task may be."""
+    return met >= most or last.end - begin >= TASK_BYTES

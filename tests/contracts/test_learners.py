@@ -76,6 +76,29 @@ def test_loading_forgets_what_was_scored(name):
     learner.learn(tasks[1])
 
 
+@every_learner
+def test_a_prefix_is_scored_as_a_task_of_so_few_points_is(name):
+    """With seeds, ranks and states all the same: only the points are fewer."""
+    tasks = stream(4)
+    for points in (1, 2, 3):
+        whole, short = make(name), make(name)
+        for learner in (whole, short):
+            play(learner, tasks[:3])
+        score = whole.score(tasks[3], (1, 2, 3, 4, 9))
+        assert [one.points for one in score.prefixes] == [1, 2, 3], "those that are shorter than the support set of 4"
+        few = Task(Batch(*(tensor[:points] for tensor in tasks[3].support)), tasks[3].query)
+        alone = short.score(few)
+        assert score.prefixes[points - 1][1:] == (alone.loss_after, alone.accuracy)
+        assert score[:3] == make_and_score(name, tasks)[:3], "the rest is as it is without"
+        whole.learn(tasks[3])
+
+
+def make_and_score(name, tasks):
+    learner = make(name)
+    play(learner, tasks[:3])
+    return learner.score(tasks[3])
+
+
 def copy(task):
     return Task(*(Batch(*(tensor.clone() for tensor in batch)) for batch in task))
 

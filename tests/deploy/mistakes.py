@@ -122,6 +122,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "[regret.options.from_scratch] steps = '2': must be a",
     ),
     "options of nothing": ("options.from_scratch", "options.scratch", "[regret] options = 'scratch': did you mean"),
+    "no closed form": (
+        "every_rounds = 5\nh",
+        'comparator = "closed_form"\nh',
+        "[regret] comparator = 'closed_form': f(U(w)) is no quadratic in the weights: at a random point it is",
+    ),
     "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator[0] = 'hindsite': must be"),
     "source kind": ("[serve]", '[[source]]\nkind = "htp"\n[serve]', "[source 1] kind = 'htp': did you mean 'http'?"),
     "no source kind": ("[serve]", '[[source]]\nname = "a"\n[serve]', "[source 1] kind is missing: known: files, http,"),

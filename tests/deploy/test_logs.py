@@ -101,14 +101,14 @@ def test_a_run_may_change_its_log_lines_between_starts(config: Path) -> None:
         assert daemon.drain() == 0
     text = daemon.log.read_text().splitlines()
     assert all(
-        re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (daemon|trainer|hindsight)\[\d+\] ", line) for line in text
+        re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (daemon|trainer|comparators)\[\d+\] ", line) for line in text
     )
     with running_daemon(config, "run.logs=json") as daemon:
         daemon.submit(1)
         daemon.wait_until_compared(2)
         assert daemon.drain() == 0
     lines = parsed(daemon.log, len(text))
-    assert {line["process"] for line in lines} == {"daemon", "trainer", "hindsight"}
+    assert {line["process"] for line in lines} == {"daemon", "trainer", "comparators"}
     for line in lines:
         assert line.keys() - {"exception"} == FIELDS | ({"rank", "round"} if line["process"] == "trainer" else set())
     assert [(line["rank"], line["round"]) for line in lines if line["process"] == "trainer"] == [(0, 1), (0, 2)]

@@ -47,6 +47,22 @@ def test_a_replay_by_another_algorithm(cli: Cli, finished: Finished, tmp_path: P
     assert "meta.gradient was 'reptile' and is 'first_order'" in ended.err
 
 
+def test_a_replay_is_compared_with_what_is_asked_for(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+    """For a line fitted to a sine, the best one for all is known by algebra; the others come from above."""
+    linear = ("--set", "model.args.hidden=[]", "--set", 'regret.comparator=["hindsight", "closed_form", "dynamic"]')
+    ask = ("replay", finished.config, "--history", finished.run / "history", "--out", tmp_path, *linear)
+    assert cli(*ask).code == 0
+    ended = cli(*ask, "--json")
+    regret = json.loads(ended.out)["regret"]
+    assert regret["closed_form"]["kind"] == "closed_form"
+    assert {against: told["as_of_round"] for against, told in regret.items()} == dict.fromkeys(regret, ROUNDS)
+    assert regret["hindsight"]["value"] <= regret["closed_form"]["value"] < regret["dynamic"]["value"]
+    assert len(lines(tmp_path / "comparators.jsonl")) == 3, "none is asked twice"
+    page = (tmp_path / "report.html").read_text()
+    for words in ("The comparator is exact: the best fixed", "at least as much as each task&#39;s own best"):
+        assert words in page
+
+
 def test_a_replay_of_more_than_there_is(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     ended = cli("replay", finished.config, "--rounds", ROUNDS + 1, "--out", tmp_path)
     assert ended.code == 75

@@ -22,6 +22,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_what_is_checked_before_a_start_needs_none_of_torchs_compiler(config: Path) -> None:
+    """Importing it takes a second, in which nobody is answered."""
+    program = "from pathlib import Path; from deploy.config import read_config; from deploy.preflight import *;"
+    program += (
+        f"check_learning(read_config(Path({str(config)!r}), ())); import sys; print('torch._dynamo' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (ended.stdout.strip(), ended.returncode) == ("False", 0), ended.stderr
+
+
 def test_a_port_in_use(cli: Cli, config: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -60,7 +60,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     served = Served(tmp_path / "killed", together, SEALED if together == 1 else "")
     client = Client(served)
     client.start()
-    victims = ["daemon", "trainer", "hindsight"] * kills
+    victims = ["daemon", "trainer", "comparators"] * kills
     chance.shuffle(victims)
     for victim in victims:
         time.sleep(chance.uniform(0.0, 1.5))

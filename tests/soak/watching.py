@@ -105,6 +105,6 @@ def count_sockets(pid: int) -> int:
 
 
 def role_of(process: psutil.Process) -> str:
-    """Return the name of a child of the daemon: "trainer", "hindsight" or what else it may be."""
+    """Return the name of a child of the daemon: "trainer", "comparators" or what else it may be."""
     named = [word for word in process.cmdline() if word.startswith("deploy.")]
     return named[0].removeprefix("deploy.") if named else process.name()

@@ -127,6 +127,17 @@ def test_what_a_killed_process_left_counts_and_goes_and_what_is_no_letter_stays(
     assert third.exists()
 
 
+def test_what_was_left_unfinished_makes_room_before_any_letter_does(folder: Path) -> None:
+    letters = DeadLetters(folder, 3, 10_000)
+    for n in range(3):
+        letters.put(letter(n), refusal(n))
+    newest = max(folder.glob("*.json"))
+    newest.unlink()  # killed before it was written
+    DeadLetters(folder, 3, 10_000).put(letter(3), refusal(3))
+    assert details(folder) == ["detail 0", "detail 1", "detail 3"]
+    assert not newest.with_suffix(".body").exists()
+
+
 def test_a_disk_that_cannot_be_written_harms_nothing_and_is_told_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

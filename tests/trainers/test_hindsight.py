@@ -13,7 +13,10 @@ from online_meta.past import MemoryPast
 from online_meta.replay.uniform import uniform
 from online_meta.setup import LearnerSetup
 from tests.learners.problems import frozen
-from trainers.hindsight import STREAM, refresh_hindsight
+from trainers.comparators.hindsight import refresh
+from trainers.comparing import Asked, always
+from trainers.sampling import STREAM
+from trainers.settings import RegretSettings
 
 DIMENSIONS = 3
 LR = 0.1
@@ -78,6 +81,15 @@ def best_fixed_loss(tasks):
     return float(np.linalg.lstsq(np.concatenate(rows), np.concatenate(targets), rcond=None)[1][0])
 
 
+def refresh_hindsight(setup, rounds, steps, evaluate, saved, skipped=(), proceed=always, starts=1, laps=1):
+    """Refresh with ``steps`` meta-steps a lap, evaluating ``evaluate`` rounds."""
+    steps_per_round = (steps - 0.5) / rounds if steps else 0.0  # so that rounding up gives ``steps``
+    regret = RegretSettings(
+        hindsight_steps=steps_per_round, hindsight_rounds=evaluate, hindsight_starts=starts, hindsight_laps=laps
+    )
+    return refresh(setup, regret, Asked(rounds, 0, skipped), saved, proceed)
+
+
 ROUNDS = 14
 TASKS = [task(t) for t in range(ROUNDS)]
 
@@ -120,7 +132,7 @@ def test_it_is_a_function_of_its_arguments_and_goes_on_from_what_was_saved():
     assert frozen(one.saved) == frozen(two.saved)
     further = refresh_hindsight(setup, ROUNDS, 5, 7, one.saved)
     assert frozen(further.saved) != frozen(one.saved)
-    assert float(further.saved["optimizer.step.weights.weight"]) == 10
+    assert float(further.saved["0.optimizer.step.weights.weight"]) == 10
     assert frozen(setup.start.weights) == frozen(regression(TASKS).start.weights)
 
 
@@ -138,7 +150,7 @@ def test_skipped_rounds_are_neither_trained_on_nor_counted():
     accessed, skipped = [], {0, 5, ROUNDS - 1}
     found = refresh_hindsight(regression(TASKS, accessed=accessed), ROUNDS, 20, 100, None, skipped)
     assert set(accessed) == set(range(ROUNDS)) - skipped
-    assert float(found.saved["optimizer.step.weights.weight"]) == 20
+    assert float(found.saved["0.optimizer.step.weights.weight"]) == 20
     left = [one for round, one in enumerate(TASKS) if round not in skipped]
     alone = refresh_hindsight(regression(left), len(left), 0, 100, found.saved)
     assert found.comparator.as_of_round == ROUNDS
@@ -171,7 +183,7 @@ def test_a_poison_round_voids_no_step_of_its_training():
     poisoned = TASKS[3]._replace(query=om.Batch(TASKS[3].query.x, TASKS[3].query.y * 1e200))
     tasks = [*TASKS[:3], poisoned, *TASKS[4:]]
     found = refresh_hindsight(regression(tasks, batch=ROUNDS), ROUNDS, 10, 100, None)
-    assert float(found.saved["optimizer.step.weights.weight"]) == 10
+    assert float(found.saved["0.optimizer.step.weights.weight"]) == 10
 
 
 def losses_only(losses, seed):
@@ -224,3 +236,59 @@ def test_losses_that_drift_are_covered_rather_too_often():
 def test_one_sampled_round_stands_for_all():
     losses = torch.full((7,), 3.0, dtype=torch.float64)
     assert refresh_hindsight(losses_only(losses, 0), 7, 0, 1, None).comparator.cumulative_loss == 21.0
+
+
+def valley(start):
+    """Return a set-up with two valleys in w, the deeper one at -2: a loss of 1 + 0.1 at 2 and of 0.1 at -2."""
+
+    def loss(params, batch):
+        w = params["w"]
+        return 0.1 + (w - 2).square() * (w + 2).square() / 16 + (w + 2) / 4 + 0 * batch.y.mean()
+
+    inner = om.Inner(loss, om.rules.sgd(), steps=0)
+    batch = om.Batch(torch.zeros(2), torch.zeros(2))
+    base = regression([om.Task(batch, batch)] * 3, lr=0.05, batch=3)
+    fields = {"inner": inner, "gradient": om.exact(inner), "start": inner.init({"w": torch.tensor(start).double()})}
+    return LearnerSetup(**{**vars(base), **fields, "fresh": lambda round: {"w": torch.tensor(-1.5).double()}})
+
+
+def test_of_several_starts_the_best_one_is_the_comparator():
+    setup = valley(2.5)
+    alone = refresh_hindsight(setup, 3, 100, 3, None)
+    both = refresh_hindsight(setup, 3, 100, 3, None, starts=2)
+    assert alone.comparator.cumulative_loss > 3 * 1.0
+    assert both.comparator.cumulative_loss < 3 * 0.11
+    further = refresh_hindsight(setup, 3, 10, 3, both.saved, starts=2)
+    assert {name[:2] for name in further.saved} == {"0.", "1."}
+    assert float(further.saved["0.weights.w"]) == pytest.approx(2, abs=0.2), "each start goes on where it was"
+    assert float(further.saved["1.weights.w"]) == pytest.approx(-2, abs=0.2)
+
+
+def test_it_is_trained_until_its_loss_stops_falling():
+    setup = regression(TASKS, batch=4, lr=0.02)
+    losses, settled = [], []
+    for laps in (1, 2, 4, 60):
+        found = refresh_hindsight(setup, ROUNDS, 10, ROUNDS, None, laps=laps).comparator
+        losses.append(found.cumulative_loss)
+        settled.append(found.settled)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[2] < 0.97 * losses[1] < 0.97 * 0.97 * losses[0], "it was still falling"
+    assert settled == [False, False, False, True]
+    assert losses[3] < 1.05 * best_fixed_loss(TASKS)
+
+
+def test_what_a_lap_makes_worse_is_not_kept():
+    setup = regression(TASKS, batch=2, lr=3.0)
+    one, two = (refresh_hindsight(setup, ROUNDS, 3, ROUNDS, None, laps=laps) for laps in (1, 9))
+    assert two.comparator.cumulative_loss <= one.comparator.cumulative_loss
+    at_best = refresh_hindsight(setup, ROUNDS, 0, ROUNDS, two.saved).comparator
+    assert at_best.cumulative_loss == two.comparator.cumulative_loss
+
+
+def test_a_refresh_that_comes_late_makes_a_bounded_number_of_steps():
+    regret = RegretSettings(hindsight_steps=1.0, every_rounds=1, hindsight_starts=1, hindsight_laps=1)
+    setup = regression(TASKS)
+    first = refresh(setup, regret, Asked(ROUNDS), None)
+    later = refresh(setup, regret, Asked(ROUNDS), first.saved)
+    made = [float(one.saved["0.optimizer.step.weights.weight"]) for one in (first, later)]
+    assert made == [ROUNDS, ROUNDS + 10]

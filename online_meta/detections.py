@@ -1,0 +1,83 @@
+"""How well a stream was segmented: delay, false alarms and missed changes against a known truth."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from online_meta.segments import Segment
+
+
+class Detections(NamedTuple):
+    """What became of the changes of a stream.
+
+    Attributes:
+        changes: how many there were.
+        delays: of each change that was found, in order: how many samples of the new task had come when it was told of.
+        missed: how many were not found.
+        false_alarms: how many told of were none.
+        samples: of the stream.
+        misplaced: of each change that was found: by how many samples the place told is off.
+        purity: the share of samples that are of the task that most samples of their segment are of, in (0, 1].
+    """
+
+    changes: int
+    delays: tuple[int, ...]
+    missed: int
+    false_alarms: int
+    samples: int
+    misplaced: tuple[int, ...]
+    purity: float
+
+    @property
+    def mean_delay(self) -> float:
+        """In samples; NaN where nothing was found."""
+        return sum(self.delays) / len(self.delays) if self.delays else float("nan")
+
+    @property
+    def false_per_thousand(self) -> float:
+        """False alarms a thousand samples."""
+        return 1000 * self.false_alarms / self.samples
+
+
+def compare(changes: Sequence[int], segments: Sequence[Segment], within: int = 10) -> Detections:
+    """Compare the end of every segment but the last with where tasks really changed.
+
+    An end belongs to the nearest change that it is at most ``within`` samples off, that had come when it was told of
+    and that no earlier end belongs to. An end that belongs to none is a false alarm.
+
+    Args:
+        changes: the places of the first samples of all tasks but the first, in ascending order.
+        segments: the whole stream, as ``cut_samples`` cuts it.
+        within: how far off an end may be, in samples.
+
+    Raises:
+        ValueError: if the segments are not a whole stream, or a change lies outside it or out of order.
+    """
+    ends = [0, *(segment.end for segment in segments)]
+    if not segments or [segment.begin for segment in segments] != ends[:-1] or ends != sorted(set(ends)):
+        raise ValueError("the segments are to begin at 0 and each where the one before it ends")
+    samples = segments[-1].end
+    if list(changes) != sorted(set(changes)) or any(not 0 < change < samples for change in changes):
+        raise ValueError(f"changes ascend and lie between 0 and {samples}, both excluded")
+    found: dict[int, Segment] = {}
+    for segment in segments[:-1]:
+        open_ones = [change for change in changes if change not in found and change < segment.seen]
+        nearest = min(open_ones, key=lambda change: abs(change - segment.end), default=None)
+        if nearest is not None and abs(nearest - segment.end) <= within:
+            found[nearest] = segment
+    return Detections(
+        len(changes),
+        tuple(found[change].seen - change for change in sorted(found)),
+        len(changes) - len(found),
+        len(segments) - 1 - len(found),
+        samples,
+        tuple(abs(found[change].end - change) for change in sorted(found)),
+        sum(_largest_part(changes, segment) for segment in segments) / samples,
+    )
+
+
+def _largest_part(changes: Sequence[int], segment: Segment) -> int:
+    """Return how many samples of a segment the task has that most of them are of."""
+    tasks = Counter(bisect_right(changes, sample) for sample in range(segment.begin, segment.end))
+    return max(tasks.values())

@@ -1,0 +1,41 @@
+"""What the conjugate models see of a sample, and the density that they predict by."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def require_sizes(inputs: int, outputs: int, **positive: float) -> None:
+    """Raise ``ValueError`` unless a sample has numbers, and all of ``positive`` are above 0."""
+    if inputs < 1 or outputs < 1:
+        raise ValueError(f"a sample has {inputs} numbers and its label or target {outputs}: both have 1 or more")
+    for name, value in positive.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value}: it is a number above 0")
+
+
+def draw_waves(inputs: int, features: int, scale: float, seed: int) -> Callable[[Tensor], Tensor]:
+    """Return x -> sqrt(2 / n) cos(W x / ``scale`` + b), n = ``features`` (Rahimi & Recht, NeurIPS 2007).
+
+    A linear model of them is nearly one of all functions that are smooth on the length ``scale``.
+    """
+    random = torch.Generator().manual_seed(seed)
+    frequencies = torch.randn(features, inputs, generator=random, dtype=torch.float64) / scale
+    phases = 2 * math.pi * torch.rand(features, generator=random, dtype=torch.float64)
+    return lambda x: math.sqrt(2 / features) * torch.cos(frequencies @ x + phases)
+
+
+def draw_projection(inputs: int, features: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """Return x -> P x, a Gaussian random projection to ``features`` numbers that keeps the mean square of each."""
+    random = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(features, inputs, generator=random, dtype=torch.float64) / math.sqrt(inputs)
+    return lambda x: matrix @ x
+
+
+def student_log(value: Tensor, freedom: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+    """Return log Student-t(``value``) with ``freedom`` degrees, around ``mean``, of squared scale ``square``."""
+    half = freedom / 2
+    normal = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * torch.log(math.pi * freedom * square)
+    return normal - (half + 0.5) * torch.log1p((value - mean).square() / (freedom * square))

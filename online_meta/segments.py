@@ -1,0 +1,92 @@
+"""Where the tasks of a stream change that has no labels on its joints: what is asked, and what is answered."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from online_meta.types import Params
+
+
+class Likelihood(NamedTuple):
+    """How likely the next sample is, given those of its run, as pure functions over a stack of runs.
+
+    A run is the samples since a change. A stack of n runs is named tensors of shape (n, ...).
+    ``start() -> runs`` is a stack of one run that has no samples;
+    ``score(runs, x, y) -> scores`` are n natural logarithms of p(sample | run), in float64;
+    ``meet(runs, x, y) -> runs`` are the runs with the sample added to each.
+    ``x`` and ``y`` are of one sample, without a leading dimension.
+    """
+
+    start: Callable[[], Params]
+    score: Callable[[Params, Tensor, Tensor], Tensor]
+    meet: Callable[[Params, Tensor, Tensor], Params]
+
+
+class Segmenter(NamedTuple):
+    """Finds the first change in a stream, as pure functions; ``memory`` are named tensors of bounded size.
+
+    ``start() -> memory`` is that at a change: the next sample is the first of a task;
+    ``meet(memory, x, y) -> memory`` is told of the next sample;
+    ``change(memory) -> count`` says how many samples came before the first change; None while there seems to be none.
+    After a change one starts anew, and tells it the samples behind the change: what is found behind a change is
+    a function of the samples behind it, so a stream is cut alike whatever is restarted.
+    """
+
+    start: Callable[[], Params]
+    meet: Callable[[Params, Tensor, Tensor], Params]
+    change: Callable[[Params], int | None]
+
+
+class Segment(NamedTuple):
+    """The samples ``begin`` .. ``end`` - 1 of a stream, and how many of its samples were ``seen`` when that was known.
+
+    At the end of the stream, and where the segment was cut because it was too long, that is ``end``.
+    """
+
+    begin: int
+    end: int
+    seen: int
+
+
+def cut_samples(segmenter: Segmenter, samples: Sequence[tuple[Tensor, Tensor]], most: int) -> Iterator[Segment]:
+    """Yield the segments of a stream of (x, y), of ``most`` samples at most; the last may have no change behind it.
+
+    Raises ``ValueError`` if ``most`` is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"most is {most}: a segment has 1 sample or more")
+    begin = at = 0
+    memory = segmenter.start()
+    while at < len(samples):
+        memory, at = segmenter.meet(memory, *samples[at]), at + 1
+        count = segmenter.change(memory)
+        if count is None and at - begin == most:
+            count = most
+        if count is not None:
+            yield Segment(begin, begin + count, at)
+            begin = at = begin + count
+            memory = segmenter.start()
+    if begin < at:
+        yield Segment(begin, at, at)
+
+
+def join_runs(runs: Params, more: Params) -> Params:
+    """Return the stack of both."""
+    return {name: torch.cat([values, more[name]]) for name, values in runs.items()}
+
+
+def take_runs(runs: Params, which: Tensor) -> Params:
+    """Return the stack of the runs at the places ``which``."""
+    return {name: values[which] for name, values in runs.items()}
+
+
+def prefixed(prefix: str, runs: Params) -> Params:
+    """Return ``runs`` under names that begin with ``prefix``, to lie in a memory beside others."""
+    return {prefix + name: values for name, values in runs.items()}
+
+
+def without_prefix(prefix: str, memory: Params) -> Params:
+    """Return what ``prefixed`` put into a memory."""
+    return {name.removeprefix(prefix): values for name, values in memory.items() if name.startswith(prefix)}

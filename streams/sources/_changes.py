@@ -1,0 +1,112 @@
+"""Rows without task boundaries, cut where the task changes: what ``online_meta.segmentation`` finds, made a ``Cut``.
+
+The likelihood is a conjugate one, a function of a task's rows and of nothing else. The loss of the run's own leader
+would be another (``online_meta.adapted``), but a cut would then depend on how far training had come when a row was
+read: the same rows, configuration and seed would give one history today and another one tomorrow.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple, get_type_hints
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+import online_meta.likelihoods
+import online_meta.segmentation
+from online_meta import registry
+from online_meta.segments import Likelihood, Segmenter
+from online_meta.types import Params
+from streams.arrivals import Rejected
+from streams.row_tasks import encode_row
+from streams.rows import Row
+from streams.sources._samples import Cut, is_full
+from streams.spec import TaskSpec, is_open
+
+
+def build_segmenter(
+    spec: TaskSpec, change: str, change_options: dict[str, Any], likelihood: str | None, options: dict[str, Any]
+) -> Segmenter:
+    """Return the segmenter that a configuration names, over the likelihood that it names or that fits the labels.
+
+    Raises ``ValueError`` for an unknown name or option, one out of range, and tasks whose samples differ in size.
+    """
+    if is_open(spec.x_shape):
+        raise ValueError(f"change = {change!r} needs samples of one size, and x_shape is {spec.x_shape}")
+    fitting = "gaussian_classes" if spec.y == "class" else "linear"
+    if likelihood not in (None, fitting):
+        registry.load_module(online_meta.likelihoods, likelihood)
+        raise ValueError(f"likelihood = {likelihood!r} is not for y = {spec.y!r}; {fitting!r} is")
+    outputs = spec.ways or prod(spec.y_shape)
+    size = {"inputs": prod(spec.x_shape), "outputs": outputs}
+    made: Likelihood = _call(online_meta.likelihoods, fitting, "likelihood_options", size, options)
+    found: Segmenter = _call(online_meta.segmentation, change, "change_options", {"likelihood": made}, change_options)
+    return found
+
+
+def _call(folder: Any, name: str, place: str, given: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Call what a folder offers under a name with options that are checked against its signature."""
+    build: Callable[..., Any] = registry.load(folder, name)
+    types = get_type_hints(build, include_extras=True)
+    known = [option for option in inspect.signature(build).parameters if option not in given]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{place} has no key {option!r}: {registry.nearest(option, known)}")
+        try:
+            TypeAdapter(types[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"{place}.{option} = {value!r}: {error.errors()[0]['msg']}") from error
+    return build(**given, **options)
+
+
+class _Met(NamedTuple):
+    """The segmenter's memory, how many rows there were, where the first began, and which of them were no samples."""
+
+    memory: Params
+    rows: int
+    begin: int
+    bad: tuple[int, ...]
+
+
+def by_change(segmenter: Segmenter, x: Sequence[str], y: Sequence[str], spec: TaskSpec, most: int) -> Cut:
+    """Return the cut where ``segmenter`` finds a change, and after ``most`` rows.
+
+    A row that is no sample, for which its task will be refused, is not shown to the segmenter.
+    """
+
+    def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
+        met = met or _Met(segmenter.start(), 0, row.begin, ())
+        sample = _read(row, x, y, spec)
+        count = None
+        if sample is None:
+            met = met._replace(rows=met.rows + 1, bad=(*met.bad, met.rows))
+        else:
+            met = met._replace(rows=met.rows + 1, memory=segmenter.meet(met.memory, *sample))
+            count = segmenter.change(met.memory)
+        if count is not None:
+            return met, _row_of(count, met.bad)
+        return met, met.rows if is_full(met.rows, met.begin, row, most) else 0
+
+    return Cut(lambda: None, meet)
+
+
+def _row_of(sample: int, bad: tuple[int, ...]) -> int:
+    """Return which row a sample is, both counted from 0, where the rows ``bad`` are no samples."""
+    for row in bad:
+        sample += row <= sample
+    return sample
+
+
+def _read(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Tensor, Tensor] | None:
+    """Return a row's sample and its label or target; None if it is none that a task could have."""
+    try:
+        sample, target = encode_row(row, x, y, spec)
+    except Rejected:
+        return None
+    fits = spec.ways is None or 0 <= int(target) < spec.ways
+    if not (fits and np.isfinite(sample).all() and np.isfinite(target).all()):
+        return None
+    return torch.from_numpy(sample), torch.from_numpy(target)

@@ -1,0 +1,111 @@
+"""The process of the comparators: when it refreshes, and what it does with one that went astray or is given up."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from deploy.comparators import next_target, watch_rounds
+from online_meta.regret import Comparator
+from online_meta.setup import LearnerSetup
+from streams.arrivals import Record
+from streams.history import History
+from tests.daemon import sinusoid
+from trainers.comparators import dynamic, hindsight
+from trainers.comparing import Answered, Asked, GivenUp
+from trainers.json_lines import LineReader, LineWriter
+from trainers.run_files import RunFiles
+from trainers.settings import ModelSettings, RegretSettings, TrainerSettings
+
+SETTINGS = TrainerSettings(
+    ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1, "hidden": [4]}, "mse"),
+    regret=RegretSettings(every_rounds=2, comparator=("hindsight", "dynamic")),
+)
+
+
+@pytest.mark.parametrize(
+    ("covered", "learned", "rests", "target"),
+    [
+        (0, 0, True, None),
+        (0, 49, False, None),
+        (0, 49, True, 49),
+        (0, 120, False, 100),
+        (100, 149, False, None),
+        (100, 149, True, 149),
+        (149, 151, False, 150),
+        (150, 150, True, None),
+    ],
+)
+def test_it_refreshes_every_so_many_rounds_and_at_rest(
+    covered: int, learned: int, rests: bool, target: int | None
+) -> None:
+    assert next_target(covered, learned, 50, rests) == target
+
+
+class Stop:
+    """Asks to stop after a few looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def wait(self, seconds: float) -> bool:
+        return self.is_set()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunFiles:
+    """A run of two rounds."""
+    files = RunFiles(tmp_path)
+    with History.open(files.history, write=True) as history:
+        history.append([Record(f"t{n}", sinusoid(n), bytes(32), "s", None, 0.0) for n in range(2)])
+    lines = LineWriter(files.rounds)
+    for round in range(2):
+        lines.append({"round": round, "skipped": None})
+    lines.close()
+    return files
+
+
+def watch(files: RunFiles, looks: int) -> None:
+    with History.open(files.history, write=False) as history:
+        watch_rounds(SETTINGS, files, history, Stop(looks))  # type: ignore[arg-type]
+
+
+def test_a_comparator_that_is_not_finite_is_not_written_and_begun_anew(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refresh(setup: LearnerSetup, regret: RegretSettings, asked: Asked, *_: object) -> Answered:
+        setup.past.expect("hindsight", [0])
+        assert "read-ahead" in [thread.name for thread in threading.enumerate()]
+        return Answered(Comparator("hindsight", asked.rounds, float("nan"), 0.0), {})
+
+    monkeypatch.setattr(hindsight, "refresh", refresh)
+    files.comparator("hindsight").write_bytes(b"astray")
+    watch(files, 2000)
+    assert "read-ahead" not in [thread.name for thread in threading.enumerate()], "its reader ahead is closed, too"
+    assert [line["kind"] for line in LineReader(files.comparators).refresh()] == ["dynamic"], "the other one goes on"
+    assert not files.comparator("hindsight").exists()
+
+
+def test_one_that_is_given_up_is_not_asked_again_and_the_others_go_on(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked_for: list[int] = []
+
+    def refresh(setup: LearnerSetup, regret: RegretSettings, asked: Asked, *_: object) -> Answered:
+        asked_for.append(asked.rounds)
+        raise GivenUp("there is no answer")
+
+    monkeypatch.setattr(dynamic, "refresh", refresh)
+    watch(files, 2000)
+    assert asked_for == [2]
+    assert "dynamic is not refreshed any more: there is no answer" in caplog.text
+    (line,) = LineReader(files.comparators).refresh()
+    assert (line["kind"], line["as_of_round"], line["standard_error"]) == ("hindsight", 2, 0.0)
+    assert {"settled", "timestamp"} < line.keys()
+    watch(files, 2000)
+    assert asked_for == [2, 2], "the next process asks again"
+    assert len(LineReader(files.comparators).refresh()) == 1, "what was answered is not asked again"

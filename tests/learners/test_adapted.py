@@ -1,0 +1,122 @@
+"""The loss of the adapted leader as a likelihood, beside adaptation and densities by other hands."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_t
+
+import online_meta as om
+from online_meta.adapted import adapted, expected_errors
+from online_meta.segmentation.run_length import run_length
+from online_meta.segments import cut_samples
+from online_meta.types import Batch
+from tests.learners import problems
+
+INNER = om.Inner(om.model_loss(problems.net(), "mse"), om.rules.meta_sgd(lr=0.05), 2)
+META = INNER.init(problems.weights_of(problems.net()))
+TASK = problems.task(0, support=9)
+ERRORS = [2.0, 1.5, 1.0, 0.5]
+
+
+def opened(**options):
+    return adapted(
+        INNER, META, TASK.support.x[0], TASK.support.y[0], **{"sizes": (1, 2, 4), "errors": ERRORS, **options}
+    )
+
+
+def met(likelihood, count, first=0):
+    runs = likelihood.start()
+    for at in range(first, first + count):
+        runs = likelihood.meet(runs, TASK.support.x[at], TASK.support.y[at])
+    return runs
+
+
+def loss_after(size, x, y, first=0):
+    """Return the loss of one sample after an adaptation to so many of the support."""
+    support = Batch(*(values[first : first + size] for values in TASK.support))
+    weights = INNER.adapt(META, support) if size else META.weights
+    return float(INNER.loss(weights, Batch(x[None], y[None])))
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
+def test_a_run_adapts_to_its_first_samples_by_sizes(count, size):
+    """A negative log-likelihood is taken as it is."""
+    likelihood = opened(errors=None)
+    x, y = TASK.query.x[0], TASK.query.y[0]
+    found = float(likelihood.score(met(likelihood, count), x, y))
+    assert found == pytest.approx(-loss_after(size, x, y), rel=1e-9)
+
+
+def test_a_mean_square_error_is_judged_by_the_errors_of_the_run_so_far():
+    """The joint density of all errors of a run, each in units of what was to be expected, is a Student-t of all."""
+    likelihood, shape = opened(shape=1.5), 1.5
+    runs, total, units, scales = likelihood.start(), 0.0, [], []
+    for count in range(8):
+        x, y = TASK.support.x[count], TASK.support.y[count]
+        size = (0, 1, 2, 2, 4, 4, 4, 4)[count]
+        level = ERRORS[(0, 1, 2, 4).index(size)]
+        total += float(likelihood.score(runs, x, y))
+        runs = likelihood.meet(runs, x, y)
+        # A point of two numbers as far from the prediction as the loss says, in any direction.
+        units += [math.sqrt(2 * loss_after(size, x, y)), 0.0]
+        scales += [level, level]
+    found = multivariate_t.logpdf(np.array(units), np.zeros(16), np.diag(scales), df=2 * shape)
+    assert total == pytest.approx(float(found), rel=1e-9)
+
+
+def test_the_runs_of_a_stack_are_apart():
+    likelihood = opened()
+    x, y = TASK.support.x[8], TASK.support.y[8]
+    long, short = met(likelihood, 8), met(likelihood, 2, first=6)
+    stack = {name: torch.cat([values, short[name]]) for name, values in long.items()}
+    alone = torch.cat([likelihood.score(runs, x, y) for runs in (long, short)])
+    torch.testing.assert_close(likelihood.score(stack, x, y), alone, rtol=1e-9, atol=0)
+    before = {name: values.clone() for name, values in stack.items()}
+    again = likelihood.meet(stack, x, y)
+    for name, values in likelihood.meet(short, x, y).items():
+        torch.testing.assert_close(again[name][1:], values, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(before[name], stack[name]) for name in before), "not written to"
+
+
+def test_expected_errors_are_the_mean_losses_of_the_query():
+    tasks = [problems.task(seed) for seed in range(3)]
+    found = expected_errors(INNER, META, tasks, (1, 3))
+    for place, size in enumerate((0, 1, 3)):
+        losses = []
+        for task in tasks:
+            support = Batch(task.support.x[:size], task.support.y[:size])
+            weights = INNER.adapt(META, support) if size else META.weights
+            losses.append(float(INNER.loss(weights, task.query)))
+        assert found[place] == pytest.approx(sum(losses) / 3)
+    with pytest.raises(ValueError, match="5 samples of support"):
+        expected_errors(INNER, META, tasks, (5,))
+
+
+def test_changes_of_the_task_are_found():
+    inner = om.Inner(INNER.loss, om.rules.sgd(lr=0.1), 10)
+    meta = inner.init(problems.weights_of(problems.net()))
+    tasks = [problems.task(seed, support=20) for seed in range(3)]
+    sizes = (1, 2, 4, 8)
+    errors = expected_errors(inner, meta, [problems.task(seed, support=8) for seed in range(10, 20)], sizes)
+    samples = [pair for task in tasks for pair in zip(*task.support, strict=True)]
+    likelihood = adapted(inner, meta, *samples[0], sizes=sizes, errors=errors)
+    segments = list(cut_samples(run_length(likelihood, hypotheses=8), samples, 1000))
+    assert [segment.end for segment in segments] == pytest.approx([20, 40, 60], abs=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sizes": ()}, "sizes are"),
+        ({"sizes": (0, 1)}, "sizes are"),
+        ({"sizes": (2, 1, 4)}, "sizes are"),
+        ({"errors": [1.0]}, "errors are"),
+        ({"errors": [1.0, 1.0, 0.0, 1.0]}, "errors are"),
+        ({"shape": 0.0}, "shape is 0.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        opened(**options)

@@ -1,0 +1,395 @@
+"""The Dirichlet-process mixture: its two steps by hand, components that come and go, several ranks."""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+import online_meta as om
+from online_meta.draws import Draw, Replay
+from online_meta.learners import dp_mixture, ftml
+from online_meta.learners.dp_mixture import DirichletProcessMixture, Options
+from online_meta.mixtures import crp_prior, responsibilities
+from online_meta.past import MemoryPast
+from online_meta.replay.all import all as every_round
+from online_meta.replay.prioritised import prioritised
+from online_meta.replay.uniform import uniform
+from tests.learners import slow
+from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
+from tests.numerics.compare import assert_close
+
+
+def play(learner, tasks):
+    return [(learner.score(task), learner.learn(task)) for task in tasks]
+
+
+# The prior and the responsibilities.
+
+
+@pytest.mark.parametrize("concentration", [0.3, 1.0, 4.0])
+def test_the_prior_of_a_partition_is_that_of_the_chinese_restaurant(concentration):
+    """Task by task it gives a^K prod_k (n_k - 1)! / (a (a + 1) ... (a + n - 1)), in whatever order they come."""
+    for tables in ([0, 1, 0, 2, 0, 1], [0, 0, 0, 1, 1, 2]):
+        chance, counts = 1.0, []
+        for table in tables:
+            chance *= float(crp_prior(counts, concentration)[table])
+            counts = [*counts, 0.0] if table == len(counts) else counts
+            counts[table] += 1
+        closed = (
+            concentration**3 * math.factorial(2) * math.factorial(1) / math.prod(concentration + k for k in range(6))
+        )
+        assert chance == pytest.approx(closed, rel=1e-12)
+    assert crp_prior([2.5, 0.5], 1.0).tolist() == pytest.approx([2.5 / 4, 0.5 / 4, 1.0 / 4])
+
+
+def test_responsibilities_are_bayes_rule():
+    prior, losses = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), [0.7, 0.2, 1.9]
+    joint = [p * math.exp(-8 * loss / 3.0) for p, loss in zip([0.5, 0.3, 0.2], losses, strict=True)]
+    found = responsibilities(prior, losses, 8, 3.0)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx([value / sum(joint) for value in joint], rel=1e-12)
+    # Gaussian errors: 5 samples, mean square 0.6 and 0.5, variance 0.25, so temperature 0.5.
+    odds = math.exp(-5 * 0.6 / (2 * 0.25)) / math.exp(-5 * 0.5 / (2 * 0.25))
+    one, two = responsibilities(torch.tensor([0.5, 0.5]).double(), [0.6, 0.5], 5, 0.5).tolist()
+    assert one / two == pytest.approx(odds, rel=1e-12)
+
+
+def test_a_loss_that_is_not_finite_explains_nothing():
+    prior = torch.full((3,), 1 / 3, dtype=torch.float64)
+    assert responsibilities(prior, [1.0, math.nan, 1.0], 4, 1.0).tolist() == [0.5, 0.0, 0.5]
+    assert responsibilities(prior, [math.inf, 1e9, math.nan], 4, 1.0).tolist() == [0.0, 1.0, 0.0]
+    assert responsibilities(prior, [math.inf] * 3, 4, 1.0).tolist() == [0.0] * 3
+
+
+# Expectation and maximisation, by hand.
+
+
+def support_fit(weights, task):
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
+    adapted = slow.adapt(net(), leaves, task.support, LR, STEPS)
+    return float(slow.loss_of(net(), adapted, task.support).detach())
+
+
+def shares_of(weights, chances, task, temperature):
+    joint = [
+        c * math.exp(-len(task.support.y) * support_fit(w, task) / temperature)
+        for w, c in zip(weights, chances, strict=True)
+    ]
+    return [value / sum(joint) for value in joint]
+
+
+def maximise(weights, tasks, belong, lr):
+    """Return the weights after a step of gradient descent on sum_k r_k f_k(U_k(w)) / sum_k r_k."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
+    total = sum(
+        share * slow.loss_of(net(), slow.adapt(net(), leaves, task.support, LR, STEPS), task.query)
+        for task, share in zip(tasks, belong, strict=True)
+    )
+    grads = torch.autograd.grad(total / sum(belong), list(leaves.values()))
+    return {name: (leaves[name] - lr * grad).detach() for name, grad in zip(leaves, grads, strict=True)}
+
+
+def by_hand(tasks, options, lr, steps):
+    """Return the components' weights, their counts, and all responsibilities, of revisiting every round."""
+    start, weights, counts, said = weights_of(net()), [], [], []
+    for t, task in enumerate(tasks):
+        shares = shares_of([*weights, start], [*counts, options.concentration], task, options.temperature)
+        room = len(weights) < options.most
+        before, counts = counts, [count * (1 - 1 / options.horizon) for count in counts]
+        if room and shares[-1] == max(shares):
+            weights, counts = [*weights, start], [*counts, 1.0]
+        else:
+            shares = shares_of(weights, before, task, options.temperature)
+            counts = [count + share for count, share in zip(counts, shares, strict=True)]
+        for _ in range(steps):
+            each = [shares_of(weights, counts, one, options.temperature) for one in tasks[: t + 1]]
+            said += [share for shares in each for share in shares]
+            weights = [
+                maximise(w, tasks[: t + 1], [shares[place] for shares in each], lr) for place, w in enumerate(weights)
+            ]
+    return weights, counts, said
+
+
+def test_both_steps_are_those_done_by_hand():
+    tasks, options = stream(5), Options(concentration=2.0, temperature=6.0, most=3, horizon=50.0)
+    weights, counts, said = by_hand(tasks, options, 0.1, 2)
+    made = setup(replay=every_round(), engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.1))
+    learner = DirichletProcessMixture(made, options)
+    learned = [one for _, one in play(learner, tasks)]
+    assert len(weights) >= 2
+    assert sum(0.05 < share < 0.95 for share in said) > len(said) / 4, "the responsibilities are truly shared"
+    assert min(said) > dp_mixture.NEGLIGIBLE, "none is left out, which by hand none is"
+    assert [count for count in learner.counts if count] == pytest.approx(counts, rel=1e-9)
+    for place, expected in enumerate(weights):
+        saved = learner.save()
+        assert_close({name: saved[f"{place}.weights.{name}"] for name in expected}, expected, 1e-9)
+    assert learned[-1].replayed == (0, 1, 2, 3, 4) * 2
+    assert len(learned[-1].steps) == 2 * len(weights)
+
+
+# Two clusters that no one initialisation serves.
+
+
+def linear():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Linear(3, 2).double()
+
+
+def clustered(sign, seed):
+    """Return a task of the cluster of slopes near +2 or near -2."""
+    random = torch.Generator().manual_seed(seed)
+    slope = 2.0 * sign + 0.2 * torch.randn(3, 2, generator=random, dtype=torch.float64)
+
+    def batch(size):
+        x = torch.randn(size, 3, generator=random, dtype=torch.float64)
+        return om.Batch(x, x @ slope)
+
+    return om.Task(batch(5), batch(5))
+
+
+def two_clusters(rounds):
+    return [clustered(1 if t // 4 % 2 == 0 else -1, t) for t in range(rounds)]
+
+
+def clustered_setup(**changes):
+    module = linear()
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.02), 1)
+    fields = {"inner": inner, "gradient": om.exact(inner), "start": inner.init(weights_of(module))}
+    return setup(**{**fields, "engine": lambda meta: om.MetaOptimizer(meta, "adam", 0.1), "batch": 4, **changes})
+
+
+def late_loss(learner):
+    return sum(score.loss_after for score, _ in play(learner, two_clusters(32))[-8:]) / 8
+
+
+def test_it_finds_two_clusters_and_serves_both():
+    mixture = dp_mixture.build(clustered_setup())
+    loss = late_loss(mixture)
+    assert sum(count > 0 for count in mixture.counts) == 2
+    assert sum(mixture.counts) == pytest.approx(32, rel=0.05)
+    assert max(mixture.counts) < 17
+    assert 10 * loss < late_loss(ftml.build(clustered_setup()))
+    alone = dp_mixture.build(clustered_setup(), most=1)
+    assert 10 * loss < late_loss(alone)
+    assert sum(count > 0 for count in alone.counts) == 1
+
+
+def test_a_larger_concentration_and_a_lower_temperature_find_more():
+    def components(**options):
+        learner = dp_mixture.build(clustered_setup(), most=8, **options)
+        play(learner, two_clusters(12))
+        return sum(count > 0 for count in learner.counts)
+
+    assert components(temperature=1e6, concentration=1e-3) == 1
+    assert components(temperature=1e6, concentration=1e9) == 8
+    assert components() == 2
+
+
+def test_a_component_that_is_not_used_any_more_is_pruned_and_its_place_taken_anew():
+    learner = dp_mixture.build(clustered_setup(), horizon=6.0, fewest=0.3)
+    play(learner, two_clusters(8))
+    first, second = learner.counts[:2]
+    assert min(first, second) > 0.3
+    rounds = math.ceil(math.log(second / 0.3) / -math.log(1 - 1 / 6))
+    play(learner, [clustered(1, 100 + t) for t in range(rounds - 1)])
+    assert learner.counts[1] == pytest.approx(second * (5 / 6) ** (rounds - 1), rel=1e-6), "only time has worn it"
+    play(learner, [clustered(1, 200)])
+    assert learner.counts[1] == 0.0
+    assert not any(name.startswith("1.") for name in learner.save())
+    assert learner.counts[0] > 4
+
+    task, other = clustered(-1, 300), dp_mixture.build(clustered_setup(replay=Replay(lambda memory, draw: [])))
+    learner._revisits = other._revisits  # Neither revisits anything but the new round.
+    play(learner, [task])
+    play(other, [task])
+    anew, first = learner.save(), other.save()
+    assert {n[2:]: v for n, v in frozen(anew).items() if n.startswith("1.")} == {
+        n[2:]: v for n, v in frozen(first).items() if n.startswith("0.")
+    }, "it begins with the run's first parameters and an optimizer that has made no step"
+
+
+# What it is saved as.
+
+
+def test_it_goes_on_to_the_bit_whatever_the_number_of_components():
+    tasks = [*two_clusters(9), *[clustered(1, 50 + t) for t in range(16)], *two_clusters(3)]
+    options = {"horizon": 5.0, "fewest": 0.3}
+    whole = dp_mixture.build(clustered_setup(), **options)
+    states, said, numbers = [], [], []
+    for t, task in enumerate(tasks):
+        states.append(whole.save())
+        numbers.append(sum(count > 0 for count in whole.counts))
+        said += play(whole, [task])
+        assert whole._setup.past.kept(t + 1)
+    assert {0, 1, 2} <= set(numbers)
+    assert 1 in numbers[numbers.index(2) :], "one was pruned"
+    end = frozen(whole.save())
+    for stop in (0, 3, 7, 20, len(tasks) - 1):  # One learner, that goes back as well as on.
+        whole.load(states[stop], stop)
+        assert frozen(whole.save()) == frozen(states[stop])
+        assert play(whole, tasks[stop:]) == said[stop:]
+        assert frozen(whole.save()) == end
+
+
+def test_what_several_keep_is_all_there_is():
+    learner = dp_mixture.build(clustered_setup())
+    play(learner, two_clusters(8))
+    whole, halves = learner.save(), [learner.save(keep) for keep in (is_even, lambda name: not is_even(name))]
+    assert frozen({**halves[0], **halves[1]}) == frozen(whole)
+    assert not set(halves[0]) & set(halves[1])
+    assert halves[0]
+    assert halves[1]
+
+
+def is_even(name):
+    return sum(name.encode()) % 2 == 0
+
+
+# Scored honestly.
+
+
+class Peeking(DirichletProcessMixture):
+    """A mixture that lets the query set choose."""
+
+    def _explain(self, task, metas):
+        return super()._explain(om.Task(task.query, task.query), metas)
+
+
+def chooses_by_support_alone(kind):
+    """Judge by a task whose support set is of one cluster, and whose query set is of the other."""
+    learner = kind(clustered_setup(), Options())
+    play(learner, two_clusters(12))
+    torn = om.Task(clustered(1, 500).support, clustered(-1, 501).query)
+    metas, inner = learner._metas(), learner._setup.inner
+    fits = [float(inner.loss(inner.adapt(meta, torn.support), torn.support)) for meta in metas]
+    chosen = metas[fits.index(min(fits))]
+    return learner.score(torn).loss_after == float(inner.loss(inner.adapt(chosen, torn.support), torn.query))
+
+
+def test_the_query_set_has_no_part_in_the_choice():
+    assert chooses_by_support_alone(DirichletProcessMixture)
+    assert not chooses_by_support_alone(Peeking), "the check would see it"
+
+
+def test_poison_founds_nothing_and_belongs_nowhere():
+    (bad,) = stream(1, seed=99)
+    bad = bad._replace(support=bad.support._replace(y=bad.support.y * 1e200))
+    learner, clean = dp_mixture.build(setup(replay=every_round())), dp_mixture.build(setup(replay=every_round()))
+    assert play(learner, [bad])[0][1] == om.Learned((), ())
+    assert not any(learner.counts)
+    tasks = stream(3)
+    said = play(learner, [*tasks[:2], bad, tasks[2]])
+    play(clean, tasks[:2])
+    assert {step.skipped for _, learned in said for step in learned.steps} == {None}
+    assert sum(learner.counts) == pytest.approx(3.0, abs=0.02)
+
+
+# The replay, and ranks.
+
+
+def test_one_of_the_rounds_is_always_new():
+    asked = []
+
+    def pick(memory, draw):
+        asked.append(draw)
+        return uniform().pick(memory, draw)
+
+    learner = dp_mixture.build(setup(replay=Replay(pick)))
+    for t, (_, learned) in enumerate(play(learner, stream(12))):
+        for step in (0, 1):
+            batch = learned.replayed[step * min(3, t + 1) : (step + 1) * min(3, t + 1)]
+            drawn = [one.round for one in uniform().pick({}, Draw(5 + dp_mixture.STREAM, t, step, range(t + 1), 3))]
+            assert t in batch
+            assert list(batch) == (drawn if t in drawn else [*drawn[:-1], t])
+    assert {draw.batch for draw in asked} == {3}
+
+
+def test_of_a_policy_that_measures_it_revisits_uniformly():
+    one, two = (dp_mixture.build(setup(replay=policy)) for policy in (prioritised(), uniform()))
+    tasks = stream(6)
+    assert play(one, tasks) == play(two, tasks)
+
+
+class Exchange:
+    """Gathers a value from each of some threads."""
+
+    def __init__(self, world):
+        self.values, self.barrier = [None] * world, threading.Barrier(world, timeout=60)
+
+    def gather(self, rank, value):
+        self.values[rank] = value
+        self.barrier.wait()
+        found = list(self.values)
+        self.barrier.wait()
+        return found
+
+
+class Ranked(om.MetaOptimizer):
+    """One of several ranks, each in a thread; sums over them before a step, in order or not."""
+
+    def __init__(self, meta, exchange, rank, world, in_order):
+        super().__init__(meta, "adam", 0.05)
+        self.rank, self.world, self._exchange, self._in_order = rank, world, exchange, in_order
+        self.gather = (lambda *share: exchange.gather(rank, share)) if in_order else None
+
+    def apply(self, sums, weight):
+        if not self._in_order:
+            for other, (found, share) in enumerate(self._exchange.gather(self.rank, (sums, weight))):
+                sums, weight = (found, share) if not other else (om.tree.add(sums, found), weight + share)
+        return super().apply(sums, weight)
+
+
+class Handed(MemoryPast):
+    """A past that gives a rank only what was handed to it."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self._rank, self._mine = rank, set()
+
+    def hand_out(self, shares):
+        self._mine = set(shares[self._rank])
+
+    def __getitem__(self, round):
+        assert round in self._mine
+        return super().__getitem__(round)
+
+
+def play_ranks(world, in_order):
+    exchange, tasks = Exchange(world), two_clusters(14)
+
+    def play_rank(rank):
+        engine = lambda meta: Ranked(meta, exchange, rank, world, in_order)  # noqa: E731
+        made = clustered_setup(engine=engine, past=Handed(rank), gather=lambda value: exchange.gather(rank, value))
+        learner = dp_mixture.build(made)
+        said = play(learner, tasks)
+        return said, learner.save()
+
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(play_rank, range(world)))
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_ranks_learn_what_one_learns(in_order):
+    ((said, alone),) = play_ranks(1, in_order)
+    for ranks in (2, 3):
+        found = play_ranks(ranks, in_order)
+        assert all(frozen(saved) == frozen(found[0][1]) for _, saved in found)
+        assert found[0][1].keys() == alone.keys()
+        assert [learned.replayed for _, learned in found[0][0]] == [learned.replayed for _, learned in said]
+        if in_order:
+            assert frozen(found[0][1]) == frozen(alone)
+        for name, value in alone.items():
+            torch.testing.assert_close(found[0][1][name], value, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"concentration": 0.0}, {"temperature": -1.0}, {"most": 0}, {"horizon": 1.0}, {"fewest": 1.0}, {"fewest": -0.1}],
+)
+def test_an_option_out_of_its_range_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        dp_mixture.build(setup(), **options)

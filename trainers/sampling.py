@@ -1,0 +1,63 @@
+"""A sum over many rounds from an even sample of them, with its standard error."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from online_meta.draws import generator
+from online_meta.types import Past
+
+STREAM = 2
+"""Sets the comparators' draws apart from the learners' with the same seed."""
+
+
+class Sample(NamedTuple):
+    """The ``rounds`` of a sample, and how many rounds each of them stands for."""
+
+    rounds: list[int]
+    weights: list[float]
+
+
+class Estimate(NamedTuple):
+    """A sum over rounds, and the ``variance`` that sampling gives it; 0 when each round was looked at."""
+
+    total: float
+    variance: float
+
+
+def counted_rounds(past: Past, rounds: range, skipped: Collection[int]) -> Sequence[int]:
+    """Return which of ``rounds`` count, in ascending order: those that retention has kept and nobody has skipped."""
+    kept = np.asarray(past.kept(rounds.stop), np.int64)
+    kept = kept[np.searchsorted(kept, rounds.start) :]
+    counted: Sequence[int] = kept[np.isin(kept, list(skipped), invert=True)]  # type: ignore[assignment]  # 8 bytes each
+    return counted
+
+
+def sample_rounds(counted: Sequence[int], rounds: range, skipped: Collection[int], most: int, seed: int) -> Sample:
+    """Return one round at random of each of ``most`` stretches of the ``counted`` of ``rounds``, as even as can be.
+
+    Those that retention has thinned out are stood for by those that it has kept.
+    """
+    played = len(rounds) - sum(round in rounds for round in skipped)
+    share = played / max(1, len(counted))
+    many = min(len(counted), most)
+    stretches = [range(len(counted) * k // many, len(counted) * (k + 1) // many) for k in range(many)]
+    random = generator(seed + STREAM, len(counted))
+    chosen = [int(counted[stretch[int(random.integers(len(stretch)))]]) for stretch in stretches]
+    return Sample(chosen, [share * len(stretch) for stretch in stretches])
+
+
+def estimate_sum(losses: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """Sum the losses, each standing for as many rounds as its stretch is long.
+
+    A loss that stands for m rounds adds m (m - 1) s^2 to the variance, s^2 being that of all the losses:
+    too much rather than too little where losses drift along the stream.
+    """
+    total = math.fsum(loss * m for loss, m in zip(losses, weights, strict=True))
+    if len(losses) < 2:
+        return Estimate(total, 0.0)
+    mean = math.fsum(losses) / len(losses)
+    variance = math.fsum((loss - mean) ** 2 for loss in losses) / (len(losses) - 1)
+    return Estimate(total, variance * sum(m * (m - 1) for m in weights))
