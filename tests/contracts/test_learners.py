@@ -97,6 +97,35 @@ def make_and_score(name, tasks):
     return learner.score(tasks[3])
 
 
+@every_learner
+def test_what_is_learned_between_rounds_is_the_same_after_a_restart(name):
+    tasks, whole = stream(6), make(name)
+    play(whole, tasks[:3])
+    saved = whole.save()
+    more = [whole.learn_more(update) for update in range(2)]
+    rest = play(whole, tasks[3:5])
+    assert all(step.skipped is None for steps in more for step in steps)
+
+    other = make(name, past=remembered(tasks[:3]))
+    other.load(saved, 3)
+    assert [other.learn_more(update) for update in range(2)] == more
+    assert play(other, tasks[3:5]) == rest
+    assert frozen(other.save()) == frozen(whole.save())
+    other.score(tasks[5])
+    if more[0]:
+        assert more[0] != more[1], "each update draws anew"
+        with pytest.raises(OrderError, match=r"1 task\(s\) were scored and not learned"):
+            other.learn_more(0)
+
+
+@every_learner
+def test_of_nothing_nothing_is_learned(name):
+    learner = make(name)
+    before = frozen(learner.save())
+    assert learner.learn_more(0) == ()
+    assert frozen(learner.save()) == before
+
+
 def copy(task):
     return Task(*(Batch(*(tensor.clone() for tensor in batch)) for batch in task))
 
