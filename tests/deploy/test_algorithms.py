@@ -16,7 +16,7 @@ ROWS = {
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 33
+    assert len(ROWS) == 36
     assert ROWS["FOMAML"] == ["meta.gradient=first_order"]
 
 
