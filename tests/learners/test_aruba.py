@@ -155,7 +155,7 @@ def test_a_task_that_is_not_finite_leaves_no_trace_but_in_the_count():
 def test_a_sum_that_would_overflow_is_left_as_it_is():
     """The loss and the way are finite here, and the squares of the gradients are not."""
     steep = om.Inner(om.model_loss(net(), lambda output, y: 1e200 * output.sin().mean()), om.rules.sgd(), 1)
-    learner = build(inner=steep)
+    learner = aruba.build(setup(inner=steep), eps=1e-120)
     before = frozen(learner.save())
     ((score, learned),) = play(learner, stream(1))
     assert math.isfinite(score.loss_after)

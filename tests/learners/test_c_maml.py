@@ -167,6 +167,27 @@ def test_a_task_that_is_not_finite_changes_nothing(part):
     assert frozen(poisoned.save()) == frozen(clean.save())
 
 
+def test_what_the_slow_weights_did_not_learn_is_not_carried_either():
+    """One step on the task ends where all is finite; its loss, and so the meta-step, is not."""
+    inner = om.Inner(om.model_loss(net(), "mse"), om.rules.sgd(lr=LR), 1)
+    learner = build(inner=inner, gradient=om.exact(inner))
+    before = frozen(learner.save())
+    assert all(value.isfinite().all() for value in inner.adapt(learner.engine.meta(), poison().support).values())
+    ((_, learned),) = play(learner, [poison()])
+    assert [step.skipped for step in learned.steps] == ["not_finite"]
+    assert frozen(learner.save()) == before
+
+
+def test_adaptation_that_diverges_is_not_carried():
+    """The meta-step is finite, and five steps on the query set, which is weighted by a huge number, are not."""
+    inner = om.Inner(om.model_loss(net(), lambda output, y: (output**2 * y.abs()).mean()), om.rules.sgd(lr=LR), 5)
+    learner, (task,) = build(inner=inner, gradient=om.exact(inner)), stream(1)
+    before = frozen(state_of(learner)[1])
+    ((_, learned),) = play(learner, [task._replace(query=task.query._replace(y=task.query.y * 1e100))])
+    assert [step.skipped for step in learned.steps] == [None]
+    assert frozen(state_of(learner)[1]) == before
+
+
 @pytest.mark.parametrize("wrong", [{"level": 0.0}, {"power": -1.0}, {"gamma": math.nan}])
 def test_limits_out_of_their_range_are_refused(wrong):
     with pytest.raises(ValueError, match="gamma is"):
