@@ -1,8 +1,9 @@
 """A Dirichlet-process mixture of meta-initialisations, for streams whose tasks come in clusters."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
 from online_meta.draws import Pick
@@ -13,11 +14,11 @@ from online_meta.mixtures import crp_prior, responsibilities
 from online_meta.replay.uniform import uniform
 from online_meta.revisits import Revisits
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task
+from online_meta.score import ScoredTasks, score_task, shorten
 from online_meta.setup import LearnerSetup
 from online_meta.shared_sums import hand_out, own_picks, sum_picks
 from online_meta.summing import TaskSum
-from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, PrefixScore, Score, StepReport, Task
 
 STREAM = 5
 """Sets this learner's draws apart from those of others with the same seed."""
@@ -84,11 +85,22 @@ class DirichletProcessMixture:
         """How many tasks each place's component has, older ones discounted; 0 where there is none."""
         return tuple(self._counts)
 
-    def score(self, task: Task) -> Score:
-        """Return the losses of the next round's task under the component that its support set chooses."""
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the losses of the next round's task under the component that its support set chooses.
+
+        Of each of ``prefixes`` under the one that those few points choose.
+        """
+        self._scored.add(task)
+        shorter = []
+        for points in prefixes:
+            if points < len(task.support.x):
+                few = self._judge(shorten(task, points))
+                shorter.append(PrefixScore(points, few.loss_after, few.accuracy))
+        return self._judge(task)._replace(prefixes=tuple(shorter))
+
+    def _judge(self, task: Task) -> Score:
         metas = [*self._metas(), self._setup.start]
         chosen = int(self._explain(task, metas).argmax())
-        self._scored.add(task)
         return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
 
     def learn(self, *tasks: Task) -> Learned:
@@ -110,6 +122,20 @@ class DirichletProcessMixture:
             reports += self._step(picks)
             replayed += [pick.round for pick in picks]
         return Learned(tuple(replayed), tuple(reports))
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Make ``steps_per_round`` more meta-steps with each component, the ``update``-th time since the last round."""
+        self._scored.check_none()
+        if not self._places():
+            return ()
+        for engine in self._engines:
+            engine.lr_scale = self._schedule(self._round - 1)
+        self._revisits.again(self._round - 1, self._setup.past.kept(self._round))
+        steps = self._setup.steps_per_round
+        first = (update + 1) * steps
+        return tuple(
+            report for step in range(first, first + steps) for report in self._step(self._revisits.picks(step))
+        )
 
     def _places(self) -> list[int]:
         return [place for place, count in enumerate(self._counts) if count]
@@ -215,6 +241,13 @@ def _under(place: int, keep: Keep | None) -> Callable[[str], bool] | None:
     return None if keep is None else lambda name: keep(f"{place}.{name}")
 
 
-def build(setup: LearnerSetup, **options: float) -> DirichletProcessMixture:
-    """Return the baseline; its options are those of ``Options``."""
-    return DirichletProcessMixture(setup, Options(**options))  # type: ignore[arg-type]  # Options says what fits
+def build(
+    setup: LearnerSetup,
+    concentration: Annotated[float, Gt(0)] = 1.0,
+    temperature: Annotated[float, Gt(0)] = 1.0,
+    most: Annotated[int, Ge(1)] = 6,
+    horizon: Annotated[float, Gt(1)] = 1000.0,
+    fewest: Annotated[float, Ge(0), Lt(1)] = 0.1,
+) -> DirichletProcessMixture:
+    """Return the baseline; ``Options`` says what its options are."""
+    return DirichletProcessMixture(setup, Options(concentration, temperature, most, horizon, fewest))
