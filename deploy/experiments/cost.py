@@ -102,7 +102,9 @@ def call_here(function: Call, *args: Any) -> Any:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(quick: bool, only: tuple[str, ...], played: int | None, seeds: int | None, work: Path, out: Path) -> None:
     """Write cost.json, .md and .png into OUT, as far as they have come; what is finished in WORK is not done again."""
-    chosen = {name: value for name, value in (("played", played), ("seeds", seeds)) if value is not None}
+    chosen: dict[str, Any] = {
+        name: value for name, value in (("played", played), ("seeds", seeds)) if value is not None
+    }
     scale = replace(QUICK if quick else Scale(), **chosen)
     if scale.played < scale.rounds[0]:
         raise click.BadParameter(f"--played is {scale.played}: {scale.rounds[0]} or more, so that a run has begun")

@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator[0] = 'hindsite': must be"),
     "source kind": ("[serve]", '[[source]]\nkind = "htp"\n[serve]', "[source 1] kind = 'htp': did you mean 'http'?"),
-    "no source kind": ("[serve]", '[[source]]\nname = "a"\n[serve]', "[source 1] kind is missing: known: files, http,"),
+    "no source kind": ("[serve]", '[[source]]\nname = "a"\n[serve]', "[source 1] kind is missing: known: "),
     "source name": (
         "[serve]",
         '[[source]]\nkind = "http"\nname = "a b"\n[serve]',
