@@ -11,6 +11,7 @@ import online_meta
 from deploy.view import SKIPPED_STEPS, STEPS, RunView
 from online_meta.metrics import METRICS, Metric
 from trainers.json_lines import Line
+from trainers.round_lines import all_steps
 
 PREFIX = "online_meta_"
 UNKNOWN_AT_FIRST = (
@@ -58,8 +59,9 @@ def count_round(instruments: Instruments, line: Line) -> None:
     """Count a new round."""
     instruments["rounds_total"].inc()
     instruments["round_duration_seconds"].observe(line["seconds"])
-    instruments["meta_steps_total"].inc(len(line["steps"]))
-    for step in line["steps"]:
+    steps = all_steps(line)
+    instruments["meta_steps_total"].inc(len(steps))
+    for step in steps:
         if step["skipped"]:
             instruments["skipped_steps_total"].labels(reason=step["skipped"]).inc()
         elif step["norm"] is not None:

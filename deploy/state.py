@@ -99,7 +99,8 @@ def status_of(state: DaemonState) -> dict[str, Any]:
             "ingested_per_second": state.ingesting.per_second(),
             "oldest_pending_age_seconds": state.oldest_pending_age(),
         },
-        "last": view.last and {k: v for k, v in view.last.items() if k not in ("learners", "steps")},
+        "last": view.last
+        and {k: v for k, v in view.last.items() if k not in ("learners", "steps", "more_steps", "efficiency")},
         "learners": view.learners(state.config.regret.proficiency),
         "regret": view.regret(),
         "checkpoint": view.checkpoint,

@@ -10,6 +10,7 @@ from deploy.sums_file import SumsFile
 from online_meta.regret import Comparator, RegretLedger
 from streams.durable import sync_path
 from trainers.json_lines import Line, LineReader, read_line
+from trainers.round_lines import all_steps
 from trainers.run_files import RunFiles
 
 LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS = "line length", "skipped", "loss before", "meta steps", "skipped steps"
@@ -134,7 +135,7 @@ class RunView:
         return {against: regret._asdict() for against, regret in self.ledger.regret().items()}
 
     def _record(self, line: Line) -> None:
-        played, steps = line["learners"], line["steps"]
+        played, steps = line["learners"], all_steps(line)
         beside = {
             LENGTH: float(self._rounds.position - self._position),
             SKIPPED: float(line["skipped"] is not None),

@@ -59,6 +59,10 @@ class Revisits:
         self._draw = Draw(self._seed, round, 0, kept, self._batch)
         self._memory = self._replay.meet(self._memory, self._draw)
 
+    def again(self, round: int, kept: Sequence[int]) -> None:
+        """Go on with the draws after ``round``, which were begun before, maybe by another process."""
+        self._draw = Draw(self._seed, round, 0, kept, self._batch)
+
     def picks(self, step: int) -> list[Pick]:
         """Return the picks of the next meta-step."""
         self._draw, self._measured = self._draw._replace(step=step), []

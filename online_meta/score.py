@@ -23,8 +23,7 @@ def score_task(
     loss = judged(inner.loss)
 
     def adapted(points: int) -> PrefixScore:
-        support = Batch(task.support.x[:points], task.support.y[:points])
-        phi = inner.adapt(meta, support)
+        phi = inner.adapt(meta, shorten(task, points).support)
         right = None if accuracy is None else float(accuracy(phi, task.query))
         return PrefixScore(points, float(loss(phi, task.query)), right)
 
@@ -33,6 +32,11 @@ def score_task(
         before, whole = float(loss(see(inner, meta, {}), task.query)), adapted(size)
         shorter = tuple(adapted(points) for points in prefixes if points < size)
         return Score(before, whole.loss, whole.accuracy, shorter)
+
+
+def shorten(task: Task, points: int) -> Task:
+    """Return the task with the first so many points of its support set alone."""
+    return Task(Batch(task.support.x[:points], task.support.y[:points]), task.query)
 
 
 def points_needed(score: Score, size: int, proficiency: float) -> int | None:
@@ -61,6 +65,11 @@ class ScoredTasks:
         if not (self._tasks and self._tasks[-1] is task):
             self._tasks.append(task)
         return len(self._tasks) - 1
+
+    def check_none(self) -> None:
+        """Raise ``OrderError`` when a task was scored that is not learned: its score could not be repeated."""
+        if self._tasks:
+            raise OrderError(f"{len(self._tasks)} task(s) were scored and not learned: learn() comes first")
 
     def take(self, tasks: Sequence[Task]) -> None:
         """Check that ``tasks`` are all the scored ones in their order, and forget them.

@@ -167,6 +167,9 @@ class Learner(Protocol):
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, in the order in which they were scored."""
 
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Make one more update on past rounds, the ``update``-th since the last round, from 0; nothing for some."""
+
     def save(self, keep: Keep | None = None) -> Params:
         """All state, or what ``keep`` keeps of it, as flat, detached copies."""
 

@@ -22,7 +22,7 @@ INDIFFERENT = (
 """Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
 
 
-WRITTEN = ("max_rounds_per_update", "max_skipped", "when_diverged")
+WRITTEN = ("max_rounds_per_update", "idle_updates", "max_skipped", "when_diverged")
 """Keys of [meta] that decide what is then written beside the history, and obeyed whatever they are later."""
 
 

@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import safe_open
 from safetensors.torch import save
@@ -23,6 +24,14 @@ from trainers.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 
+class Published(NamedTuple):
+    """The leader that adapting processes read: its rounds, the updates on past rounds alone since, and when."""
+
+    rounds: int
+    updates: int
+    at: float
+
+
 @dataclass
 class Desk:
     """The open files of a run; ``known`` are the lines of rounds that were played already, beyond the checkpoint."""
@@ -36,7 +45,7 @@ class Desk:
     lines: LineWriter
     known: list[Line]
     checkpoints: LineWriter
-    published: tuple[int, float] = field(default=(-1, 0.0))
+    published: Published
     told: tuple[int, float] = field(default=(-1, 0.0))
     started: float = field(default_factory=time.time)
 
@@ -60,7 +69,7 @@ def open_desk(settings: TrainerSettings, files: RunFiles, rounds: int) -> Desk:
         lines=lines,
         known=LineReader(files.rounds, position).refresh(),
         checkpoints=LineWriter(files.checkpoint_log),
-        published=(published_round(files.leader), 0.0),
+        published=published_leader(files.leader),
     )
 
 
@@ -91,29 +100,33 @@ def report(desk: Desk, line: Line) -> None:
         log.error("round %d does not repeat: %s (another machine, torch or model code?)", line["round"], difference)
 
 
-def publish(desk: Desk, meta: Meta, rounds: int) -> None:
+def publish(desk: Desk, meta: Meta, rounds: int, updates: int = 0) -> None:
     """Put the current leader where adapting processes read it, if it is newer than what they have."""
-    if rounds > desk.published[0]:
-        replace_file(desk.files.leader, leader_bytes(meta, rounds), durable=True)
-        desk.published = (rounds, time.monotonic())
+    if (rounds, updates) > desk.published[:2]:
+        replace_file(desk.files.leader, leader_bytes(meta, rounds, updates), durable=True)
+        desk.published = Published(rounds, updates, time.monotonic())
 
 
-def published_round(leader: Path) -> int:
-    """Return how many rounds the published leader has learned; -1 when there is none.
+def published_leader(leader: Path) -> Published:
+    """Return how many rounds the published leader has learned, and the updates since; -1 rounds when there is none.
 
     Rounds that are played again after a kill are not published again: adapting never goes back.
     """
     if not leader.exists():
-        return -1
+        return Published(-1, 0, 0.0)
     with safe_open(leader, "pt") as file:
-        return int(file.metadata()["round"])
+        told = file.metadata()
+        return Published(int(told["round"]), int(told.get("updates", 0)), 0.0)
 
 
-def leader_bytes(meta: Meta, rounds: int) -> bytes:
-    """Return meta-parameters as safetensors: weights by name, the rule's under ``rule.``, the round beside them."""
+def leader_bytes(meta: Meta, rounds: int, updates: int = 0) -> bytes:
+    """Return meta-parameters as safetensors: weights by name, the rule's under ``rule.``, the round beside them.
+
+    So are the ``updates`` that were made on past rounds alone since then, where there are any.
+    """
     tensors: Params = {**meta.weights, **{f"rule.{name}": value for name, value in meta.rule.items()}}
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return save(plain, metadata={"round": str(rounds)})
+    return save(plain, metadata={"round": str(rounds)} | ({"updates": str(updates)} if updates else {}))
 
 
 def close_desk(desk: Desk) -> None:

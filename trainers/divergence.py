@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainers.json_lines import Line, LineReader, LineWriter, find_line
+from trainers.round_lines import all_steps
 
 
 class Diverged(RuntimeError):
@@ -63,7 +64,7 @@ class Streak:
 
     def note(self, line: Line) -> None:
         """Count the meta-steps that a round's line tells of."""
-        for step in line["steps"]:
+        for step in all_steps(line):
             if step["skipped"] is None:
                 self.length, self.good = 0, True
             else:
@@ -86,7 +87,7 @@ def streak_of(path: Path, rounds: int, rollbacks: Sequence[Rollback]) -> Streak:
         first = max(rounds - window, 0)
         reader = LineReader(path, find_line(path, lambda line, first=first: bool(line["round"] >= first)))  # type: ignore[misc]
         lines = [*takewhile(lambda line: line["round"] < rounds, reader.lines())]
-        good = any(step["skipped"] is None for line in lines for step in line["steps"])
+        good = any(step["skipped"] is None for line in lines for step in all_steps(line))
         if good or first <= ended:
             return _count_streak(lines, {one.round for one in rollbacks})
         window *= 8

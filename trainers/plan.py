@@ -1,5 +1,6 @@
 """What timing decided, written down before it is played and obeyed ever after."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,10 @@ from trainers.json_lines import LineReader, LineWriter, find_line
 
 
 class Plan(NamedTuple):
-    """One meta-update: the ``rounds`` rounds from ``round`` on are scored with the same leader, then learned."""
+    """One meta-update: the ``rounds`` rounds from ``round`` on are scored with the same leader, then learned.
+
+    Of no rounds, it is one on past rounds alone, before ``round`` is there.
+    """
 
     round: int
     rounds: int
@@ -21,7 +25,9 @@ class PlanBook:
         position = find_line(path, lambda line: bool(line["round"] >= since))
         self._writer = LineWriter(path, position)
         self._since = since
-        self._plans = {plan.round: plan for plan in read_plans(path, position)}
+        plans = read_plans(path, position)
+        self._plans = {plan.round: plan for plan in plans if plan.rounds}
+        self._more = Counter(plan.round for plan in plans if not plan.rounds)
 
     def decide(self, round: int, available: int, most: int) -> Plan:
         """Return the plan of ``round``: the one in the book, or a new one for what is ``available`` now.
@@ -30,10 +36,26 @@ class PlanBook:
         """
         if round not in self._plans:
             plan = Plan(round, max(1, min(available, most)))
-            self._writer.append(plan._asdict())
-            self._writer.sync()
+            self._write(plan)
             return plan
         return self._plans.pop(round)
+
+    def decide_more(self, round: int) -> None:
+        """Write down that one more update on past rounds is made before ``round``."""
+        self._write(Plan(round, 0))
+        self._more[round] += 1
+
+    def more(self, round: int) -> int:
+        """Return how many updates on past rounds are made before ``round``."""
+        return self._more[round]
+
+    def knows(self, round: int) -> bool:
+        """Return whether ``round`` is planned: what comes before it can't be changed any more."""
+        return round < self.planned
+
+    def _write(self, plan: Plan) -> None:
+        self._writer.append(plan._asdict())
+        self._writer.sync()
 
     @property
     def planned(self) -> int:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from online_meta.regret import LEARNER
 from online_meta.score import points_needed
-from online_meta.types import Learned, Score
+from online_meta.types import Learned, Score, StepReport
 from trainers.json_lines import Line
 
 
@@ -39,8 +39,11 @@ def round_lines(
     learned: Learned,
     seconds: float,
     support: Support | None = None,
+    more: Sequence[StepReport] = (),
 ) -> list[Line]:
     """Return a line for each round of one update; its meta-steps are told with the last of them.
+
+    The first one tells of ``more`` meta-steps, which were made on past rounds alone before.
 
     ``seconds`` is the update's time, shared evenly. Where prefixes of the ``support`` sets were scored, the lines
     tell. A round in which any learner's score is not finite is ``skipped``: it has no losses, so that all learners are
@@ -67,6 +70,8 @@ def round_lines(
                 "steps": [_step(step.norm, step.skipped) for step in learned.steps] if last else [],
             }
         )
+        if more and index == 0:
+            lines[-1]["more_steps"] = [_step(step.norm, step.skipped) for step in more]
         if support is not None and not skipped:
             size = support.sizes[index]
             lines[-1]["efficiency"] = {n: _efficiency(score, size, support.proficiency) for n, score in own.items()}
@@ -78,7 +83,14 @@ def disagreement(before: Line, now: Line) -> str | None:
     for key in ("id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "steps"):
         if before[key] != now[key]:
             return f"{key} was {before[key]!r} and is {now[key]!r}"
+    if before.get("more_steps") != now.get("more_steps"):
+        return f"more_steps was {before.get('more_steps')!r} and is {now.get('more_steps')!r}"
     return None
+
+
+def all_steps(line: Line) -> list[Line]:
+    """Return what a line tells of meta-steps, those on past rounds alone that were made before its round first."""
+    return [*line.get("more_steps", ()), *line["steps"]]
 
 
 def _finite(score: Score) -> bool:

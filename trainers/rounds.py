@@ -28,7 +28,7 @@ from trainers.timing import Timing, timed
 
 POLL_SECONDS = 0.02
 PUBLISH_SECONDS = 0.5
-END, WAIT, SAVE, TELL = "end", "wait", "save", "tell"
+END, WAIT, SAVE, TELL, MORE = "end", "wait", "save", "tell", "more"
 
 
 def open_run(
@@ -94,9 +94,12 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
         elif order == WAIT:
             _publish(run)
             stop.wait(POLL_SECONDS)
-        elif isinstance(order, int):
-            play_update(run, order)
-            if run.desk and time.monotonic() - run.desk.published[1] > PUBLISH_SECONDS:
+        else:
+            if isinstance(order, int):
+                play_update(run, order)
+            else:
+                learn_more(run)
+            if run.desk and time.monotonic() - run.desk.published.at > PUBLISH_SECONDS:
                 _publish(run)
     run.writing.finish()
     _publish(run)
@@ -125,17 +128,38 @@ def _order(run: Run, stop: Event, until: int | None) -> int | str:
 
 def _decide(run: Run, desk: Desk, committed: int, stop: Event, until: int | None) -> int | str:
     """While one checkpoint is written beside training no other is begun, except where a rollback needs it."""
-    new = run.round - run.checkpointed
+    # A checkpoint is of a round as it was learned: it does not tell how much was learned more since.
+    new = 0 if run.updates else run.round - run.checkpointed
     if new and run.round in desk.rollbacks.wanted(run.round + 1):
         return SAVE
     if new >= run.settings.checkpoint.every_rounds and run.writing.idle():
         return SAVE
     if must_tell(run, desk):
         return TELL
-    if stop.is_set() or (until is not None and run.round >= until):
-        return SAVE if new else END
+    ends = until is not None and run.round >= until
+    if new and (ends or stop.is_set()):
+        return SAVE
+    if stop.is_set():
+        return END
+    if run.updates < desk.plans.more(run.round):
+        return MORE
+    if ends:
+        return END
     available = committed - run.round
-    return (available if until is None else min(available, until - run.round)) or WAIT
+    if available:
+        return available if until is None else min(available, until - run.round)
+    return _decide_at_rest(run, desk, new)
+
+
+def _decide_at_rest(run: Run, desk: Desk, new: int) -> str:
+    """No task waits: learn more of past rounds, as far as the budget goes, from a checkpoint on."""
+    settled = desk.plans.knows(run.round) or desk.rollbacks.at(run.round) is not None
+    if settled or not run.round or run.updates >= run.settings.meta.idle_updates:
+        return WAIT
+    if new:
+        return SAVE if run.writing.idle() else WAIT
+    desk.plans.decide_more(run.round)
+    return MORE
 
 
 def play_update(run: Run, available: int) -> None:
@@ -162,9 +186,21 @@ def play_update(run: Run, available: int) -> None:
     if run.desk and run.history is not None:
         entries = [run.history.entry(round) for round in fresh]
         support = Support([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
-        for line in round_lines(entries, scores, learned[LEARNER], seconds, support):
+        for line in round_lines(entries, scores, learned[LEARNER], seconds, support, run.more):
             report(run.desk, line)
     run.round += rounds
+    run.updates, run.more = 0, []
+
+
+def learn_more(run: Run) -> None:
+    """Let each learner make one more update on past rounds, which is planned."""
+    paths = told_paths(run.desk.paths.at(run.round - 1)) if run.desk else None
+    run.steering.follow(read_paths(run.crew.share(paths)))  # As the last round was: a restart may begin here.
+    with run.timing.working():
+        reports = {name: learner.learn_more(run.updates) for name, learner in run.learners.items()}
+    run.timing.steps += len(reports[LEARNER])
+    run.more += reports[LEARNER]
+    run.updates += 1
 
 
 def _plan(run: Run, available: int, desk: Desk) -> tuple[int, int | None]:
@@ -185,7 +221,7 @@ def _find_paths(run: Run, tasks: list[Task], desk: Desk) -> dict[str, Any]:
 
 def _publish(run: Run) -> None:
     if run.desk:
-        publish(run.desk, run.leader(), run.round)
+        publish(run.desk, run.leader(), run.round, run.updates)
 
 
 def close_run(run: Run) -> None:

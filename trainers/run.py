@@ -1,9 +1,9 @@
 """An open run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from online_meta.types import Learner, Meta
+from online_meta.types import Learner, Meta, StepReport
 from streams.history import History
 from trainers.aside import Aside
 from trainers.crew import Crew
@@ -34,3 +34,6 @@ class Run:
     desk: Desk | None
     round: int = 0
     checkpointed: int = 0
+    more: list[StepReport] = field(default_factory=list)
+    updates: int = 0
+    """How many updates on past rounds alone were made before ``round``, and their steps: ``more``."""

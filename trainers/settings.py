@@ -40,7 +40,8 @@ class MetaSettings:
     """The outer loop: ``steps_per_round`` meta-steps a round, each on at most ``batch`` past rounds.
 
     While tasks arrive faster than they are learned, up to ``max_rounds_per_update`` rounds are scored
-    before one shared update; what was shared is written into the run's plan. ``options`` are those of the estimator
+    before one shared update; while none arrives, as many as ``idle_updates`` more updates follow each round, on past
+    rounds alone. Both are written into the run's plan before they are made. ``options`` are those of the estimator
     ``gradient``, such as ``rematerialise`` of exact, ``replay_options`` those of the policy ``replay``. The learning
     rate follows a ``schedule`` over the rounds, with ``schedule_options`` such as ``warmup``. After ``max_skipped``
     meta-steps in a row that were not finite the run goes back to the last good checkpoint with half the learning rate,
@@ -59,6 +60,7 @@ class MetaSettings:
     replay: str = "uniform"
     replay_options: dict[str, Any] = field(default_factory=dict)
     max_rounds_per_update: Annotated[int, Ge(1)] = 1
+    idle_updates: Annotated[int, Ge(0)] = 0
     max_skipped: Annotated[int, Ge(1)] = 50
     when_diverged: Literal["roll_back", "stop"] = "roll_back"
 

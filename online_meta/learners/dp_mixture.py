@@ -14,11 +14,11 @@ from online_meta.mixtures import crp_prior, responsibilities
 from online_meta.replay.uniform import uniform
 from online_meta.revisits import Revisits
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task
+from online_meta.score import ScoredTasks, score_task, shorten
 from online_meta.setup import LearnerSetup
 from online_meta.shared_sums import hand_out, own_picks, sum_picks
 from online_meta.summing import TaskSum
-from online_meta.types import Batch, Engine, Keep, Learned, Meta, MetaGrad, Params, PrefixScore, Score, StepReport, Task
+from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, PrefixScore, Score, StepReport, Task
 
 STREAM = 5
 """Sets this learner's draws apart from those of others with the same seed."""
@@ -86,22 +86,18 @@ class DirichletProcessMixture:
         return tuple(self._counts)
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under the component that its support set chooses.
-
-        Of each of ``prefixes`` under the one that those few points choose.
-        """
+        """Return the losses of the next round's task under the component that its support set chooses."""
         self._scored.add(task)
-        shorter = []
-        for points in prefixes:
-            if points < len(task.support.x):
-                few = self._judge(Task(Batch(*(part[:points] for part in task.support)), task.query))
-                shorter.append(PrefixScore(points, few.loss_after, few.accuracy))
-        return self._judge(task)._replace(prefixes=tuple(shorter))
-
-    def _judge(self, task: Task) -> Score:
         metas = [*self._metas(), self._setup.start]
-        chosen = int(self._explain(task, metas).argmax())
-        return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
+
+        def judge(task: Task) -> Score:
+            chosen = int(self._explain(task, metas).argmax())
+            return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
+
+        size = len(task.support.x)
+        fewer = [(points, judge(shorten(task, points))) for points in prefixes if points < size]
+        shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in fewer)
+        return judge(task)._replace(prefixes=shorter)
 
     def learn(self, *tasks: Task) -> Learned:
         """Assign the tasks scored since the last call, then make this update's meta-steps with each component."""
@@ -122,6 +118,20 @@ class DirichletProcessMixture:
             reports += self._step(picks)
             replayed += [pick.round for pick in picks]
         return Learned(tuple(replayed), tuple(reports))
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Make ``steps_per_round`` more meta-steps with each component, the ``update``-th time since the last round."""
+        self._scored.check_none()
+        if not self._places():
+            return ()
+        for engine in self._engines:
+            engine.lr_scale = self._schedule(self._round - 1)
+        self._revisits.again(self._round - 1, self._setup.past.kept(self._round))
+        steps = self._setup.steps_per_round
+        first = (update + 1) * steps
+        return tuple(
+            report for step in range(first, first + steps) for report in self._step(self._revisits.picks(step))
+        )
 
     def _places(self) -> list[int]:
         return [place for place, count in enumerate(self._counts) if count]

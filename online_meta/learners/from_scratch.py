@@ -6,7 +6,7 @@ from dataclasses import replace
 from online_meta.rules.adam import adam
 from online_meta.score import ScoredTasks, score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Keep, Learned, Meta, Params, Score, Task
+from online_meta.types import Keep, Learned, Meta, Params, Score, StepReport, Task
 
 
 class FromScratch:
@@ -32,6 +32,10 @@ class FromScratch:
         self._scored.take(tasks)
         self._round += len(tasks)
         return Learned((), ())
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Learn nothing."""
+        return ()
 
     def save(self, keep: Keep | None = None) -> Params:
         """Nothing to keep."""

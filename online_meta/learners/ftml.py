@@ -107,6 +107,19 @@ class FollowTheMetaLeader:
             reports.append(report)
         return Learned(tuple(replayed), tuple(reports))
 
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Make ``steps_per_round`` more meta-steps on past rounds, the ``update``-th time since the last round, from 0.
+
+        Of no round at all nothing is learned. Raises ``OrderError`` when tasks were scored that are not learned.
+        """
+        self._scored.check_none()
+        if not self.round:
+            return ()
+        self.engine.lr_scale = self.lr_scale * self._schedule(self.round - 1)
+        self._revisits.again(self.round - 1, self._past.kept(self.round))
+        first = (update + 1) * self._steps
+        return tuple(self._step(step)[1] for step in range(first, first + self._steps))
+
     def _foreseen(self) -> Iterator[int]:
         """Tell what this rank will probably revisit, of the rounds that are there."""
         for picks in self._revisits.foresee(self._steps):
