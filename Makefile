@@ -21,12 +21,12 @@ TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist wor
 # by chance, ARGS=... is passed on to what is run.
 PYTHON ?=
 ARGS ?=
-TABLE ?= first_table sinusoid_known_answers glyph_table non_stationary
+TABLE ?= first_table sinusoid_known_answers glyph_table regret_theory non_stationary segmentation
 TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
 
-.PHONY: help setup demo test lint check format experiments bench bench-distributed bench-memory bench-streams \
+.PHONY: help setup demo test lint check format experiments experiments-cost bench bench-distributed bench-memory bench-streams \
 	crash fuzz soak pins clean chromium
 
 help:  ## this list
@@ -50,6 +50,9 @@ check: lint test  ## what CI runs: formatting, lint, types, all tests
 
 experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; goes on where it was stopped; TABLE=glyph_table ARGS="--jobs 1"
 	@for table in $(TABLE); do $(BIN)/python -m deploy.experiments.$$table $(ARGS); done
+
+experiments-cost: $(READY)  ## that rounds do not grow dearer, 80 minutes; goes on where it was stopped; ARGS="--quick --out /tmp"
+	@exec $(BIN)/python -m deploy.experiments.cost $(ARGS)
 
 bench: $(BENCH_READY)  ## time and memory beside peers, into docs/results, 25 minutes; ARGS="--only sinusoid_k5"
 	@exec $(BENCH)/python -m tests.benchmarks $(ARGS)

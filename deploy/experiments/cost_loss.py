@@ -61,19 +61,23 @@ def digits_mlp() -> nn.Module:
 
 def make_digits(work: Path, seed: int, rounds: int) -> Path:
     """Return the history of a seed, made if need be."""
-    return make_history(work / "digits" / str(seed) / "history", "rainbow_digits", seed, rounds)
+    return make_history(_history_of(work, seed), "rainbow_digits", seed, rounds)
 
 
-def play_digits(policy: str, seed: int, rounds: int, work: Path) -> Row:
-    """Play the rounds by one policy, or go on where it was stopped; a row that was finished is read."""
-    asked = {"policy": policy, "seed": seed, "rounds": rounds, "settings": [*POLICIES[policy], *PLAIN]}
+def _history_of(work: Path, seed: int) -> Path:
+    return work / "digits" / str(seed) / "history"
+
+
+def play_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row:
+    """Play the rounds of a seed's history by one policy, or go on with it; a row that was finished is read."""
+    settings = [*POLICIES[policy], *PLAIN, *overrides]
+    asked = {"policy": policy, "seed": seed, "rounds": rounds, "settings": settings}
     place = work / "digits" / str(seed) / f"{policy.replace(' ', '_')}-{rounds}"
     if before := read_kept(place.with_suffix(".json"), asked):
         return before
-    overrides = (*POLICIES[policy], *PLAIN, f"run.seed={seed}")
-    config = read_config(Path(str(package_files("deploy") / "demo.toml")), overrides)
+    config = read_config(Path(str(package_files("deploy") / "demo.toml")), (*settings, f"run.seed={seed}"))
     began = time.process_time()
-    report = replay(config, make_digits(work, seed, rounds), place, rounds, lambda what, done, of: None)
+    report = replay(config, _history_of(work, seed), place, rounds, lambda what, done, of: None)
     row = {"asked": asked, **report["learners"][LEARNER], "cpu_seconds": time.process_time() - began}
     return keep(place.with_suffix(".json"), row)
 

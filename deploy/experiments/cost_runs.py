@@ -31,16 +31,17 @@ SMALL = (
     "inner.steps=1",
     "meta.steps_per_round=1",
     "engine.how=traced",
-    "checkpoint.every_rounds=100",
+    "checkpoint.every_rounds=25",
     "regret.comparator=[]",
     "regret.baselines=[]",
 )
 """The sinusoid network of deploy/sinusoid.toml, one inner step and one meta-step of 10 tasks a round."""
 
 
-def settings_of(policy: str) -> TrainerSettings:
+def settings_of(policy: str, overrides: tuple[str, ...] = ()) -> TrainerSettings:
     """Return the settings of a policy's run."""
-    return read_config(Path(str(package_files("deploy") / "sinusoid.toml")), (*SMALL, *POLICIES[policy])).trainer()
+    file = Path(str(package_files("deploy") / "sinusoid.toml"))
+    return read_config(file, (*SMALL, *POLICIES[policy], *overrides)).trainer()
 
 
 def state_of(work: Path, policy: str, round: int) -> Path:
@@ -48,27 +49,28 @@ def state_of(work: Path, policy: str, round: int) -> Path:
     return work / "states" / f"{policy.replace(' ', '_')}-{round}"
 
 
-def make_state(work: Path, policy: str, round: int, before: int, played: bool) -> Row:
+def make_state(work: Path, policy: str, settings: TrainerSettings, round: int, before: int, played: bool) -> None:
     """Make the run that stands at a ``round`` from the one that stands at ``before``, 0 for none; keep it.
 
-    It is ``played``, or else walked (see ``walking``). Returns the memory of the process afterwards.
+    It is ``played``, or else walked (see ``walking``).
     """
     target = state_of(work, policy, round)
     unfinished = target.with_name(f".{target.name}")
     if target.exists():
-        return {}
+        return
     if not unfinished.exists() or not played:  # One that is being played goes on at its last checkpoint.
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         if before:
             shutil.copytree(state_of(work, policy, before), unfinished, dirs_exist_ok=True)
     with History.open(work / "history", write=False) as history:
-        (play if played else walk)(settings_of(policy), RunFiles(unfinished), history, round)
+        (play if played else walk)(settings, RunFiles(unfinished), history, round)
     unfinished.rename(target)
-    return memory()
 
 
-def time_rounds(work: Path, policy: str, rounds: Sequence[int], turns: int, block: int) -> list[Row]:
+def time_rounds(
+    work: Path, policy: str, settings: TrainerSettings, rounds: Sequence[int], turns: int, block: int
+) -> list[Row]:
     """Return the seconds a round of runs that stand at different ``rounds``, ``block`` rounds at a time by turns.
 
     By turns, so that whatever else the machine does falls upon all of them alike. A block ends with a checkpoint, as in
@@ -76,7 +78,7 @@ def time_rounds(work: Path, policy: str, rounds: Sequence[int], turns: int, bloc
     """
     found: list[Row] = [{"round": round, "cpu": [], "wall": []} for round in rounds]
     with ExitStack() as stack:
-        runs = [_copied(stack, work, policy, round) for round in rounds]
+        runs = [_copied(stack, work, policy, settings, round) for round in rounds]
         for run in runs:
             play_rounds(run, Event(), run.round + block)
         for turn in range(turns):
@@ -89,10 +91,10 @@ def time_rounds(work: Path, policy: str, rounds: Sequence[int], turns: int, bloc
     return found
 
 
-def weigh_rounds(work: Path, policy: str, round: int, block: int) -> Row:
+def weigh_rounds(work: Path, policy: str, settings: TrainerSettings, round: int, block: int) -> Row:
     """Return the memory of a process that has opened the run that stands at a round and plays a few rounds."""
     with ExitStack() as stack:
-        run = _copied(stack, work, policy, round)
+        run = _copied(stack, work, policy, settings, round)
         play_rounds(run, Event(), round + block)
         _reset_peak()
         play_rounds(run, Event(), round + 2 * block)
@@ -100,11 +102,11 @@ def weigh_rounds(work: Path, policy: str, round: int, block: int) -> Row:
         return memory()
 
 
-def _copied(stack: ExitStack, work: Path, policy: str, round: int) -> Run:
-    folder = Path(stack.enter_context(TemporaryDirectory(dir=work)))
+def _copied(stack: ExitStack, work: Path, policy: str, settings: TrainerSettings, round: int) -> Run:
+    folder = Path(stack.enter_context(TemporaryDirectory(dir=work / "copies")))
     shutil.copytree(state_of(work, policy, round), folder, dirs_exist_ok=True)
     history = stack.enter_context(History.open(work / "history", write=False))
-    run = open_run(settings_of(policy), RunFiles(folder), history)
+    run = open_run(settings, RunFiles(folder), history)
     stack.callback(close_run, run)
     return run
 

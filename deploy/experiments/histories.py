@@ -15,6 +15,8 @@ COMMIT = 50
 
 def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
     """Return the folder of a history with at least ``rounds`` tasks of the source ``kind``; make what is missing."""
+    if _rounds_in(folder) >= rounds:  # Some sources take seconds to be opened.
+        return folder
     module = registry.load_module(streams.sources, kind)
     spec: TaskSpec = module.SPEC
     source: TaskSource = module.open(module.Settings(), spec, kind, seed)
@@ -29,6 +31,13 @@ def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
                 history.append(records)
                 records = []
     return folder
+
+
+def _rounds_in(folder: Path) -> int:
+    if not folder.exists():
+        return 0
+    with History.open(folder, write=False) as history:
+        return len(history)
 
 
 def _record(arrival: Arrival) -> Record:
