@@ -134,14 +134,15 @@ def render(result: dict[str, Any]) -> str:
         "standard error. FTML by each replay policy, and the Dirichlet-process mixture (uniform replay). *Against*",
         "*uniform* is the difference of cumulative losses seed by seed, below 0 is better. Seconds are processor time.",
         "",
-        "| stream | learner | cumulative loss | against uniform | loss, last half | components | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| stream | learner | seeds | cumulative loss | against uniform | loss, last half | components | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     groups = by_run(result["rows"])
     for (stream, label), rows in groups.items():
         even = {row["asked"]["seed"]: sum(row["losses"]) for row in groups.get((stream, "uniform"), [])}
         against = [sum(row["losses"]) - even[row["asked"]["seed"]] for row in rows if row["asked"]["seed"] in even]
         cells = [
+            str(len(rows)),
             spread([sum(row["losses"]) for row in rows]),
             spread(against) if label != "uniform" else "",
             spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),

@@ -54,7 +54,7 @@ def test_the_table_compares_seed_by_seed_with_uniform_replay():
     result = {"command": "c", "commit": "abc", "iterations": 4, "rows": rows}
     lines = [line for line in render(result).splitlines() if line.startswith("| drifting")]
     assert lines == [
-        "| drifting | uniform | 10.50 ± 0.50 |  | 3.75 ± 0.25 |  | 1.00 ± 0.00 |",
-        "| drifting | mixture | 6.50 ± 0.50 | -4.00 ± 0.00 | 1.75 ± 0.25 | 3.00 ± 0.00 | 1.00 ± 0.00 |",
+        "| drifting | uniform | 2 | 10.50 ± 0.50 |  | 3.75 ± 0.25 |  | 1.00 ± 0.00 |",
+        "| drifting | mixture | 2 | 6.50 ± 0.50 | -4.00 ± 0.00 | 1.75 ± 0.25 | 3.00 ± 0.00 | 1.00 ± 0.00 |",
     ]
     assert plot(rows).startswith(b"\x89PNG")

@@ -318,7 +318,7 @@ class Exchange:
     """Gathers a value from each of some threads."""
 
     def __init__(self, world):
-        self.values, self.barrier = [None] * world, threading.Barrier(world, timeout=60)
+        self.values, self.barrier = [None] * world, threading.Barrier(world, timeout=250)
 
     def gather(self, rank, value):
         self.values[rank] = value
@@ -361,12 +361,15 @@ class Handed(MemoryPast):
 def play_ranks(world, in_order):
     exchange, tasks = Exchange(world), two_clusters(14)
 
-    def play_rank(rank):
+    def make(rank):
         engine = lambda meta: Ranked(meta, exchange, rank, world, in_order)  # noqa: E731
         made = clustered_setup(engine=engine, past=Handed(rank), gather=lambda value: exchange.gather(rank, value))
-        learner = dp_mixture.build(made)
-        said = play(learner, tasks)
-        return said, learner.save()
+        return dp_mixture.build(made)
+
+    learners = [make(rank) for rank in range(world)]  # Not in threads, which share torch's random numbers.
+
+    def play_rank(rank):
+        return play(learners[rank], tasks), learners[rank].save()
 
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(play_rank, range(world)))
