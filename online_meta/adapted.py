@@ -1,6 +1,8 @@
 """How likely a sample is by the leader, adapted to the samples of its run."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +47,7 @@ def adapted(
     """
     _check(sizes, errors, shape)
     levels = None if errors is None else torch.tensor(errors, dtype=torch.float64)
+    leader = _Leader(inner, meta, tuple(sizes), levels, shape)
 
     def start() -> Params:
         xs, ys = (torch.zeros((1, sizes[-1], *one.shape), dtype=one.dtype) for one in (x, y))
@@ -52,39 +55,51 @@ def adapted(
         count, total = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
         return {"x": xs, "y": ys, "counts": count, "squares": total, **prefixed(_WEIGHT, weights)}
 
-    def judge(runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the loss of each run's model, and the error that was to be expected of it."""
-        one = Batch(x[None], y[None])
-        with torch.no_grad():
-            losses = torch.vmap(lambda weights: inner.loss(weights, one))(without_prefix(_WEIGHT, runs)).double()
-        if levels is None:
-            return losses, None
-        return losses, levels[torch.searchsorted(torch.tensor(sizes), runs["counts"], right=True)]
+    return Likelihood(start, partial(_score, leader), partial(_meet, leader))
 
-    def score(runs: Params, x: Tensor, y: Tensor) -> Tensor:
-        losses, level = judge(runs, x, y)
-        if level is None:
-            return -losses
-        half, spread = shape + 0.5 * y.numel() * runs["counts"].double(), shape + 0.5 * runs["squares"]
-        return _student_of_square(y.numel() * losses, y.numel(), 2 * half, level * spread / half)
 
-    def meet(runs: Params, x: Tensor, y: Tensor) -> Params:
-        losses, level = judge(runs, x, y)
-        found = {name: values.clone() for name, values in runs.items()}
-        if level is not None:
-            found["squares"] += y.numel() * losses / level
-        open_ones = torch.nonzero(runs["counts"] < sizes[-1]).reshape(-1)
-        places = runs["counts"][open_ones]
-        found["x"][open_ones, places], found["y"][open_ones, places] = x, y
-        found["counts"] += 1
-        for place in [place for place, count in enumerate(found["counts"].tolist()) if count in sizes]:
-            count = int(found["counts"][place])
+class _Leader(NamedTuple):
+    inner: Inner
+    meta: Meta
+    sizes: tuple[int, ...]
+    levels: Tensor | None
+    shape: float
+
+
+def _judge(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of each run's model, and the error that was to be expected of it."""
+    one = Batch(x[None], y[None])
+    with torch.no_grad():
+        losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(without_prefix(_WEIGHT, runs)).double()
+    if leader.levels is None:
+        return losses, None
+    return losses, leader.levels[torch.searchsorted(torch.tensor(leader.sizes), runs["counts"], right=True)]
+
+
+def _score(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Tensor:
+    losses, level = _judge(leader, runs, x, y)
+    if level is None:
+        return -losses
+    half = leader.shape + 0.5 * y.numel() * runs["counts"].double()
+    spread = leader.shape + 0.5 * runs["squares"]
+    return _student_of_square(y.numel() * losses, y.numel(), 2 * half, level * spread / half)
+
+
+def _meet(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Params:
+    losses, level = _judge(leader, runs, x, y)
+    found = {name: values.clone() for name, values in runs.items()}
+    if level is not None:
+        found["squares"] += y.numel() * losses / level
+    open_ones = torch.nonzero(runs["counts"] < leader.sizes[-1]).reshape(-1)
+    places = runs["counts"][open_ones]
+    found["x"][open_ones, places], found["y"][open_ones, places] = x, y
+    found["counts"] += 1
+    for place, count in enumerate(found["counts"].tolist()):
+        if count in leader.sizes:
             support = Batch(found["x"][place, :count], found["y"][place, :count])
-            for name, value in inner.adapt(meta, support).items():
+            for name, value in leader.inner.adapt(leader.meta, support).items():
                 found[_WEIGHT + name][place] = value
-        return found
-
-    return Likelihood(start, score, meet)
+    return found
 
 
 def expected_errors(inner: Inner, meta: Meta, tasks: Sequence[Task], sizes: Sequence[int] = SIZES) -> list[float]:

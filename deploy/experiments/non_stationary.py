@@ -58,13 +58,13 @@ STREAMS = {
     "heavy-tailed": Stream("heavy_tailed_functions", {}),
 }
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "all": ("all", {}),
     "uniform": ("uniform", {}),
     "recent": ("recent", {"window": WINDOW}),
     "reservoir": ("reservoir", {"size": WINDOW}),
     "prioritised": ("prioritised", {}),
+    "all": ("all", {}),
 }
-LABELS = (*POLICIES, "mixture")
+LABELS = ("uniform", "mixture", *[label for label in POLICIES if label != "uniform"])
 
 
 def settings_of(label: str, seed: int) -> TrainerSettings:
@@ -75,7 +75,7 @@ def settings_of(label: str, seed: int) -> TrainerSettings:
         InnerSettings(steps=3, lr=0.02),
         MetaSettings(lr=0.005, steps_per_round=3, batch=5, replay=policy, replay_options=options),
         regret=RegretSettings(comparator=(), baselines=(MIXTURE,) if label == "mixture" else ()),
-        engine=EngineSettings(how="vmap"),
+        engine=EngineSettings(how="traced"),
         seed=seed,
     )
 
@@ -95,10 +95,9 @@ def run_entry(entry: Entry, work: Path) -> Row:
         return before
     torch.set_num_threads(1)
     tasks, settings = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds), settings_of(entry.label, entry.seed)
-    learners = build_learners(settings, build_setup(settings, MemoryPast(), work))
+    learners = build_learners(settings, build_setup(settings, MemoryPast(), work / "programs"))
     learner = learners[MIXTURE if entry.label == "mixture" else LEARNER]
-    steering = Steering({entry.label: learner}, settings.engine, settings.meta.batch, work, patience=0.0)
-    steering.follow(steering.find({}, tasks[:1]))
+    _record(Steering({entry.label: learner}, settings.engine, settings.meta.batch, work / "programs", 0.0), tasks[:1])
     began, losses, components = time.process_time(), [], []
     for task in tasks:
         losses.append(learner.score(task).loss_after)
@@ -106,6 +105,14 @@ def run_entry(entry: Entry, work: Path) -> Row:
         components.append(sum(count > 0 for count in getattr(learner, "counts", ())))
     seconds = time.process_time() - began
     return keep(kept, {"asked": asked, "losses": losses, "components": components, "seconds": seconds})
+
+
+def _record(steering: Steering, tasks: list[Task]) -> None:
+    """Let a learner go by a program, recorded once."""
+    steering.find({}, tasks)
+    steering.wait()
+    steering.follow(steering.find({}, tasks))
+    steering.close()
 
 
 def by_run(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -169,7 +176,8 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.set_xlabel("round")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("cumulative loss minus that of uniform replay")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -186,7 +194,7 @@ def plot(rows: Sequence[Row]) -> bytes:
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
     """Write non_stationary.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
     labels = choose_labels(only, LABELS)
-    work.mkdir(parents=True, exist_ok=True)
+    (work / "programs").mkdir(parents=True, exist_ok=True)
     asked = [
         (Entry(stream, label, rounds, seed), work) for seed in range(seeds) for label in labels for stream in STREAMS
     ]

@@ -1,8 +1,9 @@
 """A Dirichlet-process mixture of meta-initialisations, for streams whose tasks come in clusters."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
 from online_meta.draws import Pick
@@ -85,18 +86,22 @@ class DirichletProcessMixture:
         return tuple(self._counts)
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under the component that its support set chooses."""
+        """Return the losses of the next round's task under the component that its support set chooses.
+
+        Of each of ``prefixes`` under the one that those few points choose.
+        """
         self._scored.add(task)
+        shorter = []
+        for points in prefixes:
+            if points < len(task.support.x):
+                few = self._judge(shorten(task, points))
+                shorter.append(PrefixScore(points, few.loss_after, few.accuracy))
+        return self._judge(task)._replace(prefixes=tuple(shorter))
+
+    def _judge(self, task: Task) -> Score:
         metas = [*self._metas(), self._setup.start]
-
-        def judge(task: Task) -> Score:
-            chosen = int(self._explain(task, metas).argmax())
-            return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
-
-        size = len(task.support.x)
-        fewer = [(points, judge(shorten(task, points))) for points in prefixes if points < size]
-        shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in fewer)
-        return judge(task)._replace(prefixes=shorter)
+        chosen = int(self._explain(task, metas).argmax())
+        return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
 
     def learn(self, *tasks: Task) -> Learned:
         """Assign the tasks scored since the last call, then make this update's meta-steps with each component."""
@@ -236,6 +241,13 @@ def _under(place: int, keep: Keep | None) -> Callable[[str], bool] | None:
     return None if keep is None else lambda name: keep(f"{place}.{name}")
 
 
-def build(setup: LearnerSetup, **options: float) -> DirichletProcessMixture:
-    """Return the baseline; its options are those of ``Options``."""
-    return DirichletProcessMixture(setup, Options(**options))  # type: ignore[arg-type]  # Options says what fits
+def build(
+    setup: LearnerSetup,
+    concentration: Annotated[float, Gt(0)] = 1.0,
+    temperature: Annotated[float, Gt(0)] = 1.0,
+    most: Annotated[int, Ge(1)] = 6,
+    horizon: Annotated[float, Gt(1)] = 1000.0,
+    fewest: Annotated[float, Ge(0), Lt(1)] = 0.1,
+) -> DirichletProcessMixture:
+    """Return the baseline; ``Options`` says what its options are."""
+    return DirichletProcessMixture(setup, Options(concentration, temperature, most, horizon, fewest))

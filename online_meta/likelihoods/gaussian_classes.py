@@ -1,6 +1,8 @@
 """Labelled samples by a Gaussian a class: conjugate, so a run is a few sums and its prediction exact."""
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt
@@ -55,22 +57,32 @@ def gaussian_classes(
             "spreads": torch.full((1, outputs, size), float(spread), dtype=torch.float64),
         }
 
-    def score(runs: Params, x: Tensor, y: Tensor) -> Tensor:
-        at, label = project(x.reshape(-1).double()), int(y)
-        counts = runs["counts"]
-        share = torch.log(concentration + counts[:, label]) - torch.log(outputs * concentration + counts.sum(1))
-        known, half = strength + counts[:, label, None], shape + counts[:, label, None] / 2
-        square = runs["spreads"][:, label] / half * (1 + 1 / known)
-        return share + student_log(at, 2 * half, runs["means"][:, label], square).sum(1)
+    prior = _Prior(project, concentration, strength, shape)
+    return Likelihood(start, partial(_score, prior), partial(_meet, prior))
 
-    def meet(runs: Params, x: Tensor, y: Tensor) -> Params:
-        at, label = project(x.reshape(-1).double()), int(y)
-        counts, means, spreads = (runs[name].clone() for name in ("counts", "means", "spreads"))
-        known = strength + counts[:, label, None]
-        off = at - means[:, label]
-        means[:, label] += off / (known + 1)
-        spreads[:, label] += 0.5 * off.square() * known / (known + 1)
-        counts[:, label] += 1
-        return {"counts": counts, "means": means, "spreads": spreads}
 
-    return Likelihood(start, score, meet)
+class _Prior(NamedTuple):
+    project: Callable[[Tensor], Tensor]
+    concentration: float
+    strength: float
+    shape: float
+
+
+def _score(prior: _Prior, runs: Params, x: Tensor, y: Tensor) -> Tensor:
+    at, label, counts = prior.project(x.reshape(-1).double()), int(y), runs["counts"]
+    share = torch.log(prior.concentration + counts[:, label])
+    share = share - torch.log(counts.shape[1] * prior.concentration + counts.sum(1))
+    known, half = prior.strength + counts[:, label, None], prior.shape + counts[:, label, None] / 2
+    square = runs["spreads"][:, label] / half * (1 + 1 / known)
+    return share + student_log(at, 2 * half, runs["means"][:, label], square).sum(1)
+
+
+def _meet(prior: _Prior, runs: Params, x: Tensor, y: Tensor) -> Params:
+    at, label = prior.project(x.reshape(-1).double()), int(y)
+    counts, means, spreads = (runs[name].clone() for name in ("counts", "means", "spreads"))
+    known = prior.strength + counts[:, label, None]
+    off = at - means[:, label]
+    means[:, label] += off / (known + 1)
+    spreads[:, label] += 0.5 * off.square() * known / (known + 1)
+    counts[:, label] += 1
+    return {"counts": counts, "means": means, "spreads": spreads}

@@ -1,5 +1,7 @@
 """Targets by Bayesian linear regression: conjugate, so a run is a few sums and its prediction exact."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 from online_meta.likelihoods._features import draw_waves, require_sizes, student_log
 from online_meta.segments import Likelihood
 from online_meta.types import Params
+
+See = Callable[[Tensor], Tensor]
 
 
 def linear(
@@ -57,25 +61,29 @@ def linear(
             "spread": torch.full((1, outputs), float(spread), dtype=torch.float64),
         }
 
-    def predict(runs: Params, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        phi = see(x)
-        gain = runs["covariance"] @ phi
-        return phi @ runs["weights"], gain, 1 + gain @ phi
+    return Likelihood(start, partial(_score, see), partial(_meet, see))
 
-    def score(runs: Params, x: Tensor, y: Tensor) -> Tensor:
-        mean, _, wide = predict(runs, x)
-        square = runs["spread"] / runs["shape"][:, None] * wide[:, None]
-        return student_log(y.reshape(-1).double(), 2 * runs["shape"][:, None], mean, square).sum(1)
 
-    def meet(runs: Params, x: Tensor, y: Tensor) -> Params:
-        mean, gain, wide = predict(runs, x)
-        off = y.reshape(-1).double() - mean
-        part = gain / wide[:, None]
-        return {
-            "covariance": runs["covariance"] - part[:, :, None] * gain[:, None, :],
-            "weights": runs["weights"] + part[:, :, None] * off[:, None, :],
-            "shape": runs["shape"] + 0.5,
-            "spread": runs["spread"] + 0.5 * off.square() / wide[:, None],
-        }
+def _predict(see: See, runs: Params, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean of y, covariance phi(x), and the variance of y in units of the noise."""
+    phi = see(x)
+    gain = runs["covariance"] @ phi
+    return phi @ runs["weights"], gain, 1 + gain @ phi
 
-    return Likelihood(start, score, meet)
+
+def _score(see: See, runs: Params, x: Tensor, y: Tensor) -> Tensor:
+    mean, _, wide = _predict(see, runs, x)
+    square = runs["spread"] / runs["shape"][:, None] * wide[:, None]
+    return student_log(y.reshape(-1).double(), 2 * runs["shape"][:, None], mean, square).sum(1)
+
+
+def _meet(see: See, runs: Params, x: Tensor, y: Tensor) -> Params:
+    mean, gain, wide = _predict(see, runs, x)
+    off = y.reshape(-1).double() - mean
+    part = gain / wide[:, None]
+    return {
+        "covariance": runs["covariance"] - part[:, :, None] * gain[:, None, :],
+        "weights": runs["weights"] + part[:, :, None] * off[:, None, :],
+        "shape": runs["shape"] + 0.5,
+        "spread": runs["spread"] + 0.5 * off.square() / wide[:, None],
+    }

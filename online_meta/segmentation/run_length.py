@@ -1,6 +1,7 @@
 """Bayesian online change-point detection: how long is the current run?"""
 
 import math
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -53,29 +54,34 @@ def run_length(
         zero = torch.zeros(1, dtype=torch.float64)
         return {"lengths": torch.zeros(1, dtype=torch.int64), "logs": zero, **prefixed(_RUNS, likelihood.start())}
 
-    def meet(memory: Params, x: Tensor, y: Tensor) -> Params:
-        runs, lengths, logs = without_prefix(_RUNS, memory), memory["lengths"], memory["logs"]
-        may_end = lengths >= least
-        go_on = logs + may_end.double() * math.log1p(-hazard) + likelihood.score(runs, x, y)
-        if bool(may_end.any()):
-            fresh = likelihood.start()
-            begin = torch.logsumexp(logs[may_end], 0, keepdim=True) + math.log(hazard) + likelihood.score(fresh, x, y)
-            runs, logs = join_runs(runs, fresh), torch.cat([go_on, begin])
-            lengths = torch.cat([lengths, lengths.new_zeros(1)])
-        else:
-            logs = go_on
-        which = _choose(logs, hypotheses)
-        logs = logs[which] - torch.logsumexp(logs[which], 0)
-        runs = likelihood.meet(take_runs(runs, which), x, y)
-        return {"lengths": lengths[which] + 1, "logs": logs, **prefixed(_RUNS, runs)}
+    meet = partial(_meet, likelihood, hazard, least, hypotheses)
+    return Segmenter(start, meet, partial(_change, certainty))
 
-    def change(memory: Params) -> int | None:
-        lengths, logs = memory["lengths"], memory["logs"]
-        if float(logs[0].exp()) > 1 - certainty:
-            return None
-        return int(lengths[0] - lengths[1 + int(logs[1:].argmax())])
 
-    return Segmenter(start, meet, change)
+def _meet(
+    likelihood: Likelihood, hazard: float, least: int, hypotheses: int, memory: Params, x: Tensor, y: Tensor
+) -> Params:
+    runs, lengths, logs = without_prefix(_RUNS, memory), memory["lengths"], memory["logs"]
+    may_end = lengths >= least
+    go_on = logs + may_end.double() * math.log1p(-hazard) + likelihood.score(runs, x, y)
+    if bool(may_end.any()):
+        fresh = likelihood.start()
+        begin = torch.logsumexp(logs[may_end], 0, keepdim=True) + math.log(hazard) + likelihood.score(fresh, x, y)
+        runs, logs = join_runs(runs, fresh), torch.cat([go_on, begin])
+        lengths = torch.cat([lengths, lengths.new_zeros(1)])
+    else:
+        logs = go_on
+    which = _choose(logs, hypotheses)
+    logs = logs[which] - torch.logsumexp(logs[which], 0)
+    runs = likelihood.meet(take_runs(runs, which), x, y)
+    return {"lengths": lengths[which] + 1, "logs": logs, **prefixed(_RUNS, runs)}
+
+
+def _change(certainty: float, memory: Params) -> int | None:
+    lengths, logs = memory["lengths"], memory["logs"]
+    if float(logs[0].exp()) > 1 - certainty:
+        return None
+    return int(lengths[0] - lengths[1 + int(logs[1:].argmax())])
 
 
 def _choose(logs: Tensor, many: int) -> Tensor:

@@ -11,7 +11,7 @@ from tests.learners.problems import frozen, remembered, setup, stream
 
 NAMES = registry.names(online_meta.learners)
 ROUNDS = 7
-QUICK = {"from_scratch": {"steps": 4}}
+QUICK = {"from_scratch": {"steps": 4}, "moml": {"steps": 3}}
 """Options that keep the tests short."""
 
 every_learner = pytest.mark.parametrize("name", NAMES)

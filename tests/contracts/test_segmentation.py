@@ -1,5 +1,8 @@
 """What every way to find changes, and every likelihood that needs no model, keeps."""
 
+import inspect
+import re
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ import online_meta.segmentation
 from online_meta import registry
 from online_meta.segments import Segment, cut_samples
 from tests.contracts.segmented import draw_classes, draw_lines
+from tests.house.sources import ROOT
 
 WAYS = {name: registry.load(online_meta.segmentation, name) for name in registry.names(online_meta.segmentation)}
 LIKELIHOODS = {name: registry.load(online_meta.likelihoods, name) for name in registry.names(online_meta.likelihoods)}
@@ -130,6 +134,15 @@ def test_options_of_likelihoods_out_of_range_are_refused(name, option):
         LIKELIHOODS[name](1, 1, **{option: -1})
     with pytest.raises(ValueError, match="0 numbers"):
         LIKELIHOODS[name](0, 1)
+
+
+@pytest.mark.parametrize("name", [*WAYS, *LIKELIHOODS])
+def test_the_page_names_each_with_its_options_and_defaults(name):
+    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(rf"(?m)^\| `{name}` \| .* \| (.*) \|$", page)
+    parameters = inspect.signature({**WAYS, **LIKELIHOODS}[name]).parameters.values()
+    optional = [one for one in parameters if one.default is not one.empty]
+    assert listed == ", ".join(f"{one.name} {one.default}" for one in optional)
 
 
 def test_a_segment_has_room():

@@ -16,7 +16,7 @@ ROWS = {
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 32
+    assert len(ROWS) == 33
     assert ROWS["FOMAML"] == ["meta.gradient=first_order"]
 
 

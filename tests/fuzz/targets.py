@@ -27,6 +27,8 @@ SPECS = (
     TaskSpec(x_shape=(3, -1, -1), x_dtype="uint8", ways=3),
     TaskSpec(x_shape=(), x_dtype="float64", y="real", y_shape=()),
 )
+OPEN = 2
+"""The one of them whose samples differ in size."""
 ID_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
 
 
@@ -107,6 +109,8 @@ def rows(data: bytes) -> None:
     which, kind = data[0] // 2 % len(SPECS) if data else 0, "csv" if data and data[0] % 2 else "jsonl"
     whole = b"x,y,k\n" + data[1:] if kind == "csv" else data[1:]
     options: dict[str, Any] = {"count": 3} if which % 2 else {"key": "k", "most": 5}
+    if data and data[0] // 8 % 2 and which != OPEN:
+        options = {"change": "run_length", "change_options": {"hazard": 0.3, "certainty": 0.5}, "most": 5}
     path = Path(_folder().name, f"rows.{kind}")
     settings = samples.Settings(str(path), ("x",), ("y",), **options)
     path.write_bytes(whole)

@@ -39,7 +39,10 @@ def test_an_end_too_far_off_is_false_and_leaves_the_change_to_another():
 
 
 def test_a_change_is_found_once_and_two_close_ones_apart():
-    assert compare([20], stream((19, 30), (21, 31))).false_alarms == 1
+    found = compare([20], stream((19, 30), (21, 31)))
+    assert (found.false_alarms, found.delays, found.misplaced) == (1, (10,), (1,))
+    found = compare([20, 24], stream((20, 30), (21, 31)))
+    assert (found.missed, found.misplaced) == (0, (0, 3))
     found = compare([20, 24], stream((20, 30), (24, 31)))
     assert (found.delays, found.misplaced, found.missed) == ((10, 7), (0, 0), 0)
 

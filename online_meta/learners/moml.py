@@ -1,0 +1,110 @@
+"""MOML: online meta-learning with a memory of fixed size, that revisits no task."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils._pytree import tree_map
+
+from online_meta.learners._one_task import copies_of, step_on, take
+from online_meta.meta_optimizer import named, unnamed
+from online_meta.schedules.constant import constant
+from online_meta.score import ScoredTasks, score_task
+from online_meta.setup import LearnerSetup
+from online_meta.tree import zeros
+from online_meta.types import Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+
+DUAL, ANCHOR = "dual", "anchor"
+"""What the names of the two state vectors begin with in what is saved."""
+
+
+class MemoryEfficientLearner:
+    """MOML (Acar, Zhu & Saligrama, Memory Efficient Online Meta Learning, ICML 2021, algorithm 1).
+
+    Beside the meta-parameters w it holds two vectors of their size: the dual lambda, to begin with 0, that remembers
+    the gradients of the rounds before, and the anchor omega, to begin with w_1, a running mean of the iterates. In
+    round t, with f_t and U_t of this round's task alone,
+
+        w_{t+1}      ~ argmin_w  f_t(U_t(w)) - <lambda_t, w> + alpha / 2 |w - omega_t|^2
+        lambda_{t+1} = lambda_t - alpha (w_{t+1} - omega_t)
+        omega_{t+1}  = (w_{t+1} + omega_t) / 2 - lambda_{t+1} / (2 alpha)
+
+    the minimum being sought from w_t on by ``steps`` meta-steps with the run's estimator and optimizer (the paper
+    takes gradient descent). At the minimum lambda_{t+1} is the gradient of f_t(U_t(w)) there: what the next rounds
+    are pulled by in its place. The inner rule's own learned parameters are part of w. A step that is not finite ends
+    its round; where the first one is not, the task leaves no trace.
+    """
+
+    def __init__(self, setup: LearnerSetup, alpha: float = 1.0, steps: int = 10) -> None:
+        """Begin at round 0. Raises ``ValueError`` unless ``alpha`` is above 0 and ``steps`` 1 or more."""
+        if not alpha > 0 or steps < 1:
+            raise ValueError(f"alpha is {alpha} and steps {steps}: the first is above 0, the other 1 or more")
+        self.engine = setup.engine(setup.start)
+        self._setup, self._alpha, self._steps = setup, alpha, steps
+        self._schedule = constant() if setup.schedule is None else setup.schedule
+        self._dual, self._anchor = zeros(setup.start), setup.start
+        self._round = 0
+        self._scored = ScoredTasks()
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the losses of the next round's task under w_t; changes no parameter."""
+        self._scored.add(task)
+        return score_task(self._setup.inner, self.engine.meta(), task, self._setup.accuracy, prefixes)
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Learn the tasks scored since the last call, one after the other."""
+        self._scored.take(tasks)
+        reports: list[StepReport] = []
+        for task in tasks:
+            reports += self._learn(task)
+            self._round += 1
+        return Learned((), tuple(reports))
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Learn nothing: there is no past task to come back to."""
+        return ()
+
+    def _learn(self, task: Task) -> list[StepReport]:
+        self.engine.lr_scale = self._schedule(self._round)
+        reports: list[StepReport] = []
+        while len(reports) < self._steps and all(report.skipped is None for report in reports):
+            reports.append(step_on(self.engine, self._pulled(task)))
+        if reports[0].skipped is None:
+            self._remember()
+        return reports
+
+    def _pulled(self, task: Task) -> MetaGrad:
+        """Return the gradient of this round's objective at w."""
+        meta, alpha = self.engine.meta(), self._alpha
+        found = self._setup.gradient(meta, task)
+        with torch.no_grad():
+            grads: Meta = tree_map(
+                lambda grad, dual, w, anchor: grad - dual + alpha * (w - anchor),
+                found.grads,
+                self._dual,
+                meta,
+                self._anchor,
+            )
+        return MetaGrad(found.loss, grads)
+
+    def _remember(self) -> None:
+        meta, alpha = self.engine.meta(), self._alpha
+        self._dual = tree_map(lambda dual, w, anchor: dual - alpha * (w - anchor), self._dual, meta, self._anchor)
+        self._anchor = tree_map(
+            lambda w, anchor, dual: (w + anchor) / 2 - dual / (2 * alpha), meta, self._anchor, self._dual
+        )
+
+    def save(self, keep: Keep | None = None) -> Params:
+        """Return the state of the engine and the two vectors: as much after any number of rounds."""
+        return {**self.engine.save(keep), **copies_of({DUAL: named(self._dual), ANCHOR: named(self._anchor)}, keep)}
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        rest, like = dict(saved), named(self._setup.start)
+        self._dual, self._anchor = (unnamed(take(rest, part, like)) for part in (DUAL, ANCHOR))
+        self.engine.load(rest)
+        self._round, self._scored = rounds, ScoredTasks()
+
+
+def build(setup: LearnerSetup, alpha: float = 1.0, steps: int = 10) -> MemoryEfficientLearner:
+    """Return the baseline; the larger ``alpha``, the slower the meta-parameters leave the mean of those before."""
+    return MemoryEfficientLearner(setup, alpha, steps)
