@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from deploy.config import read_config
+from deploy.experiments.first_table import commit
 from deploy.experiments.histories import make_history
 from deploy.experiments.tables import Row, keep, read_kept, spread
 from deploy.replay import replay
@@ -28,6 +29,13 @@ POLICIES: dict[str, tuple[str, ...]] = {
 }
 """Every policy, with its own defaults, and what switches it on in a configuration."""
 
+DEARER: dict[str, tuple[str, tuple[str, ...]]] = {
+    "stratified, 100 tasks a step": ("stratified", ("meta.batch=100",)),
+    "stratified, 4 steps a round": ("stratified", ("meta.steps_per_round=4",)),
+}
+"""Bounded policies with four times the meta-gradients a round: which, and what says so."""
+
+PLAYED = (*POLICIES, *DEARER)
 PLAIN = (
     "model.build=deploy.experiments.cost_loss:digits_mlp",
     "model.args={}",
@@ -69,17 +77,37 @@ def _history_of(work: Path, seed: int) -> Path:
 
 
 def play_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row:
-    """Play the rounds of a seed's history by one policy, or go on with it; a row that was finished is read."""
-    settings = [*POLICIES[policy], *PLAIN, *overrides]
-    asked = {"policy": policy, "seed": seed, "rounds": rounds, "settings": settings}
-    place = work / "digits" / str(seed) / f"{policy.replace(' ', '_')}-{rounds}"
-    if before := read_kept(place.with_suffix(".json"), asked):
+    """Play the rounds of a seed's history by one of ``PLAYED``, or go on with it; a row that was finished is read."""
+    if before := finished_digits(policy, seed, rounds, work, overrides):
         return before
-    config = read_config(Path(str(package_files("deploy") / "demo.toml")), (*settings, f"run.seed={seed}"))
+    asked, place = _asked(policy, seed, rounds, overrides), _place_of(work, policy, seed, rounds)
+    config = read_config(Path(str(package_files("deploy") / "demo.toml")), (*asked["settings"], f"run.seed={seed}"))
     began = time.process_time()
     report = replay(config, _history_of(work, seed), place, rounds, lambda what, done, of: None)
-    row = {"asked": asked, **report["learners"][LEARNER], "cpu_seconds": time.process_time() - began}
+    row = {
+        "asked": asked,
+        "commit": commit(),
+        **report["learners"][LEARNER],
+        "cpu_seconds": time.process_time() - began,
+    }
     return keep(place.with_suffix(".json"), row)
+
+
+def finished_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row | None:
+    """Return the row of what was played to the end before."""
+    return read_kept(
+        _place_of(work, policy, seed, rounds).with_suffix(".json"), _asked(policy, seed, rounds, overrides)
+    )
+
+
+def _asked(policy: str, seed: int, rounds: int, overrides: tuple[str, ...]) -> Row:
+    name, dearer = DEARER.get(policy, (policy, ()))
+    settings = [*POLICIES[name], *PLAIN, *dearer, *overrides]
+    return {"policy": policy, "seed": seed, "rounds": rounds, "settings": settings}
+
+
+def _place_of(work: Path, policy: str, seed: int, rounds: int) -> Path:
+    return work / "digits" / str(seed) / f"{policy.replace(',', '').replace(' ', '_')}-{rounds}"
 
 
 def compare(rows: list[Row]) -> list[dict[str, Any]]:

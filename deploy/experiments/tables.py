@@ -60,12 +60,13 @@ def write_table(out: Path, name: str, iterations: int, rows: list[Row], render: 
     replace_file(out / f"{name}.md", render(result).encode(), durable=False)
 
 
-def write_files(out: Path, name: str, result: Row, text: str, picture: bytes) -> None:
-    """Write a table as ``name``.json, ``name``.md and ``name``.png."""
+def write_files(out: Path, name: str, result: Row, text: str, picture: bytes | None = None) -> None:
+    """Write a table as ``name``.json and ``name``.md, and a ``picture``, if there is a new one, as ``name``.png."""
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / f"{name}.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / f"{name}.md", text.encode(), durable=False)
-    replace_file(out / f"{name}.png", picture, durable=False)
+    if picture is not None:
+        replace_file(out / f"{name}.png", picture, durable=False)
 
 
 def spread(values: list[float]) -> dict[str, float | int | None]:
