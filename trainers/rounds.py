@@ -136,10 +136,10 @@ def _decide(run: Run, desk: Desk, committed: int, stop: Event, until: int | None
         return SAVE
     if must_tell(run, desk):
         return TELL
-    ends = until is not None and run.round >= until
-    if new and (ends or stop.is_set()):
+    stops, ends = stop.is_set(), until is not None and run.round >= until
+    if new and (ends or stops):
         return SAVE
-    if stop.is_set():
+    if stops:
         return END
     if run.updates < desk.plans.more(run.round):
         return MORE
