@@ -121,7 +121,7 @@ function explainSigns(own, comparators, rounds) {
   if (estimates.length === 0) return `${negative} Closed form is exact, by algebra; ${age}`;
   const names = estimates.map(formatName).join(" and ");
   return (
-    `${negative} ${names[0].toUpperCase()}${names.slice(1)} ${estimates.length > 1 ? "are" : "is"} an estimate, ` +
+    `${negative} ${names[0].toUpperCase()}${names.slice(1)} ${estimates.length > 1 ? "are estimates" : "is an estimate"}, ` +
     "an upper bound of the true minimum, so the regret shown against it is a lower bound " +
     `(bars: one standard error, where rounds were sampled); ${age}`
   );
