@@ -25,9 +25,8 @@ from deploy.experiments.cost_runs import (
     time_rounds,
     weigh_rounds,
 )
-from deploy.experiments.first_table import commit
 from deploy.experiments.histories import make_history
-from deploy.experiments.tables import Row, choose_labels, keep, read_kept, write_files
+from deploy.experiments.tables import Row, choose_labels, commit, keep, read_kept, write_files
 
 NAME = "cost"
 

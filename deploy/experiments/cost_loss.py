@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from deploy.config import read_config
-from deploy.experiments.first_table import commit
 from deploy.experiments.histories import make_history
-from deploy.experiments.tables import Row, keep, read_kept, spread
+from deploy.experiments.tables import Row, commit, keep, read_kept, spread
 from deploy.replay import replay
 from online_meta.regret import LEARNER
 from trainers.models import mlp

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deploy.experiments.cost_loss import compare
 from deploy.experiments.cost_runs import UNBOUNDED
-from deploy.experiments.tables import Row
+from deploy.experiments.tables import Row, tell_spread
 
 MOST_APART, MOST_ABOVE = 1.10, 0.02
 """How far costs may lie apart, as a ratio, and how far above full replay the loss of the best bounded policy may be."""
@@ -128,7 +128,12 @@ def _losses(result: dict[str, Any]) -> str:
     scale = result["scale"]
     table = compare(result["losses"])
     rows = "".join(
-        _row(one["policy"], _spread(one["loss"], ".1f"), _spread(one["above_all"], "+.2%"), str(one["loss"]["count"]))
+        _row(
+            one["policy"],
+            tell_spread(one["loss"], ".1f"),
+            tell_spread(one["above_all"], "+.2%"),
+            str(one["loss"]["count"]),
+        )
         for one in table
     )
     bounded = [one for one in table if one["policy"] != UNBOUNDED and one["above_all"]["count"]]
@@ -151,13 +156,6 @@ none of so many rounds, so it draws what *uniform* draws.
 |---|---|---|---|
 {rows}
 {verdict}"""
-
-
-def _spread(found: dict[str, Any], form: str) -> str:
-    if found["mean"] is None:
-        return "-"
-    error = "" if found["error"] is None else f" ± {found['error']:{form.removeprefix('+')}}"
-    return f"{found['mean']:{form}}{error}"
 
 
 def draw(result: dict[str, Any]) -> bytes:

@@ -1,7 +1,6 @@
 """FTML by three meta-gradients and two replay policies, beside the baselines, on two streams and several seeds."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.resources import files as package_files
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import click
@@ -17,6 +15,7 @@ from rich.progress import Progress
 
 from deploy.config import read_config
 from deploy.experiments.histories import make_history
+from deploy.experiments.tables import commit, spread, tell_spread
 from deploy.replay import replay
 from streams.durable import replace_file
 
@@ -142,17 +141,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _spread(learners: list[dict[str, Any]], key: str) -> str:
-    values = [learner[key] for learner in learners if learner[key] is not None]
-    if not values:
-        return "-"
-    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{error}"
-
-
-def commit() -> str:
-    """Return what the work tree is at, for tables to say."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    return tell_spread(spread([learner[key] for learner in learners if learner[key] is not None]), ".3f")
 
 
 if __name__ == "__main__":

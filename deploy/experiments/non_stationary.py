@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import click
@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 import streams.sources
-from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_rows, write_table
+from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_rows, spread, tell_spread, write_table
 from deploy.plot import COLOURS
 from online_meta import registry
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
 from online_meta.types import Task
-from streams.durable import replace_file
 from trainers.build import build_learners, build_setup
 from trainers.paths import Steering
 from trainers.settings import (
@@ -143,20 +142,18 @@ def render(result: dict[str, Any]) -> str:
         against = [sum(row["losses"]) - even[row["asked"]["seed"]] for row in rows if row["asked"]["seed"] in even]
         cells = [
             str(len(rows)),
-            spread([sum(row["losses"]) for row in rows]),
-            spread(against) if label != "uniform" else "",
-            spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
-            spread([row["components"][-1] for row in rows]) if label == "mixture" else "",
-            spread([row["seconds"] for row in rows]),
+            _spread([sum(row["losses"]) for row in rows]),
+            _spread(against) if label != "uniform" else "",
+            _spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
+            _spread([row["components"][-1] for row in rows]) if label == "mixture" else "",
+            _spread([row["seconds"] for row in rows]),
         ]
         text.append(f"| {stream} | {label} | {' | '.join(cells)} |")
     return "\n".join([*text, "", f"![losses over the rounds]({NAME}.png)", ""])
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard error; of one value alone, the value."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{error}" if values else ""
+def _spread(values: Sequence[float]) -> str:
+    return tell_spread(spread(values), ".2f") if values else ""
 
 
 def plot(rows: Sequence[Row]) -> bytes:
@@ -205,8 +202,7 @@ def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, 
 
 def _write(out: Path, rounds: int, rows: list[Row]) -> None:
     rounded = [{**row, "losses": [float(f"{loss:.6g}") for loss in row["losses"]]} for row in rows]
-    write_table(out, NAME, rounds, rounded, render)
-    replace_file(out / f"{NAME}.png", plot(rows), durable=False)
+    write_table(out, NAME, rounds, rounded, render, plot(rows))
 
 
 if __name__ == "__main__":

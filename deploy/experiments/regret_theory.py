@@ -12,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from deploy.experiments.first_table import commit
 from deploy.experiments.quadratics import Array, adapt_all, bound_slope, draw_quadratics, expected_slope, lead, regret
-from deploy.experiments.tables import Row, spread, write_files
+from deploy.experiments.tables import Row, commit, spread, tell_spread, write_files
 
 NAME = "regret_theory"
 WEIGHTS = 5
@@ -70,9 +69,7 @@ def render(result: dict[str, Any]) -> str:
     last = rows[0]["rounds"][-1]
 
     def cell(key: str, digits: int = 3) -> str:
-        found = spread([row[key] for row in rows])
-        error = "" if found["error"] is None else f" ± {found['error']:.{digits}f}"
-        return f"{found['mean']:.{digits}f}{error}"
+        return tell_spread(spread([row[key] for row in rows]), f".{digits}f")
 
     return f"""# Regret in theory
 

@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import online_meta.segmentation
 from deploy.experiments.sinusoid_known_answers import draw_tasks
-from deploy.experiments.tables import Row, keep, read_kept, run_rows, write_table
+from deploy.experiments.tables import Row, keep, read_kept, run_rows, spread, tell_spread, write_table
 from online_meta import over_tasks, registry
 from online_meta.adapted import SIZES, adapted, expected_errors
 from online_meta.detections import compare
@@ -199,12 +198,7 @@ def _cells(rows: list[Row]) -> list[str]:
 
 
 def _spread(values: list[float], digits: int) -> str:
-    """Return mean ± standard error of the values that are numbers."""
-    values = [value for value in values if math.isfinite(value)]
-    if not values:
-        return "-"
-    error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):,.{digits}f}{error}"
+    return tell_spread(spread([value for value in values if math.isfinite(value)]), f",.{digits}f")
 
 
 @click.command()

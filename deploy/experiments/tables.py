@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,7 +13,6 @@ from typing import Any
 import click
 from rich.progress import Progress
 
-from deploy.experiments.first_table import commit
 from streams.durable import replace_file
 
 Row = dict[str, Any]
@@ -51,13 +51,24 @@ def run_rows(jobs: int, run: Callable[..., Row], asked: Sequence[tuple[Any, ...]
             write([rows[place] for place in sorted(rows)])
 
 
-def write_table(out: Path, name: str, iterations: int, rows: list[Row], render: Callable[[Row], str]) -> None:
-    """Write a table as ``name``.json and, rendered, as ``name``.md."""
-    out.mkdir(parents=True, exist_ok=True)
+def commit() -> str:
+    """Return what the work tree is at, for tables to say."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def write_table(
+    out: Path,
+    name: str,
+    iterations: int,
+    rows: list[Row],
+    render: Callable[[Row], str],
+    picture: bytes | None = None,
+) -> None:
+    """Write a table of ``rows``, and what it was made by, as ``write_files`` does."""
     command = " ".join([f"python -m deploy.experiments.{name}", *sys.argv[1:]])
     result = {"command": command, "commit": commit(), "iterations": iterations, "rows": rows}
-    replace_file(out / f"{name}.json", json.dumps(result, indent=1).encode(), durable=False)
-    replace_file(out / f"{name}.md", render(result).encode(), durable=False)
+    write_files(out, name, result, render(result), picture)
 
 
 def write_files(out: Path, name: str, result: Row, text: str, picture: bytes | None = None) -> None:
@@ -69,7 +80,7 @@ def write_files(out: Path, name: str, result: Row, text: str, picture: bytes | N
         replace_file(out / f"{name}.png", picture, durable=False)
 
 
-def spread(values: list[float]) -> dict[str, float | int | None]:
+def spread(values: Sequence[float]) -> dict[str, float | int | None]:
     """Return the mean, its standard error (None for fewer than two values) and the number of some values."""
     count = len(values)
     mean = sum(values) / count if count else None
@@ -77,3 +88,11 @@ def spread(values: list[float]) -> dict[str, float | int | None]:
         return {"mean": mean, "error": None, "count": count}
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     return {"mean": mean, "error": math.sqrt(variance / count), "count": count}
+
+
+def tell_spread(found: dict[str, Any], form: str) -> str:
+    """Return what ``spread`` found as "mean ± error", the mean in the ``form``; "-" where there is no value."""
+    if found["mean"] is None:
+        return "-"
+    error = "" if found["error"] is None else f" ± {found['error']:{form.lstrip('+,')}}"
+    return f"{found['mean']:{form}}{error}"
