@@ -34,6 +34,11 @@ def read_leader(path: Path) -> Leader:
     return Leader(Meta({n: v for n, v in tensors.items() if not n.startswith("rule.")}, rule), round)
 
 
+def find_leader(path: Path) -> Meta | None:
+    """Return the meta-parameters that the trainer has published; None before the first time."""
+    return read_leader(path).meta if path.exists() else None
+
+
 class Adapter:
     """Adapts the newest published leader to support sets; may be called from several threads."""
 

@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import trainers.comparators
-from deploy.adaptation import read_leader
+from deploy.adaptation import find_leader
 from deploy.child import alone, die_with_parent, stop_on_signals
 from deploy.config import read_settings
 from deploy.exits import DONE, TRY_LATER, Stop
 from deploy.logs import Origin, log_to_stderr
 from online_meta import registry
 from online_meta.setup import LearnerSetup
-from online_meta.types import Meta, Params
+from online_meta.types import Params
 from streams.durable import replace_file
 from streams.history import History
 from streams.ledger import ArchiveAway, HistoryFull
@@ -99,7 +99,7 @@ def _watch(watch: Watch, history: History) -> None:
             stop.wait(POLL_SECONDS)
         for kind, target in targets.items():
             if target is not None and not stop.is_set():
-                _answer(watch, kind, Asked(target, covered[kind], skipped, _leader(watch.files)), covered)
+                _answer(watch, kind, Asked(target, covered[kind], skipped, find_leader(watch.files.leader)), covered)
 
 
 def next_target(covered: int, learned: int, every_rounds: int, rests: bool) -> int | None:
@@ -108,10 +108,6 @@ def next_target(covered: int, learned: int, every_rounds: int, rests: bool) -> i
     if due > covered:
         return due
     return learned if rests and learned > covered else None
-
-
-def _leader(files: RunFiles) -> Meta | None:
-    return read_leader(files.leader).meta if files.leader.exists() else None
 
 
 def _answer(watch: Watch, kind: str, asked: Asked, covered: dict[str, int]) -> None:

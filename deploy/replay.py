@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import trainers.comparators
-from deploy.adaptation import read_leader
+from deploy.adaptation import find_leader
 from deploy.config import Config
 from deploy.exits import CONFIG, TRY_LATER, Stop
 from deploy.preflight import check_learning
@@ -88,7 +88,7 @@ def _compare(
     settings = config.trainer()
     past = HistoryPast(history, torch.device(settings.engine.device))
     skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
-    asked = Asked(rounds, 0, skipped, read_leader(files.leader).meta if files.leader.exists() else None)
+    asked = Asked(rounds, 0, skipped, find_leader(files.leader))
     with closing(past), closing(LineWriter(files.comparators)) as writer:
         setup = build_setup(settings, past, files.programs)
         for kind in config.regret.comparator:

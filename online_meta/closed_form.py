@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from online_meta.derivatives import flat
 from online_meta.draws import generator
 from online_meta.inner import Inner
 from online_meta.metagrads.exact import exact
@@ -56,7 +57,7 @@ def quadratic_of(inner: Inner, meta: Meta, task: Task) -> Quadratic:
 
     Args:
         inner: how a task is adapted to; any estimator of its gradients may be used to learn, this is the exact one.
-        meta: for the names and shapes of the weights, which lie side by side in ``flat``'s order.
+        meta: for the names and shapes of the weights, which lie side by side in the order of their dict.
         task: floating point of any precision.
 
     Raises:
@@ -72,7 +73,7 @@ def quadratic_of(inner: Inner, meta: Meta, task: Task) -> Quadratic:
 
     def look(weights: Tensor) -> tuple[Tensor, Tensor]:
         found = gradient(Meta(_unflat(weights, meta.weights), {}), task)
-        return found.loss.detach().cpu().double(), flat(found.grads.weights)
+        return found.loss.detach().cpu().double(), flat(doubled(found.grads.weights)).detach().cpu()
 
     offset, slope = look(torch.zeros(count, dtype=torch.float64))
     columns = [look(unit)[1] - slope for unit in torch.eye(count, dtype=torch.float64)]
@@ -96,11 +97,6 @@ def minimise(quadratic: Quadratic) -> Minimum:
     """Return min_w q(w) = c - g' H^+ g / 2, exact to rounding; H has no negative eigenvalue but by rounding."""
     weights = -torch.linalg.pinv(quadratic.matrix, hermitian=True) @ quadratic.slope
     return Minimum(float(quadratic(weights)), weights)
-
-
-def flat(weights: Params) -> Tensor:
-    """Return the weights side by side in the order of their dict, (d,), in float64 on the CPU."""
-    return torch.cat([value.detach().cpu().double().reshape(-1) for value in weights.values()])
 
 
 def _unflat(weights: Tensor, like: Params) -> Params:

@@ -26,7 +26,7 @@ def sum_finite(together: TaskSum) -> FiniteSum:
     def summed(meta: Meta, tasks: Sequence[Task], picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
         if tasks:
             total = together(meta, tasks, [pick.weight for pick in picks])
-            if _is_finite(total):
+            if is_finite(total):
                 return total, sum(pick.share for pick in picks)
         return _one_by_one(together.gradient, meta, tasks, picks, lambda gradient: None)
 
@@ -40,7 +40,7 @@ def sum_measured(
 
     def tell(found: MetaGrad) -> None:
         values = measure(found).double()
-        told((values if _is_finite(found) else torch.full_like(values, torch.nan)).tolist())
+        told((values if is_finite(found) else torch.full_like(values, torch.nan)).tolist())
 
     def summed(meta: Meta, tasks: Sequence[Task], picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
         return _one_by_one(gradient, meta, tasks, picks, tell)
@@ -61,10 +61,11 @@ def _one_by_one(
         found = gradient(meta, task)
         tell(found)
         share = scale(found, pick.weight)
-        if _is_finite(share):
+        if is_finite(share):
             total, left = add(total, share), left + pick.share
     return total, left
 
 
-def _is_finite(tree: MetaGrad) -> bool:
-    return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(tree))
+def is_finite(*trees: object) -> bool:
+    """Return whether all tensors of the trees are finite."""
+    return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(trees))

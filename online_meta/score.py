@@ -1,6 +1,6 @@
 """Score a task before it is learned, and the order that makes such a score honest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -37,6 +37,13 @@ def score_task(
 def shorten(task: Task, points: int) -> Task:
     """Return the task with the first so many points of its support set alone."""
     return Task(Batch(task.support.x[:points], task.support.y[:points]), task.query)
+
+
+def judge_prefixes(judge: Callable[[Task], Score], task: Task, prefixes: Sequence[int]) -> Score:
+    """Return what ``judge`` says of the task, and of it with each of ``prefixes`` as all of its support set."""
+    fewer = [(points, judge(shorten(task, points))) for points in prefixes if points < len(task.support.x)]
+    shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in fewer)
+    return judge(task)._replace(prefixes=shorter)
 
 
 def points_needed(score: Score, size: int, proficiency: float) -> int | None:

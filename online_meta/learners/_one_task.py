@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
@@ -24,11 +23,6 @@ def step_on(engine: Engine, found: MetaGrad) -> StepReport:
 def whole(task: Task) -> Batch:
     """Return the samples of the support and of the query set together."""
     return Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
-
-
-def is_finite(*trees: object) -> bool:
-    """Return whether all tensors of the trees are finite."""
-    return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(trees))
 
 
 def copies_of(state: Mapping[str, Params], keep: Keep | None) -> Params:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
+from online_meta.finite import is_finite
 from online_meta.inner import begin, fast_weights, move, query_loss, support_gradient
-from online_meta.learners._one_task import copies_of, is_finite, step_on, take, whole
+from online_meta.learners._one_task import copies_of, step_on, take, whole
 from online_meta.rules.meta_sgd import meta_sgd
 from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
@@ -83,11 +84,7 @@ class AdaptiveRates:
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one after the other."""
         self._scored.take(tasks)
-        reports: list[StepReport] = []
-        for task in tasks:
-            reports.append(self._learn(task))
-            self._round += 1
-        return Learned((), tuple(reports))
+        return Learned((), tuple(self._learn(task) for task in tasks))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Learn nothing: there is no past task to come back to."""
@@ -103,6 +100,7 @@ class AdaptiveRates:
         report = step_on(self.engine, MetaGrad(loss, Meta({**zeros(weights), **found.back}, {})))
         if report.skipped is None:
             self._moved, self._squares = moved, squares
+        self._round += 1
         return report
 
     def _pass(self, task: Task) -> Passed:

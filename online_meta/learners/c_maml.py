@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import torch
 
+from online_meta.finite import is_finite
 from online_meta.functional import judged
 from online_meta.inner import fast_weights, finish, see
-from online_meta.learners._one_task import copies_of, is_finite, step_on, take, whole
+from online_meta.learners._one_task import copies_of, step_on, take, whole
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task
+from online_meta.score import ScoredTasks, judge_prefixes, score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Keep, Learned, Meta, Params, PrefixScore, Score, StepReport, Task
+from online_meta.types import Keep, Learned, Meta, Params, Score, StepReport, Task
 
 CARRIED = "carried"
 """What the names of the carried weights begin with in what is saved."""
@@ -72,9 +73,7 @@ class ContinualMaml:
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Return the losses of the next round's task; its support set alone decides where adaptation begins."""
         self._scored.add(task)
-        fewer = [(points, self._judge(_shorten(task, points))) for points in prefixes if points < len(task.support.x)]
-        shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in fewer)
-        return self._judge(task)._replace(prefixes=shorter)
+        return judge_prefixes(self._judge, task, prefixes)
 
     def _judge(self, task: Task) -> Score:
         inner, carried = self._setup.inner, self._with_carried()
@@ -99,11 +98,7 @@ class ContinualMaml:
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one after the other."""
         self._scored.take(tasks)
-        reports: list[StepReport] = []
-        for task in tasks:
-            reports.append(self._learn(task))
-            self._round += 1
-        return Learned((), tuple(reports))
+        return Learned((), tuple(self._learn(task) for task in tasks))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Learn nothing: there is no past task to come back to."""
@@ -119,6 +114,7 @@ class ContinualMaml:
             begin = self._with_carried() if goes_on else self.engine.meta()
             carried = finish(self._setup.inner, begin, whole(task)).phi
             self._carried = carried if is_finite(carried) else self._carried
+        self._round += 1
         return report
 
     def _share(self, loss: float) -> float:
@@ -135,10 +131,6 @@ class ContinualMaml:
         self._carried = take(rest, CARRIED, self._carried)
         self.engine.load(rest)
         self._round, self._scored = rounds, ScoredTasks()
-
-
-def _shorten(task: Task, points: int) -> Task:
-    return task._replace(support=type(task.support)(task.support.x[:points], task.support.y[:points]))
 
 
 def build(setup: LearnerSetup, gamma: float = 0.1, level: float = 1.0, power: float = 1.0) -> ContinualMaml:

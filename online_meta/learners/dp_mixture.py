@@ -14,11 +14,11 @@ from online_meta.mixtures import crp_prior, responsibilities
 from online_meta.replay.uniform import uniform
 from online_meta.revisits import Revisits
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task, shorten
+from online_meta.score import ScoredTasks, judge_prefixes, score_task
 from online_meta.setup import LearnerSetup
 from online_meta.shared_sums import hand_out, own_picks, sum_picks
 from online_meta.summing import TaskSum
-from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, PrefixScore, Score, StepReport, Task
+from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
 
 STREAM = 5
 """Sets this learner's draws apart from those of others with the same seed."""
@@ -91,12 +91,7 @@ class DirichletProcessMixture:
         Of each of ``prefixes`` under the one that those few points choose.
         """
         self._scored.add(task)
-        shorter = []
-        for points in prefixes:
-            if points < len(task.support.x):
-                few = self._judge(shorten(task, points))
-                shorter.append(PrefixScore(points, few.loss_after, few.accuracy))
-        return self._judge(task)._replace(prefixes=tuple(shorter))
+        return judge_prefixes(self._judge, task, prefixes)
 
     def _judge(self, task: Task) -> Score:
         metas = [*self._metas(), self._setup.start]

@@ -53,11 +53,7 @@ class MemoryEfficientLearner:
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one after the other."""
         self._scored.take(tasks)
-        reports: list[StepReport] = []
-        for task in tasks:
-            reports += self._learn(task)
-            self._round += 1
-        return Learned((), tuple(reports))
+        return Learned((), tuple(report for task in tasks for report in self._learn(task)))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Learn nothing: there is no past task to come back to."""
@@ -70,6 +66,7 @@ class MemoryEfficientLearner:
             reports.append(step_on(self.engine, self._pulled(task)))
         if reports[0].skipped is None:
             self._remember()
+        self._round += 1
         return reports
 
     def _pulled(self, task: Task) -> MetaGrad:

@@ -10,15 +10,16 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
 
-from online_meta.types import Batch, Task
+from online_meta.draws import generator
+from online_meta.types import Task
 from streams.arrivals import TaskSource
+from streams.sources._functions import FAMILIES, SPEC, sample_task
 from streams.sources._generated import Generated
 from streams.spec import TaskSpec, require_same
 
-SPEC = TaskSpec(x_shape=(1,), y="real", y_shape=(1,))
+__all__ = ["SPEC", "Settings", "make_task", "open"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,6 @@ def make_task(seed: int, t: int, support: int, query: int, noise: float = 0.0) -
     Returns:
         A task of float32 tensors of shape (support, 1) and (query, 1).
     """
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, t])))
-    amplitude, phase = random.uniform(0.1, 5.0), random.uniform(0.0, math.pi)
-    x = random.uniform(-5.0, 5.0, (support + query, 1))
-    y = amplitude * np.sin(x - phase) + noise * random.standard_normal(x.shape)
-    xs, ys = (torch.from_numpy(values.astype(np.float32)) for values in (x, y))
-    return Task(Batch(xs[:support], ys[:support]), Batch(xs[support:], ys[support:]))
+    random = generator(seed, t)
+    function = partial(FAMILIES["sinusoid"].value, np.array([random.uniform(0.1, 5.0), random.uniform(0.0, math.pi)]))
+    return sample_task(function, random, support, query, noise)
