@@ -75,3 +75,20 @@ def remembered(tasks: list[om.Task]) -> MemoryPast:
 def frozen(params: om.Params) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Return all bits of some tensors, to be compared with ==."""
     return {name: (str(p.dtype), tuple(p.shape), p.detach().numpy().tobytes()) for name, p in params.items()}
+
+
+class Unread:
+    """A past that nobody may look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the past was asked for {name}")
+
+
+def bytes_held(learner: Any, rounds: int = 8) -> list[int]:
+    """Return how much a learner saves before each of some rounds, in none of which it may revisit any."""
+    held = []
+    for one in stream(rounds):
+        held.append(sum(value.nbytes for value in learner.save().values()))
+        learner.score(one)
+        assert learner.learn(one).replayed == ()
+    return held

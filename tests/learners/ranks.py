@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import online_meta as om
 from online_meta.tree import add
+from tests.learners.problems import frozen
 
 
 class Exchange:
     """What all ranks give, all get."""
 
     def __init__(self, world):
-        self._values, self._here = [None] * world, threading.Barrier(world, timeout=60)
+        self._values, self._here = [None] * world, threading.Barrier(world, timeout=250)
 
     def gather(self, rank, value):
         self._values[rank] = value
@@ -24,8 +25,8 @@ class Exchange:
 class RankOf(om.MetaOptimizer):
     """One of ``world`` ranks; where the ranks sum in order, the learner adds up what ``gather`` gives."""
 
-    def __init__(self, meta, exchange, rank, world, in_order, lr):
-        super().__init__(meta, "sgd", lr)
+    def __init__(self, meta, exchange, rank, world, in_order, lr, name="sgd"):
+        super().__init__(meta, name, lr)
         self.rank, self.world, self._exchange = rank, world, exchange
         self.gather = (lambda *share: exchange.gather(rank, share)) if in_order else None
 
@@ -53,3 +54,12 @@ def play_on_ranks(world, in_order, build, tasks, lr):
     learners = [make(rank) for rank in range(world)]  # Not in the threads: weights are drawn by torch's one generator.
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(play, learners))
+
+
+def expect_one_answer(world, in_order, build, tasks, lr):
+    """Let a learner alone and one on each rank play the tasks: all say the same and hold the same bits."""
+    alone = build()
+    said = [(alone.score(task), alone.learn(task)) for task in tasks]
+    for one, learner in play_on_ranks(world, in_order, build, tasks, lr):
+        assert repr(one) == repr(said)  # by its words, for nan is not nan
+        assert frozen(learner.save()) == frozen(alone.save())

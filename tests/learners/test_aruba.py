@@ -8,8 +8,8 @@ import torch
 import online_meta as om
 from online_meta.learners import aruba
 from tests.learners import slow
-from tests.learners.problems import frozen, net, setup, stream, weights_of
-from tests.learners.ranks import play_on_ranks
+from tests.learners.problems import Unread, bytes_held, frozen, net, setup, stream, weights_of
+from tests.learners.ranks import expect_one_answer
 from tests.learners.test_poison import poison
 from tests.numerics.compare import assert_close, relative_error
 
@@ -125,20 +125,8 @@ def test_sums_are_held_in_double_precision():
     assert {value.dtype for value in learner.meta().rule.values()} == {torch.float32}
 
 
-class Unread:
-    """A past that nobody may look at."""
-
-    def __getattribute__(self, name):
-        raise AssertionError(f"the past was asked for {name}")
-
-
 def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
-    learner, sizes = build(past=Unread()), []
-    for task in stream(8):
-        sizes.append(sum(value.nbytes for value in learner.save().values()))
-        learner.score(task)
-        assert learner.learn(task).replayed == ()
-    assert len(set(sizes)) == 1
+    assert len(set(bytes_held(build(past=Unread())))) == 1
 
 
 def test_a_task_that_is_not_finite_leaves_no_trace_but_in_the_count():
@@ -173,8 +161,4 @@ def test_options_out_of_their_range_are_refused(wrong):
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_bits(world, in_order):
     tasks = [*stream(3), poison(), *stream(2, seed=1)]
-    alone = build()
-    said = play(alone, tasks)
-    for one, learner in play_on_ranks(world, in_order, build, tasks, BETA):
-        assert repr(one) == repr(said)  # by its words, for nan is not nan
-        assert frozen(learner.save()) == frozen(alone.save())
+    expect_one_answer(world, in_order, build, tasks, BETA)

@@ -8,8 +8,8 @@ import torch
 import online_meta as om
 from online_meta.learners import c_maml
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
-from tests.learners.ranks import play_on_ranks
+from tests.learners.problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
+from tests.learners.ranks import expect_one_answer
 from tests.learners.test_poison import poison
 from tests.numerics.compare import assert_close, relative_error
 
@@ -141,20 +141,8 @@ def test_what_does_not_adapt_is_not_carried():
     assert not torch.equal(weights["0.weight"], weights_of(net())["0.weight"]), "slow weights learn all the same"
 
 
-class Unread:
-    """A past that nobody may look at."""
-
-    def __getattribute__(self, name):
-        raise AssertionError(f"the past was asked for {name}")
-
-
 def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
-    learner, sizes = build(past=Unread()), []
-    for task in stream(8):
-        sizes.append(sum(value.nbytes for value in learner.save().values()))
-        learner.score(task)
-        assert learner.learn(task).replayed == ()
-    assert len(set(sizes)) == 1
+    assert len(set(bytes_held(build(past=Unread())))) == 1
 
 
 @pytest.mark.parametrize("part", ["support", "query"])
@@ -198,8 +186,4 @@ def test_limits_out_of_their_range_are_refused(wrong):
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_bits(world, in_order):
     tasks = [*recurring(), poison(), *stream(2, seed=1)]
-    alone = build()
-    said = play(alone, tasks)
-    for one, learner in play_on_ranks(world, in_order, build, tasks, META_LR):
-        assert repr(one) == repr(said)  # by its words, for nan is not nan
-        assert frozen(learner.save()) == frozen(alone.save())
+    expect_one_answer(world, in_order, build, tasks, META_LR)

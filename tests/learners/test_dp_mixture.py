@@ -1,7 +1,6 @@
 """The Dirichlet-process mixture: its two steps by hand, components that come and go, several ranks."""
 
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,6 +18,7 @@ from online_meta.replay.prioritised import prioritised
 from online_meta.replay.uniform import uniform
 from tests.learners import slow
 from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
+from tests.learners.ranks import Exchange, RankOf
 from tests.numerics.compare import assert_close
 
 
@@ -314,35 +314,6 @@ def test_of_a_policy_that_measures_it_revisits_uniformly():
     assert play(one, tasks) == play(two, tasks)
 
 
-class Exchange:
-    """Gathers a value from each of some threads."""
-
-    def __init__(self, world):
-        self.values, self.barrier = [None] * world, threading.Barrier(world, timeout=250)
-
-    def gather(self, rank, value):
-        self.values[rank] = value
-        self.barrier.wait()
-        found = list(self.values)
-        self.barrier.wait()
-        return found
-
-
-class Ranked(om.MetaOptimizer):
-    """One of several ranks, each in a thread; sums over them before a step, in order or not."""
-
-    def __init__(self, meta, exchange, rank, world, in_order):
-        super().__init__(meta, "adam", 0.05)
-        self.rank, self.world, self._exchange, self._in_order = rank, world, exchange, in_order
-        self.gather = (lambda *share: exchange.gather(rank, share)) if in_order else None
-
-    def apply(self, sums, weight):
-        if not self._in_order:
-            for other, (found, share) in enumerate(self._exchange.gather(self.rank, (sums, weight))):
-                sums, weight = (found, share) if not other else (om.tree.add(sums, found), weight + share)
-        return super().apply(sums, weight)
-
-
 class Handed(MemoryPast):
     """A past that gives a rank only what was handed to it."""
 
@@ -362,7 +333,7 @@ def play_ranks(world, in_order):
     exchange, tasks = Exchange(world), two_clusters(14)
 
     def make(rank):
-        engine = lambda meta: Ranked(meta, exchange, rank, world, in_order)  # noqa: E731
+        engine = lambda meta: RankOf(meta, exchange, rank, world, in_order, 0.05, "adam")  # noqa: E731
         made = clustered_setup(engine=engine, past=Handed(rank), gather=lambda value: exchange.gather(rank, value))
         return dp_mixture.build(made)
 

@@ -6,8 +6,8 @@ import torch
 import online_meta as om
 from online_meta.learners import moml
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
-from tests.learners.ranks import play_on_ranks
+from tests.learners.problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
+from tests.learners.ranks import expect_one_answer
 from tests.learners.test_poison import poison
 from tests.numerics.compare import assert_close, relative_error
 
@@ -106,24 +106,8 @@ def test_what_the_rule_learns_is_part_of_what_is_learned():
     assert all(saved[f"dual.{name}"].any() for name in rates)
 
 
-class Unread:
-    """A past that nobody may look at."""
-
-    def __getattribute__(self, name):
-        raise AssertionError(f"the past was asked for {name}")
-
-
-def bytes_held(learner):
-    return sum(value.nbytes for value in learner.save().values())
-
-
 def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
-    learner, sizes = build(past=Unread()), []
-    for task in stream(8):
-        sizes.append(bytes_held(learner))
-        learner.score(task)
-        assert learner.learn(task).replayed == ()
-    assert set(sizes) == {3 * sum(value.nbytes for value in weights_of(net()).values())}
+    assert set(bytes_held(build(past=Unread()))) == {3 * sum(value.nbytes for value in weights_of(net()).values())}
 
 
 @pytest.mark.parametrize("part", ["support", "query"])
@@ -155,8 +139,4 @@ def test_options_out_of_their_range_are_refused(wrong):
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_bits(world, in_order):
     tasks = [*stream(3), poison(), *stream(2, seed=1)]
-    alone = build()
-    said = play(alone, tasks)
-    for one, learner in play_on_ranks(world, in_order, build, tasks, META_LR):
-        assert repr(one) == repr(said)  # by its words, for nan is not nan
-        assert frozen(learner.save()) == frozen(alone.save())
+    expect_one_answer(world, in_order, build, tasks, META_LR)
