@@ -112,8 +112,11 @@ def next_target(covered: int, learned: int, every_rounds: int, rests: bool) -> i
 
 def _answer(watch: Watch, kind: str, asked: Asked, covered: dict[str, int]) -> None:
     """Refresh a comparator, write what it says; ``covered`` loses one that is given up."""
+    began = time.monotonic()
+    refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
+    saved = load_saved(watch.files.comparator(kind))
     try:
-        found = _refresh(watch, kind, asked)
+        found = refresh(watch.setup, watch.settings.regret, asked, saved, lambda: not watch.stop.is_set())
     except RoundThinned as error:  # Retention has overtaken it: by now there are newer rounds to look at.
         log.warning("%s as of round %d is given up: %s", kind, asked.rounds, error)
         watch.stop.wait(REST_SECONDS)
@@ -122,29 +125,23 @@ def _answer(watch: Watch, kind: str, asked: Asked, covered: dict[str, int]) -> N
         log.error("%s is not refreshed any more: %s", kind, error)
         del covered[kind]
         return
-    if found is None:
-        return
-    covered[kind] = asked.rounds
-    if math.isfinite(found.comparator.cumulative_loss):
-        watch.writer.append({**found.comparator._asdict(), "timestamp": time.time()})
-        watch.writer.sync()
+    if found is not None:
+        covered[kind] = asked.rounds
+        _keep(watch, found, time.monotonic() - began)
 
 
-def _refresh(watch: Watch, kind: str, asked: Asked) -> Answered | None:
-    began = time.monotonic()
-    refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
-    path = watch.files.comparator(kind)
-    found = refresh(watch.setup, watch.settings.regret, asked, load_saved(path), lambda: not watch.stop.is_set())
-    if found is None:
-        return None
-    if not math.isfinite(found.comparator.cumulative_loss):
-        log.error("%s as of round %d is not finite and is begun anew", kind, asked.rounds)
+def _keep(watch: Watch, found: Answered, seconds: float) -> None:
+    """Keep the comparator's state, then what it says."""
+    said, path = found.comparator, watch.files.comparator(found.comparator.kind)
+    if not math.isfinite(said.cumulative_loss):
+        log.error("%s as of round %d is not finite and is begun anew", said.kind, said.as_of_round)
         path.unlink(missing_ok=True)
-        return found
+        return
     replace_file(path, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
-    took, note = time.monotonic() - began, "" if found.comparator.settled else "; its loss was still falling"
-    log.info("%s as of round %d took %.1f s%s", kind, asked.rounds, took, note)
-    return found
+    watch.writer.append({**said._asdict(), "timestamp": time.time()})
+    watch.writer.sync()
+    note = "" if said.settled else "; its loss was still falling"
+    log.info("%s as of round %d took %.1f s%s", said.kind, said.as_of_round, seconds, note)
 
 
 def load_saved(path: Path) -> Params | None:
