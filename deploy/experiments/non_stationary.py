@@ -1,7 +1,6 @@
 """Streams that are not stationary: FTML by several replay policies, and a mixture of meta-initialisations."""
 
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import torch
 
 import streams.sources
+from deploy.experiments.playing import play_stream
 from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_rows, spread, tell_spread, write_table
 from deploy.plot import COLOURS
 from online_meta import registry
-from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
 from online_meta.types import Task
-from trainers.build import build_learners, build_setup
-from trainers.paths import Steering
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -92,26 +88,14 @@ def run_entry(entry: Entry, work: Path) -> Row:
     kept = work / f"{'-'.join(map(str, entry))}.json"
     if before := read_kept(kept, asked):
         return before
-    torch.set_num_threads(1)
     tasks, settings = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds), settings_of(entry.label, entry.seed)
-    learners = build_learners(settings, build_setup(settings, MemoryPast(), work / "programs"))
-    learner = learners[MIXTURE if entry.label == "mixture" else LEARNER]
-    _record(Steering({entry.label: learner}, settings.engine, settings.meta.batch, work / "programs", 0.0), tasks[:1])
-    began, losses, components = time.process_time(), [], []
-    for task in tasks:
-        losses.append(learner.score(task).loss_after)
-        learner.learn(task)
+    name = MIXTURE if entry.label == "mixture" else LEARNER
+    losses, components, seconds = [], [], 0.0
+    for learner, score, spent in play_stream(settings, name, tasks, work / "programs"):
+        losses.append(score.loss_after)
         components.append(sum(count > 0 for count in getattr(learner, "counts", ())))
-    seconds = time.process_time() - began
+        seconds += spent
     return keep(kept, {"asked": asked, "losses": losses, "components": components, "seconds": seconds})
-
-
-def _record(steering: Steering, tasks: list[Task]) -> None:
-    """Let a learner go by a program, recorded once."""
-    steering.find({}, tasks)
-    steering.wait()
-    steering.follow(steering.find({}, tasks))
-    steering.close()
 
 
 def by_run(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
