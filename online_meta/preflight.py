@@ -149,9 +149,12 @@ def _check_exact(trial: Trial, inner: Inner, found: _Found) -> None:
     grads = _merged(gradient(trial.meta, task).grads)
     verdict: Verdict = judge(adapted, slope(grads), _merged(trial.meta), precision)
     if verdict == "wrong":
-        found.problems.append(
+        # Of many kinks close together, float32's wide differences cannot tell what is hidden: no reason to refuse.
+        fine = next(iter(trial.meta.weights.values())).dtype == torch.float64
+        hides = "the inner rule hides something from autograd (.detach(), torch.no_grad())"
+        (found.problems if fine else found.notes).append(
             "the exact meta-gradient is not the slope of the adapted query loss (by central differences), though the "
-            "loss alone is right: the inner rule hides something from autograd (.detach(), torch.no_grad())"
+            f"loss alone is right: {hides if fine else f'{hides}, or float32 is too coarse for its kinks'}"
         )
 
 

@@ -35,12 +35,15 @@ def judge(
 
     A direction counts against it when the differences at both widths agree with each other and not with ``along``:
     where a kink (of ReLU, of a maximum) lies between, or the numbers are too coarse, they do not. It is "wrong" when
-    most directions count against it, "unclear" when none counts for it either; then the next pair of widths decides.
+    most directions count against it, "unclear" when none counts for it either. Unless it is "right" the next pair of
+    widths is tried, for what is wrong is so at all widths, while many kinks together bend the differences alike at one.
     """
     verdict: Verdict = "unclear"
     for widths in precision.widths:
-        if verdict == "unclear":
-            verdict = _judge(value, along, at, widths, precision.tolerance)
+        found = _judge(value, along, at, widths, precision.tolerance)
+        if found == "right":
+            return found
+        verdict = "wrong" if "wrong" in (found, verdict) else "unclear"
     return verdict
 
 

@@ -57,7 +57,8 @@ class Halved(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (n, 3, 28, 28) of 0..255 to logits (n, 10)."""
-        logits: Tensor = self.network(avg_pool2d(images.float() / 255 - 0.5, 2))
+        shades = images.to(next(self.network.parameters()).dtype) / 255
+        logits: Tensor = self.network(avg_pool2d(shades - 0.5, 2))
         return logits
 
 

@@ -1,13 +1,14 @@
 """One learner on a stream of tasks in memory, as the tables of learners play it."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from online_meta.past import MemoryPast
+from online_meta.setup import LearnerSetup
 from online_meta.types import Learner, Past, Score, Task
 from trainers.build import build_learners, build_setup
 from trainers.paths import Steering
@@ -26,28 +27,35 @@ class Round(NamedTuple):
 
 
 def play_stream(
-    settings: TrainerSettings, name: str, tasks: Iterable[Task], programs: Path, past: Past | None = None
+    settings: TrainerSettings,
+    name: str,
+    tasks: Iterable[Task],
+    programs: Path,
+    change: Callable[[LearnerSetup], LearnerSetup] = lambda setup: setup,
+    prefixes_from: int = 0,
 ) -> Iterator[Round]:
     """Play a stream by the learner of a ``name``, FTML or one of the baselines of ``settings``; yield its rounds.
 
-    It takes one thread. Learners that sum meta-gradients go by a path for tasks like the first, found (and compiled,
-    if the settings say so) before its round begins; programs lie in the folder ``programs``. ``past`` is where tasks
-    are remembered, by default in memory.
+    It takes one thread. Learners that sum meta-gradients go by a path for tasks like the first that they remember,
+    found (and compiled, if the settings say so) after its round; programs lie in the folder ``programs``. What
+    learners are made from is as ``change`` returns it, tasks lying in memory. Before the round ``prefixes_from`` no
+    prefix of a support set is judged.
     """
     torch.set_num_threads(1)
-    setup = build_setup(settings, MemoryPast() if past is None else past, programs)
+    setup = change(build_setup(settings, MemoryPast(), programs))
     learner = build_learners(settings, setup)[name]
-    for place, task in enumerate(tasks):
-        if place == 0:
-            _find_path(Steering({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), task)
+    for round, task in enumerate(tasks):
         began = time.process_time()
-        score = learner.score(task, settings.regret.prefixes)
+        score = learner.score(task, settings.regret.prefixes if round >= prefixes_from else ())
         learner.learn(task)
         yield Round(learner, score, time.process_time() - began)
+        if round == 0 and hasattr(learner, "total"):
+            _find_path(Steering({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), setup.past)
 
 
-def _find_path(steering: Steering, task: Task) -> None:
-    steering.find({}, [task])
+def _find_path(steering: Steering, past: Past) -> None:
+    like = [past[0]]
+    steering.find({}, like)
     steering.wait()
-    steering.follow(steering.find({}, [task]))
+    steering.follow(steering.find({}, like))
     steering.close()

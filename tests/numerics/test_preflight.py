@@ -205,6 +205,19 @@ def test_kinks_raise_no_alarm():
     assert asked(conv4(1, 16, 3, pool="max"), "cross_entropy", images(16)).problems == ()
 
 
+def test_kinks_too_close_together_for_float32_are_no_reason_to_refuse():
+    """Differences as wide as float32 needs them say that the gradient is wrong: they average over the kinks."""
+    torch.manual_seed(4)
+    sizes = [(48, 64), (64, 64), (64, 3)]
+    kinked = nn.Sequential(*(layer for size in sizes for layer in (OnlySingle(*size), nn.ReLU())))[:-1]
+    inner = om.Inner(om.model_loss(kinked, "cross_entropy"), om.rules.sgd(lr=0.4), 1)
+    random = torch.Generator().manual_seed(4)
+    task = om.Task(*(om.Batch(torch.randn(8, 48, generator=random), torch.arange(8) % 3) for _ in range(2)))
+    report = om.preflight(inner, inner.init(dict(kinked.named_parameters())), [task])
+    assert report.problems == ()
+    assert "or float32 is too coarse for its kinks" in report.notes[-1]
+
+
 @pytest.mark.parametrize("norm", ["group", "batch", "layer", "instance", "none"])
 def test_images_may_be_bytes(norm):
     torch.manual_seed(0)

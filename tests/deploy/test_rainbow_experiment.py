@@ -1,0 +1,83 @@
+"""The table of rainbow digits by the protocol of Follow the Meta-Leader, at a size that takes seconds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from deploy.experiments import rainbow_runs
+from deploy.experiments.rainbow_page import judge, plot, render
+from deploy.experiments.rainbow_protocol import main
+from deploy.experiments.rainbow_runs import DRAWS, DrawnPast, Entry, digits_mlp, make_tasks, run_entry
+from online_meta.types import Batch, Task
+
+
+def row(label, seed, *curves):
+    points = (10, 100, 900)
+    told = [[[many, right] for many, right in zip(points, curve, strict=True)] for curve in curves]
+    return {"asked": {"label": label, "seed": seed}, "curves": told, "seconds": 60.0}
+
+
+def test_images_come_in_random_order_and_none_is_judged_that_was_learned():
+    task, again = make_tasks(0, 2)[1], make_tasks(0, 2)[1]
+    assert torch.equal(task.support.x, again.support.x)
+    assert torch.equal(task.support.y.bincount(), torch.full((10,), 90))
+    assert len(task.support.y[:50].unique()) > 5
+    learned = {image.numpy().tobytes() for image in task.support.x}
+    assert not learned & {image.numpy().tobytes() for image in task.query.x}
+
+
+def test_every_look_at_a_past_task_shows_other_images_and_none_in_both_sets():
+    whole = Batch(torch.arange(900), torch.arange(900))
+    past, again = DrawnPast(3), DrawnPast(3)
+    for one in (past, again):
+        one.remember(0, Task(whole, whole))
+    looks = [past[0] for _ in range(50)]
+    assert torch.equal(looks[0].support.x, again[0].support.x)
+    assert all((len(look.support.x), len(look.query.x)) == DRAWS for look in looks)
+    assert all(not set(look.support.x.tolist()) & set(look.query.x.tolist()) for look in looks)
+    seen = torch.cat([look.support.x for look in looks])
+    assert len(seen.unique()) > 500
+    assert 350 < float(seen.double().mean()) < 550
+
+
+def test_the_colour_of_the_ground_alone_says_nothing_to_the_network():
+    network = digits_mlp()
+    grounds = torch.tensor([[255, 0, 0], [75, 0, 130]], dtype=torch.uint8)[:, :, None, None].expand(2, 3, 28, 28)
+    first, second = network(grounds)
+    assert torch.allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize("label", ["FTML", "MOML"])
+def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatch):
+    usual = rainbow_runs.settings_of(label, 0)
+    quick = replace(
+        usual, meta=replace(usual.meta, steps_per_round=1, batch=2), engine=replace(usual.engine, how="loop")
+    )
+    monkeypatch.setattr(rainbow_runs, "settings_of", lambda label, seed: quick)
+    monkeypatch.setattr(rainbow_runs, "WARM_UP", 1)
+    (tmp_path / "programs").mkdir()
+    found = run_entry(Entry(label, 3, 0), tmp_path)
+    assert [[points for points, _ in curve] for curve in found["curves"]] == [[10, 20, 50, 100, 200, 400, 900]] * 2
+    monkeypatch.setattr(rainbow_runs, "make_tasks", None)
+    assert run_entry(Entry(label, 3, 0), tmp_path) == found
+
+
+def test_the_table_tells_points_needed_and_how_often_that_was_enough():
+    good = row("FTML", 0, (0.5, 0.85, 0.95), (0.9, 0.92, 0.91))
+    other = row("FTML", 1, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95))
+    assert judge(good, 0.9) == pytest.approx((0.93, 1.0, 455.0))
+    assert judge(other, 0.9) == pytest.approx((0.825, 0.5, 500.0))
+    rows = [good, other, row("MOML", 0, (0.1, 0.2, 0.3), (0.1, 0.2, 0.5))]
+    lines = render({"command": "c", "commit": "abc", "iterations": 22, "rows": rows}).splitlines()
+    told = [line for line in lines if line.startswith(("| FTML", "| MOML"))]
+    assert told[0].startswith("| FTML | 2 | 87.8% ± 5.2% | 82.5% ± 12.5% | 93.0% ± 2.0% | 478 ± 22 | 75% ± 25% | ")
+    assert told[1] == "| MOML | 1 | 40.0% | 30.0% | 50.0% | 900 | 0% | 900 | 0% | 60 |"
+    assert plot(rows).startswith(b"\x89PNG")
+
+
+def test_the_command_refuses_what_leaves_nothing_to_judge(tmp_path):
+    found = CliRunner().invoke(main, ["--rounds", "20", "--work", str(tmp_path), "--out", str(tmp_path)])
+    assert found.exit_code == 2
+    assert "more than the 20 of the warm-up" in found.output
