@@ -52,9 +52,12 @@ def test_the_colour_of_the_ground_alone_says_nothing_to_the_network():
 @pytest.mark.parametrize("label", ["FTML", "MOML"])
 def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatch):
     usual = rainbow_runs.settings_of(label, 0)
-    quick = replace(
-        usual, meta=replace(usual.meta, steps_per_round=1, batch=2), engine=replace(usual.engine, how="loop")
+    meta, regret = (
+        replace(usual.meta, steps_per_round=1, batch=2),
+        replace(usual.regret, options={"moml": {"steps": 2}}),
     )
+    options = regret if label == "MOML" else usual.regret
+    quick = replace(usual, meta=meta, regret=options, engine=replace(usual.engine, how="loop"))
     monkeypatch.setattr(rainbow_runs, "settings_of", lambda label, seed: quick)
     monkeypatch.setattr(rainbow_runs, "WARM_UP", 1)
     (tmp_path / "programs").mkdir()
