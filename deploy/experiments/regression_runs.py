@@ -143,7 +143,7 @@ def without_prefixes(entry: Entry, choice: Choice) -> TrainerSettings:
 
 
 def run_entry(entry: Entry, choice: Choice, work: Path) -> Row:
-    """Play one run and return its row; one that was finished before as it is asked for now is read and not run again."""
+    """Play one run and return its row; one that was finished before with the same choice is read and not run again."""
     asked = {**entry._asdict(), "choice": vars(choice)}
     file = work / f"{'-'.join(map(str, entry))}.json"
     if before := read_kept(file, asked):

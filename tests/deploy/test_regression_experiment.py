@@ -129,12 +129,13 @@ def test_the_regret_of_a_toy_is_right():
 
 
 def test_the_static_comparator_is_that_of_runs():
-    entry = Entry("flights_linear", COMPARATOR, 10, 0)
-    settings, tasks, past = settings_of(entry, Choice(0.05)), STREAMS["flights_linear"].make(0, 10), MemoryPast()
+    stream = STREAMS["schools_linear"]
+    settings = settings_of(Entry("schools_linear", COMPARATOR, 10, 0), Choice(0.05))
+    tasks, past = stream.make(0, 10), MemoryPast()
     for t, task in enumerate(tasks):
         past.remember(t, task)
     answered = closed_form.refresh(build_setup(settings, past), settings.regret, Asked(10), None)
-    found = compare(STREAMS["flights_linear"], settings, tasks)
+    found = compare(stream, settings, tasks)
     assert found["static"] == found["curve"][-1] == pytest.approx(answered.comparator.cumulative_loss)
     assert 0 < found["dynamic"] < found["static"]
 
@@ -179,7 +180,7 @@ def test_the_table_compares_seed_by_seed():
 
 def test_the_command_writes_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(regression_streams, "run_rows", in_this_process)
-    asked = "--rounds 10 --seeds 1 --stream schools_linear --only aruba --only comparator".split()
+    asked = ["--rounds=10", "--seeds=1", "--stream=schools_linear", "--only=aruba", "--only=comparator"]
     paths = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     ended = CliRunner().invoke(regression_streams.main, [*asked, *paths], catch_exceptions=False)
     assert "| aruba | 1 | " in ended.output
