@@ -20,7 +20,7 @@ CHOSEN = {
         "ftml_recent": Choice(0.02, 0.003),
         "train_on_everything": Choice(0.02, 0.01),
         "ftl_fine_tune": Choice(0.02, 0.01 / 3),
-        "from_scratch": Choice(0.02, options={"steps": 30, "lr": 0.03}),
+        "from_scratch": Choice(0.02, options={"steps": 30, "lr": 0.01}),
         "online_reptile": Choice(0.02, 0.003),
         "moml": Choice(0.02, 0.003, {"alpha": 0.3, "steps": 5}),
         "aruba": Choice(0.02, 0.5, {"eps": 0.05}, "sgd"),
