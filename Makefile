@@ -21,7 +21,8 @@ TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist wor
 # by chance, ARGS=... is passed on to what is run.
 PYTHON ?=
 ARGS ?=
-TABLE ?= first_table sinusoid_known_answers glyph_table regret_theory non_stationary segmentation rainbow_protocol regression_streams
+TABLE ?= first_table sinusoid_known_answers glyph_table regret_theory non_stationary segmentation \
+	rainbow_protocol moml_protocol regression_streams
 TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=

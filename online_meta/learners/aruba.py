@@ -39,7 +39,7 @@ class Passed(NamedTuple):
 
 
 class AdaptiveRates:
-    """ARUBA (Khodak, Balcan & Talwalkar, Adaptive Gradient-Based Meta-Learning Methods, NeurIPS 2019, algorithm 2).
+    """ARUBA (Khodak, Balcan & Talwalkar, Adaptive Gradient-Based Meta-Learning Methods, NeurIPS 2019).
 
     Task t, from 1 on, is trained from phi_t by gradient descent with a learning rate for each entry, which ends at
     theta_t after gradients g_1..g_K. With b_1 = eps^2 and g_1 = zeta^2 for each entry,

@@ -18,7 +18,7 @@ DUAL, ANCHOR = "dual", "anchor"
 
 
 class MemoryEfficientLearner:
-    """MOML (Acar, Zhu & Saligrama, Memory Efficient Online Meta Learning, ICML 2021, algorithm 1).
+    """MOML (Acar, Zhu & Saligrama, Memory Efficient Online Meta Learning, ICML 2021).
 
     Beside the meta-parameters w it holds two vectors of their size: the dual lambda, to begin with 0, that remembers
     the gradients of the rounds before, and the anchor omega, to begin with w_1, a running mean of the iterates. In

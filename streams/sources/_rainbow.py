@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from online_meta.draws import generator
 from online_meta.types import Batch, Task
 
 Digits = NDArray[np.uint8]
@@ -50,7 +51,7 @@ def make_task(digits: Digits, seed: int, t: int, support_per_class: int = 1, que
         A task of x: uint8 (n, 3, 28, 28) and y: int64 (n,), 0 .. 9, sorted by class, n = 10 times images per class.
     """
     each = support_per_class + query_per_class
-    shown = _images_of(seed, t, each, digits.shape[1])
+    shown = draw_images(seed, t, each, digits.shape[1])
     images = digits[np.arange(10)[:, None], shown]
     colour, scale, turns = _transformation_of(seed, t)
     pictures = torch.from_numpy(paint(images.reshape(-1, 28, 28), colour, scale, turns).reshape(10, each, 3, 28, 28))
@@ -79,17 +80,13 @@ def paint(images: Digits, colour: int, scale: int, turns: int) -> Digits:
 
 def _transformation_of(seed: int, t: int) -> tuple[int, int, int]:
     """Return (colour, scale, turns) of task t."""
-    which = int(_random(seed, 0, t // TRANSFORMATIONS).permutation(TRANSFORMATIONS)[t % TRANSFORMATIONS])
+    which = int(generator(seed, 0, t // TRANSFORMATIONS).permutation(TRANSFORMATIONS)[t % TRANSFORMATIONS])
     return which % 7, 1 + which // 7 % 2, which // 14
 
 
-def _images_of(seed: int, t: int, each: int, images: int) -> NDArray[np.int64]:
-    """Return which images of each class task t shows, (10, each)."""
+def draw_images(seed: int, t: int, each: int, images: int) -> NDArray[np.int64]:
+    """Return which of so many images of each class task t shows, (10, each): from the piles of ``make_task``."""
     tasks_a_pass = images // each
-    piles = _random(seed, 1, t // tasks_a_pass).permuted(np.tile(np.arange(images), (10, 1)), axis=1)
+    piles = generator(seed, 1, t // tasks_a_pass).permuted(np.tile(np.arange(images), (10, 1)), axis=1)
     place = t % tasks_a_pass * each
     return piles[:, place : place + each]
-
-
-def _random(*seeds: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))

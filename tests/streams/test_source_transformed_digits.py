@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+
+from streams import wire
+from streams.sources import transformed_digits
+from streams.sources.transformed_digits import SPEC, Settings, load_digits, make_task, transform
+from streams.spec import Limits, TaskSpec
+
+SETTINGS = Settings()
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return load_digits()
+
+
+def numbered() -> np.ndarray:
+    """Return images that say what they are: class and index are written into their first pixels."""
+    images = np.zeros((10, 500, 28, 28), dtype=np.uint8)
+    images[:, :, 0, 0] = np.arange(10)[:, None]
+    images[:, :, 0, 1], images[:, :, 0, 2] = np.divmod(np.arange(500), 250)
+    return images
+
+
+def alike() -> np.ndarray:
+    """Return images that are all the same, without a symmetry, and small enough to stay within the frame."""
+    image = np.zeros((28, 28), dtype=np.uint8)
+    image[9:19, 11], image[9, 11:18] = 255, 160
+    return np.broadcast_to(image, (10, 500, 28, 28)).copy()
+
+
+def test_a_task_is_a_pure_function_of_seed_and_number(digits: np.ndarray) -> None:
+    task, again, other = (make_task(digits, SETTINGS, seed, 70) for seed in (1, 1, 2))
+    assert wire.encode(task) == wire.encode(again) != wire.encode(other)
+    assert wire.encode(wire.decode(wire.encode(task), SPEC, Limits())) == wire.encode(task)
+    assert task.support.x.shape == (60, 28, 28)
+    assert task.query.x.shape == (10, 28, 28)
+    assert task.support.x.dtype == torch.uint8
+    assert task.support.y.tolist() == 6 * list(range(10)), "each prefix of tens has each class as often"
+    assert task.query.y.tolist() == list(range(10))
+
+
+def test_no_image_is_in_both_sets_or_comes_twice_before_the_piles_are_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformed_digits, "transform", lambda images, seed, t: images)
+    tasks = [make_task(numbered(), SETTINGS, 5, t) for t in range(500 // 7)]
+    seen = []
+    for task in tasks:
+        for batch in task:
+            label, high, low = (batch.x[:, 0, column].long() for column in range(3))
+            assert torch.equal(label, batch.y)
+            seen += list(zip(label.tolist(), (high * 250 + low).tolist(), strict=True))
+    assert len(seen) == len(set(seen)) == 71 * 70
+
+
+def test_all_images_of_a_task_are_shown_alike_and_those_of_others_otherwise() -> None:
+    shown = []
+    for t in range(40):
+        images = torch.cat([batch.x for batch in make_task(alike(), SETTINGS, 3, t)])
+        assert (images == images[0]).all()
+        shown.append(images[0])
+    assert len({image.numpy().tobytes() for image in shown}) == 40
+    inverted = [image for image in shown if image[0, 0] == 255]
+    assert 10 < len(inverted) < 30
+    assert all(image[0, 0] in (0, 255) for image in shown)
+    assert {image.numpy().tobytes() for image in shown} != {
+        make_task(alike(), SETTINGS, 4, t).query.x[0].numpy().tobytes() for t in range(40)
+    }
+
+
+def test_a_transformation_keeps_what_an_affine_map_keeps() -> None:
+    """Three points on a line stay on one, and the middle one in the middle; ink changes with the area alone."""
+    dots = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    for place, x in enumerate((10, 14, 18)):
+        dots[place, 12:15, x - 1 : x + 2] = 255
+    dots[3] = dots[:3].amax(0)
+    both = set()
+    for t in range(60):
+        ink = transform(dots, 7, t).double()
+        ink = 255 - ink if ink[0, 0, 0] else ink
+        sums = ink.sum((1, 2))
+        assert sums[3] == pytest.approx(float(sums[:3].sum()), rel=0.02)
+        down, right = ((ink * torch.arange(28.0).view(shape)).sum((1, 2)) / sums for shape in ((1, 28, 1), (1, 1, 28)))
+        for along in (down, right):
+            assert float(along[1]) == pytest.approx(float(along[0] + along[2]) / 2, abs=0.3)
+        both.add((bool(down[2] > down[0]), bool(right[2] > right[0])))
+    assert len(both) == 4, "turned and flipped every way"
+
+
+def test_the_source_refuses_other_runs_and_too_many_images() -> None:
+    with pytest.raises(ValueError, match="ways = 10, but the run expects 5"):
+        transformed_digits.open(SETTINGS, TaskSpec((28, 28), "uint8", "class", 5), "digits", 9)
+    with pytest.raises(ValueError, match="501 images a class"):
+        Settings(support_per_class=499, query_per_class=2)
