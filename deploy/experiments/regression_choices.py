@@ -42,7 +42,7 @@ CHOSEN = {
         "ftml_recent": Choice(0.08, 0.05),
         "train_on_everything": Choice(0.08, 0.05),
         "ftl_fine_tune": Choice(0.08, 0.05 / 3),
-        "from_scratch": Choice(0.08, options={"steps": 30, "lr": 0.1}),
+        "from_scratch": Choice(0.08, options={"steps": 30, "lr": 0.03}),
         "online_reptile": Choice(0.08, 0.05),
         "moml": Choice(0.08, 0.05, {"alpha": 3.0, "steps": 5}),
         "aruba": Choice(0.08, 0.5, {"eps": 0.05}, "sgd"),

@@ -11,7 +11,7 @@ from deploy.experiments.tables import Row, choose_labels, run_rows, write_table
 
 
 @click.command()
-@click.option("--rounds", default=300, show_default=True, help="Rounds of each run; 10 or more.")
+@click.option("--rounds", default=240, show_default=True, help="Rounds of each run; 10 or more.")
 @click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
 @click.option("--only", multiple=True, metavar="LABEL", help="A learner by its label; again for more. All by default.")
 @click.option("--stream", multiple=True, metavar="STREAM", help="A stream; again for more. All by default.")
