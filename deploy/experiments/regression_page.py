@@ -130,7 +130,7 @@ def _losses(label: str, by: By) -> list[str]:
 
 def _efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
     return [
-        *(_tell([row["prefixes"][str(points)] for row in rows], ".3f") for points in sizes),
+        *(_tell([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
         _tell([100 * row["reached"] for row in rows], ".0f"),
         _tell([row["points"] for row in rows if row["points"] is not None], ".1f"),
     ]
@@ -184,6 +184,8 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, ncols=2)
+        else:
+            axes.set_axis_off()
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
