@@ -145,7 +145,7 @@ def _choices(streams: dict[str, By]) -> list[str]:
     text = [
         "## Settings",
         "",
-        "Each learner had four tries of its one or two main options on each stream, FTML as many as the others: the",
+        "Each learner had four tries of its one or two main options on each stream, *from_scratch* eight: the",
         "lowest mean loss of 100 rounds with seed 100, which is not among the seeds above, was taken",
         "(`deploy/experiments/regression_tuning.py`). The best is often at the edge of so small a grid.",
         "",
