@@ -1,7 +1,7 @@
 """regret.png: the loss on new tasks, and the regret, over the rounds."""
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,9 +35,20 @@ def plot_regret(series: dict[str, Any]) -> bytes:
     _dress(losses, f"Loss on new tasks (mean of {WINDOW} points)", "query loss")
     _dress(regrets, "Regret: cumulative loss of FTML minus the other's", "regret")
     regrets.axhline(0, color="#888888", lw=0.8)
+    return as_png(figure)
+
+
+def as_png(figure: Figure, dpi: float | Literal["figure"] = "figure") -> bytes:
+    """Return a figure as a PNG, by default with as many dots an inch as it was made for."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    figure.savefig(picture, format="png", dpi=dpi)
     return picture.getvalue()
+
+
+def tidy(axes: Axes) -> None:
+    """Give axes a light grid, and no frame above and to the right."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def trailing_mean(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -55,7 +66,6 @@ def _dress(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("round")
     axes.set_ylabel(unit)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9)

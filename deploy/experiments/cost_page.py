@@ -1,6 +1,5 @@
 """The page and the picture of what a round costs."""
 
-from io import BytesIO
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from deploy.experiments.cost_loss import compare
 from deploy.experiments.cost_runs import UNBOUNDED
 from deploy.experiments.tables import Row, tell_spread
+from deploy.plot import as_png
 
 MOST_APART, MOST_ABOVE = 1.10, 0.02
 """How far costs may lie apart, as a ratio, and how far above full replay the loss of the best bounded policy may be."""
@@ -171,9 +171,7 @@ def draw(result: dict[str, Any]) -> bytes:
         right.plot(rounds, peaks, marker="o", label=name)
     _finish(left, "Processor time a round / that at the first")
     _finish(right, "Peak resident memory / that at the first")
-    target = BytesIO()
-    figure.savefig(target, format="png", dpi=110)
-    return target.getvalue()
+    return as_png(figure, dpi=110)
 
 
 def _finish(axes: Axes, title: str) -> None:

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from deploy.config import read_config
 from deploy.experiments.histories import make_history
-from deploy.experiments.tables import commit, spread, tell_spread
+from deploy.experiments.tables import commit, tell_mean
 from deploy.replay import replay
 from streams.durable import replace_file
 
@@ -141,7 +141,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _spread(learners: list[dict[str, Any]], key: str) -> str:
-    return tell_spread(spread([learner[key] for learner in learners if learner[key] is not None]), ".3f")
+    return tell_mean([learner[key] for learner in learners if learner[key] is not None], ".3f")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """The page and the picture of ``moml_protocol``."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 from typing import Any
 
 import numpy as np
 
-from deploy.experiments.tables import Row, spread, tell_spread
-from deploy.plot import COLOURS
+from deploy.experiments.tables import Row, tell_mean
+from deploy.plot import COLOURS, as_png, tidy
 from online_meta.regret import LEARNER
 
 NAME = "moml_protocol"
@@ -118,8 +117,7 @@ def _against(rows: list[Row], leader: dict[int, Row], found: Callable[[Row], flo
 
 
 def _tell(values: Iterable[float], form: str = ".3f") -> str:
-    found = [*values]
-    return tell_spread(spread(found), form) if found else ""
+    return tell_mean(values, form, none="")
 
 
 def plot(rows: Sequence[Row]) -> bytes:
@@ -138,11 +136,8 @@ def plot(rows: Sequence[Row]) -> bytes:
     kept.set_title("LTM: mean loss on all tasks so far", fontsize=11)
     for axes in (current, kept):
         axes.set_xlabel("round")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     current.set_ylabel("query loss after adaptation")
     current.set_ylim(0, 2.6)
     kept.legend(frameon=False, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return as_png(figure)

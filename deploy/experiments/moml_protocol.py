@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from deploy.experiments.centred import centred_mlp
 from deploy.experiments.moml_page import NAME, plot, render
 from deploy.experiments.playing import play_stream
-from deploy.experiments.tables import Row, choose_labels, commit, keep, read_kept, run_rows, write_table
+from deploy.experiments.tables import Row, choose_labels, commit, keep, read_kept, run_options, run_rows, write_table
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.regret import LEARNER
 from online_meta.types import Learner, Score, Task
 from streams.sources.transformed_digits import Settings, load_digits, make_task
-from trainers.models import mlp
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -63,24 +63,9 @@ CHOSEN = {
 """The best of nine tries, as ``moml_tuning`` makes them; the last two are set by hand."""
 
 
-class Centred(nn.Module):
-    """A network that sees images without their mean, so that an inverted one is the negative of what it was."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Put the images through ``network``."""
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (n, 28, 28) of 0..255 to logits (n, 10)."""
-        shades = images.to(next(self.network.parameters()).dtype) / 255
-        logits: Tensor = self.network(shades - shades.mean((1, 2), keepdim=True))
-        return logits
-
-
 def digits_mlp(hidden: Sequence[int] = (200,)) -> nn.Module:
     """Return the perceptron of the table."""
-    return Centred(mlp(28 * 28, 10, tuple(hidden)))
+    return centred_mlp(28 * 28, 10, hidden)
 
 
 def settings_of(label: str, seed: int, chosen: Chosen | None = None) -> TrainerSettings:
@@ -167,12 +152,7 @@ def bytes_of(tasks: Sequence[Task]) -> int:
 
 
 @click.command()
-@click.option("--rounds", default=1000, show_default=True, help="Tasks of each run.")
-@click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
-@click.option("--only", multiple=True, metavar="LABEL", help="A learner by its name; again for more. All by default.")
-@click.option("--jobs", default=2, show_default=True, help="How many runs at once.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path(f"runs/experiments/{NAME}"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+@run_options(NAME, rounds=1000, about="Tasks of each run.")
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
     """Write moml_protocol.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
     labels = choose_labels(only, [*CHOSEN])

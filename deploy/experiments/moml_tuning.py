@@ -1,6 +1,5 @@
 """What ``moml_protocol`` was chosen by: nine tries for each learner, on a seed that the table does not have."""
 
-import json
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -47,7 +46,7 @@ def list_tries(label: str) -> list[Chosen]:
 
 def play_try(label: str, tried: Chosen, work: Path) -> Row:
     """Play the stream by a try; one that was played before is read."""
-    asked = json.loads(json.dumps({"label": label, "tried": tried._asdict(), "rounds": ROUNDS, "seed": SEED}))
+    asked = {"label": label, "tried": tried._asdict(), "rounds": ROUNDS, "seed": SEED}
     said = "-".join(map(str, (label, tried.inner, tried.outer, *tried.options.values())))
     kept = work / f"try-{said}.json"
     if before := read_kept(kept, asked):

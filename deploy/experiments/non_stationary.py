@@ -1,6 +1,5 @@
 """Streams that are not stationary: FTML by several replay policies, and a mixture of meta-initialisations."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 
 import streams.sources
 from deploy.experiments.playing import play_stream
-from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_rows, spread, tell_spread, write_table
-from deploy.plot import COLOURS
+from deploy.experiments.tables import Row, choose_labels, keep, read_kept, run_options, run_rows, tell_mean, write_table
+from deploy.plot import COLOURS, as_png, tidy
 from online_meta import registry
 from online_meta.regret import LEARNER
 from online_meta.types import Task
@@ -137,7 +136,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return tell_spread(spread(values), ".2f") if values else ""
+    return tell_mean(values, ".2f", none="")
 
 
 def plot(rows: Sequence[Row]) -> bytes:
@@ -156,23 +155,15 @@ def plot(rows: Sequence[Row]) -> bytes:
                 axes.plot(mine - even, color=colour, label=label)
         axes.set_title(stream, fontsize=11)
         axes.set_xlabel("round")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("cumulative loss minus that of uniform replay")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return as_png(figure)
 
 
 @click.command()
-@click.option("--rounds", default=100, show_default=True, help="Rounds of each run.")
-@click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
-@click.option("--only", multiple=True, metavar="LABEL", help="A learner by its label; again for more. All by default.")
-@click.option("--jobs", default=2, show_default=True, help="How many runs at once.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path(f"runs/experiments/{NAME}"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+@run_options(NAME, rounds=100)
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
     """Write non_stationary.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
     labels = choose_labels(only, LABELS)

@@ -1,6 +1,5 @@
 """The page of rainbow digits by the protocol of Follow the Meta-Leader."""
 
-import io
 from collections.abc import Sequence
 from statistics import mean
 from typing import NamedTuple
@@ -8,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.experiments.rainbow_runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
-from deploy.experiments.tables import Row, spread, tell_spread
-from deploy.plot import COLOURS
+from deploy.experiments.tables import Row, tell_mean
+from deploy.plot import COLOURS, as_png, tidy
 
 NAME = "rainbow_protocol"
 PROFICIENCY, FEWER = 0.9, 0.8
@@ -78,7 +77,7 @@ def _cells(rows: list[Row]) -> list[str]:
         ([found.reached for found in low], ".0%"),
         ([row["seconds"] for row in rows], ".0f"),
     ]
-    return [tell_spread(spread(values), form) for values, form in columns]
+    return [tell_mean(values, form) for values, form in columns]
 
 
 def _halves(values: list[float]) -> tuple[float, float]:
@@ -102,9 +101,6 @@ def plot(rows: Sequence[Row]) -> bytes:
     right.set(xlabel="task", title=f"On all {10 * TRAIN} images")
     for axes in (left, right):
         axes.axhline(PROFICIENCY, color="grey", linewidth=0.8, linestyle="--")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     left.legend(frameon=False, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return as_png(figure)

@@ -6,16 +6,11 @@ import click
 
 from deploy.experiments.rainbow_page import NAME, plot, render
 from deploy.experiments.rainbow_runs import LABELS, WARM_UP, Entry, run_entry
-from deploy.experiments.tables import choose_labels, run_rows, write_table
+from deploy.experiments.tables import choose_labels, run_options, run_rows, write_table
 
 
 @click.command()
-@click.option("--rounds", default=56, show_default=True, help="Tasks of each run, more than the warm-up has.")
-@click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
-@click.option("--only", multiple=True, metavar="LABEL", help="A learner by its label; again for more. All by default.")
-@click.option("--jobs", default=2, show_default=True, help="How many runs at once.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path(f"runs/experiments/{NAME}"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+@run_options(NAME, rounds=56, about="Tasks of each run, more than the warm-up has.")
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
     """Write rainbow_protocol.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
     if rounds <= WARM_UP:

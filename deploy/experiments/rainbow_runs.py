@@ -1,14 +1,14 @@
 """Runs on rainbow digits by the protocol of Follow the Meta-Leader: their settings, tasks, minibatches and rows."""
 
-import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from deploy.experiments.centred import centred_mlp
 from deploy.experiments.playing import play_stream
 from deploy.experiments.tables import Row, commit, keep, read_kept
 from online_meta.draws import generator
@@ -17,7 +17,6 @@ from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from online_meta.types import Batch, Meta, MetaGrad, PrefixScore, Task
 from streams.sources.rainbow_digits import load_digits, make_task
-from trainers.models import mlp
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -62,24 +61,9 @@ DRAWS = (20, 20)
 """Images of a past task that a meta-gradient sees, of its support and of its query set."""
 
 
-class Centred(nn.Module):
-    """A network that sees each channel of an image without its mean, so that the colour of the ground matters less."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Put the images through ``network``."""
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (n, 3, 28, 28) of 0..255 to logits (n, 10)."""
-        shades = images.to(next(self.network.parameters()).dtype) / 255
-        logits: Tensor = self.network(shades - shades.mean((2, 3), keepdim=True))
-        return logits
-
-
 def digits_mlp() -> nn.Module:
     """Return the perceptron of the table."""
-    return Centred(mlp(3 * 28 * 28, 10, HIDDEN))
+    return centred_mlp(3 * 28 * 28, 10, HIDDEN)
 
 
 def settings_of(label: str, seed: int) -> TrainerSettings:
@@ -148,12 +132,12 @@ def run_entry(entry: Entry, work: Path) -> Row:
 
     Of each task behind the warm-up the row has the accuracies after each prefix of the support set, and all of it.
     """
-    asked = {**entry._asdict(), "settings": asdict(settings_of(entry.label, entry.seed)), "draws": [*DRAWS]}
-    asked = json.loads(json.dumps(asked))
+    settings = settings_of(entry.label, entry.seed)
+    asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
     kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
     if before := read_kept(kept, asked):
         return before
-    settings, seconds, curves = settings_of(entry.label, entry.seed), 0.0, []
+    seconds, curves = 0.0, []
     change = partial(draw_minibatches, entry.label, entry.seed)
     tasks = make_tasks(entry.seed, entry.rounds)
     played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP)

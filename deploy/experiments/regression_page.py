@@ -1,6 +1,5 @@
 """The page of the table of regression streams: what came of the runs, as Markdown and as a picture."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ from deploy.experiments.regression_runs import (
     Choice,
     Stream,
 )
-from deploy.experiments.tables import Row, spread, tell_spread
+from deploy.experiments.tables import Row, tell_mean
+from deploy.plot import as_png, tidy
 
 By = dict[str, dict[int, Row]]
 """The rows of a stream by label and seed."""
@@ -107,8 +107,8 @@ def _bests(by: By, rounds: int) -> list[str]:
     if not rows:
         return []
     static = [row["static"] / rounds for row in rows if row["static"] is not None]
-    best = f"The best fixed initialisation loses {_tell(static, '.4f')} a round, each" if static else "Each"
-    return [f"{best} task's own best {_tell([row['dynamic'] / rounds for row in rows], '.4f')} a round.", ""]
+    best = f"The best fixed initialisation loses {tell_mean(static, '.4f')} a round, each" if static else "Each"
+    return [f"{best} task's own best {tell_mean([row['dynamic'] / rounds for row in rows], '.4f')} a round.", ""]
 
 
 def _losses(label: str, by: By) -> list[str]:
@@ -120,24 +120,20 @@ def _losses(label: str, by: By) -> list[str]:
     ]
     return [
         str(len(rows)),
-        _tell([row["mean"] for row in rows.values()], ".4f"),
-        _tell([row["half"] for row in rows.values()], ".4f"),
-        _tell(against, "+.2f") if label != "ftml" else "",
-        *(_tell(regret, "+.2f") for regret in regrets),
-        _tell([1000 * row["round_seconds"] for row in rows.values()], ".0f"),
+        tell_mean([row["mean"] for row in rows.values()], ".4f"),
+        tell_mean([row["half"] for row in rows.values()], ".4f"),
+        tell_mean(against, "+.2f") if label != "ftml" else "",
+        *(tell_mean(regret, "+.2f") for regret in regrets),
+        tell_mean([1000 * row["round_seconds"] for row in rows.values()], ".0f"),
     ]
 
 
 def _efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
     return [
-        *(_tell([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
-        _tell([100 * row["reached"] for row in rows], ".0f"),
-        _tell([row["points"] for row in rows if row["points"] is not None], ".1f"),
+        *(tell_mean([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
+        tell_mean([100 * row["reached"] for row in rows], ".0f"),
+        tell_mean([row["points"] for row in rows if row["points"] is not None], ".1f"),
     ]
-
-
-def _tell(values: list[float], form: str) -> str:
-    return tell_spread(spread(values), form)
 
 
 def _choices(streams: dict[str, By]) -> list[str]:
@@ -180,12 +176,9 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.set_yscale("symlog", linthresh=1.0)
         axes.set_xlabel("round")
         axes.set_ylabel("cumulative loss, difference")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, ncols=2)
         else:
             axes.set_axis_off()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return as_png(figure)

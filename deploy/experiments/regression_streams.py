@@ -7,17 +7,12 @@ import click
 from deploy.experiments.regression_choices import choice_of
 from deploy.experiments.regression_page import plot, render
 from deploy.experiments.regression_runs import COMPARATOR, LEARNERS, NAME, STREAMS, Entry, run_entry
-from deploy.experiments.tables import Row, choose_labels, run_rows, write_table
+from deploy.experiments.tables import Row, choose_labels, run_options, run_rows, write_table
 
 
 @click.command()
-@click.option("--rounds", default=240, show_default=True, help="Rounds of each run; 10 or more.")
-@click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
-@click.option("--only", multiple=True, metavar="LABEL", help="A learner by its label; again for more. All by default.")
+@run_options(NAME, rounds=240, jobs=1, about="Rounds of each run; 10 or more.")
 @click.option("--stream", multiple=True, metavar="STREAM", help="A stream; again for more. All by default.")
-@click.option("--jobs", default=1, show_default=True, help="How many runs at once.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path(f"runs/experiments/{NAME}"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(
     rounds: int, seeds: int, only: tuple[str, ...], stream: tuple[str, ...], jobs: int, work: Path, out: Path
 ) -> None:

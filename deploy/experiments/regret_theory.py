@@ -2,7 +2,6 @@
 
 import sys
 import time
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from deploy.experiments.quadratics import Array, adapt_all, bound_slope, draw_quadratics, expected_slope, lead, regret
-from deploy.experiments.tables import Row, commit, spread, tell_spread, write_files
+from deploy.experiments.tables import Row, commit, tell_mean, write_files
+from deploy.plot import as_png
 
 NAME = "regret_theory"
 WEIGHTS = 5
@@ -69,7 +69,7 @@ def render(result: dict[str, Any]) -> str:
     last = rows[0]["rounds"][-1]
 
     def cell(key: str, digits: int = 3) -> str:
-        return tell_spread(spread([row[key] for row in rows]), f".{digits}f")
+        return tell_mean([row[key] for row in rows], f".{digits}f")
 
     return f"""# Regret in theory
 
@@ -113,9 +113,7 @@ def draw(rows: list[Row]) -> bytes:
     right.set(xscale="log", yscale="log", xlabel="T", ylabel="regret", title="beside the bound, and fixed weights")
     left.legend()
     right.legend()
-    target = BytesIO()
-    figure.savefig(target, format="png", dpi=110)
-    return target.getvalue()
+    return as_png(figure, dpi=110)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import online_meta.segmentation
 from deploy.experiments.sinusoid_known_answers import draw_tasks
-from deploy.experiments.tables import Row, keep, read_kept, run_rows, spread, tell_spread, write_table
+from deploy.experiments.tables import Row, keep, read_kept, run_rows, tell_mean, write_table
 from online_meta import over_tasks, registry
 from online_meta.adapted import SIZES, adapted, expected_errors
 from online_meta.detections import compare
@@ -198,7 +198,7 @@ def _cells(rows: list[Row]) -> list[str]:
 
 
 def _spread(values: list[float], digits: int) -> str:
-    return tell_spread(spread([value for value in values if math.isfinite(value)]), f",.{digits}f")
+    return tell_mean([value for value in values if math.isfinite(value)], f",.{digits}f")
 
 
 @click.command()

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from streams.durable import replace_file
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Row = dict[str, Any]
 """A row of a table: what was asked for, under ``asked``, and what came of it."""
 
@@ -28,15 +29,16 @@ def choose_labels(only: Sequence[str], labels: Sequence[str]) -> list[str]:
 
 def read_kept(file: Path, asked: Row) -> Row | None:
     """Return the row that ``file`` keeps, if it was made as it is ``asked`` for now."""
-    if file.exists() and (before := json.loads(file.read_text()))["asked"] == asked:
+    if file.exists() and (before := json.loads(file.read_text()))["asked"] == json.loads(json.dumps(asked)):
         return dict(before)
     return None
 
 
 def keep(file: Path, row: Row) -> Row:
-    """Keep a finished row, and return it."""
-    replace_file(file, json.dumps(row, indent=1).encode(), durable=False)
-    return row
+    """Keep a finished row, and return it as it will be read."""
+    text = json.dumps(row, indent=1)
+    replace_file(file, text.encode(), durable=False)
+    return dict(json.loads(text))
 
 
 def run_rows(jobs: int, run: Callable[..., Row], asked: Sequence[tuple[Any, ...]], write: Callable[..., None]) -> None:
@@ -96,3 +98,29 @@ def tell_spread(found: dict[str, Any], form: str) -> str:
         return "-"
     error = "" if found["error"] is None else f" ± {found['error']:{form.lstrip('+,')}}"
     return f"{found['mean']:{form}}{error}"
+
+
+def tell_mean(values: Iterable[float], form: str, none: str = "-") -> str:
+    """Return the mean of some values and its standard error, as ``tell_spread`` does; ``none`` where there is none."""
+    found = [*values]
+    return tell_spread(spread(found), form) if found else none
+
+
+def run_options(name: str, rounds: int, *, jobs: int = 2, about: str = "Rounds of each run.") -> Decorator:
+    """Return the options of a command that plays learners for several seeds, with their defaults."""
+    work = Path(f"runs/experiments/{name}")
+    options = (
+        click.option("--rounds", default=rounds, show_default=True, help=about),
+        click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0."),
+        click.option("--only", multiple=True, metavar="LABEL", help="A learner; again for more. All by default."),
+        click.option("--jobs", default=jobs, show_default=True, help="How many runs at once."),
+        click.option("--work", type=click.Path(path_type=Path), default=work, show_default=True),
+        click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True),
+    )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
