@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.experiments.rainbow_runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
+from deploy.experiments.rainbow_runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, TUNED, WARM_UP
 from deploy.experiments.tables import Row, tell_mean
 from deploy.plot import COLOURS, as_png, tidy
+from online_meta.regret import LEARNER
 
 NAME = "rainbow_protocol"
 PROFICIENCY, FEWER = 0.9, 0.8
@@ -33,8 +34,7 @@ def judge(row: Row, proficiency: float) -> Efficiency:
 
 def render(result: Row) -> str:
     """Return the table as Markdown: means over the seeds and their standard errors."""
-    rows: list[Row] = result["rows"]
-    minutes = sum(row["seconds"] for row in rows) / 60
+    minutes = sum(row["seconds"] for row in result["rows"]) / 60
     judged = [f"accuracy on all {10 * TRAIN}", "first half", "last half"]
     needed = [word for share in (PROFICIENCY, FEWER) for word in (f"points to {share:.0%}", "reached")]
     head = f"| {' | '.join(['learner', 'seeds', *judged, *needed, 'seconds'])} |"
@@ -48,8 +48,9 @@ learned and not judged. Inner loop: 5 steps of gradient descent of 0.1; Adam of 
 steps behind each task (*train on everything* and *FTL* six times as many: as many gradients; MOML
 {OPTIONS["moml"]["steps"]} on the one task). Meta-gradients see {DRAWS[0]} and {DRAWS[1]} images of a task's
 {10 * TRAIN}, drawn anew. *From scratch* makes {OPTIONS["from_scratch"]["steps"]} steps of Adam of
-{OPTIONS["from_scratch"]["lr"]:g}. A round is a whole task, where the paper goes on learning while its images come; the
-network is a perceptron of two layers of {HIDDEN[0]} on centred images, not a
+{OPTIONS["from_scratch"]["lr"]:g}; *{TUNED}* is FTML's leader, adapted by these steps
+instead of its own five: what the start is worth where both adapt alike. A round is a whole task, where the paper goes
+on learning while its images come; the network is a perceptron of two layers of {HIDDEN[0]} on centred images, not a
 convolutional one; the digits are 5,000, so that images come again in other colours, sizes and turns.
 
 *Points needed*: the first of {", ".join(map(str, PREFIXES))} and {10 * TRAIN} images on which a learner, adapted to
@@ -59,10 +60,17 @@ of the tasks behind the warm-up, then of the seeds, ± standard error over the s
 {head}
 |---|---|---|---|---|---|---|---|---|---|
 """
-    for label in LABELS:
-        mine = [row for row in rows if row["asked"]["label"] == label]
-        text += f"| {label} | {len(mine)} | {' | '.join(_cells(mine))} |\n" if mine else ""
+    for label, mine in by_label(result["rows"]).items():
+        text += f"| {label} | {len(mine)} | {' | '.join(_cells(mine))} |\n"
     return text + f"\n![Accuracy by points, and by task]({NAME}.png)\n"
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each learner that has any; of ``TUNED`` those that came of FTML's runs, beside them."""
+    beside = [{"asked": row["asked"] | {"label": TUNED}, "curves": row["tuned"]} for row in rows if row.get("tuned")]
+    labels = [name for label in LABELS for name in ((label, TUNED) if LABELS[label] == LEARNER else (label,))]
+    found = {label: [row for row in (*rows, *beside) if row["asked"]["label"] == label] for label in labels}
+    return {label: mine for label, mine in found.items() if mine}
 
 
 def _cells(rows: list[Row]) -> list[str]:
@@ -75,7 +83,7 @@ def _cells(rows: list[Row]) -> list[str]:
         ([found.reached for found in high], ".0%"),
         ([found.points for found in low], ".0f"),
         ([found.reached for found in low], ".0%"),
-        ([row["seconds"] for row in rows], ".0f"),
+        ([row["seconds"] for row in rows if "seconds" in row], ".0f"),
     ]
     return [tell_mean(values, form) for values, form in columns]
 
@@ -91,12 +99,10 @@ def plot(rows: Sequence[Row]) -> bytes:
 
     figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for label, colour in zip(LABELS, COLOURS, strict=False):
-        curves = np.array([row["curves"] for row in rows if row["asked"]["label"] == label])
-        if curves.size:
-            left.plot(curves[0, 0, :, 0], curves[..., 1].mean((0, 1)), marker="o", color=colour, label=label)
-            tasks = WARM_UP + np.arange(curves.shape[1])
-            right.plot(tasks, curves[:, :, -1, 1].mean(0), color=colour, label=label)
+    for (label, mine), colour in zip(by_label(rows).items(), (*COLOURS, "#000000"), strict=False):
+        curves = np.array([row["curves"] for row in mine])
+        left.plot(curves[0, 0, :, 0], curves[..., 1].mean((0, 1)), marker="o", color=colour, label=label)
+        right.plot(WARM_UP + np.arange(curves.shape[1]), curves[:, :, -1, 1].mean(0), color=colour, label=label)
     left.set(xscale="log", xlabel="images adapted to", ylabel="accuracy", title="Mean of the tasks")
     right.set(xlabel="task", title=f"On all {10 * TRAIN} images")
     for axes in (left, right):

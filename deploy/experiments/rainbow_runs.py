@@ -12,11 +12,15 @@ from deploy.experiments.centred import centred_mlp
 from deploy.experiments.playing import play_stream
 from deploy.experiments.tables import Row, commit, keep, read_kept
 from online_meta.draws import generator
+from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
+from online_meta.rules.adam import adam
+from online_meta.score import score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Batch, Meta, MetaGrad, PrefixScore, Task
+from online_meta.types import Batch, Meta, MetaGrad, Params, PrefixScore, Score, Task
 from streams.sources.rainbow_digits import load_digits, make_task
+from trainers.build import build_setup
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -56,6 +60,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "from_scratch": {"steps": 40, "lr": 0.005},
     "moml": {"alpha": 0.1, "steps": 50},
 }
+TUNED = "FTML's start, trained as from scratch"
+"""Not a run of its own: the leader of FTML's runs, adapted by the steps that *from scratch* makes."""
+
 STEPS = 10
 DRAWS = (20, 20)
 """Images of a past task that a meta-gradient sees, of its support and of its query set."""
@@ -130,19 +137,38 @@ def draw_minibatches(label: str, seed: int, setup: LearnerSetup) -> LearnerSetup
 def run_entry(entry: Entry, work: Path) -> Row:
     """Play one run and return its row; one that was finished before is read and not run again.
 
-    Of each task behind the warm-up the row has the accuracies after each prefix of the support set, and all of it.
+    Of each task behind the warm-up the row has the accuracies after each prefix of the support set, and all of it; of
+    FTML also those of its start when it is trained as *from scratch* trains its own.
     """
     settings = settings_of(entry.label, entry.seed)
-    asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
+    trained = {"trained": OPTIONS["from_scratch"]} if LABELS[entry.label] == LEARNER else {}
+    asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS, **trained}
     kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
     if before := read_kept(kept, asked):
         return before
-    seconds, curves = 0.0, []
+    seconds, curves, tuned = 0.0, [], []
     change = partial(draw_minibatches, entry.label, entry.seed)
     tasks = make_tasks(entry.seed, entry.rounds)
     played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP)
-    for task, (_, score, spent) in zip(tasks, played, strict=True):
-        whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
-        curves.append([[found.points, found.accuracy] for found in (*score.prefixes, whole)])
+    for t, (learner, score, spent) in enumerate(played):
+        curves.append(_curve(score, tasks[t]))
         seconds += spent
-    return keep(kept, {"asked": asked, "curves": curves[WARM_UP:], "seconds": seconds, "commit": commit()})
+        if trained and isinstance(learner, FollowTheMetaLeader) and WARM_UP <= t + 1 < entry.rounds:
+            # What was learned by now is what the next task is met with.
+            tuned.append(_curve(train_from(learner.engine.meta().weights, settings, tasks[t + 1]), tasks[t + 1]))
+    told = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": commit()}
+    return keep(kept, {"asked": asked, **told})
+
+
+def train_from(weights: Params, settings: TrainerSettings, task: Task) -> Score:
+    """Return the score of weights that are trained on a task by the steps that *from scratch* makes."""
+    setup = build_setup(settings, MemoryPast())
+    many, lr = OPTIONS["from_scratch"]["steps"], OPTIONS["from_scratch"]["lr"]
+    training = replace(setup.inner, rule=adam(lr), steps=many)
+    return score_task(training, Meta(weights, {}), task, setup.accuracy, PREFIXES)
+
+
+def _curve(score: Score, task: Task) -> list[list[float | None]]:
+    """Return the accuracies after each prefix and all of the support set, each with its number of points."""
+    whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
+    return [[found.points, found.accuracy] for found in (*score.prefixes, whole)]

@@ -62,8 +62,9 @@ below 0 is better. *Static regret* is the cumulative loss less that of the best 
 adapts as FTML does; it is known by algebra where the model is linear. *Dynamic regret* is that to each task's own best
 initialisation: exact where the model is linear, else a lower bound from {DYNAMIC_ROUNDS} rounds by L-BFGS. Each task's
 own best has seen the query set. Milliseconds are the processor's for scoring (with all prefixes) and learning a round,
-recording programs included. The losses after so many points, and the points needed to come down to the stated loss,
-among the tasks where it was reached, are of the last half of the rounds.
+recording programs included. The losses after so many points (the median of the tasks, for a single one on which an
+inner loop diverges would be all of a mean) and the points needed to come down to the stated loss, among the tasks where
+it was reached, are of the last half of the rounds.
 
 Each round FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on {BATCH}
 tasks, with {INNER_STEPS} inner steps; *train on everything* and *FTL, fine-tuned* {STEPS * (INNER_STEPS + 1)} steps on
@@ -95,7 +96,7 @@ def _stream(stream: Stream, by: By, rounds: int) -> list[str]:
         *(f"| {label} | {' | '.join(_losses(label, by))} |" for label in learners),
         "",
         *_bests(by, rounds),
-        f"| learner, loss after points: | {marks} | reached {stream.proficiency:g}, % | points needed |",
+        f"| learner, median loss after points: | {marks} | reached {stream.proficiency:g}, % | points needed |",
         f"|---|{'---|' * len(sizes)}---|---|",
         *(f"| {label} | {' | '.join(_efficiency([*by[label].values()], sizes))} |" for label in learners),
         "",

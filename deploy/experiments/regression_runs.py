@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from deploy.experiments.playing import play_stream
@@ -157,7 +157,10 @@ def run_entry(entry: Entry, choice: Choice, work: Path) -> Row:
 
 
 def play(name: str, programs: Path, stream: Stream, settings: TrainerSettings, tasks: list[Task]) -> Row:
-    """Play the learner of a name; return its losses, and its learning efficiency over the last half of the rounds."""
+    """Play the learner of a name; return its losses, and its learning efficiency over the last half of the rounds.
+
+    Losses after few points are medians: a single task on which an inner loop diverges would be all of a mean.
+    """
     scores: list[Score] = []
     spent = 0.0
     for _, score, seconds in play_stream(settings, name, tasks, programs):
@@ -172,8 +175,8 @@ def play(name: str, programs: Path, stream: Stream, settings: TrainerSettings, t
         "mean": fmean(losses),
         "half": fmean(score.loss_after for score in late),
         "prefixes": {
-            **{str(found[0].points): fmean(each.loss for each in found) for found in shorter},
-            str(size): fmean(score.loss_after for score in late),
+            **{str(found[0].points): median(each.loss for each in found) for found in shorter},
+            str(size): median(score.loss_after for score in late),
         },
         "reached": len(reached) / len(late),
         "points": fmean(reached) if reached else None,

@@ -9,8 +9,21 @@ from click.testing import CliRunner
 from deploy.experiments import rainbow_runs
 from deploy.experiments.rainbow_page import judge, plot, render
 from deploy.experiments.rainbow_protocol import main
-from deploy.experiments.rainbow_runs import DRAWS, DrawnPast, Entry, digits_mlp, make_tasks, run_entry
+from deploy.experiments.rainbow_runs import (
+    DRAWS,
+    PREFIXES,
+    TUNED,
+    DrawnPast,
+    Entry,
+    digits_mlp,
+    make_tasks,
+    run_entry,
+    settings_of,
+    train_from,
+)
+from online_meta.past import MemoryPast
 from online_meta.types import Batch, Task
+from trainers.build import build_learners, build_setup
 
 
 def row(label, seed, *curves):
@@ -49,7 +62,7 @@ def test_the_colour_of_the_ground_alone_says_nothing_to_the_network():
     assert torch.allclose(first, second, atol=1e-5)
 
 
-@pytest.mark.parametrize("label", ["FTML", "MOML"])
+@pytest.mark.parametrize("label", ["FTML", "MOML", "online Reptile"])
 def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatch):
     usual = rainbow_runs.settings_of(label, 0)
     meta, regret = (
@@ -63,8 +76,18 @@ def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatc
     (tmp_path / "programs").mkdir()
     found = run_entry(Entry(label, 3, 0), tmp_path)
     assert [[points for points, _ in curve] for curve in found["curves"]] == [[10, 20, 50, 100, 200, 400, 900]] * 2
+    assert len(found["tuned"]) == (2 if label == "FTML" else 0), "one for each judged task"
     monkeypatch.setattr(rainbow_runs, "make_tasks", None)
     assert run_entry(Entry(label, 3, 0), tmp_path) == found
+
+
+def test_a_start_is_trained_as_from_scratch_trains_its_own():
+    settings, task = settings_of("from scratch", 0), make_tasks(0, 1)[0]
+    few = task._replace(support=Batch(*(values[:30] for values in task.support)))
+    setup = build_setup(settings, MemoryPast())
+    by_learner = build_learners(settings, setup)["from_scratch"].score(few, PREFIXES)
+    assert train_from(setup.fresh(0), settings, few) == by_learner
+    assert train_from(setup.fresh(1), settings, few) != by_learner
 
 
 def test_the_table_tells_points_needed_and_how_often_that_was_enough():
@@ -78,6 +101,15 @@ def test_the_table_tells_points_needed_and_how_often_that_was_enough():
     assert told[0].startswith("| FTML | 2 | 87.8% ± 5.2% | 82.5% ± 12.5% | 93.0% ± 2.0% | 478 ± 22 | 75% ± 25% | ")
     assert told[1] == "| MOML | 1 | 40.0% | 30.0% | 50.0% | 900 | 0% | 900 | 0% | 60 |"
     assert plot(rows).startswith(b"\x89PNG")
+
+
+def test_what_a_start_is_worth_stands_beside_the_run_that_it_came_of():
+    curves = row("FTML", 0, (0.5, 0.9, 1.0), (0.9, 0.9, 1.0))["curves"]
+    run = row("FTML", 0, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95)) | {"tuned": curves}
+    lines = render({"command": "c", "commit": "abc", "iterations": 22, "rows": [run]}).splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("| FTML |"))
+    assert lines[at + 1] == f"| {TUNED} | 1 | 100.0% | 100.0% | 100.0% | 55 | 100% | 55 | 100% | - |"
+    assert "; 1 minutes of one core" in "\n".join(lines), "its time is not counted twice"
 
 
 def test_the_command_refuses_what_leaves_nothing_to_judge(tmp_path):
