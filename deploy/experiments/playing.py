@@ -1,16 +1,19 @@
 """One learner on a stream of tasks in memory, as the tables of learners play it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from online_meta.past import MemoryPast
+from online_meta.regret import Comparator
 from online_meta.setup import LearnerSetup
 from online_meta.types import Learner, Past, Score, Task
 from trainers.build import build_learners, build_setup
+from trainers.comparators import dynamic
+from trainers.comparing import Asked
 from trainers.paths import Steering
 from trainers.settings import TrainerSettings
 
@@ -51,6 +54,21 @@ def play_stream(
         yield Round(learner, score, time.process_time() - began)
         if round == 0 and hasattr(learner, "total"):
             _find_path(Steering({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), setup.past)
+
+
+def set_up_past(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerSetup:
+    """Return the set-up of a run whose rounds have all been played, its tasks lying in memory."""
+    past = MemoryPast()
+    for t, task in enumerate(tasks):
+        past.remember(t, task)
+    return build_setup(settings, past)
+
+
+def find_own_bests(settings: TrainerSettings, setup: LearnerSetup, rounds: int) -> Comparator:
+    """Return what each task's own best start would have lost in so many rounds, as ``dynamic`` estimates it."""
+    answered = dynamic.refresh(setup, settings.regret, Asked(rounds), None)
+    assert answered is not None, "nobody tells it to stop"
+    return answered.comparator
 
 
 def _find_path(steering: Steering, past: Past) -> None:

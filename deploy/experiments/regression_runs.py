@@ -8,18 +8,14 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from deploy.experiments.playing import play_stream
+from deploy.experiments.playing import find_own_bests, play_stream, set_up_past
 from deploy.experiments.real_regressions import Sizes, draw_tasks, load_flights, load_pupils
 from deploy.experiments.tables import Row, keep, read_kept
 from online_meta.closed_form import minimise, no_quadratic, quadratic_of
-from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
 from online_meta.score import points_needed
 from online_meta.types import Score, Task
 from streams.sources import drifting_sinusoids
-from trainers.build import build_setup
-from trainers.comparators import dynamic
-from trainers.comparing import Asked
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -187,14 +183,9 @@ def play(name: str, programs: Path, stream: Stream, settings: TrainerSettings, t
 
 def compare(stream: Stream, settings: TrainerSettings, tasks: list[Task]) -> Row:
     """Return the cumulative loss of the best fixed initialisation, where it is known, and of each task's own best."""
-    past = MemoryPast()
-    for t, task in enumerate(tasks):
-        past.remember(t, task)
-    setup = build_setup(settings, past)
+    setup = set_up_past(settings, tasks)
     if not stream.linear:
-        answered = dynamic.refresh(setup, settings.regret, Asked(len(tasks)), None)
-        assert answered is not None, "nobody tells it to stop"
-        found = answered.comparator
+        found = find_own_bests(settings, setup, len(tasks))
         return {"static": None, "dynamic": found.cumulative_loss, "dynamic_error": found.standard_error, "curve": []}
     total, own, curve = no_quadratic(sum(value.numel() for value in setup.start.weights.values())), 0.0, list[float]()
     for t, task in enumerate(tasks, 1):
