@@ -30,8 +30,7 @@ from deploy.sealer import Sealer
 from deploy.state import DaemonState
 from deploy.storage import check_same_run, check_tasks, open_history
 from deploy.supervise import Supervised
-from deploy.view import RunView
-from online_meta.regret import LEARNER
+from deploy.view import open_view
 from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.ingest import Ingest
@@ -91,7 +90,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
     describe(instruments, config.engine.kind)
-    view = RunView(files, (LEARNER, *config.regret.baselines), config.regret.prefixes)
+    view = open_view(files, config.regret)
     count_before(instruments, view)
     group = GroupView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()

@@ -1,6 +1,6 @@
 """Learning efficiency as sums over rounds: the losses after each prefix of the support sets, and the points needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trainers.json_lines import Line
@@ -8,12 +8,16 @@ from trainers.json_lines import Line
 REACHED, POINTS, ASKED = "reached", "points", "rounds"
 LOSS, ACCURACY, JUDGED = "loss", "accuracy", "judged"
 
+Mean = Callable[[str, str], Any]
+"""The mean of a column over the rounds that another column counts: one, or one a bucket; None where there are none."""
+
 
 class Efficiency(NamedTuple):
-    """Which learners were scored after which ``prefixes`` of the support sets."""
+    """Which learners are scored after which ``prefixes`` of the support sets, and the ``proficiency`` looked for."""
 
     learners: Sequence[str]
     prefixes: Sequence[int]
+    proficiency: float | None = None
 
     def columns(self) -> list[str]:
         """Return the names of the sums."""
@@ -40,22 +44,41 @@ class Efficiency(NamedTuple):
                     figures |= {_column(name, points, what): value for what, value in found.items()}
         return figures if self.prefixes else {}
 
-    def summarise(self, name: str, sums: Mapping[str, float], proficiency: float | None) -> dict[str, Any]:
-        """Return a learner's part of the report from its sums over some rounds; {} where no prefix was scored."""
+    def asked(self) -> dict[str, Any]:
+        """Return what is looked at, for the ledger; {} where no prefix is scored."""
         if not self.prefixes:
             return {}
+        return {"efficiency": {"prefixes": [*self.prefixes], "proficiency": self.proficiency}}
 
-        def mean(what: str, count: str, *key: object) -> float | None:
-            many = sums[_column(name, *key, count)]
-            return sums[_column(name, *key, what)] / many if many else None
-
-        curve = [
-            {"points": points, "loss": mean(LOSS, ASKED, points), "accuracy": mean(ACCURACY, JUDGED, points)}
+    def means(self, name: str, mean: Mean) -> dict[str, Any]:
+        """Return a learner's means: after each prefix and, where a proficiency is looked for, on the way there."""
+        after = [
+            {
+                "points": points,
+                "loss": mean(_column(name, points, LOSS), _column(name, points, ASKED)),
+                "accuracy": mean(_column(name, points, ACCURACY), _column(name, points, JUDGED)),
+            }
             for points in self.prefixes
         ]
-        reached = {"reached": mean(REACHED, ASKED), "mean_points_needed": mean(POINTS, REACHED)}
-        told = {} if proficiency is None else {"proficiency": proficiency, **reached}
-        return {"learning_efficiency_last_100": {"prefixes": curve, **told}}
+        if self.proficiency is None:
+            return {"prefixes": after}
+        return {
+            "prefixes": after,
+            "reached": mean(_column(name, REACHED), _column(name, ASKED)),
+            "mean_points_needed": mean(_column(name, POINTS), _column(name, REACHED)),
+        }
+
+    def summarise(self, name: str, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return a learner's part of the report from its sums over the last 100 rounds; {} where none is scored."""
+        if not self.prefixes:
+            return {}
+        looked_for = {} if self.proficiency is None else {"proficiency": self.proficiency}
+        return {"learning_efficiency_last_100": {**self.means(name, mean_of(sums)), **looked_for}}
+
+
+def mean_of(sums: Mapping[str, float], unknown: float | None = None) -> Mean:
+    """Return how to make means of the sums over some rounds; ``unknown`` is that of no rounds."""
+    return lambda what, count: sums[what] / sums[count] if sums[count] else unknown
 
 
 def _column(*key: object) -> str:

@@ -8,6 +8,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 import online_meta
+from deploy.efficiency import mean_of
 from deploy.view import SKIPPED_STEPS, STEPS, RunView
 from online_meta.metrics import METRICS, Metric
 from trainers.json_lines import Line
@@ -94,6 +95,7 @@ def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Cal
             instruments["task_accuracy"].set(line["accuracy"])
     for name in view.ledger.learners:
         instruments["cumulative_loss"].labels(learner=name).set(view.ledger.cumulative_loss(name))
+    show_efficiency(instruments, view)
     for against, regret in view.ledger.regret().items():
         instruments["regret"].labels(against=against).set(regret.value)
         instruments["regret_per_round"].labels(against=against).set(regret.value / regret.as_of_round)
@@ -104,3 +106,18 @@ def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Cal
     hindsight = view.ledger.comparator("hindsight")
     if hindsight is not None:
         instruments["comparator_cumulative_loss"].set(hindsight.cumulative_loss)
+
+
+def show_efficiency(instruments: Instruments, view: RunView) -> None:
+    """Set the gauges of the learning efficiency: of the prefixes and the proficiency that are configured, if any."""
+    efficiency = view.efficiency
+    if not efficiency.prefixes:
+        return
+    mean = mean_of(view.last_100(), nan)
+    for name in efficiency.learners:
+        told = efficiency.means(name, mean)
+        for after in told["prefixes"]:
+            instruments["prefix_loss"].labels(learner=name, points=after["points"]).set(after["loss"])
+        if efficiency.proficiency is not None:
+            instruments["points_needed"].labels(learner=name).set(told["mean_points_needed"])
+            instruments["proficiency_reached_ratio"].labels(learner=name).set(told["reached"])

@@ -16,9 +16,9 @@ from deploy.exits import CONFIG, TRY_LATER, Stop
 from deploy.preflight import check_learning
 from deploy.report import write_report
 from deploy.storage import check_tasks
-from deploy.view import RunView
+from deploy.view import open_view
 from online_meta import registry
-from online_meta.regret import LEARNER, Comparator
+from online_meta.regret import Comparator
 from online_meta.setup import LearnerSetup
 from streams.history import History
 from streams.retention import count_gone
@@ -63,7 +63,7 @@ def replay(
             close_run(run)
         if total:
             _compare(config, files, history, total, progress)
-    view = RunView(files, (LEARNER, *config.regret.baselines), config.regret.prefixes)
+    view = open_view(files, config.regret)
     view.refresh()
     view.close()
     return write_report(out, view, config)

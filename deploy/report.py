@@ -40,7 +40,7 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
     return {
         "rounds": view.learned(),
         "skipped": view.skipped,
-        "learners": view.learners(config.regret.proficiency),
+        "learners": view.learners(),
         "regret": view.regret(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},

@@ -48,7 +48,12 @@ def regret(
     to: Annotated[int | None, Query(ge=0, description="one past the last round; all by default")] = None,
     points: Annotated[int, Query(ge=1, le=10_000, description="at most so many buckets")] = 1000,
 ) -> dict[str, Any]:
-    """Return the regret ledger: losses of every learner, comparators and regret, over a range of rounds."""
+    """Return the regret ledger: losses of every learner, comparators and regret, over a range of rounds.
+
+    Where `[regret] prefixes` are configured, `efficiency` tells them and the `proficiency`, and that of each learner, a
+    value a bucket: the mean loss after each prefix, the share of rounds that `reached` the proficiency, and the
+    `mean_points_needed` in those (null where none reached it).
+    """
     state: DaemonState = request.app.state.daemon
     state.refresh()
     return regret_series(state.view, start, to, points)

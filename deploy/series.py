@@ -13,7 +13,8 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
     """Return the ledger of the rounds ``start`` .. ``end`` - 1 in at most ``points`` buckets.
 
     Losses and accuracies are means over a bucket (null where nothing is known), cumulative losses those at
-    its end; ``rounds`` holds the last round of each bucket.
+    its end; ``rounds`` holds the last round of each bucket. Where prefixes of the support sets are scored,
+    ``efficiency`` tells which, and each learner's own part has its means as the report has them, a value a bucket.
     """
     total = view.learned()
     last = total if end is None else min(end, total)
@@ -28,6 +29,7 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
             "loss": (np.diff(sums[name]) / rounds).tolist(),
             "accuracy": _means(sums[accuracy(name)], np.diff(sums[judged(name)])),
             "cumulative_loss": sums[name][1:].tolist(),
+            **_efficiency(view, name, sums),
         }
         for name in view.ledger.learners
     }
@@ -39,6 +41,7 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         "loss_after": _means(sums[LEARNER], scored),
         "accuracy": learners[LEARNER]["accuracy"],
         "learners": learners,
+        **view.efficiency.asked(),
         "comparators": [
             {**comparator._asdict(), "regret": view.ledger.regret_against(comparator).value}
             for comparator in view.comparators
@@ -46,6 +49,13 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         ],
         "regret": view.regret(),
     }
+
+
+def _efficiency(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    if not view.efficiency.prefixes:
+        return {}
+    means = view.efficiency.means(name, lambda what, count: _means(sums[what], np.diff(sums[count])))
+    return {"efficiency": means}
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float | None]:

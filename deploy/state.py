@@ -101,7 +101,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         },
         "last": view.last
         and {k: v for k, v in view.last.items() if k not in ("learners", "steps", "more_steps", "efficiency")},
-        "learners": view.learners(state.config.regret.proficiency),
+        "learners": view.learners(),
         "regret": view.regret(),
         "checkpoint": view.checkpoint,
         "trainer": {

@@ -7,11 +7,12 @@ from typing import Any
 
 from deploy.efficiency import Efficiency
 from deploy.sums_file import SumsFile
-from online_meta.regret import Comparator, RegretLedger
+from online_meta.regret import LEARNER, Comparator, RegretLedger
 from streams.durable import sync_path
 from trainers.json_lines import Line, LineReader, read_line
 from trainers.round_lines import all_steps
 from trainers.run_files import RunFiles
+from trainers.settings import RegretSettings
 
 LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS = "line length", "skipped", "loss before", "meta steps", "skipped steps"
 """Columns beside those of the learners' losses: each is summed over the rounds."""
@@ -34,15 +35,27 @@ def judged(learner: str) -> str:
     return f"judged {learner}"
 
 
+def open_view(files: RunFiles, regret: RegretSettings) -> "RunView":
+    """Follow the run in ``files`` as its configuration has it scored."""
+    return RunView(files, (LEARNER, *regret.baselines), regret.prefixes, regret.proficiency)
+
+
 class RunView:
     """Follows the files of a run; its sums over the rounds lie in a file, so its memory does not grow with them."""
 
-    def __init__(self, files: RunFiles, learners: tuple[str, ...], prefixes: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        files: RunFiles,
+        learners: tuple[str, ...],
+        prefixes: tuple[int, ...] = (),
+        proficiency: float | None = None,
+    ) -> None:
         """Follow the run in ``files``, played by ``learners``, from where the sums end.
 
-        The learning efficiency is summed of the ``prefixes`` that tasks are scored after.
+        The learning efficiency is summed of the ``prefixes`` that tasks are scored after and, on the way to it, of a
+        ``proficiency``.
         """
-        self.efficiency = Efficiency(learners, prefixes)
+        self.efficiency = Efficiency(learners, prefixes, proficiency)
         beside = [column(name) for name in learners for column in (accuracy, judged)] + self.efficiency.columns()
         self.sums = SumsFile(files.sums, (LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS, *learners, *beside))
         self.comparators: list[Comparator] = []
@@ -115,17 +128,21 @@ class RunView:
         found = read_line(self._files.rounds, int(self.sums.read([round])[0, 0]))
         return None if found is None else found[0]
 
-    def learners(self, proficiency: float | None = None) -> dict[str, dict[str, Any]]:
-        """The summary of each learner, as the report has it; ``proficiency`` is what was looked for."""
+    def last_100(self) -> dict[str, float]:
+        """The sum of each column over the last 100 rounds."""
         rounds = len(self.sums)
         early, late = self.sums.read([max(rounds - 100, 0), rounds])
-        last = dict(zip(self.sums.columns, late - early, strict=True))
+        return dict(zip(self.sums.columns, (late - early).tolist(), strict=True))
+
+    def learners(self) -> dict[str, dict[str, Any]]:
+        """The summary of each learner, as the report has it."""
+        last = self.last_100()
         return {
             name: {
                 "cumulative_loss": self.ledger.cumulative_loss(name),
                 "mean_loss_last_100": self.ledger.mean_loss(name, 100),
                 "mean_accuracy_last_100": last[accuracy(name)] / last[judged(name)] if last[judged(name)] else None,
-                **self.efficiency.summarise(name, last, proficiency),
+                **self.efficiency.summarise(name, last),
             }
             for name in self.ledger.learners
         }

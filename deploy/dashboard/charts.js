@@ -5,6 +5,7 @@ import { resolveColor } from "./palette.js";
 import { drawDots, drawErrors, drawSides } from "./marks.js";
 import { makeFrame, showValues } from "./legend.js";
 import { walkByKeys } from "./keyboard.js";
+import { findLonely } from "./series.js";
 
 const { uPlot } = window;
 const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
@@ -90,7 +91,8 @@ function cursorOptions(model) {
     y: false,
     drag: { x: false, y: false, setScale: false },
     sync: { key: "rounds", scales: ["x", null] },
-    dataIdx: (plot, series, index) => (series === 0 ? index : nearestPresent(plot.data[series], index)),
+    dataIdx: (plot, series, index) =>
+      series === 0 || model.lines[series - 1]?.gaps ? index : nearestPresent(plot.data[series], index),
     points: { size: (_, series) => (model.lines[series - 1]?.look.marker ? 12 : 9) },
   };
 }
@@ -122,7 +124,7 @@ function axis(label, rest) {
 const wholeSteps = () =>
   [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, e) => n * 10 ** e)).sort((a, b) => a - b);
 
-function lineOptions({ name, look, values }, hidden) {
+function lineOptions({ name, look, values, gaps = false }, hidden) {
   const color = resolveColor(`ink-${look.color}`);
   const alone = values.length === 1;
   return {
@@ -130,8 +132,14 @@ function lineOptions({ name, look, values }, hidden) {
     stroke: color,
     width: look.marker ? 1.5 : 2,
     dash: look.dash.map((length) => length * uPlot.pxRatio),
-    spanGaps: true,
-    points: { show: look.marker || alone, size: look.marker ? 8 : 6, fill: color, stroke: color },
+    spanGaps: !gaps,
+    points: {
+      show: look.marker || alone,
+      filter: (plot, series, shown) => (gaps && !shown ? findLonely(plot.data[series]) : null),
+      size: look.marker ? 8 : 6,
+      fill: color,
+      stroke: color,
+    },
   };
 }
 

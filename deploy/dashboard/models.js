@@ -1,10 +1,11 @@
-// From the ledger to the four charts: which lines, in which units, with which words.
+// From the ledger to the charts: which lines, in which units, with which words.
 
+import { findEfficiency } from "./efficiency.js";
 import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
 import { regretByRound, roundsPerPoint, smoothingWindow, trailingMean } from "./series.js";
 import { isExact } from "./wording.js";
 
-/** Returns {adaptation, learners, regret, accuracy}: a chart's model each, or null where there is nothing to show. */
+/** Returns the model of each chart by its name, null where there is nothing to show. */
 export function modelCharts(ledger, names, kinds, looks) {
   const window = smoothingWindow(ledger.rounds.length);
   const context = { ledger, names, kinds, looks, window, note: describeSmoothing(ledger.rounds, window) };
@@ -13,6 +14,7 @@ export function modelCharts(ledger, names, kinds, looks) {
     learners: modelLearners(context),
     regret: modelRegret(context),
     accuracy: modelAccuracy(context),
+    efficiency: modelEfficiency(context),
   };
 }
 
@@ -150,8 +152,18 @@ function modelAccuracy(context) {
   );
 }
 
+function modelEfficiency(context) {
+  const { ledger, names, looks, window } = context;
+  const found = findEfficiency(ledger, names, looks);
+  if (found === null) return null;
+  return common(context, found.title, found.unit, found.lines.map(smooth(window)), {
+    note: `${withoutDots(context.note)} ${found.note}`.trim(),
+    bounds: [0],
+  });
+}
+
 const describeWho = ([own, ...others]) =>
   others.length ? `${own.label} against the baselines` : `${own.label} after adaptation`;
-const smooth = (window) => (line) => ({ ...line, values: trailingMean(line.raw, window) });
+const smooth = (window) => (line) => ({ ...line, values: trailingMean(line.raw, window, line.gaps) });
 const withoutDots = (note) => note.replace(/; dots.*/, ".");
 const blanks = (values) => values.map((value) => value ?? null);

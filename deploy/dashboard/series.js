@@ -28,16 +28,25 @@ export function comparatorKinds(regret, comparators) {
   return kinds.sort((a, b) => (b === "hindsight") - (a === "hindsight"));
 }
 
-/** Returns the mean of the last `window` values at each place; null where the value is null or too few were seen. */
-export function trailingMean(values, window) {
+/**
+ * Returns the mean of the last `window` values at each place; null where the value is null or too few were seen.
+ * With `across`, a value that is null is passed over, and only where all of the window are is there none.
+ */
+export function trailingMean(values, window, across = false) {
   let sum = 0;
   let count = 0;
   return values.map((value, i) => {
     const leaving = i >= window ? values[i - window] : null;
     if (leaving !== null) [sum, count] = [sum - leaving, count - 1];
     if (value !== null) [sum, count] = [sum + value, count + 1];
-    return value === null || i + 1 < Math.min(window, ENOUGH) ? null : sum / count;
+    const unknown = across ? count === 0 : value === null;
+    return unknown || i + 1 < Math.min(window, ENOUGH) ? null : sum / count;
   });
+}
+
+/** Returns the places of the values beside which there is none: a line with gaps does not show them. */
+export function findLonely(values) {
+  return values.flatMap((value, i) => (value != null && values[i - 1] == null && values[i + 1] == null ? [i] : []));
 }
 
 /** Returns how many points to average for a chart of `count` points: some 7 % of them, and 1 when they are few. */

@@ -1,8 +1,8 @@
 // The table of learners and comparators: the figures behind the charts, for reading and copying.
 
-import { field, fill, make, makeSwatch } from "./dom.js";
+import { field, fill, make, makeSwatch, show } from "./dom.js";
 import { formatName, formatPercent, formatReal, formatSigned } from "./format.js";
-import { explainRegret, isExact } from "./wording.js";
+import { describePoints, explainRegret, isExact, nameProficiency } from "./wording.js";
 
 const LABELS = {
   loss: "mean loss, last 100",
@@ -10,17 +10,28 @@ const LABELS = {
   sum: "cumulative loss",
   regret: "regret against it",
 };
+const EFFICIENCY = "learning_efficiency_last_100";
 
 /** Fills the table: one row a learner (the own one first), then one row a comparator. */
 export function fillTable({ status, ledger, names, kinds, looks }) {
-  const accuracy = names.some((name) => status.learners?.[name]?.mean_accuracy_last_100 != null);
-  document.querySelector('[data-column="accuracy"]').hidden = !accuracy;
+  const shown = chooseColumns(status.learners ?? {}, names);
+  show('[data-column="accuracy"]', shown.accuracy);
+  show('[data-column="points"]', shown.points !== null);
+  fill("points-column", shown.points ?? "");
   fill("regret-column", `${formatName(names[0] ?? "own")}’s regret against it`);
   const rows = [
-    ...names.map((name) => learnerRow(name, status, names[0], looks, accuracy)),
-    ...kinds.map((kind) => comparatorRow(kind, status, ledger, names[0], looks, accuracy)),
+    ...names.map((name) => learnerRow(name, status, names[0], looks, shown)),
+    ...kinds.map((kind) => comparatorRow(kind, status, ledger, names[0], looks, shown)),
   ];
   field("learners").replaceChildren(...rows);
+}
+
+/** Returns which columns there are beside those that always are: {accuracy: is it, points: its heading or null}. */
+export function chooseColumns(learners, names) {
+  const accuracy = names.some((name) => learners[name]?.mean_accuracy_last_100 != null);
+  const proficiency = learners[names[0]]?.[EFFICIENCY]?.proficiency ?? null;
+  const points = proficiency === null ? null : `Points to ${nameProficiency(proficiency, accuracy)}, last 100`;
+  return { accuracy, points };
 }
 
 function row(name, look, label, cells) {
@@ -36,26 +47,31 @@ function makeCell({ label, text, kind = "number" }) {
   return cell;
 }
 
-function learnerRow(name, status, own, looks, accuracy) {
+function learnerRow(name, status, own, looks, shown) {
   const learner = status.learners?.[name] ?? {};
   const regret = name === own ? null : status.regret?.[name];
   const words =
     name === own ? "the learner that this daemon serves" : regret ? explainRegret(own, regret) : "not compared yet";
   return row(name, looks.get(name), formatName(name), [
     { label: LABELS.loss, text: formatReal(learner.mean_loss_last_100 ?? null) },
-    accuracy ? { label: LABELS.accuracy, text: formatPercent(learner.mean_accuracy_last_100 ?? null) } : null,
+    shown.accuracy ? { label: LABELS.accuracy, text: formatPercent(learner.mean_accuracy_last_100 ?? null) } : null,
+    pointsCell(shown, describePoints(learner[EFFICIENCY])),
     { label: LABELS.sum, text: formatReal(learner.cumulative_loss ?? null) },
     { label: LABELS.regret, text: formatSigned(regret?.value ?? null) },
     { label: "", text: words, kind: "words" },
   ]);
 }
 
-function comparatorRow(kind, status, ledger, own, looks, accuracy) {
+const pointsCell = ({ points }, text) => (points === null ? null : { label: lowerFirst(points), text });
+const lowerFirst = (words) => words[0].toLowerCase() + words.slice(1);
+
+function comparatorRow(kind, status, ledger, own, looks, shown) {
   const regret = status.regret?.[kind];
   const point = (ledger?.comparators ?? []).findLast((entry) => entry.kind === kind);
   return row(kind, looks.get(kind), `${formatName(kind)} (comparator)`, [
     { label: LABELS.loss, text: formatReal(null) },
-    accuracy ? { label: LABELS.accuracy, text: formatReal(null) } : null,
+    shown.accuracy ? { label: LABELS.accuracy, text: formatReal(null) } : null,
+    pointsCell(shown, formatReal(null)),
     { label: LABELS.sum, text: point ? `${isExact(kind) ? "" : "≤ "}${formatReal(point.cumulative_loss)}` : formatReal(null) },
     { label: LABELS.regret, text: regret ? `${isExact(kind) ? "" : "≥ "}${formatReal(regret.value)}` : formatReal(null) },
     { label: "", text: regret ? explainRegret(own, regret) : "not worked out yet", kind: "words" },

@@ -1,6 +1,6 @@
 // What the figures mean, in words: pure functions of the status.
 
-import { formatCount, formatDuration, formatName, formatRate, formatReal, plural } from "./format.js";
+import { formatCompact, formatCount, formatDuration, formatName, formatPercent, formatRate, formatReal, plural } from "./format.js";
 
 const STATES = { running: "Running", idle: "Idle", draining: "Draining", trainer_down: "Trainer down" };
 
@@ -25,6 +25,17 @@ export function explainRegret(own, entry) {
 /** Tells whether a comparator's loss is known by algebra; that of others is an estimate from above. */
 export function isExact(comparator) {
   return comparator === "closed_form";
+}
+
+/** Returns the proficiency that is looked for, "90 % accuracy" or "a loss of 0.5". */
+export function nameProficiency(proficiency, isAccuracy) {
+  return isAccuracy ? `${formatCompact(proficiency * 100)}\u202f% accuracy` : `a loss of ${formatCompact(proficiency)}`;
+}
+
+/** Returns "3.20 (reached in 82.0 %)" of the learning efficiency in the status, or why there is no such number. */
+export function describePoints({ reached, mean_points_needed: points } = {}) {
+  if (reached == null) return formatReal(null);
+  return points == null ? "never reached" : `${formatReal(points)} (reached in ${formatPercent(reached)})`;
 }
 
 /** Returns how the trainer keeps up: {verdict, level: "good" | "warn" | "bad", rates, pending}. */

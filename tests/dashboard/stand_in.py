@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.dashboard.learned_soon import Asked, bucket_means, mean_of_known
+
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
 CONTENT_SECURITY_POLICY = "default-src 'self'"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -30,6 +32,8 @@ class Daemon:
     accuracy: bool = True
     learners: tuple[str, ...] = tuple(LEVELS)
     comparators: tuple[str, ...] = ("hindsight",)
+    prefixes: tuple[int, ...] = ()
+    proficiency: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
 
@@ -48,6 +52,9 @@ class Daemon:
     def accuracies(self, name: str = "ftml") -> list[float]:
         noise = random.Random("accuracy")
         return [min(1.0, max(0.2, 1 - 0.3 * loss + noise.gauss(0, 0.03))) for loss in self.losses(name)]
+
+    def asked(self) -> Asked:
+        return Asked(self.prefixes, self.proficiency, self.accuracy)
 
     def status(self) -> dict[str, Any]:
         last = self.rounds - 1
@@ -95,7 +102,14 @@ class Daemon:
             "cumulative_loss": sum(losses),
             "mean_loss_last_100": mean(losses[-100:]),
             "mean_accuracy_last_100": accuracy,
+            **self.efficiency(losses[-100:]),
         }
+
+    def efficiency(self, losses: list[float]) -> dict[str, Any]:
+        if not self.prefixes:
+            return {}
+        looked_for = {} if self.proficiency is None else {"proficiency": self.proficiency}
+        return {"learning_efficiency_last_100": {**self.asked().part(losses, mean_of_known), **looked_for}}
 
     def regrets(self) -> dict[str, Any]:
         points = self.points()
@@ -133,11 +147,13 @@ class Daemon:
         ends = sorted({min(self.rounds, end) for end in range(first + each, self.rounds + each, each)})
         cut = partial(bucket_means, ends=ends, first=first)
         blank: list[float | None] = [None] * len(ends)
+        told = {"efficiency": {"prefixes": self.prefixes, "proficiency": self.proficiency}} if self.prefixes else {}
         learners = {
             name: {
                 "loss": cut(losses),
                 "accuracy": cut(self.accuracies(name)) if self.accuracy else blank,
                 "cumulative_loss": [sum(losses[:end]) for end in ends],
+                **({"efficiency": self.asked().part(losses, cut)} if self.prefixes else {}),
             }
             for name, losses in ((name, self.losses(name)) for name in self.learners)
         }
@@ -149,16 +165,13 @@ class Daemon:
             "loss_after": cut(self.losses("ftml")),
             "accuracy": cut(self.accuracies()) if self.accuracy else blank,
             "learners": learners if self.rounds else {},
+            **told,
             "comparators": self.points(),
         }
 
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def bucket_means(values: list[float], ends: list[int], first: int) -> list[float]:
-    return [mean(values[start:end]) for start, end in zip([first, *ends], ends, strict=False)]
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -15,6 +15,7 @@ STATES = {
     "empty": Daemon(pending=0, state="idle"),
     "token": Daemon(rounds=305, token="t"),
     "trainer down": Daemon(rounds=3, state="trainer_down"),
+    "efficiency": Daemon(rounds=305, prefixes=(1, 2, 5, 10), proficiency=0.75),
     "long names": Daemon(rounds=30, learners=("ftml", "x" * 60), extra={"run": "/" + "long" * 40}),
 }
 INK = "(name) => import('/static/palette.js').then((palette) => palette.resolveColor(name))"
@@ -26,6 +27,9 @@ def test_nothing_is_wider_than_the_screen(visit: Open, state: str, width: int) -
     shown = visit(STATES[state], width=width)
     shown.page.get_by_text("What am I looking at?").click()
     assert shown.page.evaluate("document.documentElement.scrollWidth") == width
+    if width < 600:  # there each row of the table is a card, and nothing of it is out of sight
+        table = shown.page.locator(".scroll")
+        assert table.evaluate("(one) => one.scrollWidth <= one.clientWidth")
 
 
 def test_it_keeps_to_its_own_host_and_policy(visit: Open) -> None:

@@ -60,11 +60,32 @@ def test_numbers_and_times(call: Callable[..., Any]) -> None:
 def test_series(call: Callable[..., Any]) -> None:
     assert call("series", "trailingMean", [1, 2, None, 4], 1) == [1, 2, None, 4]
     assert call("series", "trailingMean", [6, 0, 3, None, 3], 2) == [None, 3, 1.5, None, 3]
+    assert call("series", "trailingMean", [6, 0, None, None, 3], 2, True) == [None, 3, 0, None, 3]
+    assert call("series", "findLonely", [1, None, 2, 3, None, 4]) == [0, 5]
     assert call("series", "relativeChange", [2.0] * 50 + [1.0] * 50) == -0.5
     assert call("series", "relativeChange", [1.0] * 5) is None
     assert call("series", "orderLearners", {"b": 1, "ftml": 1}, {"a": 1}) == ["ftml", "a", "b"]
     regret = {"x": {"kind": "baseline"}, "dynamic": {"kind": "dynamic"}}
     assert call("series", "comparatorKinds", regret, [{"kind": "hindsight"}]) == ["hindsight", "dynamic"]
+
+
+def test_learning_efficiency_in_words(call: Callable[..., Any]) -> None:
+    assert call("wording", "nameProficiency", 0.9, True) == "90\u202f% accuracy"
+    assert call("wording", "nameProficiency", 0.05, False) == "a loss of 0.05"
+    told = {"reached": 0.82, "mean_points_needed": 3.2}
+    assert call("wording", "describePoints", told) == "3.20 (reached in 82.0\u202f%)"
+    assert call("wording", "describePoints", {"reached": 0, "mean_points_needed": None}) == "never reached"
+    assert call("wording", "describePoints", {"reached": None, "mean_points_needed": None}) == "\u2013"
+    assert call("wording", "describePoints") == "\u2013"
+
+
+def test_the_columns_of_the_table(call: Callable[..., Any]) -> None:
+    regression = {"ftml": {"learning_efficiency_last_100": {"prefixes": [], "proficiency": 0.5}}}
+    found = call("table", "chooseColumns", regression, ["ftml"])
+    assert found == {"accuracy": False, "points": "Points to a loss of 0.5, last 100"}
+    classes = {"ftml": {"mean_accuracy_last_100": 0.5, "learning_efficiency_last_100": {"prefixes": []}}}
+    assert call("table", "chooseColumns", classes, ["ftml"]) == {"accuracy": True, "points": None}
+    assert call("table", "chooseColumns", {}, []) == {"accuracy": False, "points": None}
 
 
 @pytest.mark.parametrize(

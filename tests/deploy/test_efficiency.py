@@ -1,17 +1,28 @@
-"""Learning efficiency from the lines of the rounds to the report."""
+"""Learning efficiency from the lines of the rounds to the report, the ledger and the metrics."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from deploy.exporter import make_instruments, show_efficiency
+from deploy.series import regret_series
 from deploy.view import RunView
+from tests.daemon import running_daemon, write_sinusoid
 from tests.deploy.conftest import Cli
 from tests.deploy.finished import ROUNDS, Finished, lines
 from trainers.json_lines import LineWriter
 from trainers.run_files import RunFiles
 
 NAMES = ("ftml", "from_scratch")
+LOSSES = {name: {"loss_before": 1.0, "loss_after": 0.5, "accuracy": 0.5} for name in NAMES}
+PLAIN = {"loss_before": 1.0, "skipped": None, "learners": LOSSES, "steps": []}
+SOON = {name: {"prefixes": [[1, None, 0.25], [2, 0.75, 0.5]], "points_needed": 2} for name in NAMES}
+NEVER = {name: {"prefixes": [[1, 0.8, None]], "points_needed": None} for name in NAMES}
+MEASURED = "(prefix_loss|points_needed|proficiency_reached_ratio){"
 
 
 def test_a_run_tells_how_many_points_its_tasks_needed(cli: Cli, finished: Finished, tmp_path: Path) -> None:
@@ -47,26 +58,121 @@ def test_a_run_tells_how_many_points_its_tasks_needed(cli: Cli, finished: Finish
     assert len({line["efficiency"]["ftml"]["points_needed"] for line in played}) > 1, "a test that could fail"
 
 
-def test_rounds_from_before_it_was_asked_for_and_skipped_ones_do_not_count(tmp_path: Path) -> None:
-    files = RunFiles(tmp_path)
-    losses = {name: {"loss_before": 1.0, "loss_after": 0.5, "accuracy": 0.5} for name in NAMES}
-    plain = {"loss_before": 1.0, "skipped": None, "learners": losses, "steps": []}
-    told = {name: {"prefixes": [[1, None, 0.25], [2, 0.75, 0.5]], "points_needed": 2} for name in NAMES}
-    never = {name: {"prefixes": [[1, 0.8, None]], "points_needed": None} for name in NAMES}
+def write_rounds(folder: Path) -> RunFiles:
+    """Write four rounds: one from before it was asked for, one that reached 0.5, one that did not, a skipped one."""
+    files = RunFiles(folder)
+    skipped = {"loss_before": None, "skipped": "not_finite", "learners": {}, "steps": []}
+    append(files, PLAIN, {**PLAIN, "efficiency": SOON}, {**PLAIN, "efficiency": NEVER}, skipped)
+    return files
+
+
+def append(files: RunFiles, *rounds: dict[str, Any]) -> None:
+    """Append the lines of rounds."""
+    before = len(lines(files.rounds)) if files.rounds.exists() else 0
     writer = LineWriter(files.rounds)
-    for round, extra in enumerate(({}, {"efficiency": told}, {"efficiency": never})):
-        writer.append({"round": round, **plain, **extra})
-    writer.append({"round": 3, "loss_before": None, "skipped": "not_finite", "learners": {}, "steps": []})
+    for round, line in enumerate(rounds, before):
+        writer.append({"round": round, **line})
     writer.close()
-    view = RunView(files, NAMES, (1, 2))
+
+
+def test_rounds_from_before_it_was_asked_for_and_skipped_ones_do_not_count(tmp_path: Path) -> None:
+    files = write_rounds(tmp_path)
+    view = RunView(files, NAMES, (1, 2), 0.5)
     view.refresh()
-    assert view.learners(0.5)["ftml"]["learning_efficiency_last_100"] == {
+    assert view.learners()["ftml"]["learning_efficiency_last_100"] == {
         "prefixes": [{"points": 1, "loss": 0.8, "accuracy": None}, {"points": 2, "loss": 0.75, "accuracy": 0.5}],
         "proficiency": 0.5,
         "reached": 0.5,
         "mean_points_needed": 2.0,
     }
     assert "learning_efficiency_last_100" not in RunView(files, NAMES).learners()["ftml"]
+
+
+def test_the_ledger_has_it_a_value_a_bucket(tmp_path: Path) -> None:
+    view = RunView(write_rounds(tmp_path), NAMES, (1, 2, 9), 0.5)
+    view.refresh()
+    found = regret_series(view, 0, None, 100)
+    assert found["efficiency"] == {"prefixes": [1, 2, 9], "proficiency": 0.5}
+    assert found["learners"]["from_scratch"]["efficiency"] == {
+        "prefixes": [
+            {"points": 1, "loss": [None, None, 0.8, None], "accuracy": [None] * 4},
+            {"points": 2, "loss": [None, 0.75, None, None], "accuracy": [None, 0.5, None, None]},
+            {"points": 9, "loss": [None] * 4, "accuracy": [None] * 4},
+        ],
+        "reached": [None, 1.0, 0.0, None],
+        "mean_points_needed": [None, 2.0, None, None],
+    }
+    whole = regret_series(view, 0, None, 1)["learners"]["ftml"]["efficiency"]
+    assert (whole["reached"], whole["mean_points_needed"]) == ([0.5], [2.0])
+    assert regret_series(view, 9, None, 1)["learners"]["ftml"]["efficiency"]["mean_points_needed"] == []
+
+
+def test_the_ledger_has_what_is_configured_and_no_more(tmp_path: Path) -> None:
+    files = write_rounds(tmp_path)
+    plain, curves = RunView(files, NAMES), RunView(files, NAMES, (1,))
+    for view in (plain, curves):
+        view.refresh()
+    found = regret_series(plain, 0, None, 9)
+    assert "efficiency" not in {*found, *found["learners"]["ftml"]}
+    found = regret_series(curves, 0, None, 9)
+    assert found["efficiency"] == {"prefixes": [1], "proficiency": None}
+    assert set(found["learners"]["ftml"]["efficiency"]) == {"prefixes"}
+
+
+def samples(view: RunView) -> dict[str, str]:
+    """Return the metrics of the learning efficiency as they are told, by name and labels."""
+    registry = CollectorRegistry()
+    show_efficiency(make_instruments(registry), view)
+    told = [line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
+    return {sample.removeprefix("online_meta_"): value for sample, value in told if re.search(MEASURED, sample)}
+
+
+def test_the_metrics_are_those_of_the_last_100_rounds(tmp_path: Path) -> None:
+    files = write_rounds(tmp_path)
+    view = RunView(files, NAMES, (1, 2, 9), 0.5)
+    assert set(samples(view).values()) == {"NaN"}, "before the first round nothing is known"
+    view.refresh()
+    told = samples(view)
+    assert len(told) == 10, "five for each learner"
+    for name in NAMES:
+        assert told[f'prefix_loss{{learner="{name}",points="1"}}'] == "0.8"
+        assert told[f'prefix_loss{{learner="{name}",points="2"}}'] == "0.75"
+        assert told[f'prefix_loss{{learner="{name}",points="9"}}'] == "NaN", "no support set is as long"
+        assert told[f'points_needed{{learner="{name}"}}'] == "2.0"
+        assert told[f'proficiency_reached_ratio{{learner="{name}"}}'] == "0.5"
+    append(files, *[{**PLAIN, "efficiency": NEVER}] * 100)
+    view.refresh()
+    told = samples(view)
+    assert told['prefix_loss{learner="ftml",points="2"}'] == "NaN"
+    assert (told['points_needed{learner="ftml"}'], told['proficiency_reached_ratio{learner="ftml"}']) == ("NaN", "0.0")
+
+
+def test_what_is_not_configured_is_not_measured(tmp_path: Path) -> None:
+    files = write_rounds(tmp_path)
+    assert samples(RunView(files, NAMES)) == {}
+    assert set(samples(RunView(files, NAMES, (1,)))) == {
+        f'prefix_loss{{learner="{name}",points="1"}}' for name in NAMES
+    }
+
+
+def test_a_daemon_tells_the_same_everywhere(tmp_path: Path) -> None:
+    asked = ("regret.prefixes=[1, 3]", "regret.proficiency=4", "regret.comparator=[]")
+    with running_daemon(write_sinusoid(tmp_path), *asked) as daemon:
+        daemon.submit(*range(6))
+        daemon.wait_until_learned(6)
+        told = daemon.status()["learners"]["ftml"]["learning_efficiency_last_100"]
+        found = daemon.client.get("/v1/regret", params={"points": 1}).json()
+        text = daemon.client.get("/metrics").text
+    assert found["efficiency"] == {"prefixes": [1, 3], "proficiency": 4}
+    own = found["learners"]["ftml"]["efficiency"]
+    assert told["reached"] > 0, "a test that could fail"
+    assert own["reached"] == pytest.approx([told["reached"]])
+    assert own["mean_points_needed"] == pytest.approx([told["mean_points_needed"]])
+    assert f'online_meta_points_needed{{learner="ftml"}} {told["mean_points_needed"]}' in text
+    assert f'online_meta_proficiency_reached_ratio{{learner="ftml"}} {told["reached"]}' in text
+    for one, after in zip(told["prefixes"], own["prefixes"], strict=True):
+        assert after["loss"] == pytest.approx([one["loss"]])
+        assert f'online_meta_prefix_loss{{learner="ftml",points="{one["points"]}"}} {one["loss"]}' in text
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ PUBLIC = {
     "online_meta_task_loss": ("stage",),
     "online_meta_task_accuracy": (),
     "online_meta_cumulative_loss": ("learner",),
+    "online_meta_prefix_loss": ("learner", "points"),
+    "online_meta_points_needed": ("learner",),
+    "online_meta_proficiency_reached_ratio": ("learner",),
     "online_meta_comparator_cumulative_loss": (),
     "online_meta_regret": ("against",),
     "online_meta_regret_per_round": ("against",),
@@ -42,7 +45,7 @@ HISTOGRAMS = {
     "online_meta_ingest_duration_seconds",
     "online_meta_checkpoint_duration_seconds",
 }
-OTHER_UNITS = r"_(ms|us|ns|milliseconds|minutes|hours|days|kb|mb|gb|kib|mib|kilobytes|megabytes|bits|percent|ratio)\b"
+OTHER_UNITS = r"_(ms|us|ns|milliseconds|minutes|hours|days|kb|mb|gb|kib|mib|kilobytes|megabytes|bits|percent)\b"
 
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 
@@ -70,6 +73,8 @@ def test_units_are_base_units(metric):
     assert not re.search(OTHER_UNITS, metric.name)
     if re.search(r"_(duration|age|timestamp)", metric.name):
         assert metric.name.endswith("_seconds")
+    if metric.name.endswith("_ratio"):
+        assert metric.help.endswith("0 to 1.")
 
 
 @every_metric
