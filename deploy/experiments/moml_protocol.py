@@ -12,7 +12,7 @@ from torch import nn
 
 from deploy.experiments.centred import centred_mlp
 from deploy.experiments.moml_page import NAME, plot, render
-from deploy.experiments.playing import play_stream
+from deploy.experiments.playing import Training, play_stream, train_leader
 from deploy.experiments.tables import Row, choose_labels, commit, keep, read_kept, run_options, run_rows, write_table
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.regret import LEARNER
@@ -98,14 +98,21 @@ def run_entry(entry: Entry, work: Path) -> Row:
     The row has the loss and accuracy on each task before it was learned, and after ``CHECKS`` and all rounds those on
     all tasks so far.
     """
+    settings = settings_of(entry.label, entry.seed)
+    training = Training(**CHOSEN["from_scratch"].options) if entry.label == LEARNER else None
     asked = {**entry._asdict(), "chosen": CHOSEN[entry.label]._asdict()}
+    asked |= {"trained": training._asdict()} if training else {}
     kept = work / f"{'-'.join(map(str, entry))}.json"
     if before := read_kept(kept, asked):
         return before
     tasks, scores, long_term, seconds, checking = make_tasks(entry.seed, entry.rounds), [], [], 0.0, 0.0
-    for learner, score, spent in play_stream(
-        settings_of(entry.label, entry.seed), entry.label, tasks, work / "programs"
-    ):
+    tuned: list[Score] = []
+
+    def look(learner: Learner, task: Task) -> None:
+        if training:
+            tuned.append(train_leader(settings, training, learner, task))
+
+    for learner, score, spent in play_stream(settings, entry.label, tasks, work / "programs", look=look):
         scores.append(score)
         seconds += spent
         if len(scores) in {*CHECKS, entry.rounds}:
@@ -115,8 +122,8 @@ def run_entry(entry: Entry, work: Path) -> Row:
     row = {
         "asked": asked,
         "commit": commit(),
-        "losses": [score.loss_after for score in scores],
-        "accuracies": [score.accuracy for score in scores],
+        **_each(scores),
+        **({"tuned": _each(tuned)} if training else {}),
         "long_term": long_term,
         "state_bytes": sum(value.nbytes for value in learner.save().values()),
         "past_bytes": bytes_of(tasks) if isinstance(learner, FollowTheMetaLeader) else 0,
@@ -124,6 +131,11 @@ def run_entry(entry: Entry, work: Path) -> Row:
         "checking": checking,
     }
     return keep(kept, row)
+
+
+def _each(scores: Sequence[Score]) -> Row:
+    """Return the loss and accuracy on each task."""
+    return {"losses": [score.loss_after for score in scores], "accuracies": [score.accuracy for score in scores]}
 
 
 def score_all(learner: Learner, tasks: Sequence[Task], before: Sequence[Score]) -> list[Score]:
@@ -163,8 +175,13 @@ def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, 
 
 
 def _write(out: Path, rounds: int, rows: list[Row]) -> None:
-    rounded = [{**row, "losses": [float(f"{loss:.5g}") for loss in row["losses"]]} for row in rows]
-    write_table(out, NAME, rounds, rounded, render, plot(rows))
+    write_table(out, NAME, rounds, [_rounded(row) for row in rows], render, plot(rows))
+
+
+def _rounded(row: Row) -> Row:
+    """Return a row whose losses have no more digits than a table needs."""
+    beside = {"tuned": _rounded(row["tuned"])} if "tuned" in row else {}
+    return {**row, "losses": [float(f"{loss:.5g}") for loss in row["losses"]], **beside}
 
 
 if __name__ == "__main__":

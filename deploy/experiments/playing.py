@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.past import MemoryPast
 from online_meta.regret import Comparator
+from online_meta.rules.adam import adam
+from online_meta.score import score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Learner, Past, Score, Task
+from online_meta.types import Learner, Meta, Past, Score, Task
 from trainers.build import build_learners, build_setup
 from trainers.comparators import dynamic
 from trainers.comparing import Asked
@@ -36,24 +40,46 @@ def play_stream(
     programs: Path,
     change: Callable[[LearnerSetup], LearnerSetup] = lambda setup: setup,
     prefixes_from: int = 0,
+    look: Callable[[Learner, Task], None] = lambda learner, task: None,
 ) -> Iterator[Round]:
     """Play a stream by the learner of a ``name``, FTML or one of the baselines of ``settings``; yield its rounds.
 
     It takes one thread. Learners that sum meta-gradients go by a path for tasks like the first that they remember,
     found (and compiled, if the settings say so) after its round; programs lie in the folder ``programs``. What
     learners are made from is as ``change`` returns it, tasks lying in memory. Before the round ``prefixes_from`` no
-    prefix of a support set is judged.
+    prefix of a support set is judged. ``look`` is shown the learner and each task before it is learned; its time is
+    not counted.
     """
     torch.set_num_threads(1)
     setup = change(build_setup(settings, MemoryPast(), programs))
     learner = build_learners(settings, setup)[name]
     for round, task in enumerate(tasks):
+        look(learner, task)
         began = time.process_time()
         score = learner.score(task, settings.regret.prefixes if round >= prefixes_from else ())
         learner.learn(task)
         yield Round(learner, score, time.process_time() - began)
         if round == 0 and hasattr(learner, "total"):
             _find_path(Steering({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), setup.past)
+
+
+class Training(NamedTuple):
+    """How *from scratch* trains a network on a support set: so many ``steps`` of Adam with the rate ``lr``."""
+
+    steps: int
+    lr: float
+
+
+def train_leader(settings: TrainerSettings, training: Training, learner: Learner, task: Task) -> Score:
+    """Return the score of a learner's leader that is trained on a task as *from scratch* trains random weights.
+
+    What the start is worth where both adapt alike. Raises ``TypeError`` for a learner that follows no leader.
+    """
+    if not isinstance(learner, FollowTheMetaLeader):
+        raise TypeError(f"a {type(learner).__name__} has no leader")
+    setup = build_setup(settings, MemoryPast())
+    inner = replace(setup.inner, rule=adam(training.lr), steps=training.steps)
+    return score_task(inner, Meta(learner.engine.meta().weights, {}), task, setup.accuracy, settings.regret.prefixes)
 
 
 def set_up_past(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerSetup:

@@ -9,18 +9,14 @@ import torch
 from torch import nn
 
 from deploy.experiments.centred import centred_mlp
-from deploy.experiments.playing import play_stream
+from deploy.experiments.playing import Training, play_stream, train_leader
 from deploy.experiments.tables import Row, commit, keep, read_kept
 from online_meta.draws import generator
-from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.past import MemoryPast
 from online_meta.regret import LEARNER
-from online_meta.rules.adam import adam
-from online_meta.score import score_task
 from online_meta.setup import LearnerSetup
-from online_meta.types import Batch, Meta, MetaGrad, Params, PrefixScore, Score, Task
+from online_meta.types import Batch, Learner, Meta, MetaGrad, PrefixScore, Score, Task
 from streams.sources.rainbow_digits import load_digits, make_task
-from trainers.build import build_setup
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -38,6 +34,10 @@ TRAIN, TEST = 90, 10
 PREFIXES = (10, 20, 50, 100, 200, 400)
 ORDER, DRAWN = 1, 2
 """Set the draws of the order in which images come, and of minibatches, apart from others."""
+
+
+Curve = list[list[float | None]]
+"""Of one task: the numbers of images adapted to, each with the accuracy."""
 
 
 class Entry(NamedTuple):
@@ -141,34 +141,31 @@ def run_entry(entry: Entry, work: Path) -> Row:
     FTML also those of its start when it is trained as *from scratch* trains its own.
     """
     settings = settings_of(entry.label, entry.seed)
-    trained = {"trained": OPTIONS["from_scratch"]} if LABELS[entry.label] == LEARNER else {}
-    asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS, **trained}
+    training = Training(**OPTIONS["from_scratch"]) if LABELS[entry.label] == LEARNER else None
+    asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
+    asked |= {"trained": training._asdict()} if training else {}
     kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
     if before := read_kept(kept, asked):
         return before
-    seconds, curves, tuned = 0.0, [], []
+    seconds = 0.0
+    curves: list[Curve] = []
+    tuned: list[Curve] = []
+
+    def look(learner: Learner, task: Task) -> None:
+        if training and len(curves) >= WARM_UP:
+            tuned.append(_curve(train_leader(settings, training, learner, task), task))
+
     change = partial(draw_minibatches, entry.label, entry.seed)
     tasks = make_tasks(entry.seed, entry.rounds)
-    played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP)
-    for t, (learner, score, spent) in enumerate(played):
-        curves.append(_curve(score, tasks[t]))
+    played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP, look)
+    for task, (_, score, spent) in zip(tasks, played, strict=True):
+        curves.append(_curve(score, task))
         seconds += spent
-        if trained and isinstance(learner, FollowTheMetaLeader) and WARM_UP <= t + 1 < entry.rounds:
-            # What was learned by now is what the next task is met with.
-            tuned.append(_curve(train_from(learner.engine.meta().weights, settings, tasks[t + 1]), tasks[t + 1]))
     told = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": commit()}
     return keep(kept, {"asked": asked, **told})
 
 
-def train_from(weights: Params, settings: TrainerSettings, task: Task) -> Score:
-    """Return the score of weights that are trained on a task by the steps that *from scratch* makes."""
-    setup = build_setup(settings, MemoryPast())
-    many, lr = OPTIONS["from_scratch"]["steps"], OPTIONS["from_scratch"]["lr"]
-    training = replace(setup.inner, rule=adam(lr), steps=many)
-    return score_task(training, Meta(weights, {}), task, setup.accuracy, PREFIXES)
-
-
-def _curve(score: Score, task: Task) -> list[list[float | None]]:
+def _curve(score: Score, task: Task) -> Curve:
     """Return the accuracies after each prefix and all of the support set, each with its number of points."""
     whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
     return [[found.points, found.accuracy] for found in (*score.prefixes, whole)]

@@ -44,7 +44,9 @@ def row(label, seed, losses, long_term, past=0):
     asked = {"label": label, "rounds": len(losses), "seed": seed, "chosen": CHOSEN[label]._asdict()}
     checks = [{"rounds": many, "loss": loss, "accuracy": loss / 10} for many, loss in long_term]
     costs = {"state_bytes": 1_500_000, "past_bytes": past, "seconds": 8.0, "checking": 2.0}
-    return {"asked": asked, "losses": losses, "accuracies": [0.5] * len(losses), "long_term": checks, **costs}
+    found = {"losses": losses, "accuracies": [0.5] * len(losses)}
+    tuned = {"tuned": {**found, "losses": [loss / 2 for loss in losses]}} if label == "ftml" else {}
+    return {"asked": asked, **found, **tuned, "long_term": checks, **costs}
 
 
 @pytest.mark.parametrize("label", CHOSEN)
@@ -77,6 +79,11 @@ def test_looking_at_past_tasks_leaves_a_learner_as_it_was(label, quick, tmp_path
     played = list(play_stream(quick(label, 0), label, tasks, tmp_path))
     assert found["losses"] == [round.score.loss_after for round in played]
     assert [check["rounds"] for check in found["long_term"]] == [2, 4]
+    if label == "ftml":
+        assert [len(values) for values in found["tuned"].values()] == [4, 4]
+        assert found["tuned"]["losses"] != found["losses"]
+    else:
+        assert "tuned" not in found
     last = found["long_term"][-1]["loss"]
     if label == "from_scratch":
         assert last == pytest.approx(sum(found["losses"]) / 4)
@@ -113,6 +120,8 @@ def test_the_page_compares_seed_by_seed_with_ftml():
         f"| FTML | 2 | 2.125 ± 0.125 | {even} |  | {half} | {even} |  |",
         f"| MOML | 2 | 2.625 ± 0.125 | {even} | +0.500 ± 0.000 | 2.250 ± 0.250 | {even} | +1.000 ± 0.000 |",
     ]
+    tuned = lines.pop(3).removeprefix("| FTML's start, trained as from scratch | 2 | ")
+    assert tuned == f"1.062 ± 0.062 | {even} | -1.062 ± 0.062 | 0.625 ± 0.125 | {even} | -0.625 ± 0.125 |"
     assert lines[3:6] == [
         "| learner | 2 tasks | 4 tasks | against FTML |",
         "| FTML | 1.500 ± 0.000; 0.150 ± 0.000 | 1.000 ± 0.000; 0.100 ± 0.000 |  |",

@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from deploy.experiments import rainbow_runs
+from deploy.experiments.playing import Training, train_leader
 from deploy.experiments.rainbow_page import judge, plot, render
 from deploy.experiments.rainbow_protocol import main
 from deploy.experiments.rainbow_runs import (
@@ -19,10 +20,10 @@ from deploy.experiments.rainbow_runs import (
     make_tasks,
     run_entry,
     settings_of,
-    train_from,
 )
 from online_meta.past import MemoryPast
-from online_meta.types import Batch, Task
+from online_meta.regret import LEARNER
+from online_meta.types import Batch, Meta, Task
 from trainers.build import build_learners, build_setup
 
 
@@ -81,13 +82,17 @@ def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatc
     assert run_entry(Entry(label, 3, 0), tmp_path) == found
 
 
-def test_a_start_is_trained_as_from_scratch_trains_its_own():
+def test_a_leader_is_trained_as_from_scratch_trains_its_own():
     settings, task = settings_of("from scratch", 0), make_tasks(0, 1)[0]
     few = task._replace(support=Batch(*(values[:30] for values in task.support)))
     setup = build_setup(settings, MemoryPast())
-    by_learner = build_learners(settings, setup)["from_scratch"].score(few, PREFIXES)
-    assert train_from(setup.fresh(0), settings, few) == by_learner
-    assert train_from(setup.fresh(1), settings, few) != by_learner
+    learners = build_learners(settings, replace(setup, start=Meta(setup.fresh(0), {})))
+    training = Training(**rainbow_runs.OPTIONS["from_scratch"])
+    found = train_leader(settings, training, learners[LEARNER], few)
+    assert found == learners["from_scratch"].score(few, PREFIXES)
+    assert found.prefixes[0].accuracy != found.accuracy
+    with pytest.raises(TypeError, match="a FromScratch has no leader"):
+        train_leader(settings, training, learners["from_scratch"], few)
 
 
 def test_the_table_tells_points_needed_and_how_often_that_was_enough():
