@@ -15,7 +15,8 @@ FONTS := .venv/debian/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf
 FAKETIME := .venv/debian/libfaketimeMT.so.1
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
-TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist worksteal
+# Three at once on two cores, for many tests wait for processes that they have started.
+TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 3 --dist worksteal
 
 # PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... says how long to go on, SEED=... what is drawn
 # by chance, ARGS=... is passed on to what is run.

@@ -20,7 +20,7 @@ from trainers.settings import EngineSettings, MetaSettings, ModelSettings, Train
 def network(name, globs=()):
     torch.manual_seed(0)
     if name == "transformer":
-        module, x = transformer(5, 16, features=8, width=32, heads=4, layers=3), torch.randn(10, 16, 8)
+        module, x = transformer(5, 16, features=8, width=32, heads=4, layers=2), torch.randn(10, 16, 8)
     elif name == "dropout":
         module, x = transformer(5, 16, features=8, width=32, layers=2, dropout=0.1), torch.randn(10, 16, 8)
     else:
