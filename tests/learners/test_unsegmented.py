@@ -65,6 +65,15 @@ def expected(scores, shape):
     return found
 
 
+def say(likelihood, samples):
+    """Return what a likelihood says of the first samples of a run."""
+    runs, said = likelihood.start(), []
+    for x, y in samples[:4]:
+        said.append(float(likelihood.score(runs, x, y)))
+        runs = likelihood.meet(runs, x, y)
+    return said
+
+
 def loss_after(learner, part, size):
     x, y = (torch.stack([sample[half] for sample in part]) for half in (0, 1))
     meta, middle = learner.engine.meta(), len(x) // 2
@@ -74,11 +83,18 @@ def loss_after(learner, part, size):
 
 def test_each_segment_is_cut_by_the_leader_as_it_was_scored_and_then_learned():
     samples, shape, window = draw_lines(1, LENGTHS), 1.5, 2
-    played = play(leader(), samples, shape=shape, window=window, most=33)
+    said = []
+
+    def segmenter(likelihood):
+        said.append(say(likelihood, samples))
+        return SEGMENTER(likelihood)
+
+    played = list(play_unsegmented(leader(), segmenter, samples, sizes=SIZES, shape=shape, window=window, most=33))
     by_hand, scores, begin = leader(), [], 0
     for segment, score in played:
         errors, meta = expected(scores[-window:], shape), by_hand.engine.meta()
         likelihood = adapted(by_hand.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
+        assert said.pop(0) == pytest.approx(say(likelihood, samples), rel=1e-5)
         first, *_ = cut_samples(SEGMENTER(likelihood), samples[begin:], 33)
         assert (segment.begin, segment.end, segment.seen) == (begin, begin + first.end, begin + first.seen)
         size = max(size for size in SIZES if 2 * size <= segment.end - begin)
@@ -93,6 +109,20 @@ def test_each_segment_is_cut_by_the_leader_as_it_was_scored_and_then_learned():
         begin = segment.end
     assert begin == len(samples)
     assert max(segment.end - segment.begin for segment, _ in played) == 33
+
+
+def test_a_negative_log_likelihood_is_taken_as_it_is():
+    samples, said = [(torch.randn(2), torch.tensor(at % 3)) for at in range(12)], []
+
+    def segmenter(likelihood):
+        said.append(float(likelihood.score(likelihood.start(), *samples[0])))
+        return SEGMENTER(likelihood)
+
+    learner = leader(3, "cross_entropy")
+    first = om.Batch(samples[0][0][None], samples[0][1][None])
+    loss = float(learner.inner.loss(learner.engine.meta().weights, first))
+    list(play_unsegmented(learner, segmenter, samples, sizes=SIZES, squares=False))
+    assert said == [pytest.approx(-loss)]
 
 
 class Noting(om.FollowTheMetaLeader):
