@@ -23,7 +23,7 @@ TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 3 --dist wor
 PYTHON ?=
 ARGS ?=
 TABLE ?= first_table sinusoid_known_answers glyph_table regret_theory non_stationary segmentation \
-	rainbow_protocol moml_protocol regression_streams
+	unsegmented rainbow_protocol moml_protocol regression_streams
 TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=

@@ -12,6 +12,7 @@ from online_meta.segments import Likelihood, prefixed, without_prefix
 from online_meta.types import Batch, Meta, Params, Task
 
 SIZES = (1, 2, 5, 10)
+_WORST = 1e30
 _WEIGHT = "weight."
 
 
@@ -71,6 +72,8 @@ def _judge(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor,
     one = Batch(x[None], y[None])
     with torch.no_grad():
         losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(without_prefix(_WEIGHT, runs)).double()
+    # Where adapting to a run went astray: that run is improbable, and probabilities stay numbers.
+    losses = torch.nan_to_num(losses, nan=_WORST, posinf=_WORST).clamp(max=_WORST)
     if leader.levels is None:
         return losses, None
     return losses, leader.levels[torch.searchsorted(torch.tensor(leader.sizes), runs["counts"], right=True)]

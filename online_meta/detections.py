@@ -54,6 +54,47 @@ def compare(changes: Sequence[int], segments: Sequence[Segment], within: int = 1
     Raises:
         ValueError: if the segments are not a whole stream, or a change lies outside it or out of order.
     """
+    return compare_blocks(changes, segments, segments[-1].end if segments else 1, within)[0]
+
+
+def compare_blocks(
+    changes: Sequence[int], segments: Sequence[Segment], size: int, within: int = 10
+) -> list[Detections]:
+    """Return what ``compare`` does for each block of ``size`` samples, the last of which may be shorter.
+
+    A change counts in the block in which it lies, whenever it is told of; a false alarm where the end is that was told.
+    Raises what ``compare`` does, and ``ValueError`` if ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}: a block has 1 sample or more")
+    found = _match(changes, segments, within)
+    samples = segments[-1].end
+    right = set(found.values())
+    false = [segment.end for segment in segments[:-1] if segment not in right]
+    blocks = [range(first, min(first + size, samples)) for first in range(0, samples, size)]
+    pure = [0] * len(blocks)
+    for segment in segments:
+        for at in _main_part(changes, segment):
+            pure[at // size] += 1
+    return [_count(changes, found, false, block, pure[place]) for place, block in enumerate(blocks)]
+
+
+def _count(changes: Sequence[int], found: dict[int, Segment], false: list[int], block: range, pure: int) -> Detections:
+    here = [change for change in changes if change in block]
+    told = [change for change in here if change in found]
+    return Detections(
+        len(here),
+        tuple(found[change].seen - change for change in told),
+        len(here) - len(told),
+        sum(end in block for end in false),
+        len(block),
+        tuple(abs(found[change].end - change) for change in told),
+        pure / len(block),
+    )
+
+
+def _match(changes: Sequence[int], segments: Sequence[Segment], within: int) -> dict[int, Segment]:
+    """Return the changes that were found, each with the segment that ends there."""
     ends = [0, *(segment.end for segment in segments)]
     if not segments or [segment.begin for segment in segments] != ends[:-1] or ends != sorted(set(ends)):
         raise ValueError("the segments are to begin at 0 and each where the one before it ends")
@@ -66,18 +107,11 @@ def compare(changes: Sequence[int], segments: Sequence[Segment], within: int = 1
         nearest = min(open_ones, key=lambda change: abs(change - segment.end), default=None)
         if nearest is not None and abs(nearest - segment.end) <= within:
             found[nearest] = segment
-    return Detections(
-        len(changes),
-        tuple(found[change].seen - change for change in sorted(found)),
-        len(changes) - len(found),
-        len(segments) - 1 - len(found),
-        samples,
-        tuple(abs(found[change].end - change) for change in sorted(found)),
-        sum(_largest_part(changes, segment) for segment in segments) / samples,
-    )
+    return found
 
 
-def _largest_part(changes: Sequence[int], segment: Segment) -> int:
-    """Return how many samples of a segment the task has that most of them are of."""
-    tasks = Counter(bisect_right(changes, sample) for sample in range(segment.begin, segment.end))
-    return max(tasks.values())
+def _main_part(changes: Sequence[int], segment: Segment) -> list[int]:
+    """Return the samples of a segment that are of the task that most of them are of."""
+    tasks = [bisect_right(changes, sample) for sample in range(segment.begin, segment.end)]
+    (main, _), *_ = Counter(tasks).most_common(1)
+    return [segment.begin + at for at, task in enumerate(tasks) if task == main]

@@ -55,21 +55,30 @@ def cut_samples(segmenter: Segmenter, samples: Sequence[tuple[Tensor, Tensor]], 
 
     Raises ``ValueError`` if ``most`` is below 1.
     """
+    return cut_anew(lambda: segmenter, samples, most)
+
+
+def cut_anew(renew: Callable[[], Segmenter], samples: Sequence[tuple[Tensor, Tensor]], most: int) -> Iterator[Segment]:
+    """Yield what ``cut_samples`` does, each segment cut by a segmenter of its own.
+
+    ``renew()`` gives it when the segment before has been yielded, and whoever asked for it asks for the next: what was
+    learned meanwhile may be in it.
+    """
     if most < 1:
         raise ValueError(f"most is {most}: a segment has 1 sample or more")
     begin = at = 0
-    memory = segmenter.start()
     while at < len(samples):
-        memory, at = segmenter.meet(memory, *samples[at]), at + 1
-        count = segmenter.change(memory)
-        if count is None and at - begin == most:
-            count = most
-        if count is not None:
-            yield Segment(begin, begin + count, at)
-            begin = at = begin + count
-            memory = segmenter.start()
-    if begin < at:
-        yield Segment(begin, at, at)
+        segmenter = renew()
+        memory = segmenter.start()
+        count: int | None = None
+        while count is None and at < len(samples):
+            memory, at = segmenter.meet(memory, *samples[at]), at + 1
+            count = segmenter.change(memory)
+            if count is None and at - begin == most:
+                count = most
+        end = at if count is None else begin + count
+        yield Segment(begin, end, at)
+        begin = at = end
 
 
 def join_runs(runs: Params, more: Params) -> Params:

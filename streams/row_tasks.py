@@ -1,7 +1,7 @@
 """Rows of numbers -> the body of a task that brings no query."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,17 @@ from streams.spec import TaskSpec, is_open
 
 _DEEPEST = 16
 
+EncodeRow = Callable[[Row], tuple[Array, Array]]
+"""Gives the sample of a row and its label or target, or raises ``Rejected``: ``encode_row`` of some columns, say."""
 
-def encode_rows(rows: Sequence[Row], x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> bytes:
-    """Return a body with support_x and support_y, a sample a row.
 
-    Args:
-        rows: of one task, in order.
-        x: the columns of a sample, whose numbers, in order, fill its shape; nested lists count with all they hold.
-        y: the columns of its label or target.
-        spec: what a task looks like. Where a dimension of x is open, x is one column of nested lists of that shape.
+def encode_rows(rows: Sequence[Row], encode: EncodeRow) -> bytes:
+    """Return a body with support_x and support_y, a sample a row, of the rows of one task in their order.
 
     Raises:
-        Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its position.
+        Rejected: what ``encode`` raises, and "wrong_shape" where the rows give samples of several shapes.
     """
-    pairs = [encode_row(row, x, y, spec) for row in rows]
+    pairs = [encode(row) for row in rows]
     samples, targets = [sample for sample, _ in pairs], [target for _, target in pairs]
     if len({sample.shape for sample in samples}) > 1:
         raise Rejected("wrong_shape", "the rows of a task give samples of several shapes")
@@ -35,7 +32,17 @@ def encode_rows(rows: Sequence[Row], x: Sequence[str], y: Sequence[str], spec: T
 
 
 def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Array, Array]:
-    """Return the sample of a row and its label or target, in their shapes; raises what ``encode_rows`` does."""
+    """Return the sample of a row and its label or target, in their shapes.
+
+    Args:
+        row: of which the columns are read.
+        x: the columns of a sample, whose numbers, in order, fill its shape; nested lists count with all they hold.
+        y: the columns of its label or target.
+        spec: what a task looks like. Where a dimension of x is open, x is one column of nested lists of that shape.
+
+    Raises:
+        Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its position.
+    """
     y_dtype = "int64" if spec.y == "class" else "float32"
     return _sample(row, "x", x, spec.x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
 

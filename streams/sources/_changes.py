@@ -6,7 +6,7 @@ read: the same rows, configuration and seed would give one history today and ano
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple, get_type_hints
 
@@ -21,7 +21,7 @@ from online_meta import registry
 from online_meta.segments import Likelihood, Segmenter
 from online_meta.types import Params
 from streams.arrivals import Rejected
-from streams.row_tasks import encode_row
+from streams.row_tasks import EncodeRow
 from streams.rows import Row
 from streams.sources._samples import Cut, is_full
 from streams.spec import TaskSpec, is_open
@@ -71,15 +71,16 @@ class _Met(NamedTuple):
     bad: tuple[int, ...]
 
 
-def by_change(segmenter: Segmenter, x: Sequence[str], y: Sequence[str], spec: TaskSpec, most: int) -> Cut:
+def by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, most: int) -> Cut:
     """Return the cut where ``segmenter`` finds a change, and after ``most`` rows.
 
-    A row that is no sample, for which its task will be refused, is not shown to the segmenter.
+    A row that is no sample, for which its task will be refused, is not shown to the segmenter. Labels lie below
+    ``ways``; None: there are targets.
     """
 
     def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
         met = met or _Met(segmenter.start(), 0, row.begin, ())
-        sample = _read(row, x, y, spec)
+        sample = _read(row, encode, ways)
         count = None
         if sample is None:
             met = met._replace(rows=met.rows + 1, bad=(*met.bad, met.rows))
@@ -100,13 +101,13 @@ def _row_of(sample: int, bad: tuple[int, ...]) -> int:
     return sample
 
 
-def _read(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Tensor, Tensor] | None:
+def _read(row: Row, encode: EncodeRow, ways: int | None) -> tuple[Tensor, Tensor] | None:
     """Return a row's sample and its label or target; None if it is none that a task could have."""
     try:
-        sample, target = encode_row(row, x, y, spec)
+        sample, target = encode(row)
     except Rejected:
         return None
-    fits = spec.ways is None or 0 <= int(target) < spec.ways
+    fits = ways is None or 0 <= int(target) < ways
     if not (fits and np.isfinite(sample).all() and np.isfinite(target).all()):
         return None
     return torch.from_numpy(sample), torch.from_numpy(target)

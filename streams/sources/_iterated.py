@@ -27,7 +27,7 @@ class Iterated(NamedTuple):
         if after is not None and not (after.isascii() and after.isdigit()):
             raise ValueError(f"{self.name}: the position {after!r} is not a number of tasks")
         count = int(after or 0)
-        for item in self._behind(count):
+        for item in items_behind(self.function, self.args, count):
             if item is None:
                 yield None
                 continue
@@ -37,22 +37,25 @@ class Iterated(NamedTuple):
         while True:
             yield None
 
-    def _behind(self, count: int) -> Iterator[Any]:
-        if takes_after(self.function) and "after" not in self.args:
-            behind: Iterator[Any] = iter(self.function(**self.args, after=count))
-            return behind
-        items: Iterator[Any] = iter(self.function(**self.args))
-        tasks = (item for item in items if item is not None)
-        next(islice(tasks, count, count), None)  # passes over the first ones
-        return items
+
+def items_behind(function: Callable[..., Any], args: dict[str, Any], count: int) -> Iterator[Any]:
+    """Return what ``function(**args)`` gives behind so many that are not None."""
+    if takes_after(function) and "after" not in args:
+        behind: Iterator[Any] = iter(function(**args, after=count))
+        return behind
+    items: Iterator[Any] = iter(function(**args))
+    there = (item for item in items if item is not None)
+    next(islice(there, count, count), None)  # passes over the first ones
+    return items
 
 
 def takes_after(function: Callable[..., Any]) -> bool:
-    """Whether a function can be asked to begin behind so many tasks."""
+    """Whether a function can be asked to begin behind so many."""
     return "after" in inspect.signature(function).parameters
 
 
 def _named(item: Any) -> tuple[str, Task]:
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Task):
         return item
-    raise TypeError(f"the iterator gave {type(item).__name__}; it must give online_meta.Task or (id, online_meta.Task)")
+    right = "it must give online_meta.Task or (id, online_meta.Task); to cut single samples (x, y), set count or change"
+    raise TypeError(f"the iterator gave {type(item).__name__}; {right}")

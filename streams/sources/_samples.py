@@ -3,13 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from streams.arrivals import Arrival, Rejected
-from streams.row_tasks import encode_rows
-from streams.rows import Row, read_rows
-from streams.spec import TaskSpec
+from streams.row_tasks import EncodeRow, encode_rows
+from streams.rows import Row
 
 TASK_BYTES = 64 * 1024 * 1024
 """How long the lines of a task may be together, before it is cut."""
@@ -28,31 +26,23 @@ class Cut(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """A ``TaskSource`` over a file of rows.
+    """A ``TaskSource`` over rows.
 
     Attributes:
-        path: of the file.
-        x: the columns that make up a sample.
-        y: the columns of its label or target.
-        also: other columns that ``cut`` looks at.
-        rest: whether what is left at the end of a file that does not grow is a task.
+        rows: gives those behind a position, and None where there is no more now.
+        encode: gives a row's sample.
         cut: says where a task ends.
-        grows: whether rows may still be appended.
-        poll_seconds: how often the file is looked at.
-        spec: what a task looks like.
+        rest: whether what is left where the rows end is a task.
+        poll_seconds: how long to leave them alone after a None.
         name: of the source.
         clock: seconds, never backwards.
     """
 
-    path: Path
-    x: tuple[str, ...]
-    y: tuple[str, ...]
-    also: tuple[str, ...]
-    rest: bool
+    rows: Callable[[int], Iterator[Row | None]]
+    encode: EncodeRow
     cut: Cut
-    grows: bool
+    rest: bool
     poll_seconds: float
-    spec: TaskSpec
     name: str
     clock: Callable[[], float] = time.monotonic
 
@@ -60,15 +50,14 @@ class Samples(NamedTuple):
         """Yield the tasks behind a position, None while no more is complete.
 
         Raises:
-            ValueError: if ``after`` is not a position that this source gave, or the file is not what it should be.
-            OSError: if the file cannot be read.
+            ValueError: if ``after`` is not a position that this source gave.
+            Exception: what reading the rows raises.
         """
         if after is not None and not (after.isascii() and after.isdigit()):
             raise ValueError(f"{self.name}: the position {after!r} is not a number")
-        columns = list(dict.fromkeys([*self.x, *self.y, *self.also]))
         rows: list[Row] = []
         memory = self.cut.start()
-        for next_row in read_rows(self.path, int(after or 0), columns, self.grows):
+        for next_row in self.rows(int(after or 0)):
             if next_row is None:
                 yield from self._wait()
                 continue
@@ -94,7 +83,7 @@ class Samples(NamedTuple):
     def _task(self, rows: list[Row]) -> Arrival:
         id, position = f"{self.name}-{rows[0].begin}", str(rows[-1].end)
         try:
-            return Arrival(id, encode_rows(rows, self.x, self.y, self.spec), self.name, position)
+            return Arrival(id, encode_rows(rows, self.encode), self.name, position)
         except Rejected as refusal:
             return Arrival(id, b"".join(row.raw for row in rows), self.name, position, refusal)
 

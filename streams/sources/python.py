@@ -1,23 +1,28 @@
-"""Tasks from any Python iterator, by import path: for notebooks and experiments.
+"""Tasks, or samples that are cut into tasks, from any Python iterator, by import path: for notebooks and experiments.
 
 The function is called with the arguments of the configuration and gives an iterator of tasks, or of (id, task); None
-means that there is nothing now. The position is the number of tasks that came. A function that takes ``after`` is asked
-to begin behind so many; of any other, so many are passed over, so it must give the same tasks each time.
+means that there is nothing now. By count or change it gives single samples, (x, y), which are cut as rows of a file
+are. The position is the number of tasks, or of samples, that came. A function that takes ``after`` is asked to begin
+behind so many; of any other, so many are passed over, so it must give the same ones each time.
 """
 
 import inspect
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from online_meta.import_path import import_by_path
 from streams.arrivals import TaskSource
-from streams.sources._iterated import Iterated, takes_after
+from streams.sources._cutting import Cutting, build_cut
+from streams.sources._iterated import Iterated, items_behind, takes_after
+from streams.sources._pairs import encode_pair, read_pairs
+from streams.sources._samples import Samples
 from streams.spec import TaskSpec
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Options of ``[[source]] kind = "python"``.
+class Settings(Cutting):
+    """Options of ``[[source]] kind = "python"``; without ``count`` and ``change`` it gives whole tasks.
 
     Attributes:
         iterator: "package.module:function", which returns an iterator.
@@ -27,9 +32,17 @@ class Settings:
     iterator: str
     args: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse two ways to cut."""
+        if self.count is not None and self.change is not None:
+            raise ValueError("give one of count (samples a task) and change, or neither: then whole tasks are expected")
+
 
 def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream; raises ``ValueError`` when there is no such function or it does not take the arguments."""
+    """Return the stream; raises ``ValueError`` when there is no such function or it does not take the arguments.
+
+    Raises it, too, for an unknown change, likelihood or option.
+    """
     function = import_by_path(settings.iterator)
     if not callable(function):
         raise ValueError(f"{settings.iterator} is {type(function).__name__} and no function that returns an iterator")
@@ -38,4 +51,11 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
         inspect.signature(function).bind(**{**begin, **settings.args})
     except TypeError as error:
         raise ValueError(f"{settings.iterator} does not take args = {settings.args}: {error}") from error
-    return Iterated(function, settings.args, name)
+    if settings.count is None and settings.change is None:
+        return Iterated(function, settings.args, name)
+    encode = partial(encode_pair, spec=spec)
+
+    def rows(after: int) -> Any:
+        return read_pairs(items_behind(function, settings.args, after), after)
+
+    return Samples(rows, encode, build_cut(settings, encode, spec), settings.count is None, 0.0, name)

@@ -106,6 +106,19 @@ def test_changes_of_the_task_are_found():
     assert [segment.end for segment in segments] == pytest.approx([20, 40, 60], abs=3)
 
 
+def test_a_run_on_which_adapting_went_astray_is_improbable_and_no_nan():
+    inner = om.Inner(INNER.loss, om.rules.sgd(lr=1e200), 3)
+    likelihood = adapted(inner, META, TASK.support.x[0], TASK.support.y[0], sizes=(1, 2, 4), errors=ERRORS)
+    runs, scores = likelihood.start(), []
+    for x, y in zip(*TASK.support, strict=True):
+        scores.append(float(likelihood.score(runs, x, y)))
+        runs = likelihood.meet(runs, x, y)
+    assert not any(map(math.isnan, scores))
+    assert max(scores[1:3]) < -50 < scores[0]
+    samples = [*zip(*problems.task(1, support=30).support, strict=True)]
+    assert len([*cut_samples(run_length(likelihood, hypotheses=4), samples, 1000)]) >= 1
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

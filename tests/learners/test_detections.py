@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from online_meta.detections import compare
+from online_meta.detections import compare, compare_blocks
 from online_meta.segments import Segment
 
 
@@ -51,6 +51,25 @@ def test_no_change_and_nothing_found():
     found = compare([], stream())
     assert (found.changes, found.missed, found.false_alarms, found.purity) == (0, 0, 0, 1.0)
     assert math.isnan(found.mean_delay)
+
+
+def test_blocks_count_what_lies_in_them():
+    segments = stream((20, 23), (35, 36), (52, 60))
+    first, second, third = compare_blocks([20, 50, 80], segments, 40)
+    assert [block.samples for block in (first, second, third)] == [40, 40, 20]
+    assert [block.changes for block in (first, second, third)] == [1, 1, 1]
+    assert (first.delays, first.false_alarms, first.missed) == ((3,), 1, 0)
+    assert (second.delays, second.misplaced, second.false_alarms, second.missed) == ((10,), (2,), 0, 0)
+    assert (third.delays, third.false_alarms, third.missed) == ((), 0, 1)
+    # 35-52 is of the second task but for 50 and 51; 52-100 of the third, but for the last 20
+    assert [block.purity for block in (first, second, third)] == pytest.approx([1.0, 38 / 40, 0.0])
+    (whole,) = compare_blocks([20, 50, 80], segments, 100)
+    assert whole == compare([20, 50, 80], segments)
+
+
+def test_a_block_has_a_sample():
+    with pytest.raises(ValueError, match="size is 0"):
+        compare_blocks([20], stream(), 0)
 
 
 @pytest.mark.parametrize("changes", [[0], [100], [50, 20], [20, 20]])

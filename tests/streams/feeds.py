@@ -6,6 +6,7 @@ import torch
 
 from online_meta.types import Batch, Task
 from streams.sources.sinusoid import make_task
+from tests.contracts.segmented import draw_classes, draw_lines
 
 calls: list[int] = []
 NOT_A_FUNCTION = 3
@@ -38,6 +39,33 @@ def wrong() -> list[object]:
 
 def needy(path: str, after: int) -> Iterator[Task]:
     raise NotImplementedError(path, after)
+
+
+def pairs(labels: bool = False, lengths: tuple[int, ...] = (30, 22, 41, 35)) -> Iterator[object]:
+    """Give the samples of runs one by one, and now and then nothing."""
+    for at, pair in enumerate((draw_classes if labels else draw_lines)(0, [*lengths])):
+        if at % 7 == 3:
+            yield None
+        yield pair
+
+
+def pairs_behind(after: int = 0, labels: bool = False) -> Iterator[object]:
+    calls.append(after)
+    return iter([pair for pair in pairs(labels) if pair is not None][after:])
+
+
+def pairs_with(others: dict[str, object]) -> Iterator[object]:
+    """Give the samples of runs with labels, others in the place of some."""
+    for at, pair in enumerate(pair for pair in pairs(labels=True) if pair is not None):
+        yield others.get(str(at), pair)
+
+
+def one_buffer() -> Iterator[object]:
+    """Give samples that are written over by the next."""
+    x, y = torch.zeros(2), torch.zeros(1)
+    for at in range(6):
+        x.fill_(at)
+        yield x, y
 
 
 def sequences(lengths: list[int]) -> Iterator[Task]:

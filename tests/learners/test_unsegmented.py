@@ -1,0 +1,214 @@
+"""A stream without task boundaries, played by a leader that starts from nothing, beside the same by hand."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import digamma
+from torch import nn
+
+import online_meta as om
+from online_meta.adapted import adapted
+from online_meta.segmentation.run_length import run_length
+from online_meta.segments import Segmenter, cut_anew, cut_samples
+from online_meta.types import PrefixScore, Score
+from online_meta.unsegmented import expect_errors, make_task, play_unsegmented
+from tests.contracts.segmented import draw_lines
+
+SIZES = (1, 2, 4, 8)
+LENGTHS = [30, 25, 40, 22, 30, 35]
+ENDS = [30, 55, 95, 117, 147]
+SEGMENTER = partial(run_length, hazard=0.002, certainty=0.99, least=10, hypotheses=8)
+
+
+def leader(outputs=1, loss="mse", lr=0.2, steps=3, learner=om.FollowTheMetaLeader):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, outputs))
+    inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=lr), steps)
+    engine = om.MetaOptimizer(inner.init(dict(module.named_parameters())), "adam", 0.01)
+    return learner(inner, om.exact(inner), engine, batch=3, steps_per_round=2)
+
+
+def play(learner, samples, **options):
+    return list(play_unsegmented(learner, SEGMENTER, samples, **{"sizes": SIZES, **options}))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_obvious_changes_are_found_from_nothing(seed):
+    played = play(leader(), draw_lines(seed, LENGTHS))
+    assert [one.segment.end for one in played] == pytest.approx([*ENDS, sum(LENGTHS)], abs=1)
+    assert all(one.score is not None for one in played)
+
+
+def test_changes_of_classes_are_found_by_their_cross_entropy():
+    """Labels change their meaning, and the places of the samples do not."""
+    centres = torch.tensor([[3.0, 0.0], [-2.0, 3.0], [-2.0, -3.0]])
+    random = torch.Generator().manual_seed(0)
+    samples = [
+        (centres[kind] + 0.3 * torch.randn(2, generator=random), (kind + run) % 3)
+        for run, length in enumerate(LENGTHS)
+        for kind in torch.randint(3, (length,), generator=random)
+    ]
+    played = play(leader(3, "cross_entropy", 0.5, 10), samples, squares=False)
+    assert [one.segment.end for one in played] == pytest.approx([*ENDS, sum(LENGTHS)], abs=2)
+
+
+def expected(scores, shape):
+    """Return the errors to expect, from (losses by size) of the newest scores, by numpy and scipy."""
+    found = []
+    for size in (0, *SIZES):
+        losses = [losses[size] for losses in scores if size in losses]
+        found.append(np.exp(np.mean(np.log(losses)) + digamma(shape) - np.log(shape)) if losses else 1.0)
+    return found
+
+
+def say(likelihood, samples):
+    """Return what a likelihood says of the first samples of a run."""
+    runs, said = likelihood.start(), []
+    for x, y in samples[:4]:
+        said.append(float(likelihood.score(runs, x, y)))
+        runs = likelihood.meet(runs, x, y)
+    return said
+
+
+def loss_after(learner, part, size):
+    x, y = (torch.stack([sample[half] for sample in part]) for half in (0, 1))
+    meta, middle = learner.engine.meta(), len(x) // 2
+    weights = learner.inner.adapt(meta, om.Batch(x[:size], y[:size])) if size else meta.weights
+    return float(learner.inner.loss(weights, om.Batch(x[middle:], y[middle:])))
+
+
+def test_each_segment_is_cut_by_the_leader_as_it_was_scored_and_then_learned():
+    samples, shape, window = draw_lines(1, LENGTHS), 1.5, 2
+    said = []
+
+    def segmenter(likelihood):
+        said.append(say(likelihood, samples))
+        return SEGMENTER(likelihood)
+
+    played = list(play_unsegmented(leader(), segmenter, samples, sizes=SIZES, shape=shape, window=window, most=33))
+    by_hand, scores, begin = leader(), [], 0
+    for segment, score in played:
+        errors, meta = expected(scores[-window:], shape), by_hand.engine.meta()
+        likelihood = adapted(by_hand.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
+        assert said.pop(0) == pytest.approx(say(likelihood, samples), rel=1e-5)
+        first, *_ = cut_samples(SEGMENTER(likelihood), samples[begin:], 33)
+        assert (segment.begin, segment.end, segment.seen) == (begin, begin + first.end, begin + first.seen)
+        size = max(size for size in SIZES if 2 * size <= segment.end - begin)
+        part = samples[begin : begin + 2 * size]
+        losses = {at: loss_after(by_hand, part, at) for at in (0, *SIZES) if at <= size}
+        assert score.loss_before == pytest.approx(losses[0], rel=1e-5)
+        assert score.loss_after == pytest.approx(losses[size], rel=1e-5)
+        scores.append(losses)
+        task = make_task(samples[begin : segment.end], SIZES)
+        by_hand.score(task)
+        by_hand.learn(task)
+        begin = segment.end
+    assert begin == len(samples)
+    assert max(segment.end - segment.begin for segment, _ in played) == 33
+
+
+def test_a_negative_log_likelihood_is_taken_as_it_is():
+    samples, said = [(torch.randn(2), torch.tensor(at % 3)) for at in range(12)], []
+
+    def segmenter(likelihood):
+        said.append(float(likelihood.score(likelihood.start(), *samples[0])))
+        return SEGMENTER(likelihood)
+
+    learner = leader(3, "cross_entropy")
+    first = om.Batch(samples[0][0][None], samples[0][1][None])
+    loss = float(learner.inner.loss(learner.engine.meta().weights, first))
+    list(play_unsegmented(learner, segmenter, samples, sizes=SIZES, squares=False))
+    assert said == [pytest.approx(-loss)]
+
+
+class Noting(om.FollowTheMetaLeader):
+    """Notes what it is asked to do, and with how many samples."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.asked = []
+
+    def score(self, task, prefixes=()):
+        self.asked.append(("score", len(task.support.x), tuple(prefixes)))
+        return super().score(task, prefixes)
+
+    def learn(self, *tasks):
+        self.asked.append(("learn", len(tasks[0].support.x), len(tasks)))
+        return super().learn(*tasks)
+
+
+def test_a_task_is_scored_and_learned_before_more_of_the_stream_is_cut():
+    learner = leader(learner=Noting)
+    playing = play_unsegmented(learner, SEGMENTER, draw_lines(1, LENGTHS), sizes=SIZES)
+    for round in range(3):
+        next(playing)
+        assert learner.asked == [("score", 8, SIZES), ("learn", 8, 1)] * (round + 1)
+
+
+def test_the_same_stream_is_played_alike():
+    samples = draw_lines(3, LENGTHS)
+    assert play(leader(), samples) == play(leader(), samples)
+
+
+def test_a_segment_too_short_is_no_task_and_nothing_is_learned():
+    learner = leader(learner=Noting)
+    every = Segmenter(dict, lambda memory, x, y: memory, lambda memory: 3)
+    played = list(play_unsegmented(learner, lambda likelihood: every, draw_lines(0, [9]), sizes=(2, 4)))
+    assert [(one.segment.end, one.score) for one in played] == [(3, None), (6, None), (9, None)]
+    assert learner.asked == []
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, None), (2, 1), (3, 1), (4, 2), (7, 2), (8, 4), (60, 8)])
+def test_the_first_samples_are_the_support_and_as_many_behind_the_query(length, size):
+    samples = [(torch.tensor([float(at)]), torch.tensor([-float(at)])) for at in range(length)]
+    task = make_task(samples, SIZES)
+    if size is None:
+        assert task is None
+        return
+    assert task.support.x.flatten().tolist() == [*range(size)]
+    assert task.query.x.flatten().tolist() == [*range(size, 2 * size)]
+    assert torch.equal(task.support.y, -task.support.x)
+    assert torch.equal(task.query.y, -task.query.x)
+
+
+def test_the_error_to_expect_is_the_scale_that_losses_were_drawn_with():
+    random = np.random.default_rng(0)
+    scales = {0: 3.0, 1: 0.2, 2: 0.5, 4: 7.0}
+    draws = {size: scale * 1.5 / random.gamma(1.5, size=4000) for size, scale in scales.items()}
+    scores = [
+        Score(draws[0][at], draws[4][at], None, tuple(PrefixScore(size, draws[size][at], None) for size in (1, 2)))
+        for at in range(4000)
+    ]
+    found = expect_errors(scores, SIZES, 1.5)
+    assert found[:4] == pytest.approx([*scales.values()], rel=0.05)
+    assert found[4] == 1.0, "of this size nothing is known"
+
+
+def test_what_went_astray_is_left_out_of_the_errors():
+    scores = [Score(loss, loss, None) for loss in (2.0, math.nan, math.inf, 8.0)]
+    assert expect_errors(scores, (5,)) == pytest.approx([4.0 * math.exp(float(digamma(1.0)))] * 2)
+    assert expect_errors([], (1, 5)) == [1.0, 1.0, 1.0]
+
+
+def test_a_segmenter_is_renewed_when_the_segment_before_it_was_dealt_with():
+    lengths = iter([3, 5, 2])
+    told = []
+
+    def renew():
+        told.append("renew")
+        length = next(lengths)
+        return Segmenter(lambda: 0, lambda met, x, y: met + 1, lambda met: length if met == length else None)
+
+    samples = [(torch.zeros(1), torch.zeros(1))] * 10
+    for segment in cut_anew(renew, samples, 100):
+        told += [segment.end]
+    assert told == ["renew", 3, "renew", 8, "renew", 10]
+
+
+def test_errors_are_expected_from_a_score_or_more():
+    with pytest.raises(ValueError, match="window is 0"):
+        play(leader(), draw_lines(0, [5]), window=0)
