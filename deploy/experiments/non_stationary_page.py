@@ -51,8 +51,8 @@ standard error. FTML by each replay policy with {STEPS} meta-steps a round on 5 
 that apart: the mixture's own code with one component for all tasks, and {STEPS * MOST} steps a round, as many as its
 {MOST} components make together at the most. *Against uniform* is the difference of cumulative losses seed by seed,
 below 0 is better. *Dynamic regret* is the cumulative loss less that of {COMPARATOR}, which has seen its
-query set: {DYNAMIC_STEPS} steps of L-BFGS at the most, of {DYNAMIC_ROUNDS} rounds spread evenly, so a lower bound.
-*Seconds* are the processor's.
+query set: by {DYNAMIC_STEPS} steps of L-BFGS at the most from where FTML with uniform replay has come to in the end, of
+{DYNAMIC_ROUNDS} rounds spread evenly; so a lower bound. *Seconds* are the processor's.
 
 | stream | learner | seeds | cumulative loss | against uniform | dynamic regret | last half | components | seconds |
 |---|---|---|---|---|---|---|---|---|

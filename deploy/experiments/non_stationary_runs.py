@@ -4,10 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import streams.sources
-from deploy.experiments.playing import find_own_bests, play_stream, set_up_past
+from deploy.experiments.playing import find_own_bests, play_stream
 from deploy.experiments.tables import Row, keep, read_kept
 from online_meta import registry
 from online_meta.regret import LEARNER
@@ -111,7 +109,7 @@ def run_entry(entry: Entry, work: Path) -> Row:
     if before := read_kept(kept, asked):
         return before
     tasks = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds)
-    found = compare(settings, tasks) if entry.label == COMPARATOR else play(settings, tasks, work / "programs")
+    found = (compare if entry.label == COMPARATOR else play)(settings, tasks, work / "programs")
     return keep(kept, {"asked": asked, **found})
 
 
@@ -126,8 +124,7 @@ def play(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
     return {"losses": losses, "components": components, "seconds": seconds}
 
 
-def compare(settings: TrainerSettings, tasks: list[Task]) -> Row:
+def compare(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
     """Return what each task's own best start would have lost, and the standard error of that estimate."""
-    torch.set_num_threads(1)
-    found = find_own_bests(settings, set_up_past(settings, tasks), len(tasks))
+    found = find_own_bests(settings, tasks, programs)
     return {"total": found.cumulative_loss, "error": found.standard_error}

@@ -10,7 +10,7 @@ import torch
 
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.past import MemoryPast
-from online_meta.regret import Comparator
+from online_meta.regret import LEARNER, Comparator
 from online_meta.rules.adam import adam
 from online_meta.score import score_task
 from online_meta.setup import LearnerSetup
@@ -90,11 +90,23 @@ def set_up_past(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerSetu
     return build_setup(settings, past)
 
 
-def find_own_bests(settings: TrainerSettings, setup: LearnerSetup, rounds: int) -> Comparator:
-    """Return what each task's own best start would have lost in so many rounds, as ``dynamic`` estimates it."""
-    answered = dynamic.refresh(setup, settings.regret, Asked(rounds), None)
+def find_own_bests(settings: TrainerSettings, tasks: Sequence[Task], programs: Path) -> Comparator:
+    """Return what each task's own best start would have lost, as ``dynamic`` estimates it.
+
+    It is looked for from where FTML has come to in the end, as a daemon looks from its newest leader: from random
+    weights the steps end in poor minima, above what learners lose.
+    """
+    *_, last = play_stream(without_prefixes(settings), LEARNER, tasks, programs)
+    assert isinstance(last.learner, FollowTheMetaLeader)
+    asked = Asked(len(tasks), near=last.learner.engine.meta())
+    answered = dynamic.refresh(set_up_past(settings, tasks), settings.regret, asked, None)
     assert answered is not None, "nobody tells it to stop"
     return answered.comparator
+
+
+def without_prefixes(settings: TrainerSettings) -> TrainerSettings:
+    """Return the settings of a run whose learning efficiency is not looked at."""
+    return replace(settings, regret=replace(settings.regret, prefixes=()))
 
 
 def _find_path(steering: Steering, past: Past) -> None:

@@ -60,11 +60,11 @@ def _about(result: dict[str, Any], seconds: float) -> str:
 seeds ± standard error. *Against FTML* is the difference of cumulative losses to FTML with uniform replay, seed by seed:
 below 0 is better. *Static regret* is the cumulative loss less that of the best fixed initialisation in hindsight, which
 adapts as FTML does; it is known by algebra where the model is linear. *Dynamic regret* is that to each task's own best
-initialisation: exact where the model is linear, else a lower bound from {DYNAMIC_ROUNDS} rounds by L-BFGS. Each task's
-own best has seen the query set. Milliseconds are the processor's for scoring (with all prefixes) and learning a round,
-recording programs included. The losses after so many points (the median of the tasks, for a single one on which an
-inner loop diverges would be all of a mean) and the points needed to come down to the stated loss, among the tasks where
-it was reached, are of the last half of the rounds.
+initialisation: exact where the model is linear, else a lower bound from {DYNAMIC_ROUNDS} rounds by L-BFGS, begun at
+FTML's last leader. Each task's own best has seen the query set. Milliseconds are the processor's for scoring (with all
+prefixes) and learning a round, recording programs included. The losses after so many points (the median of the tasks,
+for a single one on which an inner loop diverges would be all of a mean) and the points needed to come down to the
+stated loss, among the tasks where it was reached, are of the last half of the rounds.
 
 Each round FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on {BATCH}
 tasks, with {INNER_STEPS} inner steps; *train on everything* and *FTL, fine-tuned* {STEPS * (INNER_STEPS + 1)} steps on

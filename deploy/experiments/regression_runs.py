@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -132,12 +132,6 @@ def settings_of(entry: Entry, choice: Choice) -> TrainerSettings:
     )
 
 
-def without_prefixes(entry: Entry, choice: Choice) -> TrainerSettings:
-    """Return the settings of a run whose learning efficiency is not looked at."""
-    settings = settings_of(entry, choice)
-    return replace(settings, regret=replace(settings.regret, prefixes=()))
-
-
 def run_entry(entry: Entry, choice: Choice, work: Path) -> Row:
     """Play one run and return its row; one that was finished before with the same choice is read and not run again."""
     asked = {**entry._asdict(), "choice": vars(choice)}
@@ -147,8 +141,8 @@ def run_entry(entry: Entry, choice: Choice, work: Path) -> Row:
     began = time.process_time()
     settings, stream = settings_of(entry, choice), STREAMS[entry.stream]
     tasks = stream.make(entry.seed, entry.rounds)
-    run = compare if entry.label == COMPARATOR else partial(play, LEARNERS[entry.label][0], work / "programs")
-    found = run(stream, settings, tasks)
+    run = compare if entry.label == COMPARATOR else partial(play, LEARNERS[entry.label][0])
+    found = run(work / "programs", stream, settings, tasks)
     return keep(file, {"asked": asked, **found, "seconds": time.process_time() - began})
 
 
@@ -181,12 +175,12 @@ def play(name: str, programs: Path, stream: Stream, settings: TrainerSettings, t
     }
 
 
-def compare(stream: Stream, settings: TrainerSettings, tasks: list[Task]) -> Row:
+def compare(programs: Path, stream: Stream, settings: TrainerSettings, tasks: list[Task]) -> Row:
     """Return the cumulative loss of the best fixed initialisation, where it is known, and of each task's own best."""
-    setup = set_up_past(settings, tasks)
     if not stream.linear:
-        found = find_own_bests(settings, setup, len(tasks))
+        found = find_own_bests(settings, tasks, programs)
         return {"static": None, "dynamic": found.cumulative_loss, "dynamic_error": found.standard_error, "curve": []}
+    setup = set_up_past(settings, tasks)
     total, own, curve = no_quadratic(sum(value.numel() for value in setup.start.weights.values())), 0.0, list[float]()
     for t, task in enumerate(tasks, 1):
         quadratic = quadratic_of(setup.inner, setup.start, task)

@@ -11,8 +11,8 @@ from statistics import fmean
 
 import click
 
-from deploy.experiments.playing import play_stream
-from deploy.experiments.regression_runs import LEARNERS, STREAMS, Choice, Entry, without_prefixes
+from deploy.experiments.playing import play_stream, without_prefixes
+from deploy.experiments.regression_runs import LEARNERS, STREAMS, Choice, Entry, settings_of
 
 SEED = 100
 INNER_LRS = (0.02, 0.08)
@@ -43,7 +43,7 @@ def tries(stream: str, label: str, inner_lr: float) -> list[Choice]:
 
 def try_out(stream: str, label: str, choice: Choice, rounds: int, work: Path) -> float:
     """Return the mean loss of one try."""
-    settings = without_prefixes(Entry(stream, label, rounds, SEED), choice)
+    settings = without_prefixes(settings_of(Entry(stream, label, rounds, SEED), choice))
     rounds_played = play_stream(settings, LEARNERS[label][0], STREAMS[stream].make(SEED, rounds), work)
     return fmean(played.score.loss_after for played in rounds_played)
 

@@ -19,7 +19,10 @@ from deploy.experiments.non_stationary_runs import (
     run_entry,
     settings_of,
 )
+from deploy.experiments.playing import play_stream
 from online_meta.past import MemoryPast
+from online_meta.regret import LEARNER
+from online_meta.score import score_task
 from trainers.build import build_learners, build_replay, build_setup
 
 
@@ -48,6 +51,14 @@ def test_each_label_is_played_as_its_name_says():
     assert [LABELS[label].components for label in ("mixture", "one component", "uniform")] == [MOST, 1, 0]
 
 
+RECURRING = (STREAMS["recurring"], 0, 3)
+
+
+def play_to_the_end(settings, programs):
+    *_, last = play_stream(settings, LEARNER, make_tasks(*RECURRING), programs)
+    return last.learner
+
+
 def test_no_learner_is_better_than_each_tasks_own_best(tmp_path, monkeypatch):
     usual = settings_of(COMPARATOR, 0)
     quick = replace(
@@ -57,10 +68,13 @@ def test_no_learner_is_better_than_each_tasks_own_best(tmp_path, monkeypatch):
         regret=replace(usual.regret, dynamic_steps=10),
     )
     monkeypatch.setattr(non_stationary_runs, "settings_of", lambda label, seed: quick)
-    best = run_entry(Entry("recurring", COMPARATOR, 3, 0), tmp_path)
     (tmp_path / "programs").mkdir()
+    best = run_entry(Entry("recurring", COMPARATOR, 3, 0), tmp_path)
     played = run_entry(Entry("recurring", "uniform", 3, 0), tmp_path)
     assert 0 < best["total"] < sum(played["losses"])
+    leader = play_to_the_end(quick, tmp_path)
+    reached = sum(score_task(leader.inner, leader.engine.meta(), task).loss_after for task in make_tasks(*RECURRING))
+    assert best["total"] < reached, "it begins where FTML has come to"
     assert best["error"] == 0.0, "all of so few rounds were looked at"
 
 

@@ -112,7 +112,7 @@ def test_schools_come_in_an_order_of_the_seed():
         draw_tasks(load_pupils(), Sizes(10, 10), 0, 501)
 
 
-def test_the_regret_of_a_toy_is_right():
+def test_the_regret_of_a_toy_is_right(tmp_path):
     """Without features the one weight is a constant; a step moves it from w to w - 2 lr (w - support mean)."""
     means = [1.0, 3.0]
     tasks = [
@@ -122,20 +122,20 @@ def test_the_regret_of_a_toy_is_right():
     stream = Stream("toy", lambda seed, rounds: tasks, 1, (), 1.0)
     settings = settings_of(Entry("schools_linear", COMPARATOR, 2, 0), Choice(0.1))
     settings.model.args["inputs"] = 1
-    found = compare(stream, settings, tasks)
+    found = compare(tmp_path, stream, settings, tasks)
     left = (1 - 2 * 0.1) ** (2 * settings.inner.steps)
     assert found["static"] == pytest.approx(left * sum((2.0 - mean) ** 2 for mean in means))
     assert found["dynamic"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_static_comparator_is_that_of_runs():
+def test_the_static_comparator_is_that_of_runs(tmp_path):
     stream = STREAMS["schools_linear"]
     settings = settings_of(Entry("schools_linear", COMPARATOR, 10, 0), Choice(0.05))
     tasks, past = stream.make(0, 10), MemoryPast()
     for t, task in enumerate(tasks):
         past.remember(t, task)
     answered = closed_form.refresh(build_setup(settings, past), settings.regret, Asked(10), None)
-    found = compare(stream, settings, tasks)
+    found = compare(tmp_path, stream, settings, tasks)
     assert found["static"] == found["curve"][-1] == pytest.approx(answered.comparator.cumulative_loss)
     assert 0 < found["dynamic"] < found["static"]
 
