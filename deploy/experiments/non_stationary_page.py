@@ -102,7 +102,8 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.set_title(stream, fontsize=11)
         axes.set_xlabel("round")
         tidy(axes)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("cumulative loss minus that of uniform replay")
     return as_png(figure)
