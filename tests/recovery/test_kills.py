@@ -69,6 +69,9 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     client.join(120)
     assert not client.is_alive()
     acknowledged = client.acknowledged
+    markers, full = served.run / "history" / "archive" / "markers", len(acknowledged) // 7 if together == 1 else 0
+    # Sealing gives way to all else, so on a busy machine it is behind.
+    wait_for("all that can be sealed is", lambda: len([*markers.glob("*.json")]) == full, 240)
     finish(served, len(acknowledged))
 
     assert sorted(acknowledged.values()) == list(range(len(acknowledged))), "each task is one round"
@@ -77,8 +80,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
             assert history.find(id) == round
             assert history.payload(round) == body(int(id[1:]))
     assert verify(served.run / "history").clean
-    segments = list((served.run / "history" / "archive" / "markers").glob("*.json"))
-    assert len(segments) == (len(acknowledged) // 7 if together == 1 else 0)
+    assert len([*markers.glob("*.json")]) == full
     lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == list(range(len(acknowledged)))
 
