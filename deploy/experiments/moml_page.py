@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.experiments.playing import TUNED
 from deploy.experiments.tables import Row, tell_mean
 from deploy.plot import COLOURS, as_png, tidy
 from online_meta.regret import LEARNER
@@ -13,8 +14,6 @@ from online_meta.regret import LEARNER
 NAME = "moml_protocol"
 NAMES = {LEARNER: "FTML", "moml": "MOML", "aruba": "ARUBA", "c_maml": "C-MAML", "ftl_fine_tune": "FTL, fine-tuned"}
 """Of learners that are not called as the page calls them."""
-
-TUNED = "FTML's start, trained as from scratch"
 
 
 def render(result: dict[str, Any]) -> str:

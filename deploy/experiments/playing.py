@@ -21,6 +21,9 @@ from trainers.comparing import Asked
 from trainers.paths import Steering
 from trainers.settings import TrainerSettings
 
+TUNED = "FTML's start, trained as from scratch"
+"""What tables call the scores of ``train_leader``: no run of its own, it stands beside FTML's."""
+
 
 class Round(NamedTuple):
     """A round that was played: its ``score`` came before the ``learner`` learned its task, ``seconds`` are the CPU's.

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.experiments.rainbow_runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, TUNED, WARM_UP
+from deploy.experiments.playing import TUNED
+from deploy.experiments.rainbow_runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
 from deploy.experiments.tables import Row, tell_mean
 from deploy.plot import COLOURS, as_png, tidy
 from online_meta.regret import LEARNER

@@ -60,9 +60,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "from_scratch": {"steps": 40, "lr": 0.005},
     "moml": {"alpha": 0.1, "steps": 50},
 }
-TUNED = "FTML's start, trained as from scratch"
-"""Not a run of its own: the leader of FTML's runs, adapted by the steps that *from scratch* makes."""
-
 STEPS = 10
 DRAWS = (20, 20)
 """Images of a past task that a meta-gradient sees, of its support and of its query set."""

@@ -7,13 +7,12 @@ import torch
 from click.testing import CliRunner
 
 from deploy.experiments import rainbow_runs
-from deploy.experiments.playing import Training, train_leader
+from deploy.experiments.playing import TUNED, Training, train_leader
 from deploy.experiments.rainbow_page import judge, plot, render
 from deploy.experiments.rainbow_protocol import main
 from deploy.experiments.rainbow_runs import (
     DRAWS,
     PREFIXES,
-    TUNED,
     DrawnPast,
     Entry,
     digits_mlp,
