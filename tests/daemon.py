@@ -99,7 +99,11 @@ def write_request(folder: Path, t: int) -> tuple[Path, Path]:
     return support, query
 
 
-def wait_for(what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
+PATIENCE = 200.0
+"""Seconds until what is waited for has failed: on a busy machine a process that is nice takes a minute to start."""
+
+
+def wait_for(what: str, true: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Return the first true value that ``true`` gives; fail when none comes in time."""
     deadline = time.monotonic() + seconds
     while not (value := true()):
@@ -150,7 +154,7 @@ class Daemon:
         found: dict[str, Any] = self.client.get("/v1/status").json()
         return found
 
-    def wait_until_learned(self, rounds: int, seconds: float = 60.0) -> dict[str, Any]:
+    def wait_until_learned(self, rounds: int, seconds: float = PATIENCE) -> dict[str, Any]:
         """Return the status as soon as so many rounds are played."""
 
         def look() -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CALLS = ("pwrite64", "write", "fsync", "fdatasync", "ftruncate", "rename", "unlink", "mkdir", "rmdir", "unlinkat")
 """The system calls that change files; acknowledgements are written by another, ``writev``, and never fail."""
 KINDS = ("signal=KILL", "error=EIO", "error=ENOSPC")
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
 class Point(NamedTuple):

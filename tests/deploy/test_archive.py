@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from streams.history import History
+from streams.retention import count_gone
 from streams.verify import verify
 from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
@@ -85,6 +86,12 @@ def sealed_only(history: Path) -> int:
         return len(opened) - int(opened.ask("SELECT count(*) FROM payloads")[0][0])
 
 
+def removed(history: Path) -> int:
+    """How many rounds retention has removed."""
+    with History.open(history, write=False) as opened:
+        return count_gone(opened.ask)
+
+
 def test_a_replay_of_what_retention_has_removed_is_refused(cli: Cli, tmp_path: Path) -> None:
     config = write_sinusoid(tmp_path, SEALING + "[history.retention]\nrounds = 5\n")
     with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]", "checkpoint.every_rounds=1") as daemon:
@@ -92,7 +99,8 @@ def test_a_replay_of_what_retention_has_removed_is_refused(cli: Cli, tmp_path: P
         daemon.wait_until_learned(10)
         daemon.submit(*range(10, 30))
         daemon.wait_until_learned(30)
-        wait_for("rounds are gone", lambda: cli("replay", config, "--out", tmp_path / "again").code == 78)
+        wait_for("rounds are gone", lambda: removed(tmp_path / "run/history"))
+        assert cli("replay", config, "--out", tmp_path / "again").code == 78
         daemon.submit(30)
         assert daemon.wait_until_learned(31)["rounds"]["learned"] == 31
     ended = cli("replay", config, "--out", tmp_path / "again")

@@ -23,16 +23,16 @@ def test_the_dashboard_follows_the_run(tmp_path: Path) -> None:
         page = browser.new_page()
         requests, errors = watched(page)
         page.goto(daemon.url)
-        expect(page.get_by_text("online-meta submit")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("online-meta submit")).to_be_visible(timeout=90_000)
         daemon.submit(*range(7))
         daemon.wait_until_learned(7)
-        expect(page.get_by_text("of 7 ingested")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("of 7 ingested")).to_be_visible(timeout=90_000)
         daemon.wait_until_compared(7)
-        expect(page.get_by_text("against hindsight").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("against hindsight").first).to_be_visible(timeout=90_000)
         expect(page.get_by_text("from scratch").first).to_be_visible()
         daemon.submit(*range(12))
         daemon.wait_until_learned(12)
-        expect(page.get_by_text("of 12 ingested")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("of 12 ingested")).to_be_visible(timeout=90_000)
         assert page.locator("canvas").count() >= 3, "the charts are drawn"
         assert [url for url in requests if not url.startswith(daemon.url)] == []
         assert errors == []
@@ -43,6 +43,6 @@ def test_the_api_page_needs_no_other_host(tmp_path: Path) -> None:
         page = browser.new_page()
         requests, errors = watched(page)
         page.goto(f"{daemon.url}/docs")
-        expect(page.get_by_text("/v1/tasks", exact=True).first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("/v1/tasks", exact=True).first).to_be_visible(timeout=90_000)
         assert [url for url in requests if not url.startswith((daemon.url, "data:"))] == []
         assert errors == []

@@ -109,7 +109,7 @@ class Served:
         orphans = [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
         self.process.kill()
         self.process.wait()
-        wait_for("the orphans die", lambda: not any(psutil.pid_exists(pid) for pid in orphans), 20)
+        wait_for("the orphans die", lambda: not any(psutil.pid_exists(pid) for pid in orphans))
         self.start()
         return True
 

@@ -36,7 +36,7 @@ def agent_dies(served: Served, _: int) -> None:
     wait_for("there are ranks", lambda: served.rank(1))
     ranks = [served.rank(number) for number in range(2)]
     assert served.kill("ranks")
-    wait_for("no rank survives as an orphan", lambda: not any(psutil.pid_exists(pid) for pid in ranks if pid), 10)
+    wait_for("no rank survives as an orphan", lambda: not any(psutil.pid_exists(pid) for pid in ranks if pid))
 
 
 def daemon_dies(served: Served, _: int) -> None:
@@ -73,7 +73,7 @@ def feed(served: Served, first: int, last: int) -> None:
 
 
 def settle(served: Served, tasks: int) -> None:
-    wait_for("all are learned", lambda: served.status()["rounds"]["learned"] == tasks, 120)
+    wait_for("all are learned", lambda: served.status()["rounds"]["learned"] == tasks)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def told(served: Served, rounds: int) -> Samples:
     def all_told() -> bool:
         return [rank["steps"] for rank in trainer(served)["ranks"]] == [rounds, rounds]
 
-    wait_for(f"the ranks told of {rounds} rounds", all_told, 30)
+    wait_for(f"the ranks told of {rounds} rounds", all_told)
     return samples(served)
 
 
@@ -84,7 +84,7 @@ def watch(served: Served) -> Watched:
     settle(served, 10)
     slow = told(served, 10)
     os.kill(slow_one, signal.SIGKILL)
-    wait_for("it is missed", lambda: trainer(served)["world_size"] == 0, 10)
+    wait_for("it is missed", lambda: trainer(served)["world_size"] == 0)
     dead = samples(served)
     feed(served, 10, TASKS)
     settle(served, TASKS)

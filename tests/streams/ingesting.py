@@ -8,7 +8,7 @@ from streams.arrivals import Arrival, Conflict, Receipt, Record
 from streams.history import History
 from streams.ingest import Ingest
 
-DEADLINE = 20.0
+DEADLINE = 120.0
 
 Open = Callable[..., Ingest]
 Arrive = Callable[..., Arrival]

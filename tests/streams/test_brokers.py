@@ -154,7 +154,7 @@ def test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothi
                 lag(broker, fault, run.cursor)
         come_back()
         producing.join()
-        wait_for("all arrive", lambda: len(run.history) >= 120, 120)
+        wait_for("all arrive", lambda: len(run.history) >= 120)
         assert sorted(run.ids()) == list(produced)
 
 
@@ -215,7 +215,7 @@ def test_back_pressure_pauses_the_reading_and_no_consumer_is_thrown_away(
     broker: Broker, stream: str, bodies: Bodies, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.produce(stream, bodies(0, 30))
-    with running(tmp_path, broker.source(stream), backlog=4) as run:
+    with running(tmp_path, broker.source(stream, timeout_seconds=60), backlog=4) as run:
         wait_for("the backlog is full", lambda: len(run.history) == 4)
         for learned in range(2, 27, 4):
             run.counts.learned = learned

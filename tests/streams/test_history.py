@@ -146,7 +146,7 @@ def test_readers_do_not_wait_for_a_write_that_is_going_on(history: History, make
         found: list[object] = []
         reader = threading.Thread(target=lambda: found.extend([len(history), history[0], history.entry(0).source]))
         reader.start()
-        reader.join(timeout=20)
+        reader.join(timeout=120)
     history._writer.execute("ROLLBACK")
     assert found[0] == 1
     assert found[2] == "s"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
 class Bucketed(NamedTuple):

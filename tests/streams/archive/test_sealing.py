@@ -24,7 +24,7 @@ from tests.streams.archive.object_store import Bucketed, free_port, running
 Make = Callable[..., Record]
 FIVE = SealingSettings(segment_rounds=5, ledger_bytes=0)
 ROUNDS = 23
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
 @pytest.fixture
