@@ -47,7 +47,7 @@ class Adapter:
         torch.set_num_threads(settings.engine.threads)
         module = build_module(settings.model, settings.seed)
         self._loss: ModelLoss = build_loss(settings.model, module)
-        self._inner: Inner = build_inner(settings.inner, self._loss)
+        self.inner: Inner = build_inner(settings.inner, self._loss)
         self._path = leader
         self._lock = Lock()
         self._known: tuple[int, Leader] | None = None
@@ -64,7 +64,7 @@ class Adapter:
         """Return the adapted model's output on ``query_x`` and the round of the leader it was adapted from."""
         leader = self.leader()
         with torch.no_grad():
-            adapted = self._inner.adapt(leader.meta, support)
+            adapted = self.inner.adapt(leader.meta, support)
             return self._loss.output(adapted, query_x), leader.round
 
 

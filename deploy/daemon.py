@@ -58,7 +58,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         history = cleanup.enter_context(open_history(files, config.history))
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
-        sources = open_sources(config)
+        sources = open_sources(config, history)
         write_settings(files.settings, config)
         state = make_state(config, files, history, token, cleanup)
         state.refresh()

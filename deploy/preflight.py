@@ -17,6 +17,7 @@ import streams.sources
 import trainers.engines
 from deploy.config import Config
 from deploy.exits import TRY_LATER, ConfigError, Stop
+from deploy.leading import lead
 from deploy.listening import bind, check_exposure
 from deploy.memory_check import tell_memory
 from deploy.model_check import check_model
@@ -29,6 +30,8 @@ from online_meta.setup import LearnerSetup
 from online_meta.types import Task
 from streams import wire
 from streams.arrivals import Lags, Rejected, TaskSource
+from streams.history import History
+from streams.leading import Follower
 from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
 from trainers.run_files import RunFiles
 
@@ -119,13 +122,19 @@ def blaming(place: str) -> Iterator[None]:
         raise ConfigError(f"{place} {kind}{error}") from error
 
 
-def open_sources(config: Config) -> dict[str, TaskSource | None]:
-    """Open every source; return them by name, None for one that tasks are pushed to. Raises ``ConfigError``."""
+def open_sources(config: Config, history: History | None = None) -> dict[str, TaskSource | None]:
+    """Open every source; return them by name, None for one that tasks are pushed to. Raises ``ConfigError``.
+
+    Those that follow the leader follow that of the run, whose rounds are in ``history``; None: there are none yet.
+    """
     opened: dict[str, TaskSource | None] = {}
     for source in config.source:
         module = registry.load_module(streams.sources, source.kind)
         with blaming(f"[[source]] {source.name}:"):
-            opened[source.name] = module.open(source.settings, config.task, source.name, config.run.seed)
+            found = module.open(source.settings, config.task, source.name, config.run.seed)
+            if isinstance(found, Follower):
+                found = found.follow(lead(config, RunFiles(Path(config.run.path)), history))
+            opened[source.name] = found
     return opened
 
 

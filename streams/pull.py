@@ -67,6 +67,7 @@ def _read(
     bury: Callable[[], None] = lambda: None,
 ) -> None:
     """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
+    last: Future[Receipt | Conflict] | None = None
     came = False
     arrivals: Iterator[Arrival | None] | None = None
     settlement = Settlement(source, bury)
@@ -75,7 +76,7 @@ def _read(
         for arrival in arrivals:
             if arrival is not None:
                 came = True
-                _submit(name, arrival, submit, settlement)
+                last = _submit(name, arrival, submit, settlement) or last
             settlement.tell(1 if arrival is None else AT_ONCE)
             if closing.is_set() or (arrival is None and closing.wait(IDLE_SECONDS)):
                 return
@@ -86,6 +87,8 @@ def _read(
         if not came:
             raise _NothingCame(f"{type(error).__name__}: {error}") from error
         _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
+        while not (last is None or last.done() or closing.wait(IDLE_SECONDS)):
+            pass  # What is queued is not read again: a source that cuts tasks itself could cut them otherwise.
     finally:
         if closing.is_set():
             settlement.finish(name, SETTLE_SECONDS)
@@ -99,15 +102,17 @@ def _submit(
     arrival: Arrival,
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
     settlement: Settlement,
-) -> None:
+) -> "Future[Receipt | Conflict] | None":
+    """Submit an arrival; return what will have the answer, None if it was rejected."""
     try:
         future = submit(arrival)
     except Rejected as refusal:
         _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
         settlement.reject(arrival, refusal)
-        return
+        return None
     settlement.expect(arrival, future)
     future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
+    return future
 
 
 def _log_answer(name: str, id: str, done: "Future[Receipt | Conflict]") -> None:

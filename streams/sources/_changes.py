@@ -1,9 +1,4 @@
-"""Rows without task boundaries, cut where the task changes: what ``online_meta.segmentation`` finds, made a ``Cut``.
-
-The likelihood is a conjugate one, a function of a task's rows and of nothing else. The loss of the run's own leader
-would be another (``online_meta.adapted``), but a cut would then depend on how far training had come when a row was
-read: the same rows, configuration and seed would give one history today and another one tomorrow.
-"""
+"""Rows without task boundaries, cut where the task changes: what ``online_meta.segmentation`` finds, made a ``Cut``."""
 
 import inspect
 from collections.abc import Callable
@@ -24,32 +19,38 @@ from streams.arrivals import Rejected
 from streams.row_tasks import EncodeRow
 from streams.rows import Row
 from streams.sources._samples import Cut, is_full
-from streams.spec import TaskSpec, is_open
+from streams.spec import TaskSpec
+
+LEADER = "leader"
+"""The likelihood that is no file: the loss of the run's own leader."""
 
 
-def build_segmenter(
-    spec: TaskSpec, change: str, change_options: dict[str, Any], likelihood: str | None, options: dict[str, Any]
-) -> Segmenter:
-    """Return the segmenter that a configuration names, over the likelihood that it names or that fits the labels.
-
-    Raises ``ValueError`` for an unknown name or option, one out of range, and tasks whose samples differ in size.
-    """
-    if is_open(spec.x_shape):
-        raise ValueError(f"change = {change!r} needs samples of one size, and x_shape is {spec.x_shape}")
-    fitting = "gaussian_classes" if spec.y == "class" else "linear"
-    if likelihood not in (None, fitting):
-        registry.load_module(online_meta.likelihoods, likelihood)
-        raise ValueError(f"likelihood = {likelihood!r} is not for y = {spec.y!r}; {fitting!r} is")
-    outputs = spec.ways or prod(spec.y_shape)
-    size = {"inputs": prod(spec.x_shape), "outputs": outputs}
-    made: Likelihood = _call(online_meta.likelihoods, fitting, "likelihood_options", size, options)
-    found: Segmenter = _call(online_meta.segmentation, change, "change_options", {"likelihood": made}, change_options)
+def build_segmenter(change: str, options: dict[str, Any], likelihood: Likelihood) -> Segmenter:
+    """Return the segmenter that a configuration names; raises ``ValueError`` for an unknown name or option."""
+    build = registry.load(online_meta.segmentation, change)
+    found: Segmenter = call_checked(build, "change_options", {"likelihood": likelihood}, options)
     return found
 
 
-def _call(folder: Any, name: str, place: str, given: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Call what a folder offers under a name with options that are checked against its signature."""
-    build: Callable[..., Any] = registry.load(folder, name)
+def build_likelihood(spec: TaskSpec, likelihood: str | None, options: dict[str, Any]) -> Likelihood:
+    """Return the conjugate likelihood that a configuration names, or that fits the labels.
+
+    Raises ``ValueError`` for an unknown name or option, or one that does not fit.
+    """
+    fitting = "gaussian_classes" if spec.y == "class" else "linear"
+    if likelihood not in (None, fitting):
+        known = [*registry.names(online_meta.likelihoods), LEADER]
+        if likelihood not in known:
+            raise ValueError(f"likelihood = {likelihood!r}: {registry.nearest(likelihood, known)}")
+        raise ValueError(f"likelihood = {likelihood!r} is not for y = {spec.y!r}; {fitting!r} is, or {LEADER!r}")
+    size = {"inputs": prod(spec.x_shape), "outputs": spec.ways or prod(spec.y_shape)}
+    build = registry.load(online_meta.likelihoods, fitting)
+    found: Likelihood = call_checked(build, "likelihood_options", size, options)
+    return found
+
+
+def call_checked(build: Callable[..., Any], place: str, given: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Call a function with options that are checked against its signature; raises ``ValueError`` naming ``place``."""
     types = get_type_hints(build, include_extras=True)
     known = [option for option in inspect.signature(build).parameters if option not in given]
     for option, value in options.items():
@@ -80,7 +81,7 @@ def by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, most: i
 
     def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
         met = met or _Met(segmenter.start(), 0, row.begin, ())
-        sample = _read(row, encode, ways)
+        sample = read_sample(row, encode, ways)
         count = None
         if sample is None:
             met = met._replace(rows=met.rows + 1, bad=(*met.bad, met.rows))
@@ -101,7 +102,7 @@ def _row_of(sample: int, bad: tuple[int, ...]) -> int:
     return sample
 
 
-def _read(row: Row, encode: EncodeRow, ways: int | None) -> tuple[Tensor, Tensor] | None:
+def read_sample(row: Row, encode: EncodeRow, ways: int | None) -> tuple[Tensor, Tensor] | None:
     """Return a row's sample and its label or target; None if it is none that a task could have."""
     try:
         sample, target = encode(row)

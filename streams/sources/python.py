@@ -7,16 +7,19 @@ behind so many; of any other, so many are passed over, so it must give the same 
 """
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from online_meta.import_path import import_by_path
 from streams.arrivals import TaskSource
-from streams.sources._cutting import Cutting, build_cut
+from streams.leading import Follower
+from streams.rows import Row
+from streams.sources._cutting import Cutting, open_cut
 from streams.sources._iterated import Iterated, items_behind, takes_after
 from streams.sources._pairs import encode_pair, read_pairs
-from streams.sources._samples import Samples
+from streams.sources._samples import Cut, Samples
 from streams.spec import TaskSpec
 
 
@@ -38,7 +41,7 @@ class Settings(Cutting):
             raise ValueError("give one of count (samples a task) and change, or neither: then whole tasks are expected")
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | Follower | None:
     """Return the stream; raises ``ValueError`` when there is no such function or it does not take the arguments.
 
     Raises it, too, for an unknown change, likelihood or option.
@@ -55,7 +58,10 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
         return Iterated(function, settings.args, name)
     encode = partial(encode_pair, spec=spec)
 
-    def rows(after: int) -> Any:
-        return read_pairs(items_behind(function, settings.args, after), after)
+    def read(cut: Cut) -> Samples:
+        def rows(after: int) -> Iterator[Row | None]:
+            return read_pairs(items_behind(function, settings.args, after), after)
 
-    return Samples(rows, encode, build_cut(settings, encode, spec), settings.count is None, 0.0, name)
+        return Samples(rows, encode, cut, settings.count is None, 0.0, name)
+
+    return open_cut(settings, encode, spec, read)

@@ -2,7 +2,8 @@
 
 A file of lines may grow; rows are only ever appended. The position is where the last task's last row ended, and a
 task's id says where its first row began: after a restart, the same tasks are cut under the same ids. What looks for
-changes starts anew behind each task, so that it, too, finds the same ones. A task's query is held out of its rows.
+changes starts anew behind each task, so that it, too, finds the same ones (by the run's leader, those that were
+committed). A task's query is held out of its rows.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Annotated
 from annotated_types import Gt, MinLen
 
 from streams.arrivals import TaskSource
+from streams.leading import Follower
 from streams.row_tasks import encode_row
 from streams.rows import read_rows
-from streams.sources._cutting import Cutting, build_cut
-from streams.sources._samples import Samples, by_key
+from streams.sources._cutting import Cutting, open_cut
+from streams.sources._samples import Cut, Samples, by_key
 from streams.spec import TaskSpec
 
 
@@ -48,12 +50,18 @@ class Settings(Cutting):
             raise ValueError("give one of count (rows a task), key (the column whose change ends a task) and change")
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | Follower | None:
     """Return the stream of the file's tasks; raises ``ValueError`` for an unknown change, likelihood or option."""
     also = () if settings.key is None else (settings.key,)
     columns = list(dict.fromkeys([*settings.x, *settings.y, *also]))
     path, grows = Path(settings.path), settings.grows
     encode = partial(encode_row, x=settings.x, y=settings.y, spec=spec)
-    cut = build_cut(settings, encode, spec) if settings.key is None else by_key(settings.key, settings.most)
     rest = settings.count is None
-    return Samples(lambda after: read_rows(path, after, columns, grows), encode, cut, rest, settings.poll_seconds, name)
+
+    def read(cut: Cut) -> Samples:
+        rows = partial(read_rows, path, columns=columns, grows=grows)
+        return Samples(rows, encode, cut, rest, settings.poll_seconds, name)
+
+    if settings.key is not None:
+        return read(by_key(settings.key, settings.most))
+    return open_cut(settings, encode, spec, read)

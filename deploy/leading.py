@@ -1,0 +1,31 @@
+"""The run's leader for the sources that follow it."""
+
+import torch
+
+from deploy.adaptation import Adapter
+from deploy.config import Config
+from online_meta.types import Meta, Task
+from streams.history import History
+from streams.leading import Leading
+from trainers.build import build_module
+from trainers.past import HistoryPast
+from trainers.run_files import RunFiles
+
+
+def lead(config: Config, files: RunFiles, history: History | None) -> Leading:
+    """Return the leader as it is published, before that the one that the run begins with; None: no rounds yet."""
+    settings = config.trainer()
+    adapter = Adapter(settings, files.leader)
+    start = adapter.inner.init(dict(build_module(settings.model, settings.seed).named_parameters()))
+    past = HistoryPast(history, torch.device("cpu"))
+
+    def newest() -> tuple[Meta, int]:
+        return adapter.leader() if files.leader.exists() else (start, 0)
+
+    def committed() -> int:
+        return 0 if history is None else len(history)
+
+    def last(many: int) -> list[Task]:
+        return [] if history is None else history.tasks(past.kept(len(history))[-many:])
+
+    return Leading(adapter.inner, config.model.loss == "mse", newest, committed, last)

@@ -1,0 +1,162 @@
+"""Rows without task boundaries, cut by what the run's own leader loses on them once it has adapted to their task.
+
+A leader that has seen more cuts better, so a task is begun once all before it have been learned. What a leader is
+worth depends on what else has been learned meanwhile: the same rows may be cut otherwise in another run. In one run
+that makes no difference to what is promised, for a task is committed together with the place where it ends.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, MinLen
+from torch import Tensor
+
+from online_meta.adapted import SIZES, adapted
+from online_meta.score import score_task, shorten
+from online_meta.segments import Likelihood, Segmenter
+from online_meta.types import Meta, Score
+from online_meta.unsegmented import expect_errors, make_task
+from streams.arrivals import Arrival
+from streams.leading import Leading
+from streams.row_tasks import EncodeRow
+from streams.rows import Row
+from streams.sources._changes import by_change, read_sample
+from streams.sources._samples import Cut, Samples
+from streams.spec import TaskSpec
+
+
+class LeaderOptions(NamedTuple):
+    """Of ``adapted``, and of how many of the newest tasks errors are expected.
+
+    Attributes:
+        sizes: of how many samples of a task its model adapts, ascending.
+        window: how many tasks.
+        shape: the smaller, the more tasks differ in how hard they are.
+    """
+
+    sizes: tuple[int, ...]
+    window: int
+    shape: float
+
+
+def leader_options(
+    sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = SIZES,
+    window: Annotated[int, Ge(1)] = 20,
+    shape: Annotated[float, Gt(0)] = 1.0,
+) -> LeaderOptions:
+    """Return the options, whose names and ranges a configuration is checked against."""
+    return LeaderOptions(tuple(sizes), window, shape)
+
+
+class _Met(NamedTuple):
+    """A task that has begun: the leader it is cut by, the cut, what that remembers, and the task's first samples."""
+
+    meta: Meta
+    cut: Cut
+    memory: object
+    first: tuple[tuple[Tensor, Tensor] | None, ...]
+
+
+def by_leader(
+    leading: Leading,
+    options: LeaderOptions,
+    segmenter: Callable[[Likelihood], Segmenter],
+    encode: EncodeRow,
+    spec: TaskSpec,
+    most: int,
+) -> Cut:
+    """Return the cut by ``segmenter`` over the loss of the leader as it is when a task's first row comes.
+
+    The errors to be expected are those of the last tasks, scored by the leader that cut them, before it learned them;
+    to begin with, those of the newest rounds, which it may have learned: a little too small.
+    Raises ``ValueError`` for an unknown option, one out of range, and a model that cannot judge samples one by one.
+    """
+    x, y = (torch.from_numpy(value) for value in empty_sample(spec))
+    scores: deque[Score] = deque(maxlen=options.window)
+
+    def judge(meta: Meta, samples: Sequence[tuple[Tensor, Tensor]]) -> None:
+        task = make_task(samples, options.sizes)
+        if leading.squares and task is not None:
+            scores.append(score_task(leading.inner, meta, task, None, options.sizes))
+
+    def likelihood(meta: Meta) -> Likelihood:
+        errors = expect_errors(scores, options.sizes, options.shape) if leading.squares else None
+        return adapted(leading.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
+
+    def begin() -> _Met:
+        meta, _ = leading.newest()
+        if leading.squares and not scores:
+            scores.extend(_score_last(leading, meta, options))
+        cut = by_change(segmenter(likelihood(meta)), encode, spec.ways, most)
+        return _Met(meta, cut, cut.start(), ())
+
+    def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
+        met = met or begin()
+        memory, count = met.cut.meet(met.memory, row)
+        first = met.first
+        if len(first) < 2 * max(options.sizes):
+            first = (*first, read_sample(row, encode, spec.ways))
+        if count:
+            judge(met.meta, [sample for sample in first[:count] if sample is not None])
+        return met._replace(memory=memory, first=first), count
+
+    made = likelihood(leading.newest()[0])
+    segmenter(made)
+    _try(made, x, y)
+    return Cut(lambda: None, meet)
+
+
+class Led:
+    """A ``TaskSource`` over rows that begins a task once the leader has learned those before it."""
+
+    def __init__(self, samples: Samples, leading: Leading) -> None:
+        """Read ``samples``, whose cut is ``by_leader``."""
+        self._samples = samples
+        self._leading = leading
+        self._unsettled = 0
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        """Yield the tasks behind a position; None while no more is complete, or the last is not learned yet."""
+        self._unsettled = 0
+        for arrival in self._samples.read(after):
+            self._unsettled += arrival is not None
+            yield arrival
+            if arrival is not None:
+                yield from self._wait()
+
+    def settle(self, arrivals: Sequence[Arrival]) -> None:
+        """Note that they are durable, or were rejected."""
+        self._unsettled -= len(arrivals)
+
+    def _wait(self) -> Iterator[None]:
+        while self._unsettled > 0:
+            yield None
+        committed = self._leading.committed()
+        while self._leading.newest()[1] < committed:
+            yield None
+
+
+def empty_sample(spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sample, and a label or target, of zeros."""
+    return np.zeros(spec.x_shape, spec.x_dtype), np.zeros(spec.y_shape, "int64" if spec.y == "class" else "float32")
+
+
+def _score_last(leading: Leading, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
+    """Yield scores of the newest rounds, with as much of the support of each as ``make_task`` would give it."""
+    for task in leading.last(options.window):
+        size = max((size for size in options.sizes if size <= len(task.support.x)), default=0)
+        if size:
+            yield score_task(leading.inner, meta, shorten(task, size), None, options.sizes)
+
+
+def _try(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:
+    """Raise ``ValueError`` where the likelihood cannot judge a sample."""
+    try:
+        runs = likelihood.start()
+        likelihood.score(likelihood.meet(runs, x, y), x, y)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise ValueError(f"likelihood = 'leader': the model cannot judge samples one by one: {fault}") from error

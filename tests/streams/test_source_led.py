@@ -1,0 +1,293 @@
+"""Rows that are cut by what the run's own leader loses on them."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, count, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy.config import make_config
+from deploy.exits import ConfigError
+from deploy.preflight import open_sources
+from online_meta.adapted import adapted
+from online_meta.functional import model_loss
+from online_meta.inner import Inner
+from online_meta.rules.sgd import sgd
+from online_meta.score import score_task
+from online_meta.segmentation.run_length import run_length
+from online_meta.segments import Segmenter, cut_anew
+from online_meta.types import Batch, Meta, Score, Task
+from online_meta.unsegmented import expect_errors, make_task
+from streams.arrivals import Arrival
+from streams.leading import Follower, Leading
+from streams.sources import samples
+from streams.spec import TaskSpec
+from tests.contracts.segmented import draw_classes, draw_lines
+from tests.streams.ingesting import Faulty, Open, until
+
+REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
+LABELS = TaskSpec(x_shape=(2,), ways=3)
+LENGTHS = [30, 22, 41, 35, 28]
+OPTIONS: dict[str, Any] = {"change": "run_length", "change_options": {"hypotheses": 4, "least": 10}}
+JUMP: dict[str, Any] = {"change": "loss_jump", "change_options": {"jump": 3.0}}
+every_spec = pytest.mark.parametrize("spec", [REAL, LABELS], ids=["real", "labels"])
+
+
+@pytest.fixture
+def spec() -> TaskSpec:
+    return REAL
+
+
+@dataclass
+class Run:
+    """A linear leader that begins at nought, and what it is told to have learned."""
+
+    spec: TaskSpec = REAL
+    offset: float = 0.0
+    steps: int = 10
+    learned: int = 0
+    rounds: int = 0
+    last: Sequence[Task] = ()
+    asked: list[float] = field(default_factory=list)
+
+    @property
+    def inner(self) -> Inner:
+        real = self.spec is REAL
+        return Inner(
+            model_loss(nn.Linear(2, 1 if real else 3), "mse" if real else "cross_entropy"), sgd(0.3), self.steps
+        )
+
+    def meta(self) -> Meta:
+        outputs = 1 if self.spec is REAL else 3
+        return self.inner.init({"weight": torch.zeros(outputs, 2), "bias": torch.full((outputs,), self.offset)})
+
+    def newest(self) -> tuple[Meta, int]:
+        self.asked.append(self.offset)
+        return self.meta(), self.learned
+
+    def leading(self) -> Leading:
+        squares = self.spec is REAL
+        return Leading(self.inner, squares, self.newest, lambda: self.rounds, lambda many: self.last[-many:])
+
+
+def drawn(spec: TaskSpec) -> list[tuple[Tensor, Tensor]]:
+    return draw_lines(0, LENGTHS) if spec is REAL else draw_classes(0, LENGTHS)
+
+
+def write(path: Path, spec: TaskSpec) -> list[str]:
+    text = [json.dumps({"x": x.tolist(), "y": y.tolist()}) + "\n" for x, y in drawn(spec)]
+    path.write_text("".join(text))
+    return text
+
+
+def follow(path: Path, run: Run, **options: Any) -> Any:
+    settings = samples.Settings(str(path), ("x",), ("y",), likelihood="leader", **{"grows": False, **options})
+    follower = samples.open(settings, run.spec, "rows", 0)
+    assert isinstance(follower, Follower)
+    return follower.follow(run.leading())
+
+
+def tasks(source: Any, after: str | None = None) -> list[Arrival]:
+    """Return all that the source yields when each task is settled at once."""
+    found = []
+    for arrival in source.read(after):
+        if arrival is None:
+            return found
+        found.append(arrival)
+        source.settle([arrival._replace(body=b"")])
+    return found
+
+
+def ends(found: list[Arrival], text: list[str]) -> list[int]:
+    """Return behind which row, counted from 1, each task ends."""
+    sizes = [0, *accumulate(map(len, text))]
+    return [sizes.index(int(arrival.cursor or 0)) for arrival in found]
+
+
+@every_spec
+def test_a_task_ends_where_the_leader_errs(tmp_path: Path, spec: TaskSpec) -> None:
+    text = write(tmp_path / "rows.jsonl", spec)
+    cut_by = partial(follow, tmp_path / "rows.jsonl", **(JUMP if spec is REAL else OPTIONS))
+    true = [*accumulate(LENGTHS)]
+    found = ends(tasks(cut_by(Run(spec))), text)
+    near = [any(abs(end - one) <= 4 for one in found) for end in true]
+    assert sum(near) >= 4
+    assert len(found) <= 2 * len(true)
+    assert ends(tasks(cut_by(Run(spec, steps=1, offset=40.0 if spec is REAL else 0.0))), text) != found, (
+        "it is the leader's loss"
+    )
+
+
+def cut_in_memory(run: Run, spec: TaskSpec, known: list[Score], **options: Any) -> list[int]:
+    """Return where a stream is cut by the same leader, in a notebook's way."""
+    stream, scores = drawn(spec), list(known)
+
+    def renew() -> Segmenter:
+        errors = expect_errors(scores[-3:]) if spec is REAL else None
+        return run_length(adapted(run.inner, run.meta(), *stream[0], errors=errors), **options)
+
+    found = []
+    for segment in cut_anew(renew, stream, 1_000):
+        found.append(segment.end)
+        if (task := make_task(stream[segment.begin : segment.end])) is not None:
+            scores.append(score_task(run.inner, run.meta(), task, None, (1, 2, 5, 10)))
+    return found
+
+
+@every_spec
+def test_it_is_cut_as_in_memory(tmp_path: Path, spec: TaskSpec) -> None:
+    text = write(tmp_path / "rows.jsonl", spec)
+    found = tasks(follow(tmp_path / "rows.jsonl", Run(spec), **OPTIONS, likelihood_options={"window": 3}))
+    assert ends(found, text) == cut_in_memory(Run(spec), spec, [], **OPTIONS["change_options"])
+
+
+def test_errors_are_expected_from_the_last_rounds_until_there_are_others(tmp_path: Path) -> None:
+    text = write(tmp_path / "rows.jsonl", REAL)
+    x, y = (torch.stack([pair[half] for pair in drawn(REAL)[:30]]) for half in (0, 1))
+    known = [Task(Batch(x[:size], y[:size]), Batch(x[15:], 20 * y[15:])) for size in (15, 7, 2, 12)]
+    options = {**OPTIONS, "likelihood_options": {"window": 3}}
+    found = ends(tasks(follow(tmp_path / "rows.jsonl", Run(last=known), **options)), text)
+    run, scores = Run(), []
+    for task, size in zip(known[1:], (5, 2, 10), strict=True):
+        shorter = Task(Batch(task.support.x[:size], task.support.y[:size]), task.query)
+        scores.append(score_task(run.inner, run.meta(), shorter, None, (1, 2, 5, 10)))
+    assert found == cut_in_memory(run, REAL, scores, **OPTIONS["change_options"])
+    assert found != ends(tasks(follow(tmp_path / "rows.jsonl", Run(), **options)), text), "what is expected matters"
+
+
+def test_a_task_begins_when_those_before_it_are_learned_and_by_the_leader_of_then(tmp_path: Path) -> None:
+    text = write(tmp_path / "rows.jsonl", REAL)
+    run = Run()
+    source = follow(tmp_path / "rows.jsonl", run, **JUMP)
+    stream = source.read(None)
+    first = next(stream)
+    assert [next(stream) for _ in range(3)] == [None] * 3, "it is not durable yet"
+    source.settle([first])
+    run.rounds = 1
+    assert [next(stream) for _ in range(3)] == [None] * 3, "it is not learned yet"
+    run.learned, run.offset = 1, 1e4
+    second = next(stream)
+    assert run.asked[-1] == 1e4
+    straight = tasks(follow(tmp_path / "rows.jsonl", Run(), **JUMP))
+    assert [first] == straight[:1]
+    assert ends([second], text) != ends(straight[1:2], text), "another leader cuts otherwise"
+
+
+class Torn:
+    """A source that breaks off behind each task, and is read again by another leader each time."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path, self.run, self.begun = path, run, count()
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        self.run.offset = 1e4 * next(self.begun)
+        arrival = next(follow(self.path, self.run, **JUMP).read(after))
+        yield arrival
+        if arrival is not None:
+            raise ConnectionError("it broke off")
+
+
+def rows_of(history: Faulty) -> list[int]:
+    return [len(history[n].support.x) + len(history[n].query.x) for n in range(len(history))]
+
+
+def assert_each_row_is_there_once(history: Faulty, text: list[str]) -> None:
+    sizes = [0, *accumulate(map(len, text))]
+    begins = [sizes.index(int(history.entry(n).id.removeprefix("rows-"))) for n in range(len(history))]
+    assert [end - begin for begin, end in pairwise([*begins, len(text)])] == rows_of(history)
+    assert sum(rows_of(history)) == len(text)
+
+
+def test_rows_of_a_task_that_waits_to_be_durable_are_not_cut_again(
+    tmp_path: Path, open_ingest: Open, faulty: Faulty
+) -> None:
+    text = write(tmp_path / "rows.jsonl", REAL)
+    faulty.gate = threading.Event()
+    timer = threading.Timer(1.5, faulty.gate.set)
+    timer.start()
+    ingest = open_ingest()
+    ingest.pull("rows", Torn(tmp_path / "rows.jsonl", Run()))
+    until(lambda: sum(rows_of(faulty)) >= len(text))
+    ingest.close()
+    assert_each_row_is_there_once(faulty, text)
+
+
+def test_each_row_is_in_one_round_whatever_is_restarted(tmp_path: Path, open_ingest: Open, faulty: Faulty) -> None:
+    text = write(tmp_path / "rows.jsonl", REAL)
+    for restart, offset in enumerate((0.0, 1e4, -300.0)):
+        run = Run(offset=offset, learned=1_000)
+        ingest = open_ingest()
+        ingest.pull("rows", follow(tmp_path / "rows.jsonl", run, **JUMP, most=25))
+        until(lambda least=restart + 1: len(faulty) >= least)
+        if restart == 2:
+            until(lambda: sum(rows_of(faulty)) >= len(text))
+        ingest.close()
+    assert_each_row_is_there_once(faulty, text)
+
+
+class Paired(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            raise RuntimeError("it needs two samples or more")
+        y: Tensor = self.layer(x)
+        return y
+
+
+def test_a_model_that_cannot_judge_a_sample_is_told_of_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", REAL)
+    run = Run()
+    module = Paired()
+    inner = replace(run.inner, loss=model_loss(module, "mse"))
+    meta = inner.init(dict(module.named_parameters()))
+    leading = run.leading()._replace(inner=inner, newest=lambda: (meta, 0))
+    opened = samples.open(samples.Settings("x.jsonl", ("x",), ("y",), **JUMP, likelihood="leader"), REAL, "rows", 0)
+    assert isinstance(opened, Follower)
+    with pytest.raises(ValueError, match="cannot judge samples one by one: RuntimeError: it needs two samples"):
+        opened.follow(leading)
+
+
+CONFIG: dict[str, Any] = {
+    "run": {"path": "x"},
+    "task": {"x_shape": [2], "y": "real", "y_shape": [1]},
+    "model": {"build": "trainers.models:mlp", "args": {"inputs": 2, "outputs": 1}, "loss": "mse"},
+}
+LINE = {"kind": "python", "iterator": "tests.streams.feeds:pairs", "likelihood": "leader"}
+
+
+def open_line(**more: Any) -> Any:
+    return open_sources(make_config({**CONFIG, "source": [{**LINE, **more}]}, "here"))["python"]
+
+
+def test_a_line_of_the_configuration_switches_it_on(tmp_path: Path) -> None:
+    stream = open_line(**OPTIONS, likelihood_options={"sizes": [1, 4], "shape": 2.0}, most=30).read(None)
+    first = next(item for item in stream if item)
+    assert first.id == "python-0"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"likelihood_options": {"windw": 3}}, "likelihood_options has no key 'windw': did you mean 'window'"),
+        ({"likelihood_options": {"window": 0}}, "likelihood_options.window = 0"),
+        ({"likelihood_options": {"sizes": []}}, "likelihood_options.sizes"),
+        ({"likelihood_options": {"sizes": [0]}}, "likelihood_options.sizes"),
+        ({"likelihood_options": {"sizes": [5, 2]}}, "they must ascend"),
+        ({"likelihood_options": {"shape": 0.0}}, "likelihood_options.shape = 0.0"),
+        ({"change_options": {"hazrd": 1}}, "change_options has no key 'hazrd'"),
+        ({"likelihood": "leeder"}, "did you mean 'leader'"),
+    ],
+)
+def test_a_wrong_option_is_told_before_a_row_is_read(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        open_line(**{"change": "run_length", **options})
