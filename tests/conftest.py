@@ -13,4 +13,4 @@ def _fixed_conditions():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often the recovery tests kill each process of the daemon."""
-    parser.addoption("--kills", type=int, default=3, help="kill -9 each process of the daemon so often (default 3)")
+    parser.addoption("--kills", type=int, default=2, help="kill -9 each process of the daemon so often (default 2)")

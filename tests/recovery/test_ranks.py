@@ -24,8 +24,8 @@ zero_stage = 2
 how = "loop"
 timeout_seconds = 8.0
 """
-TASKS = 30
-FAULTS_AT = (5, 11, 17, 23)
+TASKS = 22
+FAULTS_AT = (5, 11, 17)
 
 
 def rank_dies(served: Served, number: int) -> None:
