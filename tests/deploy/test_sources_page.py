@@ -14,7 +14,7 @@ TOML = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
 RUN = {
     "run": {"path": "x"},
     "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
-    "model": {"build": "trainers.models:mlp", "loss": "mse"},
+    "model": {"build": "trainers.models:mlp", "args": {"inputs": 1, "outputs": 1}, "loss": "mse"},
 }
 
 
