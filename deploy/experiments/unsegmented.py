@@ -12,7 +12,8 @@ import torch
 from deploy.experiments.segmentation import LEAST, MEAN_LENGTH, WITHIN, Samples, draw_stream
 from deploy.experiments.sinusoid_known_answers import draw_tasks
 from deploy.experiments.tables import Row, keep, read_kept, run_rows, write_table
-from deploy.experiments.unsegmented_page import BLOCK, NAME, WAYS, render
+from deploy.experiments.unsegmented_daemon import take
+from deploy.experiments.unsegmented_page import BLOCK, DAEMON, NAME, WAYS, render
 from online_meta.adapted import SIZES, adapted
 from online_meta.detections import compare_blocks
 from online_meta.functional import model_loss
@@ -46,13 +47,18 @@ class Heard(NamedTuple):
     scores: list[Score]
 
 
-def build_leader(seed: int) -> FollowTheMetaLeader:
-    """Return a network 1-40-40-1 from random weights, to adapt by three steps of Meta-SGD, that follows its leader."""
+def build_leader(seed: int, *, plain: bool = False) -> FollowTheMetaLeader:
+    """Return a network 1-40-40-1 from random weights, to adapt by three steps of Meta-SGD, that follows its leader.
+
+    It learns to adapt to prefixes of its tasks; ``plain``: to their whole support sets, of any size.
+    """
     module = build_module(ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1}), seed)
     inner = Inner(model_loss(module, "mse"), meta_sgd(lr=0.01), 3)
     engine = MetaOptimizer(inner.init(dict(module.named_parameters())), "adam", LR, 10.0)
-    gradient = over_prefixes(exact(inner), SIZES)
+    gradient = exact(inner) if plain else over_prefixes(exact(inner), SIZES)
     learner = FollowTheMetaLeader(inner, gradient, engine, batch=BATCH, steps_per_round=STEPS, seed=seed)
+    if plain:
+        return learner
     stream, _ = draw_stream("sinusoid", seed, 2 * max(SIZES))
     shapes = [make_task(stream[: 2 * size]) for size in SIZES if 2 * size >= LEAST]
     learner.total.follow(SumPath(HOW, BATCH, signature_of(task)) for task in shapes if task is not None)
@@ -76,6 +82,11 @@ def play(way: str, learner: FollowTheMetaLeader, stream: Samples, changes: Seque
     """Play the stream in one of ``WAYS``."""
     if way == "true boundaries":
         yield from _play_told(learner, stream, [*changes, len(stream)])
+        return
+    if way == DAEMON:
+        for segment, task in take(learner, stream, "run_length", OPTIONS):
+            yield Heard(segment, [learner.score(task)])
+            learner.learn(task)
         return
     never = Segmenter(dict, lambda memory, x, y: memory, lambda memory: None)
     waves = linear(1, 1, features=50, scale=1.5, strength=0.01, spread=0.02)
@@ -127,7 +138,7 @@ def run_row(way: str, seed: int, samples: int, work: Path) -> Row:
     torch.set_num_threads(1)
     began = time.process_time()
     stream, changes = draw_stream("sinusoid", seed, samples)
-    learner = build_leader(seed)
+    learner = build_leader(seed, plain=way == DAEMON)
     segments: list[Segment] = []
     losses: list[list[float]] = [[] for _ in range(0, samples, BLOCK)]
     fresh: list[float] = []

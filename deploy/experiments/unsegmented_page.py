@@ -9,7 +9,8 @@ from deploy.experiments.tables import Row, tell_mean
 
 NAME = "unsegmented"
 BLOCK = 1_000
-WAYS = ("its own cuts", "true boundaries", "cuts by linear, 50 waves", "cuts by count")
+DAEMON = "its own cuts, as a daemon"
+WAYS = ("its own cuts", DAEMON, "true boundaries", "cuts by linear, 50 waves", "cuts by count")
 
 
 def render(result: dict[str, Any]) -> str:
@@ -24,6 +25,8 @@ random weights follows its leader (exact meta-gradients, Meta-SGD, three inner s
 tasks a round) and learns one task for each segment, which is
 
 - *its own cuts*: cut by the run length over the loss of the leader as it is then (`online_meta.unsegmented`);
+- *{DAEMON}*: by the same, as `[[source]] likelihood = "leader"` has it. All of its samples are the task, half of
+  them, drawn by chance, the query, and the leader learns to adapt to the whole other half;
 - *true boundaries*: the task as it is. What is told of cuts is what this leader's loss would have found;
 - *cuts by linear, 50 waves*: cut by the run length over a likelihood that knows what a task is like;
 - *cuts by count*: {MEAN_LENGTH} samples each.

@@ -22,27 +22,28 @@ def small(monkeypatch):
 
 
 def test_rows_are_played_kept_and_rendered(tmp_path):
-    rows = [run_row(way, seed, 160, tmp_path) for way in WAYS for seed in range(2 if way == WAYS[3] else 1)]
-    assert len(list(tmp_path.glob("*.json"))) == 5
+    rows = [run_row(way, seed, 160, tmp_path) for way in WAYS for seed in range(2 if way == WAYS[4] else 1)]
+    assert len(list(tmp_path.glob("*.json"))) == 6
     kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert run_row(WAYS[0], 0, 160, tmp_path) == rows[0]
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == kept
     _, changes = draw_stream("sinusoid", 0, 160)
-    for row in rows[:4]:
+    for row in rows[:5]:
         assert [block["samples"] for block in row["blocks"]] == [80, 80]
         assert sum(block["changes"] for block in row["blocks"]) == len(changes)
         assert sum(len(block["losses"]) for block in row["blocks"]) == row["rounds"] > 0
-    own, told, waves, count = rows[:4]
+    own, daemon, told, waves, count = rows[:5]
+    assert daemon["blocks"] != own["blocks"]
     assert told["rounds"] == len(changes) + 1
     assert [len(block["losses"]) for block in count["blocks"]] == [1, 3], "known at 50, 100, 150 and 160 samples"
     assert mean(block["purity"] for block in waves["blocks"]) > mean(block["purity"] for block in count["blocks"])
     assert own["blocks"][1]["fresh"] != own["blocks"][0]["fresh"]
     text = render({"command": "c", "commit": "d", "iterations": 160, "rows": rows})
-    purities = [row["blocks"][1]["purity"] for row in rows[3:]]
+    purities = [row["blocks"][1]["purity"] for row in rows[4:]]
     error = stdev(purities) / 2**0.5
     (line,) = (line for line in text.splitlines() if line.startswith("| cuts by count | 1,000 to 2,000 | "))
     assert f" | {mean(purities):.3f} ± {error:.3f} | " in line
-    assert f"cuts by count {mean(row['rounds'] for row in rows[3:]):.0f}" in text
+    assert f"cuts by count {mean(row['rounds'] for row in rows[4:]):.0f}" in text
 
 
 def test_told_of_the_boundaries_each_task_is_learned_when_its_end_has_come(monkeypatch):

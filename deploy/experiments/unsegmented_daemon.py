@@ -1,0 +1,59 @@
+"""A stream without task boundaries as a daemon takes it in, by ``[[source]] kind = "python"`` and its own leader."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from online_meta.learners.ftml import FollowTheMetaLeader
+from online_meta.segments import Segment
+from online_meta.types import Task
+from streams import wire
+from streams.leading import Follower, Leading
+from streams.sources import python
+from streams.spec import Limits, TaskSpec
+
+SPEC = TaskSpec(x_shape=(1,), y="real", y_shape=(1,))
+Samples = Sequence[tuple[Tensor, Tensor]]
+
+
+class Taken(NamedTuple):
+    """A segment, and the task that a daemon makes of it: half of its samples, drawn by its bytes, are the query."""
+
+    segment: Segment
+    task: Task
+
+
+def take(learner: FollowTheMetaLeader, stream: Samples, change: str, options: dict[str, Any]) -> Iterator[Taken]:
+    """Yield what the source gives; whoever takes a task has ``learner`` learn it before asking for the next."""
+    seen = 0
+
+    def count() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal seen
+        for pair in stream:
+            seen += 1
+            yield pair
+
+    path = f"{__name__}:{pass_on.__name__}"
+    settings = python.Settings(path, {"samples": count()}, change=change, change_options=options, likelihood="leader")
+    follower = python.open(settings, SPEC, "stream", 0)
+    assert isinstance(follower, Follower)
+    source: Any = follower.follow(_lead(learner))
+    for arrival in source.read(None):
+        if arrival is None:  # each is learned at once, so that nothing comes means that the stream has ended
+            return
+        source.settle([arrival])
+        begin = int(arrival.id.removeprefix("stream-"))
+        yield Taken(Segment(begin, int(arrival.cursor), seen), wire.decode(arrival.body, SPEC, Limits()))
+
+
+def pass_on(samples: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the samples."""
+    return samples
+
+
+def _lead(learner: FollowTheMetaLeader) -> Leading:
+    def count() -> int:
+        return learner.round
+
+    return Leading(learner.inner, True, lambda: (learner.engine.meta(), learner.round), count, lambda many: [])
