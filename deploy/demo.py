@@ -23,7 +23,7 @@ from streams.producer import connect, submit
 AHEAD = 12
 """How many tasks the demo's client keeps waiting at the daemon: enough to keep it busy, few enough to look live."""
 START_SECONDS = 120.0
-HINDSIGHT_SECONDS = 120.0
+HINDSIGHT_SECONDS = 240.0
 
 
 @dataclass(frozen=True)

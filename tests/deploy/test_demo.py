@@ -14,7 +14,7 @@ ROUNDS = 6
 def test_the_demo_ends_with_its_files(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     out = tmp_path / "run"
-    ended = run_cli("demo", "--rounds", str(ROUNDS), "--out", out, "--port", str(free_port()), seconds=280)
+    ended = run_cli("demo", "--rounds", str(ROUNDS), "--out", out, "--port", str(free_port()), seconds=550)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"{ROUNDS} rounds of the same stream" in ended.stdout
     for file in ("report.html", "report.json", "regret.png", "rounds.jsonl"):

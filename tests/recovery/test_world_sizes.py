@@ -13,7 +13,7 @@ kind = "deepspeed"
 how = "loop"
 deterministic = true
 """
-CREWS = ((2, 3), (1, 0), (4, 1), (2, 2))
+CREWS = ((2, 3), (1, 0), (4, 1))
 """How many ranks at which stage, one after the other."""
 
 
