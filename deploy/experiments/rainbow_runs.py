@@ -58,9 +58,9 @@ LABELS = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "from_scratch": {"steps": 40, "lr": 0.005},
-    "moml": {"alpha": 0.1, "steps": 50},
+    "moml": {"alpha": 0.1, "steps": 150},
 }
-STEPS = 10
+STEPS = 30
 DRAWS = (20, 20)
 """Images of a past task that a meta-gradient sees, of its support and of its query set."""
 
