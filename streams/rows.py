@@ -26,6 +26,17 @@ class Row(NamedTuple):
     fault: str = ""
 
 
+def line_of(row: Row) -> bytes:
+    """Return the bytes of a row as it was read; of one that had none, such as a table's, its values as a JSON line."""
+    if row.raw:
+        return row.raw
+    values = {"fault": row.fault} if row.values is None else row.values
+    return (
+        json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)).encode()
+        + b"\n"
+    )
+
+
 def read_rows(path: Path, after: int, columns: Sequence[str], grows: bool) -> Iterator[Row | None]:
     """Yield the rows from a position, to the file's end or, where it grows, for ever: None while there are no more.
 

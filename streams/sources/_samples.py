@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from streams.arrivals import Arrival, Rejected
 from streams.row_tasks import EncodeRow, encode_rows
-from streams.rows import Row
+from streams.rows import Row, line_of
 
 TASK_BYTES = 64 * 1024 * 1024
 """How long the lines of a task may be together, before it is cut."""
@@ -85,7 +85,7 @@ class Samples(NamedTuple):
         try:
             return Arrival(id, encode_rows(rows, self.encode), self.name, position)
         except Rejected as refusal:
-            return Arrival(id, b"".join(row.raw for row in rows), self.name, position, refusal)
+            return Arrival(id, b"".join(map(line_of, rows)), self.name, position, refusal)
 
 
 def by_count(count: int) -> Cut:

@@ -112,6 +112,12 @@ def test_what_is_no_sample_refuses_its_task_and_moves_no_cut(other: Any, reason:
         with pytest.raises(Rejected) as raised:
             wire.decode(found[0].body, LABELS, Limits())
         refused = raised.value
+    else:
+        lines = [json.loads(line) for line in found[0].body.splitlines()]
+        assert len(lines) == int(found[0].cursor or 0), "a dead letter has the samples"
+        assert lines[0].keys() == {"x", "y"}
+        assert len(lines[0]["x"]) == 2
+        assert lines[10].keys() == ({"fault"} if reason == "unreadable" else {"x", "y"})
     assert refused.reason == reason
     assert detail in refused.detail
 
