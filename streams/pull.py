@@ -87,8 +87,7 @@ def _read(
         if not came:
             raise _NothingCame(f"{type(error).__name__}: {error}") from error
         _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
-        while not (last is None or last.done() or closing.wait(IDLE_SECONDS)):
-            pass  # What is queued is not read again: a source that cuts tasks itself could cut them otherwise.
+        _wait_for_answer(last, closing)
     finally:
         if closing.is_set():
             settlement.finish(name, SETTLE_SECONDS)
@@ -113,6 +112,12 @@ def _submit(
     settlement.expect(arrival, future)
     future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
     return future
+
+
+def _wait_for_answer(last: "Future[Receipt | Conflict] | None", closing: threading.Event) -> None:
+    """Wait until all that was queued is answered: read again, it could be cut into tasks otherwise."""
+    while last is not None and not last.done() and not closing.wait(IDLE_SECONDS):
+        pass
 
 
 def _log_answer(name: str, id: str, done: "Future[Receipt | Conflict]") -> None:

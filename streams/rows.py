@@ -31,10 +31,12 @@ def line_of(row: Row) -> bytes:
     if row.raw:
         return row.raw
     values = {"fault": row.fault} if row.values is None else row.values
-    return (
-        json.dumps(values, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)).encode()
-        + b"\n"
-    )
+    return json.dumps(values, default=_plain).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold of an array, a date or what else a table may have."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def read_rows(path: Path, after: int, columns: Sequence[str], grows: bool) -> Iterator[Row | None]:

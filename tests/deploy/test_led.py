@@ -25,7 +25,7 @@ change_options = {{ jump = 3.0 }}
 likelihood = "leader"
 most = 40
 """
-SETS = ("regret.comparator=[]", "regret.baselines=[]", "inner.steps=10", "inner.lr=0.1", "checkpoint.every_rounds=1")
+SETS = ("regret.comparator=[]", "regret.baselines=[]", "inner.steps=10", "inner.lr=0.1")
 
 
 def test_it_cuts_by_the_leader_that_has_learned_the_tasks_before_and_a_kill_costs_no_row(
