@@ -56,11 +56,11 @@ LABELS = {
     "online Reptile": "online_reptile",
     "MOML": "moml",
 }
+STEPS = 30
 OPTIONS: dict[str, dict[str, Any]] = {
     "from_scratch": {"steps": 40, "lr": 0.005},
-    "moml": {"alpha": 0.1, "steps": 150},
+    "moml": {"alpha": 0.1, "steps": 5 * STEPS},
 }
-STEPS = 30
 DRAWS = (20, 20)
 """Images of a past task that a meta-gradient sees, of its support and of its query set."""
 

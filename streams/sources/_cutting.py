@@ -11,7 +11,7 @@ from streams.arrivals import TaskSource
 from streams.leading import Follower, Leading
 from streams.row_tasks import EncodeRow
 from streams.sources._changes import LEADER, build_likelihood, build_segmenter, by_change, call_checked
-from streams.sources._led import Led, by_leader, leader_options
+from streams.sources._led import LeaderOptions, Led, by_leader
 from streams.sources._samples import Cut, Samples, by_count
 from streams.spec import TaskSpec, is_open
 
@@ -24,7 +24,7 @@ class Cutting:
         count: a task has so many samples.
         change: a task ends where this finds a change: a file of ``online_meta/segmentation``, with ``change_options``.
         likelihood: one of ``online_meta/likelihoods``, with ``likelihood_options``; left out: the one that fits ``y``.
-            Or "leader": the loss of the run's own leader, with ``leader_options``.
+            Or "leader": the loss of the run's own leader, with the options of ``LeaderOptions``.
         most: by change, a task is cut at so many samples.
     """
 
@@ -54,7 +54,7 @@ def open_cut(
     if cutting.likelihood != LEADER:
         likelihood = build_likelihood(spec, cutting.likelihood, cutting.likelihood_options)
         return read(by_change(segmenter(likelihood), encode, spec.ways, cutting.most))
-    options = call_checked(leader_options, "likelihood_options", {}, cutting.likelihood_options)
+    options: LeaderOptions = call_checked(LeaderOptions, "likelihood_options", {}, cutting.likelihood_options)
 
     def follow(leading: Leading) -> TaskSource:
         return Led(read(by_leader(leading, options, segmenter, encode, spec, cutting.most)), leading)

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
@@ -37,27 +36,18 @@ class LeaderOptions(NamedTuple):
         shape: the smaller, the more tasks differ in how hard they are.
     """
 
-    sizes: tuple[int, ...]
-    window: int
-    shape: float
-
-
-def leader_options(
-    sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = SIZES,
-    window: Annotated[int, Ge(1)] = 20,
-    shape: Annotated[float, Gt(0)] = 1.0,
-) -> LeaderOptions:
-    """Return the options, whose names and ranges a configuration is checked against."""
-    return LeaderOptions(tuple(sizes), window, shape)
+    sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = SIZES
+    window: Annotated[int, Ge(1)] = 20
+    shape: Annotated[float, Gt(0)] = 1.0
 
 
 class _Met(NamedTuple):
-    """A task that has begun: the leader it is cut by, the cut, what that remembers, and the task's first samples."""
+    """A task that has begun: the leader it is cut by, the cut, what that remembers, and the task's first rows."""
 
     meta: Meta
     cut: Cut
     memory: object
-    first: tuple[tuple[Tensor, Tensor] | None, ...]
+    first: tuple[Row, ...]
 
 
 def by_leader(
@@ -74,12 +64,13 @@ def by_leader(
     to begin with, those of the newest rounds, which it may have learned: a little too small.
     Raises ``ValueError`` for an unknown option, one out of range, and a model that cannot judge samples one by one.
     """
-    x, y = (torch.from_numpy(value) for value in empty_sample(spec))
+    x, y = _empty_sample(spec)
     scores: deque[Score] = deque(maxlen=options.window)
 
-    def judge(meta: Meta, samples: Sequence[tuple[Tensor, Tensor]]) -> None:
-        task = make_task(samples, options.sizes)
-        if leading.squares and task is not None:
+    def judge(meta: Meta, rows: Sequence[Row]) -> None:
+        samples = [read_sample(row, encode, spec.ways) for row in rows]
+        task = make_task([sample for sample in samples if sample is not None], options.sizes)
+        if task is not None:
             scores.append(score_task(leading.inner, meta, task, None, options.sizes))
 
     def likelihood(meta: Meta) -> Likelihood:
@@ -96,11 +87,9 @@ def by_leader(
     def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
         met = met or begin()
         memory, count = met.cut.meet(met.memory, row)
-        first = met.first
-        if len(first) < 2 * max(options.sizes):
-            first = (*first, read_sample(row, encode, spec.ways))
-        if count:
-            judge(met.meta, [sample for sample in first[:count] if sample is not None])
+        first = met.first if len(met.first) == 2 * max(options.sizes) else (*met.first, row)
+        if count and leading.squares:
+            judge(met.meta, first[:count])
         return met._replace(memory=memory, first=first), count
 
     made = likelihood(leading.newest()[0])
@@ -139,9 +128,10 @@ class Led:
             yield None
 
 
-def empty_sample(spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
+def _empty_sample(spec: TaskSpec) -> tuple[Tensor, Tensor]:
     """Return a sample, and a label or target, of zeros."""
-    return np.zeros(spec.x_shape, spec.x_dtype), np.zeros(spec.y_shape, "int64" if spec.y == "class" else "float32")
+    y_dtype = torch.int64 if spec.y == "class" else torch.float32
+    return torch.zeros(spec.x_shape, dtype=getattr(torch, spec.x_dtype)), torch.zeros(spec.y_shape, dtype=y_dtype)
 
 
 def _score_last(leading: Leading, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
