@@ -1,0 +1,279 @@
+"""Read what version 0.1.0 wrote: histories, archives, checkpoints, run folders. See ``0.1.0/README.md``."""
+
+import json
+import logging
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deploy.cli import main
+from deploy.config import read_settings
+from deploy.report import make_report, verdicts
+from deploy.summary import summary_table
+from deploy.view import open_view
+from streams.arrivals import Arrival, Rejected
+from streams.dead_letters import DeadLetters, read_letters
+from streams.history import History
+from tests.formats.reading import (
+    compare,
+    config_of,
+    continue_run,
+    play,
+    read_checkpoint,
+    read_rounds,
+    read_tasks,
+    read_weights,
+)
+from trainers.checkpoint import load_checkpoint, load_latest
+from trainers.run_files import RunFiles
+
+WRITTEN = Path(__file__).parent / "0.1.0"
+EXPECTED: dict[str, Any] = json.loads((WRITTEN / "expected.json").read_text())
+RUNS = ("run", "run_archived", "run_rolled_back", "run_thinned")
+WHOLE = ("run", "run_archived", "run_rolled_back")
+"""Retention has removed nothing from these, so they can be replayed."""
+NEAR = 1e-4
+"""Relative: what is computed again may differ in rounding on another machine."""
+APPENDED = (
+    "rounds.jsonl",
+    "comparators.jsonl",
+    "checkpoints.jsonl",
+    "history/plans.jsonl",
+    "history/paths.jsonl",
+    "history/rollbacks.jsonl",
+)
+
+Cli = Callable[..., str]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command in this process, to its end without an error; return what it printed."""
+
+    def run(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["online-meta", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == 0, printed.out + printed.err
+        return printed.out
+
+    return run
+
+
+def config_file(name: str) -> Path:
+    return WRITTEN / f"{name}.toml"
+
+
+def copy(name: str, folder: Path) -> Path:
+    """Copy a run folder: SQLite puts files next to a ledger that is read."""
+    return Path(shutil.copytree(WRITTEN / name, folder / "copy"))
+
+
+def assert_near(found: Any, right: Any, near: float = NEAR, where: str = "") -> None:
+    """Compare what JSON can hold: numbers nearly, all else exactly, the keys of objects too."""
+    if isinstance(right, dict):
+        assert isinstance(found, dict), where
+        assert found.keys() == right.keys(), where
+        for key, value in right.items():
+            assert_near(found[key], value, near, f"{where}.{key}")
+    elif isinstance(right, list):
+        assert len(found) == len(right), where
+        for at, value in enumerate(right):
+            assert_near(found[at], value, near, f"{where}[{at}]")
+    elif isinstance(right, float):
+        assert found == pytest.approx(right, rel=near, abs=near / 100), where
+    else:
+        assert found == right, where
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_history_verifies(cli: Cli, tmp_path: Path, name: str) -> None:
+    found = json.loads(cli("verify", copy(name, tmp_path) / "history", "--json"))
+    assert found["clean"]
+    assert found["rounds"] == len(EXPECTED[name]["tasks"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_task_is_read_as_it_was_committed(tmp_path: Path, name: str) -> None:
+    assert read_tasks(copy(name, tmp_path) / "history") == EXPECTED[name]["tasks"]
+
+
+def test_the_fixtures_hold_what_they_are_for(tmp_path: Path) -> None:
+    """Sealed rounds, thinned rounds, shared updates, updates at rest, rollbacks, paths, several shards."""
+
+    def count(name: str, table: str) -> int:
+        with History.open(tmp_path / name / "history", write=False) as history:
+            return int(history.ask(f"SELECT count(*) FROM {table}")[0][0])
+
+    for name in RUNS:
+        shutil.copytree(WRITTEN / name, tmp_path / name)
+    assert (count("run_archived", "segments"), count("run_archived", "payloads")) == (3, 2)
+    assert count("run_thinned", "held") < count("run_thinned", "rounds")
+    assert count("run_thinned", "decisions")
+    assert count("run_thinned", "thinned")
+    assert any(task["payload"] is None for task in EXPECTED["run_thinned"]["tasks"])
+    plans = [json.loads(line) for line in (WRITTEN / "run_archived/history/plans.jsonl").read_text().splitlines()]
+    assert {plan["rounds"] for plan in plans} == {0, 1, 3}
+    assert any("more_steps" in line for line in read_rounds(WRITTEN / "run_archived"))
+    assert (WRITTEN / "run_rolled_back/history/rollbacks.jsonl").read_text().count("\n") > 3
+    assert '["vmap",4,' in (WRITTEN / "run/history/paths.jsonl").read_text()
+    assert (WRITTEN / "checkpoint_deepspeed/ftml.1.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_checkpoints_and_the_published_leader_load(cli: Cli, tmp_path: Path, name: str) -> None:
+    run, right = WRITTEN / name, EXPECTED[name]
+    assert {file.name: read_checkpoint(file) for file in run.glob("checkpoints/[0-9]*")} == right["checkpoints"]
+    assert len(right["checkpoints"]) == 2
+    newest = load_latest(run / "checkpoints")
+    assert newest is not None
+    assert newest.rounds == len(right["tasks"]) == int((run / "checkpoints/LATEST").read_text())
+    assert read_weights(run / "leader.safetensors") == right["leader"]
+    cli("export", run / "checkpoints" / str(newest.rounds), tmp_path / "exported.safetensors")
+    exported = read_weights(tmp_path / "exported.safetensors")
+    learned_at_rest = name == "run_archived"  # After its last checkpoint.
+    assert (exported == right["leader"]) != learned_at_rest
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_settings_are_read(name: str) -> None:
+    files = RunFiles(WRITTEN / name)
+    assert read_settings(files.settings) == config_of(config_file(name), files.folder).trainer()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_report_is_that_of_the_files(caplog: pytest.LogCaptureFixture, tmp_path: Path, name: str) -> None:
+    files = RunFiles(copy(name, tmp_path))
+    config, right = config_of(config_file(name), files.folder), json.loads((WRITTEN / name / "report.json").read_text())
+    view = open_view(files, config.regret)
+    assert view.learned() == right["rounds"], "the sums are taken from their file"
+    view.refresh()
+    report = make_report(view, config)
+    for key in ("rounds", "skipped", "learners", "regret"):
+        assert_near(report[key], right[key], 1e-12)
+    assert view.checkpoint is not None
+    assert view.checkpoint["round"] == right["rounds"]
+    assert caplog.record_tuples == []
+    assert len(verdicts(right)) == len(right["regret"])
+    assert summary_table(right)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_replay_obeys_the_plans_and_gives_the_same_losses(cli: Cli, tmp_path: Path, name: str) -> None:
+    run, again = copy(name, tmp_path), tmp_path / "again"
+    cli("replay", config_file(name), "--history", run / "history", "--out", again, "--set", "regret.comparator=[]")
+    assert_near(read_rounds(again), read_rounds(run))
+    for file in ("plans.jsonl", "paths.jsonl", "rollbacks.jsonl"):
+        assert (again / "history" / file).read_bytes() == (run / "history" / file).read_bytes()
+    rounds = str(len(EXPECTED[name]["tasks"]))
+    assert_same_state(again / "checkpoints" / rounds, run / "checkpoints" / rounds)
+    assert_same_keys(again, run)
+
+
+def assert_same_state(found: Path, right: Path, near: float = NEAR) -> None:
+    """Compare two checkpoints, the names of their learners and tensors too."""
+    first, second = load_checkpoint(found), load_checkpoint(right)
+    assert first.rounds == second.rounds
+    assert first.learners.keys() == second.learners.keys()
+    for name, state in second.learners.items():
+        assert first.learners[name].keys() == state.keys(), name
+        for key, value in state.items():
+            torch.testing.assert_close(
+                first.learners[name][key], value, rtol=near, atol=near / 100, msg=f"{name} {key}"
+            )
+
+
+def assert_same_keys(found: Path, right: Path) -> None:
+    """Check that what is written today has the keys that 0.1.0 wrote."""
+    for file in ("rounds.sums.json", f"checkpoints/{(right / 'checkpoints/LATEST').read_text().strip()}/manifest.json"):
+        assert json.loads((found / file).read_text()).keys() == json.loads((right / file).read_text()).keys(), file
+    ours, theirs = ((run / "checkpoints.jsonl").read_text().splitlines()[0] for run in (found, right))
+    assert json.loads(ours).keys() == json.loads(theirs).keys()
+    assert (
+        json.loads((right / "report.json").read_text()).keys() <= json.loads((found / "report.json").read_text()).keys()
+    )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_continued(caplog: pytest.LogCaptureFixture, cli: Cli, tmp_path: Path, name: str) -> None:
+    """Two more tasks give the losses and weights that 0.1.0 got: no part of the state is lost."""
+    run, before = copy(name, tmp_path), WRITTEN / name
+    caplog.set_level(logging.WARNING)
+    assert_near(continue_run(config_file(name), run, 2), EXPECTED[name]["continued"])
+    if name != "run_rolled_back":
+        assert caplog.record_tuples == []
+    assert_near(compare(config_file(name), run), EXPECTED[name]["compared"])
+    for file in APPENDED:
+        if (before / file).exists():
+            assert (run / file).read_bytes().startswith((before / file).read_bytes()), file
+    compared = ["comparators.jsonl"] if EXPECTED[name]["compared"] else []
+    for file in ("rounds.jsonl", "history/plans.jsonl", "checkpoints.jsonl", *compared):
+        assert (run / file).stat().st_size > (before / file).stat().st_size, file
+    assert read_weights(run / "leader.safetensors")["round"] == len(EXPECTED[name]["tasks"]) + 2
+    for folder in ("", "history"):
+        assert names(run / folder) == names(before / folder), "no file has another name"
+    assert json.loads(cli("verify", run / "history", "--json"))["clean"]
+
+
+def names(folder: Path) -> set[str]:
+    """List a folder, without what is there only while a run is played."""
+    found = {file.name for file in folder.iterdir() if not file.name.endswith((".lock", "-wal", "-shm"))}
+    return found - {"ranks.json"}
+
+
+@pytest.mark.parametrize("name", ["run", "run_archived", "run_thinned"])
+def test_rounds_after_a_checkpoint_are_played_again_as_they_were_planned(tmp_path: Path, name: str) -> None:
+    run, before = copy(name, tmp_path), WRITTEN / name
+    rounds = len(EXPECTED[name]["tasks"])
+    shutil.rmtree(run / "checkpoints" / str(rounds))
+    files = RunFiles(run)
+    with History.open(files.history, write=False) as history:
+        play(config_of(config_file(name), run), files, history, rounds)
+    assert_same_state(run / "checkpoints" / str(rounds), before / "checkpoints" / str(rounds))
+    for file in set(APPENDED) - {"checkpoints.jsonl"}:
+        if (before / file).exists():
+            assert (run / file).read_bytes() == (before / file).read_bytes(), file
+
+
+def test_the_local_engine_continues_what_ranks_of_deepspeed_saved(tmp_path: Path) -> None:
+    saved, run = WRITTEN / "checkpoint_deepspeed", copy("run", tmp_path)
+    assert read_checkpoint(saved) == EXPECTED["checkpoint_deepspeed"]
+    assert_same_state(saved, run / "checkpoints/12")
+    shutil.rmtree(run / "checkpoints/12")
+    shutil.copytree(saved, run / "checkpoints/12")
+    assert_near(continue_run(config_file("run"), run, 2), EXPECTED["run"]["continued"], 10 * NEAR)
+
+
+def test_dead_letters_are_read_and_written(cli: Cli, tmp_path: Path) -> None:
+    (letter,) = map(json.loads, cli("dead-letters", WRITTEN / "run", "--json").splitlines())
+    assert (letter["id"], letter["source"], letter["reason"]) == ("no-task", "http", "unreadable")
+    assert Path(letter["body"]).read_bytes() == b"this is no task"
+    DeadLetters(tmp_path, 1, 10_000).put(Arrival("t", b"nothing", "http", None), Rejected("unreadable", "it is empty"))
+    ((_, written),) = read_letters(tmp_path)
+    assert {*written, "body"} == {*letter}
+
+
+def test_a_new_ledger_has_the_tables_that_0_1_0_made(tmp_path: Path) -> None:
+    History.open(tmp_path / "new", write=True).close()
+    written = copy("run", tmp_path) / "history"
+    assert schema(tmp_path / "new/ledger.sqlite") == schema(written / "ledger.sqlite")
+
+
+def schema(file: Path) -> dict[str, Any]:
+    """Return the format of a ledger, and the columns of its tables."""
+    connection = sqlite3.connect(file)
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    settings = ("application_id", "user_version", "page_size", "auto_vacuum", "journal_mode")
+    found = {name: connection.execute(f"PRAGMA {name}").fetchall() for name in settings}
+    found |= {table: connection.execute(f"PRAGMA table_info({table})").fetchall() for table in tables}
+    connection.close()
+    assert len(tables) == 8
+    return found
