@@ -21,7 +21,7 @@ from deploy.answering import Answers
 from deploy.bodies import Crowded, Room, TooSlow
 from deploy.state import DaemonState
 from streams.arrivals import BacklogFull, IngestClosed, Rejected
-from streams.compressed import DECODERS
+from streams.compressed import DECOMPRESSORS
 from streams.ledger import HistoryDamaged, HistoryFull
 
 ADAPTATIONS_AT_ONCE = 2
@@ -85,8 +85,8 @@ class _Guard:
         if self._token is None or open_path or _carries(self._token, Headers(scope=scope)):
             return await self._app(scope, receive, harden)
         detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
-        refusal = _answer(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
-        return await refusal(scope, receive, harden)
+        response = _answer(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
+        return await response(scope, receive, harden)
 
 
 class _TasksFirst:
@@ -133,7 +133,7 @@ def _answer(status: int, reason: str, detail: str, **headers: str) -> JSONRespon
 
 async def _rejected(_request: Request, error: Any) -> Response:
     status = STATUS_OF.get(error.reason, 422)
-    headers = {415: {"Accept-Encoding": ", ".join(DECODERS)}}.get(status, {})
+    headers = {415: {"Accept-Encoding": ", ".join(DECOMPRESSORS)}}.get(status, {})
     if status == 413:
         # What is left of the body would otherwise be read to its end, however far that is.
         headers = {"Connection": "close"}

@@ -55,14 +55,14 @@ class Room:
 
 
 class Hold:
-    """What one request has of the room, in bytes; its body as far as it was ``sent``, ``whole`` once all of it was."""
+    """The bytes that one request has reserved; its body as far as it was ``sent``, and whether it is ``complete``."""
 
     def __init__(self, room: Room) -> None:
         """Begin with nothing."""
         self.room = room
         self.taken = 0
         self.sent = bytearray()
-        self.whole = False
+        self.complete = False
 
     def take(self, count: int) -> None:
         """Take more; raises ``Crowded``."""
@@ -85,7 +85,7 @@ async def read_body(request: Request, hold: Hold) -> bytes:
     except TimeoutError as error:
         came = f"{len(hold.sent)} bytes of the body came in {limits.body_seconds} s"
         raise TooSlow(f"{came}, the longest that a body may take; send less at once") from error
-    hold.whole = True
+    hold.complete = True
     encoding = ", ".join(request.headers.getlist("content-encoding"))
     sent = bytes(hold.sent)
     if not encoding:

@@ -13,7 +13,7 @@ import online_meta
 from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, Stop
 from deploy.logs import in_json
 from online_meta import registry
-from streams.ledger import ArchiveAway, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
+from streams.ledger import ArchiveUnreachable, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, HistoryDamaged):
         return BROKEN
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return TRY_LATER if full or isinstance(error, HistoryBusy | HistoryFull | ArchiveAway) else CONFIG
+    return TRY_LATER if full or isinstance(error, HistoryBusy | HistoryFull | ArchiveUnreachable) else CONFIG
 
 
 def _escape(text: str) -> str:

@@ -26,8 +26,8 @@ from online_meta.setup import LearnerSetup
 from online_meta.types import Params
 from streams.durable import replace_file
 from streams.history import History
-from streams.ledger import ArchiveAway, HistoryFull
-from streams.sealed import RoundThinned
+from streams.ledger import ArchiveUnreachable, HistoryFull
+from streams.sealed import RoundDiscarded
 from trainers.build import build_setup
 from trainers.comparing import Answered, Asked, GivenUp, Refresh
 from trainers.json_lines import LineReader, LineWriter
@@ -56,7 +56,7 @@ def main(settings_file: str, logs: str = "text") -> int:
     except Stop as stopped:
         log.error("%s", stopped)
         return stopped.code
-    except (OSError, HistoryFull, ArchiveAway) as error:  # A full disk: it is trained anew from what was kept.
+    except (OSError, HistoryFull, ArchiveUnreachable) as error:  # A full disk: it is trained anew from what was kept.
         log.error("%s", error)
         return TRY_LATER
 
@@ -117,7 +117,7 @@ def _answer(watch: Watch, kind: str, asked: Asked, covered: dict[str, int]) -> N
     saved = load_saved(watch.files.comparator(kind))
     try:
         found = refresh(watch.setup, watch.settings.regret, asked, saved, lambda: not watch.stop.is_set())
-    except RoundThinned as error:  # Retention has overtaken it: by now there are newer rounds to look at.
+    except RoundDiscarded as error:  # Retention has overtaken it: by now there are newer rounds to look at.
         log.warning("%s as of round %d is given up: %s", kind, asked.rounds, error)
         watch.stop.wait(REST_SECONDS)
         return

@@ -34,7 +34,7 @@ from deploy.view import open_view
 from streams.dead_letters import DeadLetters
 from streams.history import History
 from streams.ingest import Ingest
-from streams.lag import LagWatch
+from streams.lag import LagMonitor
 from trainers.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -67,7 +67,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
             if source is not None:
                 state.ingest.pull(name, source)
         lag = state.instruments["source_lag"]
-        watch = LagWatch(sources, history.cursor, lambda name, waiting: lag.labels(source=name).set(waiting))
+        watch = LagMonitor(sources, history.cursor, lambda name, waiting: lag.labels(source=name).set(waiting))
         cleanup.callback(watch.close)
         scheme = "https" if config.serve.tls_cert else "http"
         host, port = listener.getsockname()[:2]
@@ -109,7 +109,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         view.learned,
         lambda source, reason: instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc(),
         lambda source, seconds: _count_commit(instruments, source, seconds),
-        letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
+        dead_letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
     )
     cleanup.callback(ingest.close)
     return DaemonState(

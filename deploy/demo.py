@@ -89,7 +89,7 @@ def demo_source(config: Config, kind: str) -> TaskSource:
 
     module = registry.load_module(streams.sources, kind)
     try:
-        source: TaskSource = module.open(module.Settings(), config.task, kind, config.run.seed)
+        source: TaskSource = module.create_source(module.Settings(), config.task, kind, config.run.seed)
     except ImportError as error:
         raise ConfigError(f"the demo's digits are missing: pip install 'online-meta[digits]' ({error})") from error
     return source

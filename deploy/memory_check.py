@@ -8,7 +8,7 @@ from deploy.config import Config
 from deploy.model_check import made_up_task, tell_open
 from online_meta.setup import LearnerSetup
 from online_meta.types import Batch, Engine, Meta, Task
-from streams.spec import is_open
+from streams.spec import is_dynamic
 from trainers.build import build_learners
 from trainers.memory_estimate import MemoryEstimate, estimate
 
@@ -21,7 +21,7 @@ def tell_memory(config: Config, setup: LearnerSetup, like: Task | None) -> str:
     task = made_up_task(config.task, device) if like is None else _on(like, device)
     found = estimate(config.trainer(), setup.inner, setup.start, task, _engines(config, setup))
     made_up = "" if like else f", made up for none is known yet{tell_open(config.task)}"
-    varying = "; larger ones need more" if is_open(config.task.x_shape) else ""
+    varying = "; larger ones need more" if is_dynamic(config.task.x_shape) else ""
     return (
         f"{_size(found.peak)} a rank at its peak, estimated: beside the process itself, for tasks of "
         f"{len(task.support.x)} + {len(task.query.x)} samples{made_up}{varying}{''.join(map(_line, _parts(found)))}"

@@ -13,7 +13,7 @@ from online_meta.functional import ModelLoss
 from online_meta.preflight import DEAF, preflight
 from online_meta.setup import LearnerSetup
 from online_meta.types import Batch, MetaGrad, Task
-from streams.spec import OPEN, TaskSpec, is_open
+from streams.spec import DYNAMIC, TaskSpec, is_dynamic
 
 SAMPLES = 4
 TASKS = 2
@@ -121,7 +121,7 @@ def _check_closed_form(setup: LearnerSetup, task: Task) -> None:
 
 def tell_open(spec: TaskSpec) -> str:
     """Say what stands for open dimensions in a made-up task, "" where there are none."""
-    return f" (tried with {OPEN_SIZE} for each -1)" if is_open(spec.x_shape) else ""
+    return f" (tried with {OPEN_SIZE} for each -1)" if is_dynamic(spec.x_shape) else ""
 
 
 def made_up_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
@@ -131,7 +131,7 @@ def made_up_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
     """
     random = torch.Generator().manual_seed(seed)
     numbers = {"uint8": 256, "int64": 2}.get(spec.x_dtype, 1)
-    sizes = [OPEN_SIZE if size == OPEN else size for size in spec.x_shape]
+    sizes = [OPEN_SIZE if size == DYNAMIC else size for size in spec.x_shape]
 
     def batch() -> Batch:
         x = (numbers * torch.rand((SAMPLES, *sizes), generator=random)).to(getattr(torch, spec.x_dtype))

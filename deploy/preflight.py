@@ -29,9 +29,9 @@ from online_meta.regret import LEARNER
 from online_meta.setup import LearnerSetup
 from online_meta.types import Task
 from streams import wire
-from streams.arrivals import Lags, Rejected, TaskSource
+from streams.arrivals import Rejected, ReportsLag, TaskSource
 from streams.history import History
-from streams.leading import Follower
+from streams.leading import NeedsLeader
 from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
 from trainers.run_files import RunFiles
 
@@ -131,9 +131,9 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
     for source in config.source:
         module = registry.load_module(streams.sources, source.kind)
         with blaming(f"[[source]] {source.name}:"):
-            found = module.open(source.settings, config.task, source.name, config.run.seed)
-            if isinstance(found, Follower):
-                found = found.follow(lead(config, RunFiles(Path(config.run.path)), history))
+            found = module.create_source(source.settings, config.task, source.name, config.run.seed)
+            if isinstance(found, NeedsLeader):
+                found = found.create(lead(config, RunFiles(Path(config.run.path)), history))
             opened[source.name] = found
     return opened
 
@@ -146,13 +146,13 @@ def check_sources(config: Config) -> tuple[str, Task | None]:
     first, told = None, []
     for name, source in open_sources(config).items():
         with blaming(f"[[source]] {name}:"):
-            told.append(f"{name}{_reach(name, source)}" if isinstance(source, Lags) else name)
-            if source is not None and not isinstance(source, Lags):
+            told.append(f"{name}{_reach(name, source)}" if isinstance(source, ReportsLag) else name)
+            if source is not None and not isinstance(source, ReportsLag):
                 first = _check_first(config, source) or first
     return ", ".join(told), first
 
 
-def _reach(name: str, source: Lags) -> str:
+def _reach(name: str, source: ReportsLag) -> str:
     """Say how many entries the source's broker has; raises ``Stop`` (75) when it cannot be reached."""
     try:
         waiting = source.lag(None)
@@ -172,8 +172,8 @@ def _check_first(config: Config, source: TaskSource) -> Task | None:
     if first is None:
         return None
     try:
-        if first.refused is not None:
-            raise first.refused
+        if first.rejection is not None:
+            raise first.rejection
         return wire.decode(first.body, config.task, config.serve.limits)
     except Rejected as refusal:
         raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal

@@ -21,7 +21,7 @@ from online_meta import registry
 from online_meta.regret import Comparator
 from online_meta.setup import LearnerSetup
 from streams.history import History
-from streams.retention import count_gone
+from streams.retention import count_discarded
 from trainers.build import build_setup
 from trainers.checkpoint import CheckpointError
 from trainers.comparing import Asked, GivenUp, Refresh
@@ -48,7 +48,7 @@ def replay(
         total = len(history) if rounds is None else rounds
         if total > len(history):
             raise Stop(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
-        if gone := count_gone(history.ask):
+        if gone := count_discarded(history.query):
             raise Stop(CONFIG, f"{history_folder}: retention has removed {gone} rounds; all are needed to replay")
         _take_plans(history_folder, files)
         try:

@@ -81,14 +81,14 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     with request.app.state.room.hold() as hold:
         try:
             body = await read_body(request, hold)
-        except Rejected as refusal:
+        except Rejected as rejection:
             came = Arrival(idempotency_key or "", bytes(hold.sent), source, None)
-            await run_in_threadpool(state.ingest.refuse, came, refusal, whole=hold.whole)
+            await run_in_threadpool(state.ingest.reject, came, rejection, complete=hold.complete)
             raise
         id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
         arrival = Arrival(id, body, source, None)
         # A thread takes longer to be asked than such a body to be looked at.
-        future = state.ingest.submit_now(arrival) if len(body) <= SMALL_BYTES else None
+        future = state.ingest.submit_nowait(arrival) if len(body) <= SMALL_BYTES else None
         if future is None:
             future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
         answer = await request.app.state.answers.of(future)

@@ -12,7 +12,7 @@ from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
 from streams.archive.archive import Archive
 from streams.history import History
 from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
-from streams.sealed import FOLDER, ArchiveMoved, Location, place_at, settle_location
+from streams.sealed import ARCHIVE_FOLDER, ArchiveMoved, Location, open_store_at, record_location
 from streams.spec import TaskSpec, fits
 from trainers.checkpoint import CheckpointError, load_latest
 from trainers.decisive import SettingsChanged, check_same_settings, decisive
@@ -43,15 +43,15 @@ def open_history(files: RunFiles, settings: HistorySettings) -> Iterator[History
 def _settled(history: History, settings: HistorySettings) -> History:
     """Let the archive be where the configuration says; raises ``ArchiveMoved`` if rounds lie elsewhere."""
     try:
-        with history.writing() as writer:
-            settle_location(writer, Location(settings.archive, settings.archive_options))
+        with history.borrow_writer() as writer:
+            record_location(writer, Location(settings.archive, settings.archive_options))
         try:
             archive = history.archive
         except (ValueError, ImportError) as error:
             raise ConfigError(f"[history] archive: {error}") from error
         try:
             archive.names()
-        except archive.away as error:
+        except archive.unreachable_errors as error:
             log.warning("the archive %s is away; rounds are sealed when it is back: %s", settings.archive, error)
     except BaseException:
         history.close()
@@ -67,12 +67,12 @@ def check_archive(settings: HistorySettings, folder: Path) -> str:
         Stop: if it cannot be reached now.
     """
     try:
-        archive = Archive(place_at(Location(settings.archive, settings.archive_options), folder))
+        archive = Archive(open_store_at(Location(settings.archive, settings.archive_options), folder))
     except (ValueError, ImportError) as error:
         raise ConfigError(f"[history] archive: {error}") from error
     try:
-        return f"{settings.archive or folder / FOLDER} holds {len(archive.names())} segments"
-    except archive.away as error:
+        return f"{settings.archive or folder / ARCHIVE_FOLDER} holds {len(archive.names())} segments"
+    except archive.unreachable_errors as error:
         raise Stop(TRY_LATER, f"[history] archive = {settings.archive!r} cannot be reached: {error}") from error
 
 

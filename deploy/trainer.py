@@ -15,7 +15,7 @@ from deploy.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, Stop
 from deploy.logs import Origin, log_to_stderr
 from streams.history import History
-from streams.ledger import ArchiveAway, HistoryDamaged, HistoryFull
+from streams.ledger import ArchiveUnreachable, HistoryDamaged, HistoryFull
 from trainers.build import LOCAL
 from trainers.checkpoint import CheckpointError
 from trainers.crew import Crew
@@ -57,7 +57,11 @@ def main(settings_file: str, logs: str = "text") -> int:
     except HistoryDamaged as error:
         log.error("%s: see `online-meta verify %s`", error, files.history)
         return BROKEN
-    except (OSError, HistoryFull, ArchiveAway) as error:  # What was checkpointed stays, and the next start goes on.
+    except (
+        OSError,
+        HistoryFull,
+        ArchiveUnreachable,
+    ) as error:  # What was checkpointed stays, and the next start goes on.
         log.error("%s", error)
         return TRY_LATER
 

@@ -20,7 +20,7 @@ from streams.history import History
 from streams.ledger import HistoryError
 from streams.retention import RetentionSettings
 from streams.sealing import SealingSettings
-from streams.upkeep import Upkeep
+from streams.upkeep import Maintenance
 from trainers.checkpoint import saved_rounds
 from trainers.run_files import RunFiles
 
@@ -55,8 +55,8 @@ def main(settings_file: str, logs: str, told: str) -> int:
 
     try:
         with (
-            History.open_beside(files.history) as history,
-            closing(Upkeep(history, settings.sealing, settings.retention, oldest)),
+            History.open_for_maintenance(files.history) as history,
+            closing(Maintenance(history, settings.sealing, settings.retention, oldest)),
         ):
             stop.wait()
         return DONE

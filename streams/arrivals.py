@@ -18,16 +18,16 @@ class Arrival(NamedTuple):
     """A task as it arrived: its ``id``, wire bytes, the name of its source and the position behind it.
 
     ``cursor`` is what ``TaskSource.read(after=cursor)`` goes on from; None where a source has no position.
-    ``refused`` says why it was rejected for good. ``ticket`` is what the source itself knows the arrival by when it is
-    settled; None where it does not ask.
+    ``rejection`` says why it was rejected for good. ``ack_id`` is what the source needs to acknowledge the
+    arrival; None where it takes no acknowledgements.
     """
 
     id: str
     body: bytes
     source: str
     cursor: str | None
-    refused: Rejected | None = None
-    ticket: str | None = None
+    rejection: Rejected | None = None
+    ack_id: str | None = None
 
 
 class Receipt(NamedTuple):
@@ -68,11 +68,11 @@ class TaskSource(Protocol):
 
 
 @runtime_checkable
-class Settles(TaskSource, Protocol):
+class Acknowledges(TaskSource, Protocol):
     """What a source has, too, that is to be told which arrivals it need not keep any longer."""
 
-    def settle(self, arrivals: Sequence[Arrival]) -> None:
-        """Acknowledge arrivals that are durable, or were rejected for good (``refused`` says why).
+    def ack(self, arrivals: Sequence[Arrival]) -> None:
+        """Acknowledge arrivals that are durable, or were rejected for good (``rejection`` says why).
 
         They come without their bodies, and between two steps of ``read``, in the thread that reads.
         It may be called late, again, or never: what was not settled may be read again, and is known by its id.
@@ -80,7 +80,7 @@ class Settles(TaskSource, Protocol):
 
 
 @runtime_checkable
-class Lags(TaskSource, Protocol):
+class ReportsLag(TaskSource, Protocol):
     """What a source has, too, that can tell how far behind it is, from a thread of its own."""
 
     def lag(self, after: str | None) -> int | None:

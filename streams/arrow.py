@@ -12,7 +12,7 @@ import numpy as np
 
 from streams.arrivals import Rejected
 from streams.header import Array
-from streams.spec import TaskSpec, is_open
+from streams.spec import TaskSpec, is_dynamic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -133,7 +133,7 @@ def _values(name: str, column: "pa.Array") -> Array:
 
 def _shaped(name: str, values: Array, shape: tuple[int, ...]) -> Array:
     """Give samples that came as flat lists the shape that they must have."""
-    if values.ndim == 2 and len(shape) != 1 and not is_open(shape) and values.shape[1] == math.prod(shape):
+    if values.ndim == 2 and len(shape) != 1 and not is_dynamic(shape) and values.shape[1] == math.prod(shape):
         return values.reshape(len(values), *shape)
     if values.ndim > 16:
         raise Rejected("wrong_shape", f"the column {name} has {values.ndim} dimensions; at most 16 are taken")

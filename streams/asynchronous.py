@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class Loop:
+class EventLoopThread:
     """Runs coroutines one after the other for a thread that blocks; between them it keeps connections alive."""
 
     def __init__(self, name: str) -> None:
@@ -17,9 +17,9 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
+    def run(self, coroutine: Coroutine[Any, Any, Result], seconds: float) -> Result:
         """Return what a coroutine returns; raises ``TimeoutError`` and cancels it after so many seconds."""
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop).result()
 
     def close(self) -> None:
         """Cancel what is left, and end the thread."""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-NEW = ".new"
+TEMP_SUFFIX = ".new"
 """What the name of a file that is being written ends with."""
 
 
@@ -26,7 +26,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
     """Put ``data`` under ``path`` in one step: readers see the old file or the new one, never a part."""
-    new = path.with_name(path.name + NEW)
+    new = path.with_name(path.name + TEMP_SUFFIX)
     if durable:
         write_durably(new, data)
     else:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def naming_extra(extra: str) -> Iterator[None]:
+def translate_import_errors(extra: str) -> Iterator[None]:
     """Say how to install what cannot be imported; raises ``ImportError``."""
     try:
         yield

@@ -14,17 +14,17 @@ HEADER_BYTES = 64 * 1024
 Array = NDArray[np.generic]
 """A tensor of a file that is not safetensors."""
 
-_MOST = 2**53
+_MAX_SIZE = 2**53
 
 
-class Field(NamedTuple):
+class TensorInfo(NamedTuple):
     """What the header says of one tensor: its ``dtype`` as safetensors names it ("F32"), and its ``shape``."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
-def read_header(body: bytes, body_bytes: int) -> dict[str, Field]:
+def read_header(body: bytes, body_bytes: int) -> dict[str, TensorInfo]:
     """Return what the header of a safetensors body says of each tensor, by name.
 
     Whether the offsets fit the dtypes, the shapes and the body is left to the safetensors library, which checks
@@ -47,29 +47,29 @@ def read_header(body: bytes, body_bytes: int) -> dict[str, Field]:
             f"its header claims {length} bytes; the body has {len(body) - 8} left, a header {HEADER_BYTES}"
         )
     try:
-        header = json.loads(body[8 : 8 + length].decode("utf-8"), object_pairs_hook=_once)
+        header = json.loads(body[8 : 8 + length].decode("utf-8"), object_pairs_hook=_reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise _unreadable(f"its header is not JSON: {str(error)[:200]}") from error
     if not isinstance(header, dict):
         raise _unreadable("its header is not a JSON object of tensors")
     header.pop("__metadata__", None)
-    return {name: _field(name, said) for name, said in header.items()}
+    return {name: _parse_info(name, info) for name, info in header.items()}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name is given twice")
     return found
 
 
-def _field(name: str, said: Any) -> Field:
-    if not isinstance(said, dict) or not isinstance(said.get("dtype"), str) or not isinstance(said.get("shape"), list):
+def _parse_info(name: str, info: Any) -> TensorInfo:
+    if not isinstance(info, dict) or not isinstance(info.get("dtype"), str) or not isinstance(info.get("shape"), list):
         raise _unreadable(f"its header says no dtype and shape of the tensor {name[:80]!r}")
-    shape = said["shape"]
-    if len(shape) > 16 or not all(type(size) is int and 0 <= size <= _MOST for size in shape):
+    shape = info["shape"]
+    if len(shape) > 16 or not all(type(size) is int and 0 <= size <= _MAX_SIZE for size in shape):
         raise _unreadable(f"its header gives the tensor {name[:80]!r} a shape that none can have")
-    return Field(said["dtype"], tuple(shape))
+    return TensorInfo(info["dtype"], tuple(shape))
 
 
 def _unreadable(what: str) -> Rejected:

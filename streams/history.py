@@ -20,11 +20,11 @@ from streams import ledger, sealed, wal
 from streams.archive.archive import Archive
 from streams.arrivals import Conflict, Receipt, Record
 from streams.ledger import HistoryDamaged
-from streams.many import read_payloads, view_kept
-from streams.transaction import Entry, commit
-from streams.wire import decode_kept
+from streams.many import decode_view, read_payloads
+from streams.transaction import RoundEntry, commit
+from streams.wire import decode_payload
 
-BREATH_SECONDS = 0.01
+MIN_YIELD_SECONDS = 0.01
 """How long one that writes beside ingest leaves the ledger alone at least."""
 
 
@@ -37,18 +37,18 @@ class History:
     """
 
     def __init__(
-        self, path: Path, writer: sqlite3.Connection | None, lock: int | None, *, appends: bool = True
+        self, path: Path, writer: sqlite3.Connection | None, lock: int | None, *, can_append: bool = True
     ) -> None:
         """Take over open connections; use ``History.open``."""
         self.path = path
         self._file = path / ledger.FILE
         self._writer = writer
         self._lock = lock
-        self._writing = threading.Lock()
-        self._idle: deque[sqlite3.Connection] = deque()
+        self._writer_lock = threading.Lock()
+        self._idle_readers: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
-        self._appends = appends
-        self._wal_ceiling = wal.MOST_BYTES if appends else wal.BESIDE_BYTES
+        self._can_append = can_append
+        self._wal_limit = wal.MOST_BYTES if can_append else wal.BESIDE_BYTES
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
@@ -67,19 +67,19 @@ class History:
         if not write:
             return cls(folder, None, None)
         ledger.make_folder(folder)
-        lock = ledger.lock(folder)
+        lock = ledger.acquire_lock(folder)
         try:
-            ledger.await_upkeep(folder)
+            ledger.wait_for_maintenance(folder)
             if not file.exists():
                 ledger.create(file)
-            with ledger.named_errors(file):
+            with ledger.translate_errors(file):
                 return cls(folder, ledger.connect(file, write=True), lock)
         except BaseException:
             os.close(lock)
             raise
 
     @classmethod
-    def open_beside(cls, path: str | os.PathLike[str]) -> Self:
+    def open_for_maintenance(cls, path: str | os.PathLike[str]) -> Self:
         """Open a history that another process appends to, in order to seal its rounds and thin them out.
 
         The one that appends goes first: after each of its transactions this one leaves the ledger alone for a while.
@@ -91,11 +91,11 @@ class History:
         """
         folder = Path(path)
         ledger.connect(folder / ledger.FILE, write=False).close()
-        lock = ledger.lock(folder, ledger.UPKEEP_LOCK, ledger.DYING_SECONDS)
+        lock = ledger.acquire_lock(folder, ledger.MAINTENANCE_LOCK, ledger.EXIT_GRACE_SECONDS)
         try:
             writer = ledger.connect(folder / ledger.FILE, write=True)
             writer.execute(f"PRAGMA wal_autocheckpoint={wal.BESIDE_PAGES}").fetchall()
-            return cls(folder, writer, lock, appends=False)
+            return cls(folder, writer, lock, can_append=False)
         except BaseException:
             os.close(lock)
             raise
@@ -110,32 +110,34 @@ class History:
             HistoryFull: if the disk takes no more.
             ValueError: if this History is closed, or was not opened to append.
         """
-        if not self._appends:
+        if not self._can_append:
             raise ValueError(f"{self.path}: this History cannot append: it was opened beside one that does")
-        with self.writing() as writer:
+        with self.borrow_writer() as writer:
             return commit(writer, records) if records else []
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def borrow_writer(self) -> Iterator[sqlite3.Connection]:
         """Lend the writer's connection, to one thread at a time; raises as ``append`` does."""
-        with self._writing:
+        with self._writer_lock:
             if self._writer is None:
                 raise ValueError(
                     f"{self.path}: this History cannot append: it is closed or was opened with write=False"
                 )
             began = time.monotonic()
-            with ledger.named_errors(self._file):
+            with ledger.translate_errors(self._file):
                 yield self._writer
-            self._wal_ceiling = wal.cut_back(self._writer, self._file, self._wal_ceiling)
-            if not self._appends:  # SQLite has no queue for its lock: one that lets go for a moment would get it again.
-                time.sleep(max(BREATH_SECONDS, time.monotonic() - began))
+            self._wal_limit = wal.cut_back(self._writer, self._file, self._wal_limit)
+            if (
+                not self._can_append
+            ):  # SQLite has no queue for its lock: one that lets go for a moment would get it again.
+                time.sleep(max(MIN_YIELD_SECONDS, time.monotonic() - began))
 
     def remember(self, round: int, task: Task) -> None:
         """Do nothing: a durable history has the task of every round already."""
 
     def __len__(self) -> int:
         """Return how many rounds are committed."""
-        return int(self.ask("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
+        return int(self.query("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
 
     def __getitem__(self, round: int, /) -> Task:
         """Return the task of a round.
@@ -146,7 +148,7 @@ class History:
         """
         payload = self.payload(round)
         try:
-            return decode_kept(payload)
+            return decode_payload(payload)
         except ValueError as error:
             raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
 
@@ -158,14 +160,14 @@ class History:
         found = []
         for round, payload in zip(rounds, self.payloads(rounds), strict=True):
             try:
-                found.append(view_kept(payload))
+                found.append(decode_view(payload))
             except ValueError as error:
                 raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
         return found
 
     def payloads(self, rounds: Sequence[int]) -> list[bytes]:
         """Return what ``payload`` returns of each of ``rounds``, in their order; raises as it does."""
-        return read_payloads(self.ask, lambda: self.archive, self.payload, [index(round) for round in rounds])
+        return read_payloads(self.query, lambda: self.archive, self.payload, [index(round) for round in rounds])
 
     def payload(self, round: int) -> bytes:
         """Return the bytes of a round as ``wire.encode`` wrote them, their checksum compared.
@@ -176,67 +178,67 @@ class History:
             HistoryDamaged: if they are gone or are not what was written; the message names the round.
             ArchiveAway: if they are in an archive that cannot be reached now.
         """
-        question = "SELECT crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round = ?"
+        sql = "SELECT crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round = ?"
         try:
-            found = self.ask(question, (index(round),))  # SQLite takes no numpy integer
+            found = self.query(sql, (index(round),))  # SQLite takes no numpy integer
             if not found:
                 raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
             crc, kept = found[0]
-            payload: bytes = self._archived(index(round)) if kept is None else kept
+            payload: bytes = self._read_sealed(index(round)) if kept is None else kept
         except HistoryDamaged as error:
             raise HistoryDamaged(f"{self._file}: round {round}: {error}") from error
         if google_crc32c.value(payload) != crc:
             raise HistoryDamaged(f"{self._file}: round {round} is not what was written (crc32c differs)")
         return payload
 
-    def _archived(self, round: int) -> bytes:
+    def _read_sealed(self, round: int) -> bytes:
         """Return a payload that the ledger does not have any more."""
-        name = sealed.find_segment(self.ask, round)
+        name = sealed.find_segment(self.query, round)
         try:
             if name is None:
                 raise HistoryDamaged("its payload is lost")
             return self.archive.payload(name, round)
         except HistoryDamaged:
-            if sealed.is_thinned(self.ask, round):
-                raise sealed.RoundThinned(f"round {round} is gone: retention has thinned it out") from None
-            now = sealed.find_segment(self.ask, round)
+            if sealed.is_discarded(self.query, round):
+                raise sealed.RoundDiscarded(f"round {round} is gone: retention has thinned it out") from None
+            now = sealed.find_segment(self.query, round)
             if now in (None, name):
                 raise
             return self.archive.payload(str(now), round)  # It has just been put into another one.
 
     def find(self, id: str) -> int | None:
         """Return the round of a task id, None if it is not known."""
-        found = self.ask("SELECT round FROM rounds WHERE id = ?", (id,))
+        found = self.query("SELECT round FROM rounds WHERE id = ?", (id,))
         return int(found[0][0]) if found else None
 
-    def entry(self, round: int) -> Entry:
+    def entry(self, round: int) -> RoundEntry:
         """Return what is known of a round without its payload.
 
         Raises:
             IndexError: if there is no such round (yet).
         """
-        columns = ", ".join(Entry._fields)
-        found = self.ask(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
+        columns = ", ".join(RoundEntry._fields)
+        found = self.query(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
         if not found:
             raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
-        return Entry(*found[0])
+        return RoundEntry(*found[0])
 
     def cursor(self, source: str) -> str | None:
         """Return the position behind the last committed task of a source, None if it has none."""
-        found = self.ask("SELECT cursor FROM cursors WHERE source = ?", (source,))
+        found = self.query("SELECT cursor FROM cursors WHERE source = ?", (source,))
         return str(found[0][0]) if found else None
 
     def size_bytes(self) -> int:
         """Return the bytes of the database, its write-ahead log and the archive."""
-        archived = int(self.ask("SELECT coalesce(sum(bytes), 0) FROM segments")[0][0])
+        archived = int(self.query("SELECT coalesce(sum(bytes), 0) FROM segments")[0][0])
         return self._file.stat().st_size + wal.size(self._file) + archived
 
     def close(self) -> None:
         """Close all connections and let another writer in; a second call does nothing."""
-        with self._writing:
+        with self._writer_lock:
             self._closed.set()
-            while self._idle:
-                self._idle.pop().close()
+            while self._idle_readers:
+                self._idle_readers.pop().close()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -252,15 +254,15 @@ class History:
         """Close."""
         self.close()
 
-    def ask(self, question: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
         """Return what the ledger answers to a question in SQL, as of the last commit."""
-        with ledger.named_errors(self._file), self._reader() as reader:
-            return reader.execute(question, values).fetchall()  # to the end: an open cursor would hold the log back
+        with ledger.translate_errors(self._file), self._reader() as reader:
+            return reader.execute(sql, values).fetchall()  # to the end: an open cursor would hold the log back
 
     @cached_property
     def archive(self) -> Archive:
         """Where sealed rounds lie: the place that the ledger names."""
-        return Archive(sealed.place_of(self.ask, self.path))
+        return Archive(sealed.open_archive_store(self.query, self.path))
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -268,7 +270,7 @@ class History:
         if self._closed.is_set():
             raise ValueError(f"{self.path}: this History is closed")
         try:
-            reader = self._idle.pop()
+            reader = self._idle_readers.pop()
         except IndexError:
             reader = ledger.connect(self._file, write=False)
         try:
@@ -276,7 +278,7 @@ class History:
         except BaseException:
             reader.close()
             raise
-        self._idle.append(reader)
+        self._idle_readers.append(reader)
         if self._closed.is_set():
             with contextlib.suppress(IndexError):
-                self._idle.pop().close()
+                self._idle_readers.pop().close()

@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from streams.login import KafkaLogin, read_properties
 
-REFUSALS = (
+AUTH_ERRORS = (
     KafkaError._AUTHENTICATION,
     KafkaError._SSL,
     KafkaError.SASL_AUTHENTICATION_FAILED,
@@ -37,6 +37,6 @@ def make_client(make: Callable[[dict[str, Any]], Client], settings: Mapping[str,
         raise ValueError(f"properties_file: {error.args[0].str()}") from error
 
 
-def find_refusal(errors: Sequence[KafkaError]) -> KafkaError | None:
+def find_auth_error(errors: Sequence[KafkaError]) -> KafkaError | None:
     """Return the last of the errors that says that a login is refused."""
-    return next((error for error in reversed(errors) if error.code() in REFUSALS), None)
+    return next((error for error in reversed(errors) if error.code() in AUTH_ERRORS), None)

@@ -5,37 +5,37 @@ import threading
 from collections.abc import Callable, Mapping
 from math import nan
 
-from streams.arrivals import Lags, TaskSource
+from streams.arrivals import ReportsLag, TaskSource
 
-EVERY_SECONDS = 5.0
+INTERVAL_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
 
-class LagWatch:
-    """Asks each source that ``Lags`` in a thread of its own, so that a broker that is slow holds up nothing else.
+class LagMonitor:
+    """Asks each source that ``ReportsLag`` in a thread of its own, so that a broker that is slow holds up nothing else.
 
     Args:
-        sources: by name; others than those that ``Lags`` are left alone.
+        sources: by name; others than those that ``ReportsLag`` are left alone.
         cursor: the committed position of a source by name, None at the start.
-        told: gets the name and how many entries wait; NaN when that is not known.
-        every: seconds between two questions.
+        on_lag: gets the name and how many entries wait; NaN when that is not known.
+        interval: seconds between two questions.
     """
 
     def __init__(
         self,
         sources: Mapping[str, TaskSource | None],
         cursor: Callable[[str], str | None],
-        told: Callable[[str, float], None],
-        every: float = EVERY_SECONDS,
+        on_lag: Callable[[str, float], None],
+        interval: float = INTERVAL_SECONDS,
     ) -> None:
         """Start the threads."""
-        self._cursor, self._told, self._every = cursor, told, every
+        self._cursor, self._on_lag, self._interval = cursor, on_lag, interval
         self._closing = threading.Event()
         self._threads = [
-            threading.Thread(target=self._follow, args=(name, source), name=f"lag-{name}", daemon=True)
+            threading.Thread(target=self._poll, args=(name, source), name=f"lag-{name}", daemon=True)
             for name, source in sources.items()
-            if isinstance(source, Lags)
+            if isinstance(source, ReportsLag)
         ]
         for thread in self._threads:
             thread.start()
@@ -46,7 +46,7 @@ class LagWatch:
         for thread in self._threads:
             thread.join(timeout=0.5)
 
-    def _follow(self, name: str, source: Lags) -> None:
+    def _poll(self, name: str, source: ReportsLag) -> None:
         while not self._closing.is_set():
             try:
                 waiting = source.lag(self._cursor(name))
@@ -54,5 +54,5 @@ class LagWatch:
                 _log.debug("the lag of the source %s is not known: %s", name, error)
                 waiting = None
             if not self._closing.is_set():
-                self._told(name, nan if waiting is None else float(waiting))
-            self._closing.wait(self._every)
+                self._on_lag(name, nan if waiting is None else float(waiting))
+            self._closing.wait(self._interval)

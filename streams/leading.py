@@ -8,25 +8,25 @@ from online_meta.types import Meta, Task
 from streams.arrivals import TaskSource
 
 
-class Leading(NamedTuple):
+class LeaderContext(NamedTuple):
     """What such a source asks of the run.
 
     Attributes:
         inner: adapts the leader.
-        squares: whether its loss is a mean square error; if not, it is taken for a negative log-likelihood.
-        newest: gives the newest leader, and how many rounds it has learned.
-        committed: says how many rounds there are.
-        last: gives the tasks of the newest so many rounds, or of as many as are kept.
+        squared_error: whether its loss is a mean square error; if not, it is taken for a negative log-likelihood.
+        latest_leader: gives the newest leader, and how many rounds it has learned.
+        count_rounds: says how many rounds there are.
+        latest_tasks: gives the tasks of the newest so many rounds, or of as many as are kept.
     """
 
     inner: Inner
-    squares: bool
-    newest: Callable[[], tuple[Meta, int]]
-    committed: Callable[[], int]
-    last: Callable[[int], Sequence[Task]]
+    squared_error: bool
+    latest_leader: Callable[[], tuple[Meta, int]]
+    count_rounds: Callable[[], int]
+    latest_tasks: Callable[[int], Sequence[Task]]
 
 
-class Follower(NamedTuple):
-    """A source that does not know yet whom to follow: ``follow(leading) -> source``, which may raise ``ValueError``."""
+class NeedsLeader(NamedTuple):
+    """A source that does not know yet whom to follow: ``create(leading) -> source``, which may raise ``ValueError``."""
 
-    follow: Callable[[Leading], TaskSource]
+    create: Callable[[LeaderContext], TaskSource]

@@ -18,16 +18,16 @@ from streams import wal
 from streams.durable import sync_path
 
 FILE = "ledger.sqlite"
-LOCK = "writer.lock"
-UPKEEP_LOCK = "upkeep.lock"
-DYING_SECONDS = 10.0
+WRITER_LOCK = "writer.lock"
+MAINTENANCE_LOCK = "upkeep.lock"
+EXIT_GRACE_SECONDS = 10.0
 """How long a process that is dying is waited for: it may be in the middle of a write to a slow disk."""
 APPLICATION_ID = 0x6F6D6574
 FORMAT = 2
 """Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
 PAGE_BYTES = 16 * 1024
 
-SEALED = """
+ARCHIVE_TABLES = """
 CREATE {kind} segments (                -- published in the archive; each round is in one at most
     first INTEGER PRIMARY KEY,
     last  INTEGER NOT NULL,
@@ -79,7 +79,7 @@ class HistoryFull(HistoryError):
     """The disk takes no more; nothing of the append was kept. Appends work again once there is space."""
 
 
-class ArchiveAway(HistoryError):
+class ArchiveUnreachable(HistoryError):
     """The object store of the archive cannot be reached, or refuses; asking again later may help."""
 
 
@@ -99,7 +99,7 @@ _NO_SPACE = (
 
 
 @contextlib.contextmanager
-def named_errors(file: Path) -> Iterator[None]:
+def translate_errors(file: Path) -> Iterator[None]:
     """Turn what SQLite and the system say about a full disk or a broken file into the errors above."""
     try:
         yield
@@ -138,9 +138,9 @@ def connect(file: Path, *, write: bool) -> sqlite3.Connection:
     try:
         version = _check_format(connection, file)
         if write:
-            _make_writer(connection, file)
+            _configure_writer(connection, file)
         if version == 1:
-            _carry_over(connection, write=write)
+            _migrate(connection, write=write)
     except BaseException:
         connection.close()
         raise
@@ -160,7 +160,7 @@ def _check_format(connection: sqlite3.Connection, file: Path) -> int:
             raise HistoryError(
                 f"{file.parent} must be writable, even to read it ({error}); copy it elsewhere"
             ) from error
-        with named_errors(file):
+        with translate_errors(file):
             raise
     if application != APPLICATION_ID:
         raise HistoryFormatError(f"{file} is another program's database; it is left untouched")
@@ -171,18 +171,18 @@ def _check_format(connection: sqlite3.Connection, file: Path) -> int:
     return int(version)
 
 
-def _carry_over(connection: sqlite3.Connection, *, write: bool) -> None:
+def _migrate(connection: sqlite3.Connection, *, write: bool) -> None:
     """Add to a ledger of format 1 what it lacks: for a reader beside the file, for a writer in it."""
     if not write:
-        connection.executescript(SEALED.format(kind="TEMP TABLE"))
+        connection.executescript(ARCHIVE_TABLES.format(kind="TEMP TABLE"))
         return
-    tables = SEALED.format(kind="TABLE")
+    tables = ARCHIVE_TABLES.format(kind="TABLE")
     sizes = "(SELECT length(payload) FROM payloads WHERE payloads.round = rounds.round)"
     columns = f"ALTER TABLE rounds ADD COLUMN bytes INTEGER; UPDATE rounds SET bytes = {sizes};"
     connection.executescript(f"BEGIN IMMEDIATE; {tables} {columns} PRAGMA user_version={FORMAT}; COMMIT;")
 
 
-def _make_writer(connection: sqlite3.Connection, file: Path) -> None:
+def _configure_writer(connection: sqlite3.Connection, file: Path) -> None:
     mode = connection.execute("PRAGMA journal_mode=wal").fetchall()[0][0]
     if mode != "wal":
         raise HistoryError(
@@ -200,31 +200,31 @@ def create(file: Path) -> None:
         HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
         HistoryFull: if the disk takes no more.
     """
-    refuse_lost_log(file)
+    refuse_orphan_wal(file)
     fresh = file.with_name(f".new-{file.name}")
     for suffix in ("", "-journal", "-wal", "-shm"):
         fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
-    with named_errors(file):
-        _write_empty(fresh)
+    with translate_errors(file):
+        _create_empty(fresh)
         sync_path(fresh)
         fresh.rename(file)
         sync_path(file.parent)
 
 
-def refuse_lost_log(file: Path) -> None:
+def refuse_orphan_wal(file: Path) -> None:
     """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may hold rounds."""
     if not file.exists() and wal.size(file):
         raise HistoryDamaged(f"{file}-wal has lost its {file.name}: put that back, or move the log away")
 
 
-def _write_empty(file: Path) -> None:
+def _create_empty(file: Path) -> None:
     connection = sqlite3.connect(file, isolation_level=None)
     try:
         connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that sealed payloads can give their space back
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={FORMAT}")
-        connection.executescript(SCHEMA + SEALED.format(kind="TABLE"))
+        connection.executescript(SCHEMA + ARCHIVE_TABLES.format(kind="TABLE"))
         connection.execute("INSERT INTO about VALUES ('created', ?)", (str(time.time()),))
         connection.execute("PRAGMA journal_mode=wal").fetchall()
     finally:
@@ -234,26 +234,26 @@ def _write_empty(file: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make the folder and its parents, durably."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    with named_errors(folder):
+    with translate_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in new:
             sync_path(path.parent)
 
 
-def lock(folder: Path, name: str = LOCK, patience: float = 0.0) -> int:
+def acquire_lock(folder: Path, name: str = WRITER_LOCK, timeout: float = 0.0) -> int:
     """Take a lock for as long as the returned descriptor is open; the kernel frees that of a dead process.
 
     Args:
         folder: of the history.
-        name: ``LOCK`` for the one that appends, ``UPKEEP_LOCK`` for the one that seals and thins out beside it.
-        patience: how many seconds to wait for it.
+        name: ``WRITER_LOCK`` for the process that appends, ``MAINTENANCE_LOCK`` for the one that seals and thins out.
+        timeout: how many seconds to wait for it.
 
     Raises:
         HistoryBusy: if somebody has it.
     """
-    with named_errors(folder):
+    with translate_errors(folder):
         descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,16 +261,16 @@ def lock(folder: Path, name: str = LOCK, patience: float = 0.0) -> int:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
-                what = "a writer" if name == LOCK else "a process that seals it"
+                what = "a writer" if name == WRITER_LOCK else "a process that seals it"
                 raise HistoryBusy(f"{folder} has {what} already; stop it first (reading needs no lock)") from None
             time.sleep(0.02)
 
 
-def await_upkeep(folder: Path) -> None:
+def wait_for_maintenance(folder: Path) -> None:
     """Wait until a process that sealed for a writer that is dead by now is dead, too.
 
     Raises:
         HistoryBusy: if it lives on.
     """
-    if (folder / UPKEEP_LOCK).exists():
-        os.close(lock(folder, UPKEEP_LOCK, DYING_SECONDS))
+    if (folder / MAINTENANCE_LOCK).exists():
+        os.close(acquire_lock(folder, MAINTENANCE_LOCK, EXIT_GRACE_SECONDS))

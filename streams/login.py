@@ -57,10 +57,10 @@ class LoginRefused(ValueError):
     """The broker does not let us in, or its certificate is not believed: it will not get better by waiting."""
 
 
-Kind = TypeVar("Kind", Login, NatsLogin, KafkaLogin)
+LoginType = TypeVar("LoginType", Login, NatsLogin, KafkaLogin)
 
 
-def take_login(kind: type[Kind], query: dict[str, str]) -> tuple[Kind, dict[str, str]]:
+def split_login(kind: type[LoginType], query: dict[str, str]) -> tuple[LoginType, dict[str, str]]:
     """Return the login that the query of an address describes, and what else stands there."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: query[name] for name in query if name in names}), {
@@ -68,7 +68,7 @@ def take_login(kind: type[Kind], query: dict[str, str]) -> tuple[Kind, dict[str,
     }
 
 
-def make_context(login: Login) -> ssl.SSLContext | None:
+def make_tls_context(login: Login) -> ssl.SSLContext | None:
     """Return how TLS is spoken, None where nothing is said of it.
 
     Raises:
@@ -95,43 +95,43 @@ def make_context(login: Login) -> ssl.SSLContext | None:
     return context
 
 
-def refuse_secrets(setting: str, url: str, right: str, *, users: bool = True) -> None:
+def refuse_secrets(setting: str, url: str, advice: str, *, users: bool = True) -> None:
     """Raise ``ValueError`` if a secret stands in an address of a configuration, which is written into reports.
 
     Args:
         setting: what the address is called.
         url: the address, or one of several.
-        right: where the secret should stand.
+        advice: where the secret should stand.
         users: whether a user may be named without a password.
     """
     parts = urlsplit(url)
     secret = parts.password or (not users and parts.username) or "password" in parse_qs(parts.query)
     if secret:
         raise ValueError(
-            f"{setting} holds a secret, and what stands in a configuration is written into the run's report: {right}"
+            f"{setting} holds a secret, and what stands in a configuration is written into the run's report: {advice}"
         )
 
 
 @contextmanager
-def naming_refusal(where: str, *refusals: type[Exception]) -> Iterator[None]:
+def translate_login_errors(address: str, *auth_errors: type[Exception]) -> Iterator[None]:
     """Say what is wrong when a broker is not let believe us, or is not believed; raises ``LoginRefused``.
 
     Args:
-        where: the broker's address, without secrets.
-        refusals: what the client library raises when a broker does not let one in.
+        address: the broker's address, without secrets.
+        auth_errors: what the client library raises when a broker does not let one in.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, refusals):
-            raise LoginRefused(f"{where} refuses the login: {error}") from error
+        if isinstance(error, auth_errors):
+            raise LoginRefused(f"{address} refuses the login: {error}") from error
         found: BaseException | None = error
         while found is not None and not isinstance(found, ssl.SSLCertVerificationError):
             found = found.__cause__ or found.__context__
         if found is None:
             raise
         raise LoginRefused(
-            f"{where} shows a certificate that is not believed: {found.verify_message}; "
+            f"{address} shows a certificate that is not believed: {found.verify_message}; "
             "ca_file names the certificates of those who may vouch for it"
         ) from error
 

@@ -7,13 +7,13 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
-from streams.login import LoginRefused, NatsLogin, hide_secrets, make_context, naming_refusal, read_secret
+from streams.login import LoginRefused, NatsLogin, hide_secrets, make_tls_context, read_secret, translate_login_errors
 
 CLOSE_SECONDS = 1.0
 """How long a connection whose TLS handshake failed may take to close: the client library would wait for ever."""
 
 
-class _PrivateClient(Client):
+class _TlsOnlyClient(Client):
     """A client that says who it is over TLS only; the library itself goes on without it where a server offers none."""
 
     def _connect_command(self) -> bytes:
@@ -28,7 +28,7 @@ class Connection:
     def __init__(self) -> None:
         """Connect by ``open``."""
         self.client: Client = Client()
-        self._ended = asyncio.Event()
+        self._closed = asyncio.Event()
 
     async def open(self, servers: str, seconds: float, login: NatsLogin) -> None:
         """Connect to an address, or to one of several between commas.
@@ -46,16 +46,16 @@ class Connection:
         """
         options = read_login(login)
         if "tls" in options or "tls://" in servers:
-            self.client = _PrivateClient()
+            self.client = _TlsOnlyClient()
 
-        async def stay_quiet(error: Exception) -> None:
+        async def ignore_error(error: Exception) -> None:
             """Say nothing here: what fails is raised where it was asked for."""
 
-        async def note_end() -> None:
-            self._ended.set()
+        async def mark_closed() -> None:
+            self._closed.set()
 
         try:
-            with naming_refusal(hide_secrets(servers), nats.errors.AuthorizationError):
+            with translate_login_errors(hide_secrets(servers), nats.errors.AuthorizationError):
                 await self._connect(
                     servers=servers.split(","),
                     allow_reconnect=False,
@@ -64,8 +64,8 @@ class Connection:
                     connect_timeout=max(1, round(seconds)),
                     ping_interval=max(1, round(seconds / 2)),
                     max_outstanding_pings=1,  # so that a connection which only seems to be there is noticed
-                    error_cb=stay_quiet,
-                    closed_cb=note_end,
+                    error_cb=ignore_error,
+                    closed_cb=mark_closed,
                     **options,
                 )
         except BaseException:
@@ -85,7 +85,7 @@ class Connection:
     async def close(self) -> None:
         """Close it and wait for its end: one that was lost may still be closing itself."""
         await self.client.close()
-        await self._ended.wait()
+        await self._closed.wait()
 
 
 def read_login(login: NatsLogin) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def read_login(login: NatsLogin) -> dict[str, Any]:
     """
     if (login.user is None) != (login.password_file is None):
         raise ValueError("user and password_file belong together: one of them is missing")
-    context = make_context(login)
+    context = make_tls_context(login)
     options: dict[str, Any] = {} if context is None else {"tls": context}
     if login.user is not None and login.password_file is not None:
         options |= {"user": login.user, "password": read_secret(login.password_file)}

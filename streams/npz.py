@@ -37,12 +37,12 @@ _UNREADABLE = (
 """What zipfile and NumPy raise for a file that is none."""
 
 
-def read_npz(data: bytes, most: int) -> dict[str, Array]:
+def read_npz(data: bytes, max_bytes: int) -> dict[str, Array]:
     """Return the arrays of an .npz file by name.
 
     Args:
         data: the file's bytes, as ``numpy.savez`` or ``numpy.savez_compressed`` writes them.
-        most: how many bytes the arrays may have together.
+        max_bytes: how many bytes the arrays may have together.
 
     Raises:
         Rejected: "unreadable" or "too_large".
@@ -52,11 +52,11 @@ def read_npz(data: bytes, most: int) -> dict[str, Array]:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = archive.infolist()
             size = sum(entry.file_size for entry in entries)
-            if size > most:
-                raise Rejected("too_large", f"its arrays have {size} bytes; at most {most} are taken")
+            if size > max_bytes:
+                raise Rejected("too_large", f"its arrays have {size} bytes; at most {max_bytes} are taken")
             if len({entry.filename for entry in entries}) != len(entries):
                 raise _unreadable("a name is given twice")
-            return {_name(entry): _read_array(entry.filename, _unpack(archive, entry)) for entry in entries}
+            return {_array_name(entry): _read_array(entry.filename, _unpack(archive, entry)) for entry in entries}
     except _UNREADABLE as error:
         raise _unreadable(str(error)[:200]) from error
 
@@ -77,7 +77,7 @@ def _check_end(data: bytes) -> None:
         raise _unreadable(f"its directory has {size} bytes; at most {DIRECTORY_BYTES} are read")
 
 
-def _name(entry: zipfile.ZipInfo) -> str:
+def _array_name(entry: zipfile.ZipInfo) -> str:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _unreadable(f"{entry.filename[:80]!r} is compressed in a way that NumPy does not use")
     if not entry.filename.endswith(".npy"):

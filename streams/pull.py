@@ -9,29 +9,29 @@ from tenacity import RetryCallState, Retrying, sleep_using_event, stop_when_even
 from tenacity.retry import retry_if_exception_type
 
 from streams.arrivals import Arrival, Conflict, IngestClosed, Receipt, Rejected, TaskSource
-from streams.settlement import AT_ONCE, Settlement
+from streams.settlement import ACK_BATCH, AckTracker
 
 IDLE_SECONDS = 0.05
 """How long a source that has nothing now is left alone."""
-SETTLE_SECONDS = 5.0
+ACK_DRAIN_SECONDS = 5.0
 """How long the end waits for the last arrivals to be durable, so that the source can be told of them."""
 
 _log = logging.getLogger(__name__)
 
 
-def follow(
+def read_until_closed(
     name: str,
     source: TaskSource,
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
     cursor: Callable[[str], str | None],
     closing: threading.Event,
-    bury: Callable[[], None] = lambda: None,
+    sync_dead_letters: Callable[[], None] = lambda: None,
 ) -> None:
     """Submit all that a source yields until ``closing``; reconnect when it fails, with growing, random waits.
 
     It goes on from the committed cursor each time, so that what was read but not committed is read again and what
-    was committed is recognised by its id. A rejected arrival is logged and skipped. A source that ``Settles`` is told
-    of each arrival that is durable or rejected.
+    was committed is recognised by its id. A rejected arrival is logged and skipped. A source that
+    ``Acknowledges`` gets an ack for each arrival that is durable or rejected.
 
     Args:
         name: of the source.
@@ -39,22 +39,22 @@ def follow(
         submit: validates an arrival, waits for room and queues it.
         cursor: the committed position of a source by name, None at the start.
         closing: set when it is time to end.
-        bury: called before the source is told of rejected arrivals: those that it forgets then must be kept elsewhere.
+        sync_dead_letters: called before rejected arrivals are acked, because the source then forgets them.
     """
     while not closing.is_set():
         reconnect = Retrying(
-            retry=retry_if_exception_type(_NothingCame),
+            retry=retry_if_exception_type(_NoArrivalYet),
             stop=stop_when_event_set(closing),
             wait=wait_random_exponential(multiplier=0.5, max=30.0),
             sleep=sleep_using_event(closing),
             before_sleep=lambda state: _log_failure(name, state),
             retry_error_callback=lambda state: None,
         )
-        reconnect(_read, name, source, submit, cursor, closing, bury)
+        reconnect(_read, name, source, submit, cursor, closing, sync_dead_letters)
         closing.wait(0.5)
 
 
-class _NothingCame(Exception):
+class _NoArrivalYet(Exception):
     """The source failed before it gave anything, so the next wait is longer."""
 
 
@@ -64,33 +64,33 @@ def _read(
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
     cursor: Callable[[str], str | None],
     closing: threading.Event,
-    bury: Callable[[], None] = lambda: None,
+    sync_dead_letters: Callable[[], None] = lambda: None,
 ) -> None:
     """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
     last: Future[Receipt | Conflict] | None = None
-    came = False
+    received_any = False
     arrivals: Iterator[Arrival | None] | None = None
-    settlement = Settlement(source, bury)
+    acks = AckTracker(source, sync_dead_letters)
     try:
         arrivals = source.read(cursor(name))
         for arrival in arrivals:
             if arrival is not None:
-                came = True
-                last = _submit(name, arrival, submit, settlement) or last
-            settlement.tell(1 if arrival is None else AT_ONCE)
+                received_any = True
+                last = _submit(name, arrival, submit, acks) or last
+            acks.flush(1 if arrival is None else ACK_BATCH)
             if closing.is_set() or (arrival is None and closing.wait(IDLE_SECONDS)):
                 return
         raise ConnectionError("it ended")
     except IngestClosed:
         return
     except Exception as error:
-        if not came:
-            raise _NothingCame(f"{type(error).__name__}: {error}") from error
+        if not received_any:
+            raise _NoArrivalYet(f"{type(error).__name__}: {error}") from error
         _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
         _wait_for_answer(last, closing)
     finally:
         if closing.is_set():
-            settlement.finish(name, SETTLE_SECONDS)
+            acks.drain(name, ACK_DRAIN_SECONDS)
         close = getattr(arrivals, "close", None)
         if close is not None:
             close()
@@ -100,16 +100,16 @@ def _submit(
     name: str,
     arrival: Arrival,
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
-    settlement: Settlement,
+    acks: AckTracker,
 ) -> "Future[Receipt | Conflict] | None":
     """Submit an arrival; return what will have the answer, None if it was rejected."""
     try:
         future = submit(arrival)
-    except Rejected as refusal:
-        _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, refusal)
-        settlement.reject(arrival, refusal)
+    except Rejected as rejection:
+        _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, rejection)
+        acks.reject(arrival, rejection)
         return None
-    settlement.expect(arrival, future)
+    acks.track(arrival, future)
     future.add_done_callback(lambda done: _log_answer(name, arrival.id, done))
     return future
 

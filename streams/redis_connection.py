@@ -7,9 +7,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from streams.login import Login, make_context, read_secret
+from streams.login import Login, make_tls_context, read_secret
 
-REFUSALS = (redis.AuthenticationError, redis.exceptions.NoPermissionError)
+AUTH_ERRORS = (redis.AuthenticationError, redis.exceptions.NoPermissionError)
 """What Redis answers to who may not do what was asked."""
 
 
@@ -25,15 +25,15 @@ def connect(url: str, login: Login, seconds: float) -> redis.Redis:
         ValueError: if the address is none, or a file does not hold what it is for.
         OSError: if a file cannot be read.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if login.password_file is not None:
-        given["password"] = read_secret(login.password_file)
-    if make_context(login) is not None:
+        options["password"] = read_secret(login.password_file)
+    if make_tls_context(login) is not None:
         if urlsplit(url).scheme != "rediss":
             raise ValueError("ca_file and certificate_file are for TLS: begin the url with rediss://")
         files = {"ca_certs": login.ca_file, "certfile": login.certificate_file}
         files["keyfile"] = login.key_file or login.certificate_file
-        given |= {f"ssl_{name}": file for name, file in files.items() if file is not None}
+        options |= {f"ssl_{name}": file for name, file in files.items() if file is not None}
     return redis.Redis.from_url(
         url,
         protocol=2,
@@ -41,11 +41,11 @@ def connect(url: str, login: Login, seconds: float) -> redis.Redis:
         socket_timeout=seconds,
         socket_connect_timeout=seconds,
         socket_keepalive=True,
-        **given,
+        **options,
     )
 
 
-def place_of(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return an address as it may be told to anybody."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or 6379}"

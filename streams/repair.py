@@ -11,12 +11,12 @@ import google_crc32c
 
 from streams import ledger, sealed
 from streams.archive.archive import Archive
-from streams.archive.segment import Kept
+from streams.archive.segment import StoredRound
 from streams.durable import sync_path
 from streams.history import History
 from streams.ledger import HistoryDamaged
 from streams.sealed import Location
-from streams.sealing import tidy
+from streams.sealing import remove_orphans
 from streams.transaction import insert_entry, transaction
 from streams.verify import Verification
 
@@ -44,26 +44,26 @@ def repair(path: str | PathLike[str], found: Verification) -> Repairs:
         HistoryFull, OSError: if the disk takes no more; what was mended so far stays mended.
     """
     with History.open(path, write=True) as history:
-        broken = _broken_segments(history)
+        broken = _find_broken_segments(history)
         segments, lost = _rewrite_segments(history, broken)
         damaged = [round for round in found.damaged if _is_sealed(history, round)]
-        sealed.drop_payloads(history.writing, [*damaged, *found.stray])
-        for marker in tidy(history):
-            with history.writing() as writer, transaction(writer):
+        sealed.drop_payloads(history.borrow_writer, [*damaged, *found.stray])
+        for marker in remove_orphans(history):
+            with history.borrow_writer() as writer, transaction(writer):
                 sealed.record_segments(writer, [marker])
     return Repairs(tuple(damaged), tuple(segments), found.stray, tuple(lost))
 
 
-def _broken_segments(history: History) -> list[str]:
+def _find_broken_segments(history: History) -> list[str]:
     broken = []
-    for name in sealed.segment_names(history.ask):
+    for name in sealed.list_segments(history.query):
         try:
-            wrong = bool(history.archive.check_files(history.archive.marker(name)))
-            kept = history.archive.read_all(name)
-            wrong = wrong or any(google_crc32c.value(payload) != entry.crc for entry, payload in kept)
+            is_broken = bool(history.archive.check_files(history.archive.marker(name)))
+            stored = history.archive.read_all(name)
+            is_broken = is_broken or any(google_crc32c.value(payload) != entry.crc for entry, payload in stored)
         except HistoryDamaged:
-            wrong = True
-        if wrong:
+            is_broken = True
+        if is_broken:
             broken.append(name)
     return broken
 
@@ -72,30 +72,30 @@ def _rewrite_segments(history: History, broken: Sequence[str]) -> tuple[list[str
     """Return the segments that took the place of broken ones, and those that could not be replaced."""
     rewritten, lost = [], []
     for name in broken:
-        first, last, count = history.ask("SELECT first, last, count FROM segments WHERE name = ?", (name,))[0]
-        rounds = [kept for round in range(first, last + 1) if (kept := _in_ledger(history, round))]
+        first, last, count = history.query("SELECT first, last, count FROM segments WHERE name = ?", (name,))[0]
+        rounds = [stored for round in range(first, last + 1) if (stored := _read_intact(history, round))]
         if len(rounds) < count:
             lost.append(name)
             continue
         marker = history.archive.publish(rounds)
-        with history.writing() as writer, transaction(writer):
+        with history.borrow_writer() as writer, transaction(writer):
             sealed.record_segments(writer, [marker], instead_of=[name])
         history.archive.discard(name)
         rewritten.append(marker.name)
     return rewritten, lost
 
 
-def _in_ledger(history: History, round: int) -> Kept | None:
-    found = history.ask("SELECT payload FROM payloads WHERE round = ?", (round,))
+def _read_intact(history: History, round: int) -> StoredRound | None:
+    found = history.query("SELECT payload FROM payloads WHERE round = ?", (round,))
     entry = history.entry(round)
-    whole = bool(found) and google_crc32c.value(found[0][0]) == entry.crc
-    return Kept(entry, found[0][0]) if whole else None
+    intact = bool(found) and google_crc32c.value(found[0][0]) == entry.crc
+    return StoredRound(entry, found[0][0]) if intact else None
 
 
 def _is_sealed(history: History, round: int) -> bool:
     """Return whether the archive has a whole copy of a round."""
     try:
-        name = sealed.find_segment(history.ask, round)
+        name = sealed.find_segment(history.query, round)
         payload = None if name is None else history.archive.payload(name, round)
     except HistoryDamaged:
         return False
@@ -113,23 +113,23 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
         HistoryDamaged: if a segment cannot be read; nothing is made then.
     """
     folder = Path(path)
-    ledger.refuse_lost_log(folder / ledger.FILE)
+    ledger.refuse_orphan_wal(folder / ledger.FILE)
     if (folder / ledger.FILE).exists():
         raise ledger.HistoryError(f"{folder / ledger.FILE} is there: move it away to make it anew from the archive")
     fresh = folder / ".rebuilt"
     for leftover in fresh.glob("*"):
         leftover.unlink()
-    with History.open(fresh, write=True) as history, history.writing() as writer:
-        sealed.settle_location(writer, location)
-        archive = Archive(sealed.place_of(history.ask, folder))
+    with History.open(fresh, write=True) as history, history.borrow_writer() as writer:
+        sealed.record_location(writer, location)
+        archive = Archive(sealed.open_archive_store(history.query, folder))
         rounds = 0
         for name in archive.names():
             marker = archive.marker(name)
-            kept = archive.read_all(name)
+            stored = archive.read_all(name)
             with transaction(writer):
-                _insert(writer, kept)
+                _insert(writer, stored)
                 sealed.record_segments(writer, [marker])
-            rounds += len(kept)
+            rounds += len(stored)
     if (fresh / f"{ledger.FILE}-wal").exists():  # SQLite says nothing when closing cannot carry the log over.
         raise ledger.HistoryError(f"{fresh}: the new ledger could not be written out; see to the disk and do it again")
     for suffix in ("-wal", "-shm"):  # Empty: what was in them was carried into the ledger that is gone.
@@ -142,7 +142,7 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
     return rounds
 
 
-def _insert(writer: sqlite3.Connection, rounds: Sequence[Kept]) -> None:
+def _insert(writer: sqlite3.Connection, rounds: Sequence[StoredRound]) -> None:
     for entry, payload in rounds:
         insert_entry(writer, entry, len(payload))
     cursors = {entry.source: entry.cursor for entry, _ in rounds if entry.cursor is not None}

@@ -16,14 +16,14 @@ from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
 from streams.history import History
-from streams.sealed import DECIDED, Ask
+from streams.sealed import LAST_DECISION, Query
 from streams.transaction import transaction
 
 DAY_SECONDS = 86_400.0
 
-MOST_GAMES = 48
+TOURNAMENT_ROUNDS = 48
 """Of a tournament: more than any run has rounds, as a power of two."""
-COINS = 1 << 62
+COIN_SALT = 1 << 62
 """Sets what the coins are a hash of apart from round numbers."""
 
 
@@ -40,7 +40,7 @@ class RetentionSettings:
         thin: "reservoir" keeps each round with the same probability; "stratified" the same share of each stratum.
         strata: what "stratified" goes by. "source": as many rounds of each source, as far as it has them, and each of a
             source's rounds with the same probability. "time": of every stretch of the run the same share, see
-            ``spread_priorities``.
+            ``stratified_priorities``.
     """
 
     rounds: Annotated[int, Ge(1)] | None = None
@@ -64,7 +64,7 @@ class Candidates(NamedTuple):
     bytes: NDArray[np.int64]
 
 
-class KeptRounds(Sequence[int]):
+class RetainedRounds(Sequence[int]):
     """The rounds below ``count`` that are kept: the ``sample`` of those below ``decided``, and all from there on."""
 
     def __init__(self, sample: NDArray[np.int64], decided: int, count: int) -> None:
@@ -93,36 +93,36 @@ class KeptRounds(Sequence[int]):
         return int(self._sample[at]) if at < len(self._sample) else self._rest[at - len(self._sample)]
 
 
-def last_decision(ask: Ask, count: int) -> int:
+def last_decision(query: Query, count: int) -> int:
     """Return the decision that holds after ``count`` rounds, as the number of rounds there were; 0: none."""
-    return int(ask("SELECT coalesce(max(decided), 0) FROM decisions WHERE decided < ?", (count,))[0][0])
+    return int(query("SELECT coalesce(max(decided), 0) FROM decisions WHERE decided < ?", (count,))[0][0])
 
 
-def sample_of(ask: Ask, decided: int) -> NDArray[np.int64]:
+def retained_rounds(query: Query, decided: int) -> NDArray[np.int64]:
     """Return the rounds before the decision that it has kept, in ascending order.
 
     As long as a checkpoint is older than a later decision, what that one took is still known.
     """
-    question = """SELECT round FROM held WHERE round < ?
+    sql = """SELECT round FROM held WHERE round < ?
         UNION SELECT round FROM thinned WHERE round < ? AND decided > ? ORDER BY round"""
-    return np.array([round for (round,) in ask(question, (decided,) * 3)], np.int64)
+    return np.array([round for (round,) in query(sql, (decided,) * 3)], np.int64)
 
 
-def count_gone(ask: Ask) -> int:
+def count_discarded(query: Query) -> int:
     """Return how many rounds have been removed."""
-    question = f"""SELECT min(count(*), {DECIDED}) - (SELECT count(*) FROM held) - (SELECT count(*) FROM thinned)
-        FROM rounds WHERE round < {DECIDED}"""
-    return int(ask(question, ())[0][0])
+    sql = f"""SELECT min(count(*), {LAST_DECISION}) - (SELECT count(*) FROM held) - (SELECT count(*) FROM thinned)
+        FROM rounds WHERE round < {LAST_DECISION}"""
+    return int(query(sql, ())[0][0])
 
 
-def choose(candidates: Candidates, settings: RetentionSettings, now: float = math.inf) -> NDArray[np.bool_]:
+def select_retained(candidates: Candidates, settings: RetentionSettings, now: float = math.inf) -> NDArray[np.bool_]:
     """Return which candidates are kept: a pure function, and one that never wants back what it gave up before.
 
     Each round has a priority, a function of its number alone; of those that are young enough, those of the lowest
     priorities stay, as many as the limits allow.
     """
     strata = settings.strata if settings.thin == "stratified" else ()
-    rank = spread_priorities if "time" in strata else priorities
+    rank = stratified_priorities if "time" in strata else hash_priorities
     keep = np.ones(len(candidates.rounds), bool)
     if settings.age_days is not None:
         newest = min(candidates.arrived.max(initial=0.0), now)  # A clock that was ahead once makes nothing old.
@@ -130,7 +130,7 @@ def choose(candidates: Candidates, settings: RetentionSettings, now: float = mat
     order = np.argsort(rank(candidates.rounds), kind="stable")
     order = order[keep[order]]
     if "source" in strata:
-        order = _take_turns(order, candidates.sources)
+        order = _interleave_sources(order, candidates.sources)
     if settings.rounds is not None:
         order = order[: settings.rounds]
     if settings.bytes is not None:
@@ -140,7 +140,7 @@ def choose(candidates: Candidates, settings: RetentionSettings, now: float = mat
     return chosen
 
 
-def _take_turns(order: NDArray[np.int64], sources: NDArray[np.str_]) -> NDArray[np.int64]:
+def _interleave_sources(order: NDArray[np.int64], sources: NDArray[np.str_]) -> NDArray[np.int64]:
     """Return ``order`` so that the sources take turns: the first of each, then the second of each, and so on."""
     turn = np.zeros(len(order), np.int64)
     for source in np.unique(sources[order]):
@@ -149,7 +149,7 @@ def _take_turns(order: NDArray[np.int64], sources: NDArray[np.str_]) -> NDArray[
     return order[np.argsort(turn, kind="stable")]
 
 
-def priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+def hash_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return a hash of each round, uniform over 64 bits (the finalizer of SplitMix64, Steele et al., 2014)."""
     with np.errstate(over="ignore"):
         mixed = (rounds.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -158,7 +158,7 @@ def priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def spread_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+def stratified_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return a priority of each round, uniform over 64 bits, so that the lowest are spread evenly over the run.
 
     Of every 2^k rounds that begin at a multiple of 2^k, exactly one has a priority below 2^(64 - k), and each of them
@@ -166,15 +166,15 @@ def spread_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
     on, each game decided by a coin of its own. No stratum has bounds that would have to move as the run grows.
     """
     won, playing, game = np.zeros(len(rounds), np.uint64), np.ones(len(rounds), bool), rounds.astype(np.int64)
-    for height in range(MOST_GAMES):
+    for height in range(TOURNAMENT_ROUNDS):
         side, game = game & 1, game >> 1
-        coin = priorities(game * MOST_GAMES + height + COINS) & np.uint64(1)
+        coin = hash_priorities(game * TOURNAMENT_ROUNDS + height + COIN_SALT) & np.uint64(1)
         playing = playing & (side.astype(np.uint64) == coin)
         if not playing.any():
             break
         won += playing
     top = np.uint64(1) << np.uint64(63)
-    return (top | (priorities(rounds) >> np.uint64(1))) >> won
+    return (top | (hash_priorities(rounds) >> np.uint64(1))) >> won
 
 
 def thin(history: History, settings: RetentionSettings) -> int:
@@ -183,12 +183,12 @@ def thin(history: History, settings: RetentionSettings) -> int:
     Raises:
         HistoryFull: if the disk takes no more; nothing is decided then.
     """
-    candidates = _candidates(history.ask)
-    taken = candidates.rounds[~choose(candidates, settings, time.time())].tolist()
+    candidates = _candidates(history.query)
+    taken = candidates.rounds[~select_retained(candidates, settings, time.time())].tolist()
     if len(taken) <= len(candidates.rounds) // 11:
         return 0
-    with history.writing() as writer, transaction(writer):
-        before = last_decision(history.ask, len(history) + 1)
+    with history.borrow_writer() as writer, transaction(writer):
+        before = last_decision(history.query, len(history) + 1)
         decided = int(writer.execute("SELECT max(round) + 1 FROM rounds").fetchall()[0][0])
         writer.execute("INSERT OR IGNORE INTO decisions VALUES (?)", (decided,))
         writer.execute("INSERT INTO held SELECT round FROM rounds WHERE round >= ?", (before,))
@@ -197,10 +197,10 @@ def thin(history: History, settings: RetentionSettings) -> int:
     return len(taken)
 
 
-def _candidates(ask: Ask) -> Candidates:
-    question = f"""SELECT round, source, arrived, coalesce(bytes, 0) FROM rounds
-        WHERE round IN held OR round >= {DECIDED} ORDER BY round"""
-    rows = ask(question, ())
+def _candidates(query: Query) -> Candidates:
+    sql = f"""SELECT round, source, arrived, coalesce(bytes, 0) FROM rounds
+        WHERE round IN held OR round >= {LAST_DECISION} ORDER BY round"""
+    rows = query(sql, ())
     rounds, sources, arrived, sizes = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Candidates(
         np.array(rounds, np.int64), np.array(sources, str), np.array(arrived, np.float64), np.array(sizes, np.int64)

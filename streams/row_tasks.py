@@ -10,9 +10,9 @@ from safetensors.numpy import save
 from streams.arrivals import Rejected
 from streams.header import Array
 from streams.rows import Row
-from streams.spec import TaskSpec, is_open
+from streams.spec import TaskSpec, is_dynamic
 
-_DEEPEST = 16
+_MAX_DEPTH = 16
 
 EncodeRow = Callable[[Row], tuple[Array, Array]]
 """Gives the sample of a row and its label or target, or raises ``Rejected``: ``encode_row`` of some columns, say."""
@@ -51,10 +51,10 @@ def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...],
     if row.values is None:
         raise Rejected("unreadable", f"the row at {row.begin} cannot be read: {row.fault}")
     try:
-        if is_open(shape):
+        if is_dynamic(shape):
             shape = np.shape(row.values[columns[0]])
-        whole = np.dtype(dtype).kind in "iu"
-        numbers = [_number(value, whole) for name in columns for value in _flat(row.values[name])]
+        integral = np.dtype(dtype).kind in "iu"
+        numbers = [_number(value, integral) for name in columns for value in _flatten(row.values[name])]
         with np.errstate(over="ignore"):  # what becomes infinite is refused for that
             values = np.array(numbers, dtype)
     except (ValueError, TypeError, OverflowError) as error:
@@ -67,20 +67,20 @@ def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...],
     return values.reshape(shape)
 
 
-def _flat(value: Any, depth: int = 0) -> Iterator[Any]:
+def _flatten(value: Any, depth: int = 0) -> Iterator[Any]:
     if not isinstance(value, list):
         yield value
-    elif depth < _DEEPEST:
+    elif depth < _MAX_DEPTH:
         for item in value:
-            yield from _flat(item, depth + 1)
+            yield from _flatten(item, depth + 1)
     else:
-        raise ValueError(f"lists are nested more than {_DEEPEST} deep")
+        raise ValueError(f"lists are nested more than {_MAX_DEPTH} deep")
 
 
-def _number(value: Any, whole: bool) -> float | int:
+def _number(value: Any, integral: bool) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{str(value)[:80]!r} is no number")
-    number = float(value) if not whole or isinstance(value, float) else int(value)
-    if whole and number != int(number):
+    number = float(value) if not integral or isinstance(value, float) else int(value)
+    if integral and number != int(number):
         raise ValueError(f"{value!r} is no whole number")
-    return int(number) if whole else number
+    return int(number) if integral else number

@@ -26,15 +26,15 @@ class Row(NamedTuple):
     fault: str = ""
 
 
-def line_of(row: Row) -> bytes:
+def row_bytes(row: Row) -> bytes:
     """Return the bytes of a row as it was read; of one that had none, such as a table's, its values as a JSON line."""
     if row.raw:
         return row.raw
     values = {"fault": row.fault} if row.values is None else row.values
-    return json.dumps(values, default=_plain).encode() + b"\n"
+    return json.dumps(values, default=_to_json).encode() + b"\n"
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """Return what JSON can hold of an array, a date or what else a table may have."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
@@ -101,10 +101,10 @@ def _read_header(path: Path, file: BinaryIO, columns: Sequence[str], grows: bool
 def _read_line(file: BinaryIO, grows: bool) -> bytes | None:
     """Return the next line, cut at ``LINE_BYTES`` + 1; None, and nothing is taken, where its end is not there yet."""
     begin = file.tell()
-    line = piece = file.readline(LINE_BYTES + 1)
-    while piece and not piece.endswith(b"\n"):
-        piece = file.readline(LINE_BYTES + 1)
-    if piece or (line and not grows):
+    line = chunk = file.readline(LINE_BYTES + 1)
+    while chunk and not chunk.endswith(b"\n"):
+        chunk = file.readline(LINE_BYTES + 1)
+    if chunk or (line and not grows):
         return line
     file.seek(begin)
     return None
@@ -145,7 +145,7 @@ def _read_table(path: Path, after: int, columns: Sequence[str]) -> Iterator[Row 
     for batch in table.scanner(columns=list(columns), use_threads=False).to_batches():
         if at + len(batch) > after:
             for values in batch.slice(max(after - at, 0)).to_pylist():
-                place = max(after, at)
-                after = place + 1
-                yield Row(place, place + 1, values, b"")
+                position = max(after, at)
+                after = position + 1
+                yield Row(position, position + 1, values, b"")
         at += len(batch)

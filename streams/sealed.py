@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from streams.archive.archive import Marker
-from streams.archive.opening import is_url, open_place
-from streams.archive.place import Place
+from streams.archive.opening import is_url, open_store
+from streams.archive.place import BlobStore
 from streams.ledger import HistoryError
 from streams.transaction import transaction
 
-Ask = Callable[[str, tuple[Any, ...]], list[Any]]
+Query = Callable[[str, tuple[Any, ...]], list[Any]]
 """Puts a question in SQL to the ledger."""
 
-FOLDER = "archive"
-DECIDED = "(SELECT coalesce(max(decided), 0) FROM decisions)"
-_ROUNDS_AT_ONCE = 64
+ARCHIVE_FOLDER = "archive"
+LAST_DECISION = "(SELECT coalesce(max(decided), 0) FROM decisions)"
+_BATCH_ROUNDS = 64
 """How many payloads one transaction drops, so that arrivals do not wait for long."""
 
 
-class RoundThinned(HistoryError):
+class RoundDiscarded(HistoryError):
     """Retention has taken the round away; its id is known for ever, so that it does not come twice."""
 
 
@@ -36,27 +36,27 @@ class Location(NamedTuple):
     options: Mapping[str, Any] = {}
 
 
-def ask_of(connection: sqlite3.Connection) -> Ask:
+def make_query(connection: sqlite3.Connection) -> Query:
     """Return what puts questions to the ledger by one connection."""
 
-    def ask(question: str, values: tuple[Any, ...]) -> list[Any]:
-        return connection.execute(question, values).fetchall()
+    def query(sql: str, values: tuple[Any, ...]) -> list[Any]:
+        return connection.execute(sql, values).fetchall()
 
-    return ask
+    return query
 
 
-def location_of(ask: Ask) -> Location:
+def read_location(query: Query) -> Location:
     """Return where the ledger says that its archive is."""
-    found = ask("SELECT value FROM about WHERE name = 'archive'", ())
+    found = query("SELECT value FROM about WHERE name = 'archive'", ())
     return Location(**json.loads(found[0][0])) if found else Location()
 
 
-def place_of(ask: Ask, folder: Path) -> Place:
-    """Return the place of the archive that belongs to the ledger in ``folder``; raises as ``place_at`` does."""
-    return place_at(location_of(ask), folder)
+def open_archive_store(query: Query, folder: Path) -> BlobStore:
+    """Return the place of the archive that belongs to the ledger in ``folder``; raises as ``open_store_at`` does."""
+    return open_store_at(read_location(query), folder)
 
 
-def place_at(location: Location, folder: Path) -> Place:
+def open_store_at(location: Location, folder: Path) -> BlobStore:
     """Return the place at a location, which may be said from ``folder`` on.
 
     Raises:
@@ -65,59 +65,61 @@ def place_at(location: Location, folder: Path) -> Place:
     """
     url, options = location
     if url is None:
-        return open_place(str(folder / FOLDER), {})
-    return open_place(url if is_url(url) else str(folder / url), options)
+        return open_store(str(folder / ARCHIVE_FOLDER), {})
+    return open_store(url if is_url(url) else str(folder / url), options)
 
 
-def settle_location(writer: sqlite3.Connection, location: Location) -> None:
+def record_location(writer: sqlite3.Connection, location: Location) -> None:
     """Note where the archive is from now on.
 
     Raises:
         ArchiveMoved: if segments are known already, and they lie elsewhere.
     """
-    ask = ask_of(writer)
-    before = location_of(ask)
-    if before.url != location.url and ask("SELECT 1 FROM segments LIMIT 1", ()):
+    query = make_query(writer)
+    before = read_location(query)
+    if before.url != location.url and query("SELECT 1 FROM segments LIMIT 1", ()):
         raise ArchiveMoved(
-            f"the archive is said to be {_said(location)}, but rounds of this history lie in {_said(before)}: "
+            f"the archive is said to be {_describe(location)}, but rounds of this history lie in {_describe(before)}: "
             "set [history] archive back"
         )
     said = json.dumps({"url": location.url, "options": dict(location.options)})
     writer.execute("INSERT OR REPLACE INTO about VALUES ('archive', ?)", (said,))
 
 
-def _said(location: Location) -> str:
-    return f"the folder {FOLDER!r} beside the ledger" if location.url is None else repr(location.url)
+def _describe(location: Location) -> str:
+    return f"the folder {ARCHIVE_FOLDER!r} beside the ledger" if location.url is None else repr(location.url)
 
 
-def find_segment(ask: Ask, round: int) -> str | None:
+def find_segment(query: Query, round: int) -> str | None:
     """Return the segment that a round should be in, None if it is not sealed."""
-    found = ask("SELECT name FROM segments WHERE first <= ? AND last >= ? ORDER BY first DESC LIMIT 1", (round, round))
+    found = query(
+        "SELECT name FROM segments WHERE first <= ? AND last >= ? ORDER BY first DESC LIMIT 1", (round, round)
+    )
     return str(found[0][0]) if found else None
 
 
-def is_thinned(ask: Ask, round: int) -> bool:
+def is_discarded(query: Query, round: int) -> bool:
     """Return whether retention has taken a round out of play, so that its task may be gone."""
-    return bool(ask(f"SELECT 1 WHERE ? < {DECIDED} AND ? NOT IN held", (round, round)))
+    return bool(query(f"SELECT 1 WHERE ? < {LAST_DECISION} AND ? NOT IN held", (round, round)))
 
 
-def count_sealed(ask: Ask) -> int:
+def first_unsealed(query: Query) -> int:
     """Return the round that sealing goes on from: all before it are sealed, thinned or damaged."""
-    return int(ask("SELECT coalesce(max(last) + 1, 0) FROM segments", ())[0][0])
+    return int(query("SELECT coalesce(max(last) + 1, 0) FROM segments", ())[0][0])
 
 
-def segment_names(ask: Ask) -> list[str]:
+def list_segments(query: Query) -> list[str]:
     """Return the segments that the ledger knows, by their first rounds."""
-    return [str(name) for (name,) in ask("SELECT name FROM segments ORDER BY first", ())]
+    return [str(name) for (name,) in query("SELECT name FROM segments ORDER BY first", ())]
 
 
-def is_spare(ask: Ask, marker: Marker) -> bool:
+def is_redundant(query: Query, marker: Marker) -> bool:
     """Return whether a segment that the ledger does not know can go: its rounds are elsewhere, or thinned out."""
     elsewhere = """EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round)
         OR EXISTS (SELECT 1 FROM segments WHERE rounds.round BETWEEN first AND last)"""
-    question = f"""SELECT 1 FROM rounds WHERE round BETWEEN ? AND ? AND NOT ({elsewhere})
-        AND (round >= {DECIDED} OR round IN held OR round IN (SELECT round FROM thinned)) LIMIT 1"""
-    return not ask(question, (marker.first, marker.last))
+    sql = f"""SELECT 1 FROM rounds WHERE round BETWEEN ? AND ? AND NOT ({elsewhere})
+        AND (round >= {LAST_DECISION} OR round IN held OR round IN (SELECT round FROM thinned)) LIMIT 1"""
+    return not query(sql, (marker.first, marker.last))
 
 
 def record_segments(writer: sqlite3.Connection, markers: Sequence[Marker], instead_of: Sequence[str] = ()) -> None:
@@ -127,22 +129,24 @@ def record_segments(writer: sqlite3.Connection, markers: Sequence[Marker], inste
     writer.executemany("INSERT INTO segments (first, last, name, count, bytes) VALUES (?, ?, ?, ?, ?)", values)
 
 
-def drop_payloads(lend: Callable[[], Any], rounds: Sequence[int]) -> None:
+def drop_payloads(borrow_writer: Callable[[], Any], rounds: Sequence[int]) -> None:
     """Take payloads out of the ledger and give their space back, some at a time.
 
     Args:
-        lend: gives the writer's connection for one transaction, such as ``History.writing``.
+        borrow_writer: gives the writer's connection for one transaction, such as ``History.borrow_writer``.
         rounds: whose payloads are sealed and were read back, or are thinned.
     """
-    for first in range(0, len(rounds), _ROUNDS_AT_ONCE):
-        some = [(round,) for round in rounds[first : first + _ROUNDS_AT_ONCE]]
-        with lend() as writer:
+    for first in range(0, len(rounds), _BATCH_ROUNDS):
+        batch = [(round,) for round in rounds[first : first + _BATCH_ROUNDS]]
+        with borrow_writer() as writer:
             with transaction(writer):
-                writer.executemany("DELETE FROM payloads WHERE round = ?", some)
+                writer.executemany("DELETE FROM payloads WHERE round = ?", batch)
             writer.executescript("PRAGMA incremental_vacuum")  # ``execute`` would free one page only
 
 
-def ledger_bytes(ask: Ask) -> int:
+def ledger_bytes(query: Query) -> int:
     """Return how many bytes of the ledger are in use."""
-    pages, free, size = (int(ask(f"PRAGMA {name}", ())[0][0]) for name in ("page_count", "freelist_count", "page_size"))
+    pages, free, size = (
+        int(query(f"PRAGMA {name}", ())[0][0]) for name in ("page_count", "freelist_count", "page_size")
+    )
     return (pages - free) * size

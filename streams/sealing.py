@@ -10,12 +10,12 @@ from annotated_types import Ge
 from streams import sealed
 from streams.archive.archive import Marker
 from streams.archive.columns import Column, layout
-from streams.archive.segment import Kept
+from streams.archive.segment import StoredRound
 from streams.history import History
 from streams.ledger import HistoryDamaged, HistoryError
-from streams.transaction import Entry, transaction
+from streams.transaction import RoundEntry, transaction
 
-AT_ONCE = 64
+READ_BATCH = 64
 _log = logging.getLogger(__name__)
 
 
@@ -44,28 +44,28 @@ def seal_next(history: History, settings: SealingSettings) -> Marker | None:
         OSError: if the archive takes no more, or cannot be reached.
         HistoryDamaged: if the segment does not read back as it was written.
     """
-    first = sealed.count_sealed(history.ask)
-    rounds = take_rounds(history, first, settings)
+    first = sealed.first_unsealed(history.query)
+    rounds = select_rounds(history, first, settings)
     if not rounds:
         return None
     marker = history.archive.publish(rounds)
-    with history.writing() as writer, transaction(writer):
+    with history.borrow_writer() as writer, transaction(writer):
         sealed.record_segments(writer, [marker])
     return marker
 
 
-def take_rounds(history: History, first: int, settings: SealingSettings) -> list[Kept]:
+def select_rounds(history: History, first: int, settings: SealingSettings) -> list[StoredRound]:
     """Return the rounds from ``first`` on that make one segment: of one layout, as many as ``settings`` say.
 
     Nothing is returned when there are not enough yet. Raises ``HistoryDamaged`` when none of them can be read.
     """
-    size, taken = 0, list[Kept]()
-    columns, rounds = None, _enough(history, first, settings)
-    for kept, its in _read_whole(history, rounds):
-        if columns not in (None, its):
+    size, taken = 0, list[StoredRound]()
+    columns, rounds = None, _segment_candidates(history, first, settings)
+    for stored, its_columns in _read_intact(history, rounds):
+        if columns not in (None, its_columns):
             break
-        taken.append(kept)
-        columns, size = its, size + len(kept.payload)
+        taken.append(stored)
+        columns, size = its_columns, size + len(stored.payload)
         if size >= settings.segment_bytes:
             break
     if rounds and not taken:
@@ -73,46 +73,46 @@ def take_rounds(history: History, first: int, settings: SealingSettings) -> list
     return taken
 
 
-def _enough(history: History, first: int, settings: SealingSettings) -> Sequence[int]:
+def _segment_candidates(history: History, first: int, settings: SealingSettings) -> Sequence[int]:
     """Return the rounds from ``first`` on that one segment can hold; none if they do not fill one: nothing is read."""
-    question = """SELECT round, coalesce(bytes, 0) FROM rounds
+    sql = """SELECT round, coalesce(bytes, 0) FROM rounds
         WHERE round >= ? AND round IN (SELECT round FROM payloads) ORDER BY round LIMIT ?"""
-    found = history.ask(question, (first, settings.segment_rounds))
+    found = history.query(sql, (first, settings.segment_rounds))
     full = len(found) == settings.segment_rounds or sum(size for _, size in found) >= settings.segment_bytes
     return [round for round, _ in found] if full else []
 
 
-def _read_whole(history: History, rounds: Sequence[int]) -> Iterator[tuple[Kept, frozenset[Column]]]:
+def _read_intact(history: History, rounds: Sequence[int]) -> Iterator[tuple[StoredRound, frozenset[Column]]]:
     """Give the rounds that can be sealed, with their columns; some are read at once, all if none is damaged."""
-    for first in range(0, len(rounds), AT_ONCE):
-        some = rounds[first : first + AT_ONCE]
+    for first in range(0, len(rounds), READ_BATCH):
+        batch = rounds[first : first + READ_BATCH]
         try:
-            found = list(zip(_entries(history, some), history.payloads(some), strict=True))
+            found = list(zip(_entries(history, batch), history.payloads(batch), strict=True))
         except HistoryError:
-            found = [*filter(None, (_read(history, round) for round in some))]
+            found = [*filter(None, (_read(history, round) for round in batch))]
         for entry, payload in found:
             try:
-                yield Kept(entry, payload), layout(payload)
+                yield StoredRound(entry, payload), layout(payload)
             except ValueError as error:
                 _log.error("round %d is not sealed: %s", entry.round, error)
 
 
-def _entries(history: History, rounds: Sequence[int]) -> list[Entry]:
-    question = f"SELECT {', '.join(Entry._fields)} FROM rounds WHERE round IN ({', '.join('?' * len(rounds))})"
-    return [Entry(*found) for found in history.ask(f"{question} ORDER BY round", tuple(rounds))]
+def _entries(history: History, rounds: Sequence[int]) -> list[RoundEntry]:
+    sql = f"SELECT {', '.join(RoundEntry._fields)} FROM rounds WHERE round IN ({', '.join('?' * len(rounds))})"
+    return [RoundEntry(*found) for found in history.query(f"{sql} ORDER BY round", tuple(rounds))]
 
 
-def _read(history: History, round: int) -> tuple[Entry, bytes] | None:
+def _read(history: History, round: int) -> tuple[RoundEntry, bytes] | None:
     try:
         return history.entry(round), history.payload(round)
-    except sealed.RoundThinned:
+    except sealed.RoundDiscarded:
         return None
     except HistoryDamaged as error:
         _log.error("round %d is not sealed: %s", round, error)
         return None
 
 
-def relieve_ledger(history: History, limit: int) -> int:
+def evict_payloads(history: History, limit: int) -> int:
     """Take payloads of sealed rounds out of the ledger, the oldest first, until it uses at most ``limit`` bytes.
 
     Returns how many segments' worth were taken. The read-back check was made when they were published; here each
@@ -122,34 +122,34 @@ def relieve_ledger(history: History, limit: int) -> int:
         HistoryDamaged: if a segment is not what was published; the ledger keeps its copy then.
         ArchiveAway: if the archive cannot be reached.
     """
-    in_both = """SELECT name FROM segments
+    sql = """SELECT name FROM segments
         WHERE last - first + 1 - count < (SELECT count(*) FROM payloads WHERE round BETWEEN first AND last)
         ORDER BY first LIMIT 1"""
-    relieved, archive = 0, history.archive
-    while sealed.ledger_bytes(history.ask) > limit and (found := history.ask(in_both)):
+    evicted, archive = 0, history.archive
+    while sealed.ledger_bytes(history.query) > limit and (found := history.query(sql)):
         name = found[0][0]
         if wrong := archive.check_files(archive.marker(name)):
             raise HistoryDamaged(f"the segment {name} is damaged: {'; '.join(wrong)}; verify the history with --repair")
-        sealed.drop_payloads(history.writing, archive.segment(name).rounds.tolist())
-        relieved += 1
-    return relieved
+        sealed.drop_payloads(history.borrow_writer, archive.segment(name).rounds.tolist())
+        evicted += 1
+    return evicted
 
 
-def tidy(history: History) -> list[Marker]:
+def remove_orphans(history: History) -> list[Marker]:
     """Remove from the archive what a sealer that was killed has left behind; the ledger knows where else it all is.
 
     Returns the segments that the ledger does not know and cannot do without, which stay.
     """
-    known = set(sealed.segment_names(history.ask))
+    known = set(sealed.list_segments(history.query))
     archive, needed = history.archive, []
     for name in archive.names():
         if name in known:
             continue
         marker = archive.marker(name)
-        if sealed.is_spare(history.ask, marker):
+        if sealed.is_redundant(history.query, marker):
             archive.discard(name)
         else:
             _log.error("the ledger does not know the segment %s, and lacks its rounds: verify with --repair", name)
             needed.append(marker)
-    archive.tidy()
+    archive.remove_orphans()
     return needed

@@ -11,10 +11,10 @@ Dtype = Literal["uint8", "float16", "float32", "float64", "int64"]
 Shape = tuple[Annotated[int, Ge(1)], ...]
 """The shape of one sample, without the leading sample dimension; () is a scalar."""
 
-OPEN = -1
+DYNAMIC = -1
 """A dimension of any size from 1, which may differ from task to task."""
 
-OpenShape = tuple[Annotated[int, Ge(OPEN)], ...]
+DynamicShape = tuple[Annotated[int, Ge(DYNAMIC)], ...]
 """A shape some of whose dimensions may be open."""
 
 DTYPES = ("uint8", "float16", "float32", "float64", "int64")
@@ -37,7 +37,7 @@ class TaskSpec:
         ValueError: naming the field, what was found and what would be right.
     """
 
-    x_shape: OpenShape
+    x_shape: DynamicShape
     x_dtype: Dtype = "float32"
     y: Literal["class", "real"] = "class"
     ways: Annotated[int, Ge(1)] | None = None
@@ -46,7 +46,7 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a task."""
-        object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape, OPEN))
+        object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape, DYNAMIC))
         object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape))
         if self.x_dtype not in DTYPES:
             raise ValueError(f"x_dtype is {self.x_dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -105,9 +105,9 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could arrive."""
         for name, value in vars(self).items():
-            least = 0 if name.startswith("dead_letter") else 1
-            if not _is_count(value, least):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+            minimum = 0 if name.startswith("dead_letter") else 1
+            if not _is_count(value, minimum):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, {minimum} or more")
 
 
 def require_same(given: TaskSpec, offered: TaskSpec, kind: str) -> None:
@@ -117,29 +117,33 @@ def require_same(given: TaskSpec, offered: TaskSpec, kind: str) -> None:
         ValueError: naming the first field that differs, what it is and what it must be.
     """
     for name in ("x_shape", "x_dtype", "y", "ways", "y_shape"):
-        found, right = getattr(given, name), getattr(offered, name)
-        if found != right and not (name == "x_shape" and fits(right, found)):
-            raise ValueError(f"the {kind!r} source makes tasks with {name} = {right!r}, but the run expects {found!r}")
+        found, expected = getattr(given, name), getattr(offered, name)
+        if found != expected and not (name == "x_shape" and fits(expected, found)):
+            raise ValueError(
+                f"the {kind!r} source makes tasks with {name} = {expected!r}, but the run expects {found!r}"
+            )
 
 
-def is_open(shape: tuple[int, ...]) -> bool:
+def is_dynamic(shape: tuple[int, ...]) -> bool:
     """Whether a dimension of the shape is open, so that it differs from task to task."""
-    return OPEN in shape
+    return DYNAMIC in shape
 
 
 def fits(shape: tuple[int, ...], spec: tuple[int, ...]) -> bool:
     """Whether a sample of this shape is one that the ``spec`` allows: equal, any size from 1 where that is open."""
     pairs = zip(shape, spec, strict=False)
-    return len(shape) == len(spec) and all(size == right or (right == OPEN and size >= 1) for size, right in pairs)
+    return len(shape) == len(spec) and all(
+        size == expected or (expected == DYNAMIC and size >= 1) for size, expected in pairs
+    )
 
 
-def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: object, minimum: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
-def _shape(name: str, value: object, also: int = 1) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or not all(_is_count(size) or (size == also) for size in value):
-        any_size = f" ({also} for any size)" if also == OPEN else ""
-        right = f"it must be whole numbers of 1 or more{any_size}, such as (3, 28, 28), or ()"
-        raise ValueError(f"{name} is {value!r}; {right}")
+def _shape(name: str, value: object, allowed: int = 1) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or not all(_is_count(size) or (size == allowed) for size in value):
+        any_size = f" ({allowed} for any size)" if allowed == DYNAMIC else ""
+        expected = f"it must be whole numbers of 1 or more{any_size}, such as (3, 28, 28), or ()"
+        raise ValueError(f"{name} is {value!r}; {expected}")
     return tuple(value)

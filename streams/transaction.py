@@ -9,11 +9,11 @@ import google_crc32c
 
 from streams.arrivals import Conflict, Receipt, Record
 
-_TOGETHER = 64
+_STATEMENT_ROWS = 64
 """How many records one statement takes."""
 
 
-class Entry(NamedTuple):
+class RoundEntry(NamedTuple):
     """What is known of a round without its payload; ``arrived`` in unix seconds, ``crc`` the payload's crc32c."""
 
     round: int
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     cursor: str | None
 
 
-_INTO_ROUNDS = f"INSERT INTO rounds ({', '.join((*Entry._fields, 'bytes'))})"
+_INTO_ROUNDS = f"INSERT INTO rounds ({', '.join((*RoundEntry._fields, 'bytes'))})"
 
 
 def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receipt | Conflict]:
@@ -39,11 +39,11 @@ def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receip
     with transaction(writer):
         next_round = int(writer.execute("SELECT coalesce(max(round) + 1, 0) FROM rounds").fetchall()[0][0])
         answers: list[Receipt | Conflict] = []
-        for first in range(0, len(records), _TOGETHER):
-            some = records[first : first + _TOGETHER]
-            found = _settle(some, _known(writer, some), next_round)
-            new = [(answer.round, one) for one, answer in zip(some, found, strict=True) if _is_new(answer)]
-            _insert(writer, new)
+        for first in range(0, len(records), _STATEMENT_ROWS):
+            batch = records[first : first + _STATEMENT_ROWS]
+            found = _assign_rounds(batch, _known(writer, batch), next_round)
+            new = [(answer.round, record) for record, answer in zip(batch, found, strict=True) if _is_new(answer)]
+            _insert_rounds(writer, new)
             next_round += len(new)
             answers += found
         cursors = {record.source: record.cursor for record in records if record.cursor is not None}
@@ -66,12 +66,12 @@ def transaction(writer: sqlite3.Connection) -> Iterator[None]:
 
 def _known(writer: sqlite3.Connection, records: Sequence[Record]) -> dict[str, tuple[int, bytes]]:
     """Return the round and the digest of each id that is there already."""
-    question = f"SELECT id, round, digest FROM rounds WHERE id IN ({', '.join('?' * len(records))})"
-    found = writer.execute(question, [record.id for record in records]).fetchall()
+    sql = f"SELECT id, round, digest FROM rounds WHERE id IN ({', '.join('?' * len(records))})"
+    found = writer.execute(sql, [record.id for record in records]).fetchall()
     return {id: (round, digest) for id, round, digest in found}
 
 
-def _settle(
+def _assign_rounds(
     records: Sequence[Record], known: dict[str, tuple[int, bytes]], next_round: int
 ) -> list[Receipt | Conflict]:
     """Return the answer to each record, and add to what is ``known``."""
@@ -89,23 +89,33 @@ def _is_new(answer: Receipt | Conflict) -> bool:
     return isinstance(answer, Receipt) and not answer.duplicate
 
 
-def _insert(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]) -> None:
+def _insert_rounds(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]) -> None:
     if not new:
         return
     entries = [
-        Entry(round, one.id, one.source, one.digest, google_crc32c.value(one.payload), one.arrived, one.cursor)
-        for round, one in new
+        RoundEntry(
+            round,
+            record.id,
+            record.source,
+            record.digest,
+            google_crc32c.value(record.payload),
+            record.arrived,
+            record.cursor,
+        )
+        for round, record in new
     ]
-    _write(writer, _INTO_ROUNDS, [(*entry, len(one.payload)) for entry, (_, one) in zip(entries, new, strict=True)])
-    _write(writer, "INSERT INTO payloads", [(round, one.payload) for round, one in new])
+    _insert_many(
+        writer, _INTO_ROUNDS, [(*entry, len(record.payload)) for entry, (_, record) in zip(entries, new, strict=True)]
+    )
+    _insert_many(writer, "INSERT INTO payloads", [(round, record.payload) for round, record in new])
 
 
-def insert_entry(writer: sqlite3.Connection, entry: Entry, size: int) -> None:
+def insert_entry(writer: sqlite3.Connection, entry: RoundEntry, size: int) -> None:
     """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
-    _write(writer, _INTO_ROUNDS, [(*entry, size)])
+    _insert_many(writer, _INTO_ROUNDS, [(*entry, size)])
 
 
-def _write(writer: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def _insert_many(writer: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows by one statement: after each, this thread waits until the others let it run again."""
     row = f"({', '.join('?' * len(rows[0]))})"
     writer.execute(f"{into} VALUES {', '.join([row] * len(rows))}", [value for values in rows for value in values])

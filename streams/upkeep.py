@@ -8,8 +8,8 @@ from collections.abc import Callable
 from streams import sealed
 from streams.history import History
 from streams.retention import RetentionSettings, last_decision, thin
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
-from streams.sweeping import sweep
+from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.sweeping import compact
 
 POLL_SECONDS = 1.0
 PAUSE_SECONDS = 30.0
@@ -20,16 +20,16 @@ _log = logging.getLogger(__name__)
 
 def is_due(history: History, sealing: SealingSettings, retention: RetentionSettings) -> bool:
     """Return whether there may be something to seal, to relieve, to thin out or to remove; it asks little."""
-    if retention.limited or history.ask("SELECT 1 FROM thinned LIMIT 1"):
+    if retention.limited or history.query("SELECT 1 FROM thinned LIMIT 1"):
         return True
-    first = sealed.count_sealed(history.ask)
-    question = "SELECT count(*), sum(bytes) FROM (SELECT bytes FROM rounds WHERE round >= ? LIMIT ?)"
-    rounds, size = history.ask(question, (first, sealing.segment_rounds))[0]
+    first = sealed.first_unsealed(history.query)
+    sql = "SELECT count(*), sum(bytes) FROM (SELECT bytes FROM rounds WHERE round >= ? LIMIT ?)"
+    rounds, size = history.query(sql, (first, sealing.segment_rounds))[0]
     full = rounds == sealing.segment_rounds or (size or 0) >= sealing.segment_bytes
-    return full or (first > 0 and sealed.ledger_bytes(history.ask) > sealing.ledger_bytes)
+    return full or (first > 0 and sealed.ledger_bytes(history.query) > sealing.ledger_bytes)
 
 
-class Upkeep:
+class Maintenance:
     """Seals rounds and thins them out in a thread of its own.
 
     Arrivals are durable without: an archive that is away, damaged or full is told of and waited for.
@@ -46,7 +46,7 @@ class Upkeep:
     ) -> None:
         """Begin: what a writer that was killed left behind goes first."""
         self._history, self._sealing, self._retention, self._oldest = history, sealing, retention, oldest
-        self._looked, self._tidied = 0, False
+        self._checked_rounds, self._orphans_removed = 0, False
         self._paused: dict[str, float] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -59,43 +59,43 @@ class Upkeep:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            busy = self._try("sealed", self._seal)
-            self._try("taken out of the ledger", self._relieve)
-            self._try("thinned out", self._thin)
-            self._try("removed", self._sweep)
+            busy = self._attempt("sealed", self._seal)
+            self._attempt("taken out of the ledger", self._evict)
+            self._attempt("thinned out", self._subsample)
+            self._attempt("removed", self._compact)
             if not busy:
                 self._closing.wait(POLL_SECONDS)
 
-    def _try(self, what: str, work: Callable[[], object]) -> bool:
+    def _attempt(self, action: str, work: Callable[[], object]) -> bool:
         """Do a piece of work, and return whether there was something to do; one that failed is left alone a while."""
-        if self._closing.is_set() or time.monotonic() < self._paused.get(what, 0.0):
+        if self._closing.is_set() or time.monotonic() < self._paused.get(action, 0.0):
             return False
         try:
             return bool(work())
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            _log.error("rounds cannot be %s; again in %g s: %s", what, PAUSE_SECONDS, told)
-            self._paused[what] = time.monotonic() + PAUSE_SECONDS
+            message = f"{type(error).__name__}: {error}"
+            _log.error("rounds cannot be %s; again in %g s: %s", action, PAUSE_SECONDS, message)
+            self._paused[action] = time.monotonic() + PAUSE_SECONDS
             return False
 
     def _seal(self) -> bool:
-        if not self._tidied:
-            tidy(self._history)
-            self._tidied = True
+        if not self._orphans_removed:
+            remove_orphans(self._history)
+            self._orphans_removed = True
         return seal_next(self._history, self._sealing) is not None
 
-    def _relieve(self) -> int:
-        return relieve_ledger(self._history, self._sealing.ledger_bytes)
+    def _evict(self) -> int:
+        return evict_payloads(self._history, self._sealing.ledger_bytes)
 
-    def _thin(self) -> int:
+    def _subsample(self) -> int:
         """Look whether there is too much whenever a tenth more rounds have come."""
         committed = len(self._history)
-        decided = last_decision(self._history.ask, committed + 1)
-        held = self._history.ask("SELECT count(*) FROM held")[0][0] + committed - decided
-        if not self._retention.limited or committed - max(decided, self._looked) < max(1, held // 11):
+        decided = last_decision(self._history.query, committed + 1)
+        held = self._history.query("SELECT count(*) FROM held")[0][0] + committed - decided
+        if not self._retention.limited or committed - max(decided, self._checked_rounds) < max(1, held // 11):
             return 0
-        self._looked = committed
+        self._checked_rounds = committed
         return thin(self._history, self._retention)
 
-    def _sweep(self) -> int:
-        return sweep(self._history, self._oldest(), self._sealing.segment_rounds)
+    def _compact(self) -> int:
+        return compact(self._history, self._oldest(), self._sealing.segment_rounds)

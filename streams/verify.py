@@ -14,10 +14,10 @@ from streams.archive.archive import Archive
 from streams.arrivals import Rejected
 from streams.ledger import HistoryDamaged
 from streams.spec import Limits
-from streams.wire import check_id, decode_kept
+from streams.wire import check_id, decode_payload
 
-_ROUNDS_AT_ONCE = 1_000
-_WHOLE = (
+_BATCH_ROUNDS = 1_000
+_ROUND_SQL = (
     "SELECT id, crc, EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round) FROM rounds WHERE round = ?"
 )
 
@@ -48,7 +48,7 @@ class Verification(NamedTuple):
 
 
 @dataclass
-class _Found:
+class _Findings:
     gaps: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
@@ -76,90 +76,90 @@ def verify(path: str | PathLike[str], progress: Callable[[int, int], None] | Non
     """
     file = Path(path) / ledger.FILE
     connection = ledger.connect(file, write=False)
-    found = _Found()
+    findings = _Findings()
     try:
-        rounds = _last(connection, found) + 1
-        _check_archive(connection, Path(path), found)
-        for first in range(0, rounds, _ROUNDS_AT_ONCE):
-            after = min(first + _ROUNDS_AT_ONCE, rounds)
+        rounds = _last_round(connection, findings) + 1
+        _check_archive(connection, Path(path), findings)
+        for first in range(0, rounds, _BATCH_ROUNDS):
+            after = min(first + _BATCH_ROUNDS, rounds)
             for round in range(first, after):
-                _check_round(connection, round, found)
-            _check_stray(connection, first, after, found)
+                _check_round(connection, round, findings)
+            _check_stray(connection, first, after, findings)
             if progress is not None:
                 progress(after, rounds)
-        found.structure.extend(_check_structure(connection))
+        findings.structure.extend(_check_structure(connection))
     finally:
         connection.close()
     return Verification(
         rounds,
-        gaps=tuple(found.gaps),
-        missing=tuple(found.missing),
-        damaged=tuple(found.damaged),
-        stray=tuple(found.stray),
-        ids=tuple(found.ids),
-        structure=tuple(found.structure),
-        archive=tuple(found.archive),
+        gaps=tuple(findings.gaps),
+        missing=tuple(findings.missing),
+        damaged=tuple(findings.damaged),
+        stray=tuple(findings.stray),
+        ids=tuple(findings.ids),
+        structure=tuple(findings.structure),
+        archive=tuple(findings.archive),
     )
 
 
-def _last(connection: sqlite3.Connection, found: _Found) -> int:
+def _last_round(connection: sqlite3.Connection, findings: _Findings) -> int:
     """Return the last round that any table knows, so that a round lost from one of them is seen."""
     last = -1
     for table in ("rounds", "payloads"):
         try:
             last = max(last, connection.execute(f"SELECT coalesce(max(round), -1) FROM {table}").fetchall()[0][0])
         except sqlite3.DatabaseError as error:
-            found.structure.append(f"{table}: {error}")
+            findings.structure.append(f"{table}: {error}")
     return last
 
 
-def _check_archive(connection: sqlite3.Connection, folder: Path, found: _Found) -> None:
+def _check_archive(connection: sqlite3.Connection, folder: Path, findings: _Findings) -> None:
     """Read every segment, and compare each of its rounds with what the ledger knows of it."""
     try:
-        archive = Archive(sealed.place_of(sealed.ask_of(connection), folder))
-        for name in sealed.segment_names(sealed.ask_of(connection)):
-            _check_segment(connection, archive, name, found)
+        archive = Archive(sealed.open_archive_store(sealed.make_query(connection), folder))
+        for name in sealed.list_segments(sealed.make_query(connection)):
+            _check_segment(connection, archive, name, findings)
     except sqlite3.DatabaseError as error:
-        found.structure.append(f"segments: {error}")
+        findings.structure.append(f"segments: {error}")
 
 
-def _check_segment(connection: sqlite3.Connection, archive: Archive, name: str, found: _Found) -> None:
+def _check_segment(connection: sqlite3.Connection, archive: Archive, name: str, findings: _Findings) -> None:
     try:
-        found.archive.extend(f"{name}: {wrong}" for wrong in archive.check_files(archive.marker(name)))
+        findings.archive.extend(f"{name}: {wrong}" for wrong in archive.check_files(archive.marker(name)))
         rounds = archive.read_all(name)
     except HistoryDamaged as error:
-        found.archive.append(str(error))
+        findings.archive.append(str(error))
         return
     for entry, payload in rounds:
-        rows = connection.execute(_WHOLE, (entry.round,)).fetchall()
-        if rows and rows[0][:2] == (entry.id, entry.crc) and _reads_back(payload, entry.crc):
-            found.sealed |= set() if rows[0][2] else {entry.round}
+        rows = connection.execute(_ROUND_SQL, (entry.round,)).fetchall()
+        if rows and rows[0][:2] == (entry.id, entry.crc) and _is_intact(payload, entry.crc):
+            findings.sealed |= set() if rows[0][2] else {entry.round}
         else:
-            found.archive.append(f"{name}: round {entry.round} is not what the ledger knows of it")
+            findings.archive.append(f"{name}: round {entry.round} is not what the ledger knows of it")
 
 
-def _check_round(connection: sqlite3.Connection, round: int, found: _Found) -> None:
+def _check_round(connection: sqlite3.Connection, round: int, findings: _Findings) -> None:
     try:
         rows = connection.execute("SELECT id, crc FROM rounds WHERE round = ?", (round,)).fetchall()
         if not rows:
-            found.gaps.append(round)
+            findings.gaps.append(round)
             return
         id, crc = rows[0]
-        if not _leads_back(connection, id, round):
-            found.ids.append(round)
+        if not _id_resolves(connection, id, round):
+            findings.ids.append(round)
         payloads = connection.execute("SELECT payload FROM payloads WHERE round = ?", (round,)).fetchall()
-        elsewhere = round in found.sealed or sealed.is_thinned(sealed.ask_of(connection), round)
+        elsewhere = round in findings.sealed or sealed.is_discarded(sealed.make_query(connection), round)
     except (sqlite3.DatabaseError, UnicodeError):
-        found.damaged.append(round)
+        findings.damaged.append(round)
         return
     if not payloads:
         if not elsewhere:
-            found.missing.append(round)
-    elif not _reads_back(payloads[0][0], crc):
-        found.damaged.append(round)
+            findings.missing.append(round)
+    elif not _is_intact(payloads[0][0], crc):
+        findings.damaged.append(round)
 
 
-def _leads_back(connection: sqlite3.Connection, id: object, round: int) -> bool:
+def _id_resolves(connection: sqlite3.Connection, id: object, round: int) -> bool:
     try:
         check_id(str(id), Limits(id_length=1_000_000))
     except Rejected:
@@ -167,23 +167,23 @@ def _leads_back(connection: sqlite3.Connection, id: object, round: int) -> bool:
     return connection.execute("SELECT round FROM rounds WHERE id = ?", (id,)).fetchall() == [(round,)]
 
 
-def _reads_back(payload: object, crc: object) -> bool:
+def _is_intact(payload: object, crc: object) -> bool:
     if not isinstance(payload, bytes) or google_crc32c.value(payload) != crc:
         return False
     try:
-        decode_kept(payload)
+        decode_payload(payload)
     except ValueError:
         return False
     return True
 
 
-def _check_stray(connection: sqlite3.Connection, first: int, after: int, found: _Found) -> None:
+def _check_stray(connection: sqlite3.Connection, first: int, after: int, findings: _Findings) -> None:
     """Find payloads of no round; both are committed together, so even a running daemon has none."""
-    question = "SELECT round FROM payloads WHERE round >= ? AND round < ? AND round NOT IN (SELECT round FROM rounds)"
+    sql = "SELECT round FROM payloads WHERE round >= ? AND round < ? AND round NOT IN (SELECT round FROM rounds)"
     try:
-        found.stray.extend(round for (round,) in connection.execute(question, (first, after)).fetchall())
+        findings.stray.extend(round for (round,) in connection.execute(sql, (first, after)).fetchall())
     except sqlite3.DatabaseError as error:
-        found.structure.append(f"payloads {first} to {after - 1}: {error}")
+        findings.structure.append(f"payloads {first} to {after - 1}: {error}")
 
 
 def _check_structure(connection: sqlite3.Connection) -> Iterator[str]:

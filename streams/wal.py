@@ -21,8 +21,8 @@ def size(file: Path) -> int:
         return 0
 
 
-def cut_back(writer: sqlite3.Connection, file: Path, ceiling: int) -> int:
-    """Cut the log back if it is over ``ceiling``; return the ceiling of the next time.
+def cut_back(writer: sqlite3.Connection, file: Path, limit: int) -> int:
+    """Cut the log back if it is over ``limit``; return the ceiling of the next time.
 
     SQLite carries it into the database every 1,000 pages, but starts it anew only at a moment when nobody reads
     from it, and readers may never pause. This waits half a second for such a moment, and tries again when the log has
@@ -30,8 +30,8 @@ def cut_back(writer: sqlite3.Connection, file: Path, ceiling: int) -> int:
     already, so an error here is nobody's.
     """
     now = size(file)
-    if now <= ceiling:
-        return ceiling
+    if now <= limit:
+        return limit
     busy = 1
     writer.execute("PRAGMA busy_timeout=500").fetchall()
     try:

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from online_meta.types import Batch, Task
 from streams.arrivals import Rejected
-from streams.header import Field, read_header
-from streams.spec import OPEN, Limits, TaskSpec, fits
+from streams.header import TensorInfo, read_header
+from streams.spec import DYNAMIC, Limits, TaskSpec, fits
 
 SUPPORT = ("support_x", "support_y")
 QUERY = ("query_x", "query_y")
 
-_NAME_OF = {"uint8": "U8", "float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
+_SAFETENSORS_DTYPES = {"uint8": "U8", "float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
 _INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _REALS = ("F16", "F32", "F64")
-_EMPTY = {"support": "empty_support", "query": "empty_query"}
+_EMPTY_REASONS = {"support": "empty_support", "query": "empty_query"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
 
@@ -33,7 +33,7 @@ def digest(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
-def is_id(id: str, limits: Limits) -> bool:
+def is_valid_id(id: str, limits: Limits) -> bool:
     """Return whether ``check_id`` takes the id."""
     return len(id) <= limits.id_length and _ID.fullmatch(id) is not None
 
@@ -47,8 +47,8 @@ def check_id(id: str, limits: Limits) -> None:
     if len(id) > limits.id_length:
         raise Rejected("bad_id", f"the id has {len(id)} characters; at most {limits.id_length} are kept")
     if not _ID.fullmatch(id):
-        right = "it must begin with an ASCII letter or digit and go on with letters, digits, '.', '_', ':' or '-'"
-        raise Rejected("bad_id", f"the id is {id[:80]!r}; {right}")
+        expected = "it must begin with an ASCII letter or digit and go on with letters, digits, '.', '_', ':' or '-'"
+        raise Rejected("bad_id", f"the id is {id[:80]!r}; {expected}")
 
 
 def encode(task: Task) -> bytes:
@@ -100,7 +100,7 @@ def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, 
     return _batch(tensors, "support", spec), _finite("query_x", tensors["query_x"])
 
 
-def decode_kept(payload: bytes) -> Task:
+def decode_payload(payload: bytes) -> Task:
     """Return the task of a payload that ``encode`` wrote; no limits, for it was judged when it arrived.
 
     Raises:
@@ -132,22 +132,22 @@ def hold_out(support: Batch, spec: TaskSpec) -> Task:
         raise Rejected("empty_query", detail)
     q = min(max(round(n * spec.query_share), 1), n - 1)
     order = torch.argsort(support.y, stable=True) if spec.y == "class" else torch.arange(n)
-    place = torch.arange(n)
-    held = torch.zeros(n, dtype=torch.bool)
-    held[order] = (place + 1) * q // n > place * q // n
-    return Task(Batch(support.x[~held], support.y[~held]), Batch(support.x[held], support.y[held]))
+    position = torch.arange(n)
+    is_query = torch.zeros(n, dtype=torch.bool)
+    is_query[order] = (position + 1) * q // n > position * q // n
+    return Task(Batch(support.x[~is_query], support.y[~is_query]), Batch(support.x[is_query], support.y[is_query]))
 
 
-def _check_names(fields: dict[str, Field], right: tuple[str, ...]) -> None:
+def _check_names(fields: dict[str, TensorInfo], expected: tuple[str, ...]) -> None:
     for name in fields:
-        if name not in right:
-            raise Rejected("unknown_tensor", f"there is a tensor {name[:80]!r}; known here: {', '.join(right)}")
-    for name in right:
+        if name not in expected:
+            raise Rejected("unknown_tensor", f"there is a tensor {name[:80]!r}; known here: {', '.join(expected)}")
+    for name in expected:
         if name not in fields:
-            raise Rejected("missing_tensor", f"there is no tensor {name!r}; needed: {', '.join(right)}")
+            raise Rejected("missing_tensor", f"there is no tensor {name!r}; needed: {', '.join(expected)}")
 
 
-def _check_batch(fields: dict[str, Field], part: str, spec: TaskSpec, limits: Limits) -> None:
+def _check_batch(fields: dict[str, TensorInfo], part: str, spec: TaskSpec, limits: Limits) -> None:
     x, y = fields[f"{part}_x"], fields[f"{part}_y"]
     _check_x(f"{part}_x", x, spec, limits)
     known = _INTEGERS if spec.y == "class" else _REALS
@@ -158,12 +158,12 @@ def _check_batch(fields: dict[str, Field], part: str, spec: TaskSpec, limits: Li
         raise Rejected("wrong_shape", f"{counts}; they must have the same number")
 
 
-def _check_x(name: str, field: Field, spec: TaskSpec, limits: Limits) -> None:
-    _check_field(name, field, (_NAME_OF[spec.x_dtype],), spec.x_shape)
+def _check_x(name: str, field: TensorInfo, spec: TaskSpec, limits: Limits) -> None:
+    _check_field(name, field, (_SAFETENSORS_DTYPES[spec.x_dtype],), spec.x_shape)
     _check_count(name, field, limits)
 
 
-def _check_same_samples(fields: dict[str, Field]) -> None:
+def _check_same_samples(fields: dict[str, TensorInfo]) -> None:
     """Refuse a task whose samples differ in shape, as they can where a dimension is open."""
     support, query = fields["support_x"].shape, fields["query_x"].shape
     if support[1:] != query[1:]:
@@ -171,19 +171,19 @@ def _check_same_samples(fields: dict[str, Field]) -> None:
         raise Rejected("wrong_shape", f"{both}; within a task, all samples have the same shape")
 
 
-def _check_field(name: str, field: Field, dtypes: tuple[str, ...], sample: tuple[int, ...]) -> None:
+def _check_field(name: str, field: TensorInfo, dtypes: tuple[str, ...], sample: tuple[int, ...]) -> None:
     if field.dtype not in dtypes:
         raise Rejected("wrong_dtype", f"{name} has dtype {field.dtype[:20]!r}; it must be {' or '.join(dtypes)}")
     if not (field.shape and fits(field.shape[1:], sample)):
-        sizes = "".join(", any" if size == OPEN else f", {size}" for size in sample)
-        right = f"(n{sizes or ','})"
-        raise Rejected("wrong_shape", f"{name} has shape {field.shape}; it must be {right}")
+        sizes = "".join(", any" if size == DYNAMIC else f", {size}" for size in sample)
+        expected = f"(n{sizes or ','})"
+        raise Rejected("wrong_shape", f"{name} has shape {field.shape}; it must be {expected}")
 
 
-def _check_count(name: str, field: Field, limits: Limits) -> None:
+def _check_count(name: str, field: TensorInfo, limits: Limits) -> None:
     part = name.split("_")[0]
     if field.shape[0] == 0:
-        raise Rejected(_EMPTY[part], f"{name} has no samples; a {part} set needs at least 1")
+        raise Rejected(_EMPTY_REASONS[part], f"{name} has no samples; a {part} set needs at least 1")
     if field.shape[0] > limits.samples:
         raise Rejected("too_large", f"{name} has {field.shape[0]} samples; at most {limits.samples} are taken")
     if (elements := math.prod(field.shape)) > limits.elements:

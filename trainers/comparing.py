@@ -2,7 +2,7 @@
 
 Each offers ``refresh(setup, regret, asked, saved, proceed) -> Answered | None``. It goes on from the state that was
 ``saved`` with its last answer, None before the first, and returns None as soon as ``proceed()`` is false. It raises
-``GivenUp`` when it can never answer again, and ``RoundThinned`` when retention has overtaken it this time.
+``GivenUp`` when it can never answer again, and ``RoundDiscarded`` when retention has overtaken it this time.
 """
 
 from collections.abc import Callable, Collection

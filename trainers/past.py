@@ -8,8 +8,8 @@ import torch
 
 from online_meta.types import Batch, Task
 from streams.history import History
-from streams.retention import KeptRounds, last_decision, sample_of
-from streams.wire import decode_kept
+from streams.retention import RetainedRounds, last_decision, retained_rounds
+from streams.wire import decode_payload
 from trainers.ahead import ReadAhead
 from trainers.crew import ALONE, Crew
 
@@ -54,12 +54,12 @@ class HistoryPast:
     def kept(self, count: int) -> Sequence[int]:
         """Which retention has not taken out of play then; all ranks have to call it."""
         crew = self._crew
-        decided = last_decision(self._history.ask, count) if self._history is not None else 0
+        decided = last_decision(self._history.query, count) if self._history is not None else 0
         decided = crew.share(decided) if crew.far else decided
         if decided != self._decided:
-            sample = [] if self._history is None else sample_of(self._history.ask, decided).tolist()
+            sample = [] if self._history is None else retained_rounds(self._history.query, decided).tolist()
             self._decided, self._sample = decided, np.array(crew.share(sample) if crew.far else sample, np.int64)
-        return KeptRounds(self._sample, decided, count) if decided else range(count)
+        return RetainedRounds(self._sample, decided, count) if decided else range(count)
 
     def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
         """Send each rank that has no history the rounds in its share; all ranks have to call it."""
@@ -68,7 +68,7 @@ class HistoryPast:
             return
         if self._history is None:
             mine = shares[crew.rank]
-            self._sent = dict(zip(mine, map(decode_kept, crew.send(None)), strict=True))
+            self._sent = dict(zip(mine, map(decode_payload, crew.send(None)), strict=True))
         elif crew.leads:
             crew.send({rank: self._history.payloads(shares[rank]) for rank in crew.far})
 

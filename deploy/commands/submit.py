@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deploy.client import daemon_client, is_address
 from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
-from streams.producer import PATIENCE, TRY_AGAIN, Producer, SubmitError, open_producer, split_address
+from streams.producer import RETRY_SECONDS, RETRY_STATUSES, Producer, SubmitError, open_producer, split_address
 from streams.producer.errors import UNREACHABLE
 from streams.producer.http import HttpProducer
 
@@ -27,7 +27,7 @@ ABOUT_THE_TASK = ("bad_id", "too_large")
 @click.option(
     "--patience",
     type=click.FloatRange(min=0),
-    default=PATIENCE,
+    default=RETRY_SECONDS,
     show_default=True,
     metavar="SECONDS",
     help="How long to try a task again while the daemon is away, full or busy.",
@@ -80,7 +80,7 @@ def _producer(url: str, token_file: Path | None, patience: float, console: Conso
     if token_file is not None:
         raise ConfigError(f"--token-file is for a daemon; {url} is none")
     with _blaming_the_address():
-        producer = open_producer(url, patience=patience)
+        producer = open_producer(url, retry_seconds=patience)
     try:
         yield producer
     finally:
@@ -112,7 +112,7 @@ def _stop_unless_refused(error: SubmitError, url: str, patience: float) -> None:
         return
     if error.status is None and error.reason != UNREACHABLE:
         raise Stop(CONFIG, error.detail) from error
-    if error.status is None or error.status in TRY_AGAIN:
+    if error.status is None or error.status in RETRY_STATUSES:
         raise Stop(TRY_LATER, f"{error}; given up after {patience:g} s") from error
 
 

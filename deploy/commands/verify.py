@@ -11,7 +11,7 @@ from rich.progress import Progress
 from deploy.exits import BROKEN
 from streams import ledger
 from streams.repair import rebuild_ledger, repair
-from streams.sealed import FOLDER, Location
+from streams.sealed import ARCHIVE_FOLDER, Location
 from streams.verify import Verification, verify
 
 
@@ -27,7 +27,7 @@ def command(history_dir: Path, as_json: bool, mend: bool, archive: str | None) -
     and a ledger that is gone is made anew from the archive; what has no second copy is named and left as it is.
     """
     said: dict[str, Any] = {}
-    if mend and not (history_dir / ledger.FILE).exists() and (archive or (history_dir / FOLDER).exists()):
+    if mend and not (history_dir / ledger.FILE).exists() and (archive or (history_dir / ARCHIVE_FOLDER).exists()):
         said["rebuilt"] = rebuild_ledger(history_dir, Location(archive))
     found = _read_all(history_dir, as_json)
     if mend and not found.clean:

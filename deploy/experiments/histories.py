@@ -19,7 +19,7 @@ def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
         return folder
     module = registry.load_module(streams.sources, kind)
     spec: TaskSpec = module.SPEC
-    source: TaskSource = module.open(module.Settings(), spec, kind, seed)
+    source: TaskSource = module.create_source(module.Settings(), spec, kind, seed)
     with History.open(folder, write=True) as history:
         records: list[Record] = []
         arrivals = source.read(after=history.cursor(kind))

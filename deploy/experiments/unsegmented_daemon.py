@@ -9,7 +9,7 @@ from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.segments import Segment
 from online_meta.types import Task
 from streams import wire
-from streams.leading import Follower, Leading
+from streams.leading import LeaderContext, NeedsLeader
 from streams.sources import python
 from streams.spec import Limits, TaskSpec
 
@@ -36,13 +36,13 @@ def take(learner: FollowTheMetaLeader, stream: Samples, change: str, options: di
 
     path = f"{__name__}:{pass_on.__name__}"
     settings = python.Settings(path, {"samples": count()}, change=change, change_options=options, likelihood="leader")
-    follower = python.open(settings, SPEC, "stream", 0)
-    assert isinstance(follower, Follower)
-    source: Any = follower.follow(_lead(learner))
+    follower = python.create_source(settings, SPEC, "stream", 0)
+    assert isinstance(follower, NeedsLeader)
+    source: Any = follower.create(_lead(learner))
     for arrival in source.read(None):
         if arrival is None:  # each is learned at once, so that nothing comes means that the stream has ended
             return
-        source.settle([arrival])
+        source.ack([arrival])
         begin = int(arrival.id.removeprefix("stream-"))
         yield Taken(Segment(begin, int(arrival.cursor), seen), wire.decode(arrival.body, SPEC, Limits()))
 
@@ -52,8 +52,8 @@ def pass_on(samples: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, 
     return samples
 
 
-def _lead(learner: FollowTheMetaLeader) -> Leading:
+def _lead(learner: FollowTheMetaLeader) -> LeaderContext:
     def count() -> int:
         return learner.round
 
-    return Leading(learner.inner, True, lambda: (learner.engine.meta(), learner.round), count, lambda many: [])
+    return LeaderContext(learner.inner, True, lambda: (learner.engine.meta(), learner.round), count, lambda many: [])

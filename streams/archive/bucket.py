@@ -7,12 +7,12 @@ from typing import Any, Self
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import ObjectStore as Bucketful
+from obstore.store import ObjectStore as ObstoreStore
 from obstore.store import from_url
 from zarr.abc.store import Store
 from zarr.storage import ObjectStore
 
-from streams.archive.place import FileSum
+from streams.archive.place import FileChecksum
 
 CLIENT_OPTIONS = (
     "allow_http",
@@ -28,13 +28,13 @@ CLIENT_OPTIONS = (
 """Options that obstore wants apart from those of the store; given among them, it panics."""
 
 
-class Bucket:
-    """A ``Place`` in an object store: each file is put in one request, and durable when that is answered."""
+class BucketStore:
+    """A ``BlobStore`` in an object store: each file is put in one request, and durable when that is answered."""
 
-    away: tuple[type[Exception], ...] = (BaseError,)
+    unreachable_errors: tuple[type[Exception], ...] = (BaseError,)
 
-    def __init__(self, url: str, options: Mapping[str, Any], root: Bucketful) -> None:
-        """Take over a store; use ``Bucket.open``."""
+    def __init__(self, url: str, options: Mapping[str, Any], root: ObstoreStore) -> None:
+        """Take over a store; use ``BucketStore.open``."""
         self._url, self._options, self._root = url.rstrip("/"), dict(options), root
 
     @classmethod
@@ -44,19 +44,22 @@ class Bucket:
         Options of the HTTP client, such as "allow_http", may stand among the others. Raises ``ValueError`` for what
         obstore does not know.
         """
-        own = {name: value for name, value in options.items() if name not in CLIENT_OPTIONS}
-        client = {**{name: options[name] for name in options if name not in own}, **own.pop("client_options", {})}
-        options = {**own, "client_options": client}
+        store_options = {name: value for name, value in options.items() if name not in CLIENT_OPTIONS}
+        client = {
+            **{name: options[name] for name in options if name not in store_options},
+            **store_options.pop("client_options", {}),
+        }
+        options = {**store_options, "client_options": client}
         try:
             return cls(url, options, from_url(url, **options))
         except BaseError as error:
             raise ValueError(f"the archive {url!r} cannot be opened: {str(error).splitlines()[0]}") from error
 
-    def store(self, path: str) -> Store:
+    def zarr_store(self, path: str) -> Store:
         """Return the Zarr store below ``path``."""
         return ObjectStore(from_url(f"{self._url}/{path}", **self._options))
 
-    def settle(self, path: str) -> None:
+    def sync(self, path: str) -> None:
         """Do nothing: what was put is durable."""
 
     def put(self, path: str, data: bytes) -> None:
@@ -67,12 +70,12 @@ class Bucket:
         """Return a file's content."""
         return bytes(obstore.get(self._root, path).bytes())
 
-    def files(self, path: str) -> dict[str, FileSum]:
+    def files(self, path: str) -> dict[str, FileChecksum]:
         """Read all files below ``path`` back."""
         found = {}
         for name in self.sizes(path):
             data = self.get(f"{path}/{name}")
-            found[name] = FileSum(len(data), hashlib.sha256(data).hexdigest())
+            found[name] = FileChecksum(len(data), hashlib.sha256(data).hexdigest())
         return found
 
     def sizes(self, path: str) -> dict[str, int]:
@@ -90,5 +93,5 @@ class Bucket:
                 obstore.delete(self._root, file)
 
     def _list(self, path: str) -> Iterator[tuple[str, int]]:
-        for some in obstore.list(self._root, prefix=f"{path}/"):
-            yield from ((file["path"], file["size"]) for file in some)
+        for page in obstore.list(self._root, prefix=f"{path}/"):
+            yield from ((file["path"], file["size"]) for file in page)

@@ -37,7 +37,7 @@ class Column(NamedTuple):
     rank: int
 
 
-class Piece(NamedTuple):
+class TensorSlice(NamedTuple):
     """Where a tensor lies in the data of one payload: bytes ``first`` to ``after`` (excluded), and its shape."""
 
     column: Column
@@ -67,40 +67,40 @@ def layout(payload: bytes) -> frozenset[Column]:
     Raises:
         ValueError: if it is no body of tensors one behind the other, of the known dtypes.
     """
-    return frozenset(piece.column for piece in read_pieces(_header(payload)))
+    return frozenset(tensor_slice.column for tensor_slice in read_slices(_header(payload)))
 
 
 @lru_cache(maxsize=1024)
-def read_pieces(header: bytes) -> tuple[Piece, ...]:
+def read_slices(header: bytes) -> tuple[TensorSlice, ...]:
     """Return where the tensors lie that a header tells of, in the order of their bytes.
 
     Raises:
         ValueError: as ``layout`` does.
     """
     try:
-        said = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
-        pieces = [_piece(name, value) for name, value in said.items()]
+        info = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
+        slices = [_tensor_slice(name, value) for name, value in info.items()]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a header of safetensors: {error!r}") from error
-    pieces.sort(key=lambda piece: (piece.first, piece.after))
+    slices.sort(key=lambda tensor_slice: (tensor_slice.first, tensor_slice.after))
     end = 0
-    for piece in pieces:
-        size = int(np.prod(piece.shape, dtype=np.int64)) * np.dtype(piece.column.dtype).itemsize
-        if piece.first != end or piece.after != end + size:
-            raise ValueError(f"the tensor {piece.column.name!r} does not lie right behind the one before it")
-        end = piece.after
-    return tuple(pieces)
+    for tensor_slice in slices:
+        size = int(np.prod(tensor_slice.shape, dtype=np.int64)) * np.dtype(tensor_slice.column.dtype).itemsize
+        if tensor_slice.first != end or tensor_slice.after != end + size:
+            raise ValueError(f"the tensor {tensor_slice.column.name!r} does not lie right behind the one before it")
+        end = tensor_slice.after
+    return tuple(slices)
 
 
-def _piece(name: str, said: dict[str, object]) -> Piece:
-    shape, offsets = said["shape"], said["data_offsets"]
+def _tensor_slice(name: str, info: dict[str, object]) -> TensorSlice:
+    shape, offsets = info["shape"], info["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise TypeError(f"of the tensor {name!r}")
-    column = Column(name, _DTYPES[str(said["dtype"])], len(shape))
-    return Piece(column, tuple(shape), *offsets)
+    column = Column(name, _DTYPES[str(info["dtype"])], len(shape))
+    return TensorSlice(column, tuple(shape), *offsets)
 
 
-def take_apart(payloads: Sequence[bytes]) -> Columns:
+def split_columns(payloads: Sequence[bytes]) -> Columns:
     """Return payloads of one layout as columns.
 
     Raises:
@@ -111,14 +111,16 @@ def take_apart(payloads: Sequence[bytes]) -> Columns:
     values: dict[Column, list[NDArray[np.generic]]] = {column: [] for column in columns}
     shapes: dict[Column, list[tuple[int, ...]]] = {column: [] for column in columns}
     for payload, header in zip(payloads, headers, strict=True):
-        pieces = read_pieces(header)
+        slices = read_slices(header)
         begin = 8 + len(header)
-        if len(payload) != begin + (pieces[-1].after if pieces else 0) or {p.column for p in pieces} != set(columns):
+        if len(payload) != begin + (slices[-1].after if slices else 0) or {p.column for p in slices} != set(columns):
             raise ValueError("payloads of differing layouts cannot lie in one segment")
-        for piece in pieces:
-            count = (piece.after - piece.first) // np.dtype(piece.column.dtype).itemsize
-            values[piece.column].append(np.frombuffer(payload, piece.column.dtype, count, begin + piece.first))
-            shapes[piece.column].append(piece.shape)
+        for tensor_slice in slices:
+            count = (tensor_slice.after - tensor_slice.first) // np.dtype(tensor_slice.column.dtype).itemsize
+            values[tensor_slice.column].append(
+                np.frombuffer(payload, tensor_slice.column.dtype, count, begin + tensor_slice.first)
+            )
+            shapes[tensor_slice.column].append(tensor_slice.shape)
     return Columns(
         make_ragged(headers),
         {column: np.concatenate(parts) for column, parts in values.items()},
@@ -126,23 +128,25 @@ def take_apart(payloads: Sequence[bytes]) -> Columns:
     )
 
 
-def put_together(header: bytes, parts: dict[Column, NDArray[np.generic]]) -> bytes:
+def join_columns(header: bytes, parts: dict[Column, NDArray[np.generic]]) -> bytes:
     """Return the payload with this header and these values of each tensor."""
-    pieces = read_pieces(header)
-    return b"".join([len(header).to_bytes(8, "little"), header, *(parts[piece.column].tobytes() for piece in pieces)])
+    slices = read_slices(header)
+    return b"".join(
+        [len(header).to_bytes(8, "little"), header, *(parts[tensor_slice.column].tobytes() for tensor_slice in slices)]
+    )
 
 
-def read_spans(values: Any, spans: NDArray[np.int64], near: int) -> list[NDArray[np.generic]]:
+def read_spans(values: Any, spans: NDArray[np.int64], max_gap: int) -> list[NDArray[np.generic]]:
     """Return ``values[first:after]`` of each of the spans, (n, 2) and ascending.
 
-    Those that are less than ``near`` apart are read at once, for a read costs much and each value little.
+    Those that are less than ``max_gap`` apart are read at once, for a read costs much and each value little.
     """
     found: list[NDArray[np.generic]] = []
-    cuts = np.flatnonzero(spans[1:, 0] - spans[:-1, 1] >= near) + 1
-    for together in np.split(spans, cuts):
-        begin = int(together[0, 0])
-        read = np.asarray(values[begin : int(together[-1, 1])])
-        found += [read[first - begin : after - begin] for first, after in together.tolist()]
+    cuts = np.flatnonzero(spans[1:, 0] - spans[:-1, 1] >= max_gap) + 1
+    for span_run in np.split(spans, cuts):
+        begin = int(span_run[0, 0])
+        read = np.asarray(values[begin : int(span_run[-1, 1])])
+        found += [read[first - begin : after - begin] for first, after in span_run.tolist()]
     return found
 
 

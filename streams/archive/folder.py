@@ -8,24 +8,24 @@ from pathlib import Path
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from streams.archive.place import FileSum
-from streams.durable import NEW, replace_file, sync_path
+from streams.archive.place import FileChecksum
+from streams.durable import TEMP_SUFFIX, replace_file, sync_path
 
 
-class Folder:
-    """A ``Place`` in a folder, which is made when something is first written there."""
+class FolderStore:
+    """A ``BlobStore`` in a folder, which is made when something is first written there."""
 
-    away: tuple[type[Exception], ...] = ()
+    unreachable_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Name the folder."""
         self._root = Path(path)
 
-    def store(self, path: str) -> Store:
+    def zarr_store(self, path: str) -> Store:
         """Return the Zarr store below ``path``."""
         return LocalStore(self._root / path)
 
-    def settle(self, path: str) -> None:
+    def sync(self, path: str) -> None:
         """Fsync all files and folders below ``path``, and those above it: Zarr itself syncs nothing."""
         top = self._root / path
         for path_below in (top, *top.rglob("*")):
@@ -41,16 +41,16 @@ class Folder:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, data, durable=True)
         if new:
-            self.settle(str(Path(path).parent))
+            self.sync(str(Path(path).parent))
 
     def get(self, path: str) -> bytes:
         """Return a file's content."""
         return (self._root / path).read_bytes()
 
-    def files(self, path: str) -> dict[str, FileSum]:
+    def files(self, path: str) -> dict[str, FileChecksum]:
         """Read all files below ``path``."""
         top = self._root / path
-        return {name: _sum(top / name) for name in self.sizes(path)}
+        return {name: _checksum(top / name) for name in self.sizes(path)}
 
     def sizes(self, path: str) -> dict[str, int]:
         """List all files below ``path``."""
@@ -61,7 +61,7 @@ class Folder:
     def names(self, path: str) -> list[str]:
         """List a folder; a file that is being written is not there yet."""
         top = self._root / path
-        return sorted(name for name in os.listdir(top) if not name.endswith(NEW)) if top.is_dir() else []
+        return sorted(name for name in os.listdir(top) if not name.endswith(TEMP_SUFFIX)) if top.is_dir() else []
 
     def remove(self, path: str) -> None:
         """Remove a file or a folder."""
@@ -72,6 +72,6 @@ class Folder:
             target.unlink(missing_ok=True)
 
 
-def _sum(file: Path) -> FileSum:
+def _checksum(file: Path) -> FileChecksum:
     with open(file, "rb") as opened:
-        return FileSum(file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest())
+        return FileChecksum(file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest())

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from streams.archive.folder import Folder
-from streams.archive.place import Place
+from streams.archive.folder import FolderStore
+from streams.archive.place import BlobStore
 
 
-def open_place(url: str, options: Mapping[str, Any]) -> Place:
+def open_store(url: str, options: Mapping[str, Any]) -> BlobStore:
     """Return the folder or the object store at ``url``.
 
     Args:
@@ -22,13 +22,13 @@ def open_place(url: str, options: Mapping[str, Any]) -> Place:
     """
     if is_url(url):
         try:
-            from streams.archive.bucket import Bucket  # obstore is only needed by those who have one
+            from streams.archive.bucket import BucketStore  # obstore is only needed by those who have one
         except ModuleNotFoundError as error:
             raise ImportError(f"{url!r} needs obstore: pip install 'online-meta[object-store]'") from error
-        return Bucket.open(url, options)
+        return BucketStore.open(url, options)
     if options:
         raise ValueError(f"archive_options are for object stores; {url!r} is a folder and has none")
-    return Folder(url)
+    return FolderStore(url)
 
 
 def is_url(text: str) -> bool:

@@ -5,25 +5,25 @@ from typing import NamedTuple, Protocol
 from zarr.abc.store import Store
 
 
-class FileSum(NamedTuple):
+class FileChecksum(NamedTuple):
     """A file's size and the SHA-256 of its content, in hex."""
 
     bytes: int
     sha256: str
 
 
-class Place(Protocol):
+class BlobStore(Protocol):
     """Files by their path from the archive's root, such as "segments/0/zarr.json".
 
-    Each method, and the stores, may raise what is in ``away`` when the place cannot be reached.
+    Each method, and the stores, may raise what is in ``unreachable_errors`` when the place cannot be reached.
     """
 
-    away: tuple[type[Exception], ...]
+    unreachable_errors: tuple[type[Exception], ...]
 
-    def store(self, path: str) -> Store:
+    def zarr_store(self, path: str) -> Store:
         """Return the Zarr store below ``path``, to read from and write to."""
 
-    def settle(self, path: str) -> None:
+    def sync(self, path: str) -> None:
         """Make all that was written below ``path`` durable."""
 
     def put(self, path: str, data: bytes) -> None:
@@ -32,7 +32,7 @@ class Place(Protocol):
     def get(self, path: str) -> bytes:
         """Return a file's content; raises ``FileNotFoundError``."""
 
-    def files(self, path: str) -> dict[str, FileSum]:
+    def files(self, path: str) -> dict[str, FileChecksum]:
         """Read all files below ``path``, and return what they are by their path from there."""
 
     def sizes(self, path: str) -> dict[str, int]:

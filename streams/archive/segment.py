@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from streams.archive.columns import Column, make_ragged, put_together, read_pieces, read_spans, take_apart
-from streams.transaction import Entry
+from streams.archive.columns import Column, join_columns, make_ragged, read_slices, read_spans, split_columns
+from streams.transaction import RoundEntry
 
 FORMAT = 1
-LEVEL = 1
+ZSTD_LEVEL = 1
 """Of zstd: what compresses at all does so at the first level."""
 CHUNK_BYTES = 256 * 1024
 """Small, so that one task is read without many others."""
 
 
-class Kept(NamedTuple):
+class StoredRound(NamedTuple):
     """A round as the history has it."""
 
-    entry: Entry
+    entry: RoundEntry
     payload: bytes
 
 
@@ -40,14 +40,14 @@ class UnknownFormat(Exception):
     """The segment is of another format than this version reads."""
 
 
-def write_segment(store: Store, rounds: Sequence[Kept]) -> None:
+def write_segment(store: Store, rounds: Sequence[StoredRound]) -> None:
     """Write rounds, in ascending order and of one layout, into an empty store.
 
     Raises:
         ValueError: if a payload is not one that ``wire.encode`` wrote, or of another layout than the first.
     """
-    columns = take_apart([kept.payload for kept in rounds])
-    entries = [kept.entry for kept in rounds]
+    columns = split_columns([stored.payload for stored in rounds])
+    entries = [stored.entry for stored in rounds]
     about = make_ragged([json.dumps([entry.id, entry.source, entry.cursor]).encode() for entry in entries])
     arrays: dict[str, NDArray[Any]] = {
         "round": np.array([entry.round for entry in entries], np.int64),
@@ -70,21 +70,21 @@ def write_segment(store: Store, rounds: Sequence[Kept]) -> None:
 def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
     rows = max(1, len(values))
     chunk = min(rows, max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
-    rest = values.shape[1:]
+    row_shape = values.shape[1:]
     array = group.create_array(
         name,
         shape=values.shape,
         dtype=values.dtype,
-        chunks=(chunk, *map(_some, rest)),
-        shards=(-(-rows // chunk) * chunk, *map(_some, rest)),
-        compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
+        chunks=(chunk, *map(_at_least_one, row_shape)),
+        shards=(-(-rows // chunk) * chunk, *map(_at_least_one, row_shape)),
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
         config={"write_empty_chunks": True},  # A chunk that is not there would be read as zeros.
     )
     if values.size:
         array[...] = values
 
 
-def _some(size: int) -> int:
+def _at_least_one(size: int) -> int:
     return max(1, size)
 
 
@@ -99,10 +99,10 @@ class Segment:
             FileNotFoundError, ValueError: if it is not there, or does not read back as it was written.
         """
         self._group = zarr.open_group(store, mode="r")
-        said: dict[str, Any] = self._group.attrs.asdict()
-        if said.get("format") != FORMAT:
-            raise UnknownFormat(f"it has format {said.get('format')}; this online-meta reads {FORMAT}")
-        self._columns = [Column(*named) for named in said["tensors"]]
+        attributes: dict[str, Any] = self._group.attrs.asdict()
+        if attributes.get("format") != FORMAT:
+            raise UnknownFormat(f"it has format {attributes.get('format')}; this online-meta reads {FORMAT}")
+        self._columns = [Column(*named) for named in attributes["tensors"]]
         self.rounds: NDArray[np.int64] = self._read("round")
         self._headers = self._texts("header")
         self._starts = {column: self._find_starts(column) for column in self._columns}
@@ -113,7 +113,7 @@ class Segment:
         }
 
     @cached_property
-    def held_bytes(self) -> int:
+    def memory_bytes(self) -> int:
         """How much of the segment is in memory."""
         starts = [*self._starts.values(), *(value for value in self._values.values() if isinstance(value, np.ndarray))]
         return int(self.rounds.nbytes) + sum(map(len, self._headers)) + sum(int(array.nbytes) for array in starts)
@@ -134,32 +134,34 @@ class Segment:
         if not np.array_equal(self.rounds[np.minimum(places, len(self.rounds) - 1)], rounds):
             raise KeyError(f"some of {rounds}")
         spans = {column: np.stack([start[places], start[places + 1]], 1) for column, start in self._starts.items()}
-        near = {c: read_spans(self._values[c], spans[c], CHUNK_BYTES // np.dtype(c.dtype).itemsize) for c in spans}
+        parts_read = {
+            c: read_spans(self._values[c], spans[c], CHUNK_BYTES // np.dtype(c.dtype).itemsize) for c in spans
+        }
         return [
-            put_together(self._headers[at], {column: parts[number] for column, parts in near.items()})
+            join_columns(self._headers[at], {column: parts[number] for column, parts in parts_read.items()})
             for number, at in enumerate(places.tolist())
         ]
 
-    def read_all(self) -> list[Kept]:
+    def read_all(self) -> list[StoredRound]:
         """Return all rounds; each array is read once, as a whole."""
         values = {column: self._read(column.name) for column in self._columns}
-        return [Kept(entry, self._payload(at, values)) for at, entry in enumerate(self.entries)]
+        return [StoredRound(entry, self._payload(at, values)) for at, entry in enumerate(self.entries)]
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[RoundEntry]:
         """What is known of the rounds without their payloads."""
         arrived, crc, digest = self._read("arrived"), self._read("crc"), self._read("digest")
         return [
-            Entry(int(self.rounds[at]), id, source, digest[at].tobytes(), int(crc[at]), float(arrived[at]), cursor)
+            RoundEntry(int(self.rounds[at]), id, source, digest[at].tobytes(), int(crc[at]), float(arrived[at]), cursor)
             for at, (id, source, cursor) in enumerate(map(json.loads, self._texts("about")))
         ]
 
     def _payload(self, at: int, values: dict[Column, Any]) -> bytes:
         parts = {}
-        for piece in read_pieces(self._headers[at]):
-            start = self._starts[piece.column]
-            parts[piece.column] = np.asarray(values[piece.column][int(start[at]) : int(start[at + 1])])
-        return put_together(self._headers[at], parts)
+        for tensor_slice in read_slices(self._headers[at]):
+            start = self._starts[tensor_slice.column]
+            parts[tensor_slice.column] = np.asarray(values[tensor_slice.column][int(start[at]) : int(start[at + 1])])
+        return join_columns(self._headers[at], parts)
 
     def _find_starts(self, column: Column) -> NDArray[np.int64]:
         sizes = np.prod(self._read(f"{column.name}_shape"), axis=1, dtype=np.int64)

@@ -3,14 +3,14 @@
 ``open_producer(url)`` gives the producer for an address; ``submit`` and ``connect`` are those of a daemon's HTTP API.
 """
 
-from streams.producer.errors import PATIENCE, SubmitError
-from streams.producer.http import TRY_AGAIN, connect, submit
+from streams.producer.errors import RETRY_SECONDS, SubmitError
+from streams.producer.http import RETRY_STATUSES, connect, submit
 from streams.producer.targets import SCHEMES, Producer, open_producer, split_address
 
 __all__ = [
-    "PATIENCE",
+    "RETRY_SECONDS",
+    "RETRY_STATUSES",
     "SCHEMES",
-    "TRY_AGAIN",
     "Producer",
     "SubmitError",
     "connect",

@@ -10,12 +10,12 @@ from streams.arrivals import Rejected
 from streams.spec import Limits
 from streams.wire import check_id
 
-PATIENCE = 300.0
+RETRY_SECONDS = 300.0
 """Seconds after which no further try is begun."""
 
 UNREACHABLE = "unreachable"
 
-_GROWING = wait_random_exponential(multiplier=0.25, max=15.0)
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=15.0)
 
 Result = TypeVar("Result")
 
@@ -39,32 +39,32 @@ class SubmitError(Exception):
         self.detail = detail
 
 
-class TryLater(SubmitError):
-    """Refused for now; ``after`` are the seconds that the daemon asked for."""
+class RetryLater(SubmitError):
+    """Refused for now; ``retry_after`` are the seconds that the daemon asked for."""
 
-    def __init__(self, status: int | None, reason: str, detail: str, after: float = 0.0) -> None:
+    def __init__(self, status: int | None, reason: str, detail: str, retry_after: float = 0.0) -> None:
         """Keep the seconds."""
         super().__init__(status, reason, detail)
-        self.after = after
+        self.retry_after = retry_after
 
 
-def check_name(id: str) -> None:
+def check_task_id(id: str) -> None:
     """Raise ``SubmitError`` for an id that every daemon would refuse."""
     try:
         check_id(id, Limits())
-    except Rejected as refusal:
-        raise SubmitError(None, refusal.reason, refusal.detail) from refusal
+    except Rejected as rejection:
+        raise SubmitError(None, rejection.reason, rejection.detail) from rejection
 
 
-def try_again(patience: float, act: Callable[[], Result]) -> Result:
-    """Return what ``act`` gives, called again after growing, random waits while it raises ``TryLater``."""
+def retry(retry_seconds: float, attempt: Callable[[], Result]) -> Result:
+    """Return what ``attempt`` gives, called again after growing, random waits while it raises ``RetryLater``."""
     retrying = Retrying(
-        retry=retry_if_exception_type(TryLater), stop=stop_before_delay(patience), wait=_wait, reraise=True
+        retry=retry_if_exception_type(RetryLater), stop=stop_before_delay(retry_seconds), wait=_wait, reraise=True
     )
-    return retrying(act)
+    return retrying(attempt)
 
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.after if isinstance(error, TryLater) else 0.0
-    return asked + _GROWING(state)
+    requested = error.retry_after if isinstance(error, RetryLater) else 0.0
+    return requested + _BACKOFF(state)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from streams.durable import sync_path, write_durably
-from streams.producer.errors import SubmitError, check_name
+from streams.producer.errors import SubmitError, check_task_id
 
 
 class FileProducer:
@@ -16,7 +16,7 @@ class FileProducer:
 
     def send(self, id: str, body: bytes) -> None:
         """Write <id>.safetensors under another name, flush it, rename it, flush the folder."""
-        check_name(id)
+        check_task_id(id)
         part, whole = self._folder / f".{id}.{os.getpid()}.part", self._folder / f"{id}.safetensors"
         try:
             write_durably(part, body)

@@ -7,9 +7,9 @@ from typing import NoReturn
 import httpx
 
 from streams.arrivals import Receipt
-from streams.producer.errors import PATIENCE, UNREACHABLE, SubmitError, TryLater, try_again
+from streams.producer.errors import RETRY_SECONDS, UNREACHABLE, RetryLater, SubmitError, retry
 
-TRY_AGAIN = (408, 429, 500, 502, 503, 504, 507)
+RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 507)
 """The HTTP statuses that say nothing about the task."""
 
 
@@ -31,7 +31,7 @@ def submit(
     body: bytes,
     token: str | None = None,
     client: httpx.Client | None = None,
-    patience: float = PATIENCE,
+    retry_seconds: float = RETRY_SECONDS,
 ) -> Receipt:
     """Bring one task and return its receipt once it is durable.
 
@@ -45,16 +45,16 @@ def submit(
         body: as ``wire.encode`` gives it.
         token: the bearer token, if the daemon asks for one.
         client: as ``connect`` gives it, for many tasks; without one, a connection is made for this task.
-        patience: seconds after which no further try is begun.
+        retry_seconds: seconds after which no further try is begun.
 
     Raises:
         SubmitError: with what the daemon said, if it refuses the task or patience ends.
     """
     if client is None:
-        with connect(url, token) as own:
-            return submit(url, id, body, token, own, patience)
+        with connect(url, token) as new_client:
+            return submit(url, id, body, token, new_client, retry_seconds)
     address = f"{url.rstrip('/')}/v1/tasks"
-    return try_again(patience, lambda: _post(client, address, id, body, token))
+    return retry(retry_seconds, lambda: _post(client, address, id, body, token))
 
 
 def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | None) -> Receipt:
@@ -66,12 +66,12 @@ def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | Non
     except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeEncodeError) as error:
         raise SubmitError(None, "bad_request", f"the request for {id!r} to {url} cannot be sent: {error}") from error
     except httpx.TransportError as error:
-        raise TryLater(None, UNREACHABLE, f"{url}: {type(error).__name__}: {error}") from error
+        raise RetryLater(None, UNREACHABLE, f"{url}: {type(error).__name__}: {error}") from error
     if answer.status_code not in (200, 201):
         _refuse(answer)
     try:
-        said = answer.json()
-        return Receipt(str(said["id"]), int(said["round"]), duplicate=answer.status_code == 200)
+        content = answer.json()
+        return Receipt(str(content["id"]), int(content["round"]), duplicate=answer.status_code == 200)
     except (ValueError, KeyError, TypeError) as error:
         raise SubmitError(
             answer.status_code, "unexpected_answer", f"{url} is no online-meta: {answer.text[:200]}"
@@ -80,16 +80,16 @@ def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | Non
 
 def _refuse(answer: httpx.Response) -> NoReturn:
     try:
-        said = answer.json()
-        reason, detail = str(said["reason"]), str(said["detail"])
+        content = answer.json()
+        reason, detail = str(content["reason"]), str(content["detail"])
     except (ValueError, KeyError, TypeError):
         reason, detail = "unexpected_answer", answer.text[:200] or answer.reason_phrase
-    if answer.status_code in TRY_AGAIN:
-        raise TryLater(answer.status_code, reason, detail, _asked_seconds(answer.headers.get("Retry-After")))
+    if answer.status_code in RETRY_STATUSES:
+        raise RetryLater(answer.status_code, reason, detail, _retry_after_seconds(answer.headers.get("Retry-After")))
     raise SubmitError(answer.status_code, reason, detail)
 
 
-def _asked_seconds(header: str | None) -> float:
+def _retry_after_seconds(header: str | None) -> float:
     """Return what a Retry-After header asks for, given in seconds or as a date; 0 without one."""
     if header is None:
         return 0.0
@@ -106,13 +106,13 @@ def _asked_seconds(header: str | None) -> float:
 class HttpProducer:
     """A ``Producer`` for a daemon's own API, over connections that are kept open."""
 
-    def __init__(self, url: str, client: httpx.Client, patience: float) -> None:
+    def __init__(self, url: str, client: httpx.Client, retry_seconds: float) -> None:
         """Use a client as ``connect`` gives it for the same ``url``."""
-        self._url, self._client, self._patience = url, client, patience
+        self._url, self._client, self._retry_seconds = url, client, retry_seconds
 
     def send(self, id: str, body: bytes) -> Receipt:
         """Return the receipt once the task is durable in the daemon's history; raises as ``submit``."""
-        return submit(self._url, id, body, client=self._client, patience=self._patience)
+        return submit(self._url, id, body, client=self._client, retry_seconds=self._retry_seconds)
 
     def close(self) -> None:
         """Close the connections."""

@@ -6,10 +6,10 @@ import nats.errors
 from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
-from streams.asynchronous import Loop
+from streams.asynchronous import EventLoopThread
 from streams.login import LoginRefused, NatsLogin, hide_secrets
 from streams.nats_connection import Connection, read_login
-from streams.producer.errors import UNREACHABLE, SubmitError, TryLater, check_name, try_again
+from streams.producer.errors import UNREACHABLE, RetryLater, SubmitError, check_task_id, retry
 
 TIMEOUT_SECONDS = 10.0
 
@@ -20,19 +20,19 @@ class NatsProducer:
     A message is answered once the stream has it on disk if the server runs with ``sync_interval: always``.
     """
 
-    def __init__(self, server: str, target: str, login: NatsLogin, patience: float) -> None:
+    def __init__(self, server: str, target: str, login: NatsLogin, retry_seconds: float) -> None:
         """Publish on the subject ``target``, or on that of the stream of this name; raises as ``read_login`` does."""
         read_login(login)
         self._address, self._server = server, hide_secrets(server)
-        self._target, self._login, self._patience = target, login, patience
-        self._loop = Loop("producer-nats")
+        self._target, self._login, self._retry_seconds = target, login, retry_seconds
+        self._loop = EventLoopThread("producer-nats")
         self._connection: Connection | None = None
         self._subject = ""
 
     def send(self, id: str, body: bytes) -> None:
         """Publish a message; one whose answer was lost is published again."""
-        check_name(id)
-        try_again(self._patience, lambda: self._publish(id, body))
+        check_task_id(id)
+        retry(self._retry_seconds, lambda: self._publish(id, body))
 
     def _publish(self, id: str, body: bytes) -> None:
         try:
@@ -45,7 +45,7 @@ class NatsProducer:
             raise SubmitError(None, "refused", f"{self._server}/{self._target}: {error}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             self._disconnect()
-            raise TryLater(None, UNREACHABLE, f"{self._server}: {type(error).__name__}: {error}") from error
+            raise RetryLater(None, UNREACHABLE, f"{self._server}: {type(error).__name__}: {error}") from error
 
     async def _publish_once(self, id: str, body: bytes) -> None:
         if self._connection is None:

@@ -5,9 +5,9 @@ from typing import Protocol
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from streams.arrivals import Receipt
-from streams.extras import naming_extra
-from streams.login import KafkaLogin, Kind, NatsLogin, take_login
-from streams.producer.errors import PATIENCE
+from streams.extras import translate_import_errors
+from streams.login import KafkaLogin, LoginType, NatsLogin, split_login
+from streams.producer.errors import RETRY_SECONDS
 
 SCHEMES = {
     "http": "http://127.0.0.1:8780",
@@ -37,7 +37,7 @@ class Producer(Protocol):
         """Let go of the target."""
 
 
-def open_producer(url: str, token: str | None = None, patience: float = PATIENCE) -> Producer:
+def open_producer(url: str, token: str | None = None, retry_seconds: float = RETRY_SECONDS) -> Producer:
     """Return the producer for an address.
 
     Args:
@@ -45,7 +45,7 @@ def open_producer(url: str, token: str | None = None, patience: float = PATIENCE
             nats://host:port/stream-or-subject, file:///folder. Those of brokers may end with how to log in, see
             ``streams.login``: rediss://user@host/0?stream=name&password_file=/path&ca_file=/path.
         token: the bearer token of a daemon that asks for one.
-        patience: seconds after which no further try to send a task is begun.
+        retry_seconds: seconds after which no further try to send a task is begun.
 
     Raises:
         ValueError: if the address is none of these, or a file that it names does not hold what it is for.
@@ -60,8 +60,8 @@ def open_producer(url: str, token: str | None = None, patience: float = PATIENCE
     if parts.scheme in ("http", "https"):
         from streams.producer.http import HttpProducer, connect
 
-        return HttpProducer(url, connect(url, token), patience)
-    return _open_broker(parts, patience)
+        return HttpProducer(url, connect(url, token), retry_seconds)
+    return _open_broker(parts, retry_seconds)
 
 
 def split_address(url: str) -> SplitResult:
@@ -77,24 +77,24 @@ def split_address(url: str) -> SplitResult:
     return parts
 
 
-def _open_broker(parts: SplitResult, patience: float) -> Producer:
+def _open_broker(parts: SplitResult, retry_seconds: float) -> Producer:
     if parts.scheme in ("redis", "rediss"):
-        with naming_extra("redis"):
+        with translate_import_errors("redis"):
             from streams.producer.redis import RedisProducer
-        return RedisProducer(parts, patience)
+        return RedisProducer(parts, retry_seconds)
     if parts.scheme == "kafka":
-        with naming_extra("kafka"):
+        with translate_import_errors("kafka"):
             from streams.producer.kafka import KafkaProducer
-        return KafkaProducer(parts.netloc, _path(parts).strip("/"), _only_login(KafkaLogin, parts), patience)
-    with naming_extra("nats"):
+        return KafkaProducer(parts.netloc, _path(parts).strip("/"), _parse_login(KafkaLogin, parts), retry_seconds)
+    with translate_import_errors("nats"):
         from streams.producer.nats import NatsProducer
-    server, login = f"{parts.scheme}://{parts.netloc}", _only_login(NatsLogin, parts)
-    return NatsProducer(server, _path(parts).strip("/"), login, patience)
+    server, login = f"{parts.scheme}://{parts.netloc}", _parse_login(NatsLogin, parts)
+    return NatsProducer(server, _path(parts).strip("/"), login, retry_seconds)
 
 
-def _only_login(kind: type[Kind], parts: SplitResult) -> Kind:
+def _parse_login(kind: type[LoginType], parts: SplitResult) -> LoginType:
     """Return the login in the query of an address; raises ``ValueError`` if anything else stands there."""
-    login, others = take_login(kind, dict(parse_qsl(parts.query)))
+    login, others = split_login(kind, dict(parse_qsl(parts.query)))
     if others:
         known = ", ".join(field.name for field in fields(kind))
         raise ValueError(f"the address has no option {', '.join(others)}: it takes {known}")

@@ -28,7 +28,7 @@ LEADER = "leader"
 def build_segmenter(change: str, options: dict[str, Any], likelihood: Likelihood) -> Segmenter:
     """Return the segmenter that a configuration names; raises ``ValueError`` for an unknown name or option."""
     build = registry.load(online_meta.segmentation, change)
-    found: Segmenter = call_checked(build, "change_options", {"likelihood": likelihood}, options)
+    found: Segmenter = call_with_options(build, "change_options", {"likelihood": likelihood}, options)
     return found
 
 
@@ -45,25 +45,27 @@ def build_likelihood(spec: TaskSpec, likelihood: str | None, options: dict[str, 
         raise ValueError(f"likelihood = {likelihood!r} is not for y = {spec.y!r}; {fitting!r} is, or {LEADER!r}")
     size = {"inputs": prod(spec.x_shape), "outputs": spec.ways or prod(spec.y_shape)}
     build = registry.load(online_meta.likelihoods, fitting)
-    found: Likelihood = call_checked(build, "likelihood_options", size, options)
+    found: Likelihood = call_with_options(build, "likelihood_options", size, options)
     return found
 
 
-def call_checked(build: Callable[..., Any], place: str, given: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Call a function with options that are checked against its signature; raises ``ValueError`` naming ``place``."""
+def call_with_options(
+    build: Callable[..., Any], option_name: str, arguments: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """Call a function with options checked against its signature; raises ``ValueError`` naming ``option_name``."""
     types = get_type_hints(build, include_extras=True)
-    known = [option for option in inspect.signature(build).parameters if option not in given]
+    known = [option for option in inspect.signature(build).parameters if option not in arguments]
     for option, value in options.items():
         if option not in known:
-            raise ValueError(f"{place} has no key {option!r}: {registry.nearest(option, known)}")
+            raise ValueError(f"{option_name} has no key {option!r}: {registry.nearest(option, known)}")
         try:
             TypeAdapter(types[option]).validate_python(value, strict=True)
         except ValidationError as error:
-            raise ValueError(f"{place}.{option} = {value!r}: {error.errors()[0]['msg']}") from error
-    return build(**given, **options)
+            raise ValueError(f"{option_name}.{option} = {value!r}: {error.errors()[0]['msg']}") from error
+    return build(**arguments, **options)
 
 
-class _Met(NamedTuple):
+class _CutState(NamedTuple):
     """The segmenter's memory, how many rows there were, where the first began, and which of them were no samples."""
 
     memory: Params
@@ -72,30 +74,30 @@ class _Met(NamedTuple):
     bad: tuple[int, ...]
 
 
-def by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, most: int) -> Cut:
+def cut_by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, most: int) -> Cut:
     """Return the cut where ``segmenter`` finds a change, and after ``most`` rows.
 
     A row that is no sample, for which its task will be refused, is not shown to the segmenter. Labels lie below
     ``ways``; None: there are targets.
     """
 
-    def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
-        met = met or _Met(segmenter.start(), 0, row.begin, ())
+    def meet(state: _CutState | None, row: Row) -> tuple[_CutState, int]:
+        state = state or _CutState(segmenter.start(), 0, row.begin, ())
         sample = read_sample(row, encode, ways)
         count = None
         if sample is None:
-            met = met._replace(rows=met.rows + 1, bad=(*met.bad, met.rows))
+            state = state._replace(rows=state.rows + 1, bad=(*state.bad, state.rows))
         else:
-            met = met._replace(rows=met.rows + 1, memory=segmenter.meet(met.memory, *sample))
-            count = segmenter.change(met.memory)
+            state = state._replace(rows=state.rows + 1, memory=segmenter.meet(state.memory, *sample))
+            count = segmenter.change(state.memory)
         if count is not None:
-            return met, _row_of(count, met.bad)
-        return met, met.rows if is_full(met.rows, met.begin, row, most) else 0
+            return state, _row_index(count, state.bad)
+        return state, state.rows if is_full(state.rows, state.begin, row, most) else 0
 
     return Cut(lambda: None, meet)
 
 
-def _row_of(sample: int, bad: tuple[int, ...]) -> int:
+def _row_index(sample: int, bad: tuple[int, ...]) -> int:
     """Return which row a sample is, both counted from 0, where the rows ``bad`` are no samples."""
     for row in bad:
         sample += row <= sample

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from streams.arrivals import TaskSource
-from streams.leading import Follower, Leading
+from streams.leading import LeaderContext, NeedsLeader
 from streams.row_tasks import EncodeRow
-from streams.sources._changes import LEADER, build_likelihood, build_segmenter, by_change, call_checked
-from streams.sources._led import LeaderOptions, Led, by_leader
-from streams.sources._samples import Cut, Samples, by_count
-from streams.spec import TaskSpec, is_open
+from streams.sources._changes import LEADER, build_likelihood, build_segmenter, call_with_options, cut_by_change
+from streams.sources._led import LeaderOptions, LeaderSource, cut_by_leader
+from streams.sources._samples import Cut, RowSource, cut_by_count
+from streams.spec import TaskSpec, is_dynamic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cutting:
+class CutOptions:
     """Options of the sources that yield samples.
 
     Attributes:
@@ -36,27 +36,27 @@ class Cutting:
     most: Annotated[int, Ge(2)] = 1_000
 
 
-def open_cut(
-    cutting: Cutting, encode: EncodeRow, spec: TaskSpec, read: Callable[[Cut], Samples]
-) -> TaskSource | Follower:
+def create_cut_source(
+    settings: CutOptions, encode: EncodeRow, spec: TaskSpec, read: Callable[[Cut], RowSource]
+) -> TaskSource | NeedsLeader:
     """Return the source whose samples ``read`` gives, cut by ``change`` or, where that is left out, by ``count``.
 
     ``encode`` gives a row's sample. Raises ``ValueError`` for an unknown change, likelihood or option, where neither
     is given, and for a change where samples differ in size.
     """
-    if cutting.change is None:
-        if cutting.count is None:
+    if settings.change is None:
+        if settings.count is None:
             raise ValueError("nothing says where a task ends: give count (samples a task) or change")
-        return read(by_count(cutting.count))
-    if is_open(spec.x_shape):
-        raise ValueError(f"change = {cutting.change!r} needs samples of one size, and x_shape is {spec.x_shape}")
-    segmenter = partial(build_segmenter, cutting.change, cutting.change_options)
-    if cutting.likelihood != LEADER:
-        likelihood = build_likelihood(spec, cutting.likelihood, cutting.likelihood_options)
-        return read(by_change(segmenter(likelihood), encode, spec.ways, cutting.most))
-    options: LeaderOptions = call_checked(LeaderOptions, "likelihood_options", {}, cutting.likelihood_options)
+        return read(cut_by_count(settings.count))
+    if is_dynamic(spec.x_shape):
+        raise ValueError(f"change = {settings.change!r} needs samples of one size, and x_shape is {spec.x_shape}")
+    segmenter = partial(build_segmenter, settings.change, settings.change_options)
+    if settings.likelihood != LEADER:
+        likelihood = build_likelihood(spec, settings.likelihood, settings.likelihood_options)
+        return read(cut_by_change(segmenter(likelihood), encode, spec.ways, settings.most))
+    options: LeaderOptions = call_with_options(LeaderOptions, "likelihood_options", {}, settings.likelihood_options)
 
-    def follow(leading: Leading) -> TaskSource:
-        return Led(read(by_leader(leading, options, segmenter, encode, spec, cutting.most)), leading)
+    def create(leader: LeaderContext) -> TaskSource:
+        return LeaderSource(read(cut_by_leader(leader, options, segmenter, encode, spec, settings.most)), leader)
 
-    return Follower(follow)
+    return NeedsLeader(create)

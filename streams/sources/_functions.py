@@ -39,7 +39,7 @@ FAMILIES = {
 }
 """The sinusoids of Finn et al., ICML 2017; the polynomials of Yao et al., ICML 2019; sawtooths of period pi."""
 
-MOST_PARAMETERS = max(len(family.low) for family in FAMILIES.values())
+MAX_PARAMETERS = max(len(family.low) for family in FAMILIES.values())
 
 
 def sample_task(

@@ -9,7 +9,7 @@ from streams.arrivals import Arrival
 from streams.wire import encode
 
 
-class Generated(NamedTuple):
+class SyntheticSource(NamedTuple):
     """A ``TaskSource`` that makes its tasks; the cursor is the number of the last one.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streams.arrivals import Arrival
-from streams.kafka_connection import find_refusal, make_client, read_login
+from streams.kafka_connection import find_auth_error, make_client, read_login
 from streams.login import LoginRefused
 from streams.sources._broker_settings import KafkaSettings as Settings
 from streams.sources._client import PREFETCH_BYTES
@@ -26,7 +26,7 @@ Positions = dict[int, int]
 
 
 class KafkaTopic:
-    """A ``TaskSource`` that ``Lags``; its cursor is a JSON object of the next offset by partition."""
+    """A ``TaskSource`` that ``ReportsLag``; its cursor is a JSON object of the next offset by partition."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         """Connect only when it is read; ``name`` is the source's."""
@@ -43,27 +43,29 @@ class KafkaTopic:
         positions = _positions(after)
         with self._consumer() as consumer:
             assigned: set[int] = set()
-            looked = None
+            refreshed = None
             while True:
-                if looked is None or time.monotonic() - looked >= self._settings.refresh_seconds:
+                if refreshed is None or time.monotonic() - refreshed >= self._settings.refresh_seconds:
                     self._assign(consumer, positions, assigned)
-                    looked = time.monotonic()
+                    refreshed = time.monotonic()
                 message = consumer.poll(POLL_SECONDS)
                 if message is None:
                     yield None
                 elif (error := message.error()) is not None:
                     raise KafkaException(error)
                 else:
-                    yield self._arrive(message, positions)
+                    yield self._make_arrival(message, positions)
 
     def lag(self, after: str | None) -> int | None:
         """Return how many offsets lie between the positions and the ends of the partitions."""
         positions = _positions(after)
         with self._consumer() as consumer:
-            ends = {partition: self._ends(consumer, partition) for partition in self._list(consumer)}
-        return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ends.items())
+            ranges = {
+                partition: self._offset_range(consumer, partition) for partition in self._list_partitions(consumer)
+            }
+        return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ranges.items())
 
-    def _list(self, consumer: Consumer) -> list[int]:
+    def _list_partitions(self, consumer: Consumer) -> list[int]:
         """Return the partitions that the topic has now."""
         topic, seconds = self._settings.topic, self._settings.timeout_seconds
         try:
@@ -74,19 +76,19 @@ class KafkaTopic:
             raise ConnectionError(f"{self._settings.brokers}, topic {topic}: {error.args[0].str()}") from error
         return sorted(found.partitions)
 
-    def _ends(self, consumer: Consumer, partition: int) -> tuple[int, int]:
+    def _offset_range(self, consumer: Consumer, partition: int) -> tuple[int, int]:
         """Return the first offset that a partition has, and the one behind its last."""
-        place = TopicPartition(self._settings.topic, partition)
-        low, high = consumer.get_watermark_offsets(place, timeout=self._settings.timeout_seconds)
+        topic_partition = TopicPartition(self._settings.topic, partition)
+        low, high = consumer.get_watermark_offsets(topic_partition, timeout=self._settings.timeout_seconds)
         return low, high
 
     def _assign(self, consumer: Consumer, positions: Positions, assigned: set[int]) -> None:
         """Read from now on the partitions that were not there before; see whether the others are what they were."""
-        topic, fresh = self._settings.topic, []
-        for partition in self._list(consumer):
+        topic, new_partitions = self._settings.topic, []
+        for partition in self._list_partitions(consumer):
             position = positions.get(partition)
             if position is not None:
-                low, high = self._ends(consumer, partition)
+                low, high = self._offset_range(consumer, partition)
                 if position > high:
                     raise ValueError(
                         f"partition {partition} of {topic} ends at {high}, before the committed position {position}: "
@@ -100,12 +102,14 @@ class KafkaTopic:
                     )
                     position = low
             if partition not in assigned:
-                fresh.append(TopicPartition(topic, partition, OFFSET_BEGINNING if position is None else position))
+                new_partitions.append(
+                    TopicPartition(topic, partition, OFFSET_BEGINNING if position is None else position)
+                )
                 assigned.add(partition)
-        if fresh:
-            consumer.incremental_assign(fresh)
+        if new_partitions:
+            consumer.incremental_assign(new_partitions)
 
-    def _arrive(self, message: Message, positions: Positions) -> Arrival:
+    def _make_arrival(self, message: Message, positions: Positions) -> Arrival:
         partition, offset = message.partition(), message.offset()
         assert partition is not None, "a message without an error has one"
         assert offset is not None, "a message without an error has one"
@@ -117,21 +121,23 @@ class KafkaTopic:
 
     @contextmanager
     def _consumer(self) -> Iterator[Consumer]:
-        said: deque[KafkaError] = deque(maxlen=32)
+        errors: deque[KafkaError] = deque(maxlen=32)
 
-        def say(error: KafkaError) -> None:
-            said.append(error)
+        def on_error(error: KafkaError) -> None:
+            errors.append(error)
             _log.warning("the source %s: %s", self._name, error.str())
 
-        consumer = _make_consumer(self._settings, say)
+        consumer = _make_consumer(self._settings, on_error)
         try:
             yield consumer
         except ConnectionError as error:
             consumer.poll(POLL_SECONDS)  # so that the library says what it has noticed
-            refusal = find_refusal(said)
-            if refusal is None:
+            auth_error = find_auth_error(errors)
+            if auth_error is None:
                 raise
-            raise LoginRefused(f"{self._settings.brokers} and we do not trust each other: {refusal.str()}") from error
+            raise LoginRefused(
+                f"{self._settings.brokers} and we do not trust each other: {auth_error.str()}"
+            ) from error
         finally:
             consumer.close()
 
@@ -146,10 +152,10 @@ def check_properties(settings: Settings) -> None:
     _make_consumer(replace(settings, brokers="127.0.0.1:1"), lambda error: None).close()
 
 
-def _make_consumer(settings: Settings, say: Callable[[KafkaError], None]) -> Consumer:
+def _make_consumer(settings: Settings, on_error: Callable[[KafkaError], None]) -> Consumer:
     """Make a consumer that keeps no position anywhere and fetches little ahead; a pause may last for days."""
     milliseconds = round(1000 * settings.timeout_seconds)
-    asked: dict[str, Any] = {
+    config: dict[str, Any] = {
         "socket.timeout.ms": milliseconds,
         "socket.connection.setup.timeout.ms": milliseconds,
         "socket.keepalive.enable": True,
@@ -168,9 +174,9 @@ def _make_consumer(settings: Settings, say: Callable[[KafkaError], None]) -> Con
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
         "max.poll.interval.ms": DAY_MILLISECONDS,
-        "error_cb": say,
+        "error_cb": on_error,
     }
-    return make_client(Consumer, asked)
+    return make_client(Consumer, config)
 
 
 def _positions(cursor: str | None) -> Positions:

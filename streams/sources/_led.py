@@ -19,11 +19,11 @@ from online_meta.segments import Likelihood, Segmenter
 from online_meta.types import Meta, Score
 from online_meta.unsegmented import expect_errors, make_task
 from streams.arrivals import Arrival
-from streams.leading import Leading
+from streams.leading import LeaderContext
 from streams.row_tasks import EncodeRow
 from streams.rows import Row
-from streams.sources._changes import by_change, read_sample
-from streams.sources._samples import Cut, Samples
+from streams.sources._changes import cut_by_change, read_sample
+from streams.sources._samples import Cut, RowSource
 from streams.spec import TaskSpec
 
 
@@ -41,7 +41,7 @@ class LeaderOptions(NamedTuple):
     shape: Annotated[float, Gt(0)] = 1.0
 
 
-class _Met(NamedTuple):
+class _OpenTask(NamedTuple):
     """A task that has begun: the leader it is cut by, the cut, what that remembers, and the task's first rows."""
 
     meta: Meta
@@ -50,8 +50,8 @@ class _Met(NamedTuple):
     first: tuple[Row, ...]
 
 
-def by_leader(
-    leading: Leading,
+def cut_by_leader(
+    leader: LeaderContext,
     options: LeaderOptions,
     segmenter: Callable[[Likelihood], Segmenter],
     encode: EncodeRow,
@@ -67,64 +67,64 @@ def by_leader(
     x, y = _empty_sample(spec)
     scores: deque[Score] = deque(maxlen=options.window)
 
-    def judge(meta: Meta, rows: Sequence[Row]) -> None:
+    def score_rows(meta: Meta, rows: Sequence[Row]) -> None:
         samples = [read_sample(row, encode, spec.ways) for row in rows]
         task = make_task([sample for sample in samples if sample is not None], options.sizes)
         if task is not None:
-            scores.append(score_task(leading.inner, meta, task, None, options.sizes))
+            scores.append(score_task(leader.inner, meta, task, None, options.sizes))
 
     def likelihood(meta: Meta) -> Likelihood:
-        errors = expect_errors(scores, options.sizes, options.shape) if leading.squares else None
-        return adapted(leading.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
+        errors = expect_errors(scores, options.sizes, options.shape) if leader.squared_error else None
+        return adapted(leader.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
 
-    def begin() -> _Met:
-        meta, _ = leading.newest()
-        if leading.squares and not scores:
-            scores.extend(_score_last(leading, meta, options))
-        cut = by_change(segmenter(likelihood(meta)), encode, spec.ways, most)
-        return _Met(meta, cut, cut.start(), ())
+    def start_task() -> _OpenTask:
+        meta, _ = leader.latest_leader()
+        if leader.squared_error and not scores:
+            scores.extend(_score_latest(leader, meta, options))
+        cut = cut_by_change(segmenter(likelihood(meta)), encode, spec.ways, most)
+        return _OpenTask(meta, cut, cut.start(), ())
 
-    def meet(met: _Met | None, row: Row) -> tuple[_Met, int]:
-        met = met or begin()
-        memory, count = met.cut.meet(met.memory, row)
-        first = met.first if len(met.first) == 2 * max(options.sizes) else (*met.first, row)
-        if count and leading.squares:
-            judge(met.meta, first[:count])
-        return met._replace(memory=memory, first=first), count
+    def meet(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
+        open_task = open_task or start_task()
+        memory, count = open_task.cut.meet(open_task.memory, row)
+        first = open_task.first if len(open_task.first) == 2 * max(options.sizes) else (*open_task.first, row)
+        if count and leader.squared_error:
+            score_rows(open_task.meta, first[:count])
+        return open_task._replace(memory=memory, first=first), count
 
-    made = likelihood(leading.newest()[0])
-    segmenter(made)
-    _try(made, x, y)
+    checked = likelihood(leader.latest_leader()[0])
+    segmenter(checked)
+    _check_likelihood(checked, x, y)
     return Cut(lambda: None, meet)
 
 
-class Led:
+class LeaderSource:
     """A ``TaskSource`` over rows that begins a task once the leader has learned those before it."""
 
-    def __init__(self, samples: Samples, leading: Leading) -> None:
-        """Read ``samples``, whose cut is ``by_leader``."""
+    def __init__(self, samples: RowSource, leader: LeaderContext) -> None:
+        """Read ``samples``, whose cut is ``cut_by_leader``."""
         self._samples = samples
-        self._leading = leading
-        self._unsettled = 0
+        self._leader = leader
+        self._unacked = 0
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the tasks behind a position; None while no more is complete, or the last is not learned yet."""
-        self._unsettled = 0
+        self._unacked = 0
         for arrival in self._samples.read(after):
-            self._unsettled += arrival is not None
+            self._unacked += arrival is not None
             yield arrival
             if arrival is not None:
-                yield from self._wait()
+                yield from self._wait_until_learned()
 
-    def settle(self, arrivals: Sequence[Arrival]) -> None:
+    def ack(self, arrivals: Sequence[Arrival]) -> None:
         """Note that they are durable, or were rejected."""
-        self._unsettled -= len(arrivals)
+        self._unacked -= len(arrivals)
 
-    def _wait(self) -> Iterator[None]:
-        while self._unsettled > 0:
+    def _wait_until_learned(self) -> Iterator[None]:
+        while self._unacked > 0:
             yield None
-        committed = self._leading.committed()
-        while self._leading.newest()[1] < committed:
+        count_rounds = self._leader.count_rounds()
+        while self._leader.latest_leader()[1] < count_rounds:
             yield None
 
 
@@ -134,15 +134,15 @@ def _empty_sample(spec: TaskSpec) -> tuple[Tensor, Tensor]:
     return torch.zeros(spec.x_shape, dtype=getattr(torch, spec.x_dtype)), torch.zeros(spec.y_shape, dtype=y_dtype)
 
 
-def _score_last(leading: Leading, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
+def _score_latest(leader: LeaderContext, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
     """Yield scores of the newest rounds, with as much of the support of each as ``make_task`` would give it."""
-    for task in leading.last(options.window):
+    for task in leader.latest_tasks(options.window):
         size = max((size for size in options.sizes if size <= len(task.support.x)), default=0)
         if size:
-            yield score_task(leading.inner, meta, shorten(task, size), None, options.sizes)
+            yield score_task(leader.inner, meta, shorten(task, size), None, options.sizes)
 
 
-def _try(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:
+def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:
     """Raise ``ValueError`` where the likelihood cannot judge a sample."""
     try:
         runs = likelihood.start()

@@ -8,26 +8,26 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NothingNow
+from nats.errors import TimeoutError as FetchTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.client import JetStreamContext
 
 from streams.arrivals import Arrival
-from streams.asynchronous import Loop
+from streams.asynchronous import EventLoopThread
 from streams.login import hide_secrets
 from streams.nats_connection import Connection
 from streams.sources._broker_settings import NatsSettings as Settings
-from streams.sources._client import count_that_fits
+from streams.sources._client import next_fetch_count
 
 WAIT_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
-Ask = Callable[..., Any]
+Run = Callable[..., Any]
 """Runs a coroutine and returns what it returns."""
 
 
 class NatsStream:
-    """A ``TaskSource`` that ``Lags``; its cursor is the sequence number of a message in the stream."""
+    """A ``TaskSource`` that ``ReportsLag``; its cursor is the sequence number of a message in the stream."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         """Connect only when it is read."""
@@ -42,48 +42,48 @@ class NatsStream:
             ValueError: if the stream ends before the position, so that it is not the one that was read.
         """
         position = _sequence(after)
-        with self._stream("source") as (ask, stream):
-            subscription = ask(self._begin(stream, position))
-            count, given = 1, 0
+        with self._stream("source") as (run, stream):
+            subscription = run(self._subscribe(stream, position))
+            count, delivered = 1, 0
             while True:
                 try:
-                    messages = ask(subscription.fetch(count, timeout=WAIT_SECONDS))
-                except NothingNow:
+                    messages = run(subscription.fetch(count, timeout=WAIT_SECONDS))
+                except FetchTimeout:
                     yield None
                     continue
-                count = min(count_that_fits(self._settings.batch, [len(one.data) for one in messages]), 4 * count)
+                count = min(next_fetch_count(self._settings.batch, [len(one.data) for one in messages]), 4 * count)
                 for message in messages:
-                    given += 1
-                    yield self._arrive(message, given)
+                    delivered += 1
+                    yield self._make_arrival(message, delivered)
 
     def lag(self, after: str | None) -> int | None:
         """Return how many messages lie behind the position."""
-        with self._stream("lag") as (ask, stream):
-            waiting: int = ask(self._count(stream, _sequence(after)))
+        with self._stream("lag") as (run, stream):
+            waiting: int = run(self._count(stream, _sequence(after)))
         return waiting
 
     @contextmanager
-    def _stream(self, purpose: str) -> Iterator[tuple[Ask, JetStreamContext]]:
+    def _stream(self, purpose: str) -> Iterator[tuple[Run, JetStreamContext]]:
         """Connect; give what waits for coroutines, and the server's JetStream."""
-        settings, loop = self._settings, Loop(f"{purpose}-{self._name}")
-        ask = partial(loop.run, seconds=3 * settings.timeout_seconds)
+        settings, loop = self._settings, EventLoopThread(f"{purpose}-{self._name}")
+        run = partial(loop.run, seconds=3 * settings.timeout_seconds)
         try:
             connection = Connection()
             try:
-                ask(connection.open(settings.servers, settings.timeout_seconds, settings))
+                run(connection.open(settings.servers, settings.timeout_seconds, settings))
             except (NatsError, OSError, TimeoutError) as error:
                 raise ConnectionError(
                     f"{hide_secrets(settings.servers)}: {str(error) or type(error).__name__}"
                 ) from error
             try:
-                yield ask, connection.client.jetstream(timeout=settings.timeout_seconds)
+                yield run, connection.client.jetstream(timeout=settings.timeout_seconds)
             finally:
                 with suppress(TimeoutError):  # the server need not know
-                    ask(connection.close())
+                    run(connection.close())
         finally:
             loop.close()
 
-    async def _begin(self, stream: JetStreamContext, position: int) -> JetStreamContext.PullSubscription:
+    async def _subscribe(self, stream: JetStreamContext, position: int) -> JetStreamContext.PullSubscription:
         """Look whether the stream is the one that was read, and begin behind the position."""
         state = (await stream.stream_info(self._settings.stream)).state
         if state.last_seq < position:
@@ -117,11 +117,11 @@ class NatsStream:
         await stream.delete_consumer(self._settings.stream, consumer.name)
         return consumer.num_pending or 0
 
-    def _arrive(self, message: Msg, given: int) -> Arrival:
+    def _make_arrival(self, message: Msg, delivered: int) -> Arrival:
         """Return the message as what it is; raises ``ConnectionError`` if one before it was lost on its way."""
         number = message.metadata.sequence
-        if number.consumer != given:
-            raise ConnectionError(f"message {given} was lost on its way; {number.consumer} came")
+        if number.consumer != delivered:
+            raise ConnectionError(f"message {delivered} was lost on its way; {number.consumer} came")
         id = (message.headers or {}).get("id", f"{self._settings.stream}:{number.stream}")
         return Arrival(id, message.data, self._name, str(number.stream))
 

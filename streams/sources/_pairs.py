@@ -33,7 +33,7 @@ def read_pairs(items: Iterable[Any], after: int) -> Iterator[Row | None]:
 def _row(number: int, pair: tuple[Any, Any]) -> Row:
     try:
         # Copies, for the samples wait until their task ends, and an iterator may write over what it gave.
-        x, y = (np.array(half.tolist() if isinstance(half, Tensor) else half) for half in pair)
+        x, y = (np.array(value.tolist() if isinstance(value, Tensor) else value) for value in pair)
     except (ValueError, TypeError, OverflowError) as error:
         return Row(number, number + 1, None, b"", str(error)[:200])
     return Row(number, number + 1, {"x": x, "y": y}, b"")

@@ -50,12 +50,14 @@ def make_task(digits: Digits, seed: int, t: int, support_per_class: int = 1, que
     Returns:
         A task of x: uint8 (n, 3, 28, 28) and y: int64 (n,), 0 .. 9, sorted by class, n = 10 times images per class.
     """
-    each = support_per_class + query_per_class
-    shown = draw_images(seed, t, each, digits.shape[1])
-    images = digits[np.arange(10)[:, None], shown]
+    per_class = support_per_class + query_per_class
+    indices = draw_images(seed, t, per_class, digits.shape[1])
+    images = digits[np.arange(10)[:, None], indices]
     colour, scale, turns = _transformation_of(seed, t)
-    pictures = torch.from_numpy(paint(images.reshape(-1, 28, 28), colour, scale, turns).reshape(10, each, 3, 28, 28))
-    labels = torch.arange(10)[:, None].expand(10, each)
+    pictures = torch.from_numpy(
+        paint(images.reshape(-1, 28, 28), colour, scale, turns).reshape(10, per_class, 3, 28, 28)
+    )
+    labels = torch.arange(10)[:, None].expand(10, per_class)
     parts = (slice(None, support_per_class), slice(support_per_class, None))
     support, query = (Batch(pictures[:, part].flatten(0, 1), labels[:, part].flatten()) for part in parts)
     return Task(support, query)
@@ -84,9 +86,9 @@ def _transformation_of(seed: int, t: int) -> tuple[int, int, int]:
     return which % 7, 1 + which // 7 % 2, which // 14
 
 
-def draw_images(seed: int, t: int, each: int, images: int) -> NDArray[np.int64]:
+def draw_images(seed: int, t: int, per_class: int, images: int) -> NDArray[np.int64]:
     """Return which of so many images of each class task t shows, (10, each): from the piles of ``make_task``."""
-    tasks_a_pass = images // each
+    tasks_a_pass = images // per_class
     piles = generator(seed, 1, t // tasks_a_pass).permuted(np.tile(np.arange(images), (10, 1)), axis=1)
-    place = t % tasks_a_pass * each
-    return piles[:, place : place + each]
+    place = t % tasks_a_pass * per_class
+    return piles[:, place : place + per_class]

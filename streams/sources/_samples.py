@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from streams.arrivals import Arrival, Rejected
 from streams.row_tasks import EncodeRow, encode_rows
-from streams.rows import Row, line_of
+from streams.rows import Row, row_bytes
 
 TASK_BYTES = 64 * 1024 * 1024
 """How long the lines of a task may be together, before it is cut."""
@@ -25,14 +25,14 @@ class Cut(NamedTuple):
     meet: Callable[[Any, Row], tuple[Any, int]]
 
 
-class Samples(NamedTuple):
+class RowSource(NamedTuple):
     """A ``TaskSource`` over rows.
 
     Attributes:
         rows: gives those behind a position, and None where there is no more now.
         encode: gives a row's sample.
         cut: says where a task ends.
-        rest: whether what is left where the rows end is a task.
+        keep_rest: whether what is left where the rows end is a task.
         poll_seconds: how long to leave them alone after a None.
         name: of the source.
         clock: seconds, never backwards.
@@ -41,7 +41,7 @@ class Samples(NamedTuple):
     rows: Callable[[int], Iterator[Row | None]]
     encode: EncodeRow
     cut: Cut
-    rest: bool
+    keep_rest: bool
     poll_seconds: float
     name: str
     clock: Callable[[], float] = time.monotonic
@@ -61,16 +61,16 @@ class Samples(NamedTuple):
             if next_row is None:
                 yield from self._wait()
                 continue
-            ahead = deque([next_row])
-            while ahead:
-                rows.append(ahead.popleft())
+            pending = deque([next_row])
+            while pending:
+                rows.append(pending.popleft())
                 memory, count = self.cut.meet(memory, rows[-1])
                 if count:
-                    yield self._task(rows[:count])
-                    ahead.extendleft(reversed(rows[count:]))
+                    yield self._make_arrival(rows[:count])
+                    pending.extendleft(reversed(rows[count:]))
                     rows, memory = [], self.cut.start()
-        if rows and self.rest:
-            yield self._task(rows)
+        if rows and self.keep_rest:
+            yield self._make_arrival(rows)
         while True:
             yield None
 
@@ -80,41 +80,41 @@ class Samples(NamedTuple):
         while self.clock() - looked < self.poll_seconds:
             yield None
 
-    def _task(self, rows: list[Row]) -> Arrival:
+    def _make_arrival(self, rows: list[Row]) -> Arrival:
         id, position = f"{self.name}-{rows[0].begin}", str(rows[-1].end)
         try:
             return Arrival(id, encode_rows(rows, self.encode), self.name, position)
-        except Rejected as refusal:
-            return Arrival(id, b"".join(map(line_of, rows)), self.name, position, refusal)
+        except Rejected as rejection:
+            return Arrival(id, b"".join(map(row_bytes, rows)), self.name, position, rejection)
 
 
-def by_count(count: int) -> Cut:
+def cut_by_count(count: int) -> Cut:
     """Return the cut after every ``count`` rows."""
-    return Cut(lambda: 0, lambda met, row: (met + 1, count if met + 1 >= count else 0))
+    return Cut(lambda: 0, lambda rows_seen, row: (rows_seen + 1, count if rows_seen + 1 >= count else 0))
 
 
-class _Keyed(NamedTuple):
+class _KeyState(NamedTuple):
     """How many rows there were, where the first began, and the key of the last that has one, in a tuple."""
 
-    met: int
+    rows_seen: int
     begin: int
     key: tuple[Any, ...]
 
 
-def by_key(key: str, most: int) -> Cut:
+def cut_by_key(key: str, most: int) -> Cut:
     """Return the cut where the column ``key`` changes, and after ``most`` rows."""
 
-    def meet(memory: _Keyed | None, row: Row) -> tuple[_Keyed, int]:
-        memory = memory or _Keyed(0, row.begin, ())
+    def meet(memory: _KeyState | None, row: Row) -> tuple[_KeyState, int]:
+        memory = memory or _KeyState(0, row.begin, ())
         value = memory.key if row.values is None else (row.values[key],)  # what has none belongs where it came in
         if memory.key and memory.key != value:
-            return memory, memory.met
-        memory = _Keyed(memory.met + 1, memory.begin, value)
-        return memory, memory.met if is_full(memory.met, memory.begin, row, most) else 0
+            return memory, memory.rows_seen
+        memory = _KeyState(memory.rows_seen + 1, memory.begin, value)
+        return memory, memory.rows_seen if is_full(memory.rows_seen, memory.begin, row, most) else 0
 
     return Cut(lambda: None, meet)
 
 
-def is_full(met: int, begin: int, last: Row, most: int) -> bool:
+def is_full(rows_seen: int, begin: int, last: Row, most: int) -> bool:
     """Whether so many rows, the first of which begins at ``begin``, are as long as a task may be."""
-    return met >= most or last.end - begin >= TASK_BYTES
+    return rows_seen >= most or last.end - begin >= TASK_BYTES

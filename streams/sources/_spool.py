@@ -9,7 +9,7 @@ from pathlib import Path
 
 from streams.arrivals import Arrival, Rejected
 from streams.spec import TaskSpec
-from streams.tensor_files import ENDINGS, read_task_file
+from streams.tensor_files import SUFFIXES, read_task_file
 
 _log = logging.getLogger(__name__)
 _File = tuple[str, int]  # name and inode, so that one that was replaced is another
@@ -59,7 +59,7 @@ class Spool:
             while self.clock() - listed < self.poll_seconds:
                 yield None
 
-    def settle(self, arrivals: Sequence[Arrival]) -> None:
+    def ack(self, arrivals: Sequence[Arrival]) -> None:
         """Move the files of arrivals that are durable, or were refused for good, out of the way."""
         for arrival in arrivals:
             file = self._offered.pop(arrival.id, None)
@@ -67,7 +67,7 @@ class Spool:
                 continue
             path = Path(self.folder, file[0])
             try:
-                _move(path, file[1], "done" if arrival.refused is None else "rejected")
+                _move(path, file[1], "done" if arrival.rejection is None else "rejected")
             except FileNotFoundError:
                 continue  # somebody else has taken it away
             except OSError as error:
@@ -78,16 +78,16 @@ class Spool:
         path = Path(self.folder, file[0])
         try:
             data = _read(path, self.max_bytes)
-            body, refused = read_task_file(path, data, self.spec, self.max_bytes), None
-        except Rejected as refusal:
-            body, refused = data, refusal
+            body, rejection = read_task_file(path, data, self.spec, self.max_bytes), None
+        except Rejected as rejected:
+            body, rejection = data, rejected
         except (OSError, ImportError) as error:
             if file not in failed and not isinstance(error, FileNotFoundError):
                 _log.warning("%s is skipped until it can be read: %s", path, error)
             failed.add(file)
             return None
         failed.discard(file)
-        return Arrival(path.stem, body, self.name, None, refused)
+        return Arrival(path.stem, body, self.name, None, rejection)
 
 
 def _move(path: Path, inode: int, folder: str) -> None:
@@ -98,11 +98,11 @@ def _move(path: Path, inode: int, folder: str) -> None:
     os.rename(path, target.with_name(f"{path.stem}.{inode}{path.suffix}") if target.exists() else target)
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(f"it is larger than max_bytes = {most}")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(f"it is larger than max_bytes = {max_bytes}")
     return data
 
 
@@ -111,8 +111,8 @@ def _list(folder: str) -> set[_File]:
     try:
         listing = os.scandir(folder)
     except FileNotFoundError as error:
-        told = "there is no such folder: make it, or set `folder` to the one that tasks are renamed into"
-        raise FileNotFoundError(error.errno, told, folder) from error
+        message = "there is no such folder: make it, or set `folder` to the one that tasks are renamed into"
+        raise FileNotFoundError(error.errno, message, folder) from error
     with listing:
-        files = [item for item in listing if item.name.endswith(ENDINGS) and not item.name.startswith(".")]
+        files = [item for item in listing if item.name.endswith(SUFFIXES) and not item.name.startswith(".")]
     return {(item.name, item.inode()) for item in files if item.is_file()}

@@ -5,7 +5,7 @@ import math
 from online_meta.draws import generator
 
 
-def walk(*key: int, t: int) -> float:
+def random_walk(*key: int, t: int) -> float:
     """Return W(t) of the walk called ``key``: W(0) = 0, independent increments of normal distribution N(0, 1).
 
     It is a pure function, in O(log t) draws: W at the powers of two first, then at midpoints given both ends, which are
@@ -29,7 +29,7 @@ def _normal(key: tuple[int, ...], time: int) -> float:
     return float(generator(*key, time).standard_normal())
 
 
-def fold(value: float) -> float:
+def reflect(value: float) -> float:
     """Return where ``value`` is when 0 and 1 are mirrors: in 0 .. 1, and as far as before from a step so short."""
     rest = value % 2.0
     return min(rest, 2.0 - rest)

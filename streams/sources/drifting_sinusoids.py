@@ -15,14 +15,14 @@ from online_meta.draws import generator
 from online_meta.types import Task
 from streams.arrivals import TaskSource
 from streams.sources._functions import FAMILIES, SPEC, sample_task
-from streams.sources._generated import Generated
-from streams.sources._walk import fold, walk
+from streams.sources._generated import SyntheticSource
+from streams.sources._walk import random_walk, reflect
 from streams.spec import TaskSpec, require_same
 
-__all__ = ["SPEC", "Settings", "lowest_amplitude", "make_task", "open"]
+__all__ = ["SPEC", "Settings", "create_source", "lowest_amplitude", "make_task"]
 
 LOW, HIGH = FAMILIES["sinusoid"].low[0], FAMILIES["sinusoid"].high[0]
-WALK = 1
+WALK_DRAWS = 1
 """Sets the walk's draws apart from those of tasks."""
 
 
@@ -53,10 +53,10 @@ class Settings:
     step: Annotated[float, Ge(0)] = 0.1
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream; raises ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "drifting_sinusoids")
-    return Generated(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
+    return SyntheticSource(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
 
 
 def lowest_amplitude(settings: Settings, seed: int, t: int) -> float:
@@ -64,7 +64,9 @@ def lowest_amplitude(settings: Settings, seed: int, t: int) -> float:
     room = HIGH - LOW - settings.width
     if settings.motion == "cycle":
         return LOW + room * (1 - math.cos(2 * math.pi * t / settings.period)) / 2
-    return LOW + room * fold(generator(seed, WALK, 0, 1).random() + settings.step / room * walk(seed, WALK, t=t))
+    return LOW + room * reflect(
+        generator(seed, WALK_DRAWS, 0, 1).random() + settings.step / room * random_walk(seed, WALK_DRAWS, t=t)
+    )
 
 
 def make_task(settings: Settings, seed: int, t: int) -> Task:

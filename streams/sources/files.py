@@ -33,7 +33,7 @@ class Settings:
     processed: Literal["keep", "move"] = "keep"
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream of the folder's files, in name order per listing."""
     move = settings.processed == "move"
     return Spool(settings.folder, spec, name, settings.poll_seconds, settings.max_bytes, move)

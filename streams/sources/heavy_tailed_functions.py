@@ -13,13 +13,13 @@ from annotated_types import Ge, Gt, Le
 from online_meta.draws import generator
 from online_meta.types import Task
 from streams.arrivals import TaskSource
-from streams.sources._functions import FAMILIES, MOST_PARAMETERS, SPEC, sample_task
-from streams.sources._generated import Generated
+from streams.sources._functions import FAMILIES, MAX_PARAMETERS, SPEC, sample_task
+from streams.sources._generated import SyntheticSource
 from streams.spec import TaskSpec, require_same
 
-__all__ = ["SPEC", "Settings", "cluster_of", "make_task", "open"]
+__all__ = ["SPEC", "Settings", "create_source", "draw_cluster", "make_task"]
 
-CENTRE = 1
+CENTRE_DRAWS = 1
 """Sets the draws of clusters apart from those of tasks."""
 
 
@@ -50,13 +50,13 @@ class Settings:
     spread: Annotated[float, Ge(0), Le(1)] = 0.2
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream; raises ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "heavy_tailed_functions")
-    return Generated(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
+    return SyntheticSource(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
 
 
-def cluster_of(settings: Settings, random: np.random.Generator) -> int:
+def draw_cluster(settings: Settings, random: np.random.Generator) -> int:
     """Return a cluster, the most common one being 0; the first draw of a task's generator."""
     weights = np.arange(1.0, settings.clusters + 1) ** -settings.exponent
     return int(random.choice(settings.clusters, p=weights / weights.sum()))
@@ -65,9 +65,9 @@ def cluster_of(settings: Settings, random: np.random.Generator) -> int:
 def make_task(settings: Settings, seed: int, t: int) -> Task:
     """Return task t of the stream of a seed, a pure function of its arguments."""
     random = generator(seed, t)
-    cluster = cluster_of(settings, random)
+    cluster = draw_cluster(settings, random)
     family = list(FAMILIES.values())[cluster % len(FAMILIES)]
-    centre, own = (one.random(MOST_PARAMETERS) for one in (generator(seed, cluster, CENTRE), random))
+    centre, own = (one.random(MAX_PARAMETERS) for one in (generator(seed, cluster, CENTRE_DRAWS), random))
     shares = (1 - settings.spread) * centre + settings.spread * own
     function = partial(family.value, family.parameters(shares))
     return sample_task(function, random, settings.support, settings.query, settings.noise, settings.freedom)

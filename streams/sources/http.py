@@ -11,6 +11,6 @@ class Settings:
     """No options; where the API listens is said in ``[serve]``."""
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return None: the API hands each posted task to ingest itself."""
     return None

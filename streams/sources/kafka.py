@@ -5,14 +5,14 @@ A message's value is the task as ``wire.encode`` writes it, its header ``id`` th
 """
 
 from streams.arrivals import TaskSource
-from streams.extras import naming_extra
+from streams.extras import translate_import_errors
 from streams.sources._broker_settings import KafkaSettings as Settings
 from streams.spec import TaskSpec
 
-__all__ = ["Settings", "open"]
+__all__ = ["Settings", "create_source"]
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream of the messages, each partition in its order.
 
     Raises:
@@ -20,7 +20,7 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
         OSError: if ``properties_file`` cannot be read.
         ValueError: if one of its settings is not known, or it is not made of settings.
     """
-    with naming_extra("kafka"):
+    with translate_import_errors("kafka"):
         from streams.sources._kafka_topic import KafkaTopic, check_properties
     check_properties(settings)
     return KafkaTopic(settings, name)

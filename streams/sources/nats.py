@@ -5,15 +5,15 @@ A message's data is the task as ``wire.encode`` writes it, its header ``id`` the
 """
 
 from streams.arrivals import TaskSource
-from streams.extras import naming_extra
+from streams.extras import translate_import_errors
 from streams.login import refuse_secrets
 from streams.sources._broker_settings import NatsSettings as Settings
 from streams.spec import TaskSpec
 
-__all__ = ["Settings", "open"]
+__all__ = ["Settings", "create_source"]
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream of the messages, in their order.
 
     Raises:
@@ -21,7 +21,7 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
         ValueError: if a secret stands in ``servers``, or a file does not hold what it is for.
         OSError: if a file cannot be read.
     """
-    with naming_extra("nats"):
+    with translate_import_errors("nats"):
         from streams.nats_connection import read_login
         from streams.sources._nats_stream import NatsStream
     for server in settings.servers.split(","):

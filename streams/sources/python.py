@@ -14,17 +14,17 @@ from typing import Any
 
 from online_meta.import_path import import_by_path
 from streams.arrivals import TaskSource
-from streams.leading import Follower
+from streams.leading import NeedsLeader
 from streams.rows import Row
-from streams.sources._cutting import Cutting, open_cut
-from streams.sources._iterated import Iterated, items_behind, takes_after
+from streams.sources._cutting import CutOptions, create_cut_source
+from streams.sources._iterated import IteratorSource, accepts_after, items_after
 from streams.sources._pairs import encode_pair, read_pairs
-from streams.sources._samples import Cut, Samples
+from streams.sources._samples import Cut, RowSource
 from streams.spec import TaskSpec
 
 
 @dataclass(frozen=True)
-class Settings(Cutting):
+class Settings(CutOptions):
     """Options of ``[[source]] kind = "python"``; without ``count`` and ``change`` it gives whole tasks.
 
     Attributes:
@@ -41,7 +41,7 @@ class Settings(Cutting):
             raise ValueError("give one of count (samples a task) and change, or neither: then whole tasks are expected")
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | Follower | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | NeedsLeader | None:
     """Return the stream; raises ``ValueError`` when there is no such function or it does not take the arguments.
 
     Raises it, too, for an unknown change, likelihood or option.
@@ -49,19 +49,19 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
     function = import_by_path(settings.iterator)
     if not callable(function):
         raise ValueError(f"{settings.iterator} is {type(function).__name__} and no function that returns an iterator")
-    begin = {"after": 0} if takes_after(function) else {}
+    begin = {"after": 0} if accepts_after(function) else {}
     try:
         inspect.signature(function).bind(**{**begin, **settings.args})
     except TypeError as error:
         raise ValueError(f"{settings.iterator} does not take args = {settings.args}: {error}") from error
     if settings.count is None and settings.change is None:
-        return Iterated(function, settings.args, name)
+        return IteratorSource(function, settings.args, name)
     encode = partial(encode_pair, spec=spec)
 
-    def read(cut: Cut) -> Samples:
+    def read(cut: Cut) -> RowSource:
         def rows(after: int) -> Iterator[Row | None]:
-            return read_pairs(items_behind(function, settings.args, after), after)
+            return read_pairs(items_after(function, settings.args, after), after)
 
-        return Samples(rows, encode, cut, settings.count is None, 0.0, name)
+        return RowSource(rows, encode, cut, settings.count is None, 0.0, name)
 
-    return open_cut(settings, encode, spec, read)
+    return create_cut_source(settings, encode, spec, read)

@@ -12,11 +12,11 @@ from annotated_types import Ge, Gt
 
 from online_meta.types import Task
 from streams.arrivals import TaskSource
-from streams.sources._generated import Generated
+from streams.sources._generated import SyntheticSource
 from streams.sources._rainbow import IMAGES_PER_CLASS, Digits, load_digits, make_task
 from streams.spec import TaskSpec, require_same
 
-__all__ = ["SPEC", "Settings", "load_digits", "make_task", "open"]
+__all__ = ["SPEC", "Settings", "create_source", "load_digits", "make_task"]
 
 SPEC = TaskSpec(x_shape=(3, 28, 28), x_dtype="uint8", y="class", ways=10)
 
@@ -44,7 +44,7 @@ class Settings:
             raise ValueError(f"a task of {asked} images a class needs more than the {IMAGES_PER_CLASS} there are")
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream.
 
     Raises:
@@ -53,7 +53,7 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
     """
     require_same(spec, SPEC, "rainbow_digits")
     make = partial(_make, load_digits(), seed, settings)
-    return Generated(make, name, settings.tasks, settings.per_second)
+    return SyntheticSource(make, name, settings.tasks, settings.per_second)
 
 
 def _make(digits: Digits, seed: int, settings: Settings, t: int) -> Task:

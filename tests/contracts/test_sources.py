@@ -23,7 +23,7 @@ every_maker = pytest.mark.parametrize("kind", MAKERS)
 def source(kind, seed):
     """Return a source that makes its tasks; they take a while to open, and reading leaves no trace in them."""
     module = registry.load_module(streams.sources, kind)
-    return module.open(module.Settings(), module.SPEC, "made", seed)
+    return module.create_source(module.Settings(), module.SPEC, "made", seed)
 
 
 def read(kind, count, after=None, seed=0):
@@ -40,7 +40,7 @@ def test_a_source_offers_settings_and_open(kind):
     module = registry.load_module(streams.sources, kind)
     assert dataclasses.is_dataclass(module.Settings)
     assert module.Settings.__dataclass_params__.frozen
-    assert list(inspect.signature(module.open).parameters) == ["settings", "spec", "name", "seed"]
+    assert list(inspect.signature(module.create_source).parameters) == ["settings", "spec", "name", "seed"]
 
 
 @every_maker
@@ -80,4 +80,4 @@ def test_a_run_that_expects_other_tasks_is_refused(kind):
     module = registry.load_module(streams.sources, kind)
     other = dataclasses.replace(module.SPEC, x_shape=(*module.SPEC.x_shape, 9))
     with pytest.raises(ValueError, match="x_shape"):
-        module.open(module.Settings(), other, "made", 0)
+        module.create_source(module.Settings(), other, "made", 0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from streams.history import History
 from streams.retention import RetentionSettings, thin
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
-from streams.sweeping import sweep
+from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.sweeping import compact
 from tests.crash.scenarios import GROUP, Acknowledge, append
 
 STEPS = 9
@@ -50,7 +50,7 @@ def live_by_chance(seed: str) -> Callable[[Path, Acknowledge], None]:
             if step == "start":
                 history.close()
                 history = History.open(folder, write=True)
-                tidy(history)
+                remove_orphans(history)
             elif step == "append":
                 append(history, arriving.batch(), acknowledge)
             else:
@@ -65,8 +65,8 @@ def keep_house(history: History, step: str, chance: random.Random) -> None:
     if step == "seal":
         seal_next(history, SealingSettings(segment_rounds=chance.randint(1, 4), ledger_bytes=0))
     elif step == "relieve":
-        relieve_ledger(history, chance.choice([0, 20_000]))
+        evict_payloads(history, chance.choice([0, 20_000]))
     elif step == "thin":
         thin(history, RetentionSettings(rounds=chance.randint(1, 6)))
     else:
-        sweep(history, len(history), 3)
+        compact(history, len(history), 3)

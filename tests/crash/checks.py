@@ -7,8 +7,8 @@ from typing import Any
 from streams import ledger
 from streams.arrivals import Conflict
 from streams.history import History
-from streams.sealed import RoundThinned
-from streams.sealing import tidy
+from streams.sealed import RoundDiscarded
+from streams.sealing import remove_orphans
 from streams.verify import verify
 from tests.crash.scenarios import payload_of, record_of
 
@@ -27,7 +27,7 @@ def check(folder: Path, acknowledged: list[dict[str, Any]]) -> None:
         for round, number in rounds.items():
             same(history, round, number)
         check_cursors(history)
-        assert tidy(history) == []
+        assert remove_orphans(history) == []
         found = verify(folder)
         assert found.clean, str(found)
         (answer,) = history.append([record_of(1_000_000)])
@@ -52,5 +52,5 @@ def numbers_in(history: History) -> Iterator[tuple[int, int]]:
 def same(history: History, round: int, number: int) -> None:
     try:
         assert history.payload(round) == payload_of(number), f"round {round} is not what was written"
-    except RoundThinned:
-        assert history.ask("SELECT 1 FROM decisions")
+    except RoundDiscarded:
+        assert history.query("SELECT 1 FROM decisions")

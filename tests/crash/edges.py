@@ -39,14 +39,14 @@ def take_files(processed: Processed, folder: Path, acknowledge: Acknowledge) -> 
             waiting += [arrival] if arrival is not None else []
             if arrival is None or len(waiting) == 2:
                 keep_arrivals(history, waiting, acknowledge)
-                spool.settle(waiting)
+                spool.ack(waiting)
                 waiting = []
             if arrival is None:
                 return
 
 
 def keep_arrivals(history: History, arrivals: list[Arrival], acknowledge: Acknowledge) -> None:
-    tasks = [one for one in arrivals if one.refused is None]
+    tasks = [one for one in arrivals if one.rejection is None]
     records = [Record(one.id, one.body, wire.digest(one.body), one.source, one.cursor, 1000.0) for one in tasks]
     for record, answer in zip(records, history.append(records), strict=True):
         assert not isinstance(answer, Conflict)

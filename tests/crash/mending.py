@@ -18,10 +18,10 @@ def damage(folder: Path, acknowledge: Acknowledge) -> None:
         append(history, list(range(9)), acknowledge)
         while seal_next(history, SEALING):
             pass
-        with history.writing() as writer:
+        with history.borrow_writer() as writer:
             writer.execute("UPDATE payloads SET payload = zeroblob(9) WHERE round = 5")
             writer.execute("INSERT INTO payloads VALUES (99, x'00')")
-        name = sealed.segment_names(history.ask)[0]
+        name = sealed.list_segments(history.query)[0]
     files = [file for file in (folder / "archive" / "segments" / name).rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     content = bytearray(largest.read_bytes())

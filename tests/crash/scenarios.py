@@ -11,8 +11,8 @@ from streams import wire
 from streams.arrivals import Conflict, Record
 from streams.history import History
 from streams.retention import RetentionSettings, thin
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
-from streams.sweeping import sweep
+from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.sweeping import compact
 
 Acknowledge = Callable[[dict[str, Any]], None]
 Play = Callable[[Path, Acknowledge], None]
@@ -71,13 +71,13 @@ def ingest(folder: Path, acknowledge: Acknowledge) -> None:
 def seal(folder: Path, acknowledge: Acknowledge) -> None:
     """Rounds go into the archive and leave the ledger, while others arrive."""
     with History.open(folder, write=True) as history:
-        tidy(history)
+        remove_orphans(history)
         append(history, list(range(9)), acknowledge)
         seal_next(history, SEALING)
-        relieve_ledger(history, 0)
+        evict_payloads(history, 0)
         append(history, [9, 10], acknowledge)
         seal_next(history, SEALING)
-        relieve_ledger(history, 0)
+        evict_payloads(history, 0)
 
 
 def keep(folder: Path, acknowledge: Acknowledge) -> None:
@@ -86,21 +86,21 @@ def keep(folder: Path, acknowledge: Acknowledge) -> None:
         append(history, list(range(12)), acknowledge)
         while seal_next(history, SEALING):
             pass
-        relieve_ledger(history, 0)
+        evict_payloads(history, 0)
 
 
 def retain(folder: Path, acknowledge: Acknowledge) -> None:
     """Sealed rounds are thinned out, and segments are written anew without them."""
     with History.open(folder, write=True) as history:
-        tidy(history)
+        remove_orphans(history)
         thin(history, RetentionSettings(rounds=3))
         append(history, [12], acknowledge)
-        sweep(history, 12, 4)
+        compact(history, 12, 4)
         append(history, [13], acknowledge)
 
 
 def recover(folder: Path, acknowledge: Acknowledge) -> None:
     """The next start, as the daemon makes it; some tasks come again, and a new one."""
     with History.open(folder, write=True) as history:
-        tidy(history)
+        remove_orphans(history)
         append(history, [1, 9001], acknowledge)

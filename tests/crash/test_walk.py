@@ -90,7 +90,7 @@ def test_what_was_acknowledged_too_early_is_missed(tmp_path: Path, monkeypatch: 
     check(tmp_path, told)
     with pytest.raises(AssertionError, match="was acknowledged, and is lost"):
         check(tmp_path, [*told, {"number": 99, "round": 99}])
-    with History.open(tmp_path, write=True) as history, history.writing() as writer:
+    with History.open(tmp_path, write=True) as history, history.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = (SELECT payload FROM payloads WHERE round = 1) WHERE round = 2")
     with pytest.raises(module.HistoryDamaged, match="round 2 is not what was written"):
         check(tmp_path, told)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from streams.history import History
-from streams.retention import count_gone
+from streams.retention import count_discarded
 from streams.verify import verify
 from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
@@ -84,13 +84,13 @@ def test_a_daemon_seals_into_an_object_store_and_learns_from_there(cli: Cli, tmp
 def sealed_only(history: Path) -> int:
     """How many rounds are only in the archive."""
     with History.open(history, write=False) as opened:
-        return len(opened) - int(opened.ask("SELECT count(*) FROM payloads")[0][0])
+        return len(opened) - int(opened.query("SELECT count(*) FROM payloads")[0][0])
 
 
 def removed(history: Path) -> int:
     """How many rounds retention has removed."""
     with History.open(history, write=False) as opened:
-        return count_gone(opened.ask)
+        return count_discarded(opened.query)
 
 
 def test_a_replay_of_what_retention_has_removed_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.deploy.conftest import Cli
 def test_letters_are_listed_with_their_reason_and_the_file_of_their_bytes(cli: Cli, tmp_path: Path) -> None:
     letters = DeadLetters(tmp_path / "dead-letters", 10, 10_000, clock=lambda: 5.0)
     letters.put(Arrival("../\x1b[31m", b"12345", "broker", None), Rejected("bad_id", "not this one"))
-    letters.put(Arrival("b", b"123", "http", None), Rejected("too_large", "much"), whole=False)
+    letters.put(Arrival("b", b"123", "http", None), Rejected("too_large", "much"), complete=False)
     ended = cli("dead-letters", tmp_path)
     assert ended.code == 0
     first, why, second, _ = ended.out.splitlines()

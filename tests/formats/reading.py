@@ -16,7 +16,7 @@ from online_meta.types import Params
 from streams import wire
 from streams.arrivals import Record
 from streams.history import History
-from streams.sealed import RoundThinned
+from streams.sealed import RoundDiscarded
 from streams.sources.sinusoid import make_task
 from tests.daemon import wait_for
 from trainers.checkpoint import load_checkpoint
@@ -51,7 +51,7 @@ def _read_task(history: History, round: int) -> dict[str, Any]:
     assert history.find(entry.id) == round
     try:
         payload, task = history.payload(round), history[round]
-    except RoundThinned:
+    except RoundDiscarded:
         return {**found, "payload": None, "tensors": None}
     tensors = {f"{part}_{name}": v for part, batch in task._asdict().items() for name, v in batch._asdict().items()}
     return {**found, "payload": hashlib.sha256(payload).hexdigest(), "tensors": digest(tensors)}

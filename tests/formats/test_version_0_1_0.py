@@ -111,7 +111,7 @@ def test_the_fixtures_hold_what_they_are_for(tmp_path: Path) -> None:
 
     def count(name: str, table: str) -> int:
         with History.open(tmp_path / name / "history", write=False) as history:
-            return int(history.ask(f"SELECT count(*) FROM {table}")[0][0])
+            return int(history.query(f"SELECT count(*) FROM {table}")[0][0])
 
     for name in RUNS:
         shutil.copytree(WRITTEN / name, tmp_path / name)

@@ -37,12 +37,12 @@ def outcome(read: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return read(*arguments)
     except Rejected as refusal:
-        refused = refusal
-    if refused.reason not in REASONS:
-        raise AssertionError(f"{refused.reason!r} is no known reason")
-    if not 0 < len(refused.detail) < 1000:
-        raise AssertionError(f"a detail of {len(refused.detail)} characters")
-    refused.detail.encode("utf-8")
+        rejection = refusal
+    if rejection.reason not in REASONS:
+        raise AssertionError(f"{rejection.reason!r} is no known reason")
+    if not 0 < len(rejection.detail) < 1000:
+        raise AssertionError(f"a detail of {len(rejection.detail)} characters")
+    rejection.detail.encode("utf-8")
     return None
 
 
@@ -69,7 +69,7 @@ def check_task(task: Task, spec: TaskSpec) -> None:
     if task.support.x.shape[1:] != task.query.x.shape[1:]:
         raise AssertionError("samples of two shapes")
     kept = wire.encode(task)
-    if wire.encode(wire.decode_kept(kept)) != kept or wire.encode(wire.decode(kept, spec, LIMITS)) != kept:
+    if wire.encode(wire.decode_payload(kept)) != kept or wire.encode(wire.decode(kept, spec, LIMITS)) != kept:
         raise AssertionError("another task comes back")
 
 
@@ -129,14 +129,14 @@ def _folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _tasks(settings: samples.Settings, spec: TaskSpec, after: str | None) -> list[Arrival]:
-    source = samples.open(settings, spec, "s", 0)
+    source = samples.create_source(settings, spec, "s", 0)
     assert source is not None
     found = list(iter(partial(next, source.read(after)), None))
     for arrival in found:
-        if arrival.refused is not None:
-            outcome(_raise, arrival.refused)
+        if arrival.rejection is not None:
+            outcome(_raise, arrival.rejection)
         wire.check_id(arrival.id, LIMITS)
-        task = None if arrival.refused else outcome(wire.decode, arrival.body, spec, LIMITS)
+        task = None if arrival.rejection else outcome(wire.decode, arrival.body, spec, LIMITS)
         if task is not None:
             check_task(task, spec)
     return found
@@ -159,17 +159,17 @@ def ids(data: bytes) -> None:
     for encoding, errors in (("latin-1", "strict"), ("utf-8", "surrogateescape"), ("utf-16-le", "replace")):
         id = data.decode(encoding, errors)
         good = 0 < len(id) <= LIMITS.id_length and set(id) <= ID_CHARACTERS and id[0].isalnum()
-        refused: list[str] = []
-        outcome(lambda id, refused: _check_id(id, refused), id, refused)
-        if good == bool(refused):
-            raise AssertionError(f"{id!r} is {'refused' if refused else 'taken'}")
+        rejection: list[str] = []
+        outcome(lambda id, rejection: _check_id(id, rejection), id, rejection)
+        if good == bool(rejection):
+            raise AssertionError(f"{id!r} is {'refused' if rejection else 'taken'}")
 
 
-def _check_id(id: str, refused: list[str]) -> None:
+def _check_id(id: str, rejection: list[str]) -> None:
     try:
         wire.check_id(id, LIMITS)
     except Rejected as refusal:
-        refused.append(refusal.reason)
+        rejection.append(refusal.reason)
         raise
 
 

@@ -104,7 +104,7 @@ def test_ingest_goes_on_while_the_trainer_is_dead(tmp_path: Path) -> None:
     served = Served(tmp_path)
     for number in range(30):
         served.kill("trainer")
-        assert submit(served.url, f"t{number}", body(number), patience=20).round == number
+        assert submit(served.url, f"t{number}", body(number), retry_seconds=20).round == number
     finish(served, 30)
 
 

@@ -43,9 +43,9 @@ def submit_to(url: str) -> Callable[[str], dict[str, Any]]:
     client = connect(url, None)
 
     def bring(id: str) -> dict[str, Any]:
-        receipt = submit(url, id, body_of(id), client=client, patience=PATIENCE)
+        receipt = submit(url, id, body_of(id), client=client, retry_seconds=PATIENCE)
         if receipt.round % 5 == 0:
-            again = submit(url, id, body_of(id), client=client, patience=PATIENCE)
+            again = submit(url, id, body_of(id), client=client, retry_seconds=PATIENCE)
             assert (again.round, again.duplicate) == (receipt.round, True), again
         return {"id": id, "round": receipt.round}
 
@@ -66,7 +66,7 @@ def drop_into(folder: Path) -> Callable[[str], dict[str, Any]]:
 
 def write_to(url: str) -> Callable[[str], dict[str, Any]]:
     """Return what writes the task of an id to a broker, as often as it takes."""
-    producer = open_producer(url, patience=PATIENCE)
+    producer = open_producer(url, retry_seconds=PATIENCE)
 
     def bring(id: str) -> dict[str, Any]:
         producer.send(id, body_of(id))

@@ -107,7 +107,7 @@ def burst(scene: Scene) -> str:
     said = [f"burst-{number}" for number in range(first, first + 2 * BACKLOG)]
 
     def bring(id: str) -> dict[str, object]:
-        receipt = submit(scene.served.url, id, body_of(id), patience=PATIENCE)
+        receipt = submit(scene.served.url, id, body_of(id), retry_seconds=PATIENCE)
         return {"id": id, "round": receipt.round}
 
     with ThreadPoolExecutor(CLIENTS) as pool:

@@ -73,15 +73,15 @@ class Broker:
     def source(self, name: str, **more: Any) -> TaskSource:
         """Open a source that reads the stream."""
         module = MODULES[self.kind]
-        opened = module.open(module.Settings(**self.options(name, **more)), SPEC, "broker", 0)
+        opened = module.create_source(module.Settings(**self.options(name, **more)), SPEC, "broker", 0)
         assert opened is not None
         if isinstance(self.server, StoredKafka):
-            opened._ends = lambda consumer, partition: (0, self.server.end(name, partition))
+            opened._offset_range = lambda consumer, partition: (0, self.server.end(name, partition))
         return opened
 
     def produce(self, name: str, bodies: dict[str, bytes]) -> None:
         """Write tasks; returns when all are acknowledged."""
-        producer = open_producer(self.url(name), patience=60)
+        producer = open_producer(self.url(name), retry_seconds=60)
         try:
             for id, body in bodies.items():
                 producer.send(id, body)
@@ -155,7 +155,7 @@ def ingest_until_killed(kind: str, options: dict[str, Any], folder: Path, dies: 
             return answers
 
     module = MODULES[kind]
-    source = module.open(module.Settings(**options), SPEC, "broker", 0)
+    source = module.create_source(module.Settings(**options), SPEC, "broker", 0)
     history = Dying.open(folder / "history", write=True)
     limits = Limits(commit_batch=3)
     Ingest(history, SPEC, limits, lambda: 0, lambda *_: None, lambda *_: None).pull("broker", source)

@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from streams.asynchronous import Loop
+from streams.asynchronous import EventLoopThread
 from tests.certificate import write_certificate
 from tests.streams.servers import Kafka, Nats, Redis, is_calm
 
@@ -75,7 +75,7 @@ class TlsFront:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
         self.to = 0
-        self._loop = Loop("tls-front")
+        self._loop = EventLoopThread("tls-front")
         self._server = self._loop.run(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context), 30)
         self.port: int = self._server.sockets[0].getsockname()[1]
 

@@ -10,7 +10,7 @@ from streams.arrivals import Record
 from streams.history import History
 from streams.ledger import HistoryBusy, HistoryMissing
 from streams.retention import RetentionSettings
-from streams.sealing import SealingSettings, relieve_ledger, seal_next
+from streams.sealing import SealingSettings, evict_payloads, seal_next
 from streams.upkeep import is_due
 
 Make = Callable[..., Record]
@@ -19,30 +19,30 @@ FIVE = SealingSettings(segment_rounds=5)
 
 @pytest.fixture
 def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
-    monkeypatch.setattr(ledger, "DYING_SECONDS", 0.1)
+    monkeypatch.setattr(ledger, "EXIT_GRACE_SECONDS", 0.1)
     with History.open(tmp_path, write=True) as opened:
         yield opened
 
 
 def test_who_seals_beside_a_writer_appends_nothing(writer: History, make_record: Make) -> None:
-    with History.open_beside(writer.path) as beside:
+    with History.open_for_maintenance(writer.path) as beside:
         with pytest.raises(ValueError, match="beside one that does"):
             beside.append([make_record(0)])
         writer.append([make_record(n) for n in range(5)])
         assert seal_next(beside, FIVE) is not None
-        assert relieve_ledger(beside, 0) == 1
+        assert evict_payloads(beside, 0) == 1
         writer.append([make_record(5)])
         assert [writer.payload(n) for n in range(6)] == [make_record(n).payload for n in range(6)]
 
 
 def test_only_one_seals(writer: History) -> None:
-    with History.open_beside(writer.path), pytest.raises(HistoryBusy, match="a process that seals it already"):
-        History.open_beside(writer.path)
-    History.open_beside(writer.path).close()
+    with History.open_for_maintenance(writer.path), pytest.raises(HistoryBusy, match="a process that seals it already"):
+        History.open_for_maintenance(writer.path)
+    History.open_for_maintenance(writer.path).close()
 
 
 def test_the_next_writer_waits_for_one_that_sealed_for_the_last(writer: History) -> None:
-    with History.open_beside(writer.path):
+    with History.open_for_maintenance(writer.path):
         writer.close()
         with pytest.raises(HistoryBusy, match="a process that seals it already"):
             History.open(writer.path, write=True)
@@ -51,7 +51,7 @@ def test_the_next_writer_waits_for_one_that_sealed_for_the_last(writer: History)
 
 def test_there_must_be_a_history(tmp_path: Path) -> None:
     with pytest.raises(HistoryMissing):
-        History.open_beside(tmp_path)
+        History.open_for_maintenance(tmp_path)
 
 
 def test_a_transaction_beside_leaves_the_writer_time(
@@ -61,7 +61,7 @@ def test_a_transaction_beside_leaves_the_writer_time(
     monkeypatch.setattr("streams.history.time.sleep", pauses.append)
     writer.append([make_record(n) for n in range(5)])
     assert pauses == []
-    with History.open_beside(writer.path) as beside:
+    with History.open_for_maintenance(writer.path) as beside:
         seal_next(beside, FIVE)
     assert [pause > 0 for pause in pauses] == [True]
 
@@ -77,6 +77,6 @@ def test_upkeep_is_due_when_there_is_something_to_do(writer: History, make_recor
     seal_next(writer, FIVE)
     assert not is_due(writer, FIVE, unlimited)
     assert is_due(writer, SealingSettings(segment_rounds=5, ledger_bytes=0), unlimited)
-    with writer.writing() as connection:
+    with writer.borrow_writer() as connection:
         connection.execute("INSERT INTO thinned VALUES (0, 5)")
     assert is_due(writer, FIVE, unlimited)

@@ -10,7 +10,7 @@ import pytest
 
 from online_meta.types import Task
 from streams import wire
-from streams.arrivals import Lags
+from streams.arrivals import ReportsLag
 from streams.producer import SubmitError, open_producer
 from tests.daemon import wait_for
 from tests.streams.brokers import MODULES, Broker, ingest_until_killed, running
@@ -46,7 +46,7 @@ Bodies = Callable[[int, int], dict[str, bytes]]
 
 def lag(broker: Broker, stream: str, after: str | None) -> int | None:
     source = broker.source(stream)
-    assert isinstance(source, Lags)
+    assert isinstance(source, ReportsLag)
     return source.lag(after)
 
 
@@ -232,7 +232,7 @@ def test_a_broker_that_is_not_there_is_said_to_be_so(
         with running(tmp_path, broker.source(stream)):
             wait_for("it is said", lambda: "cannot be read, trying again" in caplog.text)
         with pytest.raises(SubmitError) as caught:
-            open_producer(broker.url(stream), patience=0.1).send("a", b"")
+            open_producer(broker.url(stream), retry_seconds=0.1).send("a", b"")
         assert caught.value.reason == "unreachable"
     finally:
         broker.network.heal()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.arrivals import Rejected
-from streams.compressed import MOST_BLOCKS, decompress
+from streams.compressed import MAX_BLOCKS, decompress
 from streams.spec import Limits
 
 LIMITS = Limits(body_bytes=1_000_000, expansion=50)
@@ -128,8 +128,8 @@ def test_a_claim_is_judged_before_anything_is_made_of_it() -> None:
 
 def test_a_frame_of_countless_blocks_is_refused() -> None:
     empty = b"\x00\x00\x00"
-    body = b"\x28\xb5\x2f\xfd\x00\x50" + empty * (MOST_BLOCKS + 5) + b"\x01\x00\x00"
-    assert f"more than {MOST_BLOCKS} blocks" in refusal(body, "zstd").detail
+    body = b"\x28\xb5\x2f\xfd\x00\x50" + empty * (MAX_BLOCKS + 5) + b"\x01\x00\x00"
+    assert f"more than {MAX_BLOCKS} blocks" in refusal(body, "zstd").detail
 
 
 @every_packer

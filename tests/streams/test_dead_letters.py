@@ -70,7 +70,7 @@ def test_a_long_body_is_cut_and_marked(folder: Path, monkeypatch: pytest.MonkeyP
     letters = DeadLetters(folder, 10, 10_000)
     letters.put(letter(0, b"x" * 9), refusal())
     letters.put(letter(0, b"x" * 8), refusal())
-    letters.put(letter(0, b"half"), refusal(), whole=False)
+    letters.put(letter(0, b"half"), refusal(), complete=False)
     found = [(body.read_bytes(), known["received_bytes"], known["cut"]) for body, known in read_letters(folder)]
     assert found == [(b"x" * 8, 9, True), (b"x" * 8, 8, False), (b"half", 4, True)]
 
@@ -193,7 +193,7 @@ def test_ingest_keeps_a_letter_of_all_that_it_refuses(
     open_ingest: Open, arrive: Arrive, faulty: Faulty, counts: Counts, folder: Path
 ) -> None:
     one = open_ingest()
-    one._letters = DeadLetters(folder, 100, 100_000)
+    one._dead_letters = DeadLetters(folder, 100, 100_000)
     faulty.gate = threading.Event()
     queued = [one.submit(arrive(0), wait=False), one.submit(arrive(9, id="task-0"), wait=False)]
     faulty.gate.set()
@@ -203,10 +203,10 @@ def test_ingest_keeps_a_letter_of_all_that_it_refuses(
     one.submit(arrive(7, id="task-0", cursor="c"), wait=True).result(DEADLINE)
     one.submit(arrive(0), wait=False).result(DEADLINE)
     made = Rejected("unreadable", "its source could not read it")
-    for bad in (letter(1, id="a/b"), letter(2), arrive(5)._replace(source="broker", refused=made)):
+    for bad in (letter(1, id="a/b"), letter(2), arrive(5)._replace(source="broker", rejection=made)):
         with pytest.raises(Rejected):
             one.submit(bad, wait=True)
-    one.refuse(letter(4), Rejected("too_large", "much"), whole=False)
+    one.reject(letter(4), Rejected("too_large", "much"), complete=False)
     found = [(known["reason"], body.read_bytes()) for body, known in read_letters(folder)]
     assert found == [
         *(("conflict", arrive(n).body) for n in (9, 8, 7)),
@@ -226,7 +226,7 @@ def test_a_pulled_source_is_told_what_became_of_its_arrivals(
     source = make_settling([arrive(0), broken, arrive(9, id="task-0"), arrive(0), arrive(2, id="a/b"), arrive(3)])
     open_ingest().pull("p", source)
     assert source.all_settled.wait(DEADLINE)
-    reasons = sorted(str(arrival.refused and arrival.refused.reason) for arrival in source.settled)
+    reasons = sorted(str(arrival.rejection and arrival.rejection.reason) for arrival in source.settled)
     assert reasons == ["None", "None", "None", "bad_id", "conflict", "unreadable"]
     assert source.durable_when_told
     assert len(faulty) == 2
@@ -321,20 +321,20 @@ def test_a_letter_is_durable_before_its_source_forgets_it_and_before_a_later_pos
     bad = [letter(n, id=f"bad-{n}") for n in range(3)]
     source = make_settling([bad[0], arrive(0)._replace(cursor="1"), *bad[1:], arrive(9, id="task-0"), arrive(1)])
     one = open_ingest()
-    one._letters = DeadLetters(folder, 100, 100_000)
+    one._dead_letters = DeadLetters(folder, 100, 100_000)
     faulty.gate = threading.Event()  # the first commit is after the last arrival: the conflict is found while it waits
     seen: list[tuple[str, set[str]]] = []
-    settle, append = source.settle, faulty.append
+    ack, append = source.ack, faulty.append
 
-    def settle_and_look(arrivals: Sequence[Arrival]) -> None:
-        seen.append(("told", lost(folder, synced) & {arrival.id for arrival in arrivals if arrival.refused}))
-        settle(arrivals)
+    def ack_and_look(arrivals: Sequence[Arrival]) -> None:
+        seen.append(("told", lost(folder, synced) & {arrival.id for arrival in arrivals if arrival.rejection}))
+        ack(arrivals)
 
     def append_and_look(records: Sequence[Record]) -> list[Receipt | Conflict]:
         seen.append(("committed", lost(folder, synced) & {"bad-0"}))
         return append(records)
 
-    source.settle = settle_and_look
+    source.ack = ack_and_look
     monkeypatch.setattr(faulty, "append", append_and_look)
     one.pull("p", source)
     assert source.all_settled.wait(DEADLINE)
@@ -364,9 +364,9 @@ class Settling:
         while True:
             yield None
 
-    def settle(self, arrivals: Sequence[Arrival]) -> None:
+    def ack(self, arrivals: Sequence[Arrival]) -> None:
         self.settled += arrivals
-        durable = [self.faulty.find(arrival.id) is not None for arrival in arrivals if arrival.refused is None]
+        durable = [self.faulty.find(arrival.id) is not None for arrival in arrivals if arrival.rejection is None]
         self.durable_when_told &= all(durable)
         if len(self.settled) == len(self.arrivals):
             self.all_settled.set()

@@ -142,7 +142,7 @@ def test_readers_do_not_wait_for_a_write_that_is_going_on(history: History, make
     history.append([make_record(0)])
     history._writer.execute("BEGIN EXCLUSIVE")
     history._writer.execute("UPDATE rounds SET source = 'changed'")
-    with history._writing:  # as an append that waits for the disk holds it
+    with history._writer_lock:  # as an append that waits for the disk holds it
         found: list[object] = []
         reader = threading.Thread(target=lambda: found.extend([len(history), history[0], history.entry(0).source]))
         reader.start()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streams import ledger
-from streams.ledger import HistoryDamaged, HistoryFull, named_errors
+from streams.ledger import HistoryDamaged, HistoryFull, translate_errors
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])}
@@ -39,12 +39,12 @@ def test_a_file_that_may_not_grow_loses_nothing_and_space_heals_it(tmp_path: Pat
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_the_system_says_full_in_several_ways(number: int) -> None:
-    with pytest.raises(HistoryFull, match="free some space"), named_errors(Path("ledger")):
+    with pytest.raises(HistoryFull, match="free some space"), translate_errors(Path("ledger")):
         raise OSError(number, "no")
 
 
 def test_other_faults_are_not_called_full() -> None:
-    with pytest.raises(PermissionError), named_errors(Path("ledger")):
+    with pytest.raises(PermissionError), translate_errors(Path("ledger")):
         raise PermissionError(errno.EACCES, "no")
     for code, expected in [
         (sqlite3.SQLITE_BUSY, sqlite3.OperationalError),
@@ -54,5 +54,5 @@ def test_other_faults_are_not_called_full() -> None:
     ]:
         error = sqlite3.OperationalError("no")
         error.sqlite_errorcode = code
-        with pytest.raises(expected), named_errors(Path("ledger")):
+        with pytest.raises(expected), translate_errors(Path("ledger")):
             raise error

@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams.arrivals import Conflict, Receipt
 from streams.history import History
-from streams.retention import RetentionSettings, count_gone, last_decision, sample_of, thin
-from streams.sealed import RoundThinned
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
-from streams.sweeping import sweep
+from streams.retention import RetentionSettings, count_discarded, last_decision, retained_rounds, thin
+from streams.sealed import RoundDiscarded
+from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.sweeping import compact
 from streams.verify import verify
 from tests.crash.scenarios import payload_of, record_of
 
@@ -68,7 +68,7 @@ class HistoryBesideModel(RuleBasedStateMachine):
         shutil.copytree(self.history.path, copy, ignore=shutil.ignore_patterns("*-shm"))
         self.history.close()
         self.history = History.open(copy, write=True)
-        assert tidy(self.history) == []
+        assert remove_orphans(self.history) == []
 
     @rule(size=st.integers(1, 4))
     def seal(self, size: int) -> None:
@@ -76,14 +76,14 @@ class HistoryBesideModel(RuleBasedStateMachine):
 
     @rule()
     def relieve(self) -> None:
-        relieve_ledger(self.history, 0)
+        evict_payloads(self.history, 0)
 
     @rule(most=st.integers(1, 6))
     def thin(self, most: int) -> None:
         before = len(self.numbers) - len(self.thinned)
         taken = thin(self.history, RetentionSettings(rounds=most))
         count = len(self.numbers)
-        kept = sample_of(self.history.ask, last_decision(self.history.ask, count + 1)).tolist()
+        kept = retained_rounds(self.history.query, last_decision(self.history.query, count + 1)).tolist()
         if taken:
             assert taken == before - most
             assert len(kept) == most
@@ -91,9 +91,9 @@ class HistoryBesideModel(RuleBasedStateMachine):
 
     @rule()
     def remove(self) -> None:
-        sweep(self.history, len(self.numbers), 3)
+        compact(self.history, len(self.numbers), 3)
         self.removed = set(self.thinned)
-        assert count_gone(self.history.ask) == len(self.removed)
+        assert count_discarded(self.history.query) == len(self.removed)
 
     @rule()
     def verify(self) -> None:
@@ -107,7 +107,7 @@ class HistoryBesideModel(RuleBasedStateMachine):
                 assert reader.find(f"task-{number}") == round
                 try:
                     assert reader.payload(round) == payload_of(number)
-                except RoundThinned:
+                except RoundDiscarded:
                     assert round in self.removed
             for source in ("even", "odd"):
                 assert reader.cursor(source) == self.cursors.get(source)

@@ -35,12 +35,12 @@ def test_a_full_disk_is_told_before_a_full_backlog(open_ingest: Open, arrive: Ar
     faulty.fault = HistoryFull("free some space")
     pulled = one.submit(arrive(1, source="p", cursor="1"), wait=True)
     until(lambda: len(faulty.batches) > 2)
-    for push in (lambda: one.submit(arrive(2), wait=False), lambda: one.submit_now(arrive(2))):
+    for push in (lambda: one.submit(arrive(2), wait=False), lambda: one.submit_nowait(arrive(2))):
         with pytest.raises(HistoryFull, match="free some space"):
             push()
     faulty.fault = None
     assert pulled.result(DEADLINE).round == 1
-    for push in (lambda: one.submit(arrive(2), wait=False), lambda: one.submit_now(arrive(2))):
+    for push in (lambda: one.submit(arrive(2), wait=False), lambda: one.submit_nowait(arrive(2))):
         with pytest.raises(BacklogFull):
             push()
 

@@ -29,7 +29,7 @@ def by_decoding(body: bytes, spec: TaskSpec) -> bytes | str:
 
 def found(body: bytes, spec: TaskSpec) -> bytes | str:
     try:
-        return kept.payload_of(body, spec, LIMITS)
+        return kept.canonical_bytes(body, spec, LIMITS)
     except Rejected as refusal:
         return str(refusal)
 
@@ -38,8 +38,8 @@ def found(body: bytes, spec: TaskSpec) -> bytes | str:
 @given(specs(), st.integers(1, 12), st.integers(0, 2**32), st.data())
 def test_what_is_kept_is_what_the_decoder_makes_of_it(spec: TaskSpec, n: int, seed: int, data: st.DataObject) -> None:
     body = wire.encode(Task(batch_of(spec, n, seed), batch_of(spec, n, seed + 1)))
-    assert kept.is_kept(body, spec, LIMITS)
-    assert kept.payload_of(body, spec, LIMITS) is body
+    assert kept.is_canonical(body, spec, LIMITS)
+    assert kept.canonical_bytes(body, spec, LIMITS) is body
     changed = bytearray(body)
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from([0, 1, 127, 128, 255]))
@@ -57,8 +57,8 @@ def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
     noted = save(named, metadata={"made": "elsewhere"})
     narrow = save({**named, "query_y": y.to(torch.uint8)})
     for body in (noted, narrow):
-        assert not kept.is_kept(body, SPEC, LIMITS)
-        assert kept.payload_of(body, SPEC, LIMITS) == plain
+        assert not kept.is_canonical(body, SPEC, LIMITS)
+        assert kept.canonical_bytes(body, SPEC, LIMITS) == plain
 
 
 @pytest.mark.parametrize(
@@ -73,39 +73,39 @@ def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
 def test_values_are_looked_at_each_time(at: str, value: bytes, reason: str) -> None:
     batch = Batch(torch.zeros(2, 2), torch.tensor([0, 2]))
     body = wire.encode(Task(batch, batch))
-    assert kept.is_kept(body, SPEC, LIMITS)
+    assert kept.is_canonical(body, SPEC, LIMITS)
     after = 8 + int.from_bytes(body[:8], "little")
     end = after + json.loads(body[8:after])[at]["data_offsets"][1]
     poison = body[: end - len(value)] + value + body[end:]
-    assert not kept.is_kept(poison, SPEC, LIMITS)
+    assert not kept.is_canonical(poison, SPEC, LIMITS)
     with pytest.raises(Rejected) as caught:
-        kept.payload_of(poison, SPEC, LIMITS)
+        kept.canonical_bytes(poison, SPEC, LIMITS)
     assert caught.value.reason == reason
 
 
 def test_limits_hold_on_the_quick_way() -> None:
     batch = Batch(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
     body = wire.encode(Task(batch, batch))
-    assert kept.is_kept(body, SPEC, Limits(samples=3, body_bytes=len(body)))
+    assert kept.is_canonical(body, SPEC, Limits(samples=3, body_bytes=len(body)))
     for limits in (Limits(samples=2), Limits(body_bytes=len(body) - 1)):
-        assert not kept.is_kept(body, SPEC, limits)
+        assert not kept.is_canonical(body, SPEC, limits)
 
 
 def test_what_needs_no_decoding_is_queued_at_once_and_all_else_is_left_to_submit(
     open_ingest: Open, arrive: Arrive, faulty: History, counts: Counts
 ) -> None:
     one = open_ingest(backlog=1)
-    queued = one.submit_now(arrive(0))
+    queued = one.submit_nowait(arrive(0))
     assert queued is not None
     assert queued.result(DEADLINE) == Receipt("task-0", 0, duplicate=False)
     assert faulty.payload(0) == arrive(0).body
     assert faulty.entry(0).digest == wire.digest(arrive(0).body)
     for other in (arrive(0), arrive(1, id="a/b"), arrive(1)._replace(body=b"nothing")):
-        assert one.submit_now(other) is None
+        assert one.submit_nowait(other) is None
     assert counts.rejected == [], "submit counts them"
     with pytest.raises(BacklogFull):
-        one.submit_now(arrive(1))
+        one.submit_nowait(arrive(1))
     one.close()
     counts.learned = 1
     with pytest.raises(IngestClosed):
-        one.submit_now(arrive(2))
+        one.submit_nowait(arrive(2))

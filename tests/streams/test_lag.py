@@ -2,7 +2,7 @@ import math
 from collections.abc import Iterator
 
 from streams.arrivals import Arrival
-from streams.lag import LagWatch
+from streams.lag import LagMonitor
 from tests.streams.ingesting import until
 
 
@@ -32,7 +32,7 @@ class Plain:
 def test_each_source_is_asked_behind_its_position_and_what_is_not_known_is_no_number() -> None:
     first, second, told = Queue([10, ConnectionError("away"), 7]), Queue([None]), []
     sources = {"a": first, "b": second, "plain": Plain(), "pushed": None}
-    watch = LagWatch(sources, {"a": "5", "b": None}.get, lambda *said: told.append(said), every=0.001)
+    watch = LagMonitor(sources, {"a": "5", "b": None}.get, lambda *said: told.append(said), interval=0.001)
     until(lambda: ("a", 7.0) in told and any(name == "b" for name, _ in told))
     watch.close()
     said = [waiting for name, waiting in told if name == "a"]

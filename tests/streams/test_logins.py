@@ -32,7 +32,7 @@ class Secured(NamedTuple):
 
     def source(self, **other: Any) -> TaskSource:
         module = MODULES[self.kind]
-        opened = module.open(module.Settings(**{**self.settings, **self.files, **other}), SPEC, "broker", 0)
+        opened = module.create_source(module.Settings(**{**self.settings, **self.files, **other}), SPEC, "broker", 0)
         assert opened is not None
         return opened
 
@@ -48,7 +48,7 @@ class Secured(NamedTuple):
     def produce(self, bodies: dict[str, bytes], **other: Any) -> None:
         given = {**self.files, **other}
         query = "&".join(f"{name}={value}" for name, value in given.items())
-        producer = open_producer(f"{self.address}{'&' if '?' in self.address else '?'}{query}", patience=30)
+        producer = open_producer(f"{self.address}{'&' if '?' in self.address else '?'}{query}", retry_seconds=30)
         try:
             for id, body in bodies.items():
                 producer.send(id, body)
@@ -165,7 +165,7 @@ def test_a_password_is_told_to_no_server_that_speaks_plainly(tmp_path: Path) -> 
     try:
         server.start()
         login = {"user": USER, "password_file": str(tmp_path / "password")}
-        source = nats.open(nats.Settings(servers=f"tls://127.0.0.1:{server.port}", **login), SPEC, "n", 0)
+        source = nats.create_source(nats.Settings(servers=f"tls://127.0.0.1:{server.port}", **login), SPEC, "n", 0)
         with pytest.raises(LoginRefused, match="TLS is asked for, and the server does not require it"):
             source.lag(None)
     finally:
@@ -181,9 +181,9 @@ def test_a_token_opens_a_server(tmp_path: Path) -> None:
         server.ask(lambda stream: stream.add_stream(name="tasks", subjects=["tasks"]))
         token.write_text("not-the-token")
         with pytest.raises(LoginRefused, match="refuses the login"):
-            nats.open(settings, SPEC, "n", 0).lag(None)
+            nats.create_source(settings, SPEC, "n", 0).lag(None)
         token.write_text(f"{PASSWORD}\n")
-        assert nats.open(settings, SPEC, "n", 0).lag(None) == 0
+        assert nats.create_source(settings, SPEC, "n", 0).lag(None) == 0
     finally:
         server.stop()
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_a_login_is_refused_before_anything_is_asked(
         told = told.replace(f"{{{name}}}", file)
         settings = {key: value.replace(f"{{{name}}}", file) for key, value in settings.items()}
     with pytest.raises((ValueError, OSError), match=told) as caught:
-        module.open(module.Settings(**settings), SPEC, "s", 0)
+        module.create_source(module.Settings(**settings), SPEC, "s", 0)
     assert "hush" not in str(caught.value)
 
 

@@ -16,8 +16,8 @@ from streams.archive import segment
 from streams.arrivals import Record
 from streams.history import History
 from streams.ledger import HistoryDamaged
-from streams.many import view_kept
-from streams.sealing import SealingSettings, relieve_ledger, seal_next
+from streams.many import decode_view
+from streams.sealing import SealingSettings, evict_payloads, seal_next
 from streams.spec import TaskSpec
 from tests.streams.test_wire_properties import batch_of, same, specs
 
@@ -35,8 +35,8 @@ def sealed(filled: History) -> History:
     """A history of which 150 rounds are in three segments and nowhere else."""
     while seal_next(filled, SealingSettings(segment_rounds=50)) is not None:
         pass
-    relieve_ledger(filled, 0)
-    assert filled.ask("SELECT count(*) FROM payloads") == [(0,)]
+    evict_payloads(filled, 0)
+    assert filled.query("SELECT count(*) FROM payloads") == [(0,)]
     return filled
 
 
@@ -52,8 +52,8 @@ def test_tasks_come_in_the_order_asked_for_however_often(filled: History) -> Non
 def test_rounds_that_the_ledger_has_not_kept_come_from_the_archive(filled: History) -> None:
     before = filled.payloads(range(150))
     assert seal_next(filled, SealingSettings(segment_rounds=100)) is not None
-    assert relieve_ledger(filled, 0) == 1
-    assert filled.ask("SELECT count(*) FROM payloads") == [(50,)]
+    assert evict_payloads(filled, 0) == 1
+    assert filled.query("SELECT count(*) FROM payloads") == [(50,)]
     assert filled.payloads(range(150)) == before
 
 
@@ -103,18 +103,18 @@ def test_a_round_that_is_not_there_yet_is_an_index_error(filled: History) -> Non
 @given(specs(), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32))
 def test_a_view_of_a_payload_is_what_decoding_gives(spec: TaskSpec, support: int, query: int, seed: int) -> None:
     payload = wire.encode(Task(batch_of(spec, support, seed), batch_of(spec, query, seed + 1)))
-    found = view_kept(payload)
-    assert same(found.support, wire.decode_kept(payload).support)
-    assert same(found.query, wire.decode_kept(payload).query)
+    found = decode_view(payload)
+    assert same(found.support, wire.decode_payload(payload).support)
+    assert same(found.query, wire.decode_payload(payload).query)
     assert wire.encode(found) == payload
     with pytest.raises(ValueError, match="not a kept task"):
-        view_kept(payload[:-1])
+        decode_view(payload[:-1])
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 8, b"\xff" * 40, b"\x08" + b"\0" * 7 + b'{"a":{}}'])
 def test_what_is_no_task_is_refused(payload: bytes) -> None:
     with pytest.raises(ValueError, match="not a kept task"):
-        view_kept(payload)
+        decode_view(payload)
 
 
 def test_a_view_is_the_callers_own(filled: History) -> None:

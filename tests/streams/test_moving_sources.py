@@ -12,8 +12,8 @@ from online_meta.draws import generator
 from online_meta.registry import load_module
 from streams import wire
 from streams.sources import drifting_sinusoids, heavy_tailed_functions, recurring_functions
-from streams.sources._functions import FAMILIES, MOST_PARAMETERS, sample_task
-from streams.sources._walk import fold, walk
+from streams.sources._functions import FAMILIES, MAX_PARAMETERS, sample_task
+from streams.sources._walk import random_walk, reflect
 
 DRIFT, RECUR, HEAVY = drifting_sinusoids.Settings(), recurring_functions.Settings(), heavy_tailed_functions.Settings()
 
@@ -77,8 +77,8 @@ def test_the_window_of_a_walk_moves_by_the_step_and_stays_inside():
 
 
 def test_a_walk_has_independent_normal_steps():
-    steps = np.array([np.diff([walk(seed, 1, t=t) for t in range(33)]) for seed in range(60)])
-    assert walk(0, 1, t=0) == 0
+    steps = np.array([np.diff([random_walk(seed, 1, t=t) for t in range(33)]) for seed in range(60)])
+    assert random_walk(0, 1, t=0) == 0
     assert abs(steps.mean()) < 0.1
     assert steps.std() == pytest.approx(1.0, abs=0.05)
     assert steps.std(axis=0).min() > 0.7, "at all times, the midpoints and the ends of bridges"
@@ -90,13 +90,13 @@ def test_a_walk_has_independent_normal_steps():
 
 def test_a_walk_far_away_is_found_at_once_and_is_still_one():
     far = 10**6 - 3
-    places = [walk(5, 1, t=far + k) for k in range(200)]
+    places = [random_walk(5, 1, t=far + k) for k in range(200)]
     assert np.diff(places).std() == pytest.approx(1.0, abs=0.2)
     assert abs(places[0]) > 10
 
 
 def test_folding_is_a_pair_of_mirrors():
-    assert [fold(value) for value in (0.25, 1.25, 2.25, -0.25, -1.25)] == [0.25, 0.75, 0.25, 0.25, 0.75]
+    assert [reflect(value) for value in (0.25, 1.25, 2.25, -0.25, -1.25)] == [0.25, 0.75, 0.25, 0.25, 0.75]
 
 
 def test_spells_take_turns():
@@ -139,12 +139,12 @@ def test_a_sawtooth_rises_from_minus_its_amplitude_to_it_once_in_pi():
 
 
 def test_clusters_follow_the_law_of_zipf():
-    drawn = [heavy_tailed_functions.cluster_of(HEAVY, generator(1, t)) for t in range(2000)]
+    drawn = [heavy_tailed_functions.draw_cluster(HEAVY, generator(1, t)) for t in range(2000)]
     weights = np.array([(k + 1) ** -1.2 for k in range(20)])
     share = np.bincount(drawn, minlength=20) / 2000
     assert share == pytest.approx(weights / weights.sum(), abs=0.03)
     assert share[0] > 7 * share[9] > 0
-    even = [heavy_tailed_functions.cluster_of(replace(HEAVY, exponent=0.0), generator(1, t)) for t in range(2000)]
+    even = [heavy_tailed_functions.draw_cluster(replace(HEAVY, exponent=0.0), generator(1, t)) for t in range(2000)]
     assert np.bincount(even, minlength=20) / 2000 == pytest.approx([0.05] * 20, abs=0.02)
 
 
@@ -162,7 +162,7 @@ def test_tasks_of_a_cluster_are_near_each_other(spread, widest):
 def test_clusters_are_of_all_families_in_turn():
     settings = replace(HEAVY, clusters=4, exponent=0.0, noise=0.0, support=20)
     for t in range(12):
-        family = list(FAMILIES)[heavy_tailed_functions.cluster_of(settings, generator(6, t))]
+        family = list(FAMILIES)[heavy_tailed_functions.draw_cluster(settings, generator(6, t))]
         assert fit(family, heavy_tailed_functions.make_task(settings, 6, t))[1] < 1e-4
 
 
@@ -193,8 +193,8 @@ def test_a_task_is_a_pure_function_of_seed_and_number(module, settings):
 
 def test_parameters_lie_at_shares_of_their_ranges():
     family = FAMILIES["cubic"]
-    assert family.parameters(np.zeros(MOST_PARAMETERS)) == pytest.approx(family.low)
-    assert family.parameters(np.ones(MOST_PARAMETERS)) == pytest.approx(family.high)
+    assert family.parameters(np.zeros(MAX_PARAMETERS)) == pytest.approx(family.low)
+    assert family.parameters(np.ones(MAX_PARAMETERS)) == pytest.approx(family.high)
 
 
 @pytest.mark.parametrize(

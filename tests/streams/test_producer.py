@@ -56,7 +56,7 @@ class Daemon:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Daemon]]:
-    monkeypatch.setattr(errors, "_GROWING", lambda state: 0.001)
+    monkeypatch.setattr(errors, "_BACKOFF", lambda state: 0.001)
     running: list[Daemon] = []
 
     def start(*script: Answer) -> Daemon:
@@ -114,7 +114,7 @@ def test_retry_after_is_obeyed(serve: Callable[..., Daemon]) -> None:
 def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[..., Daemon]) -> None:
     daemon = serve(refused(429, Retry_After="3600"), KEPT)
     with pytest.raises(SubmitError) as caught:
-        submit(daemon.url, "a", b"", patience=5)
+        submit(daemon.url, "a", b"", retry_seconds=5)
     assert caught.value.status == 429
     assert len(daemon.asked) == 1
 
@@ -122,18 +122,18 @@ def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[...,
 def test_patience_ends(serve: Callable[..., Daemon]) -> None:
     daemon = serve(refused(507))
     with pytest.raises(SubmitError) as caught:
-        submit(daemon.url, "a", b"", patience=0.2)
+        submit(daemon.url, "a", b"", retry_seconds=0.2)
     assert caught.value.status == 507
     asked = len(daemon.asked)
     assert asked > 2
     with pytest.raises(SubmitError):
-        submit(daemon.url, "a", b"", patience=0)
+        submit(daemon.url, "a", b"", retry_seconds=0)
     assert len(daemon.asked) == asked + 1
 
 
 def test_a_daemon_that_is_not_there_is_unreachable() -> None:
     with pytest.raises(SubmitError, match="no answer") as caught:
-        submit("http://127.0.0.1:9", "a", b"", patience=0.05)
+        submit("http://127.0.0.1:9", "a", b"", retry_seconds=0.05)
     assert (caught.value.status, caught.value.reason) == (None, "unreachable")
 
 
@@ -163,8 +163,8 @@ def test_one_client_keeps_its_connection(serve: Callable[..., Daemon]) -> None:
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert http._asked_seconds(None) == 0
-    assert http._asked_seconds("2.5") == 2.5
-    assert http._asked_seconds("-3") == http._asked_seconds("soon") == 0
-    assert 50 < http._asked_seconds(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
-    assert http._asked_seconds(email.utils.formatdate(time.time() - 60, usegmt=True)) == 0
+    assert http._retry_after_seconds(None) == 0
+    assert http._retry_after_seconds("2.5") == 2.5
+    assert http._retry_after_seconds("-3") == http._retry_after_seconds("soon") == 0
+    assert 50 < http._retry_after_seconds(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert http._retry_after_seconds(email.utils.formatdate(time.time() - 60, usegmt=True)) == 0

@@ -61,7 +61,7 @@ def test_an_address_that_is_none_is_refused(url: str, told: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(ADDRESSES))
 def test_a_target_that_is_not_there_is_unreachable(kind: str) -> None:
-    producer = open_producer(ADDRESSES[kind], patience=0.1)
+    producer = open_producer(ADDRESSES[kind], retry_seconds=0.1)
     with pytest.raises(SubmitError, match="no answer") as caught:
         producer.send("a", b"")
     assert (caught.value.status, caught.value.reason) == (None, "unreachable")
@@ -78,7 +78,7 @@ def test_a_missing_client_library_is_named(kind: str, monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, MODULES[kind], None)
     with pytest.raises(ImportError, match=rf"pip install 'online-meta\[{kind}\]'"):
-        source.open(source.Settings(), SPEC, kind, 0)
+        source.create_source(source.Settings(), SPEC, kind, 0)
     with pytest.raises(ImportError, match=rf"pip install 'online-meta\[{kind}\]'"):
         open_producer(ADDRESSES[kind])
 
@@ -86,7 +86,7 @@ def test_a_missing_client_library_is_named(kind: str, monkeypatch: pytest.Monkey
 def test_what_a_broker_refuses_is_said(tmp_path: Path) -> None:
     broker = Broker("nats", tmp_path)
     try:
-        producer = open_producer(f"nats://{broker.address}/nobody", patience=30)
+        producer = open_producer(f"nats://{broker.address}/nobody", retry_seconds=30)
         with pytest.raises(SubmitError, match="no response from stream") as caught:
             producer.send("a", b"")
         assert caught.value.reason == "refused"

@@ -156,7 +156,7 @@ def test_a_source_left_in_a_blocking_read_does_not_hang_the_close(
     one.pull("stuck", Stuck())
     assert entered.wait(DEADLINE)
     with caplog.at_level(logging.WARNING):
-        one.close(patience=0.05)
+        one.close(timeout=0.05)
     assert "stuck does not return from reading" in caplog.text
     release.set()
 
@@ -170,12 +170,12 @@ class Settling(Scripted):
         self.refused: dict[str, str] = {}
         self.fails = fails
 
-    def settle(self, arrivals: Sequence[Arrival]) -> None:
+    def ack(self, arrivals: Sequence[Arrival]) -> None:
         if self.fails:
             self.fails = False
             raise ConnectionError("the broker does not listen")
         self.settled += [arrival.id for arrival in arrivals]
-        self.refused |= {arrival.id: arrival.refused.reason for arrival in arrivals if arrival.refused}
+        self.refused |= {arrival.id: arrival.rejection.reason for arrival in arrivals if arrival.rejection}
         assert {arrival.body for arrival in arrivals} == {b""}
 
 

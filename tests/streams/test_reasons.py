@@ -8,7 +8,7 @@ import streams
 from deploy.api import STATUS_OF
 from streams.reasons import REASONS
 from streams.spec import Limits
-from streams.wire import _EMPTY
+from streams.wire import _EMPTY_REASONS
 
 PAGE = (Path(streams.__path__[0]).parent / "docs/bad-input.md").read_text(encoding="utf-8")
 
@@ -23,13 +23,13 @@ def reasons_given(folder: Path) -> set[str]:
                 if isinstance(reason, ast.Constant):
                     found.add(reason.value)
                 else:
-                    assert ast.unparse(reason) == "_EMPTY[part]", f"{file}: {ast.unparse(node)}"
+                    assert ast.unparse(reason) == "_EMPTY_REASONS[part]", f"{file}: {ast.unparse(node)}"
     return found
 
 
 def test_the_table_has_every_reason_that_is_given_and_no_other() -> None:
     root = Path(streams.__path__[0])
-    given = reasons_given(root) | reasons_given(root.parent / "deploy") | set(_EMPTY.values())
+    given = reasons_given(root) | reasons_given(root.parent / "deploy") | set(_EMPTY_REASONS.values())
     assert given == set(REASONS)
 
 

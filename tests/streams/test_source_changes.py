@@ -31,7 +31,7 @@ def lines(spec: TaskSpec, lengths: list[int] = LENGTHS, seed: int = 0) -> list[s
 
 
 def source(path: Path, spec: TaskSpec, **options: Any) -> Any:
-    return samples.open(samples.Settings(str(path), ("x",), ("y",), **options), spec, "rows", 0)
+    return samples.create_source(samples.Settings(str(path), ("x",), ("y",), **options), spec, "rows", 0)
 
 
 def tasks(path: Path, spec: TaskSpec, after: str | None = None, **options: Any) -> list[Arrival]:
@@ -98,7 +98,7 @@ def test_a_bad_row_refuses_its_task_and_moves_no_cut(tmp_path: Path, bad: str) -
     again = tasks(path, REAL, **WAYS[0])
     assert ends(again, text) == [end + 2 for end in ends(found, [*text[:10], *text[12:]])]
     assert [arrival.body for arrival in again[1:]] == [arrival.body for arrival in found[1:]]
-    assert (again[0].refused is not None) == ("NaN" not in bad), "what is not finite is refused when it is decoded"
+    assert (again[0].rejection is not None) == ("NaN" not in bad), "what is not finite is refused when it is decoded"
     assert again[0].body != before.body
 
 

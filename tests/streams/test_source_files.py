@@ -36,7 +36,7 @@ def drop(tmp_path: Path, make_task: Callable[[int], Task]) -> Callable[..., Path
 
 def spool(folder: Path, now: list[float] | None = None, **options: object) -> files.Spool:
     clock = (lambda: now[0]) if now else (lambda: 0.0)
-    return replace(files.open(files.Settings(str(folder), **options), SPEC, "spool", 0), clock=clock)
+    return replace(files.create_source(files.Settings(str(folder), **options), SPEC, "spool", 0), clock=clock)
 
 
 def listing(stream: Iterator[Arrival | None]) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_spool_folder_is_ingested_once_whatever_is_restarted(
     rejected: list[tuple[str, str]] = []
     for restart, expected in enumerate([["a", "b"], ["a", "b", "late"]]):
         ingest = Ingest(history, spec, Limits(), lambda: 0, lambda *said: rejected.append(said), lambda *said: None)
-        ingest.pull("spool", files.open(files.Settings(str(tmp_path), poll_seconds=0.01), spec, "spool", 0))
+        ingest.pull("spool", files.create_source(files.Settings(str(tmp_path), poll_seconds=0.01), spec, "spool", 0))
         until(lambda ids=expected, told=2 * (restart + 1): len(history) >= len(ids) and len(rejected) >= told)
         ingest.close()
         assert [history.entry(n).id for n in range(len(history))] == expected
@@ -141,7 +141,7 @@ def test_every_format_is_the_same_task(
     for arrival in arrivals:
         found = wire.decode(arrival.body, SPEC, Limits())
         assert wire.encode(found) == wire.encode(task)
-        assert arrival.refused is None
+        assert arrival.rejection is None
 
 
 def test_a_file_that_is_none_of_its_format_is_refused_with_its_own_bytes(
@@ -150,8 +150,8 @@ def test_a_file_that_is_none_of_its_format_is_refused_with_its_own_bytes(
     drop("a.npz", b"PK\x03\x04 no")
     drop("b.arrow", b"no arrow")
     first, second = list(iter(partial(next, spool(tmp_path).read(None)), None))
-    assert (first.id, first.body, first.refused.reason) == ("a", b"PK\x03\x04 no", "unreadable")
-    assert (second.id, second.body, second.refused.reason) == ("b", b"no arrow", "unreadable")
+    assert (first.id, first.body, first.rejection.reason) == ("a", b"PK\x03\x04 no", "unreadable")
+    assert (second.id, second.body, second.rejection.reason) == ("b", b"no arrow", "unreadable")
 
 
 def test_without_pyarrow_arrow_files_wait(
@@ -175,7 +175,7 @@ class Moving:
         count = lambda *said: self.rejected.append(said)  # noqa: E731
         ingest = Ingest(self.history, self.spec, Limits(), lambda: 0, count, lambda *said: None)
         settings = files.Settings(str(self.folder), poll_seconds=0.01, processed="move")
-        ingest.pull("spool", spool or files.open(settings, self.spec, "spool", 0))
+        ingest.pull("spool", spool or files.create_source(settings, self.spec, "spool", 0))
         return ingest
 
     def names(self, folder: str = "") -> list[str]:
@@ -217,7 +217,7 @@ def test_a_file_whose_commit_was_not_followed_by_its_move_is_moved_after_a_resta
     for name in ("a.safetensors", "b.safetensors"):
         drop(name, wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
     with monkeypatch.context() as broken:
-        broken.setattr(files.Spool, "settle", lambda self, arrivals: None)  # the process is killed in between
+        broken.setattr(files.Spool, "ack", lambda self, arrivals: None)  # the process is killed in between
         ingest = moving.begin()
         until(lambda: len(moving.history) == 2)
         ingest.close()
@@ -235,7 +235,7 @@ def test_a_file_is_not_moved_before_its_task_is_durable(
     faulty.gate = threading.Event()
     moving = Moving(tmp_path, faulty, spec)
     ingest = moving.begin()
-    until(lambda: ingest._committer._waiting == 1)
+    until(lambda: ingest._committer._pending == 1)
     assert moving.names() == ["a.safetensors"]
     assert moving.names("done") == []
     faulty.gate.set()
@@ -251,7 +251,7 @@ def test_a_file_that_was_replaced_after_it_was_read_is_not_moved_unread(
     arrival = next(one.read(None))
     (tmp_path / "a.safetensors").rename(tmp_path / "old")
     drop("a.safetensors", b"new")
-    one.settle([arrival])
+    one.ack([arrival])
     assert (tmp_path / "a.safetensors").read_bytes() == b"new"
 
 
@@ -263,11 +263,11 @@ def test_two_files_of_one_id_wait_for_each_other(tmp_path: Path, drop: Callable[
     stream = one.read(None)
     first = list(iter(lambda: next(stream), None))
     assert [arrival.id for arrival in first] == ["a"]
-    one.settle(first)
+    one.ack(first)
     now[0] = 1.0
     second = list(iter(lambda: next(stream), None))
     assert [arrival.id for arrival in second] == ["a"]
-    one.settle(second)
+    one.ack(second)
     assert sorted(path.name for path in tmp_path.rglob("a.*")) == ["a.npz", "a.safetensors"]
     assert not list(tmp_path.glob("a.*"))
 
@@ -282,6 +282,6 @@ def test_a_file_that_cannot_be_moved_is_told_and_one_that_is_gone_is_not(
     arrivals = list(iter(lambda: next(stream), None))
     (tmp_path / "done").write_text("no folder")
     (tmp_path / "a.safetensors").unlink()
-    one.settle(arrivals)
+    one.ack(arrivals)
     assert caplog.text.count("cannot be moved away") == 1
     assert (tmp_path / "b.safetensors").exists()

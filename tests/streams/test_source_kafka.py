@@ -89,7 +89,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     broker.make_stream("short", partitions=1)
     broker.produce("short", bodies(0, 8))
     source = broker.source("short")
-    monkeypatch.setattr(source, "_ends", lambda consumer, partition: (5, 8))
+    monkeypatch.setattr(source, "_offset_range", lambda consumer, partition: (5, 8))
     assert source.lag('{"0":2}') == 3
     stream = source.read('{"0":2}')
     wait_for("one arrives", lambda: (found := next(stream)) is not None and found.id == "task-005")
@@ -108,7 +108,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
 def test_a_setting_that_the_library_does_not_have_is_refused(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "client.properties").write_text(text)
     with pytest.raises(ValueError, match=told):
-        kafka.open(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
+        kafka.create_source(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
 
 
 def test_settings_of_the_library_are_applied_and_positions_stay_ours(tmp_path: Path) -> None:

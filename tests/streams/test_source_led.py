@@ -26,7 +26,7 @@ from online_meta.segments import Segmenter, cut_anew
 from online_meta.types import Batch, Meta, Score, Task
 from online_meta.unsegmented import expect_errors, make_task
 from streams.arrivals import Arrival
-from streams.leading import Follower, Leading
+from streams.leading import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
 from tests.contracts.segmented import draw_classes, draw_lines
@@ -72,9 +72,9 @@ class Run:
         self.asked.append(self.offset)
         return self.meta(), self.learned
 
-    def leading(self) -> Leading:
+    def leading(self) -> LeaderContext:
         squares = self.spec is REAL
-        return Leading(self.inner, squares, self.newest, lambda: self.rounds, lambda many: self.last[-many:])
+        return LeaderContext(self.inner, squares, self.newest, lambda: self.rounds, lambda many: self.last[-many:])
 
 
 def drawn(spec: TaskSpec) -> list[tuple[Tensor, Tensor]]:
@@ -89,9 +89,9 @@ def write(path: Path, spec: TaskSpec) -> list[str]:
 
 def follow(path: Path, run: Run, **options: Any) -> Any:
     settings = samples.Settings(str(path), ("x",), ("y",), likelihood="leader", **{"grows": False, **options})
-    follower = samples.open(settings, run.spec, "rows", 0)
-    assert isinstance(follower, Follower)
-    return follower.follow(run.leading())
+    follower = samples.create_source(settings, run.spec, "rows", 0)
+    assert isinstance(follower, NeedsLeader)
+    return follower.create(run.leading())
 
 
 def tasks(source: Any, after: str | None = None) -> list[Arrival]:
@@ -101,7 +101,7 @@ def tasks(source: Any, after: str | None = None) -> list[Arrival]:
         if arrival is None:
             return found
         found.append(arrival)
-        source.settle([arrival._replace(body=b"")])
+        source.ack([arrival._replace(body=b"")])
     return found
 
 
@@ -169,7 +169,7 @@ def test_a_task_begins_when_those_before_it_are_learned_and_by_the_leader_of_the
     stream = source.read(None)
     first = next(stream)
     assert [next(stream) for _ in range(3)] == [None] * 3, "it is not durable yet"
-    source.settle([first])
+    source.ack([first])
     run.rounds = 1
     assert [next(stream) for _ in range(3)] == [None] * 3, "it is not learned yet"
     run.learned, run.offset = 1, 1e4
@@ -250,11 +250,13 @@ def test_a_model_that_cannot_judge_a_sample_is_told_of_at_once(tmp_path: Path) -
     module = Paired()
     inner = replace(run.inner, loss=model_loss(module, "mse"))
     meta = inner.init(dict(module.named_parameters()))
-    leading = run.leading()._replace(inner=inner, newest=lambda: (meta, 0))
-    opened = samples.open(samples.Settings("x.jsonl", ("x",), ("y",), **JUMP, likelihood="leader"), REAL, "rows", 0)
-    assert isinstance(opened, Follower)
+    leading = run.leading()._replace(inner=inner, latest_leader=lambda: (meta, 0))
+    opened = samples.create_source(
+        samples.Settings("x.jsonl", ("x",), ("y",), **JUMP, likelihood="leader"), REAL, "rows", 0
+    )
+    assert isinstance(opened, NeedsLeader)
     with pytest.raises(ValueError, match="cannot judge samples one by one: RuntimeError: it needs two samples"):
-        opened.follow(leading)
+        opened.create(leading)
 
 
 CONFIG: dict[str, Any] = {

@@ -67,7 +67,7 @@ def test_a_message_lost_on_its_way_is_read_again(
 def test_only_the_subjects_asked_for_are_read_and_counted(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
     broker.server.ask(lambda stream: stream.add_stream(name="many", subjects=["many.*"]))
     for subject, (first, end) in {"many.a": (0, 4), "many.b": (4, 7), "many.c": (7, 9)}.items():
-        producer = open_producer(f"nats://{broker.address}/{subject}", patience=20)
+        producer = open_producer(f"nats://{broker.address}/{subject}", retry_seconds=20)
         for id, body in bodies(first, end).items():
             producer.send(id, body)
         producer.close()

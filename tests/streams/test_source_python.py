@@ -14,7 +14,7 @@ HERE = "tests.streams.feeds"
 
 
 def opened(function: str, **args: object):
-    return python.open(python.Settings(f"{HERE}:{function}", args), SPEC, "mine", 0)
+    return python.create_source(python.Settings(f"{HERE}:{function}", args), SPEC, "mine", 0)
 
 
 def read(function: str, after: str | None = None, **args: object) -> list[Arrival]:
@@ -61,7 +61,7 @@ def test_arguments_come_from_the_configuration() -> None:
 )
 def test_what_cannot_be_called_is_refused_when_it_is_opened(path: str, args: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        python.open(python.Settings(path, args), SPEC, "mine", 0)
+        python.create_source(python.Settings(path, args), SPEC, "mine", 0)
 
 
 def test_what_is_no_task_is_an_error_that_says_so() -> None:

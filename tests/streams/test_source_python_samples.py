@@ -31,7 +31,7 @@ every_spec = pytest.mark.parametrize("spec", [REAL, LABELS], ids=["real", "label
 
 
 def opened(function: str, spec: TaskSpec, args: dict[str, Any] | None = None, **options: Any) -> Any:
-    return python.open(python.Settings(f"{HERE}:{function}", args or {}, **options), spec, "mine", 0)
+    return python.create_source(python.Settings(f"{HERE}:{function}", args or {}, **options), spec, "mine", 0)
 
 
 def tasks(function: str, spec: TaskSpec, after: str | None = None, **options: Any) -> list[Arrival]:
@@ -53,7 +53,7 @@ def test_samples_are_cut_as_the_rows_of_a_file_are(tmp_path: Path, options: dict
     lines = [json.dumps({"x": x.tolist(), "y": y.tolist()}) + "\n" for x, y in drawn]
     path.write_text("".join(lines))
     settings = samples.Settings(str(path), ("x",), ("y",), grows=False, **options)
-    rows = list(iter(partial(next, samples.open(settings, spec, "rows", 0).read(None)), None))
+    rows = list(iter(partial(next, samples.create_source(settings, spec, "rows", 0).read(None)), None))
     found = tasks("pairs", spec, args=args, **options)
     assert [arrival.body for arrival in found] == [arrival.body for arrival in rows]
     bytes_to = [0, *np.cumsum([len(line) for line in lines]).tolist()]
@@ -107,19 +107,19 @@ def test_what_is_no_sample_refuses_its_task_and_moves_no_cut(other: Any, reason:
     found = tasks("pairs_with", LABELS, args={"others": {"10": other}}, **RUN_LENGTH)
     assert [arrival.cursor for arrival in found] == [arrival.cursor for arrival in plain]
     assert [arrival.body for arrival in found[1:]] == [arrival.body for arrival in plain[1:]]
-    refused = found[0].refused
-    if refused is None:  # as with a file, what a number is worth is judged when the task is taken
+    rejection = found[0].rejection
+    if rejection is None:  # as with a file, what a number is worth is judged when the task is taken
         with pytest.raises(Rejected) as raised:
             wire.decode(found[0].body, LABELS, Limits())
-        refused = raised.value
+        rejection = raised.value
     else:
         lines = [json.loads(line) for line in found[0].body.splitlines()]
         assert len(lines) == int(found[0].cursor or 0), "a dead letter has the samples"
         assert lines[0].keys() == {"x", "y"}
         assert len(lines[0]["x"]) == 2
         assert lines[10].keys() == ({"fault"} if reason == "unreadable" else {"x", "y"})
-    assert refused.reason == reason
-    assert detail in refused.detail
+    assert rejection.reason == reason
+    assert detail in rejection.detail
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_samples_of_many_sizes_are_cut_by_count() -> None:
     others = {"2": (torch.zeros(5), 0), "3": (torch.ones(5), 1), "5": (torch.ones(4), 1)}
     first, second, third = tasks("pairs_with", spec, args={"others": others}, count=2)[:3]
     assert [wire.decode(one.body, spec, Limits()).support.x.shape for one in (first, second)] == [(1, 2), (1, 5)]
-    assert third.refused is not None
-    assert third.refused.reason == "wrong_shape"
+    assert third.rejection is not None
+    assert third.rejection.reason == "wrong_shape"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_samples_become_rounds_once_whatever_is_restarted(open_ingest: Open, fau
     for count, lengths in ((1, (30, 22)), (2, (30, 22, 41)), (4, (30, 22, 41, 35))):
         source = opened("pairs", LABELS, {"labels": True, "lengths": lengths}, **RUN_LENGTH)
         ingest = open_ingest()
-        ingest.pull("mine", source._replace(rest=count == 4))  # the first two only seem to end: more samples come
+        ingest.pull("mine", source._replace(keep_rest=count == 4))  # the first two only seem to end: more samples come
         until(lambda count=count: len(faulty) >= count)
         ingest.close()
     assert [faulty.entry(n).id for n in range(len(faulty))] == [arrival.id for arrival in expected]

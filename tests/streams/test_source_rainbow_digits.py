@@ -107,9 +107,9 @@ def test_a_picture_is_the_digit_in_white_on_the_colour(digits: np.ndarray) -> No
 
 
 def test_the_rainbow_source_streams_and_refuses_other_runs(digits: np.ndarray) -> None:
-    source = rainbow_digits.open(rainbow_digits.Settings(tasks=60), rainbow_digits.SPEC, "digits", 9)
+    source = rainbow_digits.create_source(rainbow_digits.Settings(tasks=60), rainbow_digits.SPEC, "digits", 9)
     stream = source.read("57")
     assert [one.id for one in take(stream, 2)] == ["digits-58", "digits-59"]
     assert next(stream) is None
     with pytest.raises(ValueError, match="ways = 10, but the run expects 5"):
-        rainbow_digits.open(rainbow_digits.Settings(), TaskSpec((3, 28, 28), "uint8", "class", 5), "digits", 9)
+        rainbow_digits.create_source(rainbow_digits.Settings(), TaskSpec((3, 28, 28), "uint8", "class", 5), "digits", 9)

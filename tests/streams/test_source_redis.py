@@ -212,22 +212,22 @@ def test_large_entries_are_asked_for_by_few(broker: Broker, client) -> None:
     stream = source.read(None)
     for _ in range(8):
         next(stream)
-    assert len(source._held) == 8
+    assert len(source._unacked) == 8
     assert pending(client) <= 12, "16 MiB are asked for at once, and a task more"
     stream.close()
 
 
 def test_a_password_may_stand_in_a_file_and_an_address_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schemes"):
-        redis.open(redis.Settings(url="http://127.0.0.1"), SPEC, "r", 0)
+        redis.create_source(redis.Settings(url="http://127.0.0.1"), SPEC, "r", 0)
     secret = tmp_path / "secret"
     with pytest.raises(FileNotFoundError):
-        redis.open(redis.Settings(password_file=str(secret)), SPEC, "r", 0)
+        redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0)
     secret.write_text("one\ntwo\n")
     with pytest.raises(ValueError, match="must hold one line"):
-        redis.open(redis.Settings(password_file=str(secret)), SPEC, "r", 0)
+        redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0)
     secret.write_text("s3cret\n")
-    assert redis.open(redis.Settings(password_file=str(secret)), SPEC, "r", 0) is not None
+    assert redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0) is not None
 
 
 def test_a_password_opens_the_server(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:

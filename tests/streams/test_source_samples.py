@@ -35,9 +35,9 @@ def json_of(*which: int) -> str:
 HEADER = "a,b,t,k\n"
 
 
-def source(path: Path, spec: TaskSpec = SPEC, now: list[float] | None = None, **options: object) -> samples.Samples:
+def source(path: Path, spec: TaskSpec = SPEC, now: list[float] | None = None, **options: object) -> samples.RowSource:
     settings = samples.Settings(str(path), ("a", "b"), ("t",), **options)
-    return samples.open(settings, spec, "rows", 0)._replace(clock=(lambda: now[0]) if now else (lambda: 0.0))
+    return samples.create_source(settings, spec, "rows", 0)._replace(clock=(lambda: now[0]) if now else (lambda: 0.0))
 
 
 def upto_idle(stream: Iterator[Arrival | None]) -> list[Arrival]:
@@ -52,7 +52,7 @@ def firsts(arrivals: list[Arrival]) -> list[list[float]]:
     """Return the first column of each task, in the order of its rows."""
     found = []
     for arrival in arrivals:
-        assert arrival.refused is None, arrival.refused
+        assert arrival.rejection is None, arrival.rejection
         task = wire.decode(arrival.body, SPEC, Limits())
         found.append(sorted(torch.cat([half.x[:, 0] for half in task]).tolist()))
     return found
@@ -175,10 +175,10 @@ def test_a_bad_row_refuses_its_task_and_no_other(tmp_path: Path, bad: str, reaso
     path = tmp_path / "rows.jsonl"
     path.write_bytes((json_of(0, 1, 2) + bad + json_of(3, 4, 5)).encode("latin-1"))
     first, second, third = tasks(path, count=2) + tasks(path, count=2)[3:]
-    assert (first.refused, third.refused) == (None, None)
-    assert second.refused.reason == reason
-    assert detail in second.refused.detail
-    assert f"the row at {len(json_of(0, 1, 2))} " in second.refused.detail
+    assert (first.rejection, third.rejection) == (None, None)
+    assert second.rejection.reason == reason
+    assert detail in second.rejection.detail
+    assert f"the row at {len(json_of(0, 1, 2))} " in second.rejection.detail
     assert second.body.startswith(json_of(2).encode())
     assert len(second.body) < 1_100_000
 
@@ -188,8 +188,8 @@ def test_labels_are_whole_numbers(tmp_path: Path, label: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"a": 1, "b": 2, "t": {text}}}\n' for text in ("1", label, '"2"', "2.0")))
     first, second = tasks(path, spec=LABELS, count=2)
-    assert first.refused is not None
-    assert first.refused.reason in ("wrong_dtype", "unreadable")
+    assert first.rejection is not None
+    assert first.rejection.reason in ("wrong_dtype", "unreadable")
     assert wire.decode(second.body, LABELS, Limits()).support.y.dtype == torch.int64
 
 
@@ -199,9 +199,9 @@ def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     first, second = tasks(path, count=2)
     with pytest.raises(Exception, match="not_finite"):
         wire.decode(first.body, SPEC, Limits())
-    assert second.refused is None
+    assert second.rejection is None
     pixels = TaskSpec(x_shape=(2,), x_dtype="uint8", ways=3)
-    assert tasks(path, spec=pixels, count=2)[1].refused.reason == "wrong_dtype"
+    assert tasks(path, spec=pixels, count=2)[1].rejection.reason == "wrong_dtype"
 
 
 def test_rows_of_nested_lists_have_the_shape_of_the_lists_where_it_is_open(tmp_path: Path) -> None:
@@ -211,12 +211,12 @@ def test_rows_of_nested_lists_have_the_shape_of_the_lists_where_it_is_open(tmp_p
         "".join(json.dumps({"x": np.ones((2, size)).tolist(), "y": n % 3}) + "\n" for n, size in enumerate(sizes))
     )
     settings = samples.Settings(str(path), ("x",), ("y",), count=2)
-    found = upto_idle(samples.open(settings, spec, "rows", 0).read(None))
+    found = upto_idle(samples.create_source(settings, spec, "rows", 0).read(None))
     assert [wire.decode(arrival.body, spec, Limits()).support.x.shape for arrival in found[:2]] == [
         (1, 2, 3),
         (1, 2, 5),
     ]
-    assert found[2].refused.reason == "wrong_shape"
+    assert found[2].rejection.reason == "wrong_shape"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_file_that_was_cut_or_is_not_there_is_an_error(tmp_path: Path) -> None
     table = write(tmp_path / "rows.parquet", 4)
     settings = samples.Settings(str(table), ("a", "nope"), ("t",), count=2)
     with pytest.raises(ValueError, match="has no column 'nope'; it has a, b, t, k"):
-        next(samples.open(settings, SPEC, "rows", 0).read(None))
+        next(samples.create_source(settings, SPEC, "rows", 0).read(None))
 
 
 @pytest.mark.parametrize("options", [{}, {"count": 2, "key": "k"}])
@@ -263,7 +263,7 @@ def test_rows_become_rounds_once_whatever_is_restarted(
     settings = samples.Settings(str(path), ("a", "b"), ("t",), key="k", poll_seconds=0.01)
     for restart in range(3):
         ingest = open_ingest()
-        ingest.pull("rows", samples.open(settings, LABELS, "rows", 0))
+        ingest.pull("rows", samples.create_source(settings, LABELS, "rows", 0))
         make_more(path, 10 * restart)
         until(lambda expected=(10 * restart + 9) // 4: len(faulty) == expected)
         ingest.close()

@@ -36,7 +36,7 @@ def test_each_kind_has_validated_settings_and_a_short_file(kind: str) -> None:
     module = load_module(streams.sources, kind)
     assert is_dataclass(module.Settings)
     assert module.Settings.__dataclass_params__.frozen
-    assert callable(module.open)
+    assert callable(module.create_source)
     assert len(Path(module.__file__).read_text().splitlines()) < 80
     needed = NEEDED.get(kind, {})
     assert pydantic.TypeAdapter(module.Settings).validate_python(needed) == module.Settings(**needed)
@@ -59,11 +59,11 @@ def test_options_out_of_range_are_refused(kind: str, options: dict) -> None:
 
 
 def test_http_has_nothing_to_read(spec: TaskSpec) -> None:
-    assert http.open(http.Settings(), spec, "http", 0) is None
+    assert http.create_source(http.Settings(), spec, "http", 0) is None
 
 
 def test_a_generated_stream_goes_on_behind_its_cursor_and_then_idles(make_task: Callable[[int], Task]) -> None:
-    source = _generated.Generated(make_task, "g", tasks=5)
+    source = _generated.SyntheticSource(make_task, "g", tasks=5)
     all_of_them = take(source.read(None), 5)
     assert [(one.id, one.cursor, one.source) for one in all_of_them] == [(f"g-{t}", str(t), "g") for t in range(5)]
     rest = source.read("2")
@@ -76,7 +76,7 @@ def test_a_generated_stream_goes_on_behind_its_cursor_and_then_idles(make_task: 
 
 def test_a_generated_stream_keeps_its_pace(make_task: Callable[[int], Task]) -> None:
     now = [100.0]
-    stream = _generated.Generated(make_task, "g", per_second=4.0, clock=lambda: now[0]).read("9")
+    stream = _generated.SyntheticSource(make_task, "g", per_second=4.0, clock=lambda: now[0]).read("9")
     seen = []
     for _ in range(9):
         seen.append([one.id for one in iter(lambda: next(stream), None)])
@@ -115,10 +115,10 @@ def test_a_sinusoid_is_a_pure_function_of_seed_and_number() -> None:
 
 
 def test_the_sinusoid_source_gives_tasks_of_its_spec() -> None:
-    source = sinusoid.open(sinusoid.Settings(tasks=3, support=4, query=2, noise=0.1), sinusoid.SPEC, "sine", 7)
+    source = sinusoid.create_source(sinusoid.Settings(tasks=3, support=4, query=2, noise=0.1), sinusoid.SPEC, "sine", 7)
     arrivals = take(source.read(None), 3)
     for t, one in enumerate(arrivals):
         task = wire.decode(one.body, sinusoid.SPEC, Limits())
         assert wire.encode(task) == wire.encode(sinusoid.make_task(7, t, 4, 2, 0.1))
     with pytest.raises(ValueError, match="'sinusoid' source makes tasks with x_shape"):
-        sinusoid.open(sinusoid.Settings(), TaskSpec(x_shape=(2,), y="real", y_shape=(1,)), "sine", 7)
+        sinusoid.create_source(sinusoid.Settings(), TaskSpec(x_shape=(2,), y="real", y_shape=(1,)), "sine", 7)

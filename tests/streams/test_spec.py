@@ -1,7 +1,7 @@
 import pydantic
 import pytest
 
-from streams.spec import Limits, TaskSpec, fits, is_open, require_same
+from streams.spec import Limits, TaskSpec, fits, is_dynamic, require_same
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_dead_letters_may_be_turned_off_but_not_be_fewer_than_none() -> None:
 def test_dimensions_of_a_sample_may_be_open() -> None:
     spec = TaskSpec(x_shape=(3, -1, -1), ways=3)
     assert spec == TaskSpec(x_shape=[3, -1, -1], ways=3)
-    assert is_open(spec.x_shape)
+    assert is_dynamic(spec.x_shape)
     assert fits((3, 1, 9), spec.x_shape)
     for shape in ((3, 0, 9), (2, 4, 4), (3, 4), (3, 4, 4, 1)):
         assert not fits(shape, spec.x_shape)

@@ -136,7 +136,7 @@ def test_metadata_is_ignored_and_the_tensors_can_be_written_to(make_task: Callab
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         task = wire.decode(body, SPEC, LIMITS)
-        kept = wire.decode_kept(wire.encode(task))
+        kept = wire.decode_payload(wire.encode(task))
     for tensor in (*task.support, *task.query, *kept.support, *kept.query):
         tensor.add_(1)
     assert wire.decode(body, SPEC, LIMITS).support.x.eq(1).all()
@@ -250,14 +250,14 @@ def test_tensors_that_share_memory_or_are_transposed_can_be_encoded() -> None:
     whole = torch.arange(12.0).reshape(2, 6).T
     labels = torch.zeros(6, dtype=torch.int64)
     task = Task(Batch(whole[:4], labels[:4]), Batch(whole[4:], labels[4:]))
-    assert wire.decode_kept(wire.encode(task)).query.x.tolist() == whole[4:].tolist()
+    assert wire.decode_payload(wire.encode(task)).query.x.tolist() == whole[4:].tolist()
     assert wire.encode(task) == wire.encode(task)
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 40, save({"support_x": torch.ones(1)})])
 def test_a_kept_payload_that_is_none_is_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError, match="not a kept task"):
-        wire.decode_kept(payload)
+        wire.decode_payload(payload)
 
 
 @pytest.mark.parametrize("id", ["a", "0", "task-1", "A.b_c:d-e", "x" * 200])

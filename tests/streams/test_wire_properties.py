@@ -49,7 +49,7 @@ def check_is_a_task_of(spec: TaskSpec, task: Task) -> None:
 def test_what_is_encoded_is_decoded(spec: TaskSpec, support: int, query: int, seed: int) -> None:
     task = Task(batch_of(spec, support, seed), batch_of(spec, query, seed + 1))
     body = wire.encode(task)
-    for found in (wire.decode(body, spec, LIMITS), wire.decode_kept(body)):
+    for found in (wire.decode(body, spec, LIMITS), wire.decode_payload(body)):
         assert same(found.support, task.support)
         assert same(found.query, task.query)
         assert wire.encode(found) == body

@@ -116,7 +116,7 @@ def test_what_waits_to_be_asked_for_is_bounded(
 
 @pytest.mark.parametrize("round", [12, ROUNDS])
 def test_what_cannot_be_read_fails_where_it_is_asked_for(history: Told, past: HistoryPast, round: int) -> None:
-    with history.writing() as writer:
+    with history.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = zeroblob(50) WHERE round = 12")
     past.expect("me", [11, round, 13])
     wait_for("it was tried", lambda: set(history.read) == {11, round, 13})

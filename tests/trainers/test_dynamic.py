@@ -9,7 +9,7 @@ import torch
 
 import online_meta as om
 from online_meta.tree import scale
-from streams.sealed import RoundThinned
+from streams.sealed import RoundDiscarded
 from tests.trainers.test_hindsight import ROUNDS, TASKS, best_fixed_loss, losses_only, regression
 from trainers.comparators.dynamic import refresh
 from trainers.comparing import Asked
@@ -92,7 +92,7 @@ def test_a_gradient_that_leads_astray_ends_the_search_at_the_best_that_was_found
 def test_without_any_round_that_is_kept_it_waits_for_newer_ones():
     setup = regression(TASKS)
     setup.past.kept = lambda count: [0, 1]
-    with pytest.raises(RoundThinned, match="retention has taken all rounds from 2 to 4"):
+    with pytest.raises(RoundDiscarded, match="retention has taken all rounds from 2 to 4"):
         refresh(setup, regret(), asked(5, 2), {name: torch.tensor(2.0) for name in ("total", "variance", "rounds")})
     assert refresh(setup, regret(0), asked(5), None).comparator.cumulative_loss > 0
 

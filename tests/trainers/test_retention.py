@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from streams.history import History
-from streams.retention import RetentionSettings, count_gone, thin
-from streams.sweeping import sweep
+from streams.retention import RetentionSettings, count_discarded, thin
+from streams.sweeping import compact
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, play, task
 from trainers.checkpoint import saved_rounds
 from trainers.run_files import RunFiles
@@ -48,7 +48,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_bits(tmp_path: Path
         kill(tmp_path / "killed", thinned, 5, WIDE)
         if len(lines(tmp_path / "killed")) == ROUNDS:
             break
-        sweep(thinned, saved_rounds(RunFiles(tmp_path / "killed").checkpoints)[0], 5)
+        compact(thinned, saved_rounds(RunFiles(tmp_path / "killed").checkpoints)[0], 5)
     assert play(tmp_path / "killed", thinned, ROUNDS, WIDE) == right
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    assert count_gone(thinned.ask) >= FIRST - 5, "what no checkpoint needed was removed meanwhile"
+    assert count_discarded(thinned.query) >= FIRST - 5, "what no checkpoint needed was removed meanwhile"

@@ -9,7 +9,7 @@ from online_meta.regret import Comparator
 from online_meta.score import score_task
 from online_meta.setup import LearnerSetup
 from online_meta.types import Meta, Params, Task
-from streams.sealed import RoundThinned
+from streams.sealed import RoundDiscarded
 from trainers.comparing import Answered, Asked, always
 from trainers.sampling import Estimate, counted_rounds, estimate_sum, sample_rounds
 from trainers.settings import RegretSettings
@@ -37,7 +37,7 @@ def refresh(
     new = range(first, asked.rounds)
     counted = counted_rounds(setup.past, new, asked.skipped)
     if not len(counted) and any(round not in asked.skipped for round in new):
-        raise RoundThinned(f"retention has taken all rounds from {first} to {asked.rounds - 1}")
+        raise RoundDiscarded(f"retention has taken all rounds from {first} to {asked.rounds - 1}")
     sample = sample_rounds(counted, new, asked.skipped, regret.dynamic_rounds, setup.seed)
     losses = []
     for round in sample.rounds:

@@ -9,23 +9,23 @@ import pytest
 import zarr
 
 from streams.archive.archive import Archive
-from streams.archive.opening import is_url, open_place
-from streams.archive.place import Place
-from streams.archive.segment import Kept, Segment, write_segment
-from streams.ledger import ArchiveAway, HistoryDamaged, HistoryFormatError
+from streams.archive.opening import is_url, open_store
+from streams.archive.place import BlobStore
+from streams.archive.segment import Segment, StoredRound, write_segment
+from streams.ledger import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
 from tests.streams.archive.object_store import Bucketed, free_port
 
-Keep = Callable[..., Kept]
+Keep = Callable[..., StoredRound]
 
 
 @pytest.fixture
-def rounds(keep: Keep) -> list[Kept]:
+def rounds(keep: Keep) -> list[StoredRound]:
     return [keep(round) for round in (3, 4, 5, 8, 9)]
 
 
-def test_what_is_published_is_read_back_by_whoever_opens_it(place: Place, rounds: list[Kept]) -> None:
-    marker = Archive(place).publish(rounds)
-    archive = Archive(place)
+def test_what_is_published_is_read_back_by_whoever_opens_it(store: BlobStore, rounds: list[StoredRound]) -> None:
+    marker = Archive(store).publish(rounds)
+    archive = Archive(store)
     assert archive.names() == [marker.name]
     assert archive.marker(marker.name) == marker
     assert (marker.first, marker.last, marker.count) == (3, 9, 5)
@@ -34,16 +34,16 @@ def test_what_is_published_is_read_back_by_whoever_opens_it(place: Place, rounds
     assert archive.check_files(marker) == []
 
 
-def test_a_round_that_is_not_in_a_segment_is_damage_that_is_named(place: Place, rounds: list[Kept]) -> None:
-    archive = Archive(place)
+def test_a_round_that_is_not_in_a_segment_is_damage_that_is_named(store: BlobStore, rounds: list[StoredRound]) -> None:
+    archive = Archive(store)
     marker = archive.publish(rounds)
     for round in (0, 6, 10):
         with pytest.raises(HistoryDamaged, match=marker.name):
             archive.payload(marker.name, round)
 
 
-def test_anybody_reads_the_tensors_with_zarr_alone(tmp_path: Path, rounds: list[Kept]) -> None:
-    marker = Archive(open_place(str(tmp_path), {})).publish(rounds)
+def test_anybody_reads_the_tensors_with_zarr_alone(tmp_path: Path, rounds: list[StoredRound]) -> None:
+    marker = Archive(open_store(str(tmp_path), {})).publish(rounds)
     group = zarr.open_group(tmp_path / "segments" / marker.name, mode="r")
     assert group["round"][:].tolist() == [3, 4, 5, 8, 9]
     assert group["support_x_shape"][:].tolist() == [[4, 2], [5, 2], [6, 2], [2, 2], [3, 2]]
@@ -53,30 +53,34 @@ def test_anybody_reads_the_tensors_with_zarr_alone(tmp_path: Path, rounds: list[
     assert json.loads(group["about"][: int(group["about_end"][0])].tobytes()) == ["id-3", "é", "3"]
 
 
-def test_a_segment_without_its_marker_is_not_there_and_is_tidied_away(place: Place, rounds: list[Kept]) -> None:
-    archive = Archive(place)
+def test_a_segment_without_its_marker_is_not_there_and_is_tidied_away(
+    store: BlobStore, rounds: list[StoredRound]
+) -> None:
+    archive = Archive(store)
     kept = archive.publish(rounds)
     lost = archive.publish(rounds)
     assert lost.name != kept.name
-    place.remove(f"markers/{lost.name}.json")
+    store.remove(f"markers/{lost.name}.json")
     assert archive.names() == [kept.name]
-    archive.tidy()
-    assert place.names("segments") == [kept.name]
+    archive.remove_orphans()
+    assert store.names("segments") == [kept.name]
     archive.discard(kept.name)
-    assert place.names("segments") == place.names("markers") == []
+    assert store.names("segments") == store.names("markers") == []
 
 
-def test_a_killed_writer_leaves_nothing_that_hinders_the_next(place: Place, rounds: list[Kept], keep: Keep) -> None:
-    archive = Archive(place)
+def test_a_killed_writer_leaves_nothing_that_hinders_the_next(
+    store: BlobStore, rounds: list[StoredRound], keep: Keep
+) -> None:
+    archive = Archive(store)
     path = "segments/000000000003-000000000009-0"
-    write_segment(place.store(path), [keep(round) for round in range(30)])
+    write_segment(store.zarr_store(path), [keep(round) for round in range(30)])
     marker = archive.publish(rounds)
     assert archive.segment(marker.name).read_all() == rounds
     assert archive.check_files(marker) == []
 
 
-def test_every_flipped_byte_is_found(tmp_path: Path, rounds: list[Kept]) -> None:
-    archive = Archive(open_place(str(tmp_path), {}))
+def test_every_flipped_byte_is_found(tmp_path: Path, rounds: list[StoredRound]) -> None:
+    archive = Archive(open_store(str(tmp_path), {}))
     marker = archive.publish(rounds)
     for file in marker.files:
         path = tmp_path / "segments" / marker.name / file
@@ -92,45 +96,45 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def test_a_flipped_bit_of_the_tensors_is_not_read_as_if_nothing_were(tmp_path: Path, rounds: list[Kept]) -> None:
+def test_a_flipped_bit_of_the_tensors_is_not_read_as_if_nothing_were(tmp_path: Path, rounds: list[StoredRound]) -> None:
     """Each inner chunk has its own checksum: reading finds it without the marker."""
-    marker = Archive(open_place(str(tmp_path), {})).publish(rounds)
+    marker = Archive(open_store(str(tmp_path), {})).publish(rounds)
     path = tmp_path / "segments" / marker.name / "support_x" / "c" / "0"
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(flipped(whole, at))
         with pytest.raises(HistoryDamaged, match=marker.name):
-            Archive(open_place(str(tmp_path), {})).payload(marker.name, 4)
+            Archive(open_store(str(tmp_path), {})).payload(marker.name, 4)
 
 
-def test_missing_and_strange_files_are_found(place: Place, rounds: list[Kept]) -> None:
-    archive = Archive(place)
+def test_missing_and_strange_files_are_found(store: BlobStore, rounds: list[StoredRound]) -> None:
+    archive = Archive(store)
     marker = archive.publish(rounds)
-    place.remove(f"segments/{marker.name}/query_x/c/0")
-    place.put(f"segments/{marker.name}/more", b"?")
+    store.remove(f"segments/{marker.name}/query_x/c/0")
+    store.put(f"segments/{marker.name}/more", b"?")
     assert archive.check_files(marker) == ["query_x/c/0 is missing", "more is not one of its files"]
     with pytest.raises(HistoryDamaged, match=marker.name):
-        Archive(place).payload(marker.name, 3)
+        Archive(store).payload(marker.name, 3)
 
 
-def test_a_damaged_marker_is_found(place: Place, rounds: list[Kept]) -> None:
-    archive = Archive(place)
+def test_a_damaged_marker_is_found(store: BlobStore, rounds: list[StoredRound]) -> None:
+    archive = Archive(store)
     name = archive.publish(rounds).name
     path = f"markers/{name}.json"
-    whole = place.get(path)
-    place.put(path, whole.replace(b'"last": 9', b'"last": 8'))
+    whole = store.get(path)
+    store.put(path, whole.replace(b'"last": 9', b'"last": 8'))
     with pytest.raises(HistoryDamaged, match="its SHA-256 is not that of its content"):
         archive.marker(name)
-    place.put(path, whole[:50])
+    store.put(path, whole[:50])
     with pytest.raises(HistoryDamaged, match=f"the marker of the segment {name} is damaged"):
         archive.marker(name)
-    place.remove(path)
+    store.remove(path)
     with pytest.raises(HistoryDamaged, match=f"{name} lacks a file"):
         archive.marker(name)
 
 
-def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[Kept]) -> None:
-    archive = Archive(open_place(str(tmp_path), {}))
+def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[StoredRound]) -> None:
+    archive = Archive(open_store(str(tmp_path), {}))
     name = archive.publish(rounds).name
     for file in (tmp_path / "markers" / f"{name}.json", tmp_path / "segments" / name / "zarr.json"):
         file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
@@ -141,25 +145,25 @@ def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[K
 
 
 def test_only_so_much_of_segments_stays_open(tmp_path: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = Archive(open_place(str(tmp_path), {}))
+    archive = Archive(open_store(str(tmp_path), {}))
     markers = [archive.publish([keep(round)]) for round in range(20)]
-    one = max(archive.segment(marker.name).held_bytes for marker in markers)
+    one = max(archive.segment(marker.name).memory_bytes for marker in markers)
     assert len(archive._open) == 20
     monkeypatch.setattr("streams.archive.archive.OPEN_BYTES", 7 * one)
-    archive = Archive(open_place(str(tmp_path), {}))
+    archive = Archive(open_store(str(tmp_path), {}))
     for _ in range(2):
         for round, marker in enumerate(markers):
             assert archive.payload(marker.name, round) == keep(round).payload
     assert 7 <= len(archive._open) < 20
-    assert sum(segment.held_bytes for segment in archive._open.values()) <= 7 * one
+    assert sum(segment.memory_bytes for segment in archive._open.values()) <= 7 * one
 
 
-def test_an_object_store_that_is_away_is_no_damage(server: Bucketed, rounds: list[Kept]) -> None:
+def test_an_object_store_that_is_away_is_no_damage(server: Bucketed, rounds: list[StoredRound]) -> None:
     gone = {**server.options, "endpoint": f"http://127.0.0.1:{free_port()}"}
-    archive = Archive(open_place(server.url, {**gone, "retry_config": {"max_retries": 0}}))
-    with pytest.raises(ArchiveAway, match="cannot be reached"):
+    archive = Archive(open_store(server.url, {**gone, "retry_config": {"max_retries": 0}}))
+    with pytest.raises(ArchiveUnreachable, match="cannot be reached"):
         archive.publish(rounds)
-    with pytest.raises(ArchiveAway, match="cannot be reached"):
+    with pytest.raises(ArchiveUnreachable, match="cannot be reached"):
         archive.payload("000000000003-000000000009-0", 3)
 
 
@@ -168,15 +172,15 @@ def test_urls_and_folders_are_told_apart_and_wrong_ones_are_refused() -> None:
     assert not is_url("/somewhere/else")
     assert not is_url("C:\\somewhere")
     with pytest.raises(ValueError, match="cannot be opened"):
-        open_place("ftp://server/folder", {})
+        open_store("ftp://server/folder", {})
     with pytest.raises(ValueError, match="is a folder and has none"):
-        open_place("/somewhere", {"region": "x"})
+        open_store("/somewhere", {"region": "x"})
 
 
 def test_segments_read_one_round_as_they_read_all(tmp_path: Path, keep: Keep) -> None:
     rounds = [keep(round) for round in range(50)]
-    place = open_place(str(tmp_path), {})
-    write_segment(place.store("here"), rounds)
-    segment = Segment(place.store("here"))
+    store = open_store(str(tmp_path), {})
+    write_segment(store.zarr_store("here"), rounds)
+    segment = Segment(store.zarr_store("here"))
     assert segment.entries == [kept.entry for kept in rounds]
     assert [segment.payload(round) for round in range(50)] == [kept.payload for kept in rounds]

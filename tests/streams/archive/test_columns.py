@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from streams.archive.columns import Column, layout, put_together, take_apart
-from streams.archive.segment import Kept
+from streams.archive.columns import Column, join_columns, layout, split_columns
+from streams.archive.segment import StoredRound
 
 DTYPES = ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32"]
 DTYPES.append("float64")
@@ -37,7 +37,7 @@ def ragged_tasks(draw: st.DrawFn) -> list[bytes]:
 
 @given(ragged_tasks())
 def test_payloads_come_back_from_columns_bit_by_bit(payloads: list[bytes]) -> None:
-    columns = take_apart(payloads)
+    columns = split_columns(payloads)
     starts = {
         column: np.concatenate([[0], np.cumsum(np.prod(shapes, axis=1, dtype=np.int64))])
         for column, shapes in columns.shapes.items()
@@ -46,12 +46,12 @@ def test_payloads_come_back_from_columns_bit_by_bit(payloads: list[bytes]) -> No
     for at, payload in enumerate(payloads):
         header = columns.headers.values[([0, *ends])[at] : ends[at]].tobytes()
         parts = {column: columns.values[column][s[at] : s[at + 1]] for column, s in starts.items()}
-        assert put_together(header, parts) == payload
+        assert join_columns(header, parts) == payload
 
 
-def test_nothing_is_padded(keep: Callable[..., Kept]) -> None:
+def test_nothing_is_padded(keep: Callable[..., StoredRound]) -> None:
     rounds = [keep(round) for round in range(20)]
-    columns = take_apart([kept.payload for kept in rounds])
+    columns = split_columns([kept.payload for kept in rounds])
     assert columns.values[Column("support_x", "float32", 2)].size == sum(2 * (1 + round % 7) for round in range(20))
     assert columns.values[Column("query_y", "int64", 1)].size == sum(1 + round % 4 for round in range(20))
 
@@ -69,7 +69,7 @@ def test_nothing_is_padded(keep: Callable[..., Kept]) -> None:
 )
 def test_what_is_no_body_of_tensors_is_refused(payload: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        take_apart([payload])
+        split_columns([payload])
 
 
 def test_layouts_are_told_apart() -> None:
@@ -77,4 +77,4 @@ def test_layouts_are_told_apart() -> None:
     assert len({layout(payload) for payload in payloads}) == 3
     assert layout(payloads[0]) == layout(save({"x": np.ones(9)}))
     with pytest.raises(ValueError, match="differing layouts"):
-        take_apart(payloads[:2])
+        split_columns(payloads[:2])

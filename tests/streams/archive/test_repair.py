@@ -13,7 +13,7 @@ from streams.history import History
 from streams.ledger import HistoryBusy, HistoryError
 from streams.repair import Repairs, rebuild_ledger, repair
 from streams.sealed import Location
-from streams.sealing import SealingSettings, relieve_ledger, seal_next
+from streams.sealing import SealingSettings, evict_payloads, seal_next
 from streams.verify import verify
 
 Make = Callable[..., Record]
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, make_record: Make, relieved: bool) -> Iterator[Path]:
         while seal_next(history, FIVE):
             pass
         if relieved:
-            relieve_ledger(history, 0)
+            evict_payloads(history, 0)
     return tmp_path
 
 
@@ -120,7 +120,7 @@ def test_a_lost_ledger_is_made_anew_from_the_archive(folder: Path, make_record: 
         rebuild_ledger(folder, Location())
     (folder / ledger.FILE).unlink()
     assert rebuild_ledger(folder, Location()) == 10
-    assert sorted(path.name for path in folder.iterdir()) == ["archive", ledger.FILE, ledger.LOCK]
+    assert sorted(path.name for path in folder.iterdir()) == ["archive", ledger.FILE, ledger.WRITER_LOCK]
     assert verify(folder).clean
     with History.open(folder, write=True) as history:
         assert [history.entry(n) for n in range(10)] == entries

@@ -15,20 +15,20 @@ from streams.history import History
 from streams.retention import (
     DAY_SECONDS,
     Candidates,
-    KeptRounds,
+    RetainedRounds,
     RetentionSettings,
-    choose,
-    count_gone,
+    count_discarded,
+    hash_priorities,
     last_decision,
-    priorities,
-    sample_of,
-    spread_priorities,
+    retained_rounds,
+    select_retained,
+    stratified_priorities,
     thin,
 )
-from streams.sealed import RoundThinned
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
-from streams.sweeping import sweep
-from streams.upkeep import Upkeep
+from streams.sealed import RoundDiscarded
+from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.sweeping import compact
+from streams.upkeep import Maintenance
 from streams.verify import verify
 from tests.daemon import wait_for
 from tests.streams.archive.test_sealing import in_ledger, padded
@@ -52,13 +52,13 @@ def test_each_round_is_kept_with_the_same_probability(thinned: dict[str, Any]) -
     kept = np.zeros(200)
     for shift in range(0, 200_000, 200):
         some = candidates(200)._replace(rounds=np.arange(shift, shift + 200, dtype=np.int64))
-        kept += choose(some, RetentionSettings(rounds=50, **thinned))
+        kept += select_retained(some, RetentionSettings(rounds=50, **thinned))
     chi_square = ((kept - 250) ** 2 / (250 * 0.75)).sum()
     assert 120 < chi_square < 300, "199 degrees of freedom: 4 sigma are 80"
     assert abs(np.corrcoef(kept, np.arange(200))[0, 1]) < 0.3
 
 
-@pytest.mark.parametrize("rank", [priorities, spread_priorities])
+@pytest.mark.parametrize("rank", [hash_priorities, stratified_priorities])
 def test_the_hash_has_no_two_alike_and_is_uniform(rank: Callable[..., Any]) -> None:
     found = rank(np.arange(100_000, dtype=np.int64))
     assert len(np.unique(found)) == 100_000
@@ -82,20 +82,20 @@ def test_what_is_kept_of_much_is_what_is_kept_of_what_was_kept(
         rounds = np.concatenate([held, np.arange(count, count + step)]).astype(np.int64)
         names = np.array(["ab"[round % 2] for round in rounds])
         some = Candidates(rounds, names, rounds * 1.0, np.ones(len(rounds), np.int64))
-        held, count = rounds[choose(some, settings)], count + step
-    assert held.tolist() == np.flatnonzero(choose(candidates(count, "ab"), settings)).tolist()
+        held, count = rounds[select_retained(some, settings)], count + step
+    assert held.tolist() == np.flatnonzero(select_retained(candidates(count, "ab"), settings)).tolist()
     assert len(held) == min(most, count)
 
 
 @given(st.integers(0, 2**40), st.integers(0, 12))
 def test_of_every_stretch_one_is_first(block: int, height: int) -> None:
     rounds = (block << height) + np.arange(1 << height, dtype=np.int64)
-    assert (spread_priorities(rounds) < np.uint64((1 << (64 - height)) - 1)).sum() == 1
+    assert (stratified_priorities(rounds) < np.uint64((1 << (64 - height)) - 1)).sum() == 1
 
 
 def test_who_is_first_of_a_stretch_is_left_to_chance() -> None:
     """Each with the same probability, and in neighbouring stretches not the same: streams often have a period."""
-    firsts = spread_priorities(np.arange(16 * 4000, dtype=np.int64)).reshape(-1, 16).argmin(axis=1)
+    firsts = stratified_priorities(np.arange(16 * 4000, dtype=np.int64)).reshape(-1, 16).argmin(axis=1)
     counts = np.bincount(firsts, minlength=16)
     assert ((counts - 250) ** 2 / 250).sum() < 45, "15 degrees of freedom: the 1e-4 quantile is 44"
     pairs = np.bincount(firsts[::2] * 16 + firsts[1::2], minlength=256)
@@ -106,7 +106,7 @@ def test_who_is_first_of_a_stretch_is_left_to_chance() -> None:
 def test_early_and_late_stay_represented_alike(count: int) -> None:
     some = candidates(count, "ab")
     most = 100
-    kept = np.flatnonzero(choose(some, RetentionSettings(rounds=most, **OVER_TIME)))
+    kept = np.flatnonzero(select_retained(some, RetentionSettings(rounds=most, **OVER_TIME)))
     length = 1 << int(np.ceil(np.log2(count / most))) + 1
     whole = np.bincount(kept // length)[: count // length]
     assert whole.min() >= 1, "every stretch"
@@ -121,7 +121,7 @@ def test_a_source_that_came_late_is_there_and_spread_over_its_time() -> None:
     some = candidates(4000)
     sources = np.where(some.rounds < 3000, "old", "new")
     settings = RetentionSettings(rounds=100, thin="stratified")
-    kept = some.rounds[choose(some._replace(sources=sources), settings)]
+    kept = some.rounds[select_retained(some._replace(sources=sources), settings)]
     assert (kept >= 3000).sum() == 50
     for first, last in ((0, 3000), (3000, 4000)):
         assert np.histogram(kept, bins=5, range=(first, last))[0].min() >= 6
@@ -129,13 +129,15 @@ def test_a_source_that_came_late_is_there_and_spread_over_its_time() -> None:
 
 def test_so_many_bytes() -> None:
     some = candidates(100)._replace(bytes=np.arange(1, 101, dtype=np.int64))
-    kept = choose(some, RetentionSettings(bytes=2_000))
+    kept = select_retained(some, RetentionSettings(bytes=2_000))
     assert 1_800 < some.bytes[kept].sum() <= 2_000
 
 
 def test_none_that_is_too_old() -> None:
-    assert np.flatnonzero(choose(candidates(50), RetentionSettings(age_days=9.5))).tolist() == list(range(40, 50))
-    both = np.flatnonzero(choose(candidates(50), RetentionSettings(age_days=9.5, rounds=4)))
+    assert np.flatnonzero(select_retained(candidates(50), RetentionSettings(age_days=9.5))).tolist() == list(
+        range(40, 50)
+    )
+    both = np.flatnonzero(select_retained(candidates(50), RetentionSettings(age_days=9.5, rounds=4)))
     assert len(both) == 4
     assert min(both) >= 40
 
@@ -144,22 +146,22 @@ def test_a_clock_that_was_ahead_once_makes_nothing_old() -> None:
     some = candidates(50)
     now = float(some.arrived.max())
     some.arrived[20] = now + 365 * DAY_SECONDS
-    kept = np.flatnonzero(choose(some, RetentionSettings(age_days=9.5), now))
+    kept = np.flatnonzero(select_retained(some, RetentionSettings(age_days=9.5), now))
     assert kept.tolist() == [20, *range(40, 50)]
 
 
 def test_strata_are_kept_alike_however_rare_they_are() -> None:
     rare = candidates(300, "a" * 28 + "bc")
-    kept = rare.sources[choose(rare, RetentionSettings(rounds=60, thin="stratified"))]
+    kept = rare.sources[select_retained(rare, RetentionSettings(rounds=60, thin="stratified"))]
     assert {source: (kept == source).sum() for source in "abc"} == {"a": 40, "b": 10, "c": 10}
-    kept = rare.sources[choose(rare, RetentionSettings(rounds=15, thin="stratified"))]
+    kept = rare.sources[select_retained(rare, RetentionSettings(rounds=15, thin="stratified"))]
     assert {source: (kept == source).sum() for source in "abc"} == {"a": 5, "b": 5, "c": 5}
-    kept = rare.sources[choose(rare, RetentionSettings(rounds=60))]
+    kept = rare.sources[select_retained(rare, RetentionSettings(rounds=60))]
     assert (kept == "a").sum() > 45
 
 
 def test_kept_rounds_are_a_sequence() -> None:
-    kept = KeptRounds(np.array([2, 5]), 7, 10)
+    kept = RetainedRounds(np.array([2, 5]), 7, 10)
     assert list(kept) == [2, 5, 7, 8, 9]
     assert (len(kept), kept[-1], kept[1:4], 7 in kept, 6 in kept) == (5, 9, [5, 7, 8], True, False)
     for outside in (5, -6):
@@ -168,8 +170,8 @@ def test_kept_rounds_are_a_sequence() -> None:
 
 
 def kept_after(history: History, count: int) -> list[int]:
-    decided = last_decision(history.ask, count)
-    return list(KeptRounds(sample_of(history.ask, decided), decided, count))
+    decided = last_decision(history.query, count)
+    return list(RetainedRounds(retained_rounds(history.query, decided), decided, count))
 
 
 def test_a_decision_holds_for_the_rounds_that_come_after_it(history: History, make_record: Make) -> None:
@@ -185,7 +187,7 @@ def test_a_decision_holds_for_the_rounds_that_come_after_it(history: History, ma
     assert kept_after(history, 60)[:10] == first[:10]
     assert kept_after(history, 60)[10:] == list(range(30, 60))
     assert len(kept_after(history, 61)) == 11
-    assert kept_after(history, 61)[:-1] == np.flatnonzero(choose(candidates(60), TEN)).tolist()
+    assert kept_after(history, 61)[:-1] == np.flatnonzero(select_retained(candidates(60), TEN)).tolist()
     assert thin(history, TEN) == 0
     assert verify(history.path).clean
 
@@ -194,25 +196,25 @@ def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make
     history.append([make_record(n) for n in range(30)])
     while seal_next(history, FIVE):
         pass
-    relieve_ledger(history, 0)
+    evict_payloads(history, 0)
     history.append([make_record(n) for n in range(30, 33)])
     thin(history, TEN)
     kept = kept_after(history, 34)[:-1]
-    assert sweep(history, 32, 5) == 0, "there is a checkpoint of before"
+    assert compact(history, 32, 5) == 0, "there is a checkpoint of before"
     assert [history.payload(n) for n in range(33)] == [make_record(n).payload for n in range(33)]
-    assert count_gone(history.ask) == 0
-    assert sweep(history, 33, 5) == 23
-    assert sweep(history, 33, 5) == 0
-    assert count_gone(history.ask) == 23
+    assert count_discarded(history.query) == 0
+    assert compact(history, 33, 5) == 23
+    assert compact(history, 33, 5) == 0
+    assert count_discarded(history.query) == 23
     for round in range(33):
         if round in kept:
             assert history.payload(round) == make_record(round).payload
     archived = set().union(*(history.archive.segment(name).rounds.tolist() for name in history.archive.names()))
     for round in set(range(33)).difference(kept, archived):
-        with pytest.raises(RoundThinned, match=f"round {round} is gone: retention has thinned it out"):
+        with pytest.raises(RoundDiscarded, match=f"round {round} is gone: retention has thinned it out"):
             history.payload(round)
     assert verify(history.path).clean
-    assert tidy(history) == []
+    assert remove_orphans(history) == []
     assert len(history.archive.names()) <= 3, "what is left of six segments is put together"
     assert history.append([make_record(3)])[0].duplicate, "an id is known for ever"
     assert history.append([make_record(33)])[0].round == 33
@@ -222,8 +224,8 @@ def test_the_space_is_given_back(history: History, make_record: Make) -> None:
     for first in range(0, 200, 20):
         history.append([padded(make_record(n), n) for n in range(first, first + 20)])
     thin(history, TEN)
-    sweep(history, 200, 5)
-    with history.writing() as writer:
+    compact(history, 200, 5)
+    with history.borrow_writer() as writer:
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert (history.path / ledger.FILE).stat().st_size < 2_000_000
     assert len(in_ledger(history)) == 10
@@ -237,7 +239,7 @@ def test_a_sweep_that_was_killed_is_taken_up_again(
     history.append([make_record(n) for n in range(30)])
     while seal_next(history, FIVE):
         pass
-    relieve_ledger(history, 0)
+    evict_payloads(history, 0)
     thin(history, TEN)
 
     class Killed(BaseException):
@@ -255,27 +257,27 @@ def test_a_sweep_that_was_killed_is_taken_up_again(
     with monkeypatch.context() as patched:
         patched.setattr(*places[at])
         with pytest.raises(Killed):
-            sweep(history, 30, 5)
+            compact(history, 30, 5)
     assert verify(history.path).clean
-    assert tidy(history) == []
-    sweep(history, 30, 5)
+    assert remove_orphans(history) == []
+    compact(history, 30, 5)
     kept = kept_after(history, 31)[:-1]
     assert [history.payload(n) for n in kept] == [make_record(n).payload for n in kept]
-    assert count_gone(history.ask) == 20
+    assert count_discarded(history.query) == 20
     assert verify(history.path).clean
 
 
 def test_upkeep_does_all_of_it_by_itself(tmp_path: Path, make_record: Make) -> None:
     learned = 0
     with History.open(tmp_path, write=True) as history:
-        upkeep = Upkeep(history, SealingSettings(segment_rounds=5, ledger_bytes=0), TEN, lambda: learned)
+        upkeep = Maintenance(history, SealingSettings(segment_rounds=5, ledger_bytes=0), TEN, lambda: learned)
         for n in range(80):
             history.append([make_record(n)])
             learned = max(0, n - 3)
         learned = 80
-        wait_for("all but some are gone", lambda: count_gone(history.ask) >= 65)
+        wait_for("all but some are gone", lambda: count_discarded(history.query) >= 65)
         upkeep.close()
-        assert 80 - count_gone(history.ask) <= 15
+        assert 80 - count_discarded(history.query) <= 15
         kept = kept_after(history, 81)
         assert [history.payload(n) for n in kept[:-1]] == [make_record(n).payload for n in kept[:-1]]
     assert verify(tmp_path).clean

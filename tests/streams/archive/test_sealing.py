@@ -13,11 +13,11 @@ from safetensors.numpy import save
 from streams import ledger, sealed
 from streams.arrivals import Record
 from streams.history import History
-from streams.ledger import ArchiveAway, HistoryDamaged
+from streams.ledger import ArchiveUnreachable, HistoryDamaged
 from streams.retention import RetentionSettings
-from streams.sealed import ArchiveMoved, Location, settle_location
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, tidy
-from streams.upkeep import Upkeep
+from streams.sealed import ArchiveMoved, Location, record_location
+from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.upkeep import Maintenance
 from streams.verify import verify
 from tests.streams.archive.object_store import Bucketed, free_port, running
 
@@ -38,19 +38,19 @@ def seal_all(history: History, settings: SealingSettings = FIVE) -> int:
 
 
 def in_ledger(history: History) -> list[int]:
-    return [round for (round,) in history.ask("SELECT round FROM payloads ORDER BY round")]
+    return [round for (round,) in history.query("SELECT round FROM payloads ORDER BY round")]
 
 
 def settle(history: History, bucketed: Bucketed) -> None:
-    with history.writing() as writer:
-        settle_location(writer, Location(bucketed.url, bucketed.options))
+    with history.borrow_writer() as writer:
+        record_location(writer, Location(bucketed.url, bucketed.options))
 
 
 def test_full_segments_are_sealed_and_then_leave_the_ledger(filled: History) -> None:
     before = [filled.payload(round) for round in range(ROUNDS)]
     assert seal_all(filled) == 4
     assert in_ledger(filled) == list(range(ROUNDS)), "sealing takes nothing away"
-    assert relieve_ledger(filled, 0) == 4
+    assert evict_payloads(filled, 0) == 4
     assert in_ledger(filled) == [20, 21, 22]
     assert [filled.payload(round) for round in range(ROUNDS)] == before
     with History.open(filled.path, write=False) as reader:
@@ -63,7 +63,7 @@ def test_full_segments_are_sealed_and_then_leave_the_ledger(filled: History) -> 
 def test_a_segment_ends_at_so_many_bytes(filled: History) -> None:
     size = len(filled.payload(0))
     assert seal_all(filled, SealingSettings(segment_bytes=3 * size)) == 7
-    assert [last - first for first, last in filled.ask("SELECT first, last FROM segments")] == [2] * 7
+    assert [last - first for first, last in filled.query("SELECT first, last FROM segments")] == [2] * 7
 
 
 def test_a_segment_ends_where_the_tasks_begin_to_look_otherwise(filled: History, make_record: Make) -> None:
@@ -71,7 +71,7 @@ def test_a_segment_ends_where_the_tasks_begin_to_look_otherwise(filled: History,
     assert other != make_record(0).payload
     filled.append([make_record(100 + n)._replace(payload=other) for n in range(6)])
     assert seal_all(filled) == 6
-    bounds = filled.ask("SELECT first, last FROM segments ORDER BY first")
+    bounds = filled.query("SELECT first, last FROM segments ORDER BY first")
     assert bounds == [(0, 4), (5, 9), (10, 14), (15, 19), (20, 22), (23, 27)]
     assert verify(filled.path).clean
 
@@ -80,13 +80,13 @@ def test_only_as_much_leaves_the_ledger_as_has_to_and_its_file_shrinks(history: 
     for first in range(0, 200, 20):
         history.append([padded(make_record(n), n) for n in range(first, first + 20)])
     seal_all(history)
-    full = sealed.ledger_bytes(history.ask)
+    full = sealed.ledger_bytes(history.query)
     assert full > 10_000_000
-    relieve_ledger(history, full // 2)
+    evict_payloads(history, full // 2)
     left = in_ledger(history)
     assert left == list(range(left[0], 200)), "the oldest go first"
-    assert full // 4 < sealed.ledger_bytes(history.ask) <= full // 2
-    with history.writing() as writer:
+    assert full // 4 < sealed.ledger_bytes(history.query) <= full // 2
+    with history.borrow_writer() as writer:
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert (history.path / ledger.FILE).stat().st_size < 0.6 * full, "the space is given back"
     assert verify(history.path).clean
@@ -105,12 +105,12 @@ def padded(record: Record, number: int) -> Record:
 
 
 def test_a_damaged_payload_is_left_out_and_stays(filled: History) -> None:
-    with filled.writing() as writer:
+    with filled.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = x'00' WHERE round = 7")
     seal_all(filled)
-    relieve_ledger(filled, 0)
+    evict_payloads(filled, 0)
     assert in_ledger(filled) == [7, 20, 21, 22]
-    assert relieve_ledger(filled, 0) == 0
+    assert evict_payloads(filled, 0) == 0
     found = verify(filled.path)
     assert (found.damaged, found.missing, found.archive) == ((7,), (), ())
     with pytest.raises(HistoryDamaged, match="round 7 is not what was written"):
@@ -123,31 +123,31 @@ def test_nothing_leaves_the_ledger_for_a_damaged_segment(filled: History) -> Non
     file = filled.path / "archive" / "segments" / marker.name / "query_y" / "c" / "0"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(HistoryDamaged, match="query_y/c/0 is damaged; verify the history with --repair"):
-        relieve_ledger(filled, 0)
+        evict_payloads(filled, 0)
     assert in_ledger(filled) == list(range(ROUNDS))
 
 
 def test_a_sealer_that_was_killed_between_archive_and_ledger_leaves_no_trace(filled: History) -> None:
     marker = seal_next(filled, FIVE)
-    with filled.writing() as writer:
+    with filled.borrow_writer() as writer:
         writer.execute("DELETE FROM segments")
-    assert tidy(filled) == []
+    assert remove_orphans(filled) == []
     assert filled.archive.names() == []
     assert seal_next(filled, FIVE) == marker
 
 
 def test_the_only_copy_of_a_round_is_never_tidied_away(filled: History) -> None:
     seal_all(filled)
-    relieve_ledger(filled, 0)
+    evict_payloads(filled, 0)
     markers = [filled.archive.marker(name) for name in filled.archive.names()]
-    with filled.writing() as writer:
+    with filled.borrow_writer() as writer:
         writer.execute("DELETE FROM segments")
-    assert tidy(filled) == markers
+    assert remove_orphans(filled) == markers
     assert filled.archive.names() == [marker.name for marker in markers]
 
 
 def test_it_goes_on_by_itself_beside_arrivals_and_readers(history: History, make_record: Make) -> None:
-    upkeep = Upkeep(history, FIVE, RetentionSettings(), lambda: 0)
+    upkeep = Maintenance(history, FIVE, RetentionSettings(), lambda: 0)
     wrong: list[object] = []
     stop = threading.Event()
 
@@ -175,7 +175,7 @@ def test_rounds_go_to_an_object_store_and_come_back(filled: History, server: Buc
     settle(filled, server._replace(url=f"{server.url}/{tmp_path.name}"))
     before = [filled.payload(round) for round in range(ROUNDS)]
     seal_all(filled)
-    relieve_ledger(filled, 0)
+    evict_payloads(filled, 0)
     with History.open(filled.path, write=False) as reader:
         assert [reader.payload(round) for round in range(ROUNDS)] == before
     assert verify(filled.path).clean
@@ -186,24 +186,24 @@ def test_an_object_store_that_goes_away_is_waited_for(filled: History, tmp_path:
     with running(tmp_path / "log", port) as server:
         settle(filled, server._replace(options={**server.options, "retry_config": {"max_retries": 0}}))
         seal_all(filled)
-        relieve_ledger(filled, 0)
-    with History.open(filled.path, write=False) as reader, pytest.raises(ArchiveAway, match="cannot be reached"):
+        evict_payloads(filled, 0)
+    with History.open(filled.path, write=False) as reader, pytest.raises(ArchiveUnreachable, match="cannot be reached"):
         reader.payload(3)
-    with pytest.raises(ArchiveAway):
+    with pytest.raises(ArchiveUnreachable):
         verify(filled.path)
 
 
 def test_the_archive_stays_where_its_segments_are(filled: History, tmp_path: Path) -> None:
-    with filled.writing() as writer:
-        settle_location(writer, Location("elsewhere"))
+    with filled.borrow_writer() as writer:
+        record_location(writer, Location("elsewhere"))
     seal_next(filled, FIVE)
     assert (filled.path / "elsewhere" / "markers").is_dir()
-    with filled.writing() as writer:
-        settle_location(writer, Location("elsewhere"))
+    with filled.borrow_writer() as writer:
+        record_location(writer, Location("elsewhere"))
         with pytest.raises(ArchiveMoved, match="said to be 's3://b/c', but rounds of this history lie in 'elsewhere'"):
-            settle_location(writer, Location("s3://b/c"))
+            record_location(writer, Location("s3://b/c"))
         with pytest.raises(ArchiveMoved, match="the folder 'archive' beside the ledger, but"):
-            settle_location(writer, Location())
+            record_location(writer, Location())
 
 
 def as_format_1(folder: Path) -> None:
@@ -232,24 +232,24 @@ def test_a_ledger_of_format_1_is_read_as_it_is_and_carried_over_when_written(tmp
     assert version(tmp_path) == 1
     with History.open(tmp_path, write=True) as history:
         assert version(tmp_path) == 2
-        assert history.ask("SELECT count(*) FROM rounds WHERE bytes > 0") == [(ROUNDS,)]
+        assert history.query("SELECT count(*) FROM rounds WHERE bytes > 0") == [(ROUNDS,)]
         seal_all(history)
-        relieve_ledger(history, 0)
+        evict_payloads(history, 0)
         assert history.payload(3) == make_record(3).payload
         assert history.append([make_record(3)])[0].round == 3
     assert verify(tmp_path).clean
 
 
 def test_a_stretch_that_retention_has_emptied_is_passed(filled: History) -> None:
-    with filled.writing() as writer:
+    with filled.borrow_writer() as writer:
         writer.execute("INSERT INTO decisions VALUES (20)")
         writer.execute("DELETE FROM payloads WHERE round < 12")
     assert seal_all(filled) == 2
-    assert filled.ask("SELECT first, last FROM segments ORDER BY first") == [(12, 16), (17, 21)]
+    assert filled.query("SELECT first, last FROM segments ORDER BY first") == [(12, 16), (17, 21)]
 
 
 def test_a_stretch_that_cannot_be_read_is_told(filled: History) -> None:
-    with filled.writing() as writer:
+    with filled.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = x'00' WHERE round < 5")
     with pytest.raises(HistoryDamaged, match="none of the rounds 0 to 4 can be read"):
         seal_next(filled, FIVE)

@@ -44,7 +44,7 @@ def _fill_redis(server: Redis, stream: str) -> Any:
             for number in range(first, first + 100):
                 pipeline.xadd(stream, {"id": f"t{number}", "body": some[number % len(some)]})
             pipeline.execute()
-    return redis.open(redis.Settings(url=server.url, stream=stream), SPEC, "broker", 0)
+    return redis.create_source(redis.Settings(url=server.url, stream=stream), SPEC, "broker", 0)
 
 
 def _fill_kafka(server: Kafka, topic: str) -> Any:
@@ -58,7 +58,7 @@ def _fill_kafka(server: Kafka, topic: str) -> Any:
         if number % 500 == 499:
             producer.flush(60)
     assert producer.flush(60) == 0
-    return kafka.open(kafka.Settings(brokers=server.brokers, topic=topic), SPEC, "broker", 0)
+    return kafka.create_source(kafka.Settings(brokers=server.brokers, topic=topic), SPEC, "broker", 0)
 
 
 def _rate(folder: Path, source: Any) -> float:

@@ -12,12 +12,12 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from streams import wire
-from streams.archive.columns import take_apart
-from streams.archive.folder import Folder
-from streams.archive.segment import CHUNK_BYTES, LEVEL
+from streams.archive.columns import split_columns
+from streams.archive.folder import FolderStore
+from streams.archive.segment import CHUNK_BYTES, ZSTD_LEVEL
 from streams.arrivals import Record
 from streams.history import History
-from streams.sealing import SealingSettings, relieve_ledger, seal_next, take_rounds
+from streams.sealing import SealingSettings, evict_payloads, seal_next, select_rounds
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.works import image_task
 
@@ -35,7 +35,7 @@ def measure(folder: Path) -> dict[str, Any]:
         for number in range(ROUNDS):
             _fill(history, number)
             first = number * SETTINGS.segment_rounds
-            values = take_apart([kept.payload for kept in take_rounds(history, first, SETTINGS)]).values
+            values = split_columns([kept.payload for kept in select_rounds(history, first, SETTINGS)]).values
             ways: dict[str, Callable[[], object]] = {
                 "plain": partial(_write_plainly, folder / f"plain-{number}", values),
                 "careful": partial(_write_carefully, folder / f"careful-{number}", values),
@@ -46,14 +46,14 @@ def measure(folder: Path) -> dict[str, Any]:
                 ways[name]()
                 found[name].append(time.perf_counter() - began)
         found["bytes"] = sum(array.nbytes for array in values.values())
-        relieve_ledger(history, 0)
+        evict_payloads(history, 0)
         found["cold reads"], found["cold batches"] = _read(history), _read_on(history)
     return found
 
 
 def _write_carefully(path: Path, values: dict[Any, Any]) -> None:
     _write_plainly(path, values)
-    Folder(path.parent).settle(path.name)
+    FolderStore(path.parent).sync(path.name)
     group = zarr.open_group(path, mode="r")
     assert all(np.array_equal(np.asarray(group[column.name]), array) for column, array in values.items())
 
@@ -70,7 +70,7 @@ def _write_plainly(path: Path, values: dict[Any, Any]) -> None:
     for column, array in values.items():
         chunk = min(len(array), CHUNK_BYTES // array.itemsize)
         shard = -(-len(array) // chunk) * chunk
-        codecs = [ZstdCodec(level=LEVEL), Crc32cCodec()]
+        codecs = [ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()]
         target = group.create_array(
             column.name, shape=array.shape, dtype=array.dtype, chunks=(chunk,), shards=(shard,), compressors=codecs
         )
