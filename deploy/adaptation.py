@@ -50,15 +50,15 @@ class Adapter:
         self.inner: Inner = build_inner(settings.inner, self._loss)
         self._path = leader
         self._lock = Lock()
-        self._known: tuple[int, Leader] | None = None
+        self._cached: tuple[int, Leader] | None = None
 
     def leader(self) -> Leader:
         """Return the newest leader; raises ``FileNotFoundError`` when none has been published."""
         with self._lock:
             stamp = self._path.stat().st_mtime_ns
-            if self._known is None or self._known[0] != stamp:
-                self._known = (stamp, read_leader(self._path))
-            return self._known[1]
+            if self._cached is None or self._cached[0] != stamp:
+                self._cached = (stamp, read_leader(self._path))
+            return self._cached[1]
 
     def predict(self, support: Batch, query_x: Tensor) -> tuple[Tensor, int]:
         """Return the adapted model's output on ``query_x`` and the round of the leader it was adapted from."""

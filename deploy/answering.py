@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import Any
 
 
-class Answers:
+class FutureBridge:
     """Waits in an event loop for futures of other threads; however many are done at once wake the loop once.
 
     ``asyncio.wrap_future`` wakes it for each of them, which takes as long as the rest of a small task does.
@@ -17,7 +17,7 @@ class Answers:
         self._lock = threading.Lock()
         self._done: list[tuple[asyncio.Future[Any], Future[Any]]] = []
 
-    async def of(self, future: "Future[Any]") -> Any:
+    async def wait_for(self, future: "Future[Any]") -> Any:
         """Return what the future gives, or raise what it raises; to be used from one event loop.
 
         Who is cancelled while waiting leaves the future as it is.
@@ -25,14 +25,14 @@ class Answers:
         loop = asyncio.get_running_loop()
         waiting = loop.create_future()
 
-        def note(done: "Future[Any]") -> None:
+        def on_done(done: "Future[Any]") -> None:
             with self._lock:
                 self._done.append((waiting, done))
                 first = len(self._done) == 1  # Those that come before the loop has looked, it finds then.
             if first and not loop.is_closed():
                 loop.call_soon_threadsafe(self._deliver)
 
-        future.add_done_callback(note)
+        future.add_done_callback(on_done)
         return await waiting
 
     def _deliver(self) -> None:

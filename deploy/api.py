@@ -17,15 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
 from deploy import routes_read, routes_tasks
-from deploy.answering import Answers
-from deploy.bodies import Crowded, Room, TooSlow
+from deploy.answering import FutureBridge
+from deploy.bodies import BodyBudget, BudgetExhausted, TooSlow
 from deploy.state import DaemonState
 from streams.arrivals import BacklogFull, IngestClosed, Rejected
 from streams.compressed import DECOMPRESSORS
 from streams.ledger import HistoryDamaged, HistoryFull
 
-ADAPTATIONS_AT_ONCE = 2
-STATUS_OF = {"too_large": 413, "expands_too_much": 413, "unknown_encoding": 415}
+MAX_CONCURRENT_ADAPTATIONS = 2
+REJECTION_STATUS = {"too_large": 413, "expands_too_much": 413, "unknown_encoding": 415}
 """The HTTP status of a refusal by its reason; of all others it is 422."""
 OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
 OPEN_PREFIXES = ("/static/", "/static-offline-docs/", "/docs", "/openapi.json")
@@ -42,23 +42,23 @@ def create_app(state: DaemonState) -> FastAPI:
         description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
     )
     app.state.daemon = state
-    app.state.answers = Answers()
-    app.state.room = Room(state.config.serve.limits)
+    app.state.future_bridge = FutureBridge()
+    app.state.body_budget = BodyBudget(state.config.serve.limits)
     # Adapting is work for the processor: a crowd of it must not take the threads that make tasks durable.
-    app.state.adapting = CapacityLimiter(ADAPTATIONS_AT_ONCE)
+    app.state.adapting = CapacityLimiter(MAX_CONCURRENT_ADAPTATIONS)
     app.include_router(routes_tasks.router)
     app.include_router(routes_read.router)
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
-    app.add_middleware(_TasksFirst)
-    app.add_middleware(_Guard, token=state.token)
-    for kind, answer in _ANSWERS.items():
+    app.add_middleware(_TaskFastPath)
+    app.add_middleware(_SecurityMiddleware, token=state.token)
+    for kind, answer in _ERROR_HANDLERS.items():
         app.add_exception_handler(kind, answer)
     return app
 
 
-class _Guard:
+class _SecurityMiddleware:
     """Asks for the token where one is configured, and tells browsers to load nothing from elsewhere.
 
     Plain ASGI: Starlette's own middleware for functions takes longer than a task does to be taken in.
@@ -72,7 +72,7 @@ class _Guard:
             return await self._app(scope, receive, send)
         path = scope["path"]
 
-        async def harden(message: Message) -> None:
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 policy = DOCS_POLICY if path.startswith("/docs") else PAGE_POLICY
                 message["headers"] += [
@@ -82,14 +82,14 @@ class _Guard:
             await send(message)
 
         open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-        if self._token is None or open_path or _carries(self._token, Headers(scope=scope)):
-            return await self._app(scope, receive, harden)
+        if self._token is None or open_path or _has_token(self._token, Headers(scope=scope)):
+            return await self._app(scope, receive, send_with_policy)
         detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
-        response = _answer(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
-        return await response(scope, receive, harden)
+        response = _error_response(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
+        return await response(scope, receive, send_with_policy)
 
 
-class _TasksFirst:
+class _TaskFastPath:
     """Takes tasks in before all routing, which for a small task takes longer than all else; the route is for the docs.
 
     Errors are answered as those of any other route.
@@ -104,78 +104,80 @@ class _TasksFirst:
         request = Request(scope, receive)
         try:
             response = await routes_tasks.submit_task(request, request.headers.get("idempotency-key"))
-        except tuple(_ANSWERS) as error:
-            answer = next(answer for kind, answer in _ANSWERS.items() if isinstance(error, kind))
+        except tuple(_ERROR_HANDLERS) as error:
+            answer = next(answer for kind, answer in _ERROR_HANDLERS.items() if isinstance(error, kind))
             response = await answer(request, error)
         return await response(scope, receive, send)
 
 
-def _carries(token: str, headers: Headers) -> bool:
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+def _has_token(token: str, headers: Headers) -> bool:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), token.encode())
 
 
 async def _bad_parameter(_request: Request, error: Any) -> Response:
-    told = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
-    return _answer(422, "bad_parameter", told)
+    detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+    return _error_response(422, "bad_parameter", detail)
 
 
 async def _no_route(request: Request, error: Any) -> Response:
     reason = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
-    answer = _answer(error.status_code, reason, f"{request.method} {request.url.path}: {error.detail}; see /docs")
+    answer = _error_response(
+        error.status_code, reason, f"{request.method} {request.url.path}: {error.detail}; see /docs"
+    )
     answer.headers.update(error.headers or {})
     return answer
 
 
-def _answer(status: int, reason: str, detail: str, **headers: str) -> JSONResponse:
+def _error_response(status: int, reason: str, detail: str, **headers: str) -> JSONResponse:
     return JSONResponse({"reason": reason, "detail": detail}, status, headers=headers)
 
 
 async def _rejected(_request: Request, error: Any) -> Response:
-    status = STATUS_OF.get(error.reason, 422)
+    status = REJECTION_STATUS.get(error.reason, 422)
     headers = {415: {"Accept-Encoding": ", ".join(DECOMPRESSORS)}}.get(status, {})
     if status == 413:
         # What is left of the body would otherwise be read to its end, however far that is.
         headers = {"Connection": "close"}
-    return _answer(status, error.reason, error.detail, **headers)
+    return _error_response(status, error.reason, error.detail, **headers)
 
 
 async def _too_slow(_request: Request, error: Any) -> Response:
-    return _answer(408, "too_slow", str(error), Connection="close")
+    return _error_response(408, "too_slow", str(error), Connection="close")
 
 
-async def _crowded(_request: Request, error: Any) -> Response:
-    return _answer(429, "crowded", str(error), Connection="close", **{"Retry-After": "1"})
+async def _budget_exhausted(_request: Request, error: Any) -> Response:
+    return _error_response(429, "crowded", str(error), Connection="close", **{"Retry-After": "1"})
 
 
-async def _hung_up(_request: Request, _error: Any) -> Response:
-    return _answer(400, "hung_up", "the connection ended before the body did")  # for the log: nobody reads it
+async def _client_disconnected(_request: Request, _error: Any) -> Response:
+    return _error_response(400, "hung_up", "the connection ended before the body did")  # for the log: nobody reads it
 
 
 async def _backlog_full(_request: Request, error: Any) -> Response:
     seconds = str(max(1, round(error.retry_after)))
-    return _answer(429, "backlog_full", str(error), **{"Retry-After": seconds})
+    return _error_response(429, "backlog_full", str(error), **{"Retry-After": seconds})
 
 
 async def _disk_full(_request: Request, error: Any) -> Response:
-    return _answer(507, "disk_full", f"the task was not kept: {error}", **{"Retry-After": "10"})
+    return _error_response(507, "disk_full", f"the task was not kept: {error}", **{"Retry-After": "10"})
 
 
 async def _closing(_request: Request, error: Any) -> Response:
-    return _answer(503, "draining", str(error), **{"Retry-After": "5"})
+    return _error_response(503, "draining", str(error), **{"Retry-After": "5"})
 
 
 async def _damaged(_request: Request, error: Any) -> Response:
-    return _answer(500, "history_damaged", str(error))
+    return _error_response(500, "history_damaged", str(error))
 
 
-_ANSWERS: dict[type[Exception], Any] = {
+_ERROR_HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _bad_parameter,
     HTTPException: _no_route,
-    ClientDisconnect: _hung_up,
+    ClientDisconnect: _client_disconnected,
     Rejected: _rejected,
     TooSlow: _too_slow,
-    Crowded: _crowded,
+    BudgetExhausted: _budget_exhausted,
     BacklogFull: _backlog_full,
     HistoryFull: _disk_full,
     IngestClosed: _closing,

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
-from deploy.exits import TRY_LATER, Stop
+from deploy.exits import TRY_LATER, CommandError
 
-LOCK_PATIENCE_SECONDS = 30.0
+LOCK_TIMEOUT_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -28,11 +28,11 @@ def stop_on_signals() -> Event:
     """
     stop = Event()
 
-    def ask(_signal: int, _frame: object) -> None:
+    def set_stop(_signal: int, _frame: object) -> None:
         _thread.start_new_thread(stop.set, ())
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, set_stop)
+    signal.signal(signal.SIGINT, set_stop)
     return stop
 
 
@@ -56,20 +56,22 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def hold_lock(lock: Path) -> Iterator[None]:
     """Hold ``lock`` for the time of the block: only one process of a kind works on a run.
 
-    Waits for a predecessor that is still dying; raises ``Stop`` when it lives on.
+    Waits for a predecessor that is still dying; raises ``CommandError`` when it lives on.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
-        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise Stop(TRY_LATER, f"{lock} is held by another process: is this run served already?") from None
+                    raise CommandError(
+                        TRY_LATER, f"{lock} is held by another process: is this run served already?"
+                    ) from None
                 time.sleep(0.05)
         yield

@@ -10,8 +10,8 @@ from rich.console import Console
 
 import deploy.commands
 import online_meta
-from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, Stop
-from deploy.logs import in_json
+from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, CommandError
+from deploy.logs import is_json_logging
 from online_meta import registry
 from streams.ledger import ArchiveUnreachable, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
 
@@ -60,19 +60,19 @@ def main() -> None:
         code = USAGE
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except (Stop, HistoryError, OSError) as error:
-        code = _code_of(error)
-        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        if in_json():
-            log.critical("%s", told)
+    except (CommandError, HistoryError, OSError) as error:
+        code = _exit_code_of(error)
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        if is_json_logging():
+            log.critical("%s", message)
         else:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(told)}")
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(message)}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _code_of(error: Exception) -> int:
+def _exit_code_of(error: Exception) -> int:
     """Return the exit code of an error that can happen on any machine, and is no fault of the code."""
-    if isinstance(error, Stop):
+    if isinstance(error, CommandError):
         return error.code
     if isinstance(error, HistoryDamaged):
         return BROKEN

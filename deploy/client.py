@@ -8,21 +8,21 @@ from urllib.parse import urlsplit
 import httpx
 from httpx import codes
 
-from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
 from deploy.token import read_token
 from streams.producer import connect
 
 
 @contextmanager
 def daemon_client(url: str, token_file: Path | None) -> Iterator[httpx.Client]:
-    """Give a client of the daemon at ``url``; a daemon that cannot be reached becomes ``Stop`` (75)."""
+    """Give a client of the daemon at ``url``; a daemon that cannot be reached becomes ``CommandError`` (75)."""
     if not is_address(url):
         raise ConfigError(f"--url {url!r} is no address: write it like http://127.0.0.1:8780")
     try:
         with connect(url, read_token(token_file, "--token-file")) as client:
             yield client
     except httpx.TransportError as error:
-        raise Stop(TRY_LATER, f"no daemon answers at {url}: {error}. {_advice(error)}") from error
+        raise CommandError(TRY_LATER, f"no daemon answers at {url}: {error}. {_advice(error)}") from error
 
 
 def is_address(url: str) -> bool:
@@ -41,14 +41,16 @@ def _advice(error: httpx.TransportError) -> str:
 
 
 def expect_success(response: httpx.Response) -> httpx.Response:
-    """Return the response; raises ``Stop`` with what the daemon said when it refused."""
+    """Return the response; raises ``CommandError`` with what the daemon said when it refused."""
     if response.is_success:
         return response
     try:
-        told = response.json()
-        detail = f"{told['reason']}: {told['detail']}"
+        body = response.json()
+        detail = f"{body['reason']}: {body['detail']}"
     except (ValueError, KeyError, TypeError):
         detail = response.text[:200]
-    again = response.status_code in (429, 503, 507)
+    retryable = response.status_code in (429, 503, 507)
     hint = "; give it by --token-file" if response.status_code == codes.UNAUTHORIZED else ""
-    raise Stop(TRY_LATER if again else CONFIG, f"the daemon answered {response.status_code}: {detail}{hint}")
+    raise CommandError(
+        TRY_LATER if retryable else CONFIG, f"the daemon answered {response.status_code}: {detail}{hint}"
+    )

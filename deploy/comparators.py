@@ -17,26 +17,26 @@ from safetensors.torch import load, save
 
 import trainers.comparators
 from deploy.adaptation import find_leader
-from deploy.child import alone, die_with_parent, stop_on_signals
+from deploy.child import die_with_parent, hold_lock, stop_on_signals
 from deploy.config import read_settings
-from deploy.exits import DONE, TRY_LATER, Stop
+from deploy.exits import DONE, TRY_LATER, CommandError
 from deploy.logs import Origin, log_to_stderr
 from online_meta import registry
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from online_meta.types import Params
 from streams.durable import replace_file
 from streams.history import History
 from streams.ledger import ArchiveUnreachable, HistoryFull
 from streams.sealed import RoundDiscarded
-from trainers.build import build_setup
-from trainers.comparing import Answered, Asked, GivenUp, Refresh
+from trainers.build import build_context
+from trainers.comparing import ComparatorUnavailable, Refresh, RefreshRequest, RefreshResult
 from trainers.json_lines import LineReader, LineWriter
-from trainers.past import HistoryPast
+from trainers.past import HistoryBuffer
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
 
 POLL_SECONDS = 0.25
-REST_SECONDS = 1.5
+IDLE_SECONDS = 1.5
 log = logging.getLogger(__name__)
 
 
@@ -48,103 +48,108 @@ def main(settings_file: str, logs: str = "text") -> int:
     os.nice(10)  # The rounds go first.
     files = RunFiles(Path(settings_file).parent)
     try:
-        with alone(files.folder / "comparators.lock"):
+        with hold_lock(files.folder / "comparators.lock"):
             settings = read_settings(files.settings)
             with History.open(files.history, write=False) as history:
-                watch_rounds(settings, files, history, stop)
+                refresh_with_rounds(settings, files, history, stop)
             return DONE
-    except Stop as stopped:
-        log.error("%s", stopped)
-        return stopped.code
+    except CommandError as error:
+        log.error("%s", error)
+        return error.code
     except (OSError, HistoryFull, ArchiveUnreachable) as error:  # A full disk: it is trained anew from what was kept.
         log.error("%s", error)
         return TRY_LATER
 
 
-def watch_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
+def refresh_with_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
     """Refresh each comparator whenever ``every_rounds`` more rounds are learned, and when the stream rests."""
     torch.set_num_threads(settings.engine.threads)
-    past = HistoryPast(history, torch.device(settings.engine.device))
-    with closing(past), closing(LineWriter(files.comparators)) as writer:
-        setup = build_setup(settings, past, files.programs)
-        _watch(Watch(settings, setup, files, writer, stop), history)
+    buffer = HistoryBuffer(history, torch.device(settings.engine.device))
+    with closing(buffer), closing(LineWriter(files.comparators)) as writer:
+        context = build_context(settings, buffer, files.programs)
+        _refresh_loop(ComparatorProcess(settings, context, files, writer, stop), history)
 
 
-class Watch(NamedTuple):
+class ComparatorProcess(NamedTuple):
     """What the process works with."""
 
     settings: TrainerSettings
-    setup: LearnerSetup
+    context: LearnerContext
     files: RunFiles
     writer: LineWriter
     stop: Event
 
 
-def _watch(watch: Watch, history: History) -> None:
-    reader, stop = LineReader(watch.files.rounds), watch.stop
-    covered: dict[str, int] = dict.fromkeys(watch.settings.regret.comparator, 0)
-    for line in LineReader(watch.files.comparators).lines():
+def _refresh_loop(process: ComparatorProcess, history: History) -> None:
+    reader, stop = LineReader(process.files.rounds), process.stop
+    covered: dict[str, int] = dict.fromkeys(process.settings.regret.comparator, 0)
+    for line in LineReader(process.files.comparators).lines():
         if line["kind"] in covered:
             covered[line["kind"]] = max(covered[line["kind"]], line["as_of_round"])
     learned, skipped = 0, set[int]()
-    fresh_at = time.monotonic()
+    last_round_at = time.monotonic()
     while not stop.is_set():
         for line in takewhile(lambda _: not stop.is_set(), reader.lines()):
-            learned, fresh_at = learned + 1, time.monotonic()
+            learned, last_round_at = learned + 1, time.monotonic()
             skipped |= {line["round"]} if line["skipped"] else set()
-        rests = time.monotonic() - fresh_at > REST_SECONDS and learned >= len(history)
-        every = watch.settings.regret.every_rounds
-        targets = {kind: next_target(done, learned, every, rests) for kind, done in covered.items()}
+        idle = time.monotonic() - last_round_at > IDLE_SECONDS and learned >= len(history)
+        every = process.settings.regret.every_rounds
+        targets = {kind: next_target(done, learned, every, idle) for kind, done in covered.items()}
         if not any(targets.values()):
             stop.wait(POLL_SECONDS)
         for kind, target in targets.items():
             if target is not None and not stop.is_set():
-                _answer(watch, kind, Asked(target, covered[kind], skipped, find_leader(watch.files.leader)), covered)
+                _refresh_one(
+                    process,
+                    kind,
+                    RefreshRequest(target, covered[kind], skipped, find_leader(process.files.leader)),
+                    covered,
+                )
 
 
-def next_target(covered: int, learned: int, every_rounds: int, rests: bool) -> int | None:
+def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> int | None:
     """Return the round as of which to refresh now: the newest multiple of ``every_rounds``, or all at rest."""
     due = learned - learned % every_rounds
     if due > covered:
         return due
-    return learned if rests and learned > covered else None
+    return learned if idle and learned > covered else None
 
 
-def _answer(watch: Watch, kind: str, asked: Asked, covered: dict[str, int]) -> None:
+def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest, covered: dict[str, int]) -> None:
     """Refresh a comparator, write what it says; ``covered`` loses one that is given up."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
-    saved = load_saved(watch.files.comparator(kind))
+    saved = load_state(process.files.comparator(kind))
     try:
-        found = refresh(watch.setup, watch.settings.regret, asked, saved, lambda: not watch.stop.is_set())
+        found = refresh(process.context, process.settings.regret, request, saved, lambda: not process.stop.is_set())
     except RoundDiscarded as error:  # Retention has overtaken it: by now there are newer rounds to look at.
-        log.warning("%s as of round %d is given up: %s", kind, asked.rounds, error)
-        watch.stop.wait(REST_SECONDS)
+        log.warning("%s as of round %d is given up: %s", kind, request.rounds, error)
+        process.stop.wait(IDLE_SECONDS)
         return
-    except GivenUp as error:
+    except ComparatorUnavailable as error:
         log.error("%s is not refreshed any more: %s", kind, error)
         del covered[kind]
         return
     if found is not None:
-        covered[kind] = asked.rounds
-        _keep(watch, found, time.monotonic() - began)
+        covered[kind] = request.rounds
+        _save_result(process, found, time.monotonic() - start_time)
 
 
-def _keep(watch: Watch, found: Answered, seconds: float) -> None:
+def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: float) -> None:
     """Keep the comparator's state, then what it says."""
-    said, path = found.comparator, watch.files.comparator(found.comparator.kind)
-    if not math.isfinite(said.cumulative_loss):
-        log.error("%s as of round %d is not finite and is begun anew", said.kind, said.as_of_round)
+    comparator, path = found.comparator, process.files.comparator(found.comparator.kind)
+    if not math.isfinite(comparator.cumulative_loss):
+        log.error("%s as of round %d is not finite and is begun anew", comparator.kind, comparator.as_of_round)
         path.unlink(missing_ok=True)
         return
     replace_file(path, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
-    watch.writer.append({**said._asdict(), "timestamp": time.time()})
-    watch.writer.sync()
-    note = "" if said.settled else "; its loss was still falling"
-    log.info("%s as of round %d took %.1f s%s", said.kind, said.as_of_round, seconds, note)
+    process.writer.append({**comparator._asdict(), "timestamp": time.time()})
+    process.writer.sync()
+    note = "" if comparator.settled else "; its loss was still falling"
+    log.info("%s as of round %d took %.1f s%s", comparator.kind, comparator.as_of_round, seconds, note)
 
 
-def load_saved(path: Path) -> Params | None:
+def load_state(path: Path) -> Params | None:
     """Return the comparator's state; None where there is none that can be read: it can always be made anew."""
     try:
         return load(path.read_bytes())

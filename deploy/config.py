@@ -15,9 +15,17 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
-from deploy.exits import ConfigError, Stop
+from deploy.exits import CommandError, ConfigError
 from deploy.logs import Style
-from deploy.problems import endless_numbers, explain, listing, lists_of, repeated, shown, unknown_keys
+from deploy.problems import (
+    explain_error,
+    find_nonfinite_numbers,
+    find_repeated,
+    find_unknown_keys,
+    format_value,
+    join_problems,
+    wrap_lone_strings,
+)
 from online_meta import registry
 from streams.durable import replace_file
 from streams.retention import RetentionSettings
@@ -35,6 +43,13 @@ from trainers.settings import (
 
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Source names begin task ids and are labels of metrics."""
+
+RENAMED_KEYS = {
+    ("engine", "how"): "batching",
+    ("regret", "hindsight_laps"): "hindsight_max_passes",
+    ("regret", "hindsight_starts"): "hindsight_restarts",
+}
+"""Keys of settings.json that version 0.1.0 wrote under another name: (section, old name) to new name."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +144,27 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
     tables = raw.pop("source", [{"kind": "http"}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f'{where}: write each source as a table of its own: [[source]], then kind = "http"')
-    problems = [*unknown_keys(Config, raw, ""), *endless_numbers({**raw, "source": tables})]
+    problems = [*find_unknown_keys(Config, raw, ""), *find_nonfinite_numbers({**raw, "source": tables})]
     sources = [_make_source(table, index, problems) for index, table in enumerate(tables)]
     names = [source.name for source in sources if source]
-    problems += [f"[[source]] two are called {name!r}: give one another name" for name in repeated(names)]
+    problems += [f"[[source]] two are called {name!r}: give one another name" for name in find_repeated(names)]
     if problems:
-        raise ConfigError(listing(where, problems))
+        raise ConfigError(join_problems(where, problems))
     try:
         config: Config = _read(Config, raw)
     except ValidationError as error:
-        raise ConfigError(listing(where, [explain(item) for item in error.errors()])) from error
+        raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
     return dataclasses.replace(config, source=tuple(source for source in sources if source))
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the name of the configuration file before a ``Stop`` that is about one of its sections."""
+def config_file_context(path: Path) -> Iterator[None]:
+    """Put the name of the configuration file before a ``CommandError`` that is about one of its sections."""
     try:
         yield
-    except Stop as error:
+    except CommandError as error:
         if str(error).startswith("["):
-            raise Stop(error.code, f"{path}: {error}") from error
+            raise CommandError(error.code, f"{path}: {error}") from error
         raise
 
 
@@ -159,27 +174,29 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
     name = options.pop("name", kind)
     kinds = registry.names(streams.sources)
     if kind not in kinds:
-        said = "kind is missing" if kind is None else f"kind = {shown(kind)}"
-        problems.append(f"[{label}] {said}: {registry.nearest(str(kind), kinds)}")
+        problem = "kind is missing" if kind is None else f"kind = {format_value(kind)}"
+        problems.append(f"[{label}] {problem}: {registry.nearest(str(kind), kinds)}")
         return None
     if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
-        problems.append(f"[{label}] name = {shown(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}")
+        problems.append(
+            f"[{label}] name = {format_value(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}"
+        )
         return None
     module: ModuleType = registry.load_module(streams.sources, kind)
-    unknown = unknown_keys(module.Settings, options, label, ("kind", "name"))
+    unknown = find_unknown_keys(module.Settings, options, label, ("kind", "name"))
     if unknown:
         problems += unknown
         return None
     try:
         return SourceConfig(kind, name, _read(module.Settings, options))
     except ValidationError as error:
-        problems += [explain(item, label) for item in error.errors()]
+        problems += [explain_error(item, label) for item in error.errors()]
         return None
 
 
 def _read(kind: Any, raw: dict[str, Any]) -> Any:
     """Make a dataclass of plain data by the rules of JSON: no number out of a string, no 1 out of true."""
-    return TypeAdapter(kind).validate_json(json.dumps(lists_of(kind, raw), default=str), strict=True)
+    return TypeAdapter(kind).validate_json(json.dumps(wrap_lone_strings(kind, raw), default=str), strict=True)
 
 
 def _set(raw: dict[str, Any], override: str) -> None:
@@ -207,5 +224,9 @@ def write_settings(path: Path, config: Config) -> None:
 
 
 def read_settings(path: Path) -> TrainerSettings:
-    """Read what ``write_settings`` wrote."""
-    return TypeAdapter(TrainerSettings).validate_json(path.read_bytes())
+    """Read what ``write_settings`` wrote, in this version or an earlier one."""
+    raw = json.loads(path.read_bytes())
+    for (section, old), new in RENAMED_KEYS.items():
+        if old in raw[section]:
+            raw[section][new] = raw[section].pop(old)
+    return TypeAdapter(TrainerSettings).validate_json(json.dumps(raw))

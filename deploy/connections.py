@@ -19,7 +19,7 @@ OTHER_DESCRIPTORS = 200
 """How many files, pipes and sockets the daemon has open beside its clients' connections."""
 
 
-def bounded(limits: Limits) -> Callable[..., asyncio.Protocol]:
+def make_bounded_protocol(limits: Limits) -> Callable[..., asyncio.Protocol]:
     """Return what makes uvicorn's protocol for each connection, with bounds on it."""
     return partial(BoundedProtocol, limits)
 
@@ -32,27 +32,27 @@ class BoundedProtocol(HttpToolsProtocol):
 
     Args:
         limits: ``connections``, ``header_bytes`` and ``header_seconds`` of it.
-        given: as uvicorn gives it.
+        arguments: as uvicorn gives it.
     """
 
-    def __init__(self, limits: Limits, **given: Any) -> None:
+    def __init__(self, limits: Limits, **arguments: Any) -> None:
         """Nothing has come yet."""
-        super().__init__(**given)
+        super().__init__(**arguments)
         self._limits = limits
-        self._waits_since = 0.0
-        self._begun = False  # the next request, by its first byte
-        self._came = 0  # bytes since the last that were of a body
+        self._waiting_since = 0.0
+        self._request_begun = False  # the next request, by its first byte
+        self._bytes_since_body = 0  # bytes since the last that were of a body
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or let it go where there are too many."""
         super().connection_made(transport)
-        self._waits_since = self.loop.time()
+        self._waiting_since = self.loop.time()
         if len(self.connections) > self._limits.connections:
             detail = f"{self._limits.connections} connections are open, the most that are taken; try again in a moment"
             self._refuse(503, "too_many_connections", detail, "Retry-After: 1\r\n")
         else:
-            self._timer = self.loop.call_later(self._limits.header_seconds, self._look)
+            self._timer = self.loop.call_later(self._limits.header_seconds, self._check_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer, too."""
@@ -62,50 +62,50 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what is no body: headers, and what may follow a body in pieces."""
-        self._came += len(data)
+        self._bytes_since_body += len(data)
         super().data_received(data)
-        if self._came > self._limits.header_bytes and not self.transport.is_closing():
+        if self._bytes_since_body > self._limits.header_bytes and not self.transport.is_closing():
             self._refuse(431, "headers_too_large", self._too_large())
 
     def on_message_begin(self) -> None:
         """Give a request its time from its first byte."""
-        self._waits_since, self._begun = self.loop.time(), True
+        self._waiting_since, self._request_begun = self.loop.time(), True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Answer a request whose headers came at once, and are too large, without asking the application."""
-        self._begun = False
+        self._request_begun = False
         lines = len(self.headers) * len(b": \r\n")
         if len(self.url) + lines + sum(map(len, chain(*self.headers))) > self._limits.header_bytes:
-            told = {"reason": "headers_too_large", "detail": self._too_large()}
-            self.app = JSONResponse(told, 431, headers={"Connection": "close"})
+            body = {"reason": "headers_too_large", "detail": self._too_large()}
+            self.app = JSONResponse(body, 431, headers={"Connection": "close"})
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A body has bounds of its own."""
-        self._came = 0
+        self._bytes_since_body = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Begin to count anew for the next request."""
-        self._came = 0
+        self._bytes_since_body = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, the body of this one may still be coming."""
-        self._waits_since = self.loop.time()
+        self._waiting_since = self.loop.time()
         super().on_response_complete()
 
-    def _look(self) -> None:
+    def _check_timeout(self) -> None:
         """Close the connection if it has waited for too long, or look again when it may have."""
         cycle: RequestResponseCycle | None = self.cycle
         busy = cycle is not None and not cycle.response_complete
-        rests = self.timeout_keep_alive_task is not None
+        keep_alive = self.timeout_keep_alive_task is not None
         seconds = float(self._limits.header_seconds)
-        left = seconds if busy or rests else self._waits_since + seconds - self.loop.time()
+        left = seconds if busy or keep_alive else self._waiting_since + seconds - self.loop.time()
         if left > 0:
-            self._timer = self.loop.call_later(left, self._look)
-        elif self._begun:
+            self._timer = self.loop.call_later(left, self._check_timeout)
+        elif self._request_begun:
             self._refuse(
                 408, "too_slow", f"the headers did not come in {self._limits.header_seconds} s; send them faster"
             )

@@ -18,18 +18,18 @@ from prometheus_client import CollectorRegistry
 from deploy.adaptation import Adapter
 from deploy.api import create_app
 from deploy.config import Config, write_settings
-from deploy.connections import allow_descriptors, bounded
-from deploy.exits import BROKEN, DONE, TRY_LATER, Stop
-from deploy.exporter import count_before, describe, make_instruments
-from deploy.group import GroupView
+from deploy.connections import allow_descriptors, make_bounded_protocol
+from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
+from deploy.exporter import count_existing, make_instruments, set_constant_gauges
+from deploy.group import RanksView
 from deploy.listening import bind, check_exposure
 from deploy.logs import copy_lines
 from deploy.preflight import check_learning, open_sources
 from deploy.report import write_report
-from deploy.sealer import Sealer
+from deploy.sealer import MaintenanceSupervisor
 from deploy.state import DaemonState
 from deploy.storage import check_same_run, check_tasks, open_history
-from deploy.supervise import Supervised
+from deploy.supervise import SupervisedProcess
 from deploy.view import open_view
 from streams.dead_letters import DeadLetters
 from streams.history import History
@@ -39,14 +39,14 @@ from trainers.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
 DRAIN_SECONDS = 120.0
-PAUSE_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
 def serve(config: Config, ready: Callable[[str], None]) -> None:
     """Run the daemon until SIGTERM or SIGINT, then drain: stop taking, commit, finish the round, checkpoint, report.
 
-    ``ready`` is called with the daemon's URL once it listens. Raises ``Stop`` when it cannot start; what can be known
+    ``ready`` is called with the daemon's URL once it listens. Raises ``CommandError`` when it cannot start; what can be known
     to be wrong is found before a file is written or a process started.
     """
     token = check_exposure(config.serve)
@@ -62,7 +62,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         write_settings(files.settings, config)
         state = make_state(config, files, history, token, cleanup)
         state.refresh()
-        cleanup.enter_context(contextlib.closing(Sealer(history, config, files)))
+        cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
@@ -80,25 +80,27 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
     try:
         write_report(files.folder, state.view, config)
     except OSError as error:
-        raise Stop(TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}") from error
+        raise CommandError(
+            TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}"
+        ) from error
     if state.broken.is_set():
-        raise Stop(BROKEN, "drained, for the trainer cannot go on: its last words are above")
+        raise CommandError(BROKEN, "drained, for the trainer cannot go on: its last words are above")
 
 
 def make_state(config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack) -> DaemonState:
     """Start the children and ingest, and join all parts; ``cleanup`` stops them in the order of the data's way."""
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    describe(instruments, config.engine.kind)
+    set_constant_gauges(instruments, config.engine.kind)
     view = open_view(files, config.regret)
-    count_before(instruments, view)
-    group = GroupView(files, lambda: children["trainer"].restarts)
+    count_existing(instruments, view)
+    ranks_view = RanksView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()
     for name in (*(["comparators"] if config.regret.comparator else []), "trainer"):
-        program = "ranks" if name == "trainer" and config.engine.many else name
+        program = "ranks" if name == "trainer" and config.engine.is_distributed else name
         command = [sys.executable, "-m", f"deploy.{program}", str(files.settings), config.run.logs]
         copy = copy_lines if config.run.logs == "json" else None
-        child = Supervised(name, command, broken.set if name == "trainer" else None, copy)
+        child = SupervisedProcess(name, command, broken.set if name == "trainer" else None, copy)
         cleanup.callback(_drain, child)
         children[name] = child
     limits = config.serve.limits
@@ -122,13 +124,13 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         instruments=instruments,
         adapter=Adapter(config.trainer(), files.leader),
         trainer_alive=children["trainer"].alive,
-        group=group,
+        ranks_view=ranks_view,
         broken=broken,
         token=token,
     )
 
 
-def _drain(child: Supervised) -> None:
+def _drain(child: SupervisedProcess) -> None:
     code = child.stop(DRAIN_SECONDS)
     if code != DONE:
         log.error(
@@ -154,7 +156,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=10,
             timeout_keep_alive=settings.limits.keep_alive_seconds,
-            http=bounded(settings.limits),  # type: ignore[arg-type]
+            http=make_bounded_protocol(settings.limits),  # type: ignore[arg-type]
             ws="none",
         )
     )
@@ -162,7 +164,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
     before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
 
     async def run() -> None:
-        refreshing = asyncio.create_task(_refresh_for_ever(state, server))
+        refreshing = asyncio.create_task(_refresh_periodically(state, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
@@ -177,12 +179,12 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
         signal.signal(kind, handler)
 
 
-async def _refresh_for_ever(state: DaemonState, server: uvicorn.Server) -> None:
+async def _refresh_periodically(state: DaemonState, server: uvicorn.Server) -> None:
     while True:
         try:
             await asyncio.to_thread(state.refresh)
         except Exception:  # A file that cannot be read now must not stop the counting for ever.
-            log.exception("the run's files cannot be read; again in %.0f s", PAUSE_SECONDS)
-            await asyncio.sleep(PAUSE_SECONDS)
+            log.exception("the run's files cannot be read; again in %.0f s", RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
         server.should_exit |= state.broken.is_set()
         await asyncio.sleep(REFRESH_SECONDS)

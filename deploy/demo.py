@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 
 from deploy.config import Config, ServeSettings, read_config
-from deploy.exits import BROKEN, TRY_LATER, ConfigError, Stop
+from deploy.exits import BROKEN, TRY_LATER, CommandError, ConfigError
 from deploy.listening import bind
 from online_meta import registry
 from streams.arrivals import TaskSource
 from streams.producer import connect, submit
 
-AHEAD = 12
+MAX_PENDING_TASKS = 12
 """How many tasks the demo's client keeps waiting at the daemon: enough to keep it busy, few enough to look live."""
 START_SECONDS = 120.0
 HINDSIGHT_SECONDS = 240.0
@@ -45,7 +45,7 @@ def demo_config(out: Path, port: int) -> tuple[Config, list[str]]:
 
 @contextmanager
 def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
-    """Start the daemon and wait until it answers; drain it at the end. Raises ``Stop`` with its last words."""
+    """Start the daemon and wait until it answers; drain it at the end. Raises ``CommandError`` with its last words."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as output:
         daemon = subprocess.Popen(command, stdout=output, stderr=output)
@@ -58,7 +58,7 @@ def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
             daemon.terminate()
         code = daemon.wait()
     if code != 0:
-        raise Stop(BROKEN, f"the daemon ended with {code}; its last words are in {log}")
+        raise CommandError(BROKEN, f"the daemon ended with {code}; its last words are in {log}")
 
 
 def _wait_until_ready(daemon: "subprocess.Popen[bytes]", client: httpx.Client, log: Path) -> None:
@@ -66,18 +66,18 @@ def _wait_until_ready(daemon: "subprocess.Popen[bytes]", client: httpx.Client, l
     while time.monotonic() < deadline:
         code = daemon.poll()
         if code is not None:
-            raise Stop(code or BROKEN, log.read_text(encoding="utf-8", errors="replace").strip()[-2000:])
+            raise CommandError(code or BROKEN, log.read_text(encoding="utf-8", errors="replace").strip()[-2000:])
         try:
             if client.get("/healthz").is_success:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise Stop(TRY_LATER, f"the daemon did not answer within {START_SECONDS:.0f} s; see {log}")
+    raise CommandError(TRY_LATER, f"the daemon did not answer within {START_SECONDS:.0f} s; see {log}")
 
 
 def choose_port(port: int) -> int:
-    """Return ``port``, or a free one for 0; raises ``Stop`` (75) when it is taken: tasks would go to a stranger."""
+    """Return ``port``, or a free one for 0; raises ``CommandError`` (75) when it is taken: tasks would go to a stranger."""
     with closing(bind(ServeSettings(port=port))) as listener:
         chosen: int = listener.getsockname()[1]
         return chosen
@@ -101,8 +101,8 @@ def stream_tasks(demo: Demo, source: TaskSource, rounds: int) -> Iterator[dict[s
     sent = 0
     status = demo.client.get("/v1/status").json()
     while status["rounds"]["learned"] + status["rounds"]["skipped"] < rounds:
-        room = min(rounds - sent, AHEAD - (sent - status["rounds"]["learned"]))
-        for _ in range(room):
+        capacity = min(rounds - sent, MAX_PENDING_TASKS - (sent - status["rounds"]["learned"]))
+        for _ in range(capacity):
             arrival = next(arrivals)
             while arrival is None:
                 arrival = next(arrivals)
@@ -111,7 +111,7 @@ def stream_tasks(demo: Demo, source: TaskSource, rounds: int) -> Iterator[dict[s
         yield status
         time.sleep(0.25)
         if demo.daemon.poll() is not None:
-            raise Stop(BROKEN, "the daemon ended before all tasks were learned; its log says why")
+            raise CommandError(BROKEN, "the daemon ended before all tasks were learned; its log says why")
         status = demo.client.get("/v1/status").json()
     yield status
 

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 from trainers.json_lines import Line
 
-REACHED, POINTS, ASKED = "reached", "points", "rounds"
-LOSS, ACCURACY, JUDGED = "loss", "accuracy", "judged"
+REACHED, POINTS, SCORED = "reached", "points", "rounds"
+LOSS, ACCURACY, WITH_ACCURACY = "loss", "accuracy", "judged"
 
 Mean = Callable[[str, str], Any]
 """The mean of a column over the rounds that another column counts: one, or one a bucket; None where there are none."""
 
 
-class Efficiency(NamedTuple):
+class EfficiencySums(NamedTuple):
     """Which learners are scored after which ``prefixes`` of the support sets, and the ``proficiency`` looked for."""
 
     learners: Sequence[str]
@@ -26,25 +26,30 @@ class Efficiency(NamedTuple):
     def _keys(self, name: str) -> list[tuple[object, ...]]:
         if not self.prefixes:
             return []
-        each = [(name, points, what) for points in self.prefixes for what in (LOSS, ACCURACY, JUDGED, ASKED)]
-        return [*each, (name, REACHED), (name, POINTS), (name, ASKED)]
+        each = [(name, points, what) for points in self.prefixes for what in (LOSS, ACCURACY, WITH_ACCURACY, SCORED)]
+        return [*each, (name, REACHED), (name, POINTS), (name, SCORED)]
 
     def figures(self, line: Line) -> dict[str, float]:
         """Return what the line of a round adds to the sums."""
         figures: dict[str, float] = {}
-        for name, told in line.get("efficiency", {}).items():
+        for name, scores in line.get("efficiency", {}).items():
             if name not in self.learners:
                 continue
-            needed = told["points_needed"]
-            figures |= {_column(name, ASKED): 1.0, _column(name, REACHED): float(needed is not None)}
+            needed = scores["points_needed"]
+            figures |= {_column(name, SCORED): 1.0, _column(name, REACHED): float(needed is not None)}
             figures[_column(name, POINTS)] = float(needed or 0)
-            for points, loss, accuracy in told["prefixes"]:
+            for points, loss, accuracy in scores["prefixes"]:
                 if points in self.prefixes and loss is not None:
-                    found = {LOSS: loss, ACCURACY: accuracy or 0.0, JUDGED: float(accuracy is not None), ASKED: 1.0}
+                    found = {
+                        LOSS: loss,
+                        ACCURACY: accuracy or 0.0,
+                        WITH_ACCURACY: float(accuracy is not None),
+                        SCORED: 1.0,
+                    }
                     figures |= {_column(name, points, what): value for what, value in found.items()}
         return figures if self.prefixes else {}
 
-    def asked(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what is looked at, for the ledger; {} where no prefix is scored."""
         if not self.prefixes:
             return {}
@@ -55,8 +60,8 @@ class Efficiency(NamedTuple):
         after = [
             {
                 "points": points,
-                "loss": mean(_column(name, points, LOSS), _column(name, points, ASKED)),
-                "accuracy": mean(_column(name, points, ACCURACY), _column(name, points, JUDGED)),
+                "loss": mean(_column(name, points, LOSS), _column(name, points, SCORED)),
+                "accuracy": mean(_column(name, points, ACCURACY), _column(name, points, WITH_ACCURACY)),
             }
             for points in self.prefixes
         ]
@@ -64,7 +69,7 @@ class Efficiency(NamedTuple):
             return {"prefixes": after}
         return {
             "prefixes": after,
-            "reached": mean(_column(name, REACHED), _column(name, ASKED)),
+            "reached": mean(_column(name, REACHED), _column(name, SCORED)),
             "mean_points_needed": mean(_column(name, POINTS), _column(name, REACHED)),
         }
 
@@ -72,11 +77,11 @@ class Efficiency(NamedTuple):
         """Return a learner's part of the report from its sums over the last 100 rounds; {} where none is scored."""
         if not self.prefixes:
             return {}
-        looked_for = {} if self.proficiency is None else {"proficiency": self.proficiency}
-        return {"learning_efficiency_last_100": {**self.means(name, mean_of(sums)), **looked_for}}
+        target = {} if self.proficiency is None else {"proficiency": self.proficiency}
+        return {"learning_efficiency_last_100": {**self.means(name, make_mean(sums)), **target}}
 
 
-def mean_of(sums: Mapping[str, float], unknown: float | None = None) -> Mean:
+def make_mean(sums: Mapping[str, float], unknown: float | None = None) -> Mean:
     """Return how to make means of the sums over some rounds; ``unknown`` is that of no rounds."""
     return lambda what, count: sums[what] / sums[count] if sums[count] else unknown
 

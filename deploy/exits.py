@@ -9,7 +9,7 @@ TRY_LATER = os.EX_TEMPFAIL
 CONFIG = os.EX_CONFIG
 
 
-class Stop(Exception):
+class CommandError(Exception):
     """A command cannot go on: ``message`` says what is wrong, where, and what would be right."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -18,7 +18,7 @@ class Stop(Exception):
         self.code = code
 
 
-class ConfigError(Stop):
+class ConfigError(CommandError):
     """The configuration is not one that can be run."""
 
     def __init__(self, message: str) -> None:

@@ -8,14 +8,14 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 import online_meta
-from deploy.efficiency import mean_of
+from deploy.efficiency import make_mean
 from deploy.view import SKIPPED_STEPS, STEPS, RunView
 from online_meta.metrics import METRICS, Metric
 from trainers.json_lines import Line
-from trainers.round_lines import all_steps
+from trainers.round_lines import list_steps
 
 PREFIX = "online_meta_"
-UNKNOWN_AT_FIRST = (
+INITIALLY_UNKNOWN = (
     "checkpoint_last_success_timestamp_seconds",
     "comparator_cumulative_loss",
     "meta_gradient_norm",
@@ -30,7 +30,7 @@ def make_instruments(registry: CollectorRegistry) -> Instruments:
     A gauge that has no value yet is NaN, which is how Prometheus says "unknown"; 0 would be a claim.
     """
     instruments = {metric.name.removeprefix(PREFIX): _make(metric, registry) for metric in METRICS}
-    for name in UNKNOWN_AT_FIRST:
+    for name in INITIALLY_UNKNOWN:
         instruments[name].set(nan)
     return instruments
 
@@ -42,14 +42,14 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Any:
     return kind(metric.name, metric.help, metric.labels, registry=registry)
 
 
-def describe(instruments: Instruments, engine: str) -> None:
+def set_constant_gauges(instruments: Instruments, engine: str) -> None:
     """Set what does not change while the daemon runs."""
     instruments["info"].labels(version=online_meta.__version__, torch=torch.__version__, engine=engine).set(1)
     for reason in ("not_finite",):
         instruments["skipped_steps_total"].labels(reason=reason)
 
 
-def count_before(instruments: Instruments, view: RunView) -> None:
+def count_existing(instruments: Instruments, view: RunView) -> None:
     """Count what was summed before anybody followed the run; how long those rounds took is not known any more."""
     instruments["rounds_total"].inc(view.learned())
     instruments["meta_steps_total"].inc(view.total(STEPS))
@@ -60,7 +60,7 @@ def count_round(instruments: Instruments, line: Line) -> None:
     """Count a new round."""
     instruments["rounds_total"].inc()
     instruments["round_duration_seconds"].observe(line["seconds"])
-    steps = all_steps(line)
+    steps = list_steps(line)
     instruments["meta_steps_total"].inc(len(steps))
     for step in steps:
         if step["skipped"]:
@@ -83,7 +83,7 @@ def count_ranks(instruments: Instruments, restarts: int, done: Mapping[int, Mapp
             instruments[f"rank_{name}_total"].labels(rank=rank).inc(amount)
 
 
-def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Callable[[], float | None]) -> None:
+def set_gauges(instruments: Instruments, view: RunView, pending: int, oldest: Callable[[], float | None]) -> None:
     """Set the gauges to what the run's files say now."""
     instruments["rounds_pending"].set(pending)
     instruments["oldest_pending_task_age_seconds"].set(oldest() or 0.0)
@@ -95,7 +95,7 @@ def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Cal
             instruments["task_accuracy"].set(line["accuracy"])
     for name in view.ledger.learners:
         instruments["cumulative_loss"].labels(learner=name).set(view.ledger.cumulative_loss(name))
-    show_efficiency(instruments, view)
+    set_efficiency_gauges(instruments, view)
     for against, regret in view.ledger.regret().items():
         instruments["regret"].labels(against=against).set(regret.value)
         instruments["regret_per_round"].labels(against=against).set(regret.value / regret.as_of_round)
@@ -108,16 +108,16 @@ def show_view(instruments: Instruments, view: RunView, pending: int, oldest: Cal
         instruments["comparator_cumulative_loss"].set(hindsight.cumulative_loss)
 
 
-def show_efficiency(instruments: Instruments, view: RunView) -> None:
+def set_efficiency_gauges(instruments: Instruments, view: RunView) -> None:
     """Set the gauges of the learning efficiency: of the prefixes and the proficiency that are configured, if any."""
     efficiency = view.efficiency
     if not efficiency.prefixes:
         return
-    mean = mean_of(view.last_100(), nan)
+    mean = make_mean(view.last_100(), nan)
     for name in efficiency.learners:
-        told = efficiency.means(name, mean)
-        for after in told["prefixes"]:
+        means = efficiency.means(name, mean)
+        for after in means["prefixes"]:
             instruments["prefix_loss"].labels(learner=name, points=after["points"]).set(after["loss"])
         if efficiency.proficiency is not None:
-            instruments["points_needed"].labels(learner=name).set(told["mean_points_needed"])
-            instruments["proficiency_reached_ratio"].labels(learner=name).set(told["reached"])
+            instruments["points_needed"].labels(learner=name).set(means["mean_points_needed"])
+            instruments["proficiency_reached_ratio"].labels(learner=name).set(means["reached"])

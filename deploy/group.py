@@ -8,50 +8,54 @@ from typing import Any
 
 from trainers.run_files import RunFiles
 
-AMOUNTS = ("steps", "step_seconds", "waiting_seconds")
+RANK_COUNTERS = ("steps", "step_seconds", "waiting_seconds")
 """What is counted of each rank, from 0 on whenever it begins."""
-Amounts = dict[str, float]
+RankCounters = dict[str, float]
 
 
-class GroupView:
+class RanksView:
     """Follows the files that the leading rank and the agent replace; one thread at a time may ``refresh`` it.
 
     ``restarts`` counts how often the trainer, or all ranks of it, have begun again since the daemon began.
     """
 
-    def __init__(self, files: RunFiles, supervised: Callable[[], int]) -> None:
-        """Follow ``files``, in which nothing is true any more; ``supervised`` says how often the daemon has restarted.
+    def __init__(self, files: RunFiles, count_restarts: Callable[[], int]) -> None:
+        """Follow ``files``, in which nothing is true any more; ``count_restarts`` says how often the daemon has restarted.
 
         What it restarts is the trainer itself, or the agent of its ranks, whose own count then begins at 0 again.
         """
         self.restarts = 0
-        self._supervised = supervised
+        self._count_restarts = count_restarts
         self._files = files
-        self._roll: dict[str, Any] = {}
-        self._by_agent: dict[int, int] = {}
+        self._report: dict[str, Any] = {}
+        self._agent_restarts: dict[int, int] = {}
         for file in (files.ranks, files.agent):
             file.unlink(missing_ok=True)
 
-    def refresh(self) -> tuple[int, dict[int, Amounts]]:
+    def refresh(self) -> tuple[int, dict[int, RankCounters]]:
         """Return how many restarts there were, and how much each rank has done, since the last time."""
         agent = _read(self._files.agent)
         if agent:
-            self._by_agent[agent["pid"]] = agent["restarts"]
-        before, self.restarts = self.restarts, self._supervised() + sum(self._by_agent.values())
-        old, self._roll = self._roll, _read(self._files.ranks)
-        return self.restarts - before, _since(old, self._roll)
+            self._agent_restarts[agent["pid"]] = agent["restarts"]
+        before, self.restarts = self.restarts, self._count_restarts() + sum(self._agent_restarts.values())
+        old, self._report = self._report, _read(self._files.ranks)
+        return self.restarts - before, _difference(old, self._report)
 
     def world_size(self) -> int:
         """Return how many ranks play now; 0 when one is dead, so that all have to begin again.
 
         Those on other machines are believed to live while these here do.
         """
-        roll = self._roll
-        return roll["world_size"] if roll and all(_lives(roll["ranks"][rank]["pid"]) for rank in roll["near"]) else 0
+        report = self._report
+        return (
+            report["world_size"]
+            if report and all(_is_alive(report["ranks"][rank]["pid"]) for rank in report["near"])
+            else 0
+        )
 
     def ranks(self) -> list[dict[str, Any]]:
         """Return what each of the last ranks has done since it began: meta-steps, seconds on them, seconds waiting."""
-        return [{key: rank[key] for key in ("rank", "host", *AMOUNTS)} for rank in self._roll.get("ranks", [])]
+        return [{key: rank[key] for key in ("rank", "host", *RANK_COUNTERS)} for rank in self._report.get("ranks", [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -63,17 +67,17 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _since(old: dict[str, Any], new: dict[str, Any]) -> dict[int, Amounts]:
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[int, RankCounters]:
     """Return what each rank has done between two calls of the roll; ranks that began in between began at 0."""
     same = old.get("started") == new.get("started")
     before = {rank["rank"]: rank for rank in old.get("ranks", []) if same}
     return {
-        rank["rank"]: {key: rank[key] - before.get(rank["rank"], {}).get(key, 0) for key in AMOUNTS}
+        rank["rank"]: {key: rank[key] - before.get(rank["rank"], {}).get(key, 0) for key in RANK_COUNTERS}
         for rank in new.get("ranks", [])
     }
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -8,11 +8,11 @@ from threading import Event
 
 from deploy.child import die_with_parent
 from deploy.config import read_config
-from deploy.exits import CONFIG, DONE, Stop
+from deploy.exits import CONFIG, DONE, CommandError
 from deploy.logs import Origin, log_to_stderr
-from deploy.trainer import agree, play
+from deploy.trainer import broadcast_settings, play_run
 from trainers.divergence import Diverged
-from trainers.engines._process_group import joined, own_rank
+from trainers.engines._process_group import join_process_group, read_own_rank
 from trainers.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -26,21 +26,23 @@ def main(config_file: str) -> int:
     """
     try:
         config = read_config(Path(config_file))
-    except Stop as stopped:
-        sys.stderr.write(f"{stopped}\n")
-        return stopped.code
-    origin = Origin("trainer", own_rank(), plays=True)
+    except CommandError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.code
+    origin = Origin("trainer", read_own_rank(), plays=True)
     log_to_stderr(origin, config.run.logs)
     die_with_parent()
     try:
-        with joined(config.engine, here=False) as crew:
-            play(agree(crew, None), RunFiles(Path(config.run.path)), None, crew, Event(), origin)
+        with join_process_group(config.engine, has_storage=False) as rank_group:
+            play_run(
+                broadcast_settings(rank_group, None), RunFiles(Path(config.run.path)), None, rank_group, Event(), origin
+            )
             return DONE
     except Diverged:  # The daemon's machine says what there is to say.
         return DONE
-    except Stop as stopped:
-        log.error("%s", stopped)
-        return stopped.code
+    except CommandError as error:
+        log.error("%s", error)
+        return error.code
     except ValueError as error:
         log.error("%s: %s", config_file, error)
         return CONFIG

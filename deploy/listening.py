@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from deploy.config import ServeSettings
-from deploy.exits import TRY_LATER, ConfigError, Stop
+from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.token import read_token
 
 
@@ -55,7 +55,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(settings: ServeSettings) -> socket.socket:
-    """Return a listening socket; raises ``Stop`` (75) when the port is taken, ``ConfigError`` for a bad address."""
+    """Return a listening socket; raises ``CommandError`` (75) when the port is taken, ``ConfigError`` for a bad address."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # Named, so that asyncio knows it for TCP and answers without delay: unnamed, an answer waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -69,14 +69,14 @@ def bind(settings: ServeSettings) -> socket.socket:
     return listener
 
 
-def _explain(settings: ServeSettings, error: OSError) -> Stop:
+def _explain(settings: ServeSettings, error: OSError) -> CommandError:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return ConfigError(f"[serve] host = {settings.host!r} is no address of this machine: {error.strerror}")
     if error.errno == errno.EACCES:
         return ConfigError(
             f"[serve] port = {settings.port}: this user may not listen there ({error.strerror}); take one above 1023"
         )
-    return Stop(
+    return CommandError(
         TRY_LATER,
         f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Is another daemon running there? "
         "Choose a free port by --set serve.port=PORT",

@@ -72,19 +72,19 @@ def log_to_stderr(origin: Origin, style: str) -> None:
             logger.handlers.clear()
             logger.propagate = True
     logging.captureWarnings(True)
-    sys.excepthook = _uncaught
-    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def in_json() -> bool:
+def is_json_logging() -> bool:
     """Return whether this process was told to write its lines in JSON."""
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.root.handlers)
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    told = error or kind()
-    logging.getLogger(__name__).critical("%s: %s", kind.__name__, told, exc_info=(kind, told, trace))
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    exception = error or kind()
+    logging.getLogger(__name__).critical("%s: %s", kind.__name__, exception, exc_info=(kind, exception, trace))
 
 
 def copy_lines(name: str, lines: BinaryIO) -> None:

@@ -10,8 +10,8 @@ from deploy.config import Config
 from deploy.exits import ConfigError
 from online_meta.closed_form import quadratic_of
 from online_meta.functional import ModelLoss
-from online_meta.preflight import DEAF, preflight
-from online_meta.setup import LearnerSetup
+from online_meta.preflight import NO_DEPENDENCE, preflight
+from online_meta.setup import LearnerContext
 from online_meta.types import Batch, MetaGrad, Task
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
 
@@ -23,34 +23,34 @@ FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
 """Estimators that take no second derivatives, so that a model may do without right ones."""
 
 
-def check_model(config: Config, setup: LearnerSetup, remarks: bool) -> tuple[str, ...]:
+def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple[str, ...]:
     """Return sentences on what is worth knowing about the model under meta-gradients, all of them with ``remarks``.
 
     Raises ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks.
     """
     device = torch.device(config.engine.device)
-    tasks = [made_up_task(config.task, device, seed) for seed in range(TASKS)]
-    with _blaming_the_model(config):
-        assert isinstance(setup.inner.loss, ModelLoss)
-        _check_output(config, setup.inner.loss.output(setup.start.weights, tasks[0].query.x), tasks[0].query)
-        gradient = _try_gradient(setup, tasks[0])
+    tasks = [make_synthetic_task(config.task, device, seed) for seed in range(TASKS)]
+    with _model_error_context(config):
+        assert isinstance(context.inner.loss, ModelLoss)
+        _check_output(config, context.inner.loss.output(context.start.weights, tasks[0].query.x), tasks[0].query)
+        gradient = _try_gradient(context, tasks[0])
         if isinstance(gradient, MetaGrad):
             _check_finite(config, gradient)
         second = config.meta.gradient not in FIRST_DERIVATIVES
-        report = preflight(setup.inner, setup.start, tasks, second=second, remarks=remarks)
-        problems = [problem for problem in report.problems if problem != DEAF]
+        report = preflight(context.inner, context.start, tasks, second=second, remarks=remarks)
+        problems = [problem for problem in report.problems if problem != NO_DEPENDENCE]
         if problems:
             raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")
         if isinstance(gradient, Exception):
             raise gradient
-        _check_gradient(config, gradient, setup.gradient(setup.start, tasks[0]))
+        _check_gradient(config, gradient, context.gradient(context.start, tasks[0]))
         if "closed_form" in config.regret.comparator:
-            _check_closed_form(setup, tasks[0])
+            _check_closed_form(context, tasks[0])
     return report.notes
 
 
 @contextmanager
-def _blaming_the_model(config: Config) -> Iterator[None]:
+def _model_error_context(config: Config) -> Iterator[None]:
     try:
         yield
     except ConfigError:
@@ -58,15 +58,15 @@ def _blaming_the_model(config: Config) -> Iterator[None]:
     except Exception as error:  # Whatever a user's model raises is the answer to "does it work?".
         raise ConfigError(
             f"[model] {config.model.build} with loss {config.model.loss!r} does not take a task of x_shape "
-            f"{config.task.x_shape}{tell_open(config.task)}, x_dtype {config.task.x_dtype}, y {config.task.y!r}: "
+            f"{config.task.x_shape}{format_open_dimensions(config.task)}, x_dtype {config.task.x_dtype}, y {config.task.y!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _try_gradient(setup: LearnerSetup, task: Task) -> MetaGrad | Exception:
+def _try_gradient(context: LearnerContext, task: Task) -> MetaGrad | Exception:
     """Return the meta-gradient, or what was raised instead: preflight may know better words for it."""
     try:
-        return setup.gradient(setup.start, task)
+        return context.gradient(context.start, task)
     except Exception as error:
         return error
 
@@ -82,10 +82,10 @@ def _check_output(config: Config, output: Tensor, query: Batch) -> None:
     """Compare the output's shape with what the named losses take; others are the user's own business."""
     found, build = tuple(output.shape), config.model.build
     if config.model.loss == "mse" and found != tuple(query.y.shape):
-        wanted = f"(n, {', '.join(map(str, config.task.y_shape))})" if config.task.y_shape else "(n,)"
+        expected = f"(n, {', '.join(map(str, config.task.y_shape))})" if config.task.y_shape else "(n,)"
         raise ConfigError(
             f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] y_shape = "
-            f"{config.task.y_shape} needs {wanted}"
+            f"{config.task.y_shape} needs {expected}"
         )
     if config.model.loss != "cross_entropy":
         return
@@ -100,11 +100,11 @@ def _check_output(config: Config, output: Tensor, query: Batch) -> None:
         )
 
 
-def _check_gradient(config: Config, gradient: MetaGrad, again: MetaGrad) -> None:
+def _check_gradient(config: Config, gradient: MetaGrad, repeated: MetaGrad) -> None:
     build = config.model.build
     if not any(bool(grad.abs().sum() > 0) for grad in gradient.grads.weights.values()):
         raise ConfigError(f"[model] no weight of {build} has a meta-gradient: does the loss depend on them?")
-    same = all(torch.equal(grad, again.grads.weights[name]) for name, grad in gradient.grads.weights.items())
+    same = all(torch.equal(grad, repeated.grads.weights[name]) for name, grad in gradient.grads.weights.items())
     if config.engine.device == "cpu" and not same:
         raise ConfigError(
             f"[model] {build} gives another gradient when it is asked again, and a round must be repeatable: leave out "
@@ -112,19 +112,19 @@ def _check_gradient(config: Config, gradient: MetaGrad, again: MetaGrad) -> None
         )
 
 
-def _check_closed_form(setup: LearnerSetup, task: Task) -> None:
+def _check_closed_form(context: LearnerContext, task: Task) -> None:
     try:
-        quadratic_of(setup.inner, setup.start, task)
+        quadratic_of(context.inner, context.start, task)
     except ValueError as error:
         raise ConfigError(f"[regret] comparator = 'closed_form': {error}") from error
 
 
-def tell_open(spec: TaskSpec) -> str:
+def format_open_dimensions(spec: TaskSpec) -> str:
     """Say what stands for open dimensions in a made-up task, "" where there are none."""
     return f" (tried with {OPEN_SIZE} for each -1)" if is_dynamic(spec.x_shape) else ""
 
 
-def made_up_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
+def make_synthetic_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
     """Return a small random task of the shape that ``spec`` describes; tokens are 0 and 1, of any vocabulary.
 
     A dimension that is open has the size ``OPEN_SIZE``.

@@ -16,53 +16,53 @@ import online_meta.rules
 import streams.sources
 import trainers.engines
 from deploy.config import Config
-from deploy.exits import TRY_LATER, ConfigError, Stop
-from deploy.leading import lead
+from deploy.exits import TRY_LATER, CommandError, ConfigError
+from deploy.leading import leader_of
 from deploy.listening import bind, check_exposure
-from deploy.memory_check import tell_memory
+from deploy.memory_check import format_memory
 from deploy.model_check import check_model
-from deploy.problems import explain, repeated
+from deploy.problems import explain_error, find_repeated
 from deploy.storage import check_archive, check_same_run, check_tasks, make_run_folder, open_history
 from online_meta import registry
-from online_meta.past import MemoryPast
-from online_meta.regret import LEARNER
-from online_meta.setup import LearnerSetup
+from online_meta.past import MemoryReplayBuffer
+from online_meta.regret import MAIN_LEARNER
+from online_meta.setup import LearnerContext
 from online_meta.types import Task
 from streams import wire
 from streams.arrivals import Rejected, ReportsLag, TaskSource
 from streams.history import History
 from streams.leading import NeedsLeader
-from trainers.build import build_inner, build_learners, build_loss, build_module, build_setup
+from trainers.build import build_context, build_inner, build_learners, build_loss, build_module
 from trainers.run_files import RunFiles
 
 
-def check_learning(config: Config) -> LearnerSetup:
+def check_learning(config: Config) -> LearnerContext:
     """Build the learners and try the model and its meta-gradient on made-up tasks of the configured shape.
 
     Raises ``ConfigError`` that names the section and what is wrong.
     """
-    setup, _ = _try_learning(config, remarks=False)
-    return setup
+    context, _ = _try_learning(config, remarks=False)
+    return context
 
 
-def _try_learning(config: Config, remarks: bool) -> tuple[LearnerSetup, tuple[str, ...]]:
+def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[str, ...]]:
     """Return what ``check_learning`` does, and sentences on what is worth knowing about the model."""
     check_names(config)
     settings = config.trainer()
-    with blaming(f"[engine] device = {settings.engine.device!r}:"):
+    with error_context(f"[engine] device = {settings.engine.device!r}:"):
         torch.empty(1, device=settings.engine.device)
-    with blaming("[model]"):
+    with error_context("[model]"):
         module = build_module(settings.model, settings.seed)
         loss = build_loss(settings.model, module)
-    with blaming("[inner]"):
+    with error_context("[inner]"):
         build_inner(settings.inner, loss).init(dict(module.named_parameters()))
-    with blaming("[model]"):
-        setup = build_setup(settings, MemoryPast())
-    with blaming("[meta]"):
-        setup.engine(setup.start)
-    with blaming("[regret]"):
-        build_learners(settings, setup)
-    return setup, check_model(config, setup, remarks)
+    with error_context("[model]"):
+        context = build_context(settings, MemoryReplayBuffer())
+    with error_context("[meta]"):
+        context.engine(context.start)
+    with error_context("[regret]"):
+        build_learners(settings, context)
+    return context, check_model(config, context, remarks)
 
 
 def check_names(config: Config) -> None:
@@ -77,13 +77,13 @@ def check_names(config: Config) -> None:
     ):
         if name not in registry.names(folder):
             raise ConfigError(f"{place} = {name!r}: {registry.nearest(name, registry.names(folder))}")
-    with blaming("[engine]"):
+    with error_context("[engine]"):
         registry.load_module(trainers.engines, config.engine.kind).check(config.engine)
     for place, listed in (("baselines", config.regret.baselines), ("comparator", config.regret.comparator)):
-        for name in repeated([*listed]):
+        for name in find_repeated([*listed]):
             raise ConfigError(f"[regret] {place} names {name!r} more than once")
-    if LEARNER in config.regret.baselines:
-        raise ConfigError(f"[regret] baselines = {LEARNER!r} is the learner that the baselines are compared with")
+    if MAIN_LEARNER in config.regret.baselines:
+        raise ConfigError(f"[regret] baselines = {MAIN_LEARNER!r} is the learner that the baselines are compared with")
     _check_options("inner.options", registry.load(online_meta.rules, config.inner.rule), config.inner.options, "lr")
     estimator = registry.load(online_meta.metagrads, config.meta.gradient)
     _check_options("meta.options", estimator, config.meta.options, "inner")
@@ -91,13 +91,13 @@ def check_names(config: Config) -> None:
     _check_options("meta.replay_options", replay, config.meta.replay_options, "")
     for name, options in config.regret.options.items():
         build = registry.load_module(online_meta.learners, name).build
-        _check_options(f"regret.options.{name}", build, options, "setup")
+        _check_options(f"regret.options.{name}", build, options, "context")
 
 
-def _check_options(section: str, function: Callable[..., Any], options: dict[str, Any], given: str) -> None:
+def _check_options(section: str, function: Callable[..., Any], options: dict[str, Any], context_argument: str) -> None:
     """Raise ``ConfigError`` unless ``function`` takes the options, by name and by type, beside what it is given."""
     types = get_type_hints(function)
-    known = [name for name in inspect.signature(function).parameters if name != given]
+    known = [name for name in inspect.signature(function).parameters if name != context_argument]
     for name, value in options.items():
         if name not in known:
             right = registry.nearest(name, known) if known else "it takes none"
@@ -105,15 +105,15 @@ def _check_options(section: str, function: Callable[..., Any], options: dict[str
         try:
             TypeAdapter(types.get(name, Any)).validate_python(value, strict=True)
         except ValidationError as error:
-            raise ConfigError(explain({**error.errors()[0], "loc": (name,)}, section)) from error
+            raise ConfigError(explain_error({**error.errors()[0], "loc": (name,)}, section)) from error
 
 
 @contextmanager
-def blaming(place: str) -> Iterator[None]:
+def error_context(place: str) -> Iterator[None]:
     """Turn whatever is raised, by our code or a user's, into a ``ConfigError`` about ``place``."""
     try:
         yield
-    except Stop:
+    except CommandError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.filename:
@@ -130,10 +130,10 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
     opened: dict[str, TaskSource | None] = {}
     for source in config.source:
         module = registry.load_module(streams.sources, source.kind)
-        with blaming(f"[[source]] {source.name}:"):
+        with error_context(f"[[source]] {source.name}:"):
             found = module.create_source(source.settings, config.task, source.name, config.run.seed)
             if isinstance(found, NeedsLeader):
-                found = found.create(lead(config, RunFiles(Path(config.run.path)), history))
+                found = found.create(leader_of(config, RunFiles(Path(config.run.path)), history))
             opened[source.name] = found
     return opened
 
@@ -143,23 +143,23 @@ def check_sources(config: Config) -> tuple[str, Task | None]:
 
     Of one that reads from a broker only the broker is asked, for reading leaves traces there.
     """
-    first, told = None, []
+    first, report = None, []
     for name, source in open_sources(config).items():
-        with blaming(f"[[source]] {name}:"):
-            told.append(f"{name}{_reach(name, source)}" if isinstance(source, ReportsLag) else name)
+        with error_context(f"[[source]] {name}:"):
+            report.append(f"{name}{_format_lag(name, source)}" if isinstance(source, ReportsLag) else name)
             if source is not None and not isinstance(source, ReportsLag):
                 first = _check_first(config, source) or first
-    return ", ".join(told), first
+    return ", ".join(report), first
 
 
-def _reach(name: str, source: ReportsLag) -> str:
-    """Say how many entries the source's broker has; raises ``Stop`` (75) when it cannot be reached."""
+def _format_lag(name: str, source: ReportsLag) -> str:
+    """Say how many entries the source's broker has; raises ``CommandError`` (75) when it cannot be reached."""
     try:
         waiting = source.lag(None)
     except ValueError:
         raise
     except Exception as error:
-        raise Stop(TRY_LATER, f"[[source]] {name}: its broker cannot be read now: {error}") from error
+        raise CommandError(TRY_LATER, f"[[source]] {name}: its broker cannot be read now: {error}") from error
     return f" ({waiting} entries there)"
 
 
@@ -179,7 +179,7 @@ def _check_first(config: Config, source: TaskSource) -> Task | None:
         raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
 
 
-def check_store(config: Config) -> tuple[str, Task | None]:
+def check_history(config: Config) -> tuple[str, Task | None]:
     """Open the history as the daemon would; return what is there, and its first task."""
     files = RunFiles(Path(config.run.path))
     if not files.history.exists():
@@ -198,19 +198,23 @@ def check_port(config: Config) -> str:
         return f"{host}:{port} is free"
 
 
-def check_all(config: Config, told: Callable[[str, str], None]) -> None:
-    """Check one thing after the other; ``told`` gets (what, how it is) of each that is right. Raises ``Stop``."""
+def check_all(config: Config, report: Callable[[str, str], None]) -> None:
+    """Check one thing after the other; ``report`` gets (what, how it is) of each that is right. Raises ``CommandError``."""
     check_exposure(config.serve)
-    setup, notes = _try_learning(config, remarks=True)
-    count = sum(weight.numel() for weight in setup.start.weights.values())
-    frozen = f" ({len(held)} further tensors are frozen)" if (held := getattr(setup.inner.loss, "frozen", ())) else ""
-    told("model", f"{config.model.build}, {count:,} weights{frozen}, a finite meta-gradient ({config.meta.gradient})")
+    context, notes = _try_learning(config, remarks=True)
+    count = sum(weight.numel() for weight in context.start.weights.values())
+    frozen = (
+        f" ({len(frozen_names)} further tensors are frozen)"
+        if (frozen_names := getattr(context.inner.loss, "frozen", ()))
+        else ""
+    )
+    report("model", f"{config.model.build}, {count:,} weights{frozen}, a finite meta-gradient ({config.meta.gradient})")
     for note in notes:
-        told("note", note)
-    store, kept = check_store(config)
-    told("history", store)
-    told("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
-    sources, offered = check_sources(config)
-    told("sources", sources)
-    told("memory", tell_memory(config, setup, kept or offered))
-    told("port", check_port(config))
+        report("note", note)
+    store, stored_task = check_history(config)
+    report("history", store)
+    report("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
+    sources, offered_task = check_sources(config)
+    report("sources", sources)
+    report("memory", format_memory(config, context, stored_task or offered_task))
+    report("port", check_port(config))

@@ -17,7 +17,7 @@ EXAMPLES = {
 }
 """What to write where a section or a key is missing that has no default."""
 
-PLAIN_WORDS = {
+MESSAGE_REWRITES = {
     "Input should be ": "must be ",
     "Tuple should ": "must ",
     "String should ": "must ",
@@ -34,37 +34,39 @@ PLAIN_WORDS = {
 }
 
 
-def unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[str, ...] = ()) -> list[str]:
+def find_unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[str, ...] = ()) -> list[str]:
     """List a sentence for each key that the dataclass ``kind`` does not know, and for those inside."""
     types = get_type_hints(kind, include_extras=False)
     known = [item.name for item in dataclasses.fields(kind)]
     problems = []
     for key, value in raw.items():
         if not section and key not in known and not isinstance(value, dict | list):
-            problems.append(f"{key} = {shown(value)} stands in no section: put it below one of [{'], ['.join(known)}]")
+            problems.append(
+                f"{key} = {format_value(value)} stands in no section: put it below one of [{'], ['.join(known)}]"
+            )
         elif key not in known:
             what = f"[{section}] has no key {key!r}" if section else f"there is no section [{key}]"
             problems.append(f"{what}: {registry.nearest(key, [*known, *more])}")
         elif dataclasses.is_dataclass(types[key]):
             inside = f"{section}.{key}" if section else key
             if isinstance(value, dict):
-                problems += unknown_keys(types[key], value, inside)
+                problems += find_unknown_keys(types[key], value, inside)
             else:
-                problems.append(f"{inside} = {shown(value)}: it must be a table, [{inside}]")
+                problems.append(f"{inside} = {format_value(value)}: it must be a table, [{inside}]")
     return problems
 
 
-def endless_numbers(raw: Any, place: tuple[str | int, ...] = ()) -> Iterator[str]:
+def find_nonfinite_numbers(raw: Any, place: tuple[str | int, ...] = ()) -> Iterator[str]:
     """Give a sentence for each number that is infinite or NaN: none is of use, and JSON has none."""
     if isinstance(raw, dict | list):
         items = raw.items() if isinstance(raw, dict) else enumerate(raw)
         for key, value in items:
-            yield from endless_numbers(value, (*place, key))
+            yield from find_nonfinite_numbers(value, (*place, key))
     elif isinstance(raw, float) and not math.isfinite(raw):
-        yield f"{_where(place)} = {raw}: must be a finite number"
+        yield f"{_format_place(place)} = {raw}: must be a finite number"
 
 
-def lists_of(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
+def wrap_lone_strings(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
     """Return ``raw`` with a lone string put into a list wherever the dataclass ``kind`` takes a list."""
     types = get_type_hints(kind)
     changed = dict(raw)
@@ -72,41 +74,41 @@ def lists_of(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and get_origin(types[key]) is tuple:
             changed[key] = [value]
         elif isinstance(value, dict) and dataclasses.is_dataclass(types[key]):
-            changed[key] = lists_of(types[key], value)
+            changed[key] = wrap_lone_strings(types[key], value)
     return changed
 
 
-def explain(item: Any, section: str = "") -> str:
+def explain_error(item: Any, section: str = "") -> str:
     """Return a sentence for an error of pydantic, of a key in ``section`` or of the whole configuration."""
     place = (section, *item["loc"]) if section else tuple(item["loc"])
     if item["type"] == "missing":
         dotted = ".".join(str(part) for part in place)
         example = f", for example {EXAMPLES[dotted]}" if dotted in EXAMPLES else ""
-        return f"{_where(place) if len(place) > 1 else f'section [{dotted}]'} is missing{example}"
+        return f"{_format_place(place) if len(place) > 1 else f'section [{dotted}]'} is missing{example}"
     message = item["msg"]
-    for theirs, ours in PLAIN_WORDS.items():
-        message = message.replace(theirs, ours)
+    for pattern, replacement in MESSAGE_REWRITES.items():
+        message = message.replace(pattern, replacement)
     if item["type"] == "value_error":
         return f"[{'.'.join(str(part) for part in place)}] {message}"
-    return f"{_where(place)} = {shown(item['input'])}: {message.split(', unable')[0].split(', got')[0]}"
+    return f"{_format_place(place)} = {format_value(item['input'])}: {message.split(', unable')[0].split(', got')[0]}"
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as it stands in a configuration."""
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def listing(where: str, problems: list[str]) -> str:
+def join_problems(where: str, problems: list[str]) -> str:
     """Join problems to one message: a line for one, a line each for several."""
     return f"{where}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{where}:", *problems])
 
 
-def repeated(names: list[str]) -> list[str]:
+def find_repeated(names: list[str]) -> list[str]:
     """Return the names that are there more than once."""
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def _where(place: tuple[str | int, ...]) -> str:
+def _format_place(place: tuple[str | int, ...]) -> str:
     """Return ("task", "x_shape", 0) as people write it: [task] x_shape[0]."""
     names = [part for part in place if isinstance(part, str)]
     index = "".join(f"[{part}]" for part in place if isinstance(part, int))

@@ -15,7 +15,7 @@ class RecentRate:
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque()
 
-    def note(self, count: int) -> None:
+    def record(self, count: int) -> None:
         """Note what the count is now."""
         now = self._clock()
         self._marks.append((now, count))
@@ -26,5 +26,5 @@ class RecentRate:
         """Return the growth per second; 0 before there are two notes."""
         if len(self._marks) < 2:
             return 0.0
-        (began, first), (now, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (now - began) if now > began else 0.0
+        (start_time, first), (now, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (now - start_time) if now > start_time else 0.0

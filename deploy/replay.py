@@ -12,22 +12,22 @@ import torch
 import trainers.comparators
 from deploy.adaptation import find_leader
 from deploy.config import Config
-from deploy.exits import CONFIG, TRY_LATER, Stop
+from deploy.exits import CONFIG, TRY_LATER, CommandError
 from deploy.preflight import check_learning
 from deploy.report import write_report
 from deploy.storage import check_tasks
 from deploy.view import open_view
 from online_meta import registry
 from online_meta.regret import Comparator
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from streams.history import History
 from streams.retention import count_discarded
-from trainers.build import build_setup
+from trainers.build import build_context
 from trainers.checkpoint import CheckpointError
-from trainers.comparing import Asked, GivenUp, Refresh
+from trainers.comparing import ComparatorUnavailable, Refresh, RefreshRequest
 from trainers.decisive import SettingsChanged
 from trainers.json_lines import LineReader, LineWriter
-from trainers.past import HistoryPast
+from trainers.past import HistoryBuffer
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
 from trainers.settings import RegretSettings
@@ -39,7 +39,7 @@ def replay(
     """Play ``rounds`` rounds (all by default) of the history in ``history_folder``; return the report.
 
     What timing decided when they were first played is obeyed. A replay that was stopped goes on where it was.
-    ``progress`` is called with (what, done, of) now and then; of 0 where nobody knows. Raises ``Stop``.
+    ``progress`` is called with (what, done, of) now and then; of 0 where nobody knows. Raises ``CommandError``.
     """
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
@@ -47,14 +47,16 @@ def replay(
         check_tasks(history, config.task, history_folder)
         total = len(history) if rounds is None else rounds
         if total > len(history):
-            raise Stop(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
-        if gone := count_discarded(history.query):
-            raise Stop(CONFIG, f"{history_folder}: retention has removed {gone} rounds; all are needed to replay")
-        _take_plans(history_folder, files)
+            raise CommandError(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
+        if discarded := count_discarded(history.query):
+            raise CommandError(
+                CONFIG, f"{history_folder}: retention has removed {discarded} rounds; all are needed to replay"
+            )
+        _copy_logs(history_folder, files)
         try:
             run = open_run(config.trainer(), files, history)
         except (SettingsChanged, CheckpointError) as error:
-            raise Stop(CONFIG, f"{out}: {error}") from error
+            raise CommandError(CONFIG, f"{out}: {error}") from error
         try:
             while run.round < total:
                 play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
@@ -62,17 +64,19 @@ def replay(
         finally:
             close_run(run)
         if total:
-            _compare(config, files, history, total, progress)
+            _refresh_comparators(config, files, history, total, progress)
     view = open_view(files, config.regret)
     view.refresh()
     view.close()
     return write_report(out, view, config)
 
 
-def _take_plans(history_folder: Path, files: RunFiles) -> None:
+def _copy_logs(history_folder: Path, files: RunFiles) -> None:
     """Copy what timing decided, so that it is obeyed and not decided again."""
     played = RunFiles(history_folder.parent)
-    pairs = [(history_folder / file.name, file) for file in (files.plans, files.paths, files.rollbacks)]
+    pairs = [
+        (history_folder / file.name, file) for file in (files.update_log, files.execution_plan_log, files.rollback_log)
+    ]
     pairs += [(program, files.programs / program.name) for program in played.programs.glob("*.pt2")]
     for source, target in pairs:
         if source.exists() and not target.exists():
@@ -80,27 +84,27 @@ def _take_plans(history_folder: Path, files: RunFiles) -> None:
             shutil.copyfile(source, target)
 
 
-def _compare(
+def _refresh_comparators(
     config: Config, files: RunFiles, history: History, rounds: int, progress: Callable[[str, int, int], None]
 ) -> None:
-    """Ask each comparator once, of all that was played, unless that was done before. Raises ``Stop``."""
-    answered = {line["kind"] for line in LineReader(files.comparators).lines() if line["as_of_round"] == rounds}
+    """Ask each comparator once, of all that was played, unless that was done before. Raises ``CommandError``."""
+    evaluated = {line["kind"] for line in LineReader(files.comparators).lines() if line["as_of_round"] == rounds}
     settings = config.trainer()
-    past = HistoryPast(history, torch.device(settings.engine.device))
+    buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
-    asked = Asked(rounds, 0, skipped, find_leader(files.leader))
-    with closing(past), closing(LineWriter(files.comparators)) as writer:
-        setup = build_setup(settings, past, files.programs)
+    request = RefreshRequest(rounds, 0, skipped, find_leader(files.leader))
+    with closing(buffer), closing(LineWriter(files.comparators)) as writer:
+        context = build_context(settings, buffer, files.programs)
         for kind in config.regret.comparator:
-            if kind not in answered:
-                writer.append(_ask(setup, settings.regret, kind, asked, progress)._asdict())
+            if kind not in evaluated:
+                writer.append(_refresh_comparator(context, settings.regret, kind, request, progress)._asdict())
 
 
-def _ask(
-    setup: LearnerSetup,
+def _refresh_comparator(
+    context: LearnerContext,
     regret: RegretSettings,
     kind: str,
-    asked: Asked,
+    request: RefreshRequest,
     progress: Callable[[str, int, int], None],
 ) -> Comparator:
     done = 0
@@ -113,8 +117,8 @@ def _ask(
 
     refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
     try:
-        found = refresh(setup, regret, asked, None, count)
-    except GivenUp as error:
-        raise Stop(CONFIG, f"[regret] comparator = {kind!r}: {error}") from error
+        found = refresh(context, regret, request, None, count)
+    except ComparatorUnavailable as error:
+        raise CommandError(CONFIG, f"[regret] comparator = {kind!r}: {error}") from error
     assert found is not None
     return found.comparator

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from deploy.config import Config
 from deploy.series import regret_series
 from deploy.view import RunView
-from online_meta.regret import EXACT
+from online_meta.regret import EXACT_COMPARATORS
 from streams.durable import replace_file
 
 LIBRARIES = ("online-meta", "torch", "numpy", "safetensors")
@@ -29,7 +29,7 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     replace_file(folder / "regret.png", picture, durable=False)
     pages = Environment(loader=PackageLoader("deploy", "templates"), autoescape=select_autoescape())
     page = pages.get_template("report.html").render(
-        report=report, folder=folder, verdicts=verdicts(report), exact=EXACT
+        report=report, folder=folder, verdicts=verdicts(report), exact=EXACT_COMPARATORS
     )
     replace_file(folder / "report.html", page.encode(), durable=False)
     return report
@@ -55,26 +55,26 @@ def verdicts(report: dict[str, Any]) -> list[str]:
         if regret["kind"] == "baseline":
             side = "less" if regret["value"] < 0 else "more"
             sentences.append(
-                f"FTML lost {abs(per_round):.3f} {side} per round than {spoken(against)}, "
+                f"FTML lost {abs(per_round):.3f} {side} per round than {display_name(against)}, "
                 f"over {regret['as_of_round']} rounds."
             )
         else:
             error = f" (standard error {regret['standard_error']:.1f})" if regret["standard_error"] else ""
             sentences.append(
-                f"Against the {spoken(against)} comparator, as of round {regret['as_of_round']}, the regret is "
-                f"{regret['value']:.1f}{error}, {per_round:.3f} per round. {_what_it_is(against)}"
+                f"Against the {display_name(against)} comparator, as of round {regret['as_of_round']}, the regret is "
+                f"{regret['value']:.1f}{error}, {per_round:.3f} per round. {_describe_comparator(against)}"
             )
     return sentences
 
 
-def _what_it_is(comparator: str) -> str:
-    if comparator in EXACT:
+def _describe_comparator(comparator: str) -> str:
+    if comparator in EXACT_COMPARATORS:
         return "The comparator is exact: the best fixed meta-parameters, by algebra."
     best = "each task's own best meta-parameters" if comparator == "dynamic" else "the best fixed meta-parameters"
     return f"The comparator is an estimate: it loses at least as much as {best}, so the regret shown is a lower bound."
 
 
-def spoken(name: str) -> str:
+def display_name(name: str) -> str:
     """Return a learner's or comparator's name as people write it."""
     return name.replace("_", " ")
 

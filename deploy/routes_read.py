@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from deploy.routes_tasks import ERROR, TENSOR_ANSWER, TENSORS
+from deploy.routes_tasks import ERROR, TENSOR_RESPONSE, TENSORS
 from deploy.series import regret_series
 from deploy.state import DaemonState, status_of
-from trainers.desk import leader_bytes
+from trainers.desk import encode_leader
 
 router = APIRouter()
 
@@ -28,7 +28,7 @@ def task_status(request: Request, id: str) -> Any:
     return {"status": status, "round": round, **losses}
 
 
-@router.get("/v1/weights", responses={**TENSOR_ANSWER, 503: {"description": "None published yet", **ERROR}})
+@router.get("/v1/weights", responses={**TENSOR_RESPONSE, 503: {"description": "None published yet", **ERROR}})
 def weights(request: Request) -> Response:
     """Return the current meta-parameters as safetensors; `X-Online-Meta-Round` tells how many rounds they learned."""
     state: DaemonState = request.app.state.daemon
@@ -37,7 +37,7 @@ def weights(request: Request) -> Response:
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: ask again in a moment"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    data = leader_bytes(leader.meta, leader.round)  # not the file: it may have been replaced since the round was read
+    data = encode_leader(leader.meta, leader.round)  # not the file: it may have been replaced since the round was read
     return Response(data, media_type=TENSORS, headers={"X-Online-Meta-Round": str(leader.round)})
 
 
@@ -77,8 +77,8 @@ def ready(request: Request) -> Any:
     state: DaemonState = request.app.state.daemon
     phase = state.phase()
     if phase in ("draining", "trainer_down"):
-        told = {"draining": "the daemon is draining", "trainer_down": "the trainer is down and will be restarted"}
-        return JSONResponse({"reason": phase, "detail": told[phase]}, 503)
+        details = {"draining": "the daemon is draining", "trainer_down": "the trainer is down and will be restarted"}
+        return JSONResponse({"reason": phase, "detail": details[phase]}, 503)
     return {"status": "ready"}
 
 
@@ -86,5 +86,5 @@ def ready(request: Request) -> Any:
 def metrics(request: Request) -> Response:
     """Return the metrics in Prometheus' text format."""
     state: DaemonState = request.app.state.daemon
-    state.show_metrics()
+    state.update_gauges()
     return Response(generate_latest(state.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

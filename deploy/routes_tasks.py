@@ -20,7 +20,7 @@ TENSORS = "application/vnd.safetensors"
 TENSOR_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {TENSORS: {"schema": {"type": "string", "format": "binary"}}}}
 }
-TENSOR_ANSWER: dict[int | str, dict[str, Any]] = {
+TENSOR_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {TENSORS: {"schema": {"type": "string", "format": "binary"}}}}
 }
 ERROR: dict[str, Any] = {
@@ -45,7 +45,7 @@ RECEIPT: dict[str, Any] = {
         }
     }
 }
-TASK_ANSWERS: dict[int | str, dict[str, Any]] = {
+TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "A duplicate of a durable task: the round it has", **RECEIPT},
     201: {"description": "Durable", **RECEIPT},
     404: {"description": "This daemon takes no tasks over HTTP", **ERROR},
@@ -59,13 +59,13 @@ TASK_ANSWERS: dict[int | str, dict[str, Any]] = {
     507: {"description": "The disk is full; the task was not kept", **ERROR},
 }
 ADAPT_ERRORS: dict[int | str, dict[str, Any]] = {
-    **{status: TASK_ANSWERS[status] for status in (408, 413, 415, 422)},
+    **{status: TASK_RESPONSES[status] for status in (408, 413, 415, 422)},
     429: {"description": "Too many bodies wait; see Retry-After", **ERROR},
     503: {"description": "There are no parameters yet", **ERROR},
 }
 
 
-@router.post(PATH, status_code=201, responses=TASK_ANSWERS, openapi_extra=TENSOR_BODY)
+@router.post(PATH, status_code=201, responses=TASK_RESPONSES, openapi_extra=TENSOR_BODY)
 async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Take a task: safetensors `support_x`, `support_y`, `query_x`, `query_y` (a query may be left out).
 
@@ -78,12 +78,12 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     if source is None:
         detail = 'this daemon takes no tasks over HTTP: add [[source]] kind = "http" to its configuration'
         return JSONResponse({"reason": "no_http_source", "detail": detail}, 404)
-    with request.app.state.room.hold() as hold:
+    with request.app.state.body_budget.reserve() as reservation:
         try:
-            body = await read_body(request, hold)
+            body = await read_body(request, reservation)
         except Rejected as rejection:
-            came = Arrival(idempotency_key or "", bytes(hold.sent), source, None)
-            await run_in_threadpool(state.ingest.reject, came, rejection, complete=hold.complete)
+            incomplete = Arrival(idempotency_key or "", bytes(reservation.received), source, None)
+            await run_in_threadpool(state.ingest.reject, incomplete, rejection, complete=reservation.complete)
             raise
         id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
         arrival = Arrival(id, body, source, None)
@@ -91,14 +91,16 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
         future = state.ingest.submit_nowait(arrival) if len(body) <= SMALL_BYTES else None
         if future is None:
             future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
-        answer = await request.app.state.answers.of(future)
-    if isinstance(answer, Conflict):
-        detail = f"the id {answer.id!r} belongs to round {answer.round}, which was made of other bytes: choose another"
-        return JSONResponse({"reason": "conflict", "detail": detail, "round": answer.round}, 409)
-    return JSONResponse({"id": answer.id, "round": answer.round}, 200 if answer.duplicate else 201)
+        receipt = await request.app.state.future_bridge.wait_for(future)
+    if isinstance(receipt, Conflict):
+        detail = (
+            f"the id {receipt.id!r} belongs to round {receipt.round}, which was made of other bytes: choose another"
+        )
+        return JSONResponse({"reason": "conflict", "detail": detail, "round": receipt.round}, 409)
+    return JSONResponse({"id": receipt.id, "round": receipt.round}, 200 if receipt.duplicate else 201)
 
 
-@router.post("/v1/adapt", responses={**TENSOR_ANSWER, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
+@router.post("/v1/adapt", responses={**TENSOR_RESPONSE, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
 async def adapt(request: Request) -> Response:
     """Adapt the current leader to `support_x`, `support_y`; return `predictions` (and `labels`) for `query_x`.
 
@@ -106,8 +108,8 @@ async def adapt(request: Request) -> Response:
     """
     state: DaemonState = request.app.state.daemon
     limits = state.config.serve.limits
-    with request.app.state.room.hold() as hold:
-        body = await read_body(request, hold)
+    with request.app.state.body_budget.reserve() as reservation:
+        body = await read_body(request, reservation)
         support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, limits)
     try:
         output, round = await to_thread.run_sync(

@@ -7,20 +7,20 @@ import threading
 from deploy.config import Config
 from deploy.exits import DONE
 from deploy.logs import copy_lines
-from deploy.supervise import Supervised
-from deploy.upkeep import UpkeepSettings, dump_settings
+from deploy.supervise import SupervisedProcess
+from deploy.upkeep import MaintenanceSettings, dump_settings
 from streams.history import History
 from streams.upkeep import is_due
 from trainers.run_files import RunFiles
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 STOP_SECONDS = 30.0
 """How long a drain waits for the segment that is being written; then the process is killed, which loses nothing."""
 
 log = logging.getLogger(__name__)
 
 
-class Sealer:
+class MaintenanceSupervisor:
     """Looks whether rounds are to be sealed or thinned out, and from then on has a process do so until ``close``.
 
     A run of few rounds needs none, which saves it the memory.
@@ -34,8 +34,8 @@ class Sealer:
     def __init__(self, history: History, config: Config, files: RunFiles) -> None:
         """Start to look."""
         self._history, self._settings = history, config.history
-        told = dump_settings(UpkeepSettings(config.history.sealing, config.history.retention))
-        self._command = [sys.executable, "-m", "deploy.upkeep", str(files.settings), config.run.logs, told]
+        settings_json = dump_settings(MaintenanceSettings(config.history.sealing, config.history.retention))
+        self._command = [sys.executable, "-m", "deploy.upkeep", str(files.settings), config.run.logs, settings_json]
         self._copy = copy_lines if config.run.logs == "json" else None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
@@ -48,10 +48,10 @@ class Sealer:
 
     def _run(self) -> None:
         while not self._is_due():
-            if self._closing.wait(LOOK_SECONDS):
+            if self._closing.wait(CHECK_SECONDS):
                 return
         # The kernel kills the child when the thread that started it ends: this one stays.
-        child = Supervised("upkeep", self._command, copy=self._copy)
+        child = SupervisedProcess("upkeep", self._command, copy=self._copy)
         self._closing.wait()
         code = child.stop(STOP_SECONDS)
         if code != DONE:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.view import BEFORE, SKIPPED, RunView, accuracy, judged
-from online_meta.regret import LEARNER
+from deploy.view import LOSS_BEFORE, SKIPPED, RunView, accuracy_column, accuracy_count_column
+from online_meta.regret import MAIN_LEARNER
 
 
 def regret_series(view: RunView, start: int, end: int | None, points: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
     learners = {
         name: {
             "loss": (np.diff(sums[name]) / rounds).tolist(),
-            "accuracy": _means(sums[accuracy(name)], np.diff(sums[judged(name)])),
+            "accuracy": _means(sums[accuracy_column(name)], np.diff(sums[accuracy_count_column(name)])),
             "cumulative_loss": sums[name][1:].tolist(),
             **_efficiency(view, name, sums),
         }
@@ -37,11 +37,11 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         "from": start,
         "to": last,
         "rounds": [edge - 1 for edge in edges[1:]],
-        "loss_before": _means(sums[BEFORE], scored),
-        "loss_after": _means(sums[LEARNER], scored),
-        "accuracy": learners[LEARNER]["accuracy"],
+        "loss_before": _means(sums[LOSS_BEFORE], scored),
+        "loss_after": _means(sums[MAIN_LEARNER], scored),
+        "accuracy": learners[MAIN_LEARNER]["accuracy"],
         "learners": learners,
-        **view.efficiency.asked(),
+        **view.efficiency.describe(),
         "comparators": [
             {**comparator._asdict(), "regret": view.ledger.regret_against(comparator).value}
             for comparator in view.comparators

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 import online_meta
 from deploy.adaptation import Adapter
 from deploy.config import Config
-from deploy.exporter import Instruments, count_checkpoint, count_ranks, count_round, show_view
-from deploy.group import GroupView
+from deploy.exporter import Instruments, count_checkpoint, count_ranks, count_round, set_gauges
+from deploy.group import RanksView
 from deploy.rate import RecentRate
 from deploy.view import RunView
 from streams.history import History
@@ -35,22 +35,22 @@ class DaemonState:
     instruments: Instruments
     adapter: Adapter
     trainer_alive: Callable[[], bool]
-    group: GroupView
+    ranks_view: RanksView
     broken: Event
     token: str | None
     started: float = field(default_factory=time.time)
     draining: bool = False
-    learning: RecentRate = field(default_factory=RecentRate)
-    ingesting: RecentRate = field(default_factory=RecentRate)
-    refreshing: Lock = field(default_factory=Lock)
+    learned_rate: RecentRate = field(default_factory=RecentRate)
+    ingested_rate: RecentRate = field(default_factory=RecentRate)
+    refresh_lock: Lock = field(default_factory=Lock)
 
     def refresh(self) -> None:
         """Read what the trainer has written since the last time, and count it: once, however many threads ask."""
-        with self.refreshing:
+        with self.refresh_lock:
             self.view.refresh(partial(count_round, self.instruments), partial(count_checkpoint, self.instruments))
-            self.learning.note(self.view.learned())
-            self.ingesting.note(len(self.history))
-            count_ranks(self.instruments, *self.group.refresh())
+            self.learned_rate.record(self.view.learned())
+            self.ingested_rate.record(len(self.history))
+            count_ranks(self.instruments, *self.ranks_view.refresh())
 
     def pending(self) -> int:
         """How many rounds are durable and not yet learned."""
@@ -63,12 +63,12 @@ class DaemonState:
             return None
         return max(time.time() - self.history.entry(learned).arrived, 0.0)
 
-    def show_metrics(self) -> None:
+    def update_gauges(self) -> None:
         """Bring all gauges up to date."""
         self.refresh()
-        show_view(self.instruments, self.view, self.pending(), self.oldest_pending_age)
+        set_gauges(self.instruments, self.view, self.pending(), self.oldest_pending_age)
         self.instruments["history_bytes"].set(self.history.size_bytes())
-        self.instruments["world_size"].set(self.group.world_size())
+        self.instruments["world_size"].set(self.ranks_view.world_size())
 
     def phase(self) -> str:
         """Say in one word what the daemon is doing."""
@@ -95,8 +95,8 @@ def status_of(state: DaemonState) -> dict[str, Any]:
             "learned": view.learned() - view.skipped,
             "skipped": view.skipped,
             "pending": state.pending(),
-            "learned_per_second": state.learning.per_second(),
-            "ingested_per_second": state.ingesting.per_second(),
+            "learned_per_second": state.learned_rate.per_second(),
+            "ingested_per_second": state.ingested_rate.per_second(),
             "oldest_pending_age_seconds": state.oldest_pending_age(),
         },
         "last": view.last
@@ -106,9 +106,9 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         "checkpoint": view.checkpoint,
         "trainer": {
             "alive": state.trainer_alive(),
-            "restarts": state.group.restarts,
-            "world_size": state.group.world_size(),
-            "ranks": state.group.ranks(),
+            "restarts": state.ranks_view.restarts,
+            "world_size": state.ranks_view.world_size(),
+            "ranks": state.ranks_view.ranks(),
         },
         "backlog_limit": state.config.serve.limits.backlog,
     }

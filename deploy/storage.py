@@ -8,14 +8,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deploy.config import Config, HistorySettings, read_settings
-from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
 from streams.archive.archive import Archive
 from streams.history import History
 from streams.ledger import HistoryBusy, HistoryFormatError, HistoryFull
 from streams.sealed import ARCHIVE_FOLDER, ArchiveMoved, Location, open_store_at, record_location
 from streams.spec import TaskSpec, fits
 from trainers.checkpoint import CheckpointError, load_latest
-from trainers.decisive import SettingsChanged, check_same_settings, decisive
+from trainers.decisive import SettingsChanged, check_same_settings, reproducibility_key
 from trainers.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def open_history(files: RunFiles, settings: HistorySettings) -> Iterator[History]:
-    """Open the run's history to write; raises ``Stop`` with the exit code that fits."""
+    """Open the run's history to write; raises ``CommandError`` with the exit code that fits."""
     try:
-        history = _settled(History.open(files.history, write=True), settings)
+        history = _open_archive(History.open(files.history, write=True), settings)
     except HistoryBusy as error:
-        raise Stop(TRY_LATER, f"{error}: this run is being served already") from error
+        raise CommandError(TRY_LATER, f"{error}: this run is being served already") from error
     except (HistoryFormatError, ArchiveMoved) as error:
-        raise Stop(CONFIG, str(error)) from error
+        raise CommandError(CONFIG, str(error)) from error
     except HistoryFull as error:
-        raise Stop(TRY_LATER, str(error)) from error
+        raise CommandError(TRY_LATER, str(error)) from error
     except OSError as error:
-        raise ConfigError(f"[run] path = {str(files.folder)!r}: {_refusal(error)}") from error
+        raise ConfigError(f"[run] path = {str(files.folder)!r}: {_explain_write_error(error)}") from error
     try:
         yield history
     finally:
         history.close()
 
 
-def _settled(history: History, settings: HistorySettings) -> History:
+def _open_archive(history: History, settings: HistorySettings) -> History:
     """Let the archive be where the configuration says; raises ``ArchiveMoved`` if rounds lie elsewhere."""
     try:
         with history.borrow_writer() as writer:
@@ -73,10 +73,10 @@ def check_archive(settings: HistorySettings, folder: Path) -> str:
     try:
         return f"{settings.archive or folder / ARCHIVE_FOLDER} holds {len(archive.names())} segments"
     except archive.unreachable_errors as error:
-        raise Stop(TRY_LATER, f"[history] archive = {settings.archive!r} cannot be reached: {error}") from error
+        raise CommandError(TRY_LATER, f"[history] archive = {settings.archive!r} cannot be reached: {error}") from error
 
 
-def _refusal(error: OSError) -> str:
+def _explain_write_error(error: OSError) -> str:
     return f"{error.filename} cannot be written ({error.strerror}); choose a folder where this user may write"
 
 
@@ -85,7 +85,7 @@ def make_run_folder(files: RunFiles) -> None:
     try:
         files.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"[run] path = {str(files.folder)!r}: {_refusal(error)}") from error
+        raise ConfigError(f"[run] path = {str(files.folder)!r}: {_explain_write_error(error)}") from error
 
 
 def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
@@ -117,7 +117,7 @@ def check_same_run(config: Config, files: RunFiles) -> None:
         if checkpoint is not None:
             check_same_settings(checkpoint.settings, config.trainer())
         elif files.rounds.exists() and files.rounds.stat().st_size and files.settings.exists():
-            check_same_settings(decisive(read_settings(files.settings)), config.trainer())
+            check_same_settings(reproducibility_key(read_settings(files.settings)), config.trainer())
     except (SettingsChanged, CheckpointError) as error:
         raise ConfigError(f"{files.folder}: {error}") from error
     except ValidationError:

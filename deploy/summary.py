@@ -6,8 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from deploy.report import spoken, verdicts
-from online_meta.regret import EXACT, LEARNER
+from deploy.report import display_name, verdicts
+from online_meta.regret import EXACT_COMPARATORS, MAIN_LEARNER
 
 
 def summary_table(report: dict[str, Any]) -> Group:
@@ -19,30 +19,30 @@ def summary_table(report: dict[str, Any]) -> Group:
     for name, learner in report["learners"].items():
         regret = report["regret"].get(name)
         table.add_row(
-            "[bold]FTML[/]" if name == LEARNER else spoken(name),
-            _figure(learner["mean_loss_last_100"], "{:.4f}"),
-            _figure(learner["mean_accuracy_last_100"], "{:.1%}"),
+            "[bold]FTML[/]" if name == MAIN_LEARNER else display_name(name),
+            _format_figure(learner["mean_loss_last_100"], "{:.4f}"),
+            _format_figure(learner["mean_accuracy_last_100"], "{:.1%}"),
             f"{learner['cumulative_loss']:.2f}",
             f"{regret['value']:+.2f}" if regret else "",
         )
     for name, regret in report["regret"].items():
         if regret["kind"] != "baseline":
-            lost = report["learners"][LEARNER]["cumulative_loss"]
-            known = "exact" if name in EXACT else "estimate"
-            label = f"{spoken(name)} ({known}, as of round {regret['as_of_round']})"
+            ftml_loss = report["learners"][MAIN_LEARNER]["cumulative_loss"]
+            known = "exact" if name in EXACT_COMPARATORS else "estimate"
+            label = f"{display_name(name)} ({known}, as of round {regret['as_of_round']})"
             table.add_row(
                 label,
                 "",
                 "",
-                f"{lost - regret['value']:.2f}" if _whole(report, regret) else "",
+                f"{ftml_loss - regret['value']:.2f}" if _covers_all_rounds(report, regret) else "",
                 f"{regret['value']:+.2f}",
             )
     return Group(table, *(Text(sentence) for sentence in verdicts(report)))
 
 
-def _whole(report: dict[str, Any], regret: dict[str, Any]) -> bool:
+def _covers_all_rounds(report: dict[str, Any], regret: dict[str, Any]) -> bool:
     return bool(regret["as_of_round"] == report["rounds"])
 
 
-def _figure(value: float | None, form: str) -> str:
+def _format_figure(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)

@@ -16,17 +16,17 @@ COPY_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-class Supervised:
+class SupervisedProcess:
     """A child process that is restarted, with growing delays, until ``stop``."""
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        give_up: Callable[[], None] | None = None,
+        on_broken: Callable[[], None] | None = None,
         copy: Callable[[str, BinaryIO], None] | None = None,
     ) -> None:
-        """Start the child and a thread that waits for it; one that says it is broken calls ``give_up``.
+        """Start the child and a thread that waits for it; one that says it is broken calls ``on_broken``.
 
         What the child writes ``copy`` is given to read, in a thread, under the child's name; else it goes where what
         this process writes does.
@@ -34,7 +34,7 @@ class Supervised:
         self.name = name
         self._copy = copy
         self._copying: threading.Thread | None = None
-        self._give_up = give_up
+        self._on_broken = on_broken
         self.restarts = 0
         self._command = list(command)
         self._stopping = threading.Event()
@@ -52,16 +52,16 @@ class Supervised:
         """Whether the child runs now."""
         return self._process.poll() is None
 
-    def stop(self, patience_seconds: float) -> int:
+    def stop(self, timeout_seconds: float) -> int:
         """Ask the child to drain by SIGTERM; kill it when it has not ended in time; return its exit code."""
         self._stopping.set()
         with self._starting:
             if self.alive():
                 self._process.terminate()
         try:
-            code = self._process.wait(patience_seconds)
+            code = self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            log.error("the %s did not drain in %.0f s and is killed", self.name, patience_seconds)
+            log.error("the %s did not drain in %.0f s and is killed", self.name, timeout_seconds)
             self._process.kill()
             code = self._process.wait()
         self._thread.join()
@@ -80,16 +80,16 @@ class Supervised:
 
     def _watch(self) -> None:
         delay = FIRST_DELAY_SECONDS
-        began = time.monotonic()
+        start_time = time.monotonic()
         while True:
             code = self._process.wait()
             if self._stopping.is_set() or code == DONE:
                 return
-            if code == BROKEN and self._give_up is not None:
+            if code == BROKEN and self._on_broken is not None:
                 log.error("the %s (pid %d) ended with %d and would do so again", self.name, self.pid, code)
-                self._give_up()
+                self._on_broken()
                 return
-            delay = FIRST_DELAY_SECONDS if time.monotonic() - began > HEALTHY_SECONDS else delay
+            delay = FIRST_DELAY_SECONDS if time.monotonic() - start_time > HEALTHY_SECONDS else delay
             log.error("the %s (pid %d) ended with %d; again in %.1f s", self.name, self.pid, code, delay)
             if self._stopping.wait(delay):
                 return
@@ -97,5 +97,5 @@ class Supervised:
             with self._starting:
                 if self._stopping.is_set():
                     return
-                self._process, began = self._start(), time.monotonic()
+                self._process, start_time = self._start(), time.monotonic()
                 self.restarts += 1

@@ -10,18 +10,18 @@ from threading import Event
 
 from pydantic import TypeAdapter
 
-from deploy.child import alone, die_with_parent, stop_on_signals
+from deploy.child import die_with_parent, hold_lock, stop_on_signals
 from deploy.config import read_settings
-from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, Stop
+from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, CommandError
 from deploy.logs import Origin, log_to_stderr
 from streams.history import History
 from streams.ledger import ArchiveUnreachable, HistoryDamaged, HistoryFull
 from trainers.build import LOCAL
 from trainers.checkpoint import CheckpointError
-from trainers.crew import Crew
+from trainers.crew import RankGroup
 from trainers.decisive import SettingsChanged
 from trainers.divergence import Diverged
-from trainers.engines._process_group import joined, own_rank
+from trainers.engines._process_group import join_process_group, read_own_rank
 from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def main(settings_file: str, logs: str = "text") -> int:
     """Play the rounds of the run until SIGTERM; return the exit code."""
-    origin = Origin("trainer", own_rank(), plays=True)
+    origin = Origin("trainer", read_own_rank(), plays=True)
     log_to_stderr(origin, logs)
     stop = stop_on_signals()
     die_with_parent()
@@ -39,21 +39,30 @@ def main(settings_file: str, logs: str = "text") -> int:
     try:
         settings = read_settings(files.settings)
         with ExitStack() as cleanup:
-            crew = cleanup.enter_context(joined(settings.engine)) if settings.engine.kind != LOCAL else None
-            if crew is None or crew.leads:
-                cleanup.enter_context(alone(files.folder / "trainer.lock"))
+            rank_group = (
+                cleanup.enter_context(join_process_group(settings.engine)) if settings.engine.kind != LOCAL else None
+            )
+            if rank_group is None or rank_group.is_coordinator:
+                cleanup.enter_context(hold_lock(files.folder / "trainer.lock"))
             history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
-            play(settings if crew is None else agree(crew, settings), files, history, crew, stop, origin)
+            play_run(
+                settings if rank_group is None else broadcast_settings(rank_group, settings),
+                files,
+                history,
+                rank_group,
+                stop,
+                origin,
+            )
             return DONE
-    except Stop as stopped:
-        log.error("%s", stopped)
-        return stopped.code
+    except CommandError as error:
+        log.error("%s", error)
+        return error.code
     except (SettingsChanged, CheckpointError) as error:
         log.error("%s", error)
         return CONFIG
     except Diverged as error:
         log.error("%s", error)
-        return DONE if settings.engine.many else BROKEN  # All ranks agree; the agent would start others.
+        return DONE if settings.engine.is_distributed else BROKEN  # All ranks agree; the agent would start others.
     except HistoryDamaged as error:
         log.error("%s: see `online-meta verify %s`", error, files.history)
         return BROKEN
@@ -66,22 +75,27 @@ def main(settings_file: str, logs: str = "text") -> int:
         return TRY_LATER
 
 
-def agree(crew: Crew, settings: TrainerSettings | None) -> TrainerSettings:
+def broadcast_settings(rank_group: RankGroup, settings: TrainerSettings | None) -> TrainerSettings:
     """Return on every rank the settings that the leading one has read; all have to call it."""
     kind = TypeAdapter(TrainerSettings)
-    return kind.validate_python(crew.share(settings and kind.dump_python(settings, mode="json")))
+    return kind.validate_python(rank_group.broadcast(settings and kind.dump_python(settings, mode="json")))
 
 
-def play(
-    settings: TrainerSettings, files: RunFiles, history: History | None, crew: Crew | None, stop: Event, origin: Origin
+def play_run(
+    settings: TrainerSettings,
+    files: RunFiles,
+    history: History | None,
+    rank_group: RankGroup | None,
+    stop: Event,
+    origin: Origin,
 ) -> None:
     """Play the rounds of a run from where it stands until ``stop`` is set; log lines say which it is at."""
-    run = open_run(settings, files, history, crew=crew)
+    run = open_run(settings, files, history, rank_group=rank_group)
     origin.round = lambda: run.round
     log.info("the trainer goes on at round %d", run.round)
     rounds = play_rounds(run, stop)
     close_run(run)
-    run.crew.share(None)  # Ranks end together: one that is gone before the others is taken for dead.
+    run.rank_group.broadcast(None)  # Ranks end together: one that is gone before the others is taken for dead.
     log.info("the trainer drained after %d rounds", rounds)
 
 

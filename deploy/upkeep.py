@@ -21,7 +21,7 @@ from streams.ledger import HistoryError
 from streams.retention import RetentionSettings
 from streams.sealing import SealingSettings
 from streams.upkeep import Maintenance
-from trainers.checkpoint import saved_rounds
+from trainers.checkpoint import list_checkpoints
 from trainers.run_files import RunFiles
 
 NICE = 10
@@ -29,29 +29,29 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class UpkeepSettings:
+class MaintenanceSettings:
     """What the process is told of ``[history]``; where the archive lies it knows from the ledger."""
 
     sealing: SealingSettings
     retention: RetentionSettings
 
 
-def dump_settings(settings: UpkeepSettings) -> str:
+def dump_settings(settings: MaintenanceSettings) -> str:
     """Return the settings as the process is given them."""
-    return TypeAdapter(UpkeepSettings).dump_json(settings).decode()
+    return TypeAdapter(MaintenanceSettings).dump_json(settings).decode()
 
 
-def main(settings_file: str, logs: str, told: str) -> int:
+def main(settings_file: str, logs: str, settings_json: str) -> int:
     """Seal rounds and thin them out until SIGTERM, and finish the segment begun; return the exit code."""
     log_to_stderr(Origin("upkeep"), logs)
     stop = stop_on_signals()
     die_with_parent()
     os.nice(NICE)  # Arrivals and rounds go first.
-    settings = TypeAdapter(UpkeepSettings).validate_json(told)
+    settings = TypeAdapter(MaintenanceSettings).validate_json(settings_json)
     files = RunFiles(Path(settings_file).parent)
 
     def oldest() -> int:
-        return next(iter(saved_rounds(files.checkpoints)), 0)
+        return next(iter(list_checkpoints(files.checkpoints)), 0)
 
     try:
         with (

@@ -5,19 +5,25 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
-from deploy.efficiency import Efficiency
-from deploy.sums_file import SumsFile
-from online_meta.regret import LEARNER, Comparator, RegretLedger
+from deploy.efficiency import EfficiencySums
+from deploy.sums_file import RunningSumsFile
+from online_meta.regret import MAIN_LEARNER, Comparator, RegretLedger
 from streams.durable import sync_path
 from trainers.json_lines import Line, LineReader, read_line
-from trainers.round_lines import all_steps
+from trainers.round_lines import list_steps
 from trainers.run_files import RunFiles
 from trainers.settings import RegretSettings
 
-LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS = "line length", "skipped", "loss before", "meta steps", "skipped steps"
+LINE_LENGTH, SKIPPED, LOSS_BEFORE, STEPS, SKIPPED_STEPS = (
+    "line length",
+    "skipped",
+    "loss before",
+    "meta steps",
+    "skipped steps",
+)
 """Columns beside those of the learners' losses: each is summed over the rounds."""
 
-Tell = Callable[[Line], None]
+LineCallback = Callable[[Line], None]
 log = logging.getLogger(__name__)
 
 
@@ -25,19 +31,19 @@ def _ignore(line: Line) -> None:
     pass
 
 
-def accuracy(learner: str) -> str:
+def accuracy_column(learner: str) -> str:
     """Return the column of a learner's accuracies."""
     return f"accuracy {learner}"
 
 
-def judged(learner: str) -> str:
+def accuracy_count_column(learner: str) -> str:
     """Return the column that counts the rounds of which a learner's accuracy is known."""
     return f"judged {learner}"
 
 
 def open_view(files: RunFiles, regret: RegretSettings) -> "RunView":
     """Follow the run in ``files`` as its configuration has it scored."""
-    return RunView(files, (LEARNER, *regret.baselines), regret.prefixes, regret.proficiency)
+    return RunView(files, (MAIN_LEARNER, *regret.baselines), regret.prefixes, regret.proficiency)
 
 
 class RunView:
@@ -55,22 +61,26 @@ class RunView:
         The learning efficiency is summed of the ``prefixes`` that tasks are scored after and, on the way to it, of a
         ``proficiency``.
         """
-        self.efficiency = Efficiency(learners, prefixes, proficiency)
-        beside = [column(name) for name in learners for column in (accuracy, judged)] + self.efficiency.columns()
-        self.sums = SumsFile(files.sums, (LENGTH, SKIPPED, BEFORE, STEPS, SKIPPED_STEPS, *learners, *beside))
+        self.efficiency = EfficiencySums(learners, prefixes, proficiency)
+        extra = [
+            column(name) for name in learners for column in (accuracy_column, accuracy_count_column)
+        ] + self.efficiency.columns()
+        self.sums = RunningSumsFile(
+            files.sums, (LINE_LENGTH, SKIPPED, LOSS_BEFORE, STEPS, SKIPPED_STEPS, *learners, *extra)
+        )
         self.comparators: list[Comparator] = []
         self.refreshed: dict[str, float] = {}
         self._waiting: list[Comparator] = []
         self.checkpoint: Line | None = None
         self._files = files
-        self.last = self._take_up()
+        self.last = self._restore()
         self.ledger = RegretLedger(learners, self.sums)
-        self._position = int(self.total(LENGTH))
+        self._position = int(self.total(LINE_LENGTH))
         self._rounds = LineReader(files.rounds, self._position)
         self._comparators, self._checkpoints = LineReader(files.comparators), LineReader(files.checkpoint_log)
         self._lock = Lock()
 
-    def _take_up(self) -> Line | None:
+    def _restore(self) -> Line | None:
         """Return the line of the last round that is summed; where there is none such, the sums are begun anew."""
         rounds = len(self.sums)
         if not rounds:
@@ -83,13 +93,13 @@ class RunView:
         self.sums.clear()
         return None
 
-    def refresh(self, tell_round: Tell = _ignore, tell_checkpoint: Tell = _ignore) -> None:
+    def refresh(self, on_round: LineCallback = _ignore, on_checkpoint: LineCallback = _ignore) -> None:
         """Read what is new, and tell of each new line."""
         with self._lock:
             for line in self._rounds.lines():
                 self._record(line)
-                tell_round(line)
-                if self.sums.must_write():
+                on_round(line)
+                if self.sums.should_write():
                     self._write()
             for line in self._comparators.lines():
                 self._waiting.append(Comparator(**{key: line[key] for key in Comparator._fields if key in line}))
@@ -101,7 +111,7 @@ class RunView:
                 self.ledger.compare(self.comparators[-1])
             for line in self._checkpoints.lines():
                 self.checkpoint = line
-                tell_checkpoint(line)
+                on_checkpoint(line)
 
     def close(self) -> None:
         """Write the sums, so that the next one that follows the run need not make them."""
@@ -141,7 +151,9 @@ class RunView:
             name: {
                 "cumulative_loss": self.ledger.cumulative_loss(name),
                 "mean_loss_last_100": self.ledger.mean_loss(name, 100),
-                "mean_accuracy_last_100": last[accuracy(name)] / last[judged(name)] if last[judged(name)] else None,
+                "mean_accuracy_last_100": last[accuracy_column(name)] / last[accuracy_count_column(name)]
+                if last[accuracy_count_column(name)]
+                else None,
                 **self.efficiency.summarise(name, last),
             }
             for name in self.ledger.learners
@@ -152,20 +164,20 @@ class RunView:
         return {against: regret._asdict() for against, regret in self.ledger.regret().items()}
 
     def _record(self, line: Line) -> None:
-        played, steps = line["learners"], all_steps(line)
-        beside = {
-            LENGTH: float(self._rounds.position - self._position),
+        played, steps = line["learners"], list_steps(line)
+        extra = {
+            LINE_LENGTH: float(self._rounds.position - self._position),
             SKIPPED: float(line["skipped"] is not None),
-            BEFORE: line["loss_before"] or 0.0,
+            LOSS_BEFORE: line["loss_before"] or 0.0,
             STEPS: len(steps),
             SKIPPED_STEPS: sum(step["skipped"] is not None for step in steps),
         }
         for name in self.ledger.learners if played else ():
             known = played[name]["accuracy"] is not None
-            beside |= {accuracy(name): played[name]["accuracy"] or 0.0, judged(name): float(known)}
-        beside |= self.efficiency.figures(line)
+            extra |= {accuracy_column(name): played[name]["accuracy"] or 0.0, accuracy_count_column(name): float(known)}
+        extra |= self.efficiency.figures(line)
         losses = {name: played[name]["loss_after"] for name in self.ledger.learners} if played else None
-        self.ledger.record(losses, beside)
+        self.ledger.record(losses, extra)
         self.last, self._position = line, self._rounds.position
 
     def _write(self) -> None:

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from online_meta.inner import Inner
-from online_meta.segments import Likelihood, prefixed, without_prefix
+from online_meta.segments import Likelihood, add_prefix, strip_prefix
 from online_meta.types import Batch, Meta, Params, Task
 
-SIZES = (1, 2, 5, 10)
-_WORST = 1e30
-_WEIGHT = "weight."
+ADAPTATION_SIZES = (1, 2, 5, 10)
+_MAX_LOSS = 1e30
+_WEIGHT_PREFIX = "weight."
 
 
-def adapted(
+def leader_likelihood(
     inner: Inner,
     meta: Meta,
     x: Tensor,
     y: Tensor,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] = ADAPTATION_SIZES,
     errors: Sequence[float] | None = None,
     shape: float = 1.0,
 ) -> Likelihood:
@@ -40,72 +40,76 @@ def adapted(
         x: any sample, for its shape and dtype.
         y: its label or target, of d numbers.
         sizes: of how many samples of a run its model adapts, in ascending order.
-        errors: s of 0 samples and of each of ``sizes``, by ``expected_errors``; None for a negative log-likelihood.
+        errors: s of 0 samples and of each of ``sizes``, by ``measure_errors``; None for a negative log-likelihood.
         shape: the smaller, the more tasks differ in how hard they are.
 
     Raises:
         ValueError: if ``sizes`` do not ascend from 1 or more, ``errors`` are not one more, or one is not positive.
     """
     _check(sizes, errors, shape)
-    levels = None if errors is None else torch.tensor(errors, dtype=torch.float64)
-    leader = _Leader(inner, meta, tuple(sizes), levels, shape)
+    expected = None if errors is None else torch.tensor(errors, dtype=torch.float64)
+    leader = _Leader(inner, meta, tuple(sizes), expected, shape)
 
     def start() -> Params:
         xs, ys = (torch.zeros((1, sizes[-1], *one.shape), dtype=one.dtype) for one in (x, y))
         weights = {name: value[None] for name, value in inner.rule.view(meta.rule, meta.weights).items()}
         count, total = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
-        return {"x": xs, "y": ys, "counts": count, "squares": total, **prefixed(_WEIGHT, weights)}
+        return {"x": xs, "y": ys, "counts": count, "squares": total, **add_prefix(_WEIGHT_PREFIX, weights)}
 
-    return Likelihood(start, partial(_score, leader), partial(_meet, leader))
+    return Likelihood(start, partial(_score, leader), partial(_update, leader))
 
 
 class _Leader(NamedTuple):
     inner: Inner
     meta: Meta
     sizes: tuple[int, ...]
-    levels: Tensor | None
+    expected: Tensor | None
     shape: float
 
 
-def _judge(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_losses(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the loss of each run's model, and the error that was to be expected of it."""
     one = Batch(x[None], y[None])
     with torch.no_grad():
-        losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(without_prefix(_WEIGHT, runs)).double()
+        losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(
+            strip_prefix(_WEIGHT_PREFIX, runs)
+        ).double()
     # Where adapting to a run went astray: that run is improbable, and probabilities stay numbers.
-    losses = torch.nan_to_num(losses, nan=_WORST, posinf=_WORST).clamp(max=_WORST)
-    if leader.levels is None:
+    losses = torch.nan_to_num(losses, nan=_MAX_LOSS, posinf=_MAX_LOSS).clamp(max=_MAX_LOSS)
+    if leader.expected is None:
         return losses, None
-    return losses, leader.levels[torch.searchsorted(torch.tensor(leader.sizes), runs["counts"], right=True)]
+    return losses, leader.expected[torch.searchsorted(torch.tensor(leader.sizes), runs["counts"], right=True)]
 
 
 def _score(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Tensor:
-    losses, level = _judge(leader, runs, x, y)
-    if level is None:
+    losses, expected = _run_losses(leader, runs, x, y)
+    if expected is None:
         return -losses
     half = leader.shape + 0.5 * y.numel() * runs["counts"].double()
     spread = leader.shape + 0.5 * runs["squares"]
-    return _student_of_square(y.numel() * losses, y.numel(), 2 * half, level * spread / half)
+    return _student_log_density_of_square(y.numel() * losses, y.numel(), 2 * half, expected * spread / half)
 
 
-def _meet(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Params:
-    losses, level = _judge(leader, runs, x, y)
+def _update(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Params:
+    losses, expected = _run_losses(leader, runs, x, y)
     found = {name: values.clone() for name, values in runs.items()}
-    if level is not None:
-        found["squares"] += y.numel() * losses / level
-    open_ones = torch.nonzero(runs["counts"] < leader.sizes[-1]).reshape(-1)
-    places = runs["counts"][open_ones]
-    found["x"][open_ones, places], found["y"][open_ones, places] = x, y
+    if expected is not None:
+        found["squares"] += y.numel() * losses / expected
+    growing = torch.nonzero(runs["counts"] < leader.sizes[-1]).reshape(-1)
+    places = runs["counts"][growing]
+    found["x"][growing, places], found["y"][growing, places] = x, y
     found["counts"] += 1
     for place, count in enumerate(found["counts"].tolist()):
         if count in leader.sizes:
             support = Batch(found["x"][place, :count], found["y"][place, :count])
             for name, value in leader.inner.adapt(leader.meta, support).items():
-                found[_WEIGHT + name][place] = value
+                found[_WEIGHT_PREFIX + name][place] = value
     return found
 
 
-def expected_errors(inner: Inner, meta: Meta, tasks: Sequence[Task], sizes: Sequence[int] = SIZES) -> list[float]:
+def measure_errors(
+    inner: Inner, meta: Meta, tasks: Sequence[Task], sizes: Sequence[int] = ADAPTATION_SIZES
+) -> list[float]:
     """Return the mean query loss over ``tasks``, not adapted, and adapted to the first of the support, by ``sizes``.
 
     Raises ``ValueError`` where there is no task, or one with fewer samples of support.
@@ -133,8 +137,8 @@ def _check(sizes: Sequence[int], errors: Sequence[float] | None, shape: float) -
         raise ValueError(f"shape is {shape}: it is a number above 0")
 
 
-def _student_of_square(square: Tensor, size: int, freedom: Tensor, scale: Tensor) -> Tensor:
+def _student_log_density_of_square(square: Tensor, size: int, degrees: Tensor, scale: Tensor) -> Tensor:
     """Return log of the ``size``-dimensional Student-t density at a point whose squared distance is ``square``."""
-    half = freedom / 2
-    normal = torch.lgamma(half + size / 2) - torch.lgamma(half) - size / 2 * torch.log(torch.pi * freedom * scale)
-    return normal - (half + size / 2) * torch.log1p(square / (freedom * scale))
+    half = degrees / 2
+    normal = torch.lgamma(half + size / 2) - torch.lgamma(half) - size / 2 * torch.log(torch.pi * degrees * scale)
+    return normal - (half + size / 2) * torch.log1p(square / (degrees * scale))

@@ -8,36 +8,36 @@ import torch
 from torch import Tensor
 
 from online_meta.differentiate import vjp
-from online_meta.inner import Inner, begin, fast_weights, query_loss, slow_weights
-from online_meta.offload import laid_aside
+from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights
+from online_meta.offload import offload_to_host
 from online_meta.tree import add, scale
 from online_meta.types import Carry, Meta, MetaGrad, Task
 
-Move = Callable[[Meta, Carry], Carry]
+StepFn = Callable[[Meta, Carry], Carry]
 """One inner step as a function of (slow weights and rule, carry), to be differentiated going back."""
 
-Play = Callable[[Meta, Carry, int], tuple[Carry, Move]]
-"""Make step k without a graph; return the next carry and the ``Move`` that going back differentiates."""
+RunStep = Callable[[Meta, Carry, int], tuple[Carry, StepFn]]
+"""Make step k without a graph; return the next carry and the ``StepFn`` that going back differentiates."""
 
-Kept = Callable[[], Carry]
+StoredCarry = Callable[[], Carry]
 """A point of the trajectory that is kept for going back, wherever it lies."""
 
-Keep = Callable[[Carry], Kept]
+StoreCarry = Callable[[Carry], StoredCarry]
 
 
-class Played(NamedTuple):
+class InnerStep(NamedTuple):
     """Inner step ``k``: what gives back where it began, and the move that it made."""
 
     k: int
-    carry: Kept
-    move: Move
+    carry: StoredCarry
+    step_fn: StepFn
 
 
 def pull_back(
     inner: Inner,
     meta: Meta,
     task: Task,
-    play: Play,
+    run_step: RunStep,
     *,
     rematerialise: bool = False,
     offload: bool = False,
@@ -45,45 +45,47 @@ def pull_back(
 ) -> MetaGrad:
     """Return the query loss and its gradient by lambda_k = (d move_k / d carry_k)^T lambda_{k+1}.
 
-    Each estimator is a choice of ``play``: what it calls the step, and what it holds constant in it.
+    Each estimator is a choice of ``run_step``: what it calls the step, and what it holds constant in it.
     Only the trajectory carry_0..carry_K is kept (Maclaurin et al., ICML 2015, recompute it instead); the memory of
     a graph is that of one step, whatever ``inner.steps`` is. With ``rematerialise`` the trajectory is kept at every
     ceil(sqrt(K))-th step and the stretches between are played again (Griewank, 1992): of order sqrt(K).
-    With ``offload`` what is kept of it lies in the memory of the host (see ``laid_aside``).
+    With ``offload`` what is kept of it lies in the memory of the host (see ``offload_to_host``).
     With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and lambda_k gains v_k grad f(phi_k) on its way.
     """
     with torch.no_grad():
-        held = Meta(slow_weights(inner, meta.weights), meta.rule)
+        slow = Meta(slow_weights(inner, meta.weights), meta.rule)
         weights = [0.0] * inner.steps + [1.0] if weights is None else weights
-        stretch = math.isqrt(max(inner.steps - 1, 0)) + 1 if rematerialise else max(inner.steps, 1)
-        keep: Keep = laid_aside if offload else _kept
-        starts: list[Kept] = []
-        carry = begin(inner, meta, task.support)
-        played: list[Played] = []
-        for first in range(0, inner.steps, stretch):
-            starts.append(keep(carry))
-            played.clear()
-            steps = range(first, min(first + stretch, inner.steps))
-            played, carry = _advance(keep, play, held, starts[-1], carry, steps)
+        segment_length = math.isqrt(max(inner.steps - 1, 0)) + 1 if rematerialise else max(inner.steps, 1)
+        store: StoreCarry = offload_to_host if offload else _store_on_device
+        segment_starts: list[StoredCarry] = []
+        carry = init_carry(inner, meta, task.support)
+        recorded: list[InnerStep] = []
+        for first in range(0, inner.steps, segment_length):
+            segment_starts.append(store(carry))
+            recorded.clear()
+            steps = range(first, min(first + segment_length, inner.steps))
+            recorded, carry = _record_steps(store, run_step, slow, segment_starts[-1], carry, steps)
 
-        loss, total, adjoint = _judge(inner, held, carry, task, weights[inner.steps])
-        for first in reversed(range(0, inner.steps, stretch)):
-            start = starts.pop()
-            if first + stretch < inner.steps:
-                played = _advance(keep, play, held, start, start(), range(first, first + stretch))[0]
-            while played:
-                k, kept, move = played.pop()
-                carry = kept()
-                pull = vjp(move, held, carry)[1]  # What the move led to is not kept: it is as large as all that adapts.
+        loss, total, adjoint = _differentiate_query(inner, slow, carry, task, weights[inner.steps])
+        for first in reversed(range(0, inner.steps, segment_length)):
+            start = segment_starts.pop()
+            if first + segment_length < inner.steps:
+                recorded = _record_steps(store, run_step, slow, start, start(), range(first, first + segment_length))[0]
+            while recorded:
+                k, stored, step_fn = recorded.pop()
+                carry = stored()
+                pull = vjp(step_fn, slow, carry)[
+                    1
+                ]  # What the move led to is not kept: it is as large as all that adapts.
                 share, adjoint = pull(adjoint)
                 total = add(total, share)
                 if weights[k]:
-                    here = _judge(inner, held, carry, task, weights[k])
-                    loss, total, adjoint = add(_Judged(loss, total, adjoint), here)
-        return MetaGrad(loss, through_begin(inner, meta, task, total, adjoint))
+                    here = _differentiate_query(inner, slow, carry, task, weights[k])
+                    loss, total, adjoint = add(_QueryGradient(loss, total, adjoint), here)
+        return MetaGrad(loss, pull_back_through_init(inner, meta, task, total, adjoint))
 
 
-class _Judged(NamedTuple):
+class _QueryGradient(NamedTuple):
     """A weighted query loss and its gradients with respect to what is held and to the carry."""
 
     loss: Tensor
@@ -91,33 +93,35 @@ class _Judged(NamedTuple):
     adjoint: Carry
 
 
-def _kept(carry: Carry) -> Kept:
+def _store_on_device(carry: Carry) -> StoredCarry:
     return lambda: carry
 
 
-def _advance(keep: Keep, play: Play, held: Meta, start: Kept, carry: Carry, steps: range) -> tuple[list[Played], Carry]:
+def _record_steps(
+    store: StoreCarry, run_step: RunStep, slow: Meta, start: StoredCarry, carry: Carry, steps: range
+) -> tuple[list[InnerStep], Carry]:
     """Make some steps from ``carry``, kept as ``start``, without a graph; return them and where they led."""
-    played = []
+    recorded = []
     for k in steps:
-        following, move = play(held, carry, k)
-        played.append(Played(k, start if k == steps.start else keep(carry), move))
-        carry = following
-    return played, carry
+        next_carry, step_fn = run_step(slow, carry, k)
+        recorded.append(InnerStep(k, start if k == steps.start else store(carry), step_fn))
+        carry = next_carry
+    return recorded, carry
 
 
-def _judge(inner: Inner, held: Meta, carry: Carry, task: Task, weight: float) -> _Judged:
-    def judge(held: Meta, carry: Carry) -> Tensor:
-        return query_loss(inner, held, carry.phi, task.query)
+def _differentiate_query(inner: Inner, slow: Meta, carry: Carry, task: Task, weight: float) -> _QueryGradient:
+    def weighted_loss(slow: Meta, carry: Carry) -> Tensor:
+        return query_loss(inner, slow, carry.phi, task.query)
 
-    loss, pull = vjp(judge, held, carry)
-    judged = _Judged(loss, *pull(torch.ones_like(loss)))
-    return judged if weight == 1.0 else scale(judged, weight)
+    loss, pull = vjp(weighted_loss, slow, carry)
+    result = _QueryGradient(loss, *pull(torch.ones_like(loss)))
+    return result if weight == 1.0 else scale(result, weight)
 
 
-def through_begin(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
+def pull_back_through_init(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
     """Pull the first carry's adjoint back to the weights and to what made the rule's state; add it to ``total``."""
     fast = Meta(fast_weights(inner, meta.weights), meta.rule)
-    _, pull = vjp(lambda fast: begin(inner, fast, task.support), fast)
+    _, pull = vjp(lambda fast: init_carry(inner, fast, task.support), fast)
     (share,) = pull(adjoint)
     weights = {**total.weights, **share.weights}
     return Meta({name: weights[name] for name in meta.weights}, add(total.rule, share.rule))

@@ -9,17 +9,17 @@ from torch.autograd.function import once_differentiable
 
 from online_meta.differentiate import is_transformed
 
-LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def speed_up(module: nn.Module) -> None:
-    """Let the batch normalisations of ``module`` take their second derivatives by ``normalise``, where that is faster.
+def use_fast_double_backward(module: nn.Module) -> None:
+    """Let the batch normalisations of ``module`` take their second derivatives by ``batch_norm``, where that is faster.
 
     Only layers of torch itself, with weights, that keep no running statistics; on a CPU, outside of transforms. The
     second derivative that torch has took a third of the time of Conv4's exact meta-gradient.
     """
     for layer in module.modules():
-        if type(layer) in LAYERS and layer.affine and not layer.track_running_stats:
+        if type(layer) in BATCH_NORM_LAYERS and layer.affine and not layer.track_running_stats:
             layer.forward = partial(_forward, layer, layer.forward)
 
 
@@ -30,10 +30,10 @@ def _forward(layer: Any, plain: Any, x: Tensor) -> Tensor:
         output: Tensor = plain(x)
         return output
     layer._check_input_dim(x)
-    return normalise(x, layer.weight, layer.bias, layer.eps)
+    return batch_norm(x, layer.weight, layer.bias, layer.eps)
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return weight * h + bias, h = (x - mean) / sqrt(variance + eps) (Ioffe & Szegedy, ICML 2015).
 
     ``x`` is (n, channels, ...), ``weight`` and ``bias`` (channels,); mean and variance are those of each channel. It
@@ -85,9 +85,9 @@ class _Pull(torch.autograd.Function):
         of_v = -weight * scale.square() * g_h
         of_h = scale * (2 * weight * scale * v_h - a) * g_h - weight * scale.square() * k
         rest = -(of_v * v_mean + of_g * g_mean)
-        to_x = g * _spread(of_g, g)
+        to_x = g * _broadcast(of_g, g)
         _add(to_x, of_v, v, rest - of_h * scale * mean)
-        to_x.addcmul_(x, _spread(of_h * scale, x))
+        to_x.addcmul_(x, _broadcast(of_h * scale, x))
         return to_g, to_x, scale * count * k, None, None, None
 
 
@@ -100,7 +100,7 @@ def _pull(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps
 
 def _add(total: Tensor, factor: Tensor, x: Tensor, offset: Tensor) -> None:
     """Add factor * x + offset, of each channel, to ``total``."""
-    total.addcmul_(x, _spread(factor, x)).add_(_spread(offset, x))
+    total.addcmul_(x, _broadcast(factor, x)).add_(_broadcast(offset, x))
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -108,5 +108,5 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.vecdot(left.flatten(2), right.flatten(2)).sum(0) if left.dim() > 2 else (left * right).sum(0)
 
 
-def _spread(channels: Tensor, like: Tensor) -> Tensor:
+def _broadcast(channels: Tensor, like: Tensor) -> Tensor:
     return channels.view(-1, *[1] * (like.dim() - 2))

@@ -6,17 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from online_meta.derivatives import flat
+from online_meta.derivatives import flatten
 from online_meta.draws import generator
 from online_meta.inner import Inner
 from online_meta.metagrads.exact import exact
-from online_meta.tree import doubled
+from online_meta.tree import to_float64
 from online_meta.types import Meta, Params, Task
 
-MOST_WEIGHTS = 1_000
+MAX_WEIGHTS = 1_000
 """A task's quadratic takes a meta-gradient for each weight."""
 TOLERANCE = 1e-6
-Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Weights (d,) -> f(U(w)), and its gradient (d,)."""
 
 
@@ -43,7 +43,7 @@ class Minimum(NamedTuple):
     weights: Tensor
 
 
-def no_quadratic(weights: int) -> Quadratic:
+def zero_quadratic(weights: int) -> Quadratic:
     """Return the sum of no quadratics of so many weights, in float64."""
     return Quadratic(*(torch.zeros(shape, dtype=torch.float64) for shape in ((weights, weights), (weights,), ())))
 
@@ -61,34 +61,34 @@ def quadratic_of(inner: Inner, meta: Meta, task: Task) -> Quadratic:
         task: floating point of any precision.
 
     Raises:
-        ValueError: when there are more than ``MOST_WEIGHTS`` weights, the rule learns parameters of its own, or
+        ValueError: when there are more than ``MAX_WEIGHTS`` weights, the rule learns parameters of its own, or
             f(U(w)) is no quadratic.
     """
     count = sum(value.numel() for value in meta.weights.values())
-    if count > MOST_WEIGHTS:
-        raise ValueError(f"the model has {count:,} weights, and the algebra is for {MOST_WEIGHTS:,} at most")
+    if count > MAX_WEIGHTS:
+        raise ValueError(f"the model has {count:,} weights, and the algebra is for {MAX_WEIGHTS:,} at most")
     if meta.rule:
         raise ValueError(f"the inner rule learns {sorted(meta.rule)}, in which f(U(w)) is no quadratic")
-    task, gradient = doubled(task), exact(inner)
+    task, gradient = to_float64(task), exact(inner)
 
-    def look(weights: Tensor) -> tuple[Tensor, Tensor]:
-        found = gradient(Meta(_unflat(weights, meta.weights), {}), task)
-        return found.loss.detach().cpu().double(), flat(doubled(found.grads.weights)).detach().cpu()
+    def evaluate(weights: Tensor) -> tuple[Tensor, Tensor]:
+        found = gradient(Meta(_unflatten(weights, meta.weights), {}), task)
+        return found.loss.detach().cpu().double(), flatten(to_float64(found.grads.weights)).detach().cpu()
 
-    offset, slope = look(torch.zeros(count, dtype=torch.float64))
-    columns = [look(unit)[1] - slope for unit in torch.eye(count, dtype=torch.float64)]
+    offset, slope = evaluate(torch.zeros(count, dtype=torch.float64))
+    columns = [evaluate(unit)[1] - slope for unit in torch.eye(count, dtype=torch.float64)]
     matrix = torch.stack(columns, dim=1)
     found = Quadratic((matrix + matrix.T) / 2, slope, offset)
-    _check_quadratic(found, look, count)
+    _check_quadratic(found, evaluate, count)
     return found
 
 
-def _check_quadratic(found: Quadratic, look: Look, count: int) -> None:
+def _check_quadratic(found: Quadratic, evaluate: Evaluate, count: int) -> None:
     point = torch.from_numpy(generator(count).standard_normal(count))
-    told, really = float(found(point)), float(look(point)[0])
-    if not abs(told - really) <= TOLERANCE * (1 + abs(really)):
+    predicted, actual = float(found(point)), float(evaluate(point)[0])
+    if not abs(predicted - actual) <= TOLERANCE * (1 + abs(actual)):
         raise ValueError(
-            f"f(U(w)) is no quadratic in the weights: at a random point it is {really:.6g}, by algebra {told:.6g}. It "
+            f"f(U(w)) is no quadratic in the weights: at a random point it is {actual:.6g}, by algebra {predicted:.6g}. It "
             "is one for a model that is linear in its weights, with loss 'mse' and an inner rule that is affine in them"
         )
 
@@ -99,6 +99,6 @@ def minimise(quadratic: Quadratic) -> Minimum:
     return Minimum(float(quadratic(weights)), weights)
 
 
-def _unflat(weights: Tensor, like: Params) -> Params:
+def _unflatten(weights: Tensor, like: Params) -> Params:
     parts = torch.split(weights, [value.numel() for value in like.values()])
     return {n: part.reshape(v.shape).to(v.device) for part, (n, v) in zip(parts, like.items(), strict=True)}

@@ -8,61 +8,66 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from online_meta.slopes import PRECISIONS, Verdict, judge, slope
+from online_meta.slopes import PRECISIONS, Verdict, check_derivative, directional_derivative
 from online_meta.types import Params
-from online_meta.watch import Called, Watch
+from online_meta.watch import LayerCall, LayerTrace
 
 
-def slope_verdict(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
+def check_gradient(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
     """Return whether autograd's gradient of ``objective`` is its slope."""
-    found = derivative(objective, at)
+    found = autograd_gradient(objective, at)
     with torch.no_grad():
-        return judge(objective, slope(found), at, PRECISIONS[next(iter(at.values())).dtype])
+        return check_derivative(objective, directional_derivative(found), at, PRECISIONS[next(iter(at.values())).dtype])
 
 
-def curvature_verdict(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
+def check_second_derivative(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
     """Return whether autograd's second derivative of ``objective`` is the slope of its gradient."""
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
-    grads = derivative(objective, leaves, again=True)
+    grads = autograd_gradient(objective, leaves, create_graph=True)
 
-    def along(direction: Params) -> Tensor:
+    def derivative_along(direction: Params) -> Tensor:
         with torch.enable_grad():
-            dot = slope(grads)(direction)
+            dot = directional_derivative(grads)(direction)
         if not dot.requires_grad:
-            return flat({name: torch.zeros_like(value) for name, value in at.items()})
+            return flatten({name: torch.zeros_like(value) for name, value in at.items()})
         tensors = [*leaves.values()]
         kept = torch.autograd.grad(dot, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return flat(dict(zip(leaves, kept, strict=True)))
+        return flatten(dict(zip(leaves, kept, strict=True)))
 
-    return judge(lambda at: flat(derivative(objective, at)), along, at, PRECISIONS[next(iter(at.values())).dtype])
+    return check_derivative(
+        lambda at: flatten(autograd_gradient(objective, at)),
+        derivative_along,
+        at,
+        PRECISIONS[next(iter(at.values())).dtype],
+    )
 
 
-def derivative(objective: Callable[[Params], Tensor], at: Params, *, again: bool = False) -> Params:
-    """Return autograd's gradient, zeros where nothing depends; with ``again`` it can be differentiated."""
+def autograd_gradient(objective: Callable[[Params], Tensor], at: Params, *, create_graph: bool = False) -> Params:
+    """Return autograd's gradient, zeros where nothing depends; with ``create_graph`` it can be differentiated."""
     with torch.enable_grad():
-        if not again:
+        if not create_graph:
             at = {name: value.detach().requires_grad_() for name, value in at.items()}
         loss = objective(at)
         if not loss.requires_grad:
             return {name: torch.zeros_like(value) for name, value in at.items()}
         tensors = [*at.values()]
-        grads = torch.autograd.grad(loss, tensors, create_graph=again, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     return dict(zip(at, grads, strict=True))
 
 
-def flat(params: Params) -> Tensor:
+def flatten(params: Params) -> Tensor:
     """Return all entries in one vector."""
     return torch.cat([value.flatten() for value in params.values()])
 
 
-def find_wrong(watch: Watch, verdict: Callable[[Callable[[Params], Tensor], Params], Verdict]) -> str | None:
+def find_wrong_layer(trace: LayerTrace, verdict: Callable[[Callable[[Params], Tensor], Params], Verdict]) -> str | None:
     """Return the name of the innermost layer of which ``verdict`` is "wrong", or which fails; None for no layer."""
     tried = set()
-    for call in watch.calls:  # A layer's own layers end before it does.
+    for call in trace.calls:  # A layer's own layers end before it does.
         if call.name in tried:
             continue
         tried.add(call.name)
-        objective, at = _alone(call)
+        objective, at = _isolate_call(call)
         if not at:
             continue
         try:
@@ -73,19 +78,19 @@ def find_wrong(watch: Watch, verdict: Callable[[Callable[[Params], Tensor], Para
     return None
 
 
-def _alone(call: Called) -> tuple[Callable[[Params], Tensor], Params]:
+def _isolate_call(call: LayerCall) -> tuple[Callable[[Params], Tensor], Params]:
     """Return a layer's call as a scalar function of its weights and floating inputs, and where it was called."""
-    leaves, structure = tree_flatten((call.given, call.options))
+    leaves, structure = tree_flatten((call.args, call.kwargs))
     inputs = {
         f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()
     }
-    weights = {f"weight {name}": value for name, value in call.state.items() if value.is_floating_point()}
+    weights = {f"weight {name}": value for name, value in call.parameters.items() if value.is_floating_point()}
 
     def objective(at: Params) -> Tensor:
-        state = {name: at.get(f"weight {name}", value) for name, value in call.state.items()}
-        given, options = tree_unflatten([at.get(f"input {i}", leaf) for i, leaf in enumerate(leaves)], structure)
+        state = {name: at.get(f"weight {name}", value) for name, value in call.parameters.items()}
+        args, kwargs = tree_unflatten([at.get(f"input {i}", leaf) for i, leaf in enumerate(leaves)], structure)
         torch.manual_seed(0)
-        result: Any = functional_call(call.layer, {**call.buffers, **state}, given, options)
+        result: Any = functional_call(call.layer, {**call.buffers, **state}, args, kwargs)
         outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         random = torch.Generator().manual_seed(1)
         shares = [torch.randn(one.shape, generator=random, dtype=torch.float64).to(one) for one in outputs]

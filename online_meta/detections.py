@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from online_meta.segments import Segment
+from online_meta.segments import TaskSegment
 
 
-class Detections(NamedTuple):
+class ChangepointMetrics(NamedTuple):
     """What became of the changes of a stream.
 
     Attributes:
@@ -40,60 +40,64 @@ class Detections(NamedTuple):
         return 1000 * self.false_alarms / self.samples
 
 
-def compare(changes: Sequence[int], segments: Sequence[Segment], within: int = 10) -> Detections:
+def evaluate_segments(
+    changes: Sequence[int], segments: Sequence[TaskSegment], tolerance: int = 10
+) -> ChangepointMetrics:
     """Compare the end of every segment but the last with where tasks really changed.
 
-    An end belongs to the nearest change that it is at most ``within`` samples off, that had come when it was told of
+    An end belongs to the nearest change that it is at most ``tolerance`` samples off, that had come when it was told of
     and that no earlier end belongs to. An end that belongs to none is a false alarm.
 
     Args:
         changes: the places of the first samples of all tasks but the first, in ascending order.
-        segments: the whole stream, as ``cut_samples`` cuts it.
-        within: how far off an end may be, in samples.
+        segments: the whole stream, as ``segment_samples`` cuts it.
+        tolerance: how far off an end may be, in samples.
 
     Raises:
         ValueError: if the segments are not a whole stream, or a change lies outside it or out of order.
     """
-    return compare_blocks(changes, segments, segments[-1].end if segments else 1, within)[0]
+    return evaluate_blocks(changes, segments, segments[-1].end if segments else 1, tolerance)[0]
 
 
-def compare_blocks(
-    changes: Sequence[int], segments: Sequence[Segment], size: int, within: int = 10
-) -> list[Detections]:
-    """Return what ``compare`` does for each block of ``size`` samples, the last of which may be shorter.
+def evaluate_blocks(
+    changes: Sequence[int], segments: Sequence[TaskSegment], size: int, tolerance: int = 10
+) -> list[ChangepointMetrics]:
+    """Return what ``evaluate_segments`` does for each block of ``size`` samples, the last of which may be shorter.
 
     A change counts in the block in which it lies, whenever it is told of; a false alarm where the end is that was told.
-    Raises what ``compare`` does, and ``ValueError`` if ``size`` is below 1.
+    Raises what ``evaluate_segments`` does, and ``ValueError`` if ``size`` is below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}: a block has 1 sample or more")
-    found = _match(changes, segments, within)
+    found = _match(changes, segments, tolerance)
     samples = segments[-1].end
     right = set(found.values())
     false = [segment.end for segment in segments[:-1] if segment not in right]
     blocks = [range(first, min(first + size, samples)) for first in range(0, samples, size)]
-    pure = [0] * len(blocks)
+    majority = [0] * len(blocks)
     for segment in segments:
-        for at in _main_part(changes, segment):
-            pure[at // size] += 1
-    return [_count(changes, found, false, block, pure[place]) for place, block in enumerate(blocks)]
+        for at in _majority_samples(changes, segment):
+            majority[at // size] += 1
+    return [_count(changes, found, false, block, majority[place]) for place, block in enumerate(blocks)]
 
 
-def _count(changes: Sequence[int], found: dict[int, Segment], false: list[int], block: range, pure: int) -> Detections:
+def _count(
+    changes: Sequence[int], found: dict[int, TaskSegment], false: list[int], block: range, majority: int
+) -> ChangepointMetrics:
     here = [change for change in changes if change in block]
-    told = [change for change in here if change in found]
-    return Detections(
+    detected = [change for change in here if change in found]
+    return ChangepointMetrics(
         len(here),
-        tuple(found[change].seen - change for change in told),
-        len(here) - len(told),
+        tuple(found[change].detected_at - change for change in detected),
+        len(here) - len(detected),
         sum(end in block for end in false),
         len(block),
-        tuple(abs(found[change].end - change) for change in told),
-        pure / len(block),
+        tuple(abs(found[change].end - change) for change in detected),
+        majority / len(block),
     )
 
 
-def _match(changes: Sequence[int], segments: Sequence[Segment], within: int) -> dict[int, Segment]:
+def _match(changes: Sequence[int], segments: Sequence[TaskSegment], tolerance: int) -> dict[int, TaskSegment]:
     """Return the changes that were found, each with the segment that ends there."""
     ends = [0, *(segment.end for segment in segments)]
     if not segments or [segment.begin for segment in segments] != ends[:-1] or ends != sorted(set(ends)):
@@ -101,16 +105,16 @@ def _match(changes: Sequence[int], segments: Sequence[Segment], within: int) -> 
     samples = segments[-1].end
     if list(changes) != sorted(set(changes)) or any(not 0 < change < samples for change in changes):
         raise ValueError(f"changes ascend and lie between 0 and {samples}, both excluded")
-    found: dict[int, Segment] = {}
+    found: dict[int, TaskSegment] = {}
     for segment in segments[:-1]:
-        open_ones = [change for change in changes if change not in found and change < segment.seen]
-        nearest = min(open_ones, key=lambda change: abs(change - segment.end), default=None)
-        if nearest is not None and abs(nearest - segment.end) <= within:
+        candidates = [change for change in changes if change not in found and change < segment.detected_at]
+        nearest = min(candidates, key=lambda change: abs(change - segment.end), default=None)
+        if nearest is not None and abs(nearest - segment.end) <= tolerance:
             found[nearest] = segment
     return found
 
 
-def _main_part(changes: Sequence[int], segment: Segment) -> list[int]:
+def _majority_samples(changes: Sequence[int], segment: TaskSegment) -> list[int]:
     """Return the samples of a segment that are of the task that most of them are of."""
     tasks = [bisect_right(changes, sample) for sample in range(segment.begin, segment.end)]
     (main, _), *_ = Counter(tasks).most_common(1)

@@ -28,10 +28,10 @@ def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
     if is_transformed():
         found: Params = torch.func.grad(objective)(at)
         return found
-    again = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # A value in a graph stays in it; for one that is in none, or whose graph nobody records, a leaf of its own.
-        at = {n: v if again and v.requires_grad else v.detach().requires_grad_() for n, v in at.items()}
+        at = {n: v if create_graph and v.requires_grad else v.detach().requires_grad_() for n, v in at.items()}
         loss = objective(at)
         if not (at and loss.requires_grad):
             return {name: torch.zeros_like(value) for name, value in at.items()}
@@ -40,7 +40,7 @@ def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
         # computed again going back takes it once more.
         with torch.autograd.set_multithreading_enabled(False):
             grads = torch.autograd.grad(
-                loss, [*at.values()], create_graph=again, allow_unused=True, materialize_grads=True
+                loss, [*at.values()], create_graph=create_graph, allow_unused=True, materialize_grads=True
             )
     return dict(zip(at, grads, strict=True))
 
@@ -57,7 +57,7 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
     with torch.enable_grad():
         fresh = [leaf.detach().requires_grad_() for leaf in leaves]
         value = function(*tree_unflatten(fresh, structure))
-    ends = [_end(output) for output in tree_flatten(value)[0]]
+    ends = [_gradient_edge(output) for output in tree_flatten(value)[0]]
 
     def pull(cotangent: Any) -> Any:
         pairs = zip(ends, tree_flatten(cotangent)[0], strict=True)
@@ -72,7 +72,7 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
     return tree_map(torch.Tensor.detach, value), pull
 
 
-def _end(output: Tensor) -> Tensor | GradientEdge | None:
+def _gradient_edge(output: Tensor) -> Tensor | GradientEdge | None:
     """Return where going back begins, without the output's memory where that can be had; None without a graph."""
     if not output.requires_grad:
         return None

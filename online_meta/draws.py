@@ -11,7 +11,7 @@ from torch import Tensor
 from online_meta.types import MetaGrad, Params
 
 
-class Draw(NamedTuple):
+class ReplayRequest(NamedTuple):
     """A question to a replay policy: a meta-batch of at most ``batch`` of the past ``rounds``, in ascending order.
 
     ``seed``, ``round`` (the newest round) and ``step`` (of this round's meta-steps, from 0) name the draw.
@@ -24,7 +24,7 @@ class Draw(NamedTuple):
     batch: int
 
 
-class Pick(NamedTuple):
+class ReplaySample(NamedTuple):
     """A past round with its ``weight`` and ``share``: a meta-step goes by sum(weight * gradient) / sum(share).
 
     Shares count draws: 1, or more for a round that was drawn more than once. That the expected step is that of the
@@ -36,23 +36,25 @@ class Pick(NamedTuple):
     share: float = 1.0
 
 
-class Replay(NamedTuple):
+class ReplayPolicy(NamedTuple):
     """A replay policy as pure functions; ``memory`` are named tensors, saved with the learner.
 
-    ``pick(memory, draw) -> picks`` answers a draw. What a policy does not need it leaves out:
+    ``sample(memory, request) -> samples`` answers a draw. What a policy does not need it leaves out:
     ``start() -> memory`` makes what it remembers to begin with;
-    ``meet(memory, draw) -> memory`` is called before the first of a round's draws, with that draw;
+    ``begin_round(memory, request) -> memory`` is called before the first of a round's draws, with that draw;
     ``measure(gradient) -> (values,)`` says what the policy wants to know of a round's meta-gradient, of the draws that
     it is part of; meta-gradients are then taken one by one;
-    ``note(memory, draw, rounds, values) -> memory`` is told so after the draw: ``values`` is (rounds, values), NaN
+    ``record(memory, request, rounds, values) -> memory`` is told so after the draw: ``values`` is (rounds, values), NaN
     where a gradient was not finite.
     """
 
-    pick: Callable[[Params, Draw], list[Pick]]
+    sample: Callable[[Params, ReplayRequest], list[ReplaySample]]
     start: Callable[[], Params] = dict
-    meet: Callable[[Params, Draw], Params] = lambda memory, draw: memory
+    begin_round: Callable[[Params, ReplayRequest], Params] = lambda memory, request: memory
     measure: Callable[[MetaGrad], Tensor] | None = None
-    note: Callable[[Params, Draw, list[int], Tensor], Params] = lambda memory, draw, rounds, values: memory
+    record: Callable[[Params, ReplayRequest, list[int], Tensor], Params] = lambda memory, request, rounds, values: (
+        memory
+    )
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -60,31 +62,33 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def draw_random(draw: Draw) -> np.random.Generator:
+def request_generator(request: ReplayRequest) -> np.random.Generator:
     """Return the random generator of a draw."""
-    return generator(draw.seed, draw.round, draw.step)
+    return generator(request.seed, request.round, request.step)
 
 
-def pick_evenly(rounds: Sequence[int] | NDArray[np.int64], many: int, random: np.random.Generator) -> list[int]:
+def sample_uniformly(rounds: Sequence[int] | NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:
     """Return min(many, len(rounds)) distinct ones of ``rounds``, each set of them as likely as any other."""
-    if len(rounds) <= many:
+    if len(rounds) <= count:
         return [int(round) for round in rounds]
     # Drawing without replacement would cost O(count) memory by permutation; a set of redraws does not.
     chosen: dict[int, None] = {}
-    while len(chosen) < many:
+    while len(chosen) < count:
         chosen.setdefault(int(random.integers(len(rounds))))
     return [int(rounds[index]) for index in chosen]
 
 
-def pick_by_chance(chances: NDArray[np.float64], many: int, random: np.random.Generator) -> list[tuple[int, int]]:
-    """Return (index, hits) of ``many`` hits by systematic sampling (Madow, 1949), those without a hit left out.
+def sample_systematically(
+    probabilities: NDArray[np.float64], count: int, random: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Return (index, hits) of ``count`` hits by systematic sampling (Madow, 1949), those without a hit left out.
 
     The expected hits of an index are many * chances[index] / sum(chances), and the hits differ from it by less than 1.
     The order is shuffled first, so that neighbours are not drawn together more often than others.
     """
-    order = random.permutation(len(chances))
-    ends = np.cumsum(chances[order])
-    points = (np.arange(many) + random.random()) * (ends[-1] / many)
+    order = random.permutation(len(probabilities))
+    ends = np.cumsum(probabilities[order])
+    points = (np.arange(count) + random.random()) * (ends[-1] / count)
     found = np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)
     return [(int(order[at]), int(hits)) for at, hits in zip(*np.unique(found, return_counts=True), strict=True)]
 
@@ -99,7 +103,7 @@ def hash_rounds(seed: int, rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def rounds_behind(rounds: Sequence[int], first: int) -> NDArray[np.int64]:
+def rounds_from(rounds: Sequence[int], first: int) -> NDArray[np.int64]:
     """Return the rounds from ``first`` on, in ascending order; costs no more than their number, and a search."""
     low, high = 0, len(rounds)
     while low < high:
@@ -108,14 +112,14 @@ def rounds_behind(rounds: Sequence[int], first: int) -> NDArray[np.int64]:
     return np.array(rounds[low:], np.int64)
 
 
-def still_there(rounds: Sequence[int], asked: NDArray[np.int64]) -> NDArray[np.bool_]:
+def among_rounds(rounds: Sequence[int], asked: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which of ``asked`` are among ``rounds``."""
     if isinstance(rounds, range):
         return (asked >= rounds.start) & (asked < rounds.stop)
     return np.isin(asked, np.asarray(rounds))
 
 
-def as_memory(next: int, rounds: NDArray[np.int64], **others: NDArray[np.generic]) -> Params:
+def pack_memory(next: int, rounds: NDArray[np.int64], **others: NDArray[np.generic]) -> Params:
     """Return a memory of ``rounds`` and other arrays, and of the ``next`` round that is not in it yet."""
     arrays = {"next": np.array(next, np.int64), "rounds": rounds, **others}
     return {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}

@@ -6,64 +6,64 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from online_meta.draws import Pick
+from online_meta.draws import ReplaySample
 from online_meta.summing import TaskSum
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
-FiniteSum = Callable[[Meta, Sequence[Task], Sequence[Pick]], tuple[MetaGrad, float]]
+SkippingSum = Callable[[Meta, Sequence[Task], Sequence[ReplaySample]], tuple[MetaGrad, float]]
 """(meta, tasks, their picks) -> the weighted sum of the finite gradients, and the sum of their shares."""
 
 
-def sum_finite(together: TaskSum) -> FiniteSum:
-    """Return ``together`` without the tasks whose loss or gradient is not finite, and the shares that are left.
+def sum_skipping_nonfinite(task_sum: TaskSum) -> SkippingSum:
+    """Return ``task_sum`` without the tasks whose loss or gradient is not finite, and the shares that are left.
 
     One such task, revisited by replay, would otherwise void every meta-step that it is part of. Only a sum
     that is not finite is taken apart, so it costs nothing where there is no such task. Of no tasks at all
     the sum is zeros and the shares are 0.
     """
 
-    def summed(meta: Meta, tasks: Sequence[Task], picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
+    def sum_tasks(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
         if tasks:
-            total = together(meta, tasks, [pick.weight for pick in picks])
+            total = task_sum(meta, tasks, [sample.weight for sample in samples])
             if is_finite(total):
-                return total, sum(pick.share for pick in picks)
-        return _one_by_one(together.gradient, meta, tasks, picks, lambda gradient: None)
+                return total, sum(sample.share for sample in samples)
+        return _one_by_one(task_sum.gradient, meta, tasks, samples, lambda gradient: None)
 
-    return summed
+    return sum_tasks
 
 
-def sum_measured(
-    gradient: MetaGradient, measure: Callable[[MetaGrad], Tensor], told: Callable[[list[float]], None]
-) -> FiniteSum:
-    """Return what ``sum_finite`` does, one by one: ``told`` hears what ``measure`` says of each task's gradient."""
+def sum_with_measurements(
+    gradient: MetaGradient, measure: Callable[[MetaGrad], Tensor], on_measured: Callable[[list[float]], None]
+) -> SkippingSum:
+    """Return what ``sum_skipping_nonfinite`` does, one by one: ``on_measured`` hears what ``measure`` says of each task's gradient."""
 
-    def tell(found: MetaGrad) -> None:
+    def report(found: MetaGrad) -> None:
         values = measure(found).double()
-        told((values if is_finite(found) else torch.full_like(values, torch.nan)).tolist())
+        on_measured((values if is_finite(found) else torch.full_like(values, torch.nan)).tolist())
 
-    def summed(meta: Meta, tasks: Sequence[Task], picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
-        return _one_by_one(gradient, meta, tasks, picks, tell)
+    def sum_tasks(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
+        return _one_by_one(gradient, meta, tasks, samples, report)
 
-    return summed
+    return sum_tasks
 
 
 def _one_by_one(
     gradient: MetaGradient,
     meta: Meta,
     tasks: Sequence[Task],
-    picks: Sequence[Pick],
-    tell: Callable[[MetaGrad], None],
+    samples: Sequence[ReplaySample],
+    report: Callable[[MetaGrad], None],
 ) -> tuple[MetaGrad, float]:
     some = next(iter(meta.weights.values()))
-    total, left = MetaGrad(some.new_zeros(()), zeros(meta)), 0.0
-    for task, pick in zip(tasks, picks, strict=True):
+    total, total_share = MetaGrad(some.new_zeros(()), zeros(meta)), 0.0
+    for task, sample in zip(tasks, samples, strict=True):
         found = gradient(meta, task)
-        tell(found)
-        share = scale(found, pick.weight)
+        report(found)
+        share = scale(found, sample.weight)
         if is_finite(share):
-            total, left = add(total, share), left + pick.share
-    return total, left
+            total, total_share = add(total, share), total_share + sample.share
+    return total, total_share
 
 
 def is_finite(*trees: object) -> bool:

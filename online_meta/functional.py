@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from online_meta.attention import math_attention
-from online_meta.batch_norm import speed_up
+from online_meta.batch_norm import use_fast_double_backward
 from online_meta.memory import bytes_of
 from online_meta.precision import in_precision
 from online_meta.recompute import recompute_blocks
@@ -44,7 +44,7 @@ def _output(
 ) -> OutputFn:
     needed = frozenset(name for name, weight in module.named_parameters() if weight.requires_grad)
     known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
-    own = _PerThread(skeleton, recompute, random)
+    own = _SkeletonPerThread(skeleton, recompute, random)
 
     def output(params: Params, x: Tensor) -> Tensor:
         if not needed <= params.keys() <= known:
@@ -58,7 +58,7 @@ def _output(
     return output
 
 
-class _PerThread(threading.local):
+class _SkeletonPerThread(threading.local):
     """A skeleton for each thread: ``functional_call`` puts the parameters in force into the module itself."""
 
     def __init__(self, skeleton: nn.Module, recompute: Sequence[str], random: bool) -> None:
@@ -85,7 +85,7 @@ def _skeleton(module: nn.Module) -> nn.Module:
     tensors: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
     tensors |= {id(b): b.to("meta") for b in module.buffers()}
     skeleton = copy.deepcopy(module, tensors)
-    speed_up(skeleton)
+    use_fast_double_backward(skeleton)
     return skeleton
 
 
@@ -95,8 +95,8 @@ class ModelLoss:
 
     ``training`` is the model as it learns, in its module's own mode. A model that is ``random`` there (dropout)
     is seeded by the inner loop, and judged by ``output``, the model in evaluation mode; elsewhere the two are one.
-    ``frozen`` are the names of weights that it holds itself, in ``held_bytes`` together with its buffers;
-    ``keeping`` is the same loss without recomputation, where there is one: what looks at layers looks at that.
+    ``frozen`` are the names of weights that it holds itself, in ``constant_bytes`` together with its buffers;
+    ``without_recompute`` is the same loss without recomputation, where there is one: what looks at layers looks at that.
     """
 
     output: OutputFn
@@ -104,8 +104,8 @@ class ModelLoss:
     training: OutputFn
     random: bool = False
     frozen: frozenset[str] = frozenset()
-    held_bytes: int = 0
-    keeping: "ModelLoss | None" = None
+    constant_bytes: int = 0
+    without_recompute: "ModelLoss | None" = None
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The scalar loss of ``batch`` under ``params``, as the model learns."""
@@ -138,28 +138,28 @@ def model_loss(
             raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
         loss = LOSSES[loss]
     if random is None:
-        random = any(_drops(layer) for layer in module.modules())
+        random = any(_has_dropout(layer) for layer in module.modules())
     constants = _constants(module)
     frozen = frozenset(name for name, weight in module.named_parameters() if not weight.requires_grad)
 
-    def made(criterion: Criterion, again: Sequence[str], keeping: ModelLoss | None) -> ModelLoss:
+    def build(criterion: Criterion, again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
         training = _output(module, _skeleton(module), constants, again, random)
         output = _output(module, _skeleton(module).eval(), constants, again, False) if random else training
         if precision is not None:
             training, output = in_precision(training, precision), in_precision(output, precision)
-        return ModelLoss(output, criterion, training, random, frozen, bytes_of(constants), keeping)
+        return ModelLoss(output, criterion, training, random, frozen, bytes_of(constants), without_recompute)
 
-    return made(loss, recompute, made(loss, (), None) if recompute else None)
+    return build(loss, recompute, build(loss, (), None) if recompute else None)
 
 
-def _drops(layer: nn.Module) -> bool:
+def _has_dropout(layer: nn.Module) -> bool:
     """Return whether a layer of torch draws random numbers: dropout of its own, or inside attention or a recurrence."""
     share = getattr(layer, "dropout", 0.0)  # of MultiheadAttention and RNNs a number, of transformer layers a module
     own = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else share
     return layer.training and isinstance(own, float | int) and own > 0
 
 
-def judged(loss: LossFn) -> LossFn:
+def evaluation_loss(loss: LossFn) -> LossFn:
     """Return the loss that scores are made of: without dropout, where ``loss`` tells the two apart."""
     evaluate: LossFn = getattr(loss, "evaluate", loss)
     return evaluate
@@ -174,4 +174,4 @@ def accuracy_of(output: OutputFn) -> AccuracyFn:
     return accuracy
 
 
-__all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "judged", "model_loss", "model_output"]
+__all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "evaluation_loss", "model_loss", "model_output"]

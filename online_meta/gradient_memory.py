@@ -8,13 +8,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from online_meta.memory import peak_bytes
-from online_meta.paths import Part, stack, vmapped
+from online_meta.paths import Group, stack, vmapped
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 Estimator = Callable[[int], MetaGradient]
 """The number of inner steps -> the estimator of the meta-gradient with so many."""
 
-FEW = 2
+PROBE_STEPS = 2
 """Inner steps that are run to see what a step takes; one more shows what a step adds."""
 
 
@@ -30,21 +30,21 @@ class GradientPeak(NamedTuple):
         return self.trajectory + self.graph
 
 
-def points_kept(steps: int, *, rematerialise: bool = False, offload: bool = False) -> int:
+def stored_points(steps: int, *, rematerialise: bool = False, offload: bool = False) -> int:
     """Return how many points of the trajectory lie in the memory of the device at once.
 
     K, or ceil(K / s) - 1 + s with s = ceil(sqrt(K)) rematerialised (see ``pull_back``); offloaded one is worked on
     while the next is made.
     """
     if offload:
-        return min(steps, FEW)
-    if not rematerialise or steps < FEW:
+        return min(steps, PROBE_STEPS)
+    if not rematerialise or steps < PROBE_STEPS:
         return steps
-    stretch = math.isqrt(steps - 1) + 1
-    starts = -(-steps // stretch)
-    last = steps - (starts - 1) * stretch
+    segment_length = math.isqrt(steps - 1) + 1
+    starts = -(-steps // segment_length)
+    last = steps - (starts - 1) * segment_length
     # Going forth the last stretch is kept after all starts; going back, the stretch before it after one start less.
-    return max(starts - 1 + last, starts - 2 + stretch)
+    return max(starts - 1 + last, starts - 2 + segment_length)
 
 
 def gradient_peak(
@@ -64,21 +64,21 @@ def gradient_peak(
     """
 
     def peak(steps: int) -> int:
-        return _peak_of(estimator(steps), meta, task, rows)
+        return _measure_peak(estimator(steps), meta, task, rows)
 
-    if steps <= FEW:
+    if steps <= PROBE_STEPS:
         return GradientPeak(0, peak(steps))
-    few, more = peak(FEW), peak(FEW + 1)
-    kept = points_kept(steps, rematerialise=rematerialise, offload=offload)
-    trajectory = (more - few) * kept
-    return GradientPeak(trajectory, few + (more - few) * (kept - FEW) - trajectory)
+    few, more = peak(PROBE_STEPS), peak(PROBE_STEPS + 1)
+    points = stored_points(steps, rematerialise=rematerialise, offload=offload)
+    trajectory = (more - few) * points
+    return GradientPeak(trajectory, few + (more - few) * (points - PROBE_STEPS) - trajectory)
 
 
-def _peak_of(gradient: MetaGradient, meta: Meta, task: Task, rows: int) -> int:
+def _measure_peak(gradient: MetaGradient, meta: Meta, task: Task, rows: int) -> int:
     def work(meta: Meta, task: Task) -> MetaGrad:
         if not rows:
             return gradient(meta, task)
-        stacked = stack(Part("", [task] * rows, [1.0] * rows), rows, next(iter(meta.weights.values())))
+        stacked = stack(Group("", [task] * rows, [1.0] * rows), rows, next(iter(meta.weights.values())))
         return vmapped(gradient)(meta, *stacked)
 
     try:

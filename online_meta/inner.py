@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from online_meta.differentiate import gradient
-from online_meta.randomness import BEGIN, seeded
+from online_meta.randomness import INIT_STEP, seeded
 from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params
 
 
@@ -50,7 +50,7 @@ class Inner:
     def adapt(self, meta: Meta, support: Batch) -> Params:
         """Return the parameters that the model has after adapting to ``support``; keeps no graph."""
         with torch.no_grad():
-            return see(self, meta, finish(self, meta, support).phi)
+            return effective_params(self, meta, run_inner_loop(self, meta, support).phi)
 
 
 def fast_weights(inner: Inner, weights: Params) -> Params:
@@ -64,14 +64,14 @@ def slow_weights(inner: Inner, weights: Params) -> Params:
     return {n: w for n, w in weights.items() if n not in fast}
 
 
-def see(inner: Inner, meta: Meta, phi: Params) -> Params:
+def effective_params(inner: Inner, meta: Meta, phi: Params) -> Params:
     """Return what the model is called with: slow weights and ``phi``, through the rule's view."""
     return inner.rule.view(meta.rule, {**meta.weights, **phi})
 
 
-def begin(inner: Inner, meta: Meta, support: Batch) -> Carry:
+def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
     """Return the carry before the first step: phi_0 and the rule's first state."""
-    with _drawing(inner, support, BEGIN):
+    with _seeded_if_random(inner, support, INIT_STEP):
         return inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
 
 
@@ -79,9 +79,9 @@ def support_gradient(inner: Inner, meta: Meta, phi: Params, support: Batch, k: i
     """Return grad L(phi) on the support set at inner step ``k``, differentiable once more."""
 
     def objective(fast: Params) -> Tensor:
-        return inner.loss(see(inner, meta, fast), support)
+        return inner.loss(effective_params(inner, meta, fast), support)
 
-    with _drawing(inner, support, k + 1):
+    with _seeded_if_random(inner, support, k + 1):
         return gradient(objective, phi)
 
 
@@ -90,19 +90,19 @@ def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carr
 
     ``meta.weights`` need hold only the slow weights: the fast ones are read from ``carry``.
     """
-    return move(inner, meta, carry, support_gradient(inner, meta, carry.phi, support, k), support, k)
+    return apply_update(inner, meta, carry, support_gradient(inner, meta, carry.phi, support, k), support, k)
 
 
-def move(inner: Inner, meta: Meta, carry: Carry, grads: Params, support: Batch, k: int) -> Carry:
+def apply_update(inner: Inner, meta: Meta, carry: Carry, grads: Params, support: Batch, k: int) -> Carry:
     """Return the carry after the rule's update ``k`` by the gradients ``grads``."""
-    with _drawing(inner, support, k + 1):
+    with _seeded_if_random(inner, support, k + 1):
         return inner.rule.update(meta.rule, carry, grads, k)
 
 
-def finish(inner: Inner, meta: Meta, support: Batch) -> Carry:
+def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
     """Return the carry after the last step; keeps no graph."""
     with torch.no_grad():
-        carry = begin(inner, meta, support)
+        carry = init_carry(inner, meta, support)
         for k in range(inner.steps):
             carry = step(inner, meta, carry, support, k)
         return carry
@@ -110,10 +110,10 @@ def finish(inner: Inner, meta: Meta, support: Batch) -> Carry:
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
     """Return the loss that the meta-gradient is of: that of ``phi`` on the query set."""
-    with _drawing(inner, query, BEGIN):
-        return inner.loss(see(inner, meta, phi), query)
+    with _seeded_if_random(inner, query, INIT_STEP):
+        return inner.loss(effective_params(inner, meta, phi), query)
 
 
-def _drawing(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
+def _seeded_if_random(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
     random = inner.rule.random or getattr(inner.loss, "random", False)
     return seeded(batch, step) if random else nullcontext()

@@ -12,7 +12,7 @@ from online_meta.differentiate import is_transformed
 Tree = TypeVar("Tree")
 
 
-def laid_aside(tree: Tree) -> Callable[[], Tree]:
+def offload_to_host(tree: Tree) -> Callable[[], Tree]:
     """Copy a tree's tensors to pinned memory of the host; return what brings them back to where they were.
 
     Both ways are copies to the bit in the order of the device's stream, for which nobody waits. Tensors on a CPU stay
@@ -21,11 +21,11 @@ def laid_aside(tree: Tree) -> Callable[[], Tree]:
     devices = tree_map(lambda leaf: leaf.device, tree)
     host = tree_map(_to_host, tree)
 
-    def back() -> Tree:
+    def restore() -> Tree:
         found: Tree = tree_map(lambda leaf, device: leaf.to(device, non_blocking=True), host, devices)
         return found
 
-    return back
+    return restore
 
 
 def _to_host(tensor: Tensor) -> Tensor:

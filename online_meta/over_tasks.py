@@ -5,10 +5,10 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path as Folder
+from pathlib import Path
 
-from online_meta.path_finder import PathFinder
-from online_meta.paths import HOW, row_of, rows_of
+from online_meta.path_finder import Autotuner
+from online_meta.paths import BATCHING_MODES, unstack, unstack_one
 from online_meta.registry import nearest
 from online_meta.summing import TaskSum
 from online_meta.tree import scale
@@ -16,39 +16,39 @@ from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 
 def over_tasks(
-    gradient: MetaGradient, how: str = "auto", *, folder: Folder | None = None, memory_limit: int | None = None
+    gradient: MetaGradient, batching: str = "auto", *, folder: Path | None = None, memory_limit: int | None = None
 ) -> Callable[[Meta, Sequence[Task] | Task], MetaGrad]:
     """Return (meta, tasks) -> the mean loss and meta-gradient over one task or more.
 
     ``tasks`` is a list, in which shapes may differ, or one ``Task`` whose tensors are stacks of tasks, (tasks, n, ...).
-    ``how`` says which way computes: "loop", task by task; "vmap", those of one shape at once; "traced", the same as a
+    ``batching`` says which way computes: "loop", task by task; "vmap", those of one shape at once; "traced", the same as a
     recorded program; "compiled", that program compiled, which takes seconds to minutes; "auto": each is tried on the
     first tasks of a shape, the fastest that agrees with the loop goes on, and a compiled program takes over once it is
     there. The ways differ in rounding: where the same bits matter, name one. Compiled programs are kept in ``folder``,
     where nobody else may write (None: one that is removed in the end). Stacked tasks are cut so that live tensors
     stay under ``memory_limit`` bytes.
-    Raises ``ValueError`` for an unknown ``how``; the function returned does for an empty list.
+    Raises ``ValueError`` for an unknown ``batching``; the function returned does for an empty list.
     """
-    if how not in (*HOW, "auto"):
-        raise ValueError(f"how = {how!r}: {nearest(how, (*HOW, 'auto'))}")
-    own = folder is None and how in ("auto", "compiled")
-    place = Folder(tempfile.mkdtemp(prefix="online-meta-")) if own else folder
-    total = TaskSum(gradient, place)
-    find = partial(PathFinder, total, how=how, memory_limit=memory_limit, folder=place)
-    finder: PathFinder | None = None
+    if batching not in (*BATCHING_MODES, "auto"):
+        raise ValueError(f"how = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
+    own = folder is None and batching in ("auto", "compiled")
+    place = Path(tempfile.mkdtemp(prefix="online-meta-")) if own else folder
+    task_sum = TaskSum(gradient, place)
+    find = partial(Autotuner, task_sum, batching=batching, memory_limit=memory_limit, folder=place)
+    tuner: Autotuner | None = None
 
     def mean(meta: Meta, tasks: Sequence[Task] | Task) -> MetaGrad:
-        nonlocal finder
+        nonlocal tuner
         count = len(tasks.support.x) if isinstance(tasks, Task) else len(tasks)
         if not count:
             raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
-        finder = finder or find(count)
+        tuner = tuner or find(count)
         if not isinstance(tasks, Task):
-            total.follow(finder.find(meta, tasks))
-            return scale(total(meta, tasks, [1.0] * count), 1.0 / count)
-        first = row_of(tasks, 0)
-        total.follow(finder.find(meta, [first] if finder.knows(first) else rows_of(tasks)))
-        return total.of_stacked(meta, tasks, next(iter(meta.weights.values())).new_full((count,), 1.0 / count))
+            task_sum.follow(tuner.find(meta, tasks))
+            return scale(task_sum(meta, tasks, [1.0] * count), 1.0 / count)
+        first = unstack_one(tasks, 0)
+        task_sum.follow(tuner.find(meta, [first] if tuner.has_plan_for(first) else unstack(tasks)))
+        return task_sum.sum_stacked(meta, tasks, next(iter(meta.weights.values())).new_full((count,), 1.0 / count))
 
     if own and place is not None:
         weakref.finalize(mean, shutil.rmtree, place, ignore_errors=True)

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from online_meta.types import Task
 
 
-class MemoryPast:
+class MemoryReplayBuffer:
     """Keeps every task of a stream in a list."""
 
     def __init__(self) -> None:
@@ -16,17 +16,17 @@ class MemoryPast:
         """The task of that round."""
         return self._tasks[round]
 
-    def kept(self, count: int) -> Sequence[int]:
+    def available(self, count: int) -> Sequence[int]:
         """All of them."""
         return range(count)
 
-    def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
+    def distribute(self, shares: Sequence[Sequence[int]]) -> None:
         """They are all here."""
 
-    def expect(self, reader: Hashable, rounds: Iterable[int]) -> None:
+    def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
         """They are all here."""
 
-    def remember(self, round: int, task: Task) -> None:
+    def add(self, round: int, task: Task) -> None:
         """Keep the task of a round; one that is played again, by a learner that went back, takes the old one's place.
 
         Raises ``IndexError`` when a round before it is missing.

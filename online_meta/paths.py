@@ -11,30 +11,30 @@ from torch.utils._pytree import tree_map
 
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
-Chunk = Callable[[Meta, Task, Tensor], MetaGrad]
+StackedSum = Callable[[Meta, Task, Tensor], MetaGrad]
 """(meta, tasks stacked along a new first dimension, weights) -> the weighted sum of their meta-gradients."""
 
-HOW = ("loop", "vmap", "traced", "compiled")
+BATCHING_MODES = ("loop", "vmap", "traced", "compiled")
 """Task by task; all at once under ``vmap``; the same as a recorded program; the same program compiled."""
 
 
-class Path(NamedTuple):
-    """Which way computes the tasks that look like ``signature``: ``how``, ``tasks`` at a time.
+class ExecutionPlan(NamedTuple):
+    """Which way computes the tasks that look like ``signature``: ``batching``, ``tasks`` at a time.
 
     ``program`` is the digest of the traced or compiled program, empty where there is none. A sum is a function of
     its arguments and of the path, to the bit.
     """
 
-    how: str
+    batching: str
     tasks: int = 1
     signature: str = ""
     program: str = ""
 
 
-LOOP = Path("loop")
+LOOP_PLAN = ExecutionPlan("loop")
 
 
-class Part(NamedTuple):
+class Group(NamedTuple):
     """Some tasks of one signature, their weights."""
 
     signature: str
@@ -45,14 +45,14 @@ class Part(NamedTuple):
 def signature_of(task: Task) -> str:
     """Return what programs are made for: the shapes and dtypes of a task, for people to read."""
     (support_x, support_y), (query_x, query_y) = task
-    return _spell(
+    return _format_signature(
         (support_x.shape, support_x.dtype, support_y.shape, support_y.dtype),
         (query_x.shape, query_x.dtype, query_y.shape, query_y.dtype),
     )
 
 
 @lru_cache(maxsize=1024)
-def _spell(*batches: tuple[Any, ...]) -> str:
+def _format_signature(*batches: tuple[Any, ...]) -> str:
     def one(batch: tuple[Any, ...]) -> str:
         x_shape, x_dtype, y_shape, y_dtype = batch
         return (
@@ -63,46 +63,46 @@ def _spell(*batches: tuple[Any, ...]) -> str:
     return f"support {support}, query {query}"
 
 
-def parts(tasks: Sequence[Task], weights: Sequence[float], paths: Mapping[str, Path]) -> Iterator[Part]:
+def group_tasks(tasks: Sequence[Task], weights: Sequence[float], plans: Mapping[str, ExecutionPlan]) -> Iterator[Group]:
     """Yield the tasks signature by signature in the order of their first, as many at a time as its path takes."""
-    groups: dict[str, Part] = {}
+    groups: dict[str, Group] = {}
     for task, weight in zip(tasks, weights, strict=True):
         signature = signature_of(task)
-        group = groups.setdefault(signature, Part(signature, [], []))
+        group = groups.setdefault(signature, Group(signature, [], []))
         group.tasks.append(task)
         group.weights.append(weight)
     for signature, together, shares in groups.values():
-        path = paths.get(signature, LOOP)
-        most = len(together) if path.how == "loop" else path.tasks
-        for first in range(0, len(together), most):
-            yield Part(signature, together[first : first + most], shares[first : first + most])
+        plan = plans.get(signature, LOOP_PLAN)
+        size = len(together) if plan.batching == "loop" else plan.tasks
+        for first in range(0, len(together), size):
+            yield Group(signature, together[first : first + size], shares[first : first + size])
 
 
-def stack(part: Part, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
+def stack(group: Group, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
     """Return a part's tasks as one of ``tasks`` rows, and the weights; rows to spare repeat the first, at weight 0."""
-    spare = tasks - len(part.tasks)
-    rows = [*part.tasks, *[part.tasks[0]] * spare]
+    spare = tasks - len(group.tasks)
+    rows = [*group.tasks, *[group.tasks[0]] * spare]
     stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *rows)
-    return stacked, like.new_tensor([*part.weights, *[0.0] * spare])
+    return stacked, like.new_tensor([*group.weights, *[0.0] * spare])
 
 
-def vmapped(gradient: MetaGradient) -> Chunk:
+def vmapped(gradient: MetaGradient) -> StackedSum:
     """Return the sum over stacked tasks by ``torch.func.vmap`` of the one-task gradient."""
 
-    def chunk(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
+    def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         each = vmap(gradient, in_dims=(None, 0))(meta, stacked)
         total: MetaGrad = tree_map(lambda leaf: torch.tensordot(weights.to(leaf.dtype), leaf, 1), each)
         return total
 
-    return chunk
+    return stacked_sum
 
 
-def rows_of(stacked: Task) -> list[Task]:
+def unstack(stacked: Task) -> list[Task]:
     """Return the tasks that are stacked along the first dimension."""
-    return [row_of(stacked, k) for k in range(len(stacked.support.x))]
+    return [unstack_one(stacked, k) for k in range(len(stacked.support.x))]
 
 
-def row_of(stacked: Task, k: int) -> Task:
+def unstack_one(stacked: Task, k: int) -> Task:
     """Return task ``k`` of a stack."""
     (support_x, support_y), (query_x, query_y) = stacked
     return Task(Batch(support_x[k], support_y[k]), Batch(query_x[k], query_y[k]))

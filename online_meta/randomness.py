@@ -10,10 +10,10 @@ import torch
 from online_meta.draws import generator
 from online_meta.types import Batch
 
-BEGIN = 0
+INIT_STEP = 0
 """The step that stands for the beginning of the inner loop; inner step k draws as ``k + 1``."""
 
-_drawing = threading.RLock()
+_generator_lock = threading.RLock()
 
 
 @contextmanager
@@ -24,12 +24,12 @@ def seeded(batch: Batch, step: int) -> Iterator[None]:
     Torch's generators belong to the process, so threads take turns.
     """
     devices = [batch.x.device] if batch.x.device.type == "cuda" else []
-    with _drawing, torch.random.fork_rng(devices):
+    with _generator_lock, torch.random.fork_rng(devices):
         torch.manual_seed(int(generator(_checksum(batch), step).integers(2**32)))
         yield
 
 
-def repeatable(devices: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
+def capture_generator_state(devices: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
     """Return a context, to be entered any number of times, in which torch draws the numbers that it draws next now.
 
     ``devices`` are the CUDA devices that draw beside the CPU. Torch's generators are left as they were.
@@ -37,14 +37,14 @@ def repeatable(devices: Sequence[int]) -> Callable[[], AbstractContextManager[No
     state, states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
 
     @contextmanager
-    def again() -> Iterator[None]:
-        with _drawing, torch.random.fork_rng(devices):
+    def restored() -> Iterator[None]:
+        with _generator_lock, torch.random.fork_rng(devices):
             torch.set_rng_state(state)
             for device, known in zip(devices, states, strict=True):
                 torch.cuda.set_rng_state(known, device)
             yield
 
-    return again
+    return restored
 
 
 def _checksum(batch: Batch) -> int:

@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from online_meta.attention import math_attention
 from online_meta.differentiate import is_transformed
-from online_meta.randomness import repeatable
+from online_meta.randomness import capture_generator_state
 from online_meta.registry import nearest
 
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-def recomputed(function: Function, *, random: bool = False) -> Function:
+def recompute_on_backward(function: Function, *, random: bool = False) -> Function:
     """Return ``function`` (tensors -> a tuple of tensors) as one whose graph holds nothing but its inputs.
 
     Going back, its inside is computed again from them (Chen et al., 2016, arXiv:1604.06174). The derivative, (x, v) ->
@@ -35,13 +35,13 @@ def recomputed(function: Function, *, random: bool = False) -> Function:
         if is_transformed():
             raise RuntimeError("a model with recompute goes task by task (how = 'loop'), not under vmap or torch.func")
         devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
-        again: Callable[[], AbstractContextManager[None]] = repeatable(devices) if random else nullcontext
-        return _apply(function, partial(_within, again, function), tensors)
+        again: Callable[[], AbstractContextManager[None]] = capture_generator_state(devices) if random else nullcontext
+        return _apply(function, partial(_call_in_context, again, function), tensors)
 
     return call
 
 
-def _within(context: Callable[[], AbstractContextManager[None]], function: Function, *tensors: Tensor) -> Any:
+def _call_in_context(context: Callable[[], AbstractContextManager[None]], function: Function, *tensors: Tensor) -> Any:
     with context():
         return function(*tensors)
 
@@ -94,7 +94,7 @@ def _pull(function: Function, count: int, wanted: list[int], *tensors: Tensor) -
 
 
 def recompute_blocks(skeleton: nn.Module, globs: Sequence[str], *, random: bool = False) -> None:
-    """Let the submodules of ``skeleton`` that ``globs`` match go by ``recomputed``, with the weights in force.
+    """Let the submodules of ``skeleton`` that ``globs`` match go by ``recompute_on_backward``, with the weights in force.
 
     Of a module and its own submodules the outermost counts: ("body.*",) are the blocks of ``body``.
     Raises ``ValueError`` for a glob that matches no submodule.
@@ -105,7 +105,7 @@ def recompute_blocks(skeleton: nn.Module, globs: Sequence[str], *, random: bool 
             raise ValueError(f"recompute = {glob!r} matches none of the model's layers: {nearest(glob, names)}")
     for name in _outermost(names, globs):
         block = skeleton.get_submodule(name)
-        block.forward = _Block(name, block, block.forward, random)
+        block.forward = _RecomputedBlock(name, block, block.forward, random)
 
 
 def _outermost(names: Sequence[str], globs: Sequence[str]) -> Iterator[str]:
@@ -117,21 +117,21 @@ def _outermost(names: Sequence[str], globs: Sequence[str]) -> Iterator[str]:
             yield name
 
 
-class _Block:
+class _RecomputedBlock:
     """The forward of a block that is recomputed: what it reads of itself becomes an argument of a pure function."""
 
-    def __init__(self, name: str, block: nn.Module, plain: Callable[..., Any], random: bool) -> None:
+    def __init__(self, name: str, block: nn.Module, original: Callable[..., Any], random: bool) -> None:
         self._name, self._random = name, random
-        self._holder = _Holder(block, plain)
-        self._weights = [name for name, _ in self._holder.named_parameters()]  # tied ones once, as in the skeleton
+        self._original = _OriginalForward(block, original)
+        self._weights = [name for name, _ in self._original.named_parameters()]  # tied ones once, as in the skeleton
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        here = dict(self._holder.named_parameters(remove_duplicate=False))
-        buffers = dict(self._holder.named_buffers())
+        here = dict(self._original.named_parameters(remove_duplicate=False))
+        buffers = dict(self._original.named_buffers())
         leaves, structure = tree_flatten((args, kwargs))
-        places = [i for i, leaf in enumerate(leaves) if _differs(leaf)]
-        constants = [None if _differs(leaf) else leaf for leaf in leaves]  # holds no tensor that has a graph
-        told: list[_Shape] = []
+        places = [i for i, leaf in enumerate(leaves) if _is_differentiable(leaf)]
+        constants = [None if _is_differentiable(leaf) else leaf for leaf in leaves]  # holds no tensor that has a graph
+        structures: list[_OutputStructure] = []
 
         def function(*tensors: Tensor) -> tuple[Tensor, ...]:
             state = dict(zip(self._weights, tensors[len(places) :], strict=True))
@@ -140,49 +140,49 @@ class _Block:
                 given[place] = tensor
             args, kwargs = tree_unflatten(given, structure)
             with math_attention():
-                output = functional_call(self._holder, {**buffers, **state}, args, kwargs)
-            outputs, shape = _parted(output, self._name)
-            if not told:
-                told.append(shape)
+                output = functional_call(self._original, {**buffers, **state}, args, kwargs)
+            outputs, shape = _split_output(output, self._name)
+            if not structures:
+                structures.append(shape)
             return outputs
 
         inputs = [leaves[place] for place in places]
-        outputs = recomputed(function, random=self._random)(*inputs, *(here[name] for name in self._weights))
-        return _joined(outputs, told[0])
+        outputs = recompute_on_backward(function, random=self._random)(*inputs, *(here[name] for name in self._weights))
+        return _join_output(outputs, structures[0])
 
 
-class _Holder(nn.Module):
+class _OriginalForward(nn.Module):
     """Calls a block's own forward, as if it had not been replaced, and its hooks not again."""
 
-    def __init__(self, block: nn.Module, plain: Callable[..., Any]) -> None:
+    def __init__(self, block: nn.Module, original: Callable[..., Any]) -> None:
         super().__init__()
         self.block = block
-        self._plain = plain
+        self._original_forward = original
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._plain(*args, **kwargs)
+        return self._original_forward(*args, **kwargs)
 
 
-class _Shape(NamedTuple):
+class _OutputStructure(NamedTuple):
     """How a block's output is put together: its structure, and the leaves that are no floating tensors."""
 
     structure: Any
     leaves: list[Any]
 
 
-def _differs(leaf: Any) -> bool:
+def _is_differentiable(leaf: Any) -> bool:
     """Return whether a leaf is a tensor that can have a gradient."""
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _parted(output: Any, name: str) -> tuple[tuple[Tensor, ...], _Shape]:
+def _split_output(output: Any, name: str) -> tuple[tuple[Tensor, ...], _OutputStructure]:
     leaves, structure = tree_flatten(output)
-    tensors = tuple(leaf for leaf in leaves if _differs(leaf))
-    if not tensors or any(isinstance(leaf, Tensor) and not _differs(leaf) for leaf in leaves):
+    tensors = tuple(leaf for leaf in leaves if _is_differentiable(leaf))
+    if not tensors or any(isinstance(leaf, Tensor) and not _is_differentiable(leaf) for leaf in leaves):
         raise TypeError(f"recompute: the layer {name!r} gives a tensor of integers or none at all; leave it out")
-    return tensors, _Shape(structure, [None if _differs(leaf) else (leaf,) for leaf in leaves])
+    return tensors, _OutputStructure(structure, [None if _is_differentiable(leaf) else (leaf,) for leaf in leaves])
 
 
-def _joined(outputs: Sequence[Tensor], shape: _Shape) -> Any:
+def _join_output(outputs: Sequence[Tensor], shape: _OutputStructure) -> Any:
     following = iter(outputs)
     return tree_unflatten([next(following) if leaf is None else leaf[0] for leaf in shape.leaves], shape.structure)

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from online_meta.sums import MemorySums, Sums
+from online_meta.sums import MemoryRunningSums, RunningSums
 
-LEARNER = "ftml"
+MAIN_LEARNER = "ftml"
 """The learner whose regret is kept."""
-EXACT = ("closed_form",)
+EXACT_COMPARATORS = ("closed_form",)
 """Comparators that are known exactly; others lose at least as much as what they stand for."""
 
 
@@ -44,15 +44,15 @@ class RegretLedger:
     are compared at the newest round, other comparators at the round up to which they were evaluated.
     """
 
-    def __init__(self, learners: Iterable[str], sums: Sums | None = None) -> None:
+    def __init__(self, learners: Iterable[str], sums: RunningSums | None = None) -> None:
         """Go on where ``sums`` are, which have a column for each of the ``learners``, ``ftml`` among them.
 
         By default sums in memory begin before round 0: 8 bytes a round and learner.
         """
         self.learners = tuple(learners)
-        if LEARNER not in self.learners:
-            raise ValueError(f"the ledger keeps the regret of {LEARNER!r}: name it among {[*self.learners]}")
-        self._sums: Sums = MemorySums(self.learners) if sums is None else sums
+        if MAIN_LEARNER not in self.learners:
+            raise ValueError(f"the ledger keeps the regret of {MAIN_LEARNER!r}: name it among {[*self.learners]}")
+        self._sums: RunningSums = MemoryRunningSums(self.learners) if sums is None else sums
         self._column = {name: self._sums.columns.index(name) for name in self.learners}
         self._comparators: dict[str, Comparator] = {}
 
@@ -60,11 +60,11 @@ class RegretLedger:
         """How many rounds are recorded."""
         return len(self._sums)
 
-    def record(self, losses: Mapping[str, float] | None, beside: Mapping[str, float] | None = None) -> None:
+    def record(self, losses: Mapping[str, float] | None, extra: Mapping[str, float] | None = None) -> None:
         """Record the next round: each learner's query loss after adaptation, before it learned the task.
 
         None stands for a round that was skipped: it adds nothing to anyone. Figures for other columns of the sums
-        stand ``beside``.
+        stand ``extra``.
         Raises ``ValueError`` when a learner is missing or unknown, or a loss is not finite.
         """
         if losses is None:
@@ -76,7 +76,7 @@ class RegretLedger:
             raise ValueError(
                 f"round {len(self)} has losses {dict(losses)}: a round that is not finite is skipped, None"
             )
-        self._sums.append({**losses, **(beside or {})})
+        self._sums.append({**losses, **(extra or {})})
 
     def compare(self, comparator: Comparator) -> None:
         """Take a newer evaluation of a comparator.
@@ -113,13 +113,13 @@ class RegretLedger:
         regrets = {kind: self.regret_against(comparator) for kind, comparator in self._comparators.items()}
         if len(self):
             for name in self.learners:
-                if name != LEARNER:
-                    ahead = self.cumulative_loss(LEARNER) - self.cumulative_loss(name)
-                    regrets[name] = Regret(ahead, 0.0, len(self), "baseline")
+                if name != MAIN_LEARNER:
+                    difference = self.cumulative_loss(MAIN_LEARNER) - self.cumulative_loss(name)
+                    regrets[name] = Regret(difference, 0.0, len(self), "baseline")
         return regrets
 
     def regret_against(self, comparator: Comparator) -> Regret:
         """Return the regret against one evaluation of a comparator, at the round it was made for."""
-        lost = self.cumulative_loss(LEARNER, comparator.as_of_round)
+        lost = self.cumulative_loss(MAIN_LEARNER, comparator.as_of_round)
         value = lost - comparator.cumulative_loss
         return Regret(value, comparator.standard_error, comparator.as_of_round, comparator.kind)

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from online_meta.draws import Draw, Pick, Replay
-from online_meta.types import Keep, Params
+from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample
+from online_meta.types import Params, TensorFilter
 
-MEMORY = "replay."
+MEMORY_PREFIX = "replay."
 """What the names of a policy's memory begin with among those of a learner's state."""
 
 
-class OneMore(Sequence[int]):
+class RoundsAndNext(Sequence[int]):
     """Rounds, and one more behind them."""
 
     def __init__(self, rounds: Sequence[int], last: int) -> None:
@@ -36,70 +36,72 @@ class OneMore(Sequence[int]):
         return np.append(np.asarray(self._rounds, np.int64), self._last)
 
 
-def _one_more(rounds: Sequence[int], last: int) -> Sequence[int]:
-    return range(rounds.start, last + 1) if isinstance(rounds, range) else OneMore(rounds, last)
+def _append_round(rounds: Sequence[int], last: int) -> Sequence[int]:
+    return range(rounds.start, last + 1) if isinstance(rounds, range) else RoundsAndNext(rounds, last)
 
 
-class Revisits:
+class ReplaySampler:
     """Which rounds a learner revisits: ``replay``'s answers for ``seed``, at most ``batch`` a draw.
 
     ``gather(value)`` returns on every rank what each rank called it with, for measurements are each rank's own.
     """
 
-    def __init__(self, replay: Replay, seed: int, batch: int, gather: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, replay: ReplayPolicy, seed: int, batch: int, gather: Callable[[Any], list[Any]]) -> None:
         """Begin with the policy's empty memory."""
         self.measure = replay.measure
         self._replay, self._seed, self._batch, self._gather = replay, seed, batch, gather
         self._memory = replay.start()
-        self._draw = Draw(seed, 0, 0, (), batch)
+        self._request = ReplayRequest(seed, 0, 0, (), batch)
         self._measured: list[list[float]] = []
 
-    def begin(self, round: int, kept: Sequence[int]) -> None:
-        """Begin the draws after ``round`` is learned, among the rounds that are ``kept``."""
-        self._draw = Draw(self._seed, round, 0, kept, self._batch)
-        self._memory = self._replay.meet(self._memory, self._draw)
+    def begin_round(self, round: int, available: Sequence[int]) -> None:
+        """Begin the draws after ``round`` is learned, among the rounds that are ``available``."""
+        self._request = ReplayRequest(self._seed, round, 0, available, self._batch)
+        self._memory = self._replay.begin_round(self._memory, self._request)
 
-    def again(self, round: int, kept: Sequence[int]) -> None:
+    def resume_round(self, round: int, available: Sequence[int]) -> None:
         """Go on with the draws after ``round``, which were begun before, maybe by another process."""
-        self._draw = Draw(self._seed, round, 0, kept, self._batch)
+        self._request = ReplayRequest(self._seed, round, 0, available, self._batch)
 
-    def picks(self, step: int) -> list[Pick]:
+    def draw_samples(self, step: int) -> list[ReplaySample]:
         """Return the picks of the next meta-step."""
-        self._draw, self._measured = self._draw._replace(step=step), []
-        return self._replay.pick(self._memory, self._draw)
+        self._request, self._measured = self._request._replace(step=step), []
+        return self._replay.sample(self._memory, self._request)
 
-    def told(self, values: list[float]) -> None:
+    def observe(self, values: list[float]) -> None:
         """Take in what was measured of this rank's next pick."""
         self._measured.append(values)
 
-    def end(self, own: Sequence[Pick]) -> None:
+    def finish_step(self, own: Sequence[ReplaySample]) -> None:
         """End the draw: let the policy know what all ranks have measured, this one of its ``own`` picks."""
         if self.measure is None:
             return
-        mine = [[pick.round, *values] for pick, values in zip(own, self._measured, strict=True)]
+        mine = [[sample.round, *values] for sample, values in zip(own, self._measured, strict=True)]
         rows = sorted(row for share in self._gather(mine) for row in share)
         rounds, values = [int(row[0]) for row in rows], torch.tensor([row[1:] for row in rows], dtype=torch.float64)
-        self._memory = self._replay.note(self._memory, self._draw, rounds, values)
+        self._memory = self._replay.record(self._memory, self._request, rounds, values)
 
-    def foresee(self, steps: int) -> Iterator[list[Pick]]:
+    def predict_samples(self, steps: int) -> Iterator[list[ReplaySample]]:
         """Tell what will be revisited after this round, and after the next one if that is one task more.
 
         What draws to come learn by measuring cannot be foreseen; a wrong guess costs a read in vain.
         """
-        draw = self._draw
-        after = draw._replace(round=draw.round + 1, rounds=_one_more(draw.rounds, draw.round + 1))
-        for one in (draw, after) if self.measure is None else (draw,):
-            memory = self._memory if one is draw else self._replay.meet(self._memory, one)
+        request = self._request
+        after = request._replace(round=request.round + 1, rounds=_append_round(request.rounds, request.round + 1))
+        for one in (request, after) if self.measure is None else (request,):
+            memory = self._memory if one is request else self._replay.begin_round(self._memory, one)
             for step in range(steps):
-                yield self._replay.pick(memory, one._replace(step=step))
+                yield self._replay.sample(memory, one._replace(step=step))
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the policy's memory, or what ``keep`` keeps of it, by names that begin with ``replay.``."""
-        named = {MEMORY + name: value for name, value in self._memory.items()}
+        named = {MEMORY_PREFIX + name: value for name, value in self._memory.items()}
         return {name: value.clone() for name, value in named.items() if keep is None or keep(name)}
 
     def load(self, saved: Params) -> Params:
         """Take up what ``save`` gave among a learner's ``saved`` state; return the rest of it."""
-        mine = {name.removeprefix(MEMORY): value for name, value in saved.items() if name.startswith(MEMORY)}
+        mine = {
+            name.removeprefix(MEMORY_PREFIX): value for name, value in saved.items() if name.startswith(MEMORY_PREFIX)
+        }
         self._memory = self._replay.start() | mine
-        return {name: value for name, value in saved.items() if not name.startswith(MEMORY)}
+        return {name: value for name, value in saved.items() if not name.startswith(MEMORY_PREFIX)}

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from online_meta.functional import judged
-from online_meta.inner import Inner, see
+from online_meta.functional import evaluation_loss
+from online_meta.inner import Inner, effective_params
 from online_meta.types import AccuracyFn, Batch, Meta, PrefixScore, Score, Task
 
 
@@ -20,30 +20,30 @@ def score_task(
 
     For each of ``prefixes``, in points and shorter than the support set, U adapts on its first so many points, too.
     """
-    loss = judged(inner.loss)
+    loss = evaluation_loss(inner.loss)
 
-    def adapted(points: int) -> PrefixScore:
-        phi = inner.adapt(meta, shorten(task, points).support)
+    def score_prefix(points: int) -> PrefixScore:
+        phi = inner.adapt(meta, truncate_support(task, points).support)
         right = None if accuracy is None else float(accuracy(phi, task.query))
         return PrefixScore(points, float(loss(phi, task.query)), right)
 
     with torch.no_grad():
         size = len(task.support.x)
-        before, whole = float(loss(see(inner, meta, {}), task.query)), adapted(size)
-        shorter = tuple(adapted(points) for points in prefixes if points < size)
+        before, whole = float(loss(effective_params(inner, meta, {}), task.query)), score_prefix(size)
+        shorter = tuple(score_prefix(points) for points in prefixes if points < size)
         return Score(before, whole.loss, whole.accuracy, shorter)
 
 
-def shorten(task: Task, points: int) -> Task:
+def truncate_support(task: Task, points: int) -> Task:
     """Return the task with the first so many points of its support set alone."""
     return Task(Batch(task.support.x[:points], task.support.y[:points]), task.query)
 
 
-def judge_prefixes(judge: Callable[[Task], Score], task: Task, prefixes: Sequence[int]) -> Score:
-    """Return what ``judge`` says of the task, and of it with each of ``prefixes`` as all of its support set."""
-    fewer = [(points, judge(shorten(task, points))) for points in prefixes if points < len(task.support.x)]
-    shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in fewer)
-    return judge(task)._replace(prefixes=shorter)
+def score_learning_curve(score_fn: Callable[[Task], Score], task: Task, prefixes: Sequence[int]) -> Score:
+    """Return what ``score_fn`` says of the task, and of it with each of ``prefixes`` as all of its support set."""
+    scored = [(points, score_fn(truncate_support(task, points))) for points in prefixes if points < len(task.support.x)]
+    shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in scored)
+    return score_fn(task)._replace(prefixes=shorter)
 
 
 def points_needed(score: Score, size: int, proficiency: float) -> int | None:

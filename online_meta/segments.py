@@ -15,87 +15,91 @@ class Likelihood(NamedTuple):
     A run is the samples since a change. A stack of n runs is named tensors of shape (n, ...).
     ``start() -> runs`` is a stack of one run that has no samples;
     ``score(runs, x, y) -> scores`` are n natural logarithms of p(sample | run), in float64;
-    ``meet(runs, x, y) -> runs`` are the runs with the sample added to each.
+    ``update(runs, x, y) -> runs`` are the runs with the sample added to each.
     ``x`` and ``y`` are of one sample, without a leading dimension.
     """
 
     start: Callable[[], Params]
     score: Callable[[Params, Tensor, Tensor], Tensor]
-    meet: Callable[[Params, Tensor, Tensor], Params]
+    update: Callable[[Params, Tensor, Tensor], Params]
 
 
 class Segmenter(NamedTuple):
     """Finds the first change in a stream, as pure functions; ``memory`` are named tensors of bounded size.
 
     ``start() -> memory`` is that at a change: the next sample is the first of a task;
-    ``meet(memory, x, y) -> memory`` is told of the next sample;
+    ``update(memory, x, y) -> memory`` is told of the next sample;
     ``change(memory) -> count`` says how many samples came before the first change; None while there seems to be none.
     After a change one starts anew, and tells it the samples behind the change: what is found behind a change is
     a function of the samples behind it, so a stream is cut alike whatever is restarted.
     """
 
     start: Callable[[], Params]
-    meet: Callable[[Params, Tensor, Tensor], Params]
+    update: Callable[[Params, Tensor, Tensor], Params]
     change: Callable[[Params], int | None]
 
 
-class Segment(NamedTuple):
-    """The samples ``begin`` .. ``end`` - 1 of a stream, and how many of its samples were ``seen`` when that was known.
+class TaskSegment(NamedTuple):
+    """The samples ``begin`` .. ``end`` - 1 of a stream, and how many of its samples were ``detected_at`` when that was known.
 
     At the end of the stream, and where the segment was cut because it was too long, that is ``end``.
     """
 
     begin: int
     end: int
-    seen: int
+    detected_at: int
 
 
-def cut_samples(segmenter: Segmenter, samples: Sequence[tuple[Tensor, Tensor]], most: int) -> Iterator[Segment]:
-    """Yield the segments of a stream of (x, y), of ``most`` samples at most; the last may have no change behind it.
+def segment_samples(
+    segmenter: Segmenter, samples: Sequence[tuple[Tensor, Tensor]], max_samples: int
+) -> Iterator[TaskSegment]:
+    """Yield the segments of a stream of (x, y), of ``max_samples`` samples at most; the last may have no change behind it.
 
-    Raises ``ValueError`` if ``most`` is below 1.
+    Raises ``ValueError`` if ``max_samples`` is below 1.
     """
-    return cut_anew(lambda: segmenter, samples, most)
+    return segment_adaptively(lambda: segmenter, samples, max_samples)
 
 
-def cut_anew(renew: Callable[[], Segmenter], samples: Sequence[tuple[Tensor, Tensor]], most: int) -> Iterator[Segment]:
-    """Yield what ``cut_samples`` does, each segment cut by a segmenter of its own.
+def segment_adaptively(
+    make_segmenter: Callable[[], Segmenter], samples: Sequence[tuple[Tensor, Tensor]], max_samples: int
+) -> Iterator[TaskSegment]:
+    """Yield what ``segment_samples`` does, each segment cut by a segmenter of its own.
 
-    ``renew()`` gives it when the segment before has been yielded, and whoever asked for it asks for the next: what was
+    ``make_segmenter()`` gives it when the segment before has been yielded, and whoever asked for it asks for the next: what was
     learned meanwhile may be in it.
     """
-    if most < 1:
-        raise ValueError(f"most is {most}: a segment has 1 sample or more")
+    if max_samples < 1:
+        raise ValueError(f"most is {max_samples}: a segment has 1 sample or more")
     begin = at = 0
     while at < len(samples):
-        segmenter = renew()
+        segmenter = make_segmenter()
         memory = segmenter.start()
         count: int | None = None
         while count is None and at < len(samples):
-            memory, at = segmenter.meet(memory, *samples[at]), at + 1
+            memory, at = segmenter.update(memory, *samples[at]), at + 1
             count = segmenter.change(memory)
-            if count is None and at - begin == most:
-                count = most
+            if count is None and at - begin == max_samples:
+                count = max_samples
         end = at if count is None else begin + count
-        yield Segment(begin, end, at)
+        yield TaskSegment(begin, end, at)
         begin = at = end
 
 
-def join_runs(runs: Params, more: Params) -> Params:
+def concat_runs(runs: Params, more: Params) -> Params:
     """Return the stack of both."""
     return {name: torch.cat([values, more[name]]) for name, values in runs.items()}
 
 
-def take_runs(runs: Params, which: Tensor) -> Params:
+def select_runs(runs: Params, which: Tensor) -> Params:
     """Return the stack of the runs at the places ``which``."""
     return {name: values[which] for name, values in runs.items()}
 
 
-def prefixed(prefix: str, runs: Params) -> Params:
+def add_prefix(prefix: str, runs: Params) -> Params:
     """Return ``runs`` under names that begin with ``prefix``, to lie in a memory beside others."""
     return {prefix + name: values for name, values in runs.items()}
 
 
-def without_prefix(prefix: str, memory: Params) -> Params:
-    """Return what ``prefixed`` put into a memory."""
+def strip_prefix(prefix: str, memory: Params) -> Params:
+    """Return what ``add_prefix`` put into a memory."""
     return {name.removeprefix(prefix): values for name, values in memory.items() if name.startswith(prefix)}

@@ -2,26 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
-from online_meta.draws import Replay
+from online_meta.draws import ReplayPolicy
 from online_meta.inner import Inner
-from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, Past, Schedule
+from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, ReplayBuffer, Schedule
 
 
-def keep_alone(value: Any) -> list[Any]:
+def gather_single_process(value: Any) -> list[Any]:
     """Gather ``value`` from a process that is alone."""
     return [value]
 
 
 @dataclass(frozen=True)
-class LearnerSetup:
+class LearnerContext:
     """The common ground of the learners that play one stream.
 
-    ``start`` are the initial meta-parameters; ``fresh(t)`` draws new random weights for round t;
-    ``engine`` makes an optimizer of its own around meta-parameters; ``past`` holds the rounds' tasks; ``how``, within
-    ``memory_limit`` bytes, meta-gradients are summed is for ``PathFinder``; compiled programs lie in ``programs``.
+    ``start`` are the initial meta-parameters; ``draw_weights(t)`` draws new random weights for round t;
+    ``engine`` makes an optimizer of its own around meta-parameters; ``buffer`` holds the rounds' tasks; ``batching``, within
+    ``memory_limit`` bytes, meta-gradients are summed is for ``Autotuner``; compiled programs lie in ``programs``.
     ``schedule`` multiplies the learning rate of the engines. ``gather(value)`` returns on every rank, as JSON would
     give it back, what each rank called it with.
     """
@@ -29,16 +29,16 @@ class LearnerSetup:
     inner: Inner
     gradient: MetaGradient
     start: Meta
-    fresh: Callable[[int], Params]
+    draw_weights: Callable[[int], Params]
     engine: Callable[[Meta], Engine]
-    replay: Replay
+    replay: ReplayPolicy
     batch: int
     steps_per_round: int
     seed: int
-    past: Past
+    buffer: ReplayBuffer
     accuracy: AccuracyFn | None
     schedule: Schedule | None = None
-    programs: Folder | None = None
-    how: str = "loop"
+    programs: Path | None = None
+    batching: str = "loop"
     memory_limit: int | None = None
-    gather: Callable[[Any], list[Any]] = keep_alone
+    gather: Callable[[Any], list[Any]] = gather_single_process

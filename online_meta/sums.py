@@ -15,20 +15,20 @@ class RunningSum(NamedTuple):
     """
 
     total: float = 0.0
-    lost: float = 0.0
+    compensation: float = 0.0
 
     def plus(self, value: float) -> "RunningSum":
         """Return the sum with ``value`` added."""
         total = self.total + value
         big, small = (self.total, value) if abs(self.total) >= abs(value) else (value, self.total)
-        return RunningSum(total, self.lost + ((big - total) + small))
+        return RunningSum(total, self.compensation + ((big - total) + small))
 
     def value(self) -> float:
         """The sum."""
-        return self.total + self.lost
+        return self.total + self.compensation
 
 
-class Sums(Protocol):
+class RunningSums(Protocol):
     """Figures of each round by column, summed from round 0 on: what each sum was after any number of rounds is known.
 
     So a mean over any stretch of rounds is a difference of two rows, whatever its length.
@@ -48,7 +48,7 @@ class Sums(Protocol):
         """Return the sums over the first so many rounds, for each of ``rounds``: (rounds, columns)."""
 
 
-class MemorySums:
+class MemoryRunningSums:
     """Sums in memory: 8 bytes a round and column."""
 
     def __init__(self, columns: Iterable[str]) -> None:
@@ -63,7 +63,7 @@ class MemorySums:
 
     def append(self, values: Mapping[str, float]) -> None:
         """Add the figures of the next round; those that are not named are 0."""
-        self._running = add_up(self._running, self.columns, values)
+        self._running = add_values(self._running, self.columns, values)
         self._rows.extend(one.value() for one in self._running)
 
     def read(self, rounds: Sequence[int]) -> NDArray[np.float64]:
@@ -73,6 +73,6 @@ class MemorySums:
         return np.array(rows).reshape(-1, width)
 
 
-def add_up(running: Sequence[RunningSum], columns: Sequence[str], values: Mapping[str, float]) -> list[RunningSum]:
+def add_values(running: Sequence[RunningSum], columns: Sequence[str], values: Mapping[str, float]) -> list[RunningSum]:
     """Return the running sums with the figures of a round added."""
     return [one.plus(values.get(column, 0.0)) for one, column in zip(running, columns, strict=True)]

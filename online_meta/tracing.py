@@ -10,14 +10,14 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
-from online_meta.paths import Chunk
+from online_meta.paths import StackedSum
 from online_meta.types import Meta, MetaGrad, Task
 
 Program = Callable[..., tuple[Tensor, ...]]
 """A sum over stacked tasks with nothing but tensors for arguments and results, in the order of their trees."""
 
 
-NAMES_ONLY = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+ALIASING_OPERATIONS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
 class Traced(NamedTuple):
@@ -33,8 +33,8 @@ class Traced(NamedTuple):
         return len(self.graph.graph.nodes)
 
 
-def trace(chunk: Chunk, meta: Meta, stacked: Task, weights: Tensor) -> Traced:
-    """Return ``chunk`` as the operations that it makes for tensors of these shapes.
+def trace(stacked_sum: StackedSum, meta: Meta, stacked: Task, weights: Tensor) -> Traced:
+    """Return ``stacked_sum`` as the operations that it makes for tensors of these shapes.
 
     What is computed twice in the same way, as the adjoint recursion computes a step again going back, is computed
     once in the program. Raises whatever the model raises when its Python depends on the values of tensors.
@@ -44,14 +44,14 @@ def trace(chunk: Chunk, meta: Meta, stacked: Task, weights: Tensor) -> Traced:
     leaves = tuple(leaf.detach().clone() for leaf in given)
 
     def program(*leaves: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree_leaves(chunk(*tree_unflatten(leaves, structure))))
+        return tuple(tree_leaves(stacked_sum(*tree_unflatten(leaves, structure))))
 
     recorded = make_fx(torch.func.functionalize(program))(*leaves)
-    graph = GraphModule(recorded, _once(recorded.graph))
+    graph = GraphModule(recorded, _merge_equal_calls(recorded.graph))
     return Traced(graph, leaves, _digest(graph, leaves))
 
 
-def _once(graph: Graph) -> Graph:
+def _merge_equal_calls(graph: Graph) -> Graph:
     """Take out of a graph what it computes twice; a mere other name for a tensor hides no equal.
 
     A graph that writes to tensors is left as it is: what is equal there may be so at one moment only.
@@ -61,7 +61,7 @@ def _once(graph: Graph) -> Graph:
         return graph
     seen: dict[Any, Node] = {}
     for node in calls:
-        first = node.args[0] if node.target in NAMES_ONLY else seen.setdefault(_key(node), node)
+        first = node.args[0] if node.target in ALIASING_OPERATIONS else seen.setdefault(_call_key(node), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
@@ -69,7 +69,7 @@ def _once(graph: Graph) -> Graph:
     return graph
 
 
-def _key(node: Node) -> Any:
+def _call_key(node: Node) -> Any:
     """Return what decides a call's result; 1 and 1.0 differ."""
 
     def frozen(argument: Any) -> Any:
@@ -78,24 +78,24 @@ def _key(node: Node) -> Any:
     return node.target, frozen(node.args), tuple((name, frozen(value)) for name, value in sorted(node.kwargs.items()))
 
 
-def as_chunk(program: Program) -> Chunk:
+def as_stacked_sum(program: Program) -> StackedSum:
     """Return a flat program, traced or compiled, as a sum over stacked tasks."""
 
-    def chunk(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
+    def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         loss, *grads = program(*tree_leaves((meta, stacked, weights)))
         found: MetaGrad = tree_unflatten([loss, *grads], tree_structure(MetaGrad(loss, meta)))
         return found
 
-    return chunk
+    return stacked_sum
 
 
 def _digest(graph: GraphModule, leaves: tuple[Tensor, ...]) -> str:
     """Sum up all that the program's bits depend on: operations, constants, shapes, torch, processor, threads."""
-    told = [graph.code, torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
-    told += [f"{leaf.dtype} {[*leaf.shape]} {leaf.stride()} {leaf.device}" for leaf in leaves]
-    digest = hashlib.sha256("\n".join(told).encode())
+    ingredients = [graph.code, torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
+    ingredients += [f"{leaf.dtype} {[*leaf.shape]} {leaf.stride()} {leaf.device}" for leaf in leaves]
+    digest = hashlib.sha256("\n".join(ingredients).encode())
     for name, constant in sorted([*vars(graph).items(), *graph.named_buffers()], key=lambda item: item[0]):
         if isinstance(constant, Tensor):
-            plain = constant.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(name.encode() + plain.numpy().tobytes())
+            raw = constant.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(name.encode() + raw.numpy().tobytes())
     return digest.hexdigest()[:32]

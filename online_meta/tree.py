@@ -33,7 +33,7 @@ def norm(tree: Any) -> Tensor:
     return torch.stack(squares).sum().sqrt()
 
 
-def doubled(tree: Tree) -> Tree:
+def to_float64(tree: Tree) -> Tree:
     """Return the tree with all tensors of floating point in float64, and all else as it is."""
     wide: Tree = tree_map(
         lambda leaf: leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, tree

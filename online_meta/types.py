@@ -90,7 +90,7 @@ Gather = Callable[[MetaGrad, float], list[tuple[MetaGrad, float]]]
 """(this rank's weighted gradient, its weight) -> those of all ranks, in the order of ranks; all have to call it."""
 
 
-Keep = Callable[[str], bool]
+TensorFilter = Callable[[str], bool]
 """Which of the tensors of a state, by name, this process is to keep; all ranks together keep each of them."""
 
 
@@ -121,7 +121,7 @@ class Engine(Protocol):
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Step on (sum of ``sums`` over ranks) / (sum of ``weight`` over ranks)."""
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """All state, or what ``keep`` keeps of it, as flat, detached copies: meta-parameters and optimizer state."""
 
     def load(self, saved: Params) -> None:
@@ -170,27 +170,27 @@ class Learner(Protocol):
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Make one more update on past rounds, the ``update``-th since the last round, from 0; nothing for some."""
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """All state, or what ``keep`` keeps of it, as flat, detached copies."""
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
 
 
-class Past(Protocol):
+class ReplayBuffer(Protocol):
     """The tasks of the rounds so far, by round number."""
 
     def __getitem__(self, round: int, /) -> Task:
         """The task of that round."""
 
-    def kept(self, count: int) -> Sequence[int]:
+    def available(self, count: int) -> Sequence[int]:
         """Return which of the rounds 0..``count`` - 1 a learner of ``count`` rounds may revisit, in ascending order."""
 
-    def hand_out(self, shares: Sequence[Sequence[int]]) -> None:
+    def distribute(self, shares: Sequence[Sequence[int]]) -> None:
         """Make the rounds ``shares[rank]`` readable on each rank until the next call; all ranks have to call it."""
 
-    def expect(self, reader: Hashable, rounds: Iterable[int]) -> None:
+    def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
         """Take note that ``reader`` will probably ask for these rounds next; they may be read meanwhile."""
 
-    def remember(self, round: int, task: Task) -> None:
+    def add(self, round: int, task: Task) -> None:
         """Keep the task of a round that is being learned (a durable history already has it)."""

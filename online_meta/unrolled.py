@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from online_meta.inner import Inner, fast_weights
-from online_meta.randomness import BEGIN, seeded
+from online_meta.randomness import INIT_STEP, seeded
 from online_meta.types import Batch, Carry, Meta, MetaGrad, Params, Task
 
 
@@ -18,7 +18,7 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
     """
     with torch.enable_grad():
         leaves = Meta(*({name: value.detach().requires_grad_() for name, value in part.items()} for part in meta))
-        loss = _loss(inner, leaves, _adapted(inner, leaves, task.support), task.query, BEGIN)
+        loss = _loss(inner, leaves, _adapted(inner, leaves, task.support), task.query, INIT_STEP)
         tensors = [*leaves.weights.values(), *leaves.rule.values()]
         if not loss.requires_grad:
             grads = iter([torch.zeros_like(tensor) for tensor in tensors])
@@ -29,7 +29,7 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
 
 def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
     """Return phi_K, with the graph of how it came to be."""
-    with _drawing(inner, support, BEGIN):
+    with _seeded_if_random(inner, support, INIT_STEP):
         carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
     for k in range(inner.steps):
         # What a rule begins with of its own accord, such as CAVIA's zeros, is a leaf: the loop differentiates by it.
@@ -41,16 +41,16 @@ def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
             grads = torch.autograd.grad(loss, phi, create_graph=True, allow_unused=True, materialize_grads=True)
         else:
             grads = tuple(torch.zeros_like(value) for value in phi)
-        with _drawing(inner, support, k + 1):
+        with _seeded_if_random(inner, support, k + 1):
             carry = inner.rule.update(meta.rule, carry, dict(zip(named, grads, strict=True)), k)
     return carry.phi
 
 
-def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, draw: int) -> Tensor:
-    with _drawing(inner, batch, draw):
+def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, step: int) -> Tensor:
+    with _seeded_if_random(inner, batch, step):
         return inner.loss(inner.rule.view(meta.rule, {**meta.weights, **phi}), batch)
 
 
-def _drawing(inner: Inner, batch: Batch, draw: int) -> AbstractContextManager[None]:
+def _seeded_if_random(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
     random = inner.rule.random or getattr(inner.loss, "random", False)
-    return seeded(batch, draw) if random else nullcontext()
+    return seeded(batch, step) if random else nullcontext()

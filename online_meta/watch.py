@@ -15,21 +15,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 from online_meta.types import Params
 
 
-class Called(NamedTuple):
+class LayerCall(NamedTuple):
     """One call of a layer: its name, and all that is needed to make the call again."""
 
     name: str
     layer: nn.Module
-    given: tuple[Any, ...]
-    options: dict[str, Any]
-    state: Params
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parameters: Params
     buffers: Params
 
 
-class Watch(TorchFunctionMode):
+class LayerTrace(TorchFunctionMode):
     """What was seen: layers by name, their calls in the order in which they ended, and operations by layer.
 
-    ``edited`` names buffers that a call changed, ``again`` layers that were called while ``going_back`` was set,
+    ``modified`` names buffers that a call changed, ``recomputed`` layers that were called while ``in_backward`` was set,
     ``dtypes`` are those of the layers' outputs, ``warnings`` what Python's warnings said.
     """
 
@@ -37,15 +37,15 @@ class Watch(TorchFunctionMode):
         """Begin with nothing seen."""
         super().__init__()
         self.layers: dict[str, nn.Module] = {}
-        self.calls: list[Called] = []
+        self.calls: list[LayerCall] = []
         self.operations: list[tuple[str, str | None]] = []
-        self.edited: list[str] = []
-        self.going_back = False
-        self.again: list[str] = []
+        self.modified: list[str] = []
+        self.in_backward = False
+        self.recomputed: list[str] = []
         self.warnings: list[str] = []
         self.dtypes: set[torch.dtype] = set()
         self._names: dict[int, str] = {}
-        self._inside: list[nn.Module] = []
+        self._stack: list[nn.Module] = []
         self._buffers: Params = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,40 +55,40 @@ class Watch(TorchFunctionMode):
             name = getattr(getattr(function, "__self__", None), "__name__", name)
         switched_on = name == "_set_grad_enabled" and args and args[0]
         if not switched_on:
-            self.operations.append((name, self._here()))
+            self.operations.append((name, self._current_layer()))
         return function(*args, **(kwargs or {}))
 
-    def enter(self, layer: nn.Module) -> None:
+    def on_enter(self, layer: nn.Module) -> None:
         """A layer is called."""
-        if not self._inside and id(layer) not in self._names:  # one that is known is run again, by checkpointing
+        if not self._stack and id(layer) not in self._names:  # one that is known is run again, by checkpointing
             self._names |= {id(one): name for name, one in layer.named_modules()}
             self.layers = {**dict(layer.named_modules()), **self.layers}
             self._buffers = _copied(dict(layer.named_buffers()))
-        if self.going_back:
-            self.again.append(self._names.get(id(layer), ""))
-        self._inside.append(layer)
+        if self.in_backward:
+            self.recomputed.append(self._names.get(id(layer), ""))
+        self._stack.append(layer)
 
-    def leave(self, layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+    def on_exit(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A layer's call has ended, or failed."""
         self.dtypes |= {leaf.dtype for leaf in tree_leaves(output) if isinstance(leaf, Tensor)}
-        name = self._here() or ""
-        self._inside.pop()
-        state, buffers = _copied((dict(layer.named_parameters()), dict(layer.named_buffers())))
-        given, options = _copied((given, options))
-        self.calls.append(Called(name, layer, given, options, state, buffers))
-        if not (self._inside or self.going_back):
+        name = self._current_layer() or ""
+        self._stack.pop()
+        parameters, buffers = _copied((dict(layer.named_parameters()), dict(layer.named_buffers())))
+        args, kwargs = _copied((args, kwargs))
+        self.calls.append(LayerCall(name, layer, args, kwargs, parameters, buffers))
+        if not (self._stack or self.in_backward):
             with torch._C.DisableTorchFunction():
-                self.edited += [n for n, was in self._buffers.items() if not torch.equal(was, buffers[n])]
+                self.modified += [n for n, was in self._buffers.items() if not torch.equal(was, buffers[n])]
 
-    def _here(self) -> str | None:
-        return self._names.get(id(self._inside[-1]), "") if self._inside else None
+    def _current_layer(self) -> str | None:
+        return self._names.get(id(self._stack[-1]), "") if self._stack else None
 
-    def called(self, name: str) -> str:
+    def describe_layer(self, name: str) -> str:
         """Return how to speak of a layer: by its name and its class."""
         kind = type(self.layers[name]).__name__
         return f"the layer {name!r} ({kind})" if name else f"the model itself ({kind})"
 
-    def places(self, matches: Callable[[str], bool]) -> dict[str, list[str]]:
+    def operations_by_layer(self, matches: Callable[[str], bool]) -> dict[str, list[str]]:
         """Return the operations whose names match, each once, by the layer that they stand in."""
         found: dict[str, list[str]] = {}
         for operation, place in self.operations:
@@ -98,25 +98,25 @@ class Watch(TorchFunctionMode):
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
+def trace_layers() -> Iterator[LayerTrace]:
     """Watch every layer and operation that this thread runs; what it computes stays as it is."""
-    watch, thread = Watch(), threading.get_ident()
+    trace, thread = LayerTrace(), threading.get_ident()
 
-    def mine(see: Callable[..., None]) -> Callable[..., None]:
-        return lambda *seen: see(*seen) if threading.get_ident() == thread else None
+    def on_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+        return lambda *seen: hook(*seen) if threading.get_ident() == thread else None
 
-    before = register_module_forward_pre_hook(mine(lambda layer, given: watch.enter(layer)))
+    before = register_module_forward_pre_hook(on_this_thread(lambda layer, args: trace.on_enter(layer)))
     after = register_module_forward_hook(
-        mine(lambda layer, given, options, output: watch.leave(layer, given, options, output)),
+        on_this_thread(lambda layer, args, kwargs, output: trace.on_exit(layer, args, kwargs, output)),
         with_kwargs=True,
         always_call=True,
     )
     try:
-        with watch, warnings.catch_warnings(record=True) as told:
+        with trace, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield watch
+            yield trace
     finally:
-        watch.warnings += [str(warning.message) for warning in told]
+        trace.warnings += [str(warning.message) for warning in caught]
         before.remove()
         after.remove()
 

@@ -177,7 +177,7 @@ def stratified_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
     return (top | (hash_priorities(rounds) >> np.uint64(1))) >> won
 
 
-def thin(history: History, settings: RetentionSettings) -> int:
+def subsample(history: History, settings: RetentionSettings) -> int:
     """Decide which rounds are kept from now on; returns how many are taken out of play, 0 if too few to bother.
 
     Raises:

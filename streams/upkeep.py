@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from streams import sealed
 from streams.history import History
-from streams.retention import RetentionSettings, last_decision, thin
+from streams.retention import RetentionSettings, last_decision, subsample
 from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.sweeping import compact
 
@@ -95,7 +95,7 @@ class Maintenance:
         if not self._retention.limited or committed - max(decided, self._checked_rounds) < max(1, held // 11):
             return 0
         self._checked_rounds = committed
-        return thin(self._history, self._retention)
+        return subsample(self._history, self._retention)
 
     def _compact(self) -> int:
         return compact(self._history, self._oldest(), self._sealing.segment_rounds)

@@ -8,19 +8,19 @@ from itertools import islice
 from online_meta.types import Task
 from streams.history import History
 
-MOST_TASKS, MOST_BYTES = 256, 64 * 1024 * 1024
+MAX_TASKS, MAX_BYTES = 256, 64 * 1024 * 1024
 """How many tasks are read ahead for one reader, and with how many bytes for all together (and what is being read)."""
 
-_AT_ONCE = 8
+_TASKS_PER_READ = 8
 
 
 @dataclass
-class _Expected:
+class _PrefetchSlot:
     uses: int = 0
     task: Task | None = None
 
 
-class ReadAhead:
+class TaskPrefetcher:
     """Reads rounds of a history that will be asked for.
 
     It only ever saves time: what it has not read, or could not read, is left to who asks, to whom it then fails.
@@ -30,21 +30,21 @@ class ReadAhead:
         """Read from ``history``; the thread begins with the first rounds that are expected."""
         self._history = history
         self._changed = threading.Condition()
-        self._expected: dict[Hashable, dict[int, _Expected]] = {}
+        self._slots: dict[Hashable, dict[int, _PrefetchSlot]] = {}
         self._reading: tuple[int, ...] = ()
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def expect(self, reader: Hashable, rounds: Iterable[int]) -> None:
+    def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
         """Read ``rounds``, in this order, for one of those who ask; what it was expected to ask before is forgotten."""
         with self._changed:
-            before, now = self._expected.get(reader, {}), dict[int, _Expected]()
-            for round in islice(rounds, MOST_TASKS):
-                one = now.setdefault(round, _Expected())
-                one.uses += 1
+            before, now = self._slots.get(reader, {}), dict[int, _PrefetchSlot]()
+            for round in islice(rounds, MAX_TASKS):
+                slot = now.setdefault(round, _PrefetchSlot())
+                slot.uses += 1
                 if round in before:
-                    one.task = before[round].task
-            self._expected[reader] = now
+                    slot.task = before[round].task
+            self._slots[reader] = now
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
                 self._thread.start()
@@ -55,15 +55,15 @@ class ReadAhead:
         with self._changed:
             while round in self._reading:
                 self._changed.wait()
-            for expected in self._expected.values():
-                one = expected.get(round)
-                if one is None:
+            for slots in self._slots.values():
+                slot = slots.get(round)
+                if slot is None:
                     continue
-                one.uses -= 1
-                if not one.uses or one.task is None:
-                    del expected[round]
+                slot.uses -= 1
+                if not slot.uses or slot.task is None:
+                    del slots[round]
                     self._changed.notify_all()
-                return one.task
+                return slot.task
             return None
 
     def close(self) -> None:
@@ -82,18 +82,18 @@ class ReadAhead:
                 tasks = [None] * len(rounds)
             with self._changed:
                 self._reading = ()
-                for expected in self._expected.values():
+                for slots in self._slots.values():
                     for round, task in zip(rounds, tasks, strict=True):
                         if task is None:
-                            expected.pop(round, None)
-                        elif round in expected:
-                            expected[round].task = task
+                            slots.pop(round, None)
+                        elif round in slots:
+                            slots[round].task = task
                 self._changed.notify_all()
 
     def _next_rounds(self) -> tuple[int, ...]:
         with self._changed:
             while not self._closing:
-                unread = () if self._bytes() >= MOST_BYTES else tuple(islice(self._unread(), _AT_ONCE))
+                unread = () if self._bytes() >= MAX_BYTES else tuple(islice(self._unread(), _TASKS_PER_READ))
                 if unread:
                     self._reading = unread
                     return unread
@@ -101,8 +101,8 @@ class ReadAhead:
             return ()
 
     def _unread(self) -> Iterator[int]:
-        return (round for all in self._expected.values() for round, one in all.items() if one.task is None)
+        return (round for slots in self._slots.values() for round, slot in slots.items() if slot.task is None)
 
     def _bytes(self) -> int:
-        tasks = (one.task for expected in self._expected.values() for one in expected.values())
+        tasks = (slot.task for slots in self._slots.values() for slot in slots.values())
         return sum(tensor.nbytes for task in tasks if task is not None for batch in task for tensor in batch)

@@ -14,15 +14,15 @@ import online_meta.rules
 import online_meta.schedules
 import trainers.engines
 from online_meta import registry
-from online_meta.draws import Replay, generator
+from online_meta.draws import ReplayPolicy, generator
 from online_meta.functional import ModelLoss, accuracy_of, model_loss
 from online_meta.import_path import import_by_path
 from online_meta.inner import Inner
-from online_meta.regret import LEARNER
-from online_meta.setup import LearnerSetup, keep_alone
-from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, Past, Schedule
+from online_meta.regret import MAIN_LEARNER
+from online_meta.setup import LearnerContext, gather_single_process
+from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, ReplayBuffer, Schedule
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
-from trainers.timing import Timing
+from trainers.timing import RankStats
 
 LOCAL = "local"
 
@@ -83,10 +83,10 @@ def build_schedule(settings: MetaSettings) -> Schedule:
     return made
 
 
-def build_replay(settings: MetaSettings) -> Replay:
+def build_replay(settings: MetaSettings) -> ReplayPolicy:
     """Return the replay policy; raises ``ValueError`` for an unknown one or option."""
     try:
-        made: Replay = registry.load(online_meta.replay, settings.replay)(**settings.replay_options)
+        made: ReplayPolicy = registry.load(online_meta.replay, settings.replay)(**settings.replay_options)
     except TypeError as error:
         raise ValueError(
             f"meta.replay_options {settings.replay_options} do not fit {settings.replay!r}: {error}"
@@ -94,29 +94,29 @@ def build_replay(settings: MetaSettings) -> Replay:
     return made
 
 
-def build_engine(settings: TrainerSettings, kind: str, timing: Timing | None = None) -> Callable[[Meta], Engine]:
-    """Return a function that puts an engine of a ``kind`` around meta-parameters; ``timing`` counts its waiting."""
+def build_engine(settings: TrainerSettings, kind: str, rank_stats: RankStats | None = None) -> Callable[[Meta], Engine]:
+    """Return a function that puts an engine of a ``kind`` around meta-parameters; ``rank_stats`` counts its waiting."""
     module = registry.load_module(trainers.engines, kind)
 
     def engine(meta: Meta) -> Engine:
-        made: Engine = module.build(settings, meta, timing)
+        made: Engine = module.build(settings, meta, rank_stats)
         return made
 
     return engine
 
 
-def build_setup(
+def build_context(
     settings: TrainerSettings,
-    past: Past,
+    buffer: ReplayBuffer,
     programs: Path | None = None,
     engine: str = LOCAL,
-    timing: Timing | None = None,
-    gather: Callable[[Any], list[Any]] = keep_alone,
-) -> LearnerSetup:
+    rank_stats: RankStats | None = None,
+    gather: Callable[[Any], list[Any]] = gather_single_process,
+) -> LearnerContext:
     """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
 
     ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
-    while checks, comparators and replays are processes of their own. ``timing`` counts what it waits for other ranks,
+    while checks, comparators and replays are processes of their own. ``rank_stats`` counts what it waits for other ranks,
     ``gather`` is the set-up's.
     """
     registry.load_module(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
@@ -125,44 +125,44 @@ def build_setup(
     loss = build_loss(settings.model, module)
     inner = build_inner(settings.inner, loss)
 
-    def fresh(round: int) -> Params:
+    def draw_weights(round: int) -> Params:
         weights = build_module(settings.model, settings.seed, round).to(device).named_parameters()
         return {name: weight.detach() for name, weight in weights if name not in loss.frozen}
 
-    return LearnerSetup(
+    return LearnerContext(
         inner=inner,
         gradient=build_gradient(settings.meta, inner),
         start=inner.init(dict(module.named_parameters())),
-        fresh=fresh,
-        engine=build_engine(settings, engine, timing),
+        draw_weights=draw_weights,
+        engine=build_engine(settings, engine, rank_stats),
         replay=build_replay(settings.meta),
         batch=settings.meta.batch,
         steps_per_round=settings.meta.steps_per_round,
         seed=settings.seed,
-        past=past,
+        buffer=buffer,
         accuracy=accuracy_of(loss.output) if settings.model.loss == "cross_entropy" else None,
         programs=programs,
-        how=settings.engine.how,
+        batching=settings.engine.batching,
         schedule=build_schedule(settings.meta),
         memory_limit=settings.engine.memory_limit,
         gather=gather,
     )
 
 
-def build_learners(settings: TrainerSettings, setup: LearnerSetup) -> dict[str, Learner]:
+def build_learners(settings: TrainerSettings, context: LearnerContext) -> dict[str, Learner]:
     """Return FTML and the configured baselines by name, FTML first.
 
     Raises ``ValueError`` for an unknown baseline, or options that it does not have.
     """
     for name in settings.regret.options:
         registry.load_module(online_meta.learners, name)
-    names = (LEARNER, *settings.regret.baselines)
-    return {name: _build_learner(name, setup, settings.regret.options.get(name, {})) for name in names}
+    names = (MAIN_LEARNER, *settings.regret.baselines)
+    return {name: _build_learner(name, context, settings.regret.options.get(name, {})) for name in names}
 
 
-def _build_learner(name: str, setup: LearnerSetup, options: dict[str, Any]) -> Learner:
+def _build_learner(name: str, context: LearnerContext, options: dict[str, Any]) -> Learner:
     try:
-        learner: Learner = registry.load_module(online_meta.learners, name).build(setup, **options)
+        learner: Learner = registry.load_module(online_meta.learners, name).build(context, **options)
     except TypeError as error:
         raise ValueError(f"regret.options.{name} = {options} does not fit: {error}") from error
     return learner

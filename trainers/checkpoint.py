@@ -26,7 +26,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: damaged, or of another format version."""
 
 
-class OtherFormat(CheckpointError):
+class UnsupportedFormat(CheckpointError):
     """A whole checkpoint of another format version; going back to an older one would throw its rounds away."""
 
 
@@ -46,11 +46,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
 
     Returns the seconds it took. Raises ``OSError`` when the disk refuses; the checkpoints before stay.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     unfinished = begin_checkpoint(folder, checkpoint.rounds)
     digests = write_shard(unfinished, 0, checkpoint.learners)
     publish_checkpoint(unfinished, checkpoint.rounds, digests, checkpoint.settings, keep)
-    return time.monotonic() - began
+    return time.monotonic() - start_time
 
 
 def begin_checkpoint(folder: Path, rounds: int) -> Path:
@@ -80,9 +80,9 @@ def publish_checkpoint(
     digests: Mapping[str, str],
     settings: Mapping[str, Any],
     keep: int,
-    hold: Collection[int] = (),
+    pinned: Collection[int] = (),
 ) -> None:
-    """Make a checkpoint visible whose shards, with these ``digests``, are written; keep ``keep``, and ``hold``.
+    """Make a checkpoint visible whose shards, with these ``digests``, are written; keep ``keep``, and ``pinned``.
 
     The manifest is written and fsynced like the shards before the folder is renamed; LATEST is renamed last.
     """
@@ -96,13 +96,13 @@ def publish_checkpoint(
     os.rename(unfinished, target)
     sync_path(folder)
     replace_file(folder / LATEST, f"{rounds}\n".encode(), durable=True)
-    saved = saved_rounds(folder)
+    saved = list_checkpoints(folder)
     kept = [one for one in saved if one <= rounds][-keep:]
-    for other in set(saved).difference(kept, hold):  # A newer one is damaged: the run went back behind it.
+    for other in set(saved).difference(kept, pinned):  # A newer one is damaged: the run went back behind it.
         shutil.rmtree(folder / str(other))
 
 
-def saved_rounds(folder: Path) -> list[int]:
+def list_checkpoints(folder: Path) -> list[int]:
     """List the rounds that have a checkpoint, ascending."""
     if not folder.is_dir():
         return []
@@ -112,11 +112,13 @@ def saved_rounds(folder: Path) -> list[int]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint folder and check every digest.
 
-    Raises ``CheckpointError`` that names the file and what is wrong with it, ``OtherFormat`` when nothing is.
+    Raises ``CheckpointError`` that names the file and what is wrong with it, ``UnsupportedFormat`` when nothing is.
     """
     manifest = _read_manifest(path / MANIFEST)
     if manifest["format"] not in (1, FORMAT):
-        raise OtherFormat(f"{path} has format {manifest['format']}; this online-meta reads formats 1 and {FORMAT}")
+        raise UnsupportedFormat(
+            f"{path} has format {manifest['format']}; this online-meta reads formats 1 and {FORMAT}"
+        )
     learners: dict[str, Params] = {}
     for name, digest in manifest["sha256"].items():
         try:
@@ -148,14 +150,14 @@ def load_latest(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, None where there is none at all.
 
     A damaged one is logged and the one before it is taken. Raises ``CheckpointError`` when all are damaged,
-    ``OtherFormat`` when the newest that is whole was written by another version.
+    ``UnsupportedFormat`` when the newest that is whole was written by another version.
     """
-    rounds = saved_rounds(folder)
+    rounds = list_checkpoints(folder)
     problem: CheckpointError | None = None
     for newest in reversed(rounds):
         try:
             return load_checkpoint(folder / str(newest))
-        except OtherFormat:
+        except UnsupportedFormat:
             raise
         except CheckpointError as error:
             log.error("checkpoint of round %d is passed over: %s", newest, error)

@@ -3,58 +3,58 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from online_meta.setup import keep_alone
+from online_meta.setup import gather_single_process
 from online_meta.types import Params
 
-Parcels = Mapping[int, Sequence[bytes]]
+PayloadsByRank = Mapping[int, Sequence[bytes]]
 """For each rank that is to get something, by its number: what it gets."""
 
 
-def _keep(value: Any) -> Any:
+def _return_value(value: Any) -> Any:
     return value
 
 
-def _keep_tensors(tensors: Params | None) -> Params:
+def _return_tensors(tensors: Params | None) -> Params:
     return tensors or {}
 
 
-def _keep_parcels(parcels: Parcels | None) -> Sequence[bytes]:
+def _refuse_to_send(payloads: PayloadsByRank | None) -> Sequence[bytes]:
     raise RuntimeError("a process that is alone has nobody to send anything to")
 
 
-class Crew(NamedTuple):
-    """This process, ``rank``, among ``world`` that play one run; those that are ``near`` see the run's files.
+class RankGroup(NamedTuple):
+    """This process, ``rank``, among ``world`` that play one run; those that are ``with_storage`` see the run's files.
 
-    The first of these leads. ``share(value)`` returns on every rank, as JSON would give it back, what the leader
-    called it with; ``share_tensors`` does so with tensors. ``gather(value)`` returns on every rank, as JSON would give
-    it back, what each called it with, in the order of ranks. ``send(parcels)``, called by the leader with parcels for
+    The first of these leads. ``broadcast(value)`` returns on every rank, as JSON would give it back, what the leader
+    called it with; ``broadcast_tensors`` does so with tensors. ``gather(value)`` returns on every rank, as JSON would give
+    it back, what each called it with, in the order of ranks. ``send(payloads)``, called by the leader with parcels for
     the ranks that are not near, returns there what is for them. All ranks have to call each of them. From
-    ``wait_at_most(seconds)`` on this rank takes one that lets it wait longer in any of them for dead.
+    ``set_timeout(seconds)`` on this rank takes one that lets it wait longer in any of them for dead.
     """
 
     rank: int = 0
     world: int = 1
-    near: tuple[int, ...] = (0,)
-    share: Callable[[Any], Any] = _keep
-    share_tensors: Callable[[Params | None], Params] = _keep_tensors
-    send: Callable[[Parcels | None], Sequence[bytes]] = _keep_parcels
-    wait_at_most: Callable[[float], None] = _keep
-    gather: Callable[[Any], list[Any]] = keep_alone
+    with_storage: tuple[int, ...] = (0,)
+    broadcast: Callable[[Any], Any] = _return_value
+    broadcast_tensors: Callable[[Params | None], Params] = _return_tensors
+    send: Callable[[PayloadsByRank | None], Sequence[bytes]] = _refuse_to_send
+    set_timeout: Callable[[float], None] = _return_value
+    gather: Callable[[Any], list[Any]] = gather_single_process
 
     @property
-    def leads(self) -> bool:
+    def is_coordinator(self) -> bool:
         """Whether this rank decides what all do, and writes what comes of it."""
-        return self.rank == self.near[0]
+        return self.rank == self.with_storage[0]
 
     @property
-    def writes(self) -> bool:
+    def has_storage(self) -> bool:
         """Whether this rank can read and write the run's files."""
-        return self.rank in self.near
+        return self.rank in self.with_storage
 
     @property
-    def far(self) -> tuple[int, ...]:
+    def remote(self) -> tuple[int, ...]:
         """The ranks on other machines, which cannot."""
-        return tuple(rank for rank in range(self.world) if rank not in self.near)
+        return tuple(rank for rank in range(self.world) if rank not in self.with_storage)
 
 
-ALONE = Crew()
+SINGLE_PROCESS = RankGroup()

@@ -7,8 +7,9 @@ from typing import Any
 
 from trainers.settings import ModelSettings, TrainerSettings
 
-INDIFFERENT = (
-    "how",
+NOT_IN_FINGERPRINT = (
+    "batching",
+    "how",  # the name of "batching" in runs of 0.1.0
     "memory_limit",
     "kind",
     "processes",
@@ -22,7 +23,7 @@ INDIFFERENT = (
 """Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
 
 
-WRITTEN = ("max_rounds_per_update", "idle_updates", "max_skipped", "when_diverged")
+RECORDED_IN_HISTORY = ("max_rounds_per_update", "idle_updates", "max_skipped", "when_diverged")
 """Keys of [meta] that decide what is then written beside the history, and obeyed whatever they are later."""
 
 
@@ -30,15 +31,15 @@ class SettingsChanged(ValueError):
     """The run was begun with other settings, which its parameters depend on."""
 
 
-def decisive(settings: TrainerSettings) -> dict[str, Any]:
+def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
     chosen = dataclasses.asdict(settings)
     del chosen["checkpoint"]
-    for key in WRITTEN:
+    for key in RECORDED_IN_HISTORY:
         del chosen["meta"][key]
-    chosen["engine"] = _without_indifferent(chosen["engine"])
+    chosen["engine"] = _drop_unfingerprinted(chosen["engine"])
     chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
-    plain: dict[str, Any] = _plain(chosen)
+    plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
 
 
@@ -49,10 +50,10 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
     """
     default = _default(settings)
     before = {section: {**default[section], **old} if isinstance(old, dict) else old for section, old in before.items()}
-    before["engine"] = _without_indifferent(before["engine"])
+    before["engine"] = _drop_unfingerprinted(before["engine"])
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
-        for section, key, old, new in _differences(before, decisive(settings))
+        for section, key, old, new in _differences(before, reproducibility_key(settings))
     ]
     if changes:
         raise SettingsChanged(
@@ -63,7 +64,7 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
 
 def fingerprint(settings: TrainerSettings) -> str:
     """Return what tells apart settings that give other parameters; one that is new and at its default changes none."""
-    default, chosen = _default(settings), decisive(settings)
+    default, chosen = _default(settings), reproducibility_key(settings)
     own = {
         section: {k: v for k, v in keys.items() if k not in default[section] or default[section][k] != v}
         for section, keys in chosen.items()
@@ -74,18 +75,18 @@ def fingerprint(settings: TrainerSettings) -> str:
 
 
 def _default(settings: TrainerSettings) -> dict[str, Any]:
-    return decisive(TrainerSettings(ModelSettings(settings.model.build)))
+    return reproducibility_key(TrainerSettings(ModelSettings(settings.model.build)))
 
 
-def _without_indifferent(engine: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in engine.items() if key not in INDIFFERENT}
+def _drop_unfingerprinted(engine: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in engine.items() if key not in NOT_IN_FINGERPRINT}
 
 
-def _plain(value: Any) -> Any:
+def _tuples_to_lists(value: Any) -> Any:
     """Turn tuples into lists, as JSON does, so that settings compare equal after a round trip."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _tuples_to_lists(item) for key, item in value.items()}
+    return [_tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:

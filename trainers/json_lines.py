@@ -16,10 +16,10 @@ Line = dict[str, Any]
 class LineWriter:
     """Appends JSON objects to a file; a line that a kill tore is cut off when the file is opened."""
 
-    def __init__(self, path: Path, whole: int = 0) -> None:
-        """Open ``path``, creating it and its folder if need be; its first ``whole`` bytes are known to be whole."""
+    def __init__(self, path: Path, whole_bytes: int = 0) -> None:
+        """Open ``path``, creating it and its folder if need be; its first ``whole_bytes`` bytes are known to be whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path, whole)
+        _truncate_torn_line(path, whole_bytes)
         self._file = open(path, "ab")  # noqa: SIM115 - held until close()
         sync_path(path.parent)
 
@@ -88,7 +88,7 @@ def find_line(path: Path, reached: Callable[[Line], bool]) -> int:
         low = 0  # Lines that begin before it are not reached, those that begin at ``found`` or behind it are.
         while low < high:
             middle = (low + high) // 2
-            start = _line_behind(file, middle, low)
+            start = _seek_line_start(file, middle, low)
             if start >= high:
                 high = middle
                 continue
@@ -101,7 +101,7 @@ def find_line(path: Path, reached: Callable[[Line], bool]) -> int:
         return found
 
 
-def _line_behind(file: BinaryIO, middle: int, low: int) -> int:
+def _seek_line_start(file: BinaryIO, middle: int, low: int) -> int:
     """Go to the first line that begins at ``middle`` or behind it; one begins at ``low``."""
     if middle > low:
         file.seek(middle - 1)
@@ -111,11 +111,11 @@ def _line_behind(file: BinaryIO, middle: int, low: int) -> int:
     return file.tell()
 
 
-def _cut_torn_line(path: Path, whole: int) -> None:
+def _truncate_torn_line(path: Path, whole_bytes: int) -> None:
     """Cut the file after its last line that parses: what follows a kill or power loss left half written."""
     if not path.exists():
         return
-    reader = LineReader(path, whole)
+    reader = LineReader(path, whole_bytes)
     for _ in reader.lines():
         pass
     if reader.position < path.stat().st_size:

@@ -16,7 +16,7 @@ from online_meta.types import Meta, Task
 from trainers.build import build_gradient
 from trainers.settings import MetaSettings, TrainerSettings
 
-OF_THE_TRAJECTORY = ("rematerialise", "offload", "step_weights")
+TRAJECTORY_OPTIONS = ("rematerialise", "offload", "step_weights")
 """Options of ``exact`` that decide how much of the trajectory is kept, and not what a step takes."""
 
 
@@ -44,19 +44,21 @@ class MemoryEstimate(NamedTuple):
         return self.stored + self.frozen + max(self.trajectory + self.graph + self.sums, self.step)
 
 
-def estimate(settings: TrainerSettings, inner: Inner, meta: Meta, task: Task, learners: int = 1) -> MemoryEstimate:
+def estimate_memory(
+    settings: TrainerSettings, inner: Inner, meta: Meta, task: Task, learners: int = 1
+) -> MemoryEstimate:
     """Return what a rank needs at its peak to learn tasks like ``task``; ``learners`` have an engine each.
 
     Tensors are counted, not the process itself, its libraries and what kernels use inside of an operation.
     """
     options = settings.meta.options
-    kept = {key: bool(options.get(key, False)) for key in ("rematerialise", "offload")}
-    kept["offload"] = kept["offload"] and settings.engine.device != "cpu"
+    enabled = {key: bool(options.get(key, False)) for key in ("rematerialise", "offload")}
+    enabled["offload"] = enabled["offload"] and settings.engine.device != "cpu"
     estimator = _estimator(settings.meta, inner)
-    gradient = gradient_peak(estimator, meta, task, inner.steps, **kept)
+    gradient = gradient_peak(estimator, meta, task, inner.steps, **enabled)
     learned, largest = bytes_of(meta), max(bytes_of(leaf) for leaf in tree_leaves(meta))
-    engine = engine_bytes(settings, learned, largest)
-    frozen = inner.loss.held_bytes if isinstance(inner.loss, ModelLoss) else 0
+    engine = estimate_engine_bytes(settings, learned, largest)
+    frozen = inner.loss.constant_bytes if isinstance(inner.loss, ModelLoss) else 0
     return MemoryEstimate(
         stored=learned + learners * engine.stored,
         frozen=frozen,
@@ -64,7 +66,7 @@ def estimate(settings: TrainerSettings, inner: Inner, meta: Meta, task: Task, le
         graph=gradient.graph,
         sums=learned if settings.meta.batch > 1 else 0,
         step=engine.step,
-        stacked=_stacked(settings, estimator, meta, task, inner.steps),
+        stacked=_estimate_stacked_task(settings, estimator, meta, task, inner.steps),
     )
 
 
@@ -75,7 +77,7 @@ class EngineBytes(NamedTuple):
     step: int
 
 
-def engine_bytes(settings: TrainerSettings, learned: int, largest: int) -> EngineBytes:
+def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int) -> EngineBytes:
     """Return what the engine takes for ``learned`` bytes of meta-parameters, ``largest`` of which are one tensor.
 
     In units of the learned parameters P (32 bits each), with s numbers of state a parameter and n ranks: the local
@@ -108,15 +110,17 @@ def _state_numbers(optimizer: str) -> int:
 
 def _estimator(settings: MetaSettings, inner: Inner) -> Estimator:
     """Return the estimator by its steps; random numbers are drawn, but not seeded, for that reads the task's bytes."""
-    options = {key: value for key, value in settings.options.items() if key not in OF_THE_TRAJECTORY}
+    options = {key: value for key, value in settings.options.items() if key not in TRAJECTORY_OPTIONS}
     plain = replace(settings, options=options)
     loss: Any = replace(inner.loss, random=False) if isinstance(inner.loss, ModelLoss) else inner.loss
-    calm = replace(inner, loss=loss, rule=inner.rule._replace(random=False))
-    return lambda steps: build_gradient(plain, replace(calm, steps=steps))
+    deterministic = replace(inner, loss=loss, rule=inner.rule._replace(random=False))
+    return lambda steps: build_gradient(plain, replace(deterministic, steps=steps))
 
 
-def _stacked(settings: TrainerSettings, estimator: Estimator, meta: Meta, task: Task, steps: int) -> int | None:
-    if settings.engine.how == "loop" or settings.meta.batch == 1:
+def _estimate_stacked_task(
+    settings: TrainerSettings, estimator: Estimator, meta: Meta, task: Task, steps: int
+) -> int | None:
+    if settings.engine.batching == "loop" or settings.meta.batch == 1:
         return None
     try:
         one, two = (gradient_peak(estimator, meta, task, steps, rows=rows).total for rows in (1, 2))

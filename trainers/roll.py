@@ -12,24 +12,34 @@ import socket
 import time
 
 from streams.durable import replace_file
-from trainers.desk import Desk
+from trainers.desk import RunJournal
 from trainers.run import Run
 
-TELL_SECONDS = 0.5
+REPORT_SECONDS = 0.5
 
 
-def must_tell(run: Run, desk: Desk) -> bool:
+def should_report(run: Run, journal: RunJournal) -> bool:
     """Return whether the ranks have done something since the roll was called, and that is a while ago."""
-    return run.round != desk.told[0] and time.monotonic() - desk.told[1] > TELL_SECONDS
+    return run.round != journal.last_reported[0] and time.monotonic() - journal.last_reported[1] > REPORT_SECONDS
 
 
-def tell_ranks(run: Run) -> None:
+def report_ranks(run: Run) -> None:
     """Write down what each rank has done since it began; all ranks have to call it."""
-    own = {"rank": run.crew.rank, "host": socket.gethostname(), "pid": os.getpid(), **dataclasses.asdict(run.timing)}
-    ranks = run.crew.gather(own)
-    if run.desk is None:
+    own = {
+        "rank": run.rank_group.rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        **dataclasses.asdict(run.rank_stats),
+    }
+    ranks = run.rank_group.gather(own)
+    if run.journal is None:
         return
-    roll = {"started": run.desk.started, "world_size": run.crew.world, "near": run.crew.near, "ranks": ranks}
+    report = {
+        "started": run.journal.started,
+        "world_size": run.rank_group.world,
+        "near": run.rank_group.with_storage,
+        "ranks": ranks,
+    }
     with contextlib.suppress(OSError):  # Who cannot be watched plays on: a full disk is met by what has to be written.
-        replace_file(run.files.ranks, json.dumps(roll).encode(), durable=False)
-    run.desk.told = (run.round, time.monotonic())
+        replace_file(run.files.ranks, json.dumps(report).encode(), durable=False)
+    run.journal.last_reported = (run.round, time.monotonic())

@@ -1,80 +1,100 @@
 """Play the rounds of a history: score, learn, report, checkpoint; from wherever the last process stopped."""
 
 import time
+from dataclasses import dataclass
+from enum import Enum
 from threading import Event
 from typing import Any
 
 import torch
 
-from online_meta.path_finder import PATIENCE_SECONDS
-from online_meta.regret import LEARNER
+from online_meta.path_finder import MEASURE_AFTER_SECONDS
+from online_meta.regret import MAIN_LEARNER
 from online_meta.types import Task
 from streams.history import History
-from trainers.aside import Aside
-from trainers.build import LOCAL, build_learners, build_setup
-from trainers.crew import ALONE, Crew
-from trainers.desk import Desk, close_desk, open_desk, publish, report
+from trainers.aside import BackgroundTask
+from trainers.build import LOCAL, build_context, build_learners
+from trainers.crew import SINGLE_PROCESS, RankGroup
+from trainers.desk import RunJournal, close_journal, open_journal, publish_leader, record_round
 from trainers.divergence import Diverged
-from trainers.past import HistoryPast
-from trainers.paths import Steering, read_paths, told_paths
-from trainers.patience import Patience
-from trainers.roll import must_tell, tell_ranks
-from trainers.round_lines import Support, round_lines
+from trainers.past import HistoryBuffer
+from trainers.paths import PlanSelector, execution_plans_from_json, execution_plans_to_json
+from trainers.patience import AdaptiveTimeout
+from trainers.roll import report_ranks, should_report
+from trainers.round_lines import SupportSizes, make_round_records
 from trainers.run import Run
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
-from trainers.states import find_way_back, go_back, resume, write_checkpoint
-from trainers.timing import Timing, timed
+from trainers.states import plan_rollback, restore, rollback, start_checkpoint
+from trainers.timing import RankStats, measure_collectives
 
 POLL_SECONDS = 0.02
 PUBLISH_SECONDS = 0.5
-END, WAIT, SAVE, TELL, MORE = "end", "wait", "save", "tell", "more"
+
+
+class Command(Enum):
+    """What all ranks do next, apart from playing rounds; the values are what is broadcast."""
+
+    END = "end"
+    WAIT = "wait"
+    CHECKPOINT = "save"
+    REPORT_RANKS = "tell"
+    IDLE_UPDATE = "more"
+
+
+@dataclass(frozen=True)
+class Play:
+    """Play the next update, of at most ``rounds`` rounds: as many as are committed and wanted."""
+
+    rounds: int
 
 
 def open_run(
     settings: TrainerSettings,
     files: RunFiles,
     history: History | None,
-    patience: float = PATIENCE_SECONDS,
-    crew: Crew | None = None,
+    measure_after: float = MEASURE_AFTER_SECONDS,
+    rank_group: RankGroup | None = None,
 ) -> Run:
-    """Open a run at its last whole checkpoint, or at its beginning; all ranks of a ``crew`` at the same one.
+    """Open a run at its last whole checkpoint, or at its beginning; all ranks of a ``rank_group`` at the same one.
 
     Without a crew this process is alone, and steps by the local engine whatever the settings say. Ranks of a crew that
     are on other machines than the run's files have no ``history``.
 
-    Faster paths for its meta-gradients are looked for once these have taken ``patience`` seconds.
+    Faster paths for its meta-gradients are looked for once these have taken ``rank_timeout`` seconds.
     Raises ``SettingsChanged`` when the run was begun with settings that give other parameters,
     ``CheckpointError`` when there are checkpoints and none is whole, or rounds before it have lost their lines.
     """
     torch.set_num_threads(settings.engine.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It only costs time.
-    kind, crew = settings.engine.kind if crew else LOCAL, crew or ALONE
-    timing = Timing()
-    playing = timed(crew, timing)  # That ranks begin one after the other is not counted.
-    past = HistoryPast(history, torch.device(settings.engine.device), playing)
-    learners = build_learners(settings, build_setup(settings, past, files.programs, kind, timing, playing.gather))
-    rounds = resume(settings, files, learners, crew)
-    desk = open_desk(settings, files, rounds) if crew.leads else None
-    rollbacks = crew.share(len(desk.rollbacks.before(rounds)) if desk else None)
-    learners[LEARNER].lr_scale = 0.5**rollbacks  # type: ignore[attr-defined]  # FTML has one
-    share = -(-settings.meta.batch // crew.world)
+    kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
+    rank_stats = RankStats()
+    timed_group = measure_collectives(rank_group, rank_stats)  # That ranks begin one after the other is not counted.
+    buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
+    learners = build_learners(
+        settings, build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather)
+    )
+    rounds = restore(settings, files, learners, rank_group)
+    journal = open_journal(settings, files, rounds) if rank_group.is_coordinator else None
+    rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
+    learners[MAIN_LEARNER].lr_scale = 0.5**rollback_count  # type: ignore[attr-defined]  # FTML has one
+    share = -(-settings.meta.batch // rank_group.world)
     return Run(
         settings=settings,
         files=files,
         history=history,
         learners=learners,
-        leader=learners[LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML has an engine
-        past=past,
-        steering=Steering(learners, settings.engine, share, files.programs, patience),
-        crew=playing,
-        timing=timing,
-        writing=Aside("checkpoint"),
-        patience=Patience(settings.engine.timeout_seconds),
-        desk=desk,
+        leader=learners[MAIN_LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML has an engine
+        buffer=buffer,
+        plan_selector=PlanSelector(learners, settings.engine, share, files.programs, measure_after),
+        rank_group=timed_group,
+        rank_stats=rank_stats,
+        checkpoint_task=BackgroundTask("checkpoint"),
+        rank_timeout=AdaptiveTimeout(settings.engine.timeout_seconds),
+        journal=journal,
         round=rounds,
-        checkpointed=rounds,
+        last_checkpoint=rounds,
     )
 
 
@@ -86,148 +106,172 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
     Raises ``OSError`` when the disk takes no more, ``Diverged`` when the run is to stop because its meta-steps are not
     finite any more.
     """
-    while (order := _order(run, stop, until)) != END:
-        if order == SAVE:
-            write_checkpoint(run)
-        elif order == TELL:
-            tell_ranks(run)
-        elif order == WAIT:
+    while (command := _next_command(run, stop, until)) is not Command.END:
+        if command is Command.CHECKPOINT:
+            start_checkpoint(run)
+        elif command is Command.REPORT_RANKS:
+            report_ranks(run)
+        elif command is Command.WAIT:
             _publish(run)
             stop.wait(POLL_SECONDS)
         else:
-            if isinstance(order, int):
-                play_update(run, order)
+            if isinstance(command, Play):
+                play_update(run, command.rounds)
             else:
-                learn_more(run)
-            if run.desk and time.monotonic() - run.desk.published.at > PUBLISH_SECONDS:
+                play_idle_update(run)
+            if run.journal and time.monotonic() - run.journal.published.at > PUBLISH_SECONDS:
                 _publish(run)
-    run.writing.finish()
+    run.checkpoint_task.finish()
     _publish(run)
     return run.round
 
 
-def _order(run: Run, stop: Event, until: int | None) -> int | str:
-    """Return how many rounds can be played now, or that it is time to save, to wait or to end: as the leader says."""
-    run.writing.idle()  # What went wrong beside training is raised here.
-    order: int | str
-    order, problem = WAIT, None
-    if run.desk and run.history is not None:
+def _next_command(run: Run, stop: Event, until: int | None) -> Command | Play:
+    """Return what all ranks do next: the coordinator chooses it and broadcasts it. A collective.
+
+    Raises ``Diverged`` on every rank when the coordinator stops the run.
+    """
+    run.checkpoint_task.is_idle()  # Raises what went wrong in the background.
+    command: Command | Play = Command.WAIT
+    problem = None
+    if run.journal and run.history is not None:
         try:
-            find_way_back(run, run.desk)
-            order = _decide(run, run.desk, len(run.history), stop, until)
+            plan_rollback(run, run.journal)
+            command = _choose_command(run, run.journal, len(run.history), stop, until)
         except Diverged as error:
             problem = str(error)
-    waited = run.timing.waiting_seconds
-    order, problem = run.crew.share([order, problem])
-    if order == WAIT:  # Each rank has its own pause between two looks for a task; what is longer is a slow rank.
-        run.timing.waiting_seconds = max(waited, run.timing.waiting_seconds - POLL_SECONDS)
+    waited = run.rank_stats.waiting_seconds
+    encoded, problem = run.rank_group.broadcast([_encode_command(command), problem])
+    command = _decode_command(encoded)
+    if command is Command.WAIT:  # Each rank polls at its own pace; only what is longer than a pause is a slow rank.
+        run.rank_stats.waiting_seconds = max(waited, run.rank_stats.waiting_seconds - POLL_SECONDS)
     if problem:
         raise Diverged(problem)
-    return order
+    return command
 
 
-def _decide(run: Run, desk: Desk, committed: int, stop: Event, until: int | None) -> int | str:
-    """While one checkpoint is written beside training no other is begun, except where a rollback needs it."""
-    # A checkpoint is of a round as it was learned: it does not tell how much was learned more since.
-    new = 0 if run.updates else run.round - run.checkpointed
-    if new and run.round in desk.rollbacks.wanted(run.round + 1):
-        return SAVE
-    if new >= run.settings.checkpoint.every_rounds and run.writing.idle():
-        return SAVE
-    if must_tell(run, desk):
-        return TELL
+def _encode_command(command: Command | Play) -> str | int:
+    """Return a command as JSON has it: the value of a ``Command``, the number of rounds of a ``Play``."""
+    return command.rounds if isinstance(command, Play) else command.value
+
+
+def _decode_command(encoded: str | int) -> Command | Play:
+    """Return what ``_encode_command`` encoded."""
+    return Play(encoded) if isinstance(encoded, int) else Command(encoded)
+
+
+def _choose_command(run: Run, journal: RunJournal, committed: int, stop: Event, until: int | None) -> Command | Play:
+    """Choose the next command. At most one checkpoint is in flight, unless a rollback needs another."""
+    # A checkpoint holds the state right after a round: it does not record how many idle updates followed.
+    new = 0 if run.idle_updates else run.round - run.last_checkpoint
+    if new and run.round in journal.rollback_log.needed_checkpoints(run.round + 1):
+        return Command.CHECKPOINT
+    if new >= run.settings.checkpoint.every_rounds and run.checkpoint_task.is_idle():
+        return Command.CHECKPOINT
+    if should_report(run, journal):
+        return Command.REPORT_RANKS
     stops, ends = stop.is_set(), until is not None and run.round >= until
     if new and (ends or stops):
-        return SAVE
+        return Command.CHECKPOINT
     if stops:
-        return END
-    if run.updates < desk.plans.more(run.round):
-        return MORE
+        return Command.END
+    if run.idle_updates < journal.update_log.idle_updates(run.round):
+        return Command.IDLE_UPDATE
     if ends:
-        return END
+        return Command.END
     available = committed - run.round
     if available:
-        return available if until is None else min(available, until - run.round)
-    return _decide_at_rest(run, desk, new)
+        return Play(available if until is None else min(available, until - run.round))
+    return _choose_idle_command(run, journal, new)
 
 
-def _decide_at_rest(run: Run, desk: Desk, new: int) -> str:
-    """No task waits: learn more of past rounds, as far as the budget goes, from a checkpoint on."""
-    settled = desk.plans.knows(run.round) or desk.rollbacks.at(run.round) is not None
-    if settled or not run.round or run.updates >= run.settings.meta.idle_updates:
-        return WAIT
+def _choose_idle_command(run: Run, journal: RunJournal, new: int) -> Command:
+    """Choose what to do while no task waits: updates on past rounds, within the budget, after a checkpoint."""
+    decided = journal.update_log.is_planned(run.round) or journal.rollback_log.at(run.round) is not None
+    if decided or not run.round or run.idle_updates >= run.settings.meta.idle_updates:
+        return Command.WAIT
     if new:
-        return SAVE if run.writing.idle() else WAIT
-    desk.plans.decide_more(run.round)
-    return MORE
+        return Command.CHECKPOINT if run.checkpoint_task.is_idle() else Command.WAIT
+    journal.update_log.add_idle_update(run.round)
+    return Command.IDLE_UPDATE
 
 
 def play_update(run: Run, available: int) -> None:
     """Play one plan: score its rounds with every learner, let each learn them, report."""
     # What timing decides is written down before it is played, and shared.
-    rounds, back_to = run.crew.share(_plan(run, available, run.desk) if run.desk else None)
+    rounds, back_to = run.rank_group.broadcast(_plan_update(run, available, run.journal) if run.journal else None)
     if back_to is not None:
-        go_back(run, back_to)
-    fresh = range(run.round, run.round + rounds)
-    run.past.hand_out([fresh] * run.crew.world)
-    tasks: list[Task] = [run.past[round] for round in fresh]
-    run.steering.follow(read_paths(run.crew.share(_find_paths(run, tasks, run.desk) if run.desk else None)))
-    began, regret = time.monotonic(), run.settings.regret
-    with run.timing.working():
+        rollback(run, back_to)
+    new_rounds = range(run.round, run.round + rounds)
+    run.buffer.distribute([new_rounds] * run.rank_group.world)
+    tasks: list[Task] = [run.buffer[round] for round in new_rounds]
+    run.plan_selector.follow(
+        execution_plans_from_json(
+            run.rank_group.broadcast(_choose_execution_plans(run, tasks, run.journal) if run.journal else None)
+        )
+    )
+    start_time, regret = time.monotonic(), run.settings.regret
+    with run.rank_stats.measure_work():
         scores = {
             name: [learner.score(task, regret.prefixes) for task in tasks] for name, learner in run.learners.items()
         }
         learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
-    run.timing.steps += len(learned[LEARNER].steps)
-    seconds = time.monotonic() - began
-    run.patience.note(seconds)
-    if run.patience.due():
-        run.crew.wait_at_most(run.patience.seconds())
-    if run.desk and run.history is not None:
-        entries = [run.history.entry(round) for round in fresh]
-        support = Support([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
-        for line in round_lines(entries, scores, learned[LEARNER], seconds, support, run.more):
-            report(run.desk, line)
+    run.rank_stats.steps += len(learned[MAIN_LEARNER].steps)
+    seconds = time.monotonic() - start_time
+    run.rank_timeout.observe(seconds)
+    if run.rank_timeout.is_ready():
+        run.rank_group.set_timeout(run.rank_timeout.seconds())
+    if run.journal and run.history is not None:
+        entries = [run.history.entry(round) for round in new_rounds]
+        support = SupportSizes([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
+        for line in make_round_records(entries, scores, learned[MAIN_LEARNER], seconds, support, run.idle_steps):
+            record_round(run.journal, line)
     run.round += rounds
-    run.updates, run.more = 0, []
+    run.idle_updates, run.idle_steps = 0, []
 
 
-def learn_more(run: Run) -> None:
+def play_idle_update(run: Run) -> None:
     """Let each learner make one more update on past rounds, which is planned."""
-    paths = told_paths(run.desk.paths.at(run.round - 1)) if run.desk else None
-    run.steering.follow(read_paths(run.crew.share(paths)))  # As the last round was: a restart may begin here.
-    with run.timing.working():
-        reports = {name: learner.learn_more(run.updates) for name, learner in run.learners.items()}
-    run.timing.steps += len(reports[LEARNER])
-    run.more += reports[LEARNER]
-    run.updates += 1
+    plans = execution_plans_to_json(run.journal.execution_plan_log.at(run.round - 1)) if run.journal else None
+    run.plan_selector.follow(
+        execution_plans_from_json(run.rank_group.broadcast(plans))
+    )  # As the last round was: a restart may begin here.
+    with run.rank_stats.measure_work():
+        reports = {name: learner.learn_more(run.idle_updates) for name, learner in run.learners.items()}
+    run.rank_stats.steps += len(reports[MAIN_LEARNER])
+    run.idle_steps += reports[MAIN_LEARNER]
+    run.idle_updates += 1
 
 
-def _plan(run: Run, available: int, desk: Desk) -> tuple[int, int | None]:
+def _plan_update(run: Run, available: int, journal: RunJournal) -> tuple[int, int | None]:
     """Return how many rounds share the next update, and what the leader goes back to before."""
-    plan = desk.plans.decide(run.round, available, run.settings.meta.max_rounds_per_update)
-    back_to = desk.rollbacks.at(run.round)
+    plan = journal.update_log.choose_rounds(run.round, available, run.settings.meta.max_rounds_per_update)
+    back_to = journal.rollback_log.at(run.round)
     if back_to is not None:
-        run.writing.finish()  # The checkpoint that it goes back to may be the one that is being written.
+        run.checkpoint_task.finish()  # The checkpoint that it goes back to may be the one that is being written.
     return plan.rounds, back_to
 
 
-def _find_paths(run: Run, tasks: list[Task], desk: Desk) -> dict[str, Any]:
+def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) -> dict[str, Any]:
     """Return the paths by which the next update is computed, as JSON has them."""
-    if not (desk.known or desk.paths.binds(run.round)):  # What was played before goes by the same paths.
-        desk.paths.change(run.round, run.steering.find(desk.paths.at(run.round), tasks))
-    return told_paths(desk.paths.at(run.round))
+    if not (
+        journal.recorded_lines or journal.execution_plan_log.is_bound(run.round)
+    ):  # What was played before goes by the same paths.
+        journal.execution_plan_log.record(
+            run.round, run.plan_selector.find(journal.execution_plan_log.at(run.round), tasks)
+        )
+    return execution_plans_to_json(journal.execution_plan_log.at(run.round))
 
 
 def _publish(run: Run) -> None:
-    if run.desk:
-        publish(run.desk, run.leader(), run.round, run.updates)
+    if run.journal:
+        publish_leader(run.journal, run.leader(), run.round, run.idle_updates)
 
 
 def close_run(run: Run) -> None:
     """Stop what is being compiled or read ahead, finish what is being written, and close the run's files."""
-    run.steering.close()
-    run.writing.close()
-    run.past.close()
-    if run.desk:
-        close_desk(run.desk)
+    run.plan_selector.close()
+    run.checkpoint_task.close()
+    run.buffer.close()
+    if run.journal:
+        close_journal(run.journal)

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 from online_meta.types import Learner, Meta, StepReport
 from streams.history import History
-from trainers.aside import Aside
-from trainers.crew import Crew
-from trainers.desk import Desk
-from trainers.past import HistoryPast
-from trainers.paths import Steering
-from trainers.patience import Patience
+from trainers.aside import BackgroundTask
+from trainers.crew import RankGroup
+from trainers.desk import RunJournal
+from trainers.past import HistoryBuffer
+from trainers.paths import PlanSelector
+from trainers.patience import AdaptiveTimeout
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
-from trainers.timing import Timing
+from trainers.timing import RankStats
 
 
 @dataclass
@@ -25,15 +25,15 @@ class Run:
     history: History | None
     learners: dict[str, Learner]
     leader: Callable[[], Meta]
-    past: HistoryPast
-    steering: Steering
-    crew: Crew
-    timing: Timing
-    writing: Aside
-    patience: Patience
-    desk: Desk | None
+    buffer: HistoryBuffer
+    plan_selector: PlanSelector
+    rank_group: RankGroup
+    rank_stats: RankStats
+    checkpoint_task: BackgroundTask
+    rank_timeout: AdaptiveTimeout
+    journal: RunJournal | None
     round: int = 0
-    checkpointed: int = 0
-    more: list[StepReport] = field(default_factory=list)
-    updates: int = 0
-    """How many updates on past rounds alone were made before ``round``, and their steps: ``more``."""
+    last_checkpoint: int = 0
+    idle_steps: list[StepReport] = field(default_factory=list)
+    idle_updates: int = 0
+    """How many updates on past rounds alone were made before ``round``, and their steps: ``idle_steps``."""

@@ -21,17 +21,17 @@ class RunFiles:
         return self.folder / "dead-letters"
 
     @property
-    def plans(self) -> Path:
+    def update_log(self) -> Path:
         """What timing decided, beside the history that it belongs to."""
         return self.history / "plans.jsonl"
 
     @property
-    def paths(self) -> Path:
+    def execution_plan_log(self) -> Path:
         """From which round on which path summed the meta-gradients; beside the plans."""
         return self.history / "paths.jsonl"
 
     @property
-    def rollbacks(self) -> Path:
+    def rollback_log(self) -> Path:
         """Where the leader went back after it had diverged; beside the plans."""
         return self.history / "rollbacks.jsonl"
 

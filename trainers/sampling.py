@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from online_meta.draws import generator
-from online_meta.types import Past
+from online_meta.types import ReplayBuffer
 
-STREAM = 2
+SEED_OFFSET = 2
 """Sets the comparators' draws apart from the learners' with the same seed."""
 
 
@@ -27,26 +27,28 @@ class Estimate(NamedTuple):
     variance: float
 
 
-def counted_rounds(past: Past, rounds: range, skipped: Collection[int]) -> Sequence[int]:
+def list_eligible_rounds(buffer: ReplayBuffer, rounds: range, skipped: Collection[int]) -> Sequence[int]:
     """Return which of ``rounds`` count, in ascending order: those that retention has kept and nobody has skipped."""
-    kept = np.asarray(past.kept(rounds.stop), np.int64)
+    kept = np.asarray(buffer.available(rounds.stop), np.int64)
     kept = kept[np.searchsorted(kept, rounds.start) :]
-    counted: Sequence[int] = kept[np.isin(kept, list(skipped), invert=True)]  # type: ignore[assignment]  # 8 bytes each
-    return counted
+    eligible: Sequence[int] = kept[np.isin(kept, list(skipped), invert=True)]  # type: ignore[assignment]  # 8 bytes each
+    return eligible
 
 
-def sample_rounds(counted: Sequence[int], rounds: range, skipped: Collection[int], most: int, seed: int) -> Sample:
-    """Return one round at random of each of ``most`` stretches of the ``counted`` of ``rounds``, as even as can be.
+def sample_rounds(
+    eligible: Sequence[int], rounds: range, skipped: Collection[int], max_count: int, seed: int
+) -> Sample:
+    """Return one round at random of each of ``max_count`` stretches of the ``eligible`` of ``rounds``, as even as can be.
 
     Those that retention has thinned out are stood for by those that it has kept.
     """
     played = len(rounds) - sum(round in rounds for round in skipped)
-    share = played / max(1, len(counted))
-    many = min(len(counted), most)
-    stretches = [range(len(counted) * k // many, len(counted) * (k + 1) // many) for k in range(many)]
-    random = generator(seed + STREAM, len(counted))
-    chosen = [int(counted[stretch[int(random.integers(len(stretch)))]]) for stretch in stretches]
-    return Sample(chosen, [share * len(stretch) for stretch in stretches])
+    rounds_each = played / max(1, len(eligible))
+    count = min(len(eligible), max_count)
+    strata = [range(len(eligible) * k // count, len(eligible) * (k + 1) // count) for k in range(count)]
+    random = generator(seed + SEED_OFFSET, len(eligible))
+    chosen = [int(eligible[stratum[int(random.integers(len(stratum)))]]) for stratum in strata]
+    return Sample(chosen, [rounds_each * len(stratum) for stratum in strata])
 
 
 def estimate_sum(losses: Sequence[float], weights: Sequence[float]) -> Estimate:

@@ -70,8 +70,8 @@ class RegretSettings:
     """What the run is compared with.
 
     Comparators are refreshed when ``every_rounds`` more rounds have been learned (and when the stream rests).
-    ``hindsight`` is trained from ``hindsight_starts`` starts by ``hindsight_steps`` meta-steps for each new round, and
-    by as many again, up to ``hindsight_laps`` times in all, while that lowers its loss; it is evaluated on at most
+    ``hindsight`` is trained from ``hindsight_restarts`` starts by ``hindsight_steps`` meta-steps for each new round, and
+    by as many again, up to ``hindsight_max_passes`` times in all, while that lowers its loss; it is evaluated on at most
     ``hindsight_rounds`` rounds. ``closed_form`` is exact, for models that are linear in their weights with squared
     loss. ``dynamic`` makes at most ``dynamic_steps`` meta-steps for a task alone, on at most ``dynamic_rounds`` tasks a
     refresh. ``options`` holds a table of settings for a baseline, under its name.
@@ -82,8 +82,8 @@ class RegretSettings:
     comparator: tuple[Literal["hindsight", "closed_form", "dynamic"], ...] = ("hindsight",)
     every_rounds: Annotated[int, Ge(1)] = 100
     hindsight_steps: Annotated[float, Gt(0)] = 2.0
-    hindsight_starts: Annotated[int, Ge(1), Le(100)] = 2
-    hindsight_laps: Annotated[int, Ge(1)] = 4
+    hindsight_restarts: Annotated[int, Ge(1), Le(100)] = 2
+    hindsight_max_passes: Annotated[int, Ge(1)] = 4
     hindsight_rounds: Annotated[int, Ge(2)] = 1000
     dynamic_steps: Annotated[int, Ge(0)] = 100
     dynamic_rounds: Annotated[int, Ge(2)] = 50
@@ -121,7 +121,7 @@ class EngineSettings:
     ``nodes`` are there, this one counted, and by at most as many as the second; they meet at ``rendezvous``,
     "host:port", an address of this machine that they can reach.
     The bits of a result depend on the threads, so their number is part of the run and not of the machine.
-    ``how`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
+    ``batching`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
     tasks that are stacked for it take at most ``memory_limit`` bytes at a time.
     """
 
@@ -135,11 +135,11 @@ class EngineSettings:
     rendezvous: str = "127.0.0.1:0"
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1
-    how: Literal["auto", "loop", "vmap", "traced", "compiled"] = "auto"
+    batching: Literal["auto", "loop", "vmap", "traced", "compiled"] = "auto"
     memory_limit: Annotated[int, Ge(1)] | None = None
 
     @property
-    def many(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there may be more than one rank, so that an agent has to keep them."""
         return self.processes > 1 or self.nodes[1] > 1
 

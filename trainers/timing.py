@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from trainers.crew import Crew
+from trainers.crew import RankGroup
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass
-class Timing:
+class RankStats:
     """What a rank has done since it began: meta-steps, seconds on them without waiting, seconds in collectives."""
 
     steps: int = 0
@@ -21,39 +21,39 @@ class Timing:
     waiting_seconds: float = 0.0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def measure_waiting(self) -> Iterator[None]:
         """Count the time of the block as waiting for other ranks."""
-        began = time.monotonic()
+        start_time = time.monotonic()
         try:
             yield
         finally:
-            self.waiting_seconds += time.monotonic() - began
+            self.waiting_seconds += time.monotonic() - start_time
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def measure_work(self) -> Iterator[None]:
         """Count the time of the block as work, but for what of it is waiting."""
-        began, waited = time.monotonic(), self.waiting_seconds
+        start_time, waited = time.monotonic(), self.waiting_seconds
         try:
             yield
         finally:
-            self.step_seconds += time.monotonic() - began - (self.waiting_seconds - waited)
+            self.step_seconds += time.monotonic() - start_time - (self.waiting_seconds - waited)
 
 
-def timed(crew: Crew, timing: Timing) -> Crew:
+def measure_collectives(rank_group: RankGroup, rank_stats: RankStats) -> RankGroup:
     """Return a crew whose collectives are counted as waiting; a process that is alone waits for nobody."""
-    if crew.world == 1:
-        return crew
+    if rank_group.world == 1:
+        return rank_group
 
-    def counted(call: Callable[P, T]) -> Callable[P, T]:
+    def measured(call: Callable[P, T]) -> Callable[P, T]:
         def collective(*args: P.args, **kwargs: P.kwargs) -> T:
-            with timing.waiting():
+            with rank_stats.measure_waiting():
                 return call(*args, **kwargs)
 
         return collective
 
-    return crew._replace(
-        share=counted(crew.share),
-        share_tensors=counted(crew.share_tensors),
-        send=counted(crew.send),
-        gather=counted(crew.gather),
+    return rank_group._replace(
+        broadcast=measured(rank_group.broadcast),
+        broadcast_tensors=measured(rank_group.broadcast_tensors),
+        send=measured(rank_group.send),
+        gather=measured(rank_group.gather),
     )

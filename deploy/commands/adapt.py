@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 
 from deploy.adaptation import decode_predictions, encode_predictions
 from deploy.client import daemon_client, expect_success
-from deploy.exits import CONFIG, Stop
+from deploy.exits import CONFIG, CommandError
 from deploy.offline import adapt_from_checkpoint
 from online_meta.types import Batch, Params
 
@@ -38,8 +38,8 @@ def command(
     if out is not None:
         out.write_bytes(encoded)
         return
-    answer = decode_predictions(encoded)
-    rows = answer.get("labels", answer["predictions"])
+    decoded = decode_predictions(encoded)
+    rows = decoded.get("labels", decoded["predictions"])
     for row in rows.reshape(len(rows), -1).tolist():
         click.echo(" ".join(f"{value:g}" for value in row))
 
@@ -48,12 +48,12 @@ def _pick(file: Path, names: tuple[str, ...]) -> Params:
     try:
         tensors = load(file.read_bytes())
     except OSError as error:
-        raise Stop(CONFIG, f"{file} cannot be read: {error.strerror}") from error
+        raise CommandError(CONFIG, f"{file} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
-        raise Stop(CONFIG, f"{file} is not a safetensors file: {error}") from error
+        raise CommandError(CONFIG, f"{file} is not a safetensors file: {error}") from error
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise Stop(
+        raise CommandError(
             CONFIG, f"{file} has no {' and no '.join(missing)}; it has {', '.join(sorted(tensors)) or 'nothing'}"
         )
     return {name: tensors[name] for name in names}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from deploy.config import naming, read_config
+from deploy.config import config_file_context, read_config
 from deploy.preflight import check_all
 
 
@@ -15,5 +15,5 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Check CONFIG before the first round: its keys, the model under meta-gradients, the history, sources, the port."""
     settings = read_config(config, overrides)
     click.echo(f"config   {config} is valid")
-    with naming(config):
-        check_all(settings, lambda what, told: click.echo(f"{what:<8} {told}"))
+    with config_file_context(config):
+        check_all(settings, lambda what, detail: click.echo(f"{what:<8} {detail}"))

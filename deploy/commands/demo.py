@@ -13,10 +13,10 @@ from rich.table import Table
 
 from deploy.config import Config
 from deploy.demo import Demo, choose_port, demo_config, demo_source, start_daemon, stream_tasks, wait_for_hindsight
-from deploy.exits import USAGE, Stop
-from deploy.report import spoken
+from deploy.exits import USAGE, CommandError
+from deploy.report import display_name
 from deploy.summary import summary_table
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 
 
 @click.command("demo")
@@ -32,7 +32,7 @@ def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> Non
     """
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     if folder.exists() and any(folder.iterdir()):
-        raise Stop(USAGE, f"{folder} is not empty: give --out another folder")
+        raise CommandError(USAGE, f"{folder} is not empty: give --out another folder")
     port = choose_port(port)
     config, serve_command = demo_config(folder, port)
     console = Console(highlight=False, soft_wrap=True)
@@ -62,18 +62,18 @@ def _play(demo: Demo, config: Config, rounds: int, console: Console) -> None:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )
     bar = progress.add_task("rounds", total=rounds)
-    began, told = time.monotonic(), 0
+    start_time, reported = time.monotonic(), 0
     with Live(progress, console=console, refresh_per_second=4, transient=True) as live:
         for status in stream_tasks(demo, demo_source(config, "rainbow_digits"), rounds):
             learned = status["rounds"]["learned"] + status["rounds"]["skipped"]
             progress.update(bar, completed=learned)
-            live.update(Group(progress, live_table(status, learned / (time.monotonic() - began))))
-            if not console.is_terminal and learned >= told + 25:
-                told = learned
-                console.print(status_line(status, learned / (time.monotonic() - began), rounds - learned))
+            live.update(Group(progress, live_table(status, learned / (time.monotonic() - start_time))))
+            if not console.is_terminal and learned >= reported + 25:
+                reported = learned
+                console.print(status_line(status, learned / (time.monotonic() - start_time), rounds - learned))
         progress.update(bar, description="the hindsight comparator catches up", total=None)
         for status in wait_for_hindsight(demo, rounds):
-            live.update(Group(progress, live_table(status, rounds / (time.monotonic() - began))))
+            live.update(Group(progress, live_table(status, rounds / (time.monotonic() - start_time))))
 
 
 def live_table(status: dict[str, Any], pace: float) -> Table:
@@ -86,11 +86,11 @@ def live_table(status: dict[str, Any], pace: float) -> Table:
     table.add_row("pace", f"{pace:.2f} tasks/s, {status['rounds']['pending']} waiting")
     for name, learner in status["learners"].items():
         if learner["mean_loss_last_100"] is not None:
-            label = "FTML" if name == LEARNER else spoken(name)
+            label = "FTML" if name == MAIN_LEARNER else display_name(name)
             table.add_row(f"{label}, last 100", f"loss {learner['mean_loss_last_100']:.3f}")
     for against, regret in status["regret"].items():
         table.add_row(
-            f"regret against {spoken(against)}", f"{regret['value']:+.1f} as of round {regret['as_of_round']}"
+            f"regret against {display_name(against)}", f"{regret['value']:+.1f} as of round {regret['as_of_round']}"
         )
     return table
 
@@ -99,9 +99,11 @@ def status_line(status: dict[str, Any], pace: float, left: int) -> str:
     """Return the progress as one line, for logs."""
     last, regrets = status["last"], status["regret"]
     losses = f"loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}" if last and not last["skipped"] else ""
-    told = ", ".join(f"{spoken(against)} {regret['value']:+.1f}" for against, regret in regrets.items())
+    reported = ", ".join(f"{display_name(against)} {regret['value']:+.1f}" for against, regret in regrets.items())
     learned = status["rounds"]["learned"]
-    return f"round {learned}: {losses}; regret against {told}; {pace:.2f} tasks/s, {left / max(pace, 1e-9):.0f} s left"
+    return (
+        f"round {learned}: {losses}; regret against {reported}; {pace:.2f} tasks/s, {left / max(pace, 1e-9):.0f} s left"
+    )
 
 
 def _read_report(folder: Path) -> dict[str, Any]:

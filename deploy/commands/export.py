@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 from safetensors.torch import save
 
-from deploy.exits import CONFIG, Stop
+from deploy.exits import CONFIG, CommandError
 from deploy.offline import open_checkpoint
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from streams.durable import replace_file
 from trainers.checkpoint import Checkpoint
 
@@ -21,13 +21,13 @@ def command(checkpoint_dir: Path, file: Path) -> None:
     try:
         replace_file(file, export_bytes(checkpoint), durable=False)
     except OSError as error:
-        raise Stop(CONFIG, f"{file} cannot be written: {error.strerror}") from error
+        raise CommandError(CONFIG, f"{file} cannot be written: {error.strerror}") from error
     click.echo(f"{file}: the meta-parameters after {checkpoint.rounds} rounds")
 
 
 def export_bytes(checkpoint: Checkpoint) -> bytes:
     """Return weights under their dotted names and the rule's parameters under ``rule.``."""
-    saved = checkpoint.learners[LEARNER]
+    saved = checkpoint.learners[MAIN_LEARNER]
     tensors = {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")}
     tensors |= {name: value for name, value in saved.items() if name.startswith("rule.")}
     return save(tensors, metadata={"round": str(checkpoint.rounds)})

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.config import naming, read_config
+from deploy.config import config_file_context, read_config
 from deploy.replay import replay
 from deploy.summary import summary_table
 from trainers.run_files import RunFiles
@@ -34,7 +34,7 @@ def command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty()) as progress:
         bars = {what: progress.add_task(what, total=None) for what in ("rounds", *settings.regret.comparator)}
-        with naming(config):
+        with config_file_context(config):
             report = replay(
                 settings,
                 history or files.history,

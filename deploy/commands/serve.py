@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from deploy.config import naming, read_config
+from deploy.config import config_file_context, read_config
 from deploy.daemon import serve
 from deploy.logs import Origin, log_to_stderr
 
@@ -19,6 +19,6 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Run the daemon of CONFIG until SIGTERM; it goes on where the last one stopped."""
     settings = read_config(config, overrides)
     log_to_stderr(Origin("daemon"), settings.run.logs)
-    with naming(config):
+    with config_file_context(config):
         serve(settings, lambda url: log.info("listening on %s: dashboard at /, API at /docs, metrics at /metrics", url))
     log.info("drained; see %s/report.html", settings.run.path)

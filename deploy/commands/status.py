@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.client import daemon_client, expect_success
-from deploy.report import spoken
+from deploy.report import display_name
 
 
 @click.command("status")
@@ -39,11 +39,12 @@ def status_table(status: dict[str, Any]) -> Table:
         table.add_row("last round", f"{last['round']}: loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}")
     for name, learner in status["learners"].items():
         if learner["mean_loss_last_100"] is not None:
-            table.add_row(f"{spoken(name)}, last 100", f"loss {learner['mean_loss_last_100']:.4f}")
+            table.add_row(f"{display_name(name)}, last 100", f"loss {learner['mean_loss_last_100']:.4f}")
     for against, regret in status["regret"].items():
         kind = "" if regret["kind"] == "baseline" else " (an estimate)"
         table.add_row(
-            f"regret against {spoken(against)}", f"{regret['value']:+.2f} as of round {regret['as_of_round']}{kind}"
+            f"regret against {display_name(against)}",
+            f"{regret['value']:+.2f} as of round {regret['as_of_round']}{kind}",
         )
     age = (
         f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deploy.client import daemon_client, is_address
-from deploy.exits import CONFIG, TRY_LATER, ConfigError, Stop
+from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
 from streams.producer import RETRY_SECONDS, RETRY_STATUSES, Producer, SubmitError, open_producer, split_address
 from streams.producer.errors import UNREACHABLE
 from streams.producer.http import HttpProducer
@@ -46,7 +46,7 @@ def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience
     console = Console(stderr=True)
     for file in files:  # A name that is mistyped is told before anything is sent.
         _read(file, 0)
-    sent = refused = new = known = 0
+    sent = rejected = new = known = 0
     try:
         with _producer(url, token_file, patience, console) as producer, _progress(console) as progress:
             for file in progress.track(files, description="submitting"):
@@ -55,31 +55,31 @@ def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience
                     new += receipt is None or not receipt.duplicate
                     known += receipt is not None and receipt.duplicate
                 except SubmitError as error:
-                    _stop_unless_refused(error, url, patience)
-                    refused += 1
-                    told = f"{file}: {error}"
-                    progress.console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+                    _raise_unless_rejected(error, url, patience)
+                    rejected += 1
+                    message = f"{file}: {error}"
+                    progress.console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
                 sent += 1
     finally:
         left = f", {len(files) - sent} not sent" if sent < len(files) else ""
         done = f"{new} new, {known} already there" if is_address(url) else f"{new} sent"
-        click.echo(f"{done}, {refused} refused{left}")
-    return CONFIG if refused else 0
+        click.echo(f"{done}, {rejected} refused{left}")
+    return CONFIG if rejected else 0
 
 
 @contextmanager
 def _producer(url: str, token_file: Path | None, patience: float, console: Console) -> Iterator[Producer]:
     """Give what sends tasks to an address; a daemon that is away is told of at once."""
-    with _blaming_the_address():
+    with _address_error_context():
         split_address(url)
     if is_address(url):
         with daemon_client(url, token_file) as client:
-            _say_when_away(client, console, patience)
+            _warn_if_unreachable(client, console, patience)
             yield HttpProducer(url, client, patience)
         return
     if token_file is not None:
         raise ConfigError(f"--token-file is for a daemon; {url} is none")
-    with _blaming_the_address():
+    with _address_error_context():
         producer = open_producer(url, retry_seconds=patience)
     try:
         yield producer
@@ -88,7 +88,7 @@ def _producer(url: str, token_file: Path | None, patience: float, console: Conso
 
 
 @contextmanager
-def _blaming_the_address() -> Iterator[None]:
+def _address_error_context() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -97,23 +97,23 @@ def _blaming_the_address() -> Iterator[None]:
         raise ConfigError(f"--url {error}") from error
 
 
-def _say_when_away(client: httpx.Client, console: Console, patience: float) -> None:
+def _warn_if_unreachable(client: httpx.Client, console: Console, patience: float) -> None:
     try:
         client.get("/healthz")
     except (httpx.ConnectError, httpx.ConnectTimeout):
         console.print(f"no daemon answers at {client.base_url}; trying for {patience:g} s", markup=False)
 
 
-def _stop_unless_refused(error: SubmitError, url: str, patience: float) -> None:
-    """Raise ``Stop`` when the next task would fare no better than this one did."""
+def _raise_unless_rejected(error: SubmitError, url: str, patience: float) -> None:
+    """Raise ``CommandError`` when the next task would fare no better than this one did."""
     if error.status == HTTPStatus.UNAUTHORIZED:
-        raise Stop(CONFIG, f"{url} asks for a token: {error.detail}; give it by --token-file") from error
+        raise CommandError(CONFIG, f"{url} asks for a token: {error.detail}; give it by --token-file") from error
     if error.reason in ABOUT_THE_TASK:
         return
     if error.status is None and error.reason != UNREACHABLE:
-        raise Stop(CONFIG, error.detail) from error
+        raise CommandError(CONFIG, error.detail) from error
     if error.status is None or error.status in RETRY_STATUSES:
-        raise Stop(TRY_LATER, f"{error}; given up after {patience:g} s") from error
+        raise CommandError(TRY_LATER, f"{error}; given up after {patience:g} s") from error
 
 
 def _progress(console: Console) -> Progress:
@@ -121,9 +121,9 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _read(file: Path, most: int = -1) -> bytes:
+def _read(file: Path, max_bytes: int = -1) -> bytes:
     try:
         with open(file, "rb") as opened:
-            return opened.read(most)
+            return opened.read(max_bytes)
     except OSError as error:
-        raise Stop(CONFIG, f"{file} cannot be read: {error.strerror}") from error
+        raise CommandError(CONFIG, f"{file} cannot be read: {error.strerror}") from error

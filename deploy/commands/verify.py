@@ -26,18 +26,18 @@ def command(history_dir: Path, as_json: bool, mend: bool, archive: str | None) -
     Exit 70 on damage. With --repair, what is damaged in the ledger is taken from the archive and the other way round,
     and a ledger that is gone is made anew from the archive; what has no second copy is named and left as it is.
     """
-    said: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if mend and not (history_dir / ledger.FILE).exists() and (archive or (history_dir / ARCHIVE_FOLDER).exists()):
-        said["rebuilt"] = rebuild_ledger(history_dir, Location(archive))
+        results["rebuilt"] = rebuild_ledger(history_dir, Location(archive))
     found = _read_all(history_dir, as_json)
     if mend and not found.clean:
         repairs = repair(history_dir, found)
-        said["repairs"] = repairs._asdict()
+        results["repairs"] = repairs._asdict()
         found = _read_all(history_dir, as_json)
     if as_json:
-        click.echo(json.dumps({"clean": found.clean, **found._asdict(), **said}))
+        click.echo(json.dumps({"clean": found.clean, **found._asdict(), **results}))
     else:
-        click.echo("\n".join([*_tell(said), describe(found, history_dir)]))
+        click.echo("\n".join([*_describe_repairs(results), describe_damage(found, history_dir)]))
     return 0 if found.clean else BROKEN
 
 
@@ -47,30 +47,30 @@ def _read_all(folder: Path, quiet: bool) -> Verification:
         return verify(folder, lambda done, total: progress.update(bar, completed=done, total=total))
 
 
-def _tell(said: dict[str, Any]) -> list[str]:
+def _describe_repairs(results: dict[str, Any]) -> list[str]:
     """Say what was mended, a line for each kind."""
-    told = []
-    if "rebuilt" in said:
-        told.append(f"the ledger was made anew from the archive, with {said['rebuilt']} rounds")
-    repairs = said.get("repairs", {})
+    lines = []
+    if "rebuilt" in results:
+        lines.append(f"the ledger was made anew from the archive, with {results['rebuilt']} rounds")
+    repairs = results.get("repairs", {})
     words = {
         "from_archive": "now read from the archive, their copies in the ledger were damaged",
         "segments": "segments written anew from the ledger",
         "strays": "payloads of no round, removed",
         "lost": "damaged segments of which the ledger has no copy: restore them from a backup",
     }
-    told += [f"{words[kind]}: {_list(values)}" for kind, values in repairs.items() if values]
-    return told
+    lines += [f"{words[kind]}: {_join(values)}" for kind, values in repairs.items() if values]
+    return lines
 
 
-def describe(found: Verification, folder: Path) -> str:
+def describe_damage(found: Verification, folder: Path) -> str:
     """Say what was found, a line for each kind of damage."""
     if found.clean:
         return f"{folder}: {found.rounds} rounds, all whole and in order"
     kinds = {name: values for name, values in found._asdict().items() if name != "rounds" and values}
-    told = [f"  {name}: {_list(values)}" for name, values in kinds.items()]
-    return "\n".join([f"{folder}: {found.rounds} rounds, DAMAGED", *told])
+    lines = [f"  {name}: {_join(values)}" for name, values in kinds.items()]
+    return "\n".join([f"{folder}: {found.rounds} rounds, DAMAGED", *lines])
 
 
-def _list(values: tuple[object, ...]) -> str:
+def _join(values: tuple[object, ...]) -> str:
     return ", ".join(str(value) for value in values)

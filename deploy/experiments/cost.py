@@ -67,7 +67,7 @@ QUICK = Scale(
     full_turns=2,
     loss_rounds=2,
     seeds=1,
-    overrides=("engine.how=loop", "meta.batch=2"),
+    overrides=("engine.batching=loop", "meta.batch=2"),
 )
 Call = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from deploy.config import read_config
 from deploy.experiments.histories import make_history
 from deploy.experiments.tables import Row, commit, keep, read_kept, spread
 from deploy.replay import replay
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from trainers.models import mlp
 
 HIDDEN = (64, 64)
@@ -41,7 +41,7 @@ PLAIN = (
     "inner.lr=0.1",
     "meta.steps_per_round=1",
     "meta.batch=25",
-    "engine.how=traced",
+    "engine.batching=traced",
     "regret.comparator=[]",
     "regret.baselines=[]",
 )
@@ -87,7 +87,7 @@ def play_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tupl
     row = {
         "asked": asked,
         "commit": commit(),
-        **report["learners"][LEARNER],
+        **report["learners"][MAIN_LEARNER],
         "cpu_seconds": time.process_time() - began,
     }
     return keep(place.with_suffix(".json"), row)

@@ -8,18 +8,18 @@ import numpy as np
 
 from deploy.experiments.playing import TUNED
 from deploy.experiments.tables import Row, tell_mean
-from deploy.plot import COLOURS, as_png, tidy
-from online_meta.regret import LEARNER
+from deploy.plot import COLOURS, as_png, style_axes
+from online_meta.regret import MAIN_LEARNER
 
 NAME = "moml_protocol"
-NAMES = {LEARNER: "FTML", "moml": "MOML", "aruba": "ARUBA", "c_maml": "C-MAML", "ftl_fine_tune": "FTL, fine-tuned"}
+NAMES = {MAIN_LEARNER: "FTML", "moml": "MOML", "aruba": "ARUBA", "c_maml": "C-MAML", "ftl_fine_tune": "FTL, fine-tuned"}
 """Of learners that are not called as the page calls them."""
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the page as Markdown: means over the seeds and their standard errors."""
     groups = by_label(result["rows"])
-    leader = {row["asked"]["seed"]: row for row in groups.get(LEARNER, [])}
+    leader = {row["asked"]["seed"]: row for row in groups.get(MAIN_LEARNER, [])}
     tuned = {TUNED: [{"asked": row["asked"], **row["tuned"]} for row in leader.values()]} if leader else {}
     text = [
         "# Digits under a thousand transformations: the protocol of MOML",
@@ -142,7 +142,7 @@ def plot(rows: Sequence[Row]) -> bytes:
     kept.set_title("LTM: mean loss on all tasks so far", fontsize=11)
     for axes in (current, kept):
         axes.set_xlabel("round")
-        tidy(axes)
+        style_axes(axes)
     current.set_ylabel("query loss after adaptation")
     current.set_ylim(0, 2.6)
     kept.legend(frameon=False, fontsize=9)

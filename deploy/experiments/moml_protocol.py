@@ -15,7 +15,7 @@ from deploy.experiments.moml_page import NAME, plot, render
 from deploy.experiments.playing import Training, play_stream, train_leader
 from deploy.experiments.tables import Row, choose_labels, commit, keep, read_kept, run_options, run_rows, write_table
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from online_meta.types import Learner, Score, Task
 from streams.sources.transformed_digits import Settings, load_digits, make_task
 from trainers.settings import (
@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
 
 
 CHOSEN = {
-    LEARNER: Chosen(1.0, 0.001, {}),
+    MAIN_LEARNER: Chosen(1.0, 0.001, {}),
     "moml": Chosen(1.0, 0.0003, {"alpha": 1.0, "steps": 10}),
     "aruba": Chosen(0.5, 0.003, {"eps": 0.05, "zeta": 0.1}),
     "c_maml": Chosen(1.0, 0.001, {}),
@@ -77,10 +77,10 @@ def settings_of(label: str, seed: int, chosen: Chosen | None = None) -> TrainerS
         MetaSettings(lr=outer, steps_per_round=2, batch=5),
         regret=RegretSettings(
             comparator=(),
-            baselines=() if label == LEARNER else (label,),
+            baselines=() if label == MAIN_LEARNER else (label,),
             options={label: options} if options else {},
         ),
-        engine=EngineSettings(how="traced"),
+        engine=EngineSettings(batching="traced"),
         seed=seed,
     )
 
@@ -99,7 +99,7 @@ def run_entry(entry: Entry, work: Path) -> Row:
     all tasks so far.
     """
     settings = settings_of(entry.label, entry.seed)
-    training = Training(**CHOSEN["from_scratch"].options) if entry.label == LEARNER else None
+    training = Training(**CHOSEN["from_scratch"].options) if entry.label == MAIN_LEARNER else None
     asked = {**entry._asdict(), "chosen": CHOSEN[entry.label]._asdict()}
     asked |= {"trained": training._asdict()} if training else {}
     kept = work / f"{'-'.join(map(str, entry))}.json"

@@ -9,7 +9,7 @@ import click
 from deploy.experiments.moml_protocol import CHOSEN, Chosen, make_tasks, settings_of
 from deploy.experiments.playing import play_stream
 from deploy.experiments.tables import Row, choose_labels, keep, read_kept
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from online_meta.types import Task
 
 SEED, ROUNDS = 100, 150
@@ -24,7 +24,7 @@ def stream() -> list[Task]:
 
 def list_tries(label: str) -> list[Chosen]:
     """Return the nine tries of a learner."""
-    leader, reptile = CHOSEN[LEARNER], CHOSEN["online_reptile"]
+    leader, reptile = CHOSEN[MAIN_LEARNER], CHOSEN["online_reptile"]
     own = {
         "moml": [
             Chosen(leader.inner, outer, {"alpha": alpha, "steps": 10})

@@ -16,7 +16,7 @@ from deploy.experiments.non_stationary_runs import (
     STREAMS,
 )
 from deploy.experiments.tables import Row, tell_mean
-from deploy.plot import COLOURS, as_png, tidy
+from deploy.plot import COLOURS, as_png, style_axes
 
 NAME = "non_stationary"
 Runs = dict[tuple[str, str], list[Row]]
@@ -101,7 +101,7 @@ def plot(rows: Sequence[Row]) -> bytes:
                 axes.plot(mine - even, color=colour, label=label)
         axes.set_title(stream, fontsize=11)
         axes.set_xlabel("round")
-        tidy(axes)
+        style_axes(axes)
     handles, names = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)

@@ -8,7 +8,7 @@ import streams.sources
 from deploy.experiments.playing import find_own_bests, play_stream
 from deploy.experiments.tables import Row, keep, read_kept
 from online_meta import registry
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from online_meta.types import Task
 from trainers.settings import (
     EngineSettings,
@@ -89,7 +89,7 @@ def settings_of(label: str, seed: int) -> TrainerSettings:
             dynamic_rounds=DYNAMIC_ROUNDS,
             dynamic_steps=DYNAMIC_STEPS,
         ),
-        engine=EngineSettings(how="traced"),
+        engine=EngineSettings(batching="traced"),
         seed=seed,
     )
 
@@ -115,7 +115,7 @@ def run_entry(entry: Entry, work: Path) -> Row:
 
 def play(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
     """Return the losses of the rounds, how many components there were, and the seconds of them all."""
-    name = MIXTURE if settings.regret.baselines else LEARNER
+    name = MIXTURE if settings.regret.baselines else MAIN_LEARNER
     losses, components, seconds = [], [], 0.0
     for learner, score, spent in play_stream(settings, name, tasks, programs):
         losses.append(float(f"{score.loss_after:.6g}"))  # No more digits than a table needs.

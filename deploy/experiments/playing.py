@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.past import MemoryPast
-from online_meta.regret import LEARNER, Comparator
+from online_meta.past import MemoryReplayBuffer
+from online_meta.regret import MAIN_LEARNER, Comparator
 from online_meta.rules.adam import adam
 from online_meta.score import score_task
-from online_meta.setup import LearnerSetup
-from online_meta.types import Learner, Meta, Past, Score, Task
-from trainers.build import build_learners, build_setup
+from online_meta.setup import LearnerContext
+from online_meta.types import Learner, Meta, ReplayBuffer, Score, Task
+from trainers.build import build_context, build_learners
 from trainers.comparators import dynamic
-from trainers.comparing import Asked
-from trainers.paths import Steering
+from trainers.comparing import RefreshRequest
+from trainers.paths import PlanSelector
 from trainers.settings import TrainerSettings
 
 TUNED = "FTML's start, trained as from scratch"
@@ -41,7 +41,7 @@ def play_stream(
     name: str,
     tasks: Iterable[Task],
     programs: Path,
-    change: Callable[[LearnerSetup], LearnerSetup] = lambda setup: setup,
+    change: Callable[[LearnerContext], LearnerContext] = lambda context: context,
     prefixes_from: int = 0,
     look: Callable[[Learner, Task], None] = lambda learner, task: None,
 ) -> Iterator[Round]:
@@ -54,16 +54,18 @@ def play_stream(
     not counted.
     """
     torch.set_num_threads(1)
-    setup = change(build_setup(settings, MemoryPast(), programs))
-    learner = build_learners(settings, setup)[name]
+    context = change(build_context(settings, MemoryReplayBuffer(), programs))
+    learner = build_learners(settings, context)[name]
     for round, task in enumerate(tasks):
         look(learner, task)
         began = time.process_time()
         score = learner.score(task, settings.regret.prefixes if round >= prefixes_from else ())
         learner.learn(task)
         yield Round(learner, score, time.process_time() - began)
-        if round == 0 and hasattr(learner, "total"):
-            _find_path(Steering({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), setup.past)
+        if round == 0 and hasattr(learner, "task_sum"):
+            _find_path(
+                PlanSelector({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), context.buffer
+            )
 
 
 class Training(NamedTuple):
@@ -80,17 +82,17 @@ def train_leader(settings: TrainerSettings, training: Training, learner: Learner
     """
     if not isinstance(learner, FollowTheMetaLeader):
         raise TypeError(f"a {type(learner).__name__} has no leader")
-    setup = build_setup(settings, MemoryPast())
-    inner = replace(setup.inner, rule=adam(training.lr), steps=training.steps)
-    return score_task(inner, Meta(learner.engine.meta().weights, {}), task, setup.accuracy, settings.regret.prefixes)
+    context = build_context(settings, MemoryReplayBuffer())
+    inner = replace(context.inner, rule=adam(training.lr), steps=training.steps)
+    return score_task(inner, Meta(learner.engine.meta().weights, {}), task, context.accuracy, settings.regret.prefixes)
 
 
-def set_up_past(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerSetup:
+def set_up_past(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerContext:
     """Return the set-up of a run whose rounds have all been played, its tasks lying in memory."""
-    past = MemoryPast()
+    buffer = MemoryReplayBuffer()
     for t, task in enumerate(tasks):
-        past.remember(t, task)
-    return build_setup(settings, past)
+        buffer.add(t, task)
+    return build_context(settings, buffer)
 
 
 def find_own_bests(settings: TrainerSettings, tasks: Sequence[Task], programs: Path) -> Comparator:
@@ -99,12 +101,12 @@ def find_own_bests(settings: TrainerSettings, tasks: Sequence[Task], programs: P
     It is looked for from where FTML has come to in the end, as a daemon looks from its newest leader: from random
     weights the steps end in poor minima, above what learners lose.
     """
-    *_, last = play_stream(without_prefixes(settings), LEARNER, tasks, programs)
+    *_, last = play_stream(without_prefixes(settings), MAIN_LEARNER, tasks, programs)
     assert isinstance(last.learner, FollowTheMetaLeader)
-    asked = Asked(len(tasks), near=last.learner.engine.meta())
-    answered = dynamic.refresh(set_up_past(settings, tasks), settings.regret, asked, None)
-    assert answered is not None, "nobody tells it to stop"
-    return answered.comparator
+    request = RefreshRequest(len(tasks), warm_start=last.learner.engine.meta())
+    result = dynamic.refresh(set_up_past(settings, tasks), settings.regret, request, None)
+    assert result is not None, "nobody tells it to stop"
+    return result.comparator
 
 
 def without_prefixes(settings: TrainerSettings) -> TrainerSettings:
@@ -112,9 +114,9 @@ def without_prefixes(settings: TrainerSettings) -> TrainerSettings:
     return replace(settings, regret=replace(settings.regret, prefixes=()))
 
 
-def _find_path(steering: Steering, past: Past) -> None:
-    like = [past[0]]
-    steering.find({}, like)
-    steering.wait()
-    steering.follow(steering.find({}, like))
-    steering.close()
+def _find_path(plan_selector: PlanSelector, buffer: ReplayBuffer) -> None:
+    like = [buffer[0]]
+    plan_selector.find({}, like)
+    plan_selector.wait()
+    plan_selector.follow(plan_selector.find({}, like))
+    plan_selector.close()

@@ -9,8 +9,8 @@ import numpy as np
 from deploy.experiments.playing import TUNED
 from deploy.experiments.rainbow_runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
 from deploy.experiments.tables import Row, tell_mean
-from deploy.plot import COLOURS, as_png, tidy
-from online_meta.regret import LEARNER
+from deploy.plot import COLOURS, as_png, style_axes
+from online_meta.regret import MAIN_LEARNER
 
 NAME = "rainbow_protocol"
 PROFICIENCY, FEWER = 0.9, 0.8
@@ -69,7 +69,7 @@ of the tasks behind the warm-up, then of the seeds, ± standard error over the s
 def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each learner that has any; of ``TUNED`` those that came of FTML's runs, beside them."""
     beside = [{"asked": row["asked"] | {"label": TUNED}, "curves": row["tuned"]} for row in rows if row.get("tuned")]
-    labels = [name for label in LABELS for name in ((label, TUNED) if LABELS[label] == LEARNER else (label,))]
+    labels = [name for label in LABELS for name in ((label, TUNED) if LABELS[label] == MAIN_LEARNER else (label,))]
     found = {label: [row for row in (*rows, *beside) if row["asked"]["label"] == label] for label in labels}
     return {label: mine for label, mine in found.items() if mine}
 
@@ -108,6 +108,6 @@ def plot(rows: Sequence[Row]) -> bytes:
     right.set(xlabel="task", title=f"On all {10 * TRAIN} images")
     for axes in (left, right):
         axes.axhline(PROFICIENCY, color="grey", linewidth=0.8, linestyle="--")
-        tidy(axes)
+        style_axes(axes)
     left.legend(frameon=False, fontsize=9)
     return as_png(figure)

@@ -12,9 +12,9 @@ from deploy.experiments.centred import centred_mlp
 from deploy.experiments.playing import Training, play_stream, train_leader
 from deploy.experiments.tables import Row, commit, keep, read_kept
 from online_meta.draws import generator
-from online_meta.past import MemoryPast
-from online_meta.regret import LEARNER
-from online_meta.setup import LearnerSetup
+from online_meta.past import MemoryReplayBuffer
+from online_meta.regret import MAIN_LEARNER
+from online_meta.setup import LearnerContext
 from online_meta.types import Batch, Learner, Meta, MetaGrad, PrefixScore, Score, Task
 from streams.sources.rainbow_digits import load_digits, make_task
 from trainers.settings import (
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 LABELS = {
-    "FTML": LEARNER,
+    "FTML": MAIN_LEARNER,
     "train on everything": "train_on_everything",
     "FTL + fine-tuning": "ftl_fine_tune",
     "from scratch": "from_scratch",
@@ -73,14 +73,14 @@ def digits_mlp() -> nn.Module:
 def settings_of(label: str, seed: int) -> TrainerSettings:
     """Return the settings of a run."""
     name = LABELS[label]
-    others = () if name == LEARNER else (name,)
+    others = () if name == MAIN_LEARNER else (name,)
     own = {name: OPTIONS[name]} if name in OPTIONS else {}
     return TrainerSettings(
         ModelSettings("deploy.experiments.rainbow_runs:digits_mlp"),
         InnerSettings(steps=5, lr=0.1),
         MetaSettings(lr=1e-3, steps_per_round=STEPS, batch=25),
         regret=RegretSettings(comparator=(), baselines=others, options=own, prefixes=PREFIXES),
-        engine=EngineSettings(how="traced"),
+        engine=EngineSettings(batching="traced"),
         seed=seed,
     )
 
@@ -101,7 +101,7 @@ def _take(batch: Batch, many: int, *key: int) -> Batch:
     return Batch(batch.x[chosen], batch.y[chosen])
 
 
-class DrawnPast(MemoryPast):
+class DrawnPast(MemoryReplayBuffer):
     """Past tasks of which every look shows other images: the minibatches D_k^tr and D_k^val of the paper."""
 
     def __init__(self, seed: int) -> None:
@@ -120,15 +120,15 @@ class DrawnPast(MemoryPast):
         return Task(Batch(few.x[: DRAWS[0]], few.y[: DRAWS[0]]), Batch(few.x[DRAWS[0] :], few.y[DRAWS[0] :]))
 
 
-def draw_minibatches(label: str, seed: int, setup: LearnerSetup) -> LearnerSetup:
+def draw_minibatches(label: str, seed: int, context: LearnerContext) -> LearnerContext:
     """Return the set-up of a learner whose meta-gradients see minibatches."""
-    past, gradient = DrawnPast(seed), setup.gradient
+    buffer, gradient = DrawnPast(seed), context.gradient
 
     def drawn(meta: Meta, task: Task) -> MetaGrad:
-        return gradient(meta, past.draw(task))
+        return gradient(meta, buffer.draw(task))
 
     # What learns each task as it comes takes it whole, so it is the gradient that draws.
-    return replace(setup, past=past, gradient=drawn if LABELS[label] == "moml" else gradient)
+    return replace(context, buffer=buffer, gradient=drawn if LABELS[label] == "moml" else gradient)
 
 
 def run_entry(entry: Entry, work: Path) -> Row:
@@ -138,7 +138,7 @@ def run_entry(entry: Entry, work: Path) -> Row:
     FTML also those of its start when it is trained as *from scratch* trains its own.
     """
     settings = settings_of(entry.label, entry.seed)
-    training = Training(**OPTIONS["from_scratch"]) if LABELS[entry.label] == LEARNER else None
+    training = Training(**OPTIONS["from_scratch"]) if LABELS[entry.label] == MAIN_LEARNER else None
     asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
     asked |= {"trained": training._asdict()} if training else {}
     kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"

@@ -22,7 +22,7 @@ from deploy.experiments.regression_runs import (
     Stream,
 )
 from deploy.experiments.tables import Row, tell_mean
-from deploy.plot import as_png, tidy
+from deploy.plot import as_png, style_axes
 
 By = dict[str, dict[int, Row]]
 """The rows of a stream by label and seed."""
@@ -177,7 +177,7 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.set_yscale("symlog", linthresh=1.0)
         axes.set_xlabel("round")
         axes.set_ylabel("cumulative loss, difference")
-        tidy(axes)
+        style_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, ncols=2)
         else:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from deploy.experiments.playing import find_own_bests, play_stream, set_up_past
 from deploy.experiments.real_regressions import Sizes, draw_tasks, load_flights, load_pupils
 from deploy.experiments.tables import Row, keep, read_kept
-from online_meta.closed_form import minimise, no_quadratic, quadratic_of
-from online_meta.regret import LEARNER
+from online_meta.closed_form import minimise, quadratic_of, zero_quadratic
+from online_meta.regret import MAIN_LEARNER
 from online_meta.score import points_needed
 from online_meta.types import Score, Task
 from streams.sources import drifting_sinusoids
@@ -95,8 +95,8 @@ STREAMS = {
 }
 BASELINES = ("train_on_everything", "ftl_fine_tune", "from_scratch", "online_reptile", "moml", "aruba", "c_maml")
 LEARNERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "ftml": (LEARNER, "uniform", {}),
-    "ftml_recent": (LEARNER, "recent", {"window": WINDOW}),
+    "ftml": (MAIN_LEARNER, "uniform", {}),
+    "ftml_recent": (MAIN_LEARNER, "recent", {"window": WINDOW}),
     **{name: (name, "uniform", {}) for name in (*BASELINES, "dp_mixture")},
 }
 
@@ -105,7 +105,7 @@ def settings_of(entry: Entry, choice: Choice) -> TrainerSettings:
     """Return the settings of a run; the comparators adapt as FTML does."""
     stream = STREAMS[entry.stream]
     name, replay, options = LEARNERS["ftml" if entry.label == COMPARATOR else entry.label]
-    baselines = () if name == LEARNER else (name,)
+    baselines = () if name == MAIN_LEARNER else (name,)
     return TrainerSettings(
         ModelSettings(
             "trainers.models:mlp", {"inputs": stream.inputs, "outputs": 1, "hidden": [*stream.hidden]}, loss="mse"
@@ -127,7 +127,7 @@ def settings_of(entry: Entry, choice: Choice) -> TrainerSettings:
             dynamic_rounds=DYNAMIC_ROUNDS,
             dynamic_steps=DYNAMIC_STEPS,
         ),
-        engine=EngineSettings(how="traced"),
+        engine=EngineSettings(batching="traced"),
         seed=entry.seed,
     )
 
@@ -180,10 +180,14 @@ def compare(programs: Path, stream: Stream, settings: TrainerSettings, tasks: li
     if not stream.linear:
         found = find_own_bests(settings, tasks, programs)
         return {"static": None, "dynamic": found.cumulative_loss, "dynamic_error": found.standard_error, "curve": []}
-    setup = set_up_past(settings, tasks)
-    total, own, curve = no_quadratic(sum(value.numel() for value in setup.start.weights.values())), 0.0, list[float]()
+    context = set_up_past(settings, tasks)
+    total, own, curve = (
+        zero_quadratic(sum(value.numel() for value in context.start.weights.values())),
+        0.0,
+        list[float](),
+    )
     for t, task in enumerate(tasks, 1):
-        quadratic = quadratic_of(setup.inner, setup.start, task)
+        quadratic = quadratic_of(context.inner, context.start, task)
         total, own = total.plus(quadratic), own + minimise(quadratic).value
         if t % EVERY == 0:
             curve.append(minimise(total).value)

@@ -15,17 +15,17 @@ import online_meta.segmentation
 from deploy.experiments.sinusoid_known_answers import draw_tasks
 from deploy.experiments.tables import Row, keep, read_kept, run_rows, tell_mean, write_table
 from online_meta import over_tasks, registry
-from online_meta.adapted import SIZES, adapted, expected_errors
-from online_meta.detections import compare
+from online_meta.adapted import ADAPTATION_SIZES, leader_likelihood, measure_errors
+from online_meta.detections import evaluate_segments
 from online_meta.functional import model_loss
 from online_meta.inner import Inner
 from online_meta.likelihoods.gaussian_classes import gaussian_classes
 from online_meta.likelihoods.linear import linear
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.metagrads.exact import exact
-from online_meta.paths import rows_of
+from online_meta.paths import unstack
 from online_meta.rules.meta_sgd import meta_sgd
-from online_meta.segments import Likelihood, Segment, cut_samples
+from online_meta.segments import Likelihood, TaskSegment, segment_samples
 from online_meta.types import Batch, Task
 from streams.durable import replace_file
 from trainers.build import build_module
@@ -115,19 +115,21 @@ def train_leader(seed: int, steps: int, work: Path) -> Likelihood:
         sums = over_tasks(exact(inner), "traced")
         for step in range(steps):
             tasks = draw_tasks(random, 25)
-            firsts = Batch(*(values[:, : SIZES[step % len(SIZES)]].contiguous() for values in tasks.support))
+            firsts = Batch(
+                *(values[:, : ADAPTATION_SIZES[step % len(ADAPTATION_SIZES)]].contiguous() for values in tasks.support)
+            )
             engine.apply(sums(engine.meta(), Task(firsts, tasks.query)), 1.0)
         replace_file(file, save(engine.save()), durable=False)
-    judges = rows_of(draw_tasks(torch.Generator().manual_seed(2**31 + seed), 100, 20))
-    errors = expected_errors(inner, engine.meta(), judges)
-    return adapted(inner, engine.meta(), torch.zeros(1), torch.zeros(1), errors=errors)
+    judges = unstack(draw_tasks(torch.Generator().manual_seed(2**31 + seed), 100, 20))
+    errors = measure_errors(inner, engine.meta(), judges)
+    return leader_likelihood(inner, engine.meta(), torch.zeros(1), torch.zeros(1), errors=errors)
 
 
-def cut_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) -> tuple[list[Segment], float]:
+def cut_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) -> tuple[list[TaskSegment], float]:
     """Return the segments, and the processor's seconds that it took to cut, without those to train a leader."""
     if way.method == "count":
         ends = [*range(way.options["count"], len(stream), way.options["count"]), len(stream)]
-        return [Segment(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)], 0.0
+        return [TaskSegment(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)], 0.0
     likelihood = {
         "linear": lambda: linear(1, 1),
         "linear, 50 waves": lambda: linear(1, 1, features=50, scale=1.5, strength=0.01, spread=0.02),
@@ -136,7 +138,7 @@ def cut_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) 
     }[way.likelihood]()
     segmenter = registry.load(online_meta.segmentation, way.method)(likelihood, least=LEAST, **way.options)
     began = time.process_time()
-    return list(cut_samples(segmenter, stream, 1_000)), time.process_time() - began
+    return list(segment_samples(segmenter, stream, 1_000)), time.process_time() - began
 
 
 def run_row(way: Way, seed: int, samples: int, training: int, work: Path) -> Row:
@@ -150,7 +152,7 @@ def run_row(way: Way, seed: int, samples: int, training: int, work: Path) -> Row
     torch.set_num_threads(1)
     stream, changes = draw_stream(way.stream, seed, samples)
     segments, seconds = cut_stream(way, stream, seed, training, work)
-    found = compare(changes, segments, WITHIN)
+    found = evaluate_segments(changes, segments, WITHIN)
     row = {"asked": asked, **found._asdict(), "delays": [*found.delays], "misplaced": [*found.misplaced]}
     row |= {"mean_delay": found.mean_delay, "max_delay": max(found.delays, default=0)}
     row |= {"missed_share": found.missed / found.changes, "false_per_thousand": found.false_per_thousand}

@@ -16,7 +16,7 @@ from online_meta import over_tasks
 from online_meta.functional import model_loss
 from online_meta.inner import Inner
 from online_meta.meta_optimizer import MetaOptimizer
-from online_meta.paths import rows_of
+from online_meta.paths import unstack
 from online_meta.types import Batch, Meta, Task
 from trainers.build import build_module
 from trainers.settings import ModelSettings
@@ -93,7 +93,7 @@ def draw_tasks(random: torch.Generator, tasks: int, queries: int = SHOTS) -> Tas
 
 def evaluate(inner: Inner, meta: Meta) -> tuple[float, float]:
     """Return the mean square error after adaptation over fresh tasks, and its standard error."""
-    tasks = rows_of(draw_tasks(torch.Generator().manual_seed(2**31), TEST_TASKS, TEST_QUERIES))
+    tasks = unstack(draw_tasks(torch.Generator().manual_seed(2**31), TEST_TASKS, TEST_QUERIES))
     with torch.no_grad():
         errors: Tensor = torch.stack([inner.loss(inner.adapt(meta, task.support), task.query) for task in tasks])
     return float(errors.mean()), float(errors.std() / TEST_TASKS**0.5)

@@ -14,23 +14,22 @@ from deploy.experiments.sinusoid_known_answers import draw_tasks
 from deploy.experiments.tables import Row, keep, read_kept, run_rows, write_table
 from deploy.experiments.unsegmented_daemon import take
 from deploy.experiments.unsegmented_page import BLOCK, DAEMON, NAME, WAYS, render
-from online_meta.adapted import SIZES, adapted
-from online_meta.detections import compare_blocks
+from online_meta.adapted import ADAPTATION_SIZES, leader_likelihood
+from online_meta.detections import evaluate_blocks
 from online_meta.functional import model_loss
 from online_meta.inner import Inner
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.likelihoods.linear import linear
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.metagrads.exact import exact
-from online_meta.paths import Path as SumPath
-from online_meta.paths import rows_of, signature_of
+from online_meta.paths import ExecutionPlan, signature_of, unstack
 from online_meta.rules.meta_sgd import meta_sgd
-from online_meta.score import shorten
+from online_meta.score import truncate_support
 from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Likelihood, Segment, Segmenter, cut_anew
+from online_meta.segments import Likelihood, Segmenter, TaskSegment, segment_adaptively
 from online_meta.tree import add, scale
 from online_meta.types import Meta, MetaGrad, MetaGradient, Score, Task
-from online_meta.unsegmented import expect_errors, make_task, play_unsegmented
+from online_meta.unsegmented import estimate_errors, make_task, play_task_free
 from trainers.build import build_module
 from trainers.settings import ModelSettings
 
@@ -43,7 +42,7 @@ HOW = "traced"
 class Heard(NamedTuple):
     """A segment that was cut, and the scores of the tasks that were learned when that was known."""
 
-    segment: Segment
+    segment: TaskSegment
     scores: list[Score]
 
 
@@ -55,27 +54,27 @@ def build_leader(seed: int, *, plain: bool = False) -> FollowTheMetaLeader:
     module = build_module(ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1}), seed)
     inner = Inner(model_loss(module, "mse"), meta_sgd(lr=0.01), 3)
     engine = MetaOptimizer(inner.init(dict(module.named_parameters())), "adam", LR, 10.0)
-    gradient = exact(inner) if plain else over_prefixes(exact(inner), SIZES)
+    gradient = exact(inner) if plain else over_prefixes(exact(inner), ADAPTATION_SIZES)
     learner = FollowTheMetaLeader(inner, gradient, engine, batch=BATCH, steps_per_round=STEPS, seed=seed)
     if plain:
         return learner
-    stream, _ = draw_stream("sinusoid", seed, 2 * max(SIZES))
-    shapes = [make_task(stream[: 2 * size]) for size in SIZES if 2 * size >= LEAST]
-    learner.total.follow(SumPath(HOW, BATCH, signature_of(task)) for task in shapes if task is not None)
+    stream, _ = draw_stream("sinusoid", seed, 2 * max(ADAPTATION_SIZES))
+    shapes = [make_task(stream[: 2 * size]) for size in ADAPTATION_SIZES if 2 * size >= LEAST]
+    learner.task_sum.follow(ExecutionPlan(HOW, BATCH, signature_of(task)) for task in shapes if task is not None)
     return learner
 
 
 def over_prefixes(gradient: MetaGradient, sizes: Sequence[int]) -> MetaGradient:
     """Return the mean meta-gradient of adapting to so many of a task's first samples, as the leader judges by them."""
 
-    def total(meta: Meta, task: Task) -> MetaGrad:
-        shorter = [gradient(meta, shorten(task, size)) for size in sizes if size <= len(task.support.x)]
+    def mean_over_prefixes(meta: Meta, task: Task) -> MetaGrad:
+        shorter = [gradient(meta, truncate_support(task, size)) for size in sizes if size <= len(task.support.x)]
         found = shorter[0]
         for share in shorter[1:]:
             found = add(found, share)
         return scale(found, 1 / len(shorter))
 
-    return total
+    return mean_over_prefixes
 
 
 def play(way: str, learner: FollowTheMetaLeader, stream: Samples, changes: Sequence[int]) -> Iterator[Heard]:
@@ -95,8 +94,8 @@ def play(way: str, learner: FollowTheMetaLeader, stream: Samples, changes: Seque
         "cuts by count": lambda likelihood: never,
         "cuts by linear, 50 waves": lambda likelihood: run_length(waves, **OPTIONS),
     }
-    most = MEAN_LENGTH if way == "cuts by count" else 1_000
-    for segment, score in play_unsegmented(learner, segmenters[way], stream, window=WINDOW, most=most):
+    max_samples = MEAN_LENGTH if way == "cuts by count" else 1_000
+    for segment, score in play_task_free(learner, segmenters[way], stream, window=WINDOW, max_samples=max_samples):
         yield Heard(segment, [] if score is None else [score])
 
 
@@ -106,16 +105,16 @@ def _play_told(learner: FollowTheMetaLeader, stream: Samples, ends: list[int]) -
     begin, left = 0, list(ends)
 
     def renew() -> Segmenter:
-        errors = expect_errors(scores[-WINDOW:])
-        return run_length(adapted(learner.inner, learner.engine.meta(), *stream[0], errors=errors), **OPTIONS)
+        errors = estimate_errors(scores[-WINDOW:])
+        return run_length(leader_likelihood(learner.inner, learner.engine.meta(), *stream[0], errors=errors), **OPTIONS)
 
-    for segment in cut_anew(renew, stream, 1_000):
+    for segment in segment_adaptively(renew, stream, 1_000):
         heard = Heard(segment, [])
-        while left and left[0] <= segment.seen:
+        while left and left[0] <= segment.detected_at:
             task = make_task(stream[begin : left[0]])
             begin = left.pop(0)
             if task is not None:
-                heard.scores.append(learner.score(task, SIZES))
+                heard.scores.append(learner.score(task, ADAPTATION_SIZES))
                 learner.learn(task)
         scores += heard.scores
         yield heard
@@ -123,7 +122,7 @@ def _play_told(learner: FollowTheMetaLeader, stream: Samples, ends: list[int]) -
 
 def judge_fresh(learner: FollowTheMetaLeader, seed: int) -> float:
     """Return the mean loss of fresh whole tasks without noise, after adaptation to ten samples of each."""
-    tasks = rows_of(draw_tasks(torch.Generator().manual_seed(2**31 + seed), FRESH, 20))
+    tasks = unstack(draw_tasks(torch.Generator().manual_seed(2**31 + seed), FRESH, 20))
     meta, inner = learner.engine.meta(), learner.inner
     with torch.no_grad():
         return sum(float(inner.loss(inner.adapt(meta, task.support), task.query)) for task in tasks) / FRESH
@@ -139,15 +138,15 @@ def run_row(way: str, seed: int, samples: int, work: Path) -> Row:
     began = time.process_time()
     stream, changes = draw_stream("sinusoid", seed, samples)
     learner = build_leader(seed, plain=way == DAEMON)
-    segments: list[Segment] = []
+    segments: list[TaskSegment] = []
     losses: list[list[float]] = [[] for _ in range(0, samples, BLOCK)]
     fresh: list[float] = []
     for segment, scores in play(way, learner, stream, changes):
         segments.append(segment)
-        losses[(segment.seen - 1) // BLOCK] += [score.loss_after for score in scores]
-        while len(fresh) < segment.seen // BLOCK:
+        losses[(segment.detected_at - 1) // BLOCK] += [score.loss_after for score in scores]
+        while len(fresh) < segment.detected_at // BLOCK:
             fresh.append(judge_fresh(learner, seed))
-    found = compare_blocks(changes, segments, BLOCK, WITHIN)
+    found = evaluate_blocks(changes, segments, BLOCK, WITHIN)
     blocks = [
         {**block._asdict(), "losses": lost, "fresh": loss}
         for block, lost, loss in zip(found, losses, fresh, strict=True)

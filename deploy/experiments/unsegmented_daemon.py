@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.segments import Segment
+from online_meta.segments import TaskSegment
 from online_meta.types import Task
 from streams import wire
 from streams.leading import LeaderContext, NeedsLeader
@@ -20,7 +20,7 @@ Samples = Sequence[tuple[Tensor, Tensor]]
 class Taken(NamedTuple):
     """A segment, and the task that a daemon makes of it: half of its samples, drawn by its bytes, are the query."""
 
-    segment: Segment
+    segment: TaskSegment
     task: Task
 
 
@@ -44,7 +44,7 @@ def take(learner: FollowTheMetaLeader, stream: Samples, change: str, options: di
             return
         source.ack([arrival])
         begin = int(arrival.id.removeprefix("stream-"))
-        yield Taken(Segment(begin, int(arrival.cursor), seen), wire.decode(arrival.body, SPEC, Limits()))
+        yield Taken(TaskSegment(begin, int(arrival.cursor), seen), wire.decode(arrival.body, SPEC, Limits()))
 
 
 def pass_on(samples: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

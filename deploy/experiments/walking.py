@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from online_meta.draws import generator
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.regret import LEARNER
-from online_meta.revisits import Revisits
-from online_meta.setup import keep_alone
+from online_meta.regret import MAIN_LEARNER
+from online_meta.revisits import ReplaySampler
+from online_meta.setup import gather_single_process
 from streams.history import History
 from trainers.build import build_replay
 from trainers.json_lines import Line, LineReader, LineWriter
@@ -24,7 +24,7 @@ from trainers.rounds import close_run, open_run, play_rounds
 from trainers.run import Run
 from trainers.run_files import RunFiles
 from trainers.settings import TrainerSettings
-from trainers.states import write_checkpoint
+from trainers.states import start_checkpoint
 
 SAMPLES = 64
 
@@ -34,39 +34,39 @@ def walk(settings: TrainerSettings, files: RunFiles, history: History, until: in
     run = open_run(settings, files, history)
     try:
         played = run.round
-        learner = run.learners[LEARNER]
+        learner = run.learners[MAIN_LEARNER]
         assert isinstance(learner, FollowTheMetaLeader)
-        revisits = Revisits(build_replay(settings.meta), settings.seed, settings.meta.batch, keep_alone)
-        weights = revisits.load(learner.save())
-        walk_policy(revisits, range(played, until), settings.meta.steps_per_round, _measured(run, learner, revisits))
-        learner.load({**weights, **revisits.save()}, until)
+        sampler = ReplaySampler(build_replay(settings.meta), settings.seed, settings.meta.batch, gather_single_process)
+        weights = sampler.load(learner.save())
+        walk_policy(sampler, range(played, until), settings.meta.steps_per_round, _measured(run, learner, sampler))
+        learner.load({**weights, **sampler.save()}, until)
         _write_lines(files, range(played, until), run)
         run.round = until
-        write_checkpoint(run)
-        run.writing.finish()
+        start_checkpoint(run)
+        run.checkpoint_task.finish()
     finally:
         close_run(run)
 
 
-def walk_policy(revisits: Revisits, rounds: range, steps: int, measured: Iterator[list[float]]) -> None:
+def walk_policy(sampler: ReplaySampler, rounds: range, steps: int, measured: Iterator[list[float]]) -> None:
     """Ask and tell a policy what a learner of ``steps`` meta-steps a round asks and tells it in these ``rounds``."""
     for round in rounds:
-        revisits.begin(round, range(round + 1))
+        sampler.begin_round(round, range(round + 1))
         for step in range(steps):
-            picks = revisits.picks(step)
-            if revisits.measure is not None:
-                for _ in picks:
-                    revisits.told(next(measured))
-            revisits.end(picks)
+            samples = sampler.draw_samples(step)
+            if sampler.measure is not None:
+                for _ in samples:
+                    sampler.observe(next(measured))
+            sampler.finish_step(samples)
 
 
-def _measured(run: Run, learner: FollowTheMetaLeader, revisits: Revisits) -> Iterator[list[float]]:
+def _measured(run: Run, learner: FollowTheMetaLeader, sampler: ReplaySampler) -> Iterator[list[float]]:
     """Yield what the policy measures of a few real meta-gradients, in random order, each times a random factor."""
-    if revisits.measure is None:
+    if sampler.measure is None:
         return
-    meta, gradient = run.leader(), learner.total.gradient
+    meta, gradient = run.leader(), learner.task_sum.gradient
     rounds = range(max(0, run.round - SAMPLES), run.round)
-    values = np.array([revisits.measure(gradient(meta, run.past[round])).double().tolist() for round in rounds])
+    values = np.array([sampler.measure(gradient(meta, run.buffer[round])).double().tolist() for round in rounds])
     yield from _vary(values)
 
 
@@ -79,10 +79,10 @@ def _vary(values: NDArray[np.float64]) -> Iterator[list[float]]:
 def _write_lines(files: RunFiles, rounds: range, run: Run) -> None:
     """Write a line and a plan for each of ``rounds``, those of the last round that was played but for the number."""
     last = _last_line(files.rounds)
-    assert run.desk is not None
-    plans = LineWriter(files.plans)
+    assert run.journal is not None
+    plans = LineWriter(files.update_log)
     for round in rounds:
-        run.desk.lines.append({**last, "round": round, "id": f"walked-{round}"})
+        run.journal.lines.append({**last, "round": round, "id": f"walked-{round}"})
         plans.append({"round": round, "rounds": 1})
     plans.sync()
     plans.close()

@@ -8,10 +8,10 @@ from torch import Tensor
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
 from online_meta.tree import zeros
-from online_meta.types import Batch, Engine, Keep, MetaGrad, Params, StepReport, Task
+from online_meta.types import Batch, Engine, MetaGrad, Params, StepReport, Task, TensorFilter
 
 
-def step_on(engine: Engine, found: MetaGrad) -> StepReport:
+def apply_from_first_rank(engine: Engine, found: MetaGrad) -> StepReport:
     """Make a meta-step on what every rank has found for one task; the first rank's gradient is the one that counts.
 
     The others take part with nothing, a share of 0: so the step has the same bits, whatever their number is.
@@ -20,26 +20,26 @@ def step_on(engine: Engine, found: MetaGrad) -> StepReport:
     return engine.apply(*(mine if engine.gather is None else engine.gather(*mine)[0]))
 
 
-def whole(task: Task) -> Batch:
+def concat_support_query(task: Task) -> Batch:
     """Return the samples of the support and of the query set together."""
     return Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
 
 
-def copies_of(state: Mapping[str, Params], keep: Keep | None) -> Params:
+def copy_state(state: Mapping[str, Params], keep: TensorFilter | None) -> Params:
     """Return copies of a learner's own ``state``, or of what ``keep`` keeps of it, as ``part.name``; on the CPU."""
     named = {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()}
     return {name: copy_to_cpu(value) for name, value in named.items() if keep is None or keep(name)}
 
 
-def take(saved: Params, part: str, like: Params) -> Params:
+def restore_state(saved: Params, part: str, like: Params) -> Params:
     """Take a ``part`` of a learner's own state out of what it ``saved``, and return it where ``like`` lies.
 
     Raises ``ValueError`` for a name that is missing, or a shape that is another.
     """
-    return {name: _take_one(saved, f"{part}.{name}", value) for name, value in like.items()}
+    return {name: _restore_tensor(saved, f"{part}.{name}", value) for name, value in like.items()}
 
 
-def _take_one(saved: Params, name: str, like: Tensor) -> Tensor:
+def _restore_tensor(saved: Params, name: str, like: Tensor) -> Tensor:
     if name not in saved:
         raise ValueError(f"saved is no {name}: {nearest(name, saved)}")
     if saved[name].shape != like.shape:

@@ -9,20 +9,20 @@ import torch
 from torch.utils._pytree import tree_map
 
 from online_meta.finite import is_finite
-from online_meta.inner import begin, fast_weights, move, query_loss, support_gradient
-from online_meta.learners._one_task import copies_of, step_on, take, whole
+from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, support_gradient
+from online_meta.learners._one_task import apply_from_first_rank, concat_support_query, copy_state, restore_state
 from online_meta.rules.meta_sgd import meta_sgd
 from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from online_meta.tree import zeros
-from online_meta.types import Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 
 MOVED, SQUARES = "moved", "squares"
 """What the names of the two sums begin with in what is saved."""
 
 
-class Traits(NamedTuple):
+class ArubaConstants(NamedTuple):
     """The constants of the paper: the first rate is ``eps / zeta``, and both lose their weight by the power ``p``."""
 
     eps: float
@@ -30,11 +30,11 @@ class Traits(NamedTuple):
     p: float
 
 
-class Passed(NamedTuple):
-    """A pass through a task: the ``loss`` at its end, the way ``back``, and the squares of its gradients."""
+class TrainedTask(NamedTuple):
+    """A pass through a task: the ``loss`` at its end, the way ``displacement``, and the squares of its gradients."""
 
     loss: torch.Tensor
-    back: Params
+    displacement: Params
     squares: Params
 
 
@@ -55,18 +55,20 @@ class AdaptiveRates:
     rank computes the same.
     """
 
-    def __init__(self, setup: LearnerSetup, traits: Traits) -> None:
-        """Begin at round 0. Raises ``ValueError`` unless all of ``traits`` are above 0."""
-        if not all(value > 0 for value in traits):
-            raise ValueError(f"eps is {traits.eps}, zeta {traits.zeta} and p {traits.p}: all of them are above 0")
-        self.engine = setup.engine(Meta(setup.start.weights, {}))
-        self._setup, self._traits = setup, traits
-        self._inner = replace(setup.inner, rule=meta_sgd(lr=traits.eps / traits.zeta))
-        self._schedule = constant() if setup.schedule is None else setup.schedule
+    def __init__(self, context: LearnerContext, constants: ArubaConstants) -> None:
+        """Begin at round 0. Raises ``ValueError`` unless all of ``constants`` are above 0."""
+        if not all(value > 0 for value in constants):
+            raise ValueError(
+                f"eps is {constants.eps}, zeta {constants.zeta} and p {constants.p}: all of them are above 0"
+            )
+        self.engine = context.engine(Meta(context.start.weights, {}))
+        self._context, self._constants = context, constants
+        self._inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
+        self._schedule = constant() if context.schedule is None else context.schedule
         # In double precision, for a million small addends would be lost on a large sum in single.
-        adapting = {name: value.double() for name, value in fast_weights(setup.inner, setup.start.weights).items()}
-        self._moved: Params = tree_map(lambda value: torch.full_like(value, traits.eps**2), adapting)
-        self._squares: Params = tree_map(lambda value: torch.full_like(value, traits.zeta**2), adapting)
+        adapting = {name: value.double() for name, value in fast_weights(context.inner, context.start.weights).items()}
+        self._moved: Params = tree_map(lambda value: torch.full_like(value, constants.eps**2), adapting)
+        self._squares: Params = tree_map(lambda value: torch.full_like(value, constants.zeta**2), adapting)
         self._round = 0
         self._scored = ScoredTasks()
 
@@ -79,7 +81,7 @@ class AdaptiveRates:
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Return the losses of the next round's task under phi and eta; changes neither."""
         self._scored.add(task)
-        return score_task(self._inner, self.meta(), task, self._setup.accuracy, prefixes)
+        return score_task(self._inner, self.meta(), task, self._context.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one after the other."""
@@ -91,52 +93,53 @@ class AdaptiveRates:
         return ()
 
     def _learn(self, task: Task) -> StepReport:
-        found = self._pass(task)
-        moved, squares = self._with(found)
+        found = self._train_on(task)
+        moved, squares = self._accumulate(found)
         # Sums may overflow where the way does not: the step is then skipped as well, and said to be.
         loss = found.loss if is_finite(moved, squares) else found.loss * math.nan
         self.engine.lr_scale = self._schedule(self._round)
         weights = self.engine.meta().weights
-        report = step_on(self.engine, MetaGrad(loss, Meta({**zeros(weights), **found.back}, {})))
+        report = apply_from_first_rank(self.engine, MetaGrad(loss, Meta({**zeros(weights), **found.displacement}, {})))
         if report.skipped is None:
             self._moved, self._squares = moved, squares
         self._round += 1
         return report
 
-    def _pass(self, task: Task) -> Passed:
+    def _train_on(self, task: Task) -> TrainedTask:
         """Train on the task; all that is returned is of the entries that adapt."""
-        inner, meta, batch = self._inner, self.meta(), whole(task)
+        inner, meta, batch = self._inner, self.meta(), concat_support_query(task)
         with torch.no_grad():
-            carry, squares = begin(inner, meta, batch), zeros(self._squares)
+            carry, squares = init_carry(inner, meta, batch), zeros(self._squares)
             for k in range(inner.steps):
                 grads = support_gradient(inner, meta, carry.phi, batch, k)
                 squares = {name: total + grads[name].double().square() for name, total in squares.items()}
-                carry = move(inner, meta, carry, grads, batch, k)
-            back = {name: meta.weights[name] - value for name, value in carry.phi.items()}
-            return Passed(query_loss(inner, meta, carry.phi, task.query), back, squares)
+                carry = apply_update(inner, meta, carry, grads, batch, k)
+            displacement = {name: meta.weights[name] - value for name, value in carry.phi.items()}
+            return TrainedTask(query_loss(inner, meta, carry.phi, task.query), displacement, squares)
 
-    def _with(self, found: Passed) -> tuple[Params, Params]:
+    def _accumulate(self, found: TrainedTask) -> tuple[Params, Params]:
         """Return both sums with the addends of this round's task."""
-        eps, zeta, p = self._traits
-        fades = (self._round + 2.0) ** -p
+        eps, zeta, p = self._constants
+        decay = (self._round + 2.0) ** -p
         moved = {
-            name: total + eps**2 * fades + found.back[name].double().square() / 2 for name, total in self._moved.items()
+            name: total + eps**2 * decay + found.displacement[name].double().square() / 2
+            for name, total in self._moved.items()
         }
-        squares = {name: total + zeta**2 * fades + found.squares[name] for name, total in self._squares.items()}
+        squares = {name: total + zeta**2 * decay + found.squares[name] for name, total in self._squares.items()}
         return moved, squares
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state of the engine and the two sums."""
-        return {**self.engine.save(keep), **copies_of({MOVED: self._moved, SQUARES: self._squares}, keep)}
+        return {**self.engine.save(keep), **copy_state({MOVED: self._moved, SQUARES: self._squares}, keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
         rest = dict(saved)
-        self._moved, self._squares = (take(rest, part, self._moved) for part in (MOVED, SQUARES))
+        self._moved, self._squares = (restore_state(rest, part, self._moved) for part in (MOVED, SQUARES))
         self.engine.load(rest)
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def build(setup: LearnerSetup, eps: float = 0.01, zeta: float = 1.0, p: float = 1.0) -> AdaptiveRates:
+def build(context: LearnerContext, eps: float = 0.01, zeta: float = 1.0, p: float = 1.0) -> AdaptiveRates:
     """Return the baseline; ``eps / zeta`` is where the rates begin, and the larger both, the longer they stay there."""
-    return AdaptiveRates(setup, Traits(eps, zeta, p))
+    return AdaptiveRates(context, ArubaConstants(eps, zeta, p))

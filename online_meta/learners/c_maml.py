@@ -6,19 +6,19 @@ from typing import NamedTuple
 import torch
 
 from online_meta.finite import is_finite
-from online_meta.functional import judged
-from online_meta.inner import fast_weights, finish, see
-from online_meta.learners._one_task import copies_of, step_on, take, whole
+from online_meta.functional import evaluation_loss
+from online_meta.inner import effective_params, fast_weights, run_inner_loop
+from online_meta.learners._one_task import apply_from_first_rank, concat_support_query, copy_state, restore_state
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, judge_prefixes, score_task
-from online_meta.setup import LearnerSetup
-from online_meta.types import Keep, Learned, Meta, Params, Score, StepReport, Task
+from online_meta.score import ScoredTasks, score_learning_curve, score_task
+from online_meta.setup import LearnerContext
+from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
 
 CARRIED = "carried"
 """What the names of the carried weights begin with in what is saved."""
 
 
-class Limits(NamedTuple):
+class ContinualMamlOptions(NamedTuple):
     """What decides, in units of the loss.
 
     Attributes:
@@ -56,44 +56,44 @@ class ContinualMaml:
     A task whose gradient or loss is not finite changes nothing.
     """
 
-    def __init__(self, setup: LearnerSetup, limits: Limits) -> None:
+    def __init__(self, context: LearnerContext, options: ContinualMamlOptions) -> None:
         """Begin at round 0. Raises ``ValueError`` for limits out of their range."""
-        if not (limits.gamma == limits.gamma and limits.level > 0 and limits.power >= 0):
+        if not (options.gamma == options.gamma and options.level > 0 and options.power >= 0):
             raise ValueError(
-                f"gamma is {limits.gamma}, level {limits.level} and power {limits.power}: the first is a number, "
+                f"gamma is {options.gamma}, level {options.level} and power {options.power}: the first is a number, "
                 "the second above 0, the last 0 or more"
             )
-        self.engine = setup.engine(setup.start)
-        self._setup, self._limits, self._loss = setup, limits, judged(setup.inner.loss)
-        self._schedule = constant() if setup.schedule is None else setup.schedule
-        self._carried = fast_weights(setup.inner, setup.start.weights)
+        self.engine = context.engine(context.start)
+        self._context, self._options, self._loss = context, options, evaluation_loss(context.inner.loss)
+        self._schedule = constant() if context.schedule is None else context.schedule
+        self._carried = fast_weights(context.inner, context.start.weights)
         self._round = 0
         self._scored = ScoredTasks()
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Return the losses of the next round's task; its support set alone decides where adaptation begins."""
         self._scored.add(task)
-        return judge_prefixes(self._judge, task, prefixes)
+        return score_learning_curve(self._judge, task, prefixes)
 
     def _judge(self, task: Task) -> Score:
-        inner, carried = self._setup.inner, self._with_carried()
-        begin = carried if self._goes_on(task) else self.engine.meta()
-        score = score_task(inner, begin, task, self._setup.accuracy)
+        inner, carried = self._context.inner, self._with_carried()
+        initial = carried if self._task_continues(task) else self.engine.meta()
+        score = score_task(inner, initial, task, self._context.accuracy)
         with torch.no_grad():
-            return score._replace(loss_before=float(self._loss(see(inner, carried, {}), task.query)))
+            return score._replace(loss_before=float(self._loss(effective_params(inner, carried, {}), task.query)))
 
     def _with_carried(self) -> Meta:
         """Return the meta-parameters with the carried weights in place of those that adapt."""
         slow = self.engine.meta()
         return Meta({**slow.weights, **self._carried}, slow.rule)
 
-    def _goes_on(self, task: Task) -> bool:
+    def _task_continues(self, task: Task) -> bool:
         """Return whether the task before goes on; losses that are not finite say that it does not."""
-        inner, support = self._setup.inner, task.support
+        inner, support = self._context.inner, task.support
         with torch.no_grad():
-            carried = self._loss(see(inner, self._with_carried(), {}), support)
+            carried = self._loss(effective_params(inner, self._with_carried(), {}), support)
             new = self._loss(inner.adapt(self.engine.meta(), support), support)
-        return float(carried) - float(new) < self._limits.gamma
+        return float(carried) - float(new) < self._options.gamma
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one after the other."""
@@ -105,34 +105,34 @@ class ContinualMaml:
         return ()
 
     def _learn(self, task: Task) -> StepReport:
-        found = self._setup.gradient(self.engine.meta(), task)
+        found = self._context.gradient(self.engine.meta(), task)
         # Ranks on unlike machines may differ in the last bit; they must not differ in what they do.
-        goes_on, loss = self._setup.gather([self._goes_on(task), float(found.loss)])[0]
-        self.engine.lr_scale = self._schedule(self._round) * self._share(loss)
-        report = step_on(self.engine, found)
+        continues, loss = self._context.gather([self._task_continues(task), float(found.loss)])[0]
+        self.engine.lr_scale = self._schedule(self._round) * self._lr_share(loss)
+        report = apply_from_first_rank(self.engine, found)
         if report.skipped is None:
-            begin = self._with_carried() if goes_on else self.engine.meta()
-            carried = finish(self._setup.inner, begin, whole(task)).phi
+            initial = self._with_carried() if continues else self.engine.meta()
+            carried = run_inner_loop(self._context.inner, initial, concat_support_query(task)).phi
             self._carried = carried if is_finite(carried) else self._carried
         self._round += 1
         return report
 
-    def _share(self, loss: float) -> float:
+    def _lr_share(self, loss: float) -> float:
         """Return the share of the learning rate that a task with this query loss is learned by."""
-        return float(min(1.0, max(loss, 0.0) / self._limits.level) ** self._limits.power)
+        return float(min(1.0, max(loss, 0.0) / self._options.level) ** self._options.power)
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state of the engine and the carried weights."""
-        return {**self.engine.save(keep), **copies_of({CARRIED: self._carried}, keep)}
+        return {**self.engine.save(keep), **copy_state({CARRIED: self._carried}, keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
         rest = dict(saved)
-        self._carried = take(rest, CARRIED, self._carried)
+        self._carried = restore_state(rest, CARRIED, self._carried)
         self.engine.load(rest)
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def build(setup: LearnerSetup, gamma: float = 0.1, level: float = 1.0, power: float = 1.0) -> ContinualMaml:
-    """Return the baseline; see ``Limits`` for the options, which are in units of the model's loss."""
-    return ContinualMaml(setup, Limits(gamma, level, power))
+def build(context: LearnerContext, gamma: float = 0.1, level: float = 1.0, power: float = 1.0) -> ContinualMaml:
+    """Return the baseline; see ``ContinualMamlOptions`` for the options, which are in units of the model's loss."""
+    return ContinualMaml(context, ContinualMamlOptions(gamma, level, power))

@@ -6,21 +6,21 @@ from typing import Annotated, NamedTuple
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
-from online_meta.draws import Pick
-from online_meta.finite import FiniteSum, sum_finite
-from online_meta.functional import judged
-from online_meta.meta_optimizer import named
+from online_meta.draws import ReplaySample
+from online_meta.finite import SkippingSum, sum_skipping_nonfinite
+from online_meta.functional import evaluation_loss
+from online_meta.meta_optimizer import flatten_meta
 from online_meta.mixtures import crp_prior, responsibilities
 from online_meta.replay.uniform import uniform
-from online_meta.revisits import Revisits
+from online_meta.revisits import ReplaySampler
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, judge_prefixes, score_task
-from online_meta.setup import LearnerSetup
-from online_meta.shared_sums import hand_out, own_picks, sum_picks
+from online_meta.score import ScoredTasks, score_learning_curve, score_task
+from online_meta.setup import LearnerContext
+from online_meta.shared_sums import distribute_samples, local_samples, sum_gradients
 from online_meta.summing import TaskSum
-from online_meta.types import Engine, Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+from online_meta.types import Engine, Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 
-STREAM = 5
+SEED_OFFSET = 5
 """Sets this learner's draws apart from those of others with the same seed."""
 
 COUNTS = "counts"
@@ -30,7 +30,7 @@ NEGLIGIBLE = 1e-3
 """Responsibilities below it count as none: gradients of so little weight are not worth their time."""
 
 
-class Options(NamedTuple):
+class MixtureOptions(NamedTuple):
     """How components come and go.
 
     Attributes:
@@ -59,20 +59,20 @@ class DirichletProcessMixture:
     One of the rounds is always new, so that a young component learns at once; the others are the replay policy's.
     """
 
-    def __init__(self, setup: LearnerSetup, options: Options) -> None:
+    def __init__(self, context: LearnerContext, options: MixtureOptions) -> None:
         """Begin at round 0 without a component. Raises ``ValueError`` for an option out of its range."""
         _check(options)
-        self._setup, self._options = setup, options
-        self._engines = [setup.engine(setup.start) for _ in range(options.most)]
+        self._context, self._options = context, options
+        self._engines = [context.engine(context.start) for _ in range(options.most)]
         self._counts = [0.0] * options.most
         self._round = 0
-        self._loss = judged(setup.inner.loss)
-        self.total = TaskSum(setup.gradient, setup.programs)
-        self._gradient = _without_strangers(sum_finite(self.total))
+        self._loss = evaluation_loss(context.inner.loss)
+        self.task_sum = TaskSum(context.gradient, context.programs)
+        self._gradient = _skip_unassigned(sum_skipping_nonfinite(self.task_sum))
         # A policy that measures the leader's gradients finds here not one but several.
-        replay = setup.replay if setup.replay.measure is None else uniform()
-        self._revisits = Revisits(replay, setup.seed + STREAM, setup.batch, setup.gather)
-        self._schedule = constant() if setup.schedule is None else setup.schedule
+        replay = context.replay if context.replay.measure is None else uniform()
+        self._sampler = ReplaySampler(replay, context.seed + SEED_OFFSET, context.batch, context.gather)
+        self._schedule = constant() if context.schedule is None else context.schedule
         self._scored = ScoredTasks()
 
     @property
@@ -91,120 +91,126 @@ class DirichletProcessMixture:
         Of each of ``prefixes`` under the one that those few points choose.
         """
         self._scored.add(task)
-        return judge_prefixes(self._judge, task, prefixes)
+        return score_learning_curve(self._judge, task, prefixes)
 
     def _judge(self, task: Task) -> Score:
-        metas = [*self._metas(), self._setup.start]
-        chosen = int(self._explain(task, metas).argmax())
-        return score_task(self._setup.inner, metas[chosen], task, self._setup.accuracy)
+        metas = [*self._metas(), self._context.start]
+        chosen = int(self._responsibilities(task, metas).argmax())
+        return score_task(self._context.inner, metas[chosen], task, self._context.accuracy)
 
     def learn(self, *tasks: Task) -> Learned:
         """Assign the tasks scored since the last call, then make this update's meta-steps with each component."""
         self._scored.take(tasks)
-        setup, first = self._setup, self._round
+        context, first = self._context, self._round
         for engine in self._engines:
             engine.lr_scale = self._schedule(first)
         for task in tasks:
-            setup.past.remember(self._round, task)
+            context.buffer.add(self._round, task)
             self._assign(task)
             self._round += 1
-        self._revisits.begin(self._round - 1, setup.past.kept(self._round))
-        setup.past.expect(self, self._foreseen())
+        self._sampler.begin_round(self._round - 1, context.buffer.available(self._round))
+        context.buffer.prefetch(self, self._predicted_rounds())
         replayed: list[int] = []
         reports: list[StepReport] = []
-        for step in range(setup.steps_per_round if self._places() else 0):
-            picks = _with_new(self._revisits.picks(step), first + step % len(tasks))
-            reports += self._step(picks)
-            replayed += [pick.round for pick in picks]
+        for step in range(context.steps_per_round if self._components() else 0):
+            samples = _include_round(self._sampler.draw_samples(step), first + step % len(tasks))
+            reports += self._step(samples)
+            replayed += [sample.round for sample in samples]
         return Learned(tuple(replayed), tuple(reports))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Make ``steps_per_round`` more meta-steps with each component, the ``update``-th time since the last round."""
         self._scored.check_none()
-        if not self._places():
+        if not self._components():
             return ()
         for engine in self._engines:
             engine.lr_scale = self._schedule(self._round - 1)
-        self._revisits.again(self._round - 1, self._setup.past.kept(self._round))
-        steps = self._setup.steps_per_round
+        self._sampler.resume_round(self._round - 1, self._context.buffer.available(self._round))
+        steps = self._context.steps_per_round
         first = (update + 1) * steps
         return tuple(
-            report for step in range(first, first + steps) for report in self._step(self._revisits.picks(step))
+            report for step in range(first, first + steps) for report in self._step(self._sampler.draw_samples(step))
         )
 
-    def _places(self) -> list[int]:
-        return [place for place, count in enumerate(self._counts) if count]
+    def _components(self) -> list[int]:
+        return [component for component, count in enumerate(self._counts) if count]
 
     def _metas(self) -> list[Meta]:
-        return [self._engines[place].meta() for place in self._places()]
+        return [self._engines[component].meta() for component in self._components()]
 
-    def _explain(self, task: Task, metas: Sequence[Meta]) -> Tensor:
+    def _responsibilities(self, task: Task, metas: Sequence[Meta]) -> Tensor:
         """Return the responsibilities of the components, and of a new one if ``metas`` has one more for it."""
-        prior = crp_prior([self._counts[place] for place in self._places()], self._options.concentration)
-        fits = [float(self._loss(self._setup.inner.adapt(meta, task.support), task.support)) for meta in metas]
-        return responsibilities(prior[: len(metas)], fits, len(task.support.y), self._options.temperature)
+        prior = crp_prior([self._counts[component] for component in self._components()], self._options.concentration)
+        losses = [float(self._loss(self._context.inner.adapt(meta, task.support), task.support)) for meta in metas]
+        return responsibilities(prior[: len(metas)], losses, len(task.support.y), self._options.temperature)
 
     def _assign(self, task: Task) -> None:
         """Count a new task to the components, or let it found one; prune those that are hardly used any more."""
-        places, options = self._places(), self._options
-        room = len(places) < options.most
-        shares = self._explain(task, [*self._metas(), *([self._setup.start] if room else [])])
+        components, options = self._components(), self._options
+        has_room = len(components) < options.most
+        shares = self._responsibilities(task, [*self._metas(), *([self._context.start] if has_room else [])])
         # Ranks on unlike machines may differ in the last bit; they must not differ in what they do.
-        own: list[float] = self._setup.gather(shares.tolist())[0]
-        kept = [count * (1 - 1 / options.horizon) for count in self._counts]
-        if room and own[-1] > 0 and own[-1] == max(own):
-            place = self._counts.index(0.0)
-            self._engines[place].load(named(self._setup.start))
-            kept[place] = 1.0
+        own: list[float] = self._context.gather(shares.tolist())[0]
+        counts = [count * (1 - 1 / options.horizon) for count in self._counts]
+        if has_room and own[-1] > 0 and own[-1] == max(own):
+            component = self._counts.index(0.0)
+            self._engines[component].load(flatten_meta(self._context.start))
+            counts[component] = 1.0
         else:
-            whole = sum(own[: len(places)]) or 1.0
-            for place, share in zip(places, own, strict=False):
-                kept[place] += share / whole
-        self._counts = [count if count >= options.fewest else 0.0 for count in kept]
+            total = sum(own[: len(components)]) or 1.0
+            for component, share in zip(components, own, strict=False):
+                counts[component] += share / total
+        self._counts = [count if count >= options.fewest else 0.0 for count in counts]
 
-    def _step(self, picks: Sequence[Pick]) -> list[StepReport]:
+    def _step(self, samples: Sequence[ReplaySample]) -> list[StepReport]:
         """Find the picks' responsibilities, then step each component that has any."""
-        past, gather = self._setup.past, self._setup.gather
-        hand_out(self.engine, past, picks)
+        buffer, gather = self._context.buffer, self._context.gather
+        distribute_samples(self.engine, buffer, samples)
         metas = self._metas()
-        own = [self._explain(past[pick.round], metas).tolist() for pick in own_picks(self.engine, picks)]
+        own = [
+            self._responsibilities(buffer[sample.round], metas).tolist()
+            for sample in local_samples(self.engine, samples)
+        ]
         by_rank: list[list[list[float]]] = gather(own)
-        shares = [by_rank[at % self.engine.world][at // self.engine.world] for at in range(len(picks))]
+        shares = [by_rank[at % self.engine.world][at // self.engine.world] for at in range(len(samples))]
         reports = []
-        for at, place in enumerate(self._places()):
-            belong = [share[at] if share[at] >= NEGLIGIBLE else 0.0 for share in shares]
-            if any(belong):
-                own_ones = [Pick(p.round, p.weight * b, p.share * b) for p, b in zip(picks, belong, strict=True)]
-                engine = self._engines[place]
-                reports.append(engine.apply(*sum_picks(engine, self._gradient, past, own_ones)))
+        for at, component in enumerate(self._components()):
+            responsibility = [share[at] if share[at] >= NEGLIGIBLE else 0.0 for share in shares]
+            if any(responsibility):
+                weighted = [
+                    ReplaySample(p.round, p.weight * b, p.share * b)
+                    for p, b in zip(samples, responsibility, strict=True)
+                ]
+                engine = self._engines[component]
+                reports.append(engine.apply(*sum_gradients(engine, self._gradient, buffer, weighted)))
         return reports
 
-    def _foreseen(self) -> Iterator[int]:
+    def _predicted_rounds(self) -> Iterator[int]:
         """Tell what this rank will probably revisit, of the rounds that are there."""
-        for picks in self._revisits.foresee(self._setup.steps_per_round):
-            yield from (pick.round for pick in own_picks(self.engine, picks) if pick.round < self._round)
+        for samples in self._sampler.predict_samples(self._context.steps_per_round):
+            yield from (sample.round for sample in local_samples(self.engine, samples) if sample.round < self._round)
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state of the components' engines, their counts, and the memory of the replay."""
-        saved = self._revisits.save(keep)
+        saved = self._sampler.save(keep)
         if keep is None or keep(COUNTS):
             saved[COUNTS] = tensor(self._counts, dtype=float64)
-        for place in self._places():
-            mine = _under(place, keep)
-            saved |= {f"{place}.{name}": value for name, value in self._engines[place].save(mine).items()}
+        for component in self._components():
+            mine = _component_filter(component, keep)
+            saved |= {f"{component}.{name}": value for name, value in self._engines[component].save(mine).items()}
         return saved
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
-        rest = self._revisits.load(saved)
+        rest = self._sampler.load(saved)
         self._counts = rest[COUNTS].tolist()
-        for place in self._places():
-            start = f"{place}."
-            self._engines[place].load({n.removeprefix(start): v for n, v in rest.items() if n.startswith(start)})
+        for component in self._components():
+            start = f"{component}."
+            self._engines[component].load({n.removeprefix(start): v for n, v in rest.items() if n.startswith(start)})
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def _check(options: Options) -> None:
+def _check(options: MixtureOptions) -> None:
     if not (options.concentration > 0 and options.temperature > 0 and options.most >= 1):
         raise ValueError(
             f"concentration is {options.concentration}, temperature {options.temperature}, most {options.most}: the "
@@ -217,32 +223,32 @@ def _check(options: Options) -> None:
         )
 
 
-def _with_new(picks: list[Pick], new: int) -> list[Pick]:
+def _include_round(samples: list[ReplaySample], new: int) -> list[ReplaySample]:
     """Return the picks with the round ``new`` among them, in place of the last where it is not."""
-    return picks if any(pick.round == new for pick in picks) else [*picks[:-1], Pick(new)]
+    return samples if any(sample.round == new for sample in samples) else [*samples[:-1], ReplaySample(new)]
 
 
-def _without_strangers(summed: FiniteSum) -> FiniteSum:
+def _skip_unassigned(sum_tasks: SkippingSum) -> SkippingSum:
     """Return the sum over the tasks that have a share in it."""
 
-    def sum_members(meta: Meta, tasks: Sequence[Task], picks: Sequence[Pick]) -> tuple[MetaGrad, float]:
-        members = [(task, pick) for task, pick in zip(tasks, picks, strict=True) if pick.share]
-        return summed(meta, [task for task, _ in members], [pick for _, pick in members])
+    def sum_members(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
+        members = [(task, sample) for task, sample in zip(tasks, samples, strict=True) if sample.share]
+        return sum_tasks(meta, [task for task, _ in members], [sample for _, sample in members])
 
     return sum_members
 
 
-def _under(place: int, keep: Keep | None) -> Callable[[str], bool] | None:
-    return None if keep is None else lambda name: keep(f"{place}.{name}")
+def _component_filter(component: int, keep: TensorFilter | None) -> Callable[[str], bool] | None:
+    return None if keep is None else lambda name: keep(f"{component}.{name}")
 
 
 def build(
-    setup: LearnerSetup,
+    context: LearnerContext,
     concentration: Annotated[float, Gt(0)] = 1.0,
     temperature: Annotated[float, Gt(0)] = 1.0,
     most: Annotated[int, Ge(1)] = 6,
     horizon: Annotated[float, Gt(1)] = 1000.0,
     fewest: Annotated[float, Ge(0), Lt(1)] = 0.1,
 ) -> DirichletProcessMixture:
-    """Return the baseline; ``Options`` says what its options are."""
-    return DirichletProcessMixture(setup, Options(concentration, temperature, most, horizon, fewest))
+    """Return the baseline; ``MixtureOptions`` says what its options are."""
+    return DirichletProcessMixture(context, MixtureOptions(concentration, temperature, most, horizon, fewest))

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from online_meta.rules.adam import adam
 from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerSetup
-from online_meta.types import Keep, Learned, Meta, Params, Score, StepReport, Task
+from online_meta.setup import LearnerContext
+from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
 
 
 class FromScratch:
@@ -15,17 +15,17 @@ class FromScratch:
     The baseline of Finn et al., ICML 2019, section 5: what the task's own data alone can give.
     """
 
-    def __init__(self, setup: LearnerSetup, steps: int, lr: float) -> None:
+    def __init__(self, context: LearnerContext, steps: int, lr: float) -> None:
         """Begin at round 0; each model is trained by ``steps`` steps of Adam with learning rate ``lr``."""
-        self._setup = setup
-        self._training = replace(setup.inner, rule=adam(lr), steps=steps, fast=("*",))
+        self._context = context
+        self._training = replace(context.inner, rule=adam(lr), steps=steps, fast=("*",))
         self._round = 0
         self._scored = ScoredTasks()
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Train random weights on the support set; return the query losses before and after."""
-        weights = self._setup.fresh(self._round + self._scored.add(task))
-        return score_task(self._training, Meta(weights, {}), task, self._setup.accuracy, prefixes)
+        weights = self._context.draw_weights(self._round + self._scored.add(task))
+        return score_task(self._training, Meta(weights, {}), task, self._context.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn nothing; the round counts."""
@@ -37,7 +37,7 @@ class FromScratch:
         """Learn nothing."""
         return ()
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Nothing to keep."""
         return {}
 
@@ -46,6 +46,6 @@ class FromScratch:
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def build(setup: LearnerSetup, steps: int = 100, lr: float = 0.003) -> FromScratch:
+def build(context: LearnerContext, steps: int = 100, lr: float = 0.003) -> FromScratch:
     """Return the baseline; too many steps overfit a small support set, too few leave the model untrained."""
-    return FromScratch(setup, steps, lr)
+    return FromScratch(context, steps, lr)

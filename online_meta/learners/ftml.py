@@ -1,32 +1,32 @@
 """Follow the Meta-Leader."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
-from online_meta.draws import Replay
-from online_meta.finite import sum_finite, sum_measured
+from online_meta.draws import ReplayPolicy
+from online_meta.finite import sum_skipping_nonfinite, sum_with_measurements
 from online_meta.inner import Inner
-from online_meta.past import MemoryPast
+from online_meta.past import MemoryReplayBuffer
 from online_meta.replay.uniform import uniform
-from online_meta.revisits import Revisits
+from online_meta.revisits import ReplaySampler
 from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerSetup, keep_alone
-from online_meta.shared_sums import hand_out, own_picks, sum_picks
+from online_meta.setup import LearnerContext, gather_single_process
+from online_meta.shared_sums import distribute_samples, local_samples, sum_gradients
 from online_meta.summing import TaskSum
 from online_meta.types import (
     AccuracyFn,
     Engine,
-    Keep,
     Learned,
     MetaGradient,
     Params,
-    Past,
+    ReplayBuffer,
     Schedule,
     Score,
     StepReport,
     Task,
+    TensorFilter,
 )
 
 
@@ -45,20 +45,20 @@ class FollowTheMetaLeader:
         gradient: MetaGradient,
         engine: Engine,
         *,
-        replay: Replay | None = None,
+        replay: ReplayPolicy | None = None,
         batch: int = 25,
         steps_per_round: int = 1,
         seed: int = 0,
-        past: Past | None = None,
+        buffer: ReplayBuffer | None = None,
         accuracy: AccuracyFn | None = None,
-        programs: Folder | None = None,
+        programs: Path | None = None,
         schedule: Schedule | None = None,
-        gather: Callable[[Any], list[Any]] = keep_alone,
+        gather: Callable[[Any], list[Any]] = gather_single_process,
     ) -> None:
-        """Begin at round 0 with the engine's meta-parameters; ``past`` keeps tasks in memory, ``replay`` is uniform.
+        """Begin at round 0 with the engine's meta-parameters; ``buffer`` keeps tasks in memory, ``replay`` is uniform.
 
-        ``total`` sums the meta-gradients of a batch, task by task until it is told to ``follow`` another path, such as
-        a ``PathFinder`` finds; compiled programs lie in the folder ``programs``. The ``schedule`` multiplies the
+        ``task_sum`` sums the meta-gradients of a batch, task by task until it is told to ``follow`` another path, such as
+        a ``Autotuner`` finds; compiled programs lie in the folder ``programs``. The ``schedule`` multiplies the
         engine's learning rate, and so does ``lr_scale``, for a run that has diverged. ``gather`` is the set-up's.
 
         Raises ``ValueError`` when ``batch`` or ``steps_per_round`` is below 1.
@@ -69,14 +69,16 @@ class FollowTheMetaLeader:
         self.engine = engine
         self.round = 0
         self.lr_scale = 1.0
-        self.total = TaskSum(gradient, programs)
+        self.task_sum = TaskSum(gradient, programs)
         self._steps = steps_per_round
-        self._revisits = Revisits(uniform() if replay is None else replay, seed, batch, gather)
-        measure = self._revisits.measure
+        self._sampler = ReplaySampler(uniform() if replay is None else replay, seed, batch, gather)
+        measure = self._sampler.measure
         self._gradient = (
-            sum_finite(self.total) if measure is None else sum_measured(gradient, measure, self._revisits.told)
+            sum_skipping_nonfinite(self.task_sum)
+            if measure is None
+            else sum_with_measurements(gradient, measure, self._sampler.observe)
         )
-        self._past: Past = MemoryPast() if past is None else past
+        self._buffer: ReplayBuffer = MemoryReplayBuffer() if buffer is None else buffer
         self._accuracy = accuracy
         self._schedule: Schedule = constant() if schedule is None else schedule
         self._scored = ScoredTasks()
@@ -95,10 +97,10 @@ class FollowTheMetaLeader:
         self._scored.take(tasks)
         self.engine.lr_scale = self.lr_scale * self._schedule(self.round)
         for task in tasks:
-            self._past.remember(self.round, task)
+            self._buffer.add(self.round, task)
             self.round += 1
-        self._revisits.begin(self.round - 1, self._past.kept(self.round))
-        self._past.expect(self, self._foreseen())
+        self._sampler.begin_round(self.round - 1, self._buffer.available(self.round))
+        self._buffer.prefetch(self, self._predicted_rounds())
         replayed: list[int] = []
         reports: list[StepReport] = []
         for step in range(self._steps):
@@ -116,46 +118,46 @@ class FollowTheMetaLeader:
         if not self.round:
             return ()
         self.engine.lr_scale = self.lr_scale * self._schedule(self.round - 1)
-        self._revisits.again(self.round - 1, self._past.kept(self.round))
+        self._sampler.resume_round(self.round - 1, self._buffer.available(self.round))
         first = (update + 1) * self._steps
         return tuple(self._step(step)[1] for step in range(first, first + self._steps))
 
-    def _foreseen(self) -> Iterator[int]:
+    def _predicted_rounds(self) -> Iterator[int]:
         """Tell what this rank will probably revisit, of the rounds that are there."""
-        for picks in self._revisits.foresee(self._steps):
-            yield from (pick.round for pick in own_picks(self.engine, picks) if pick.round < self.round)
+        for samples in self._sampler.predict_samples(self._steps):
+            yield from (sample.round for sample in local_samples(self.engine, samples) if sample.round < self.round)
 
     def _step(self, step: int) -> tuple[list[int], StepReport]:
-        picks = self._revisits.picks(step)
-        hand_out(self.engine, self._past, picks)
-        total = sum_picks(self.engine, self._gradient, self._past, picks)
-        self._revisits.end(own_picks(self.engine, picks))
-        return [pick.round for pick in picks], self.engine.apply(*total)
+        samples = self._sampler.draw_samples(step)
+        distribute_samples(self.engine, self._buffer, samples)
+        total = sum_gradients(self.engine, self._gradient, self._buffer, samples)
+        self._sampler.finish_step(local_samples(self.engine, samples))
+        return [sample.round for sample in samples], self.engine.apply(*total)
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state of the engine and of the replay: all that cannot be computed again from the history."""
-        return {**self.engine.save(keep), **self._revisits.save(keep)}
+        return {**self.engine.save(keep), **self._sampler.save(keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
-        self.engine.load(self._revisits.load(saved))
+        self.engine.load(self._sampler.load(saved))
         self.round = rounds
         self._scored = ScoredTasks()
 
 
-def build(setup: LearnerSetup) -> FollowTheMetaLeader:
+def build(context: LearnerContext) -> FollowTheMetaLeader:
     """Return the learner that the run is about."""
     return FollowTheMetaLeader(
-        setup.inner,
-        setup.gradient,
-        setup.engine(setup.start),
-        replay=setup.replay,
-        batch=setup.batch,
-        steps_per_round=setup.steps_per_round,
-        seed=setup.seed,
-        past=setup.past,
-        accuracy=setup.accuracy,
-        programs=setup.programs,
-        schedule=setup.schedule,
-        gather=setup.gather,
+        context.inner,
+        context.gradient,
+        context.engine(context.start),
+        replay=context.replay,
+        batch=context.batch,
+        steps_per_round=context.steps_per_round,
+        seed=context.seed,
+        buffer=context.buffer,
+        accuracy=context.accuracy,
+        programs=context.programs,
+        schedule=context.schedule,
+        gather=context.gather,
     )

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch.utils._pytree import tree_map
 
-from online_meta.learners._one_task import copies_of, step_on, take
-from online_meta.meta_optimizer import named, unnamed
+from online_meta.learners._one_task import apply_from_first_rank, copy_state, restore_state
+from online_meta.meta_optimizer import flatten_meta, unflatten_meta
 from online_meta.schedules.constant import constant
 from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from online_meta.tree import zeros
-from online_meta.types import Keep, Learned, Meta, MetaGrad, Params, Score, StepReport, Task
+from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 
 DUAL, ANCHOR = "dual", "anchor"
 """What the names of the two state vectors begin with in what is saved."""
@@ -34,21 +34,21 @@ class MemoryEfficientLearner:
     its round; where the first one is not, the task leaves no trace.
     """
 
-    def __init__(self, setup: LearnerSetup, alpha: float = 1.0, steps: int = 10) -> None:
+    def __init__(self, context: LearnerContext, alpha: float = 1.0, steps: int = 10) -> None:
         """Begin at round 0. Raises ``ValueError`` unless ``alpha`` is above 0 and ``steps`` 1 or more."""
         if not alpha > 0 or steps < 1:
             raise ValueError(f"alpha is {alpha} and steps {steps}: the first is above 0, the other 1 or more")
-        self.engine = setup.engine(setup.start)
-        self._setup, self._alpha, self._steps = setup, alpha, steps
-        self._schedule = constant() if setup.schedule is None else setup.schedule
-        self._dual, self._anchor = zeros(setup.start), setup.start
+        self.engine = context.engine(context.start)
+        self._context, self._alpha, self._steps = context, alpha, steps
+        self._schedule = constant() if context.schedule is None else context.schedule
+        self._dual, self._anchor = zeros(context.start), context.start
         self._round = 0
         self._scored = ScoredTasks()
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Return the losses of the next round's task under w_t; changes no parameter."""
         self._scored.add(task)
-        return score_task(self._setup.inner, self.engine.meta(), task, self._setup.accuracy, prefixes)
+        return score_task(self._context.inner, self.engine.meta(), task, self._context.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one after the other."""
@@ -63,16 +63,16 @@ class MemoryEfficientLearner:
         self.engine.lr_scale = self._schedule(self._round)
         reports: list[StepReport] = []
         while len(reports) < self._steps and all(report.skipped is None for report in reports):
-            reports.append(step_on(self.engine, self._pulled(task)))
+            reports.append(apply_from_first_rank(self.engine, self._objective_gradient(task)))
         if reports[0].skipped is None:
-            self._remember()
+            self._update_state()
         self._round += 1
         return reports
 
-    def _pulled(self, task: Task) -> MetaGrad:
+    def _objective_gradient(self, task: Task) -> MetaGrad:
         """Return the gradient of this round's objective at w."""
         meta, alpha = self.engine.meta(), self._alpha
-        found = self._setup.gradient(meta, task)
+        found = self._context.gradient(meta, task)
         with torch.no_grad():
             grads: Meta = tree_map(
                 lambda grad, dual, w, anchor: grad - dual + alpha * (w - anchor),
@@ -83,25 +83,28 @@ class MemoryEfficientLearner:
             )
         return MetaGrad(found.loss, grads)
 
-    def _remember(self) -> None:
+    def _update_state(self) -> None:
         meta, alpha = self.engine.meta(), self._alpha
         self._dual = tree_map(lambda dual, w, anchor: dual - alpha * (w - anchor), self._dual, meta, self._anchor)
         self._anchor = tree_map(
             lambda w, anchor, dual: (w + anchor) / 2 - dual / (2 * alpha), meta, self._anchor, self._dual
         )
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state of the engine and the two vectors: as much after any number of rounds."""
-        return {**self.engine.save(keep), **copies_of({DUAL: named(self._dual), ANCHOR: named(self._anchor)}, keep)}
+        return {
+            **self.engine.save(keep),
+            **copy_state({DUAL: flatten_meta(self._dual), ANCHOR: flatten_meta(self._anchor)}, keep),
+        }
 
     def load(self, saved: Params, rounds: int) -> None:
         """Take up what ``save`` gave after ``rounds`` learned rounds."""
-        rest, like = dict(saved), named(self._setup.start)
-        self._dual, self._anchor = (unnamed(take(rest, part, like)) for part in (DUAL, ANCHOR))
+        rest, like = dict(saved), flatten_meta(self._context.start)
+        self._dual, self._anchor = (unflatten_meta(restore_state(rest, part, like)) for part in (DUAL, ANCHOR))
         self.engine.load(rest)
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def build(setup: LearnerSetup, alpha: float = 1.0, steps: int = 10) -> MemoryEfficientLearner:
+def build(context: LearnerContext, alpha: float = 1.0, steps: int = 10) -> MemoryEfficientLearner:
     """Return the baseline; the larger ``alpha``, the slower the meta-parameters leave the mean of those before."""
-    return MemoryEfficientLearner(setup, alpha, steps)
+    return MemoryEfficientLearner(context, alpha, steps)

@@ -16,7 +16,7 @@ def require_sizes(inputs: int, outputs: int, **positive: float) -> None:
             raise ValueError(f"{name} is {value}: it is a number above 0")
 
 
-def draw_waves(inputs: int, features: int, scale: float, seed: int) -> Callable[[Tensor], Tensor]:
+def draw_fourier_features(inputs: int, features: int, scale: float, seed: int) -> Callable[[Tensor], Tensor]:
     """Return x -> sqrt(2 / n) cos(W x / ``scale`` + b), n = ``features`` (Rahimi & Recht, NeurIPS 2007).
 
     A linear model of them is nearly one of all functions that are smooth on the length ``scale``.
@@ -34,8 +34,8 @@ def draw_projection(inputs: int, features: int, seed: int) -> Callable[[Tensor],
     return lambda x: matrix @ x
 
 
-def student_log(value: Tensor, freedom: Tensor, mean: Tensor, square: Tensor) -> Tensor:
-    """Return log Student-t(``value``) with ``freedom`` degrees, around ``mean``, of squared scale ``square``."""
-    half = freedom / 2
-    normal = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * torch.log(math.pi * freedom * square)
-    return normal - (half + 0.5) * torch.log1p((value - mean).square() / (freedom * square))
+def student_log_density(value: Tensor, degrees: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+    """Return log Student-t(``value``) with ``degrees`` degrees, around ``mean``, of squared scale ``square``."""
+    half = degrees / 2
+    normal = torch.lgamma(half + 0.5) - torch.lgamma(half) - 0.5 * torch.log(math.pi * degrees * square)
+    return normal - (half + 0.5) * torch.log1p((value - mean).square() / (degrees * square))

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from online_meta.likelihoods._features import draw_projection, require_sizes, student_log
+from online_meta.likelihoods._features import draw_projection, require_sizes, student_log_density
 from online_meta.segments import Likelihood
 from online_meta.types import Params
 
@@ -58,7 +58,7 @@ def gaussian_classes(
         }
 
     prior = _Prior(project, concentration, strength, shape)
-    return Likelihood(start, partial(_score, prior), partial(_meet, prior))
+    return Likelihood(start, partial(_score, prior), partial(_update, prior))
 
 
 class _Prior(NamedTuple):
@@ -74,15 +74,15 @@ def _score(prior: _Prior, runs: Params, x: Tensor, y: Tensor) -> Tensor:
     share = share - torch.log(counts.shape[1] * prior.concentration + counts.sum(1))
     known, half = prior.strength + counts[:, label, None], prior.shape + counts[:, label, None] / 2
     square = runs["spreads"][:, label] / half * (1 + 1 / known)
-    return share + student_log(at, 2 * half, runs["means"][:, label], square).sum(1)
+    return share + student_log_density(at, 2 * half, runs["means"][:, label], square).sum(1)
 
 
-def _meet(prior: _Prior, runs: Params, x: Tensor, y: Tensor) -> Params:
+def _update(prior: _Prior, runs: Params, x: Tensor, y: Tensor) -> Params:
     at, label = prior.project(x.reshape(-1).double()), int(y)
     counts, means, spreads = (runs[name].clone() for name in ("counts", "means", "spreads"))
     known = prior.strength + counts[:, label, None]
-    off = at - means[:, label]
-    means[:, label] += off / (known + 1)
-    spreads[:, label] += 0.5 * off.square() * known / (known + 1)
+    residual = at - means[:, label]
+    means[:, label] += residual / (known + 1)
+    spreads[:, label] += 0.5 * residual.square() * known / (known + 1)
     counts[:, label] += 1
     return {"counts": counts, "means": means, "spreads": spreads}

@@ -8,11 +8,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from online_meta.likelihoods._features import draw_waves, require_sizes, student_log
+from online_meta.likelihoods._features import draw_fourier_features, require_sizes, student_log_density
 from online_meta.segments import Likelihood
 from online_meta.types import Params
 
-See = Callable[[Tensor], Tensor]
+FeatureMap = Callable[[Tensor], Tensor]
 
 
 def linear(
@@ -47,11 +47,11 @@ def linear(
     require_sizes(inputs, outputs, scale=scale, strength=strength, shape=shape, spread=spread)
     if features < 0 or seed < 0:
         raise ValueError(f"features is {features} and seed is {seed}: both are 0 or more")
-    waves = draw_waves(inputs, features, scale, seed) if features else lambda x: x
+    fourier = draw_fourier_features(inputs, features, scale, seed) if features else lambda x: x
     size = 1 + (features or inputs)
 
-    def see(x: Tensor) -> Tensor:
-        return torch.cat([torch.ones(1, dtype=torch.float64), waves(x.reshape(-1).double())])
+    def feature_map(x: Tensor) -> Tensor:
+        return torch.cat([torch.ones(1, dtype=torch.float64), fourier(x.reshape(-1).double())])
 
     def start() -> Params:
         return {
@@ -61,29 +61,29 @@ def linear(
             "spread": torch.full((1, outputs), float(spread), dtype=torch.float64),
         }
 
-    return Likelihood(start, partial(_score, see), partial(_meet, see))
+    return Likelihood(start, partial(_score, feature_map), partial(_update, feature_map))
 
 
-def _predict(see: See, runs: Params, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _predict(feature_map: FeatureMap, runs: Params, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean of y, covariance phi(x), and the variance of y in units of the noise."""
-    phi = see(x)
+    phi = feature_map(x)
     gain = runs["covariance"] @ phi
     return phi @ runs["weights"], gain, 1 + gain @ phi
 
 
-def _score(see: See, runs: Params, x: Tensor, y: Tensor) -> Tensor:
-    mean, _, wide = _predict(see, runs, x)
-    square = runs["spread"] / runs["shape"][:, None] * wide[:, None]
-    return student_log(y.reshape(-1).double(), 2 * runs["shape"][:, None], mean, square).sum(1)
+def _score(feature_map: FeatureMap, runs: Params, x: Tensor, y: Tensor) -> Tensor:
+    mean, _, variance_scale = _predict(feature_map, runs, x)
+    square = runs["spread"] / runs["shape"][:, None] * variance_scale[:, None]
+    return student_log_density(y.reshape(-1).double(), 2 * runs["shape"][:, None], mean, square).sum(1)
 
 
-def _meet(see: See, runs: Params, x: Tensor, y: Tensor) -> Params:
-    mean, gain, wide = _predict(see, runs, x)
-    off = y.reshape(-1).double() - mean
-    part = gain / wide[:, None]
+def _update(feature_map: FeatureMap, runs: Params, x: Tensor, y: Tensor) -> Params:
+    mean, gain, variance_scale = _predict(feature_map, runs, x)
+    residual = y.reshape(-1).double() - mean
+    part = gain / variance_scale[:, None]
     return {
         "covariance": runs["covariance"] - part[:, :, None] * gain[:, None, :],
-        "weights": runs["weights"] + part[:, :, None] * off[:, None, :],
+        "weights": runs["weights"] + part[:, :, None] * residual[:, None, :],
         "shape": runs["shape"] + 0.5,
-        "spread": runs["spread"] + 0.5 * off.square() / wide[:, None],
+        "spread": runs["spread"] + 0.5 * residual.square() / variance_scale[:, None],
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from online_meta.adjoint import Move, pull_back
+from online_meta.adjoint import StepFn, pull_back
 from online_meta.inner import Inner, step
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
@@ -23,13 +23,13 @@ def exact(
     weights = None if step_weights is None else [0.0, *_fitting(step_weights, inner.steps)]
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
-        def play(held: Meta, carry: Carry, k: int) -> tuple[Carry, Move]:
-            def move(held: Meta, carry: Carry) -> Carry:
-                return step(inner, held, carry, task.support, k)
+        def run_step(slow: Meta, carry: Carry, k: int) -> tuple[Carry, StepFn]:
+            def step_fn(slow: Meta, carry: Carry) -> Carry:
+                return step(inner, slow, carry, task.support, k)
 
-            return move(held, carry), move
+            return step_fn(slow, carry), step_fn
 
-        return pull_back(inner, meta, task, play, rematerialise=rematerialise, offload=offload, weights=weights)
+        return pull_back(inner, meta, task, run_step, rematerialise=rematerialise, offload=offload, weights=weights)
 
     return gradient
 

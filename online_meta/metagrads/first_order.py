@@ -1,8 +1,7 @@
 """First-order MAML: the inner gradients count as constants."""
 
-from online_meta.adjoint import Move, pull_back
-from online_meta.inner import Inner, support_gradient
-from online_meta.inner import move as advance
+from online_meta.adjoint import StepFn, pull_back
+from online_meta.inner import Inner, apply_update, support_gradient
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 
@@ -14,14 +13,14 @@ def first_order(inner: Inner) -> MetaGradient:
     """
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
-        def play(held: Meta, carry: Carry, k: int) -> tuple[Carry, Move]:
-            constant = support_gradient(inner, held, carry.phi, task.support, k)
+        def run_step(slow: Meta, carry: Carry, k: int) -> tuple[Carry, StepFn]:
+            constant = support_gradient(inner, slow, carry.phi, task.support, k)
 
-            def move(held: Meta, carry: Carry) -> Carry:
-                return advance(inner, held, carry, constant, task.support, k)
+            def step_fn(slow: Meta, carry: Carry) -> Carry:
+                return apply_update(inner, slow, carry, constant, task.support, k)
 
-            return move(held, carry), move
+            return step_fn(slow, carry), step_fn
 
-        return pull_back(inner, meta, task, play)
+        return pull_back(inner, meta, task, run_step)
 
     return gradient

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from online_meta.adjoint import through_begin
+from online_meta.adjoint import pull_back_through_init
 from online_meta.differentiate import vjp
-from online_meta.inner import Inner, finish, query_loss, slow_weights, step
+from online_meta.inner import Inner, query_loss, run_inner_loop, slow_weights, step
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Task
 
@@ -47,25 +47,27 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         with torch.no_grad():
-            held = Meta(slow_weights(inner, meta.weights), meta.rule)
-            carry = finish(inner, meta, task.support)
-            loss, pull = vjp(lambda held, phi: query_loss(inner, held, phi, task.query), held, carry.phi)
+            slow = Meta(slow_weights(inner, meta.weights), meta.rule)
+            carry = run_inner_loop(inner, meta, task.support)
+            loss, pull = vjp(lambda slow, phi: query_loss(inner, slow, phi, task.query), slow, carry.phi)
             direct, right = pull(torch.ones_like(loss))
 
-            def back(adjoint: Params) -> tuple[Meta, Params, Params]:
+            def pull_back_step(adjoint: Params) -> tuple[Meta, Params, Params]:
                 """Pull an adjoint of phi through the last step, to what is held, the state and phi."""
 
-                def move(held: Meta, state: Params, phi: Params) -> Params:
-                    return step(inner, held, Carry(phi, state), task.support, inner.steps - 1).phi
+                def step_fn(slow: Meta, state: Params, phi: Params) -> Params:
+                    return step(inner, slow, Carry(phi, state), task.support, inner.steps - 1).phi
 
-                pulled: tuple[Meta, Params, Params] = vjp(move, held, carry.state, carry.phi)[1](adjoint)
+                pulled: tuple[Meta, Params, Params] = vjp(step_fn, slow, carry.state, carry.phi)[1](adjoint)
                 return pulled
 
-            adjoint = _solve(lambda one: _minus(scale(one, 1.0 + damping), back(one)[2]), right, iterations, tolerance)
-            share, state, _ = back(adjoint)
+            adjoint = _solve(
+                lambda one: _minus(scale(one, 1.0 + damping), pull_back_step(one)[2]), right, iterations, tolerance
+            )
+            share, state, _ = pull_back_step(adjoint)
             # The first phi is forgotten; the start acts through the state alone.
             start = Carry(zeros(carry.phi), state)
-            return MetaGrad(loss, through_begin(inner, meta, task, add(direct, share), start))
+            return MetaGrad(loss, pull_back_through_init(inner, meta, task, add(direct, share), start))
 
     return gradient
 
@@ -84,10 +86,12 @@ def _solve(matrix: Callable[[Params], Params], right: Params, iterations: int, t
         curvature = _dot(direction, image)
         active = active & (size > enough) & (curvature > 0)
         length = torch.where(active, size / torch.where(active, curvature, 1.0), 0.0)
-        found = _along(found, length, direction)
-        residual = _along(residual, -length, image)
+        found = _step_along(found, length, direction)
+        residual = _step_along(residual, -length, image)
         following = _dot(residual, residual)
-        direction = _along(residual, torch.where(active, following / torch.where(active, size, 1.0), 0.0), direction)
+        direction = _step_along(
+            residual, torch.where(active, following / torch.where(active, size, 1.0), 0.0), direction
+        )
         size = following
     return found
 
@@ -101,7 +105,7 @@ def _minus(left: Params, right: Params) -> Params:
     return add(left, scale(right, -1.0))
 
 
-def _along(start: Params, length: Tensor, direction: Params) -> Params:
+def _step_along(start: Params, length: Tensor, direction: Params) -> Params:
     return {name: value + length * direction[name] for name, value in start.items()}
 
 

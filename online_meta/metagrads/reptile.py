@@ -2,7 +2,7 @@
 
 import torch
 
-from online_meta.inner import Inner, finish, query_loss
+from online_meta.inner import Inner, query_loss, run_inner_loop
 from online_meta.tree import zeros
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
@@ -18,7 +18,7 @@ def reptile(inner: Inner) -> MetaGradient:
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         everything = Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
-        phi = finish(inner, meta, everything).phi
+        phi = run_inner_loop(inner, meta, everything).phi
         with torch.no_grad():
             moved = {name: meta.weights[name] - value for name, value in phi.items()}
             loss = query_loss(inner, meta, phi, task.query)

@@ -3,7 +3,7 @@
 import torch
 
 from online_meta.differentiate import vjp
-from online_meta.inner import Inner, begin, fast_weights, query_loss, slow_weights, step
+from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.first_order import first_order
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Params, Task
@@ -29,10 +29,10 @@ def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         with torch.no_grad():
-            held = Meta(slow_weights(inner, meta.weights), meta.rule)
-            carry, total = begin(inner, meta, task.support), zeros(held)
+            slow = Meta(slow_weights(inner, meta.weights), meta.rule)
+            carry, total = init_carry(inner, meta, task.support), zeros(slow)
             for k in range(inner.steps):
-                loss, share, carry = _warp_gradient(inner, held, carry, task, k)
+                loss, share, carry = _warp_gradient(inner, slow, carry, task, k)
                 total = add(total, share)
             warp = scale(total, 1 / inner.steps)
             if initialisation == "reptile":
@@ -45,14 +45,14 @@ def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
     return gradient
 
 
-def _warp_gradient(inner: Inner, held: Meta, carry: Carry, task: Task, k: int) -> tuple[torch.Tensor, Meta, Carry]:
+def _warp_gradient(inner: Inner, slow: Meta, carry: Carry, task: Task, k: int) -> tuple[torch.Tensor, Meta, Carry]:
     """Return f(step(phi_k; omega)), its gradient by omega, and the carry after the step."""
 
-    def judge(held: Meta, carry: Carry) -> tuple[torch.Tensor, Carry]:
-        after = step(inner, held, carry, task.support, k)
-        return query_loss(inner, held, after.phi, task.query), after
+    def query_loss_after_step(slow: Meta, carry: Carry) -> tuple[torch.Tensor, Carry]:
+        after = step(inner, slow, carry, task.support, k)
+        return query_loss(inner, slow, after.phi, task.query), after
 
     # The inner gradient is recorded only where phi is; what phi itself gets is thrown away.
-    (loss, after), pull = vjp(judge, held, carry)
+    (loss, after), pull = vjp(query_loss_after_step, slow, carry)
     share, _ = pull((torch.ones_like(loss), zeros(after)))
     return loss, share, after

@@ -1,16 +1,16 @@
 """Full replay: every past round, at every meta-step."""
 
-from online_meta.draws import Draw, Pick, Replay
+from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample
 from online_meta.types import Params
 
 
-def all() -> Replay:
+def all() -> ReplayPolicy:
     """Return the policy that revisits every round once, at a cost that grows with the stream.
 
     The objective sum_{k<=t} f_k(U_k(w)) of Finn et al., ICML 2019, eq. 3, to the letter; ``batch`` is not obeyed.
     """
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
-        return [Pick(int(round)) for round in draw.rounds]
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
+        return [ReplaySample(int(round)) for round in request.rounds]
 
-    return Replay(pick)
+    return ReplayPolicy(sample)

@@ -8,12 +8,21 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from online_meta.draws import Draw, Pick, Replay, as_memory, draw_random, pick_by_chance, rounds_behind, still_there
+from online_meta.draws import (
+    ReplayPolicy,
+    ReplayRequest,
+    ReplaySample,
+    among_rounds,
+    pack_memory,
+    request_generator,
+    rounds_from,
+    sample_systematically,
+)
 from online_meta.replay._sketch import count_sketch
 from online_meta.types import Params
 
 
-def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 256) -> Replay:
+def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 256) -> ReplayPolicy:
     """Return the policy that revisits a coreset of ``size`` rounds, each standing for ``weights`` rounds like it.
 
     A new round is revisited at once, and stands for itself. When there are more than ``size``, the two rounds i, j of
@@ -29,7 +38,7 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
         raise ValueError(f"size is {size} and width {width}: both are 1 or more")
 
     def start() -> Params:
-        return as_memory(
+        return pack_memory(
             0,
             np.array([], np.int64),
             weights=np.array([], np.float64),
@@ -37,38 +46,41 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
             apart=np.zeros((0, 0), np.float64),
         )
 
-    def meet(memory: Params, draw: Draw) -> Params:
-        kept = torch.from_numpy(still_there(draw.rounds, memory["rounds"].numpy()))
+    def begin_round(memory: Params, request: ReplayRequest) -> Params:
+        kept = torch.from_numpy(among_rounds(request.rounds, memory["rounds"].numpy()))
         if kept.all():
             return memory
         left = {name: value if name == "next" else value[kept] for name, value in memory.items()}
         return {**left, "apart": left["apart"][:, kept]}
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
-        fresh, weights = rounds_behind(draw.rounds, int(memory["next"])), memory["weights"].numpy()
-        first = fresh[: max(1, draw.batch // 2) if len(weights) else draw.batch].tolist()
-        hits = _draw_core(weights, draw.batch - len(first), draw_random(draw))
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
+        new_rounds, weights = rounds_from(request.rounds, int(memory["next"])), memory["weights"].numpy()
+        first = new_rounds[: max(1, request.batch // 2) if len(weights) else request.batch].tolist()
+        hits = _draw_coreset(weights, request.batch - len(first), request_generator(request))
         # Shares count draws; weights are those of a mean over all rounds that the picks stand for.
-        draws, stood_for = len(first) + sum(hit.share for hit in hits), len(fresh) + (weights.sum() if hits else 0.0)
-        picks = [Pick(round, len(fresh) / len(first)) for round in first]
-        picks += [hit._replace(round=int(memory["rounds"][hit.round])) for hit in hits]
-        return [pick._replace(weight=float(pick.weight * draws / stood_for)) for pick in picks]
+        draws, represented = (
+            len(first) + sum(hit.share for hit in hits),
+            len(new_rounds) + (weights.sum() if hits else 0.0),
+        )
+        samples = [ReplaySample(round, len(new_rounds) / len(first)) for round in first]
+        samples += [hit._replace(round=int(memory["rounds"][hit.round])) for hit in hits]
+        return [sample._replace(weight=float(sample.weight * draws / represented)) for sample in samples]
 
-    def note(memory: Params, draw: Draw, rounds: list[int], values: Tensor) -> Params:
-        return _merge(_take_in(memory, np.array(rounds, np.int64), values.numpy().astype(np.float32)), size)
+    def record(memory: Params, request: ReplayRequest, rounds: list[int], values: Tensor) -> Params:
+        return _merge(_add_rounds(memory, np.array(rounds, np.int64), values.numpy().astype(np.float32)), size)
 
-    return Replay(pick, start, meet, count_sketch(width), note)
+    return ReplayPolicy(sample, start, begin_round, count_sketch(width), record)
 
 
-def _draw_core(weights: NDArray[np.float64], room: int, random: np.random.Generator) -> list[Pick]:
+def _draw_coreset(weights: NDArray[np.float64], room: int, random: np.random.Generator) -> list[ReplaySample]:
     """Return ``room`` draws by weight, by index, each for an equal part of all weights; all, if there is room."""
     if len(weights) <= room:
-        return [Pick(at, float(weights[at])) for at in range(len(weights))]
-    found = pick_by_chance(weights, room, random) if room else []
-    return [Pick(at, many * float(weights.sum()) / room, float(many)) for at, many in found]
+        return [ReplaySample(at, float(weights[at])) for at in range(len(weights))]
+    found = sample_systematically(weights, room, random) if room else []
+    return [ReplaySample(at, hits * float(weights.sum()) / room, float(hits)) for at, hits in found]
 
 
-def _take_in(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.float32]) -> Params:
+def _add_rounds(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.float32]) -> Params:
     """Return the memory with the new ones among ``rounds``, each of weight 1, and newer sketches of the others."""
     own, weights, sketches = (memory[name].numpy().copy() for name in ("rounds", "weights", "sketches"))
     following = int(memory["next"])
@@ -77,18 +89,18 @@ def _take_in(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.float32
     places = np.searchsorted(own, rounds[again])
     sketches[places] = seen[again]
     sketches = np.concatenate([sketches, seen[added]])
-    return as_memory(
+    return pack_memory(
         max([following, *(rounds + 1).tolist()]),
         np.append(own, rounds[added]),
         weights=np.append(weights, np.ones(added.sum())),
         sketches=sketches,
-        apart=_measure_anew(
+        apart=_update_distances(
             memory["apart"].numpy(), sketches, np.append(places, np.arange(len(own), len(own) + added.sum()))
         ),
     )
 
 
-def _measure_anew(
+def _update_distances(
     before: NDArray[np.float64], sketches: NDArray[np.float32], changed: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the distances between all sketches, given those ``before`` some ``changed`` and others came behind them.
@@ -107,14 +119,14 @@ def _merge(memory: Params, size: int) -> Params:
     """Return the memory with so many rounds merged that at most ``size`` are left."""
     own, weights, sketches, apart = (memory[name].numpy() for name in ("rounds", "weights", "sketches", "apart"))
     while len(own) > size:
-        goes, stays = _closest(weights, apart)
-        weights[stays] += weights[goes]
-        own, weights, sketches, apart = (np.delete(part, goes, 0) for part in (own, weights, sketches, apart))
-        apart = np.delete(apart, goes, 1)
-    return as_memory(int(memory["next"]), own, weights=weights, sketches=sketches, apart=apart)
+        lighter, heavier = _cheapest_pair(weights, apart)
+        weights[heavier] += weights[lighter]
+        own, weights, sketches, apart = (np.delete(part, lighter, 0) for part in (own, weights, sketches, apart))
+        apart = np.delete(apart, lighter, 1)
+    return pack_memory(int(memory["next"]), own, weights=weights, sketches=sketches, apart=apart)
 
 
-def _closest(weights: NDArray[np.float64], apart: NDArray[np.float64]) -> tuple[int, int]:
+def _cheapest_pair(weights: NDArray[np.float64], apart: NDArray[np.float64]) -> tuple[int, int]:
     """Return the pair that costs least to make one: the lighter, and the heavier, which stays."""
     cost = np.minimum.outer(weights, weights) * apart
     np.fill_diagonal(cost, np.inf)

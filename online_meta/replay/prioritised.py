@@ -7,8 +7,15 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor
 
-from online_meta.draws import Draw, Pick, Replay, as_memory, draw_random, pick_by_chance
-from online_meta.replay._reservoir import sample_on
+from online_meta.draws import (
+    ReplayPolicy,
+    ReplayRequest,
+    ReplaySample,
+    pack_memory,
+    request_generator,
+    sample_systematically,
+)
+from online_meta.replay._reservoir import update_sample
 from online_meta.tree import norm
 from online_meta.types import MetaGrad, Params
 
@@ -18,7 +25,7 @@ def prioritised(
     exponent: Annotated[float, Ge(0)] = 1.0,
     uniform_share: Annotated[float, Gt(0), Lt(1)] = 0.2,
     size: Annotated[int, Ge(1)] = 10_000,
-) -> Replay:
+) -> ReplayPolicy:
     """Return the policy that draws a round with a chance that grows with its loss, or its gradient's norm.
 
     P(i) = (1 - u) p_i^a / sum_k p_k^a + u / n, where p_i is what was measured when round i was last revisited, the
@@ -38,36 +45,38 @@ def prioritised(
         )
 
     def start() -> Params:
-        return as_memory(0, np.array([], np.int64), priorities=np.array([], np.float64))
+        return pack_memory(0, np.array([], np.int64), priorities=np.array([], np.float64))
 
-    def meet(memory: Params, draw: Draw) -> Params:
-        rounds, places = sample_on(memory, draw, size)
+    def begin_round(memory: Params, request: ReplayRequest) -> Params:
+        rounds, places = update_sample(memory, request, size)
         before = memory["priorities"].numpy()
         # Index -1, that of new rounds, is the largest priority.
         priorities = np.append(before, before.max(initial=0.0) or 1.0)[places]
-        return as_memory(draw.round + 1, rounds, priorities=priorities)
+        return pack_memory(request.round + 1, rounds, priorities=priorities)
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
         rounds = memory["rounds"].numpy()
-        if len(rounds) <= draw.batch:
-            return [Pick(int(round)) for round in rounds]
-        chances = _chances(memory["priorities"].numpy() ** exponent, uniform_share)
-        weights = 1.0 / (len(rounds) * chances)
-        hits = pick_by_chance(chances, draw.batch, draw_random(draw))
-        return [Pick(int(rounds[at]), many * float(weights[at]), float(many)) for at, many in hits]
+        if len(rounds) <= request.batch:
+            return [ReplaySample(int(round)) for round in rounds]
+        probabilities = _probabilities(memory["priorities"].numpy() ** exponent, uniform_share)
+        weights = 1.0 / (len(rounds) * probabilities)
+        hits = sample_systematically(probabilities, request.batch, request_generator(request))
+        return [
+            ReplaySample(int(rounds[at]), hit_count * float(weights[at]), float(hit_count)) for at, hit_count in hits
+        ]
 
     def measure(gradient: MetaGrad) -> Tensor:
         return (gradient.loss.abs() if by == "loss" else norm(gradient.grads)).reshape(1)
 
-    def note(memory: Params, draw: Draw, rounds: list[int], values: Tensor) -> Params:
+    def record(memory: Params, request: ReplayRequest, rounds: list[int], values: Tensor) -> Params:
         own, priorities = memory["rounds"].numpy(), memory["priorities"].numpy().copy()
         priorities[np.searchsorted(own, rounds)] = np.nan_to_num(values[:, 0].numpy(), nan=0.0, posinf=0.0)
-        return as_memory(int(memory["next"]), own, priorities=priorities)
+        return pack_memory(int(memory["next"]), own, priorities=priorities)
 
-    return Replay(pick, start, meet, measure, note)
+    return ReplayPolicy(sample, start, begin_round, measure, record)
 
 
-def _chances(priorities: NDArray[np.float64], uniform_share: float) -> NDArray[np.float64]:
+def _probabilities(priorities: NDArray[np.float64], uniform_share: float) -> NDArray[np.float64]:
     """Return each round's chance; all are alike where no priority is above 0."""
     even = np.full(len(priorities), 1.0 / len(priorities))
     total = priorities.sum()

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from online_meta.draws import Draw, Pick, Replay, draw_random, pick_evenly
+from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
 from online_meta.types import Params
 
 
-def recent(window: Annotated[int, Ge(1)] = 100) -> Replay:
+def recent(window: Annotated[int, Ge(1)] = 100) -> ReplayPolicy:
     """Return the policy that draws distinct rounds uniformly among the ``window`` newest ones.
 
     What it follows is another leader than that of all rounds: argmin_w of the sum over the window, which forgets on
@@ -19,7 +19,10 @@ def recent(window: Annotated[int, Ge(1)] = 100) -> Replay:
     if window < 1:
         raise ValueError(f"window is {window}: it is 1 round or more")
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
-        return [Pick(round) for round in pick_evenly(draw.rounds[-window:], draw.batch, draw_random(draw))]
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
+        return [
+            ReplaySample(round)
+            for round in sample_uniformly(request.rounds[-window:], request.batch, request_generator(request))
+        ]
 
-    return Replay(pick)
+    return ReplayPolicy(sample)

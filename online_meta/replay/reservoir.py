@@ -5,12 +5,19 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge
 
-from online_meta.draws import Draw, Pick, Replay, as_memory, draw_random, pick_evenly
-from online_meta.replay._reservoir import sample_on
+from online_meta.draws import (
+    ReplayPolicy,
+    ReplayRequest,
+    ReplaySample,
+    pack_memory,
+    request_generator,
+    sample_uniformly,
+)
+from online_meta.replay._reservoir import update_sample
 from online_meta.types import Params
 
 
-def reservoir(size: Annotated[int, Ge(1)] = 1000) -> Replay:
+def reservoir(size: Annotated[int, Ge(1)] = 1000) -> ReplayPolicy:
     """Return the policy that draws distinct rounds uniformly from a reservoir of ``size`` rounds (Vitter, 1985).
 
     The reservoir is at any time a uniform sample of all rounds so far, so a draw is unbiased for the mean over all
@@ -22,13 +29,16 @@ def reservoir(size: Annotated[int, Ge(1)] = 1000) -> Replay:
         raise ValueError(f"size is {size}: the reservoir holds 1 round or more")
 
     def start() -> Params:
-        return as_memory(0, np.array([], np.int64))
+        return pack_memory(0, np.array([], np.int64))
 
-    def meet(memory: Params, draw: Draw) -> Params:
-        rounds, _ = sample_on(memory, draw, size)
-        return as_memory(draw.round + 1, rounds)
+    def begin_round(memory: Params, request: ReplayRequest) -> Params:
+        rounds, _ = update_sample(memory, request, size)
+        return pack_memory(request.round + 1, rounds)
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
-        return [Pick(round) for round in pick_evenly(memory["rounds"].numpy(), draw.batch, draw_random(draw))]
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
+        return [
+            ReplaySample(round)
+            for round in sample_uniformly(memory["rounds"].numpy(), request.batch, request_generator(request))
+        ]
 
-    return Replay(pick, start, meet)
+    return ReplayPolicy(sample, start, begin_round)

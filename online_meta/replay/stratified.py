@@ -1,24 +1,26 @@
 """Stratified replay: every stretch of the past is in every meta-batch."""
 
-from online_meta.draws import Draw, Pick, Replay, draw_random
+from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample, request_generator
 from online_meta.types import Params
 
 
-def stratified() -> Replay:
+def stratified() -> ReplayPolicy:
     """Return the policy that cuts the past into ``batch`` stretches of time and draws one round of each.
 
     One round of each of B stretches of as equal a length n_s as can be (Neyman, 1934), of weight n_s B / n: unbiased
     for the mean over all n rounds, and of less variance than uniform draws where losses drift along the stream.
     """
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
-        count = len(draw.rounds)
-        many = min(count, draw.batch)
-        random = draw_random(draw)
-        picks = []
-        for stretch in range(many):
-            first, last = count * stretch // many, count * (stretch + 1) // many
-            picks.append(Pick(int(draw.rounds[int(random.integers(first, last))]), (last - first) * many / count))
-        return picks
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
+        count = len(request.rounds)
+        strata = min(count, request.batch)
+        random = request_generator(request)
+        samples = []
+        for stratum in range(strata):
+            first, last = count * stratum // strata, count * (stratum + 1) // strata
+            samples.append(
+                ReplaySample(int(request.rounds[int(random.integers(first, last))]), (last - first) * strata / count)
+            )
+        return samples
 
-    return Replay(pick)
+    return ReplayPolicy(sample)

@@ -1,16 +1,18 @@
 """Uniform replay: every past round is as likely as any other."""
 
-from online_meta.draws import Draw, Pick, Replay, draw_random, pick_evenly
+from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
 from online_meta.types import Params
 
 
-def uniform() -> Replay:
+def uniform() -> ReplayPolicy:
     """Return the policy that draws distinct rounds uniformly; unbiased for the mean over all rounds.
 
     The meta-batch of FTML's practical algorithm (Finn et al., ICML 2019, algorithm 1).
     """
 
-    def pick(memory: Params, draw: Draw) -> list[Pick]:
-        return [Pick(round) for round in pick_evenly(draw.rounds, draw.batch, draw_random(draw))]
+    def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
+        return [
+            ReplaySample(round) for round in sample_uniformly(request.rounds, request.batch, request_generator(request))
+        ]
 
-    return Replay(pick)
+    return ReplayPolicy(sample)

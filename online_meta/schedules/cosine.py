@@ -2,7 +2,7 @@
 
 import math
 
-from online_meta.schedules._falling import falling
+from online_meta.schedules._falling import decay_to_floor
 from online_meta.types import Schedule
 
 
@@ -12,4 +12,4 @@ def cosine(*, rounds: int, floor: float = 0.1, warmup: int = 0) -> Schedule:
     The fall takes T = ``rounds`` rounds, 1 or more, and begins after ``warmup`` rounds of a linear rise; a stream has
     no end, so the rate stays at ``floor``, in 0..1, from there on. Raises ``ValueError`` for other numbers.
     """
-    return falling(lambda t: (1 + math.cos(math.pi * t / rounds)) / 2, rounds, floor, warmup)
+    return decay_to_floor(lambda t: (1 + math.cos(math.pi * t / rounds)) / 2, rounds, floor, warmup)

@@ -14,5 +14,5 @@ def inverse_square_root(*, rounds: int = 1, warmup: int = 0) -> Schedule:
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}: the rate falls over 1 round or more")
-    rise = constant(warmup=warmup)
-    return lambda round: rise(round) / math.sqrt(1 + max(round - warmup, 0) / rounds)
+    warm_up = constant(warmup=warmup)
+    return lambda round: warm_up(round) / math.sqrt(1 + max(round - warmup, 0) / rounds)

@@ -1,6 +1,6 @@
 """A straight line from the whole learning rate down to a floor."""
 
-from online_meta.schedules._falling import falling
+from online_meta.schedules._falling import decay_to_floor
 from online_meta.types import Schedule
 
 
@@ -10,4 +10,4 @@ def linear(*, rounds: int, floor: float = 0.1, warmup: int = 0) -> Schedule:
     The fall takes T = ``rounds`` rounds, 1 or more, and begins after ``warmup`` rounds of a linear rise; a stream has
     no end, so the rate stays at ``floor``, in 0..1, from there on. Raises ``ValueError`` for other numbers.
     """
-    return falling(lambda t: 1 - t / rounds, rounds, floor, warmup)
+    return decay_to_floor(lambda t: 1 - t / rounds, rounds, floor, warmup)

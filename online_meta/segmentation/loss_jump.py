@@ -7,10 +7,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from online_meta.segments import Likelihood, Segmenter, prefixed, without_prefix
+from online_meta.segments import Likelihood, Segmenter, add_prefix, strip_prefix
 from online_meta.types import Params
 
-_RUN = "run."
+_RUN_PREFIX = "run."
 
 
 def loss_jump(
@@ -42,12 +42,12 @@ def loss_jump(
 
     def start() -> Params:
         losses = torch.zeros(0, dtype=torch.float64)
-        return {"met": torch.tensor(0), "losses": losses, **prefixed(_RUN, likelihood.start())}
+        return {"met": torch.tensor(0), "losses": losses, **add_prefix(_RUN_PREFIX, likelihood.start())}
 
-    def meet(memory: Params, x: Tensor, y: Tensor) -> Params:
-        run = without_prefix(_RUN, memory)
+    def update(memory: Params, x: Tensor, y: Tensor) -> Params:
+        run = strip_prefix(_RUN_PREFIX, memory)
         losses = torch.cat([memory["losses"], -likelihood.score(run, x, y)])[-2 * window :]
-        return {"met": memory["met"] + 1, "losses": losses, **prefixed(_RUN, likelihood.meet(run, x, y))}
+        return {"met": memory["met"] + 1, "losses": losses, **add_prefix(_RUN_PREFIX, likelihood.update(run, x, y))}
 
     def change(memory: Params) -> int | None:
         met, losses = int(memory["met"]), memory["losses"]
@@ -59,4 +59,4 @@ def loss_jump(
         count = met - window + int((rises > jump).int().argmax())
         return count if count >= least else None
 
-    return Segmenter(start, meet, change)
+    return Segmenter(start, update, change)

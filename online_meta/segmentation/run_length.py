@@ -8,10 +8,10 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from online_meta.segments import Likelihood, Segmenter, join_runs, prefixed, take_runs, without_prefix
+from online_meta.segments import Likelihood, Segmenter, add_prefix, concat_runs, select_runs, strip_prefix
 from online_meta.types import Params
 
-_RUNS = "run."
+_RUN_PREFIX = "run."
 
 
 def run_length(
@@ -52,29 +52,35 @@ def run_length(
 
     def start() -> Params:
         zero = torch.zeros(1, dtype=torch.float64)
-        return {"lengths": torch.zeros(1, dtype=torch.int64), "logs": zero, **prefixed(_RUNS, likelihood.start())}
+        return {
+            "lengths": torch.zeros(1, dtype=torch.int64),
+            "logs": zero,
+            **add_prefix(_RUN_PREFIX, likelihood.start()),
+        }
 
-    meet = partial(_meet, likelihood, hazard, least, hypotheses)
-    return Segmenter(start, meet, partial(_change, certainty))
+    update = partial(_update, likelihood, hazard, least, hypotheses)
+    return Segmenter(start, update, partial(_change, certainty))
 
 
-def _meet(
+def _update(
     likelihood: Likelihood, hazard: float, least: int, hypotheses: int, memory: Params, x: Tensor, y: Tensor
 ) -> Params:
-    runs, lengths, logs = without_prefix(_RUNS, memory), memory["lengths"], memory["logs"]
+    runs, lengths, logs = strip_prefix(_RUN_PREFIX, memory), memory["lengths"], memory["logs"]
     may_end = lengths >= least
-    go_on = logs + may_end.double() * math.log1p(-hazard) + likelihood.score(runs, x, y)
+    growth = logs + may_end.double() * math.log1p(-hazard) + likelihood.score(runs, x, y)
     if bool(may_end.any()):
-        fresh = likelihood.start()
-        begin = torch.logsumexp(logs[may_end], 0, keepdim=True) + math.log(hazard) + likelihood.score(fresh, x, y)
-        runs, logs = join_runs(runs, fresh), torch.cat([go_on, begin])
+        new_run = likelihood.start()
+        changepoint = (
+            torch.logsumexp(logs[may_end], 0, keepdim=True) + math.log(hazard) + likelihood.score(new_run, x, y)
+        )
+        runs, logs = concat_runs(runs, new_run), torch.cat([growth, changepoint])
         lengths = torch.cat([lengths, lengths.new_zeros(1)])
     else:
-        logs = go_on
-    which = _choose(logs, hypotheses)
-    logs = logs[which] - torch.logsumexp(logs[which], 0)
-    runs = likelihood.meet(take_runs(runs, which), x, y)
-    return {"lengths": lengths[which] + 1, "logs": logs, **prefixed(_RUNS, runs)}
+        logs = growth
+    kept = _prune(logs, hypotheses)
+    logs = logs[kept] - torch.logsumexp(logs[kept], 0)
+    runs = likelihood.update(select_runs(runs, kept), x, y)
+    return {"lengths": lengths[kept] + 1, "logs": logs, **add_prefix(_RUN_PREFIX, runs)}
 
 
 def _change(certainty: float, memory: Params) -> int | None:
@@ -84,9 +90,9 @@ def _change(certainty: float, memory: Params) -> int | None:
     return int(lengths[0] - lengths[1 + int(logs[1:].argmax())])
 
 
-def _choose(logs: Tensor, many: int) -> Tensor:
-    """Return the places of the first and, in order, of the most probable others, ``many`` in all."""
-    if len(logs) <= many:
+def _prune(logs: Tensor, count: int) -> Tensor:
+    """Return the places of the first and, in order, of the most probable others, ``count`` in all."""
+    if len(logs) <= count:
         return torch.arange(len(logs))
-    best = torch.sort(logs[1:], descending=True, stable=True).indices[: many - 1]
+    best = torch.sort(logs[1:], descending=True, stable=True).indices[: count - 1]
     return torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.sort(best).values])

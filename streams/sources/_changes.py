@@ -81,20 +81,20 @@ def cut_by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, mos
     ``ways``; None: there are targets.
     """
 
-    def meet(state: _CutState | None, row: Row) -> tuple[_CutState, int]:
+    def update(state: _CutState | None, row: Row) -> tuple[_CutState, int]:
         state = state or _CutState(segmenter.start(), 0, row.begin, ())
         sample = read_sample(row, encode, ways)
         count = None
         if sample is None:
             state = state._replace(rows=state.rows + 1, bad=(*state.bad, state.rows))
         else:
-            state = state._replace(rows=state.rows + 1, memory=segmenter.meet(state.memory, *sample))
+            state = state._replace(rows=state.rows + 1, memory=segmenter.update(state.memory, *sample))
             count = segmenter.change(state.memory)
         if count is not None:
             return state, _row_index(count, state.bad)
         return state, state.rows if is_full(state.rows, state.begin, row, most) else 0
 
-    return Cut(lambda: None, meet)
+    return Cut(lambda: None, update)
 
 
 def _row_index(sample: int, bad: tuple[int, ...]) -> int:

@@ -13,11 +13,11 @@ import torch
 from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 
-from online_meta.adapted import SIZES, adapted
-from online_meta.score import score_task, shorten
+from online_meta.adapted import ADAPTATION_SIZES, leader_likelihood
+from online_meta.score import score_task, truncate_support
 from online_meta.segments import Likelihood, Segmenter
 from online_meta.types import Meta, Score
-from online_meta.unsegmented import expect_errors, make_task
+from online_meta.unsegmented import estimate_errors, make_task
 from streams.arrivals import Arrival
 from streams.leading import LeaderContext
 from streams.row_tasks import EncodeRow
@@ -28,7 +28,7 @@ from streams.spec import TaskSpec
 
 
 class LeaderOptions(NamedTuple):
-    """Of ``adapted``, and of how many of the newest tasks errors are expected.
+    """Of ``leader_likelihood``, and of how many of the newest tasks errors are expected.
 
     Attributes:
         sizes: of how many samples of a task its model adapts, ascending.
@@ -36,7 +36,7 @@ class LeaderOptions(NamedTuple):
         shape: the smaller, the more tasks differ in how hard they are.
     """
 
-    sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = SIZES
+    sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = ADAPTATION_SIZES
     window: Annotated[int, Ge(1)] = 20
     shape: Annotated[float, Gt(0)] = 1.0
 
@@ -74,8 +74,8 @@ def cut_by_leader(
             scores.append(score_task(leader.inner, meta, task, None, options.sizes))
 
     def likelihood(meta: Meta) -> Likelihood:
-        errors = expect_errors(scores, options.sizes, options.shape) if leader.squared_error else None
-        return adapted(leader.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
+        errors = estimate_errors(scores, options.sizes, options.shape) if leader.squared_error else None
+        return leader_likelihood(leader.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
 
     def start_task() -> _OpenTask:
         meta, _ = leader.latest_leader()
@@ -84,9 +84,9 @@ def cut_by_leader(
         cut = cut_by_change(segmenter(likelihood(meta)), encode, spec.ways, most)
         return _OpenTask(meta, cut, cut.start(), ())
 
-    def meet(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
+    def update(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
         open_task = open_task or start_task()
-        memory, count = open_task.cut.meet(open_task.memory, row)
+        memory, count = open_task.cut.update(open_task.memory, row)
         first = open_task.first if len(open_task.first) == 2 * max(options.sizes) else (*open_task.first, row)
         if count and leader.squared_error:
             score_rows(open_task.meta, first[:count])
@@ -95,7 +95,7 @@ def cut_by_leader(
     checked = likelihood(leader.latest_leader()[0])
     segmenter(checked)
     _check_likelihood(checked, x, y)
-    return Cut(lambda: None, meet)
+    return Cut(lambda: None, update)
 
 
 class LeaderSource:
@@ -139,14 +139,14 @@ def _score_latest(leader: LeaderContext, meta: Meta, options: LeaderOptions) -> 
     for task in leader.latest_tasks(options.window):
         size = max((size for size in options.sizes if size <= len(task.support.x)), default=0)
         if size:
-            yield score_task(leader.inner, meta, shorten(task, size), None, options.sizes)
+            yield score_task(leader.inner, meta, truncate_support(task, size), None, options.sizes)
 
 
 def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:
     """Raise ``ValueError`` where the likelihood cannot judge a sample."""
     try:
         runs = likelihood.start()
-        likelihood.score(likelihood.meet(runs, x, y), x, y)
+        likelihood.score(likelihood.update(runs, x, y), x, y)
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
         raise ValueError(f"likelihood = 'leader': the model cannot judge samples one by one: {fault}") from error

@@ -8,7 +8,6 @@ from typing import Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as FetchTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.client import JetStreamContext
 
@@ -46,9 +45,8 @@ class NatsStream:
             subscription = run(self._subscribe(stream, position))
             count, delivered = 1, 0
             while True:
-                try:
-                    messages = run(subscription.fetch(count, timeout=WAIT_SECONDS))
-                except FetchTimeout:
+                messages = run(_fetch(subscription, count))
+                if not messages:
                     yield None
                     continue
                 count = min(next_fetch_count(self._settings.batch, [len(one.data) for one in messages]), 4 * count)
@@ -124,6 +122,15 @@ class NatsStream:
             raise ConnectionError(f"message {delivered} was lost on its way; {number.consumer} came")
         id = (message.headers or {}).get("id", f"{self._settings.stream}:{number.stream}")
         return Arrival(id, message.data, self._name, str(number.stream))
+
+
+async def _fetch(subscription: JetStreamContext.PullSubscription, count: int) -> list[Msg]:
+    """Return up to ``count`` messages, none if none came within ``WAIT_SECONDS``."""
+    try:
+        messages: list[Msg] = await subscription.fetch(count, timeout=WAIT_SECONDS)
+    except TimeoutError:  # nats' own, or the built-in one if the deadline passes between its two requests
+        return []
+    return messages
 
 
 def _sequence(cursor: str | None) -> int:

@@ -17,12 +17,12 @@ class Cut(NamedTuple):
     """Says where tasks end, as pure functions of the rows since the last end: a restart at any end makes no difference.
 
     ``start() -> memory`` is that where a task begins;
-    ``meet(memory, row) -> (memory, count)`` is told of the next row: the first ``count`` of the rows since the start
+    ``update(memory, row) -> (memory, count)`` is told of the next row: the first ``count`` of the rows since the start
     are a task, 0 while that is not known. Those behind them are told again, to a new start.
     """
 
     start: Callable[[], Any]
-    meet: Callable[[Any, Row], tuple[Any, int]]
+    update: Callable[[Any, Row], tuple[Any, int]]
 
 
 class RowSource(NamedTuple):
@@ -64,7 +64,7 @@ class RowSource(NamedTuple):
             pending = deque([next_row])
             while pending:
                 rows.append(pending.popleft())
-                memory, count = self.cut.meet(memory, rows[-1])
+                memory, count = self.cut.update(memory, rows[-1])
                 if count:
                     yield self._make_arrival(rows[:count])
                     pending.extendleft(reversed(rows[count:]))
@@ -104,7 +104,7 @@ class _KeyState(NamedTuple):
 def cut_by_key(key: str, most: int) -> Cut:
     """Return the cut where the column ``key`` changes, and after ``most`` rows."""
 
-    def meet(memory: _KeyState | None, row: Row) -> tuple[_KeyState, int]:
+    def update(memory: _KeyState | None, row: Row) -> tuple[_KeyState, int]:
         memory = memory or _KeyState(0, row.begin, ())
         value = memory.key if row.values is None else (row.values[key],)  # what has none belongs where it came in
         if memory.key and memory.key != value:
@@ -112,7 +112,7 @@ def cut_by_key(key: str, most: int) -> Cut:
         memory = _KeyState(memory.rows_seen + 1, memory.begin, value)
         return memory, memory.rows_seen if is_full(memory.rows_seen, memory.begin, row, most) else 0
 
-    return Cut(lambda: None, meet)
+    return Cut(lambda: None, update)
 
 
 def is_full(rows_seen: int, begin: int, last: Row, most: int) -> bool:

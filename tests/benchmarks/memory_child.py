@@ -23,8 +23,8 @@ from online_meta.types import Task
 from tests.benchmarks.resident import kilobytes
 from tests.benchmarks.works import image_task, sequence_task
 from trainers.build import build_gradient, build_inner, build_loss, build_module
-from trainers.engines._process_group import joined
-from trainers.memory_estimate import estimate
+from trainers.engines._process_group import join_process_group
+from trainers.memory_estimate import estimate_memory
 from trainers.settings import EngineSettings, InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 NETWORKS = {
@@ -50,7 +50,7 @@ def settings_of(network: str, steps: int, saving: str, kind: str, stage: int) ->
         replace(NETWORKS[network], recompute=BLOCKS[network] if "recompute" in chosen else ()),
         InnerSettings(steps=steps, lr=0.01),
         MetaSettings(options={"rematerialise": True} if "rematerialise" in chosen else {}, batch=2),
-        engine=EngineSettings(kind, zero_stage=stage, how="loop"),
+        engine=EngineSettings(kind, zero_stage=stage, batching="loop"),
     )
 
 
@@ -61,7 +61,7 @@ def tasks_of(network: str, side: int = 42) -> list[Task]:
     """
     if network == "transformer":
         return [sequence_task(size, 64, 16, seed) for seed, size in enumerate((1, 10))]
-    return [image_task(5, 1, judged, seed, side) for seed, judged in enumerate((1, 5))]
+    return [image_task(5, 1, evaluation_loss, seed, side) for seed, evaluation_loss in enumerate((1, 5))]
 
 
 def learn(settings: TrainerSettings, tasks: list[Task]) -> Callable[[], int]:
@@ -75,7 +75,7 @@ def learn(settings: TrainerSettings, tasks: list[Task]) -> Callable[[], int]:
     for task in tasks:
         learner.score(task)
         learner.learn(task)
-    return lambda: estimate(settings, inner, start, tasks[-1]).peak
+    return lambda: estimate_memory(settings, inner, start, tasks[-1]).peak
 
 
 def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
@@ -85,7 +85,7 @@ def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
     small = replace(settings.model, args={**settings.model.args, **SMALL[network]})
     with ExitStack() as cleanup:
         if kind != "local":
-            cleanup.enter_context(joined(settings.engine))
+            cleanup.enter_context(join_process_group(settings.engine))
         tasks = tasks_of(network)
         learn(replace(settings, model=small), tasks_of(network, 16))
         gc.collect()

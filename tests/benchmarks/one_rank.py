@@ -13,7 +13,7 @@ import trainers.engines
 from online_meta import registry
 from online_meta.learners.ftml import FollowTheMetaLeader
 from tests.benchmarks.works import image_task
-from trainers.engines._process_group import joined
+from trainers.engines._process_group import join_process_group
 from trainers.models import conv4
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     kind, stage, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with ExitStack() as cleanup:
         if kind != "local":
-            cleanup.enter_context(joined(EngineSettings(kind)))
+            cleanup.enter_context(join_process_group(EngineSettings(kind)))
         found = measure(kind, stage, steps)
         if os.environ.get("RANK", "0") == "0":
             print("SECONDS", json.dumps(found), flush=True)

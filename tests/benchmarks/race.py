@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils._pytree import tree_map
 
 import online_meta as om
-from online_meta.tree import doubled
+from online_meta.tree import to_float64
 from online_meta.types import MetaGrad, Params, Task
 from tests.benchmarks.racers import Racer, enter
 from tests.benchmarks.resident import resident_bytes
@@ -55,7 +55,7 @@ def race(work: Work, rounds: int, programs: Path, say: Say) -> dict[str, Any]:
 def reference(work: Work, weights: Params, tasks: list[Task]) -> MetaGrad:
     """Return the mean meta-gradient in float64: unrolled, or by the package's adjoint where that is too large."""
     module, inner = work.module().double(), om.rules.sgd(lr=work.lr)
-    weights, tasks = doubled((weights, tasks))
+    weights, tasks = to_float64((weights, tasks))
     if work.reference == "adjoint":
         exact = om.Inner(om.model_loss(module, work.loss), inner, work.steps)
         return om.over_tasks(om.exact(exact), "loop")(exact.init(weights), tasks)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from online_meta.choosing import distance
+from online_meta.choosing import relative_error
 from online_meta.types import MetaGrad, Params, Task
 from tests.benchmarks.contestants import CONTESTANTS
 from tests.benchmarks.works import Work
@@ -36,7 +36,7 @@ class Racer:
 
     def settle(self, right: MetaGrad) -> None:
         """Compare with what is right; choose how many calls make a turn that a clock can tell."""
-        self.error = distance(self.found, right)
+        self.error = relative_error(self.found, right)
         if self.first - (self.compiling or 0.0) > LONG_SECONDS and not self.compiles:
             return
         self.turn(1)  # The second call may still be a slow one.

@@ -33,7 +33,7 @@ every_rounds = {{every}}
 kind = "deepspeed"
 processes = 2
 zero_stage = 2
-how = "loop"
+batching = "loop"
 [serve]
 port = {{port}}
 """

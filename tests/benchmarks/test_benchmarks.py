@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.choosing import distance
-from online_meta.tree import doubled
+from online_meta.choosing import relative_error
+from online_meta.tree import to_float64
 from tests.benchmarks.contestants import CONTESTANTS, stacked, unrolled
 from tests.benchmarks.goals import verdict
 from tests.benchmarks.growth import fit_exponent
@@ -40,17 +40,17 @@ def work(request):
 def test_the_unrolled_loop_and_the_reference_are_the_exact_meta_gradient(work, monkeypatch):
     monkeypatch.setattr(torch, "zeros", partial(torch.zeros, dtype=torch.float64))
     weights = {name: value.double() for name, value in work.weights().items()}
-    tasks = [doubled(work.task(seed)) for seed in range(work.timed)]
+    tasks = [to_float64(work.task(seed)) for seed in range(work.timed)]
     inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
     right = om.over_tasks(om.exact(inner), "loop")(inner.init(weights), tasks)
     call = unrolled(work, weights, tasks, Path())
-    assert distance(call(), right) < 1e-12
-    assert distance(call(), right) < 1e-12, "a second call starts where the first one did"
-    assert distance(reference(work, weights, tasks), right) < 1e-12
-    assert distance(reference(work._replace(reference="adjoint"), weights, tasks), right) < 1e-12
-    assert distance(unrolled(work, weights, tasks[:1], Path())(), _on(inner, weights, tasks[:1])) < 1e-12
+    assert relative_error(call(), right) < 1e-12
+    assert relative_error(call(), right) < 1e-12, "a second call starts where the first one did"
+    assert relative_error(reference(work, weights, tasks), right) < 1e-12
+    assert relative_error(reference(work._replace(reference="adjoint"), weights, tasks), right) < 1e-12
+    assert relative_error(unrolled(work, weights, tasks[:1], Path())(), _on(inner, weights, tasks[:1])) < 1e-12
     shorter = inner.__class__(inner.loss, inner.rule, work.steps - 1)
-    assert distance(_on(shorter, weights, tasks), right) > 1e-4, "and one step less is seen"
+    assert relative_error(_on(shorter, weights, tasks), right) > 1e-4, "and one step less is seen"
 
 
 def test_a_race_gives_rows_that_are_right_and_names_what_cannot_run(work, tmp_path):
@@ -70,7 +70,7 @@ def test_ours_by_any_way_is_given_the_same_tasks(tmp_path):
     tasks = [work.task(seed) for seed in range(3)]
     assert stacked(tasks).support.x.shape == (3, 10, 1)
     one, other = (CONTESTANTS[f"ours, {how}"](work, work.weights(), tasks, tmp_path)() for how in ("loop", "vmap"))
-    assert distance(one, other) < 1e-5
+    assert relative_error(one, other) < 1e-5
 
 
 def test_what_is_wrong_is_not_compared():

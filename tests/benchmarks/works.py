@@ -60,8 +60,8 @@ def sinusoid_task(seed: int) -> Task:
     return Task(batch(), batch())
 
 
-def image_task(ways: int, shots: int, judged: int, seed: int, side: int = 84) -> Task:
-    """Noise around one random image a class; ``shots`` and ``judged`` images a class, (n, 3, side, side)."""
+def image_task(ways: int, shots: int, evaluation_loss: int, seed: int, side: int = 84) -> Task:
+    """Noise around one random image a class; ``shots`` and ``evaluation_loss`` images a class, (n, 3, side, side)."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.randn(ways, 3, side, side, generator=random)
 
@@ -69,7 +69,7 @@ def image_task(ways: int, shots: int, judged: int, seed: int, side: int = 84) ->
         y = torch.arange(ways).repeat(each)
         return Batch(centres[y] + torch.randn(len(y), 3, side, side, generator=random), y)
 
-    return Task(batch(shots), batch(judged))
+    return Task(batch(shots), batch(evaluation_loss))
 
 
 def sequence_task(size: int, length: int, features: int, seed: int) -> Task:
@@ -103,11 +103,13 @@ def _sinusoid(steps: int) -> Work:
     )
 
 
-def _conv4(name: str, ways: int, shots: int, judged: int, tasks: int, timed: int, most: float, **more: object) -> Work:
+def _conv4(
+    name: str, ways: int, shots: int, evaluation_loss: int, tasks: int, timed: int, most: float, **more: object
+) -> Work:
     ours = "ours, loop"
     return Work(
         name,
-        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {judged} query images a class, "
+        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {evaluation_loss} query images a class, "
         f"{tasks} tasks, K = 5",
         "conv4",
         partial(conv4, ways),
@@ -116,7 +118,7 @@ def _conv4(name: str, ways: int, shots: int, judged: int, tasks: int, timed: int
         5,
         tasks,
         timed,
-        partial(image_task, ways, shots, judged),
+        partial(image_task, ways, shots, evaluation_loss),
         (ours, "unrolled", "JAX"),
         (Goal(ours, "seconds", "unrolled", most), Goal(ours, "bytes", "unrolled", 0.5)),
         **more,

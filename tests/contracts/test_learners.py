@@ -46,7 +46,7 @@ def test_going_on_from_what_was_saved_gives_the_same_bits_as_never_stopping(name
     rest = play(whole, tasks[stop:])
     assert frozen(saved) == kept, "what was saved is not written any more"
 
-    other = make(name, past=remembered(tasks[:stop]))
+    other = make(name, buffer=remembered(tasks[:stop]))
     other.load(saved, stop)
     assert play(other, tasks[stop:]) == rest
     assert frozen(other.save()) == frozen(whole.save())
@@ -106,7 +106,7 @@ def test_what_is_learned_between_rounds_is_the_same_after_a_restart(name):
     rest = play(whole, tasks[3:5])
     assert all(step.skipped is None for steps in more for step in steps)
 
-    other = make(name, past=remembered(tasks[:3]))
+    other = make(name, buffer=remembered(tasks[:3]))
     other.load(saved, 3)
     assert [other.learn_more(update) for update in range(2)] == more
     assert play(other, tasks[3:5]) == rest
@@ -183,7 +183,7 @@ def test_several_tasks_in_one_update_are_scored_alike_and_count_as_so_many_round
         alone.load(saved, round)
         assert alone.score(tasks[round]) == score
 
-    other = make(name, past=remembered(tasks[:5]))
+    other = make(name, buffer=remembered(tasks[:5]))
     other.load(learner.save(), 5)
     assert play(other, tasks[5:]) == play(learner, tasks[5:])
 

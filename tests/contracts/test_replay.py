@@ -12,7 +12,7 @@ import torch
 
 import online_meta.replay
 from online_meta import registry
-from online_meta.draws import Draw, Pick, generator
+from online_meta.draws import ReplayRequest, ReplaySample, generator
 from online_meta.replay.reservoir import reservoir
 from online_meta.replay.stratified import stratified
 from online_meta.replay.uniform import uniform
@@ -47,16 +47,16 @@ def play(replay, rounds, batch=5, steps=2, seed=0, gone=(), memory=None, first=0
     memory = replay.start() if memory is None else memory
     for round in range(first, rounds):
         kept = range(round + 1) if not gone else [one for one in range(round + 1) if one not in gone or one == round]
-        draw = Draw(seed, round, 0, kept, batch)
-        memory = replay.meet(memory, draw)
+        request = ReplayRequest(seed, round, 0, kept, batch)
+        memory = replay.begin_round(memory, request)
         for step in range(steps):
-            draw = draw._replace(step=step)
-            picks, before = replay.pick(memory, draw), memory
+            request = request._replace(step=step)
+            samples, before = replay.sample(memory, request), memory
             if replay.measure is not None:
-                measured = sorted(pick.round for pick in picks)
+                measured = sorted(sample.round for sample in samples)
                 values = torch.stack([replay.measure(gradient_of(one)) for one in measured])
-                memory = replay.note(memory, draw, measured, values.double())
-            yield draw, picks, before, memory
+                memory = replay.record(memory, request, measured, values.double())
+            yield request, samples, before, memory
 
 
 def bits(memory):
@@ -67,20 +67,22 @@ def bits(memory):
 @pytest.mark.parametrize("gone", [(), range(10, 60, 3)], ids=["all are kept", "some are gone"])
 @pytest.mark.parametrize("batch", [1, 2, 5, 40])
 def test_picks_are_distinct_kept_rounds_of_positive_weight_and_no_more_than_asked_for(name, gone, batch):
-    for draw, picks, *_ in play(POLICIES[name](), 80, batch, gone=gone):
-        rounds = [pick.round for pick in picks]
-        assert picks, draw
-        assert all(isinstance(round, int) and round in draw.rounds for round in rounds), draw
-        assert len(set(rounds)) == len(rounds), draw
-        assert all(np.isfinite(pick.weight) and pick.weight > 0 and pick.share >= 1 for pick in picks), draw
+    for request, samples, *_ in play(POLICIES[name](), 80, batch, gone=gone):
+        rounds = [sample.round for sample in samples]
+        assert samples, request
+        assert all(isinstance(round, int) and round in request.rounds for round in rounds), request
+        assert len(set(rounds)) == len(rounds), request
+        assert all(np.isfinite(sample.weight) and sample.weight > 0 and sample.share >= 1 for sample in samples), (
+            request
+        )
         if name not in UNBOUNDED:
-            assert len(picks) <= draw.batch, draw
+            assert len(samples) <= request.batch, request
 
 
 @every_policy
 def test_what_it_answers_and_remembers_is_a_pure_function_of_what_it_was_asked_and_told(name):
     def story():
-        return [(picks, bits(after)) for _, picks, _, after in play(POLICIES[name](), 60)]
+        return [(samples, bits(after)) for _, samples, _, after in play(POLICIES[name](), 60)]
 
     first = story()
     np.random.seed(1)
@@ -99,18 +101,18 @@ def test_it_writes_to_no_memory_that_it_was_given(name):
 @every_policy
 def test_it_goes_on_from_a_memory_that_was_saved(name):
     replay = POLICIES[name]()
-    whole = [(picks, bits(after)) for _, picks, _, after in play(replay, 60)]
+    whole = [(samples, bits(after)) for _, samples, _, after in play(replay, 60)]
     *_, (_, _, _, saved) = play(replay, 33)
     rest = play(POLICIES[name](), 60, memory={key: value.clone() for key, value in saved.items()}, first=33)
-    assert whole[66:] == [(picks, bits(after)) for _, picks, _, after in rest]
+    assert whole[66:] == [(samples, bits(after)) for _, samples, _, after in rest]
 
 
 @every_policy
 @pytest.mark.parametrize("count", [1, 2, 24, 25])
 def test_everything_is_revisited_alike_while_it_fits(name, count):
-    *_, (_, picks, _, _) = play(FOLDER[name.split()[0]](), count, batch=50)
-    assert sorted(pick.round for pick in picks) == list(range(count))
-    assert {pick.weight / pick.share for pick in picks} == {1.0}
+    *_, (_, samples, _, _) = play(FOLDER[name.split()[0]](), count, batch=50)
+    assert sorted(sample.round for sample in samples) == list(range(count))
+    assert {sample.weight / sample.share for sample in samples} == {1.0}
 
 
 @every_policy
@@ -127,9 +129,9 @@ def test_the_expected_step_is_that_of_the_mean_over_all_rounds(name):
     right = sum(gradient_of(round, width).grads.weights["w"] for round in range(count)) / count
     found = []
     for seed in range(seeds):
-        *_, (_, picks, _, _) = play(POLICIES[name](), count, batch, steps=1, seed=seed)
-        total = sum(pick.weight * gradient_of(pick.round, width).grads.weights["w"] for pick in picks)
-        found.append(total / sum(pick.share for pick in picks))
+        *_, (_, samples, _, _) = play(POLICIES[name](), count, batch, steps=1, seed=seed)
+        total = sum(sample.weight * gradient_of(sample.round, width).grads.weights["w"] for sample in samples)
+        found.append(total / sum(sample.share for sample in samples))
     estimates = torch.stack(found)
     error = estimates.std(0) / seeds**0.5 + 1e-12
     assert float(((estimates.mean(0) - right).abs() / error).max()) < 3.5  # 4 coordinates: 0.2 %, and seeds are fixed
@@ -141,16 +143,16 @@ def test_prioritised_draws_without_their_weights_would_be_seen():
     right = sum(gradient_of(round).grads.weights["w"] for round in range(count)) / count
     found = []
     for seed in range(seeds):
-        *_, (_, picks, _, _) = play(POLICIES["prioritised"](), count, 6, steps=1, seed=seed)
-        found.append(sum(gradient_of(pick.round).grads.weights["w"] * pick.share for pick in picks) / 6)
+        *_, (_, samples, _, _) = play(POLICIES["prioritised"](), count, 6, steps=1, seed=seed)
+        found.append(sum(gradient_of(sample.round).grads.weights["w"] * sample.share for sample in samples) / 6)
     estimates = torch.stack(found)
     assert float(((estimates.mean(0) - right).abs() / (estimates.std(0) / seeds**0.5)).max()) > 5
 
 
 def test_uniform_draws_every_pair_of_rounds_alike():
     count, draws = 6, 9000
-    asked = (Draw(9, count - 1, step, range(count), 2) for step in range(draws))
-    pairs = Counter(frozenset(pick.round for pick in uniform().pick({}, draw)) for draw in asked)
+    asked = (ReplayRequest(9, count - 1, step, range(count), 2) for step in range(draws))
+    pairs = Counter(frozenset(sample.round for sample in uniform().sample({}, request)) for request in asked)
     expected = draws / 15
     assert len(pairs) == 15
     assert sum((seen - expected) ** 2 / expected for seen in pairs.values()) < 36.1  # 99.9 % at 14 degrees of freedom
@@ -160,16 +162,16 @@ def test_uniform_draws_every_pair_of_rounds_alike():
 def test_each_part_of_a_draws_name_changes_it(name):
     if name in UNBOUNDED:
         return
-    *_, (draw, _, memory, _) = play(POLICIES[name](), 80)
-    asked = [draw, draw._replace(seed=5), draw._replace(step=7), draw._replace(round=draw.round + 1)]
-    picks = [POLICIES[name]().pick(memory, one) for one in asked]
-    assert all(one != other for one, other in itertools.combinations(picks, 2))
+    *_, (request, _, memory, _) = play(POLICIES[name](), 80)
+    asked = [request, request._replace(seed=5), request._replace(step=7), request._replace(round=request.round + 1)]
+    samples = [POLICIES[name]().sample(memory, one) for one in asked]
+    assert all(one != other for one, other in itertools.combinations(samples, 2))
 
 
 def test_stratified_draws_once_in_every_stretch():
     for step in range(50):
-        picks = stratified().pick({}, Draw(1, 99, step, range(100), 10))
-        assert [pick.round // 10 for pick in picks] == list(range(10))
+        samples = stratified().sample({}, ReplayRequest(1, 99, step, range(100), 10))
+        assert [sample.round // 10 for sample in samples] == list(range(10))
 
 
 def test_a_reservoir_is_a_uniform_sample_at_any_time():
@@ -179,7 +181,7 @@ def test_a_reservoir_is_a_uniform_sample_at_any_time():
     for seed in range(seeds):
         memory = reservoir(size).start()
         for round in range(count):
-            memory = reservoir(size).meet(memory, Draw(seed, round, 0, range(round + 1), 1))
+            memory = reservoir(size).begin_round(memory, ReplayRequest(seed, round, 0, range(round + 1), 1))
         seen[memory["rounds"].numpy()] += 1
     share = size / count
     variance = seeds * share * (1 - share) * count / (count - 1)
@@ -188,23 +190,28 @@ def test_a_reservoir_is_a_uniform_sample_at_any_time():
 
 def test_recent_and_bounded_policies_touch_only_what_is_theirs():
     for name, oldest in (("recent", 270), ("reservoir", 0)):
-        touched = {pick.round for draw, picks, *_ in play(POLICIES[name](), 300) if draw.round == 299 for pick in picks}
+        touched = {
+            sample.round
+            for request, samples, *_ in play(POLICIES[name](), 300)
+            if request.round == 299
+            for sample in samples
+        }
         assert min(touched) >= oldest
 
 
 def test_prioritised_revisits_a_round_the_more_the_larger_its_gradient():
     met = Counter()
-    for draw, picks, *_ in play(FOLDER["prioritised"](), 400, 10, steps=4):
-        if draw.round >= 100:
-            met.update({pick.round % 7: pick.share for pick in picks if pick.round < 98})
+    for request, samples, *_ in play(FOLDER["prioritised"](), 400, 10, steps=4):
+        if request.round >= 100:
+            met.update({sample.round % 7: sample.share for sample in samples if sample.round < 98})
     assert [met[k] for k in range(7)] == sorted(met[k] for k in range(7))
     assert met[6] > 4 * met[0]
 
 
 def test_a_round_without_a_finite_gradient_is_revisited_least():
     replay = FOLDER["prioritised"]()
-    *_, (draw, _, memory, _) = play(replay, 100)
-    memory = replay.note(memory, draw, [40], torch.full((1, 1), torch.nan, dtype=torch.float64))
+    *_, (request, _, memory, _) = play(replay, 100)
+    memory = replay.record(memory, request, [40], torch.full((1, 1), torch.nan, dtype=torch.float64))
     assert memory["priorities"][40] == 0
 
 
@@ -218,11 +225,11 @@ def test_a_coreset_stands_for_all_rounds():
 
     memory = replay.start()
     for round in range(count):
-        draw = Draw(0, round, 0, range(round + 1), 4)
-        memory = replay.meet(memory, draw)
-        rounds = sorted(pick.round for pick in replay.pick(memory, draw))
+        request = ReplayRequest(0, round, 0, range(round + 1), 4)
+        memory = replay.begin_round(memory, request)
+        rounds = sorted(sample.round for sample in replay.sample(memory, request))
         seen = [replay.measure(MetaGrad(torch.zeros(()), Meta({"w": of(one)}, {}))) for one in rounds]
-        memory = replay.note(memory, draw, rounds, torch.stack(seen))
+        memory = replay.record(memory, request, rounds, torch.stack(seen))
     right = sum(of(round) for round in range(count)) / count
     assert float(memory["weights"].sum()) == count
     core = sum(w * of(round) for round, w in zip(memory["rounds"].tolist(), memory["weights"], strict=True)) / count
@@ -260,7 +267,7 @@ def test_what_makes_no_sense_is_refused(name, wrong):
 def test_a_generator_is_a_function_of_its_key_that_other_versions_must_keep():
     """Parameters that a run has learned depend on these numbers; a change of them breaks every resumed run."""
     assert generator(0, 0, 0).integers(2**32, size=3).tolist() == [582496169, 60417458, 4027530181]
-    draw = Draw(7, 99, 1, range(100), 5)
-    assert uniform().pick({}, draw) == [Pick(round) for round in (2, 11, 17, 28, 84)]
-    sample = reservoir(5).meet(reservoir(5).start(), draw)["rounds"].tolist()
+    request = ReplayRequest(7, 99, 1, range(100), 5)
+    assert uniform().sample({}, request) == [ReplaySample(round) for round in (2, 11, 17, 28, 84)]
+    sample = reservoir(5).begin_round(reservoir(5).start(), request)["rounds"].tolist()
     assert sample == [12, 45, 56, 94, 97]

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 import online_meta as om
 from online_meta import registry
-from online_meta.inner import begin, fast_weights, support_gradient
-from online_meta.randomness import BEGIN, seeded
+from online_meta.inner import fast_weights, init_carry, support_gradient
+from online_meta.randomness import INIT_STEP, seeded
 from tests.contracts import learned_rules
 from tests.contracts.unrolled import Loop
 from tests.numerics.compare import assert_close, relative_error
@@ -91,9 +91,9 @@ def test_init_start_and_view_keep_names_shapes_and_dtypes(make, fast):
 @every_rule
 def test_the_four_functions_are_pure(make):
     _, inner, meta, task = setting("mlp_tanh", make())
-    carry = begin(inner, meta, task.support)
+    carry = init_carry(inner, meta, task.support)
     grads = support_gradient(inner, meta, carry.phi, task.support, 0)
-    drawing = partial(seeded, task.support, BEGIN) if inner.rule.random else nullcontext
+    drawing = partial(seeded, task.support, INIT_STEP) if inner.rule.random else nullcontext
     calls = {
         "init": lambda: inner.rule.init(meta.weights),
         "start": lambda: inner.rule.start(meta.rule, carry.phi),
@@ -214,7 +214,7 @@ def test_a_random_rule_says_that_it_cannot_be_vectorised(name):
 def test_a_random_rule_draws_for_each_task_and_always_the_same(name):
     given, inner, meta, _ = setting("mlp_tanh", EVERY[name]())
     before = torch.random.get_rng_state()
-    states = [begin(inner, meta, given.task(seed).support).state for seed in (0, 0, 1)]
+    states = [init_carry(inner, meta, given.task(seed).support).state for seed in (0, 0, 1)]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not any(torch.equal(states[0][key], states[2][key]) for key in states[0])

@@ -9,7 +9,7 @@ import torch
 import online_meta.likelihoods
 import online_meta.segmentation
 from online_meta import registry
-from online_meta.segments import Segment, cut_samples
+from online_meta.segments import TaskSegment, segment_samples
 from tests.contracts.segmented import draw_classes, draw_lines
 from tests.house.sources import ROOT
 
@@ -44,26 +44,27 @@ def size(memory):
 @every_pair
 def test_changes_are_found_near_where_they_are(way, name):
     for seed in range(3):
-        segments = list(cut_samples(opened(way, name), STREAMS[name](seed, LENGTHS), 1000))
+        segments = list(segment_samples(opened(way, name), STREAMS[name](seed, LENGTHS), 1000))
         assert [segment.end for segment in segments[:-1]] == pytest.approx(ENDS, abs=5), (seed, segments)
-        assert all(0 < segment.seen - end <= 15 for segment, end in zip(segments, ENDS, strict=False))
+        assert all(0 < segment.detected_at - end <= 15 for segment, end in zip(segments, ENDS, strict=False))
 
 
 @every_pair
 def test_nothing_is_found_where_nothing_changes(way, name):
-    segments = list(cut_samples(opened(way, name), STREAMS[name](0, [150]), 1000))
-    assert segments == [Segment(0, 150, 150)]
+    segments = list(segment_samples(opened(way, name), STREAMS[name](0, [150]), 1000))
+    assert segments == [TaskSegment(0, 150, 150)]
 
 
 @every_pair
 def test_what_is_behind_a_cut_is_cut_alike_from_there(way, name):
     samples = STREAMS[name](1, [30, 12, 40, 33])
-    segments = list(cut_samples(opened(way, name), samples, 25))
+    segments = list(segment_samples(opened(way, name), samples, 25))
     assert len(segments) >= 5
     for at, segment in enumerate(segments):
         end = segment.end
         behind = [
-            Segment(s.begin + end, s.end + end, s.seen + end) for s in cut_samples(opened(way, name), samples[end:], 25)
+            TaskSegment(s.begin + end, s.end + end, s.detected_at + end)
+            for s in segment_samples(opened(way, name), samples[end:], 25)
         ]
         assert behind == segments[at + 1 :]
 
@@ -75,9 +76,9 @@ def test_what_is_remembered_is_not_written_to_and_is_bounded(way, name):
     assert segmenter.change(memory) is None
     for x, y in STREAMS[name](2, [80]):
         before = copied(memory)
-        after = segmenter.meet(memory, x, y)
+        after = segmenter.update(memory, x, y)
         assert same(memory, before)
-        assert same(after, segmenter.meet(memory, x, y))
+        assert same(after, segmenter.update(memory, x, y))
         segmenter.change(after)
         memory = after
         sizes.append(size(memory))
@@ -92,7 +93,7 @@ def test_a_likelihood_treats_the_runs_of_a_stack_as_if_each_were_alone(name):
     for first in range(5):
         runs = likelihood.start()
         for x, y in samples[first:5]:
-            scores, runs = likelihood.score(runs, x, y), likelihood.meet(runs, x, y)
+            scores, runs = likelihood.score(runs, x, y), likelihood.update(runs, x, y)
             assert scores.shape == (1,)
             assert scores.dtype == torch.float64
         alone.append(runs)
@@ -102,9 +103,9 @@ def test_a_likelihood_treats_the_runs_of_a_stack_as_if_each_were_alone(name):
     torch.testing.assert_close(
         likelihood.score(stack, x, y), torch.cat([likelihood.score(runs, x, y) for runs in alone]), rtol=1e-12, atol=0
     )
-    met = likelihood.meet(stack, x, y)
+    met = likelihood.update(stack, x, y)
     for key, value in met.items():
-        expected = torch.cat([likelihood.meet(runs, x, y)[key] for runs in alone])
+        expected = torch.cat([likelihood.update(runs, x, y)[key] for runs in alone])
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
     assert same(stack, before), "not written to"
 
@@ -147,4 +148,4 @@ def test_the_page_names_each_with_its_options_and_defaults(name):
 
 def test_a_segment_has_room():
     with pytest.raises(ValueError, match="most is 0"):
-        list(cut_samples(opened("run_length", "linear"), draw_lines(0, [3]), 0))
+        list(segment_samples(opened("run_length", "linear"), draw_lines(0, [3]), 0))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from online_meta.randomness import BEGIN, seeded
+from online_meta.randomness import INIT_STEP, seeded
 from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Task
 from tests.numerics.oracle import CRITERIA
 
@@ -35,7 +35,7 @@ class Loop:
             *({name: value.detach().clone().requires_grad_() for name, value in part.items()} for part in meta)
         )
         _, *after = losses = [
-            self._loss(leaves, carry.phi, task.query, BEGIN)
+            self._loss(leaves, carry.phi, task.query, INIT_STEP)
             for carry in self._carries(leaves, task.support, constant_gradients)
         ]
         loss = losses[-1]
@@ -47,7 +47,7 @@ class Loop:
 
     def _carries(self, meta: Meta, support: Batch, constant_gradients: bool) -> Iterator[Carry]:
         phi = {name: w for name, w in meta.weights.items() if any(fnmatchcase(name, glob) for glob in self.fast)}
-        with seeded(support, BEGIN):  # what a random rule draws is part of what it is given
+        with seeded(support, INIT_STEP):  # what a random rule draws is part of what it is given
             carry = self.rule.start(meta.rule, phi)
         # A rule may start from weights that are no function of the given ones; gradients are taken there all the same.
         started = {

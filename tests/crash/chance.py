@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streams.history import History
-from streams.retention import RetentionSettings, thin
+from streams.retention import RetentionSettings, subsample
 from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.sweeping import compact
 from tests.crash.scenarios import GROUP, Acknowledge, append
@@ -67,6 +67,6 @@ def keep_house(history: History, step: str, chance: random.Random) -> None:
     elif step == "relieve":
         evict_payloads(history, chance.choice([0, 20_000]))
     elif step == "thin":
-        thin(history, RetentionSettings(rounds=chance.randint(1, 6)))
+        subsample(history, RetentionSettings(rounds=chance.randint(1, 6)))
     else:
         compact(history, len(history), 3)

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 from streams import wire
 from streams.arrivals import Conflict, Record
 from streams.history import History
-from streams.retention import RetentionSettings, thin
+from streams.retention import RetentionSettings, subsample
 from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.sweeping import compact
 
@@ -93,7 +93,7 @@ def retain(folder: Path, acknowledge: Acknowledge) -> None:
     """Sealed rounds are thinned out, and segments are written anew without them."""
     with History.open(folder, write=True) as history:
         remove_orphans(history)
-        thin(history, RetentionSettings(rounds=3))
+        subsample(history, RetentionSettings(rounds=3))
         append(history, [12], acknowledge)
         compact(history, 12, 4)
         append(history, [13], acknowledge)

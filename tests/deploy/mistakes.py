@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "what deterministic ranks cannot do": (
         "[serve]",
         '[engine]\nkind = "deepspeed"\ndeterministic = true\n[serve]',
-        "[engine] how = 'auto' and deterministic: what is summed together then depends on the number of ranks",
+        "[engine] batching = 'auto' and deterministic: what is summed together then depends on the number of ranks",
     ),
     "stage": ("[serve]", '[engine]\nkind = "deepspeed"\nzero_stage = 4\n[serve]', "[engine] zero_stage = 4"),
     "device": (

@@ -6,15 +6,15 @@ from concurrent.futures import Future
 
 import pytest
 
-from deploy.answering import Answers
+from deploy.answering import FutureBridge
 
 
 def test_all_that_is_answered_arrives_whoever_answers() -> None:
     futures: list[Future[int]] = [Future() for _ in range(2000)]
 
     async def wait() -> list[int]:
-        answers = Answers()
-        waiting = [asyncio.ensure_future(answers.of(future)) for future in futures]
+        answers = FutureBridge()
+        waiting = [asyncio.ensure_future(answers.wait_for(future)) for future in futures]
         await asyncio.sleep(0)
 
         def answer(of: int) -> None:
@@ -34,9 +34,9 @@ def test_all_that_is_answered_arrives_whoever_answers() -> None:
 
 def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wait() -> tuple[list[int], int]:
-        loop, answers, woken = asyncio.get_running_loop(), Answers(), []
+        loop, answers, woken = asyncio.get_running_loop(), FutureBridge(), []
         futures: list[Future[int]] = [Future() for _ in range(8)]
-        waiting = [asyncio.ensure_future(answers.of(future)) for future in futures]
+        waiting = [asyncio.ensure_future(answers.wait_for(future)) for future in futures]
         await asyncio.sleep(0)
         wake = loop.call_soon_threadsafe
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call: (woken.append(call), wake(call)))
@@ -51,15 +51,15 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_errors_arrive_and_who_was_cancelled_is_left_out() -> None:
     async def wait() -> None:
-        answers, failed, lost, done = Answers(), Future[int](), Future[int](), Future[int]()
-        waiting = asyncio.ensure_future(answers.of(lost))
+        answers, failed, lost, done = FutureBridge(), Future[int](), Future[int](), Future[int]()
+        waiting = asyncio.ensure_future(answers.wait_for(lost))
         await asyncio.sleep(0)
         waiting.cancel()
         lost.set_result(1)
         failed.set_exception(OSError("full"))
         done.set_result(2)
         with pytest.raises(OSError, match="full"):
-            await answers.of(failed)
-        assert await answers.of(done) == 2
+            await answers.wait_for(failed)
+        assert await answers.wait_for(done) == 2
 
     asyncio.run(wait())

@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from deploy import bodies
-from deploy.bodies import Crowded, Room, read_body
+from deploy.bodies import BodyBudget, BudgetExhausted, read_body
 from streams.spec import Limits
 
 
@@ -29,35 +29,35 @@ class Sent:
             yield piece
 
 
-def read(room: Room, sent: Sent) -> bytes:
-    with room.hold() as hold:
-        return asyncio.run(read_body(sent, hold))
+def read(body_budget: BodyBudget, sent: Sent) -> bytes:
+    with body_budget.reserve() as reservation:
+        return asyncio.run(read_body(sent, reservation))
 
 
 def test_bodies_beyond_the_memory_there_is_are_put_off_and_their_room_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bodies, "HELD_BYTES", 100)
-    room = Room(Limits(body_bytes=30))
-    with room.hold() as first, room.hold() as second:
-        for hold in (first, second):
+    monkeypatch.setattr(bodies, "BUDGET_BYTES", 100)
+    body_budget = BodyBudget(Limits(body_bytes=30))
+    with body_budget.reserve() as first, body_budget.reserve() as second:
+        for reservation in (first, second):
             for _ in range(2):
-                assert asyncio.run(read_body(Sent(bytes(20), bytes(10)), hold)) == bytes(30)
-                hold.sent.clear()
-        assert (first.taken, second.taken) == (60, 60)
-        with pytest.raises(Crowded):
-            read(room, Sent(b"x"))
+                assert asyncio.run(read_body(Sent(bytes(20), bytes(10)), reservation)) == bytes(30)
+                reservation.received.clear()
+        assert (first.reserved_bytes, second.reserved_bytes) == (60, 60)
+        with pytest.raises(BudgetExhausted):
+            read(body_budget, Sent(b"x"))
     for _ in range(20):
-        assert read(room, Sent(bytes(15), bytes(15))) == bytes(30)
+        assert read(body_budget, Sent(bytes(15), bytes(15))) == bytes(30)
 
 
 def test_what_a_body_unpacks_to_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "HELD_BYTES", 100)
-    room = Room(Limits(body_bytes=1000))
+    monkeypatch.setattr(bodies, "BUDGET_BYTES", 100)
+    body_budget = BodyBudget(Limits(body_bytes=1000))
     packed = zstandard.compress(bytes(900))
-    room.take(3200 - 100)
-    with pytest.raises(Crowded):
-        read(room, Sent(packed, encoding="zstd"))
-    assert read(Room(Limits(body_bytes=1000)), Sent(packed, encoding="zstd")) == bytes(900)
-    room.take(-2000)
-    assert read(room, Sent(packed, encoding="zstd")) == bytes(900)
+    body_budget.take(3200 - 100)
+    with pytest.raises(BudgetExhausted):
+        read(body_budget, Sent(packed, encoding="zstd"))
+    assert read(BodyBudget(Limits(body_bytes=1000)), Sent(packed, encoding="zstd")) == bytes(900)
+    body_budget.take(-2000)
+    assert read(body_budget, Sent(packed, encoding="zstd")) == bytes(900)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from deploy.comparators import next_target, watch_rounds
+from deploy.comparators import next_target, refresh_with_rounds
 from online_meta.regret import Comparator
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from streams.arrivals import Record
 from streams.history import History
 from tests.daemon import sinusoid
 from trainers.comparators import dynamic, hindsight
-from trainers.comparing import Answered, Asked, GivenUp
+from trainers.comparing import ComparatorUnavailable, RefreshRequest, RefreshResult
 from trainers.json_lines import LineReader, LineWriter
 from trainers.run_files import RunFiles
 from trainers.settings import ModelSettings, RegretSettings, TrainerSettings
@@ -71,16 +71,16 @@ def files(tmp_path: Path) -> RunFiles:
 
 def watch(files: RunFiles, looks: int) -> None:
     with History.open(files.history, write=False) as history:
-        watch_rounds(SETTINGS, files, history, Stop(looks))  # type: ignore[arg-type]
+        refresh_with_rounds(SETTINGS, files, history, Stop(looks))  # type: ignore[arg-type]
 
 
 def test_a_comparator_that_is_not_finite_is_not_written_and_begun_anew(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refresh(setup: LearnerSetup, regret: RegretSettings, asked: Asked, *_: object) -> Answered:
-        setup.past.expect("hindsight", [0])
+    def refresh(setup: LearnerContext, regret: RegretSettings, asked: RefreshRequest, *_: object) -> RefreshResult:
+        setup.buffer.prefetch("hindsight", [0])
         assert "read-ahead" in [thread.name for thread in threading.enumerate()]
-        return Answered(Comparator("hindsight", asked.rounds, float("nan"), 0.0), {})
+        return RefreshResult(Comparator("hindsight", asked.rounds, float("nan"), 0.0), {})
 
     monkeypatch.setattr(hindsight, "refresh", refresh)
     files.comparator("hindsight").write_bytes(b"astray")
@@ -95,9 +95,9 @@ def test_one_that_is_given_up_is_not_asked_again_and_the_others_go_on(
 ) -> None:
     asked_for: list[int] = []
 
-    def refresh(setup: LearnerSetup, regret: RegretSettings, asked: Asked, *_: object) -> Answered:
+    def refresh(setup: LearnerContext, regret: RegretSettings, asked: RefreshRequest, *_: object) -> RefreshResult:
         asked_for.append(asked.rounds)
-        raise GivenUp("there is no answer")
+        raise ComparatorUnavailable("there is no answer")
 
     monkeypatch.setattr(dynamic, "refresh", refresh)
     watch(files, 2000)

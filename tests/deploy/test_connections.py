@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from deploy import connections
-from deploy.connections import allow_descriptors, bounded
+from deploy.connections import allow_descriptors, make_bounded_protocol
 from deploy.exits import ConfigError
 from streams.spec import Limits
 from tests.daemon import wait_for
@@ -41,7 +41,13 @@ def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
     kept = made.keep_alive_seconds
     server = uvicorn.Server(
         uvicorn.Config(
-            echo, http=bounded(made), ws="none", timeout_keep_alive=kept, log_config=None, lifespan="off", workers=1
+            echo,
+            http=make_bounded_protocol(made),
+            ws="none",
+            timeout_keep_alive=kept,
+            log_config=None,
+            lifespan="off",
+            workers=1,
         )
     )
     listener = socket.create_server(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ from deploy.experiments import cost
 from deploy.experiments.cost_loss import compare
 from deploy.experiments.cost_page import grow, render
 from deploy.experiments.walking import play, walk
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from streams.history import History
 from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, task
 from trainers.run_files import RunFiles
@@ -27,7 +27,7 @@ REPLAY = {
 def remembered(folder, history, settings):
     """Return what the policy of a run's leader remembers, and the round that the run stands at."""
     with opened(folder, history, settings) as run:
-        saved = run.learners[LEARNER].save()
+        saved = run.learners[MAIN_LEARNER].save()
         return {name: value for name, value in saved.items() if name.startswith("replay.")}, run.round
 
 

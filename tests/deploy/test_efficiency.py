@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from deploy.exporter import make_instruments, show_efficiency
+from deploy.exporter import make_instruments, set_efficiency_gauges
 from deploy.series import regret_series
 from deploy.view import RunView
 from tests.daemon import running_daemon, write_sinusoid
@@ -122,7 +122,7 @@ def test_the_ledger_has_what_is_configured_and_no_more(tmp_path: Path) -> None:
 def samples(view: RunView) -> dict[str, str]:
     """Return the metrics of the learning efficiency as they are told, by name and labels."""
     registry = CollectorRegistry()
-    show_efficiency(make_instruments(registry), view)
+    set_efficiency_gauges(make_instruments(registry), view)
     told = [line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
     return {sample.removeprefix("online_meta_"): value for sample, value in told if re.search(MEASURED, sample)}
 

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 
 import deploy.group
 from deploy.exporter import make_instruments
-from deploy.group import GroupView
+from deploy.group import RanksView
 from deploy.state import DaemonState
 from deploy.view import RunView
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from streams.durable import replace_file
 from streams.history import History
 from trainers.run_files import RunFiles
@@ -49,55 +49,55 @@ def agent_says(files: RunFiles, pid: int, restarts: int) -> None:
     replace_file(files.agent, json.dumps({"pid": pid, "restarts": restarts}).encode(), durable=False)
 
 
-def call_roll(files: RunFiles, started: float, pids: list[int], near: list[int], *steps: int) -> None:
+def write_report(files: RunFiles, started: float, pids: list[int], near: list[int], *steps: int) -> None:
     ranks = [
         {"rank": i, "host": "h", "pid": pid, "steps": n, "step_seconds": n / 2, "waiting_seconds": n / 4}
         for i, (pid, n) in enumerate(zip(pids, steps, strict=True))
     ]
-    roll = {"started": started, "world_size": len(pids), "near": near, "ranks": ranks}
-    replace_file(files.ranks, json.dumps(roll).encode(), durable=False)
+    report = {"started": started, "world_size": len(pids), "near": near, "ranks": ranks}
+    replace_file(files.ranks, json.dumps(report).encode(), durable=False)
 
 
 def test_restarts_are_counted_once_whoever_restarts_whom(files: RunFiles) -> None:
     supervision = Supervision()
-    group = GroupView(files, supervision)
-    counted = [group.refresh()[0]]
+    ranks_view = RanksView(files, supervision)
+    counted = [ranks_view.refresh()[0]]
     for pid, restarts, agents in [(10, 0, 0), (10, 1, 0), (10, 3, 0), (10, 3, 1), (20, 0, 1), (20, 2, 1), (20, 2, 1)]:
         agent_says(files, pid, restarts)
         supervision.restarts = agents
-        counted.append(group.refresh()[0])
+        counted.append(ranks_view.refresh()[0])
     assert counted == [0, 0, 1, 2, 1, 0, 2, 0]
-    assert group.restarts == 6
+    assert ranks_view.restarts == 6
 
 
 def test_what_another_daemon_left_is_not_counted(files: RunFiles) -> None:
     agent_says(files, 10, 5)
-    call_roll(files, 1.0, [1], [0], 7)
-    group = GroupView(files, Supervision())
-    assert group.refresh() == (0, {})
-    assert (group.restarts, group.world_size(), group.ranks()) == (0, 0, [])
+    write_report(files, 1.0, [1], [0], 7)
+    ranks_view = RanksView(files, Supervision())
+    assert ranks_view.refresh() == (0, {})
+    assert (ranks_view.restarts, ranks_view.world_size(), ranks_view.ranks()) == (0, 0, [])
 
 
 def test_ranks_that_began_again_began_at_zero(files: RunFiles) -> None:
-    group = GroupView(files, Supervision())
+    ranks_view = RanksView(files, Supervision())
     done = []
     for started, steps in [(1.0, (4, 4)), (1.0, (6, 6)), (1.0, (6, 6)), (2.0, (1, 1)), (2.0, (2, 2)), (3.0, (5,))]:
-        call_roll(files, started, [1] * len(steps), [0], *steps)
-        done.append({rank: amounts["steps"] for rank, amounts in group.refresh()[1].items()})
+        write_report(files, started, [1] * len(steps), [0], *steps)
+        done.append({rank: amounts["steps"] for rank, amounts in ranks_view.refresh()[1].items()})
     assert done == [{0: 4, 1: 4}, {0: 2, 1: 2}, {0: 0, 1: 0}, {0: 1, 1: 1}, {0: 1, 1: 1}, {0: 5}]
-    assert group.ranks() == [{"rank": 0, "host": "h", "steps": 5, "step_seconds": 2.5, "waiting_seconds": 1.25}]
+    assert ranks_view.ranks() == [{"rank": 0, "host": "h", "steps": 5, "step_seconds": 2.5, "waiting_seconds": 1.25}]
 
 
 def test_a_group_plays_while_all_of_it_that_can_be_seen_lives(files: RunFiles, sleeper: Any) -> None:
-    group = GroupView(files, Supervision())
-    assert group.world_size() == 0
+    ranks_view = RanksView(files, Supervision())
+    assert ranks_view.world_size() == 0
     elsewhere = 2**22 + 1  # no process of this machine
-    call_roll(files, 1.0, [1, sleeper.pid, elsewhere], [0, 1], 0, 0, 0)
-    group.refresh()
-    assert group.world_size() == 3
+    write_report(files, 1.0, [1, sleeper.pid, elsewhere], [0, 1], 0, 0, 0)
+    ranks_view.refresh()
+    assert ranks_view.world_size() == 3
     sleeper.kill()
     sleeper.wait()
-    assert group.world_size() == 0
+    assert ranks_view.world_size() == 0
 
 
 def test_a_restart_is_counted_once_however_many_ask(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,17 +115,17 @@ def test_a_restart_is_counted_once_however_many_ask(files: RunFiles, monkeypatch
             files=files,
             history=history,
             ingest=unused,
-            view=RunView(files, (LEARNER,)),
+            view=RunView(files, (MAIN_LEARNER,)),
             registry=unused,
             instruments=instruments,
             adapter=unused,
             trainer_alive=unused,
-            group=GroupView(files, Supervision()),
+            ranks_view=RanksView(files, Supervision()),
             broken=unused,
             token=None,
         )
         agent_says(files, 10, 1)
-        call_roll(files, 1.0, [1], [0], 4)
+        write_report(files, 1.0, [1], [0], 4)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: state.refresh(), range(8)))
     assert instruments["restarts_total"]._value.get() == 1

@@ -12,8 +12,8 @@ from deploy.experiments.moml_protocol import CHOSEN, Entry, make_tasks, run_entr
 from deploy.experiments.moml_tuning import SEED, list_tries
 from deploy.experiments.playing import play_stream
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.past import MemoryPast
-from trainers.build import build_learners, build_setup
+from online_meta.past import MemoryReplayBuffer
+from trainers.build import build_context, build_learners
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,19 @@ def quick(monkeypatch):
 
     def settings(label, seed):
         made = usual(label, seed)
-        return replace(made, model=replace(made.model, args={"hidden": [8]}), engine=replace(made.engine, how="loop"))
+        return replace(
+            made, model=replace(made.model, args={"hidden": [8]}), engine=replace(made.engine, batching="loop")
+        )
 
     monkeypatch.setattr(moml_protocol, "settings_of", settings)
     monkeypatch.setattr(moml_protocol, "CHECKS", (2,))
     return settings
 
 
-def row(label, seed, losses, long_term, past=0):
+def row(label, seed, losses, long_term, buffer=0):
     asked = {"label": label, "rounds": len(losses), "seed": seed, "chosen": CHOSEN[label]._asdict()}
     checks = [{"rounds": many, "loss": loss, "accuracy": loss / 10} for many, loss in long_term]
-    costs = {"state_bytes": 1_500_000, "past_bytes": past, "seconds": 8.0, "checking": 2.0}
+    costs = {"state_bytes": 1_500_000, "past_bytes": buffer, "seconds": 8.0, "checking": 2.0}
     found = {"losses": losses, "accuracies": [0.5] * len(losses)}
     tuned = {"tuned": {**found, "losses": [loss / 2 for loss in losses]}} if label == "ftml" else {}
     return {"asked": asked, **found, **tuned, "long_term": checks, **costs}
@@ -51,18 +53,18 @@ def row(label, seed, losses, long_term, past=0):
 
 @pytest.mark.parametrize("label", CHOSEN)
 def test_each_learner_is_built_as_chosen_and_its_past_is_counted_if_it_remembers(label):
-    settings, past = settings_of(label, 3), MemoryPast()
-    learner = build_learners(settings, build_setup(settings, past))[label]
+    settings, buffer = settings_of(label, 3), MemoryReplayBuffer()
+    learner = build_learners(settings, build_context(settings, buffer))[label]
     [task] = make_tasks(3, 1)
     learner.score(task)
     learner.learn(task)
     remembers = label in {"ftml", "online_reptile", "ftl_fine_tune", "train_on_everything"}
     assert isinstance(learner, FollowTheMetaLeader) == remembers
     if remembers:
-        assert past[0] is task
+        assert buffer[0] is task
     else:
         with pytest.raises(IndexError):
-            past[0]
+            buffer[0]
 
 
 def test_no_learner_was_tried_more_often_than_another_and_what_was_chosen_was_tried():

@@ -20,10 +20,10 @@ from deploy.experiments.non_stationary_runs import (
     settings_of,
 )
 from deploy.experiments.playing import find_own_bests, play_stream
-from online_meta.past import MemoryPast
-from online_meta.regret import LEARNER
+from online_meta.past import MemoryReplayBuffer
+from online_meta.regret import MAIN_LEARNER
 from online_meta.score import score_task
-from trainers.build import build_learners, build_replay, build_setup
+from trainers.build import build_context, build_learners, build_replay
 
 
 def row(stream, label, seed, losses, components=()):
@@ -41,7 +41,7 @@ def test_the_options_of_each_stream_are_those_of_its_source(stream):
 def test_each_label_is_played_as_its_name_says():
     for label, played in LABELS.items():
         settings = settings_of(label, 3)
-        setup = build_setup(settings, MemoryPast())
+        setup = build_context(settings, MemoryReplayBuffer())
         assert build_replay(settings.meta)
         assert settings.seed == 3
         assert setup.steps_per_round == (3 * MOST if label.endswith(" 18 steps") else 3)
@@ -55,7 +55,7 @@ def test_no_learner_is_better_than_each_tasks_own_best(tmp_path, monkeypatch):
     usual = settings_of(COMPARATOR, 0)
     quick = replace(
         usual,
-        engine=replace(usual.engine, how="loop"),
+        engine=replace(usual.engine, batching="loop"),
         meta=replace(usual.meta, steps_per_round=1, batch=1),
         regret=replace(usual.regret, dynamic_steps=10),
     )
@@ -69,15 +69,15 @@ def test_no_learner_is_better_than_each_tasks_own_best(tmp_path, monkeypatch):
 
 def test_each_tasks_own_best_is_looked_for_from_the_last_leader(tmp_path):
     usual, tasks = settings_of(COMPARATOR, 0), make_tasks(STREAMS["recurring"], 0, 4)
-    still = replace(usual, engine=replace(usual.engine, how="loop"), regret=replace(usual.regret, dynamic_steps=0))
-    *_, last = play_stream(still, LEARNER, tasks, tmp_path)
+    still = replace(usual, engine=replace(usual.engine, batching="loop"), regret=replace(usual.regret, dynamic_steps=0))
+    *_, last = play_stream(still, MAIN_LEARNER, tasks, tmp_path)
     reached = [score_task(last.learner.inner, last.learner.engine.meta(), task).loss_after for task in tasks]
     assert find_own_bests(still, tasks, tmp_path).cumulative_loss == pytest.approx(sum(reached))
 
 
 def test_a_run_is_played_once_and_kept(tmp_path, monkeypatch):
     usual = settings_of("mixture", 0)  # A program takes longer to record than two rounds take.
-    quick = replace(usual, engine=replace(usual.engine, how="loop"))
+    quick = replace(usual, engine=replace(usual.engine, batching="loop"))
     monkeypatch.setattr(non_stationary_runs, "settings_of", lambda label, seed: quick)
     entry = Entry("recurring", "mixture", 2, 0)
     found = run_entry(entry, tmp_path)

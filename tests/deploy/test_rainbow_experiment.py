@@ -20,10 +20,10 @@ from deploy.experiments.rainbow_runs import (
     run_entry,
     settings_of,
 )
-from online_meta.past import MemoryPast
-from online_meta.regret import LEARNER
+from online_meta.past import MemoryReplayBuffer
+from online_meta.regret import MAIN_LEARNER
 from online_meta.types import Batch, Meta, Task
-from trainers.build import build_learners, build_setup
+from trainers.build import build_context, build_learners
 
 
 def row(label, seed, *curves):
@@ -43,10 +43,10 @@ def test_images_come_in_random_order_and_none_is_judged_that_was_learned():
 
 def test_every_look_at_a_past_task_shows_other_images_and_none_in_both_sets():
     whole = Batch(torch.arange(900), torch.arange(900))
-    past, again = DrawnPast(3), DrawnPast(3)
-    for one in (past, again):
-        one.remember(0, Task(whole, whole))
-    looks = [past[0] for _ in range(50)]
+    buffer, again = DrawnPast(3), DrawnPast(3)
+    for one in (buffer, again):
+        one.add(0, Task(whole, whole))
+    looks = [buffer[0] for _ in range(50)]
     assert torch.equal(looks[0].support.x, again[0].support.x)
     assert all((len(look.support.x), len(look.query.x)) == DRAWS for look in looks)
     assert all(not set(look.support.x.tolist()) & set(look.query.x.tolist()) for look in looks)
@@ -70,7 +70,7 @@ def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatc
         replace(usual.regret, options={"moml": {"steps": 2}}),
     )
     options = regret if label == "MOML" else usual.regret
-    quick = replace(usual, meta=meta, regret=options, engine=replace(usual.engine, how="loop"))
+    quick = replace(usual, meta=meta, regret=options, engine=replace(usual.engine, batching="loop"))
     monkeypatch.setattr(rainbow_runs, "settings_of", lambda label, seed: quick)
     monkeypatch.setattr(rainbow_runs, "WARM_UP", 1)
     (tmp_path / "programs").mkdir()
@@ -84,10 +84,10 @@ def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatc
 def test_a_leader_is_trained_as_from_scratch_trains_its_own():
     settings, task = settings_of("from scratch", 0), make_tasks(0, 1)[0]
     few = task._replace(support=Batch(*(values[:30] for values in task.support)))
-    setup = build_setup(settings, MemoryPast())
-    learners = build_learners(settings, replace(setup, start=Meta(setup.fresh(0), {})))
+    setup = build_context(settings, MemoryReplayBuffer())
+    learners = build_learners(settings, replace(setup, start=Meta(setup.draw_weights(0), {})))
     training = Training(**rainbow_runs.OPTIONS["from_scratch"])
-    found = train_leader(settings, training, learners[LEARNER], few)
+    found = train_leader(settings, training, learners[MAIN_LEARNER], few)
     assert found == learners["from_scratch"].score(few, PREFIXES)
     assert found.prefixes[0].accuracy != found.accuracy
     with pytest.raises(TypeError, match="a FromScratch has no leader"):

@@ -22,11 +22,11 @@ from deploy.experiments.regression_runs import (
     run_entry,
     settings_of,
 )
-from online_meta.past import MemoryPast
+from online_meta.past import MemoryReplayBuffer
 from online_meta.types import Batch, Task
-from trainers.build import build_learners, build_setup
+from trainers.build import build_context, build_learners
 from trainers.comparators import closed_form
-from trainers.comparing import Asked
+from trainers.comparing import RefreshRequest
 
 pandas = pytest.importorskip("pandas")
 SIZES = Sizes(4, 6)
@@ -131,10 +131,10 @@ def test_the_regret_of_a_toy_is_right(tmp_path):
 def test_the_static_comparator_is_that_of_runs(tmp_path):
     stream = STREAMS["schools_linear"]
     settings = settings_of(Entry("schools_linear", COMPARATOR, 10, 0), Choice(0.05))
-    tasks, past = stream.make(0, 10), MemoryPast()
+    tasks, buffer = stream.make(0, 10), MemoryReplayBuffer()
     for t, task in enumerate(tasks):
-        past.remember(t, task)
-    answered = closed_form.refresh(build_setup(settings, past), settings.regret, Asked(10), None)
+        buffer.add(t, task)
+    answered = closed_form.refresh(build_context(settings, buffer), settings.regret, RefreshRequest(10), None)
     found = compare(tmp_path, stream, settings, tasks)
     assert found["static"] == found["curve"][-1] == pytest.approx(answered.comparator.cumulative_loss)
     assert 0 < found["dynamic"] < found["static"]
@@ -144,7 +144,7 @@ def test_the_static_comparator_is_that_of_runs(tmp_path):
 def test_each_learner_can_be_set_to_what_was_chosen(stream):
     for label in STREAMS[stream].labels:
         settings = settings_of(Entry(stream, label, 10, 3), choice_of(stream, label))
-        assert LEARNERS[label][0] in build_learners(settings, build_setup(settings, MemoryPast()))
+        assert LEARNERS[label][0] in build_learners(settings, build_context(settings, MemoryReplayBuffer()))
     assert choice_of(stream, COMPARATOR) == choice_of(stream, "ftml")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.config import ServeSettings
 from deploy.demo import choose_port
-from deploy.exits import ConfigError, Stop
+from deploy.exits import CommandError, ConfigError
 from deploy.listening import bind
 from streams.history import History
 from tests.daemon import ROOT, Daemon
@@ -42,7 +42,7 @@ def test_a_port_in_use(cli: Cli, config: Path) -> None:
             assert ended.code == 75
             assert f"cannot listen on 127.0.0.1:{port}: Address already in use. Is another daemon" in ended.err
             assert "--set serve.port=PORT" in ended.err
-        with pytest.raises(Stop) as stopped:
+        with pytest.raises(CommandError) as stopped:
             choose_port(port)  # the demo would send its tasks to a stranger
         assert stopped.value.code == 75
     assert choose_port(0) > 0

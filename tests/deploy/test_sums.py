@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy import sums_file
-from deploy.sums_file import SumsFile
-from online_meta.sums import MemorySums
+from deploy.sums_file import RunningSumsFile
+from online_meta.sums import MemoryRunningSums
 
 COLUMNS = ("one", "other")
 ROWS = [{"one": 0.1 * n, "other": (-1.0) ** n / (n + 1)} for n in range(30)]
 
 
 def opened(folder, columns=COLUMNS):
-    return SumsFile(folder / "rounds.sums", columns)
+    return RunningSumsFile(folder / "rounds.sums", columns)
 
 
 def in_memory(rows):
-    sums = MemorySums(COLUMNS)
+    sums = MemoryRunningSums(COLUMNS)
     for row in rows:
         sums.append(row)
     return sums
@@ -35,7 +35,7 @@ def everything(sums):
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=60))
 def test_a_sum_is_right_to_the_last_bit_but_one(values):
-    sums = MemorySums(["x"])
+    sums = MemoryRunningSums(["x"])
     for value in values:
         sums.append({"x": value})
     right = Fraction(0)
@@ -46,7 +46,7 @@ def test_a_sum_is_right_to_the_last_bit_but_one(values):
 
 
 def test_what_is_not_named_is_nothing_and_before_round_0_all_is():
-    sums = MemorySums(COLUMNS)
+    sums = MemoryRunningSums(COLUMNS)
     sums.append({"other": 2.5})
     assert everything(sums) == [[0.0, 0.0], [0.0, 2.5]]
 
@@ -114,12 +114,12 @@ def test_a_note_that_a_kill_tore_is_none(tmp_path):
 
 
 def test_only_so_many_rounds_are_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sums_file, "FRESH_ROWS", 4)
+    monkeypatch.setattr(sums_file, "MAX_UNWRITTEN_ROWS", 4)
     sums = opened(tmp_path)
     due = []
     for row in ROWS:
         sums.append(row)
-        due.append(sums.must_write())
+        due.append(sums.should_write())
         if due[-1]:
             sums.write()
     assert due == [n % 4 == 3 for n in range(30)]

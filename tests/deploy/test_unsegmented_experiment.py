@@ -10,7 +10,7 @@ from deploy.experiments.segmentation import draw_stream
 from deploy.experiments.unsegmented import build_leader, judge_fresh, over_prefixes, play, run_row
 from deploy.experiments.unsegmented_page import WAYS, render
 from online_meta.metagrads.exact import exact
-from online_meta.score import shorten
+from online_meta.score import truncate_support
 from online_meta.segments import Segmenter
 from online_meta.unsegmented import make_task
 
@@ -56,7 +56,7 @@ def test_told_of_the_boundaries_each_task_is_learned_when_its_end_has_come(monke
     learner.score = lambda task, prefixes=(): learned.append(task) or score(task, prefixes)
     ends = [*changes, 200]
     for heard in play("true boundaries", learner, stream, changes):
-        assert len(learned) == learner.round == sum(end <= heard.segment.seen for end in ends)
+        assert len(learned) == learner.round == sum(end <= heard.segment.detected_at for end in ends)
     for task, begin, end in zip(learned, [0, *changes], ends, strict=True):
         whole = make_task(stream[begin:end])
         assert torch.equal(task.support.x, whole.support.x)
@@ -68,7 +68,7 @@ def test_a_gradient_over_prefixes_is_their_mean():
     stream, _ = draw_stream("sinusoid", 0, 10)
     task, meta, one = make_task(stream), learner.engine.meta(), exact(learner.inner)
     found = over_prefixes(one, (1, 2, 5, 10))(meta, task)
-    shorter = [one(meta, shorten(task, size)) for size in (1, 2, 5)]
+    shorter = [one(meta, truncate_support(task, size)) for size in (1, 2, 5)]
     for part in (0, 1):
         for name, value in found.grads[part].items():
             torch.testing.assert_close(value, sum(share.grads[part][name] for share in shorter) / 3)

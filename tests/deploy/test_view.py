@@ -8,13 +8,13 @@ import pytest
 
 from deploy import sums_file
 from deploy.series import regret_series
-from deploy.view import LENGTH, RunView
-from online_meta.regret import LEARNER
+from deploy.view import LINE_LENGTH, RunView
+from online_meta.regret import MAIN_LEARNER
 from trainers.json_lines import LineWriter
 from trainers.run_files import RunFiles
 
 OTHER = "from_scratch"
-LEARNERS = (LEARNER, OTHER)
+LEARNERS = (MAIN_LEARNER, OTHER)
 ROUNDS = 60
 
 
@@ -35,7 +35,7 @@ def line(round, chance):
         "round": round,
         "id": f"t{round}" * chance.randint(1, 4),
         "source": "s",
-        **played.get(LEARNER, nothing),
+        **played.get(MAIN_LEARNER, nothing),
         "replayed": 3,
         "seconds": 0.01,
         "skipped": skipped,
@@ -57,7 +57,7 @@ def files(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _written_often(monkeypatch):
-    monkeypatch.setattr(sums_file, "FRESH_ROWS", 8)
+    monkeypatch.setattr(sums_file, "MAX_UNWRITTEN_ROWS", 8)
 
 
 def write(files, lines):
@@ -102,10 +102,12 @@ def test_it_says_what_the_lines_say(files, lines):
     series = regret_series(view, 10, 40, 3)
     assert series["rounds"] == [19, 29, 39]
     for at, stretch in enumerate((lines[10:20], lines[20:30], lines[30:40])):
-        known = [one["learners"][LEARNER] for one in stretch if not one["skipped"]]
+        known = [one["learners"][MAIN_LEARNER] for one in stretch if not one["skipped"]]
         assert series["loss_before"][at] == pytest.approx(sum(one["loss_before"] for one in known) / len(known))
         assert series["loss_after"][at] == pytest.approx(sum(one["loss_after"] for one in known) / len(known))
-        assert series["learners"][LEARNER]["loss"][at] == pytest.approx(sum(one["loss_after"] for one in known) / 10)
+        assert series["learners"][MAIN_LEARNER]["loss"][at] == pytest.approx(
+            sum(one["loss_after"] for one in known) / 10
+        )
         right = [one["accuracy"] for one in known if one["accuracy"] is not None]
         assert series["accuracy"][at] == pytest.approx(sum(right) / len(right))
 
@@ -114,7 +116,7 @@ def test_of_no_rounds_nothing_is_known(files):
     view, fresh = follow(files, close=True)
     assert (fresh, view.learned(), view.last, view.round(0)) == ([], 0, None, None)
     assert regret_series(view, 0, None, 10)["rounds"] == []
-    assert view.learners()[LEARNER] == {
+    assert view.learners()[MAIN_LEARNER] == {
         "cumulative_loss": 0.0,
         "mean_loss_last_100": None,
         "mean_accuracy_last_100": None,
@@ -155,19 +157,19 @@ def test_lines_of_another_run_or_fewer_of_them_are_noticed(files, lines):
         view, fresh = follow(files)
         assert fresh == now
         assert view.learned() == len(now)
-        assert view.total(LENGTH) == files.rounds.stat().st_size
+        assert view.total(LINE_LENGTH) == files.rounds.stat().st_size
 
 
 def test_other_learners_have_other_sums(files, lines):
     write(files, lines)
     follow(files, close=True)
-    view = RunView(files, (LEARNER,))
+    view = RunView(files, (MAIN_LEARNER,))
     for one in lines:
         one["learners"].pop(OTHER, None)
     files.rounds.write_bytes(b"")
     write(files, lines)
     view.refresh()
-    assert list(view.learners()) == [LEARNER]
+    assert list(view.learners()) == [MAIN_LEARNER]
 
 
 def test_a_disk_that_is_full_costs_memory_alone(files, lines, monkeypatch, caplog):
@@ -181,7 +183,7 @@ def test_a_disk_that_is_full_costs_memory_alone(files, lines, monkeypatch, caplo
         view, fresh = follow(files, close=True)
     assert fresh == lines
     assert "no space left" in caplog.text
-    assert view.learners()[LEARNER] == follow(files)[0].learners()[LEARNER]
+    assert view.learners()[MAIN_LEARNER] == follow(files)[0].learners()[MAIN_LEARNER]
     view.close()
     assert len(RunView(files, LEARNERS).sums) == ROUNDS
 

@@ -18,7 +18,7 @@ import trainers.engines.local
 from online_meta.learners.ftml import FollowTheMetaLeader, build
 from tests.engines.cases import BATCH, CASES, ROUNDS, STEPS_PER_ROUND, Case, settings, single
 from tests.learners.problems import STEPS, net, setup, stream, weights_of
-from trainers.engines._process_group import joined
+from trainers.engines._process_group import join_process_group
 from trainers.settings import EngineSettings
 
 NEAR = 1e-5
@@ -65,7 +65,7 @@ def check(name: str, stage: int, offload: bool, device: str) -> dict[str, object
     play(one, device, half)
     other.load(one.save(), len(half))
     for round, task in enumerate(stream(len(half))):
-        other._past.remember(round, tree_map(lambda leaf: leaf.to(device), single(task)))
+        other._buffer.add(round, tree_map(lambda leaf: leaf.to(device), single(task)))
     for either in (one, other):
         play(either, device, range(len(half), ROUNDS))
     return {
@@ -81,7 +81,7 @@ def main(device: str, *cases: str) -> int:
     """Print a line for each case, stage and place of the optimizer's state; return 1 when one is off."""
     torch.backends.cudnn.allow_tf32 = False
     found = []
-    with joined(EngineSettings("deepspeed", device=device)):
+    with join_process_group(EngineSettings("deepspeed", device=device)):
         for name, (stage, offload) in itertools.product(cases or CASES, PLACES):
             try:
                 line = check(name, stage, offload, device)

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import trainers.engines.deepspeed
 import trainers.engines.local
-from online_meta.draws import Pick
-from online_meta.meta_optimizer import named
+from online_meta.draws import ReplaySample
+from online_meta.meta_optimizer import flatten_meta
 from tests.engines.cases import CASES, learner, play, settings
-from trainers.engines._process_group import joined
+from trainers.engines._process_group import join_process_group
 from trainers.settings import EngineSettings
 
 STAGES = (0, 1, 2, 3)
@@ -25,7 +25,7 @@ def keep(folder: Path, name: str, rank: int, one, said) -> None:
     """Leave a learner's full state and its reports."""
     save_file({key: value.contiguous() for key, value in one.save().items()}, folder / f"{name}-{rank}.safetensors")
     save_file(
-        {key: value.contiguous() for key, value in named(one.engine.meta()).items()},
+        {key: value.contiguous() for key, value in flatten_meta(one.engine.meta()).items()},
         folder / f"{name}-{rank}-meta.safetensors",
     )
     (folder / f"{name}-{rank}.json").write_text(json.dumps(said))
@@ -49,7 +49,7 @@ def not_finite(folder: Path, rank: int) -> None:
         one = sharded(CASES["maml"], stage)
         play(one, range(HALF))
         before = {key: value.clone() for key, value in one.save().items()}
-        sums, weight = one._gradient(one.engine.meta(), [one._past[0]], [Pick(0)])
+        sums, weight = one._gradient(one.engine.meta(), [one._buffer[0]], [ReplaySample(0)])
         if rank == one.engine.world - 1:
             next(iter(sums.grads.weights.values())).view(-1)[0] = torch.nan
         report = one.engine.apply(sums, weight)
@@ -68,14 +68,14 @@ def resume(folder: Path, rank: int) -> None:
             play(one, range(1))  # what it has learned of its own is forgotten
             one.load(mine, HALF)
             for task in range(HALF):
-                one._past.remember(task, one._past[0])
+                one._buffer.add(task, one._buffer[0])
             keep(folder, f"{name} loaded, stage {stage}", rank, one, [])
 
 
 def in_order(folder: Path, rank: int) -> None:
     for deterministic in (True, False):
         for stage in STAGES:
-            one = sharded(CASES["maml"], stage, deterministic=deterministic, how="loop")
+            one = sharded(CASES["maml"], stage, deterministic=deterministic, batching="loop")
             keep(folder, f"{deterministic}, stage {stage}", rank, one, play(one))
 
 
@@ -102,6 +102,6 @@ def hang(folder: Path, rank: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[2])
-    with joined(EngineSettings("deepspeed")) as crew:
-        globals()[sys.argv[1]](place, crew.rank)
+    with join_process_group(EngineSettings("deepspeed")) as rank_group:
+        globals()[sys.argv[1]](place, rank_group.rank)
     os._exit(0)  # as the trainer ends: threads of the process group may abort one that unwinds

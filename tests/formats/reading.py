@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deploy.adaptation import read_leader
-from deploy.comparators import watch_rounds
+from deploy.comparators import refresh_with_rounds
 from deploy.config import Config, read_config
 from deploy.storage import check_same_run, check_tasks
 from online_meta.types import Params
@@ -113,7 +113,7 @@ def compare(config_file: Path, run: Path) -> list[dict[str, Any]]:
     if not wanted:
         return []
     with History.open(files.history, write=False) as history:
-        watching = Thread(target=watch_rounds, args=(config.trainer(), files, history, stop))
+        watching = Thread(target=refresh_with_rounds, args=(config.trainer(), files, history, stop))
         watching.start()
         try:
             wait_for("they are compared", lambda: len(LineReader(files.comparators).refresh()) == known + wanted, 60)

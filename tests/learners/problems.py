@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.past import MemoryPast
+from online_meta.past import MemoryReplayBuffer
 from online_meta.replay.uniform import uniform
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 
 LR = 0.05
 STEPS = 2
@@ -45,7 +45,7 @@ def optimizer(meta: om.Meta) -> om.MetaOptimizer:
     return om.MetaOptimizer(meta, "adam", 0.01)
 
 
-def setup(**changes: Any) -> LearnerSetup:
+def setup(**changes: Any) -> LearnerContext:
     """Return a small set-up with a past of its own; ``changes`` replace its fields."""
     module = net()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), STEPS)
@@ -53,23 +53,23 @@ def setup(**changes: Any) -> LearnerSetup:
         "inner": inner,
         "gradient": om.exact(inner),
         "start": inner.init(weights_of(module)),
-        "fresh": lambda round: weights_of(net(100 + round)),
+        "draw_weights": lambda round: weights_of(net(100 + round)),
         "engine": optimizer,
         "replay": uniform(),
         "batch": 3,
         "steps_per_round": 2,
         "seed": 5,
-        "past": MemoryPast(),
+        "buffer": MemoryReplayBuffer(),
         "accuracy": None,
     }
-    return LearnerSetup(**{**fields, **changes})
+    return LearnerContext(**{**fields, **changes})
 
 
-def remembered(tasks: list[om.Task]) -> MemoryPast:
-    past = MemoryPast()
+def remembered(tasks: list[om.Task]) -> MemoryReplayBuffer:
+    buffer = MemoryReplayBuffer()
     for round, one in enumerate(tasks):
-        past.remember(round, one)
-    return past
+        buffer.add(round, one)
+    return buffer
 
 
 def frozen(params: om.Params) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

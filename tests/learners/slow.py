@@ -30,15 +30,15 @@ def adapt(module: nn.Module, weights: Params, support: Batch, lr: float, steps: 
 
 
 def follow(
-    module: nn.Module, optimizer: torch.optim.Optimizer, tasks: Sequence[Task], picks: Picks, lr: float, steps: int
+    module: nn.Module, optimizer: torch.optim.Optimizer, tasks: Sequence[Task], samples: Picks, lr: float, steps: int
 ) -> None:
     """Make one step of ``optimizer`` on sum(weight f_k(U_k(w))) / sum(share) over the picks."""
     optimizer.zero_grad()
     weights = dict(module.named_parameters())
-    total = sum(share for *_, share in picks)
-    for round, weight, _ in picks:
-        adapted = adapt(module, weights, tasks[round].support, lr, steps)
-        (loss_of(module, adapted, tasks[round].query) * weight / total).backward()
+    total = sum(share for *_, share in samples)
+    for round, weight, _ in samples:
+        leader_likelihood = adapt(module, weights, tasks[round].support, lr, steps)
+        (loss_of(module, leader_likelihood, tasks[round].query) * weight / total).backward()
     optimizer.step()
 
 

@@ -8,9 +8,9 @@ import torch
 from scipy.stats import multivariate_t
 
 import online_meta as om
-from online_meta.adapted import adapted, expected_errors
+from online_meta.adapted import leader_likelihood, measure_errors
 from online_meta.segmentation.run_length import run_length
-from online_meta.segments import cut_samples
+from online_meta.segments import segment_samples
 from online_meta.types import Batch
 from tests.learners import problems
 
@@ -21,7 +21,7 @@ ERRORS = [2.0, 1.5, 1.0, 0.5]
 
 
 def opened(**options):
-    return adapted(
+    return leader_likelihood(
         INNER, META, TASK.support.x[0], TASK.support.y[0], **{"sizes": (1, 2, 4), "errors": ERRORS, **options}
     )
 
@@ -29,7 +29,7 @@ def opened(**options):
 def met(likelihood, count, first=0):
     runs = likelihood.start()
     for at in range(first, first + count):
-        runs = likelihood.meet(runs, TASK.support.x[at], TASK.support.y[at])
+        runs = likelihood.update(runs, TASK.support.x[at], TASK.support.y[at])
     return runs
 
 
@@ -58,7 +58,7 @@ def test_a_mean_square_error_is_judged_by_the_errors_of_the_run_so_far():
         size = (0, 1, 2, 2, 4, 4, 4, 4)[count]
         level = ERRORS[(0, 1, 2, 4).index(size)]
         total += float(likelihood.score(runs, x, y))
-        runs = likelihood.meet(runs, x, y)
+        runs = likelihood.update(runs, x, y)
         # A point of two numbers as far from the prediction as the loss says, in any direction.
         units += [math.sqrt(2 * loss_after(size, x, y)), 0.0]
         scales += [level, level]
@@ -74,15 +74,15 @@ def test_the_runs_of_a_stack_are_apart():
     alone = torch.cat([likelihood.score(runs, x, y) for runs in (long, short)])
     torch.testing.assert_close(likelihood.score(stack, x, y), alone, rtol=1e-9, atol=0)
     before = {name: values.clone() for name, values in stack.items()}
-    again = likelihood.meet(stack, x, y)
-    for name, values in likelihood.meet(short, x, y).items():
+    again = likelihood.update(stack, x, y)
+    for name, values in likelihood.update(short, x, y).items():
         torch.testing.assert_close(again[name][1:], values, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(before[name], stack[name]) for name in before), "not written to"
 
 
 def test_expected_errors_are_the_mean_losses_of_the_query():
     tasks = [problems.task(seed) for seed in range(3)]
-    found = expected_errors(INNER, META, tasks, (1, 3))
+    found = measure_errors(INNER, META, tasks, (1, 3))
     for place, size in enumerate((0, 1, 3)):
         losses = []
         for task in tasks:
@@ -91,7 +91,7 @@ def test_expected_errors_are_the_mean_losses_of_the_query():
             losses.append(float(INNER.loss(weights, task.query)))
         assert found[place] == pytest.approx(sum(losses) / 3)
     with pytest.raises(ValueError, match="5 samples of support"):
-        expected_errors(INNER, META, tasks, (5,))
+        measure_errors(INNER, META, tasks, (5,))
 
 
 def test_changes_of_the_task_are_found():
@@ -99,24 +99,24 @@ def test_changes_of_the_task_are_found():
     meta = inner.init(problems.weights_of(problems.net()))
     tasks = [problems.task(seed, support=20) for seed in range(3)]
     sizes = (1, 2, 4, 8)
-    errors = expected_errors(inner, meta, [problems.task(seed, support=8) for seed in range(10, 20)], sizes)
+    errors = measure_errors(inner, meta, [problems.task(seed, support=8) for seed in range(10, 20)], sizes)
     samples = [pair for task in tasks for pair in zip(*task.support, strict=True)]
-    likelihood = adapted(inner, meta, *samples[0], sizes=sizes, errors=errors)
-    segments = list(cut_samples(run_length(likelihood, hypotheses=8), samples, 1000))
+    likelihood = leader_likelihood(inner, meta, *samples[0], sizes=sizes, errors=errors)
+    segments = list(segment_samples(run_length(likelihood, hypotheses=8), samples, 1000))
     assert [segment.end for segment in segments] == pytest.approx([20, 40, 60], abs=3)
 
 
 def test_a_run_on_which_adapting_went_astray_is_improbable_and_no_nan():
     inner = om.Inner(INNER.loss, om.rules.sgd(lr=1e200), 3)
-    likelihood = adapted(inner, META, TASK.support.x[0], TASK.support.y[0], sizes=(1, 2, 4), errors=ERRORS)
+    likelihood = leader_likelihood(inner, META, TASK.support.x[0], TASK.support.y[0], sizes=(1, 2, 4), errors=ERRORS)
     runs, scores = likelihood.start(), []
     for x, y in zip(*TASK.support, strict=True):
         scores.append(float(likelihood.score(runs, x, y)))
-        runs = likelihood.meet(runs, x, y)
+        runs = likelihood.update(runs, x, y)
     assert not any(map(math.isnan, scores))
     assert max(scores[1:3]) < -50 < scores[0]
     samples = [*zip(*problems.task(1, support=30).support, strict=True)]
-    assert len([*cut_samples(run_length(likelihood, hypotheses=4), samples, 1000)]) >= 1
+    assert len([*segment_samples(run_length(likelihood, hypotheses=4), samples, 1000)]) >= 1
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_sums_are_held_in_double_precision():
 
 
 def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
-    assert len(set(bytes_held(build(past=Unread())))) == 1
+    assert len(set(bytes_held(build(buffer=Unread())))) == 1
 
 
 def test_a_task_that_is_not_finite_leaves_no_trace_but_in_the_count():

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import online_meta as om
-from online_meta.draws import Draw, Replay
+from online_meta.draws import ReplayPolicy, ReplayRequest
 from online_meta.learners import from_scratch, ftl_fine_tune, ftml, online_reptile, train_on_everything
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
@@ -38,11 +38,13 @@ def test_train_on_everything_is_joint_training_on_past_rounds(replay):
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
     for round in range(5):
         for step in range(2 * (STEPS + 1)):
-            picks = replay.pick({}, Draw(3 + train_on_everything.STREAM, round, step, range(round + 1), 3))
+            samples = replay.sample(
+                {}, ReplayRequest(3 + train_on_everything.SEED_OFFSET, round, step, range(round + 1), 3)
+            )
             adam.zero_grad()
-            for pick in picks:
-                batch = slow.joined(tasks[pick.round])
-                (F.mse_loss(module(batch.x), batch.y) / len(picks)).backward()
+            for sample in samples:
+                batch = slow.joined(tasks[sample.round])
+                (F.mse_loss(module(batch.x), batch.y) / len(samples)).backward()
             adam.step()
     assert_close(learner.engine.meta().weights, weights_of(module), 1e-12)
 
@@ -50,15 +52,15 @@ def test_train_on_everything_is_joint_training_on_past_rounds(replay):
 def test_ftl_fine_tune_learns_without_adapting_and_adapts_when_it_is_asked():
     tasks = stream(5)
     learner = ftl_fine_tune.build(setup(seed=3))
-    joint = train_on_everything.build(setup(seed=3 + ftl_fine_tune.STREAM - train_on_everything.STREAM))
+    joint = train_on_everything.build(setup(seed=3 + ftl_fine_tune.SEED_OFFSET - train_on_everything.SEED_OFFSET))
     play(learner, tasks)
     play(joint, tasks)
     assert frozen(learner.save()) == frozen(joint.save())
     new = stream(1, seed=7)[0]
-    adapted = slow.adapt(net(), leaves(learner.engine.meta().weights), new.support, LR, STEPS)
+    leader_likelihood = slow.adapt(net(), leaves(learner.engine.meta().weights), new.support, LR, STEPS)
     found = learner.score(new)
     assert found.loss_before == joint.score(new).loss_before
-    assert found.loss_after == pytest.approx(slow.loss_of(net(), adapted, new.query).item(), rel=1e-12)
+    assert found.loss_after == pytest.approx(slow.loss_of(net(), leader_likelihood, new.query).item(), rel=1e-12)
     assert found.loss_after != found.loss_before
 
 
@@ -69,8 +71,8 @@ def test_online_reptile_steps_towards_where_the_inner_loops_end():
     weights = weights_of(net())
     for round in range(4):
         for step in range(2):
-            picks = replay.pick({}, Draw(3 + online_reptile.STREAM, round, step, range(round + 1), 3))
-            ends = [slow.adapt(net(), leaves(weights), slow.joined(tasks[p.round]), LR, STEPS) for p in picks]
+            samples = replay.sample({}, ReplayRequest(3 + online_reptile.SEED_OFFSET, round, step, range(round + 1), 3))
+            ends = [slow.adapt(net(), leaves(weights), slow.joined(tasks[p.round]), LR, STEPS) for p in samples]
             weights = {
                 name: (value - 0.1 * sum(value - end[name] for end in ends) / len(ends)).detach()
                 for name, value in weights.items()
@@ -79,18 +81,20 @@ def test_online_reptile_steps_towards_where_the_inner_loops_end():
 
 
 def test_train_on_everything_draws_apart_from_ftml():
-    asked, pick = {}, uniform().pick
+    asked, sample = {}, uniform().sample
 
     def spy_for(name):
-        def spy(memory, draw):
-            asked.setdefault(name, []).append(draw)
-            return pick(memory, draw)
+        def spy(memory, request):
+            asked.setdefault(name, []).append(request)
+            return sample(memory, request)
 
-        return Replay(spy)
+        return ReplayPolicy(spy)
 
     for name, module in (("ftml", ftml), ("everything", train_on_everything)):
         play(module.build(setup(replay=spy_for(name), batch=2)), stream(8))
-    of_ftml, of_everything = ({(d.round, d.step): pick({}, d) for d in asked[name]} for name in ("ftml", "everything"))
+    of_ftml, of_everything = (
+        {(d.round, d.step): sample({}, d) for d in asked[name]} for name in ("ftml", "everything")
+    )
     large = [key for key in of_ftml if key[0] >= 4]
     assert {d.batch for d in asked["everything"]} == {2}
     assert sum(of_ftml[key] != of_everything[key] for key in large) > len(large) / 2
@@ -125,11 +129,11 @@ def test_from_scratch_trains_fresh_weights_of_the_round_on_the_support_set_alone
 def test_from_scratch_asks_for_the_weights_of_its_round_also_when_several_are_scored_together():
     asked = []
 
-    def fresh(round):
+    def draw_weights(round):
         asked.append(round)
         return weights_of(net(round))
 
-    learner, tasks = from_scratch.build(setup(fresh=fresh), steps=0), stream(6)
+    learner, tasks = from_scratch.build(setup(draw_weights=draw_weights), steps=0), stream(6)
     learner.load({}, 3)
     for task in tasks[:3]:
         learner.score(task)
@@ -143,7 +147,7 @@ def test_from_scratch_obeys_its_options_and_leaves_the_fresh_weights_alone():
     (task,), weights = stream(1), weights_of(net(3))
     kept = copy.deepcopy(weights)
     scores = {
-        options: from_scratch.build(setup(fresh=lambda round: weights), *options).score(task)
+        options: from_scratch.build(setup(draw_weights=lambda round: weights), *options).score(task)
         for options in ((0, 0.01), (5, 0.01), (6, 0.01), (5, 0.02))
     }
     assert len({score.loss_after for score in scores.values()}) == 4

@@ -117,8 +117,8 @@ def test_a_task_that_comes_again_is_answered_better_than_without_carrying():
 def test_where_it_always_begins_anew_the_slow_weights_answer_as_maml_does():
     learner, (task, other) = build(gamma=-math.inf, power=0.0), stream(2)
     play(learner, [task])
-    adapted = moved(learner.engine.meta().weights, other.support)
-    assert learner.score(other).loss_after == pytest.approx(lost(adapted, other.query), rel=1e-12)
+    leader_likelihood = moved(learner.engine.meta().weights, other.support)
+    assert learner.score(other).loss_after == pytest.approx(lost(leader_likelihood, other.query), rel=1e-12)
 
 
 def test_the_query_set_has_no_part_in_where_adaptation_begins():
@@ -142,7 +142,7 @@ def test_what_does_not_adapt_is_not_carried():
 
 
 def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
-    assert len(set(bytes_held(build(past=Unread())))) == 1
+    assert len(set(bytes_held(build(buffer=Unread())))) == 1
 
 
 @pytest.mark.parametrize("part", ["support", "query"])

@@ -4,19 +4,19 @@ import math
 
 import pytest
 
-from online_meta.detections import compare, compare_blocks
-from online_meta.segments import Segment
+from online_meta.detections import evaluate_blocks, evaluate_segments
+from online_meta.segments import TaskSegment
 
 
 def stream(*ends_and_seen, samples=100):
     """Return segments that end at the first and were known after the second number of each pair."""
     ends = [0, *(end for end, _ in ends_and_seen)]
-    told = [Segment(begin, end, seen) for begin, (end, seen) in zip(ends, ends_and_seen, strict=False)]
-    return [*told, Segment(ends[-1], samples, samples)]
+    told = [TaskSegment(begin, end, seen) for begin, (end, seen) in zip(ends, ends_and_seen, strict=False)]
+    return [*told, TaskSegment(ends[-1], samples, samples)]
 
 
 def test_found_late_a_little_off_missed_and_false():
-    found = compare([20, 50, 80], stream((20, 23), (35, 36), (52, 60)))
+    found = evaluate_segments([20, 50, 80], stream((20, 23), (35, 36), (52, 60)))
     assert (found.changes, found.missed, found.false_alarms, found.samples) == (3, 1, 1, 100)
     assert found.delays == (3, 10)
     assert found.misplaced == (0, 2)
@@ -26,36 +26,36 @@ def test_found_late_a_little_off_missed_and_false():
 
 
 def test_a_change_is_not_found_before_it_came():
-    assert compare([20], stream((18, 20))).delays == ()
-    assert compare([20], stream((18, 21))).delays == (1,)
+    assert evaluate_segments([20], stream((18, 20))).delays == ()
+    assert evaluate_segments([20], stream((18, 21))).delays == (1,)
 
 
 def test_an_end_too_far_off_is_false_and_leaves_the_change_to_another():
-    found = compare([20], stream((31, 33)))
+    found = evaluate_segments([20], stream((31, 33)))
     assert (found.missed, found.false_alarms) == (1, 1)
-    found = compare([20], stream((8, 33), (20, 34)))
+    found = evaluate_segments([20], stream((8, 33), (20, 34)))
     assert (found.missed, found.false_alarms, found.delays) == (0, 1, (14,))
-    assert compare([20], stream((31, 33)), within=11).false_alarms == 0
+    assert evaluate_segments([20], stream((31, 33)), tolerance=11).false_alarms == 0
 
 
 def test_a_change_is_found_once_and_two_close_ones_apart():
-    found = compare([20], stream((19, 30), (21, 31)))
+    found = evaluate_segments([20], stream((19, 30), (21, 31)))
     assert (found.false_alarms, found.delays, found.misplaced) == (1, (10,), (1,))
-    found = compare([20, 24], stream((20, 30), (21, 31)))
+    found = evaluate_segments([20, 24], stream((20, 30), (21, 31)))
     assert (found.missed, found.misplaced) == (0, (0, 3))
-    found = compare([20, 24], stream((20, 30), (24, 31)))
+    found = evaluate_segments([20, 24], stream((20, 30), (24, 31)))
     assert (found.delays, found.misplaced, found.missed) == ((10, 7), (0, 0), 0)
 
 
 def test_no_change_and_nothing_found():
-    found = compare([], stream())
+    found = evaluate_segments([], stream())
     assert (found.changes, found.missed, found.false_alarms, found.purity) == (0, 0, 0, 1.0)
     assert math.isnan(found.mean_delay)
 
 
 def test_blocks_count_what_lies_in_them():
     segments = stream((20, 23), (35, 36), (52, 60))
-    first, second, third = compare_blocks([20, 50, 80], segments, 40)
+    first, second, third = evaluate_blocks([20, 50, 80], segments, 40)
     assert [block.samples for block in (first, second, third)] == [40, 40, 20]
     assert [block.changes for block in (first, second, third)] == [1, 1, 1]
     assert (first.delays, first.false_alarms, first.missed) == ((3,), 1, 0)
@@ -63,24 +63,30 @@ def test_blocks_count_what_lies_in_them():
     assert (third.delays, third.false_alarms, third.missed) == ((), 0, 1)
     # 35-52 is of the second task but for 50 and 51; 52-100 of the third, but for the last 20
     assert [block.purity for block in (first, second, third)] == pytest.approx([1.0, 38 / 40, 0.0])
-    (whole,) = compare_blocks([20, 50, 80], segments, 100)
-    assert whole == compare([20, 50, 80], segments)
+    (whole,) = evaluate_blocks([20, 50, 80], segments, 100)
+    assert whole == evaluate_segments([20, 50, 80], segments)
 
 
 def test_a_block_has_a_sample():
     with pytest.raises(ValueError, match="size is 0"):
-        compare_blocks([20], stream(), 0)
+        evaluate_blocks([20], stream(), 0)
 
 
 @pytest.mark.parametrize("changes", [[0], [100], [50, 20], [20, 20]])
 def test_changes_that_cannot_be_are_refused(changes):
     with pytest.raises(ValueError, match="changes ascend and lie between 0 and 100"):
-        compare(changes, stream())
+        evaluate_segments(changes, stream())
 
 
 @pytest.mark.parametrize(
-    "segments", [[], [Segment(1, 5, 5)], [Segment(0, 5, 5), Segment(6, 9, 9)], [Segment(0, 5, 5), Segment(5, 5, 5)]]
+    "segments",
+    [
+        [],
+        [TaskSegment(1, 5, 5)],
+        [TaskSegment(0, 5, 5), TaskSegment(6, 9, 9)],
+        [TaskSegment(0, 5, 5), TaskSegment(5, 5, 5)],
+    ],
 )
 def test_segments_that_are_no_stream_are_refused(segments):
     with pytest.raises(ValueError, match="each where the one before it ends"):
-        compare([], segments)
+        evaluate_segments([], segments)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.draws import Draw, Replay
+from online_meta.draws import ReplayPolicy, ReplayRequest
 from online_meta.learners import dp_mixture, ftml
-from online_meta.learners.dp_mixture import DirichletProcessMixture, Options
+from online_meta.learners.dp_mixture import DirichletProcessMixture, MixtureOptions
 from online_meta.mixtures import crp_prior, responsibilities
-from online_meta.past import MemoryPast
+from online_meta.past import MemoryReplayBuffer
 from online_meta.replay.all import all as every_round
 from online_meta.replay.prioritised import prioritised
 from online_meta.replay.uniform import uniform
@@ -69,8 +69,8 @@ def test_a_loss_that_is_not_finite_explains_nothing():
 
 def support_fit(weights, task):
     leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
-    adapted = slow.adapt(net(), leaves, task.support, LR, STEPS)
-    return float(slow.loss_of(net(), adapted, task.support).detach())
+    leader_likelihood = slow.adapt(net(), leaves, task.support, LR, STEPS)
+    return float(slow.loss_of(net(), leader_likelihood, task.support).detach())
 
 
 def shares_of(weights, chances, task, temperature):
@@ -114,7 +114,7 @@ def by_hand(tasks, options, lr, steps):
 
 
 def test_both_steps_are_those_done_by_hand():
-    tasks, options = stream(5), Options(concentration=2.0, temperature=6.0, most=3, horizon=50.0)
+    tasks, options = stream(5), MixtureOptions(concentration=2.0, temperature=6.0, most=3, horizon=50.0)
     weights, counts, said = by_hand(tasks, options, 0.1, 2)
     made = setup(replay=every_round(), engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.1))
     learner = DirichletProcessMixture(made, options)
@@ -202,8 +202,8 @@ def test_a_component_that_is_not_used_any_more_is_pruned_and_its_place_taken_ane
     assert not any(name.startswith("1.") for name in learner.save())
     assert learner.counts[0] > 4
 
-    task, other = clustered(-1, 300), dp_mixture.build(clustered_setup(replay=Replay(lambda memory, draw: [])))
-    learner._revisits = other._revisits  # Neither revisits anything but the new round.
+    task, other = clustered(-1, 300), dp_mixture.build(clustered_setup(replay=ReplayPolicy(lambda memory, request: [])))
+    learner._sampler = other._sampler  # Neither revisits anything but the new round.
     play(learner, [task])
     play(other, [task])
     anew, first = learner.save(), other.save()
@@ -224,7 +224,7 @@ def test_it_goes_on_to_the_bit_whatever_the_number_of_components():
         states.append(whole.save())
         numbers.append(sum(count > 0 for count in whole.counts))
         said += play(whole, [task])
-        assert whole._setup.past.kept(t + 1)
+        assert whole._context.buffer.available(t + 1)
     assert {0, 1, 2} <= set(numbers)
     assert 1 in numbers[numbers.index(2) :], "one was pruned"
     end = frozen(whole.save())
@@ -255,16 +255,16 @@ def is_even(name):
 class Peeking(DirichletProcessMixture):
     """A mixture that lets the query set choose."""
 
-    def _explain(self, task, metas):
-        return super()._explain(om.Task(task.query, task.query), metas)
+    def _responsibilities(self, task, metas):
+        return super()._responsibilities(om.Task(task.query, task.query), metas)
 
 
 def chooses_by_support_alone(kind):
     """Judge by a task whose support set is of one cluster, and whose query set is of the other."""
-    learner = kind(clustered_setup(), Options())
+    learner = kind(clustered_setup(), MixtureOptions())
     play(learner, two_clusters(12))
     torn = om.Task(clustered(1, 500).support, clustered(-1, 501).query)
-    metas, inner = learner._metas(), learner._setup.inner
+    metas, inner = learner._metas(), learner._context.inner
     fits = [float(inner.loss(inner.adapt(meta, torn.support), torn.support)) for meta in metas]
     chosen = metas[fits.index(min(fits))]
     return learner.score(torn).loss_after == float(inner.loss(inner.adapt(chosen, torn.support), torn.query))
@@ -294,18 +294,21 @@ def test_poison_founds_nothing_and_belongs_nowhere():
 def test_one_of_the_rounds_is_always_new():
     asked = []
 
-    def pick(memory, draw):
-        asked.append(draw)
-        return uniform().pick(memory, draw)
+    def sample(memory, request):
+        asked.append(request)
+        return uniform().sample(memory, request)
 
-    learner = dp_mixture.build(setup(replay=Replay(pick)))
+    learner = dp_mixture.build(setup(replay=ReplayPolicy(sample)))
     for t, (_, learned) in enumerate(play(learner, stream(12))):
         for step in (0, 1):
             batch = learned.replayed[step * min(3, t + 1) : (step + 1) * min(3, t + 1)]
-            drawn = [one.round for one in uniform().pick({}, Draw(5 + dp_mixture.STREAM, t, step, range(t + 1), 3))]
+            drawn = [
+                one.round
+                for one in uniform().sample({}, ReplayRequest(5 + dp_mixture.SEED_OFFSET, t, step, range(t + 1), 3))
+            ]
             assert t in batch
             assert list(batch) == (drawn if t in drawn else [*drawn[:-1], t])
-    assert {draw.batch for draw in asked} == {3}
+    assert {request.batch for request in asked} == {3}
 
 
 def test_of_a_policy_that_measures_it_revisits_uniformly():
@@ -314,14 +317,14 @@ def test_of_a_policy_that_measures_it_revisits_uniformly():
     assert play(one, tasks) == play(two, tasks)
 
 
-class Handed(MemoryPast):
+class Handed(MemoryReplayBuffer):
     """A past that gives a rank only what was handed to it."""
 
     def __init__(self, rank):
         super().__init__()
         self._rank, self._mine = rank, set()
 
-    def hand_out(self, shares):
+    def distribute(self, shares):
         self._mine = set(shares[self._rank])
 
     def __getitem__(self, round):
@@ -334,7 +337,7 @@ def play_ranks(world, in_order):
 
     def make(rank):
         engine = lambda meta: RankOf(meta, exchange, rank, world, in_order, 0.05, "adam")  # noqa: E731
-        made = clustered_setup(engine=engine, past=Handed(rank), gather=lambda value: exchange.gather(rank, value))
+        made = clustered_setup(engine=engine, buffer=Handed(rank), gather=lambda value: exchange.gather(rank, value))
         return dp_mixture.build(made)
 
     learners = [make(rank) for rank in range(world)]  # Not in threads, which share torch's random numbers.

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.draws import Draw, Pick, Replay
+from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample
 from online_meta.learners import ftml
-from online_meta.past import MemoryPast
+from online_meta.past import MemoryReplayBuffer
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
 from online_meta.types import StepReport
@@ -21,13 +21,15 @@ ROUNDS = 6
 EXACT = 1e-12
 
 
-def uneven() -> Replay:
+def uneven() -> ReplayPolicy:
     """Revisit every second round, and the newest ones with more weight."""
 
-    def pick(memory: om.Params, draw: Draw) -> list[Pick]:
-        return [Pick(round, 1.0 + round**2, 2.0 + round) for round in draw.rounds][draw.step % 2 :: 2] or [Pick(0, 3.0)]
+    def sample(memory: om.Params, request: ReplayRequest) -> list[ReplaySample]:
+        return [ReplaySample(round, 1.0 + round**2, 2.0 + round) for round in request.rounds][
+            request.step % 2 :: 2
+        ] or [ReplaySample(0, 3.0)]
 
-    return Replay(pick)
+    return ReplayPolicy(sample)
 
 
 def play(learner, tasks):
@@ -40,8 +42,8 @@ def by_hand(tasks, replay, batch, steps_per_round, seed=5):
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
     for round in range(len(tasks)):
         for step in range(steps_per_round):
-            picks = replay.pick({}, Draw(seed, round, step, range(round + 1), batch))
-            slow.follow(module, adam, tasks, picks, LR, STEPS)
+            samples = replay.sample({}, ReplayRequest(seed, round, step, range(round + 1), batch))
+            slow.follow(module, adam, tasks, samples, LR, STEPS)
         found.append(weights_of(module))
     return found
 
@@ -74,18 +76,23 @@ def test_full_replay_uses_every_round_at_every_step():
 def test_the_policy_is_asked_about_the_rounds_so_far_this_one_included():
     asked = []
 
-    def spy(memory, draw):
-        asked.append(draw)
-        return uniform().pick(memory, draw)
+    def spy(memory, request):
+        asked.append(request)
+        return uniform().sample(memory, request)
 
-    learner = ftml.build(setup(replay=Replay(spy), steps_per_round=2, batch=2, seed=9))
+    learner = ftml.build(setup(replay=ReplayPolicy(spy), steps_per_round=2, batch=2, seed=9))
     first, second, third = stream(3)
     play(learner, [first])
     for task in (second, third):
         learner.score(task)
     learner.learn(second, third)
     one, three = range(1), range(3)
-    assert asked == [Draw(9, 0, 0, one, 2), Draw(9, 0, 1, one, 2), Draw(9, 2, 0, three, 2), Draw(9, 2, 1, three, 2)]
+    assert asked == [
+        ReplayRequest(9, 0, 0, one, 2),
+        ReplayRequest(9, 0, 1, one, 2),
+        ReplayRequest(9, 2, 0, three, 2),
+        ReplayRequest(9, 2, 1, three, 2),
+    ]
 
 
 def test_seeds_draw_apart():
@@ -147,8 +154,8 @@ def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay
         thread.start()
     for thread in threads:
         thread.join(60)
-    asked = [Draw(5, round, step, range(round + 1), 3) for round in range(ROUNDS) for step in range(2)]
-    shares = [sum(pick.share for pick in replay.pick({}, draw)) for draw in asked]
+    asked = [ReplayRequest(5, round, step, range(round + 1), 3) for round in range(ROUNDS) for step in range(2)]
+    shares = [sum(sample.share for sample in replay.sample({}, request)) for request in asked]
     assert post.weights == shares, "no task is taken by two ranks"
     for rank in range(world):
         assert [learned.replayed for learned in said[rank]] == [learned.replayed for learned in right]
@@ -156,18 +163,20 @@ def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay
         assert frozen(learners[rank].save()) == frozen(learners[0].save())
 
 
-def curious(told) -> Replay:
+def curious(told) -> ReplayPolicy:
     """Revisit two rounds, and ask for their losses."""
 
-    def pick(memory, draw):
-        assert memory["seen"] == len(told[draw.seed])
-        return [Pick(round, 2.0) for round in draw.rounds[-2:]]
+    def sample(memory, request):
+        assert memory["seen"] == len(told[request.seed])
+        return [ReplaySample(round, 2.0) for round in request.rounds[-2:]]
 
-    def note(memory, draw, rounds, values):
-        told[draw.seed].append((draw.round, draw.step, rounds, values))
+    def record(memory, request, rounds, values):
+        told[request.seed].append((request.round, request.step, rounds, values))
         return {"seen": memory["seen"] + 1}
 
-    return Replay(pick, lambda: {"seen": torch.tensor(0)}, measure=lambda found: found.loss.reshape(1), note=note)
+    return ReplayPolicy(
+        sample, lambda: {"seen": torch.tensor(0)}, measure=lambda found: found.loss.reshape(1), record=record
+    )
 
 
 def test_a_policy_that_asks_is_told_what_was_measured_before_the_step():
@@ -189,7 +198,7 @@ def test_what_a_policy_remembers_is_saved_and_taken_up_again():
     play(whole, tasks)
     play(first, tasks[:3])
     rest = ftml.build(setup(replay=curious(told)))
-    rest._past = remembered(tasks[:3])
+    rest._buffer = remembered(tasks[:3])
     rest.load(first.save(), 3)
     play(rest, tasks[3:])
     assert frozen(rest.save()) == frozen(whole.save())
@@ -261,27 +270,27 @@ def test_the_rules_own_parameters_are_learned_too():
 
 
 def test_what_it_revisits_was_foreseen_a_round_before():
-    class Told(MemoryPast):
+    class Told(MemoryReplayBuffer):
         def __init__(self):
             super().__init__()
             self.foreseen, self.asked = [], []
 
-        def expect(self, reader, rounds):
+        def prefetch(self, reader, rounds):
             self.foreseen.append(list(rounds))
 
         def __getitem__(self, round):
             self.asked.append(round)
             return super().__getitem__(round)
 
-    past, asked_before = Told(), 0
-    one = ftml.build(setup(past=past))
+    buffer, asked_before = Told(), 0
+    one = ftml.build(setup(buffer=buffer))
     for round, task in enumerate(stream(12)):
         one.score(task)
-        past.asked.clear()
+        buffer.asked.clear()
         one.learn(task)
-        assert len(past.foreseen) == round + 1
-        assert past.foreseen[-1][: len(past.asked)] == past.asked
+        assert len(buffer.foreseen) == round + 1
+        assert buffer.foreseen[-1][: len(buffer.asked)] == buffer.asked
         if round:
-            ahead = past.foreseen[-2][asked_before:]
-            assert ahead == [old for old in past.asked if old < round], "all but the newest round, in order"
-        asked_before = len(past.asked)
+            ahead = buffer.foreseen[-2][asked_before:]
+            assert ahead == [old for old in buffer.asked if old < round], "all but the newest round, in order"
+        asked_before = len(buffer.asked)

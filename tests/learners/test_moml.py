@@ -44,9 +44,11 @@ def by_hand(tasks, *, keeps_dual=True, half=0.5, penalty=1.0):
     for task in tasks:
         for _ in range(META_STEPS):
             leaf = w.clone().requires_grad_()
-            adapted = slow.adapt(module, shaped(leaf, like), task.support, LR, STEPS)
+            leader_likelihood = slow.adapt(module, shaped(leaf, like), task.support, LR, STEPS)
             away = leaf - mean
-            objective = slow.loss_of(module, adapted, task.query) - dual @ leaf + penalty * ALPHA / 2 * away @ away
+            objective = (
+                slow.loss_of(module, leader_likelihood, task.query) - dual @ leaf + penalty * ALPHA / 2 * away @ away
+            )
             (slope,) = torch.autograd.grad(objective, leaf)
             w = w - META_LR * slope
         dual = (dual if keeps_dual else 0) - ALPHA * (w - mean)
@@ -89,8 +91,8 @@ def test_the_dual_is_the_gradient_where_the_objective_is_at_its_minimum():
     play(learner, tasks)
     w, dual, _ = state_of(learner)
     leaves = {name: value.clone().requires_grad_() for name, value in w.items()}
-    adapted = slow.adapt(net(), leaves, tasks[-1].support, LR, STEPS)
-    slopes = torch.autograd.grad(slow.loss_of(net(), adapted, tasks[-1].query), list(leaves.values()))
+    leader_likelihood = slow.adapt(net(), leaves, tasks[-1].support, LR, STEPS)
+    slopes = torch.autograd.grad(slow.loss_of(net(), leader_likelihood, tasks[-1].query), list(leaves.values()))
     assert_close(dual, dict(zip(leaves, slopes, strict=True)), 1e-6)
 
 
@@ -107,7 +109,7 @@ def test_what_the_rule_learns_is_part_of_what_is_learned():
 
 
 def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
-    assert set(bytes_held(build(past=Unread()))) == {3 * sum(value.nbytes for value in weights_of(net()).values())}
+    assert set(bytes_held(build(buffer=Unread()))) == {3 * sum(value.nbytes for value in weights_of(net()).values())}
 
 
 @pytest.mark.parametrize("part", ["support", "query"])

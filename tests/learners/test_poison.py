@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.draws import Pick, Replay
-from online_meta.finite import sum_finite, sum_measured
+from online_meta.draws import ReplayPolicy, ReplaySample
+from online_meta.finite import sum_skipping_nonfinite, sum_with_measurements
 from online_meta.learners import ftml, train_on_everything
 from online_meta.replay.all import all as every_round
 from online_meta.summing import TaskSum
@@ -36,16 +36,20 @@ def test_the_other_tasks_are_learned_as_if_it_were_never_revisited(build, part):
     assert not math.isfinite(said[2][0].loss_before + said[2][0].loss_after) or build is not ftml.build
     assert {step.skipped for _, learned in said for step in learned.steps} == {None}
 
-    clean = build(setup(replay=Replay(lambda memory, draw: [Pick(round) for round in draw.rounds if round != 2])))
+    clean = build(
+        setup(
+            replay=ReplayPolicy(lambda memory, request: [ReplaySample(round) for round in request.rounds if round != 2])
+        )
+    )
     play(clean, tasks)
     assert_close(poisoned.engine.meta().weights, clean.engine.meta().weights, 1e-12)
 
 
 def test_where_there_is_nothing_else_the_step_is_skipped_and_says_so():
-    learner, fresh = ftml.build(setup()), ftml.build(setup())
+    learner, draw_weights = ftml.build(setup()), ftml.build(setup())
     said = play(learner, [poison()])
     assert [step.skipped for step in said[0][1].steps] == ["not_finite"] * 2
-    assert frozen(learner.save()) == frozen(fresh.save())
+    assert frozen(learner.save()) == frozen(draw_weights.save())
 
 
 def gradient_and_meta():
@@ -56,7 +60,9 @@ def gradient_and_meta():
 def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
     gradient, meta = gradient_and_meta()
     tasks, weights = stream(3), [1.0, 2.5, 0.25]
-    found, share = sum_finite(TaskSum(gradient))(meta, tasks, [Pick(0, weight, 0.5) for weight in weights])
+    found, share = sum_skipping_nonfinite(TaskSum(gradient))(
+        meta, tasks, [ReplaySample(0, weight, 0.5) for weight in weights]
+    )
     right = TaskSum(gradient)(meta, tasks, weights)
     assert frozen(found.grads.weights) == frozen(right.grads.weights)
     assert torch.equal(found.loss, right.loss)
@@ -68,10 +74,10 @@ def test_a_poison_task_leaves_with_its_share(way):
     gradient, meta = gradient_and_meta()
     first, last = stream(2)
     told = []
-    one_by_one = sum_measured(gradient, lambda found: found.loss.reshape(1), told.append)
-    summed = sum_finite(TaskSum(gradient)) if way == "together" else one_by_one
-    picks = [Pick(0, 1.0, 2.0), Pick(1, 7.0, 3.0), Pick(2, 2.5, 1.0)]
-    found, share = summed(meta, [first, poison(), last], picks)
+    one_by_one = sum_with_measurements(gradient, lambda found: found.loss.reshape(1), told.append)
+    summed = sum_skipping_nonfinite(TaskSum(gradient)) if way == "together" else one_by_one
+    samples = [ReplaySample(0, 1.0, 2.0), ReplaySample(1, 7.0, 3.0), ReplaySample(2, 2.5, 1.0)]
+    found, share = summed(meta, [first, poison(), last], samples)
     right = TaskSum(gradient)(meta, [first, last], [1.0, 2.5])
     assert share == 3.0
     if way == "measured":
@@ -91,14 +97,14 @@ def test_a_gradient_that_is_not_finite_though_its_loss_is_leaves_too():
         weights = {**found.grads.weights, name: found.grads.weights[name] * torch.nan}
         return om.MetaGrad(found.loss, om.Meta(weights, {}))
 
-    found, share = sum_finite(TaskSum(spoilt))(meta, [task], [Pick(0)])
+    found, share = sum_skipping_nonfinite(TaskSum(spoilt))(meta, [task], [ReplaySample(0)])
     assert share == 0
     assert not any(value.any() for value in found.grads.weights.values())
 
 
 def test_of_no_tasks_the_sum_is_zeros_and_so_is_the_share():
     gradient, meta = gradient_and_meta()
-    found, share = sum_finite(TaskSum(gradient))(meta, [], [])
+    found, share = sum_skipping_nonfinite(TaskSum(gradient))(meta, [], [])
     assert share == 0
     assert found.loss == 0
     assert {name: value.shape for name, value in found.grads.weights.items()} == {

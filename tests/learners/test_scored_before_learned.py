@@ -20,9 +20,9 @@ def module_with(weights):
 def ftml_by_hand(weights, task):
     """Return (loss before adaptation, loss after it) with nothing of the package."""
     module = module_with(weights)
-    adapted = slow.adapt(module, dict(module.named_parameters()), task.support, LR, STEPS)
+    leader_likelihood = slow.adapt(module, dict(module.named_parameters()), task.support, LR, STEPS)
     with torch.no_grad():
-        return tuple(float(slow.loss_of(module, w, task.query)) for w in (weights, adapted))
+        return tuple(float(slow.loss_of(module, w, task.query)) for w in (weights, leader_likelihood))
 
 
 def unadapted_by_hand(weights, task):
@@ -119,10 +119,10 @@ def test_the_query_set_does_not_reach_the_adapted_parameters():
     learner, (task, other) = ftml.build(setup()), stream(2)
     score = learner.score(task)
     exchanged = learner.score(om.Task(task.support, other.query))
-    adapted = learner.inner.adapt(learner.engine.meta(), task.support)
+    leader_likelihood = learner.inner.adapt(learner.engine.meta(), task.support)
     with torch.no_grad():
-        assert score.loss_after == float(slow.loss_of(net(), adapted, task.query))
-        assert exchanged.loss_after == float(slow.loss_of(net(), adapted, other.query))
+        assert score.loss_after == float(slow.loss_of(net(), leader_likelihood, task.query))
+        assert exchanged.loss_after == float(slow.loss_of(net(), leader_likelihood, other.query))
 
 
 def test_the_accuracy_is_that_of_the_adapted_model_on_the_query_set():
@@ -135,8 +135,10 @@ def test_the_accuracy_is_that_of_the_adapted_model_on_the_query_set():
         for task in tasks:
             score = learner.score(task)
             if build is ftml.build:
-                adapted = inner.adapt(learner.engine.meta(), task.support)
-                right = torch.func.functional_call(module, adapted, (task.query.x,)).argmax(-1) == task.query.y
+                leader_likelihood = inner.adapt(learner.engine.meta(), task.support)
+                right = (
+                    torch.func.functional_call(module, leader_likelihood, (task.query.x,)).argmax(-1) == task.query.y
+                )
                 assert score.accuracy == right.double().mean()
             assert 0 <= score.accuracy <= 1
             learner.learn(task)

@@ -72,8 +72,8 @@ def test_the_loss_after_adaptation_is_the_quadratic_that_the_algebra_says():
     losses = adapt_all(tasks)
     w = np.random.default_rng(0).standard_normal(WEIGHTS)
     for t, found in enumerate(suffer(losses, w)):
-        adapted = w - tasks.alpha * tasks.support[t] @ (w - tasks.support_minima[t])
-        apart = adapted - tasks.query_minima[t]
+        leader_likelihood = w - tasks.alpha * tasks.support[t] @ (w - tasks.support_minima[t])
+        apart = leader_likelihood - tasks.query_minima[t]
         assert found == pytest.approx(0.5 * apart @ tasks.query[t] @ apart, rel=1e-12)
     assert np.linalg.eigvalsh(losses.curvature).min() >= 0.5 / 4
     assert len(np.unique(losses.minima, axis=0)) == 20

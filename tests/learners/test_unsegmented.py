@@ -10,11 +10,11 @@ from scipy.special import digamma
 from torch import nn
 
 import online_meta as om
-from online_meta.adapted import adapted
+from online_meta.adapted import leader_likelihood
 from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Segmenter, cut_anew, cut_samples
+from online_meta.segments import Segmenter, segment_adaptively, segment_samples
 from online_meta.types import PrefixScore, Score
-from online_meta.unsegmented import expect_errors, make_task, play_unsegmented
+from online_meta.unsegmented import estimate_errors, make_task, play_task_free
 from tests.contracts.segmented import draw_lines
 
 SIZES = (1, 2, 4, 8)
@@ -33,7 +33,7 @@ def leader(outputs=1, loss="mse", lr=0.2, steps=3, learner=om.FollowTheMetaLeade
 
 
 def play(learner, samples, **options):
-    return list(play_unsegmented(learner, SEGMENTER, samples, **{"sizes": SIZES, **options}))
+    return list(play_task_free(learner, SEGMENTER, samples, **{"sizes": SIZES, **options}))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -52,7 +52,7 @@ def test_changes_of_classes_are_found_by_their_cross_entropy():
         for run, length in enumerate(LENGTHS)
         for kind in torch.randint(3, (length,), generator=random)
     ]
-    played = play(leader(3, "cross_entropy", 0.5, 10), samples, squares=False)
+    played = play(leader(3, "cross_entropy", 0.5, 10), samples, squared_error=False)
     assert [one.segment.end for one in played] == pytest.approx([*ENDS, sum(LENGTHS)], abs=2)
 
 
@@ -70,7 +70,7 @@ def say(likelihood, samples):
     runs, said = likelihood.start(), []
     for x, y in samples[:4]:
         said.append(float(likelihood.score(runs, x, y)))
-        runs = likelihood.meet(runs, x, y)
+        runs = likelihood.update(runs, x, y)
     return said
 
 
@@ -89,14 +89,18 @@ def test_each_segment_is_cut_by_the_leader_as_it_was_scored_and_then_learned():
         said.append(say(likelihood, samples))
         return SEGMENTER(likelihood)
 
-    played = list(play_unsegmented(leader(), segmenter, samples, sizes=SIZES, shape=shape, window=window, most=33))
+    played = list(play_task_free(leader(), segmenter, samples, sizes=SIZES, shape=shape, window=window, max_samples=33))
     by_hand, scores, begin = leader(), [], 0
     for segment, score in played:
         errors, meta = expected(scores[-window:], shape), by_hand.engine.meta()
-        likelihood = adapted(by_hand.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
+        likelihood = leader_likelihood(by_hand.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
         assert said.pop(0) == pytest.approx(say(likelihood, samples), rel=1e-5)
-        first, *_ = cut_samples(SEGMENTER(likelihood), samples[begin:], 33)
-        assert (segment.begin, segment.end, segment.seen) == (begin, begin + first.end, begin + first.seen)
+        first, *_ = segment_samples(SEGMENTER(likelihood), samples[begin:], 33)
+        assert (segment.begin, segment.end, segment.detected_at) == (
+            begin,
+            begin + first.end,
+            begin + first.detected_at,
+        )
         size = max(size for size in SIZES if 2 * size <= segment.end - begin)
         part = samples[begin : begin + 2 * size]
         losses = {at: loss_after(by_hand, part, at) for at in (0, *SIZES) if at <= size}
@@ -121,7 +125,7 @@ def test_a_negative_log_likelihood_is_taken_as_it_is():
     learner = leader(3, "cross_entropy")
     first = om.Batch(samples[0][0][None], samples[0][1][None])
     loss = float(learner.inner.loss(learner.engine.meta().weights, first))
-    list(play_unsegmented(learner, segmenter, samples, sizes=SIZES, squares=False))
+    list(play_task_free(learner, segmenter, samples, sizes=SIZES, squared_error=False))
     assert said == [pytest.approx(-loss)]
 
 
@@ -143,7 +147,7 @@ class Noting(om.FollowTheMetaLeader):
 
 def test_a_task_is_scored_and_learned_before_more_of_the_stream_is_cut():
     learner = leader(learner=Noting)
-    playing = play_unsegmented(learner, SEGMENTER, draw_lines(1, LENGTHS), sizes=SIZES)
+    playing = play_task_free(learner, SEGMENTER, draw_lines(1, LENGTHS), sizes=SIZES)
     for round in range(3):
         next(playing)
         assert learner.asked == [("score", 8, SIZES), ("learn", 8, 1)] * (round + 1)
@@ -157,7 +161,7 @@ def test_the_same_stream_is_played_alike():
 def test_a_segment_too_short_is_no_task_and_nothing_is_learned():
     learner = leader(learner=Noting)
     every = Segmenter(dict, lambda memory, x, y: memory, lambda memory: 3)
-    played = list(play_unsegmented(learner, lambda likelihood: every, draw_lines(0, [9]), sizes=(2, 4)))
+    played = list(play_task_free(learner, lambda likelihood: every, draw_lines(0, [9]), sizes=(2, 4)))
     assert [(one.segment.end, one.score) for one in played] == [(3, None), (6, None), (9, None)]
     assert learner.asked == []
 
@@ -183,15 +187,15 @@ def test_the_error_to_expect_is_the_scale_that_losses_were_drawn_with():
         Score(draws[0][at], draws[4][at], None, tuple(PrefixScore(size, draws[size][at], None) for size in (1, 2)))
         for at in range(4000)
     ]
-    found = expect_errors(scores, SIZES, 1.5)
+    found = estimate_errors(scores, SIZES, 1.5)
     assert found[:4] == pytest.approx([*scales.values()], rel=0.05)
     assert found[4] == 1.0, "of this size nothing is known"
 
 
 def test_what_went_astray_is_left_out_of_the_errors():
     scores = [Score(loss, loss, None) for loss in (2.0, math.nan, math.inf, 8.0)]
-    assert expect_errors(scores, (5,)) == pytest.approx([4.0 * math.exp(float(digamma(1.0)))] * 2)
-    assert expect_errors([], (1, 5)) == [1.0, 1.0, 1.0]
+    assert estimate_errors(scores, (5,)) == pytest.approx([4.0 * math.exp(float(digamma(1.0)))] * 2)
+    assert estimate_errors([], (1, 5)) == [1.0, 1.0, 1.0]
 
 
 def test_a_segmenter_is_renewed_when_the_segment_before_it_was_dealt_with():
@@ -204,7 +208,7 @@ def test_a_segmenter_is_renewed_when_the_segment_before_it_was_dealt_with():
         return Segmenter(lambda: 0, lambda met, x, y: met + 1, lambda met: length if met == length else None)
 
     samples = [(torch.zeros(1), torch.zeros(1))] * 10
-    for segment in cut_anew(renew, samples, 100):
+    for segment in segment_adaptively(renew, samples, 100):
         told += [segment.end]
     assert told == ["renew", 3, "renew", 8, "renew", 10]
 

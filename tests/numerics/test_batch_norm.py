@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import online_meta as om
-from online_meta.batch_norm import normalise, speed_up
+from online_meta.batch_norm import batch_norm, use_fast_double_backward
 
 SHAPES = [(6, 3), (5, 3, 4), (4, 3, 5, 2), (2, 3, 2, 3, 2)]
 EPS = 1e-2
@@ -29,8 +29,8 @@ def torchs(x, weight, bias, eps):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_central_differences_agree_with_both_derivatives(shape):
     given = setting(shape)
-    assert torch.autograd.gradcheck(lambda *given: normalise(*given, EPS), given)
-    assert torch.autograd.gradgradcheck(lambda *given: normalise(*given, EPS), given)
+    assert torch.autograd.gradcheck(lambda *given: batch_norm(*given, EPS), given)
+    assert torch.autograd.gradgradcheck(lambda *given: batch_norm(*given, EPS), given)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -42,13 +42,13 @@ def test_it_is_torchs_to_rounding(shape):
         penalty = sum((share**2 * k).sum() for k, share in enumerate(first, 1))
         return [output, *first, *torch.autograd.grad(penalty, given)]
 
-    for ours, right in zip(second(normalise), second(torchs), strict=True):
+    for ours, right in zip(second(batch_norm), second(torchs), strict=True):
         torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
 
 
 def test_a_third_derivative_is_refused():
     x, weight, bias = setting((6, 3))
-    (first,) = torch.autograd.grad((normalise(x, weight, bias, EPS) ** 3).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad((batch_norm(x, weight, bias, EPS) ** 3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad((first**2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         second.sum().backward()
@@ -75,7 +75,7 @@ class Doubled(nn.BatchNorm1d):
 def test_only_what_it_computes_is_replaced(layer, ours):
     x = setting((6, 3))[0].float()
     right = layer(x)
-    speed_up(layer)
+    use_fast_double_backward(layer)
     found = layer(x)
     assert (type(found.grad_fn).__name__ == "_NormaliseBackward") == ours
     torch.testing.assert_close(found, right)
@@ -86,7 +86,7 @@ def test_bad_input_gets_torchs_own_error(wrong):
     layer = nn.BatchNorm1d(3, track_running_stats=False)
     with pytest.raises((ValueError, RuntimeError)) as right:
         layer(torch.ones(wrong))
-    speed_up(layer)
+    use_fast_double_backward(layer)
     with pytest.raises(right.type, match=str(right.value).split("(")[0][:20]):
         layer(torch.ones(wrong))
 

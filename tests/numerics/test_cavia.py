@@ -37,6 +37,8 @@ def test_the_contexts_own_value_counts_for_nothing(estimator):
     assert not found.grads.weights["context"].any()
     assert all(grad.any() for name, grad in found.grads.weights.items() if name != "context")
     assert all(torch.equal(grad, same.grads.weights[name]) for name, grad in found.grads.weights.items())
-    adapted = inner.adapt(meta, task.support)
-    assert adapted["context"].any()
-    assert all(torch.equal(adapted[name], weight) for name, weight in meta.weights.items() if name != "context")
+    leader_likelihood = inner.adapt(meta, task.support)
+    assert leader_likelihood["context"].any()
+    assert all(
+        torch.equal(leader_likelihood[name], weight) for name, weight in meta.weights.items() if name != "context"
+    )

@@ -58,10 +58,10 @@ def test_slow_weights_stay_where_they_are():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 4, ("head.*",))
     weights = given.weights()
-    adapted = inner.adapt(inner.init(weights), make_task().support)
-    assert list(adapted) == list(weights)
+    leader_likelihood = inner.adapt(inner.init(weights), make_task().support)
+    assert list(leader_likelihood) == list(weights)
     for name, weight in weights.items():
-        assert torch.equal(adapted[name], weight) is not name.startswith("head.")
+        assert torch.equal(leader_likelihood[name], weight) is not name.startswith("head.")
 
 
 def test_an_unknown_glob_is_refused_with_the_names_there_are():

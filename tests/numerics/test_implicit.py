@@ -69,8 +69,10 @@ def test_on_a_quadratic_it_is_the_gradient_of_the_closed_form(seed):
 
     phi, loss = ridge(leaves, task, features)
     right = dict(zip(leaves, torch.autograd.grad(loss, [*leaves.values()]), strict=True))
-    adapted = inner.adapt(meta, task.support)
-    torch.testing.assert_close(torch.cat([adapted["head.weight"], adapted["head.bias"][:, None]], 1), phi.detach())
+    leader_likelihood = inner.adapt(meta, task.support)
+    torch.testing.assert_close(
+        torch.cat([leader_likelihood["head.weight"], leader_likelihood["head.bias"][:, None]], 1), phi.detach()
+    )
     found = gradient(meta, task)
     torch.testing.assert_close(found.loss, loss.detach(), rtol=1e-10, atol=0)
     assert_close(found.grads.weights, right, 1e-9)
@@ -109,8 +111,8 @@ def test_damping_is_added_to_the_diagonal():
         features = torch.tanh(x @ meta.weights["body.0.weight"].T + meta.weights["body.0.bias"])
         return torch.cat([features, x.new_ones(len(x), 1)], 1)
 
-    adapted = inner.adapt(meta, task.support)
-    phi = torch.cat([adapted["head.weight"], adapted["head.bias"][:, None]], 1).T
+    leader_likelihood = inner.adapt(meta, task.support)
+    phi = torch.cat([leader_likelihood["head.weight"], leader_likelihood["head.bias"][:, None]], 1).T
     support, query = design(task.support.x), design(task.query.x)
     slope = 2 / task.query.y.numel() * query.T @ (query @ phi - task.query.y)
     hessian = 2 / task.support.y.numel() * support.T @ support

@@ -74,11 +74,11 @@ def test_a_rate_of_a_step_that_is_not_made_has_no_gradient():
 @every_problem
 def test_all_rates_alike_are_gradient_descent(name, per):
     given = problem(name)
-    adapted = []
+    leader_likelihood = []
     for rule in (om.rules.sgd(lr=0.1), om.rules.meta_sgd(lr=0.1, per=per, steps=2)):
         inner = om.Inner(om.model_loss(given.module, given.loss), rule, STEPS)
-        adapted.append(inner.adapt(inner.init(given.weights()), given.task().support))
-    assert_close(*adapted, 1e-14)
+        leader_likelihood.append(inner.adapt(inner.init(given.weights()), given.task().support))
+    assert_close(*leader_likelihood, 1e-14)
 
 
 def test_wrong_options_are_refused():

@@ -36,11 +36,11 @@ def test_gradients_are_multiplied_along_every_dimension(name, fast):
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm"])
 def test_at_its_start_it_is_gradient_descent(name):
     given = problem(name)
-    adapted = []
+    leader_likelihood = []
     for rule in (om.rules.sgd(lr=LR), om.rules.meta_curvature(lr=LR)):
         inner = om.Inner(om.model_loss(given.module, given.loss), rule, STEPS)
-        adapted.append(inner.adapt(inner.init(given.weights()), given.task().support))
-    assert_close(*adapted, 1e-12)
+        leader_likelihood.append(inner.adapt(inner.init(given.weights()), given.task().support))
+    assert_close(*leader_likelihood, 1e-12)
 
 
 def test_a_matrix_for_every_dimension():

@@ -103,8 +103,8 @@ def test_a_weight_without_gradient_stays_and_spoils_nothing(estimator):
     weights["body.0.bias"][2] = -100.0  # the unit is dead: its second moment stays 0
     inner = inner_of(given, om.rules.adam(lr=0.01))
     meta, task = inner.init(weights), given.task()
-    adapted, found = inner.adapt(meta, task.support), estimator(inner)(meta, task)
-    assert torch.equal(adapted["body.0.weight"][2], weights["body.0.weight"][2])
+    leader_likelihood, found = inner.adapt(meta, task.support), estimator(inner)(meta, task)
+    assert torch.equal(leader_likelihood["body.0.weight"][2], weights["body.0.weight"][2])
     assert torch.isfinite(found.loss)
     assert all(torch.isfinite(grad).all() for grad in found.grads.weights.values())
     assert not found.grads.weights["body.0.weight"][2].any()

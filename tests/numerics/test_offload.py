@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
 from online_meta import adjoint
-from online_meta.offload import laid_aside
+from online_meta.offload import offload_to_host
 from tests.numerics.problems import problem
 
 
@@ -29,7 +29,7 @@ def test_every_point_but_the_last_is_laid_aside_once_and_comes_back(monkeypatch,
         copy = tree_map(torch.clone, tree)
         return lambda: (back.append(tree), copy)[1]
 
-    monkeypatch.setattr(adjoint, "laid_aside", copied)
+    monkeypatch.setattr(adjoint, "offload_to_host", copied)
     assert same(om.exact(inner, rematerialise=rematerialise, offload=True)(meta, task), right)
     assert len(back) >= steps
     if not rematerialise:
@@ -38,4 +38,4 @@ def test_every_point_but_the_last_is_laid_aside_once_and_comes_back(monkeypatch,
 
 def test_tensors_on_a_cpu_stay_what_they_are():
     tree = {"phi": torch.ones(2)}
-    assert laid_aside(tree)()["phi"] is tree["phi"]
+    assert offload_to_host(tree)()["phi"] is tree["phi"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.choosing import MOST_OPERATIONS, choose, fitting, measure
+from online_meta.choosing import MAX_OPERATIONS, benchmark_plan, choose_plan, fit_task_count
 from online_meta.compiling import Compilation
 from online_meta.memory import peak_bytes
-from online_meta.path_finder import PathFinder
-from online_meta.paths import HOW, Part, Path, rows_of, signature_of, stack, vmapped
+from online_meta.path_finder import Autotuner
+from online_meta.paths import BATCHING_MODES, ExecutionPlan, Group, signature_of, stack, unstack, vmapped
 from online_meta.summing import TaskSum
 from online_meta.tracing import trace
 from tests.numerics.compare import assert_close
@@ -45,21 +45,21 @@ def same(found, right, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm", "conv_group_norm"])
-@pytest.mark.parametrize("how", HOW[:3])
+@pytest.mark.parametrize("how", BATCHING_MODES[:3])
 def test_tasks_of_several_shapes_are_grouped_cut_and_padded(how, name):
     gradient, meta, task = setting(name)
     tasks = [task(0), task(1, 6, 3), task(2), task(3), task(4, 6, 3), task(5), task(6), task(7, 7, 7)]
     weights = [1.0, 0.5, 2.0, 0.0, 3.0, 0.25, 1.5, 0.7]
     total = TaskSum(gradient)
     # Five tasks of the first shape by threes: one spare row; two of the second by threes: one chunk with a spare row.
-    total.follow([Path(how, 3, signature_of(tasks[0])), Path(how, 3, signature_of(tasks[1]))])
+    total.follow([ExecutionPlan(how, 3, signature_of(tasks[0])), ExecutionPlan(how, 3, signature_of(tasks[1]))])
     same(total(meta, tasks, weights), loop(gradient, meta, tasks, weights))
 
 
 def test_compiled_programs_are_right_are_kept_and_give_the_same_bits_again(tmp_path):
     gradient, meta, task = setting(steps=1)
     tasks, weights = [task(k) for k in range(5)], [1.0, 2.0, 0.5, 3.0, 0.1]
-    path = Path("compiled", 3, signature_of(tasks[0]))
+    path = ExecutionPlan("compiled", 3, signature_of(tasks[0]))
     first, again = TaskSum(gradient, tmp_path), TaskSum(gradient, tmp_path)
     first.follow([path])
     found = first(meta, tasks, weights)
@@ -85,7 +85,7 @@ def test_a_stack_of_tasks_is_taken_as_it_is():
     for how in ("auto", "loop", "vmap", "traced"):
         same(om.over_tasks(gradient, how)(meta, stacked), right)
         same(om.over_tasks(gradient, how)(meta, tasks), right)
-    assert all(torch.equal(a.support.x, b.support.x) for a, b in zip(rows_of(stacked), tasks, strict=True))
+    assert all(torch.equal(a.support.x, b.support.x) for a, b in zip(unstack(stacked), tasks, strict=True))
 
 
 def test_nothing_is_no_sum_and_an_unknown_way_is_refused():
@@ -121,7 +121,7 @@ def digest_of_the_first():
 
 
 def _part(tasks):
-    return Part(signature_of(tasks[0]), tasks, [1.0] * len(tasks))
+    return Group(signature_of(tasks[0]), tasks, [1.0] * len(tasks))
 
 
 def test_a_constant_of_the_model_is_part_of_the_digest():
@@ -149,19 +149,19 @@ def test_a_constant_of_the_model_is_part_of_the_digest():
 def test_the_fastest_that_is_right_is_chosen_and_the_wrong_is_refused():
     gradient, meta, task = setting(dtype=torch.float32)
     tasks = [task(k) for k in range(6)]
-    choice = choose(gradient, meta, tasks, 6, None)
-    assert [way.path.how for way in choice.measured] == ["loop", "vmap", "traced"]
-    assert all(way.refused is None and way.error < 1e-4 for way in choice.measured)
-    assert choice.path == min(choice.measured, key=lambda way: way.seconds).path
-    path = Path("compiled", 6, signature_of(tasks[0]), "a wrong one")
+    choice = choose_plan(gradient, meta, tasks, 6, None)
+    assert [way.plan.batching for way in choice.measured] == ["loop", "vmap", "traced"]
+    assert all(way.rejection is None and way.error < 1e-4 for way in choice.measured)
+    assert choice.plan == min(choice.measured, key=lambda way: way.seconds).plan
+    path = ExecutionPlan("compiled", 6, signature_of(tasks[0]), "a wrong one")
 
     def wrong(factor):
-        def chunk(*given):
+        def stacked_sum(*given):
             found = vmapped(gradient)(*given)
             weights = {name: grad * factor for name, grad in found.grads.weights.items()}
             return om.MetaGrad(found.loss, om.Meta(weights, {}))
 
-        return measure(choice.trial, path, chunk).refused
+        return benchmark_plan(choice.benchmark, path, stacked_sum).rejection
 
     assert wrong(1.0) is None
     assert "is allowed" in wrong(1.003)  # as far off as a compiled batch normalisation has been
@@ -180,9 +180,9 @@ def test_a_model_that_cannot_be_stacked_goes_task_by_task_and_says_why():
     gradient = om.exact(om.Inner(om.model_loss(module, "mse"), om.rules.sgd(), 1))
     _, _, task = setting()
     meta = om.Meta({n: w.detach() for n, w in module.named_parameters()}, {})
-    choice = choose(gradient, meta, [task(0), task(1)], 2, None)
-    assert choice.path.how == "loop"
-    assert "item()" in choice.measured[1].refused
+    choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
+    assert choice.plan.batching == "loop"
+    assert "item()" in choice.measured[1].rejection
     same(om.over_tasks(gradient)(meta, [task(0), task(1)]), loop(gradient, meta, [task(0), task(1)], [0.5, 0.5]))
 
 
@@ -193,24 +193,24 @@ def test_a_memory_limit_is_obeyed_by_cutting():
     right = om.over_tasks(gradient, "loop")(meta, tasks)
     for share in (0.6, 0.3):
         limit = int(whole * share)
-        size = fitting(gradient, meta, tasks[0], 12, limit)
+        size = fit_task_count(gradient, meta, tasks[0], 12, limit)
         assert 1 < size < 12
         cut = om.over_tasks(gradient, "vmap", memory_limit=limit)
         same(cut(meta, tasks), right)
         assert peak_bytes(lambda cut=cut: cut(meta, tasks)) <= limit
-    assert fitting(gradient, meta, tasks[0], 12, whole * 2) == 12
-    assert fitting(gradient, meta, tasks[0], 12, 10) == 0
-    assert choose(gradient, meta, tasks[:2], 12, 10).path.how == "loop"
+    assert fit_task_count(gradient, meta, tasks[0], 12, whole * 2) == 12
+    assert fit_task_count(gradient, meta, tasks[0], 12, 10) == 0
+    assert choose_plan(gradient, meta, tasks[:2], 12, 10).plan.batching == "loop"
 
 
 def test_ways_that_are_cut_are_tried_as_they_are_cut():
     gradient, meta, task = setting("conv_group_norm")
     tasks = [task(k) for k in range(8)]
     limit = int(0.4 * peak_bytes(lambda: om.over_tasks(gradient, "vmap")(meta, tasks)))
-    choice = choose(gradient, meta, tasks, 8, limit)
-    assert [way.path.how for way in choice.measured] == ["loop", "vmap", "traced"]
-    assert all(way.refused is None for way in choice.measured)
-    assert len(choice.trial.part.tasks) == choice.measured[1].path.tasks < 8
+    choice = choose_plan(gradient, meta, tasks, 8, limit)
+    assert [way.plan.batching for way in choice.measured] == ["loop", "vmap", "traced"]
+    assert all(way.rejection is None for way in choice.measured)
+    assert len(choice.benchmark.group.tasks) == choice.measured[1].plan.tasks < 8
 
 
 def test_a_compiled_program_takes_over_once_it_is_there(tmp_path, caplog):
@@ -218,23 +218,23 @@ def test_a_compiled_program_takes_over_once_it_is_there(tmp_path, caplog):
     gradient, meta, task = setting(dtype=torch.float32)
     tasks = [task(k) for k in range(6)]
     total = TaskSum(gradient)
-    finder = PathFinder(total, 6, folder=tmp_path, patience=0.0)
-    (before,) = finder.find(meta, tasks)
-    assert before.how in ("vmap", "traced")
-    finder.wait()
-    (after,) = finder.find(meta, tasks)
-    assert after.how == "compiled"
+    tuner = Autotuner(total, 6, folder=tmp_path, measure_after=0.0)
+    (before,) = tuner.find(meta, tasks)
+    assert before.batching in ("vmap", "traced")
+    tuner.wait()
+    (after,) = tuner.find(meta, tasks)
+    assert after.batching == "compiled"
     total.follow([after])
     same(total(meta, tasks, [1.0] * 6), loop(gradient, meta, tasks, [1.0] * 6), 1e-4)
     assert "compiling a program of" in caplog.text
-    other = PathFinder(TaskSum(gradient), 6, folder=tmp_path, compiles=False, patience=0.0)
+    other = Autotuner(TaskSum(gradient), 6, folder=tmp_path, compiles=False, measure_after=0.0)
     assert other.find(meta, tasks) == (after,), "a process that leaves compiling to others takes what they made"
 
 
 def test_nothing_is_measured_for_work_that_is_soon_over(tmp_path):
     gradient, meta, task = setting()
-    finder = PathFinder(TaskSum(gradient), 2, folder=tmp_path)
-    assert finder.find(meta, [task(0), task(1)]) == ()
+    tuner = Autotuner(TaskSum(gradient), 2, folder=tmp_path)
+    assert tuner.find(meta, [task(0), task(1)]) == ()
     assert not list(tmp_path.iterdir())
 
 
@@ -243,19 +243,19 @@ def test_a_compiler_that_fails_is_told_and_the_work_goes_on(tmp_path, monkeypatc
     tasks = [task(k) for k in range(3)]
     monkeypatch.setenv("CXX", "/bin/false")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    finder = PathFinder(TaskSum(gradient), 3, folder=tmp_path, patience=0.0)
-    (before,) = finder.find(meta, tasks)
-    finder.wait()
-    assert finder.find(meta, tasks) == (before,)
-    assert f"{before.how} goes on" in caplog.text
+    tuner = Autotuner(TaskSum(gradient), 3, folder=tmp_path, measure_after=0.0)
+    (before,) = tuner.find(meta, tasks)
+    tuner.wait()
+    assert tuner.find(meta, tasks) == (before,)
+    assert f"{before.batching} goes on" in caplog.text
 
 
 def test_a_program_too_large_to_compile_is_not_traced(monkeypatch):
-    monkeypatch.setattr("online_meta.choosing.MOST_OPERATIONS", 10)
+    monkeypatch.setattr("online_meta.choosing.MAX_OPERATIONS", 10)
     gradient, meta, task = setting()
-    assert MOST_OPERATIONS > 10
-    choice = choose(gradient, meta, [task(0), task(1)], 2, None)
-    assert [way.path.how for way in choice.measured] == ["loop", "vmap"]
+    assert MAX_OPERATIONS > 10
+    choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
+    assert [way.plan.batching for way in choice.measured] == ["loop", "vmap"]
     assert choice.traced is None
 
 
@@ -266,13 +266,13 @@ def test_what_is_computed_twice_is_computed_once_in_a_program():
     loss = om.model_loss(given.module, given.loss)
 
     def unrolled(meta, task):
-        def adapted(weights):
+        def leader_likelihood(weights):
             for _ in range(4):
                 grads = torch.func.grad(loss)(weights, task.support)
                 weights = {name: weight - 0.1 * grads[name] for name, weight in weights.items()}
             return loss(weights, task.query)
 
-        grads, value = torch.func.grad_and_value(adapted)(meta.weights)
+        grads, value = torch.func.grad_and_value(leader_likelihood)(meta.weights)
         return om.MetaGrad(value, om.Meta(grads, {}))
 
     def products(estimator):
@@ -286,9 +286,9 @@ def test_what_is_computed_twice_is_computed_once_in_a_program():
 def test_a_model_that_takes_long_over_a_task_is_left_to_the_loop(monkeypatch):
     monkeypatch.setattr("online_meta.choosing.SLOW_SECONDS", 0.0)
     gradient, meta, task = setting()
-    choice = choose(gradient, meta, [task(0), task(1)], 2, None)
-    assert [way.path.how for way in choice.measured] == ["loop"]
-    assert choice.path == Path("loop", 1, signature_of(task(0)))
+    choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
+    assert [way.plan.batching for way in choice.measured] == ["loop"]
+    assert choice.plan == ExecutionPlan("loop", 1, signature_of(task(0)))
 
 
 def test_a_compilation_that_is_stopped_leaves_nothing(tmp_path):

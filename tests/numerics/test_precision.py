@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import online_meta as om
-from online_meta.meta_optimizer import named
+from online_meta.meta_optimizer import flatten_meta
 from online_meta.unrolled import unrolled
 from tests.numerics.problems import problem
 
@@ -26,7 +26,7 @@ def setting(name, precision, rule=None):
 
 
 def flat(found):
-    return torch.cat([value.flatten().double() for value in named(found.grads).values()])
+    return torch.cat([value.flatten().double() for value in flatten_meta(found.grads).values()])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -50,18 +50,20 @@ def test_it_is_the_second_order_one(name):
 def test_parameters_and_gradients_stay_in_single_precision(name):
     inner, meta, task = setting(name, torch.bfloat16, om.rules.meta_sgd(lr=0.1))
     found = om.exact(inner)(meta, task)
-    assert {value.dtype for value in (*named(found.grads).values(), *inner.adapt(meta, task.support).values())} == {
-        torch.float32
-    }
+    assert {
+        value.dtype for value in (*flatten_meta(found.grads).values(), *inner.adapt(meta, task.support).values())
+    } == {torch.float32}
     assert found.loss.dtype == torch.float32
 
 
 def test_an_inner_step_too_small_for_bfloat16_is_not_lost():
     """At 1 the next number of bfloat16 is 1.0078."""
     inner, meta, task = setting("mlp_tanh", torch.bfloat16, om.rules.sgd(lr=1e-4))
-    adapted = inner.adapt(meta, task.support)
-    assert all(not torch.equal(adapted[name], value) for name, value in meta.weights.items() if value.abs().max() > 0)
-    assert torch.bfloat16 not in {value.dtype for value in adapted.values()}
+    leader_likelihood = inner.adapt(meta, task.support)
+    assert all(
+        not torch.equal(leader_likelihood[name], value) for name, value in meta.weights.items() if value.abs().max() > 0
+    )
+    assert torch.bfloat16 not in {value.dtype for value in leader_likelihood.values()}
 
 
 def test_tokens_stay_integers():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.inner import begin, query_loss, support_gradient
+from online_meta.inner import init_carry, query_loss, support_gradient
 from online_meta.randomness import seeded
 from online_meta.score import score_task
 from tests.numerics.problems import RANDOM, problem, regression_task
@@ -89,7 +89,7 @@ def test_torchs_own_generator_is_left_as_it_was(name):
     meta, task = inner.init(given.weights()), make_task()
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    carry = begin(inner, meta, task.support)
+    carry = init_carry(inner, meta, task.support)
     support_gradient(inner, meta, carry.phi, task.support, 0)
     for gradient in (om.exact, om.first_order, om.reptile, om.supervised):
         gradient(inner)(meta, task)
@@ -104,9 +104,9 @@ def test_scores_are_made_without_dropout(name):
     meta, task = inner.init(given.weights()), make_task()
     score = score_task(inner, meta, task)
     still = om.model_loss(module.eval(), loss)
-    adapted = inner.adapt(meta, task.support)
+    leader_likelihood = inner.adapt(meta, task.support)
     assert score.loss_before == float(still(meta.weights, task.query))
-    assert score.loss_after == float(still(adapted, task.query))
+    assert score.loss_after == float(still(leader_likelihood, task.query))
     assert score.loss_before != float(inner.loss(meta.weights, task.query))
     assert score == score_task(inner, meta, task)
 

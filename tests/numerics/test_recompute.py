@@ -9,10 +9,10 @@ from torch import nn
 
 import online_meta as om
 from online_meta import recompute
-from online_meta.choosing import choose
+from online_meta.choosing import choose_plan
 from online_meta.memory import peak_bytes
 from online_meta.preflight import preflight
-from online_meta.recompute import recomputed
+from online_meta.recompute import recompute_on_backward
 from tests.contracts.learned_rules import whole_seam
 from tests.contracts.unrolled import Loop
 from tests.numerics.by_hand import both, shifted
@@ -129,7 +129,7 @@ def test_dropout_is_replayed_to_the_bit_and_leaves_the_generator_alone(name):
 def wrong(monkeypatch, how):
     """Break recomputation: with numbers drawn anew, with the weights of the module, or without second derivatives."""
     if how == "drawn anew":
-        monkeypatch.setattr(recompute, "repeatable", lambda devices: nullcontext)
+        monkeypatch.setattr(recompute, "capture_generator_state", lambda devices: nullcontext)
     elif how == "first order":
         plain = recompute._pull
         monkeypatch.setattr(recompute, "_pull", lambda *given: tuple(grad.detach() for grad in plain(*given)))
@@ -200,7 +200,7 @@ def test_tied_weights_and_blocks_of_many_inputs_and_outputs(module, globs):
 
 
 def test_the_third_derivative_is_right_too():
-    function = recomputed(lambda x, w: (torch.sin(w * x).exp(),))
+    function = recompute_on_backward(lambda x, w: (torch.sin(w * x).exp(),))
     x, w = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.4, 1.3))
     assert torch.autograd.gradgradcheck(
         lambda x, w: torch.autograd.grad(function(x, w)[0], x, create_graph=True), (x, w)
@@ -237,15 +237,15 @@ def test_many_tasks_go_one_by_one():
     loss, plain = losses(given, ("body.*",))
     inner, other = (om.Inner(one, om.rules.sgd(lr=0.1), 2) for one in (loss, plain))
     meta, tasks = inner.init(given.weights()), [given.task(seed) for seed in range(3)]
-    right = om.over_tasks(om.exact(other), how="loop")(meta, tasks)
+    right = om.over_tasks(om.exact(other), batching="loop")(meta, tasks)
     for limit in (None, 10**9):
-        choice = choose(om.exact(inner), meta, tasks, 3, limit)
-        assert choice.path.how == "loop"
-        assert "task by task" in str(choice.measured[-1].refused)
-    found = om.over_tasks(om.exact(inner), how="loop")(meta, tasks)
+        choice = choose_plan(om.exact(inner), meta, tasks, 3, limit)
+        assert choice.plan.batching == "loop"
+        assert "task by task" in str(choice.measured[-1].rejection)
+    found = om.over_tasks(om.exact(inner), batching="loop")(meta, tasks)
     assert_close(found.grads.weights, right.grads.weights, 1e-10)
     with pytest.raises(RuntimeError, match="task by task"):
-        om.over_tasks(om.exact(inner), how="vmap")(meta, tasks)
+        om.over_tasks(om.exact(inner), batching="vmap")(meta, tasks)
 
 
 @pytest.mark.parametrize("name", ["sequence_transformer_dropout", "conv_batch_norm"])
@@ -277,5 +277,5 @@ def test_settings_choose_the_blocks():
     args = {"outputs": 2, "length": 5, "features": 3, "width": 8, "heads": 2}
     settings = ModelSettings("trainers.models:transformer", args, "mse", recompute=("body.*",))
     loss = build_loss(settings, build_module(settings, 0))
-    assert loss.keeping is not None
-    assert loss.keeping.keeping is None
+    assert loss.without_recompute is not None
+    assert loss.without_recompute.without_recompute is None

@@ -34,6 +34,6 @@ def test_subtracting_the_direction_whole_goes_to_the_adapted_weights():
     everything = om.Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
     found = om.reptile(inner)(meta, task)
     moved = {name: weight - found.grads.weights[name] for name, weight in meta.weights.items()}
-    adapted = inner.adapt(meta, everything)
-    assert_close(moved, adapted, 1e-14)
-    assert torch.equal(found.loss, inner.loss(adapted, task.query))
+    leader_likelihood = inner.adapt(meta, everything)
+    assert_close(moved, leader_likelihood, 1e-14)
+    assert torch.equal(found.loss, inner.loss(leader_likelihood, task.query))

@@ -13,7 +13,7 @@ from online_meta.likelihoods.gaussian_classes import gaussian_classes
 from online_meta.likelihoods.linear import linear
 from online_meta.segmentation.loss_jump import loss_jump
 from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Likelihood, cut_samples
+from online_meta.segments import Likelihood, segment_samples
 from tests.contracts.segmented import draw_classes, draw_lines
 
 PRIOR = {"strength": 0.5, "shape": 1.5, "spread": 0.7}
@@ -59,7 +59,7 @@ def test_predictions_one_by_one_multiply_to_the_closed_form_of_all(likelihood, d
     runs, total = likelihood.start(), 0.0
     for count, (x, y) in enumerate(samples):
         total += float(likelihood.score(runs, x, y))
-        runs = likelihood.meet(runs, x, y)
+        runs = likelihood.update(runs, x, y)
         assert total == pytest.approx(evidence(samples[: count + 1]), abs=1e-9)
 
 
@@ -70,7 +70,7 @@ def test_a_target_of_several_numbers_is_as_likely_as_each_of_them():
     runs, total = likelihood.start(), 0.0
     for x, y in samples:
         total += float(likelihood.score(runs, x, y))
-        runs = likelihood.meet(runs, x, y)
+        runs = likelihood.update(runs, x, y)
     assert total == pytest.approx(evidence_of_targets(samples), abs=1e-9)
 
 
@@ -98,7 +98,7 @@ def test_the_posterior_is_that_of_all_segmentations(likelihood, draw, evidence, 
     segmenter = run_length(likelihood, hazard=hazard, least=least)
     memory = segmenter.start()
     for count, (x, y) in enumerate(samples, 1):
-        memory = segmenter.meet(memory, x, y)
+        memory = segmenter.update(memory, x, y)
         if count not in (1, 4, 7, 9):
             continue
         expected = enumerate_runs(samples[:count], evidence, hazard, least)
@@ -113,9 +113,9 @@ def test_a_change_is_told_of_when_it_is_certain_enough_and_where_it_is_most_prob
     posteriors = [enumerate_runs(samples[:n], evidence, 0.1, 1) for n in range(1, 10)]
     assert any(0.5 < 1 - posterior[-1] < 0.99 for posterior in posteriors), "the thresholds below differ in time"
     for certainty in (0.5, 0.9, 0.99):
-        (first, *_) = cut_samples(run_length(likelihood, hazard=0.1, least=1, certainty=certainty), samples, 1000)
+        (first, *_) = segment_samples(run_length(likelihood, hazard=0.1, least=1, certainty=certainty), samples, 1000)
         when = next(n for n, p in enumerate(posteriors, 1) if 1 - p[-1] >= certainty)
-        assert (first.seen, first.end) == (when, when - 1 - int(posteriors[when - 1][:-1].argmax()))
+        assert (first.detected_at, first.end) == (when, when - 1 - int(posteriors[when - 1][:-1].argmax()))
 
 
 def test_of_many_lengths_the_most_probable_are_kept_and_that_of_no_change():
@@ -124,7 +124,7 @@ def test_of_many_lengths_the_most_probable_are_kept_and_that_of_no_change():
     few, all_of_them = (run_length(likelihood, hazard=0.05, hypotheses=many) for many in (6, 100))
     memory, whole = few.start(), all_of_them.start()
     for count, (x, y) in enumerate(samples, 1):
-        memory, whole = few.meet(memory, x, y), all_of_them.meet(whole, x, y)
+        memory, whole = few.update(memory, x, y), all_of_them.update(whole, x, y)
         assert len(memory["lengths"]) <= 6
         assert int(memory["lengths"][0]) == count
     assert len(whole["lengths"]) == 59
@@ -164,7 +164,7 @@ def test_a_jump_is_found_where_it_is_by_hand(losses, options, expected):
     segmenter = loss_jump(losses_as_given(), **options)
     memory, found = segmenter.start(), None
     for seen, loss in enumerate(losses, 1):
-        memory = segmenter.meet(memory, torch.zeros(1), torch.tensor([float(loss)]))
+        memory = segmenter.update(memory, torch.zeros(1), torch.tensor([float(loss)]))
         count = segmenter.change(memory)
         if count is not None and found is None:
             found = (count, seen)
@@ -181,7 +181,7 @@ def test_waves_fit_what_lines_cannot():
         for x in xs:
             y = 3 * torch.sin(x - 1)
             totals[features] += float(likelihood.score(runs, x, y))
-            runs = likelihood.meet(runs, x, y)
+            runs = likelihood.update(runs, x, y)
     assert totals[50] > totals[0] + 200
 
 
@@ -191,7 +191,7 @@ def test_projections_keep_what_lies_in_many_numbers():
     assert runs["means"].shape == (1, 2, 8)
     image = torch.ones(400)
     for _ in range(5):
-        runs = likelihood.meet(runs, image, torch.tensor(1))
+        runs = likelihood.update(runs, image, torch.tensor(1))
     assert float(likelihood.score(runs, image, torch.tensor(1))) > float(
         likelihood.score(runs, -image, torch.tensor(1))
     )

@@ -97,15 +97,15 @@ def test_torch_is_wrong_in_grad_of_vmap_of_grad_through_normalisations(name):
         )
     )
 
-    def adapted(weights, task):
+    def leader_likelihood(weights, task):
         phi = weights
         for _ in range(STEPS):
             grads = torch.func.grad(objective)(phi, task.support)
             phi = {n: value - LR * grads[n] for n, value in phi.items()}
         return objective(phi, task.query)
 
-    outside = torch.func.grad(lambda w: torch.func.vmap(adapted, (None, 0))(w, stacked).sum())(weights)
-    inside = torch.func.vmap(torch.func.grad(adapted), (None, 0))(weights, stacked)
+    outside = torch.func.grad(lambda w: torch.func.vmap(leader_likelihood, (None, 0))(w, stacked).sum())(weights)
+    inside = torch.func.vmap(torch.func.grad(leader_likelihood), (None, 0))(weights, stacked)
     right = [unrolled_maml(module, loss, weights, task, lr=LR, steps=STEPS).grads.weights for task in tasks]
     total = {n: sum(one[n] for one in right) for n in weights}
     assert relative_error(outside, total) > WRONG

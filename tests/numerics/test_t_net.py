@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.inner import begin
+from online_meta.inner import init_carry
 from tests.numerics.by_hand import STEPS, assert_is_by_hand, shifted
 from tests.numerics.compare import assert_close
 from tests.numerics.problems import problem
@@ -92,18 +92,18 @@ def test_each_matrix_of_a_layer_shares_its_own_with_its_own_bias():
 @every_problem
 def test_at_its_start_a_t_net_is_gradient_descent(name):
     given = problem(name)
-    adapted = []
+    leader_likelihood = []
     for rule in (om.rules.sgd(lr=LR), om.rules.t_net(lr=LR)):
         inner = om.Inner(om.model_loss(given.module, given.loss), rule, STEPS)
-        adapted.append(inner.adapt(inner.init(given.weights()), given.task().support))
-    assert_close(*adapted, 1e-12)
+        leader_likelihood.append(inner.adapt(inner.init(given.weights()), given.task().support))
+    assert_close(*leader_likelihood, 1e-12)
 
 
 def drawn(name, rule, seed, fast):
     """Return what the rule draws for a task, by the weight whose rows it is for."""
     given = problem(name)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, 0, fast)
-    state = begin(inner, inner.init(given.weights()), given.task(seed).support).state
+    state = init_carry(inner, inner.init(given.weights()), given.task(seed).support).state
     return {key.removesuffix(".logits"): value for key, value in state.items()}
 
 
@@ -155,24 +155,26 @@ def test_rounded_masks_leave_rows_where_they_are_and_keep_the_relaxed_derivative
     rule = om.rules.mt_net(lr=LR, straight_through=True)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, 1)
     meta = inner.init(given.weights())
-    adapted, noise = inner.adapt(meta, task.support), drawn("mlp_tanh", rule, 0, ("*",))
+    leader_likelihood, noise = inner.adapt(meta, task.support), drawn("mlp_tanh", rule, 0, ("*",))
     plain = om.Inner(inner.loss, om.rules.sgd(lr=LR), 1)
     moved = plain.adapt(plain.init(given.weights()), task.support)
     rows = torch.cat([noise["body.0.weight"] > 0, noise["body.2.weight"] > 0])
     assert rows.any()
     assert not rows.all()
-    for name, value in adapted.items():
+    for name, value in leader_likelihood.items():
         open_rows = noise[name.replace("bias", "weight")] > 0
         torch.testing.assert_close(value[open_rows], moved[name][open_rows], rtol=1e-12, atol=1e-14)
         assert torch.equal(value[~open_rows], meta.weights[name][~open_rows])
     grads = om.exact(inner)(meta, task).grads.rule
     right = {}  # d f / d mask_j = -LR <grad f, grad L> over row j, d mask / d logit = p (1 - p)
-    leaves = {n: v.clone().requires_grad_() for n, v in adapted.items()}
-    judged = dict(zip(leaves, torch.autograd.grad(inner.loss(leaves, task.query), [*leaves.values()]), strict=True))
+    leaves = {n: v.clone().requires_grad_() for n, v in leader_likelihood.items()}
+    evaluation_loss = dict(
+        zip(leaves, torch.autograd.grad(inner.loss(leaves, task.query), [*leaves.values()]), strict=True)
+    )
     for name, draw in noise.items():
         share = torch.sigmoid(draw)
         pair = [name, name.replace("weight", "bias")]
-        steps = [judged[n] * (moved[n] - meta.weights[n]) for n in pair]
+        steps = [evaluation_loss[n] * (moved[n] - meta.weights[n]) for n in pair]
         along = sum(step.reshape(len(draw), -1).sum(1) for step in steps)
         right[f"{name}.logits"] = along * share * (1 - share)
     assert_close({name: grads[name] for name in right}, right, 1e-10)

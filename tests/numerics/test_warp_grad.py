@@ -8,9 +8,9 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
-from online_meta.inner import begin, query_loss, slow_weights, step
+from online_meta.inner import init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.warp_grad import warp_grad
-from online_meta.randomness import BEGIN, seeded
+from online_meta.randomness import INIT_STEP, seeded
 from online_meta.types import Carry
 from tests.contracts.learned_rules import whole_seam
 from tests.numerics.by_hand import both, shifted
@@ -51,7 +51,7 @@ def by_hand(given, inner, meta, task):
     def loss_of(weights, batch):
         return CRITERIA[given.loss](functional_call(given.module, weights, (batch.x,)), batch.y)
 
-    with seeded(task.support, BEGIN):
+    with seeded(task.support, INIT_STEP):
         carry = rule.start(meta.rule, {name: meta.weights[name] for name in adapts})
     total = {}
     for k in range(inner.steps):
@@ -90,7 +90,7 @@ def test_the_warps_gradient_is_the_slope_of_its_objective(rule):
     given, inner, meta = setting("mlp_tanh", rule, ("body.0.*", "head.*"))
     task = given.task()
     held = om.Meta(slow_weights(inner, meta.weights), meta.rule)
-    carries = [begin(inner, meta, task.support)]
+    carries = [init_carry(inner, meta, task.support)]
     for k in range(STEPS):
         carries.append(step(inner, held, carries[-1], task.support, k))
 

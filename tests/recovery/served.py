@@ -11,7 +11,7 @@ import httpx
 import psutil
 
 from tests.daemon import free_port, wait_for
-from trainers.checkpoint import load_latest, saved_rounds
+from trainers.checkpoint import list_checkpoints, load_latest
 
 CONFIG = """
 [run]
@@ -132,7 +132,7 @@ def hash_of(checkpoints: Path) -> str:
     """Return the SHA-256 of everything in the newest checkpoint that is learned."""
     newest = load_latest(checkpoints)
     assert newest is not None
-    assert newest.rounds == saved_rounds(checkpoints)[-1]
+    assert newest.rounds == list_checkpoints(checkpoints)[-1]
     digest = hashlib.sha256(str(newest.rounds).encode())
     for learner, tensors in sorted(newest.learners.items()):
         for name, tensor in sorted(tensors.items()):

@@ -11,7 +11,7 @@ from tests.recovery.served import Served
 from tests.recovery.test_kills import body
 
 FALLING = ("meta.lr=1e6", "meta.optimizer=sgd", "meta.max_skipped=3", "meta.clip_norm=1e9")
-RANKS = '\n[engine]\nkind = "deepspeed"\nprocesses = 2\nhow = "loop"\n'
+RANKS = '\n[engine]\nkind = "deepspeed"\nprocesses = 2\nbatching = "loop"\n'
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ processes = 1
 nodes = [1, 2]
 rendezvous = "{address}:{port}"
 zero_stage = 1
-how = "loop"
+batching = "loop"
 deterministic = true
 timeout_seconds = 6.0
 """

@@ -21,7 +21,7 @@ ENGINE = """
 kind = "deepspeed"
 processes = 2
 zero_stage = 2
-how = "loop"
+batching = "loop"
 timeout_seconds = 8.0
 """
 TASKS = 22

@@ -10,7 +10,7 @@ from tests.recovery.test_ranks import feed, settle
 RANKS = """
 [engine]
 kind = "deepspeed"
-how = "loop"
+batching = "loop"
 deterministic = true
 """
 CREWS = ((2, 3), (1, 0), (4, 1))
@@ -19,7 +19,7 @@ CREWS = ((2, 3), (1, 0), (4, 1))
 
 @pytest.mark.timeout(300)
 def test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped(tmp_path):
-    alone = Served(tmp_path / "alone", more='\n[engine]\nhow = "loop"\n')
+    alone = Served(tmp_path / "alone", more='\n[engine]\nbatching = "loop"\n')
     try:
         feed(alone, 0, 5 * len(CREWS))
         settle(alone, 5 * len(CREWS))

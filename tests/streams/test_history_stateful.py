@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams.arrivals import Conflict, Receipt
 from streams.history import History
-from streams.retention import RetentionSettings, count_discarded, last_decision, retained_rounds, thin
+from streams.retention import RetentionSettings, count_discarded, last_decision, retained_rounds, subsample
 from streams.sealed import RoundDiscarded
 from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.sweeping import compact
@@ -81,7 +81,7 @@ class HistoryBesideModel(RuleBasedStateMachine):
     @rule(most=st.integers(1, 6))
     def thin(self, most: int) -> None:
         before = len(self.numbers) - len(self.thinned)
-        taken = thin(self.history, RetentionSettings(rounds=most))
+        taken = subsample(self.history, RetentionSettings(rounds=most))
         count = len(self.numbers)
         kept = retained_rounds(self.history.query, last_decision(self.history.query, count + 1)).tolist()
         if taken:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import streams
-from deploy.api import STATUS_OF
+from deploy.api import REJECTION_STATUS
 from streams.reasons import REASONS
 from streams.spec import Limits
 from streams.wire import _EMPTY_REASONS
@@ -37,7 +37,7 @@ def test_the_page_has_every_reason_with_its_status_and_meaning() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (4\d\d) \| (.+) \|$", PAGE, flags=re.MULTILINE)
     assert [(reason, meaning) for reason, _, meaning in rows] == list(REASONS.items())
     for reason, status, _ in rows:
-        assert int(status) == (409 if reason == "conflict" else STATUS_OF.get(reason, 422))
+        assert int(status) == (409 if reason == "conflict" else REJECTION_STATUS.get(reason, 422))
 
 
 def test_the_page_has_every_limit_with_its_default() -> None:

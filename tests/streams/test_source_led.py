@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from deploy.config import make_config
 from deploy.exits import ConfigError
 from deploy.preflight import open_sources
-from online_meta.adapted import adapted
+from online_meta.adapted import leader_likelihood
 from online_meta.functional import model_loss
 from online_meta.inner import Inner
 from online_meta.rules.sgd import sgd
 from online_meta.score import score_task
 from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Segmenter, cut_anew
+from online_meta.segments import Segmenter, segment_adaptively
 from online_meta.types import Batch, Meta, Score, Task
-from online_meta.unsegmented import expect_errors, make_task
+from online_meta.unsegmented import estimate_errors, make_task
 from streams.arrivals import Arrival
 from streams.leading import LeaderContext, NeedsLeader
 from streams.sources import samples
@@ -130,11 +130,11 @@ def cut_in_memory(run: Run, spec: TaskSpec, known: list[Score], **options: Any) 
     stream, scores = drawn(spec), list(known)
 
     def renew() -> Segmenter:
-        errors = expect_errors(scores[-3:]) if spec is REAL else None
-        return run_length(adapted(run.inner, run.meta(), *stream[0], errors=errors), **options)
+        errors = estimate_errors(scores[-3:]) if spec is REAL else None
+        return run_length(leader_likelihood(run.inner, run.meta(), *stream[0], errors=errors), **options)
 
     found = []
-    for segment in cut_anew(renew, stream, 1_000):
+    for segment in segment_adaptively(renew, stream, 1_000):
         found.append(segment.end)
         if (task := make_task(stream[segment.begin : segment.end])) is not None:
             scores.append(score_task(run.inner, run.meta(), task, None, (1, 2, 5, 10)))

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import nats.errors
 import pytest
+from nats.aio.msg import Msg
 from nats.js.api import RetentionPolicy
 from nats.js.client import JetStreamContext
 
@@ -62,6 +65,26 @@ def test_a_message_lost_on_its_way_is_read_again(
         assert run.ids() == list(bodies(0, 20))
     assert len(dropped) == 1
     assert "was lost on its way" in caplog.text
+
+
+def test_a_fetch_that_times_out_between_two_requests_is_no_failure(
+    broker: Broker, bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.make_stream("slow")
+    timeouts = iter([TimeoutError(), nats.errors.TimeoutError(), TimeoutError()])
+    fetch = JetStreamContext.PullSubscription.fetch
+
+    async def fetch_late(self: JetStreamContext.PullSubscription, *given: Any, **options: Any) -> list[Msg]:
+        if (error := next(timeouts, None)) is not None:
+            raise error
+        return await fetch(self, *given, **options)
+
+    monkeypatch.setattr(JetStreamContext.PullSubscription, "fetch", fetch_late)
+    broker.produce("slow", bodies(0, 5))
+    with running(tmp_path, broker.source("slow", timeout_seconds=60)) as run:
+        wait_for("all arrive", lambda: len(run.history) == 5)
+    assert next(timeouts, None) is None, "every timeout was raised"
+    assert not caplog.text
 
 
 def test_only_the_subjects_asked_for_are_read_and_counted(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:

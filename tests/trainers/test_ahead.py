@@ -15,8 +15,8 @@ from streams.ledger import HistoryDamaged
 from streams.sources.sinusoid import make_task
 from tests.daemon import wait_for
 from trainers import ahead
-from trainers.ahead import ReadAhead
-from trainers.past import HistoryPast
+from trainers.ahead import TaskPrefetcher
+from trainers.past import HistoryBuffer
 
 ROUNDS = 40
 
@@ -50,8 +50,8 @@ def history(tmp_path: Path) -> Iterator[Told]:
 
 
 @pytest.fixture
-def past(history: Told) -> Iterator[HistoryPast]:
-    opened = HistoryPast(history, torch.device("cpu"))
+def past(history: Told) -> Iterator[HistoryBuffer]:
+    opened = HistoryBuffer(history, torch.device("cpu"))
     yield opened
     if history.gate is not None:
         history.gate.set()
@@ -63,11 +63,11 @@ def same(one: Task, other: Task) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_what_is_expected_is_read_before_it_is_asked_for(history: Told, past: HistoryPast) -> None:
+def test_what_is_expected_is_read_before_it_is_asked_for(history: Told, past: HistoryBuffer) -> None:
     wanted = [7, 3, 3, 30]
-    past.expect("me", wanted)
+    past.prefetch("me", wanted)
     wait_for("it is read", lambda: sorted(history.read) == [3, 7, 30])
-    past.expect("me", [*wanted, 5])
+    past.prefetch("me", [*wanted, 5])
     wait_for("what is new is read", lambda: history.read[3:] == [5])
     given = [past[round] for round in (*wanted, 5)]
     assert len(history.read) == 4, "nothing was read twice, or when it was asked for"
@@ -75,21 +75,21 @@ def test_what_is_expected_is_read_before_it_is_asked_for(history: Told, past: Hi
     assert same(past[7], history[7]), "what was given away is read anew"
 
 
-def test_each_reader_has_its_own_expectations(history: Told, past: HistoryPast) -> None:
-    past.expect("me", [1, 2])
-    past.expect("you", [2, 3])
+def test_each_reader_has_its_own_expectations(history: Told, past: HistoryBuffer) -> None:
+    past.prefetch("me", [1, 2])
+    past.prefetch("you", [2, 3])
     wait_for("all are read", lambda: sorted(set(history.read)) == [1, 2, 3])
     before = len(history.read)
-    past.expect("me", [4])
+    past.prefetch("me", [4])
     wait_for("the new one is read", lambda: 4 in history.read)
     assert same(past[3], history[3])
     assert same(past[2], history[2])
     assert len(history.read) == before + 1, "yours were kept"
 
 
-def test_who_asks_for_what_is_being_read_waits_for_it(history: Told, past: HistoryPast) -> None:
+def test_who_asks_for_what_is_being_read_waits_for_it(history: Told, past: HistoryBuffer) -> None:
     history.gate = threading.Event()
-    past.expect("me", [1])
+    past.prefetch("me", [1])
     wait_for("it is being read", lambda: history.read == [1])
     given: list[Task] = []
     asking = threading.Thread(target=lambda: given.append(past[1]))
@@ -102,12 +102,12 @@ def test_who_asks_for_what_is_being_read_waits_for_it(history: Told, past: Histo
 
 @pytest.mark.parametrize("most", ["tasks", "bytes"])
 def test_what_waits_to_be_asked_for_is_bounded(
-    most: str, history: Told, past: HistoryPast, monkeypatch: pytest.MonkeyPatch
+    most: str, history: Told, past: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(tensor.nbytes for batch in history[0] for tensor in batch)
-    monkeypatch.setattr(ahead, "MOST_TASKS", 9 if most == "tasks" else ROUNDS)
-    monkeypatch.setattr(ahead, "MOST_BYTES", 9 * size if most == "bytes" else 1_000_000)
-    past.expect("me", range(ROUNDS))
+    monkeypatch.setattr(ahead, "MAX_TASKS", 9 if most == "tasks" else ROUNDS)
+    monkeypatch.setattr(ahead, "MAX_BYTES", 9 * size if most == "bytes" else 1_000_000)
+    past.prefetch("me", range(ROUNDS))
     at_most = 9 if most == "tasks" else 16  # what is being read when the bytes are reached comes on top
     wait_for("it stops", lambda: len(history.read) == at_most)
     given = [past[round] for round in range(ROUNDS)]
@@ -115,16 +115,16 @@ def test_what_waits_to_be_asked_for_is_bounded(
 
 
 @pytest.mark.parametrize("round", [12, ROUNDS])
-def test_what_cannot_be_read_fails_where_it_is_asked_for(history: Told, past: HistoryPast, round: int) -> None:
+def test_what_cannot_be_read_fails_where_it_is_asked_for(history: Told, past: HistoryBuffer, round: int) -> None:
     with history.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = zeroblob(50) WHERE round = 12")
-    past.expect("me", [11, round, 13])
+    past.prefetch("me", [11, round, 13])
     wait_for("it was tried", lambda: set(history.read) == {11, round, 13})
     assert same(past[11], history[11])
     with pytest.raises((HistoryDamaged, IndexError), match=f"round {round}"):
         past[round]
     assert same(past[13], history[13])
-    past.expect("me", [14])
+    past.prefetch("me", [14])
     wait_for("it goes on", lambda: 14 in history.read)
 
 
@@ -132,12 +132,12 @@ def test_its_thread_ends(history: Told) -> None:
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "read-ahead"]
 
-    reading = ReadAhead(history)
+    reading = TaskPrefetcher(history)
     assert threads() == [], "it begins when something is expected"
-    reading.expect("me", [1])
+    reading.prefetch("me", [1])
     assert threads() == ["read-ahead"]
     reading.close()
     assert threads() == []
-    reading.expect("me", [2])
+    reading.prefetch("me", [2])
     assert threads() == []
     assert reading.take(2) is None

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import online_meta
-from online_meta.draws import Draw, Pick
-from online_meta.past import MemoryPast
-from online_meta.regret import LEARNER
+from online_meta.draws import ReplayRequest, ReplaySample
+from online_meta.past import MemoryReplayBuffer
+from online_meta.regret import MAIN_LEARNER
 from tests.learners.problems import frozen
 from tests.trainers.runs import SETTINGS, WAYS, changed, task
-from trainers.build import build_learners, build_module, build_setup, import_by_path
+from trainers.build import build_context, build_learners, build_module, import_by_path
 from trainers.settings import ModelSettings
 
 MODEL = SETTINGS.model
@@ -29,7 +29,7 @@ def mean_error(output, y):
 
 
 def build(settings):
-    return build_learners(settings, build_setup(settings, MemoryPast()))
+    return build_learners(settings, build_context(settings, MemoryReplayBuffer()))
 
 
 def model(**keys):
@@ -92,8 +92,8 @@ def test_a_mistake_is_named_with_what_would_be_right(changes, message):
 
 
 def test_learners_are_ftml_and_the_baselines_in_their_order():
-    assert list(build(SETTINGS)) == [LEARNER, "train_on_everything", "from_scratch"]
-    assert list(build(changed(SETTINGS, regret={"baselines": ()}))) == [LEARNER]
+    assert list(build(SETTINGS)) == [MAIN_LEARNER, "train_on_everything", "from_scratch"]
+    assert list(build(changed(SETTINGS, regret={"baselines": ()}))) == [MAIN_LEARNER]
 
 
 def test_every_setting_reaches_its_place():
@@ -108,12 +108,14 @@ def test_every_setting_reaches_its_place():
             "steps_per_round": 3,
         },
     )
-    settings, past = replace(settings, seed=8), MemoryPast()
-    setup = build_setup(settings, past)
+    settings, buffer = replace(settings, seed=8), MemoryReplayBuffer()
+    setup = build_context(settings, buffer)
     assert (setup.inner.steps, setup.inner.fast) == (4, ("1.*",))
     assert (setup.batch, setup.steps_per_round, setup.seed) == (30, 3, 8)
-    assert setup.past is past
-    assert setup.replay.pick({}, Draw(0, 99, 0, range(100), 30)) == [Pick(round) for round in range(80, 100)]
+    assert setup.buffer is buffer
+    assert setup.replay.sample({}, ReplayRequest(0, 99, 0, range(100), 30)) == [
+        ReplaySample(round) for round in range(80, 100)
+    ]
     one = task(0)
     found, right = setup.gradient(setup.start, one), online_meta.reptile(setup.inner)(setup.start, one)
     assert frozen(found.grads.weights) == frozen(right.grads.weights)
@@ -121,14 +123,14 @@ def test_every_setting_reaches_its_place():
 
 
 def test_accuracy_is_known_for_classes_alone():
-    assert build_setup(SETTINGS, MemoryPast()).accuracy is not None
-    assert build_setup(changed(SETTINGS, model={"loss": "mse"}), MemoryPast()).accuracy is None
+    assert build_context(SETTINGS, MemoryReplayBuffer()).accuracy is not None
+    assert build_context(changed(SETTINGS, model={"loss": "mse"}), MemoryReplayBuffer()).accuracy is None
 
 
 def test_a_loss_may_be_a_function_of_ones_own():
     args = {"inputs": 2, "outputs": 1}
     settings = changed(SETTINGS, model={"args": args, "loss": "tests.trainers.test_build:mean_error"})
-    setup, one = build_setup(settings, MemoryPast()), task(0)
+    setup, one = build_context(settings, MemoryReplayBuffer()), task(0)
     output = build_module(settings.model, 0)(one.query.x)
     assert torch.equal(setup.inner.loss(setup.start.weights, one.query), mean_error(output, one.query.y))
 
@@ -175,14 +177,14 @@ def test_drawing_weights_leaves_torchs_own_generator_as_it_was():
 
 
 def test_fresh_weights_differ_by_round_and_seed_and_are_the_same_for_the_same():
-    def fresh(seed):
-        return build_setup(replace(SETTINGS, seed=seed), MemoryPast()).fresh
+    def draw_weights(seed):
+        return build_context(replace(SETTINGS, seed=seed), MemoryReplayBuffer()).draw_weights
 
-    found = {(seed, round): str(frozen(fresh(seed)(round))) for seed in (0, 1) for round in range(40)}
-    start = str(frozen(build_setup(SETTINGS, MemoryPast()).start.weights))
+    found = {(seed, round): str(frozen(draw_weights(seed)(round))) for seed in (0, 1) for round in range(40)}
+    start = str(frozen(build_context(SETTINGS, MemoryReplayBuffer()).start.weights))
     assert len({*found.values(), start}) == 81
-    assert all(str(frozen(fresh(seed)(round))) == found[seed, round] for seed, round in ((0, 0), (1, 39)))
-    assert not any(weight.requires_grad for weight in fresh(0)(0).values())
+    assert all(str(frozen(draw_weights(seed)(round))) == found[seed, round] for seed, round in ((0, 0), (1, 39)))
+    assert not any(weight.requires_grad for weight in draw_weights(0)(0).values())
 
 
 def test_from_scratch_obeys_its_options():

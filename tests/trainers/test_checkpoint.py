@@ -13,7 +13,7 @@ from safetensors.torch import load
 from tests.learners.problems import frozen
 from tests.trainers import dying
 from tests.trainers.processes import hear, kill, start
-from trainers.checkpoint import CheckpointError, load_checkpoint, load_latest, save_checkpoint, saved_rounds
+from trainers.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, load_latest, save_checkpoint
 
 
 def bits(checkpoint):
@@ -46,9 +46,9 @@ def test_where_nothing_was_saved_there_is_nothing(tmp_path):
 
 def test_the_newest_few_are_kept(tmp_path):
     saved(tmp_path, 2, 9, 10, 100, keep=3)
-    assert saved_rounds(tmp_path) == [9, 10, 100]
+    assert list_checkpoints(tmp_path) == [9, 10, 100]
     saved(tmp_path, 101, keep=1)
-    assert saved_rounds(tmp_path) == [101]
+    assert list_checkpoints(tmp_path) == [101]
 
 
 def test_going_back_leaves_no_damaged_newer_one_in_the_way(tmp_path):
@@ -58,7 +58,7 @@ def test_going_back_leaves_no_damaged_newer_one_in_the_way(tmp_path):
         (tmp_path / str(rounds) / "manifest.json").write_bytes(b"")
     assert load_latest(tmp_path).rounds == 10
     saved(tmp_path, 12, keep=1)
-    assert saved_rounds(tmp_path) == [12]
+    assert list_checkpoints(tmp_path) == [12]
     assert load_latest(tmp_path).rounds == 12
 
 
@@ -187,7 +187,7 @@ def test_kills_at_random_moments_lose_no_checkpoint_that_was_acknowledged(tmp_pa
         found = load_latest(tmp_path)
         assert found.rounds in (said[-1], said[-1] + 1)
         assert bits(found) == bits(dying.checkpoint(found.rounds, 100_000))
-        assert len(saved_rounds(tmp_path)) <= 3
+        assert len(list_checkpoints(tmp_path)) <= 3
         last, acknowledged = found.rounds, acknowledged + len(said)
     assert acknowledged >= 12
 
@@ -203,12 +203,12 @@ def test_a_kill_at_any_step_of_a_save_leaves_a_whole_checkpoint(tmp_path):
         survived = hear(told) == ["survived"]
         process.join()
         found = load_latest(folder)
-        assert found.rounds == saved_rounds(folder)[-1], "what is there by its name is whole"
+        assert found.rounds == list_checkpoints(folder)[-1], "what is there by its name is whole"
         assert found.rounds in (2, 3)
         assert bits(found) == bits(dying.checkpoint(found.rounds))
         newest.add(found.rounds)
         saved(folder, 4, keep=2)  # and the next save is not in the way of what was left
-        assert saved_rounds(folder)[-1] == 4
+        assert list_checkpoints(folder)[-1] == 4
         assert not list(folder.glob(".*"))
     assert points > 10
     assert newest == {2, 3}

@@ -11,14 +11,14 @@ import online_meta as om
 from online_meta.closed_form import Quadratic, minimise, quadratic_of
 from tests.trainers.test_hindsight import ROUNDS, TASKS, best_fixed_loss, regression
 from trainers.comparators.closed_form import refresh
-from trainers.comparing import Asked, GivenUp
+from trainers.comparing import ComparatorUnavailable, RefreshRequest
 from trainers.settings import RegretSettings
 
 REGRET = RegretSettings()
 
 
 def test_it_is_the_minimum_exactly():
-    found = refresh(regression(TASKS), REGRET, Asked(ROUNDS), None).comparator
+    found = refresh(regression(TASKS), REGRET, RefreshRequest(ROUNDS), None).comparator
     assert found == om.Comparator("closed_form", ROUNDS, pytest.approx(best_fixed_loss(TASKS), rel=1e-10), 0.0)
 
 
@@ -26,26 +26,29 @@ def test_it_goes_on_from_what_was_saved_and_reads_each_round_once():
     accessed, saved = [], None
     setup = regression(TASKS, accessed=accessed)
     for rounds, covered in ((5, 0), (6, 5), (ROUNDS, 6)):
-        found = refresh(setup, REGRET, Asked(rounds, covered), saved)
+        found = refresh(setup, REGRET, RefreshRequest(rounds, covered), saved)
         saved = found.saved
         assert found.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:rounds]), rel=1e-9, abs=1e-12)
     assert accessed == [*range(ROUNDS)]
-    again = refresh(setup, REGRET, Asked(5, 0), saved)
+    again = refresh(setup, REGRET, RefreshRequest(5, 0), saved)
     assert again.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:5]), rel=1e-9), "it begins anew"
 
 
 def test_skipped_rounds_are_left_out():
     left = [task for round, task in enumerate(TASKS) if round not in (0, 7)]
-    found = refresh(regression(TASKS), REGRET, Asked(ROUNDS, 0, {0, 7}), None).comparator
+    found = refresh(regression(TASKS), REGRET, RefreshRequest(ROUNDS, 0, {0, 7}), None).comparator
     assert found.cumulative_loss == pytest.approx(best_fixed_loss(left), rel=1e-10)
 
 
 def test_it_is_below_any_estimate_and_below_what_first_order_algebra_gives():
     """Of U_t(w) = w - lr grad, a wrong comparator would forget that U_t moves with w, and give another value."""
-    exact = refresh(regression(TASKS), REGRET, Asked(ROUNDS), None).comparator.cumulative_loss
+    exact = refresh(regression(TASKS), REGRET, RefreshRequest(ROUNDS), None).comparator.cumulative_loss
     wrong = regression(TASKS)
     still = om.Inner(wrong.inner.loss, wrong.inner.rule, steps=0)
-    assert refresh(replace(wrong, inner=still), REGRET, Asked(ROUNDS), None).comparator.cumulative_loss > 1.1 * exact
+    assert (
+        refresh(replace(wrong, inner=still), REGRET, RefreshRequest(ROUNDS), None).comparator.cumulative_loss
+        > 1.1 * exact
+    )
 
 
 def test_several_steps_weights_that_do_not_adapt_and_other_affine_rules_are_quadratic_too():
@@ -54,7 +57,9 @@ def test_several_steps_weights_that_do_not_adapt_and_other_affine_rules_are_quad
         parameter.requires_grad_(False)
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.05), steps=4, fast=("0.weight",))
     start = inner.init(dict(module.double().named_parameters()))
-    found = refresh(replace(regression(TASKS), inner=inner, start=start), REGRET, Asked(ROUNDS), None).comparator
+    found = refresh(
+        replace(regression(TASKS), inner=inner, start=start), REGRET, RefreshRequest(ROUNDS), None
+    ).comparator
     total = functools.reduce(Quadratic.plus, (quadratic_of(inner, start, task) for task in TASKS))
     best = minimise(total).weights.split([value.numel() for value in start.weights.values()])
     meta = om.Meta({n: part.reshape(v.shape) for part, (n, v) in zip(best, start.weights.items(), strict=True)}, {})
@@ -67,9 +72,11 @@ def test_several_steps_weights_that_do_not_adapt_and_other_affine_rules_are_quad
 @pytest.mark.parametrize("rounds", [[0, 1, 3, 4], []])
 def test_without_a_round_it_cannot_be_exact_any_more(rounds):
     setup = regression(TASKS)
-    setup.past.kept = lambda count: rounds
-    with pytest.raises(GivenUp, match=r"retention has taken rounds from 0 on .*lower \[regret\] every_rounds"):
-        refresh(setup, REGRET, Asked(5), None)
+    setup.buffer.available = lambda count: rounds
+    with pytest.raises(
+        ComparatorUnavailable, match=r"retention has taken rounds from 0 on .*lower \[regret\] every_rounds"
+    ):
+        refresh(setup, REGRET, RefreshRequest(5), None)
 
 
 def network(*layers, rule=None):
@@ -88,12 +95,12 @@ def network(*layers, rule=None):
     ],
 )
 def test_where_there_is_no_closed_form_it_says_so(setup, told):
-    with pytest.raises(GivenUp, match=told):
-        refresh(setup, REGRET, Asked(3), None)
+    with pytest.raises(ComparatorUnavailable, match=told):
+        refresh(setup, REGRET, RefreshRequest(3), None)
 
 
 def test_tasks_in_single_precision_are_computed_in_double():
     single = [om.Task(*(om.Batch(x.float(), y.float()) for x, y in task)) for task in TASKS]
-    found = refresh(regression(single), REGRET, Asked(ROUNDS), None).comparator.cumulative_loss
+    found = refresh(regression(single), REGRET, RefreshRequest(ROUNDS), None).comparator.cumulative_loss
     assert found == pytest.approx(best_fixed_loss(TASKS), rel=1e-6)
     assert torch.get_default_dtype() == torch.float32

@@ -10,9 +10,9 @@ import pytest
 from streams.history import History
 from tests.learners.problems import frozen
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
-from trainers.checkpoint import load_checkpoint, load_latest, publish_checkpoint, saved_rounds
-from trainers.decisive import check_same_settings, decisive, fingerprint
-from trainers.divergence import Diverged, Rollback, RollbackBook, Streak, trusted
+from trainers.checkpoint import list_checkpoints, load_checkpoint, load_latest, publish_checkpoint
+from trainers.decisive import check_same_settings, fingerprint, reproducibility_key
+from trainers.divergence import Diverged, Rollback, RollbackLog, SkipStreak, list_rollback_targets
 from trainers.rounds import play_rounds, play_update
 from trainers.run_files import RunFiles
 from trainers.settings import ModelSettings
@@ -35,9 +35,9 @@ def long(tmp_path_factory):
 
 
 def book_of(folder, settings=FALLING):
-    book = RollbackBook(RunFiles(folder).rollbacks, fingerprint(settings))
+    book = RollbackLog(RunFiles(folder).rollback_log, fingerprint(settings))
     book.close()
-    return book.known
+    return book.rollbacks
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,15 @@ def fallen(tmp_path_factory, long):
 
 def test_it_goes_back_and_steps_half_as_far_until_it_stays(fallen, long):
     folder, _ = fallen
-    rollbacks = book_of(folder)
-    assert len(rollbacks) >= 2
-    assert all(one.back_to < one.round for one in rollbacks)
+    rollback_log = book_of(folder)
+    assert len(rollback_log) >= 2
+    assert all(one.back_to < one.round for one in rollback_log)
     skipped = [[step["skipped"] for step in line["steps"]] != [None] for line in lines(folder)]
     runs = [len(list(group)) for bad, group in itertools.groupby(skipped) if bad]
-    assert max(runs) <= 3 * len(rollbacks)
+    assert max(runs) <= 3 * len(rollback_log)
     assert not any(skipped[-10:]), "it has found a rate at which it stays"
     with opened(folder, long, FALLING) as run:
-        assert run.learners["ftml"].lr_scale == 0.5 ** len(rollbacks)
+        assert run.learners["ftml"].lr_scale == 0.5 ** len(rollback_log)
 
 
 def test_before_a_rollback_a_run_has_skipped_so_many_steps_and_after_it_is_what_it_was(tmp_path, long):
@@ -65,13 +65,13 @@ def test_before_a_rollback_a_run_has_skipped_so_many_steps_and_after_it_is_what_
     with opened(tmp_path, long, FALLING) as run:
         while first is None:
             play_rounds(run, Event(), run.round + 1)
-            if run.desk.streak.length == 3:
+            if run.journal.streak.length == 3:
                 first = run.round
-        oldest, *newer = saved_rounds(RunFiles(tmp_path).checkpoints)
+        oldest, *newer = list_checkpoints(RunFiles(tmp_path).checkpoints)
         assert len(newer) == 2, "it is held though there are two newer ones"
         back = load_checkpoint(RunFiles(tmp_path).checkpoints / str(oldest)).learners["ftml"]
         play_rounds(run, Event(), first + 1)
-        (rollback,) = run.desk.rollbacks.known
+        (rollback,) = run.journal.rollback_log.rollbacks
         assert rollback == Rollback(first, oldest)
         assert run.learners["ftml"].engine.lr_scale == 0.5
     with opened(tmp_path / "again", long, FALLING) as again:
@@ -93,7 +93,7 @@ def test_killed_again_and_again_it_comes_to_what_its_own_history_says(tmp_path, 
     assert len(book_of(tmp_path / "killed")) >= 2
     replay = RunFiles(tmp_path / "replay")
     replay.history.mkdir(parents=True)
-    shutil.copy(RunFiles(tmp_path / "killed").rollbacks, replay.rollbacks)
+    shutil.copy(RunFiles(tmp_path / "killed").rollback_log, replay.rollback_log)
     slow = changed(FALLING, checkpoint={"every_rounds": 1000, "keep": 1})
     assert play(replay.folder, long, ROUNDS, slow) == killed
     assert lines(replay.folder) == lines(tmp_path / "killed")
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(tmp_path, fallen
     folder, right = fallen
     replay = RunFiles(tmp_path)
     replay.history.mkdir(parents=True)
-    shutil.copy(RunFiles(folder).rollbacks, replay.rollbacks)
+    shutil.copy(RunFiles(folder).rollback_log, replay.rollback_log)
     monkeypatch.setattr("trainers.saving.publish_checkpoint", slowly(publish_checkpoint))
     slow = changed(FALLING, checkpoint={"every_rounds": 1000, "keep": 1})
     assert play(tmp_path, long, ROUNDS, slow) == right
@@ -122,7 +122,7 @@ def test_other_settings_have_rollbacks_of_their_own(tmp_path, fallen, long):
     folder, _ = fallen
     files = RunFiles(tmp_path)
     files.history.mkdir(parents=True)
-    shutil.copy(RunFiles(folder).rollbacks, files.rollbacks)
+    shutil.copy(RunFiles(folder).rollback_log, files.rollback_log)
     calm = changed(FALLING, meta={"lr": 0.01})
     play(tmp_path, long, ROUNDS, calm)
     assert book_of(tmp_path, calm) == []
@@ -141,23 +141,23 @@ def test_it_stops_when_it_is_told_to_and_says_what_can_be_done(tmp_path, long):
 
 
 def test_one_that_never_stays_stops_in_the_end(tmp_path, long, monkeypatch):
-    monkeypatch.setattr("trainers.states.MOST_ROLLBACKS", 2)
+    monkeypatch.setattr("trainers.states.MAX_ROLLBACKS", 2)
     wild = changed(FALLING, meta={"lr": 1e20, "max_skipped": 1})
     with pytest.raises(Diverged, match="and 2 rollbacks have not helped"):
         play(tmp_path, long, ROUNDS, wild)
 
 
 def test_the_newest_checkpoint_that_was_good():
-    def choose(saved, first, rollbacks=(), good=True):
-        return trusted(saved, Streak(3, first, good), [Rollback(*one) for one in rollbacks])[0]
+    def choose(saved, first, rollback_log=(), good=True):
+        return list_rollback_targets(saved, SkipStreak(3, first, good), [Rollback(*one) for one in rollback_log])[0]
 
     assert choose([2, 4, 6], first=5) == 4
     assert choose([2, 4, 6], first=6) == 6
     assert choose([2, 4, 6], first=1) == 0
     assert choose([], first=9) == 0
-    assert choose([2, 4, 6, 9], first=12, rollbacks=[(8, 4)]) == 9
-    assert choose([2, 4, 6], first=12, rollbacks=[(8, 4)]) == 4, "the one between is like what diverged"
-    assert choose([2, 4, 6], first=8, rollbacks=[(8, 4)], good=False) == 2, "the one it went back to did not help"
+    assert choose([2, 4, 6, 9], first=12, rollback_log=[(8, 4)]) == 9
+    assert choose([2, 4, 6], first=12, rollback_log=[(8, 4)]) == 4, "the one between is like what diverged"
+    assert choose([2, 4, 6], first=8, rollback_log=[(8, 4)], good=False) == 2, "the one it went back to did not help"
 
 
 def test_the_fingerprint_does_not_know_settings_at_their_defaults_and_all_others():
@@ -172,7 +172,7 @@ def test_the_fingerprint_does_not_know_settings_at_their_defaults_and_all_others
 
 
 def test_a_run_of_a_version_that_knew_fewer_settings_goes_on():
-    before = decisive(FALLING)
+    before = reproducibility_key(FALLING)
     del before["model"]["precision"], before["meta"]["schedule"]
     check_same_settings(before, FALLING)
     assert ModelSettings("x").precision == "float32"

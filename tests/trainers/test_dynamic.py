@@ -12,14 +12,14 @@ from online_meta.tree import scale
 from streams.sealed import RoundDiscarded
 from tests.trainers.test_hindsight import ROUNDS, TASKS, best_fixed_loss, losses_only, regression
 from trainers.comparators.dynamic import refresh
-from trainers.comparing import Asked
+from trainers.comparing import RefreshRequest
 from trainers.settings import RegretSettings
 
 OWN = [best_fixed_loss([task]) for task in TASKS]
 
 
-def asked(rounds, covered=0, skipped=(), near=None):
-    return Asked(rounds, covered, skipped, near)
+def asked(rounds, covered=0, skipped=(), warm_start=None):
+    return RefreshRequest(rounds, covered, skipped, warm_start)
 
 
 def regret(steps=2000, rounds=100):
@@ -39,9 +39,9 @@ def test_more_steps_come_nearer_and_so_does_a_start_that_is_near():
     setup = regression(TASKS)
     lost = [refresh(setup, regret(steps), asked(ROUNDS), None).comparator.cumulative_loss for steps in (0, 10, 100)]
     assert lost == sorted(lost, reverse=True)
-    near = om.Meta({"weight": torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)}, {})
-    assert refresh(setup, regret(0), asked(ROUNDS, near=near), None).comparator.cumulative_loss < lost[0]
-    assert near.weights["weight"].tolist() == [[1.0, -2.0, 0.5]]
+    warm_start = om.Meta({"weight": torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)}, {})
+    assert refresh(setup, regret(0), asked(ROUNDS, warm_start=warm_start), None).comparator.cumulative_loss < lost[0]
+    assert warm_start.weights["weight"].tolist() == [[1.0, -2.0, 0.5]]
 
 
 def test_a_learned_rule_is_part_of_what_is_best():
@@ -91,7 +91,7 @@ def test_a_gradient_that_leads_astray_ends_the_search_at_the_best_that_was_found
 
 def test_without_any_round_that_is_kept_it_waits_for_newer_ones():
     setup = regression(TASKS)
-    setup.past.kept = lambda count: [0, 1]
+    setup.buffer.available = lambda count: [0, 1]
     with pytest.raises(RoundDiscarded, match="retention has taken all rounds from 2 to 4"):
         refresh(setup, regret(), asked(5, 2), {name: torch.tensor(2.0) for name in ("total", "variance", "rounds")})
     assert refresh(setup, regret(0), asked(5), None).comparator.cumulative_loss > 0

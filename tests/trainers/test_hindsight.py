@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.draws import Draw
-from online_meta.past import MemoryPast
+from online_meta.draws import ReplayRequest
+from online_meta.past import MemoryReplayBuffer
 from online_meta.replay.uniform import uniform
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from tests.learners.problems import frozen
 from trainers.comparators.hindsight import refresh
-from trainers.comparing import Asked, always
-from trainers.sampling import STREAM
+from trainers.comparing import RefreshRequest, always_continue
+from trainers.sampling import SEED_OFFSET
 from trainers.settings import RegretSettings
 
 DIMENSIONS = 3
@@ -38,30 +38,30 @@ def regression(tasks, lr=0.05, batch=8, seed=0, accessed=None):
     """Return a set-up whose learner is a linear map, adapted by one step of gradient descent."""
     module = nn.Linear(DIMENSIONS, 1, bias=False).double()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), steps=1)
-    past = Watched(tasks, accessed if accessed is not None else [])
-    return LearnerSetup(
+    buffer = Watched(tasks, accessed if accessed is not None else [])
+    return LearnerContext(
         inner=inner,
         gradient=om.exact(inner),
         start=inner.init({"weight": torch.zeros(1, DIMENSIONS, dtype=torch.float64)}),
-        fresh=lambda round: {},
+        draw_weights=lambda round: {},
         engine=lambda meta: om.MetaOptimizer(meta, "adam", lr),
         replay=uniform(),
         batch=batch,
         steps_per_round=1,
         seed=seed,
-        past=past,
+        buffer=buffer,
         accuracy=None,
     )
 
 
-class Watched(MemoryPast):
+class Watched(MemoryReplayBuffer):
     """A past that notes which rounds are read."""
 
     def __init__(self, tasks, accessed):
         super().__init__()
         self.accessed = accessed
         for round, one in enumerate(tasks):
-            self.remember(round, one)
+            self.add(round, one)
 
     def __getitem__(self, round):
         self.accessed.append(round)
@@ -81,13 +81,18 @@ def best_fixed_loss(tasks):
     return float(np.linalg.lstsq(np.concatenate(rows), np.concatenate(targets), rcond=None)[1][0])
 
 
-def refresh_hindsight(setup, rounds, steps, evaluate, saved, skipped=(), proceed=always, starts=1, laps=1):
+def refresh_hindsight(
+    setup, rounds, steps, evaluate, saved, skipped=(), should_continue=always_continue, starts=1, max_passes=1
+):
     """Refresh with ``steps`` meta-steps a lap, evaluating ``evaluate`` rounds."""
     steps_per_round = (steps - 0.5) / rounds if steps else 0.0  # so that rounding up gives ``steps``
     regret = RegretSettings(
-        hindsight_steps=steps_per_round, hindsight_rounds=evaluate, hindsight_starts=starts, hindsight_laps=laps
+        hindsight_steps=steps_per_round,
+        hindsight_rounds=evaluate,
+        hindsight_restarts=starts,
+        hindsight_max_passes=max_passes,
     )
-    return refresh(setup, regret, Asked(rounds, 0, skipped), saved, proceed)
+    return refresh(setup, regret, RefreshRequest(rounds, 0, skipped), saved, should_continue)
 
 
 ROUNDS = 14
@@ -140,10 +145,12 @@ def test_it_draws_apart_from_the_learners():
     accessed = []
     setup = regression(TASKS, batch=3, seed=4, accessed=accessed)
     refresh_hindsight(setup, ROUNDS, 2, 1, None)
-    pick, rounds = uniform().pick, range(ROUNDS)
-    drawn = [[p.round for p in pick({}, Draw(4 + STREAM, ROUNDS - 1, step, rounds, 3))] for step in range(2)]
+    sample, rounds = uniform().sample, range(ROUNDS)
+    drawn = [
+        [p.round for p in sample({}, ReplayRequest(4 + SEED_OFFSET, ROUNDS - 1, step, rounds, 3))] for step in range(2)
+    ]
     assert [accessed[:3], accessed[3:6]] == drawn
-    assert drawn[0] != [p.round for p in pick({}, Draw(4, ROUNDS - 1, 0, rounds, 3))]
+    assert drawn[0] != [p.round for p in sample({}, ReplayRequest(4, ROUNDS - 1, 0, rounds, 3))]
 
 
 def test_skipped_rounds_are_neither_trained_on_nor_counted():
@@ -169,13 +176,13 @@ def test_where_every_round_was_skipped_there_is_nothing_to_lose():
 def test_it_stops_as_soon_as_it_may_not_proceed(asked):
     accessed, left = [], asked
 
-    def proceed():
+    def should_continue():
         nonlocal left
         left -= 1
         return left >= 0
 
     setup = regression(TASKS, batch=2, accessed=accessed)
-    assert refresh_hindsight(setup, ROUNDS, 20, ROUNDS, None, (), proceed) is None
+    assert refresh_hindsight(setup, ROUNDS, 20, ROUNDS, None, (), should_continue) is None
     assert len(accessed) == 2 * min(asked, 20) + max(asked - 20, 0)
 
 
@@ -195,7 +202,7 @@ def losses_only(losses, seed):
     inner = om.Inner(loss, om.rules.sgd(), steps=0)
     tasks = [om.Task(batch, batch) for batch in (om.Batch(y, y) for y in losses[:, None])]
     base = regression(tasks, seed=seed)
-    return LearnerSetup(
+    return LearnerContext(
         **{**vars(base), "inner": inner, "start": inner.init({"w": torch.zeros((), dtype=torch.float64)})}
     )
 
@@ -249,7 +256,7 @@ def valley(start):
     batch = om.Batch(torch.zeros(2), torch.zeros(2))
     base = regression([om.Task(batch, batch)] * 3, lr=0.05, batch=3)
     fields = {"inner": inner, "gradient": om.exact(inner), "start": inner.init({"w": torch.tensor(start).double()})}
-    return LearnerSetup(**{**vars(base), **fields, "fresh": lambda round: {"w": torch.tensor(-1.5).double()}})
+    return LearnerContext(**{**vars(base), **fields, "draw_weights": lambda round: {"w": torch.tensor(-1.5).double()}})
 
 
 def test_of_several_starts_the_best_one_is_the_comparator():
@@ -267,8 +274,8 @@ def test_of_several_starts_the_best_one_is_the_comparator():
 def test_it_is_trained_until_its_loss_stops_falling():
     setup = regression(TASKS, batch=4, lr=0.02)
     losses, settled = [], []
-    for laps in (1, 2, 4, 60):
-        found = refresh_hindsight(setup, ROUNDS, 10, ROUNDS, None, laps=laps).comparator
+    for max_passes in (1, 2, 4, 60):
+        found = refresh_hindsight(setup, ROUNDS, 10, ROUNDS, None, max_passes=max_passes).comparator
         losses.append(found.cumulative_loss)
         settled.append(found.settled)
     assert losses == sorted(losses, reverse=True)
@@ -279,16 +286,16 @@ def test_it_is_trained_until_its_loss_stops_falling():
 
 def test_what_a_lap_makes_worse_is_not_kept():
     setup = regression(TASKS, batch=2, lr=3.0)
-    one, two = (refresh_hindsight(setup, ROUNDS, 3, ROUNDS, None, laps=laps) for laps in (1, 9))
+    one, two = (refresh_hindsight(setup, ROUNDS, 3, ROUNDS, None, max_passes=max_passes) for max_passes in (1, 9))
     assert two.comparator.cumulative_loss <= one.comparator.cumulative_loss
     at_best = refresh_hindsight(setup, ROUNDS, 0, ROUNDS, two.saved).comparator
     assert at_best.cumulative_loss == two.comparator.cumulative_loss
 
 
 def test_a_refresh_that_comes_late_makes_a_bounded_number_of_steps():
-    regret = RegretSettings(hindsight_steps=1.0, every_rounds=1, hindsight_starts=1, hindsight_laps=1)
+    regret = RegretSettings(hindsight_steps=1.0, every_rounds=1, hindsight_restarts=1, hindsight_max_passes=1)
     setup = regression(TASKS)
-    first = refresh(setup, regret, Asked(ROUNDS), None)
-    later = refresh(setup, regret, Asked(ROUNDS), first.saved)
+    first = refresh(setup, regret, RefreshRequest(ROUNDS), None)
+    later = refresh(setup, regret, RefreshRequest(ROUNDS), first.saved)
     made = [float(one.saved["0.optimizer.step.weights.weight"]) for one in (first, later)]
     assert made == [ROUNDS, ROUNDS + 10]

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tests.trainers.runs import SETTINGS, bits, changed, fill, opened, play, task
 from trainers.json_lines import LineReader
-from trainers.plan import Plan, read_plans
+from trainers.plan import UpdatePlan, read_plans
 from trainers.rounds import play_rounds
 from trainers.run_files import RunFiles
 
@@ -24,25 +24,25 @@ IDLE = changed(
 class Rested(Event):
     """Stops a run that has learned all rounds and made so many updates since."""
 
-    def __init__(self, run, updates):
+    def __init__(self, run, idle_updates):
         super().__init__()
-        self.run, self.updates, self.rests = run, updates, 0
+        self.run, self.idle_updates, self.rests = run, idle_updates, 0
 
     def is_set(self):
-        return self.run.round == len(self.run.history) and self.run.updates >= self.updates
+        return self.run.round == len(self.run.history) and self.run.idle_updates >= self.idle_updates
 
     def wait(self, timeout=None):
         # It may wait for the checkpoint that it begins from.
-        self.rests = self.rests + 1 if self.run.writing.idle() else 0
+        self.rests = self.rests + 1 if self.run.checkpoint_task.is_idle() else 0
         if self.rests < 3:
             return time.sleep(timeout)
-        raise AssertionError(f"it rests after {self.run.updates} updates, {self.run.round} rounds")
+        raise AssertionError(f"it rests after {self.run.idle_updates} updates, {self.run.round} rounds")
 
 
-def live(folder, history, updates=BUDGET, settings=IDLE):
+def live(folder, history, idle_updates=BUDGET, settings=IDLE):
     """Play what is there until it rests, after so many updates on past rounds; return the bits of every learner."""
     with opened(folder, history, settings) as run:
-        play_rounds(run, Rested(run, updates))
+        play_rounds(run, Rested(run, idle_updates))
         return bits(run)
 
 
@@ -80,7 +80,9 @@ def test_more_is_learned_while_nothing_arrives_up_to_the_budget(tmp_path, short)
     rested = live(tmp_path / "run", short)
     plain = play(tmp_path / "plain", short, 4, changed(IDLE, meta={"idle_updates": 0}))
     assert {name for name in rested if rested[name] != plain[name]} == {"ftml", "online_reptile"}
-    assert [plan for plan in read_plans(RunFiles(tmp_path / "run").plans) if not plan.rounds] == [Plan(4, 0)] * BUDGET
+    assert [plan for plan in read_plans(RunFiles(tmp_path / "run").update_log) if not plan.rounds] == [
+        UpdatePlan(4, 0)
+    ] * BUDGET
     with safe_open(RunFiles(tmp_path / "run").leader, "pt") as published:
         assert published.metadata() == {"round": "4", "updates": str(BUDGET)}
     with opened(tmp_path / "run", short, IDLE) as run, pytest.raises(AssertionError, match="it rests after 3 updates"):
@@ -104,13 +106,13 @@ def test_a_round_tells_what_was_learned_before_it(tmp_path, short):
 @pytest.mark.parametrize("kind", ["uniform", "reservoir", "prioritised", "coreset"])
 def test_a_replay_does_the_same(tmp_path, short, kind):
     settings = changed(IDLE, meta={"replay": kind, "replay_options": {}})
-    for count, updates in ((0, 2), (3, 1), (1, BUDGET)):
+    for count, idle_updates in ((0, 2), (3, 1), (1, BUDGET)):
         add(short, count)
-        rested = live(tmp_path / "run", short, updates, settings)
+        rested = live(tmp_path / "run", short, idle_updates, settings)
     for name, most in (("same", BUDGET), ("none", 0)):  # The book is obeyed whatever the budget is now.
         files = RunFiles(tmp_path / name)
-        files.plans.parent.mkdir(parents=True)
-        shutil.copy(RunFiles(tmp_path / "run").plans, files.plans)
+        files.update_log.parent.mkdir(parents=True)
+        shutil.copy(RunFiles(tmp_path / "run").update_log, files.update_log)
         again = changed(settings, meta={"idle_updates": most}, checkpoint={"every_rounds": 2})
         assert play(tmp_path / name, short, len(short), again) == rested
         figures = [{k: v for k, v in line.items() if k != "seconds"} for line in lines(tmp_path / "run")]
@@ -125,13 +127,13 @@ def test_a_restart_goes_on_as_if_there_had_been_none(tmp_path, history_of, made,
     live(tmp_path / "broken", broken, made)
     if planned and made < BUDGET:  # Killed when an update was written down and not yet made.
         with opened(tmp_path / "broken", broken, IDLE) as run:
-            run.desk.plans.decide_more(4)
+            run.journal.update_log.add_idle_update(4)
     live(tmp_path / "broken", broken)
     for history, name in ((whole, "whole"), (broken, "broken")):
         add(history, 3)
         live(tmp_path / name, history)
     assert live(tmp_path / "whole", whole) == live(tmp_path / "broken", broken)
-    assert read_plans(RunFiles(tmp_path / "whole").plans) == read_plans(RunFiles(tmp_path / "broken").plans)
+    assert read_plans(RunFiles(tmp_path / "whole").update_log) == read_plans(RunFiles(tmp_path / "broken").update_log)
 
 
 def test_what_is_planned_when_tasks_arrive_is_made_first(tmp_path, history_of):
@@ -141,7 +143,7 @@ def test_what_is_planned_when_tasks_arrive_is_made_first(tmp_path, history_of):
     live(tmp_path / "one", one, 0)
     live(tmp_path / "two", two, 1)
     with opened(tmp_path / "two", two, IDLE) as run:
-        run.desk.plans.decide_more(4)
+        run.journal.update_log.add_idle_update(4)
     add(two, 1)
     assert live(tmp_path / "two", two, 0) == live(tmp_path / "one", one, 0)
     assert [len(line.get("more_steps", [])) for line in lines(tmp_path / "two")] == [0, 0, 0, 0, 2]
@@ -151,4 +153,4 @@ def test_before_the_first_round_there_is_nothing_to_learn(tmp_path, history_of):
     empty = history_of(0)
     with opened(tmp_path / "run", empty, IDLE) as run, pytest.raises(AssertionError, match="after 0 updates, 0 rounds"):
         play_rounds(run, Rested(run, 1))
-    assert read_plans(RunFiles(tmp_path / "run").plans) == []
+    assert read_plans(RunFiles(tmp_path / "run").update_log) == []

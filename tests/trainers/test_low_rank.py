@@ -9,15 +9,15 @@ from torch.nn import functional as F
 
 import online_meta as om
 from deploy.adaptation import Adapter
-from online_meta.past import MemoryPast
+from online_meta.past import MemoryReplayBuffer
 from online_meta.types import MetaGrad
 from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.oracle import unrolled_maml
 from tests.numerics.problems import sequence_task
 from tests.trainers.runs import SETTINGS
-from trainers.build import build_learners, build_module, build_setup
-from trainers.decisive import SettingsChanged, check_same_settings, decisive
-from trainers.desk import leader_bytes
+from trainers.build import build_context, build_learners, build_module
+from trainers.decisive import SettingsChanged, check_same_settings, reproducibility_key
+from trainers.desk import encode_leader
 from trainers.models import lora, transformer
 from trainers.models.low_rank import LowRankLinear
 from trainers.settings import InnerSettings, ModelSettings, TrainerSettings
@@ -118,17 +118,17 @@ def single(task):
 
 def test_a_run_learns_it_and_a_process_apart_adapts_what_it_publishes(tmp_path):
     chosen = settings()
-    setup = build_setup(chosen, MemoryPast())
+    setup = build_context(chosen, MemoryReplayBuffer())
     learners = build_learners(chosen, setup)
     tasks = [single(sequence_task(seed)) for seed in range(3)]
     for round, task in enumerate(tasks):
-        setup.past.remember(round, task)
+        setup.buffer.add(round, task)
         for learner in learners.values():
             learner.score(task)
             learner.learn(task)
-    assert setup.fresh(1).keys() == setup.start.weights.keys()
+    assert setup.draw_weights(1).keys() == setup.start.weights.keys()
     meta = setup.engine(setup.start).meta()
-    (tmp_path / "leader.safetensors").write_bytes(leader_bytes(meta, 3))
+    (tmp_path / "leader.safetensors").write_bytes(encode_leader(meta, 3))
     adapter = Adapter(chosen, tmp_path / "leader.safetensors")
     found, round = adapter.predict(tasks[0].support, tasks[0].query.x)
     right = setup.inner.loss.output(setup.inner.adapt(meta, tasks[0].support), tasks[0].query.x)
@@ -174,11 +174,11 @@ def test_weights_of_another_model_are_refused(tmp_path):
 def test_what_is_recomputed_belongs_to_the_run():
     plain, recomputed = settings(), settings()
     recomputed = replace(recomputed, model=replace(recomputed.model, recompute=("body.*",)))
-    before = decisive(plain)
+    before = reproducibility_key(plain)
     del before["model"]["recompute"]  # as a version wrote it that did not know it
     check_same_settings(before, plain)
-    check_same_settings(decisive(recomputed), recomputed)
+    check_same_settings(reproducibility_key(recomputed), recomputed)
     with pytest.raises(SettingsChanged, match=r"model\.recompute was \[\] and is \['body\.\*'\]"):
-        check_same_settings(decisive(plain), recomputed)
+        check_same_settings(reproducibility_key(plain), recomputed)
     with pytest.raises(SettingsChanged, match="model"):
-        check_same_settings(decisive(recomputed), plain)
+        check_same_settings(reproducibility_key(recomputed), plain)

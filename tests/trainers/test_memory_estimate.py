@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.gradient_memory import gradient_peak, points_kept
+from online_meta.gradient_memory import gradient_peak, stored_points
 from online_meta.memory import MemoryMeter, bytes_of, peak_bytes
 from online_meta.meta_optimizer import OPTIMIZERS, MetaOptimizer
-from online_meta.paths import Part, stack, vmapped
+from online_meta.paths import Group, stack, vmapped
 from online_meta.types import Meta, MetaGrad
 from tests.numerics.problems import problem
-from trainers.memory_estimate import engine_bytes, estimate
+from trainers.memory_estimate import estimate_engine_bytes, estimate_memory
 from trainers.models import conv4, transformer
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 
@@ -34,7 +34,7 @@ def settings(gradient="exact", options=None, **meta):
     return TrainerSettings(
         ModelSettings("trainers.models:mlp"),
         meta=MetaSettings(gradient=gradient, options=options or {}, batch=1, **meta),
-        engine=EngineSettings(how="loop"),
+        engine=EngineSettings(batching="loop"),
     )
 
 
@@ -57,7 +57,7 @@ def test_the_peak_of_a_gradient_is_that_of_the_meter(name, globs, steps, gradien
     inner = om.Inner(loss, om.rules.momentum(lr=0.1), steps)
     meta = inner.init(dict(module.named_parameters()))
     options = {"step_weights": [1.0] * steps} if "step_weights" in options else options
-    found = estimate(settings(gradient, options), inner, meta, task)
+    found = estimate_memory(settings(gradient, options), inner, meta, task)
     work = getattr(om, gradient)(inner, **options)
     right = peak_bytes(lambda: work(meta, task))
     assert found.trajectory + found.graph == pytest.approx(right, rel=0.1 if options else 0.02)
@@ -83,28 +83,28 @@ def test_dropout_and_models_that_look_at_numbers_are_estimated_too(globs):
     module, loss, task = network("dropout", globs)
     inner = om.Inner(loss, om.rules.sgd(lr=0.1), 4)
     meta = inner.init(dict(module.named_parameters()))
-    found = estimate(settings(), inner, meta, task)
+    found = estimate_memory(settings(), inner, meta, task)
     assert found.graph + found.trajectory == pytest.approx(peak_bytes(lambda: om.exact(inner)(meta, task)), rel=0.05)
     looks = replace(inner, loss=lambda params, batch: loss(params, batch) * float(batch.x.mean() > -1))
-    assert estimate(settings(), looks, meta, task).graph > 0
+    assert estimate_memory(settings(), looks, meta, task).graph > 0
 
 
 def test_stacked_tasks_add_what_each_takes():
     module, loss, task = network("transformer")
     inner = om.Inner(loss, om.rules.sgd(lr=0.1), 4)
     meta = inner.init(dict(module.named_parameters()))
-    chosen = replace(settings(), meta=MetaSettings(batch=8), engine=EngineSettings(how="vmap"))
+    chosen = replace(settings(), meta=MetaSettings(batch=8), engine=EngineSettings(batching="vmap"))
     like = next(iter(meta.weights.values()))
 
     def peak(rows):
-        given = stack(Part("", [task] * rows, [1.0] * rows), rows, like)
+        given = stack(Group("", [task] * rows, [1.0] * rows), rows, like)
         return peak_bytes(lambda: vmapped(om.exact(inner))(meta, *given))
 
-    found = estimate(chosen, inner, meta, task)
+    found = estimate_memory(chosen, inner, meta, task)
     assert found.stacked == pytest.approx((peak(5) - peak(2)) / 3, rel=0.1)
-    assert estimate(replace(chosen, engine=EngineSettings(how="loop")), inner, meta, task).stacked is None
+    assert estimate_memory(replace(chosen, engine=EngineSettings(batching="loop")), inner, meta, task).stacked is None
     recomputed = replace(inner, loss=network("transformer", ("body.*",))[1])
-    assert estimate(chosen, recomputed, meta, task).stacked is None
+    assert estimate_memory(chosen, recomputed, meta, task).stacked is None
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_stacked_tasks_add_what_each_takes():
     ],
 )
 def test_points_of_the_trajectory(steps, options, kept):
-    assert points_kept(steps, **options) == kept
+    assert stored_points(steps, **options) == kept
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("sizes", [[100] * 10, [1000]], ids=["many", "one"])
 def test_the_local_engine_takes_what_was_told(optimizer, sizes):
     meta = Meta({f"w{i}": torch.randn(size) for i, size in enumerate(sizes)}, {})
-    told = engine_bytes(settings(optimizer=optimizer), 4000, 4 * sizes[0])
+    told = estimate_engine_bytes(settings(optimizer=optimizer), 4000, 4 * sizes[0])
     with MemoryMeter() as meter:
         engine = MetaOptimizer(meta, optimizer)
         for _ in range(3):
@@ -146,7 +146,7 @@ def test_frozen_weights_and_learners_count():
     task = om.Task(*(om.Batch(batch.x.float(), batch.y.float()) for batch in problem("sequence_transformer").task()))
     inner = om.Inner(loss, om.rules.sgd(lr=0.1), 2)
     meta = inner.init(dict(module.named_parameters()))
-    one, two = (estimate(settings(), inner, meta, task, learners) for learners in (1, 2))
+    one, two = (estimate_memory(settings(), inner, meta, task, learners) for learners in (1, 2))
     assert one.frozen == sum(4 * weight.numel() for weight in module.body.parameters())
     assert one.stored == 4 * bytes_of(meta.weights)  # the start, the engine's weights, two moments of Adam
     assert two.stored - one.stored == 3 * bytes_of(meta.weights)

@@ -131,8 +131,10 @@ def test_only_the_context_adapts_in_cavia():
     inner = om.Inner(om.model_loss(model, "mse"), om.rules.sgd(lr=1.0), 3, ("context",))
     meta = inner.init(dict(model.named_parameters()))
     batch = om.Batch(torch.randn(5, 1), torch.randn(5, 1))
-    adapted = inner.adapt(meta, batch)
-    assert [name for name in adapted if not torch.equal(adapted[name], meta.weights[name])] == ["context"]
+    leader_likelihood = inner.adapt(meta, batch)
+    assert [name for name in leader_likelihood if not torch.equal(leader_likelihood[name], meta.weights[name])] == [
+        "context"
+    ]
     grads = om.exact(inner)(meta, om.Task(batch, batch)).grads.weights
     assert all(grad.any() for grad in grads.values())
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from trainers.plan import Plan, PlanBook, read_plans
+from trainers.plan import UpdateLog, UpdatePlan, read_plans
 
 
 @pytest.fixture
@@ -13,50 +13,50 @@ def path(tmp_path):
 
 
 def test_an_update_takes_what_is_available_up_to_the_limit_and_at_least_one(path):
-    book = PlanBook(path)
-    assert book.decide(0, 1, 1) == Plan(0, 1)
-    assert book.decide(1, 5, 3) == Plan(1, 3)
-    assert book.decide(4, 2, 3) == Plan(4, 2)
-    assert book.decide(6, 0, 3) == Plan(6, 1)
+    book = UpdateLog(path)
+    assert book.choose_rounds(0, 1, 1) == UpdatePlan(0, 1)
+    assert book.choose_rounds(1, 5, 3) == UpdatePlan(1, 3)
+    assert book.choose_rounds(4, 2, 3) == UpdatePlan(4, 2)
+    assert book.choose_rounds(6, 0, 3) == UpdatePlan(6, 1)
     book.close()
-    assert read_plans(path) == [Plan(0, 1), Plan(1, 3), Plan(4, 2), Plan(6, 1)]
+    assert read_plans(path) == [UpdatePlan(0, 1), UpdatePlan(1, 3), UpdatePlan(4, 2), UpdatePlan(6, 1)]
 
 
 def test_a_plan_in_the_book_is_obeyed_whatever_is_available_now(path):
-    book = PlanBook(path)
-    book.decide(0, 5, 3)
+    book = UpdateLog(path)
+    book.choose_rounds(0, 5, 3)
     book.close()
-    again = PlanBook(path)
-    assert again.decide(0, 99, 50) == Plan(0, 3)
-    assert again.decide(3, 99, 50) == Plan(3, 50)
+    again = UpdateLog(path)
+    assert again.choose_rounds(0, 99, 50) == UpdatePlan(0, 3)
+    assert again.choose_rounds(3, 99, 50) == UpdatePlan(3, 50)
     again.close()
-    assert read_plans(path) == [Plan(0, 3), Plan(3, 50)]
+    assert read_plans(path) == [UpdatePlan(0, 3), UpdatePlan(3, 50)]
 
 
 def test_a_new_plan_is_durable_when_it_is_given_and_an_old_one_is_not_written_again(path, monkeypatch):
     synced = []
-    book = PlanBook(path)
+    book = UpdateLog(path)
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(len(read_plans(path))), fsync(file))[1])
-    book.decide(0, 5, 3)
+    book.choose_rounds(0, 5, 3)
     assert synced == [1], "one fsync, with the plan in the file"
     book.close()
-    again = PlanBook(path)
+    again = UpdateLog(path)
     synced.clear()
-    again.decide(0, 1, 1)
+    again.choose_rounds(0, 1, 1)
     again.close()
     assert synced == []
 
 
 def test_a_torn_plan_was_never_played_and_is_made_anew(path):
-    book = PlanBook(path)
-    book.decide(0, 5, 3)
-    book.decide(3, 5, 3)
+    book = UpdateLog(path)
+    book.choose_rounds(0, 5, 3)
+    book.choose_rounds(3, 5, 3)
     book.close()
     path.write_bytes(path.read_bytes()[:-4])
-    again = PlanBook(path)
-    assert again.decide(0, 1, 1) == Plan(0, 3)
-    assert again.decide(3, 1, 1) == Plan(3, 1)
+    again = UpdateLog(path)
+    assert again.choose_rounds(0, 1, 1) == UpdatePlan(0, 3)
+    assert again.choose_rounds(3, 1, 1) == UpdatePlan(3, 1)
     again.close()
 
 

@@ -102,18 +102,18 @@ def test_a_faithful_repetition_says_nothing(tmp_path, history, caplog):
 def test_shared_updates_are_played_again_as_they_were_planned(tmp_path, history, updates):
     """Whatever is available the second time, and whatever the limit is then."""
     right = play(tmp_path / "whole", history, ROUNDS, SHARED)
-    assert [plan.rounds for plan in read_plans(RunFiles(tmp_path / "whole").plans)] == [2, 2, 2, 2, 1]
+    assert [plan.rounds for plan in read_plans(RunFiles(tmp_path / "whole").update_log)] == [2, 2, 2, 2, 1]
     if updates < 5:
         kill(tmp_path / "cut", history, updates, SHARED)
     else:
         (tmp_path / "cut" / "history").mkdir(parents=True)
-        shutil.copy(RunFiles(tmp_path / "whole").plans, RunFiles(tmp_path / "cut").plans)
-    planned = read_plans(RunFiles(tmp_path / "cut").plans)
+        shutil.copy(RunFiles(tmp_path / "whole").update_log, RunFiles(tmp_path / "cut").update_log)
+    planned = read_plans(RunFiles(tmp_path / "cut").update_log)
     assert len(planned) == min(updates, 5)
     again = SETTINGS if updates == 5 else SHARED
     assert play(tmp_path / "cut", history, ROUNDS, again) == right
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
-    assert read_plans(RunFiles(tmp_path / "cut").plans) == read_plans(RunFiles(tmp_path / "whole").plans)
+    assert read_plans(RunFiles(tmp_path / "cut").update_log) == read_plans(RunFiles(tmp_path / "whole").update_log)
 
 
 def test_sharing_updates_gives_other_bits_so_that_the_plan_matters(tmp_path, history, whole):
@@ -122,10 +122,10 @@ def test_sharing_updates_gives_other_bits_so_that_the_plan_matters(tmp_path, his
 
 def test_a_plan_is_written_before_its_rounds_are_played(tmp_path, history, monkeypatch):
     with opened(tmp_path, history) as run:
-        monkeypatch.setattr(type(run.past), "__getitem__", lambda self, round: 1 / 0)
+        monkeypatch.setattr(type(run.buffer), "__getitem__", lambda self, round: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             play_update(run, 1)
-    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 1)]
+    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).update_log)] == [(0, 1)]
 
 
 CHANGES = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from streams.history import History
-from streams.retention import RetentionSettings, count_discarded, thin
+from streams.retention import RetentionSettings, count_discarded, subsample
 from streams.sweeping import compact
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, play, task
-from trainers.checkpoint import saved_rounds
+from trainers.checkpoint import list_checkpoints
 from trainers.run_files import RunFiles
 
 FIVE = RetentionSettings(rounds=5)
@@ -26,9 +26,9 @@ def thinned(tmp_path: Path) -> History:
     """A history that was thinned out twice; nothing is removed yet."""
     with History.open(tmp_path / "history", write=True) as history:
         fill_to(history, FIRST)
-        assert thin(history, FIVE) == FIRST - 5
+        assert subsample(history, FIVE) == FIRST - 5
         fill_to(history, SECOND)
-        assert thin(history, FIVE) == SECOND - FIRST
+        assert subsample(history, FIVE) == SECOND - FIRST
         fill_to(history, ROUNDS)
         yield history
 
@@ -48,7 +48,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_bits(tmp_path: Path
         kill(tmp_path / "killed", thinned, 5, WIDE)
         if len(lines(tmp_path / "killed")) == ROUNDS:
             break
-        compact(thinned, saved_rounds(RunFiles(tmp_path / "killed").checkpoints)[0], 5)
+        compact(thinned, list_checkpoints(RunFiles(tmp_path / "killed").checkpoints)[0], 5)
     assert play(tmp_path / "killed", thinned, ROUNDS, WIDE) == right
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert count_discarded(thinned.query) >= FIRST - 5, "what no checkpoint needed was removed meanwhile"

@@ -14,9 +14,9 @@ from streams.history import History
 from tests.learners.problems import frozen
 from tests.trainers.conftest import ROUNDS
 from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, play, task
-from trainers.checkpoint import load_latest, saved_rounds
+from trainers.checkpoint import list_checkpoints, load_latest
 from trainers.json_lines import LineReader
-from trainers.past import HistoryPast
+from trainers.past import HistoryBuffer
 from trainers.plan import read_plans
 from trainers.rounds import play_rounds, play_update
 from trainers.run_files import RunFiles
@@ -70,7 +70,7 @@ def test_checkpoints_are_written_every_so_many_rounds_and_at_the_end(tmp_path, h
     log = LineReader(files.checkpoint_log).refresh()
     rounds = [line["round"] for line in log]
     assert (rounds[0], rounds[-1]) == (3, 8)  # A disk that is slow delays those between.
-    assert saved_rounds(files.checkpoints) == rounds[-2:]
+    assert list_checkpoints(files.checkpoints) == rounds[-2:]
     assert all(line["stall"] > 0 and line["seconds"] > 0 for line in log)
     assert load_latest(files.checkpoints).rounds == 8
 
@@ -155,7 +155,7 @@ def test_a_step_on_nothing_but_poison_is_skipped_and_counted(tmp_path, empty):
     assert line["steps"] == [{"norm": None, "skipped": "not_finite"}]
 
 
-class Counting(HistoryPast):
+class Counting(HistoryBuffer):
     """A past that counts the tasks that it is asked for; each is read once, be it ahead or when it is asked for."""
 
     asked = 0
@@ -176,7 +176,7 @@ def asked_by_round(folder, history, replay):
 
 
 def test_a_round_reads_as_many_tasks_late_as_early(tmp_path, history, monkeypatch):
-    monkeypatch.setattr("trainers.rounds.HistoryPast", Counting)
+    monkeypatch.setattr("trainers.rounds.HistoryBuffer", Counting)
     batch, inner_steps = SETTINGS.meta.batch, SETTINGS.inner.steps
     made = asked_by_round(tmp_path / "uniform", history, "uniform")
     assert made[batch:] == [1 + batch + batch * (inner_steps + 1)] * (ROUNDS - batch)
@@ -198,13 +198,13 @@ def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, h
                 assert line["loss_after"] == right.loss_after
             assert [len(line["steps"]) for line in fresh] == [0] * (len(fresh) - 1) + [1]
             assert not torch.equal(*(next(iter(meta.weights.values())) for meta in (leader, run.leader())))
-    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 4), (4, 4), (8, 1)]
+    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).update_log)] == [(0, 4), (4, 4), (8, 1)]
 
 
 def test_a_shared_update_goes_no_further_than_was_asked(tmp_path, history):
     play(tmp_path, history, 3, changed(SETTINGS, meta={"max_rounds_per_update": 4}))
     assert len(lines(tmp_path)) == 3
-    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).plans)] == [(0, 3)]
+    assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).update_log)] == [(0, 3)]
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -6,16 +6,16 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.divergence import Rollback, Streak, streak_of
+from trainers.divergence import Rollback, SkipStreak, read_skip_streak
 from trainers.json_lines import LineWriter
 
 
 def by_hand(lines, ends):
-    streak = Streak()
+    streak = SkipStreak()
     for line in lines:
         if line["round"] in ends:
-            streak.end()
-        streak.note(line)
+            streak.reset()
+        streak.observe(line)
     return streak
 
 
@@ -42,10 +42,13 @@ def test_it_is_that_of_all_lines(early, late, bad, ends, beyond):
         lines = write(path, [[None]] * early + [["not_finite"]] * bad + late)
         rounds = max(len(lines) - beyond, 0)
         rollbacks = [Rollback(round, 0) for round in ends if round < rounds]
-        found, right = streak_of(path, rounds, rollbacks), by_hand(lines[:rounds], {one.round for one in rollbacks})
-        assert (found.length, found.good) == (right.length, right.good)
+        found, right = (
+            read_skip_streak(path, rounds, rollbacks),
+            by_hand(lines[:rounds], {one.round for one in rollbacks}),
+        )
+        assert (found.length, found.recovered) == (right.length, right.recovered)
         assert not found.length or found.first == right.first
 
 
 def test_where_there_is_no_line_there_is_none(tmp_path):
-    assert streak_of(tmp_path / "none", 0, []) == Streak()
+    assert read_skip_streak(tmp_path / "none", 0, []) == SkipStreak()

@@ -7,83 +7,87 @@ import torch
 
 from online_meta.regret import Comparator
 from online_meta.score import score_task
-from online_meta.setup import LearnerSetup
+from online_meta.setup import LearnerContext
 from online_meta.types import Meta, Params, Task
 from streams.sealed import RoundDiscarded
-from trainers.comparing import Answered, Asked, always
-from trainers.sampling import Estimate, counted_rounds, estimate_sum, sample_rounds
+from trainers.comparing import RefreshRequest, RefreshResult, always_continue
+from trainers.sampling import Estimate, estimate_sum, list_eligible_rounds, sample_rounds
 from trainers.settings import RegretSettings
 
 STEPS = 10
-FALL = 0.01
+MIN_RELATIVE_FALL = 0.01
 """By how much of itself a loss has to fall in ``STEPS`` for more to follow."""
 
 
 def refresh(
-    setup: LearnerSetup,
+    context: LearnerContext,
     regret: RegretSettings,
-    asked: Asked,
+    request: RefreshRequest,
     saved: Params | None,
-    proceed: Callable[[], bool] = always,
-) -> Answered | None:
+    should_continue: Callable[[], bool] = always_continue,
+) -> RefreshResult | None:
     """Estimate sum_{t<rounds} min_w f_t(U_t(w)), the comparator of dynamic regret (Zinkevich, ICML 2003).
 
     Of the rounds since the last refresh at most ``dynamic_rounds``, spread evenly with a random offset, are looked at;
-    the sum of the others before stands. For each, L-BFGS goes from ``near`` by the run's own meta-gradients of its task
+    the sum of the others before stands. For each, L-BFGS goes from ``warm_start`` by the run's own meta-gradients of its task
     until the loss falls by less than 1 % in 10 steps, ``dynamic_steps`` at most. Whatever is found is no better than
     the minimum, so the regret is a lower bound. Rounds that are not looked at make the standard error.
     """
-    before, first = _take_up(asked, saved)
-    new = range(first, asked.rounds)
-    counted = counted_rounds(setup.past, new, asked.skipped)
-    if not len(counted) and any(round not in asked.skipped for round in new):
-        raise RoundDiscarded(f"retention has taken all rounds from {first} to {asked.rounds - 1}")
-    sample = sample_rounds(counted, new, asked.skipped, regret.dynamic_rounds, setup.seed)
+    before, first = _restore(request, saved)
+    new = range(first, request.rounds)
+    eligible = list_eligible_rounds(context.buffer, new, request.skipped)
+    if not len(eligible) and any(round not in request.skipped for round in new):
+        raise RoundDiscarded(f"retention has taken all rounds from {first} to {request.rounds - 1}")
+    sample = sample_rounds(eligible, new, request.skipped, regret.dynamic_rounds, context.seed)
     losses = []
     for round in sample.rounds:
-        loss = _own_best(setup, asked.near or setup.start, setup.past[round], regret.dynamic_steps, proceed)
+        loss = _minimise_task_loss(
+            context, request.warm_start or context.start, context.buffer[round], regret.dynamic_steps, should_continue
+        )
         if loss is None:
             return None
         losses.append(loss)
     found = estimate_sum(losses, sample.weights)
     total, variance = before.total + found.total, before.variance + found.variance
-    state = {"total": total, "variance": variance, "rounds": asked.rounds}
-    comparator = Comparator("dynamic", asked.rounds, total, math.sqrt(variance))
-    return Answered(comparator, {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()})
+    state = {"total": total, "variance": variance, "rounds": request.rounds}
+    comparator = Comparator("dynamic", request.rounds, total, math.sqrt(variance))
+    return RefreshResult(comparator, {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()})
 
 
-def _take_up(asked: Asked, saved: Params | None) -> tuple[Estimate, int]:
-    if saved is None or saved["rounds"] > asked.rounds:  # Rounds that were not durable are played again.
+def _restore(request: RefreshRequest, saved: Params | None) -> tuple[Estimate, int]:
+    if saved is None or saved["rounds"] > request.rounds:  # Rounds that were not durable are played again.
         return Estimate(0.0, 0.0), 0
     return Estimate(float(saved["total"]), float(saved["variance"])), int(saved["rounds"])
 
 
-def _own_best(setup: LearnerSetup, near: Meta, task: Task, steps: int, proceed: Callable[[], bool]) -> float | None:
+def _minimise_task_loss(
+    context: LearnerContext, warm_start: Meta, task: Task, steps: int, should_continue: Callable[[], bool]
+) -> float | None:
     """Return the least f(U(w)) that L-BFGS (Liu and Nocedal, 1989) finds; None when it may not proceed."""
-    meta = Meta(*({name: value.detach().clone() for name, value in part.items()} for part in near))
+    meta = Meta(*({name: value.detach().clone() for name, value in part.items()} for part in warm_start))
     free = [value for part in meta for value in part.values()]
     optimizer = torch.optim.LBFGS(free, max_iter=STEPS, history_size=STEPS, line_search_fn="strong_wolfe")
 
     def evaluate() -> float:
-        if not proceed():
-            raise _Stopped
-        found = setup.gradient(meta, task)
+        if not should_continue():
+            raise _Interrupted
+        found = context.gradient(meta, task)
         for value, grad in zip(free, (grad for part in found.grads for grad in part.values()), strict=True):
             value.grad = grad
         return float(found.loss)
 
-    best = score_task(setup.inner, meta, task).loss_after
+    best = score_task(context.inner, meta, task).loss_after
     try:
         for _ in range(0, steps, STEPS):
             optimizer.step(evaluate)  # type: ignore[no-untyped-call]
-            loss = score_task(setup.inner, meta, task).loss_after
-            falls, best = loss < best - FALL * abs(best), min(best, loss)
+            loss = score_task(context.inner, meta, task).loss_after
+            falls, best = loss < best - MIN_RELATIVE_FALL * abs(best), min(best, loss)
             if not falls:
                 break
-    except _Stopped:
+    except _Interrupted:
         return None
     return best
 
 
-class _Stopped(Exception):
+class _Interrupted(Exception):
     """The comparator may not proceed."""

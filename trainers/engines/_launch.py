@@ -15,7 +15,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from trainers.settings import EngineSettings
 
-MOST_RESTARTS = 1_000_000
+MAX_RESTARTS = 1_000_000
 GRACE_SECONDS = 2.0
 STOPPED_SECONDS = 3.0
 POLL_SECONDS = 0.1
@@ -49,7 +49,7 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Ca
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, drain)
     threading.Thread(
-        target=_bury_ranks,
+        target=_kill_stale_ranks,
         args=(min(settings.timeout_seconds, STOPPED_SECONDS), draining, restarted),
         name="bury-ranks",
         daemon=True,
@@ -62,18 +62,18 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Ca
 
 
 def _config(settings: EngineSettings) -> LaunchConfig:
-    fewest, most = settings.nodes
-    alone = most == 1
+    min_nodes, max_nodes = settings.nodes
+    single_node = max_nodes == 1
     return LaunchConfig(
-        min_nodes=fewest,
-        max_nodes=most,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
         nproc_per_node=settings.processes,
-        run_id=str(uuid.uuid4()) if alone else RUN_ID,
+        run_id=str(uuid.uuid4()) if single_node else RUN_ID,
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0" if alone else settings.rendezvous,
-        rdzv_configs={} if alone else RENDEZVOUS,
-        local_addr=None if alone else settings.rendezvous.rpartition(":")[0],
-        max_restarts=MOST_RESTARTS,
+        rdzv_endpoint="127.0.0.1:0" if single_node else settings.rendezvous,
+        rdzv_configs={} if single_node else RENDEZVOUS,
+        local_addr=None if single_node else settings.rendezvous.rpartition(":")[0],
+        max_restarts=MAX_RESTARTS,
         signals_to_handle="SIGQUIT",  # The agent would not wait for the ranks to drain.
     )
 
@@ -82,31 +82,31 @@ def _ranks() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def _bury_ranks(stopped_seconds: float, draining: threading.Event, restarted: Callable[[int], None]) -> None:
+def _kill_stale_ranks(stopped_seconds: float, draining: threading.Event, restarted: Callable[[int], None]) -> None:
     """Ranks end together or not at all: kill those that go on when another is gone, and those that are stopped.
 
     Those that begin when none from before is there are ``restarted``, but for the first. Ranks that are started again
     while draining would never end: with them, this process does.
     """
-    together: set[int] = set()
+    started_together: set[int] = set()
     starts = 0
-    broken, stopped = _Patience(GRACE_SECONDS), _Patience(stopped_seconds)
+    broken, stopped = _ConditionTimer(GRACE_SECONDS), _ConditionTimer(stopped_seconds)
     while True:
         status = _status_of_ranks()
-        if draining.is_set() and not status.keys() <= together:
+        if draining.is_set() and not status.keys() <= started_together:
             _kill(status)
             os._exit(os.EX_TEMPFAIL)
-        left = together & status.keys()
-        if status and not left:
+        alive = started_together & status.keys()
+        if status and not alive:
             restarted(starts)
             starts += 1
-        if not left or left == together:
-            together = left = set(status)
-        if broken.ends(left < together):
-            _kill(left)
-        still = {pid for pid in left if status[pid] == psutil.STATUS_STOPPED}
-        if stopped.ends(bool(still)):
-            _kill(still)
+        if not alive or alive == started_together:
+            started_together = alive = set(status)
+        if broken.fires(alive < started_together):
+            _kill(alive)
+        suspended = {pid for pid in alive if status[pid] == psutil.STATUS_STOPPED}
+        if stopped.fires(bool(suspended)):
+            _kill(suspended)
         time.sleep(POLL_SECONDS)
 
 
@@ -116,15 +116,15 @@ def _kill(ranks: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-class _Patience:
+class _ConditionTimer:
     """Ends once something has been wrong for so many ``seconds`` on end."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._since = seconds, time.monotonic()
 
-    def ends(self, wrong: bool) -> bool:
+    def fires(self, holds: bool) -> bool:
         now = time.monotonic()
-        self._since = self._since if wrong else now
+        self._since = self._since if holds else now
         return now - self._since > self._seconds
 
 

@@ -13,31 +13,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from online_meta.meta_optimizer import average, check_saved, copy_to_cpu, make_optimizer, named, set_lr, unnamed
-from online_meta.types import Engine, Keep, Meta, MetaGrad, Params, StepReport
+from online_meta.meta_optimizer import (
+    average_and_clip,
+    check_saved,
+    copy_to_cpu,
+    flatten_meta,
+    make_optimizer,
+    set_lr,
+    unflatten_meta,
+)
+from online_meta.types import Engine, Meta, MetaGrad, Params, StepReport, TensorFilter
 from trainers.engines._process_group import set_timeouts
-from trainers.engines._shards import load_state, optimizer_of, save_state
+from trainers.engines._shards import get_torch_optimizer, load_state, save_state
 from trainers.settings import EngineSettings, TrainerSettings
-from trainers.timing import Timing
+from trainers.timing import RankStats
 
 LARGEST_BUCKET = 500_000_000
-INSTALL = "the engine 'deepspeed' needs a package that is not installed: pip install 'online-meta[deepspeed]'"
+INSTALL_HINT = "the engine 'deepspeed' needs a package that is not installed: pip install 'online-meta[deepspeed]'"
 
 
 def check(settings: EngineSettings) -> None:
     """Raise ``ValueError`` when this machine lacks what the engine needs; imports nothing heavy."""
     missing = [name for name in ("deepspeed", "psutil") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"{INSTALL} ({', '.join(missing)})")
-    if settings.deterministic and settings.how != "loop":
+        raise ValueError(f"{INSTALL_HINT} ({', '.join(missing)})")
+    if settings.deterministic and settings.batching != "loop":
         raise ValueError(
-            f"how = {settings.how!r} and deterministic: what is summed together then depends on the number of ranks; "
-            "set how = 'loop'"
+            f"batching = {settings.batching!r} and deterministic: what is summed together then depends on the number of ranks; "
+            "set batching = 'loop'"
         )
-    fewest, most = settings.nodes
-    if fewest > most:
+    min_nodes, max_nodes = settings.nodes
+    if min_nodes > max_nodes:
         raise ValueError(f"nodes = {[*settings.nodes]}: the first is the fewest, the second the most machines")
-    if most > 1 and not re.fullmatch(r".+:[1-9][0-9]*", settings.rendezvous):
+    if max_nodes > 1 and not re.fullmatch(r".+:[1-9][0-9]*", settings.rendezvous):
         raise ValueError(
             f"rendezvous = {settings.rendezvous!r} and nodes = {[*settings.nodes]}: give 'host:port', an address of "
             "this machine that the others can reach"
@@ -46,15 +54,15 @@ def check(settings: EngineSettings) -> None:
         raise ValueError(f"processes = {settings.processes}, and this machine has {torch.cuda.device_count()} GPUs")
 
 
-def build(settings: TrainerSettings, meta: Meta, timing: Timing | None = None) -> Engine:
+def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = None) -> Engine:
     """Return an engine that steps ``meta`` on all ranks of the process group, by the optimizer of ``settings.meta``.
 
-    The time that it waits for the other ranks is counted by ``timing``. Raises ``ValueError`` for an unknown optimizer.
+    The time that it waits for the other ranks is counted by ``rank_stats``. Raises ``ValueError`` for an unknown optimizer.
     """
-    return ShardedOptimizer(meta, settings, timing or Timing())
+    return ShardedOptimizer(meta, settings, rank_stats or RankStats())
 
 
-class Carrier(nn.Module):
+class ParameterModule(nn.Module):
     """Parameters that DeepSpeed shards and steps, with a loss whose gradient is what is asked for.
 
     sum_i <p_i, g_i> has gradient g_i: so the one way in that is right at every stage of ZeRO, a backward pass through
@@ -83,21 +91,21 @@ class ShardedOptimizer:
     adapting: what ZeRO shards is the optimizer's state (1), its gradients (2) and its own copy of the parameters (3).
     """
 
-    def __init__(self, meta: Meta, settings: TrainerSettings, timing: Timing) -> None:
+    def __init__(self, meta: Meta, settings: TrainerSettings, rank_stats: RankStats) -> None:
         """Shard ``meta`` over the ranks of the process group."""
-        self._timing, self._on_gpu = timing, settings.engine.device.startswith("cuda")
+        self._rank_stats, self._on_gpu = rank_stats, settings.engine.device.startswith("cuda")
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._stage, self._clip_norm = settings.engine.zero_stage, settings.meta.clip_norm
         self._lr, self.lr_scale = settings.meta.lr, 1.0
-        self._shapes = {name: value.shape for name, value in named(meta).items()}
-        carrier = Carrier(named(meta))
-        optimizer = make_optimizer(settings.meta.optimizer, carrier.parameters(), settings.meta.lr)
+        self._shapes = {name: value.shape for name, value in flatten_meta(meta).items()}
+        parameter_module = ParameterModule(flatten_meta(meta))
+        optimizer = make_optimizer(settings.meta.optimizer, parameter_module.parameters(), settings.meta.lr)
         self.gather = self._gather_shares if settings.engine.deterministic else None
-        size = sum(part.numel() for part in carrier.parts)
-        self._engine = _initialize(carrier, optimizer, _config(settings, size))
+        size = sum(part.numel() for part in parameter_module.parts)
+        self._engine = _initialize(parameter_module, optimizer, _config(settings, size))
         set_timeouts(settings.engine.timeout_seconds)
-        self._parts = dict(zip(self._shapes, carrier.parts, strict=True))
-        self._meta = self._copy()
+        self._parts = dict(zip(self._shapes, parameter_module.parts, strict=True))
+        self._meta = self._gather_meta()
 
     def meta(self) -> Meta:
         """The current meta-parameters, on every rank in full: not to be written."""
@@ -106,22 +114,22 @@ class ShardedOptimizer:
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Make one step on the weighted mean over all ranks; every rank reports the same."""
         if self.gather is None:
-            sums, weight = self._add_up(sums, weight)
-        grads, report = average(sums, weight, self._clip_norm)
+            sums, weight = self._sum_over_ranks(sums, weight)
+        grads, report = average_and_clip(sums, weight, self._clip_norm)
         if report.skipped is None:
             # DeepSpeed's exchanges and its stepping cannot be told apart from outside: all of it counts as waiting.
-            with self._together(), _quiet():
-                with self._whole():
+            with self._measure_collective(), _silence_warnings():
+                with self._gathered_parameters():
                     self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
-                set_lr(optimizer_of(self._engine, self._stage), self._lr * self.lr_scale)
+                set_lr(get_torch_optimizer(self._engine, self._stage), self._lr * self.lr_scale)
                 self._engine.step()
-            self._meta = self._copy()
+            self._meta = self._gather_meta()
         return report
 
-    def save(self, keep: Keep | None = None) -> Params:
+    def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the state, as ``MetaOptimizer.save`` names it, or what this rank keeps of it; all have to call it."""
-        saved = {name: copy_to_cpu(value) for name, value in named(self._meta).items() if not keep or keep(name)}
-        with _quiet():
+        saved = {name: copy_to_cpu(value) for name, value in flatten_meta(self._meta).items() if not keep or keep(name)}
+        with _silence_warnings():
             return saved | save_state(self._engine, self._stage, self._parts, self._shapes, keep)
 
     def load(self, saved: Params) -> None:
@@ -130,31 +138,31 @@ class ShardedOptimizer:
         Raises ``ValueError`` when the names or shapes are not those of these meta-parameters; nothing is changed then.
         """
         check_saved(saved, self._shapes)
-        with _quiet():
-            with self._whole(modifier_rank=0), torch.no_grad():
+        with _silence_warnings():
+            with self._gathered_parameters(modifier_rank=0), torch.no_grad():
                 for name, part in self._parts.items():
                     part.copy_(saved[name].reshape(-1))
             load_state(self._engine, self._stage, self._parts, saved)
-        self._meta = self._copy()
+        self._meta = self._gather_meta()
 
-    def _add_up(self, sums: MetaGrad, weight: float) -> tuple[MetaGrad, float]:
+    def _sum_over_ranks(self, sums: MetaGrad, weight: float) -> tuple[MetaGrad, float]:
         """Return the sums over all ranks, the same on each."""
         if self.world == 1:
             return sums, weight
         total = self._pack(sums, weight)
-        with self._together():
+        with self._measure_collective():
             dist.all_reduce(total)
         return self._unpack(total)
 
     def _gather_shares(self, share: MetaGrad, weight: float) -> list[tuple[MetaGrad, float]]:
-        mine = self._pack(share, weight)
-        shares = [torch.empty_like(mine) for _ in range(self.world)]
-        with self._together():
-            dist.all_gather(shares, mine)
+        own_share = self._pack(share, weight)
+        shares = [torch.empty_like(own_share) for _ in range(self.world)]
+        with self._measure_collective():
+            dist.all_gather(shares, own_share)
         return [self._unpack(one) for one in shares]
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _measure_collective(self) -> Iterator[None]:
         """Count the block as waiting for the other ranks, if there are any.
 
         Collectives block on the CPU. A GPU only queues them: there the block begins when this rank's own work is done,
@@ -165,38 +173,38 @@ class ShardedOptimizer:
             return
         if self._on_gpu:
             torch.cuda.synchronize()
-        with self._timing.waiting():
+        with self._rank_stats.measure_waiting():
             yield
             if self._on_gpu:
                 torch.cuda.synchronize()
 
     def _pack(self, sums: MetaGrad, weight: float) -> Tensor:
         """Return gradients, weight and loss as one flat tensor."""
-        grads = named(sums.grads)
+        grads = flatten_meta(sums.grads)
         flat = [grads[name].detach().reshape(-1).float() for name in self._shapes]
         return torch.cat([*flat, flat[0].new_tensor([weight]), sums.loss.detach().reshape(1).float()])
 
     def _unpack(self, packed: Tensor) -> tuple[MetaGrad, float]:
         *flat, weight, loss = torch.split(packed, [*(shape.numel() for shape in self._shapes.values()), 1, 1])
         found = {name: part.view(self._shapes[name]) for name, part in zip(self._shapes, flat, strict=True)}
-        return MetaGrad(loss[0], unnamed(found)), float(weight)
+        return MetaGrad(loss[0], unflatten_meta(found)), float(weight)
 
-    def _copy(self) -> Meta:
+    def _gather_meta(self) -> Meta:
         """Return full, detached copies of the parameters as they are now."""
-        with _quiet(), self._whole():
-            return unnamed({n: part.detach().clone().view(self._shapes[n]) for n, part in self._parts.items()})
+        with _silence_warnings(), self._gathered_parameters():
+            return unflatten_meta({n: part.detach().clone().view(self._shapes[n]) for n, part in self._parts.items()})
 
-    def _whole(self, modifier_rank: int | None = None) -> Any:
+    def _gathered_parameters(self, modifier_rank: int | None = None) -> Any:
         """Return a context in which the parameters are whole: under stage 3 they are not."""
-        return _import().zero.GatheredParameters(
+        return _import_deepspeed().zero.GatheredParameters(
             list(self._parts.values()), modifier_rank=modifier_rank, enabled=self._stage == 3
         )
 
 
-def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Return DeepSpeed's engine around ``carrier``; nothing is compiled on the way."""
-    with _quiet():
-        deepspeed = _import()
+def _initialize(parameter_module: ParameterModule, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """Return DeepSpeed's engine around ``parameter_module``; nothing is compiled on the way."""
+    with _silence_warnings():
+        deepspeed = _import_deepspeed()
         log = logging.getLogger("DeepSpeed")
         log.setLevel(logging.ERROR)  # It warns of optimizers that are tested here.
         log.handlers.clear()  # It would write lines of its own form to standard output.
@@ -205,7 +213,9 @@ def _initialize(carrier: Carrier, optimizer: torch.optim.Optimizer, config: dict
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         _import_muon()
-        return deepspeed.initialize(model=carrier, optimizer=optimizer, config=config, dist_init_required=False)[0]
+        return deepspeed.initialize(
+            model=parameter_module, optimizer=optimizer, config=config, dist_init_required=False
+        )[0]
 
 
 def _import_muon() -> None:
@@ -218,14 +228,14 @@ def _import_muon() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_warnings() -> Iterator[None]:
     """Keep what DeepSpeed and torch warn of themselves from those who can do nothing about it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _import() -> Any:
+def _import_deepspeed() -> Any:
     import deepspeed  # It takes seconds, and the other engines do without.
 
     return deepspeed

@@ -3,7 +3,7 @@
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.types import Engine, Meta
 from trainers.settings import EngineSettings, TrainerSettings
-from trainers.timing import Timing
+from trainers.timing import RankStats
 
 
 def check(settings: EngineSettings) -> None:
@@ -16,6 +16,6 @@ def check(settings: EngineSettings) -> None:
             )
 
 
-def build(settings: TrainerSettings, meta: Meta, timing: Timing | None = None) -> Engine:
+def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = None) -> Engine:
     """Return an engine that steps ``meta`` in this process, by the optimizer of ``settings.meta``; it never waits."""
     return MetaOptimizer(meta, settings.meta.optimizer, settings.meta.lr, settings.meta.clip_norm)

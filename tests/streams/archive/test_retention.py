@@ -23,7 +23,7 @@ from streams.retention import (
     retained_rounds,
     select_retained,
     stratified_priorities,
-    thin,
+    subsample,
 )
 from streams.sealed import RoundDiscarded
 from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
@@ -176,19 +176,19 @@ def kept_after(history: History, count: int) -> list[int]:
 
 def test_a_decision_holds_for_the_rounds_that_come_after_it(history: History, make_record: Make) -> None:
     history.append([make_record(n) for n in range(30)])
-    assert thin(history, TEN) == 20
+    assert subsample(history, TEN) == 20
     first = kept_after(history, 31)
     assert kept_after(history, 30) == list(range(30)), "round 29 was there before"
     assert len(first) == 11
     assert first[-1] == 30
     history.append([make_record(n) for n in range(30, 60)])
-    assert thin(history, TEN) == 30
+    assert subsample(history, TEN) == 30
     assert kept_after(history, 31) == first, "who plays round 30 again does as before"
     assert kept_after(history, 60)[:10] == first[:10]
     assert kept_after(history, 60)[10:] == list(range(30, 60))
     assert len(kept_after(history, 61)) == 11
     assert kept_after(history, 61)[:-1] == np.flatnonzero(select_retained(candidates(60), TEN)).tolist()
-    assert thin(history, TEN) == 0
+    assert subsample(history, TEN) == 0
     assert verify(history.path).clean
 
 
@@ -198,7 +198,7 @@ def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make
         pass
     evict_payloads(history, 0)
     history.append([make_record(n) for n in range(30, 33)])
-    thin(history, TEN)
+    subsample(history, TEN)
     kept = kept_after(history, 34)[:-1]
     assert compact(history, 32, 5) == 0, "there is a checkpoint of before"
     assert [history.payload(n) for n in range(33)] == [make_record(n).payload for n in range(33)]
@@ -223,7 +223,7 @@ def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make
 def test_the_space_is_given_back(history: History, make_record: Make) -> None:
     for first in range(0, 200, 20):
         history.append([padded(make_record(n), n) for n in range(first, first + 20)])
-    thin(history, TEN)
+    subsample(history, TEN)
     compact(history, 200, 5)
     with history.borrow_writer() as writer:
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -240,7 +240,7 @@ def test_a_sweep_that_was_killed_is_taken_up_again(
     while seal_next(history, FIVE):
         pass
     evict_payloads(history, 0)
-    thin(history, TEN)
+    subsample(history, TEN)
 
     class Killed(BaseException):
         pass

@@ -9,7 +9,7 @@ import psutil
 
 from deploy.config import read_config
 from deploy.view import RunView
-from online_meta.regret import LEARNER
+from online_meta.regret import MAIN_LEARNER
 from streams import wire
 from streams.arrivals import Record
 from streams.history import History
@@ -18,7 +18,7 @@ from tests.benchmarks.streams.figure import Figure, figure
 from tests.daemon import free_port, running_daemon, wait_for
 from trainers.rounds import close_run, open_run
 from trainers.run_files import RunFiles
-from trainers.states import write_checkpoint
+from trainers.states import start_checkpoint
 
 TITLE = "From the command to the first answer of a daemon (imports included), and its memory then"
 FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000
@@ -74,7 +74,7 @@ def _build(folder: Path, count: int) -> Path:
         with open(files.rounds, "w") as lines:
             lines.writelines(json.dumps(_line(number), separators=(",", ":")) + "\n" for number in range(count))
         run.round = count
-        write_checkpoint(run)
+        start_checkpoint(run)
         close_run(run)
     return config
 
@@ -82,7 +82,7 @@ def _build(folder: Path, count: int) -> Path:
 def _follow(files: RunFiles) -> float:
     """Sum up the rounds as a daemon does while they are learned; return the seconds it takes for all at once."""
     began = time.perf_counter()
-    view = RunView(files, (LEARNER,))
+    view = RunView(files, (MAIN_LEARNER,))
     view.refresh()
     view.close()
     return time.perf_counter() - began

@@ -32,10 +32,10 @@ def measure(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"seconds": [], "waited": []}
         play_rounds(run, Event(), BATCH)
         for _ in range(ROUNDS):
-            began, waited = time.perf_counter(), run.past.waited_seconds
+            began, waited = time.perf_counter(), run.buffer.waited_seconds
             play_rounds(run, Event(), run.round + 1)
             found["seconds"].append(time.perf_counter() - began)
-            found["waited"].append(run.past.waited_seconds - waited)
+            found["waited"].append(run.buffer.waited_seconds - waited)
         close_run(run)
     return found
 
