@@ -51,10 +51,10 @@ lint: $(READY)  ## formatting, lint and types
 check: lint test  ## what CI runs: formatting, lint, types, all tests
 
 experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; goes on where it was stopped; TABLE=glyph_table ARGS="--jobs 1"
-	@for table in $(TABLE); do $(BIN)/python -m deploy.experiments.$$table $(ARGS); done
+	@for table in $(TABLE); do $(BIN)/python -m tests.experiments.$$table $(ARGS); done
 
 experiments-cost: $(READY)  ## that rounds do not grow dearer, 80 minutes; goes on where it was stopped; ARGS="--quick --out /tmp"
-	@exec $(BIN)/python -m deploy.experiments.cost $(ARGS)
+	@exec $(BIN)/python -m tests.experiments.round_cost $(ARGS)
 
 bench: $(BENCH_READY)  ## time and memory beside peers, into docs/results, 25 minutes; ARGS="--only sinusoid_k5"
 	@exec $(BENCH)/python -m tests.benchmarks $(ARGS)

@@ -13,7 +13,7 @@ import online_meta
 from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, CommandError
 from deploy.logs import is_json_logging
 from online_meta import registry
-from streams.ledger import ArchiveUnreachable, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
+from streams.history.errors import ArchiveUnreachable, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
 
 log = logging.getLogger(__name__)
 

@@ -15,27 +15,27 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from deploy.adaptation import Adapter
-from deploy.api import create_app
-from deploy.config import Config, write_settings
-from deploy.connections import allow_descriptors, make_bounded_protocol
+from deploy.checks.preflight import check_learning, open_sources
+from deploy.checks.run_folder import check_same_run, check_tasks, open_history
+from deploy.config.config import Config, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
-from deploy.exporter import count_existing, make_instruments, set_constant_gauges
-from deploy.group import RanksView
-from deploy.listening import bind, check_exposure
+from deploy.leader import Adapter
 from deploy.logs import copy_lines
-from deploy.preflight import check_learning, open_sources
-from deploy.report import write_report
-from deploy.sealer import MaintenanceSupervisor
-from deploy.state import DaemonState
-from deploy.storage import check_same_run, check_tasks, open_history
-from deploy.supervise import SupervisedProcess
-from deploy.view import open_view
-from streams.dead_letters import DeadLetters
-from streams.history import History
-from streams.ingest import Ingest
-from streams.lag import LagMonitor
-from trainers.run_files import RunFiles
+from deploy.processes.maintenance import MaintenanceSupervisor
+from deploy.processes.supervisor import SupervisedProcess
+from deploy.reports.report import write_report
+from deploy.server.app import create_app
+from deploy.server.limits import allow_descriptors, make_bounded_protocol
+from deploy.server.listener import bind, check_exposure
+from deploy.server.state import DaemonState
+from deploy.telemetry.prometheus import count_existing, make_instruments, set_constant_gauges
+from deploy.telemetry.ranks_view import RanksView
+from deploy.telemetry.run_view import open_view
+from streams.history.history import History
+from streams.ingest.dead_letters import DeadLetters
+from streams.ingest.ingest import Ingest
+from streams.ingest.source_reader import LagMonitor
+from trainers.journal.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
 DRAIN_SECONDS = 120.0
@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 def serve(config: Config, ready: Callable[[str], None]) -> None:
     """Run the daemon until SIGTERM or SIGINT, then drain: stop taking, commit, finish the round, checkpoint, report.
 
-    ``ready`` is called with the daemon's URL once it listens. Raises ``CommandError`` when it cannot start; what can be known
-    to be wrong is found before a file is written or a process started.
+    ``ready`` is called with the daemon's URL once it listens. Raises ``CommandError`` when it cannot start;
+    configuration errors are found before a file is written or a process started.
     """
     token = check_exposure(config.serve)
     check_learning(config)
@@ -98,7 +98,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     children, broken = {}, Event()
     for name in (*(["comparators"] if config.regret.comparator else []), "trainer"):
         program = "ranks" if name == "trainer" and config.engine.is_distributed else name
-        command = [sys.executable, "-m", f"deploy.{program}", str(files.settings), config.run.logs]
+        command = [sys.executable, "-m", f"deploy.processes.{program}", str(files.settings), config.run.logs]
         copy = copy_lines if config.run.logs == "json" else None
         child = SupervisedProcess(name, command, broken.set if name == "trainer" else None, copy)
         cleanup.callback(_drain, child)

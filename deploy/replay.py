@@ -10,27 +10,27 @@ from typing import Any
 import torch
 
 import trainers.comparators
-from deploy.adaptation import find_leader
-from deploy.config import Config
+from deploy.checks.preflight import check_learning
+from deploy.checks.run_folder import check_tasks
+from deploy.config.config import Config
 from deploy.exits import CONFIG, TRY_LATER, CommandError
-from deploy.preflight import check_learning
-from deploy.report import write_report
-from deploy.storage import check_tasks
-from deploy.view import open_view
+from deploy.leader import find_leader
+from deploy.reports.report import write_report
+from deploy.telemetry.run_view import open_view
 from online_meta import registry
-from online_meta.regret import Comparator
-from online_meta.setup import LearnerContext
-from streams.history import History
-from streams.retention import count_discarded
+from online_meta.learners import LearnerContext
+from online_meta.regret.ledger import Comparator
+from streams.history.history import History
+from streams.history.retention import count_discarded
 from trainers.build import build_context
 from trainers.checkpoint import CheckpointError
-from trainers.comparing import ComparatorUnavailable, Refresh, RefreshRequest
-from trainers.decisive import SettingsChanged
-from trainers.json_lines import LineReader, LineWriter
-from trainers.past import HistoryBuffer
-from trainers.rounds import close_run, open_run, play_rounds
-from trainers.run_files import RunFiles
+from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
+from trainers.journal.jsonl import LineReader, LineWriter
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import RegretSettings
+from trainers.settings_fingerprint import SettingsChanged
 
 
 def replay(

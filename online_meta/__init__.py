@@ -4,7 +4,8 @@ Everything that a notebook needs is here by its short name; ``import online_meta
 """
 
 from online_meta import rules
-from online_meta.functional import accuracy_of, model_loss, model_output
+from online_meta.batching.autotune import over_tasks
+from online_meta.functional.model import accuracy_of, model_loss, model_output
 from online_meta.inner import Inner
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.meta_optimizer import MetaOptimizer
@@ -14,9 +15,8 @@ from online_meta.metagrads.implicit import implicit
 from online_meta.metagrads.reptile import reptile
 from online_meta.metagrads.supervised import supervised
 from online_meta.metagrads.warp_grad import warp_grad
-from online_meta.over_tasks import over_tasks
-from online_meta.preflight import Preflight, preflight
-from online_meta.regret import Comparator, Regret, RegretLedger
+from online_meta.preflight.preflight import Preflight, preflight
+from online_meta.regret.ledger import Comparator, Regret, RegretLedger
 from online_meta.types import Batch, Learned, Meta, MetaGrad, Params, Score, Task
 
 __version__ = "0.1.0"

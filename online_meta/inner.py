@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from online_meta.differentiate import gradient
-from online_meta.randomness import INIT_STEP, seeded
+from online_meta.functional.autodiff import gradient
+from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params
 
 

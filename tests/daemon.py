@@ -16,10 +16,10 @@ import httpx
 import psutil
 import torch
 
-from deploy.config import read_config
-from deploy.listening import check_exposure
+from deploy.config.config import read_config
+from deploy.server.listener import check_exposure
 from online_meta.types import Batch, Task
-from streams import wire
+from streams.formats import wire
 from streams.sources.sinusoid import make_task
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +126,7 @@ class Daemon:
 
         def find() -> psutil.Process | None:
             found = psutil.Process(self.process.pid).children()
-            return next((child for child in found if f"deploy.{name}" in child.cmdline()), None)
+            return next((child for child in found if f"deploy.processes.{name}" in child.cmdline()), None)
 
         child: psutil.Process = wait_for(f"the {name} runs", find)
         return child

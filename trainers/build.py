@@ -14,15 +14,15 @@ import online_meta.rules
 import online_meta.schedules
 import trainers.engines
 from online_meta import registry
-from online_meta.draws import ReplayPolicy, generator
-from online_meta.functional import ModelLoss, accuracy_of, model_loss
-from online_meta.import_path import import_by_path
+from online_meta.functional.model import ModelLoss, accuracy_of, model_loss
 from online_meta.inner import Inner
-from online_meta.regret import MAIN_LEARNER
-from online_meta.setup import LearnerContext, gather_single_process
+from online_meta.learners import LearnerContext, gather_single_process
+from online_meta.registry import import_by_path
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.replay import ReplayPolicy, generator
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, ReplayBuffer, Schedule
+from trainers.distributed.rank_stats import RankStats
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
-from trainers.timing import RankStats
 
 LOCAL = "local"
 
@@ -116,7 +116,7 @@ def build_context(
     """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
 
     ``engine`` is the kind that steps meta-parameters: another than the local one is for the ranks of a run alone,
-    while checks, comparators and replays are processes of their own. ``rank_stats`` counts what it waits for other ranks,
+    while checks, comparators and replays are processes of their own. ``rank_stats`` counts its waiting for other ranks,
     ``gather`` is the set-up's.
     """
     registry.load_module(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load, save
 
 from online_meta.types import Params
-from streams.durable import replace_file, sync_path, write_durably
+from streams.atomic_files import replace_file, sync_path, write_durably
 
 FORMAT = 2
 """Format 1 is read, too: in it each learner is one file, <learner>.safetensors."""

@@ -70,8 +70,8 @@ class RegretSettings:
     """What the run is compared with.
 
     Comparators are refreshed when ``every_rounds`` more rounds have been learned (and when the stream rests).
-    ``hindsight`` is trained from ``hindsight_restarts`` starts by ``hindsight_steps`` meta-steps for each new round, and
-    by as many again, up to ``hindsight_max_passes`` times in all, while that lowers its loss; it is evaluated on at most
+    ``hindsight`` is trained from ``hindsight_restarts`` starts, ``hindsight_steps`` meta-steps a new round, and
+    by as many again, up to ``hindsight_max_passes`` times, while that lowers its loss; it is evaluated on at most
     ``hindsight_rounds`` rounds. ``closed_form`` is exact, for models that are linear in their weights with squared
     loss. ``dynamic`` makes at most ``dynamic_steps`` meta-steps for a task alone, on at most ``dynamic_rounds`` tasks a
     refresh. ``options`` holds a table of settings for a baseline, under its name.
@@ -121,7 +121,7 @@ class EngineSettings:
     ``nodes`` are there, this one counted, and by at most as many as the second; they meet at ``rendezvous``,
     "host:port", an address of this machine that they can reach.
     The bits of a result depend on the threads, so their number is part of the run and not of the machine.
-    ``batching`` the meta-gradients of a batch are summed, ``auto`` finds out, and writes down from which round on it is so;
+    ``batching`` is how a batch's meta-gradients are summed: ``auto`` measures, and records the round it takes effect;
     tasks that are stacked for it take at most ``memory_limit`` bytes at a time.
     """
 

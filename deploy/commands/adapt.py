@@ -6,10 +6,9 @@ import click
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from deploy.adaptation import decode_predictions, encode_predictions
-from deploy.client import daemon_client, expect_success
+from deploy.commands._client import daemon_client, expect_success
 from deploy.exits import CONFIG, CommandError
-from deploy.offline import adapt_from_checkpoint
+from deploy.leader import adapt_from_checkpoint, decode_predictions, encode_predictions
 from online_meta.types import Batch, Params
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from deploy.config import config_file_context, read_config
-from deploy.preflight import check_all
+from deploy.checks.preflight import check_all
+from deploy.config.config import config_file_context, read_config
 
 
 @click.command("check")

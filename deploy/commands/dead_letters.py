@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from deploy.exits import ConfigError
-from streams.dead_letters import read_letters
-from trainers.run_files import RunFiles
+from streams.ingest.dead_letters import read_letters
+from trainers.journal.run_files import RunFiles
 
 
 @click.command("dead-letters")

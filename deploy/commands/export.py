@@ -6,9 +6,9 @@ import click
 from safetensors.torch import save
 
 from deploy.exits import CONFIG, CommandError
-from deploy.offline import open_checkpoint
-from online_meta.regret import MAIN_LEARNER
-from streams.durable import replace_file
+from deploy.leader import open_checkpoint
+from online_meta.regret.ledger import MAIN_LEARNER
+from streams.atomic_files import replace_file
 from trainers.checkpoint import Checkpoint
 
 

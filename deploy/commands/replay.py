@@ -8,10 +8,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.config import config_file_context, read_config
+from deploy.config.config import config_file_context, read_config
 from deploy.replay import replay
-from deploy.summary import summary_table
-from trainers.run_files import RunFiles
+from deploy.reports.report import summary_table
+from trainers.journal.run_files import RunFiles
 
 
 @click.command("replay")

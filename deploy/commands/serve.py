@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from deploy.config import config_file_context, read_config
+from deploy.config.config import config_file_context, read_config
 from deploy.daemon import serve
 from deploy.logs import Origin, log_to_stderr
 

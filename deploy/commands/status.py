@@ -8,8 +8,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from deploy.client import daemon_client, expect_success
-from deploy.report import display_name
+from deploy.commands._client import daemon_client, expect_success
+from deploy.reports.report import display_name
 
 
 @click.command("status")

@@ -10,11 +10,11 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.client import daemon_client, is_address
+from deploy.commands._client import daemon_client, is_address
 from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
-from streams.producer import RETRY_SECONDS, RETRY_STATUSES, Producer, SubmitError, open_producer, split_address
-from streams.producer.errors import UNREACHABLE
-from streams.producer.http import HttpProducer
+from streams.producers import RETRY_SECONDS, RETRY_STATUSES, Producer, SubmitError, open_producer, split_address
+from streams.producers.errors import UNREACHABLE
+from streams.producers.http import HttpProducer
 
 ABOUT_THE_TASK = ("bad_id", "too_large")
 """Reasons, from others than a daemon, that say nothing about the next task."""

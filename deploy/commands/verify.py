@@ -9,10 +9,10 @@ import click
 from rich.progress import Progress
 
 from deploy.exits import BROKEN
-from streams import ledger
-from streams.repair import rebuild_ledger, repair
-from streams.sealed import ARCHIVE_FOLDER, Location
-from streams.verify import Verification, verify
+from streams.history import ledger
+from streams.history.archive_index import ARCHIVE_FOLDER, Location
+from streams.history.repair import rebuild_ledger, repair
+from streams.history.verify import Verification, verify
 
 
 @click.command("verify")

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
-from online_meta.finite import is_finite
+from online_meta.batching.task_sum import is_finite
 from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, support_gradient
-from online_meta.learners._one_task import apply_from_first_rank, concat_support_query, copy_state, restore_state
+from online_meta.learners import LearnerContext
+from online_meta.learners._online_step import apply_from_first_rank, concat_support_query, copy_state, restore_state
+from online_meta.regret.scoring import ScoredTasks, score_task
 from online_meta.rules.meta_sgd import meta_sgd
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerContext
 from online_meta.tree import zeros
 from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 

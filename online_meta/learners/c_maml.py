@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 
-from online_meta.finite import is_finite
-from online_meta.functional import evaluation_loss
+from online_meta.batching.task_sum import is_finite
+from online_meta.functional.model import evaluation_loss
 from online_meta.inner import effective_params, fast_weights, run_inner_loop
-from online_meta.learners._one_task import apply_from_first_rank, concat_support_query, copy_state, restore_state
+from online_meta.learners import LearnerContext
+from online_meta.learners._online_step import apply_from_first_rank, concat_support_query, copy_state, restore_state
+from online_meta.regret.scoring import ScoredTasks, score_learning_curve, score_task
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_learning_curve, score_task
-from online_meta.setup import LearnerContext
 from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
 
 CARRIED = "carried"

@@ -3,28 +3,52 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
+import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
-from online_meta.draws import ReplaySample
-from online_meta.finite import SkippingSum, sum_skipping_nonfinite
-from online_meta.functional import evaluation_loss
+from online_meta.batching.all_reduce import distribute_samples, local_samples, sum_gradients
+from online_meta.batching.task_sum import SkippingSum, TaskSum, sum_skipping_nonfinite
+from online_meta.functional.model import evaluation_loss
+from online_meta.learners import LearnerContext
 from online_meta.meta_optimizer import flatten_meta
-from online_meta.mixtures import crp_prior, responsibilities
+from online_meta.regret.scoring import ScoredTasks, score_learning_curve, score_task
+from online_meta.replay import ReplaySample
+from online_meta.replay._sampler import ReplaySampler
 from online_meta.replay.uniform import uniform
-from online_meta.revisits import ReplaySampler
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_learning_curve, score_task
-from online_meta.setup import LearnerContext
-from online_meta.shared_sums import distribute_samples, local_samples, sum_gradients
-from online_meta.summing import TaskSum
 from online_meta.types import Engine, Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
+
+
+def crp_prior(counts: Sequence[float], concentration: float) -> Tensor:
+    """Return the probability that the next task is of each component, and, last, of a new one: (components + 1,).
+
+    p(l) = n_l / (n + a) and p(new) = a / (n + a), where n_l counts the tasks of component l, n is their sum and a the
+    ``concentration`` (Aldous, 1985): with n tasks one expects a log(1 + n / a) components. In float64.
+    """
+    weights = torch.tensor([*counts, concentration], dtype=torch.float64)
+    return weights / weights.sum()
+
+
+def responsibilities(prior: Tensor, losses: Sequence[float], samples: int, temperature: float) -> Tensor:
+    """Return p(l | support set), proportional to prior_l exp(-samples losses_l / temperature); in float64.
+
+    ``losses`` are means over the ``samples`` of the support set. In nats, temperature 1 is Bayes' rule; of squares, it
+    is for a variance of temperature / 2. A loss that is not finite explains nothing; all are 0 where none is finite.
+    """
+    fits = torch.tensor([*losses], dtype=torch.float64)
+    joint = prior.log() - samples * fits / temperature
+    joint = torch.where(torch.isfinite(fits), joint, -torch.inf)
+    return torch.nan_to_num(torch.softmax(joint, 0), nan=0.0)
+
 
 SEED_OFFSET = 5
 """Sets this learner's draws apart from those of others with the same seed."""
 
+
 COUNTS = "counts"
 """The name, in what is saved, of the number of tasks of each component; 0 where there is none."""
+
 
 NEGLIGIBLE = 1e-3
 """Responsibilities below it count as none: gradients of so little weight are not worth their time."""

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from online_meta.learners import LearnerContext
+from online_meta.regret.scoring import ScoredTasks, score_task
 from online_meta.rules.adam import adam
-from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerContext
 from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
 
 

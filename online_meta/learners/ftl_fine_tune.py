@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from online_meta.learners import LearnerContext
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.learners.train_on_everything import build_follower
 from online_meta.metagrads.supervised import supervised
-from online_meta.setup import LearnerContext
 
 SEED_OFFSET = 3
 """Sets this learner's draws apart from those of others with the same seed."""

@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from online_meta.draws import ReplayPolicy
-from online_meta.finite import sum_skipping_nonfinite, sum_with_measurements
+from online_meta.batching.all_reduce import distribute_samples, local_samples, sum_gradients
+from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
 from online_meta.inner import Inner
-from online_meta.past import MemoryReplayBuffer
+from online_meta.learners import LearnerContext, MemoryReplayBuffer, gather_single_process
+from online_meta.regret.scoring import ScoredTasks, score_task
+from online_meta.replay import ReplayPolicy
+from online_meta.replay._sampler import ReplaySampler
 from online_meta.replay.uniform import uniform
-from online_meta.revisits import ReplaySampler
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerContext, gather_single_process
-from online_meta.shared_sums import distribute_samples, local_samples, sum_gradients
-from online_meta.summing import TaskSum
 from online_meta.types import (
     AccuracyFn,
     Engine,
@@ -57,7 +55,7 @@ class FollowTheMetaLeader:
     ) -> None:
         """Begin at round 0 with the engine's meta-parameters; ``buffer`` keeps tasks in memory, ``replay`` is uniform.
 
-        ``task_sum`` sums the meta-gradients of a batch, task by task until it is told to ``follow`` another path, such as
+        ``task_sum`` sums the meta-gradients of a batch, task by task until ``follow`` sets another plan, such as
         a ``Autotuner`` finds; compiled programs lie in the folder ``programs``. The ``schedule`` multiplies the
         engine's learning rate, and so does ``lr_scale``, for a run that has diverged. ``gather`` is the set-up's.
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch.utils._pytree import tree_map
 
-from online_meta.learners._one_task import apply_from_first_rank, copy_state, restore_state
+from online_meta.learners import LearnerContext
+from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
+from online_meta.regret.scoring import ScoredTasks, score_task
 from online_meta.schedules.constant import constant
-from online_meta.score import ScoredTasks, score_task
-from online_meta.setup import LearnerContext
 from online_meta.tree import zeros
 from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 

@@ -1,9 +1,9 @@
 """Online Reptile: follow the meta-leader by first-order steps towards where the inner loops end."""
 
+from online_meta.learners import LearnerContext
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.learners.train_on_everything import build_follower
 from online_meta.metagrads.reptile import reptile
-from online_meta.setup import LearnerContext
 
 SEED_OFFSET = 4
 """Sets this learner's draws apart from those of others with the same seed."""

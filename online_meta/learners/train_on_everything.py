@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from online_meta.inner import Inner
+from online_meta.learners import LearnerContext
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.metagrads.supervised import supervised
-from online_meta.setup import LearnerContext
 from online_meta.types import MetaGradient
 
 SEED_OFFSET = 1
@@ -26,7 +26,7 @@ def build(context: LearnerContext) -> FollowTheMetaLeader:
 def build_follower(
     context: LearnerContext, inner: Inner, gradient: MetaGradient, seed_offset: int, steps_factor: int = 1
 ) -> FollowTheMetaLeader:
-    """Return a baseline that follows its leader by another ``gradient``, with so many ``steps_factor`` FTML's meta-steps.
+    """Return a baseline that trains with another ``gradient`` and ``steps_factor`` times FTML's meta-steps.
 
     New tasks are met by ``inner``; ``seed_offset`` sets its draws apart from those of others with the same seed.
     """

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from online_meta.adjoint import StepFn, pull_back
 from online_meta.inner import Inner, step
+from online_meta.metagrads._adjoint import StepFn, pull_back
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 

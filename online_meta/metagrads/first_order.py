@@ -1,7 +1,7 @@
 """First-order MAML: the inner gradients count as constants."""
 
-from online_meta.adjoint import StepFn, pull_back
 from online_meta.inner import Inner, apply_update, support_gradient
+from online_meta.metagrads._adjoint import StepFn, pull_back
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 

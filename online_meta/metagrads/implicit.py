@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from online_meta.adjoint import pull_back_through_init
-from online_meta.differentiate import vjp
+from online_meta.functional.autodiff import vjp
 from online_meta.inner import Inner, query_loss, run_inner_loop, slow_weights, step
+from online_meta.metagrads._adjoint import pull_back_through_init
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Task
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from online_meta.differentiate import vjp
+from online_meta.functional.autodiff import vjp
 from online_meta.inner import Inner, query_loss
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 

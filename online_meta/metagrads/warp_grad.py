@@ -2,7 +2,7 @@
 
 import torch
 
-from online_meta.differentiate import vjp
+from online_meta.functional.autodiff import vjp
 from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.first_order import first_order
 from online_meta.tree import add, scale, zeros

@@ -1,6 +1,6 @@
 """Full replay: every past round, at every meta-step."""
 
-from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample
+from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample
 from online_meta.types import Params
 
 

@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor
 
-from online_meta.draws import (
+from online_meta.replay import (
     ReplayPolicy,
     ReplayRequest,
     ReplaySample,
@@ -15,7 +15,7 @@ from online_meta.draws import (
     request_generator,
     sample_systematically,
 )
-from online_meta.replay._reservoir import update_sample
+from online_meta.replay.reservoir import update_sample
 from online_meta.tree import norm
 from online_meta.types import MetaGrad, Params
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
+from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
 from online_meta.types import Params
 
 

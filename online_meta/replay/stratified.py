@@ -1,6 +1,6 @@
 """Stratified replay: every stretch of the past is in every meta-batch."""
 
-from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample, request_generator
+from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample, request_generator
 from online_meta.types import Params
 
 

@@ -1,6 +1,6 @@
 """Uniform replay: every past round is as likely as any other."""
 
-from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
+from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
 from online_meta.types import Params
 
 

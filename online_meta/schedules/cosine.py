@@ -2,7 +2,7 @@
 
 import math
 
-from online_meta.schedules._falling import decay_to_floor
+from online_meta.schedules import decay_to_floor
 from online_meta.types import Schedule
 
 

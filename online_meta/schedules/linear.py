@@ -1,6 +1,6 @@
 """A straight line from the whole learning rate down to a floor."""
 
-from online_meta.schedules._falling import decay_to_floor
+from online_meta.schedules import decay_to_floor
 from online_meta.types import Schedule
 
 

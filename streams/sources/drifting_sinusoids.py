@@ -11,13 +11,11 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from online_meta.draws import generator
+from online_meta.replay import generator
 from online_meta.types import Task
-from streams.arrivals import TaskSource
-from streams.sources._functions import FAMILIES, SPEC, sample_task
-from streams.sources._generated import SyntheticSource
-from streams.sources._walk import random_walk, reflect
+from streams.sources._synthetic import FAMILIES, SPEC, SyntheticSource, random_walk, reflect, sample_task
 from streams.spec import TaskSpec, require_same
+from streams.types import TaskSource
 
 __all__ = ["SPEC", "Settings", "create_source", "lowest_amplitude", "make_task"]
 

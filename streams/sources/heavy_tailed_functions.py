@@ -10,12 +10,11 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from online_meta.draws import generator
+from online_meta.replay import generator
 from online_meta.types import Task
-from streams.arrivals import TaskSource
-from streams.sources._functions import FAMILIES, MAX_PARAMETERS, SPEC, sample_task
-from streams.sources._generated import SyntheticSource
+from streams.sources._synthetic import FAMILIES, MAX_PARAMETERS, SPEC, SyntheticSource, sample_task
 from streams.spec import TaskSpec, require_same
+from streams.types import TaskSource
 
 __all__ = ["SPEC", "Settings", "create_source", "draw_cluster", "make_task"]
 

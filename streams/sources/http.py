@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from streams.arrivals import TaskSource
 from streams.spec import TaskSpec
+from streams.types import TaskSource
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ A message's value is the task as ``wire.encode`` writes it, its header ``id`` th
 "<topic>:<partition>:<offset>". Partitions that are added later are found.
 """
 
-from streams.arrivals import TaskSource
-from streams.extras import translate_import_errors
-from streams.sources._broker_settings import KafkaSettings as Settings
+from streams.brokers.login import translate_import_errors
+from streams.brokers.settings import KafkaSettings as Settings
 from streams.spec import TaskSpec
+from streams.types import TaskSource
 
 __all__ = ["Settings", "create_source"]
 
@@ -21,6 +21,6 @@ def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> T
         ValueError: if one of its settings is not known, or it is not made of settings.
     """
     with translate_import_errors("kafka"):
-        from streams.sources._kafka_topic import KafkaTopic, check_properties
+        from streams.brokers.kafka import KafkaTopic, check_properties
     check_properties(settings)
     return KafkaTopic(settings, name)

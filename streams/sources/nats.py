@@ -4,11 +4,10 @@ A message's data is the task as ``wire.encode`` writes it, its header ``id`` the
 "<stream>:<sequence>". The stream must keep messages until they are read (its retention is "limits", not "workqueue").
 """
 
-from streams.arrivals import TaskSource
-from streams.extras import translate_import_errors
-from streams.login import refuse_secrets
-from streams.sources._broker_settings import NatsSettings as Settings
+from streams.brokers.login import refuse_secrets, translate_import_errors
+from streams.brokers.settings import NatsSettings as Settings
 from streams.spec import TaskSpec
+from streams.types import TaskSource
 
 __all__ = ["Settings", "create_source"]
 
@@ -22,8 +21,7 @@ def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> T
         OSError: if a file cannot be read.
     """
     with translate_import_errors("nats"):
-        from streams.nats_connection import read_login
-        from streams.sources._nats_stream import NatsStream
+        from streams.brokers.nats import NatsStream, read_login
     for server in settings.servers.split(","):
         refuse_secrets("servers", server, 'write user = "..." and password_file = "...", or token_file', users=False)
     read_login(settings)

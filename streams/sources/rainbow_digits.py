@@ -11,10 +11,10 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from online_meta.types import Task
-from streams.arrivals import TaskSource
-from streams.sources._generated import SyntheticSource
-from streams.sources._rainbow import IMAGES_PER_CLASS, Digits, load_digits, make_task
+from streams.sources._digits import IMAGES_PER_CLASS, Digits, load_digits, make_task
+from streams.sources._synthetic import SyntheticSource
 from streams.spec import TaskSpec, require_same
+from streams.types import TaskSource
 
 __all__ = ["SPEC", "Settings", "create_source", "load_digits", "make_task"]
 

@@ -5,11 +5,10 @@ task's id is "<stream>:<entry id>". The committed position is an entry id: with 
 group is gone, and what Redis gives again is known by its id.
 """
 
-from streams.arrivals import TaskSource
-from streams.extras import translate_import_errors
-from streams.login import refuse_secrets
-from streams.sources._broker_settings import RedisSettings as Settings
+from streams.brokers.login import refuse_secrets, translate_import_errors
+from streams.brokers.settings import RedisSettings as Settings
 from streams.spec import TaskSpec
+from streams.types import TaskSource
 
 __all__ = ["Settings", "create_source"]
 
@@ -23,8 +22,7 @@ def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> T
         OSError: if a file cannot be read.
     """
     with translate_import_errors("redis"):
-        from streams.redis_connection import connect
-        from streams.sources._redis_stream import RedisStream
+        from streams.brokers.redis import RedisStream, connect
     refuse_secrets("url", settings.url, 'write redis://user@host and password_file = "..."')
     connect(settings.url, settings, settings.timeout_seconds).close()
     return RedisStream(settings, settings.consumer or name, name)

@@ -13,13 +13,12 @@ from typing import Annotated
 
 from annotated_types import Gt, MinLen
 
-from streams.arrivals import TaskSource
-from streams.leading import NeedsLeader
-from streams.row_tasks import encode_row
-from streams.rows import read_rows
-from streams.sources._cutting import CutOptions, create_cut_source
-from streams.sources._samples import Cut, RowSource, cut_by_key
+from streams.formats.rows import encode_row, read_rows
+from streams.segmenting.by_leader import NeedsLeader
+from streams.segmenting.cutting import Cut, RowSource, cut_by_key
+from streams.segmenting.options import CutOptions, create_cut_source
 from streams.spec import TaskSpec
+from streams.types import TaskSource
 
 
 @dataclass(frozen=True)

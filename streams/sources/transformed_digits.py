@@ -14,12 +14,12 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from online_meta.draws import generator
+from online_meta.replay import generator
 from online_meta.types import Batch, Task
-from streams.arrivals import TaskSource
-from streams.sources._generated import SyntheticSource
-from streams.sources._rainbow import IMAGES_PER_CLASS, Digits, draw_images, load_digits
+from streams.sources._digits import IMAGES_PER_CLASS, Digits, draw_images, load_digits
+from streams.sources._synthetic import SyntheticSource
 from streams.spec import TaskSpec, require_same
+from streams.types import TaskSource
 
 __all__ = ["SPEC", "Settings", "create_source", "load_digits", "make_task", "transform"]
 

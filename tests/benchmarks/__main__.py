@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from streams.durable import replace_file
+from streams.atomic_files import replace_file
 from tests.benchmarks.contestants import PACKAGES
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.plot import draw

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from streams.durable import replace_file
-from streams.producer import submit
+from streams.atomic_files import replace_file
+from streams.producers import submit
 from tests.benchmarks.goals import verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
 from tests.benchmarks.stalls import share, time_stalls
@@ -24,7 +24,7 @@ from tests.engines.launch import places
 from tests.recovery.served import Served
 from tests.recovery.test_kills import body
 from tests.recovery.test_ranks import ENGINE, rank_dies, wait_for
-from trainers.json_lines import LineReader
+from trainers.journal.jsonl import LineReader
 
 NAME = "bench_distributed"
 WAYS = {"local, 1 rank": ("local", 1), "deepspeed, 1 rank": ("deepspeed", 1), "deepspeed, 2 ranks": ("deepspeed", 2)}

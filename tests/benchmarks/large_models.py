@@ -17,11 +17,11 @@ import click
 import torch
 
 import online_meta as om
-from online_meta.gradient_memory import gradient_peak
 from online_meta.memory import MemoryMeter, bytes_of
+from online_meta.preflight.preflight import unrolled
 from online_meta.types import Meta, MetaGrad, Task
-from online_meta.unrolled import unrolled
 from tests.benchmarks.surroundings import commit
+from trainers.memory_estimate import gradient_peak
 from trainers.models import transformer
 
 NAME = "large_models"

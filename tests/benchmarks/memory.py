@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from streams.durable import replace_file
+from streams.atomic_files import replace_file
 from tests.benchmarks.memory_child import NETWORKS, SAVINGS
 from tests.benchmarks.resident import GIVE_BACK
 from tests.benchmarks.surroundings import commit, machine

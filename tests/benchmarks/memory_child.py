@@ -23,7 +23,7 @@ from online_meta.types import Task
 from tests.benchmarks.resident import kilobytes
 from tests.benchmarks.works import image_task, sequence_task
 from trainers.build import build_gradient, build_inner, build_loss, build_module
-from trainers.engines._process_group import join_process_group
+from trainers.distributed.process_group import join_process_group
 from trainers.memory_estimate import estimate_memory
 from trainers.settings import EngineSettings, InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 

@@ -13,7 +13,7 @@ import trainers.engines
 from online_meta import registry
 from online_meta.learners.ftml import FollowTheMetaLeader
 from tests.benchmarks.works import image_task
-from trainers.engines._process_group import join_process_group
+from trainers.distributed.process_group import join_process_group
 from trainers.models import conv4
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from online_meta.choosing import relative_error
+from online_meta.batching.autotune import relative_error
 from online_meta.types import MetaGrad, Params, Task
 from tests.benchmarks.contestants import CONTESTANTS
 from tests.benchmarks.works import Work

@@ -3,12 +3,12 @@
 import statistics
 from pathlib import Path
 
-from streams import wire
-from streams.producer import submit
+from streams.formats import wire
+from streams.producers import submit
 from tests.benchmarks.one_rank import BATCH, SIDE, WAYS
 from tests.benchmarks.works import image_task
 from tests.daemon import free_port, running_daemon
-from trainers.json_lines import LineReader
+from trainers.journal.jsonl import LineReader
 
 CONFIG = f"""
 [run]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.choosing import relative_error
+from online_meta.batching.autotune import relative_error
 from online_meta.tree import to_float64
 from tests.benchmarks.contestants import CONTESTANTS, stacked, unrolled
 from tests.benchmarks.goals import verdict

@@ -5,7 +5,7 @@ import torch
 
 import online_meta.learners
 from online_meta import registry
-from online_meta.score import OrderError
+from online_meta.regret.scoring import OrderError
 from online_meta.types import Batch, Task
 from tests.learners.problems import frozen, remembered, setup, stream
 

@@ -12,7 +12,7 @@ import torch
 
 import online_meta.replay
 from online_meta import registry
-from online_meta.draws import ReplayRequest, ReplaySample, generator
+from online_meta.replay import ReplayRequest, ReplaySample, generator
 from online_meta.replay.reservoir import reservoir
 from online_meta.replay.stratified import stratified
 from online_meta.replay.uniform import uniform

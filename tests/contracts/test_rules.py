@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 import online_meta as om
 from online_meta import registry
+from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.inner import fast_weights, init_carry, support_gradient
-from online_meta.randomness import INIT_STEP, seeded
 from tests.contracts import learned_rules
 from tests.contracts.unrolled import Loop
 from tests.numerics.compare import assert_close, relative_error

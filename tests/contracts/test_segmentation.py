@@ -6,15 +6,21 @@ import re
 import pytest
 import torch
 
-import online_meta.likelihoods
-import online_meta.segmentation
+import online_meta.changepoints.detectors
+import online_meta.changepoints.likelihoods
 from online_meta import registry
-from online_meta.segments import TaskSegment, segment_samples
+from online_meta.changepoints.segments import TaskSegment, segment_samples
 from tests.contracts.segmented import draw_classes, draw_lines
 from tests.house.sources import ROOT
 
-WAYS = {name: registry.load(online_meta.segmentation, name) for name in registry.names(online_meta.segmentation)}
-LIKELIHOODS = {name: registry.load(online_meta.likelihoods, name) for name in registry.names(online_meta.likelihoods)}
+WAYS = {
+    name: registry.load(online_meta.changepoints.detectors, name)
+    for name in registry.names(online_meta.changepoints.detectors)
+}
+LIKELIHOODS = {
+    name: registry.load(online_meta.changepoints.likelihoods, name)
+    for name in registry.names(online_meta.changepoints.likelihoods)
+}
 LENGTHS = [40, 25, 60]
 ENDS = [40, 65]
 STREAMS = {"linear": draw_lines, "gaussian_classes": draw_classes}

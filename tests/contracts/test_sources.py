@@ -9,9 +9,9 @@ import pytest
 
 import streams.sources
 from online_meta import registry
-from streams.arrivals import Arrival
+from streams.formats.wire import check_id, decode
 from streams.spec import Limits
-from streams.wire import check_id, decode
+from streams.types import Arrival
 
 KINDS = registry.names(streams.sources)
 MAKERS = [kind for kind in KINDS if hasattr(registry.load_module(streams.sources, kind), "SPEC")]

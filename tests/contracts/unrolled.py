@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from online_meta.randomness import INIT_STEP, seeded
+from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Task
 from tests.numerics.oracle import CRITERIA
 

@@ -4,10 +4,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from streams.history import History
-from streams.retention import RetentionSettings, subsample
-from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
-from streams.sweeping import compact
+from streams.history.history import History
+from streams.history.retention import RetentionSettings, compact, subsample
+from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from tests.crash.scenarios import GROUP, Acknowledge, append
 
 STEPS = 9

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streams import ledger
-from streams.arrivals import Conflict
-from streams.history import History
-from streams.sealed import RoundDiscarded
-from streams.sealing import remove_orphans
-from streams.verify import verify
+from streams.history import ledger
+from streams.history.errors import RoundDiscarded
+from streams.history.history import History
+from streams.history.sealing import remove_orphans
+from streams.history.verify import verify
+from streams.types import Conflict
 from tests.crash.scenarios import payload_of, record_of
 
 Acknowledged = list[dict[str, Any]]

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from streams import wire
-from streams.arrivals import Arrival, Conflict, Record, Rejected
-from streams.dead_letters import DeadLetters, read_letters
-from streams.history import History
-from streams.sources._spool import Spool
+from streams.formats import wire
+from streams.history.history import History
+from streams.ingest.dead_letters import DeadLetters, read_letters
+from streams.sources.files import Spool
 from streams.spec import TaskSpec
+from streams.types import Arrival, Conflict, Record, Rejected
 from tests.crash.checks import Acknowledged, check
 from tests.crash.scenarios import Acknowledge, payload_of
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from streams import ledger, sealed
-from streams.history import History
-from streams.repair import rebuild_ledger, repair
-from streams.sealed import Location
-from streams.sealing import seal_next
-from streams.verify import verify
+from streams.history import archive_index, ledger
+from streams.history.archive_index import Location
+from streams.history.history import History
+from streams.history.repair import rebuild_ledger, repair
+from streams.history.sealing import seal_next
+from streams.history.verify import verify
 from tests.crash.checks import Acknowledged, check
 from tests.crash.scenarios import SEALING, Acknowledge, append, keep
 
@@ -21,7 +21,7 @@ def damage(folder: Path, acknowledge: Acknowledge) -> None:
         with history.borrow_writer() as writer:
             writer.execute("UPDATE payloads SET payload = zeroblob(9) WHERE round = 5")
             writer.execute("INSERT INTO payloads VALUES (99, x'00')")
-        name = sealed.list_segments(history.query)[0]
+        name = archive_index.list_segments(history.query)[0]
     files = [file for file in (folder / "archive" / "segments" / name).rglob("*") if file.is_file()]
     largest = max(files, key=lambda file: file.stat().st_size)
     content = bytearray(largest.read_bytes())

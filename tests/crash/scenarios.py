@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from streams import wire
-from streams.arrivals import Conflict, Record
-from streams.history import History
-from streams.retention import RetentionSettings, subsample
-from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
-from streams.sweeping import compact
+from streams.formats import wire
+from streams.history.history import History
+from streams.history.retention import RetentionSettings, compact, subsample
+from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.types import Conflict, Record
 
 Acknowledge = Callable[[dict[str, Any]], None]
 Play = Callable[[Path, Acknowledge], None]

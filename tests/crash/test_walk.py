@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from streams import history as module
-from streams.history import History
+from streams.history import history as module
+from streams.history.history import History
 from tests.crash.checks import check
 from tests.crash.lives import HISTORY, SCENARIOS
 from tests.crash.scenarios import ingest

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from streams.ledger import HistoryBusy
+from streams.history.errors import HistoryBusy
 from tests.crash.lives import Life, find_life
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import torch
 
-from deploy.config import read_config
+from deploy.config.config import read_config
 from deploy.replay import replay
-from streams import wire
+from streams.formats import wire
+from streams.history.verify import verify
 from streams.sources.sinusoid import make_task
-from streams.verify import verify
 from tests.daemon import Daemon, running_daemon, wait_for
 from trainers.checkpoint import load_latest
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from deploy.config import read_config
-from deploy.preflight import check_learning
+from deploy.checks.preflight import check_learning
+from deploy.config.config import read_config
 from tests.house.sources import ROOT
 
 TABLE = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from deploy.answering import FutureBridge
+from deploy.server.app import FutureBridge
 
 
 def test_all_that_is_answered_arrives_whoever_answers() -> None:

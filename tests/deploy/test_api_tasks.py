@@ -10,7 +10,7 @@ import pytest
 import torch
 import zstandard
 
-from streams.dead_letters import read_letters
+from streams.ingest.dead_letters import read_letters
 from tests.daemon import Daemon, decode, encode, sinusoid, wait_for
 from tests.deploy.conftest import BODY_BYTES
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from streams.history import History
-from streams.retention import count_discarded
-from streams.verify import verify
+from streams.history.history import History
+from streams.history.retention import count_discarded
+from streams.history.verify import verify
 from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
 from tests.streams.archive.object_store import Bucketed, free_port, running

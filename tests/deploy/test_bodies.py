@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 import zstandard
 
-from deploy import bodies
-from deploy.bodies import BodyBudget, BudgetExhausted, read_body
+from deploy.server import limits
+from deploy.server.limits import BodyBudget, BudgetExhausted, read_body
 from streams.spec import Limits
 
 
@@ -37,7 +37,7 @@ def read(body_budget: BodyBudget, sent: Sent) -> bytes:
 def test_bodies_beyond_the_memory_there_is_are_put_off_and_their_room_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bodies, "BUDGET_BYTES", 100)
+    monkeypatch.setattr(limits, "BUDGET_BYTES", 100)
     body_budget = BodyBudget(Limits(body_bytes=30))
     with body_budget.reserve() as first, body_budget.reserve() as second:
         for reservation in (first, second):
@@ -52,7 +52,7 @@ def test_bodies_beyond_the_memory_there_is_are_put_off_and_their_room_is_given_b
 
 
 def test_what_a_body_unpacks_to_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BUDGET_BYTES", 100)
+    monkeypatch.setattr(limits, "BUDGET_BYTES", 100)
     body_budget = BodyBudget(Limits(body_bytes=1000))
     packed = zstandard.compress(bytes(900))
     body_budget.take(3200 - 100)

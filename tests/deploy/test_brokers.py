@@ -73,7 +73,7 @@ def test_a_missing_client_library_is_an_error_of_the_configuration(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_sinusoid(tmp_path, '[[source]]\nkind = "redis"\n')
-    monkeypatch.delitem(sys.modules, "streams.sources._redis_stream", raising=False)
+    monkeypatch.delitem(sys.modules, "streams.brokers.redis", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     for command in ("check", "serve"):
         ended = cli(command, config)

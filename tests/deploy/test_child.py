@@ -9,7 +9,7 @@ from tests.daemon import ROOT
 
 WAITING = """
 import os, signal, threading
-from deploy.child import stop_on_signals
+from deploy.processes.child import stop_on_signals
 
 for _ in range(300):
     stop = stop_on_signals()

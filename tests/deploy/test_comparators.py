@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from deploy.comparators import next_target, refresh_with_rounds
-from online_meta.regret import Comparator
-from online_meta.setup import LearnerContext
-from streams.arrivals import Record
-from streams.history import History
+from deploy.processes.comparators import next_target, refresh_with_rounds
+from online_meta.learners import LearnerContext
+from online_meta.regret.ledger import Comparator
+from streams.history.history import History
+from streams.types import Record
 from tests.daemon import sinusoid
-from trainers.comparators import dynamic, hindsight
-from trainers.comparing import ComparatorUnavailable, RefreshRequest, RefreshResult
-from trainers.json_lines import LineReader, LineWriter
-from trainers.run_files import RunFiles
+from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, dynamic, hindsight
+from trainers.journal.jsonl import LineReader, LineWriter
+from trainers.journal.run_files import RunFiles
 from trainers.settings import ModelSettings, RegretSettings, TrainerSettings
 
 SETTINGS = TrainerSettings(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import Config, read_config, read_settings, write_settings
+from deploy.config.config import Config, read_config, read_settings, write_settings
 from deploy.exits import ConfigError
 from tests.daemon import run_cli
 from tests.deploy.conftest import Cli

@@ -12,9 +12,8 @@ import uvicorn
 from fastapi.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from deploy import connections
-from deploy.connections import allow_descriptors, make_bounded_protocol
 from deploy.exits import ConfigError
+from deploy.server.limits import allow_descriptors, make_bounded_protocol, resource
 from streams.spec import Limits
 from tests.daemon import wait_for
 
@@ -200,8 +199,8 @@ def test_so_many_connections_and_no_more() -> None:
 
 def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (256, 4096))
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, bounds: asked.append(bounds))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, bounds: asked.append(bounds))
     allow_descriptors(Limits(connections=50))
     assert asked == []
     allow_descriptors(Limits(connections=500))

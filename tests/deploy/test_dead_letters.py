@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from streams.arrivals import Arrival, Rejected
-from streams.dead_letters import DeadLetters
+from streams.ingest.dead_letters import DeadLetters
+from streams.types import Arrival, Rejected
 from tests.deploy.conftest import Cli
 
 

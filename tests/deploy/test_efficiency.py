@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from deploy.exporter import make_instruments, set_efficiency_gauges
-from deploy.series import regret_series
-from deploy.view import RunView
+from deploy.telemetry.prometheus import make_instruments, set_efficiency_gauges
+from deploy.telemetry.run_view import RunView
+from deploy.telemetry.series import regret_series
 from tests.daemon import running_daemon, write_sinusoid
 from tests.deploy.conftest import Cli
 from tests.deploy.finished import ROUNDS, Finished, lines
-from trainers.json_lines import LineWriter
-from trainers.run_files import RunFiles
+from trainers.journal.jsonl import LineWriter
+from trainers.journal.run_files import RunFiles
 
 NAMES = ("ftml", "from_scratch")
 LOSSES = {name: {"loss_before": 1.0, "loss_after": 0.5, "accuracy": 0.5} for name in NAMES}

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
-from streams.history import History
-from streams.sealing import SealingSettings, seal_next
+from streams.history.history import History
+from streams.history.sealing import SealingSettings, seal_next
 from tests.daemon import write_request
 from tests.deploy.conftest import Cli
 from tests.deploy.finished import ROUNDS, Finished, lines

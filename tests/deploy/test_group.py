@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-import deploy.group
-from deploy.exporter import make_instruments
-from deploy.group import RanksView
-from deploy.state import DaemonState
-from deploy.view import RunView
-from online_meta.regret import MAIN_LEARNER
-from streams.durable import replace_file
-from streams.history import History
-from trainers.run_files import RunFiles
+import deploy.telemetry.ranks_view
+from deploy.server.state import DaemonState
+from deploy.telemetry.prometheus import make_instruments
+from deploy.telemetry.ranks_view import RanksView
+from deploy.telemetry.run_view import RunView
+from online_meta.regret.ledger import MAIN_LEARNER
+from streams.atomic_files import replace_file
+from streams.history.history import History
+from trainers.journal.run_files import RunFiles
 
 
 class Supervision:
@@ -105,8 +105,8 @@ def test_a_restart_is_counted_once_however_many_ask(files: RunFiles, monkeypatch
         time.sleep(0.05)
         return read(path)
 
-    read = deploy.group._read
-    monkeypatch.setattr(deploy.group, "_read", read_slowly)
+    read = deploy.telemetry.ranks_view._read
+    monkeypatch.setattr(deploy.telemetry.ranks_view, "_read", read_slowly)
     instruments = make_instruments(CollectorRegistry())
     unused: Any = None
     with History.open(files.history, write=True) as history:

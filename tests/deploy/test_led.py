@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from streams.history import History
-from streams.verify import verify
+from streams.history.history import History
+from streams.history.verify import verify
 from tests.contracts.segmented import draw_lines
 from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import read_config
+from deploy.checks.preflight import check_sources
+from deploy.config.config import read_config
 from deploy.exits import ConfigError
-from deploy.preflight import check_sources
-from streams.dead_letters import read_letters
-from streams.wire import encode
+from streams.formats.wire import encode
+from streams.ingest.dead_letters import read_letters
 from tests.daemon import Daemon, running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
 from tests.streams.feeds import sequences

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.report import make_report, write_report
-from deploy.view import RunView
-from online_meta.metrics import METRICS
+from deploy.reports.report import make_report, write_report
+from deploy.telemetry.prometheus import METRICS
+from deploy.telemetry.run_view import RunView
 from tests.daemon import Daemon, free_port, wait_for
-from trainers.run_files import RunFiles
+from trainers.journal.run_files import RunFiles
 
 KINDS = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
@@ -115,7 +115,7 @@ def ask(url: str, query: str) -> dict[str, float]:
 
 
 def test_a_run_without_rounds_has_a_report_too(config: Path, tmp_path: Path) -> None:
-    from deploy.config import read_config
+    from deploy.config.config import read_config
 
     view = RunView(RunFiles(tmp_path / "none"), ("ftml", "from_scratch"))
     view.refresh()

@@ -1,6 +1,6 @@
 """How fast a count grows, lately."""
 
-from deploy.rate import WINDOW_SECONDS, RecentRate
+from deploy.server.state import WINDOW_SECONDS, RecentRate
 
 
 def test_the_rate_is_that_of_the_window() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import make_config
-from deploy.preflight import open_sources
+from deploy.checks.preflight import open_sources
+from deploy.config.config import make_config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
 TOML = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import ServeSettings
-from deploy.demo import choose_port
+from deploy.commands.demo import choose_port
+from deploy.config.config import ServeSettings
 from deploy.exits import CommandError, ConfigError
-from deploy.listening import bind
-from streams.history import History
+from deploy.server.listener import bind
+from streams.history.history import History
 from tests.daemon import ROOT, Daemon
 from tests.deploy.conftest import Cli
 
@@ -24,7 +24,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_checked_before_a_start_needs_none_of_torchs_compiler(config: Path) -> None:
     """Importing it takes a second, in which nobody is answered."""
-    program = "from pathlib import Path; from deploy.config import read_config; from deploy.preflight import *;"
+    program = (
+        "from pathlib import Path; from deploy.config.config import read_config; from deploy.checks.preflight import *;"
+    )
     program += (
         f"check_learning(read_config(Path({str(config)!r}), ())); import sys; print('torch._dynamo' in sys.modules)"
     )

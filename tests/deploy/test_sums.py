@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy import sums_file
-from deploy.sums_file import RunningSumsFile
-from online_meta.sums import MemoryRunningSums
+from deploy.telemetry import run_view
+from deploy.telemetry.run_view import RunningSumsFile
+from online_meta.regret.ledger import MemoryRunningSums
 
 COLUMNS = ("one", "other")
 ROWS = [{"one": 0.1 * n, "other": (-1.0) ** n / (n + 1)} for n in range(30)]
@@ -114,7 +114,7 @@ def test_a_note_that_a_kill_tore_is_none(tmp_path):
 
 
 def test_only_so_many_rounds_are_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sums_file, "MAX_UNWRITTEN_ROWS", 4)
+    monkeypatch.setattr(run_view, "MAX_UNWRITTEN_ROWS", 4)
     sums = opened(tmp_path)
     due = []
     for row in ROWS:

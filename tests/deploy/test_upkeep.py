@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from streams.history import History
-from streams.verify import verify
+from streams.history.history import History
+from streams.history.verify import verify
 from tests.daemon import Daemon, running_daemon, sinusoid, wait_for, write_sinusoid
 from tests.deploy.test_archive import SEALING, sealed_only
 
@@ -15,7 +15,7 @@ ALONE = ("regret.comparator=[]", "regret.baselines=[]")
 
 def upkeep_of(daemon: Daemon) -> list[psutil.Process]:
     found = psutil.Process(daemon.process.pid).children()
-    return [child for child in found if "deploy.upkeep" in child.cmdline()]
+    return [child for child in found if "deploy.processes.maintenance" in child.cmdline()]
 
 
 @pytest.mark.timeout(240)

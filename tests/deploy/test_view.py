@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from deploy import sums_file
-from deploy.series import regret_series
-from deploy.view import LINE_LENGTH, RunView
-from online_meta.regret import MAIN_LEARNER
-from trainers.json_lines import LineWriter
-from trainers.run_files import RunFiles
+from deploy.telemetry import run_view
+from deploy.telemetry.run_view import LINE_LENGTH, RunView
+from deploy.telemetry.series import regret_series
+from online_meta.regret.ledger import MAIN_LEARNER
+from trainers.journal.jsonl import LineWriter
+from trainers.journal.run_files import RunFiles
 
 OTHER = "from_scratch"
 LEARNERS = (MAIN_LEARNER, OTHER)
@@ -57,7 +57,7 @@ def files(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _written_often(monkeypatch):
-    monkeypatch.setattr(sums_file, "MAX_UNWRITTEN_ROWS", 8)
+    monkeypatch.setattr(run_view, "MAX_UNWRITTEN_ROWS", 8)
 
 
 def write(files, lines):
@@ -179,7 +179,7 @@ def test_a_disk_that_is_full_costs_memory_alone(files, lines, monkeypatch, caplo
         raise OSError(28, "no space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(sums_file.os, "fsync", refuse)
+        full.setattr(run_view.os, "fsync", refuse)
         view, fresh = follow(files, close=True)
     assert fresh == lines
     assert "no space left" in caplog.text

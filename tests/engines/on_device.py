@@ -18,7 +18,7 @@ import trainers.engines.local
 from online_meta.learners.ftml import FollowTheMetaLeader, build
 from tests.engines.cases import BATCH, CASES, ROUNDS, STEPS_PER_ROUND, Case, settings, single
 from tests.learners.problems import STEPS, net, setup, stream, weights_of
-from trainers.engines._process_group import join_process_group
+from trainers.distributed.process_group import join_process_group
 from trainers.settings import EngineSettings
 
 NEAR = 1e-5

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import trainers.engines.deepspeed
 import trainers.engines.local
-from online_meta.draws import ReplaySample
 from online_meta.meta_optimizer import flatten_meta
+from online_meta.replay import ReplaySample
 from tests.engines.cases import CASES, learner, play, settings
-from trainers.engines._process_group import join_process_group
+from trainers.distributed.process_group import join_process_group
 from trainers.settings import EngineSettings
 
 STAGES = (0, 1, 2, 3)

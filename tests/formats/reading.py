@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from deploy.adaptation import read_leader
-from deploy.comparators import refresh_with_rounds
-from deploy.config import Config, read_config
-from deploy.storage import check_same_run, check_tasks
+from deploy.checks.run_folder import check_same_run, check_tasks
+from deploy.config.config import Config, read_config
+from deploy.leader import read_leader
+from deploy.processes.comparators import refresh_with_rounds
 from online_meta.types import Params
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
-from streams.sealed import RoundDiscarded
+from streams.formats import wire
+from streams.history.errors import RoundDiscarded
+from streams.history.history import History
 from streams.sources.sinusoid import make_task
+from streams.types import Record
 from tests.daemon import wait_for
 from trainers.checkpoint import load_checkpoint
-from trainers.json_lines import LineReader
-from trainers.rounds import close_run, open_run, play_rounds
-from trainers.run_files import RunFiles
+from trainers.journal.jsonl import LineReader
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
 
 
 def config_of(file: Path, run: Path) -> Config:

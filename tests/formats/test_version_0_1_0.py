@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from deploy.cli import main
-from deploy.config import read_settings
-from deploy.report import make_report, verdicts
-from deploy.summary import summary_table
-from deploy.view import open_view
-from streams.arrivals import Arrival, Rejected
-from streams.dead_letters import DeadLetters, read_letters
-from streams.history import History
+from deploy.config.config import read_settings
+from deploy.reports.report import make_report, summary_table, verdicts
+from deploy.telemetry.run_view import open_view
+from streams.history.history import History
+from streams.ingest.dead_letters import DeadLetters, read_letters
+from streams.types import Arrival, Rejected
 from tests.formats.reading import (
     compare,
     config_of,
@@ -31,7 +30,7 @@ from tests.formats.reading import (
     read_weights,
 )
 from trainers.checkpoint import load_checkpoint, load_latest
-from trainers.run_files import RunFiles
+from trainers.journal.run_files import RunFiles
 
 WRITTEN = Path(__file__).parent / "0.1.0"
 EXPECTED: dict[str, Any] = json.loads((WRITTEN / "expected.json").read_text())

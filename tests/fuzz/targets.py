@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from online_meta.types import Batch, Task
-from streams import wire
-from streams.arrivals import Arrival, Rejected
-from streams.compressed import decompress
-from streams.reasons import REASONS
+from streams.formats import wire
+from streams.formats.compression import decompress
 from streams.sources import samples
+from streams.sources.files import read_task_file
 from streams.spec import Limits, TaskSpec, fits
-from streams.tensor_files import read_task_file
+from streams.types import REASONS, Arrival, Rejected
 
 LIMITS = Limits(body_bytes=100_000, samples=50, elements=10_000, expansion=100, id_length=40)
 SPECS = (

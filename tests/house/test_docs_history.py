@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from deploy.config import make_config
+from deploy.config.config import make_config
 from online_meta.types import Batch, Task
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
-from streams.sealing import SealingSettings, seal_next
+from streams.formats import wire
+from streams.history.history import History
+from streams.history.sealing import SealingSettings, seal_next
+from streams.types import Record
 
 PAGE = (Path(__file__).parents[2] / "docs" / "history.md").read_text(encoding="utf-8")
 RUN = {

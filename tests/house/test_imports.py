@@ -71,29 +71,29 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        "import trainers.rounds\n",
+        "import trainers.loop.rounds\n",
         "import trainers\n",
-        "from trainers.rounds import play\n",
+        "from trainers.loop.rounds import play\n",
         "from trainers import rounds\n",
-        "import importlib\nimportlib.import_module('trainers.rounds')\n",
+        "import importlib\nimportlib.import_module('trainers.loop.rounds')\n",
         "def late():\n    from trainers import rounds\n",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trainers.rounds import play\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trainers.loop.rounds import play\n",
     ],
 )
 def test_an_upward_import_is_caught(tree, code):
-    known = tree({"trainers/rounds.py": "def play(): ...\n", "streams/wire.py": code})
+    known = tree({"trainers/loop/rounds.py": "def play(): ...\n", "streams/formats/wire.py": code})
     (found,) = upward_imports(known)
-    assert found.startswith("streams/wire.py:")
+    assert found.startswith("streams/formats/wire.py:")
     assert "imports trainers" in found
 
 
 def test_a_downward_import_and_that_of_main_are_not(tree):
     known = tree(
         {
-            "streams/wire.py": "from online_meta import types\nimport online_meta.types\n",
+            "streams/formats/wire.py": "from online_meta import types\nimport online_meta.types\n",
             "online_meta/types.py": "import collections\n",
             "online_meta/__main__.py": "from deploy.cli import main\n",
-            "deploy/cli.py": "import streams.wire\n",
+            "deploy/cli.py": "import streams.formats.wire\n",
         }
     )
     assert upward_imports(known) == []

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.past import MemoryReplayBuffer
+from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.replay.uniform import uniform
-from online_meta.setup import LearnerContext
 
 LR = 0.05
 STEPS = 2

@@ -8,9 +8,9 @@ import torch
 from scipy.stats import multivariate_t
 
 import online_meta as om
-from online_meta.adapted import leader_likelihood, measure_errors
-from online_meta.segmentation.run_length import run_length
-from online_meta.segments import segment_samples
+from online_meta.changepoints.detectors.run_length import run_length
+from online_meta.changepoints.leader_likelihood import leader_likelihood, measure_errors
+from online_meta.changepoints.segments import segment_samples
 from online_meta.types import Batch
 from tests.learners import problems
 

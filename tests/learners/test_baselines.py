@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 import online_meta as om
-from online_meta.draws import ReplayPolicy, ReplayRequest
 from online_meta.learners import from_scratch, ftl_fine_tune, ftml, online_reptile, train_on_everything
+from online_meta.replay import ReplayPolicy, ReplayRequest
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
 from tests.learners import slow

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from online_meta.detections import evaluate_blocks, evaluate_segments
-from online_meta.segments import TaskSegment
+from online_meta.changepoints.evaluation import evaluate_blocks, evaluate_segments
+from online_meta.changepoints.segments import TaskSegment
 
 
 def stream(*ends_and_seen, samples=100):

@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.draws import ReplayPolicy, ReplayRequest
-from online_meta.learners import dp_mixture, ftml
-from online_meta.learners.dp_mixture import DirichletProcessMixture, MixtureOptions
-from online_meta.mixtures import crp_prior, responsibilities
-from online_meta.past import MemoryReplayBuffer
+from online_meta.learners import MemoryReplayBuffer, dp_mixture, ftml
+from online_meta.learners.dp_mixture import DirichletProcessMixture, MixtureOptions, crp_prior, responsibilities
+from online_meta.replay import ReplayPolicy, ReplayRequest
 from online_meta.replay.all import all as every_round
 from online_meta.replay.prioritised import prioritised
 from online_meta.replay.uniform import uniform

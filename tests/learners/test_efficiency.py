@@ -2,7 +2,7 @@
 
 import pytest
 
-from online_meta.score import points_needed
+from online_meta.regret.scoring import points_needed
 from online_meta.types import PrefixScore, Score
 
 ACCURACIES = Score(2.0, 0.1, 0.95, (PrefixScore(1, 1.5, 0.3), PrefixScore(2, 0.9, 0.9), PrefixScore(5, 0.5, 0.85)))

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.draws import ReplayPolicy, ReplayRequest, ReplaySample
-from online_meta.learners import ftml
-from online_meta.past import MemoryReplayBuffer
+from online_meta.learners import MemoryReplayBuffer, ftml
+from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
 from online_meta.types import StepReport

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from online_meta.metrics import METRICS
+from deploy.telemetry.prometheus import METRICS
 
 PUBLIC = {
     "online_meta_tasks_ingested_total": ("source",),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from online_meta.past import MemoryReplayBuffer
+from online_meta.learners import MemoryReplayBuffer
 from tests.learners.problems import stream
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.draws import ReplayPolicy, ReplaySample
-from online_meta.finite import sum_skipping_nonfinite, sum_with_measurements
+from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
 from online_meta.learners import ftml, train_on_everything
+from online_meta.replay import ReplayPolicy, ReplaySample
 from online_meta.replay.all import all as every_round
-from online_meta.summing import TaskSum
 from tests.learners.problems import frozen, setup, stream
 from tests.numerics.compare import assert_close
 

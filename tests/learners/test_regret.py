@@ -8,7 +8,7 @@ import torch
 
 import online_meta as om
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.regret import Comparator, Regret, RegretLedger
+from online_meta.regret.ledger import Comparator, Regret, RegretLedger
 from online_meta.replay.all import all as every_round
 
 FTML = [3.0, 2.0, 1.5, 1.0]

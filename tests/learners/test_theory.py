@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import online_meta as om
-from deploy.experiments import regret_theory
-from deploy.experiments.quadratics import (
+from online_meta.replay.all import all
+from tests.experiments import regret_theory
+from tests.experiments.regret_theory import (
     adapt_all,
     best_sums,
     bound_slope,
@@ -19,7 +20,6 @@ from deploy.experiments.quadratics import (
     regret,
     suffer,
 )
-from online_meta.replay.all import all
 
 WEIGHTS, ROUNDS, SEEDS = 3, 10_000, 10
 SHOWN = np.unique(np.geomspace(100, ROUNDS, 40).round().astype(int))

@@ -10,11 +10,11 @@ from scipy.special import digamma
 from torch import nn
 
 import online_meta as om
-from online_meta.adapted import leader_likelihood
-from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Segmenter, segment_adaptively, segment_samples
+from online_meta.changepoints.detectors.run_length import run_length
+from online_meta.changepoints.leader_likelihood import leader_likelihood
+from online_meta.changepoints.segments import Segmenter, segment_adaptively, segment_samples
+from online_meta.changepoints.task_free import estimate_errors, make_task, play_task_free
 from online_meta.types import PrefixScore, Score
-from online_meta.unsegmented import estimate_errors, make_task, play_task_free
 from tests.contracts.segmented import draw_lines
 
 SIZES = (1, 2, 4, 8)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
+from online_meta.preflight.preflight import unrolled
 from online_meta.types import MetaGrad, Task
-from online_meta.unrolled import unrolled
 from trainers.models import transformer
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from online_meta.randomness import seeded
+from online_meta.functional.randomness import seeded
 from online_meta.types import Batch, Meta, MetaGrad, Params, Task
 
 CRITERIA = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}

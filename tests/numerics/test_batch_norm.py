@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import online_meta as om
-from online_meta.batch_norm import batch_norm, use_fast_double_backward
+from online_meta.functional.double_backward import batch_norm, use_fast_double_backward
 
 SHAPES = [(6, 3), (5, 3, 4), (4, 3, 5, 2), (2, 3, 2, 3, 2)]
 EPS = 1e-2

@@ -5,8 +5,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
-from online_meta import adjoint
-from online_meta.offload import offload_to_host
+from online_meta.metagrads import _adjoint
+from online_meta.metagrads._adjoint import offload_to_host
 from tests.numerics.problems import problem
 
 
@@ -29,7 +29,7 @@ def test_every_point_but_the_last_is_laid_aside_once_and_comes_back(monkeypatch,
         copy = tree_map(torch.clone, tree)
         return lambda: (back.append(tree), copy)[1]
 
-    monkeypatch.setattr(adjoint, "offload_to_host", copied)
+    monkeypatch.setattr(_adjoint, "offload_to_host", copied)
     assert same(om.exact(inner, rematerialise=rematerialise, offload=True)(meta, task), right)
     assert len(back) >= steps
     if not rematerialise:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.summing import TaskSum
+from online_meta.batching.task_sum import TaskSum
 from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.oracle import unrolled_maml
 from tests.numerics.problems import problem

@@ -9,13 +9,11 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.choosing import MAX_OPERATIONS, benchmark_plan, choose_plan, fit_task_count
-from online_meta.compiling import Compilation
+from online_meta.batching.autotune import MAX_OPERATIONS, Autotuner, benchmark_plan, choose_plan, fit_task_count
+from online_meta.batching.compile import Compilation, trace
+from online_meta.batching.plan import BATCHING_MODES, ExecutionPlan, Group, signature_of, stack, unstack, vmapped
+from online_meta.batching.task_sum import TaskSum
 from online_meta.memory import peak_bytes
-from online_meta.path_finder import Autotuner
-from online_meta.paths import BATCHING_MODES, ExecutionPlan, Group, signature_of, stack, unstack, vmapped
-from online_meta.summing import TaskSum
-from online_meta.tracing import trace
 from tests.numerics.compare import assert_close
 from tests.numerics.problems import problem
 
@@ -251,7 +249,7 @@ def test_a_compiler_that_fails_is_told_and_the_work_goes_on(tmp_path, monkeypatc
 
 
 def test_a_program_too_large_to_compile_is_not_traced(monkeypatch):
-    monkeypatch.setattr("online_meta.choosing.MAX_OPERATIONS", 10)
+    monkeypatch.setattr("online_meta.batching.autotune.MAX_OPERATIONS", 10)
     gradient, meta, task = setting()
     assert MAX_OPERATIONS > 10
     choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
@@ -284,7 +282,7 @@ def test_what_is_computed_twice_is_computed_once_in_a_program():
 
 
 def test_a_model_that_takes_long_over_a_task_is_left_to_the_loop(monkeypatch):
-    monkeypatch.setattr("online_meta.choosing.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("online_meta.batching.autotune.SLOW_SECONDS", 0.0)
     gradient, meta, task = setting()
     choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
     assert [way.plan.batching for way in choice.measured] == ["loop"]

@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 import online_meta as om
 from online_meta.meta_optimizer import flatten_meta
-from online_meta.unrolled import unrolled
+from online_meta.preflight.preflight import unrolled
 from tests.numerics.problems import problem
 
 NETWORKS = {"mlp_tanh": 0.999, "sequence_transformer": 0.999, "conv_batch_norm": 0.85}

@@ -109,7 +109,7 @@ def test_a_rule_that_hides_something_is_found():
 
 
 def test_an_exact_gradient_that_is_not_the_unrolled_one_is_found(monkeypatch):
-    monkeypatch.setattr(sys.modules["online_meta.preflight"], "exact", om.first_order)
+    monkeypatch.setattr(sys.modules["online_meta.preflight.preflight"], "exact", om.first_order)
     (found,) = asked(plain()).problems
     assert "from that of the inner loop unrolled" in found
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import online_meta as om
+from online_meta.functional.randomness import seeded
 from online_meta.inner import init_carry, query_loss, support_gradient
-from online_meta.randomness import seeded
-from online_meta.score import score_task
+from online_meta.regret.scoring import score_task
 from tests.numerics.problems import RANDOM, problem, regression_task
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta import recompute
-from online_meta.choosing import choose_plan
+from online_meta.batching.autotune import choose_plan
+from online_meta.functional import activation_checkpoint
+from online_meta.functional.activation_checkpoint import recompute_on_backward
 from online_meta.memory import peak_bytes
-from online_meta.preflight import preflight
-from online_meta.recompute import recompute_on_backward
+from online_meta.preflight.preflight import preflight
 from tests.contracts.learned_rules import whole_seam
 from tests.contracts.unrolled import Loop
 from tests.numerics.by_hand import both, shifted
@@ -129,17 +129,19 @@ def test_dropout_is_replayed_to_the_bit_and_leaves_the_generator_alone(name):
 def wrong(monkeypatch, how):
     """Break recomputation: with numbers drawn anew, with the weights of the module, or without second derivatives."""
     if how == "drawn anew":
-        monkeypatch.setattr(recompute, "capture_generator_state", lambda devices: nullcontext)
+        monkeypatch.setattr(activation_checkpoint, "capture_generator_state", lambda devices: nullcontext)
     elif how == "first order":
-        plain = recompute._pull
-        monkeypatch.setattr(recompute, "_pull", lambda *given: tuple(grad.detach() for grad in plain(*given)))
+        plain = activation_checkpoint._pull
+        monkeypatch.setattr(
+            activation_checkpoint, "_pull", lambda *given: tuple(grad.detach() for grad in plain(*given))
+        )
     else:
-        apply = recompute._apply
+        apply = activation_checkpoint._apply
 
         def stale(function, again, tensors):
             return apply(function, lambda *now: again(*[tensor * 0.9 for tensor in now]), tensors)
 
-        monkeypatch.setattr(recompute, "_apply", stale)
+        monkeypatch.setattr(activation_checkpoint, "_apply", stale)
 
 
 @pytest.mark.parametrize("how", ["drawn anew", "first order", "other weights"])

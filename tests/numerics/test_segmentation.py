@@ -9,11 +9,11 @@ import torch
 from scipy.special import gammaln
 from scipy.stats import multivariate_t
 
-from online_meta.likelihoods.gaussian_classes import gaussian_classes
-from online_meta.likelihoods.linear import linear
-from online_meta.segmentation.loss_jump import loss_jump
-from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Likelihood, segment_samples
+from online_meta.changepoints.detectors.loss_jump import loss_jump
+from online_meta.changepoints.detectors.run_length import run_length
+from online_meta.changepoints.likelihoods.gaussian_classes import gaussian_classes
+from online_meta.changepoints.likelihoods.linear import linear
+from online_meta.changepoints.segments import Likelihood, segment_samples
 from tests.contracts.segmented import draw_classes, draw_lines
 
 PRIOR = {"strength": 0.5, "shape": 1.5, "spread": 0.7}

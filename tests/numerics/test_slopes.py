@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from online_meta.slopes import PRECISIONS, check_derivative, directional_derivative
+from online_meta.preflight.gradcheck import PRECISIONS, check_derivative, directional_derivative
 
 AT = {"w": torch.linspace(0.5, 1.5, 7, dtype=torch.float64)}
 

@@ -8,9 +8,9 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
+from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.inner import init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.warp_grad import warp_grad
-from online_meta.randomness import INIT_STEP, seeded
 from online_meta.types import Carry
 from tests.contracts.learned_rules import whole_seam
 from tests.numerics.by_hand import both, shifted

@@ -88,7 +88,7 @@ class Node:
             "1",
         ]
         command += ["--rdzv-backend", "c10d", "--rdzv-id", "online-meta", "--rdzv-endpoint", f"{by.here}:{port}"]
-        command += ["--local-addr", by.there, "--max-restarts", "1000000", "-m", "deploy.join", "config.toml"]
+        command += ["--local-addr", by.there, "--max-restarts", "1000000", "-m", "deploy.processes.join", "config.toml"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

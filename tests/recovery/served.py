@@ -84,7 +84,7 @@ class Served:
         """Return the process ids of the daemon's children of that name."""
         try:
             found = psutil.Process(self.process.pid).children()
-            return [child.pid for child in found if f"deploy.{name}" in child.cmdline()]
+            return [child.pid for child in found if f"deploy.processes.{name}" in child.cmdline()]
         except psutil.NoSuchProcess:
             return []
 

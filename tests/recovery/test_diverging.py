@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from streams.history import History
-from streams.producer import submit
+from streams.history.history import History
+from streams.producers import submit
 from tests.daemon import wait_for
 from tests.recovery.served import Served
 from tests.recovery.test_kills import body

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from streams import wire
-from streams.history import History
-from streams.producer import submit
+from streams.formats import wire
+from streams.history.history import History
+from streams.history.verify import verify
+from streams.producers import submit
 from streams.sources.sinusoid import make_task
-from streams.verify import verify
 from tests.daemon import wait_for
 from tests.recovery.served import Served, hash_of
 

@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 
-from streams.history import History
-from streams.producer import submit
-from streams.verify import verify
+from streams.history.history import History
+from streams.history.verify import verify
+from streams.producers import submit
 from tests.daemon import wait_for
 from tests.recovery.faults import FORWARD, Fault, arm, armed
 from tests.recovery.served import Served

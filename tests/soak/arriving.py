@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from streams import wire
-from streams.producer import connect, open_producer, submit
+from streams.formats import wire
+from streams.producers import connect, open_producer, submit
 from streams.sources.sinusoid import make_task
 
 MEAN_SECONDS = 0.5

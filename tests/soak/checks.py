@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from streams.history import History
-from streams.verify import verify
+from streams.history.history import History
+from streams.history.verify import verify
 from tests.daemon import wait_for
 from tests.recovery.served import Served, hash_of
 from tests.soak.arriving import body_of

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import httpx
 import psutil
 
-from streams.producer import submit
+from streams.producers import submit
 from tests.daemon import wait_for
 from tests.deploy.fill_disk import fill
 from tests.recovery.served import Served

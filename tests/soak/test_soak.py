@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
+from streams.formats import wire
+from streams.history.history import History
+from streams.types import Record
 from tests.soak.arriving import body_of, drop_into
 from tests.soak.checks import check_counts, check_flat, check_log, check_tasks
 from tests.soak.watching import Sample, count_sockets, trend

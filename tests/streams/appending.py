@@ -7,9 +7,9 @@ import signal
 import sqlite3
 from multiprocessing.connection import Connection
 
-from streams.arrivals import Record
-from streams.history import History
-from streams.wire import digest
+from streams.formats.wire import digest
+from streams.history.history import History
+from streams.types import Record
 
 
 def payload(seed: int, number: int) -> bytes:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from streams.arrivals import TaskSource
-from streams.history import History
-from streams.ingest import Ingest
-from streams.producer import open_producer
+from streams.history.history import History
+from streams.ingest.ingest import Ingest
+from streams.producers import open_producer
 from streams.sources import kafka, nats, redis
 from streams.spec import Limits, TaskSpec
+from streams.types import TaskSource
 from tests.streams.archive.object_store import Bucketed
 from tests.streams.ingesting import Counts
 from tests.streams.proxy import Proxy

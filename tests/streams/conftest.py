@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from online_meta.types import Batch, Task
-from streams import committer, wire
-from streams.arrivals import Arrival, Record
-from streams.history import History
-from streams.ingest import Ingest
+from streams.formats import wire
+from streams.history.history import History
+from streams.ingest import group_commit
+from streams.ingest.ingest import Ingest
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival, Record
 from tests.streams.archive import object_store
 from tests.streams.archive.object_store import Bucketed
 from tests.streams.ingesting import Counts, Faulty, Open
@@ -71,7 +72,7 @@ def faulty(tmp_path: Path) -> Iterator[Faulty]:
 @pytest.fixture
 def open_ingest(faulty: Faulty, spec: TaskSpec, counts: Counts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     opened: list[Ingest] = []
-    monkeypatch.setattr(committer, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(group_commit, "PAUSE_SECONDS", 0.02)
 
     def open_one(**limits: int) -> Ingest:
         opened.append(

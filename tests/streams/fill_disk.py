@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from streams.history import History
-from streams.ledger import HistoryFull
-from streams.verify import verify
+from streams.history.errors import HistoryFull
+from streams.history.history import History
+from streams.history.verify import verify
 from tests.streams.appending import record
 
 SEED = 3

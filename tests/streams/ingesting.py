@@ -4,9 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from streams.arrivals import Arrival, Conflict, Receipt, Record
-from streams.history import History
-from streams.ingest import Ingest
+from streams.history.history import History
+from streams.ingest.ingest import Ingest
+from streams.types import Arrival, Conflict, Receipt, Record
 
 DEADLINE = 120.0
 

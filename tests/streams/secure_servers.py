@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from streams.asynchronous import EventLoopThread
+from streams.brokers.nats import EventLoopThread
 from tests.certificate import write_certificate
 from tests.streams.servers import Kafka, Nats, Redis, is_calm
 

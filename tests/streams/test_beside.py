@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from streams import ledger
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import HistoryBusy, HistoryMissing
-from streams.retention import RetentionSettings
-from streams.sealing import SealingSettings, evict_payloads, seal_next
-from streams.upkeep import is_due
+from streams.history import ledger
+from streams.history.errors import HistoryBusy, HistoryMissing
+from streams.history.history import History
+from streams.history.maintenance import is_due
+from streams.history.retention import RetentionSettings
+from streams.history.sealing import SealingSettings, evict_payloads, seal_next
+from streams.types import Record
 
 Make = Callable[..., Record]
 FIVE = SealingSettings(segment_rounds=5)
@@ -58,7 +58,7 @@ def test_a_transaction_beside_leaves_the_writer_time(
     writer: History, make_record: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("streams.history.time.sleep", pauses.append)
+    monkeypatch.setattr("streams.history.history.time.sleep", pauses.append)
     writer.append([make_record(n) for n in range(5)])
     assert pauses == []
     with History.open_for_maintenance(writer.path) as beside:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from online_meta.types import Task
-from streams import wire
-from streams.arrivals import ReportsLag
-from streams.producer import SubmitError, open_producer
+from streams.formats import wire
+from streams.producers import SubmitError, open_producer
+from streams.types import ReportsLag
 from tests.daemon import wait_for
 from tests.streams.brokers import MODULES, Broker, ingest_until_killed, running
 

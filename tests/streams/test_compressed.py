@@ -7,9 +7,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.arrivals import Rejected
-from streams.compressed import MAX_BLOCKS, decompress
+from streams.formats.compression import MAX_BLOCKS, decompress
 from streams.spec import Limits
+from streams.types import Rejected
 
 LIMITS = Limits(body_bytes=1_000_000, expansion=50)
 PLAIN = bytes(range(256)) * 40

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from streams import dead_letters
-from streams.arrivals import Arrival, Conflict, Receipt, Record, Rejected
-from streams.dead_letters import DeadLetters, read_letters
-from streams.durable import sync_path
+from streams.atomic_files import sync_path
+from streams.ingest import dead_letters
+from streams.ingest.dead_letters import DeadLetters, read_letters
+from streams.types import Arrival, Conflict, Receipt, Record, Rejected
 from tests.streams.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from streams.durable import replace_file, write_durably
+from streams.atomic_files import replace_file, write_durably
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from online_meta.types import Task
-from streams import ledger, wal
-from streams.arrivals import Conflict, Receipt, Record
-from streams.history import History
-from streams.ledger import HistoryBusy
-from streams.verify import verify
+from streams.history import ledger
+from streams.history import ledger as history_ledger
+from streams.history.errors import HistoryBusy
+from streams.history.history import History
+from streams.history.verify import verify
+from streams.types import Conflict, Receipt, Record
 
 Make = Callable[..., Record]
 
@@ -114,7 +115,7 @@ def test_there_is_one_writer(tmp_path: Path, make_record: Make) -> None:
 
 def test_a_writer_in_another_process_is_busy_too(history: History) -> None:
     code = (
-        "import sys; from streams.history import History, ledger\n"
+        "import sys; from streams.history.history import History, ledger\n"
         "try: History.open(sys.argv[1], write=True)\n"
         "except ledger.HistoryBusy: print(len(History.open(sys.argv[1], write=False)), 'busy')"
     )
@@ -187,20 +188,20 @@ def test_a_commit_waits_for_the_disk(history: History) -> None:
 def test_the_log_is_cut_back_after_a_long_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_record: Make
 ) -> None:
-    monkeypatch.setattr(wal, "MOST_BYTES", 500_000)
+    monkeypatch.setattr(history_ledger, "MOST_BYTES", 500_000)
     with History.open(tmp_path, write=True) as history, history._reader() as long:
         big = make_record(0)._replace(payload=b"x" * 100_000)
         long.execute("BEGIN")
         assert long.execute("SELECT count(*) FROM rounds").fetchall() == [(0,)]
         for n in range(20):
             history.append([big._replace(id=f"big-{n}")])
-        held = wal.size(tmp_path / ledger.FILE)
+        held = history_ledger.wal_size(tmp_path / ledger.FILE)
         assert held > 2_000_000
         assert long.execute("SELECT count(*) FROM rounds").fetchall() == [(0,)]
         long.execute("COMMIT")
         for n in range(20, 40):
             history.append([big._replace(id=f"big-{n}")])
-        assert wal.size(tmp_path / ledger.FILE) < 1_000_000
+        assert history_ledger.wal_size(tmp_path / ledger.FILE) < 1_000_000
         assert history.size_bytes() > 4_000_000
         assert len(history) == 40
 

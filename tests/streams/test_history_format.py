@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from streams import ledger
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import HistoryDamaged, HistoryError, HistoryFormatError, HistoryMissing
-from streams.verify import verify
+from streams.history import ledger
+from streams.history.errors import HistoryDamaged, HistoryError, HistoryFormatError, HistoryMissing
+from streams.history.history import History
+from streams.history.verify import verify
+from streams.types import Record
 
 Make = Callable[..., Record]
 
@@ -142,7 +142,7 @@ def read_all(folder: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_reader_who_may_not_write_is_told_so(make_record: Make) -> None:
     code = (
-        "import os, sys; from streams.history import History, ledger\n"
+        "import os, sys; from streams.history.history import History, ledger\n"
         "os.setuid(65534)\n"
         "try: History.open(sys.argv[1], write=False)\n"
         "except ledger.HistoryError as error: print(error)"

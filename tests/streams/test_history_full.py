@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from streams import ledger
-from streams.ledger import HistoryDamaged, HistoryFull, translate_errors
+from streams.history import ledger
+from streams.history.errors import HistoryDamaged, HistoryFull
+from streams.history.ledger import translate_errors
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])}

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from streams import ledger
-from streams.history import History
-from streams.verify import verify
+from streams.history import ledger
+from streams.history.history import History
+from streams.history.verify import verify
 from tests.streams import appending
 
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["streams.history"])
+START.set_forkserver_preload(["streams.history.history"])
 
 Said = list[tuple[str, int, bool]]
 

@@ -8,13 +8,19 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from streams.arrivals import Conflict, Receipt
-from streams.history import History
-from streams.retention import RetentionSettings, count_discarded, last_decision, retained_rounds, subsample
-from streams.sealed import RoundDiscarded
-from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
-from streams.sweeping import compact
-from streams.verify import verify
+from streams.history.errors import RoundDiscarded
+from streams.history.history import History
+from streams.history.retention import (
+    RetentionSettings,
+    compact,
+    count_discarded,
+    last_decision,
+    retained_rounds,
+    subsample,
+)
+from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.history.verify import verify
+from streams.types import Conflict, Receipt
 from tests.crash.scenarios import payload_of, record_of
 
 NUMBERS = st.integers(0, 40)

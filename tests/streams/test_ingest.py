@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from online_meta.types import Batch, Task
-from streams import ingest, wire
-from streams.arrivals import Arrival, BacklogFull, Conflict, IngestClosed, Receipt, Rejected
-from streams.history import History
+from streams.formats import wire
+from streams.history.history import History
+from streams.ingest import ingest
 from streams.spec import TaskSpec
+from streams.types import Arrival, BacklogFull, Conflict, IngestClosed, Receipt, Rejected
 from tests.streams.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
 
 

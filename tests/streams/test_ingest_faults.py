@@ -2,10 +2,10 @@ import threading
 
 import pytest
 
-from streams.arrivals import BacklogFull, Conflict, Rejected
-from streams.ingest import Ingest
-from streams.ledger import HistoryFull
+from streams.history.errors import HistoryFull
+from streams.ingest.ingest import Ingest
 from streams.spec import Limits, TaskSpec
+from streams.types import BacklogFull, Conflict, Rejected
 from tests.streams.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 

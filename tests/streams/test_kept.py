@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_meta.types import Batch, Task
-from streams import kept, wire
-from streams.arrivals import BacklogFull, IngestClosed, Receipt, Rejected
-from streams.history import History
+from streams.formats import wire
+from streams.formats.wire import canonical_bytes, is_canonical
+from streams.history.history import History
 from streams.spec import Limits, TaskSpec
+from streams.types import BacklogFull, IngestClosed, Receipt, Rejected
 from tests.streams.ingesting import DEADLINE, Arrive, Counts, Open
 from tests.streams.test_wire_properties import LIMITS, batch_of, specs
 
@@ -29,7 +30,7 @@ def by_decoding(body: bytes, spec: TaskSpec) -> bytes | str:
 
 def found(body: bytes, spec: TaskSpec) -> bytes | str:
     try:
-        return kept.canonical_bytes(body, spec, LIMITS)
+        return canonical_bytes(body, spec, LIMITS)
     except Rejected as refusal:
         return str(refusal)
 
@@ -38,8 +39,8 @@ def found(body: bytes, spec: TaskSpec) -> bytes | str:
 @given(specs(), st.integers(1, 12), st.integers(0, 2**32), st.data())
 def test_what_is_kept_is_what_the_decoder_makes_of_it(spec: TaskSpec, n: int, seed: int, data: st.DataObject) -> None:
     body = wire.encode(Task(batch_of(spec, n, seed), batch_of(spec, n, seed + 1)))
-    assert kept.is_canonical(body, spec, LIMITS)
-    assert kept.canonical_bytes(body, spec, LIMITS) is body
+    assert is_canonical(body, spec, LIMITS)
+    assert canonical_bytes(body, spec, LIMITS) is body
     changed = bytearray(body)
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from([0, 1, 127, 128, 255]))
@@ -57,8 +58,8 @@ def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
     noted = save(named, metadata={"made": "elsewhere"})
     narrow = save({**named, "query_y": y.to(torch.uint8)})
     for body in (noted, narrow):
-        assert not kept.is_canonical(body, SPEC, LIMITS)
-        assert kept.canonical_bytes(body, SPEC, LIMITS) == plain
+        assert not is_canonical(body, SPEC, LIMITS)
+        assert canonical_bytes(body, SPEC, LIMITS) == plain
 
 
 @pytest.mark.parametrize(
@@ -73,22 +74,22 @@ def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
 def test_values_are_looked_at_each_time(at: str, value: bytes, reason: str) -> None:
     batch = Batch(torch.zeros(2, 2), torch.tensor([0, 2]))
     body = wire.encode(Task(batch, batch))
-    assert kept.is_canonical(body, SPEC, LIMITS)
+    assert is_canonical(body, SPEC, LIMITS)
     after = 8 + int.from_bytes(body[:8], "little")
     end = after + json.loads(body[8:after])[at]["data_offsets"][1]
     poison = body[: end - len(value)] + value + body[end:]
-    assert not kept.is_canonical(poison, SPEC, LIMITS)
+    assert not is_canonical(poison, SPEC, LIMITS)
     with pytest.raises(Rejected) as caught:
-        kept.canonical_bytes(poison, SPEC, LIMITS)
+        canonical_bytes(poison, SPEC, LIMITS)
     assert caught.value.reason == reason
 
 
 def test_limits_hold_on_the_quick_way() -> None:
     batch = Batch(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
     body = wire.encode(Task(batch, batch))
-    assert kept.is_canonical(body, SPEC, Limits(samples=3, body_bytes=len(body)))
+    assert is_canonical(body, SPEC, Limits(samples=3, body_bytes=len(body)))
     for limits in (Limits(samples=2), Limits(body_bytes=len(body) - 1)):
-        assert not kept.is_canonical(body, SPEC, limits)
+        assert not is_canonical(body, SPEC, limits)
 
 
 def test_what_needs_no_decoding_is_queued_at_once_and_all_else_is_left_to_submit(

@@ -1,8 +1,8 @@
 import math
 from collections.abc import Iterator
 
-from streams.arrivals import Arrival
-from streams.lag import LagMonitor
+from streams.ingest.source_reader import LagMonitor
+from streams.types import Arrival
 from tests.streams.ingesting import until
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from online_meta.types import Task
-from streams import wire
-from streams.arrivals import TaskSource
-from streams.login import LoginRefused
-from streams.producer import SubmitError, open_producer
+from streams.brokers.login import LoginRefused
+from streams.formats import wire
+from streams.producers import SubmitError, open_producer
 from streams.sources import kafka, nats, redis
+from streams.types import TaskSource
 from tests.certificate import write_certificate
 from tests.daemon import wait_for
 from tests.streams.brokers import MODULES, SPEC, running

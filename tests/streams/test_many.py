@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from online_meta.types import Task
-from streams import ledger, wire
-from streams.archive import segment
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import HistoryDamaged
-from streams.many import decode_view
-from streams.sealing import SealingSettings, evict_payloads, seal_next
+from streams.formats import wire
+from streams.history import ledger
+from streams.history.archive import segment
+from streams.history.errors import HistoryDamaged
+from streams.history.history import History, decode_view
+from streams.history.sealing import SealingSettings, evict_payloads, seal_next
 from streams.spec import TaskSpec
+from streams.types import Record
 from tests.streams.test_wire_properties import batch_of, same, specs
 
 Make = Callable[..., Record]

@@ -8,12 +8,11 @@ import pydantic
 import pytest
 
 import streams.sources
-from online_meta.draws import generator
 from online_meta.registry import load_module
-from streams import wire
+from online_meta.replay import generator
+from streams.formats import wire
 from streams.sources import drifting_sinusoids, heavy_tailed_functions, recurring_functions
-from streams.sources._functions import FAMILIES, MAX_PARAMETERS, sample_task
-from streams.sources._walk import random_walk, reflect
+from streams.sources._synthetic import FAMILIES, MAX_PARAMETERS, random_walk, reflect, sample_task
 
 DRIFT, RECUR, HEAVY = drifting_sinusoids.Settings(), recurring_functions.Settings(), heavy_tailed_functions.Settings()
 

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from streams.arrivals import Receipt
-from streams.producer import SubmitError, connect, errors, http, submit
+from streams.producers import SubmitError, connect, errors, http, submit
+from streams.types import Receipt
 
 Answer = tuple[int, dict[str, str], bytes]
 KEPT: Answer = (201, {}, b'{"id": "a", "round": 7}')

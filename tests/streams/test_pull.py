@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from streams.arrivals import Arrival
-from streams.history import History
-from streams.ingest import Ingest
+from streams.history.history import History
+from streams.ingest.ingest import Ingest
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival
 from tests.streams.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import streams
-from deploy.api import REJECTION_STATUS
-from streams.reasons import REASONS
+from deploy.server.app import REJECTION_STATUS
+from streams.formats.wire import _EMPTY_REASONS
 from streams.spec import Limits
-from streams.wire import _EMPTY_REASONS
+from streams.types import REASONS
 
 PAGE = (Path(streams.__path__[0]).parent / "docs/bad-input.md").read_text(encoding="utf-8")
 

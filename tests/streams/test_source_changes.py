@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from streams.arrivals import Arrival
-from streams.history import History
+from streams.history.history import History
 from streams.sources import samples
 from streams.spec import TaskSpec
+from streams.types import Arrival
 from tests.contracts.segmented import draw_classes, draw_lines
 from tests.streams.ingesting import Open, until
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from online_meta.types import Batch, Task
-from streams import wire
-from streams.arrivals import Arrival
-from streams.history import History
-from streams.ingest import Ingest
+from streams.formats import wire
+from streams.history.history import History
+from streams.ingest.ingest import Ingest
 from streams.sources import files
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival
 from tests.streams.ingesting import Faulty, until
 
 SPEC = TaskSpec(x_shape=(2,), ways=3)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+import streams.brokers.kafka
 from online_meta.types import Task
-from streams import wire
+from streams.formats import wire
 from streams.sources import kafka
 from tests.daemon import wait_for
 from tests.streams.archive.object_store import Bucketed
@@ -111,15 +112,12 @@ def test_a_setting_that_the_library_does_not_have_is_refused(tmp_path: Path, tex
         kafka.create_source(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
 
 
-def test_settings_of_the_library_are_applied_and_positions_stay_ours(tmp_path: Path) -> None:
+def test_settings_of_the_library_are_applied_and_positions_stay_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "client.properties").write_text("client.id = me\nenable.auto.commit = true\n")
-    from streams.sources import _kafka_topic
-
     made: list[dict] = []
-    original, _kafka_topic.Consumer = _kafka_topic.Consumer, lambda settings: made.append(settings)
-    try:
-        _kafka_topic._make_consumer(kafka.Settings(properties_file=str(tmp_path / "client.properties")), print)
-    finally:
-        _kafka_topic.Consumer = original
+    monkeypatch.setattr(streams.brokers.kafka, "Consumer", made.append)
+    streams.brokers.kafka._make_consumer(kafka.Settings(properties_file=str(tmp_path / "client.properties")), print)
     assert made[0]["client.id"] == "me"
     assert made[0]["enable.auto.commit"] is False

@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploy.config import make_config
+from deploy.checks.preflight import open_sources
+from deploy.config.config import make_config
 from deploy.exits import ConfigError
-from deploy.preflight import open_sources
-from online_meta.adapted import leader_likelihood
-from online_meta.functional import model_loss
+from online_meta.changepoints.detectors.run_length import run_length
+from online_meta.changepoints.leader_likelihood import leader_likelihood
+from online_meta.changepoints.segments import Segmenter, segment_adaptively
+from online_meta.changepoints.task_free import estimate_errors, make_task
+from online_meta.functional.model import model_loss
 from online_meta.inner import Inner
+from online_meta.regret.scoring import score_task
 from online_meta.rules.sgd import sgd
-from online_meta.score import score_task
-from online_meta.segmentation.run_length import run_length
-from online_meta.segments import Segmenter, segment_adaptively
 from online_meta.types import Batch, Meta, Score, Task
-from online_meta.unsegmented import estimate_errors, make_task
-from streams.arrivals import Arrival
-from streams.leading import LeaderContext, NeedsLeader
+from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
+from streams.types import Arrival
 from tests.contracts.segmented import draw_classes, draw_lines
 from tests.streams.ingesting import Faulty, Open, until
 

@@ -11,8 +11,8 @@ from nats.js.api import RetentionPolicy
 from nats.js.client import JetStreamContext
 
 from online_meta.types import Task
-from streams import wire
-from streams.producer import SubmitError, open_producer
+from streams.formats import wire
+from streams.producers import SubmitError, open_producer
 from tests.daemon import wait_for
 from tests.streams.brokers import Broker, running
 

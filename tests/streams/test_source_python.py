@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from streams import wire
-from streams.arrivals import Arrival
-from streams.history import History
+from streams.formats import wire
+from streams.history.history import History
 from streams.sources import python
 from streams.sources.sinusoid import SPEC, make_task
 from streams.spec import Limits
+from streams.types import Arrival
 from tests.streams import feeds
 from tests.streams.ingesting import Open, until
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.config import make_config
-from deploy.preflight import open_sources
+from deploy.checks.preflight import open_sources
+from deploy.config.config import make_config
 from online_meta.types import Batch, Task
-from streams import wire
-from streams.arrivals import Arrival, Rejected
-from streams.history import History
+from streams.formats import wire
+from streams.history.history import History
 from streams.sources import python, samples
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival, Rejected
 from tests.streams import feeds
 from tests.streams.ingesting import Open, until
 

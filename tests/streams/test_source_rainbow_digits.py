@@ -3,11 +3,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from streams import wire
-from streams.arrivals import Arrival
+from streams.formats import wire
 from streams.sources import rainbow_digits
-from streams.sources._rainbow import COLOURS, TRANSFORMATIONS, paint
+from streams.sources._digits import COLOURS, TRANSFORMATIONS, paint
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival
 
 
 def take(stream: Iterator[Arrival | None], n: int) -> list[Arrival]:
@@ -50,14 +50,14 @@ def numbered() -> np.ndarray:
 def shown(t: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Return (class, index) of each image that task t shows."""
     seen: list[np.ndarray] = []
-    from streams.sources import _rainbow
+    from streams.sources import _digits
 
     def look(images: np.ndarray, *how: int) -> np.ndarray:
         seen.append(images[:, 0, :3].astype(int))
         return paint(images, *how)
 
-    monkeypatch.setattr(_rainbow, "paint", look)
-    _rainbow.make_task(NUMBERED, 5, t, 3, 4)
+    monkeypatch.setattr(_digits, "paint", look)
+    _digits.make_task(NUMBERED, 5, t, 3, 4)
     return [(int(a), int(b * 250 + c)) for a, b, c in seen[0]]
 
 
@@ -78,9 +78,9 @@ def test_no_image_is_shown_twice_in_a_pass_and_passes_differ(monkeypatch: pytest
 
 
 def test_all_transformations_come_before_one_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from streams.sources import _rainbow
+    from streams.sources import _digits
 
-    orders = [[_rainbow._transformation_of(4, t) for t in range(56 * k, 56 * (k + 1))] for k in range(3)]
+    orders = [[_digits._transformation_of(4, t) for t in range(56 * k, 56 * (k + 1))] for k in range(3)]
     right = {(colour, scale, turns) for colour in range(7) for scale in (1, 2) for turns in range(4)}
     assert len(right) == TRANSFORMATIONS == 56
     assert all(set(order) == right and len(order) == 56 for order in orders)

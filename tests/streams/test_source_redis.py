@@ -8,7 +8,7 @@ import pytest
 from redis import ResponseError
 
 from online_meta.types import Task
-from streams import wire
+from streams.formats import wire
 from streams.sources import redis
 from tests.daemon import wait_for
 from tests.streams.brokers import SPEC, Broker, running

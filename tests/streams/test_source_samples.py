@@ -9,11 +9,12 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from streams import rows, wire
-from streams.arrivals import Arrival
-from streams.history import History
-from streams.sources import _samples, samples
+from streams.formats import rows, wire
+from streams.history.history import History
+from streams.segmenting import cutting
+from streams.sources import samples
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival
 from tests.streams.ingesting import Open, until
 
 SPEC = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
@@ -112,7 +113,7 @@ def test_a_long_task_by_key_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = write(tmp_path / "rows.jsonl", 9)
     pairs = [[0.5, 1.5], [2.5, 3.5], [4.5, 5.5], [6.5, 7.5]]
     assert firsts(tasks(path, key="k", most=2)) == pairs
-    monkeypatch.setattr(_samples, "TASK_BYTES", len(json_of(1)) + 1)
+    monkeypatch.setattr(cutting, "TASK_BYTES", len(json_of(1)) + 1)
     assert firsts(tasks(path, key="k")) == pairs
 
 

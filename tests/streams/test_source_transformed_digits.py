@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from streams import wire
+from streams.formats import wire
 from streams.sources import transformed_digits
 from streams.sources.transformed_digits import SPEC, Settings, load_digits, make_task, transform
 from streams.spec import Limits, TaskSpec

@@ -10,10 +10,10 @@ import torch
 import streams.sources
 from online_meta.registry import load_module, names
 from online_meta.types import Task
-from streams import wire
-from streams.arrivals import Arrival
-from streams.sources import _generated, http, sinusoid
+from streams.formats import wire
+from streams.sources import _synthetic, http, sinusoid
 from streams.spec import Limits, TaskSpec
+from streams.types import Arrival
 
 
 def take(stream: Iterator[Arrival | None], n: int) -> list[Arrival]:
@@ -63,7 +63,7 @@ def test_http_has_nothing_to_read(spec: TaskSpec) -> None:
 
 
 def test_a_generated_stream_goes_on_behind_its_cursor_and_then_idles(make_task: Callable[[int], Task]) -> None:
-    source = _generated.SyntheticSource(make_task, "g", tasks=5)
+    source = _synthetic.SyntheticSource(make_task, "g", tasks=5)
     all_of_them = take(source.read(None), 5)
     assert [(one.id, one.cursor, one.source) for one in all_of_them] == [(f"g-{t}", str(t), "g") for t in range(5)]
     rest = source.read("2")
@@ -76,7 +76,7 @@ def test_a_generated_stream_goes_on_behind_its_cursor_and_then_idles(make_task: 
 
 def test_a_generated_stream_keeps_its_pace(make_task: Callable[[int], Task]) -> None:
     now = [100.0]
-    stream = _generated.SyntheticSource(make_task, "g", per_second=4.0, clock=lambda: now[0]).read("9")
+    stream = _synthetic.SyntheticSource(make_task, "g", per_second=4.0, clock=lambda: now[0]).read("9")
     seen = []
     for _ in range(9):
         seen.append([one.id for one in iter(lambda: next(stream), None)])

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from streams import npz
-from streams.arrivals import Rejected
-from streams.arrow import read_arrow
-from streams.npz import read_npz
+from streams.formats import npz
+from streams.formats.arrow import read_arrow
+from streams.formats.npz import read_npz
+from streams.sources.files import read_task_file
 from streams.spec import TaskSpec
-from streams.tensor_files import read_task_file
+from streams.types import Rejected
 
 MOST = 100_000
 X = np.arange(24, dtype=np.float32).reshape(4, 3, 2)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from streams import ledger
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import HistoryMissing
-from streams.verify import Verification, verify
+from streams.history import errors, ledger
+from streams.history.errors import HistoryMissing
+from streams.history.history import History
+from streams.history.verify import Verification, verify
+from streams.types import Record
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_flipped_bits_anywhere_in_the_payloads_are_found(tmp_path: Path, make_re
 def _reads(history: History, round: int) -> bool:
     try:
         history.payload(round)
-    except ledger.HistoryDamaged as error:
+    except errors.HistoryDamaged as error:
         return f"round {round}" not in str(error)
     return True
 

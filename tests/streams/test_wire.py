@@ -13,10 +13,10 @@ from torch import Tensor
 
 import streams
 from online_meta.types import Batch, Task
-from streams import wire
-from streams.arrivals import Rejected
-from streams.header import HEADER_BYTES, read_header
+from streams.formats import wire
+from streams.formats.safetensors_header import HEADER_BYTES, read_header
 from streams.spec import Limits, TaskSpec
+from streams.types import Rejected
 
 LIMITS = Limits(body_bytes=100_000, samples=50)
 SPEC = TaskSpec(x_shape=(2,), y="class", ways=3)

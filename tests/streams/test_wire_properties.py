@@ -3,9 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online_meta.types import Batch, Task
-from streams import wire
-from streams.arrivals import Rejected
+from streams.formats import wire
 from streams.spec import DTYPES, Limits, TaskSpec
+from streams.types import Rejected
 
 LIMITS = Limits(body_bytes=1_000_000, samples=100)
 

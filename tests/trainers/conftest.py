@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streams.history import History
+from streams.history.history import History
 from tests.trainers.runs import fill, task
 
 ROUNDS = 9

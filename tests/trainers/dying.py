@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from trainers.checkpoint import Checkpoint, save_checkpoint
-from trainers.json_lines import LineWriter
+from trainers.journal.jsonl import LineWriter
 
 
 def checkpoint(rounds: int, floats: int = 3000) -> Checkpoint:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from online_meta.types import Batch, Params, Task
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
+from streams.formats import wire
+from streams.history.history import History
+from streams.types import Record
 from tests.learners.problems import frozen
-from trainers.json_lines import LineReader
-from trainers.rounds import Run, close_run, open_run, play_rounds
-from trainers.run_files import RunFiles
+from trainers.journal.jsonl import LineReader
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import Run, close_run, open_run, play_rounds
 from trainers.settings import (
     CheckpointSettings,
     InnerSettings,

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from online_meta.types import Task
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import HistoryDamaged
+from streams.formats import wire
+from streams.history.errors import HistoryDamaged
+from streams.history.history import History
 from streams.sources.sinusoid import make_task
+from streams.types import Record
 from tests.daemon import wait_for
-from trainers import ahead
-from trainers.ahead import TaskPrefetcher
-from trainers.past import HistoryBuffer
+from trainers.loop import task_prefetch
+from trainers.loop.task_prefetch import HistoryBuffer, TaskPrefetcher
 
 ROUNDS = 40
 
@@ -105,8 +104,8 @@ def test_what_waits_to_be_asked_for_is_bounded(
     most: str, history: Told, past: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(tensor.nbytes for batch in history[0] for tensor in batch)
-    monkeypatch.setattr(ahead, "MAX_TASKS", 9 if most == "tasks" else ROUNDS)
-    monkeypatch.setattr(ahead, "MAX_BYTES", 9 * size if most == "bytes" else 1_000_000)
+    monkeypatch.setattr(task_prefetch, "MAX_TASKS", 9 if most == "tasks" else ROUNDS)
+    monkeypatch.setattr(task_prefetch, "MAX_BYTES", 9 * size if most == "bytes" else 1_000_000)
     past.prefetch("me", range(ROUNDS))
     at_most = 9 if most == "tasks" else 16  # what is being read when the bytes are reached comes on top
     wait_for("it stops", lambda: len(history.read) == at_most)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import online_meta
-from online_meta.draws import ReplayRequest, ReplaySample
-from online_meta.past import MemoryReplayBuffer
-from online_meta.regret import MAIN_LEARNER
+from online_meta.learners import MemoryReplayBuffer
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.replay import ReplayRequest, ReplaySample
 from tests.learners.problems import frozen
 from tests.trainers.runs import SETTINGS, WAYS, changed, task
 from trainers.build import build_context, build_learners, build_module, import_by_path

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.closed_form import Quadratic, minimise, quadratic_of
+from online_meta.regret.closed_form import Quadratic, minimise, quadratic_of
 from tests.trainers.test_hindsight import ROUNDS, TASKS, best_fixed_loss, regression
+from trainers.comparators import ComparatorUnavailable, RefreshRequest
 from trainers.comparators.closed_form import refresh
-from trainers.comparing import ComparatorUnavailable, RefreshRequest
 from trainers.settings import RegretSettings
 
 REGRET = RegretSettings()

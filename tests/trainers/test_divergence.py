@@ -7,15 +7,15 @@ from threading import Event
 
 import pytest
 
-from streams.history import History
+from streams.history.history import History
 from tests.learners.problems import frozen
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
 from trainers.checkpoint import list_checkpoints, load_checkpoint, load_latest, publish_checkpoint
-from trainers.decisive import check_same_settings, fingerprint, reproducibility_key
-from trainers.divergence import Diverged, Rollback, RollbackLog, SkipStreak, list_rollback_targets
-from trainers.rounds import play_rounds, play_update
-from trainers.run_files import RunFiles
+from trainers.journal.divergence import Diverged, Rollback, RollbackLog, SkipStreak, list_rollback_targets
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import play_rounds, play_update
 from trainers.settings import ModelSettings
+from trainers.settings_fingerprint import check_same_settings, fingerprint, reproducibility_key
 
 ROUNDS = 40
 FALLING = changed(
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_still_being_written_is_waited_for(tmp_path, fallen
     replay = RunFiles(tmp_path)
     replay.history.mkdir(parents=True)
     shutil.copy(RunFiles(folder).rollback_log, replay.rollback_log)
-    monkeypatch.setattr("trainers.saving.publish_checkpoint", slowly(publish_checkpoint))
+    monkeypatch.setattr("trainers.loop.async_checkpoint.publish_checkpoint", slowly(publish_checkpoint))
     slow = changed(FALLING, checkpoint={"every_rounds": 1000, "keep": 1})
     assert play(tmp_path, long, ROUNDS, slow) == right
 
@@ -141,7 +141,7 @@ def test_it_stops_when_it_is_told_to_and_says_what_can_be_done(tmp_path, long):
 
 
 def test_one_that_never_stays_stops_in_the_end(tmp_path, long, monkeypatch):
-    monkeypatch.setattr("trainers.states.MAX_ROLLBACKS", 2)
+    monkeypatch.setattr("trainers.loop.recovery.MAX_ROLLBACKS", 2)
     wild = changed(FALLING, meta={"lr": 1e20, "max_skipped": 1})
     with pytest.raises(Diverged, match="and 2 rollbacks have not helped"):
         play(tmp_path, long, ROUNDS, wild)

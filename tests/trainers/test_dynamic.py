@@ -9,10 +9,10 @@ import torch
 
 import online_meta as om
 from online_meta.tree import scale
-from streams.sealed import RoundDiscarded
+from streams.history.errors import RoundDiscarded
 from tests.trainers.test_hindsight import ROUNDS, TASKS, best_fixed_loss, losses_only, regression
+from trainers.comparators import RefreshRequest
 from trainers.comparators.dynamic import refresh
-from trainers.comparing import RefreshRequest
 from trainers.settings import RegretSettings
 
 OWN = [best_fixed_loss([task]) for task in TASKS]

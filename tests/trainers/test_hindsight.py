@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.draws import ReplayRequest
-from online_meta.past import MemoryReplayBuffer
+from online_meta.learners import LearnerContext, MemoryReplayBuffer
+from online_meta.replay import ReplayRequest
 from online_meta.replay.uniform import uniform
-from online_meta.setup import LearnerContext
 from tests.learners.problems import frozen
+from trainers.comparators import RefreshRequest, always_continue
+from trainers.comparators._sampling import SEED_OFFSET
 from trainers.comparators.hindsight import refresh
-from trainers.comparing import RefreshRequest, always_continue
-from trainers.sampling import SEED_OFFSET
 from trainers.settings import RegretSettings
 
 DIMENSIONS = 3

@@ -8,10 +8,10 @@ import pytest
 from safetensors import safe_open
 
 from tests.trainers.runs import SETTINGS, bits, changed, fill, opened, play, task
-from trainers.json_lines import LineReader
-from trainers.plan import UpdatePlan, read_plans
-from trainers.rounds import play_rounds
-from trainers.run_files import RunFiles
+from trainers.journal.jsonl import LineReader
+from trainers.journal.plans import UpdatePlan, read_plans
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import play_rounds
 
 BUDGET = 3
 IDLE = changed(
@@ -57,7 +57,7 @@ def short(history_of):
 
 @pytest.fixture
 def history_of(tmp_path):
-    from streams.history import History
+    from streams.history.history import History
 
     opened_ones = []
 

@@ -8,19 +8,19 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import online_meta as om
-from deploy.adaptation import Adapter
-from online_meta.past import MemoryReplayBuffer
+from deploy.leader import Adapter
+from online_meta.learners import MemoryReplayBuffer
 from online_meta.types import MetaGrad
 from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.oracle import unrolled_maml
 from tests.numerics.problems import sequence_task
 from tests.trainers.runs import SETTINGS
 from trainers.build import build_context, build_learners, build_module
-from trainers.decisive import SettingsChanged, check_same_settings, reproducibility_key
-from trainers.desk import encode_leader
+from trainers.journal.leader_file import encode_leader
 from trainers.models import lora, transformer
-from trainers.models.low_rank import LowRankLinear
+from trainers.models.lora import LowRankLinear
 from trainers.settings import InnerSettings, ModelSettings, TrainerSettings
+from trainers.settings_fingerprint import SettingsChanged, check_same_settings, reproducibility_key
 
 ARGS = {"outputs": 2, "length": 5, "features": 3, "width": 8, "heads": 2, "layers": 2}
 FROZEN = {"layers": ["body.*"], "rank": 2, "freeze": True, "learned": ["head.*"]}

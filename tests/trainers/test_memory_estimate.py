@@ -6,13 +6,12 @@ import pytest
 import torch
 
 import online_meta as om
-from online_meta.gradient_memory import gradient_peak, stored_points
+from online_meta.batching.plan import Group, stack, vmapped
 from online_meta.memory import MemoryMeter, bytes_of, peak_bytes
 from online_meta.meta_optimizer import OPTIMIZERS, MetaOptimizer
-from online_meta.paths import Group, stack, vmapped
 from online_meta.types import Meta, MetaGrad
 from tests.numerics.problems import problem
-from trainers.memory_estimate import estimate_engine_bytes, estimate_memory
+from trainers.memory_estimate import estimate_engine_bytes, estimate_memory, gradient_peak, stored_points
 from trainers.models import conv4, transformer
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 

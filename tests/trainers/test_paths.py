@@ -5,13 +5,13 @@ import shutil
 import pytest
 import torch
 
-from online_meta.paths import ExecutionPlan
-from streams.history import History
+from online_meta.batching.plan import ExecutionPlan
+from streams.history.history import History
 from tests.trainers.runs import SETTINGS, bits, changed, fill, lines, task
-from trainers.decisive import reproducibility_key
-from trainers.paths import ExecutionPlanLog
-from trainers.rounds import close_run, open_run, play_update, start_checkpoint
-from trainers.run_files import RunFiles
+from trainers.journal.plans import ExecutionPlanLog
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_update, start_checkpoint
+from trainers.settings_fingerprint import reproducibility_key
 
 ROUNDS = 8
 SLOW, FAST = ExecutionPlan("loop", 1, "s"), ExecutionPlan("compiled", 4, "s", "abc")

@@ -1,6 +1,11 @@
 """How long ranks wait for each other."""
 
-from trainers.patience import TIMEOUT_MAX_ROUNDS, TIMEOUT_MIN_ROUNDS, TIMEOUT_SLACK_SECONDS, AdaptiveTimeout
+from trainers.distributed.process_group import (
+    TIMEOUT_MAX_ROUNDS,
+    TIMEOUT_MIN_ROUNDS,
+    TIMEOUT_SLACK_SECONDS,
+    AdaptiveTimeout,
+)
 
 
 def test_it_is_the_limit_until_it_is_known_how_long_rounds_take():

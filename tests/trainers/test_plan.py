@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from trainers.plan import UpdateLog, UpdatePlan, read_plans
+from trainers.journal.plans import UpdateLog, UpdatePlan, read_plans
 
 
 @pytest.fixture

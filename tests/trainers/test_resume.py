@@ -9,11 +9,11 @@ import pytest
 from tests.trainers.conftest import ROUNDS
 from tests.trainers.runs import SETTINGS, changed, kill, lines, opened, play
 from trainers.checkpoint import CheckpointError, load_latest
-from trainers.decisive import SettingsChanged
-from trainers.plan import read_plans
-from trainers.rounds import open_run, play_update
-from trainers.run_files import RunFiles
+from trainers.journal.plans import read_plans
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import open_run, play_update
 from trainers.settings import ModelSettings
+from trainers.settings_fingerprint import SettingsChanged
 
 SHARED = changed(SETTINGS, meta={"max_rounds_per_update": 2})
 

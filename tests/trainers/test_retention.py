@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from streams.history import History
-from streams.retention import RetentionSettings, count_discarded, subsample
-from streams.sweeping import compact
+from streams.history.history import History
+from streams.history.retention import RetentionSettings, compact, count_discarded, subsample
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, play, task
 from trainers.checkpoint import list_checkpoints
-from trainers.run_files import RunFiles
+from trainers.journal.run_files import RunFiles
 
 FIVE = RetentionSettings(rounds=5)
 FIRST, SECOND, ROUNDS = 12, 20, 26

@@ -7,12 +7,12 @@ from threading import Event, Timer
 
 import pytest
 
-from streams.history import History
+from streams.history.history import History
 from tests.trainers.runs import SETTINGS, fill, play, task
-from trainers.crew import SINGLE_PROCESS, RankGroup
-from trainers.rounds import close_run, open_run, play_rounds
-from trainers.run_files import RunFiles
-from trainers.timing import RankStats, measure_collectives
+from trainers.distributed.rank_stats import RankStats, measure_collectives
+from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
 
 
 def test_work_is_what_is_not_waiting():

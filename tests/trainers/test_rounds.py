@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from online_meta.score import score_task
+from online_meta.regret.scoring import score_task
 from online_meta.types import Batch, Meta, Task
-from streams.history import History
+from streams.history.history import History
 from tests.learners.problems import frozen
 from tests.trainers.conftest import ROUNDS
 from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, play, task
 from trainers.checkpoint import list_checkpoints, load_latest
-from trainers.json_lines import LineReader
-from trainers.past import HistoryBuffer
-from trainers.plan import read_plans
-from trainers.rounds import play_rounds, play_update
-from trainers.run_files import RunFiles
+from trainers.journal.jsonl import LineReader
+from trainers.journal.plans import read_plans
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import play_rounds, play_update
+from trainers.loop.task_prefetch import HistoryBuffer
 
 LEARNERS = {"ftml", "train_on_everything", "from_scratch"}
 
@@ -176,7 +176,7 @@ def asked_by_round(folder, history, replay):
 
 
 def test_a_round_reads_as_many_tasks_late_as_early(tmp_path, history, monkeypatch):
-    monkeypatch.setattr("trainers.rounds.HistoryBuffer", Counting)
+    monkeypatch.setattr("trainers.loop.rounds.HistoryBuffer", Counting)
     batch, inner_steps = SETTINGS.meta.batch, SETTINGS.inner.steps
     made = asked_by_round(tmp_path / "uniform", history, "uniform")
     assert made[batch:] == [1 + batch + batch * (inner_steps + 1)] * (ROUNDS - batch)

@@ -6,8 +6,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.divergence import Rollback, SkipStreak, read_skip_streak
-from trainers.json_lines import LineWriter
+from trainers.journal.divergence import Rollback, SkipStreak, read_skip_streak
+from trainers.journal.jsonl import LineWriter
 
 
 def by_hand(lines, ends):

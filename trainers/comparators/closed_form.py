@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from online_meta.closed_form import Quadratic, minimise, quadratic_of, zero_quadratic
-from online_meta.regret import Comparator
-from online_meta.setup import LearnerContext
+from online_meta.learners import LearnerContext
+from online_meta.regret.closed_form import Quadratic, minimise, quadratic_of, zero_quadratic
+from online_meta.regret.ledger import Comparator
 from online_meta.types import Params
-from trainers.comparing import ComparatorUnavailable, RefreshRequest, RefreshResult, always_continue
-from trainers.sampling import list_eligible_rounds
+from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, always_continue
+from trainers.comparators._sampling import list_eligible_rounds
 from trainers.settings import RegretSettings
 
 
@@ -21,7 +21,7 @@ def refresh(
     """Return min_w sum_{t<rounds} f_t(U_t(w)) by the sum of the rounds' quadratics; its standard error is 0.
 
     Each round is read once, whatever the number of refreshes; what is kept is a matrix.
-    Raises ``ComparatorUnavailable`` where f_t(U_t(w)) is no quadratic, or when retention has taken a round before it was read.
+    Raises ``ComparatorUnavailable`` where f_t(U_t(w)) is no quadratic, or if a round was discarded before it was read.
     """
     total, first = _restore(context, request, saved)
     new = range(first, request.rounds)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from online_meta.regret import Comparator
-from online_meta.score import score_task
-from online_meta.setup import LearnerContext
+from online_meta.learners import LearnerContext
+from online_meta.regret.ledger import Comparator
+from online_meta.regret.scoring import score_task
 from online_meta.types import Meta, Params, Task
-from streams.sealed import RoundDiscarded
-from trainers.comparing import RefreshRequest, RefreshResult, always_continue
-from trainers.sampling import Estimate, estimate_sum, list_eligible_rounds, sample_rounds
+from streams.history.errors import RoundDiscarded
+from trainers.comparators import RefreshRequest, RefreshResult, always_continue
+from trainers.comparators._sampling import Estimate, estimate_sum, list_eligible_rounds, sample_rounds
 from trainers.settings import RegretSettings
 
 STEPS = 10
@@ -29,9 +29,9 @@ def refresh(
     """Estimate sum_{t<rounds} min_w f_t(U_t(w)), the comparator of dynamic regret (Zinkevich, ICML 2003).
 
     Of the rounds since the last refresh at most ``dynamic_rounds``, spread evenly with a random offset, are looked at;
-    the sum of the others before stands. For each, L-BFGS goes from ``warm_start`` by the run's own meta-gradients of its task
-    until the loss falls by less than 1 % in 10 steps, ``dynamic_steps`` at most. Whatever is found is no better than
-    the minimum, so the regret is a lower bound. Rounds that are not looked at make the standard error.
+    the sum of the others before stands. For each, L-BFGS starts at ``warm_start`` and uses the run's own meta-gradients
+    of its task until the loss falls by less than 1 % in 10 steps, ``dynamic_steps`` at most. The result is never
+    below the minimum, so the regret is a lower bound. Rounds that are not looked at make the standard error.
     """
     before, first = _restore(request, saved)
     new = range(first, request.rounds)

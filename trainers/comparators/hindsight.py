@@ -4,17 +4,23 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from online_meta.draws import ReplayRequest
-from online_meta.finite import sum_skipping_nonfinite
-from online_meta.path_finder import Autotuner
-from online_meta.regret import Comparator
+from online_meta.batching.autotune import Autotuner
+from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite
+from online_meta.learners import LearnerContext
+from online_meta.regret.ledger import Comparator
+from online_meta.regret.scoring import score_task
+from online_meta.replay import ReplayRequest
 from online_meta.replay.uniform import uniform
-from online_meta.score import score_task
-from online_meta.setup import LearnerContext
-from online_meta.summing import TaskSum
 from online_meta.types import Engine, Meta, Params
-from trainers.comparing import RefreshRequest, RefreshResult, always_continue
-from trainers.sampling import SEED_OFFSET, Estimate, Sample, estimate_sum, list_eligible_rounds, sample_rounds
+from trainers.comparators import RefreshRequest, RefreshResult, always_continue
+from trainers.comparators._sampling import (
+    SEED_OFFSET,
+    Estimate,
+    Sample,
+    estimate_sum,
+    list_eligible_rounds,
+    sample_rounds,
+)
 from trainers.settings import RegretSettings
 
 MIN_RELATIVE_FALL = 0.005
@@ -43,7 +49,7 @@ def refresh(
     """Estimate min_w sum_{t<rounds} f_t(U_t(w)) by meta-steps on all rounds, from several starts.
 
     Each start is trained on uniformly drawn rounds in laps of ``hindsight_steps`` for each new round, until its loss
-    falls by less than 0.5 % in a lap, or for ``hindsight_max_passes`` of them; the next refresh goes on from there. The first
+    falls by less than 0.5 % in a pass, or for ``hindsight_max_passes``; the next refresh continues there. The first
     start is the run's, the others are drawn at random. The comparator is the best of them. Whatever is found is no
     better than the minimum, so the loss is an upper bound of it and the regret against it a lower bound. At most
     ``hindsight_rounds`` rounds, spread evenly with a random offset, are evaluated; with fewer than all, the standard

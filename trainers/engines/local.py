@@ -2,8 +2,8 @@
 
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.types import Engine, Meta
+from trainers.distributed.rank_stats import RankStats
 from trainers.settings import EngineSettings, TrainerSettings
-from trainers.timing import RankStats
 
 
 def check(settings: EngineSettings) -> None:

@@ -1,7 +1,7 @@
 """Small reference networks, safe to differentiate twice: no running statistics, no in-place edits."""
 
 from trainers.models.images import conv4
-from trainers.models.low_rank import lora
+from trainers.models.lora import lora
 from trainers.models.perceptron import mlp
 from trainers.models.recurrent import gru
 from trainers.models.transformers import transformer

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from streams.durable import replace_file
+from streams.atomic_files import replace_file
 from tests.benchmarks.streams import figures
 from tests.benchmarks.surroundings import commit, machine
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 
 from online_meta.types import Batch, Task
-from streams import wire
+from streams.formats import wire
 
 BODIES = 64
 SAMPLES, SIDE, WAYS = 8, 16, 4  # 2 x 8 x 16 x 16 floats: 16 KiB

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import count
 
 from deploy.cli import main
-from streams.arrivals import Receipt, Record
-from streams.history import History
+from streams.history.history import History
+from streams.types import Receipt, Record
 
 if __name__ == "__main__":
     rounds = count()

@@ -5,11 +5,11 @@ import google_crc32c
 import pytest
 
 from online_meta.types import Task
-from streams import wire
-from streams.archive.opening import open_store
-from streams.archive.place import BlobStore
-from streams.archive.segment import StoredRound
-from streams.transaction import RoundEntry
+from streams.formats import wire
+from streams.history.archive import BlobStore
+from streams.history.archive.segment import StoredRound
+from streams.history.archive.stores import open_store
+from streams.history.ledger import RoundEntry
 from tests.streams.archive.object_store import Bucketed
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
-from streams.archive.archive import Archive
-from streams.archive.opening import is_url, open_store
-from streams.archive.place import BlobStore
-from streams.archive.segment import Segment, StoredRound, write_segment
-from streams.ledger import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
+from streams.history.archive import BlobStore
+from streams.history.archive.archive import Archive
+from streams.history.archive.segment import Segment, StoredRound, write_segment
+from streams.history.archive.stores import is_url, open_store
+from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
 from tests.streams.archive.object_store import Bucketed, free_port
 
 Keep = Callable[..., StoredRound]
@@ -149,7 +149,7 @@ def test_only_so_much_of_segments_stays_open(tmp_path: Path, keep: Keep, monkeyp
     markers = [archive.publish([keep(round)]) for round in range(20)]
     one = max(archive.segment(marker.name).memory_bytes for marker in markers)
     assert len(archive._open) == 20
-    monkeypatch.setattr("streams.archive.archive.OPEN_BYTES", 7 * one)
+    monkeypatch.setattr("streams.history.archive.archive.OPEN_BYTES", 7 * one)
     archive = Archive(open_store(str(tmp_path), {}))
     for _ in range(2):
         for round, marker in enumerate(markers):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from streams.archive.columns import Column, join_columns, layout, split_columns
-from streams.archive.segment import StoredRound
+from streams.history.archive.columns import Column, join_columns, layout, split_columns
+from streams.history.archive.segment import StoredRound
 
 DTYPES = ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32"]
 DTYPES.append("float64")

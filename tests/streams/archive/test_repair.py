@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from streams import ledger
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import HistoryBusy, HistoryError
-from streams.repair import Repairs, rebuild_ledger, repair
-from streams.sealed import Location
-from streams.sealing import SealingSettings, evict_payloads, seal_next
-from streams.verify import verify
+from streams.history import ledger
+from streams.history.archive_index import Location
+from streams.history.errors import HistoryBusy, HistoryError
+from streams.history.history import History
+from streams.history.repair import Repairs, rebuild_ledger, repair
+from streams.history.sealing import SealingSettings, evict_payloads, seal_next
+from streams.history.verify import verify
+from streams.types import Record
 
 Make = Callable[..., Record]
 FIVE = SealingSettings(segment_rounds=5)

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import ledger
-from streams.arrivals import Record
-from streams.history import History
-from streams.retention import (
+from streams.history import ledger
+from streams.history.errors import RoundDiscarded
+from streams.history.history import History
+from streams.history.maintenance import Maintenance
+from streams.history.retention import (
     DAY_SECONDS,
     Candidates,
     RetainedRounds,
     RetentionSettings,
+    compact,
     count_discarded,
     hash_priorities,
     last_decision,
@@ -25,11 +27,9 @@ from streams.retention import (
     stratified_priorities,
     subsample,
 )
-from streams.sealed import RoundDiscarded
-from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
-from streams.sweeping import compact
-from streams.upkeep import Maintenance
-from streams.verify import verify
+from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.history.verify import verify
+from streams.types import Record
 from tests.daemon import wait_for
 from tests.streams.archive.test_sealing import in_ledger, padded
 
@@ -249,10 +249,10 @@ def test_a_sweep_that_was_killed_is_taken_up_again(
         raise Killed
 
     places = [
-        ("streams.sealed.drop_payloads", die),
-        ("streams.archive.archive.Archive.publish", die),
-        ("streams.sealed.record_segments", die),
-        ("streams.archive.archive.Archive.discard", die),
+        ("streams.history.archive_index.drop_payloads", die),
+        ("streams.history.archive.archive.Archive.publish", die),
+        ("streams.history.archive_index.record_segments", die),
+        ("streams.history.archive.archive.Archive.discard", die),
     ]
     with monkeypatch.context() as patched:
         patched.setattr(*places[at])

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from streams import ledger, sealed
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import ArchiveUnreachable, HistoryDamaged
-from streams.retention import RetentionSettings
-from streams.sealed import ArchiveMoved, Location, record_location
-from streams.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
-from streams.upkeep import Maintenance
-from streams.verify import verify
+from streams.history import archive_index, ledger
+from streams.history.archive_index import Location, record_location
+from streams.history.errors import ArchiveMoved, ArchiveUnreachable, HistoryDamaged
+from streams.history.history import History
+from streams.history.maintenance import Maintenance
+from streams.history.retention import RetentionSettings
+from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+from streams.history.verify import verify
+from streams.types import Record
 from tests.streams.archive.object_store import Bucketed, free_port, running
 
 Make = Callable[..., Record]
@@ -80,12 +80,12 @@ def test_only_as_much_leaves_the_ledger_as_has_to_and_its_file_shrinks(history: 
     for first in range(0, 200, 20):
         history.append([padded(make_record(n), n) for n in range(first, first + 20)])
     seal_all(history)
-    full = sealed.ledger_bytes(history.query)
+    full = archive_index.ledger_bytes(history.query)
     assert full > 10_000_000
     evict_payloads(history, full // 2)
     left = in_ledger(history)
     assert left == list(range(left[0], 200)), "the oldest go first"
-    assert full // 4 < sealed.ledger_bytes(history.query) <= full // 2
+    assert full // 4 < archive_index.ledger_bytes(history.query) <= full // 2
     with history.borrow_writer() as writer:
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert (history.path / ledger.FILE).stat().st_size < 0.6 * full, "the space is given back"

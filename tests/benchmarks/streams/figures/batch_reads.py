@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
-from streams.ledger import FILE
+from streams.formats import wire
+from streams.history.history import History
+from streams.history.ledger import FILE
+from streams.types import Record
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.works import image_task
 

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from streams.history import History
-from streams.ingest import Ingest
+from streams.history.history import History
+from streams.ingest.ingest import Ingest
 from streams.sources import kafka, redis
 from streams.spec import Limits, TaskSpec
 from tests.benchmarks.streams.figure import Figure, figure

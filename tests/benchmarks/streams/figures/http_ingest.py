@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from streams.history import History
-from streams.retention import RetentionSettings
-from streams.sealing import SealingSettings
-from streams.upkeep import is_due
+from streams.history.history import History
+from streams.history.maintenance import is_due
+from streams.history.retention import RetentionSettings
+from streams.history.sealing import SealingSettings
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.streams.load import SIDE, WAYS
 from tests.daemon import Daemon, free_port, running_daemon, wait_for

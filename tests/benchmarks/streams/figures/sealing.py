@@ -11,13 +11,13 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from streams import wire
-from streams.archive.columns import split_columns
-from streams.archive.folder import FolderStore
-from streams.archive.segment import CHUNK_BYTES, ZSTD_LEVEL
-from streams.arrivals import Record
-from streams.history import History
-from streams.sealing import SealingSettings, evict_payloads, seal_next, select_rounds
+from streams.formats import wire
+from streams.history.archive.columns import split_columns
+from streams.history.archive.segment import CHUNK_BYTES, ZSTD_LEVEL
+from streams.history.archive.stores import FolderStore
+from streams.history.history import History
+from streams.history.sealing import SealingSettings, evict_payloads, seal_next, select_rounds
+from streams.types import Record
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.works import image_task
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import psutil
 
-from deploy.config import read_config
-from deploy.view import RunView
-from online_meta.regret import MAIN_LEARNER
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
+from deploy.config.config import read_config
+from deploy.telemetry.run_view import RunView
+from online_meta.regret.ledger import MAIN_LEARNER
+from streams.formats import wire
+from streams.history.history import History
 from streams.sources.sinusoid import make_task
+from streams.types import Record
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.daemon import free_port, running_daemon, wait_for
-from trainers.rounds import close_run, open_run
-from trainers.run_files import RunFiles
-from trainers.states import start_checkpoint
+from trainers.journal.run_files import RunFiles
+from trainers.loop.recovery import start_checkpoint
+from trainers.loop.rounds import close_run, open_run
 
 TITLE = "From the command to the first answer of a daemon (imports included), and its memory then"
 FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000

@@ -5,14 +5,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from streams import wire
-from streams.arrivals import Record
-from streams.history import History
+from streams.formats import wire
+from streams.history.history import History
+from streams.types import Record
 from tests.benchmarks.one_rank import BATCH, SIDE, WAYS
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.works import image_task
-from trainers.rounds import close_run, open_run, play_rounds
-from trainers.run_files import RunFiles
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
 from trainers.settings import ModelSettings, TrainerSettings
 
 TITLE = f"Waiting for past tasks: exact MAML, Conv4-32, {SIDE} x {SIDE}, {BATCH} tasks a meta-step, one thread"

@@ -1,0 +1,1 @@
+"""Checks before a run starts: the model, memory, the run's folder."""

@@ -1,0 +1,209 @@
+"""Does a model do what meta-learning needs of it? Asked of a made-up task, before the first round."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from deploy.config.config import Config
+from deploy.exits import ConfigError
+from online_meta.functional.model import ModelLoss
+from online_meta.learners import LearnerContext
+from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
+from online_meta.regret.closed_form import quadratic_of
+from online_meta.types import Batch, Engine, Meta, MetaGrad, Task
+from streams.spec import DYNAMIC, TaskSpec, is_dynamic
+from trainers.build import build_learners
+from trainers.memory_estimate import MemoryEstimate, estimate_memory
+
+SAMPLES = 4
+
+
+TASKS = 2
+
+
+OPEN_SIZE = 32
+"""What a made-up task has in each dimension that is open."""
+
+
+FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
+"""Estimators that take no second derivatives, so that a model may do without right ones."""
+
+
+def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple[str, ...]:
+    """Return sentences on what is worth knowing about the model under meta-gradients, all of them with ``remarks``.
+
+    Raises ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks.
+    """
+    device = torch.device(config.engine.device)
+    tasks = [make_synthetic_task(config.task, device, seed) for seed in range(TASKS)]
+    with _model_error_context(config):
+        assert isinstance(context.inner.loss, ModelLoss)
+        _check_output(config, context.inner.loss.output(context.start.weights, tasks[0].query.x), tasks[0].query)
+        gradient = _try_gradient(context, tasks[0])
+        if isinstance(gradient, MetaGrad):
+            _check_finite(config, gradient)
+        second = config.meta.gradient not in FIRST_DERIVATIVES
+        report = preflight(context.inner, context.start, tasks, second=second, remarks=remarks)
+        problems = [problem for problem in report.problems if problem != NO_DEPENDENCE]
+        if problems:
+            raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")
+        if isinstance(gradient, Exception):
+            raise gradient
+        _check_gradient(config, gradient, context.gradient(context.start, tasks[0]))
+        if "closed_form" in config.regret.comparator:
+            _check_closed_form(context, tasks[0])
+    return report.notes
+
+
+@contextmanager
+def _model_error_context(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # Whatever a user's model raises is the answer to "does it work?".
+        raise ConfigError(
+            f"[model] {config.model.build} with loss {config.model.loss!r} does not take a task of x_shape "
+            f"{config.task.x_shape}{format_open_dimensions(config.task)}, x_dtype {config.task.x_dtype}, "
+            f"y {config.task.y!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _try_gradient(context: LearnerContext, task: Task) -> MetaGrad | Exception:
+    """Return the meta-gradient, or what was raised instead: preflight may know better words for it."""
+    try:
+        return context.gradient(context.start, task)
+    except Exception as error:
+        return error
+
+
+def _check_finite(config: Config, gradient: MetaGrad) -> None:
+    if not bool(torch.isfinite(gradient.loss)):
+        raise ConfigError(
+            f"[model] the loss of {config.model.build} on a made-up task is {float(gradient.loss)}: it must be finite"
+        )
+
+
+def _check_output(config: Config, output: Tensor, query: Batch) -> None:
+    """Compare the output's shape with what the named losses take; others are the user's own business."""
+    found, build = tuple(output.shape), config.model.build
+    if config.model.loss == "mse" and found != tuple(query.y.shape):
+        expected = f"(n, {', '.join(map(str, config.task.y_shape))})" if config.task.y_shape else "(n,)"
+        raise ConfigError(
+            f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] y_shape = "
+            f"{config.task.y_shape} needs {expected}"
+        )
+    if config.model.loss != "cross_entropy":
+        return
+    if config.task.y != "class":
+        raise ConfigError(
+            f"[model] loss = 'cross_entropy' is for classes, but [task] y = {config.task.y!r}: take 'mse'"
+        )
+    if len(found) != 2 or found[1] < (config.task.ways or 1):
+        raise ConfigError(
+            f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] ways = {config.task.ways} "
+            f"needs (n, {config.task.ways})"
+        )
+
+
+def _check_gradient(config: Config, gradient: MetaGrad, repeated: MetaGrad) -> None:
+    build = config.model.build
+    if not any(bool(grad.abs().sum() > 0) for grad in gradient.grads.weights.values()):
+        raise ConfigError(f"[model] no weight of {build} has a meta-gradient: does the loss depend on them?")
+    same = all(torch.equal(grad, repeated.grads.weights[name]) for name, grad in gradient.grads.weights.items())
+    if config.engine.device == "cpu" and not same:
+        raise ConfigError(
+            f"[model] {build} gives another gradient when it is asked again, and a round must be repeatable: leave out "
+            "what is random"
+        )
+
+
+def _check_closed_form(context: LearnerContext, task: Task) -> None:
+    try:
+        quadratic_of(context.inner, context.start, task)
+    except ValueError as error:
+        raise ConfigError(f"[regret] comparator = 'closed_form': {error}") from error
+
+
+def format_open_dimensions(spec: TaskSpec) -> str:
+    """Say what stands for open dimensions in a made-up task, "" where there are none."""
+    return f" (tried with {OPEN_SIZE} for each -1)" if is_dynamic(spec.x_shape) else ""
+
+
+def make_synthetic_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
+    """Return a small random task of the shape that ``spec`` describes; tokens are 0 and 1, of any vocabulary.
+
+    A dimension that is open has the size ``OPEN_SIZE``.
+    """
+    random = torch.Generator().manual_seed(seed)
+    numbers = {"uint8": 256, "int64": 2}.get(spec.x_dtype, 1)
+    sizes = [OPEN_SIZE if size == DYNAMIC else size for size in spec.x_shape]
+
+    def batch() -> Batch:
+        x = (numbers * torch.rand((SAMPLES, *sizes), generator=random)).to(getattr(torch, spec.x_dtype))
+        if spec.y == "class":
+            y = torch.randint(spec.ways or 1, (SAMPLES,), generator=random)
+        else:
+            y = torch.randn((SAMPLES, *spec.y_shape), generator=random)
+        return Batch(x.to(device), y.to(device))
+
+    return Task(batch(), batch())
+
+
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def format_memory(config: Config, context: LearnerContext, example: Task | None) -> str:
+    """Return the estimate for tasks like the one given, or like a made-up one, as a short table."""
+    device = torch.device(config.engine.device)
+    task = make_synthetic_task(config.task, device) if example is None else _to_device(example, device)
+    found = estimate_memory(config.trainer(), context.inner, context.start, task, _count_engines(config, context))
+    note = "" if example else f", made up for none is known yet{format_open_dimensions(config.task)}"
+    varying = "; larger ones need more" if is_dynamic(config.task.x_shape) else ""
+    return (
+        f"{_format_bytes(found.peak)} a rank at its peak, estimated: beside the process itself, for tasks of "
+        f"{len(task.support.x)} + {len(task.query.x)} samples{note}{varying}"
+        f"{''.join(map(_format_part, _list_parts(found)))}"
+    )
+
+
+def _list_parts(found: MemoryEstimate) -> list[tuple[str, int]]:
+    """Return what the peak is made of, and what is in it where tasks are stacked."""
+    computing = [
+        ("the inner trajectory", found.trajectory),
+        ("one step's graph and gradients", found.graph),
+        ("the sum over tasks", found.sums),
+    ]
+    in_turn = computing if sum(size for _, size in computing) >= found.step else [("a meta-step", found.step)]
+    parts = [("meta-parameters and optimizers", found.stored), ("frozen weights and buffers", found.frozen), *in_turn]
+    more = [] if found.stacked is None else [("more for each further task stacked with another", found.stacked)]
+    return [(what, size) for what, size in [*parts, *more] if size]
+
+
+def _format_part(part: tuple[str, int]) -> str:
+    what, size = part
+    return f"\n{'':<8} {_format_bytes(size):>9}  {what}"
+
+
+def _count_engines(config: Config, context: LearnerContext) -> int:
+    """Return how many of the learners have an engine, and with it copies of the meta-parameters."""
+    made = []
+
+    def counted(meta: Meta) -> Engine:
+        made.append(meta)
+        return context.engine(meta)
+
+    build_learners(config.trainer(), replace(context, engine=counted))
+    return len(made)
+
+
+def _to_device(task: Task, device: torch.device) -> Task:
+    return Task(*(Batch(*(tensor.to(device) for tensor in batch)) for batch in task))
+
+
+def _format_bytes(count: int) -> str:
+    return next((f"{count / unit:.3g} {name}" for unit, name in UNITS if count >= unit), f"{count} B")

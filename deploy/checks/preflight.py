@@ -1,0 +1,218 @@
+"""Everything that can be known to be wrong before the first round."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+import online_meta.learners
+import online_meta.metagrads
+import online_meta.replay
+import online_meta.rules
+import streams.sources
+import trainers.engines
+from deploy.checks.model import check_model, format_memory
+from deploy.checks.run_folder import check_archive, check_same_run, check_tasks, make_run_folder, open_history
+from deploy.config.config import Config
+from deploy.config.messages import explain_error, find_repeated
+from deploy.exits import TRY_LATER, CommandError, ConfigError
+from deploy.leader import leader_of
+from deploy.server.listener import bind, check_exposure
+from online_meta import registry
+from online_meta.learners import LearnerContext, MemoryReplayBuffer
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import Task
+from streams.formats import wire
+from streams.history.history import History
+from streams.segmenting.by_leader import NeedsLeader
+from streams.types import Rejected, ReportsLag, TaskSource
+from trainers.build import build_context, build_inner, build_learners, build_loss, build_module
+from trainers.journal.run_files import RunFiles
+
+
+def check_learning(config: Config) -> LearnerContext:
+    """Build the learners and try the model and its meta-gradient on made-up tasks of the configured shape.
+
+    Raises ``ConfigError`` that names the section and what is wrong.
+    """
+    context, _ = _try_learning(config, remarks=False)
+    return context
+
+
+def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[str, ...]]:
+    """Return what ``check_learning`` does, and sentences on what is worth knowing about the model."""
+    check_names(config)
+    settings = config.trainer()
+    with error_context(f"[engine] device = {settings.engine.device!r}:"):
+        torch.empty(1, device=settings.engine.device)
+    with error_context("[model]"):
+        module = build_module(settings.model, settings.seed)
+        loss = build_loss(settings.model, module)
+    with error_context("[inner]"):
+        build_inner(settings.inner, loss).init(dict(module.named_parameters()))
+    with error_context("[model]"):
+        context = build_context(settings, MemoryReplayBuffer())
+    with error_context("[meta]"):
+        context.engine(context.start)
+    with error_context("[regret]"):
+        build_learners(settings, context)
+    return context, check_model(config, context, remarks)
+
+
+def check_names(config: Config) -> None:
+    """Raise ``ConfigError`` for a name of nothing, or options that what is named does not have."""
+    for place, name, folder in (
+        ("[inner] rule", config.inner.rule, online_meta.rules),
+        ("[meta] gradient", config.meta.gradient, online_meta.metagrads),
+        ("[meta] replay", config.meta.replay, online_meta.replay),
+        ("[engine] kind", config.engine.kind, trainers.engines),
+        *(("[regret] baselines", name, online_meta.learners) for name in config.regret.baselines),
+        *(("[regret] options", name, online_meta.learners) for name in config.regret.options),
+    ):
+        if name not in registry.names(folder):
+            raise ConfigError(f"{place} = {name!r}: {registry.nearest(name, registry.names(folder))}")
+    with error_context("[engine]"):
+        registry.load_module(trainers.engines, config.engine.kind).check(config.engine)
+    for place, listed in (("baselines", config.regret.baselines), ("comparator", config.regret.comparator)):
+        for name in find_repeated([*listed]):
+            raise ConfigError(f"[regret] {place} names {name!r} more than once")
+    if MAIN_LEARNER in config.regret.baselines:
+        raise ConfigError(f"[regret] baselines = {MAIN_LEARNER!r} is the learner that the baselines are compared with")
+    _check_options("inner.options", registry.load(online_meta.rules, config.inner.rule), config.inner.options, "lr")
+    estimator = registry.load(online_meta.metagrads, config.meta.gradient)
+    _check_options("meta.options", estimator, config.meta.options, "inner")
+    replay = registry.load(online_meta.replay, config.meta.replay)
+    _check_options("meta.replay_options", replay, config.meta.replay_options, "")
+    for name, options in config.regret.options.items():
+        build = registry.load_module(online_meta.learners, name).build
+        _check_options(f"regret.options.{name}", build, options, "context")
+
+
+def _check_options(section: str, function: Callable[..., Any], options: dict[str, Any], context_argument: str) -> None:
+    """Raise ``ConfigError`` unless ``function`` takes the options, by name and by type, beside what it is given."""
+    types = get_type_hints(function)
+    known = [name for name in inspect.signature(function).parameters if name != context_argument]
+    for name, value in options.items():
+        if name not in known:
+            right = registry.nearest(name, known) if known else "it takes none"
+            raise ConfigError(f"[{section}] has no key {name!r}: {right}")
+        try:
+            TypeAdapter(types.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(explain_error({**error.errors()[0], "loc": (name,)}, section)) from error
+
+
+@contextmanager
+def error_context(place: str) -> Iterator[None]:
+    """Turn whatever is raised, by our code or a user's, into a ``ConfigError`` about ``place``."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise ConfigError(f"{place} {error.filename}: {error.strerror}") from error
+        kind = "" if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{place} {kind}{error}") from error
+
+
+def open_sources(config: Config, history: History | None = None) -> dict[str, TaskSource | None]:
+    """Open every source; return them by name, None for one that tasks are pushed to. Raises ``ConfigError``.
+
+    Those that follow the leader follow that of the run, whose rounds are in ``history``; None: there are none yet.
+    """
+    opened: dict[str, TaskSource | None] = {}
+    for source in config.source:
+        module = registry.load_module(streams.sources, source.kind)
+        with error_context(f"[[source]] {source.name}:"):
+            found = module.create_source(source.settings, config.task, source.name, config.run.seed)
+            if isinstance(found, NeedsLeader):
+                found = found.create(leader_of(config, RunFiles(Path(config.run.path)), history))
+            opened[source.name] = found
+    return opened
+
+
+def check_sources(config: Config) -> tuple[str, Task | None]:
+    """Open every source and look at what it offers first; return their names, and one of these tasks.
+
+    Of one that reads from a broker only the broker is asked, for reading leaves traces there.
+    """
+    first, report = None, []
+    for name, source in open_sources(config).items():
+        with error_context(f"[[source]] {name}:"):
+            report.append(f"{name}{_format_lag(name, source)}" if isinstance(source, ReportsLag) else name)
+            if source is not None and not isinstance(source, ReportsLag):
+                first = _check_first(config, source) or first
+    return ", ".join(report), first
+
+
+def _format_lag(name: str, source: ReportsLag) -> str:
+    """Say how many entries the source's broker has; raises ``CommandError`` (75) when it cannot be reached."""
+    try:
+        waiting = source.lag(None)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise CommandError(TRY_LATER, f"[[source]] {name}: its broker cannot be read now: {error}") from error
+    return f" ({waiting} entries there)"
+
+
+def _check_first(config: Config, source: TaskSource) -> Task | None:
+    arrivals = source.read(None)
+    first = next(arrivals, None)
+    close = getattr(arrivals, "close", None)  # an iterator may have one, as every generator has
+    if close is not None:
+        close()
+    if first is None:
+        return None
+    try:
+        if first.rejection is not None:
+            raise first.rejection
+        return wire.decode(first.body, config.task, config.serve.limits)
+    except Rejected as refusal:
+        raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
+
+
+def check_history(config: Config) -> tuple[str, Task | None]:
+    """Open the history as the daemon would; return what is there, and its first task."""
+    files = RunFiles(Path(config.run.path))
+    if not files.history.exists():
+        make_run_folder(files)
+        return f"{files.history} will be made", None
+    with open_history(files, config.history) as history:
+        check_tasks(history, config.task, files.history)
+        check_same_run(config, files)
+        return f"{files.history} holds {len(history)} rounds", history[len(history) - 1] if len(history) else None
+
+
+def check_port(config: Config) -> str:
+    """Listen for a moment where the daemon will."""
+    with closing(bind(config.serve)) as listener:
+        host, port = listener.getsockname()[:2]
+        return f"{host}:{port} is free"
+
+
+def check_all(config: Config, report: Callable[[str, str], None]) -> None:
+    """Check one thing after the other; call ``report(what, state)`` for each that passes. Raises ``CommandError``."""
+    check_exposure(config.serve)
+    context, notes = _try_learning(config, remarks=True)
+    count = sum(weight.numel() for weight in context.start.weights.values())
+    frozen = (
+        f" ({len(frozen_names)} further tensors are frozen)"
+        if (frozen_names := getattr(context.inner.loss, "frozen", ()))
+        else ""
+    )
+    report("model", f"{config.model.build}, {count:,} weights{frozen}, a finite meta-gradient ({config.meta.gradient})")
+    for note in notes:
+        report("note", note)
+    store, stored_task = check_history(config)
+    report("history", store)
+    report("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
+    sources, offered_task = check_sources(config)
+    report("sources", sources)
+    report("memory", format_memory(config, context, stored_task or offered_task))
+    report("port", check_port(config))

@@ -1,0 +1,254 @@
+"""TOML -> checked, frozen configuration; unknown keys and wrong values are errors that say what would be right."""
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import TypeAdapter, ValidationError
+
+import streams.sources
+from deploy.config.messages import (
+    explain_error,
+    find_nonfinite_numbers,
+    find_repeated,
+    find_unknown_keys,
+    format_value,
+    join_problems,
+    wrap_lone_strings,
+)
+from deploy.exits import CommandError, ConfigError
+from deploy.logs import Style
+from online_meta import registry
+from streams.atomic_files import replace_file
+from streams.history.retention import RetentionSettings
+from streams.history.sealing import SealingSettings
+from streams.spec import Limits, TaskSpec
+from trainers.settings import (
+    CheckpointSettings,
+    EngineSettings,
+    InnerSettings,
+    MetaSettings,
+    ModelSettings,
+    RegretSettings,
+    TrainerSettings,
+)
+
+
+def read_token(file: Path | None, option: str) -> str | None:
+    """Return the token in ``file``; None without a file.
+
+    Raises ``ConfigError`` that names the ``option`` when there is none that an HTTP header could carry.
+    """
+    if file is None:
+        return None
+    try:
+        token = file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ConfigError(f"{option} {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{option} {file} holds no token: it must be ASCII letters, digits or signs") from error
+    if not token:
+        raise ConfigError(f"{option} {file} is empty: put a long random token in it")
+    if not token.isprintable() or " " in token:
+        raise ConfigError(f"{option} {file} holds more than a token: it must be one word on one line")
+    return token
+
+
+SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Source names begin task ids and are labels of metrics."""
+
+
+RENAMED_KEYS = {
+    ("engine", "how"): "batching",
+    ("regret", "hindsight_laps"): "hindsight_max_passes",
+    ("regret", "hindsight_starts"): "hindsight_restarts",
+}
+"""Keys of settings.json that version 0.1.0 wrote under another name: (section, old name) to new name."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything of a run lies under ``path``; ``seed`` decides all that is random.
+
+    ``logs`` are lines of "text" for people or of "json" for services, whatever process of the daemon writes them.
+    """
+
+    path: Annotated[str, MinLen(1)]
+    seed: Annotated[int, Ge(0)] = 0
+    logs: Style = "text"
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Where the archive lies, how rounds go there, and which are kept.
+
+    ``archive`` is a folder, from the run's history folder if it is not absolute, or the URL of an object store such as
+    "s3://bucket/prefix", with ``archive_options`` for it; left out: a folder beside the ledger.
+    """
+
+    archive: Annotated[str, MinLen(1)] | None = None
+    archive_options: dict[str, Any] = field(default_factory=dict)
+    sealing: SealingSettings = SealingSettings()
+    retention: RetentionSettings = RetentionSettings()
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Where the daemon listens. Any host but loopback needs TLS and a token."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Ge(0), Le(65535)] = 8780
+    token_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A ``[[source]]``: its file in ``streams/sources``, the name it goes by, its own settings."""
+
+    kind: str
+    name: str
+    settings: Any
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration."""
+
+    run: RunSettings
+    task: TaskSpec
+    model: ModelSettings
+    inner: InnerSettings = InnerSettings()
+    meta: MetaSettings = MetaSettings()
+    regret: RegretSettings = RegretSettings()
+    engine: EngineSettings = EngineSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    history: HistorySettings = HistorySettings()
+    serve: ServeSettings = ServeSettings()
+    source: tuple[SourceConfig, ...] = ()
+
+    def trainer(self) -> TrainerSettings:
+        """What the trainers need of it."""
+        return TrainerSettings(
+            self.model, self.inner, self.meta, self.regret, self.engine, self.checkpoint, self.run.seed
+        )
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a TOML file and apply overrides written ``section.key=value``.
+
+    Raises ``ConfigError`` naming the file, the section, the key and what would be right.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for override in overrides:
+        _set(raw, override)
+    return make_config(raw, str(path))
+
+
+def make_config(raw: dict[str, Any], where: str) -> Config:
+    """Check a configuration that was read from ``where``; raises ``ConfigError``."""
+    raw = dict(raw)
+    tables = raw.pop("source", [{"kind": "http"}])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f'{where}: write each source as a table of its own: [[source]], then kind = "http"')
+    problems = [*find_unknown_keys(Config, raw, ""), *find_nonfinite_numbers({**raw, "source": tables})]
+    sources = [_make_source(table, index, problems) for index, table in enumerate(tables)]
+    names = [source.name for source in sources if source]
+    problems += [f"[[source]] two are called {name!r}: give one another name" for name in find_repeated(names)]
+    if problems:
+        raise ConfigError(join_problems(where, problems))
+    try:
+        config: Config = _read(Config, raw)
+    except ValidationError as error:
+        raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
+    return dataclasses.replace(config, source=tuple(source for source in sources if source))
+
+
+@contextmanager
+def config_file_context(path: Path) -> Iterator[None]:
+    """Put the name of the configuration file before a ``CommandError`` that is about one of its sections."""
+    try:
+        yield
+    except CommandError as error:
+        if str(error).startswith("["):
+            raise CommandError(error.code, f"{path}: {error}") from error
+        raise
+
+
+def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> SourceConfig | None:
+    options = dict(table)
+    kind, label = options.pop("kind", None), f"source {index + 1}"
+    name = options.pop("name", kind)
+    kinds = registry.names(streams.sources)
+    if kind not in kinds:
+        problem = "kind is missing" if kind is None else f"kind = {format_value(kind)}"
+        problems.append(f"[{label}] {problem}: {registry.nearest(str(kind), kinds)}")
+        return None
+    if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
+        problems.append(
+            f"[{label}] name = {format_value(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}"
+        )
+        return None
+    module: ModuleType = registry.load_module(streams.sources, kind)
+    unknown = find_unknown_keys(module.Settings, options, label, ("kind", "name"))
+    if unknown:
+        problems += unknown
+        return None
+    try:
+        return SourceConfig(kind, name, _read(module.Settings, options))
+    except ValidationError as error:
+        problems += [explain_error(item, label) for item in error.errors()]
+        return None
+
+
+def _read(kind: Any, raw: dict[str, Any]) -> Any:
+    """Make a dataclass of plain data by the rules of JSON: no number out of a string, no 1 out of true."""
+    return TypeAdapter(kind).validate_json(json.dumps(wrap_lone_strings(kind, raw), default=str), strict=True)
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``section.key=value``; the value is TOML, or a plain string where it is none."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"--set {override!r}: write it as section.key=value, for example meta.gradient=reptile")
+    try:
+        read = tomllib.loads(f"value = {text}")
+        value = read["value"] if len(read) == 1 else text
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = raw
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is a value and not a section")
+    table[keys[-1]] = value
+
+
+def write_settings(path: Path, config: Config) -> None:
+    """Write what the trainer processes of a run need, as JSON."""
+    replace_file(path, TypeAdapter(TrainerSettings).dump_json(config.trainer(), indent=1), durable=True)
+
+
+def read_settings(path: Path) -> TrainerSettings:
+    """Read what ``write_settings`` wrote, in this version or an earlier one."""
+    raw = json.loads(path.read_bytes())
+    for (section, old), new in RENAMED_KEYS.items():
+        if old in raw[section]:
+            raw[section][new] = raw[section].pop(old)
+    return TypeAdapter(TrainerSettings).validate_json(json.dumps(raw))

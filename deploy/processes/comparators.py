@@ -1,0 +1,163 @@
+"""The process of the comparators, beside the trainer: ``python -m deploy.processes.comparators RUN/settings.json``."""
+
+import logging
+import math
+import os
+import sys
+import time
+from contextlib import closing
+from itertools import takewhile
+from pathlib import Path
+from threading import Event
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+import trainers.comparators
+from deploy.config.config import read_settings
+from deploy.exits import DONE, TRY_LATER, CommandError
+from deploy.leader import find_leader
+from deploy.logs import Origin, log_to_stderr
+from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
+from online_meta import registry
+from online_meta.learners import LearnerContext
+from online_meta.types import Params
+from streams.atomic_files import replace_file
+from streams.history.errors import ArchiveUnreachable, HistoryFull, RoundDiscarded
+from streams.history.history import History
+from trainers.build import build_context
+from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest, RefreshResult
+from trainers.journal.jsonl import LineReader, LineWriter
+from trainers.journal.run_files import RunFiles
+from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.settings import TrainerSettings
+
+POLL_SECONDS = 0.25
+IDLE_SECONDS = 1.5
+log = logging.getLogger(__name__)
+
+
+def main(settings_file: str, logs: str = "text") -> int:
+    """Refresh the comparators until SIGTERM; return the exit code."""
+    log_to_stderr(Origin("comparators"), logs)
+    stop = stop_on_signals()
+    die_with_parent()
+    os.nice(10)  # The rounds go first.
+    files = RunFiles(Path(settings_file).parent)
+    try:
+        with hold_lock(files.folder / "comparators.lock"):
+            settings = read_settings(files.settings)
+            with History.open(files.history, write=False) as history:
+                refresh_with_rounds(settings, files, history, stop)
+            return DONE
+    except CommandError as error:
+        log.error("%s", error)
+        return error.code
+    except (OSError, HistoryFull, ArchiveUnreachable) as error:  # A full disk: it is trained anew from what was kept.
+        log.error("%s", error)
+        return TRY_LATER
+
+
+def refresh_with_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
+    """Refresh each comparator whenever ``every_rounds`` more rounds are learned, and when the stream rests."""
+    torch.set_num_threads(settings.engine.threads)
+    buffer = HistoryBuffer(history, torch.device(settings.engine.device))
+    with closing(buffer), closing(LineWriter(files.comparators)) as writer:
+        context = build_context(settings, buffer, files.programs)
+        _refresh_loop(ComparatorProcess(settings, context, files, writer, stop), history)
+
+
+class ComparatorProcess(NamedTuple):
+    """What the process works with."""
+
+    settings: TrainerSettings
+    context: LearnerContext
+    files: RunFiles
+    writer: LineWriter
+    stop: Event
+
+
+def _refresh_loop(process: ComparatorProcess, history: History) -> None:
+    reader, stop = LineReader(process.files.rounds), process.stop
+    covered: dict[str, int] = dict.fromkeys(process.settings.regret.comparator, 0)
+    for line in LineReader(process.files.comparators).lines():
+        if line["kind"] in covered:
+            covered[line["kind"]] = max(covered[line["kind"]], line["as_of_round"])
+    learned, skipped = 0, set[int]()
+    last_round_at = time.monotonic()
+    while not stop.is_set():
+        for line in takewhile(lambda _: not stop.is_set(), reader.lines()):
+            learned, last_round_at = learned + 1, time.monotonic()
+            skipped |= {line["round"]} if line["skipped"] else set()
+        idle = time.monotonic() - last_round_at > IDLE_SECONDS and learned >= len(history)
+        every = process.settings.regret.every_rounds
+        targets = {kind: next_target(done, learned, every, idle) for kind, done in covered.items()}
+        if not any(targets.values()):
+            stop.wait(POLL_SECONDS)
+        for kind, target in targets.items():
+            if target is not None and not stop.is_set():
+                _refresh_one(
+                    process,
+                    kind,
+                    RefreshRequest(target, covered[kind], skipped, find_leader(process.files.leader)),
+                    covered,
+                )
+
+
+def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> int | None:
+    """Return the round as of which to refresh now: the newest multiple of ``every_rounds``, or all at rest."""
+    due = learned - learned % every_rounds
+    if due > covered:
+        return due
+    return learned if idle and learned > covered else None
+
+
+def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest, covered: dict[str, int]) -> None:
+    """Refresh a comparator, write what it says; ``covered`` loses one that is given up."""
+    start_time = time.monotonic()
+    refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
+    saved = load_state(process.files.comparator(kind))
+    try:
+        found = refresh(process.context, process.settings.regret, request, saved, lambda: not process.stop.is_set())
+    except RoundDiscarded as error:  # Retention has overtaken it: by now there are newer rounds to look at.
+        log.warning("%s as of round %d is given up: %s", kind, request.rounds, error)
+        process.stop.wait(IDLE_SECONDS)
+        return
+    except ComparatorUnavailable as error:
+        log.error("%s is not refreshed any more: %s", kind, error)
+        del covered[kind]
+        return
+    if found is not None:
+        covered[kind] = request.rounds
+        _save_result(process, found, time.monotonic() - start_time)
+
+
+def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: float) -> None:
+    """Keep the comparator's state, then what it says."""
+    comparator, path = found.comparator, process.files.comparator(found.comparator.kind)
+    if not math.isfinite(comparator.cumulative_loss):
+        log.error("%s as of round %d is not finite and is begun anew", comparator.kind, comparator.as_of_round)
+        path.unlink(missing_ok=True)
+        return
+    replace_file(path, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
+    process.writer.append({**comparator._asdict(), "timestamp": time.time()})
+    process.writer.sync()
+    note = "" if comparator.settled else "; its loss was still falling"
+    log.info("%s as of round %d took %.1f s%s", comparator.kind, comparator.as_of_round, seconds, note)
+
+
+def load_state(path: Path) -> Params | None:
+    """Return the comparator's state; None where there is none that can be read: it can always be made anew."""
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        log.error("%s is damaged and made anew: %s", path, error)
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

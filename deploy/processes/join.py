@@ -1,0 +1,56 @@
+"""Ranks on another machine than the daemon's: ``torchrun ... -m deploy.processes.join CONFIG.toml``."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from threading import Event
+
+from deploy.config.config import read_config
+from deploy.exits import CONFIG, DONE, CommandError
+from deploy.logs import Origin, log_to_stderr
+from deploy.processes.child import die_with_parent
+from deploy.processes.trainer import broadcast_settings, play_run
+from trainers.distributed.process_group import join_process_group, read_own_rank
+from trainers.journal.divergence import Diverged
+from trainers.journal.run_files import RunFiles
+
+log = logging.getLogger(__name__)
+
+
+def main(config_file: str) -> int:
+    """Play the run of the daemon at ``engine.rendezvous`` until it drains; return the exit code.
+
+    Of the configuration [engine] counts, run.logs, and run.path, where compiled programs are kept; all else, and every
+    task, comes from the daemon's machine.
+    """
+    try:
+        config = read_config(Path(config_file))
+    except CommandError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.code
+    origin = Origin("trainer", read_own_rank(), plays=True)
+    log_to_stderr(origin, config.run.logs)
+    die_with_parent()
+    try:
+        with join_process_group(config.engine, has_storage=False) as rank_group:
+            play_run(
+                broadcast_settings(rank_group, None), RunFiles(Path(config.run.path)), None, rank_group, Event(), origin
+            )
+            return DONE
+    except Diverged:  # The daemon's machine says what there is to say.
+        return DONE
+    except CommandError as error:
+        log.error("%s", error)
+        return error.code
+    except ValueError as error:
+        log.error("%s: %s", config_file, error)
+        return CONFIG
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: torchrun [...] -m deploy.processes.join CONFIG.toml")
+    status = main(sys.argv[1])
+    logging.shutdown()
+    os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.

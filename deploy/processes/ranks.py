@@ -1,0 +1,35 @@
+"""The trainer as many ranks on this node: ``python -m deploy.processes.ranks RUN/settings.json``."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from deploy.config.config import read_settings
+from deploy.exits import BROKEN, DONE
+from deploy.logs import Origin, log_to_stderr
+from deploy.processes.child import die_with_parent
+from streams.atomic_files import replace_file
+from trainers.distributed.elastic import launch_ranks
+from trainers.journal.run_files import RunFiles
+
+
+def main(settings_file: str, logs: str = "text") -> int:
+    """Keep ``engine.processes`` trainer ranks running until they drain; return the exit code."""
+    log_to_stderr(Origin("agent"), logs)
+    die_with_parent()
+    engine = read_settings(Path(settings_file)).engine
+    command = [sys.executable, "-m", "deploy.processes.trainer", settings_file, logs]
+    file = RunFiles(Path(settings_file).parent).agent
+
+    def restarted(restarts: int) -> None:
+        with contextlib.suppress(OSError):  # On a full disk the ranks are started all the same.
+            replace_file(file, json.dumps({"pid": os.getpid(), "restarts": restarts}).encode(), durable=False)
+
+    drained = launch_ranks(engine, command, restarted)
+    return DONE if drained else BROKEN
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

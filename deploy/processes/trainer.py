@@ -1,0 +1,105 @@
+"""The trainer process: ``python -m deploy.processes.trainer RUN/settings.json``."""
+
+import contextlib
+import logging
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+
+from pydantic import TypeAdapter
+
+from deploy.config.config import read_settings
+from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, CommandError
+from deploy.logs import Origin, log_to_stderr
+from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
+from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFull
+from streams.history.history import History
+from trainers.build import LOCAL
+from trainers.checkpoint import CheckpointError
+from trainers.distributed.process_group import join_process_group, read_own_rank
+from trainers.distributed.ranks import RankGroup
+from trainers.journal.divergence import Diverged
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.settings import TrainerSettings
+from trainers.settings_fingerprint import SettingsChanged
+
+log = logging.getLogger(__name__)
+
+
+def main(settings_file: str, logs: str = "text") -> int:
+    """Play the rounds of the run until SIGTERM; return the exit code."""
+    origin = Origin("trainer", read_own_rank(), plays=True)
+    log_to_stderr(origin, logs)
+    stop = stop_on_signals()
+    die_with_parent()
+    files = RunFiles(Path(settings_file).parent)
+    try:
+        settings = read_settings(files.settings)
+        with ExitStack() as cleanup:
+            rank_group = (
+                cleanup.enter_context(join_process_group(settings.engine)) if settings.engine.kind != LOCAL else None
+            )
+            if rank_group is None or rank_group.is_coordinator:
+                cleanup.enter_context(hold_lock(files.folder / "trainer.lock"))
+            history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
+            play_run(
+                settings if rank_group is None else broadcast_settings(rank_group, settings),
+                files,
+                history,
+                rank_group,
+                stop,
+                origin,
+            )
+            return DONE
+    except CommandError as error:
+        log.error("%s", error)
+        return error.code
+    except (SettingsChanged, CheckpointError) as error:
+        log.error("%s", error)
+        return CONFIG
+    except Diverged as error:
+        log.error("%s", error)
+        return DONE if settings.engine.is_distributed else BROKEN  # All ranks agree; the agent would start others.
+    except HistoryDamaged as error:
+        log.error("%s: see `online-meta verify %s`", error, files.history)
+        return BROKEN
+    except (
+        OSError,
+        HistoryFull,
+        ArchiveUnreachable,
+    ) as error:  # What was checkpointed stays, and the next start goes on.
+        log.error("%s", error)
+        return TRY_LATER
+
+
+def broadcast_settings(rank_group: RankGroup, settings: TrainerSettings | None) -> TrainerSettings:
+    """Return on every rank the settings that the leading one has read; all have to call it."""
+    kind = TypeAdapter(TrainerSettings)
+    return kind.validate_python(rank_group.broadcast(settings and kind.dump_python(settings, mode="json")))
+
+
+def play_run(
+    settings: TrainerSettings,
+    files: RunFiles,
+    history: History | None,
+    rank_group: RankGroup | None,
+    stop: Event,
+    origin: Origin,
+) -> None:
+    """Play the rounds of a run from where it stands until ``stop`` is set; log lines say which it is at."""
+    run = open_run(settings, files, history, rank_group=rank_group)
+    origin.round = lambda: run.round
+    log.info("the trainer goes on at round %d", run.round)
+    rounds = play_rounds(run, stop)
+    close_run(run)
+    run.rank_group.broadcast(None)  # Ranks end together: one that is gone before the others is taken for dead.
+    log.info("the trainer drained after %d rounds", rounds)
+
+
+if __name__ == "__main__":
+    status = main(*sys.argv[1:])
+    logging.shutdown()
+    os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.

@@ -1,0 +1,240 @@
+"""The HTTP face of the daemon: who may ask, how errors are answered, which routes there are."""
+
+import asyncio
+import hmac
+import threading
+from concurrent.futures import Future
+from importlib.resources import files as package_files
+from typing import Any
+
+from anyio import CapacityLimiter
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import online_meta
+from deploy.server import routes
+from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
+from deploy.server.state import DaemonState
+from streams.formats.compression import DECOMPRESSORS
+from streams.history.errors import HistoryDamaged, HistoryFull
+from streams.types import BacklogFull, IngestClosed, Rejected
+
+
+class FutureBridge:
+    """Waits in an event loop for futures of other threads; however many are done at once wake the loop once.
+
+    ``asyncio.wrap_future`` wakes it for each of them, which takes as long as the rest of a small task does.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is waited for."""
+        self._lock = threading.Lock()
+        self._done: list[tuple[asyncio.Future[Any], Future[Any]]] = []
+
+    async def wait_for(self, future: "Future[Any]") -> Any:
+        """Return what the future gives, or raise what it raises; to be used from one event loop.
+
+        Who is cancelled while waiting leaves the future as it is.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+
+        def on_done(done: "Future[Any]") -> None:
+            with self._lock:
+                self._done.append((waiting, done))
+                first = len(self._done) == 1  # Those that come before the loop has looked, it finds then.
+            if first and not loop.is_closed():
+                loop.call_soon_threadsafe(self._deliver)
+
+        future.add_done_callback(on_done)
+        return await waiting
+
+    def _deliver(self) -> None:
+        with self._lock:
+            found, self._done = self._done, []
+        for waiting, done in found:
+            if waiting.done():  # Cancelled: nobody waits any more.
+                continue
+            error = done.exception()
+            if error is None:
+                waiting.set_result(done.result())
+            else:
+                waiting.set_exception(error)
+
+
+MAX_CONCURRENT_ADAPTATIONS = 2
+
+
+REJECTION_STATUS = {"too_large": 413, "expands_too_much": 413, "unknown_encoding": 415}
+"""The HTTP status of a refusal by its reason; of all others it is 422."""
+
+
+OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
+
+
+OPEN_PREFIXES = ("/static/", "/static-offline-docs/", "/docs", "/openapi.json")
+
+
+PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+
+
+DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+
+
+def create_app(state: DaemonState) -> FastAPI:
+    """Return the daemon's application over ``state``."""
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="online-meta",
+        version=online_meta.__version__,
+        description="Stream few-shot tasks in, adapt with the current meta-parameters, read the regret.",
+    )
+    app.state.daemon = state
+    app.state.future_bridge = FutureBridge()
+    app.state.body_budget = BodyBudget(state.config.serve.limits)
+    # Adapting is work for the processor: a crowd of it must not take the threads that make tasks durable.
+    app.state.adapting = CapacityLimiter(MAX_CONCURRENT_ADAPTATIONS)
+    app.include_router(routes.router)
+    app.include_router(routes.router)
+    dashboard = str(package_files("deploy") / "dashboard")
+    app.mount("/static", StaticFiles(directory=dashboard), name="static")
+    app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
+    app.add_middleware(_TaskFastPath)
+    app.add_middleware(_SecurityMiddleware, token=state.token)
+    for kind, answer in _ERROR_HANDLERS.items():
+        app.add_exception_handler(kind, answer)
+    return app
+
+
+class _SecurityMiddleware:
+    """Asks for the token where one is configured, and tells browsers to load nothing from elsewhere.
+
+    Plain ASGI: Starlette's own middleware for functions takes longer than a task does to be taken in.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path = scope["path"]
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = DOCS_POLICY if path.startswith("/docs") else PAGE_POLICY
+                message["headers"] += [
+                    (b"content-security-policy", policy.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+        if self._token is None or open_path or _has_token(self._token, Headers(scope=scope)):
+            return await self._app(scope, receive, send_with_policy)
+        detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
+        response = _error_response(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
+        return await response(scope, receive, send_with_policy)
+
+
+class _TaskFastPath:
+    """Takes tasks in before all routing, which for a small task takes longer than all else; the route is for the docs.
+
+    Errors are answered as those of any other route.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != routes.PATH or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        request = Request(scope, receive)
+        try:
+            response = await routes.submit_task(request, request.headers.get("idempotency-key"))
+        except tuple(_ERROR_HANDLERS) as error:
+            answer = next(answer for kind, answer in _ERROR_HANDLERS.items() if isinstance(error, kind))
+            response = await answer(request, error)
+        return await response(scope, receive, send)
+
+
+def _has_token(token: str, headers: Headers) -> bool:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), token.encode())
+
+
+async def _bad_parameter(_request: Request, error: Any) -> Response:
+    detail = "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
+    return _error_response(422, "bad_parameter", detail)
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    reason = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "refused")
+    answer = _error_response(
+        error.status_code, reason, f"{request.method} {request.url.path}: {error.detail}; see /docs"
+    )
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _error_response(status: int, reason: str, detail: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"reason": reason, "detail": detail}, status, headers=headers)
+
+
+async def _rejected(_request: Request, error: Any) -> Response:
+    status = REJECTION_STATUS.get(error.reason, 422)
+    headers = {415: {"Accept-Encoding": ", ".join(DECOMPRESSORS)}}.get(status, {})
+    if status == 413:
+        # What is left of the body would otherwise be read to its end, however far that is.
+        headers = {"Connection": "close"}
+    return _error_response(status, error.reason, error.detail, **headers)
+
+
+async def _too_slow(_request: Request, error: Any) -> Response:
+    return _error_response(408, "too_slow", str(error), Connection="close")
+
+
+async def _budget_exhausted(_request: Request, error: Any) -> Response:
+    return _error_response(429, "crowded", str(error), Connection="close", **{"Retry-After": "1"})
+
+
+async def _client_disconnected(_request: Request, _error: Any) -> Response:
+    return _error_response(400, "hung_up", "the connection ended before the body did")  # for the log: nobody reads it
+
+
+async def _backlog_full(_request: Request, error: Any) -> Response:
+    seconds = str(max(1, round(error.retry_after)))
+    return _error_response(429, "backlog_full", str(error), **{"Retry-After": seconds})
+
+
+async def _disk_full(_request: Request, error: Any) -> Response:
+    return _error_response(507, "disk_full", f"the task was not kept: {error}", **{"Retry-After": "10"})
+
+
+async def _closing(_request: Request, error: Any) -> Response:
+    return _error_response(503, "draining", str(error), **{"Retry-After": "5"})
+
+
+async def _damaged(_request: Request, error: Any) -> Response:
+    return _error_response(500, "history_damaged", str(error))
+
+
+_ERROR_HANDLERS: dict[type[Exception], Any] = {
+    RequestValidationError: _bad_parameter,
+    HTTPException: _no_route,
+    ClientDisconnect: _client_disconnected,
+    Rejected: _rejected,
+    TooSlow: _too_slow,
+    BudgetExhausted: _budget_exhausted,
+    BacklogFull: _backlog_full,
+    HistoryFull: _disk_full,
+    IngestClosed: _closing,
+    HistoryDamaged: _damaged,
+}

@@ -1,0 +1,82 @@
+"""Where the daemon listens, and who may reach it there."""
+
+import errno
+import ipaddress
+import socket
+import ssl
+from pathlib import Path
+
+from deploy.config.config import ServeSettings, read_token
+from deploy.exits import TRY_LATER, CommandError, ConfigError
+
+
+def check_exposure(settings: ServeSettings) -> str | None:
+    """Return the token that requests must carry, None for none.
+
+    Raises ``ConfigError`` when a host that others can reach lacks TLS or a token, or either cannot be used.
+    """
+    file = settings.token_file
+    token = read_token(None if file is None else Path(file), "[serve] token_file")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError("[serve] tls_cert and tls_key go together: give both or neither")
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        _check_certificate(settings.tls_cert, settings.tls_key)
+    if not is_loopback(settings.host) and not (settings.tls_cert and token):
+        raise ConfigError(
+            f"[serve] host = {settings.host!r} can be reached by others: give tls_cert, tls_key and token_file, "
+            'or listen on host = "127.0.0.1"'
+        )
+    return token
+
+
+def _check_certificate(cert: str, key: str) -> None:
+    for name, file in (("tls_cert", cert), ("tls_key", key)):
+        try:
+            Path(file).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"[serve] {name} {file} cannot be read: {error.strerror}") from error
+    try:
+        # A password callback, for without one OpenSSL would ask on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"[serve] tls_cert {cert} and tls_key {key} must be a PEM certificate and its key, without a password: "
+            f"{error}"
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(settings: ServeSettings) -> socket.socket:
+    """Return a listening socket; raises ``CommandError`` (75) for a taken port, ``ConfigError`` for a bad address."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # Named, so that asyncio knows it for TCP and answers without delay: unnamed, an answer waits 40 ms for an ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise _explain(settings, error) from error
+    return listener
+
+
+def _explain(settings: ServeSettings, error: OSError) -> CommandError:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return ConfigError(f"[serve] host = {settings.host!r} is no address of this machine: {error.strerror}")
+    if error.errno == errno.EACCES:
+        return ConfigError(
+            f"[serve] port = {settings.port}: this user may not listen there ({error.strerror}); take one above 1023"
+        )
+    return CommandError(
+        TRY_LATER,
+        f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Is another daemon running there? "
+        "Choose a free port by --set serve.port=PORT",
+    )

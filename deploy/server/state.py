@@ -1,0 +1,139 @@
+"""What the daemon's HTTP routes and its background work share."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+import online_meta
+from deploy.config.config import Config
+from deploy.leader import Adapter
+from deploy.telemetry.prometheus import Instruments, count_checkpoint, count_ranks, count_round, set_gauges
+from deploy.telemetry.ranks_view import RanksView
+from deploy.telemetry.run_view import RunView
+from streams.history.history import History
+from streams.ingest.ingest import Ingest
+from trainers.journal.run_files import RunFiles
+
+WINDOW_SECONDS = 30.0
+
+
+class RecentRate:
+    """The growth of a count per second, over the last half minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nothing noted; ``clock`` gives seconds."""
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def record(self, count: int) -> None:
+        """Note what the count is now."""
+        now = self._clock()
+        self._marks.append((now, count))
+        while len(self._marks) > 2 and now - self._marks[0][0] > WINDOW_SECONDS:
+            self._marks.popleft()
+
+    def per_second(self) -> float:
+        """Return the growth per second; 0 before there are two notes."""
+        if len(self._marks) < 2:
+            return 0.0
+        (start_time, first), (now, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (now - start_time) if now > start_time else 0.0
+
+
+@dataclass
+class DaemonState:
+    """The parts of a running daemon; ``draining`` is set once, at the end."""
+
+    config: Config
+    files: RunFiles
+    history: History
+    ingest: Ingest
+    view: RunView
+    registry: CollectorRegistry
+    instruments: Instruments
+    adapter: Adapter
+    trainer_alive: Callable[[], bool]
+    ranks_view: RanksView
+    broken: Event
+    token: str | None
+    started: float = field(default_factory=time.time)
+    draining: bool = False
+    learned_rate: RecentRate = field(default_factory=RecentRate)
+    ingested_rate: RecentRate = field(default_factory=RecentRate)
+    refresh_lock: Lock = field(default_factory=Lock)
+
+    def refresh(self) -> None:
+        """Read what the trainer has written since the last time, and count it: once, however many threads ask."""
+        with self.refresh_lock:
+            self.view.refresh(partial(count_round, self.instruments), partial(count_checkpoint, self.instruments))
+            self.learned_rate.record(self.view.learned())
+            self.ingested_rate.record(len(self.history))
+            count_ranks(self.instruments, *self.ranks_view.refresh())
+
+    def pending(self) -> int:
+        """How many rounds are durable and not yet learned."""
+        return max(len(self.history) - self.view.learned(), 0)
+
+    def oldest_pending_age(self) -> float | None:
+        """Seconds since the oldest task that is not yet learned arrived; None when there is none."""
+        learned = self.view.learned()
+        if learned >= len(self.history):
+            return None
+        return max(time.time() - self.history.entry(learned).arrived, 0.0)
+
+    def update_gauges(self) -> None:
+        """Bring all gauges up to date."""
+        self.refresh()
+        set_gauges(self.instruments, self.view, self.pending(), self.oldest_pending_age)
+        self.instruments["history_bytes"].set(self.history.size_bytes())
+        self.instruments["world_size"].set(self.ranks_view.world_size())
+
+    def phase(self) -> str:
+        """Say in one word what the daemon is doing."""
+        if self.draining:
+            return "draining"
+        if not self.trainer_alive():
+            return "trainer_down"
+        return "running" if self.pending() else "idle"
+
+
+def status_of(state: DaemonState) -> dict[str, Any]:
+    """Return what a person asks first: alive, how far, getting better, regret, falling behind, last checkpoint."""
+    state.refresh()
+    view, now = state.view, time.time()
+    ingested = len(state.history)
+    return {
+        "state": state.phase(),
+        "version": online_meta.__version__,
+        "run": str(Path(state.config.run.path)),
+        "started": state.started,
+        "now": now,
+        "rounds": {
+            "ingested": ingested,
+            "learned": view.learned() - view.skipped,
+            "skipped": view.skipped,
+            "pending": state.pending(),
+            "learned_per_second": state.learned_rate.per_second(),
+            "ingested_per_second": state.ingested_rate.per_second(),
+            "oldest_pending_age_seconds": state.oldest_pending_age(),
+        },
+        "last": view.last
+        and {k: v for k, v in view.last.items() if k not in ("learners", "steps", "more_steps", "efficiency")},
+        "learners": view.learners(),
+        "regret": view.regret(),
+        "checkpoint": view.checkpoint,
+        "trainer": {
+            "alive": state.trainer_alive(),
+            "restarts": state.ranks_view.restarts,
+            "world_size": state.ranks_view.world_size(),
+            "ranks": state.ranks_view.ranks(),
+        },
+        "backlog_limit": state.config.serve.limits.backlog,
+    }

@@ -1,0 +1,1 @@
+"""What can be watched of a run: its status, series and Prometheus metrics."""

@@ -1,0 +1,63 @@
+"""Curves of a run, thinned to as many points as a chart can show."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.telemetry.run_view import LOSS_BEFORE, SKIPPED, RunView, accuracy_column, accuracy_count_column
+from online_meta.regret.ledger import MAIN_LEARNER
+
+
+def regret_series(view: RunView, start: int, end: int | None, points: int) -> dict[str, Any]:
+    """Return the ledger of the rounds ``start`` .. ``end`` - 1 in at most ``points`` buckets.
+
+    Losses and accuracies are means over a bucket (null where nothing is known), cumulative losses those at
+    its end; ``rounds`` holds the last round of each bucket. Where prefixes of the support sets are scored,
+    ``efficiency`` tells which, and each learner's own part has its means as the report has them, a value a bucket.
+    """
+    total = view.learned()
+    last = total if end is None else min(end, total)
+    start = min(max(start, 0), last)
+    count = min(points, last - start)
+    edges = [start + (last - start) * k // count for k in range(count + 1)] if count else [start]
+    sums = dict(zip(view.sums.columns, view.sums.read(edges).T, strict=True))
+    rounds = np.diff(edges)
+    scored = rounds - np.diff(sums[SKIPPED])
+    learners = {
+        name: {
+            "loss": (np.diff(sums[name]) / rounds).tolist(),
+            "accuracy": _means(sums[accuracy_column(name)], np.diff(sums[accuracy_count_column(name)])),
+            "cumulative_loss": sums[name][1:].tolist(),
+            **_efficiency(view, name, sums),
+        }
+        for name in view.ledger.learners
+    }
+    return {
+        "from": start,
+        "to": last,
+        "rounds": [edge - 1 for edge in edges[1:]],
+        "loss_before": _means(sums[LOSS_BEFORE], scored),
+        "loss_after": _means(sums[MAIN_LEARNER], scored),
+        "accuracy": learners[MAIN_LEARNER]["accuracy"],
+        "learners": learners,
+        **view.efficiency.describe(),
+        "comparators": [
+            {**comparator._asdict(), "regret": view.ledger.regret_against(comparator).value}
+            for comparator in view.comparators
+            if start < comparator.as_of_round <= last
+        ],
+        "regret": view.regret(),
+    }
+
+
+def _efficiency(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    if not view.efficiency.prefixes:
+        return {}
+    means = view.efficiency.means(name, lambda what, count: _means(sums[what], np.diff(sums[count])))
+    return {"efficiency": means}
+
+
+def _means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float | None]:
+    """Return the mean of each bucket between two sums, None where nothing is counted."""
+    return [total / count if count else None for total, count in zip(np.diff(sums).tolist(), counts, strict=True)]

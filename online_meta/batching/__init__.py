@@ -1,0 +1,1 @@
+"""Sum meta-gradients over tasks: task by task, stacked, traced or compiled; measure, choose and check."""

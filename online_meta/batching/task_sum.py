@@ -1,0 +1,175 @@
+"""The sum of meta-gradients over tasks, by the paths that it is told to follow."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from online_meta.batching.compile import Program, as_stacked_sum, compile_now, load_program, trace
+from online_meta.batching.plan import (
+    LOOP_PLAN,
+    ExecutionPlan,
+    Group,
+    StackedSum,
+    group_tasks,
+    signature_of,
+    stack,
+    unstack,
+    unstack_one,
+    vmapped,
+)
+from online_meta.replay import ReplaySample
+from online_meta.tree import add, scale, zeros
+from online_meta.types import Meta, MetaGrad, MetaGradient, Task
+
+log = logging.getLogger(__name__)
+
+
+def sum_in_loop(gradient: MetaGradient, meta: Meta, group: Group) -> MetaGrad:
+    """Return the weighted sum over a part's tasks, one by one in their order."""
+    total: MetaGrad | None = None
+    for task, weight in zip(group.tasks, group.weights, strict=True):
+        share = gradient(meta, task)
+        share = share if weight == 1.0 else scale(share, weight)
+        total = share if total is None else add(total, share)
+    assert total is not None
+    return total
+
+
+class TaskSum:
+    """(meta, tasks, weights) -> sum_i weights_i * gradient(meta, task_i), to the bit a function of these and ``plans``.
+
+    The tasks may differ in shape: those of a signature that has a path go by it, all others one by one.
+    ``seconds`` is the time that all sums so far have taken.
+    """
+
+    def __init__(self, gradient: MetaGradient, folder: Path | None = None) -> None:
+        """Begin with the loop; compiled programs lie in ``folder``, which nobody else may write to."""
+        self.gradient = gradient
+        self.plans: dict[str, ExecutionPlan] = {}
+        self.seconds = 0.0
+        self._folder = folder
+        self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
+
+    def follow(self, plans: Iterable[ExecutionPlan]) -> None:
+        """Go by these paths from now on."""
+        self.plans = {plan.signature: plan for plan in plans}
+
+    def add_program(self, plan: ExecutionPlan, program: Program) -> None:
+        """Take in a program that was compiled for a path, so that following it need not look for it."""
+        self._stacked_sums[plan] = as_stacked_sum(program)
+
+    def __call__(self, meta: Meta, tasks: Sequence[Task], weights: Sequence[float]) -> MetaGrad:
+        """Return the weighted sum; raises ``ValueError`` for no tasks."""
+        total: MetaGrad | None = None
+        began = time.perf_counter()
+        for group in group_tasks(tasks, weights, self.plans):
+            share = self._sum(self.plans.get(group.signature, LOOP_PLAN), meta, group)
+            total = share if total is None else add(total, share)
+        if total is None:
+            raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
+        self.seconds += time.perf_counter() - began
+        return total
+
+    def sum_stacked(self, meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
+        """Return the weighted sum over tasks that are stacked along a first dimension already."""
+        plan = self.plans.get(signature_of(unstack_one(stacked, 0)), LOOP_PLAN)
+        if plan.batching == "vmap" or (plan.batching != "loop" and plan.tasks == len(weights)):
+            return self._stacked_sum(plan, meta, stacked, weights)(meta, stacked, weights)
+        return self(meta, unstack(stacked), weights.tolist())
+
+    def _sum(self, plan: ExecutionPlan, meta: Meta, group: Group) -> MetaGrad:
+        if plan.batching == "loop":
+            return sum_in_loop(self.gradient, meta, group)
+        rows = len(group.tasks) if plan.batching == "vmap" else plan.tasks
+        stacked, weights = stack(group, rows, next(iter(meta.weights.values())))
+        return self._stacked_sum(plan, meta, stacked, weights)(meta, stacked, weights)
+
+    def _stacked_sum(self, plan: ExecutionPlan, meta: Meta, stacked: Task, weights: Tensor) -> StackedSum:
+        if plan not in self._stacked_sums:
+            self._stacked_sums[plan] = self._build_stacked_sum(plan, meta, stacked, weights)
+        return self._stacked_sums[plan]
+
+    def _build_stacked_sum(self, plan: ExecutionPlan, meta: Meta, stacked: Task, weights: Tensor) -> StackedSum:
+        stacked_sum = vmapped(self.gradient)
+        if plan.batching == "vmap":
+            return stacked_sum
+        program = (
+            load_program(self._folder, plan.program)
+            if plan.batching == "compiled" and self._folder and plan.program
+            else None
+        )
+        if program is not None:
+            return as_stacked_sum(program)
+        traced = trace(stacked_sum, meta, stacked, weights)
+        if plan.program and traced.digest != plan.program:
+            log.warning("the program %s is not to be had here: another model, torch or processor?", plan.program)
+        if plan.batching == "traced":
+            return as_stacked_sum(traced.graph)
+        if self._folder is None:
+            raise ValueError("a compiled path needs a folder for its program")
+        return as_stacked_sum(load_program(self._folder, traced.digest) or compile_now(traced, self._folder))
+
+
+SkippingSum = Callable[[Meta, Sequence[Task], Sequence[ReplaySample]], tuple[MetaGrad, float]]
+"""(meta, tasks, their picks) -> the weighted sum of the finite gradients, and the sum of their shares."""
+
+
+def sum_skipping_nonfinite(task_sum: TaskSum) -> SkippingSum:
+    """Return ``task_sum`` without the tasks whose loss or gradient is not finite, and the shares that are left.
+
+    One such task, revisited by replay, would otherwise void every meta-step that it is part of. Only a sum
+    that is not finite is taken apart, so it costs nothing where there is no such task. Of no tasks at all
+    the sum is zeros and the shares are 0.
+    """
+
+    def sum_tasks(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
+        if tasks:
+            total = task_sum(meta, tasks, [sample.weight for sample in samples])
+            if is_finite(total):
+                return total, sum(sample.share for sample in samples)
+        return _one_by_one(task_sum.gradient, meta, tasks, samples, lambda gradient: None)
+
+    return sum_tasks
+
+
+def sum_with_measurements(
+    gradient: MetaGradient, measure: Callable[[MetaGrad], Tensor], on_measured: Callable[[list[float]], None]
+) -> SkippingSum:
+    """Do what ``sum_skipping_nonfinite`` does, singly; pass each task's ``measure(gradient)`` to ``on_measured``."""
+
+    def report(found: MetaGrad) -> None:
+        values = measure(found).double()
+        on_measured((values if is_finite(found) else torch.full_like(values, torch.nan)).tolist())
+
+    def sum_tasks(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
+        return _one_by_one(gradient, meta, tasks, samples, report)
+
+    return sum_tasks
+
+
+def _one_by_one(
+    gradient: MetaGradient,
+    meta: Meta,
+    tasks: Sequence[Task],
+    samples: Sequence[ReplaySample],
+    report: Callable[[MetaGrad], None],
+) -> tuple[MetaGrad, float]:
+    some = next(iter(meta.weights.values()))
+    total, total_share = MetaGrad(some.new_zeros(()), zeros(meta)), 0.0
+    for task, sample in zip(tasks, samples, strict=True):
+        found = gradient(meta, task)
+        report(found)
+        share = scale(found, sample.weight)
+        if is_finite(share):
+            total, total_share = add(total, share), total_share + sample.share
+    return total, total_share
+
+
+def is_finite(*trees: object) -> bool:
+    """Return whether all tensors of the trees are finite."""
+    return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(trees))

@@ -1,0 +1,1 @@
+"""Find where the task changes in a stream without boundaries."""

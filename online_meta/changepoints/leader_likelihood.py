@@ -1,0 +1,144 @@
+"""How likely a sample is by the leader, adapted to the samples of its run."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from online_meta.changepoints.segments import Likelihood, add_prefix, strip_prefix
+from online_meta.inner import Inner
+from online_meta.types import Batch, Meta, Params, Task
+
+ADAPTATION_SIZES = (1, 2, 5, 10)
+_MAX_LOSS = 1e30
+_WEIGHT_PREFIX = "weight."
+
+
+def leader_likelihood(
+    inner: Inner,
+    meta: Meta,
+    x: Tensor,
+    y: Tensor,
+    sizes: Sequence[int] = ADAPTATION_SIZES,
+    errors: Sequence[float] | None = None,
+    shape: float = 1.0,
+) -> Likelihood:
+    """Return p(sample | run) by the loss L of the model that has adapted to the run (Harrison et al., NeurIPS 2020).
+
+    A run of n samples adapts when it has as many as one of ``sizes``, and no more after the last of them: what comes
+    behind a change does not reach the run that it is judged by, and of all the runs few adapt to a sample.
+
+    log p = -L for a loss that is a negative log-likelihood, such as cross-entropy. A mean square error has no scale of
+    its own: d L / s_n is d squares of a Gaussian whose variance v is ~ InverseGamma(shape, shape), s_n being the error
+    to be expected after adapting to as many samples; p is the Student-t that follows from the run's own errors so far.
+
+    Args:
+        inner: adapts.
+        meta: the leader.
+        x: any sample, for its shape and dtype.
+        y: its label or target, of d numbers.
+        sizes: of how many samples of a run its model adapts, in ascending order.
+        errors: s of 0 samples and of each of ``sizes``, by ``measure_errors``; None for a negative log-likelihood.
+        shape: the smaller, the more tasks differ in how hard they are.
+
+    Raises:
+        ValueError: if ``sizes`` do not ascend from 1 or more, ``errors`` are not one more, or one is not positive.
+    """
+    _check(sizes, errors, shape)
+    expected = None if errors is None else torch.tensor(errors, dtype=torch.float64)
+    leader = _Leader(inner, meta, tuple(sizes), expected, shape)
+
+    def start() -> Params:
+        xs, ys = (torch.zeros((1, sizes[-1], *one.shape), dtype=one.dtype) for one in (x, y))
+        weights = {name: value[None] for name, value in inner.rule.view(meta.rule, meta.weights).items()}
+        count, total = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
+        return {"x": xs, "y": ys, "counts": count, "squares": total, **add_prefix(_WEIGHT_PREFIX, weights)}
+
+    return Likelihood(start, partial(_score, leader), partial(_update, leader))
+
+
+class _Leader(NamedTuple):
+    inner: Inner
+    meta: Meta
+    sizes: tuple[int, ...]
+    expected: Tensor | None
+    shape: float
+
+
+def _run_losses(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of each run's model, and the error that was to be expected of it."""
+    one = Batch(x[None], y[None])
+    with torch.no_grad():
+        losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(
+            strip_prefix(_WEIGHT_PREFIX, runs)
+        ).double()
+    # Where adapting to a run went astray: that run is improbable, and probabilities stay numbers.
+    losses = torch.nan_to_num(losses, nan=_MAX_LOSS, posinf=_MAX_LOSS).clamp(max=_MAX_LOSS)
+    if leader.expected is None:
+        return losses, None
+    return losses, leader.expected[torch.searchsorted(torch.tensor(leader.sizes), runs["counts"], right=True)]
+
+
+def _score(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Tensor:
+    losses, expected = _run_losses(leader, runs, x, y)
+    if expected is None:
+        return -losses
+    half = leader.shape + 0.5 * y.numel() * runs["counts"].double()
+    spread = leader.shape + 0.5 * runs["squares"]
+    return _student_log_density_of_square(y.numel() * losses, y.numel(), 2 * half, expected * spread / half)
+
+
+def _update(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Params:
+    losses, expected = _run_losses(leader, runs, x, y)
+    found = {name: values.clone() for name, values in runs.items()}
+    if expected is not None:
+        found["squares"] += y.numel() * losses / expected
+    growing = torch.nonzero(runs["counts"] < leader.sizes[-1]).reshape(-1)
+    places = runs["counts"][growing]
+    found["x"][growing, places], found["y"][growing, places] = x, y
+    found["counts"] += 1
+    for place, count in enumerate(found["counts"].tolist()):
+        if count in leader.sizes:
+            support = Batch(found["x"][place, :count], found["y"][place, :count])
+            for name, value in leader.inner.adapt(leader.meta, support).items():
+                found[_WEIGHT_PREFIX + name][place] = value
+    return found
+
+
+def measure_errors(
+    inner: Inner, meta: Meta, tasks: Sequence[Task], sizes: Sequence[int] = ADAPTATION_SIZES
+) -> list[float]:
+    """Return the mean query loss over ``tasks``, not adapted, and adapted to the first of the support, by ``sizes``.
+
+    Raises ``ValueError`` where there is no task, or one with fewer samples of support.
+    """
+    if not tasks or any(len(task.support.x) < max(sizes) for task in tasks):
+        raise ValueError(f"there must be tasks, each with {max(sizes)} samples of support or more")
+    with torch.no_grad():
+        before = [inner.loss(inner.rule.view(meta.rule, meta.weights), task.query) for task in tasks]
+        found = [sum(map(float, before)) / len(tasks)]
+        for size in sizes:
+            firsts = [Batch(task.support.x[:size], task.support.y[:size]) for task in tasks]
+            losses = [
+                inner.loss(inner.adapt(meta, first), task.query) for first, task in zip(firsts, tasks, strict=True)
+            ]
+            found.append(sum(map(float, losses)) / len(tasks))
+    return found
+
+
+def _check(sizes: Sequence[int], errors: Sequence[float] | None, shape: float) -> None:
+    if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1:
+        raise ValueError(f"sizes are {list(sizes)}: they must ascend, from 1 or more")
+    if errors is not None and not (len(errors) == len(sizes) + 1 and min(errors) > 0):
+        raise ValueError(f"errors are {errors}: one above 0 for each of {[0, *sizes]} samples")
+    if not shape > 0:
+        raise ValueError(f"shape is {shape}: it is a number above 0")
+
+
+def _student_log_density_of_square(square: Tensor, size: int, degrees: Tensor, scale: Tensor) -> Tensor:
+    """Return log of the ``size``-dimensional Student-t density at a point whose squared distance is ``square``."""
+    half = degrees / 2
+    normal = torch.lgamma(half + size / 2) - torch.lgamma(half) - size / 2 * torch.log(torch.pi * degrees * scale)
+    return normal - (half + size / 2) * torch.log1p(square / (degrees * scale))

@@ -1,0 +1,1 @@
+"""A PyTorch module as a pure function of its parameters that is safe to differentiate twice."""

@@ -1,0 +1,188 @@
+"""Activation checkpointing that is right at every order of derivative: keep what goes in, compute the inside again."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from online_meta.functional.autodiff import is_transformed
+from online_meta.functional.double_backward import math_attention
+from online_meta.functional.randomness import capture_generator_state
+from online_meta.registry import nearest
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def recompute_on_backward(function: Function, *, random: bool = False) -> Function:
+    """Return ``function`` (tensors -> a tuple of tensors) as one whose graph holds nothing but its inputs.
+
+    Going back, its inside is computed again from them (Chen et al., 2016, arXiv:1604.06174). The derivative, (x, v) ->
+    v^T df/dx, is such a function itself, so that the graph of an inner step, to be differentiated again, holds inputs
+    and cotangents only; ``torch.utils.checkpoint`` would keep the inside there. The function takes all that is
+    differentiated as arguments. A ``random`` one sees the same numbers again. Under ``torch.func`` it raises
+    ``RuntimeError`` where a gradient is asked for.
+    """
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return function(*tensors)
+        if is_transformed():
+            raise RuntimeError("a model with recompute goes task by task (how = 'loop'), not under vmap or torch.func")
+        devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+        again: Callable[[], AbstractContextManager[None]] = capture_generator_state(devices) if random else nullcontext
+        return _apply(function, partial(_call_in_context, again, function), tensors)
+
+    return call
+
+
+def _call_in_context(context: Callable[[], AbstractContextManager[None]], function: Function, *tensors: Tensor) -> Any:
+    with context():
+        return function(*tensors)
+
+
+def _apply(function: Function, again: Function, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = _Recomputed.apply(function, again, *tensors)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+class _Recomputed(torch.autograd.Function):
+    """``function`` going forth, ``again`` going back."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Function, again: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.again = again
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        pull = partial(_pull, ctx.again, len(inputs), [i for i, need in enumerate(needed) if need])
+        given = (*inputs, *cotangents)
+        grads = iter(_apply(pull, pull, given) if torch.is_grad_enabled() else pull(*given))
+        return None, None, *(next(grads) if need else None for need in needed)
+
+
+def _pull(function: Function, count: int, wanted: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return cotangents^T d function / d input for the inputs ``wanted``; tensors are ``count`` inputs, cotangents."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Where this is itself differentiated, an input stays in that graph; elsewhere it is a leaf of its own.
+        inputs = [
+            value if again and value.requires_grad else value.detach().requires_grad_(i in wanted)
+            for i, value in enumerate(tensors[:count])
+        ]
+        pairs = zip(function(*inputs), tensors[count:], strict=True)
+        ends = [(output, cotangent) for output, cotangent in pairs if output.requires_grad]
+        if not ends:
+            return tuple(torch.zeros_like(inputs[i]) for i in wanted)
+        outputs, cotangents = zip(*ends, strict=True)
+        return torch.autograd.grad(
+            outputs,
+            [inputs[i] for i in wanted],
+            cotangents,
+            create_graph=again,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
+def recompute_blocks(skeleton: nn.Module, globs: Sequence[str], *, random: bool = False) -> None:
+    """Let the submodules of ``skeleton`` that match ``globs`` use ``recompute_on_backward``, with the weights in force.
+
+    Of a module and its own submodules the outermost counts: ("body.*",) are the blocks of ``body``.
+    Raises ``ValueError`` for a glob that matches no submodule.
+    """
+    names = [name for name, _ in skeleton.named_modules() if name]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"recompute = {glob!r} matches none of the model's layers: {nearest(glob, names)}")
+    for name in _outermost(names, globs):
+        block = skeleton.get_submodule(name)
+        block.forward = _RecomputedBlock(name, block, block.forward, random)
+
+
+def _outermost(names: Sequence[str], globs: Sequence[str]) -> Iterator[str]:
+    chosen = ""
+    for name in names:  # A module comes before its submodules.
+        within = chosen and name.startswith(f"{chosen}.")
+        if not within and any(fnmatchcase(name, glob) for glob in globs):
+            chosen = name
+            yield name
+
+
+class _RecomputedBlock:
+    """The forward of a block that is recomputed: what it reads of itself becomes an argument of a pure function."""
+
+    def __init__(self, name: str, block: nn.Module, original: Callable[..., Any], random: bool) -> None:
+        self._name, self._random = name, random
+        self._original = _OriginalForward(block, original)
+        self._weights = [name for name, _ in self._original.named_parameters()]  # tied ones once, as in the skeleton
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        here = dict(self._original.named_parameters(remove_duplicate=False))
+        buffers = dict(self._original.named_buffers())
+        leaves, structure = tree_flatten((args, kwargs))
+        places = [i for i, leaf in enumerate(leaves) if _is_differentiable(leaf)]
+        constants = [None if _is_differentiable(leaf) else leaf for leaf in leaves]  # holds no tensor that has a graph
+        structures: list[_OutputStructure] = []
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            state = dict(zip(self._weights, tensors[len(places) :], strict=True))
+            given = [*constants]
+            for place, tensor in zip(places, tensors, strict=False):
+                given[place] = tensor
+            args, kwargs = tree_unflatten(given, structure)
+            with math_attention():
+                output = functional_call(self._original, {**buffers, **state}, args, kwargs)
+            outputs, shape = _split_output(output, self._name)
+            if not structures:
+                structures.append(shape)
+            return outputs
+
+        inputs = [leaves[place] for place in places]
+        outputs = recompute_on_backward(function, random=self._random)(*inputs, *(here[name] for name in self._weights))
+        return _join_output(outputs, structures[0])
+
+
+class _OriginalForward(nn.Module):
+    """Calls a block's own forward, as if it had not been replaced, and its hooks not again."""
+
+    def __init__(self, block: nn.Module, original: Callable[..., Any]) -> None:
+        super().__init__()
+        self.block = block
+        self._original_forward = original
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._original_forward(*args, **kwargs)
+
+
+class _OutputStructure(NamedTuple):
+    """How a block's output is put together: its structure, and the leaves that are no floating tensors."""
+
+    structure: Any
+    leaves: list[Any]
+
+
+def _is_differentiable(leaf: Any) -> bool:
+    """Return whether a leaf is a tensor that can have a gradient."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _split_output(output: Any, name: str) -> tuple[tuple[Tensor, ...], _OutputStructure]:
+    leaves, structure = tree_flatten(output)
+    tensors = tuple(leaf for leaf in leaves if _is_differentiable(leaf))
+    if not tensors or any(isinstance(leaf, Tensor) and not _is_differentiable(leaf) for leaf in leaves):
+        raise TypeError(f"recompute: the layer {name!r} gives a tensor of integers or none at all; leave it out")
+    return tensors, _OutputStructure(structure, [None if _is_differentiable(leaf) else (leaf,) for leaf in leaves])
+
+
+def _join_output(outputs: Sequence[Tensor], shape: _OutputStructure) -> Any:
+    following = iter(outputs)
+    return tree_unflatten([next(following) if leaf is None else leaf[0] for leaf in shape.leaves], shape.structure)

@@ -1,0 +1,158 @@
+"""Differentiate through an inner loop backwards, one step's graph at a time."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from online_meta.functional.autodiff import is_transformed, vjp
+from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights
+from online_meta.tree import add, scale
+from online_meta.types import Carry, Meta, MetaGrad, Task
+
+Tree = TypeVar("Tree")
+
+
+def offload_to_host(tree: Tree) -> Callable[[], Tree]:
+    """Copy a tree's tensors to pinned memory of the host; return what brings them back to where they were.
+
+    Both ways are copies to the bit in the order of the device's stream, for which nobody waits. Tensors on a CPU stay
+    what they are. Raises ``RuntimeError`` under ``torch.func`` for others.
+    """
+    devices = tree_map(lambda leaf: leaf.device, tree)
+    host = tree_map(_to_host, tree)
+
+    def restore() -> Tree:
+        found: Tree = tree_map(lambda leaf, device: leaf.to(device, non_blocking=True), host, devices)
+        return found
+
+    return restore
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    if is_transformed():
+        raise RuntimeError("exact(..., offload=True) goes task by task (how = 'loop'), not under vmap or torch.func")
+    pinned = tensor.device.type == "cuda"
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned).copy_(tensor, non_blocking=pinned)
+
+
+StepFn = Callable[[Meta, Carry], Carry]
+"""One inner step as a function of (slow weights and rule, carry), to be differentiated going back."""
+
+
+RunStep = Callable[[Meta, Carry, int], tuple[Carry, StepFn]]
+"""Make step k without a graph; return the next carry and the ``StepFn`` that going back differentiates."""
+
+
+StoredCarry = Callable[[], Carry]
+"""A point of the trajectory that is kept for going back, wherever it lies."""
+
+
+StoreCarry = Callable[[Carry], StoredCarry]
+
+
+class InnerStep(NamedTuple):
+    """Inner step ``k``: what gives back where it began, and the move that it made."""
+
+    k: int
+    carry: StoredCarry
+    step_fn: StepFn
+
+
+def pull_back(
+    inner: Inner,
+    meta: Meta,
+    task: Task,
+    run_step: RunStep,
+    *,
+    rematerialise: bool = False,
+    offload: bool = False,
+    weights: Sequence[float] | None = None,
+) -> MetaGrad:
+    """Return the query loss and its gradient by lambda_k = (d move_k / d carry_k)^T lambda_{k+1}.
+
+    Each estimator is a choice of ``run_step``: what it calls the step, and what it holds constant in it.
+    Only the trajectory carry_0..carry_K is kept (Maclaurin et al., ICML 2015, recompute it instead); the memory of
+    a graph is that of one step, whatever ``inner.steps`` is. With ``rematerialise`` the trajectory is kept at every
+    ceil(sqrt(K))-th step and the stretches between are played again (Griewank, 1992): of order sqrt(K).
+    With ``offload`` what is kept of it lies in the memory of the host (see ``offload_to_host``).
+    With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and lambda_k gains v_k grad f(phi_k) on its way.
+    """
+    with torch.no_grad():
+        slow = Meta(slow_weights(inner, meta.weights), meta.rule)
+        weights = [0.0] * inner.steps + [1.0] if weights is None else weights
+        segment_length = math.isqrt(max(inner.steps - 1, 0)) + 1 if rematerialise else max(inner.steps, 1)
+        store: StoreCarry = offload_to_host if offload else _store_on_device
+        segment_starts: list[StoredCarry] = []
+        carry = init_carry(inner, meta, task.support)
+        recorded: list[InnerStep] = []
+        for first in range(0, inner.steps, segment_length):
+            segment_starts.append(store(carry))
+            recorded.clear()
+            steps = range(first, min(first + segment_length, inner.steps))
+            recorded, carry = _record_steps(store, run_step, slow, segment_starts[-1], carry, steps)
+
+        loss, total, adjoint = _differentiate_query(inner, slow, carry, task, weights[inner.steps])
+        for first in reversed(range(0, inner.steps, segment_length)):
+            start = segment_starts.pop()
+            if first + segment_length < inner.steps:
+                recorded = _record_steps(store, run_step, slow, start, start(), range(first, first + segment_length))[0]
+            while recorded:
+                k, stored, step_fn = recorded.pop()
+                carry = stored()
+                pull = vjp(step_fn, slow, carry)[
+                    1
+                ]  # What the move led to is not kept: it is as large as all that adapts.
+                share, adjoint = pull(adjoint)
+                total = add(total, share)
+                if weights[k]:
+                    here = _differentiate_query(inner, slow, carry, task, weights[k])
+                    loss, total, adjoint = add(_QueryGradient(loss, total, adjoint), here)
+        return MetaGrad(loss, pull_back_through_init(inner, meta, task, total, adjoint))
+
+
+class _QueryGradient(NamedTuple):
+    """A weighted query loss and its gradients with respect to what is held and to the carry."""
+
+    loss: Tensor
+    total: Meta
+    adjoint: Carry
+
+
+def _store_on_device(carry: Carry) -> StoredCarry:
+    return lambda: carry
+
+
+def _record_steps(
+    store: StoreCarry, run_step: RunStep, slow: Meta, start: StoredCarry, carry: Carry, steps: range
+) -> tuple[list[InnerStep], Carry]:
+    """Make some steps from ``carry``, kept as ``start``, without a graph; return them and where they led."""
+    recorded = []
+    for k in steps:
+        next_carry, step_fn = run_step(slow, carry, k)
+        recorded.append(InnerStep(k, start if k == steps.start else store(carry), step_fn))
+        carry = next_carry
+    return recorded, carry
+
+
+def _differentiate_query(inner: Inner, slow: Meta, carry: Carry, task: Task, weight: float) -> _QueryGradient:
+    def weighted_loss(slow: Meta, carry: Carry) -> Tensor:
+        return query_loss(inner, slow, carry.phi, task.query)
+
+    loss, pull = vjp(weighted_loss, slow, carry)
+    result = _QueryGradient(loss, *pull(torch.ones_like(loss)))
+    return result if weight == 1.0 else scale(result, weight)
+
+
+def pull_back_through_init(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
+    """Pull the first carry's adjoint back to the weights and to what made the rule's state; add it to ``total``."""
+    fast = Meta(fast_weights(inner, meta.weights), meta.rule)
+    _, pull = vjp(lambda fast: init_carry(inner, fast, task.support), fast)
+    (share,) = pull(adjoint)
+    weights = {**total.weights, **share.weights}
+    return Meta({name: weights[name] for name in meta.weights}, add(total.rule, share.rule))

@@ -1,0 +1,147 @@
+"""What to say of a model that cannot be differentiated as meta-learning needs it, and what would be right."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from online_meta.preflight.layer_trace import LayerTrace
+
+NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+DETACHING_OPERATIONS = {
+    "item": ".item()",
+    "tolist": ".tolist()",
+    "numpy": ".numpy()",
+    "__array__": "numpy",
+    "__float__": "float()",
+    "__int__": "int()",
+    "detach": ".detach()",
+    "detach_": ".detach_()",
+    "data": ".data",
+    "_set_grad_enabled": "torch.no_grad()",
+}
+"""Operations behind which autograd sees a constant, and how they are written."""
+
+RANDOM_OPERATIONS = frozenset(
+    {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "bernoulli_"}
+    | {"multinomial", "normal", "normal_", "uniform_", "rrelu", "gumbel_softmax", "alpha_dropout"}
+    | {"dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"}
+)
+"""Operations that draw torch's random numbers."""
+
+CHECKPOINTED = (
+    "is computed again while going back (torch.utils.checkpoint), with other weights than those that it was given: "
+    "leave checkpointing out of the model, and save memory by om.exact(inner, rematerialise=True)"
+)
+
+
+def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) -> str:
+    """Say why the derivative of that ``order`` ("gradient", "second derivative") is wrong, and what would be right."""
+    if trace.recomputed or any("None of the inputs have requires_grad" in warning for warning in trace.warnings):
+        return f"{trace.describe_layer([*trace.recomputed, name or ''][0])} {CHECKPOINTED}"
+    if name is None:
+        return (
+            f"the {order} of the loss is not its slope (by central differences), though that of each layer is: the "
+            "loss itself hides something from autograd (.detach(), .item(), torch.no_grad(), numpy)"
+        )
+    named = find_weight_norm(trace, name)
+    if named:
+        return (
+            f"{named} is under weight normalisation, of which torch gives a wrong second derivative without an error "
+            "(torch._weight_norm); leave it out, normalise the whole tensor (dim=None), or register "
+            "g * v / v.norm(dim=..., keepdim=True) with torch.nn.utils.parametrize"
+        )
+    ways = sorted(
+        DETACHING_OPERATIONS[operation]
+        for operation in trace.operations_by_layer(DETACHING_OPERATIONS.__contains__).get(name, ())
+    )
+    if ways:
+        return (
+            f"the {order} of {trace.describe_layer(name)} is not its slope: its forward uses "
+            f"{', '.join(ways)}, behind which "
+            "autograd sees a constant; compute with tensors all the way"
+        )
+    return (
+        f"the {order} of {trace.describe_layer(name)} is not its slope (by central differences): "
+        "a torch.autograd.Function in "
+        "its forward may have a backward that is wrong or cannot be differentiated (once_differentiable), which "
+        "torch.autograd.gradgradcheck would find, or values may leave torch on the way"
+    )
+
+
+def find_weight_norm(trace: LayerTrace, name: str) -> str | None:
+    """Return how to speak of the layer whose weights the layer ``name`` normalises, None when it does not."""
+    layer, owner = trace.layers[name], name.partition("parametrizations.")[0].rstrip(".")
+    hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values()]
+    if type(layer).__name__ == "_WeightNorm" or "WeightNorm" in hooks:
+        return trace.describe_layer(owner)
+    return None
+
+
+def explain_error(trace: LayerTrace, error: Exception) -> str:
+    """Say in plain words what an error means, and what would be right; one that is not known speaks for itself."""
+    message = str(error)
+    if trace.recomputed or "device meta" in message or "checkpoint" in message.lower():
+        return (
+            f"{trace.describe_layer(trace.recomputed[0]) if trace.recomputed else 'a part of the model'} {CHECKPOINTED}"
+        )
+    if "modified by an inplace operation" in message or "in-place operation" in message:
+        where = _list_operations(trace, trace.operations_by_layer(_is_in_place), "does so by")
+        return (
+            f"a tensor that the gradient needs is edited in place{': ' * bool(where)}{where}; make a new one "
+            "(y = y + x, not y += x; no inplace=True)"
+        )
+    if "scaled_dot_product" in message:
+        return (
+            "attention by torch's default kernel cannot be differentiated twice: make the loss with om.model_loss, or "
+            "call the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        )
+    if "derivative for" in message and "not implemented" in message:
+        return (
+            f"{summarize_error(error)}: an operation of the model has one derivative only; write it in plain operations"
+        )
+    return f"the loss cannot be differentiated: {summarize_error(error)}"
+
+
+def summarize_error(error: Exception) -> str:
+    """Return an error in one line."""
+    first = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first if len(first) <= 200 else first[:200] + ' ...'}"
+
+
+def _is_in_place(operation: str) -> bool:
+    """Return whether an operation writes to a tensor that was there before."""
+    inplace = operation.startswith("__i") and operation not in ("__int__", "__index__", "__init__", "__invert__")
+    return operation == "__setitem__" or inplace or (operation.endswith("_") and not operation.startswith("_"))
+
+
+def _list_operations(trace: LayerTrace, operations_by_layer: dict[str, list[str]], verb: str) -> str:
+    return " and ".join(
+        f"{trace.describe_layer(name)} {verb} {', '.join(operations)}"
+        for name, operations in operations_by_layer.items()
+    )
+
+
+def explain_randomness(trace: LayerTrace, repeats: bool) -> str:
+    """Say why two calls gave different losses; ``repeats`` whether torch's seed makes them the same."""
+    where = _list_operations(trace, trace.operations_by_layer(RANDOM_OPERATIONS.__contains__), "draws by")
+    if repeats:
+        return (
+            f"the loss is another when it is asked again{': ' * bool(where)}{where}; a round must be repeatable, so "
+            "draw in nn.Dropout layers, which are found and seeded, or say model_loss(..., random=True)"
+        )
+    return (
+        "the loss is another when it is asked again, from the same torch seed too: the model uses other random numbers "
+        "(numpy's, Python's) or remembers something between calls; make it a function of its weights and its input"
+    )
+
+
+def explain_running_statistics(trace: LayerTrace) -> Iterator[str]:
+    """Give a sentence for each layer that learns statistics beside its weights."""
+    for name, layer in trace.layers.items():
+        if isinstance(layer, NORM_LAYERS) and layer.track_running_stats and layer.training:
+            yield (
+                f"{trace.describe_layer(name)} keeps running statistics, which a pure function of the "
+                "weights cannot; build it "
+                "with track_running_stats=False, or use GroupNorm"
+            )

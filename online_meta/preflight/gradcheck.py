@@ -1,0 +1,190 @@
+"""Are autograd's first and second derivatives right, and if not, in which layer?"""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from online_meta.preflight.layer_trace import LayerCall, LayerTrace
+from online_meta.types import Params
+
+Verdict = Literal["right", "wrong", "unclear"]
+
+
+DIRECTIONS = 3
+
+
+class Precision(NamedTuple):
+    """Pairs of ``step_sizes`` for the differences, and the relative error (of the norm) that a derivative may have."""
+
+    step_sizes: tuple[tuple[float, float], ...]
+    tolerance: float
+
+
+PRECISIONS = {
+    torch.float64: Precision(((1e-6, 3e-7), (1e-7, 3e-8), (1e-8, 3e-9)), 1e-4),
+    torch.float32: Precision(((2e-2, 1e-2), (2e-3, 1e-3)), 5e-2),
+}
+"""Differences of coarser numbers than these say nothing."""
+
+
+def check_derivative(
+    value: Callable[[Params], Tensor], derivative_along: Callable[[Params], Tensor], at: Params, precision: Precision
+) -> Verdict:
+    """Return whether ``derivative_along(v)`` is d value(at + t v) / dt, v random, for a ``value`` of any shape.
+
+    A direction counts against it when the differences at both widths agree, but not with ``derivative_along``:
+    where a kink (of ReLU, of a maximum) lies between, or the numbers are too coarse, they do not. It is "wrong" when
+    most directions count against it, "unclear" when none counts for it either. Unless it is "right" the next pair of
+    widths is tried, for what is wrong is so at all widths, while many kinks together bend the differences alike at one.
+    """
+    verdict: Verdict = "unclear"
+    for step_sizes in precision.step_sizes:
+        found = _check_at_steps(value, derivative_along, at, step_sizes, precision.tolerance)
+        if found == "right":
+            return found
+        verdict = "wrong" if "wrong" in (found, verdict) else "unclear"
+    return verdict
+
+
+def _check_at_steps(
+    value: Callable[[Params], Tensor],
+    derivative_along: Callable[[Params], Tensor],
+    at: Params,
+    step_sizes: tuple[float, float],
+    tolerance: float,
+) -> Verdict:
+    found = [_compare(value, derivative_along, at, step_sizes, seed) for seed in range(DIRECTIONS)]
+    scale = median(max(one.derivative, one.difference) for one in found)
+    here = value(at)
+    rounding = max(1e3 * torch.finfo(here.dtype).eps * float(here.norm()) / min(step_sizes), 1e-300)
+    allowed = max(tolerance * scale, rounding)
+    steady = [one for one in found if one.disagreement <= allowed]
+    wrong = sum(one.error > allowed for one in steady)
+    if wrong > DIRECTIONS // 2:
+        return "wrong"
+    return "right" if len(steady) - wrong >= max(wrong, 1) else "unclear"
+
+
+def directional_derivative(gradient: Params) -> Callable[[Params], Tensor]:
+    """Return v -> <gradient, v>."""
+    return lambda v: torch.stack([(gradient[name] * v[name]).sum() for name in gradient]).sum()
+
+
+class _Comparison(NamedTuple):
+    derivative: float
+    difference: float
+    error: float
+    disagreement: float
+
+
+def _compare(
+    value: Callable[[Params], Tensor],
+    derivative_along: Callable[[Params], Tensor],
+    at: Params,
+    step_sizes: tuple[float, float],
+    seed: int,
+) -> _Comparison:
+    random = torch.Generator().manual_seed(seed)
+    direction = {
+        name: torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(tensor) for name, tensor in at.items()
+    }
+
+    def difference(width: float) -> Tensor:
+        ahead = value({name: tensor + width * direction[name] for name, tensor in at.items()})
+        behind = value({name: tensor - width * direction[name] for name, tensor in at.items()})
+        return (ahead - behind) / (2 * width)
+
+    derivative = derivative_along(direction)
+    wide, narrow = (difference(width) for width in step_sizes)
+    return _Comparison(*(float(tensor.norm()) for tensor in (derivative, narrow, derivative - narrow, wide - narrow)))
+
+
+def check_gradient(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
+    """Return whether autograd's gradient of ``objective`` is its slope."""
+    found = autograd_gradient(objective, at)
+    with torch.no_grad():
+        return check_derivative(objective, directional_derivative(found), at, PRECISIONS[next(iter(at.values())).dtype])
+
+
+def check_second_derivative(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
+    """Return whether autograd's second derivative of ``objective`` is the slope of its gradient."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    grads = autograd_gradient(objective, leaves, create_graph=True)
+
+    def derivative_along(direction: Params) -> Tensor:
+        with torch.enable_grad():
+            dot = directional_derivative(grads)(direction)
+        if not dot.requires_grad:
+            return flatten({name: torch.zeros_like(value) for name, value in at.items()})
+        tensors = [*leaves.values()]
+        kept = torch.autograd.grad(dot, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return flatten(dict(zip(leaves, kept, strict=True)))
+
+    return check_derivative(
+        lambda at: flatten(autograd_gradient(objective, at)),
+        derivative_along,
+        at,
+        PRECISIONS[next(iter(at.values())).dtype],
+    )
+
+
+def autograd_gradient(objective: Callable[[Params], Tensor], at: Params, *, create_graph: bool = False) -> Params:
+    """Return autograd's gradient, zeros where nothing depends; with ``create_graph`` it can be differentiated."""
+    with torch.enable_grad():
+        if not create_graph:
+            at = {name: value.detach().requires_grad_() for name, value in at.items()}
+        loss = objective(at)
+        if not loss.requires_grad:
+            return {name: torch.zeros_like(value) for name, value in at.items()}
+        tensors = [*at.values()]
+        grads = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return dict(zip(at, grads, strict=True))
+
+
+def flatten(params: Params) -> Tensor:
+    """Return all entries in one vector."""
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def find_wrong_layer(trace: LayerTrace, verdict: Callable[[Callable[[Params], Tensor], Params], Verdict]) -> str | None:
+    """Return the name of the innermost layer of which ``verdict`` is "wrong", or which fails; None for no layer."""
+    tried = set()
+    for call in trace.calls:  # A layer's own layers end before it does.
+        if call.name in tried:
+            continue
+        tried.add(call.name)
+        objective, at = _isolate_call(call)
+        if not at:
+            continue
+        try:
+            if verdict(objective, at) == "wrong":
+                return call.name
+        except Exception:  # What failed in the whole model fails here.
+            return call.name
+    return None
+
+
+def _isolate_call(call: LayerCall) -> tuple[Callable[[Params], Tensor], Params]:
+    """Return a layer's call as a scalar function of its weights and floating inputs, and where it was called."""
+    leaves, structure = tree_flatten((call.args, call.kwargs))
+    inputs = {
+        f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+    weights = {f"weight {name}": value for name, value in call.parameters.items() if value.is_floating_point()}
+
+    def objective(at: Params) -> Tensor:
+        state = {name: at.get(f"weight {name}", value) for name, value in call.parameters.items()}
+        args, kwargs = tree_unflatten([at.get(f"input {i}", leaf) for i, leaf in enumerate(leaves)], structure)
+        torch.manual_seed(0)
+        result: Any = functional_call(call.layer, {**call.buffers, **state}, args, kwargs)
+        outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        random = torch.Generator().manual_seed(1)
+        shares = [torch.randn(one.shape, generator=random, dtype=torch.float64).to(one) for one in outputs]
+        return torch.stack([(one * share).sum() for one, share in zip(outputs, shares, strict=True)]).sum()
+
+    return objective, {**weights, **inputs}

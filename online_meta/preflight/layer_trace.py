@@ -1,0 +1,126 @@
+"""See from outside what a model does as it runs: its layers' calls, and the operations that break derivatives."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from online_meta.types import Params
+
+
+class LayerCall(NamedTuple):
+    """One call of a layer: its name, and all that is needed to make the call again."""
+
+    name: str
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parameters: Params
+    buffers: Params
+
+
+class LayerTrace(TorchFunctionMode):
+    """What was seen: layers by name, their calls in the order in which they ended, and operations by layer.
+
+    ``modified`` names buffers that a call changed, ``recomputed`` the layers called while ``in_backward`` was set,
+    ``dtypes`` are those of the layers' outputs, ``warnings`` what Python's warnings said.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        super().__init__()
+        self.layers: dict[str, nn.Module] = {}
+        self.calls: list[LayerCall] = []
+        self.operations: list[tuple[str, str | None]] = []
+        self.modified: list[str] = []
+        self.in_backward = False
+        self.recomputed: list[str] = []
+        self.warnings: list[str] = []
+        self.dtypes: set[torch.dtype] = set()
+        self._names: dict[int, str] = {}
+        self._stack: list[nn.Module] = []
+        self._buffers: Params = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the name of the operation and of the layer that it stands in."""
+        name = getattr(function, "__name__", "")
+        if name == "__get__":  # of a property, such as Tensor.data
+            name = getattr(getattr(function, "__self__", None), "__name__", name)
+        switched_on = name == "_set_grad_enabled" and args and args[0]
+        if not switched_on:
+            self.operations.append((name, self._current_layer()))
+        return function(*args, **(kwargs or {}))
+
+    def on_enter(self, layer: nn.Module) -> None:
+        """A layer is called."""
+        if not self._stack and id(layer) not in self._names:  # one that is known is run again, by checkpointing
+            self._names |= {id(one): name for name, one in layer.named_modules()}
+            self.layers = {**dict(layer.named_modules()), **self.layers}
+            self._buffers = _copied(dict(layer.named_buffers()))
+        if self.in_backward:
+            self.recomputed.append(self._names.get(id(layer), ""))
+        self._stack.append(layer)
+
+    def on_exit(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A layer's call has ended, or failed."""
+        self.dtypes |= {leaf.dtype for leaf in tree_leaves(output) if isinstance(leaf, Tensor)}
+        name = self._current_layer() or ""
+        self._stack.pop()
+        parameters, buffers = _copied((dict(layer.named_parameters()), dict(layer.named_buffers())))
+        args, kwargs = _copied((args, kwargs))
+        self.calls.append(LayerCall(name, layer, args, kwargs, parameters, buffers))
+        if not (self._stack or self.in_backward):
+            with torch._C.DisableTorchFunction():
+                self.modified += [n for n, was in self._buffers.items() if not torch.equal(was, buffers[n])]
+
+    def _current_layer(self) -> str | None:
+        return self._names.get(id(self._stack[-1]), "") if self._stack else None
+
+    def describe_layer(self, name: str) -> str:
+        """Return how to speak of a layer: by its name and its class."""
+        kind = type(self.layers[name]).__name__
+        return f"the layer {name!r} ({kind})" if name else f"the model itself ({kind})"
+
+    def operations_by_layer(self, matches: Callable[[str], bool]) -> dict[str, list[str]]:
+        """Return the operations whose names match, each once, by the layer that they stand in."""
+        found: dict[str, list[str]] = {}
+        for operation, place in self.operations:
+            if place is not None and matches(operation) and operation not in found.setdefault(place, []):
+                found[place].append(operation)
+        return {place: sorted(operations) for place, operations in found.items() if operations}
+
+
+@contextmanager
+def trace_layers() -> Iterator[LayerTrace]:
+    """Watch every layer and operation that this thread runs; what it computes stays as it is."""
+    trace, thread = LayerTrace(), threading.get_ident()
+
+    def on_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+        return lambda *seen: hook(*seen) if threading.get_ident() == thread else None
+
+    before = register_module_forward_pre_hook(on_this_thread(lambda layer, args: trace.on_enter(layer)))
+    after = register_module_forward_hook(
+        on_this_thread(lambda layer, args, kwargs, output: trace.on_exit(layer, args, kwargs, output)),
+        with_kwargs=True,
+        always_call=True,
+    )
+    try:
+        with trace, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield trace
+    finally:
+        trace.warnings += [str(warning.message) for warning in caught]
+        before.remove()
+        after.remove()
+
+
+def _copied(tree: Any) -> Any:
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)

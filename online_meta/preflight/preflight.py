@@ -1,0 +1,392 @@
+"""Is this model safe to meta-learn? Asked of a few small tasks, answered in sentences that a user can act on."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from online_meta.functional.randomness import INIT_STEP, seeded
+from online_meta.inner import Inner, fast_weights, query_loss, run_inner_loop
+from online_meta.metagrads.exact import exact
+from online_meta.preflight.diagnosis import (
+    explain_error,
+    explain_randomness,
+    explain_running_statistics,
+    explain_wrong_derivative,
+    summarize_error,
+)
+from online_meta.preflight.gradcheck import (
+    PRECISIONS,
+    Verdict,
+    autograd_gradient,
+    check_derivative,
+    check_gradient,
+    check_second_derivative,
+    directional_derivative,
+    find_wrong_layer,
+    flatten,
+)
+from online_meta.preflight.layer_trace import LayerTrace, trace_layers
+from online_meta.tree import to_float64
+from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Params, Task
+
+MAX_SAMPLES = 8
+
+
+MAX_TASKS = 2
+
+
+MAX_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The inner loop, meta-parameters and tasks that are tried, as few and small as will do."""
+
+    inner: Inner
+    meta: Meta
+    tasks: tuple[Task, ...]
+
+    def loss(self, weights: Params, batch: Batch | None = None) -> Tensor:
+        """Return the loss of ``weights`` on a batch, the first support set if left out, with a query loss's draws."""
+        return query_loss(self.inner, Meta(weights, self.meta.rule), {}, batch or self.tasks[0].support)
+
+
+@dataclass
+class ProbeResult:
+    """How a trial went: what was ``trace``, the ``error`` that ended it, and what is ``modified`` that was given."""
+
+    trace: LayerTrace
+    error: Exception | None = None
+    modified: list[str] = field(default_factory=list)
+
+
+def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task]) -> Probe:
+    """Return a trial on the first samples of the first tasks, with copies of what may be written to."""
+
+    def first(task: Task) -> Task:
+        return Task(*(Batch(*(tensor[:MAX_SAMPLES].detach().clone() for tensor in batch)) for batch in task))
+
+    small = tuple(first(task) for task in tasks[:MAX_TASKS])
+    copied: Meta = tree_map(lambda leaf: leaf.detach().clone(), meta)
+    return Probe(replace(inner, steps=min(inner.steps, MAX_STEPS)), copied, small)
+
+
+def in_float64(probe: Probe) -> Probe:
+    """Return the trial with all that is floating in float64."""
+    meta, tasks = to_float64((probe.meta, probe.tasks))
+    return replace(probe, meta=meta, tasks=tasks)
+
+
+def run_probe(probe: Probe, second: bool) -> ProbeResult:
+    """Differentiate the support loss once, and once more if ``second``; nothing is raised."""
+    leaves = {name: weight.clone().requires_grad_() for name, weight in probe.meta.weights.items()}
+    original = probe.tasks[0].support
+    support = Batch(*(tensor.clone() for tensor in original))
+    probe = replace(probe, tasks=(probe.tasks[0]._replace(support=support),))
+    with trace_layers() as trace, torch.enable_grad():
+        result = ProbeResult(trace)
+        try:
+            loss = probe.loss(leaves)
+            trace.dtypes.add(loss.dtype)
+            trace.in_backward = True
+            _differentiate(loss, leaves, second)
+        except Exception as error:  # Whatever a user's model raises is what is asked for.
+            result.error = error
+    pairs = {f"the weight {name!r}": (leaf, probe.meta.weights[name]) for name, leaf in leaves.items()}
+    pairs |= {"its input x": (support.x, original.x), "the targets y": (support.y, original.y)}
+    result.modified += [name for name, (now, before) in pairs.items() if not torch.equal(now, before)]
+    result.modified += [f"the buffer {name!r}" for name in trace.modified]
+    return result
+
+
+def _differentiate(loss: Tensor, leaves: Params, second: bool) -> None:
+    if not loss.requires_grad:
+        return
+    tensors = [*leaves.values()]
+    grads = torch.autograd.grad(loss, tensors, create_graph=second, allow_unused=True, materialize_grads=True)
+    if second:
+        dot = torch.stack([(grad * grad).sum() for grad in grads]).sum()
+        if dot.requires_grad:
+            torch.autograd.grad(dot, tensors, allow_unused=True)
+
+
+def find_impurities(probe: Probe, result: ProbeResult) -> Iterator[str]:
+    """Give a sentence when the model writes to what it is given, or answers otherwise when it is asked again."""
+    for name in dict.fromkeys(result.modified):
+        yield (
+            f"forward edits {name}, and a pure function must not: make a new tensor (y = y + x, not y += x), and keep "
+            "nothing between calls"
+        )
+    if result.modified or result.error is not None:
+        return
+    if not _is_repeatable(lambda: probe.loss(probe.meta.weights)):
+        yield explain_randomness(result.trace, _is_repeatable(lambda: _seeded_loss(probe)))
+
+
+def _seeded_loss(probe: Probe) -> Tensor:
+    torch.manual_seed(0)
+    return probe.loss(probe.meta.weights)
+
+
+def _is_repeatable(loss: Callable[[], Tensor]) -> bool:
+    """Return whether a few calls agree; to rounding, for sums on an accelerator come in any order."""
+    first, *others = (loss() for _ in range(3))
+    tolerance = 1e3 * torch.finfo(first.dtype).eps
+    return all(torch.allclose(first, other, rtol=tolerance, atol=0, equal_nan=True) for other in others)
+
+
+def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
+    """Return the query loss and d f(phi_K) / d meta by plain autograd through all ``inner.steps`` at once.
+
+    The equations are those of ``Inner``; nothing of the adjoint recursion is used. The memory grows with the steps.
+    A parameter that the loss does not depend on gets zeros.
+    """
+    with torch.enable_grad():
+        leaves = Meta(*({name: value.detach().requires_grad_() for name, value in part.items()} for part in meta))
+        loss = _loss(inner, leaves, _adapted(inner, leaves, task.support), task.query, INIT_STEP)
+        tensors = [*leaves.weights.values(), *leaves.rule.values()]
+        if not loss.requires_grad:
+            grads = iter([torch.zeros_like(tensor) for tensor in tensors])
+        else:
+            grads = iter(torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True))
+    return MetaGrad(loss.detach(), Meta(*({name: next(grads) for name in part} for part in leaves)))
+
+
+def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
+    """Return phi_K, with the graph of how it came to be."""
+    with _seeded_if_random(inner, support, INIT_STEP):
+        carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
+    for k in range(inner.steps):
+        # What a rule begins with of its own accord, such as CAVIA's zeros, is a leaf: the loop differentiates by it.
+        named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}
+        carry = Carry(named, carry.state)
+        loss = _loss(inner, meta, named, support, k + 1)
+        phi = [*named.values()]
+        if phi and loss.requires_grad:
+            grads = torch.autograd.grad(loss, phi, create_graph=True, allow_unused=True, materialize_grads=True)
+        else:
+            grads = tuple(torch.zeros_like(value) for value in phi)
+        with _seeded_if_random(inner, support, k + 1):
+            carry = inner.rule.update(meta.rule, carry, dict(zip(named, grads, strict=True)), k)
+    return carry.phi
+
+
+def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, step: int) -> Tensor:
+    with _seeded_if_random(inner, batch, step):
+        return inner.loss(inner.rule.view(meta.rule, {**meta.weights, **phi}), batch)
+
+
+def _seeded_if_random(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
+    random = inner.rule.random or getattr(inner.loss, "random", False)
+    return seeded(batch, step) if random else nullcontext()
+
+
+NO_DEPENDENCE = "the loss depends on none of the weights"
+
+
+ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention")
+
+
+class Preflight(NamedTuple):
+    """What was found: ``problems`` that must be put right (none is good), and ``notes`` worth knowing."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def preflight(
+    inner: Inner,
+    meta: Meta,
+    tasks: Sequence[Task],
+    *,
+    gradient: MetaGradient | None = None,
+    second: bool = True,
+    remarks: bool = True,
+) -> Preflight:
+    """Return what is wrong with differentiating this loss and rule, and what is worth knowing.
+
+    In float64 where the model can, on a few samples of a few of ``tasks`` and at most two inner steps: the gradient
+    and second derivative of the support loss, and the slope of the adapted query loss, are held against central
+    differences; ``om.exact`` against the inner loop unrolled in one graph. What fails or disagrees is looked for layer
+    by layer. ``gradient`` is an estimator to be asked as well: what it gives must be finite, and the same when asked
+    again. Where that takes no second derivatives (first_order, reptile), ``second=False`` makes notes of what is wrong
+    with those. ``remarks=False`` leaves out what is looked at for a note only: a second less, in which torch imports
+    its compiler for ``vmap``. Torch's random numbers stay as they are. Raises ``ValueError`` when there is no task.
+    """
+    if not tasks:
+        raise ValueError("there is no task to try the model on: give one or more")
+    devices = sorted({leaf.device.index or 0 for leaf in tree_leaves((meta, [*tasks])) if leaf.is_cuda})
+    found = _Findings([], [])
+    with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # What torch warns of here, it warns of again when it is run in earnest.
+        _examine(make_probe(inner, meta, tasks), found, gradient, second, remarks)
+    return Preflight(tuple(dict.fromkeys(found.problems)), tuple(dict.fromkeys(found.notes)))
+
+
+class _Findings(NamedTuple):
+    problems: list[str]
+    notes: list[str]
+
+
+def _examine(original: Probe, found: _Findings, gradient: MetaGradient | None, second: bool, remarks: bool) -> None:
+    """Look at one thing after the other; what depends on one that is wrong is left out."""
+    # Layers are looked at as they are without recomputation, which calls them again going back.
+    without_recompute = getattr(original.inner.loss, "without_recompute", None) or original.inner.loss
+    probe, result = _first_run(replace(original, inner=replace(original.inner, loss=without_recompute)), found, second)
+    found.problems.extend(explain_running_statistics(result.trace))
+    if not found.problems:
+        found.problems.extend(find_impurities(probe, result))
+    if result.error is not None and not found.problems:
+        found.problems.append(explain_error(result.trace, result.error))
+    if not found.problems:
+        _check_derivatives(probe, found, result, second)
+    if second and not found.problems:
+        _check_exact(probe, original.inner, found)
+    if gradient is not None and not found.problems:
+        found.problems.extend(_check_estimator(original, gradient))
+    if remarks and not found.problems:
+        found.notes.extend(_find_notes(probe, original.inner, result))
+
+
+def _first_run(original: Probe, found: _Findings, second: bool) -> tuple[Probe, ProbeResult]:
+    """Run the trial in float64, or as it was given where the model takes no float64."""
+    probe = in_float64(original)
+    result = run_probe(probe, second)
+    low_precision = {str(dtype) for dtype in result.trace.dtypes if dtype.is_floating_point} - {str(torch.float64)}
+    if result.error is None and not low_precision:
+        return probe, result
+    again = run_probe(original, second)
+    if again.error is None:
+        why = (
+            summarize_error(result.error) if result.error is not None else f"it uses {', '.join(sorted(low_precision))}"
+        )
+        found.notes.append(f"the model does not compute in float64 ({why}): its derivatives are compared more loosely")
+    return original, again
+
+
+def _check_derivatives(probe: Probe, found: _Findings, result: ProbeResult, second: bool) -> None:
+    """Hold the first and second derivatives of the support loss against central differences."""
+    weights = probe.meta.weights
+    if next(iter(weights.values())).dtype not in PRECISIONS:
+        found.notes.append("the model computes too coarsely for its derivatives to be compared with differences")
+        return
+    verdict = check_gradient(probe.loss, weights)
+    if verdict == "wrong":
+        found.problems.append(
+            explain_wrong_derivative(result.trace, find_wrong_layer(result.trace, check_gradient), "gradient")
+        )
+        return
+    messages = found.problems if second else found.notes
+    try:
+        verdicts = (verdict, check_second_derivative(probe.loss, weights))
+    except Exception as error:  # Torch has many ways of saying that an operation has one derivative only.
+        messages.append(explain_error(result.trace, error))
+        return
+    if "wrong" in verdicts:
+        messages.append(
+            explain_wrong_derivative(
+                result.trace, find_wrong_layer(result.trace, check_second_derivative), "second derivative"
+            )
+        )
+    if "unclear" in verdicts:
+        found.notes.append(
+            "its derivatives could not be compared with central differences: the loss has kinks everywhere, or is not "
+            "computed precisely enough"
+        )
+    if not any(bool(grad.any()) for grad in _gradients(probe).values()):
+        found.problems.append(NO_DEPENDENCE)
+
+
+def _check_exact(probe: Probe, inner: Inner, found: _Findings) -> None:
+    """Hold ``exact`` of ``inner`` against the unrolled loop, and against the slope of the adapted query loss."""
+    precision = PRECISIONS.get(next(iter(probe.meta.weights.values())).dtype)
+    if precision is None:
+        return
+    gradient = exact(inner)
+    for task in probe.tasks:
+        ours, theirs = (
+            flatten(_flatten_meta(estimate(probe.meta, task).grads)) for estimate in (gradient, _unrolled(probe))
+        )
+        error, size = float((ours - theirs).norm()), float(theirs.norm())
+        if not error <= precision.tolerance * size:
+            found.problems.append(
+                f"the exact meta-gradient is off by {error:.1e} of {size:.1e} from that of the inner loop unrolled in "
+                "one graph: the loss or the inner rule is not a function of what it is given"
+            )
+            return
+    task = probe.tasks[0]
+
+    def adapted_query_loss(at: Params) -> Tensor:
+        meta = _unflatten_meta(at)
+        return query_loss(probe.inner, meta, run_inner_loop(probe.inner, meta, task.support).phi, task.query)
+
+    grads = _flatten_meta(gradient(probe.meta, task).grads)
+    verdict: Verdict = check_derivative(
+        adapted_query_loss, directional_derivative(grads), _flatten_meta(probe.meta), precision
+    )
+    if verdict == "wrong":
+        # Of many kinks close together, float32's wide differences cannot tell what is hidden: no reason to refuse.
+        fine = next(iter(probe.meta.weights.values())).dtype == torch.float64
+        hides = "the inner rule hides something from autograd (.detach(), torch.no_grad())"
+        (found.problems if fine else found.notes).append(
+            "the exact meta-gradient is not the slope of the adapted query loss (by central differences), though the "
+            f"loss alone is right: {hides if fine else f'{hides}, or float32 is too coarse for its kinks'}"
+        )
+
+
+def _unrolled(probe: Probe) -> MetaGradient:
+    return lambda meta, task: unrolled(probe.inner, meta, task)
+
+
+def _flatten_meta(meta: Meta) -> Params:
+    """Return weights and rule as one, told apart by the first letter of their names."""
+    return {part + name: value for part, tensors in zip("wr", meta, strict=True) for name, value in tensors.items()}
+
+
+def _unflatten_meta(at: Params) -> Meta:
+    return Meta(*({name[1:]: value for name, value in at.items() if name[0] == part} for part in "wr"))
+
+
+def _check_estimator(original: Probe, gradient: MetaGradient) -> Iterator[str]:
+    """Give a sentence when the estimator's own answer is not finite, or not the same when asked again."""
+    for task in original.tasks:
+        first, again = gradient(original.meta, task), gradient(original.meta, task)
+        nonfinite = [name for name, grad in first.grads.weights.items() if not bool(torch.isfinite(grad).all())]
+        if nonfinite or not bool(torch.isfinite(first.loss)):
+            where = f" for {', '.join(nonfinite)}" if nonfinite else ""
+            yield f"the meta-gradient{where} is not finite where the loss is {float(first.loss):.3g}: take a smaller lr"
+        pairs = zip(tree_leaves(first), tree_leaves(again), strict=True)
+        if first.loss.device.type == "cpu" and not all(torch.equal(a, b) for a, b in pairs):
+            yield "the meta-gradient is another when it is asked again: a round must be repeatable"
+
+
+def _find_notes(probe: Probe, inner: Inner, result: ProbeResult) -> Iterator[str]:
+    """Give sentences on what is right and still good to know."""
+    unused = [name for name, grad in _gradients(probe).items() if not bool(grad.any())]
+    if unused:
+        yield f"at these weights the loss of the tasks tried has no gradient for {', '.join(unused)}"
+    if result.trace.operations_by_layer(ATTENTION.__contains__):
+        yield "attention runs by torch's math kernel, the only one that can be differentiated twice"
+    try:
+        batch = probe.tasks[0].support
+        pair = type(batch)(*(torch.stack([tensor, tensor]) for tensor in batch))
+        torch.func.vmap(torch.func.grad(inner.loss), (None, 0), randomness="different")(probe.meta.weights, pair)
+    except Exception as error:  # What cannot be batched says so in many ways.
+        yield f"the model does not run for many tasks at once by vmap ({summarize_error(error)}): the task loop is used"
+
+
+def _gradients(probe: Probe) -> Params:
+    """Return the sum of the absolute gradients of the loss on every set of every task, by weight."""
+    total = {name: torch.zeros_like(weight) for name, weight in probe.meta.weights.items()}
+    for task in probe.tasks:
+        for batch in task:
+            found = autograd_gradient(partial(probe.loss, batch=batch), probe.meta.weights)
+            total = {name: value + found[name].abs() for name, value in total.items()}
+    return total

@@ -1,0 +1,1 @@
+"""Scores, the regret ledger, and closed-form comparators."""

@@ -1,0 +1,240 @@
+"""What sources and producers of Kafka share."""
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streams.brokers.login import PREFETCH_BYTES, KafkaLogin, LoginRefused, read_properties
+from streams.brokers.settings import KafkaSettings as Settings
+from streams.types import Arrival
+
+AUTH_ERRORS = (
+    KafkaError._AUTHENTICATION,
+    KafkaError._SSL,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+)
+"""Errors of who may not come in, or does not believe the broker."""
+
+
+Client = TypeVar("Client")
+
+
+def read_login(login: KafkaLogin) -> dict[str, str]:
+    """Return the settings of librdkafka that a login names.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: naming the line that is no setting.
+    """
+    return {} if login.properties_file is None else read_properties(login.properties_file)
+
+
+def make_client(make: Callable[[dict[str, Any]], Client], settings: Mapping[str, Any]) -> Client:
+    """Return a client of librdkafka; raises ``ValueError`` for a setting that it does not have."""
+    try:
+        return make(dict(settings))
+    except KafkaException as error:
+        raise ValueError(f"properties_file: {error.args[0].str()}") from error
+
+
+def find_auth_error(errors: Sequence[KafkaError]) -> KafkaError | None:
+    """Return the last of the errors that says that a login is refused."""
+    return next((error for error in reversed(errors) if error.code() in AUTH_ERRORS), None)
+
+
+POLL_SECONDS = 0.2
+
+
+DAY_MILLISECONDS = 86_400_000
+
+
+_log = logging.getLogger(__name__)
+
+
+Positions = dict[int, int]
+"""By partition, the offset of the next message."""
+
+
+class KafkaTopic:
+    """A ``TaskSource`` that ``ReportsLag``; its cursor is a JSON object of the next offset by partition."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Connect only when it is read; ``name`` is the source's."""
+        self._settings, self._name = settings, name
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        """Yield the messages behind the positions, from its first one of a partition that has none.
+
+        Raises:
+            ConnectionError: when no broker answers, or none has the topic; ``KafkaException`` when one refuses later.
+            LoginRefused: when none lets us in, or no certificate is believed.
+            ValueError: if the topic ends before a position, so that it is not the one that was read.
+        """
+        positions = _positions(after)
+        with self._consumer() as consumer:
+            assigned: set[int] = set()
+            refreshed = None
+            while True:
+                if refreshed is None or time.monotonic() - refreshed >= self._settings.refresh_seconds:
+                    self._assign(consumer, positions, assigned)
+                    refreshed = time.monotonic()
+                message = consumer.poll(POLL_SECONDS)
+                if message is None:
+                    yield None
+                elif (error := message.error()) is not None:
+                    raise KafkaException(error)
+                else:
+                    yield self._make_arrival(message, positions)
+
+    def lag(self, after: str | None) -> int | None:
+        """Return how many offsets lie between the positions and the ends of the partitions."""
+        positions = _positions(after)
+        with self._consumer() as consumer:
+            ranges = {
+                partition: self._offset_range(consumer, partition) for partition in self._list_partitions(consumer)
+            }
+        return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ranges.items())
+
+    def _list_partitions(self, consumer: Consumer) -> list[int]:
+        """Return the partitions that the topic has now."""
+        topic, seconds = self._settings.topic, self._settings.timeout_seconds
+        try:
+            found = consumer.list_topics(topic, timeout=seconds).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+        except KafkaException as error:
+            raise ConnectionError(f"{self._settings.brokers}, topic {topic}: {error.args[0].str()}") from error
+        return sorted(found.partitions)
+
+    def _offset_range(self, consumer: Consumer, partition: int) -> tuple[int, int]:
+        """Return the first offset that a partition has, and the one behind its last."""
+        topic_partition = TopicPartition(self._settings.topic, partition)
+        low, high = consumer.get_watermark_offsets(topic_partition, timeout=self._settings.timeout_seconds)
+        return low, high
+
+    def _assign(self, consumer: Consumer, positions: Positions, assigned: set[int]) -> None:
+        """Read from now on the partitions that were not there before; see whether the others are what they were."""
+        topic, new_partitions = self._settings.topic, []
+        for partition in self._list_partitions(consumer):
+            position = positions.get(partition)
+            if position is not None:
+                low, high = self._offset_range(consumer, partition)
+                if position > high:
+                    raise ValueError(
+                        f"partition {partition} of {topic} ends at {high}, before the committed position {position}: "
+                        "was the topic made anew? Give the source another name to read it from its start"
+                    )
+                if position < low and partition not in assigned:
+                    _log.error(
+                        "the source %s: the broker has deleted the offsets %d to %d of partition %d of %s before "
+                        "they were read; it is read from %d: let the topic keep its messages for longer",
+                        *(self._name, position, low - 1, partition, topic, low),
+                    )
+                    position = low
+            if partition not in assigned:
+                new_partitions.append(
+                    TopicPartition(topic, partition, OFFSET_BEGINNING if position is None else position)
+                )
+                assigned.add(partition)
+        if new_partitions:
+            consumer.incremental_assign(new_partitions)
+
+    def _make_arrival(self, message: Message, positions: Positions) -> Arrival:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None, "a message without an error has one"
+        assert offset is not None, "a message without an error has one"
+        positions[partition] = offset + 1
+        headers: Any = message.headers() or ()
+        ids = [value for key, value in headers if key == "id" and value is not None]
+        id = _text(ids[-1]) if ids else f"{self._settings.topic}:{partition}:{offset}"
+        return Arrival(id, _bytes(message.value()), self._name, _cursor(positions))
+
+    @contextmanager
+    def _consumer(self) -> Iterator[Consumer]:
+        errors: deque[KafkaError] = deque(maxlen=32)
+
+        def on_error(error: KafkaError) -> None:
+            errors.append(error)
+            _log.warning("the source %s: %s", self._name, error.str())
+
+        consumer = _make_consumer(self._settings, on_error)
+        try:
+            yield consumer
+        except ConnectionError as error:
+            consumer.poll(POLL_SECONDS)  # so that the library says what it has noticed
+            auth_error = find_auth_error(errors)
+            if auth_error is None:
+                raise
+            raise LoginRefused(
+                f"{self._settings.brokers} and we do not trust each other: {auth_error.str()}"
+            ) from error
+        finally:
+            consumer.close()
+
+
+def check_properties(settings: Settings) -> None:
+    """Read what ``properties_file`` holds; nothing is connected.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: for a line that is no setting, or a setting that librdkafka does not have.
+    """
+    _make_consumer(replace(settings, brokers="127.0.0.1:1"), lambda error: None).close()
+
+
+def _make_consumer(settings: Settings, on_error: Callable[[KafkaError], None]) -> Consumer:
+    """Make a consumer that keeps no position anywhere and fetches little ahead; a pause may last for days."""
+    milliseconds = round(1000 * settings.timeout_seconds)
+    config: dict[str, Any] = {
+        "socket.timeout.ms": milliseconds,
+        "socket.connection.setup.timeout.ms": milliseconds,
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 2000,
+        "fetch.wait.max.ms": 200,
+        "fetch.max.bytes": PREFETCH_BYTES,
+        "fetch.queue.backoff.ms": 10,  # how soon it fetches again what had no room; the library itself waits a second
+        "queued.max.messages.kbytes": PREFETCH_BYTES // 1024,
+        "isolation.level": "read_committed",
+        "check.crcs": True,
+        "log_level": 2,
+        "group.id": "online-meta",  # the library wants one; nothing is asked of it
+        **read_login(settings),
+        "bootstrap.servers": settings.brokers,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "max.poll.interval.ms": DAY_MILLISECONDS,
+        "error_cb": on_error,
+    }
+    return make_client(Consumer, config)
+
+
+def _positions(cursor: str | None) -> Positions:
+    """Return the positions in a cursor; raises ``ValueError`` if it is none of this source."""
+    if cursor is None:
+        return {}
+    try:
+        return {int(partition): int(offset) for partition, offset in json.loads(cursor).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"the position {cursor!r} is none of Kafka's, such as '{{\"0\":12}}'") from error
+
+
+def _cursor(positions: Positions) -> str:
+    return json.dumps({str(partition): positions[partition] for partition in sorted(positions)}, separators=(",", ":"))
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode(errors="replace")
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    return value.encode() if isinstance(value, str) else value or b""

@@ -1,0 +1,285 @@
+"""How sources and producers connect to NATS."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
+from nats.js.client import JetStreamContext
+
+from streams.brokers.login import (
+    LoginRefused,
+    NatsLogin,
+    hide_secrets,
+    make_tls_context,
+    next_fetch_count,
+    read_secret,
+    translate_login_errors,
+)
+from streams.brokers.settings import NatsSettings as Settings
+from streams.types import Arrival
+
+Result = TypeVar("Result")
+
+
+class EventLoopThread:
+    """Runs coroutines one after the other for a thread that blocks; between them it keeps connections alive."""
+
+    def __init__(self, name: str) -> None:
+        """Start the thread under a name."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result], seconds: float) -> Result:
+        """Return what a coroutine returns; raises ``TimeoutError`` and cancels it after so many seconds."""
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop).result()
+
+    def close(self) -> None:
+        """Cancel what is left, and end the thread."""
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+CLOSE_SECONDS = 1.0
+"""How long a connection whose TLS handshake failed may take to close: the client library would wait for ever."""
+
+
+class _TlsOnlyClient(Client):
+    """A client that says who it is over TLS only; the library itself goes on without it where a server offers none."""
+
+    def _connect_command(self) -> bytes:
+        if not self._server_info.get("tls_required"):
+            raise LoginRefused("TLS is asked for, and the server does not require it: nothing was told to it")
+        return super()._connect_command()
+
+
+class Connection:
+    """A connection to NATS, within one event loop, that ends when it is lost: who uses it then makes another."""
+
+    def __init__(self) -> None:
+        """Connect by ``open``."""
+        self.client: Client = Client()
+        self._closed = asyncio.Event()
+
+    async def open(self, servers: str, seconds: float, login: NatsLogin) -> None:
+        """Connect to an address, or to one of several between commas.
+
+        Args:
+            servers: nats:// or tls:// addresses.
+            seconds: how long connecting may take, and about how long a server may say nothing.
+            login: the files are read now.
+
+        Raises:
+            LoginRefused: when the server does not let us in, or its certificate is not believed.
+            ValueError: if a file does not hold what it is for.
+            OSError: if a file cannot be read, or no server can be reached.
+            nats.errors.Error: if something else goes wrong.
+        """
+        options = read_login(login)
+        if "tls" in options or "tls://" in servers:
+            self.client = _TlsOnlyClient()
+
+        async def ignore_error(error: Exception) -> None:
+            """Say nothing here: what fails is raised where it was asked for."""
+
+        async def mark_closed() -> None:
+            self._closed.set()
+
+        try:
+            with translate_login_errors(hide_secrets(servers), nats.errors.AuthorizationError):
+                await self._connect(
+                    servers=servers.split(","),
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,  # to each server at first, too; there is no smaller number that is obeyed
+                    reconnect_time_wait=0,
+                    connect_timeout=max(1, round(seconds)),
+                    ping_interval=max(1, round(seconds / 2)),
+                    max_outstanding_pings=1,  # so that a connection which only seems to be there is noticed
+                    error_cb=ignore_error,
+                    closed_cb=mark_closed,
+                    **options,
+                )
+        except BaseException:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.client.close(), CLOSE_SECONDS)
+            raise
+
+    async def _connect(self, **options: Any) -> None:
+        """Connect; raises ``nats.errors.AuthorizationError`` for what the library calls just an error."""
+        try:
+            await self.client.connect(**options)
+        except nats.errors.Error as error:
+            if "authorization" in str(error).lower() or "authentication" in str(error).lower():
+                raise nats.errors.AuthorizationError(str(error)) from error
+            raise
+
+    async def close(self) -> None:
+        """Close it and wait for its end: one that was lost may still be closing itself."""
+        await self.client.close()
+        await self._closed.wait()
+
+
+def read_login(login: NatsLogin) -> dict[str, Any]:
+    """Return the client's options for a login.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if one does not hold what it is for, or a password lacks its user.
+    """
+    if (login.user is None) != (login.password_file is None):
+        raise ValueError("user and password_file belong together: one of them is missing")
+    context = make_tls_context(login)
+    options: dict[str, Any] = {} if context is None else {"tls": context}
+    if login.user is not None and login.password_file is not None:
+        options |= {"user": login.user, "password": read_secret(login.password_file)}
+    if login.token_file is not None:
+        options["token"] = read_secret(login.token_file)
+    if login.credentials_file is not None:
+        with open(login.credentials_file, "rb"):  # what the library raises does not name the file
+            options["user_credentials"] = login.credentials_file
+    return options
+
+
+WAIT_SECONDS = 0.25
+
+
+_log = logging.getLogger(__name__)
+
+
+Run = Callable[..., Any]
+"""Runs a coroutine and returns what it returns."""
+
+
+class NatsStream:
+    """A ``TaskSource`` that ``ReportsLag``; its cursor is the sequence number of a message in the stream."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Connect only when it is read."""
+        self._settings, self._name = settings, name
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        """Yield the messages behind the position.
+
+        Raises:
+            ConnectionError: when the server cannot be reached; ``nats.errors.Error`` when it refuses, or is lost later.
+            LoginRefused: when it does not let us in, or its certificate is not believed.
+            ValueError: if the stream ends before the position, so that it is not the one that was read.
+        """
+        position = _sequence(after)
+        with self._stream("source") as (run, stream):
+            subscription = run(self._subscribe(stream, position))
+            count, delivered = 1, 0
+            while True:
+                messages = run(_fetch(subscription, count))
+                if not messages:
+                    yield None
+                    continue
+                count = min(next_fetch_count(self._settings.batch, [len(one.data) for one in messages]), 4 * count)
+                for message in messages:
+                    delivered += 1
+                    yield self._make_arrival(message, delivered)
+
+    def lag(self, after: str | None) -> int | None:
+        """Return how many messages lie behind the position."""
+        with self._stream("lag") as (run, stream):
+            waiting: int = run(self._count(stream, _sequence(after)))
+        return waiting
+
+    @contextmanager
+    def _stream(self, purpose: str) -> Iterator[tuple[Run, JetStreamContext]]:
+        """Connect; give what waits for coroutines, and the server's JetStream."""
+        settings, loop = self._settings, EventLoopThread(f"{purpose}-{self._name}")
+        run = partial(loop.run, seconds=3 * settings.timeout_seconds)
+        try:
+            connection = Connection()
+            try:
+                run(connection.open(settings.servers, settings.timeout_seconds, settings))
+            except (NatsError, OSError, TimeoutError) as error:
+                raise ConnectionError(
+                    f"{hide_secrets(settings.servers)}: {str(error) or type(error).__name__}"
+                ) from error
+            try:
+                yield run, connection.client.jetstream(timeout=settings.timeout_seconds)
+            finally:
+                with suppress(TimeoutError):  # the server need not know
+                    run(connection.close())
+        finally:
+            loop.close()
+
+    async def _subscribe(self, stream: JetStreamContext, position: int) -> JetStreamContext.PullSubscription:
+        """Look whether the stream is the one that was read, and begin behind the position."""
+        state = (await stream.stream_info(self._settings.stream)).state
+        if state.last_seq < position:
+            raise ValueError(
+                f"the stream {self._settings.stream} ends at {state.last_seq}, before the committed position "
+                f"{position}: was it made anew? Give the source another name to read it from its start"
+            )
+        if position and state.first_seq > position + 1:
+            _log.error(
+                "the source %s: the messages %d to %d of the stream %s were deleted before they were read; let it keep "
+                "its messages for longer",
+                *(self._name, position + 1, state.first_seq - 1, self._settings.stream),
+            )
+        consumer = await self._add_consumer(stream, position)
+        return await stream.pull_subscribe_bind(consumer=consumer.name, stream=self._settings.stream)
+
+    async def _add_consumer(self, stream: JetStreamContext, position: int) -> ConsumerInfo:
+        """Make a consumer that the server forgets an hour after it was last asked, and that acknowledges nothing."""
+        config = ConsumerConfig(
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE if position else DeliverPolicy.ALL,
+            opt_start_seq=position + 1 if position else None,
+            ack_policy=AckPolicy.NONE,
+            filter_subject=self._settings.subject,
+            inactive_threshold=3600.0,
+            mem_storage=True,
+        )
+        return await stream.add_consumer(self._settings.stream, config)
+
+    async def _count(self, stream: JetStreamContext, position: int) -> int:
+        consumer = await self._add_consumer(stream, position)
+        await stream.delete_consumer(self._settings.stream, consumer.name)
+        return consumer.num_pending or 0
+
+    def _make_arrival(self, message: Msg, delivered: int) -> Arrival:
+        """Return the message as what it is; raises ``ConnectionError`` if one before it was lost on its way."""
+        number = message.metadata.sequence
+        if number.consumer != delivered:
+            raise ConnectionError(f"message {delivered} was lost on its way; {number.consumer} came")
+        id = (message.headers or {}).get("id", f"{self._settings.stream}:{number.stream}")
+        return Arrival(id, message.data, self._name, str(number.stream))
+
+
+async def _fetch(subscription: JetStreamContext.PullSubscription, count: int) -> list[Msg]:
+    """Return up to ``count`` messages, none if none came within ``WAIT_SECONDS``."""
+    try:
+        messages: list[Msg] = await subscription.fetch(count, timeout=WAIT_SECONDS)
+    except TimeoutError:  # nats' own, or the built-in one if the deadline passes between its two requests
+        return []
+    return messages
+
+
+def _sequence(cursor: str | None) -> int:
+    """Return the position that a cursor stands for, 0 for none."""
+    if cursor is None:
+        return 0
+    if not cursor.isdecimal():
+        raise ValueError(f"the position {cursor!r} is no sequence number of a stream")
+    return int(cursor)

@@ -1,0 +1,1 @@
+"""The formats of tasks: safetensors, npz, Arrow, rows, and compressed bodies."""

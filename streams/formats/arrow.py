@@ -1,0 +1,144 @@
+"""Arrow IPC files with a row a sample: columns ``x``, ``y`` and, if the query is to be chosen, ``query`` (boolean).
+
+``x`` and ``y`` are numbers, fixed-size lists of them (nested, for more dimensions) or fixed-shape tensors. A flat list
+takes the shape that the run's configuration gives. Rows whose ``query`` is true are the query, all others the support.
+"""
+
+import math
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streams.formats.safetensors_header import Array
+from streams.spec import TaskSpec, is_dynamic
+from streams.types import Rejected
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAGIC = b"ARROW1\x00\x00"
+_COLUMNS = ("x", "y", "query")
+
+
+def read_arrow(data: bytes, spec: TaskSpec) -> dict[str, Array]:
+    """Return the arrays support_x, support_y and, where there is a column ``query``, query_x and query_y.
+
+    Args:
+        data: the file's bytes. Compressed buffers are refused, so that it holds no more than it has bytes.
+        spec: what a task looks like.
+
+    Raises:
+        Rejected: "unreadable", "missing_tensor", "unknown_tensor", "wrong_dtype" or "wrong_shape".
+        ImportError: if pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise ImportError("Arrow files need a package that is missing: pip install 'online-meta[arrow]'") from error
+    try:
+        columns = _read_columns(data)
+    except (pa.ArrowException, struct.error, ValueError, TypeError, KeyError, MemoryError, OSError) as error:
+        raise _unreadable(str(error)[:200]) from error
+    x = _shaped("x", columns["x"], spec.x_shape)
+    y = _shaped("y", columns["y"], spec.y_shape)
+    if "query" not in columns:
+        return {"support_x": x, "support_y": y}
+    query = columns["query"].astype(bool)
+    return {"support_x": x[~query], "support_y": y[~query], "query_x": x[query], "query_y": y[query]}
+
+
+def _read_columns(data: bytes) -> dict[str, Array]:
+    """Return each column's values, (rows, ...), those of all record batches together."""
+    import pyarrow as pa
+
+    if not data.startswith(MAGIC):
+        raise _unreadable("it does not begin as an Arrow IPC file does")
+    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data)[len(MAGIC) :]))
+    first = _next_message(messages)
+    if first is None or first.type != "schema":
+        raise _unreadable("it does not begin with a schema")
+    schema = pa.ipc.read_schema(first)
+    _check_names(schema.names)
+    parts: dict[str, list[Array]] = {name: [] for name in schema.names}
+    while (message := _next_message(messages)) is not None:
+        if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+            raise _unreadable("it holds dictionaries or compressed buffers: write plain columns, without compression")
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+        for name in schema.names:
+            parts[name].append(_values(name, batch.column(name)))
+    if not parts["x"]:
+        raise _unreadable("it has no record batch")
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _next_message(messages: "pa.ipc.MessageReader") -> "pa.ipc.Message | None":
+    try:
+        return messages.read_next_message()
+    except StopIteration:
+        return None
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if name not in _COLUMNS or names.count(name) > 1:
+            detail = f"there is a column {name[:80]!r}; known here, once: {', '.join(_COLUMNS)}"
+            raise Rejected("unknown_tensor", detail)
+    for name in ("x", "y"):
+        if name not in names:
+            raise Rejected("missing_tensor", f"there is no column {name!r}; needed: x, y")
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether a record batch says that its buffers are compressed; pyarrow trusts the sizes that those claim."""
+    message = struct.unpack_from("<I", metadata)[0]
+    batch_at = _field(metadata, message, 2)
+    batch = batch_at + struct.unpack_from("<I", metadata, batch_at)[0]
+    return _field(metadata, batch, 3) != 0
+
+
+def _field(flat: bytes, table: int, slot: int) -> int:
+    """Return where a FlatBuffers table keeps its field ``slot``, 0 if it has none."""
+    entries = table - int(struct.unpack_from("<i", flat, table)[0])
+    if entries < 0 or 4 + 2 * slot >= struct.unpack_from("<H", flat, entries)[0]:
+        return 0
+    place = int(struct.unpack_from("<H", flat, entries + 4 + 2 * slot)[0])
+    return table + place if place else 0
+
+
+def _values(name: str, column: "pa.Array") -> Array:
+    import pyarrow as pa
+
+    if name == "query":
+        if not pa.types.is_boolean(column.type) or column.null_count:
+            raise Rejected("wrong_dtype", f"the column query has type {str(column.type)[:80]}; it must be boolean")
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    shape = [len(column)]
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        shape += column.type.shape
+        column = column.storage.flatten()
+        if math.prod(shape) != len(column):
+            raise _unreadable(f"the column {name} has missing values")
+    while pa.types.is_fixed_size_list(column.type):
+        rows, size, column = len(column), column.type.list_size, column.flatten()
+        shape.append(size)
+        if not size or len(column) != rows * size:
+            raise _unreadable(f"the column {name} has empty lists or missing values")
+    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        detail = f"the column {name} has type {str(column.type)[:80]}; it must be numbers, or lists of a fixed size"
+        raise Rejected("wrong_dtype", f"{detail}, without missing values")
+    return np.asarray(column.to_numpy(zero_copy_only=True)).reshape(shape)
+
+
+def _shaped(name: str, values: Array, shape: tuple[int, ...]) -> Array:
+    """Give samples that came as flat lists the shape that they must have."""
+    if values.ndim == 2 and len(shape) != 1 and not is_dynamic(shape) and values.shape[1] == math.prod(shape):
+        return values.reshape(len(values), *shape)
+    if values.ndim > 16:
+        raise Rejected("wrong_shape", f"the column {name} has {values.ndim} dimensions; at most 16 are taken")
+    return values
+
+
+def _unreadable(what: str) -> Rejected:
+    return Rejected("unreadable", f"the file cannot be read as Arrow IPC: {what}")

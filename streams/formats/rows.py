@@ -1,0 +1,237 @@
+"""Rows of a file, from any position: lines of CSV or JSON that may grow in number, or a Parquet or Arrow table."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save
+
+from streams.formats.safetensors_header import Array
+from streams.spec import TaskSpec, is_dynamic
+from streams.types import Rejected
+
+LINE_BYTES = 1024 * 1024
+"""The longest line that is read; of a longer one this much is kept."""
+
+
+TABLES = {".parquet": "parquet", ".arrow": "ipc", ".feather": "ipc"}
+
+
+LINES = (".csv", ".jsonl")
+
+
+class Row(NamedTuple):
+    """One row: where it begins and ends, its values by column (None: it has none, ``fault`` says why), its bytes.
+
+    Positions are bytes of the file for lines, and rows for tables.
+    """
+
+    begin: int
+    end: int
+    values: dict[str, Any] | None
+    raw: bytes
+    fault: str = ""
+
+
+def row_bytes(row: Row) -> bytes:
+    """Return the bytes of a row as it was read; of one that had none, such as a table's, its values as a JSON line."""
+    if row.raw:
+        return row.raw
+    values = {"fault": row.fault} if row.values is None else row.values
+    return json.dumps(values, default=_to_json).encode() + b"\n"
+
+
+def _to_json(value: Any) -> Any:
+    """Return what JSON can hold of an array, a date or what else a table may have."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def read_rows(path: Path, after: int, columns: Sequence[str], grows: bool) -> Iterator[Row | None]:
+    """Yield the rows from a position, to the file's end or, where it grows, for ever: None while there are no more.
+
+    Args:
+        path: ends with .csv (its first line names the columns), .jsonl, .parquet, .arrow or .feather.
+        after: the ``end`` of the last row that was taken, 0 for none.
+        columns: which are needed.
+        grows: whether lines may still be appended; a line then counts once its newline is there. Tables never grow.
+
+    Raises:
+        ValueError: if the file lacks a column, is shorter than ``after`` or has another ending.
+        OSError: if it cannot be read.
+        ImportError: if pyarrow, which reads tables, is not installed.
+    """
+    if path.suffix in TABLES:
+        return _read_table(path, after, columns)
+    if path.suffix in LINES:
+        return _read_lines(path, after, columns, grows)
+    raise ValueError(f"{path} ends with {path.suffix!r}; rows are read from {', '.join((*LINES, *TABLES))}")
+
+
+def _read_lines(path: Path, after: int, columns: Sequence[str], grows: bool) -> Iterator[Row | None]:
+    with path.open("rb") as file:
+        names: list[str] | None = None
+        while path.suffix == ".csv" and names is None:
+            names = _read_header(path, file, columns, grows)
+            if names is None:
+                yield None
+        begin = max(after, file.tell())
+        while True:
+            size = file.seek(0, 2)
+            if size < begin:
+                raise ValueError(
+                    f"{path} has {size} bytes, fewer than the {begin} that were read: rows are only appended"
+                )
+            file.seek(begin)
+            while (line := _read_line(file, grows)) is not None:
+                end = file.tell()
+                yield _parse(begin, end, line, names, columns)
+                begin = end
+            if not grows:
+                return
+            yield None
+
+
+def _read_header(path: Path, file: BinaryIO, columns: Sequence[str], grows: bool) -> list[str] | None:
+    file.seek(0)
+    line = _read_line(file, grows)
+    if line is None and not grows:
+        raise ValueError(f"{path} is empty; its first line must name the columns")
+    if line is None:
+        return None
+    names = next(csv.reader([line.decode("utf-8-sig")]), [])
+    for name in columns:
+        if names.count(name) != 1:
+            raise ValueError(f"{path} has {names.count(name) or 'no'} columns {name!r}; it has {', '.join(names)}")
+    return names
+
+
+def _read_line(file: BinaryIO, grows: bool) -> bytes | None:
+    """Return the next line, cut at ``LINE_BYTES`` + 1; None, and nothing is taken, where its end is not there yet."""
+    begin = file.tell()
+    line = chunk = file.readline(LINE_BYTES + 1)
+    while chunk and not chunk.endswith(b"\n"):
+        chunk = file.readline(LINE_BYTES + 1)
+    if chunk or (line and not grows):
+        return line
+    file.seek(begin)
+    return None
+
+
+def _parse(begin: int, end: int, line: bytes, names: list[str] | None, columns: Sequence[str]) -> Row:
+    try:
+        if end - begin > LINE_BYTES:
+            raise ValueError(f"it has {end - begin} bytes; at most {LINE_BYTES} are read")
+        text = line.decode("utf-8").rstrip("\r\n")
+        values = json.loads(text) if names is None else _parse_csv(text, names)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        return Row(begin, end, {name: values[name] for name in columns}, line)
+    except KeyError as error:
+        return Row(begin, end, None, line, f"it has no {error.args[0]!r}")
+    except (ValueError, RecursionError, csv.Error) as error:
+        return Row(begin, end, None, line, str(error)[:200])
+
+
+def _parse_csv(text: str, names: list[str]) -> dict[str, str]:
+    cells = next(csv.reader([text], strict=True), [])
+    if len(cells) != len(names):
+        raise ValueError(f"it has {len(cells)} cells; the header has {len(names)}")
+    return dict(zip(names, cells, strict=True))
+
+
+def _read_table(path: Path, after: int, columns: Sequence[str]) -> Iterator[Row | None]:
+    try:
+        from pyarrow import dataset
+    except ImportError as error:
+        raise ImportError("tables need a package that is missing: pip install 'online-meta[arrow]'") from error
+    table = dataset.dataset(path, format=TABLES[path.suffix])
+    for name in columns:
+        if name not in table.schema.names:
+            raise ValueError(f"{path} has no column {name!r}; it has {', '.join(table.schema.names)}")
+    at = 0
+    for batch in table.scanner(columns=list(columns), use_threads=False).to_batches():
+        if at + len(batch) > after:
+            for values in batch.slice(max(after - at, 0)).to_pylist():
+                position = max(after, at)
+                after = position + 1
+                yield Row(position, position + 1, values, b"")
+        at += len(batch)
+
+
+_MAX_DEPTH = 16
+
+
+EncodeRow = Callable[[Row], tuple[Array, Array]]
+"""Gives the sample of a row and its label or target, or raises ``Rejected``: ``encode_row`` of some columns, say."""
+
+
+def encode_rows(rows: Sequence[Row], encode: EncodeRow) -> bytes:
+    """Return a body with support_x and support_y, a sample a row, of the rows of one task in their order.
+
+    Raises:
+        Rejected: what ``encode`` raises, and "wrong_shape" where the rows give samples of several shapes.
+    """
+    pairs = [encode(row) for row in rows]
+    samples, targets = [sample for sample, _ in pairs], [target for _, target in pairs]
+    if len({sample.shape for sample in samples}) > 1:
+        raise Rejected("wrong_shape", "the rows of a task give samples of several shapes")
+    return save({"support_x": np.stack(samples), "support_y": np.stack(targets)})
+
+
+def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Array, Array]:
+    """Return the sample of a row and its label or target, in their shapes.
+
+    Args:
+        row: of which the columns are read.
+        x: the columns of a sample, whose numbers, in order, fill its shape; nested lists count with all they hold.
+        y: the columns of its label or target.
+        spec: what a task looks like. Where a dimension of x is open, x is one column of nested lists of that shape.
+
+    Raises:
+        Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its position.
+    """
+    y_dtype = "int64" if spec.y == "class" else "float32"
+    return _sample(row, "x", x, spec.x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
+
+
+def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:
+    if row.values is None:
+        raise Rejected("unreadable", f"the row at {row.begin} cannot be read: {row.fault}")
+    try:
+        if is_dynamic(shape):
+            shape = np.shape(row.values[columns[0]])
+        integral = np.dtype(dtype).kind in "iu"
+        numbers = [_number(value, integral) for name in columns for value in _flatten(row.values[name])]
+        with np.errstate(over="ignore"):  # what becomes infinite is refused for that
+            values = np.array(numbers, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Rejected(
+            "wrong_dtype", f"the row at {row.begin} has no {dtype} for {what}: {str(error)[:200]}"
+        ) from error
+    if len(values) != math.prod(shape):
+        found = f"the row at {row.begin} has {len(values)} numbers for {what}"
+        raise Rejected("wrong_shape", f"{found}; its shape {shape} takes {math.prod(shape)}")
+    return values.reshape(shape)
+
+
+def _flatten(value: Any, depth: int = 0) -> Iterator[Any]:
+    if not isinstance(value, list):
+        yield value
+    elif depth < _MAX_DEPTH:
+        for item in value:
+            yield from _flatten(item, depth + 1)
+    else:
+        raise ValueError(f"lists are nested more than {_MAX_DEPTH} deep")
+
+
+def _number(value: Any, integral: bool) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{str(value)[:80]!r} is no number")
+    number = float(value) if not integral or isinstance(value, float) else int(value)
+    if integral and number != int(number):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(number) if integral else number

@@ -1,0 +1,76 @@
+"""The header of a safetensors body, read with bounds before anything else is."""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.types import Rejected
+
+HEADER_BYTES = 64 * 1024
+"""The longest header that is read; four tensors need some 400 bytes."""
+
+Array = NDArray[np.generic]
+"""A tensor of a file that is not safetensors."""
+
+_MAX_SIZE = 2**53
+
+
+class TensorInfo(NamedTuple):
+    """What the header says of one tensor: its ``dtype`` as safetensors names it ("F32"), and its ``shape``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(body: bytes, body_bytes: int) -> dict[str, TensorInfo]:
+    """Return what the header of a safetensors body says of each tensor, by name.
+
+    Whether the offsets fit the dtypes, the shapes and the body is left to the safetensors library, which checks
+    that before it makes a tensor.
+
+    Args:
+        body: the bytes as received.
+        body_bytes: the largest body that is taken.
+
+    Raises:
+        Rejected: "too_large" for the body, or "unreadable".
+    """
+    if len(body) > body_bytes:
+        raise Rejected("too_large", f"the body has {len(body)} bytes; at most {body_bytes} are taken")
+    if len(body) < 8:
+        raise _unreadable(f"the body has {len(body)} bytes; safetensors begins with the header's length in 8")
+    length = int.from_bytes(body[:8], "little")
+    if length > min(len(body) - 8, HEADER_BYTES):
+        raise _unreadable(
+            f"its header claims {length} bytes; the body has {len(body) - 8} left, a header {HEADER_BYTES}"
+        )
+    try:
+        header = json.loads(body[8 : 8 + length].decode("utf-8"), object_pairs_hook=_reject_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(f"its header is not JSON: {str(error)[:200]}") from error
+    if not isinstance(header, dict):
+        raise _unreadable("its header is not a JSON object of tensors")
+    header.pop("__metadata__", None)
+    return {name: _parse_info(name, info) for name, info in header.items()}
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice")
+    return found
+
+
+def _parse_info(name: str, info: Any) -> TensorInfo:
+    if not isinstance(info, dict) or not isinstance(info.get("dtype"), str) or not isinstance(info.get("shape"), list):
+        raise _unreadable(f"its header says no dtype and shape of the tensor {name[:80]!r}")
+    shape = info["shape"]
+    if len(shape) > 16 or not all(type(size) is int and 0 <= size <= _MAX_SIZE for size in shape):
+        raise _unreadable(f"its header gives the tensor {name[:80]!r} a shape that none can have")
+    return TensorInfo(info["dtype"], tuple(shape))
+
+
+def _unreadable(what: str) -> Rejected:
+    return Rejected("unreadable", f"the body cannot be read as safetensors: {what}")

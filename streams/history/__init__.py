@@ -1,0 +1,1 @@
+"""The durable history of tasks: the ledger, the archive, retention, verification and repair."""

@@ -1,0 +1,202 @@
+"""Segments that are published by markers: one without its marker is not there."""
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from streams.history.archive import BlobStore, FileChecksum
+from streams.history.archive.segment import FORMAT, Segment, StoredRound, UnknownFormat, write_segment
+from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
+
+SEGMENTS = "segments"
+MARKERS = "markers"
+OPEN_BYTES = 64 * 1024 * 1024
+"""What open segments may hold in memory; to open one costs as much as to read many rounds out of it."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a published segment is: its name, rounds from ``first`` to ``last``, and its files' sizes and SHA-256."""
+
+    name: str
+    first: int
+    last: int
+    count: int
+    files: dict[str, FileChecksum]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all its files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+class Archive:
+    """The segments at a place: any number of readers, and one writer, whom nobody but the caller sees to be alone."""
+
+    def __init__(self, store: BlobStore) -> None:
+        """Nothing is read yet."""
+        self._store = store
+        self.unreachable_errors = store.unreachable_errors
+        self._open: OrderedDict[str, Segment] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def publish(self, rounds: Sequence[StoredRound]) -> Marker:
+        """Write a segment, make it durable, read it back, then publish it.
+
+        Raises:
+            HistoryDamaged: if it does not read back as it was written; it is not published.
+            ArchiveAway: if the object store cannot be reached.
+            OSError: if the disk takes no more.
+        """
+        first, last = rounds[0].entry.round, rounds[-1].entry.round
+        with translate_segment_errors(f"of rounds {first} to {last}", self.unreachable_errors):
+            name = self._new_name(first, last)
+            path = f"{SEGMENTS}/{name}"
+            self._store.remove(path)
+            write_segment(self._store.zarr_store(path), rounds)
+            with ThreadPoolExecutor(2) as executor:  # The disk and SHA-256 take as long as reading back does.
+                synced, files = executor.submit(self._store.sync, path), executor.submit(self._store.files, path)
+                if Segment(self._store.zarr_store(path)).read_all() != list(rounds):
+                    raise ValueError("it does not read back as it was written, and is not published")
+            synced.result()
+            marker = Marker(name, first, last, len(rounds), files.result())
+            self._store.put(f"{MARKERS}/{name}.json", _write_marker(marker))
+        return marker
+
+    def _new_name(self, first: int, last: int) -> str:
+        taken, number = set(self._store.names(MARKERS)), 0
+        while f"{(name := f'{first:012d}-{last:012d}-{number}')}.json" in taken:
+            number += 1
+        return name
+
+    def names(self) -> list[str]:
+        """Return the published segments, by their first rounds."""
+        return [name.removesuffix(".json") for name in self._store.names(MARKERS) if name.endswith(".json")]
+
+    def marker(self, name: str) -> Marker:
+        """Return the marker of a segment.
+
+        Raises:
+            HistoryDamaged: if it is gone or is not what was written.
+            HistoryFormatError: if a later version wrote it.
+        """
+        with translate_segment_errors(name, self.unreachable_errors):
+            return _read_marker(self._store.get(f"{MARKERS}/{name}.json"), name)
+
+    def segment(self, name: str) -> Segment:
+        """Return a published segment, open to read; the last ones that were asked for stay open.
+
+        Raises:
+            HistoryDamaged: if it is not there, or is not what was written.
+            HistoryFormatError: if a later version wrote it.
+        """
+        with self._lock:
+            if name in self._open:
+                self._open.move_to_end(name)
+                return self._open[name]
+        path = f"{SEGMENTS}/{name}"
+        sizes = {file: expected.bytes for file, expected in self.marker(name).files.items()}
+        with translate_segment_errors(name, self.unreachable_errors):
+            if wrong := _describe_differences(sizes, self._store.sizes(path)):
+                raise ValueError("; ".join(wrong))
+            segment = Segment(self._store.zarr_store(path))
+        with self._lock:
+            self._open[name] = segment
+            open_bytes = sum(one.memory_bytes for one in self._open.values())
+            while open_bytes > OPEN_BYTES and len(self._open) > 1:
+                open_bytes -= self._open.popitem(last=False)[1].memory_bytes
+        return segment
+
+    def payload(self, name: str, round: int) -> bytes:
+        """Return the payload of a round out of a segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with translate_segment_errors(name, self.unreachable_errors):
+            return segment.payload(round)
+
+    def payloads(self, name: str, rounds: Sequence[int]) -> list[bytes]:
+        """Return the payloads of rounds in ascending order out of one segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with translate_segment_errors(name, self.unreachable_errors):
+            return segment.payloads(rounds)
+
+    def read_all(self, name: str) -> list[StoredRound]:
+        """Return all rounds of a segment; raises as ``segment`` does."""
+        segment = self.segment(name)
+        with translate_segment_errors(name, self.unreachable_errors):
+            return segment.read_all()
+
+    def check_files(self, marker: Marker) -> list[str]:
+        """Return what is wrong with the files of a segment: each that is gone, new, or not what was written."""
+        with translate_segment_errors(marker.name, self.unreachable_errors):
+            found = self._store.files(f"{SEGMENTS}/{marker.name}")
+        return _describe_differences(marker.files, found)
+
+    def discard(self, name: str) -> None:
+        """Take a segment away: first its marker, then its files."""
+        self._store.remove(f"{MARKERS}/{name}.json")
+        self._store.remove(f"{SEGMENTS}/{name}")
+        with self._lock:
+            self._open.pop(name, None)
+
+    def remove_orphans(self) -> None:
+        """Remove what a writer that was killed has left behind: files that no marker publishes."""
+        published = set(self.names())
+        for name in self._store.names(SEGMENTS):
+            if name not in published:
+                self._store.remove(f"{SEGMENTS}/{name}")
+
+
+def _describe_differences(expected: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
+    gone = [f"{name} is missing" for name in expected if name not in found]
+    new = [f"{name} is not one of its files" for name in found if name not in expected]
+    return [
+        *gone,
+        *new,
+        *(f"{name} is damaged" for name in expected if name in found and found[name] != expected[name]),
+    ]
+
+
+@contextlib.contextmanager
+def translate_segment_errors(name: str, unreachable_errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what Zarr and the place say of a segment that cannot be read into errors with its name."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise HistoryDamaged(f"the segment {name} lacks a file: {error}") from error
+    except unreachable_errors as error:
+        raise ArchiveUnreachable(f"the segment {name} cannot be reached: {error}") from error
+    except UnknownFormat as error:
+        raise HistoryFormatError(f"the segment {name}: {error}; it is left untouched") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise HistoryDamaged(f"the segment {name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _write_marker(marker: Marker) -> bytes:
+    files = {name: file._asdict() for name, file in sorted(marker.files.items())}
+    content = {"format": FORMAT, "first": marker.first, "last": marker.last, "count": marker.count, "files": files}
+    return json.dumps({**content, "sha256": _digest(content)}, indent=1).encode()
+
+
+def _read_marker(data: bytes, name: str) -> Marker:
+    try:
+        content = json.loads(data)
+        digest = content.pop("sha256")
+        version = content["format"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise HistoryDamaged(f"the marker of the segment {name} is damaged: {error}") from error
+    if version != FORMAT:
+        raise HistoryFormatError(f"the segment {name} has format {version}; this online-meta reads {FORMAT}")
+    if digest != _digest(content):
+        raise HistoryDamaged(f"the marker of the segment {name} is damaged: its SHA-256 is not that of its content")
+    files = {file: FileChecksum(**values) for file, values in content["files"].items()}
+    return Marker(name, content["first"], content["last"], content["count"], files)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

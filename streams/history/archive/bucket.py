@@ -1,0 +1,97 @@
+"""An archive in an object store: S3, Google Cloud Storage, Azure and what else obstore speaks."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore as ObstoreStore
+from obstore.store import from_url
+from zarr.abc.store import Store
+from zarr.storage import ObjectStore
+
+from streams.history.archive import FileChecksum
+
+CLIENT_OPTIONS = (
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "http1_only",
+    "http2_only",
+    "pool_idle_timeout",
+    "proxy_url",
+    "timeout",
+    "user_agent",
+)
+"""Options that obstore wants apart from those of the store; given among them, it panics."""
+
+
+class BucketStore:
+    """A ``BlobStore`` in an object store: each file is put in one request, and durable when that is answered."""
+
+    unreachable_errors: tuple[type[Exception], ...] = (BaseError,)
+
+    def __init__(self, url: str, options: Mapping[str, Any], root: ObstoreStore) -> None:
+        """Take over a store; use ``BucketStore.open``."""
+        self._url, self._options, self._root = url.rstrip("/"), dict(options), root
+
+    @classmethod
+    def open(cls, url: str, options: Mapping[str, Any]) -> Self:
+        """Name the store; nothing is asked of it yet.
+
+        Options of the HTTP client, such as "allow_http", may stand among the others. Raises ``ValueError`` for what
+        obstore does not know.
+        """
+        store_options = {name: value for name, value in options.items() if name not in CLIENT_OPTIONS}
+        client = {
+            **{name: options[name] for name in options if name not in store_options},
+            **store_options.pop("client_options", {}),
+        }
+        options = {**store_options, "client_options": client}
+        try:
+            return cls(url, options, from_url(url, **options))
+        except BaseError as error:
+            raise ValueError(f"the archive {url!r} cannot be opened: {str(error).splitlines()[0]}") from error
+
+    def zarr_store(self, path: str) -> Store:
+        """Return the Zarr store below ``path``."""
+        return ObjectStore(from_url(f"{self._url}/{path}", **self._options))
+
+    def sync(self, path: str) -> None:
+        """Do nothing: what was put is durable."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file in one request."""
+        obstore.put(self._root, path, data, use_multipart=False)
+
+    def get(self, path: str) -> bytes:
+        """Return a file's content."""
+        return bytes(obstore.get(self._root, path).bytes())
+
+    def files(self, path: str) -> dict[str, FileChecksum]:
+        """Read all files below ``path`` back."""
+        found = {}
+        for name in self.sizes(path):
+            data = self.get(f"{path}/{name}")
+            found[name] = FileChecksum(len(data), hashlib.sha256(data).hexdigest())
+        return found
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """List all files below ``path``."""
+        return {file[len(path) + 1 :]: size for file, size in sorted(self._list(path))}
+
+    def names(self, path: str) -> list[str]:
+        """Return what lies right below ``path``."""
+        return sorted({name.split("/")[0] for name in self.sizes(path)})
+
+    def remove(self, path: str) -> None:
+        """Remove the file ``path`` and all that lies below it."""
+        for file in (path, *(file for file, _ in self._list(path))):
+            with contextlib.suppress(FileNotFoundError):
+                obstore.delete(self._root, file)
+
+    def _list(self, path: str) -> Iterator[tuple[str, int]]:
+        for page in obstore.list(self._root, prefix=f"{path}/"):
+            yield from ((file["path"], file["size"]) for file in page)

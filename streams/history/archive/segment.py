@@ -1,0 +1,181 @@
+"""A segment: some rounds as one Zarr group, whose arrays anybody can read with Zarr alone.
+
+    round, arrived, crc, digest     one value a round
+    about, about_end                JSON [id, source, cursor] of each round, as bytes one behind the other
+    header, header_end              the safetensors header of each payload
+    support_x, support_x_shape ...  of each tensor the values of all rounds, one behind the other, and the shapes
+
+Each array is one shard: an inner chunk holds some CHUNK_BYTES, compressed by zstd, with a crc32c of its own.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from streams.history.archive.columns import Column, join_columns, make_ragged, read_slices, read_spans, split_columns
+from streams.history.ledger import RoundEntry
+
+FORMAT = 1
+ZSTD_LEVEL = 1
+"""Of zstd: what compresses at all does so at the first level."""
+CHUNK_BYTES = 256 * 1024
+"""Small, so that one task is read without many others."""
+
+
+class StoredRound(NamedTuple):
+    """A round as the history has it."""
+
+    entry: RoundEntry
+    payload: bytes
+
+
+class UnknownFormat(Exception):
+    """The segment is of another format than this version reads."""
+
+
+def write_segment(store: Store, rounds: Sequence[StoredRound]) -> None:
+    """Write rounds, in ascending order and of one layout, into an empty store.
+
+    Raises:
+        ValueError: if a payload is not one that ``wire.encode`` wrote, or of another layout than the first.
+    """
+    columns = split_columns([stored.payload for stored in rounds])
+    entries = [stored.entry for stored in rounds]
+    about = make_ragged([json.dumps([entry.id, entry.source, entry.cursor]).encode() for entry in entries])
+    arrays: dict[str, NDArray[Any]] = {
+        "round": np.array([entry.round for entry in entries], np.int64),
+        "arrived": np.array([entry.arrived for entry in entries], np.float64),
+        "crc": np.array([entry.crc for entry in entries], np.uint32),
+        "digest": np.frombuffer(b"".join(entry.digest for entry in entries), np.uint8).reshape(len(entries), -1),
+        "about": about.values,
+        "about_end": about.ends,
+        "header": columns.headers.values,
+        "header_end": columns.headers.ends,
+    }
+    for column, values in columns.values.items():
+        arrays |= {column.name: values, f"{column.name}_shape": columns.shapes[column]}
+    group = zarr.open_group(store, mode="w", zarr_format=3)
+    for name, values in arrays.items():
+        _write(group, name, values)
+    group.attrs.update({"format": FORMAT, "tensors": [list(column) for column in columns.values]})
+
+
+def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
+    rows = max(1, len(values))
+    chunk = min(rows, max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
+    row_shape = values.shape[1:]
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=(chunk, *map(_at_least_one, row_shape)),
+        shards=(-(-rows // chunk) * chunk, *map(_at_least_one, row_shape)),
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        config={"write_empty_chunks": True},  # A chunk that is not there would be read as zeros.
+    )
+    if values.size:
+        array[...] = values
+
+
+def _at_least_one(size: int) -> int:
+    return max(1, size)
+
+
+class Segment:
+    """A segment that is open to read: what is small is held, the tensors are read as they are asked for."""
+
+    def __init__(self, store: Store) -> None:
+        """Read what is small.
+
+        Raises:
+            UnknownFormat: if it is of another format.
+            FileNotFoundError, ValueError: if it is not there, or does not read back as it was written.
+        """
+        self._group = zarr.open_group(store, mode="r")
+        attributes: dict[str, Any] = self._group.attrs.asdict()
+        if attributes.get("format") != FORMAT:
+            raise UnknownFormat(f"it has format {attributes.get('format')}; this online-meta reads {FORMAT}")
+        self._columns = [Column(*named) for named in attributes["tensors"]]
+        self.rounds: NDArray[np.int64] = self._read("round")
+        self._headers = self._texts("header")
+        self._starts = {column: self._find_starts(column) for column in self._columns}
+        arrays = {column: self._array(column.name) for column in self._columns}
+        # Labels of all rounds are smaller than one chunk: they need not be asked for each time.
+        self._values: dict[Column, Any] = {
+            column: np.asarray(array[...]) if array.nbytes <= CHUNK_BYTES else array for column, array in arrays.items()
+        }
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """How much of the segment is in memory."""
+        starts = [*self._starts.values(), *(value for value in self._values.values() if isinstance(value, np.ndarray))]
+        return int(self.rounds.nbytes) + sum(map(len, self._headers)) + sum(int(array.nbytes) for array in starts)
+
+    def payload(self, round: int) -> bytes:
+        """Return the payload of a round; raises ``KeyError`` for one that is not in here."""
+        at = int(np.searchsorted(self.rounds, round))
+        if at == len(self.rounds) or self.rounds[at] != round:
+            raise KeyError(round)
+        return self._payload(at, self._values)
+
+    def payloads(self, rounds: Sequence[int]) -> list[bytes]:
+        """Return the payloads of rounds in ascending order; those near each other are read together.
+
+        Raises ``KeyError`` when one of them is not in here.
+        """
+        places = np.searchsorted(self.rounds, rounds)
+        if not np.array_equal(self.rounds[np.minimum(places, len(self.rounds) - 1)], rounds):
+            raise KeyError(f"some of {rounds}")
+        spans = {column: np.stack([start[places], start[places + 1]], 1) for column, start in self._starts.items()}
+        parts_read = {
+            c: read_spans(self._values[c], spans[c], CHUNK_BYTES // np.dtype(c.dtype).itemsize) for c in spans
+        }
+        return [
+            join_columns(self._headers[at], {column: parts[number] for column, parts in parts_read.items()})
+            for number, at in enumerate(places.tolist())
+        ]
+
+    def read_all(self) -> list[StoredRound]:
+        """Return all rounds; each array is read once, as a whole."""
+        values = {column: self._read(column.name) for column in self._columns}
+        return [StoredRound(entry, self._payload(at, values)) for at, entry in enumerate(self.entries)]
+
+    @cached_property
+    def entries(self) -> list[RoundEntry]:
+        """What is known of the rounds without their payloads."""
+        arrived, crc, digest = self._read("arrived"), self._read("crc"), self._read("digest")
+        return [
+            RoundEntry(int(self.rounds[at]), id, source, digest[at].tobytes(), int(crc[at]), float(arrived[at]), cursor)
+            for at, (id, source, cursor) in enumerate(map(json.loads, self._texts("about")))
+        ]
+
+    def _payload(self, at: int, values: dict[Column, Any]) -> bytes:
+        parts = {}
+        for tensor_slice in read_slices(self._headers[at]):
+            start = self._starts[tensor_slice.column]
+            parts[tensor_slice.column] = np.asarray(values[tensor_slice.column][int(start[at]) : int(start[at + 1])])
+        return join_columns(self._headers[at], parts)
+
+    def _find_starts(self, column: Column) -> NDArray[np.int64]:
+        sizes = np.prod(self._read(f"{column.name}_shape"), axis=1, dtype=np.int64)
+        return np.concatenate([[0], np.cumsum(sizes)])
+
+    def _texts(self, name: str) -> list[bytes]:
+        text, ends = self._read(name).tobytes(), self._read(f"{name}_end")
+        return [text[first:after] for first, after in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+
+    def _read(self, name: str) -> NDArray[Any]:
+        return np.asarray(self._array(name)[...])
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        array = self._group[name]
+        if not isinstance(array, zarr.Array):
+            raise ValueError(f"{name} is not an array")
+        return array

@@ -1,0 +1,108 @@
+"""Where an archive lies: what folders and object stores have in common."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from streams.atomic_files import TEMP_SUFFIX, replace_file, sync_path
+from streams.history.archive import BlobStore, FileChecksum
+
+
+class FolderStore:
+    """A ``BlobStore`` in a folder, which is made when something is first written there."""
+
+    unreachable_errors: tuple[type[Exception], ...] = ()
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Name the folder."""
+        self._root = Path(path)
+
+    def zarr_store(self, path: str) -> Store:
+        """Return the Zarr store below ``path``."""
+        return LocalStore(self._root / path)
+
+    def sync(self, path: str) -> None:
+        """Fsync all files and folders below ``path``, and those above it: Zarr itself syncs nothing."""
+        top = self._root / path
+        for path_below in (top, *top.rglob("*")):
+            sync_path(path_below)
+        above = top.parents
+        for parent in above[: above.index(self._root.parent) + 1]:
+            sync_path(parent)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file under another name, fsync and rename it."""
+        file = self._root / path
+        new = not file.parent.exists()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, data, durable=True)
+        if new:
+            self.sync(str(Path(path).parent))
+
+    def get(self, path: str) -> bytes:
+        """Return a file's content."""
+        return (self._root / path).read_bytes()
+
+    def files(self, path: str) -> dict[str, FileChecksum]:
+        """Read all files below ``path``."""
+        top = self._root / path
+        return {name: _checksum(top / name) for name in self.sizes(path)}
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """List all files below ``path``."""
+        top = self._root / path
+        found = sorted(file for file in top.rglob("*") if file.is_file())
+        return {file.relative_to(top).as_posix(): file.stat().st_size for file in found}
+
+    def names(self, path: str) -> list[str]:
+        """List a folder; a file that is being written is not there yet."""
+        top = self._root / path
+        return sorted(name for name in os.listdir(top) if not name.endswith(TEMP_SUFFIX)) if top.is_dir() else []
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder."""
+        target = self._root / path
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _checksum(file: Path) -> FileChecksum:
+    with open(file, "rb") as opened:
+        return FileChecksum(file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest())
+
+
+def open_store(url: str, options: Mapping[str, Any]) -> BlobStore:
+    """Return the folder or the object store at ``url``.
+
+    Args:
+        url: a folder's path, or "s3://bucket/prefix", "gs://...", "az://..." and what else obstore knows.
+        options: for obstore, such as {"endpoint": "http://127.0.0.1:9000", "region": "eu-central-1"}. Credentials are
+            found where the clouds' own tools look for them, the environment among these.
+
+    Raises:
+        ValueError: if the URL or an option is not known.
+        ImportError: if it is an object store, and obstore is not installed.
+    """
+    if is_url(url):
+        try:
+            from streams.history.archive.bucket import BucketStore  # obstore is only needed by those who have one
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{url!r} needs obstore: pip install 'online-meta[object-store]'") from error
+        return BucketStore.open(url, options)
+    if options:
+        raise ValueError(f"archive_options are for object stores; {url!r} is a folder and has none")
+    return FolderStore(url)
+
+
+def is_url(text: str) -> bool:
+    """Return whether ``text`` names an object store and not a folder."""
+    return len(urlsplit(text).scheme) > 1 and "://" in text

@@ -1,0 +1,377 @@
+"""The history: every accepted task, durable, exactly once, under a dense round number."""
+
+import contextlib
+import json
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import groupby
+from operator import index
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import google_crc32c
+import numpy as np
+import torch
+
+from online_meta.types import Batch, Task
+from streams.formats.wire import QUERY, SUPPORT, decode_payload
+from streams.history import archive_index, errors, ledger
+from streams.history.archive.archive import Archive
+from streams.history.archive_index import Query, find_segment
+from streams.history.errors import HistoryDamaged, HistoryError
+from streams.history.ledger import (
+    MAX_WAL_BYTES,
+    WAL_BACKGROUND_BYTES,
+    WAL_BACKGROUND_PAGES,
+    RoundEntry,
+    commit,
+    truncate_wal,
+    wal_size,
+)
+from streams.types import Conflict, Receipt, Record
+
+_BATCH_ROUNDS = 64
+
+
+_DTYPES = {"U8": "<u1", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+
+
+class _TensorLayout(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+
+
+def read_payloads(
+    query: Query, archive: Callable[[], Archive], read: Callable[[int], bytes], rounds: Sequence[int]
+) -> list[bytes]:
+    """Return the bytes of each of ``rounds``, in their order, their checksums compared.
+
+    Args:
+        query: puts a question to the ledger.
+        archive: where those are that the ledger does not have any more.
+        read: reads one round that these do not give whole, or says what is wrong with it.
+        rounds: any rounds, in any order.
+    """
+    found: dict[int, bytes] = {}
+    for first in range(0, len(rounds), _BATCH_ROUNDS):
+        batch = rounds[first : first + _BATCH_ROUNDS]
+        sql = "SELECT round, crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round IN "
+        try:
+            rows = query(f"{sql} ({', '.join('?' * len(batch))})", tuple(batch))
+        except HistoryDamaged:  # one of them; which, is said where they are read one by one
+            continue
+        archived = sorted(round for round, _, kept in rows if kept is None)
+        from_archive = _read_archived(query, archive(), archived) if archived else {}
+        candidates = ((round, crc, from_archive.get(round) if kept is None else kept) for round, crc, kept in rows)
+        found |= {
+            round: kept for round, crc, kept in candidates if kept is not None and google_crc32c.value(kept) == crc
+        }
+    return [found[round] if round in found else read(round) for round in rounds]
+
+
+def _read_archived(query: Query, archive: Archive, rounds: Sequence[int]) -> dict[int, bytes]:
+    """Return payloads by round, those of one segment read together; without those that cannot be read so."""
+    found: dict[int, bytes] = {}
+    for name, in_segment in groupby(rounds, lambda round: find_segment(query, round)):
+        batch = [*in_segment]
+        if name is not None:
+            with contextlib.suppress(HistoryError, OSError):  # what is wrong, is said where they are read one by one
+                found |= zip(batch, archive.payloads(name, batch), strict=True)
+    return found
+
+
+def decode_view(payload: bytes) -> Task:
+    """Return the task of a payload that ``encode`` wrote, as ``decode_payload`` does, in a quarter of its time.
+
+    Its tensors share one piece of memory, a copy of the payload.
+
+    Raises:
+        ValueError: if the payload is not what ``encode`` writes.
+    """
+    after = 8 + int.from_bytes(payload[:8], "little")
+    layouts = _read_layouts(payload[:after], len(payload))
+    buffer = bytearray(payload)  # tensors are writable
+    values = [torch.from_numpy(np.ndarray(layout.shape, layout.dtype, buffer, layout.start)) for layout in layouts]
+    return Task(Batch(values[0], values[1]), Batch(values[2], values[3]))
+
+
+@lru_cache(maxsize=1024)
+def _read_layouts(head: bytes, length: int) -> tuple[_TensorLayout, ...]:
+    """Return where support_x, support_y, query_x and query_y lie in a payload of so many bytes that begins so."""
+    decode_payload(head + bytes(max(length - len(head), 0)))  # whether it is sound, the library says
+    header = json.loads(head[8:])
+    layouts = []
+    for name in (*SUPPORT, *QUERY):
+        shape, dtype = tuple(header[name]["shape"]), np.dtype(_DTYPES[header[name]["dtype"]])
+        start, end = header[name]["data_offsets"]
+        assert end - start == math.prod(shape) * dtype.itemsize
+        layouts.append(_TensorLayout(shape, dtype, len(head) + start))
+    return tuple(layouts)
+
+
+MIN_YIELD_SECONDS = 0.01
+"""How long one that writes beside ingest leaves the ledger alone at least."""
+
+
+class History:
+    """The durable history in a folder: one writer at a time, any number of reader processes and threads.
+
+    Readers need no lock and see each commit as soon as it is made; none waits for the writer's disk. Beside the one
+    that appends, one other process may seal and thin out. Open it anew in a forked process. ``history[t]`` is the task
+    of round t, ``len(history)`` how many rounds are committed.
+    """
+
+    def __init__(
+        self, path: Path, writer: sqlite3.Connection | None, lock: int | None, *, can_append: bool = True
+    ) -> None:
+        """Take over open connections; use ``History.open``."""
+        self.path = path
+        self._file = path / ledger.FILE
+        self._writer = writer
+        self._lock = lock
+        self._writer_lock = threading.Lock()
+        self._idle_readers: deque[sqlite3.Connection] = deque()
+        self._closed = threading.Event()
+        self._can_append = can_append
+        self._wal_limit = MAX_WAL_BYTES if can_append else WAL_BACKGROUND_BYTES
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
+        """Open the history in the folder ``path``; a writer makes it if it is not there.
+
+        Raises:
+            HistoryMissing: if a reader finds none.
+            HistoryBusy: if there is a writer already, or a process that seals for one that is dead.
+            HistoryFormatError: if the file is not a history of this format; it is left untouched.
+            HistoryFull: if it cannot be made for want of space.
+        """
+        folder = Path(path)
+        file = folder / ledger.FILE
+        if file.exists() or not write:
+            ledger.connect(file, write=False).close()
+        if not write:
+            return cls(folder, None, None)
+        ledger.make_folder(folder)
+        lock = ledger.acquire_lock(folder)
+        try:
+            ledger.wait_for_maintenance(folder)
+            if not file.exists():
+                ledger.create(file)
+            with ledger.translate_errors(file):
+                return cls(folder, ledger.connect(file, write=True), lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def open_for_maintenance(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a history that another process appends to, in order to seal its rounds and thin them out.
+
+        The one that appends goes first: after each of its transactions this one leaves the ledger alone for a while.
+
+        Raises:
+            HistoryMissing: if there is none.
+            HistoryBusy: if another process does so already.
+            HistoryFormatError: if the file is not a history of this format.
+        """
+        folder = Path(path)
+        ledger.connect(folder / ledger.FILE, write=False).close()
+        lock = ledger.acquire_lock(folder, ledger.MAINTENANCE_LOCK, ledger.EXIT_GRACE_SECONDS)
+        try:
+            writer = ledger.connect(folder / ledger.FILE, write=True)
+            writer.execute(f"PRAGMA wal_autocheckpoint={WAL_BACKGROUND_PAGES}").fetchall()
+            return cls(folder, writer, lock, can_append=False)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def append(self, records: Sequence[Record]) -> list[Receipt | Conflict]:
+        """Make the records durable in one transaction: all of them or, if this raises, none.
+
+        A known id with the same digest is a duplicate and gets the round it has; with another digest, a Conflict.
+        Either way its source's cursor moves on, so that the source does not bring it again.
+
+        Raises:
+            HistoryFull: if the disk takes no more.
+            ValueError: if this History is closed, or was not opened to append.
+        """
+        if not self._can_append:
+            raise ValueError(f"{self.path}: this History cannot append: it was opened beside one that does")
+        with self.borrow_writer() as writer:
+            return commit(writer, records) if records else []
+
+    @contextlib.contextmanager
+    def borrow_writer(self) -> Iterator[sqlite3.Connection]:
+        """Lend the writer's connection, to one thread at a time; raises as ``append`` does."""
+        with self._writer_lock:
+            if self._writer is None:
+                raise ValueError(
+                    f"{self.path}: this History cannot append: it is closed or was opened with write=False"
+                )
+            began = time.monotonic()
+            with ledger.translate_errors(self._file):
+                yield self._writer
+            self._wal_limit = truncate_wal(self._writer, self._file, self._wal_limit)
+            if (
+                not self._can_append
+            ):  # SQLite has no queue for its lock: one that lets go for a moment would get it again.
+                time.sleep(max(MIN_YIELD_SECONDS, time.monotonic() - began))
+
+    def remember(self, round: int, task: Task) -> None:
+        """Do nothing: a durable history has the task of every round already."""
+
+    def __len__(self) -> int:
+        """Return how many rounds are committed."""
+        return int(self.query("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
+
+    def __getitem__(self, round: int, /) -> Task:
+        """Return the task of a round.
+
+        Raises:
+            IndexError: if there is no such round (yet).
+            HistoryDamaged: if it does not read back as it was written.
+        """
+        payload = self.payload(round)
+        try:
+            return decode_payload(payload)
+        except ValueError as error:
+            raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
+
+    def tasks(self, rounds: Sequence[int]) -> list[Task]:
+        """Return the tasks of ``rounds``, in their order: many at once are read far quicker than one by one.
+
+        The tensors of a task share memory. Raises as ``history[t]`` does.
+        """
+        found = []
+        for round, payload in zip(rounds, self.payloads(rounds), strict=True):
+            try:
+                found.append(decode_view(payload))
+            except ValueError as error:
+                raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
+        return found
+
+    def payloads(self, rounds: Sequence[int]) -> list[bytes]:
+        """Return what ``payload`` returns of each of ``rounds``, in their order; raises as it does."""
+        return read_payloads(self.query, lambda: self.archive, self.payload, [index(round) for round in rounds])
+
+    def payload(self, round: int) -> bytes:
+        """Return the bytes of a round as ``wire.encode`` wrote them, their checksum compared.
+
+        Raises:
+            IndexError: if there is no such round (yet).
+            RoundThinned: if retention has taken the round away.
+            HistoryDamaged: if they are gone or are not what was written; the message names the round.
+            ArchiveAway: if they are in an archive that cannot be reached now.
+        """
+        sql = "SELECT crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round = ?"
+        try:
+            found = self.query(sql, (index(round),))  # SQLite takes no numpy integer
+            if not found:
+                raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
+            crc, kept = found[0]
+            payload: bytes = self._read_sealed(index(round)) if kept is None else kept
+        except HistoryDamaged as error:
+            raise HistoryDamaged(f"{self._file}: round {round}: {error}") from error
+        if google_crc32c.value(payload) != crc:
+            raise HistoryDamaged(f"{self._file}: round {round} is not what was written (crc32c differs)")
+        return payload
+
+    def _read_sealed(self, round: int) -> bytes:
+        """Return a payload that the ledger does not have any more."""
+        name = archive_index.find_segment(self.query, round)
+        try:
+            if name is None:
+                raise HistoryDamaged("its payload is lost")
+            return self.archive.payload(name, round)
+        except HistoryDamaged:
+            if archive_index.is_discarded(self.query, round):
+                raise errors.RoundDiscarded(f"round {round} is gone: retention has thinned it out") from None
+            now = archive_index.find_segment(self.query, round)
+            if now in (None, name):
+                raise
+            return self.archive.payload(str(now), round)  # It has just been put into another one.
+
+    def find(self, id: str) -> int | None:
+        """Return the round of a task id, None if it is not known."""
+        found = self.query("SELECT round FROM rounds WHERE id = ?", (id,))
+        return int(found[0][0]) if found else None
+
+    def entry(self, round: int) -> RoundEntry:
+        """Return what is known of a round without its payload.
+
+        Raises:
+            IndexError: if there is no such round (yet).
+        """
+        columns = ", ".join(RoundEntry._fields)
+        found = self.query(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
+        if not found:
+            raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
+        return RoundEntry(*found[0])
+
+    def cursor(self, source: str) -> str | None:
+        """Return the position behind the last committed task of a source, None if it has none."""
+        found = self.query("SELECT cursor FROM cursors WHERE source = ?", (source,))
+        return str(found[0][0]) if found else None
+
+    def size_bytes(self) -> int:
+        """Return the bytes of the database, its write-ahead log and the archive."""
+        archived = int(self.query("SELECT coalesce(sum(bytes), 0) FROM segments")[0][0])
+        return self._file.stat().st_size + wal_size(self._file) + archived
+
+    def close(self) -> None:
+        """Close all connections and let another writer in; a second call does nothing."""
+        with self._writer_lock:
+            self._closed.set()
+            while self._idle_readers:
+                self._idle_readers.pop().close()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def __enter__(self) -> Self:
+        """Return itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """Return what the ledger answers to a question in SQL, as of the last commit."""
+        with ledger.translate_errors(self._file), self._reader() as reader:
+            return reader.execute(sql, values).fetchall()  # to the end: an open cursor would hold the log back
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Where sealed rounds lie: the place that the ledger names."""
+        return Archive(archive_index.open_archive_store(self.query, self.path))
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a read connection to one thread; there are as many as threads that read at the same moment."""
+        if self._closed.is_set():
+            raise ValueError(f"{self.path}: this History is closed")
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            reader = ledger.connect(self._file, write=False)
+        try:
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        self._idle_readers.append(reader)
+        if self._closed.is_set():
+            with contextlib.suppress(IndexError):
+                self._idle_readers.pop().close()

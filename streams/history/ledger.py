@@ -1,0 +1,427 @@
+"""The file of the history: an SQLite database in WAL mode, its format, and what can go wrong with it.
+
+SQLite, and not a format of our own: it commits payload, id and source position in one transaction, survives
+kill -9 and power loss (WAL, synchronous=FULL), serves many reader processes while one writes, and gives space back.
+Pages of 16 KiB suit payloads of tens of kB.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+
+from streams.atomic_files import sync_path
+from streams.history.errors import (
+    HistoryBusy,
+    HistoryDamaged,
+    HistoryError,
+    HistoryFormatError,
+    HistoryFull,
+    HistoryMissing,
+)
+from streams.types import Conflict, Receipt, Record
+
+_STATEMENT_ROWS = 64
+"""How many records one statement takes."""
+
+
+class RoundEntry(NamedTuple):
+    """What is known of a round without its payload; ``arrived`` in unix seconds, ``crc`` the payload's crc32c."""
+
+    round: int
+    id: str
+    source: str
+    digest: bytes
+    crc: int
+    arrived: float
+    cursor: str | None
+
+
+_INTO_ROUNDS = f"INSERT INTO rounds ({', '.join((*RoundEntry._fields, 'bytes'))})"
+
+
+def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receipt | Conflict]:
+    """Make all records durable, or none; returns an answer for each, in order.
+
+    A record whose id is known, be it from earlier in the same transaction, adds no round; rounds are dense.
+
+    Raises:
+        sqlite3.Error: if the database cannot be written; nothing is kept then.
+    """
+    with transaction(writer):
+        next_round = int(writer.execute("SELECT coalesce(max(round) + 1, 0) FROM rounds").fetchall()[0][0])
+        answers: list[Receipt | Conflict] = []
+        for first in range(0, len(records), _STATEMENT_ROWS):
+            batch = records[first : first + _STATEMENT_ROWS]
+            found = _assign_rounds(batch, _known(writer, batch), next_round)
+            new = [(answer.round, record) for record, answer in zip(batch, found, strict=True) if _is_new(answer)]
+            _insert_rounds(writer, new)
+            next_round += len(new)
+            answers += found
+        cursors = {record.source: record.cursor for record in records if record.cursor is not None}
+        writer.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?)", cursors.items())
+    return answers
+
+
+@contextlib.contextmanager
+def transaction(writer: sqlite3.Connection) -> Iterator[None]:
+    """Make all that is written in the block durable at its end, or nothing if it raises."""
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        writer.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            writer.execute("ROLLBACK")  # a full disk may have rolled back by itself
+        raise
+
+
+def _known(writer: sqlite3.Connection, records: Sequence[Record]) -> dict[str, tuple[int, bytes]]:
+    """Return the round and the digest of each id that is there already."""
+    sql = f"SELECT id, round, digest FROM rounds WHERE id IN ({', '.join('?' * len(records))})"
+    found = writer.execute(sql, [record.id for record in records]).fetchall()
+    return {id: (round, digest) for id, round, digest in found}
+
+
+def _assign_rounds(
+    records: Sequence[Record], known: dict[str, tuple[int, bytes]], next_round: int
+) -> list[Receipt | Conflict]:
+    """Return the answer to each record, and add to what is ``known``."""
+    answers: list[Receipt | Conflict] = []
+    for record in records:
+        round, digest = known.setdefault(record.id, (next_round, record.digest))
+        new = round == next_round
+        same = digest == record.digest
+        answers.append(Receipt(record.id, round, duplicate=not new) if same else Conflict(record.id, round))
+        next_round += new
+    return answers
+
+
+def _is_new(answer: Receipt | Conflict) -> bool:
+    return isinstance(answer, Receipt) and not answer.duplicate
+
+
+def _insert_rounds(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]) -> None:
+    if not new:
+        return
+    entries = [
+        RoundEntry(
+            round,
+            record.id,
+            record.source,
+            record.digest,
+            google_crc32c.value(record.payload),
+            record.arrived,
+            record.cursor,
+        )
+        for round, record in new
+    ]
+    _insert_many(
+        writer, _INTO_ROUNDS, [(*entry, len(record.payload)) for entry, (_, record) in zip(entries, new, strict=True)]
+    )
+    _insert_many(writer, "INSERT INTO payloads", [(round, record.payload) for round, record in new])
+
+
+def insert_entry(writer: sqlite3.Connection, entry: RoundEntry, size: int) -> None:
+    """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
+    _insert_many(writer, _INTO_ROUNDS, [(*entry, size)])
+
+
+def _insert_many(writer: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows by one statement: after each, this thread waits until the others let it run again."""
+    row = f"({', '.join('?' * len(rows[0]))})"
+    writer.execute(f"{into} VALUES {', '.join([row] * len(rows))}", [value for values in rows for value in values])
+
+
+MAX_WAL_BYTES = 64 * 1024 * 1024
+"""What the log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
+
+
+WAL_BACKGROUND_PAGES, WAL_BACKGROUND_BYTES = 2000, 2 * MAX_WAL_BYTES
+"""The same for one that writes beside ingest: later, so that it does so only while nothing is appended."""
+
+
+_log = logging.getLogger(__name__)
+
+
+def wal_size(file: Path) -> int:
+    """Return the bytes of the log of the database ``file``."""
+    try:
+        return file.with_name(f"{file.name}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def truncate_wal(writer: sqlite3.Connection, file: Path, limit: int) -> int:
+    """Cut the log back if it is over ``limit``; return the ceiling of the next time.
+
+    SQLite carries it into the database every 1,000 pages, but starts it anew only at a moment when nobody reads
+    from it, and readers may never pause. This waits half a second for such a moment, and tries again when the log has
+    grown by as much again (one long reader, such as a verify, may hold it for minutes). What was written is durable
+    already, so an error here is nobody's.
+    """
+    now = wal_size(file)
+    if now <= limit:
+        return limit
+    busy = 1
+    writer.execute("PRAGMA busy_timeout=500").fetchall()
+    try:
+        busy = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
+    except sqlite3.Error as error:
+        _log.warning("the write-ahead log of %s could not be cut back: %s", file, error)
+    writer.execute("PRAGMA busy_timeout=30000").fetchall()
+    return now + MAX_WAL_BYTES if busy else MAX_WAL_BYTES
+
+
+FILE = "ledger.sqlite"
+
+
+WRITER_LOCK = "writer.lock"
+
+
+MAINTENANCE_LOCK = "upkeep.lock"
+
+
+EXIT_GRACE_SECONDS = 10.0
+"""How long a process that is dying is waited for: it may be in the middle of a write to a slow disk."""
+
+
+APPLICATION_ID = 0x6F6D6574
+
+
+FORMAT = 2
+"""Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
+
+
+PAGE_BYTES = 16 * 1024
+
+
+ARCHIVE_TABLES = """
+CREATE {kind} segments (                -- published in the archive; each round is in one at most
+    first INTEGER PRIMARY KEY,
+    last  INTEGER NOT NULL,
+    name  TEXT NOT NULL UNIQUE,
+    count INTEGER NOT NULL,             -- rounds in it: those with a damaged payload are left out
+    bytes INTEGER NOT NULL
+);
+CREATE {kind} decisions (decided INTEGER PRIMARY KEY);  -- how many rounds there were when retention thinned them out
+CREATE {kind} held (round INTEGER PRIMARY KEY);         -- the rounds before the last decision that it has kept
+CREATE {kind} thinned (                 -- those that it has not, until their space is given back
+    round   INTEGER PRIMARY KEY,
+    decided INTEGER NOT NULL
+);
+"""
+
+
+SCHEMA = """
+CREATE TABLE rounds (
+    round   INTEGER PRIMARY KEY CHECK (round >= 0),
+    id      TEXT NOT NULL UNIQUE,
+    source  TEXT NOT NULL,
+    digest  BLOB NOT NULL,     -- SHA-256 of the body as received
+    crc     INTEGER NOT NULL,  -- crc32c of the payload as kept
+    arrived REAL NOT NULL,     -- unix seconds
+    cursor  TEXT,              -- the source's position behind this task
+    bytes   INTEGER            -- of the payload
+);
+CREATE TABLE payloads (round INTEGER PRIMARY KEY, payload BLOB NOT NULL);
+CREATE TABLE cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+_NO_SPACE = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
+
+
+@contextlib.contextmanager
+def translate_errors(file: Path) -> Iterator[None]:
+    """Turn what SQLite and the system say about a full disk or a broken file into the errors above."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", None) or 0
+        if code == sqlite3.SQLITE_FULL or code in _NO_SPACE:
+            raise HistoryFull(f"{file}: the disk takes no more ({error}); free some space and try again") from error
+        if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise HistoryDamaged(f"{file}: {error}; verify the history and restore it from a copy") from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise HistoryFull(f"{file}: the disk takes no more ({error}); free some space and try again") from error
+        raise
+
+
+def connect(file: Path, *, write: bool) -> sqlite3.Connection:
+    """Open the database and check its format; a reader (``write=False``) can change nothing in it.
+
+    That holds for the write-ahead log too: only those that write ever carry it into the database.
+    The format is asked for through SQLite, not read from the file: closing a descriptor of our own would drop the
+    locks that other connections of this process hold on it.
+
+    Raises:
+        HistoryMissing: if there is no such file.
+        HistoryFormatError: if it is something else, or a history of another format.
+        HistoryError: if this user may not open it, or not write the shared-memory file beside it.
+    """
+    if not file.exists():
+        raise HistoryMissing(f"{file.parent}: there is no history here ({file.name} is missing)")
+    uri = f"{file.resolve().as_uri()}?mode={'rw' if write else 'ro'}"
+    try:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0)
+    except sqlite3.OperationalError as error:
+        raise HistoryError(f"{file} cannot be opened: {error}; may this user read it?") from error
+    try:
+        version = _check_format(connection, file)
+        if write:
+            _configure_writer(connection, file)
+        if version == 1:
+            _migrate(connection, write=write)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_format(connection: sqlite3.Connection, file: Path) -> int:
+    try:
+        application = connection.execute("PRAGMA application_id").fetchall()[0][0]
+        version = connection.execute("PRAGMA user_version").fetchall()[0][0]
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
+            raise HistoryFormatError(
+                f"{file} is not a history (not an SQLite database); it is left untouched"
+            ) from error
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise HistoryError(
+                f"{file.parent} must be writable, even to read it ({error}); copy it elsewhere"
+            ) from error
+        with translate_errors(file):
+            raise
+    if application != APPLICATION_ID:
+        raise HistoryFormatError(f"{file} is another program's database; it is left untouched")
+    if version not in (1, FORMAT):
+        raise HistoryFormatError(
+            f"{file} has format {version}; this online-meta reads 1 and {FORMAT}; it is left untouched"
+        )
+    return int(version)
+
+
+def _migrate(connection: sqlite3.Connection, *, write: bool) -> None:
+    """Add to a ledger of format 1 what it lacks: for a reader beside the file, for a writer in it."""
+    if not write:
+        connection.executescript(ARCHIVE_TABLES.format(kind="TEMP TABLE"))
+        return
+    tables = ARCHIVE_TABLES.format(kind="TABLE")
+    sizes = "(SELECT length(payload) FROM payloads WHERE payloads.round = rounds.round)"
+    columns = f"ALTER TABLE rounds ADD COLUMN bytes INTEGER; UPDATE rounds SET bytes = {sizes};"
+    connection.executescript(f"BEGIN IMMEDIATE; {tables} {columns} PRAGMA user_version={FORMAT}; COMMIT;")
+
+
+def _configure_writer(connection: sqlite3.Connection, file: Path) -> None:
+    mode = connection.execute("PRAGMA journal_mode=wal").fetchall()[0][0]
+    if mode != "wal":
+        raise HistoryError(
+            f"{file}: this file system cannot hold a write-ahead log (journal mode {mode}); use a local disk"
+        )
+    for setting in ("synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON", "wal_autocheckpoint=1000"):
+        connection.execute(f"PRAGMA {setting}")
+    connection.execute(f"PRAGMA journal_size_limit={MAX_WAL_BYTES}").fetchall()
+
+
+def create(file: Path) -> None:
+    """Make an empty history; it appears under its name whole and durable, or not at all.
+
+    Raises:
+        HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
+        HistoryFull: if the disk takes no more.
+    """
+    refuse_orphan_wal(file)
+    fresh = file.with_name(f".new-{file.name}")
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    with translate_errors(file):
+        _create_empty(fresh)
+        sync_path(fresh)
+        fresh.rename(file)
+        sync_path(file.parent)
+
+
+def refuse_orphan_wal(file: Path) -> None:
+    """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may hold rounds."""
+    if not file.exists() and wal_size(file):
+        raise HistoryDamaged(f"{file}-wal has lost its {file.name}: put that back, or move the log away")
+
+
+def _create_empty(file: Path) -> None:
+    connection = sqlite3.connect(file, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that sealed payloads can give their space back
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={FORMAT}")
+        connection.executescript(SCHEMA + ARCHIVE_TABLES.format(kind="TABLE"))
+        connection.execute("INSERT INTO about VALUES ('created', ?)", (str(time.time()),))
+        connection.execute("PRAGMA journal_mode=wal").fetchall()
+    finally:
+        connection.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and its parents, durably."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with translate_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in new:
+            sync_path(path.parent)
+
+
+def acquire_lock(folder: Path, name: str = WRITER_LOCK, timeout: float = 0.0) -> int:
+    """Take a lock for as long as the returned descriptor is open; the kernel frees that of a dead process.
+
+    Args:
+        folder: of the history.
+        name: ``WRITER_LOCK`` for the process that appends, ``MAINTENANCE_LOCK`` for the one that seals and thins out.
+        timeout: how many seconds to wait for it.
+
+    Raises:
+        HistoryBusy: if somebody has it.
+    """
+    with translate_errors(folder):
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                what = "a writer" if name == WRITER_LOCK else "a process that seals it"
+                raise HistoryBusy(f"{folder} has {what} already; stop it first (reading needs no lock)") from None
+            time.sleep(0.02)
+
+
+def wait_for_maintenance(folder: Path) -> None:
+    """Wait until a process that sealed for a writer that is dead by now is dead, too.
+
+    Raises:
+        HistoryBusy: if it lives on.
+    """
+    if (folder / MAINTENANCE_LOCK).exists():
+        os.close(acquire_lock(folder, MAINTENANCE_LOCK, EXIT_GRACE_SECONDS))

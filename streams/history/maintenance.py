@@ -1,0 +1,100 @@
+"""What a history needs while it is written: sealing, relief, retention, beside ingest."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from streams.history import archive_index
+from streams.history.history import History
+from streams.history.retention import RetentionSettings, compact, last_decision, subsample
+from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
+
+POLL_SECONDS = 1.0
+PAUSE_SECONDS = 30.0
+"""How long a piece of work that failed is left alone."""
+
+_log = logging.getLogger(__name__)
+
+
+def is_due(history: History, sealing: SealingSettings, retention: RetentionSettings) -> bool:
+    """Return whether there may be something to seal, to relieve, to thin out or to remove; it asks little."""
+    if retention.limited or history.query("SELECT 1 FROM thinned LIMIT 1"):
+        return True
+    first = archive_index.first_unsealed(history.query)
+    sql = "SELECT count(*), sum(bytes) FROM (SELECT bytes FROM rounds WHERE round >= ? LIMIT ?)"
+    rounds, size = history.query(sql, (first, sealing.segment_rounds))[0]
+    full = rounds == sealing.segment_rounds or (size or 0) >= sealing.segment_bytes
+    return full or (first > 0 and archive_index.ledger_bytes(history.query) > sealing.ledger_bytes)
+
+
+class Maintenance:
+    """Seals rounds and thins them out in a thread of its own.
+
+    Arrivals are durable without: an archive that is away, damaged or full is told of and waited for.
+
+    Args:
+        history: open to write, or opened beside its writer.
+        sealing: how rounds go into the archive.
+        retention: which stay.
+        oldest: how many rounds the oldest checkpoint has learned, 0 without one.
+    """
+
+    def __init__(
+        self, history: History, sealing: SealingSettings, retention: RetentionSettings, oldest: Callable[[], int]
+    ) -> None:
+        """Begin: what a writer that was killed left behind goes first."""
+        self._history, self._sealing, self._retention, self._oldest = history, sealing, retention, oldest
+        self._checked_rounds, self._orphans_removed = 0, False
+        self._paused: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish the segment that is being written, and end the thread."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            busy = self._attempt("sealed", self._seal)
+            self._attempt("taken out of the ledger", self._evict)
+            self._attempt("thinned out", self._subsample)
+            self._attempt("removed", self._compact)
+            if not busy:
+                self._closing.wait(POLL_SECONDS)
+
+    def _attempt(self, action: str, work: Callable[[], object]) -> bool:
+        """Do a piece of work, and return whether there was something to do; one that failed is left alone a while."""
+        if self._closing.is_set() or time.monotonic() < self._paused.get(action, 0.0):
+            return False
+        try:
+            return bool(work())
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            _log.error("rounds cannot be %s; again in %g s: %s", action, PAUSE_SECONDS, message)
+            self._paused[action] = time.monotonic() + PAUSE_SECONDS
+            return False
+
+    def _seal(self) -> bool:
+        if not self._orphans_removed:
+            remove_orphans(self._history)
+            self._orphans_removed = True
+        return seal_next(self._history, self._sealing) is not None
+
+    def _evict(self) -> int:
+        return evict_payloads(self._history, self._sealing.ledger_bytes)
+
+    def _subsample(self) -> int:
+        """Look whether there is too much whenever a tenth more rounds have come."""
+        committed = len(self._history)
+        decided = last_decision(self._history.query, committed + 1)
+        held = self._history.query("SELECT count(*) FROM held")[0][0] + committed - decided
+        if not self._retention.limited or committed - max(decided, self._checked_rounds) < max(1, held // 11):
+            return 0
+        self._checked_rounds = committed
+        return subsample(self._history, self._retention)
+
+    def _compact(self) -> int:
+        return compact(self._history, self._oldest(), self._sealing.segment_rounds)

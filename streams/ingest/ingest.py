@@ -1,0 +1,206 @@
+"""From arrival to durable round: validate, queue, commit together, answer; hold back when too much waits."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from streams.formats import wire
+from streams.formats.wire import canonical_bytes, is_canonical
+from streams.history.history import History
+from streams.ingest import source_reader
+from streams.ingest.dead_letters import DeadLetters
+from streams.ingest.group_commit import Answer, Committer
+from streams.spec import Limits, TaskSpec
+from streams.types import Arrival, Conflict, Receipt, Record, Rejected, TaskSource
+
+QUEUE_BYTES = 64 * 1024 * 1024
+"""How many bytes of payloads wait at most to be committed; the first one may always wait."""
+
+_log = logging.getLogger(__name__)
+
+
+class Ingest:
+    """Takes arrivals from any thread and makes them durable, several with one commit, in the order they came.
+
+    Args:
+        history: open to write; nobody else appends to it.
+        spec: what a task of this run looks like.
+        limits: how much one may hold and how many may wait.
+        count_learned: how many rounds have been learned; it must be quick and must not call back.
+        on_rejected: told (source, reason) of each arrival that is refused; "conflict" is a reason too.
+        on_committed: told (source, seconds from arrival to durable) of each new round.
+        clock: the unix time in seconds that a round's arrival is noted by.
+        dead_letters: where refused arrivals are kept; None keeps none.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        spec: TaskSpec,
+        limits: Limits,
+        count_learned: Callable[[], int],
+        on_rejected: Callable[[str, str], None],
+        on_committed: Callable[[str, float], None],
+        clock: Callable[[], float] = time.time,
+        dead_letters: DeadLetters | None = None,
+    ) -> None:
+        """Start the committing thread."""
+        self._history = history
+        self._spec = spec
+        self._limits = limits
+        self._count_learned = count_learned
+        self._on_rejected = on_rejected
+        self._on_committed = on_committed
+        self._clock = clock
+        self._dead_letters = dead_letters
+        self._closing = threading.Event()
+        self._pull_threads: dict[str, threading.Thread] = {}
+        self._committer = Committer(
+            history, limits.commit_batch, self._is_full, self._note_answer, self._sync_dead_letters
+        )
+
+    def submit(self, arrival: Arrival, *, wait: bool) -> "Future[Answer]":
+        """Validate an arrival in this thread and queue it; the future has the answer once that is durable.
+
+        An id that is committed already is answered even when the backlog is full.
+
+        Args:
+            arrival: what came.
+            wait: True for a source that is pulled: block until there is room, and wait for a full disk too, in
+                order. False for one that is pushed: raise BacklogFull, and let the future raise HistoryFull.
+
+        Raises:
+            Rejected: if it is not a task of this run.
+            BacklogFull: if there is no room (``wait=False``).
+            HistoryFull: if there is no room because the disk is full (``wait=False``).
+            IngestClosed: if this Ingest is closed, also while waiting for room.
+        """
+        began = time.perf_counter()
+        try:
+            record, known = self._validate(arrival)
+        except Rejected as rejection:
+            self._count_rejected(arrival.source, rejection.reason)
+            self._dead_letter(arrival, rejection, only_copy=wait)
+            raise
+        if isinstance(known, Conflict):
+            self._dead_letter(arrival, _conflict_rejection(known), only_copy=wait)
+        if known is not None and record.cursor is None:
+            answered: Future[Answer] = Future()
+            self._note_answer(record, known, 0.0)
+            answered.set_result(known)
+            return answered
+        return self._committer.put(record, blocking=wait, began=began, known=known is not None)
+
+    def submit_nowait(self, arrival: Arrival) -> "Future[Answer] | None":
+        """Queue a new arrival whose bytes are kept as they came; None if only ``submit`` can tell what becomes of it.
+
+        It takes no longer than looking at the bytes, so that an event loop can call it.
+
+        Raises:
+            BacklogFull: if there is no room.
+            HistoryFull: if there is no room because the disk is full.
+            IngestClosed: if this Ingest is closed.
+        """
+        began = time.perf_counter()
+        fits = wire.is_valid_id(arrival.id, self._limits) and is_canonical(arrival.body, self._spec, self._limits)
+        if not fits or self._history.find(arrival.id) is not None:
+            return None
+        record = self._record(arrival, arrival.body, wire.digest(arrival.body))
+        return self._committer.put(record, blocking=False, began=began)
+
+    def reject(self, arrival: Arrival, rejection: Rejected, *, complete: bool = True) -> None:
+        """Count an arrival that is refused, and keep it as a dead letter; may wait for the disk.
+
+        Args:
+            arrival: what came, as far as it did.
+            rejection: why it is refused.
+            complete: whether all of the body was received.
+        """
+        self._count_rejected(arrival.source, rejection.reason)
+        self._dead_letter(arrival, rejection, complete)
+
+    def pull(self, source_name: str, source: TaskSource) -> None:
+        """Read a source in a thread of its own until ``close``, from behind its last committed task.
+
+        Raises:
+            ValueError: if a source of that name is being read already.
+        """
+        if source_name in self._pull_threads:
+            raise ValueError(f"the source {source_name!r} is being read already; give each source its own name")
+
+        def submit(arrival: Arrival) -> "Future[Answer]":
+            return self.submit(arrival._replace(source=source_name), wait=True)
+
+        arguments = (source_name, source, submit, self._history.cursor, self._closing, self._sync_dead_letters)
+        thread = threading.Thread(
+            target=source_reader.read_until_closed, args=arguments, name=f"pull-{source_name}", daemon=True
+        )
+        self._pull_threads[source_name] = thread
+        thread.start()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Take nothing more, commit what is queued, end the threads; the history stays open.
+
+        Args:
+            timeout: seconds to wait for each source to return from reading.
+        """
+        self._closing.set()
+        self._committer.close()
+        for name, thread in self._pull_threads.items():
+            thread.join(timeout=timeout)
+            if thread.is_alive():
+                _log.warning("the source %s does not return from reading; it is left behind", name)
+
+    def _validate(self, arrival: Arrival) -> tuple[Record, Answer | None]:
+        """Return what is to be kept and, if its id is committed already, the answer (nothing is decoded then)."""
+        if arrival.rejection is not None:
+            raise arrival.rejection
+        wire.check_id(arrival.id, self._limits)
+        digest = wire.digest(arrival.body)
+        round = self._history.find(arrival.id)
+        if round is None:
+            return self._record(arrival, canonical_bytes(arrival.body, self._spec, self._limits), digest), None
+        same = self._history.entry(round).digest == digest
+        answer = Receipt(arrival.id, round, duplicate=True) if same else Conflict(arrival.id, round)
+        return self._record(arrival, b"", digest), answer
+
+    def _record(self, arrival: Arrival, payload: bytes, digest: bytes) -> Record:
+        return Record(arrival.id, payload, digest, arrival.source, arrival.cursor, self._clock())
+
+    def _is_full(self, rounds: int, pending_bytes: int) -> bool:
+        return rounds - self._count_learned() >= self._limits.backlog or pending_bytes > self._max_queue_bytes
+
+    @property
+    def _max_queue_bytes(self) -> int:
+        return max(QUEUE_BYTES, 4 * self._limits.body_bytes)
+
+    def _note_answer(self, record: Record, answer: Answer, seconds: float) -> None:
+        if isinstance(answer, Conflict):
+            self._count_rejected(record.source, "conflict")
+            if record.payload:  # the id was taken while this one was queued: no letter has been written yet
+                arrival = Arrival(record.id, record.payload, record.source, None)
+                self._dead_letter(arrival, _conflict_rejection(answer), only_copy=record.source in self._pull_threads)
+        elif not answer.duplicate:
+            self._on_committed(record.source, seconds)
+
+    def _count_rejected(self, source: str, reason: str) -> None:
+        try:
+            self._on_rejected(source, reason)
+        except Exception:
+            _log.exception("counting a rejected task failed")
+
+    def _dead_letter(
+        self, arrival: Arrival, rejection: Rejected, complete: bool = True, *, only_copy: bool = False
+    ) -> None:
+        if self._dead_letters is not None:
+            self._dead_letters.put(arrival, rejection, complete=complete, only_copy=only_copy)
+
+    def _sync_dead_letters(self) -> None:
+        if self._dead_letters is not None:
+            self._dead_letters.sync()
+
+
+def _conflict_rejection(conflict: Conflict) -> Rejected:
+    return Rejected("conflict", f"the id belongs to round {conflict.round}, which was made of other bytes")

@@ -1,0 +1,74 @@
+"""Bring tasks to a Kafka topic."""
+
+from collections import deque
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from streams.brokers.kafka import find_auth_error, make_client, read_login
+from streams.brokers.login import KafkaLogin
+from streams.producers.errors import UNREACHABLE, RetryLater, SubmitError, check_task_id, retry
+
+TIMEOUT_SECONDS = 20.0
+TRANSIENT_ERRORS = (
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+)
+"""Errors that say nothing about the task or the topic."""
+
+
+class KafkaProducer:
+    """A ``Producer`` of messages with a header ``id``, the id as their key, too, so that it decides the partition."""
+
+    def __init__(self, brokers: str, topic: str, login: KafkaLogin, retry_seconds: float) -> None:
+        """Write to a topic of the ``brokers``, host:port or several between commas; raises as ``read_login`` does."""
+        self._where, self._topic, self._retry_seconds = f"kafka://{brokers}", topic, retry_seconds
+        self._errors: deque[KafkaError] = deque(maxlen=32)
+        self._producer = make_client(
+            Producer,
+            {
+                **read_login(login),
+                "bootstrap.servers": brokers,
+                "acks": "all",
+                "linger.ms": 0,
+                "message.max.bytes": 1_000_000_000,  # the broker's own limit decides
+                "message.timeout.ms": round(1000 * min(TIMEOUT_SECONDS, max(retry_seconds, 1.0))),
+                "log_level": 2,
+                "error_cb": self._errors.append,
+            },
+        )
+
+    def send(self, id: str, body: bytes) -> None:
+        """Write a message and wait until all replicas in sync have it."""
+        check_task_id(id)
+        retry(self._retry_seconds, lambda: self._produce(id, body))
+
+    def _produce(self, id: str, body: bytes) -> None:
+        reports: list[KafkaError | None] = []
+        self._errors.clear()
+
+        def note(error: KafkaError | None, message: Message) -> None:
+            reports.append(error)
+
+        try:
+            self._producer.produce(self._topic, body, key=id, headers=[("id", id.encode())], on_delivery=note)
+            while not reports:
+                self._producer.poll(0.1)
+                if (auth_error := find_auth_error(self._errors)) is not None:
+                    self._producer.purge()
+                    raise KafkaException(auth_error)
+            error = reports[0]
+        except KafkaException as raised:
+            error = raised.args[0]
+        if error is None:
+            return
+        detail = f"{self._where}/{self._topic}: {error.str()}"
+        if error.code() in TRANSIENT_ERRORS or error.retriable():
+            raise RetryLater(None, UNREACHABLE, detail)
+        large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        raise SubmitError(None, "too_large" if large else "refused", detail)
+
+    def close(self) -> None:
+        """Let go of the brokers; nothing is under way any more."""
+        self._producer.flush(0)

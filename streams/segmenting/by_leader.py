@@ -1,0 +1,175 @@
+"""Rows without task boundaries, cut by what the run's own leader loses on them once it has adapted to their task.
+
+A leader that has seen more cuts better, so a task is begun once all before it have been learned. What a leader is
+worth depends on what else has been learned meanwhile: the same rows may be cut otherwise in another run. In one run
+that makes no difference to what is promised, for a task is committed together with the place where it ends.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, MinLen
+from torch import Tensor
+
+from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood
+from online_meta.changepoints.segments import Likelihood, Segmenter
+from online_meta.changepoints.task_free import estimate_errors, make_task
+from online_meta.inner import Inner
+from online_meta.regret.scoring import score_task, truncate_support
+from online_meta.types import Meta, Score, Task
+from streams.formats.rows import EncodeRow, Row
+from streams.segmenting.by_change import cut_by_change, read_sample
+from streams.segmenting.cutting import Cut, RowSource
+from streams.spec import TaskSpec
+from streams.types import Arrival, TaskSource
+
+
+class LeaderContext(NamedTuple):
+    """What such a source asks of the run.
+
+    Attributes:
+        inner: adapts the leader.
+        squared_error: whether its loss is a mean square error; if not, it is taken for a negative log-likelihood.
+        latest_leader: gives the newest leader, and how many rounds it has learned.
+        count_rounds: says how many rounds there are.
+        latest_tasks: gives the tasks of the newest so many rounds, or of as many as are kept.
+    """
+
+    inner: Inner
+    squared_error: bool
+    latest_leader: Callable[[], tuple[Meta, int]]
+    count_rounds: Callable[[], int]
+    latest_tasks: Callable[[int], Sequence[Task]]
+
+
+class NeedsLeader(NamedTuple):
+    """A source that does not know yet whom to follow: ``create(leading) -> source``, which may raise ``ValueError``."""
+
+    create: Callable[[LeaderContext], TaskSource]
+
+
+class LeaderOptions(NamedTuple):
+    """Of ``leader_likelihood``, and of how many of the newest tasks errors are expected.
+
+    Attributes:
+        sizes: of how many samples of a task its model adapts, ascending.
+        window: how many tasks.
+        shape: the smaller, the more tasks differ in how hard they are.
+    """
+
+    sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = ADAPTATION_SIZES
+    window: Annotated[int, Ge(1)] = 20
+    shape: Annotated[float, Gt(0)] = 1.0
+
+
+class _OpenTask(NamedTuple):
+    """A task that has begun: the leader it is cut by, the cut, what that remembers, and the task's first rows."""
+
+    meta: Meta
+    cut: Cut
+    memory: object
+    first: tuple[Row, ...]
+
+
+def cut_by_leader(
+    leader: LeaderContext,
+    options: LeaderOptions,
+    segmenter: Callable[[Likelihood], Segmenter],
+    encode: EncodeRow,
+    spec: TaskSpec,
+    most: int,
+) -> Cut:
+    """Return the cut by ``segmenter`` over the loss of the leader as it is when a task's first row comes.
+
+    The errors to be expected are those of the last tasks, scored by the leader that cut them, before it learned them;
+    to begin with, those of the newest rounds, which it may have learned: a little too small.
+    Raises ``ValueError`` for an unknown option, one out of range, and a model that cannot judge samples one by one.
+    """
+    x, y = _empty_sample(spec)
+    scores: deque[Score] = deque(maxlen=options.window)
+
+    def score_rows(meta: Meta, rows: Sequence[Row]) -> None:
+        samples = [read_sample(row, encode, spec.ways) for row in rows]
+        task = make_task([sample for sample in samples if sample is not None], options.sizes)
+        if task is not None:
+            scores.append(score_task(leader.inner, meta, task, None, options.sizes))
+
+    def likelihood(meta: Meta) -> Likelihood:
+        errors = estimate_errors(scores, options.sizes, options.shape) if leader.squared_error else None
+        return leader_likelihood(leader.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
+
+    def start_task() -> _OpenTask:
+        meta, _ = leader.latest_leader()
+        if leader.squared_error and not scores:
+            scores.extend(_score_latest(leader, meta, options))
+        cut = cut_by_change(segmenter(likelihood(meta)), encode, spec.ways, most)
+        return _OpenTask(meta, cut, cut.start(), ())
+
+    def update(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
+        open_task = open_task or start_task()
+        memory, count = open_task.cut.update(open_task.memory, row)
+        first = open_task.first if len(open_task.first) == 2 * max(options.sizes) else (*open_task.first, row)
+        if count and leader.squared_error:
+            score_rows(open_task.meta, first[:count])
+        return open_task._replace(memory=memory, first=first), count
+
+    checked = likelihood(leader.latest_leader()[0])
+    segmenter(checked)
+    _check_likelihood(checked, x, y)
+    return Cut(lambda: None, update)
+
+
+class LeaderSource:
+    """A ``TaskSource`` over rows that begins a task once the leader has learned those before it."""
+
+    def __init__(self, samples: RowSource, leader: LeaderContext) -> None:
+        """Read ``samples``, whose cut is ``cut_by_leader``."""
+        self._samples = samples
+        self._leader = leader
+        self._unacked = 0
+
+    def read(self, after: str | None) -> Iterator[Arrival | None]:
+        """Yield the tasks behind a position; None while no more is complete, or the last is not learned yet."""
+        self._unacked = 0
+        for arrival in self._samples.read(after):
+            self._unacked += arrival is not None
+            yield arrival
+            if arrival is not None:
+                yield from self._wait_until_learned()
+
+    def ack(self, arrivals: Sequence[Arrival]) -> None:
+        """Note that they are durable, or were rejected."""
+        self._unacked -= len(arrivals)
+
+    def _wait_until_learned(self) -> Iterator[None]:
+        while self._unacked > 0:
+            yield None
+        count_rounds = self._leader.count_rounds()
+        while self._leader.latest_leader()[1] < count_rounds:
+            yield None
+
+
+def _empty_sample(spec: TaskSpec) -> tuple[Tensor, Tensor]:
+    """Return a sample, and a label or target, of zeros."""
+    y_dtype = torch.int64 if spec.y == "class" else torch.float32
+    return torch.zeros(spec.x_shape, dtype=getattr(torch, spec.x_dtype)), torch.zeros(spec.y_shape, dtype=y_dtype)
+
+
+def _score_latest(leader: LeaderContext, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
+    """Yield scores of the newest rounds, with as much of the support of each as ``make_task`` would give it."""
+    for task in leader.latest_tasks(options.window):
+        size = max((size for size in options.sizes if size <= len(task.support.x)), default=0)
+        if size:
+            yield score_task(leader.inner, meta, truncate_support(task, size), None, options.sizes)
+
+
+def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:
+    """Raise ``ValueError`` where the likelihood cannot judge a sample."""
+    try:
+        runs = likelihood.start()
+        likelihood.score(likelihood.update(runs, x, y), x, y)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise ValueError(f"likelihood = 'leader': the model cannot judge samples one by one: {fault}") from error

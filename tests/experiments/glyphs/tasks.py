@@ -1,0 +1,80 @@
+"""Few-shot tasks of letters that nobody has seen: whole scripts are held out, and each letter is drawn ever anew."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from online_meta.types import Batch, Task
+from safetensors.torch import load_file, save_file
+from tests.experiments.glyphs.fonts import MASTER, render_glyphs
+from torch import Tensor
+from torch.nn import functional as F
+
+SIZE = 28
+HELD_OUT = 4
+"""Every fourth script, in a shuffled order, is for testing."""
+
+
+class Letters(NamedTuple):
+    """Pictures of letters, one each: (letters, 56, 56) float32 in 0..1; ``train`` and ``test`` share no script."""
+
+    train: Tensor
+    test: Tensor
+    train_scripts: int
+    test_scripts: int
+
+
+def load_letters(fonts: Path, cache: Path) -> Letters:
+    """Return the letters of Debian's Noto fonts; rendered once, kept in the file ``cache``."""
+    if not cache.exists():
+        glyphs = render_glyphs(fonts)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"masters": torch.from_numpy(glyphs.masters), "script_of": torch.from_numpy(glyphs.script_of)}
+        save_file(tensors, cache)
+    kept = load_file(cache)
+    pictures, script_of = kept["masters"].float() / 255, kept["script_of"]
+    scripts = np.unique(script_of.numpy())
+    order = np.random.Generator(np.random.Philox(np.random.SeedSequence(0))).permutation(scripts)
+    held_out = torch.isin(script_of, torch.from_numpy(order[::HELD_OUT].copy()))
+    test_scripts = len(order[::HELD_OUT])
+    return Letters(pictures[~held_out], pictures[held_out], len(scripts) - test_scripts, test_scripts)
+
+
+def draw_tasks(random: torch.Generator, letters: Tensor, tasks: int, ways: int, shots: int, queries: int) -> list[Task]:
+    """Return tasks of ``ways`` letters: images (n, 1, 28, 28) in 0..1, labels (n,) in the order 0, 1, ..., 0, 1, ...
+
+    ``shots`` and ``queries`` are numbers of drawings a letter; no drawing is like another.
+    """
+    made = []
+    for _ in range(tasks):
+        chosen = letters[torch.randperm(len(letters), generator=random)[:ways]]
+        images = draw_letters(random, chosen.repeat(shots + queries, 1, 1))
+        labels = torch.arange(ways).repeat(shots + queries)
+        cut = ways * shots
+        made.append(Task(Batch(images[:cut], labels[:cut]), Batch(images[cut:], labels[cut:])))
+    return made
+
+
+def draw_letters(random: torch.Generator, masters: Tensor) -> Tensor:
+    """Return a drawing of each letter: turned, sized, slanted, moved and bent at random; (n, 1, 28, 28)."""
+    count = len(masters)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=random)
+
+    turn, slant = uniform(-0.3, 0.3), uniform(-0.25, 0.25)
+    wide, high = uniform(0.8, 1.2), uniform(0.8, 1.2)
+    rows = [
+        torch.stack([turn.cos() * wide, -turn.sin() * high + slant, uniform(-0.12, 0.12)], 1),
+        torch.stack([turn.sin() * wide, turn.cos() * high, uniform(-0.12, 0.12)], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), [count, 1, SIZE, SIZE], align_corners=False)
+    # Bends: two slow waves a drawing, of random phase, along either side.
+    phase = uniform(0, 2 * math.pi, 2, 1, 1)
+    size = uniform(0.0, 0.07, 2, 1, 1)
+    x, y = grid[..., 0], grid[..., 1]
+    bent = torch.stack([x + size[:, 0] * (3 * y + phase[:, 0]).sin(), y + size[:, 1] * (3 * x + phase[:, 1]).sin()], -1)
+    assert masters.shape[1:] == (MASTER, MASTER)
+    return F.grid_sample(masters.unsqueeze(1), bent, align_corners=False)

@@ -1,0 +1,195 @@
+"""Digits under 1,000 transformations by the protocol of MOML: how well the next task goes, and all those before."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import click
+import torch
+from online_meta.learners.ftml import FollowTheMetaLeader
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import Learner, Score, Task
+from streams.sources.transformed_digits import Settings, load_digits, make_task
+from tests.experiments.common.playing import Training, centred_mlp, play_stream, train_leader
+from tests.experiments.common.tables import (
+    Row,
+    choose_labels,
+    commit,
+    keep,
+    read_kept,
+    run_options,
+    run_rows,
+    write_table,
+)
+from tests.experiments.moml.page import NAME, plot, render
+from torch import nn
+from trainers.settings import (
+    EngineSettings,
+    InnerSettings,
+    MetaSettings,
+    ModelSettings,
+    RegretSettings,
+    TrainerSettings,
+)
+
+STEPS = 2
+"""Of the inner loop."""
+
+CHECKS = (100, 250, 500)
+"""After how many rounds all tasks so far are looked at, beside the end."""
+
+
+class Entry(NamedTuple):
+    """One run: a learner by its name."""
+
+    label: str
+    rounds: int
+    seed: int
+
+
+class Chosen(NamedTuple):
+    """What was chosen for a learner: the inner learning rate, the outer one, and its own options."""
+
+    inner: float
+    outer: float
+    options: dict[str, Any]
+
+
+CHOSEN = {
+    MAIN_LEARNER: Chosen(1.0, 0.001, {}),
+    "moml": Chosen(1.0, 0.0003, {"alpha": 1.0, "steps": 10}),
+    "aruba": Chosen(0.5, 0.003, {"eps": 0.05, "zeta": 0.1}),
+    "c_maml": Chosen(1.0, 0.001, {}),
+    "online_reptile": Chosen(0.5, 0.001, {}),
+    "ftl_fine_tune": Chosen(0.25, 0.0003, {}),
+    "train_on_everything": Chosen(1.0, 0.0008, {}),
+    "from_scratch": Chosen(1.0, 0.001, {"steps": 30, "lr": 0.001}),
+}
+"""The best of nine tries, as ``moml_tuning`` makes them; the last two are set by hand."""
+
+
+def digits_mlp(hidden: Sequence[int] = (200,)) -> nn.Module:
+    """Return the perceptron of the table."""
+    return centred_mlp(28 * 28, 10, hidden)
+
+
+def settings_of(label: str, seed: int, chosen: Chosen | None = None) -> TrainerSettings:
+    """Return the settings of a run, with what is ``CHOSEN`` for its learner by default."""
+    inner, outer, options = chosen or CHOSEN[label]
+    return TrainerSettings(
+        ModelSettings("tests.experiments.moml.__main__:digits_mlp"),
+        InnerSettings(steps=STEPS, lr=inner),
+        MetaSettings(lr=outer, steps_per_round=2, batch=5),
+        regret=RegretSettings(
+            comparator=(),
+            baselines=() if label == MAIN_LEARNER else (label,),
+            options={label: options} if options else {},
+        ),
+        engine=EngineSettings(batching="traced"),
+        seed=seed,
+    )
+
+
+def make_tasks(seed: int, rounds: int) -> list[Task]:
+    """Return the first tasks of a seed's stream: 60 images to adapt on, 10 to be judged on."""
+    torch.set_num_threads(1)
+    digits = load_digits()
+    return [make_task(digits, Settings(), seed, t) for t in range(rounds)]
+
+
+def run_entry(entry: Entry, work: Path) -> Row:
+    """Play one run and return its row; one that was finished before is read and not run again.
+
+    The row has the loss and accuracy on each task before it was learned, and after ``CHECKS`` and all rounds those on
+    all tasks so far.
+    """
+    settings = settings_of(entry.label, entry.seed)
+    training = Training(**CHOSEN["from_scratch"].options) if entry.label == MAIN_LEARNER else None
+    asked = {**entry._asdict(), "chosen": CHOSEN[entry.label]._asdict()}
+    asked |= {"trained": training._asdict()} if training else {}
+    kept = work / f"{'-'.join(map(str, entry))}.json"
+    if before := read_kept(kept, asked):
+        return before
+    tasks, scores, long_term, seconds, checking = make_tasks(entry.seed, entry.rounds), [], [], 0.0, 0.0
+    tuned: list[Score] = []
+
+    def look(learner: Learner, task: Task) -> None:
+        if training:
+            tuned.append(train_leader(settings, training, learner, task))
+
+    for learner, score, spent in play_stream(settings, entry.label, tasks, work / "programs", look=look):
+        scores.append(score)
+        seconds += spent
+        if len(scores) in {*CHECKS, entry.rounds}:
+            began = time.process_time()
+            long_term.append({"rounds": len(scores), **tell(score_all(learner, tasks[: len(scores)], scores))})
+            checking += time.process_time() - began
+    row = {
+        "asked": asked,
+        "commit": commit(),
+        **_each(scores),
+        **({"tuned": _each(tuned)} if training else {}),
+        "long_term": long_term,
+        "state_bytes": sum(value.nbytes for value in learner.save().values()),
+        "past_bytes": bytes_of(tasks) if isinstance(learner, FollowTheMetaLeader) else 0,
+        "seconds": seconds,
+        "checking": checking,
+    }
+    return keep(kept, row)
+
+
+def _each(scores: Sequence[Score]) -> Row:
+    """Return the loss and accuracy on each task."""
+    return {"losses": [score.loss_after for score in scores], "accuracies": [score.accuracy for score in scores]}
+
+
+def score_all(learner: Learner, tasks: Sequence[Task], before: Sequence[Score]) -> list[Score]:
+    """Return the scores of past tasks, the last of which was learned last; leaves the learner as it was.
+
+    A learner that keeps nothing answers as it did ``before``.
+    """
+    if not (state := learner.save()):
+        return [*before]
+    scores = [learner.score(task) for task in tasks]
+    learner.load(state, len(tasks))  # Or it would wait for them to be learned.
+    return scores
+
+
+def tell(scores: Sequence[Score]) -> Row:
+    """Return the mean loss and accuracy."""
+    return {
+        "loss": mean(score.loss_after for score in scores),
+        "accuracy": mean(score.accuracy for score in scores if score.accuracy is not None),
+    }
+
+
+def bytes_of(tasks: Sequence[Task]) -> int:
+    """Return how many bytes tasks take in memory."""
+    return sum(values.nbytes for task in tasks for batch in task for values in batch)
+
+
+@click.command()
+@run_options(NAME, rounds=1000, about="Tasks of each run.")
+def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
+    """Write moml_protocol.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
+    labels = choose_labels(only, [*CHOSEN])
+    (work / "programs").mkdir(parents=True, exist_ok=True)
+    asked = [(Entry(label, rounds, seed), work) for seed in range(seeds) for label in labels]
+    run_rows(jobs, run_entry, asked, lambda rows: _write(out, rounds, rows))
+    click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
+
+
+def _write(out: Path, rounds: int, rows: list[Row]) -> None:
+    write_table(out, NAME, rounds, [_rounded(row) for row in rows], render, plot(rows))
+
+
+def _rounded(row: Row) -> Row:
+    """Return a row whose losses have no more digits than a table needs."""
+    beside = {"tuned": _rounded(row["tuned"])} if "tuned" in row else {}
+    return {**row, "losses": [float(f"{loss:.5g}") for loss in row["losses"]], **beside}
+
+
+if __name__ == "__main__":
+    main()

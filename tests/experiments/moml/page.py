@@ -1,0 +1,148 @@
+"""The page and the picture of ``moml_protocol``."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from deploy.reports.report import COLOURS, as_png, style_axes
+from online_meta.regret.ledger import MAIN_LEARNER
+from tests.experiments.common.playing import TUNED
+from tests.experiments.common.tables import Row, tell_mean
+
+NAME = "moml_protocol"
+NAMES = {MAIN_LEARNER: "FTML", "moml": "MOML", "aruba": "ARUBA", "c_maml": "C-MAML", "ftl_fine_tune": "FTL, fine-tuned"}
+"""Of learners that are not called as the page calls them."""
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the page as Markdown: means over the seeds and their standard errors."""
+    groups = by_label(result["rows"])
+    leader = {row["asked"]["seed"]: row for row in groups.get(MAIN_LEARNER, [])}
+    tuned = {TUNED: [{"asked": row["asked"], **row["tuned"]} for row in leader.values()]} if leader else {}
+    text = [
+        "# Digits under a thousand transformations: the protocol of MOML",
+        "",
+        f"`{result['command']}`, commit {result['commit']}.",
+        "",
+        f"{result['iterations']} tasks of `transformed_digits`: 60 images to adapt on and 10 to be judged on, under a",
+        "transformation of their own; a perceptron 784-200-10, two inner steps. In a round FTML and Reptile make two",
+        "meta-steps on 5 tasks, MOML 10 on the new one, ARUBA and C-MAML one; learners without an inner loop make six",
+        "steps on 5 tasks. Mean over the seeds ± standard error. *CTM*: the current task, before it is learned. *LTM*:",
+        "all tasks so far, adapted to with the current meta-parameters. *Against FTML*: the difference of losses seed",
+        f"by seed, below 0 is better. *{TUNED}*: FTML's leader, adapted by the 30 steps of",
+        "Adam that *from scratch* makes, and not by two: what the start is worth where both adapt alike.",
+        "",
+        "## The current task (CTM)",
+        "",
+        "| learner | seeds | loss | accuracy | against FTML | last half: loss | accuracy | against FTML |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {name_of(label)} | {' | '.join(_current(rows, leader))} |"
+            for label, rows in {**groups, **tuned}.items()
+        ),
+        "",
+        "## All tasks so far (LTM): loss; accuracy",
+        "",
+        *_long_term(groups, leader),
+        "",
+        "## What it takes",
+        "",
+        "*State* is what `save()` gives, that of the optimizer included; *past* the tasks that have to be there to be",
+        "revisited. Seconds are the processor's, of scoring and learning.",
+        "",
+        "| learner | state, MB | past, MB | seconds a round | inner rate | outer rate | options |",
+        "|---|---|---|---|---|---|---|",
+        *(f"| {name_of(label)} | {' | '.join(_cost(rows))} |" for label, rows in groups.items()),
+        "",
+        "Rates and options are the best of nine tries a learner, 150 rounds on another seed (`python -m",
+        "tests.experiments.moml.tuning`), but for *train on everything* and *from scratch*: by hand. All runs took",
+        f"{sum(row['seconds'] + row['checking'] for row in result['rows']):,.0f} seconds of one core.",
+        "",
+        f"![running mean of the loss on the current task, and loss on all tasks so far]({NAME}.png)",
+        "",
+    ]
+    return "\n".join(text)
+
+
+def by_label(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each learner, the seeds in order."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: int(row["asked"]["seed"])):
+        found.setdefault(row["asked"]["label"], []).append(row)
+    return found
+
+
+def name_of(label: str) -> str:
+    """Return a learner's name as the page has it."""
+    return NAMES.get(label, label.replace("_", " "))
+
+
+def _current(rows: list[Row], leader: dict[int, Row]) -> list[str]:
+    cells = [str(len(rows))]
+    for part in (mean, _last_half):
+        cells += [_tell(part(row["losses"]) for row in rows), _tell(part(row["accuracies"]) for row in rows)]
+        cells.append(_against(rows, leader, lambda row, part=part: part(row["losses"])))  # type: ignore[misc]
+    return cells
+
+
+def _last_half(values: Sequence[float]) -> float:
+    return mean(values[len(values) // 2 :])
+
+
+def _long_term(groups: dict[str, list[Row]], leader: dict[int, Row]) -> list[str]:
+    rounds = [check["rounds"] for check in next(iter(groups.values()))[0]["long_term"]]
+    lines = [
+        f"| learner | {' | '.join(f'{many} tasks' for many in rounds)} | against FTML |",
+        "|---" * (len(rounds) + 2) + "|",
+    ]
+    for label, rows in groups.items():
+        checks = zip(*(row["long_term"] for row in rows), strict=True)
+        cells = ["; ".join(_tell(check[of] for check in seeds) for of in ("loss", "accuracy")) for seeds in checks]
+        cells.append(_against(rows, leader, lambda row: float(row["long_term"][-1]["loss"])))
+        lines.append(f"| {name_of(label)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cost(rows: list[Row]) -> list[str]:
+    chosen = rows[0]["asked"]["chosen"]
+    return [
+        *(f"{rows[0][of] / 1e6:.2f}" for of in ("state_bytes", "past_bytes")),
+        _tell((row["seconds"] / len(row["losses"]) for row in rows), ".4f"),
+        str(chosen["inner"]),
+        str(chosen["outer"]),
+        ", ".join(f"{name} {value}" for name, value in chosen["options"].items()),
+    ]
+
+
+def _against(rows: list[Row], leader: dict[int, Row], found: Callable[[Row], float]) -> str:
+    """Return how far what is found in rows is above what is found in the leader's of the same seeds."""
+    pairs = [(row, leader[row["asked"]["seed"]]) for row in rows if row["asked"]["seed"] in leader]
+    return _tell((found(mine) - found(other) for mine, other in pairs if mine is not other), "+.3f")
+
+
+def _tell(values: Iterable[float], form: str = ".3f") -> str:
+    return tell_mean(values, form, none="")
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """Return a PNG: the running mean of the loss on the current task, and the loss on all tasks so far, by round."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")
+    current, kept = figure.subplots(1, 2, sharey=True)
+    for (label, found), colour in zip(by_label(rows).items(), (*COLOURS, "#000000", "#888888"), strict=False):
+        losses = np.mean([row["losses"] for row in found], axis=0)
+        rounds = np.arange(1, len(losses) + 1)
+        current.plot(rounds, np.cumsum(losses) / rounds, color=colour, label=name_of(label))
+        checks = np.mean([[[check["rounds"], check["loss"]] for check in row["long_term"]] for row in found], axis=0)
+        kept.plot(*checks.T, "o-", color=colour, markersize=4, label=name_of(label))
+    current.set_title("CTM: mean loss on the current tasks so far", fontsize=11)
+    kept.set_title("LTM: mean loss on all tasks so far", fontsize=11)
+    for axes in (current, kept):
+        axes.set_xlabel("round")
+        style_axes(axes)
+    current.set_ylabel("query loss after adaptation")
+    current.set_ylim(0, 2.6)
+    kept.legend(frameon=False, fontsize=9)
+    return as_png(figure)

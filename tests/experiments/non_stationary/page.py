@@ -1,0 +1,108 @@
+"""The page and the picture of the streams that are not stationary."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from deploy.reports.report import COLOURS, as_png, style_axes
+from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.non_stationary.runs import (
+    COMPARATOR,
+    DYNAMIC_ROUNDS,
+    DYNAMIC_STEPS,
+    LABELS,
+    MOST,
+    STEPS,
+    STREAMS,
+)
+
+NAME = "non_stationary"
+Runs = dict[tuple[str, str], list[Row]]
+"""Rows by stream and label."""
+
+
+def by_run(rows: Sequence[Row]) -> Runs:
+    """Return the rows of each stream and label, the seeds in order."""
+    found: dict[tuple[str, str], list[Row]] = {(s, label): [] for s in STREAMS for label in (*LABELS, COMPARATOR)}
+    for row in rows:
+        found[row["asked"]["stream"], row["asked"]["label"]].append(row)
+    return {key: sorted(some, key=lambda row: int(row["asked"]["seed"])) for key, some in found.items() if some}
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the table as Markdown: means over the seeds and their standard errors."""
+    groups = by_run(result["rows"])
+    rows = [f"| {' | '.join([*key, *_cells(key, groups)])} |\n" for key in groups if key[1] != COMPARATOR]
+    bests = [
+        f"- {stream}: {_spread([row['total'] for row in found])}; of one seed alone known to "
+        f"{mean(row['error'] for row in found):.2f}\n"
+        for (stream, label), found in groups.items()
+        if label == COMPARATOR
+    ]
+    return f"""# Streams that are not stationary
+
+`{result["command"]}`, commit {result["commit"]}.
+
+Query loss after adaptation, scored before learning, of {result["iterations"]} rounds: mean over the seeds ±
+standard error. FTML by each replay policy with {STEPS} meta-steps a round on 5 tasks, and the Dirichlet-process mixture
+(uniform replay), each component of which makes as many, always with the new round among the tasks. Two controls take
+that apart: the mixture's own code with one component for all tasks, and {STEPS * MOST} steps a round, as many as its
+{MOST} components make together at the most. *Against uniform* is the difference of cumulative losses seed by seed,
+below 0 is better. *Dynamic regret* is the cumulative loss less that of {COMPARATOR}, which has seen its
+query set: by {DYNAMIC_STEPS} steps of L-BFGS at the most from where FTML with uniform replay has come to in the end, of
+{DYNAMIC_ROUNDS} rounds spread evenly; so a lower bound. *Seconds* are the processor's.
+
+| stream | learner | seeds | cumulative loss | against uniform | dynamic regret | last half | components | seconds |
+|---|---|---|---|---|---|---|---|---|
+{"".join(rows)}
+Cumulative loss of {COMPARATOR}:
+
+{"".join(bests)}
+![losses over the rounds]({NAME}.png)
+"""
+
+
+def _cells(key: tuple[str, str], groups: Runs) -> list[str]:
+    rows, (stream, label) = groups[key], key
+    totals = {row["asked"]["seed"]: sum(row["losses"]) for row in rows}
+    even = {row["asked"]["seed"]: sum(row["losses"]) for row in groups.get((stream, "uniform"), [])}
+    best = {row["asked"]["seed"]: row["total"] for row in groups.get((stream, COMPARATOR), [])}
+    above = [[total - other[seed] for seed, total in totals.items() if seed in other] for other in (even, best)]
+    return [
+        str(len(rows)),
+        _spread([*totals.values()]),
+        _spread(above[0]) if label != "uniform" else "",
+        _spread(above[1]),
+        _spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
+        _spread([row["components"][-1] for row in rows]) if LABELS[label].components else "",
+        _spread([row["seconds"] for row in rows]),
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return tell_mean(values, ".2f", none="")
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """Return a PNG: for each stream, how far each learner's cumulative loss is ahead of uniform replay's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
+    groups = by_run(rows)
+    for axes, stream in zip(figure.subplots(1, len(STREAMS)), STREAMS, strict=True):
+        for label, colour in zip(LABELS, (*COLOURS, "#000000", "#888888", "#7f3c8d"), strict=True):
+            if (stream, label) in groups and (stream, "uniform") in groups:
+                mine, even = (
+                    np.mean([np.cumsum(row["losses"]) for row in groups[stream, name]], 0)
+                    for name in (label, "uniform")
+                )
+                axes.plot(mine - even, color=colour, label=label)
+        axes.set_title(stream, fontsize=11)
+        axes.set_xlabel("round")
+        style_axes(axes)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.axes[0].set_ylabel("cumulative loss minus that of uniform replay")
+    return as_png(figure)

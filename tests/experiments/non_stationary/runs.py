@@ -1,0 +1,130 @@
+"""The runs of the table of streams that are not stationary: their streams, settings and rows."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import streams.sources
+from online_meta import registry
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import Task
+from tests.experiments.common.playing import find_own_bests, play_stream
+from tests.experiments.common.tables import Row, keep, read_kept
+from trainers.settings import (
+    EngineSettings,
+    InnerSettings,
+    MetaSettings,
+    ModelSettings,
+    RegretSettings,
+    TrainerSettings,
+)
+
+WINDOW = 20
+MIXTURE = "dp_mixture"
+STEPS, MOST = 3, 6
+"""Meta-steps a round, and the components of a mixture, each of which makes as many."""
+
+COMPARATOR = "each task's own best"
+DYNAMIC_ROUNDS, DYNAMIC_STEPS = 50, 50
+"""Of how many rounds the best start is looked for, and by how many steps of L-BFGS."""
+
+
+class Stream(NamedTuple):
+    """A stream of the table: the source, and its options for so many rounds."""
+
+    source: str
+    options: dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """One run: a learner by its label on a stream."""
+
+    stream: str
+    label: str
+    rounds: int
+    seed: int
+
+
+class Played(NamedTuple):
+    """How a learner plays: FTML by a replay policy with its options, or a mixture of so many ``components``."""
+
+    policy: str = "uniform"
+    options: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    components: int = 0
+    steps: int = STEPS
+
+
+STREAMS = {
+    "drifting": Stream("drifting_sinusoids", {"period": 50.0}),
+    "recurring": Stream("recurring_functions", {"spell": 10}),
+    "heavy-tailed": Stream("heavy_tailed_functions", {}),
+}
+LABELS = {
+    "uniform": Played(),
+    "mixture": Played(components=MOST),
+    "one component": Played(components=1),
+    f"one component, {STEPS * MOST} steps": Played(components=1, steps=STEPS * MOST),
+    f"uniform, {STEPS * MOST} steps": Played(steps=STEPS * MOST),
+    "recent": Played("recent", {"window": WINDOW}),
+    "reservoir": Played("reservoir", {"size": WINDOW}),
+    "prioritised": Played("prioritised"),
+    "all": Played("all"),
+}
+
+
+def settings_of(label: str, seed: int) -> TrainerSettings:
+    """Return the settings of a run: a small network and budget; the comparator adapts as the learners do."""
+    played = LABELS.get(label, Played())
+    baselines = (MIXTURE,) if played.components else ()
+    return TrainerSettings(
+        ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1, "hidden": [40, 40]}, loss="mse"),
+        InnerSettings(steps=3, lr=0.02),
+        MetaSettings(
+            lr=0.005, steps_per_round=played.steps, batch=5, replay=played.policy, replay_options=played.options
+        ),
+        regret=RegretSettings(
+            comparator=(),
+            baselines=baselines,
+            options={name: {"most": played.components} for name in baselines},
+            dynamic_rounds=DYNAMIC_ROUNDS,
+            dynamic_steps=DYNAMIC_STEPS,
+        ),
+        engine=EngineSettings(batching="traced"),
+        seed=seed,
+    )
+
+
+def make_tasks(stream: Stream, seed: int, rounds: int) -> list[Task]:
+    """Return the first tasks of a stream."""
+    module = registry.load_module(streams.sources, stream.source)
+    settings = replace(module.Settings(), **stream.options)
+    return [module.make_task(settings, seed, t) for t in range(rounds)]
+
+
+def run_entry(entry: Entry, work: Path) -> Row:
+    """Play one run, or find its comparator, and return its row; one that was finished before is read."""
+    settings = settings_of(entry.label, entry.seed)
+    asked = {**entry._asdict(), "meta": asdict(settings.meta), "regret": asdict(settings.regret)}
+    kept = work / f"{'-'.join(map(str, entry)).replace(' ', '_')}.json"
+    if before := read_kept(kept, asked):
+        return before
+    tasks = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds)
+    found = (compare if entry.label == COMPARATOR else play)(settings, tasks, work / "programs")
+    return keep(kept, {"asked": asked, **found})
+
+
+def play(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
+    """Return the losses of the rounds, how many components there were, and the seconds of them all."""
+    name = MIXTURE if settings.regret.baselines else MAIN_LEARNER
+    losses, components, seconds = [], [], 0.0
+    for learner, score, spent in play_stream(settings, name, tasks, programs):
+        losses.append(float(f"{score.loss_after:.6g}"))  # No more digits than a table needs.
+        components.append(sum(count > 0 for count in getattr(learner, "counts", ())))
+        seconds += spent
+    return {"losses": losses, "components": components, "seconds": seconds}
+
+
+def compare(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
+    """Return what each task's own best start would have lost, and the standard error of that estimate."""
+    found = find_own_bests(settings, tasks, programs)
+    return {"total": found.cumulative_loss, "error": found.standard_error}

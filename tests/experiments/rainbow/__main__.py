@@ -1,0 +1,25 @@
+"""Rainbow digits by the protocol of Follow the Meta-Leader: how many images each learner needs to reach 90 %."""
+
+from pathlib import Path
+
+import click
+from tests.experiments.common.tables import choose_labels, run_options, run_rows, write_table
+from tests.experiments.rainbow.page import NAME, plot, render
+from tests.experiments.rainbow.runs import LABELS, WARM_UP, Entry, run_entry
+
+
+@click.command()
+@run_options(NAME, rounds=56, about="Tasks of each run, more than the warm-up has.")
+def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
+    """Write rainbow_protocol.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
+    if rounds <= WARM_UP:
+        raise click.BadParameter(f"--rounds is {rounds}: more than the {WARM_UP} of the warm-up, or none is judged")
+    labels = choose_labels(only, [*LABELS])
+    (work / "programs").mkdir(parents=True, exist_ok=True)
+    asked = [(Entry(label, rounds, seed), work) for seed in range(seeds) for label in labels]
+    run_rows(jobs, run_entry, asked, lambda rows: write_table(out, NAME, rounds, rows, render, plot(rows)))
+    click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

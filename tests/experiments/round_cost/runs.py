@@ -1,0 +1,137 @@
+"""Runs that stand at a round, and what the next rounds of each cost: processor time, wall time and memory."""
+
+import gc
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from importlib.resources import files as package_files
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import ParamSpec, TypeVar
+
+from deploy.config.config import read_config
+from streams.history.history import History
+from tests.experiments.common.tables import Row
+from tests.experiments.round_cost.fast_forward import play, walk
+from tests.experiments.round_cost.loss import POLICIES
+from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.run import Run
+from trainers.settings import TrainerSettings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+UNBOUNDED = "all"
+SMALL = (
+    "inner.steps=1",
+    "meta.steps_per_round=1",
+    "engine.batching=traced",
+    "checkpoint.every_rounds=25",
+    "regret.comparator=[]",
+    "regret.baselines=[]",
+)
+"""The sinusoid network of deploy/sinusoid.toml, one inner step and one meta-step of 10 tasks a round."""
+
+
+def settings_of(policy: str, overrides: tuple[str, ...] = ()) -> TrainerSettings:
+    """Return the settings of a policy's run."""
+    file = Path(str(package_files("deploy") / "sinusoid.toml"))
+    return read_config(file, (*SMALL, *POLICIES[policy], *overrides)).trainer()
+
+
+def state_of(work: Path, policy: str, round: int) -> Path:
+    """Return where the run of a policy that stands at a round is kept."""
+    return work / "states" / f"{policy.replace(' ', '_')}-{round}"
+
+
+def make_state(work: Path, policy: str, settings: TrainerSettings, round: int, before: int, played: bool) -> None:
+    """Make the run that stands at a ``round`` from the one that stands at ``before``, 0 for none; keep it.
+
+    It is ``played``, or else walked (see ``walking``).
+    """
+    target = state_of(work, policy, round)
+    unfinished = target.with_name(f".{target.name}")
+    if target.exists():
+        return
+    if not unfinished.exists() or not played:  # One that is being played goes on at its last checkpoint.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        if before:
+            shutil.copytree(state_of(work, policy, before), unfinished, dirs_exist_ok=True)
+    with History.open(work / "history", write=False) as history:
+        (play if played else walk)(settings, RunFiles(unfinished), history, round)
+    unfinished.rename(target)
+
+
+def time_rounds(
+    work: Path, policy: str, settings: TrainerSettings, rounds: Sequence[int], turns: int, block: int
+) -> list[Row]:
+    """Return the seconds a round of runs that stand at different ``rounds``, ``block`` rounds at a time by turns.
+
+    By turns, so that whatever else the machine does falls upon all of them alike. A block ends with a checkpoint, as in
+    any run now and then.
+    """
+    found: list[Row] = [{"round": round, "cpu": [], "wall": []} for round in rounds]
+    with ExitStack() as stack:
+        runs = [_copied(stack, work, policy, settings, round) for round in rounds]
+        for run in runs:
+            play_rounds(run, Event(), run.round + block)
+        for turn in range(turns):
+            for place in range(len(runs)):
+                place = (place + turn) % len(runs)
+                began = time.process_time(), time.perf_counter()
+                play_rounds(runs[place], Event(), runs[place].round + block)
+                found[place]["cpu"].append((time.process_time() - began[0]) / block)
+                found[place]["wall"].append((time.perf_counter() - began[1]) / block)
+    return found
+
+
+def weigh_rounds(work: Path, policy: str, settings: TrainerSettings, round: int, block: int) -> Row:
+    """Return the memory of a process that has opened the run that stands at a round and plays a few rounds."""
+    with ExitStack() as stack:
+        run = _copied(stack, work, policy, settings, round)
+        play_rounds(run, Event(), round + block)
+        _reset_peak()
+        play_rounds(run, Event(), round + 2 * block)
+        gc.collect()
+        return memory()
+
+
+def _copied(stack: ExitStack, work: Path, policy: str, settings: TrainerSettings, round: int) -> Run:
+    folder = Path(stack.enter_context(TemporaryDirectory(dir=work / "copies")))
+    shutil.copytree(state_of(work, policy, round), folder, dirs_exist_ok=True)
+    history = stack.enter_context(History.open(work / "history", write=False))
+    run = open_run(settings, RunFiles(folder), history)
+    stack.callback(close_run, run)
+    return run
+
+
+def memory() -> Row:
+    """Return this process's bytes: ``resident`` in all, ``anonymous`` (not pages of files), and the ``peak``."""
+    rollup = _kilobytes(Path("/proc/self/smaps_rollup"))
+    status = _kilobytes(Path("/proc/self/status"))
+    return {
+        "resident": 1024 * rollup["Rss"],
+        "anonymous": 1024 * rollup["Anonymous"],
+        "peak": 1024 * status["VmHWM"],
+    }
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _kilobytes(file: Path) -> dict[str, int]:
+    pairs = (line.split() for line in file.read_text().splitlines())
+    return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 3 and pair[2] == "kB"}
+
+
+def call_afresh(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what the function returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()

@@ -1,0 +1,1 @@
+"""Ranks: process groups, the elastic agent, and what each rank measures."""

@@ -1,0 +1,175 @@
+"""Join the other ranks of a run, as torchrun's environment tells; without one, a world of this process alone."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from online_meta.types import Params
+from trainers.distributed.ranks import SINGLE_PROCESS, PayloadsByRank, RankGroup
+from trainers.settings import EngineSettings
+
+TIMEOUT_MIN_ROUNDS = 30
+
+
+TIMEOUT_MAX_ROUNDS = 1000
+
+
+TIMEOUT_SLACK_SECONDS = 5.0
+
+
+class AdaptiveTimeout:
+    """``limit`` seconds at first, later three times the longest of the last rounds and some slack, never more."""
+
+    def __init__(self, limit: float) -> None:
+        """Begin without a round."""
+        self._limit = limit
+        self._round_seconds: deque[float] = deque(maxlen=TIMEOUT_MAX_ROUNDS)
+
+    def observe(self, seconds: float) -> None:
+        """Take notice of how long a round took."""
+        self._round_seconds.append(seconds)
+
+    def is_ready(self) -> bool:
+        """Return whether it is time to look at ``seconds`` again."""
+        return len(self._round_seconds) >= TIMEOUT_MIN_ROUNDS
+
+    def seconds(self) -> float:
+        """Return how long a rank that says nothing is waited for."""
+        return (
+            min(self._limit, 3 * max(self._round_seconds) + TIMEOUT_SLACK_SECONDS) if self.is_ready() else self._limit
+        )
+
+
+def read_own_rank() -> int | None:
+    """Return this process's number among the ranks that torchrun started, None where it did not start any."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
+@contextmanager
+def join_process_group(settings: EngineSettings, has_storage: bool = True) -> Iterator[RankGroup]:
+    """Be a member of the process group for the time of the block; yields the crew of its ranks.
+
+    ``has_storage`` says whether this process sees the run's files; the first rank that does leads.
+
+    Collectives that the others do not join within ``settings.timeout_seconds`` raise ``RuntimeError``: a rank that
+    hangs must not hang the others. Raises ``ValueError`` when torchrun's variables are
+    there in part only, or no rank sees the run's files.
+    """
+    variables = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ]
+    if variables and len(variables) < 4:
+        raise ValueError(f"the environment has {', '.join(variables)} alone: start the ranks by torchrun")
+    on_gpu = settings.device.startswith("cuda")
+    # DeepSpeed insists on the first; without the second it asks numactl in each step, without the third it guesses.
+    local_rank = os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    if on_gpu:
+        torch.cuda.set_device(int(local_rank))
+    store, rank, world = (None, -1, -1) if variables else (torch._C._distributed_c10d.HashStore(), 0, 1)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=settings.timeout_seconds),
+        world_size=world,
+        rank=rank,
+        store=store,
+    )
+    try:
+        rank_group = _make_rank_group(has_storage)
+        yield rank_group if rank_group.world > 1 else SINGLE_PROCESS
+    finally:
+        dist.destroy_process_group()
+
+
+def _make_rank_group(has_storage: bool) -> RankGroup:
+    """Find out who of the ranks sees the run's files."""
+    world = dist.get_world_size()
+    seen = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(seen, torch.tensor([int(has_storage)]))
+    with_storage = tuple(rank for rank in range(world) if seen[rank])
+    if not with_storage:
+        raise ValueError("none of the ranks was started by `online-meta serve`, whose machine has the run's files")
+    coordinator = with_storage[0]
+    remote = [rank for rank in range(world) if rank not in with_storage]
+    return RankGroup(
+        dist.get_rank(),
+        world,
+        with_storage,
+        partial(_broadcast_json, coordinator),
+        partial(_broadcast_tensors, coordinator),
+        partial(_send, coordinator, remote),
+        set_timeouts,
+        _gather,
+    )
+
+
+def _broadcast_json(coordinator: int, value: Any) -> Any:
+    """Return on every rank what the leader called this with; it has to be JSON."""
+    return json.loads(_broadcast_bytes(coordinator, json.dumps(value).encode()))
+
+
+def _broadcast_tensors(coordinator: int, tensors: Params | None) -> Params:
+    """Return on every rank the tensors that the leader called this with, one broadcast for each."""
+    own = {name: value.cpu().contiguous() for name, value in (tensors or {}).items()}
+    headers = _broadcast_json(coordinator, [[name, str(value.dtype), list(value.shape)] for name, value in own.items()])
+    shared = {}
+    for name, dtype, shape in headers:
+        value = own[name] if own else torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        dist.broadcast(value, coordinator)
+        shared[name] = value
+    return shared
+
+
+def _send(coordinator: int, remote: Sequence[int], payloads: PayloadsByRank | None) -> list[bytes]:
+    """Send from the leader what is for each of the ``remote`` ranks; return there what came."""
+    if payloads is None:
+        sizes = torch.empty(2, dtype=torch.int64)
+        dist.recv(sizes, coordinator)
+        body = torch.empty(int(sizes.sum()), dtype=torch.uint8)
+        dist.recv(body, coordinator)
+        head, content = body[: sizes[0]].numpy().tobytes(), body[sizes[0] :].numpy().tobytes()
+        ends = list(accumulate(json.loads(head), initial=0))
+        return [content[first:last] for first, last in pairwise(ends)]
+    for rank in remote:
+        head, content = json.dumps([len(body) for body in payloads[rank]]).encode(), b"".join(payloads[rank])
+        dist.send(torch.tensor([len(head), len(content)]), rank)
+        dist.send(_to_byte_tensor(head + content), rank)
+    return []
+
+
+def _gather(value: Any) -> list[Any]:
+    """Return on every rank what each called this with; it has to be JSON."""
+    body = json.dumps(value).encode()
+    sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(body)]))
+    max_size = int(max(sizes))
+    bodies = [torch.empty(max_size, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(bodies, _to_byte_tensor(body.ljust(max_size)))  # JSON may end in spaces.
+    return [json.loads(one.numpy().tobytes()) for one in bodies]
+
+
+def _broadcast_bytes(coordinator: int, body: bytes) -> bytes:
+    size = torch.tensor([len(body)])
+    dist.broadcast(size, coordinator)
+    buffer = _to_byte_tensor(body) if dist.get_rank() == coordinator else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(buffer, coordinator)
+    return buffer.numpy().tobytes()
+
+
+def _to_byte_tensor(body: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8)
+
+
+def set_timeouts(timeout_seconds: float) -> None:
+    """Set the time-out of every group there is: those that DeepSpeed makes have none of ours."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)

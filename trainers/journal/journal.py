@@ -1,0 +1,104 @@
+"""What the leading rank of a run writes: plans and paths before a round is played, its lines and the leader after."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from online_meta.types import Meta
+from streams.atomic_files import replace_file
+from trainers.checkpoint import CheckpointError
+from trainers.journal.divergence import RollbackLog, SkipStreak, read_skip_streak
+from trainers.journal.jsonl import Line, LineReader, LineWriter, find_line, read_line
+from trainers.journal.leader_file import Published, encode_leader, read_published_leader
+from trainers.journal.plans import ExecutionPlanLog, UpdateLog
+from trainers.journal.round_records import find_difference
+from trainers.journal.run_files import RunFiles
+from trainers.settings import TrainerSettings
+from trainers.settings_fingerprint import fingerprint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunJournal:
+    """The open files of a run; ``recorded_lines`` are the round records written after the checkpoint."""
+
+    settings: TrainerSettings
+    files: RunFiles
+    update_log: UpdateLog
+    execution_plan_log: ExecutionPlanLog
+    rollback_log: RollbackLog
+    streak: SkipStreak
+    lines: LineWriter
+    recorded_lines: list[Line]
+    checkpoints: LineWriter
+    published: Published
+    last_reported: tuple[int, float] = field(default=(-1, 0.0))
+    started: float = field(default_factory=time.time)
+
+
+def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> RunJournal:
+    """Open the files of a run whose last checkpoint is of ``rounds`` rounds.
+
+    Raises ``CheckpointError`` when rounds before it have lost their lines.
+    """
+    position = _find_resume_position(files.rounds, rounds)
+    update_log, lines = UpdateLog(files.update_log, rounds), LineWriter(files.rounds, position)
+    own = fingerprint(settings)
+    rollback_log = RollbackLog(files.rollback_log, own)
+    return RunJournal(
+        settings=settings,
+        files=files,
+        update_log=update_log,
+        execution_plan_log=ExecutionPlanLog(files.execution_plan_log, own, update_log.end),
+        rollback_log=rollback_log,
+        streak=read_skip_streak(files.rounds, rounds, rollback_log.before(rounds)),
+        lines=lines,
+        recorded_lines=LineReader(files.rounds, position).refresh(),
+        checkpoints=LineWriter(files.checkpoint_log),
+        published=read_published_leader(files.leader),
+    )
+
+
+def _find_resume_position(path: Path, rounds: int) -> int:
+    """Return where the lines of rounds beyond the checkpoint begin; the others are there, though few are read.
+
+    Raises ``CheckpointError`` when the last of them is not where it has to be.
+    """
+    last = read_line(path, find_line(path, lambda line: bool(line["round"] >= rounds - 1))) if rounds else None
+    if last and last[0]["round"] == rounds - 1:
+        return last[1]
+    if rounds:  # They were durable before the checkpoint was.
+        line_count = sum(1 for _ in LineReader(path).lines())
+        problem = f"{path} is damaged: {line_count} lines are whole and the checkpoint is of round {rounds}"
+        raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
+    return 0
+
+
+def record_round(journal: RunJournal, line: Line) -> None:
+    """Append the line of a round, unless a process before this one did: a score once given stands."""
+    journal.streak.observe(line)
+    if not journal.recorded_lines:
+        journal.lines.append(line)
+        return
+    before = journal.recorded_lines.pop(0)
+    difference = find_difference(before, line)
+    if difference:
+        log.error("round %d does not repeat: %s (another machine, torch or model code?)", line["round"], difference)
+
+
+def publish_leader(journal: RunJournal, meta: Meta, rounds: int, idle_updates: int = 0) -> None:
+    """Put the current leader where adapting processes read it, if it is newer than what they have."""
+    if (rounds, idle_updates) > journal.published[:2]:
+        replace_file(journal.files.leader, encode_leader(meta, rounds, idle_updates), durable=True)
+        journal.published = Published(rounds, idle_updates, time.monotonic())
+
+
+def close_journal(journal: RunJournal) -> None:
+    """Close the run's files."""
+    journal.update_log.close()
+    journal.execution_plan_log.close()
+    journal.rollback_log.close()
+    journal.lines.close()
+    journal.checkpoints.close()

@@ -1,0 +1,140 @@
+"""Where the state of a run's learners comes from and goes to: checkpoints."""
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+
+from online_meta.learners.ftml import FollowTheMetaLeader
+from online_meta.meta_optimizer import flatten_meta
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import Learner, Params
+from trainers.build import build_context
+from trainers.checkpoint import (
+    CheckpointError,
+    begin_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_latest,
+)
+from trainers.distributed.ranks import RankGroup
+from trainers.journal.divergence import Diverged, Rollback, list_rollback_targets
+from trainers.journal.journal import RunJournal
+from trainers.journal.run_files import RunFiles
+from trainers.loop.async_checkpoint import Snapshot, complete_checkpoint, make_shard_filter, write_own_shard
+from trainers.loop.run import Run
+from trainers.settings import TrainerSettings
+from trainers.settings_fingerprint import check_same_settings
+
+MAX_ROLLBACKS = 20
+log = logging.getLogger(__name__)
+
+
+def restore(settings: TrainerSettings, files: RunFiles, learners: dict[str, Learner], rank_group: RankGroup) -> int:
+    """Load the last checkpoint that is whole; return how many rounds it has learned."""
+    checkpoint = load_latest(files.checkpoints) if rank_group.is_coordinator else None
+    rounds: int = rank_group.broadcast(0 if checkpoint is None else checkpoint.rounds)
+    if not rounds:
+        return 0
+    if rank_group.has_storage and checkpoint is None:
+        checkpoint = load_checkpoint(files.checkpoints / str(rounds))
+    if checkpoint is not None:
+        check_same_settings(checkpoint.settings, settings)
+    for name, learner in learners.items():
+        learner.load(_broadcast_saved(rank_group, None if checkpoint is None else checkpoint.learners[name]), rounds)
+    return rounds
+
+
+def _broadcast_saved(rank_group: RankGroup, saved: Params | None) -> Params:
+    """Return what the ranks that see the run's files have read on all ranks."""
+    return rank_group.broadcast_tensors(saved) if rank_group.remote else saved or {}
+
+
+def start_checkpoint(run: Run) -> None:
+    """Begin to write the state that all reported rounds led to; training goes on when it is copied."""
+    run.checkpoint_task.finish()
+    start_time, rounds, rank_group = time.monotonic(), run.round, run.rank_group
+    unfinished = Path(
+        rank_group.broadcast(
+            str(begin_checkpoint(run.files.checkpoints, rounds)) if rank_group.is_coordinator else None
+        )
+    )
+    keep = make_shard_filter(rank_group) if rank_group.world > 1 else None
+    learners = {name: learner.save(keep) for name, learner in run.learners.items()}
+    snapshot = Snapshot(rounds, learners, time.monotonic() - start_time)
+    if run.journal:
+        run.checkpoint_task.start(
+            partial(
+                complete_checkpoint,
+                unfinished,
+                run.journal,
+                rank_group,
+                snapshot,
+                _pinned_checkpoints(run, run.journal),
+            )
+        )
+    elif rank_group.has_storage:
+        run.checkpoint_task.start(partial(write_own_shard, unfinished, rank_group, learners))
+    run.last_checkpoint = rounds
+
+
+def _pinned_checkpoints(run: Run, journal: RunJournal) -> set[int]:
+    """Return the checkpoints that are kept however old they are, for the leader may have to go back to them."""
+    pinned = journal.rollback_log.needed_checkpoints(run.round)
+    if journal.streak.length:
+        pinned.add(
+            list_rollback_targets(
+                list_checkpoints(run.files.checkpoints), journal.streak, journal.rollback_log.before(run.round)
+            )[0]
+        )
+    return pinned
+
+
+def plan_rollback(run: Run, journal: RunJournal) -> None:
+    """Write down, if meta-step after meta-step was skipped, what the leader goes back to before the next round.
+
+    Raises ``Diverged`` when the run is to stop then, or has gone back too often.
+    """
+    meta, streak, rollback_log = run.settings.meta, journal.streak, journal.rollback_log
+    if streak.length < meta.max_skipped or rollback_log.at(run.round) is not None:
+        return
+    what = f"{streak.length} meta-steps in a row, from round {streak.first} on, were not finite"
+    advice = "nothing is lost: play the history again by `online-meta replay` with a smaller meta.lr or meta.clip_norm"
+    if meta.when_diverged == "stop":
+        raise Diverged(f"{what}, and meta.when_diverged is 'stop'; {advice}")
+    before = rollback_log.before(run.round)
+    if len(before) >= MAX_ROLLBACKS:
+        raise Diverged(f"{what}, and {len(before)} rollbacks have not helped; {advice}")
+    run.checkpoint_task.finish()
+    saved = list_rollback_targets(list_checkpoints(run.files.checkpoints), streak, before)
+    rollback_log.add(Rollback(run.round, next(rounds for rounds in saved if _is_loadable(run.files, rounds))))
+
+
+def _is_loadable(files: RunFiles, rounds: int) -> bool:
+    try:
+        return not rounds or bool(load_checkpoint(files.checkpoints / str(rounds)))
+    except CheckpointError as error:
+        log.error("checkpoint of round %d is passed over: %s", rounds, error)
+        return False
+
+
+def rollback(run: Run, back_to: int) -> None:
+    """Let the leader be again what it was after ``back_to`` rounds, and step half as far from here on."""
+    leader = run.learners[MAIN_LEARNER]
+    assert isinstance(leader, FollowTheMetaLeader)
+    if back_to:
+        has_storage = run.rank_group.has_storage
+        saved = load_checkpoint(run.files.checkpoints / str(back_to)).learners[MAIN_LEARNER] if has_storage else None
+        leader.load(_broadcast_saved(run.rank_group, saved), run.round)
+    else:
+        leader.load(flatten_meta(build_context(run.settings, run.buffer).start), run.round)
+    leader.lr_scale /= 2
+    if run.journal:
+        run.journal.streak.reset()
+        log.error(
+            "before round %d the leader goes back to what it was after %d rounds, with %g of the learning rate: "
+            "its meta-steps were not finite any more",
+            run.round,
+            back_to,
+            leader.lr_scale,
+        )

@@ -1,0 +1,315 @@
+"""Play the rounds of a history: score, learn, report, checkpoint; from wherever the last process stopped."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from enum import Enum
+from threading import Event
+from typing import Any
+
+import torch
+
+from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import Task
+from streams.atomic_files import replace_file
+from streams.history.history import History
+from trainers.build import LOCAL, build_context, build_learners
+from trainers.distributed.process_group import AdaptiveTimeout
+from trainers.distributed.rank_stats import RankStats, measure_collectives
+from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
+from trainers.journal.divergence import Diverged
+from trainers.journal.journal import RunJournal, close_journal, open_journal, publish_leader, record_round
+from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
+from trainers.journal.round_records import SupportSizes, make_round_records
+from trainers.journal.run_files import RunFiles
+from trainers.loop.async_checkpoint import BackgroundTask
+from trainers.loop.batching_plan import PlanSelector
+from trainers.loop.recovery import plan_rollback, restore, rollback, start_checkpoint
+from trainers.loop.run import Run
+from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.settings import TrainerSettings
+
+REPORT_SECONDS = 0.5
+
+
+def should_report(run: Run, journal: RunJournal) -> bool:
+    """Return whether the ranks have done something since the roll was called, and that is a while ago."""
+    return run.round != journal.last_reported[0] and time.monotonic() - journal.last_reported[1] > REPORT_SECONDS
+
+
+def report_ranks(run: Run) -> None:
+    """Write down what each rank has done since it began; all ranks have to call it."""
+    own = {
+        "rank": run.rank_group.rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        **dataclasses.asdict(run.rank_stats),
+    }
+    ranks = run.rank_group.gather(own)
+    if run.journal is None:
+        return
+    report = {
+        "started": run.journal.started,
+        "world_size": run.rank_group.world,
+        "near": run.rank_group.with_storage,
+        "ranks": ranks,
+    }
+    with contextlib.suppress(OSError):  # Who cannot be watched plays on: a full disk is met by what has to be written.
+        replace_file(run.files.ranks, json.dumps(report).encode(), durable=False)
+    run.journal.last_reported = (run.round, time.monotonic())
+
+
+POLL_SECONDS = 0.02
+
+
+PUBLISH_SECONDS = 0.5
+
+
+class Command(Enum):
+    """What all ranks do next, apart from playing rounds; the values are what is broadcast."""
+
+    END = "end"
+    WAIT = "wait"
+    CHECKPOINT = "save"
+    REPORT_RANKS = "tell"
+    IDLE_UPDATE = "more"
+
+
+@dataclass(frozen=True)
+class Play:
+    """Play the next update, of at most ``rounds`` rounds: as many as are committed and wanted."""
+
+    rounds: int
+
+
+def open_run(
+    settings: TrainerSettings,
+    files: RunFiles,
+    history: History | None,
+    measure_after: float = MEASURE_AFTER_SECONDS,
+    rank_group: RankGroup | None = None,
+) -> Run:
+    """Open a run at its last whole checkpoint, or at its beginning; all ranks of a ``rank_group`` at the same one.
+
+    Without a crew this process is alone, and steps by the local engine whatever the settings say. Ranks of a crew that
+    are on other machines than the run's files have no ``history``.
+
+    Faster paths for its meta-gradients are looked for once these have taken ``rank_timeout`` seconds.
+    Raises ``SettingsChanged`` when the run was begun with settings that give other parameters,
+    ``CheckpointError`` when there are checkpoints and none is whole, or rounds before it have lost their lines.
+    """
+    torch.set_num_threads(settings.engine.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It only costs time.
+    kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
+    rank_stats = RankStats()
+    timed_group = measure_collectives(rank_group, rank_stats)  # That ranks begin one after the other is not counted.
+    buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
+    learners = build_learners(
+        settings, build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather)
+    )
+    rounds = restore(settings, files, learners, rank_group)
+    journal = open_journal(settings, files, rounds) if rank_group.is_coordinator else None
+    rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
+    learners[MAIN_LEARNER].lr_scale = 0.5**rollback_count  # type: ignore[attr-defined]  # FTML has one
+    share = -(-settings.meta.batch // rank_group.world)
+    return Run(
+        settings=settings,
+        files=files,
+        history=history,
+        learners=learners,
+        leader=learners[MAIN_LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML has an engine
+        buffer=buffer,
+        plan_selector=PlanSelector(learners, settings.engine, share, files.programs, measure_after),
+        rank_group=timed_group,
+        rank_stats=rank_stats,
+        checkpoint_task=BackgroundTask("checkpoint"),
+        rank_timeout=AdaptiveTimeout(settings.engine.timeout_seconds),
+        journal=journal,
+        round=rounds,
+        last_checkpoint=rounds,
+    )
+
+
+def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
+    """Play rounds as they are committed, until ``stop`` is set or ``until`` rounds are learned; checkpoint.
+
+    Returns how many are learned. What is being played when ``stop`` is set is finished first. Of several ranks
+    the leading one says what they do next; ``stop`` and ``until`` of the others do not count.
+    Raises ``OSError`` when the disk takes no more, ``Diverged`` when the run is to stop because its meta-steps are not
+    finite any more.
+    """
+    while (command := _next_command(run, stop, until)) is not Command.END:
+        if command is Command.CHECKPOINT:
+            start_checkpoint(run)
+        elif command is Command.REPORT_RANKS:
+            report_ranks(run)
+        elif command is Command.WAIT:
+            _publish(run)
+            stop.wait(POLL_SECONDS)
+        else:
+            if isinstance(command, Play):
+                play_update(run, command.rounds)
+            else:
+                play_idle_update(run)
+            if run.journal and time.monotonic() - run.journal.published.at > PUBLISH_SECONDS:
+                _publish(run)
+    run.checkpoint_task.finish()
+    _publish(run)
+    return run.round
+
+
+def _next_command(run: Run, stop: Event, until: int | None) -> Command | Play:
+    """Return what all ranks do next: the coordinator chooses it and broadcasts it. A collective.
+
+    Raises ``Diverged`` on every rank when the coordinator stops the run.
+    """
+    run.checkpoint_task.is_idle()  # Raises what went wrong in the background.
+    command: Command | Play = Command.WAIT
+    problem = None
+    if run.journal and run.history is not None:
+        try:
+            plan_rollback(run, run.journal)
+            command = _choose_command(run, run.journal, len(run.history), stop, until)
+        except Diverged as error:
+            problem = str(error)
+    waited = run.rank_stats.waiting_seconds
+    encoded, problem = run.rank_group.broadcast([_encode_command(command), problem])
+    command = _decode_command(encoded)
+    if command is Command.WAIT:  # Each rank polls at its own pace; only what is longer than a pause is a slow rank.
+        run.rank_stats.waiting_seconds = max(waited, run.rank_stats.waiting_seconds - POLL_SECONDS)
+    if problem:
+        raise Diverged(problem)
+    return command
+
+
+def _encode_command(command: Command | Play) -> str | int:
+    """Return a command as JSON has it: the value of a ``Command``, the number of rounds of a ``Play``."""
+    return command.rounds if isinstance(command, Play) else command.value
+
+
+def _decode_command(encoded: str | int) -> Command | Play:
+    """Return what ``_encode_command`` encoded."""
+    return Play(encoded) if isinstance(encoded, int) else Command(encoded)
+
+
+def _choose_command(run: Run, journal: RunJournal, committed: int, stop: Event, until: int | None) -> Command | Play:
+    """Choose the next command. At most one checkpoint is in flight, unless a rollback needs another."""
+    # A checkpoint holds the state right after a round: it does not record how many idle updates followed.
+    new = 0 if run.idle_updates else run.round - run.last_checkpoint
+    if new and run.round in journal.rollback_log.needed_checkpoints(run.round + 1):
+        return Command.CHECKPOINT
+    if new >= run.settings.checkpoint.every_rounds and run.checkpoint_task.is_idle():
+        return Command.CHECKPOINT
+    if should_report(run, journal):
+        return Command.REPORT_RANKS
+    stops, ends = stop.is_set(), until is not None and run.round >= until
+    if new and (ends or stops):
+        return Command.CHECKPOINT
+    if stops:
+        return Command.END
+    if run.idle_updates < journal.update_log.idle_updates(run.round):
+        return Command.IDLE_UPDATE
+    if ends:
+        return Command.END
+    available = committed - run.round
+    if available:
+        return Play(available if until is None else min(available, until - run.round))
+    return _choose_idle_command(run, journal, new)
+
+
+def _choose_idle_command(run: Run, journal: RunJournal, new: int) -> Command:
+    """Choose what to do while no task waits: updates on past rounds, within the budget, after a checkpoint."""
+    decided = journal.update_log.is_planned(run.round) or journal.rollback_log.at(run.round) is not None
+    if decided or not run.round or run.idle_updates >= run.settings.meta.idle_updates:
+        return Command.WAIT
+    if new:
+        return Command.CHECKPOINT if run.checkpoint_task.is_idle() else Command.WAIT
+    journal.update_log.add_idle_update(run.round)
+    return Command.IDLE_UPDATE
+
+
+def play_update(run: Run, available: int) -> None:
+    """Play one plan: score its rounds with every learner, let each learn them, report."""
+    # What timing decides is written down before it is played, and shared.
+    rounds, back_to = run.rank_group.broadcast(_plan_update(run, available, run.journal) if run.journal else None)
+    if back_to is not None:
+        rollback(run, back_to)
+    new_rounds = range(run.round, run.round + rounds)
+    run.buffer.distribute([new_rounds] * run.rank_group.world)
+    tasks: list[Task] = [run.buffer[round] for round in new_rounds]
+    run.plan_selector.follow(
+        execution_plans_from_json(
+            run.rank_group.broadcast(_choose_execution_plans(run, tasks, run.journal) if run.journal else None)
+        )
+    )
+    start_time, regret = time.monotonic(), run.settings.regret
+    with run.rank_stats.measure_work():
+        scores = {
+            name: [learner.score(task, regret.prefixes) for task in tasks] for name, learner in run.learners.items()
+        }
+        learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
+    run.rank_stats.steps += len(learned[MAIN_LEARNER].steps)
+    seconds = time.monotonic() - start_time
+    run.rank_timeout.observe(seconds)
+    if run.rank_timeout.is_ready():
+        run.rank_group.set_timeout(run.rank_timeout.seconds())
+    if run.journal and run.history is not None:
+        entries = [run.history.entry(round) for round in new_rounds]
+        support = SupportSizes([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
+        for line in make_round_records(entries, scores, learned[MAIN_LEARNER], seconds, support, run.idle_steps):
+            record_round(run.journal, line)
+    run.round += rounds
+    run.idle_updates, run.idle_steps = 0, []
+
+
+def play_idle_update(run: Run) -> None:
+    """Let each learner make one more update on past rounds, which is planned."""
+    plans = execution_plans_to_json(run.journal.execution_plan_log.at(run.round - 1)) if run.journal else None
+    run.plan_selector.follow(
+        execution_plans_from_json(run.rank_group.broadcast(plans))
+    )  # As the last round was: a restart may begin here.
+    with run.rank_stats.measure_work():
+        reports = {name: learner.learn_more(run.idle_updates) for name, learner in run.learners.items()}
+    run.rank_stats.steps += len(reports[MAIN_LEARNER])
+    run.idle_steps += reports[MAIN_LEARNER]
+    run.idle_updates += 1
+
+
+def _plan_update(run: Run, available: int, journal: RunJournal) -> tuple[int, int | None]:
+    """Return how many rounds share the next update, and what the leader goes back to before."""
+    plan = journal.update_log.choose_rounds(run.round, available, run.settings.meta.max_rounds_per_update)
+    back_to = journal.rollback_log.at(run.round)
+    if back_to is not None:
+        run.checkpoint_task.finish()  # The checkpoint that it goes back to may be the one that is being written.
+    return plan.rounds, back_to
+
+
+def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) -> dict[str, Any]:
+    """Return the paths by which the next update is computed, as JSON has them."""
+    if not (
+        journal.recorded_lines or journal.execution_plan_log.is_bound(run.round)
+    ):  # What was played before goes by the same paths.
+        journal.execution_plan_log.record(
+            run.round, run.plan_selector.find(journal.execution_plan_log.at(run.round), tasks)
+        )
+    return execution_plans_to_json(journal.execution_plan_log.at(run.round))
+
+
+def _publish(run: Run) -> None:
+    if run.journal:
+        publish_leader(run.journal, run.leader(), run.round, run.idle_updates)
+
+
+def close_run(run: Run) -> None:
+    """Stop what is being compiled or read ahead, finish what is being written, and close the run's files."""
+    run.plan_selector.close()
+    run.checkpoint_task.close()
+    run.buffer.close()
+    if run.journal:
+        close_journal(run.journal)

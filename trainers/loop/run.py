@@ -1,0 +1,39 @@
+"""An open run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from online_meta.types import Learner, Meta, StepReport
+from streams.history.history import History
+from trainers.distributed.process_group import AdaptiveTimeout
+from trainers.distributed.rank_stats import RankStats
+from trainers.distributed.ranks import RankGroup
+from trainers.journal.journal import RunJournal
+from trainers.journal.run_files import RunFiles
+from trainers.loop.async_checkpoint import BackgroundTask
+from trainers.loop.batching_plan import PlanSelector
+from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.settings import TrainerSettings
+
+
+@dataclass
+class Run:
+    """An open run: what is played, by whom, and, on the rank that leads, the files it is written to."""
+
+    settings: TrainerSettings
+    files: RunFiles
+    history: History | None
+    learners: dict[str, Learner]
+    leader: Callable[[], Meta]
+    buffer: HistoryBuffer
+    plan_selector: PlanSelector
+    rank_group: RankGroup
+    rank_stats: RankStats
+    checkpoint_task: BackgroundTask
+    rank_timeout: AdaptiveTimeout
+    journal: RunJournal | None
+    round: int = 0
+    last_checkpoint: int = 0
+    idle_steps: list[StepReport] = field(default_factory=list)
+    idle_updates: int = 0
+    """How many updates on past rounds alone were made before ``round``, and their steps: ``idle_steps``."""

@@ -1,0 +1,181 @@
+"""Past tasks out of the durable history, on the trainer's device."""
+
+import threading
+import time
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from online_meta.types import Batch, Task
+from streams.formats.wire import decode_payload
+from streams.history.history import History
+from streams.history.retention import RetainedRounds, last_decision, retained_rounds
+from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
+
+MAX_TASKS, MAX_BYTES = 256, 64 * 1024 * 1024
+"""How many tasks are read ahead for one reader, and with how many bytes for all together (and what is being read)."""
+
+
+_TASKS_PER_READ = 8
+
+
+@dataclass
+class _PrefetchSlot:
+    uses: int = 0
+    task: Task | None = None
+
+
+class TaskPrefetcher:
+    """Reads rounds of a history that will be asked for.
+
+    It only ever saves time: what it has not read, or could not read, is left to who asks, to whom it then fails.
+    """
+
+    def __init__(self, history: History) -> None:
+        """Read from ``history``; the thread begins with the first rounds that are expected."""
+        self._history = history
+        self._changed = threading.Condition()
+        self._slots: dict[Hashable, dict[int, _PrefetchSlot]] = {}
+        self._reading: tuple[int, ...] = ()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
+        """Read ``rounds``, in this order, for one of those who ask; what it was expected to ask before is forgotten."""
+        with self._changed:
+            before, now = self._slots.get(reader, {}), dict[int, _PrefetchSlot]()
+            for round in islice(rounds, MAX_TASKS):
+                slot = now.setdefault(round, _PrefetchSlot())
+                slot.uses += 1
+                if round in before:
+                    slot.task = before[round].task
+            self._slots[reader] = now
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def take(self, round: int) -> Task | None:
+        """Return the task of a round if it has been read, or is being read; else it is not read any more."""
+        with self._changed:
+            while round in self._reading:
+                self._changed.wait()
+            for slots in self._slots.values():
+                slot = slots.get(round)
+                if slot is None:
+                    continue
+                slot.uses -= 1
+                if not slot.uses or slot.task is None:
+                    del slots[round]
+                    self._changed.notify_all()
+                return slot.task
+            return None
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while rounds := self._next_rounds():
+            try:
+                tasks: list[Task | None] = list(self._history.tasks(rounds))
+            except Exception:  # raised anew where the round is asked for, in the training thread
+                tasks = [None] * len(rounds)
+            with self._changed:
+                self._reading = ()
+                for slots in self._slots.values():
+                    for round, task in zip(rounds, tasks, strict=True):
+                        if task is None:
+                            slots.pop(round, None)
+                        elif round in slots:
+                            slots[round].task = task
+                self._changed.notify_all()
+
+    def _next_rounds(self) -> tuple[int, ...]:
+        with self._changed:
+            while not self._closing:
+                unread = () if self._bytes() >= MAX_BYTES else tuple(islice(self._unread(), _TASKS_PER_READ))
+                if unread:
+                    self._reading = unread
+                    return unread
+                self._changed.wait()
+            return ()
+
+    def _unread(self) -> Iterator[int]:
+        return (round for slots in self._slots.values() for round, slot in slots.items() if slot.task is None)
+
+    def _bytes(self) -> int:
+        tasks = (slot.task for slots in self._slots.values() for slot in slots.values())
+        return sum(tensor.nbytes for task in tasks if task is not None for batch in task for tensor in batch)
+
+
+class HistoryBuffer:
+    """The rounds of a durable history as a ``ReplayBuffer``; nothing needs to be remembered twice.
+
+    ``waited_seconds`` is how long those who asked have waited for tasks to be read.
+    A rank on another machine than the history has none: it gets each task as it is needed, and forgets it then.
+    """
+
+    def __init__(self, history: History | None, device: torch.device, rank_group: RankGroup = SINGLE_PROCESS) -> None:
+        """Read from ``history``, None on another machine, and put tensors on ``device``."""
+        self._history, self._device, self._crew = history, device, rank_group
+        self._received: dict[int, Task] = {}
+        self._prefetcher = None if history is None else TaskPrefetcher(history)
+        self.waited_seconds = 0.0
+        self._decided, self._sample = 0, np.array([], np.int64)
+
+    def __getitem__(self, round: int, /) -> Task:
+        """The task of that round."""
+        start_time = time.perf_counter()
+        task = self._read(round)
+        self.waited_seconds += time.perf_counter() - start_time
+        return Task(*(Batch(*(tensor.to(self._device) for tensor in batch)) for batch in task))
+
+    def _read(self, round: int) -> Task:
+        if self._history is None or self._prefetcher is None:
+            return self._received[round]
+        return self._prefetcher.take(round) or self._history.tasks([round])[0]
+
+    def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
+        """Read rounds that ``reader`` will ask for next, in their order, while something else is computed."""
+        if self._prefetcher is not None:
+            self._prefetcher.prefetch(reader, rounds)
+
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    def available(self, count: int) -> Sequence[int]:
+        """Which retention has not taken out of play then; all ranks have to call it."""
+        rank_group = self._crew
+        decided = last_decision(self._history.query, count) if self._history is not None else 0
+        decided = rank_group.broadcast(decided) if rank_group.remote else decided
+        if decided != self._decided:
+            sample = [] if self._history is None else retained_rounds(self._history.query, decided).tolist()
+            self._decided, self._sample = (
+                decided,
+                np.array(rank_group.broadcast(sample) if rank_group.remote else sample, np.int64),
+            )
+        return RetainedRounds(self._sample, decided, count) if decided else range(count)
+
+    def distribute(self, shares: Sequence[Sequence[int]]) -> None:
+        """Send each rank that has no history the rounds in its share; all ranks have to call it."""
+        rank_group = self._crew
+        if not rank_group.remote:
+            return
+        if self._history is None:
+            own_rounds = shares[rank_group.rank]
+            self._received = dict(zip(own_rounds, map(decode_payload, rank_group.send(None)), strict=True))
+        elif rank_group.is_coordinator:
+            rank_group.send({rank: self._history.payloads(shares[rank]) for rank in rank_group.remote})
+
+    def add(self, round: int, task: Task) -> None:
+        """The history has it already."""

@@ -1,0 +1,90 @@
+"""Low-rank adaptation: a few numbers beside each chosen linear layer of any model."""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from online_meta.registry import import_by_path, nearest
+
+LOW_RANK = "*.lora_[ab]"
+
+
+class LowRankLinear(nn.Linear):
+    """W x + b + (alpha / r) B A x, A of shape (r, inputs), B of shape (outputs, r) (Hu et al., ICLR 2022, eq. 3)."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+        """Take over the weights of ``linear``; A is drawn as a linear layer's weights are, B begins at zero."""
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale = alpha / rank
+        self.lora_a = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
+        self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., outputs)."""
+        low = F.linear(F.linear(x, self.lora_a), self.lora_b)
+        return super().forward(x) + self.scale * low
+
+
+def lora(
+    build: str,
+    *,
+    args: dict[str, Any] | None = None,
+    rank: int = 4,
+    alpha: float | None = None,
+    layers: Sequence[str] = ("*",),
+    freeze: bool = False,
+    learned: Sequence[str] = (),
+    weights: str | None = None,
+) -> nn.Module:
+    """Return the model of ``build`` for ``args`` with A and B beside the linear layers that the globs ``layers`` match.
+
+    The names of its other weights stay what they were; A and B are called ``<layer>.lora_a`` and ``.lora_b``, so that
+    ``fast = ["*lora*"]`` adapts them alone. ``alpha`` is the rank if left out. ``weights`` is a safetensors file that
+    the model begins with, as ``online-meta export`` writes it. With ``freeze`` the model's own weights are not
+    learned at all, but for those that the globs ``learned`` match, ("head.*",) say.
+    Raises ``ValueError`` for a rank below 1, a glob that matches nothing, and a file that is not of this model.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}: A and B have rank 1 or more")
+    module: nn.Module = import_by_path(build)(**(args or {}))
+    if weights is not None:
+        _load(module, weights)
+    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]  # others may be read past
+    for name in _matched("layers", layers, linear):
+        parent, _, own = name.rpartition(".")
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        setattr(module.get_submodule(parent), own, LowRankLinear(layer, rank, alpha or rank))
+    if freeze:
+        names = [name for name, _ in module.named_parameters()]
+        keep = {*_matched("learned", (LOW_RANK, *learned), names)}
+        for name, weight in module.named_parameters():
+            weight.requires_grad_(name in keep)
+    return module
+
+
+def _matched(option: str, globs: Sequence[str], names: Sequence[str]) -> list[str]:
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"{option} = {glob!r} matches nothing: {nearest(glob, names)}")
+    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+
+
+def _load(module: nn.Module, file: str) -> None:
+    """Take up exported weights; the rule's are passed over, and buffers, which are not exported, stay as they are."""
+    try:
+        tensors = {name: value for name, value in load_file(file).items() if not name.startswith("rule.")}
+        missing, unknown = module.load_state_dict(tensors, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"weights = {file!r}: {error}") from error
+    lacks = sorted(set(missing) & {name for name, _ in module.named_parameters()})
+    if lacks or unknown:
+        raise ValueError(f"weights = {file!r} are of another model: {lacks} are missing, {unknown} are unknown")
