@@ -28,7 +28,7 @@ TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
 
-.PHONY: help setup demo test lint check format experiments experiments-cost bench bench-distributed bench-memory bench-streams \
+.PHONY: help setup demo test lint check format docs experiments experiments-cost bench bench-distributed bench-memory bench-streams \
 	crash fuzz soak pins clean chromium
 
 help:  ## this list
@@ -49,6 +49,9 @@ lint: $(READY)  ## formatting, lint and types
 	$(BIN)/mypy
 
 check: lint test  ## what CI runs: formatting, lint, types, all tests
+
+docs: $(READY)  ## the documentation as a site, site/index.html; fails on a dead link or an unknown reference
+	@NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --strict $(ARGS)
 
 experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; goes on where it was stopped; TABLE=glyph_table ARGS="--jobs 1"
 	@for table in $(TABLE); do $(BIN)/python -m tests.experiments.$$table $(ARGS); done
@@ -84,7 +87,7 @@ format: $(READY)  ## format the code, mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what make made; runs/ stays
-	rm -rf .venv .venv-bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The newest versions that pyproject.toml allows, but for torch, with which results change. Left out are a local build's
@@ -117,7 +120,7 @@ $(BENCH_READY): pyproject.toml constraints.txt tests/benchmarks/requirements.txt
 	PIP=($(BENCH)/python -m pip --disable-pip-version-check --no-input install --constraint constraints.txt)
 	"$${PIP[@]}" setuptools torch==$(TORCH)
 	"$${PIP[@]}" --requirement tests/benchmarks/requirements.txt
-	"$${PIP[@]}" --no-build-isolation --editable .
+	"$${PIP[@]}" --no-build-isolation --editable '.[daemon]'
 	touch $@
 
 chromium:

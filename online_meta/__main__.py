@@ -1,6 +1,20 @@
-"""``python -m online_meta``: the command line."""
+"""The command line: ``online-meta`` and ``python -m online_meta``."""
 
-from deploy.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command line; exit with 78 and say what to install if the daemon's dependencies are missing."""
+    try:
+        from deploy.cli import main as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("deploy", "online_meta", "streams", "trainers"):
+            raise
+        package = error.name.split(".")[0]
+        sys.stderr.write(f"error: the command line needs {package}: pip install 'online-meta[daemon]'\n")
+        sys.exit(78)
+    run()
+
 
 if __name__ == "__main__":
     main()

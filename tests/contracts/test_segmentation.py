@@ -145,7 +145,7 @@ def test_options_of_likelihoods_out_of_range_are_refused(name, option):
 
 @pytest.mark.parametrize("name", [*WAYS, *LIKELIHOODS])
 def test_the_page_names_each_with_its_options_and_defaults(name):
-    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "concepts" / "streams-without-boundaries.md").read_text(encoding="utf-8")
     (listed,) = re.findall(rf"(?m)^\| `{name}` \| .* \| (.*) \|$", page)
     parameters = inspect.signature({**WAYS, **LIKELIHOODS}[name]).parameters.values()
     optional = [one for one in parameters if one.default is not one.empty]

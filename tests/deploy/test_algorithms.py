@@ -1,4 +1,4 @@
-"""Every row of docs/algorithms.md is a configuration that works."""
+"""Every algorithm, replay policy and baseline of the documentation is a configuration that works."""
 
 import re
 
@@ -6,9 +6,11 @@ import pytest
 
 from deploy.checks.preflight import check_learning
 from deploy.config.config import read_config
+from tests.docs.pages import read_page
 from tests.house.sources import ROOT
 
-TABLE = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+PAGES = ("how-to/algorithms.md", "concepts/replay.md")
+TABLE = "".join(read_page(page) for page in PAGES)
 ROWS = {
     cells[0]: re.findall(r"`([^`]+)`", cells[2])
     for cells in re.findall(r"(?m)^\| (.+?) \| (.*?) ?\| (`.+`) \|$", TABLE)
@@ -18,6 +20,13 @@ ROWS = {
 def test_the_table_is_read():
     assert len(ROWS) == 36
     assert ROWS["FOMAML"] == ["meta.gradient=first_order"]
+
+
+def test_the_readme_counts_the_algorithms():
+    meta_learners, found, _ = read_page("how-to/algorithms.md").partition("## Baselines")
+    rows = re.findall(r"(?m)^\| .+? \| .*? ?\| `.+` \|$", meta_learners)
+    assert found
+    assert f"{len(rows)} algorithms" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,16 +1,18 @@
-"""What docs/sources.md shows is a configuration, and names every kind and option that a user may want."""
+"""What the guides on sources show is a configuration, and names every kind that a user may want."""
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
+import streams.sources
 from deploy.checks.preflight import open_sources
 from deploy.config.config import make_config
+from online_meta import registry
+from tests.docs.pages import code_of, read_page
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
-TOML = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+PAGES = ("how-to/brokers.md", "how-to/sources.md", "how-to/rows.md")
+TOML = [text for page in PAGES for text in code_of(read_page(page), "toml")]
 RUN = {
     "run": {"path": "x"},
     "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
@@ -34,3 +36,9 @@ def test_rows_are_cut_as_the_examples_say(text: str) -> None:
 
 def test_the_brokers_are_all_there() -> None:
     assert re.findall(r'^kind = "(\w+)"', "".join(TOML), flags=re.MULTILINE)[:3] == ["redis", "kafka", "nats"]
+
+
+def test_every_kind_is_there() -> None:
+    named = set(re.findall(r'\bkind = "(\w+)"', "".join(TOML)))
+    assert named | {"rainbow_digits"} == set(registry.names(streams.sources))
+    assert '"rainbow_digits"' in "".join(TOML)

@@ -1,6 +1,5 @@
-"""What docs/history.md shows works as it stands there."""
+"""What docs/how-to/history.md shows works as it stands there."""
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from streams.formats import wire
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, seal_next
 from streams.types import Record
+from tests.docs.pages import code_of, read_page
 
-PAGE = (Path(__file__).parents[2] / "docs" / "history.md").read_text(encoding="utf-8")
+PAGE = read_page("how-to/history.md")
 RUN = {
     "run": {"path": "runs/first"},
     "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
@@ -23,12 +23,12 @@ RUN = {
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
-    return str(found)
+    (found,) = code_of(PAGE, language)
+    return found
 
 
 def test_the_configuration_is_one() -> None:
-    history = make_config({**RUN, **tomllib.loads(block("toml"))}, "docs/history.md").history
+    history = make_config({**RUN, **tomllib.loads(block("toml"))}, "docs/how-to/history.md").history
     assert history.archive == "s3://my-bucket/runs/first"
     assert history.sealing == SealingSettings(), "what is shown as a default is one"
 

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the guides that it leads to show works as it stands there."""
 
 import re
 import subprocess
@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+from tests.docs.pages import DOCS, ROOT, blocks_of, code_of, read_page
 
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVE = read_page("how-to/serve.md")
+CONFIG = next(block.text for block in blocks_of(SERVE) if block.title == "sines.toml")
+CHAPTERS = [
+    *code_of(read_page("how-to/running-for-months.md"), "toml"),
+    *code_of(read_page("how-to/several-machines.md"), "toml"),
+]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
@@ -31,28 +36,39 @@ def with_sections(config: str, further: str) -> str:
     return config
 
 
-@pytest.mark.parametrize("further", ["", *blocks("toml")[1:]])
+@pytest.mark.parametrize("further", ["", *CHAPTERS])
 def test_the_configurations_pass_their_check(tmp_path: Path, further: str) -> None:
-    config, *chapters = blocks("toml")
-    assert len(chapters) == 3
-    (tmp_path / "sines.toml").write_text(with_sections(config, further))
+    assert len(CHAPTERS) == 3
+    (tmp_path / "sines.toml").write_text(with_sections(CONFIG, further))
     assert all(line in (tmp_path / "sines.toml").read_text() for line in further.splitlines())
     done = run("-m", "online_meta", "check", "sines.toml", "--set", "serve.port=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "finite meta-gradient" in done.stdout
 
 
-def test_the_python_examples_run(tmp_path: Path) -> None:
-    make_task, notebook = blocks("python")
+def test_the_example_of_a_task_writes_one(tmp_path: Path) -> None:
+    (make_task,) = code_of(SERVE, "python")
     (tmp_path / "make_task.py").write_text(make_task)
-    (tmp_path / "notebook.py").write_text(notebook)
     assert run("make_task.py", cwd=tmp_path).returncode == 0
     assert (tmp_path / "my-first-task.safetensors").exists()
+
+
+@pytest.mark.parametrize("page", [README, read_page("how-to/notebook.md")], ids=["README", "notebook"])
+def test_the_notebooks_run(tmp_path: Path, page: str) -> None:
+    (notebook,) = code_of(page, "python")
+    (tmp_path / "notebook.py").write_text(notebook)
     done = run("notebook.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("->") == 20
 
 
-def test_every_local_link_leads_somewhere() -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (Path(__file__).parents[2] / link).exists(), f"the README links to {link}, which is not there"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_local_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), f"{page} links to {link}, which is not there"
+
+
+def test_every_link_of_the_readme_to_a_heading_finds_it() -> None:
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]+)#([^)]+)\)", README):
+        titles = re.findall(r"(?m)^#+ (.+)$", (ROOT / link).read_text(encoding="utf-8"))
+        assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]

@@ -94,5 +94,5 @@ def test_histograms_alone_have_buckets_and_theirs_rise(metric):
 def test_the_documentation_lists_them_all():
     labels = ["{" + ", ".join(metric.labels) + "}" if metric.labels else "" for metric in METRICS]
     rows = [f"| `{one.name}{own}` | {one.kind} | {one.help} |" for one, own in zip(METRICS, labels, strict=True)]
-    text = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("| `online_meta_")] == rows

@@ -10,7 +10,7 @@ from streams.formats.wire import _EMPTY_REASONS
 from streams.spec import Limits
 from streams.types import REASONS
 
-PAGE = (Path(streams.__path__[0]).parent / "docs/bad-input.md").read_text(encoding="utf-8")
+PAGE = (Path(streams.__path__[0]).parent / "docs/how-to/bad-input.md").read_text(encoding="utf-8")
 
 
 def reasons_given(folder: Path) -> set[str]:
