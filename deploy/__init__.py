@@ -1,1 +1,1 @@
-"""What is run and watched: command line, daemon, HTTP, dashboard."""
+"""Run and monitor the system: command line, daemon, HTTP API, dashboard, reports."""

@@ -1,4 +1,4 @@
-"""The command line, `online-meta`: one file a command in ``deploy/commands``."""
+"""The command line, `online-meta`: each file in ``deploy/commands`` is one command."""
 
 import errno
 import logging
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 
 class Commands(click.Group):
-    """A group whose commands are the files of ``deploy/commands``, imported when they are asked for."""
+    """A group whose commands are the files of ``deploy/commands``; a file is imported when its command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the files, with - for _."""
+        """Return the names of the files, with ``-`` in place of ``_``."""
         return [name.replace("_", "-") for name in registry.names(deploy.commands)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return the command that the file ``name`` offers as ``command``."""
+        """Return the object ``command`` of the file ``name``; None if there is no such file."""
         if name not in self.list_commands(ctx):
             return None
         command: click.Command = registry.load_module(deploy.commands, name.replace("-", "_")).command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Name the nearest command when there is none by that name."""
+        """Resolve a command; for an unknown name, fail with the most similar known name."""
         if args and args[0] not in (known := self.list_commands(ctx)) and not args[0].startswith("-"):
             ctx.fail(f"no command {args[0]!r}: {registry.nearest(args[0], known)}")
         return super().resolve_command(ctx, args)
@@ -42,14 +42,15 @@ class Commands(click.Group):
 @click.command(cls=Commands, name="online-meta", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(online_meta.__version__, prog_name="online-meta")
 def group() -> None:
-    """Online meta-learning: stream few-shot tasks in, watch the regret, adapt in milliseconds.
+    """Online meta-learning: stream few-shot tasks, monitor the regret, adapt to new tasks.
 
-    Exit codes: 0 done or drained, 64 usage, 70 an invariant broke, 75 try again later, 78 configuration or format.
+    Exit codes: 0 success or drained, 64 wrong usage, 70 internal error or damaged data, 75 temporary failure (try again
+    later), 78 invalid configuration or format.
     """
 
 
 def main() -> None:
-    """Run a command; every foreseen error ends with one clear sentence and its exit code."""
+    """Run a command and exit; an expected error is printed as one message, without a traceback."""
     try:
         code = group.main(standalone_mode=False)
     except click.UsageError as error:
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def _exit_code_of(error: Exception) -> int:
-    """Return the exit code of an error that can happen on any machine, and is no fault of the code."""
+    """Return the exit code for an expected error, that is, one that the environment or the user causes."""
     if isinstance(error, CommandError):
         return error.code
     if isinstance(error, HistoryDamaged):

@@ -1,4 +1,4 @@
-"""Exit codes, those of sysexits.h, and the errors that end a command with one of them."""
+"""Exit codes (from sysexits.h) and the exceptions that end a command with one of them."""
 
 import os
 
@@ -10,17 +10,22 @@ CONFIG = os.EX_CONFIG
 
 
 class CommandError(Exception):
-    """A command cannot go on: ``message`` says what is wrong, where, and what would be right."""
+    """An error that ends a command.
+
+    Args:
+        code: exit code of the process.
+        message: says what is wrong, where, and how to correct it.
+    """
 
     def __init__(self, code: int, message: str) -> None:
-        """Keep the exit code beside the message."""
+        """Store the message and the exit code."""
         super().__init__(message)
         self.code = code
 
 
 class ConfigError(CommandError):
-    """The configuration is not one that can be run."""
+    """An invalid configuration; exit code 78."""
 
     def __init__(self, message: str) -> None:
-        """Exit code 78."""
+        """Store the message."""
         super().__init__(CONFIG, message)

@@ -1,4 +1,4 @@
-"""What the commands that talk to a daemon share: the token, the connection, clear errors."""
+"""The HTTP client of the commands that talk to a daemon: token, connection, error messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,18 @@ from streams.producers import connect
 
 @contextmanager
 def daemon_client(url: str, token_file: Path | None) -> Iterator[httpx.Client]:
-    """Give a client of the daemon at ``url``; a daemon that cannot be reached becomes ``CommandError`` (75)."""
+    """Yield an HTTP client for the daemon at ``url``.
+
+    Args:
+        url: address of the daemon, for example ``http://127.0.0.1:8780``.
+        token_file: file that contains the daemon's token; None sends no token.
+
+    Raises:
+        ConfigError: if ``url`` is not an address or the token file cannot be read.
+        CommandError: with exit code 75 if the daemon cannot be reached.
+    """
     if not is_address(url):
-        raise ConfigError(f"--url {url!r} is no address: write it like http://127.0.0.1:8780")
+        raise ConfigError(f"--url {url!r} is not an address: write it like http://127.0.0.1:8780")
     try:
         with connect(url, read_token(token_file, "--token-file")) as client:
             yield client
@@ -26,22 +35,27 @@ def daemon_client(url: str, token_file: Path | None) -> Iterator[httpx.Client]:
 
 
 def is_address(url: str) -> bool:
-    """Whether ``url`` says how to reach a host: http or https, and a port that there can be."""
+    """Return whether ``url`` is an http or https address of a host, with a valid port if it has one."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of the port
+    except ValueError:  # the port is not a number in 0..65535
         return False
 
 
 def _advice(error: httpx.TransportError) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "Name the certificate of its authority in the environment variable SSL_CERT_FILE"
+        return "Set the environment variable SSL_CERT_FILE to the certificate of its certificate authority"
     return "Is `online-meta serve` running there?"
 
 
 def expect_success(response: httpx.Response) -> httpx.Response:
-    """Return the response; raises ``CommandError`` with what the daemon said when it refused."""
+    """Return a successful response unchanged.
+
+    Raises:
+        CommandError: for any other response, with the daemon's reason and detail; exit code 75 if a retry can help,
+            otherwise 78.
+    """
     if response.is_success:
         return response
     try:
@@ -50,7 +64,7 @@ def expect_success(response: httpx.Response) -> httpx.Response:
     except (ValueError, KeyError, TypeError):
         detail = response.text[:200]
     retryable = response.status_code in (429, 503, 507)
-    hint = "; give it by --token-file" if response.status_code == codes.UNAUTHORIZED else ""
+    hint = "; pass it with --token-file" if response.status_code == codes.UNAUTHORIZED else ""
     raise CommandError(
         TRY_LATER if retryable else CONFIG, f"the daemon answered {response.status_code}: {detail}{hint}"
     )

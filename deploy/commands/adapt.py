@@ -1,4 +1,4 @@
-"""online-meta adapt: predictions for a new task."""
+"""online-meta adapt: adapt to a new task and print predictions."""
 
 from pathlib import Path
 
@@ -13,18 +13,29 @@ from online_meta.types import Batch, Params
 
 
 @click.command("adapt")
-@click.option("--support", required=True, type=click.Path(path_type=Path), help="safetensors: support_x, support_y")
-@click.option("--query", required=True, type=click.Path(path_type=Path), help="safetensors: query_x")
-@click.option("--url", help="Adapt the leader of the daemon at this address.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Adapt the leader of RUN/checkpoints/ROUND.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="A file that holds the daemon's token.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write predictions here instead of printing them.")
+@click.option(
+    "--support", required=True, type=click.Path(path_type=Path), help="safetensors file with support_x and support_y."
+)
+@click.option("--query", required=True, type=click.Path(path_type=Path), help="safetensors file with query_x.")
+@click.option("--url", help="Use the current meta-parameters of the daemon at this address.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Use the meta-parameters of this folder: RUN/checkpoints/ROUND.",
+)
+@click.option("--token-file", type=click.Path(path_type=Path), help="File that contains the daemon's token.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the predictions to this safetensors file; do not print them."
+)
 def command(
     support: Path, query: Path, url: str | None, checkpoint: Path | None, token_file: Path | None, out: Path | None
 ) -> None:
-    """Adapt to the support set and predict the query: --url asks a daemon, --checkpoint works alone."""
+    """Adapt to a support set and print predictions for a query set.
+
+    Use either --url, which asks a running daemon, or --checkpoint, which needs no daemon.
+    """
     if (url is None) == (checkpoint is None):
-        raise click.UsageError("give one of --url and --checkpoint")
+        raise click.UsageError("give either --url or --checkpoint")
     tensors = {**_pick(support, ("support_x", "support_y")), **_pick(query, ("query_x",))}
     if url is not None:
         with daemon_client(url, token_file) as client:

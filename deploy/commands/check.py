@@ -1,4 +1,4 @@
-"""online-meta check: everything before the first round."""
+"""online-meta check: check a configuration without starting a run."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from deploy.config.config import config_file_context, read_config
 
 @click.command("check")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value of the file.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value of the file.")
 def command(config: Path, overrides: tuple[str, ...]) -> None:
-    """Check CONFIG before the first round: its keys, the model under meta-gradients, the history, sources, the port."""
+    """Check CONFIG without starting a run: its keys, the model under meta-gradients, the history, sources, the port."""
     settings = read_config(config, overrides)
     click.echo(f"config   {config} is valid")
     with config_file_context(config):

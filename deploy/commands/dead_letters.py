@@ -1,4 +1,4 @@
-"""online-meta dead-letters: what a run has refused, and why."""
+"""online-meta dead-letters: list the tasks that a run has rejected, and why."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,14 @@ from trainers.journal.run_files import RunFiles
 
 @click.command("dead-letters")
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def command(run_dir: Path, as_json: bool) -> int:
-    """List the tasks that the run in RUN_DIR has refused, oldest first, with the reason and the file of their bytes."""
+    """List the tasks that the run in RUN_DIR has rejected, oldest first.
+
+    Each entry shows the reason and the file that holds the bytes of the task.
+    """
     if not run_dir.is_dir():
-        raise ConfigError(f"{run_dir} is no folder: give the run.path of a run")
+        raise ConfigError(f"{run_dir} is not a folder: give the run.path of a run")
     for body, known in read_letters(RunFiles(run_dir).dead_letters):
         if as_json:
             click.echo(json.dumps({**known, "body": str(body)}))

@@ -1,4 +1,4 @@
-"""online-meta demo: the main job, on real data, in a few minutes."""
+"""online-meta demo: start a daemon, stream handwritten digits to it, and report."""
 
 import json
 import signal
@@ -29,18 +29,20 @@ from streams.producers import connect, submit
 from streams.types import TaskSource
 
 MAX_PENDING_TASKS = 12
-"""How many tasks the demo's client keeps waiting at the daemon: enough to keep it busy, few enough to look live."""
+"""Limit of tasks sent but not yet learned: enough to keep the trainer busy, few enough to keep the display current."""
 
 
 START_SECONDS = 120.0
+"""Time limit for the daemon to start."""
 
 
 HINDSIGHT_SECONDS = 240.0
+"""Time limit for the hindsight comparator to cover all rounds."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """A running demo: the daemon's process and a client of it."""
+    """A running demo: the daemon's process, an HTTP client connected to it, and its address."""
 
     daemon: "subprocess.Popen[bytes]"
     client: httpx.Client
@@ -48,7 +50,12 @@ class Demo:
 
 
 def demo_config(out: Path, port: int) -> tuple[Config, list[str]]:
-    """Return the demo's configuration and the command that serves it."""
+    """Return the demo's configuration and the command that starts its daemon.
+
+    Args:
+        out: folder of the run.
+        port: port of the daemon.
+    """
     path = Path(str(package_files("deploy") / "demo.toml"))
     overrides = (f"run.path={json.dumps(str(out))}", f"serve.port={port}")
     sets = [part for override in overrides for part in ("--set", override)]
@@ -57,7 +64,16 @@ def demo_config(out: Path, port: int) -> tuple[Config, list[str]]:
 
 @contextmanager
 def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
-    """Start the daemon and wait until it answers; drain it at the end. Raises ``CommandError`` with its last words."""
+    """Start the daemon, wait until it answers, and drain it at the end of the block.
+
+    Args:
+        command: command line of the daemon.
+        url: address at which it will answer.
+        log: file to which its output is appended.
+
+    Raises:
+        CommandError: if the daemon does not start or ends with an error.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as output:
         daemon = subprocess.Popen(command, stdout=output, stderr=output)
@@ -70,7 +86,7 @@ def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
             daemon.terminate()
         code = daemon.wait()
     if code != 0:
-        raise CommandError(BROKEN, f"the daemon ended with {code}; its last words are in {log}")
+        raise CommandError(BROKEN, f"the daemon ended with exit code {code}; its last messages are in {log}")
 
 
 def _wait_until_ready(daemon: "subprocess.Popen[bytes]", client: httpx.Client, log: Path) -> None:
@@ -89,26 +105,46 @@ def _wait_until_ready(daemon: "subprocess.Popen[bytes]", client: httpx.Client, l
 
 
 def choose_port(port: int) -> int:
-    """Return ``port``, or a free one for 0; raises ``CommandError`` (75) if another process listens there."""
+    """Return ``port``, or a free port if ``port`` is 0.
+
+    Raises:
+        CommandError: with exit code 75 if another process listens on the port.
+    """
     with closing(bind(ServeSettings(port=port))) as listener:
         chosen: int = listener.getsockname()[1]
         return chosen
 
 
 def demo_source(config: Config, kind: str) -> TaskSource:
-    """Return the demo's stream of tasks, which its client sends through the front door."""
+    """Return the demo's stream of tasks, which its client submits over HTTP.
+
+    Args:
+        config: of the demo.
+        kind: name of a source in ``streams.sources``.
+
+    Raises:
+        ConfigError: if the source needs a package that is not installed.
+    """
     import streams.sources
 
     module = registry.load_module(streams.sources, kind)
     try:
         source: TaskSource = module.create_source(module.Settings(), config.task, kind, config.run.seed)
     except ImportError as error:
-        raise ConfigError(f"the demo's digits are missing: pip install 'online-meta[digits]' ({error})") from error
+        raise ConfigError(
+            f"the demo's data set is not installed: run pip install 'online-meta[digits]' ({error})"
+        ) from error
     return source
 
 
 def stream_tasks(demo: Demo, source: TaskSource, rounds: int) -> Iterator[dict[str, Any]]:
-    """Submit ``rounds`` tasks, a few ahead of the trainer; yield the daemon's status until all are learned."""
+    """Submit ``rounds`` tasks and yield the daemon's status until all are learned.
+
+    At most ``MAX_PENDING_TASKS`` tasks are sent but not yet learned.
+
+    Raises:
+        CommandError: if the daemon ends before all tasks are learned.
+    """
     arrivals = source.read(after=None)
     sent = 0
     status = demo.client.get("/v1/status").json()
@@ -129,7 +165,7 @@ def stream_tasks(demo: Demo, source: TaskSource, rounds: int) -> Iterator[dict[s
 
 
 def wait_for_hindsight(demo: Demo, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield the daemon's status until the hindsight comparator covers all rounds, or patience ends."""
+    """Yield the daemon's status until the hindsight comparator covers all rounds, for ``HINDSIGHT_SECONDS`` at most."""
     deadline = time.monotonic() + HINDSIGHT_SECONDS
     while time.monotonic() < deadline:
         status = demo.client.get("/v1/status").json()
@@ -140,19 +176,25 @@ def wait_for_hindsight(demo: Demo, rounds: int) -> Iterator[dict[str, Any]]:
 
 
 @click.command("demo")
-@click.option("--rounds", type=click.IntRange(min=1), default=300, show_default=True, help="How many tasks to stream.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/demo-DATE-TIME by default.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8780, show_default=True, help="Where the dashboard is.")
-@click.option("--keep-serving", is_flag=True, help="Leave the daemon up at the end, until Ctrl-C.")
+@click.option("--rounds", type=click.IntRange(min=1), default=300, show_default=True, help="Number of tasks to stream.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; by default runs/demo-DATE-TIME.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8780,
+    show_default=True,
+    help="Port of the daemon and its dashboard; 0 chooses a free port.",
+)
+@click.option("--keep-serving", is_flag=True, help="Keep the daemon running at the end, until Ctrl-C.")
 def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> None:
-    """Start the daemon, stream real few-shot tasks through its HTTP front door, and report.
+    """Start a daemon, stream few-shot tasks to it over HTTP, and print a report.
 
-    The stream is rainbow digits (Finn et al., 2019): handwritten digits in 7 colours, 2 sizes and 4 rotations,
-    learned by Follow the Meta-Leader beside its baselines while they arrive.
+    The tasks are rainbow digits (Finn et al., 2019): handwritten digits in 7 colours, 2 sizes and 4 rotations. Follow
+    the Meta-Leader and its baselines learn them as they arrive.
     """
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     if folder.exists() and any(folder.iterdir()):
-        raise CommandError(USAGE, f"{folder} is not empty: give --out another folder")
+        raise CommandError(USAGE, f"{folder} is not empty: choose another folder with --out")
     port = choose_port(port)
     config, serve_command = demo_config(folder, port)
     console = Console(highlight=False, soft_wrap=True)
@@ -162,22 +204,22 @@ def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> Non
         console.print(f"dashboard: [bold]{url}/[/]   API: {url}/docs   log: {folder / 'daemon.log'}")
         _play(demo, config, rounds, console)
         if keep_serving:
-            console.print(f"all {rounds} tasks are learned; the dashboard stays at {url}/ until Ctrl-C")
+            console.print(f"all {rounds} tasks are learned; the dashboard remains at {url}/ until Ctrl-C")
             _wait_for_interrupt()
-        console.print("draining: the last checkpoint and the report ...")
+        console.print("draining: writing the last checkpoint and the report ...")
     console.print(summary_table(_read_report(folder)))
     for file, what in (
-        ("report.html", "the report with its plot"),
-        ("report.json", "the same for programs"),
-        ("regret.png", "the plot alone"),
-        ("rounds.jsonl", "every round"),
+        ("report.html", "the report with a plot"),
+        ("report.json", "the report as JSON"),
+        ("regret.png", "the plot"),
+        ("rounds.jsonl", "one line per round"),
     ):
         console.print(f"  {folder / file}: {what}")
     console.print("next: README.md, 'A run of your own'")
 
 
 def _play(demo: Demo, config: Config, rounds: int, console: Console) -> None:
-    """Stream the tasks and show how it goes: a live display on a terminal, a line now and then elsewhere."""
+    """Stream the tasks and show the progress: a live display on a terminal, otherwise a line every 25 rounds."""
     progress = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )
@@ -191,13 +233,18 @@ def _play(demo: Demo, config: Config, rounds: int, console: Console) -> None:
             if not console.is_terminal and learned >= reported + 25:
                 reported = learned
                 console.print(status_line(status, learned / (time.monotonic() - start_time), rounds - learned))
-        progress.update(bar, description="the hindsight comparator catches up", total=None)
+        progress.update(bar, description="waiting for the hindsight comparator", total=None)
         for status in wait_for_hindsight(demo, rounds):
             live.update(Group(progress, live_table(status, rounds / (time.monotonic() - start_time))))
 
 
 def live_table(status: dict[str, Any], pace: float) -> Table:
-    """Return what is shown live: losses before and after adaptation, regret, tasks per second."""
+    """Return the table of the live display: losses before and after adaptation, regret, tasks per second.
+
+    Args:
+        status: answer of ``/v1/status``.
+        pace: tasks learned per second.
+    """
     table = Table(show_header=False, box=None)
     last = status["last"]
     if last and not last["skipped"]:
@@ -216,7 +263,13 @@ def live_table(status: dict[str, Any], pace: float) -> Table:
 
 
 def status_line(status: dict[str, Any], pace: float, left: int) -> str:
-    """Return the progress as one line, for logs."""
+    """Return the progress as one line of text.
+
+    Args:
+        status: answer of ``/v1/status``.
+        pace: tasks learned per second.
+        left: number of tasks still to learn.
+    """
     last, regrets = status["last"], status["regret"]
     losses = f"loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}" if last and not last["skipped"] else ""
     reported = ", ".join(f"{display_name(against)} {regret['value']:+.1f}" for against, regret in regrets.items())

@@ -1,4 +1,4 @@
-"""online-meta export: the meta-parameters of a checkpoint as one file."""
+"""online-meta export: write the meta-parameters of a checkpoint to one file."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from trainers.checkpoint import Checkpoint
 @click.argument("checkpoint_dir", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
 def command(checkpoint_dir: Path, file: Path) -> None:
-    """Write the meta-parameters of CHECKPOINT_DIR (RUN/checkpoints/ROUND) to FILE, as safetensors."""
+    """Write the meta-parameters of CHECKPOINT_DIR (RUN/checkpoints/ROUND) to FILE, in safetensors format."""
     checkpoint = open_checkpoint(checkpoint_dir)
     try:
         replace_file(file, export_bytes(checkpoint), durable=False)
@@ -26,7 +26,10 @@ def command(checkpoint_dir: Path, file: Path) -> None:
 
 
 def export_bytes(checkpoint: Checkpoint) -> bytes:
-    """Return weights under their dotted names and the rule's parameters under ``rule.``."""
+    """Return the meta-parameters of a checkpoint as the bytes of a safetensors file.
+
+    Weights have their dotted names; the inner rule's parameters have the prefix ``rule.``.
+    """
     saved = checkpoint.learners[MAIN_LEARNER]
     tensors = {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")}
     tensors |= {name: value for name, value in saved.items() if name.startswith("rule.")}

@@ -1,4 +1,4 @@
-"""online-meta replay: the same rounds again, by any algorithm."""
+"""online-meta replay: play the rounds of a history again, with the same or another algorithm."""
 
 import json
 import sys
@@ -16,17 +16,18 @@ from trainers.journal.run_files import RunFiles
 
 @click.command("replay")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--history", type=click.Path(path_type=Path), help="The history to play; that of the run by default.")
-@click.option("--rounds", type=click.IntRange(min=1), help="How many rounds; all by default.")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder to write to; RUN/replay by default.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value of the file.")
+@click.option("--history", type=click.Path(path_type=Path), help="History to play; by default that of the run.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Number of rounds; by default all.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; by default RUN/replay.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value of the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
     config: Path, history: Path | None, rounds: int | None, out: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Play the rounds of a history again, without a daemon, and report; other algorithms by --set.
+    """Play the rounds of a history again, without a daemon, and print a report.
 
-    With the configuration of the run the parameters come out the same, bit for bit.
+    With the configuration of the original run, the resulting parameters are bit-identical. Use --set to try another
+    algorithm.
     """
     settings = read_config(config, overrides)
     files = RunFiles(Path(settings.run.path))
@@ -46,4 +47,4 @@ def command(
         click.echo(json.dumps(report))
     else:
         Console(highlight=False).print(summary_table(report))
-        click.echo(f"see {folder}/report.html")
+        click.echo(f"report: {folder}/report.html")

@@ -1,4 +1,4 @@
-"""online-meta serve: the daemon."""
+"""online-meta serve: run the daemon."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 @click.command("serve")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value of the file.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one value of the file.")
 def command(config: Path, overrides: tuple[str, ...]) -> None:
-    """Run the daemon of CONFIG until SIGTERM; it goes on where the last one stopped."""
+    """Run the daemon with CONFIG until SIGTERM. A restarted run continues from its last checkpoint."""
     settings = read_config(config, overrides)
     log_to_stderr(Origin("daemon"), settings.run.logs)
     with config_file_context(config):
         serve(settings, lambda url: log.info("listening on %s: dashboard at /, API at /docs, metrics at /metrics", url))
-    log.info("drained; see %s/report.html", settings.run.path)
+    log.info("drained; report: %s/report.html", settings.run.path)

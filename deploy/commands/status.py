@@ -1,4 +1,4 @@
-"""online-meta status: what a person asks first."""
+"""online-meta status: print the state of a daemon."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from deploy.reports.report import display_name
 
 
 @click.command("status")
-@click.option("--url", required=True, help="The daemon, for example http://127.0.0.1:8780")
-@click.option("--token-file", type=click.Path(path_type=Path), help="A file that holds the daemon's token.")
+@click.option("--url", required=True, help="Address of the daemon, for example http://127.0.0.1:8780")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File that contains the daemon's token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(url: str, token_file: Path | None, as_json: bool) -> None:
     """Show rounds, backlog, regret and the last checkpoint of the daemon at URL."""
@@ -27,7 +27,7 @@ def command(url: str, token_file: Path | None, as_json: bool) -> None:
 
 
 def status_table(status: dict[str, Any]) -> Table:
-    """Lay the status out as a table of a line each."""
+    """Return the answer of ``/v1/status`` as a table with one line per item."""
     rounds, last, checkpoint = status["rounds"], status["last"], status["checkpoint"]
     table = Table(
         title=f"{status['run']}: {status['state'].replace('_', ' ')}", show_header=False, title_justify="left"
@@ -58,7 +58,7 @@ def status_table(status: dict[str, Any]) -> Table:
 
 
 def trainer_rows(trainer: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say whether the trainer is alive, and, where it is several ranks, how the time of each goes."""
+    """Return table rows that say whether the trainer is alive and, for several ranks, how each rank spends its time."""
     alive, ranks = "alive" if trainer["alive"] else "DOWN", trainer["world_size"]
     rows = [("trainer", f"{alive}, {ranks} {'rank' if ranks == 1 else 'ranks'}, {trainer['restarts']} restarts")]
     if len(trainer["ranks"]) > 1:

@@ -1,4 +1,4 @@
-"""online-meta submit: stream task files to a daemon."""
+"""online-meta submit: send task files to a daemon, a broker or a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,34 +17,35 @@ from streams.producers.errors import UNREACHABLE
 from streams.producers.http import HttpProducer
 
 ABOUT_THE_TASK = ("bad_id", "too_large")
-"""Reasons, from others than a daemon, that say nothing about the next task."""
+"""Reasons, not from a daemon, that concern one task only: the next task may still be accepted."""
 
 
 @click.command("submit")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--url", required=True, help="To whom, for example http://127.0.0.1:8780")
-@click.option("--token-file", type=click.Path(path_type=Path), help="A file that holds the daemon's token.")
+@click.option("--url", required=True, help="Address to send to, for example http://127.0.0.1:8780")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File that contains the daemon's token.")
 @click.option(
     "--patience",
     type=click.FloatRange(min=0),
     default=RETRY_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How long to try a task again while the daemon is away, full or busy.",
+    help="How long to retry a task while the daemon is unreachable, full or busy.",
 )
 def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience: float) -> int:
-    """Send task FILES (safetensors) in the order given; a task's id is its file's name without the ending.
+    """Send task FILES (safetensors) in the order given. The id of a task is its file name without the suffix.
 
-    The address says to whom: a daemon (http://host:port), or where one reads from: redis://host:port/db?stream=name,
-    kafka://host:port/topic, nats://host:port/stream-or-subject, file:///folder. How to log in at a broker, and whom to
-    believe, are files that the end of its address names: rediss://me@host/0?stream=name&password_file=F&ca_file=F. A
-    task is sent once it is durable there.
-    Sending a file again is harmless: the daemon knows its id. Waits while a daemon's backlog is full. Exits 78
-    when a task was refused; the others are sent all the same. Exits 75 when nothing is taken for --patience
-    seconds: run it again later.
+    The address is that of a daemon (http://host:port), or of a place from which a daemon reads:
+    redis://host:port/db?stream=name, kafka://host:port/topic, nats://host:port/stream-or-subject, file:///folder. The
+    parameters of a broker's address name the files with its password and its certificate authority:
+    rediss://me@host/0?stream=name&password_file=F&ca_file=F. A task counts as sent once it is durable there.
+
+    It is safe to send a file again: the daemon knows its id. The command waits while a daemon's backlog is full. Exit
+    code 78: a task was rejected; the other tasks are sent nevertheless. Exit code 75: no task was accepted for
+    --patience seconds; run the command again later.
     """
     console = Console(stderr=True)
-    for file in files:  # A name that is mistyped is told before anything is sent.
+    for file in files:  # A file that cannot be read is reported before any task is sent.
         _read(file, 0)
     sent = rejected = new = known = 0
     try:
@@ -69,7 +70,7 @@ def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience
 
 @contextmanager
 def _producer(url: str, token_file: Path | None, patience: float, console: Console) -> Iterator[Producer]:
-    """Give what sends tasks to an address; a daemon that is away is told of at once."""
+    """Yield a producer for an address; print at once if the daemon is unreachable."""
     with _address_error_context():
         split_address(url)
     if is_address(url):
@@ -78,7 +79,7 @@ def _producer(url: str, token_file: Path | None, patience: float, console: Conso
             yield HttpProducer(url, client, patience)
         return
     if token_file is not None:
-        raise ConfigError(f"--token-file is for a daemon; {url} is none")
+        raise ConfigError(f"--token-file is only for a daemon; {url} is not the address of a daemon")
     with _address_error_context():
         producer = open_producer(url, retry_seconds=patience)
     try:
@@ -101,13 +102,13 @@ def _warn_if_unreachable(client: httpx.Client, console: Console, patience: float
     try:
         client.get("/healthz")
     except (httpx.ConnectError, httpx.ConnectTimeout):
-        console.print(f"no daemon answers at {client.base_url}; trying for {patience:g} s", markup=False)
+        console.print(f"no daemon answers at {client.base_url}; retrying for {patience:g} s", markup=False)
 
 
 def _raise_unless_rejected(error: SubmitError, url: str, patience: float) -> None:
-    """Raise ``CommandError`` when the next task would fare no better than this one did."""
+    """Raise ``CommandError`` if the next task would fail for the same reason as this one."""
     if error.status == HTTPStatus.UNAUTHORIZED:
-        raise CommandError(CONFIG, f"{url} asks for a token: {error.detail}; give it by --token-file") from error
+        raise CommandError(CONFIG, f"{url} requires a token: {error.detail}; pass it with --token-file") from error
     if error.reason in ABOUT_THE_TASK:
         return
     if error.status is None and error.reason != UNREACHABLE:

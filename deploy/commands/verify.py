@@ -1,4 +1,4 @@
-"""online-meta verify: read all of a history, and mend what is held twice."""
+"""online-meta verify: check a whole history, and repair what has a second copy."""
 
 import json
 import sys
@@ -18,13 +18,14 @@ from streams.history.verify import Verification, verify
 @click.command("verify")
 @click.argument("history_dir", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--repair", "mend", is_flag=True, help="Mend what has a second copy; the daemon must be stopped.")
-@click.option("--archive", metavar="FOLDER|URL", help="Where the archive is, if the ledger that knows it is lost.")
+@click.option("--repair", "mend", is_flag=True, help="Repair what has a second copy; the daemon must be stopped.")
+@click.option("--archive", metavar="FOLDER|URL", help="Location of the archive, if the ledger that records it is lost.")
 def command(history_dir: Path, as_json: bool, mend: bool, archive: str | None) -> int:
     """Read every round of the history in HISTORY_DIR, ledger and archive; check every checksum and the order.
 
-    Exit 70 on damage. With --repair, what is damaged in the ledger is taken from the archive and the other way round,
-    and a ledger that is gone is made anew from the archive; what has no second copy is named and left as it is.
+    Exit code 70: the history is damaged. With --repair, damaged rounds of the ledger are restored from the archive and
+    damaged segments of the archive from the ledger; a missing ledger is rebuilt from the archive. Damage without a
+    second copy is listed and left unchanged.
     """
     results: dict[str, Any] = {}
     if mend and not (history_dir / ledger.FILE).exists() and (archive or (history_dir / ARCHIVE_FOLDER).exists()):
@@ -48,25 +49,25 @@ def _read_all(folder: Path, quiet: bool) -> Verification:
 
 
 def _describe_repairs(results: dict[str, Any]) -> list[str]:
-    """Say what was mended, a line for each kind."""
+    """Return one line for each kind of repair that was made."""
     lines = []
     if "rebuilt" in results:
-        lines.append(f"the ledger was made anew from the archive, with {results['rebuilt']} rounds")
+        lines.append(f"the ledger was rebuilt from the archive, with {results['rebuilt']} rounds")
     repairs = results.get("repairs", {})
     words = {
-        "from_archive": "now read from the archive, their copies in the ledger were damaged",
-        "segments": "segments written anew from the ledger",
-        "strays": "payloads of no round, removed",
-        "lost": "damaged segments of which the ledger has no copy: restore them from a backup",
+        "from_archive": "rounds whose copies in the ledger were damaged, now read from the archive",
+        "segments": "segments rewritten from the ledger",
+        "strays": "payloads that belong to no round, removed",
+        "lost": "damaged segments without a copy in the ledger: restore them from a backup",
     }
     lines += [f"{words[kind]}: {_join(values)}" for kind, values in repairs.items() if values]
     return lines
 
 
 def describe_damage(found: Verification, folder: Path) -> str:
-    """Say what was found, a line for each kind of damage."""
+    """Return the result of a verification as text: one line per kind of damage."""
     if found.clean:
-        return f"{folder}: {found.rounds} rounds, all whole and in order"
+        return f"{folder}: {found.rounds} rounds, all intact and in order"
     kinds = {name: values for name, values in found._asdict().items() if name != "rounds" and values}
     lines = [f"  {name}: {_join(values)}" for name, values in kinds.items()]
     return "\n".join([f"{folder}: {found.rounds} rounds, DAMAGED", *lines])

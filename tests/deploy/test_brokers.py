@@ -115,4 +115,4 @@ def test_submit_to_a_broker_that_is_not_there(cli: Cli, tmp_path: Path, url: str
     token = tmp_path / "token"
     token.write_text("secret")
     ended = cli("submit", *write_tasks(tmp_path, 0), "--url", "file:///x", "--token-file", token)
-    assert (ended.code, "--token-file is for a daemon" in ended.err) == (78, True)
+    assert (ended.code, "--token-file is only for a daemon" in ended.err) == (78, True)

@@ -27,7 +27,7 @@ def test_the_commands_are_those_that_are_promised(cli: Cli) -> None:
     ended = cli("--help")
     assert ended.code == 0
     assert tuple(re.findall(r"^  (\w+)  ", ended.out, re.MULTILINE)) == COMMANDS
-    assert "64 usage, 70 an invariant broke, 75 try again" in ended.out.replace("\n  ", " ")
+    assert "64 wrong usage, 70 internal error or damaged data, 75 temporary failure" in " ".join(ended.out.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,8 +53,8 @@ def test_the_version(cli: Cli) -> None:
         (("serve",), "Missing argument 'CONFIG'"),
         (("serve", "x.toml", "--port", "1"), "No such option"),
         (("status",), "Missing option '--url'"),
-        (("adapt", "--support", "a", "--query", "b"), "give one of --url and --checkpoint"),
-        (("adapt", "--support", "a", "--query", "b", "--url", "u", "--checkpoint", "c"), "give one of --url"),
+        (("adapt", "--support", "a", "--query", "b"), "give either --url or --checkpoint"),
+        (("adapt", "--support", "a", "--query", "b", "--url", "u", "--checkpoint", "c"), "give either --url"),
         (("replay", "x.toml", "--rounds", "0"), "0 is not in the range x>=1"),
         (("demo", "--rounds", "many"), "'many' is not a valid integer"),
         (("submit", "--url", "http://127.0.0.1:1"), "Missing argument 'FILES...'"),
@@ -102,7 +102,7 @@ def test_an_address_that_is_none(cli: Cli, tmp_path: Path, url: str, command: st
     files = write_tasks(tmp_path, 0) if command == "submit" else []
     ended = cli(command, *files, "--url", url)
     assert ended.code == 78
-    assert f"--url {url!r} is no address: write it like http://127.0.0.1:8780" in ended.err
+    assert f"--url {url!r} is not an address: write it like http://127.0.0.1:8780" in ended.err
 
 
 def test_submit_counts_what_is_new_known_and_refused(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:

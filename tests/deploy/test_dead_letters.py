@@ -28,4 +28,4 @@ def test_no_letters_are_an_empty_list_and_no_run_is_an_error(cli: Cli, tmp_path:
     assert cli("dead-letters", tmp_path) == (0, "", "")
     ended = cli("dead-letters", tmp_path / "none")
     assert ended.code == 78
-    assert "is no folder" in ended.err
+    assert "is not a folder" in ended.err

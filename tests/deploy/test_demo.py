@@ -33,4 +33,4 @@ def test_the_demo_writes_into_no_folder_that_is_in_use(cli: Cli, tmp_path: Path)
     (tmp_path / "mine").write_text("notes")
     ended = cli("demo", "--out", tmp_path)
     assert ended.code == 64
-    assert f"{tmp_path} is not empty: give --out another folder" in ended.err
+    assert f"{tmp_path} is not empty: choose another folder with --out" in ended.err

@@ -68,7 +68,7 @@ def test_the_report_for_people(finished: Finished) -> None:
 
 def test_verify_reads_every_round(cli: Cli, finished: Finished) -> None:
     ended = cli("verify", finished.run / "history")
-    assert (ended.code, ended.out) == (0, f"{finished.run}/history: {ROUNDS} rounds, all whole and in order\n")
+    assert (ended.code, ended.out) == (0, f"{finished.run}/history: {ROUNDS} rounds, all intact and in order\n")
     found = json.loads(cli("verify", finished.run / "history", "--json").out)
     assert (found["clean"], found["rounds"], found["damaged"]) == (True, ROUNDS, [])
 
@@ -151,7 +151,7 @@ def test_verify_mends_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_p
     ended = cli("verify", history, "--repair")
     assert ended.code == 70
     assert ended.out.splitlines() == [
-        "now read from the archive, their copies in the ledger were damaged: 7",
+        "rounds whose copies in the ledger were damaged, now read from the archive: 7",
         f"{history}: {ROUNDS} rounds, DAMAGED",
         "  damaged: 11",
     ]
