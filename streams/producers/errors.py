@@ -1,5 +1,6 @@
 """What goes wrong when a task is brought somewhere, and how it is tried again."""
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ RETRY_SECONDS = 300.0
 UNREACHABLE = "unreachable"
 
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=15.0)
+_SLEEP = time.sleep
 
 Result = TypeVar("Result")
 
@@ -59,7 +61,11 @@ def check_task_id(id: str) -> None:
 def retry(retry_seconds: float, attempt: Callable[[], Result]) -> Result:
     """Return what ``attempt`` gives, called again after growing, random waits while it raises ``RetryLater``."""
     retrying = Retrying(
-        retry=retry_if_exception_type(RetryLater), stop=stop_before_delay(retry_seconds), wait=_wait, reraise=True
+        sleep=_SLEEP,
+        retry=retry_if_exception_type(RetryLater),
+        stop=stop_before_delay(retry_seconds),
+        wait=_wait,
+        reraise=True,
     )
     return retrying(attempt)
 

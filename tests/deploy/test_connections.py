@@ -1,11 +1,11 @@
 """A connection that holds a place in vain is closed, over real sockets of a server with the daemon's protocol."""
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
@@ -32,13 +32,12 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse(f"{size} bytes")(scope, receive, send)
 
 
-@contextmanager
-def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
-    """Serve on a free port, with long times where ``limits`` has no others; give what connects."""
+def make_server(**limits: int) -> uvicorn.Server:
+    """Make a server of the daemon's protocol, with long times where ``limits`` has no others."""
     times = {"header_seconds": LONG, "keep_alive_seconds": LONG}
     made = Limits(**{**times, **limits})
     kept = made.keep_alive_seconds
-    server = uvicorn.Server(
+    return uvicorn.Server(
         uvicorn.Config(
             echo,
             http=make_bounded_protocol(made),
@@ -49,6 +48,12 @@ def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
             workers=1,
         )
     )
+
+
+@contextmanager
+def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
+    """Serve on a free port; give what connects."""
+    server = make_server(**limits)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -69,22 +74,62 @@ def rest(connection: socket.socket) -> bytes:
         return b""
 
 
-def trickle(connection: socket.socket, piece: bytes) -> bytes:
-    """Send a piece again and again until the server closes; return what it said."""
-    connection.settimeout(0.05)
-    said = b""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            connection.sendall(piece)
-            if not (came := connection.recv(65536)):
-                return said
-            said += came
-        except TimeoutError:
-            continue
-        except OSError:
-            return said
-    raise AssertionError("it is never closed")
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose time goes on only where a test says so."""
+
+    def __init__(self) -> None:
+        """Begin some time after zero."""
+        self.now = 1000.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Let the time go on, from another thread; return once the loop has done all that was due."""
+        done = threading.Event()
+
+        def advance() -> None:
+            self.now += seconds
+            self.call_soon(self.call_soon, self.call_soon, done.set)
+
+        self.call_soon_threadsafe(advance)
+        assert done.wait(60)
+
+
+@contextmanager
+def serving_by(loop: Loop, **limits: int) -> Iterator[Callable[[], socket.socket]]:
+    """Serve as ``serving`` does, by the time of ``loop``."""
+    server = make_server(**limits)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        wait_for("it serves", lambda: server.started)
+        yield lambda: socket.create_connection(listener.getsockname(), timeout=60)
+    finally:
+        server.should_exit = True
+        while thread.is_alive():  # It looks every tenth of a second of its own time.
+            loop.call_soon_threadsafe(setattr, loop, "now", loop.now + 0.1)
+            thread.join(0.01)
+        listener.close()
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the server has not closed a connection; what it said is left to be read."""
+    connection.setblocking(False)
+    try:
+        seen = connection.recv(65536, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    finally:
+        connection.settimeout(60)
+    return bool(seen)
 
 
 IN_VAIN = {
@@ -98,33 +143,61 @@ IN_VAIN = {
 }
 
 
-def test_who_does_not_come_to_the_end_of_a_request_is_let_go_and_who_is_at_work_is_not() -> None:
-    def hold(case: str) -> bytes:
-        begin, piece, _ = IN_VAIN[case]
-        with connect() as connection:
-            connection.sendall(begin)
-            return trickle(connection, piece)
+def take_answer(connection: socket.socket) -> None:
+    """Take the answer to ``REQUEST``, in however many pieces it comes."""
+    said = b""
+    while not said.endswith(b"4 bytes"):
+        came = connection.recv(65536)
+        assert came, said
+        said += came
+    assert said.startswith(b"HTTP/1.1 200")
 
-    with serving(header_seconds=SHORT) as connect, ThreadPoolExecutor(len(IN_VAIN)) as pool, connect() as working:
-        answers = {case: pool.submit(hold, case) for case in IN_VAIN}
+
+def ask(connect: Callable[[], socket.socket]) -> None:
+    """Ask something and take the answer: what was sent before has been read by then."""
+    with connect() as connection:
+        connection.sendall(REQUEST)
+        take_answer(connection)
+
+
+def test_who_does_not_come_to_the_end_of_a_request_is_let_go_and_who_is_at_work_is_not() -> None:
+    loop = Loop()
+    with ExitStack() as stack:
+        connect = stack.enter_context(serving_by(loop, header_seconds=SHORT))
+        working = stack.enter_context(connect())
+        held = {case: stack.enter_context(connect()) for case in IN_VAIN}
         working.sendall(REQUEST[:-2])
+        for case, (begin, piece, _) in IN_VAIN.items():
+            held[case].sendall(begin + piece)
+        ask(connect)
+        loop.pass_seconds(0.9 * SHORT)
+        assert all(is_open(connection) for connection in held.values())
+        for case, (_, piece, _) in IN_VAIN.items():
+            held[case].sendall(piece)  # that something goes on coming gives no more time
+        ask(connect)
+        loop.pass_seconds(0.2 * SHORT)
         for case, (begin, _, said) in IN_VAIN.items():
-            answer = answers[case].result()
+            answer = rest(held[case])
             assert answer.startswith(said), case
             assert bool(answer) == bool(said), case
             assert (b"408" in answer) == (begin.endswith(HEAD) or begin == b"POST"), "no answer to what is no request"
-        time.sleep(SHORT)  # a body has its own time
+        loop.pass_seconds(SHORT)  # a body has its own time
         working.sendall(REQUEST[-2:])
-        assert b"4 bytes" in working.recv(65536)
-        time.sleep(1.5 * SHORT)  # at rest, for less than keep_alive_seconds
+        take_answer(working)
+        loop.pass_seconds(1.5 * SHORT)  # at rest, for less than keep_alive_seconds
         working.sendall(REQUEST)
-        assert b"4 bytes" in working.recv(65536)
+        take_answer(working)
 
 
 def test_a_connection_without_requests_is_closed() -> None:
-    with serving(keep_alive_seconds=SHORT) as connect, connect() as connection:
+    loop = Loop()
+    with serving_by(loop, keep_alive_seconds=SHORT) as connect, connect() as connection:
         connection.sendall(REQUEST)
-        assert rest(connection).startswith(b"HTTP/1.1 200")
+        take_answer(connection)
+        loop.pass_seconds(0.9 * SHORT)
+        assert is_open(connection)
+        loop.pass_seconds(0.2 * SHORT)
+        assert rest(connection) == b""
 
 
 LONG_HEADERS = {

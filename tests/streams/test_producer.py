@@ -1,9 +1,9 @@
 import email.utils
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +11,7 @@ from streams.producers import SubmitError, connect, errors, http, submit
 from streams.types import Receipt
 
 Answer = tuple[int, dict[str, str], bytes]
+BACKOFF_SECONDS = 0.001
 KEPT: Answer = (201, {}, b'{"id": "a", "round": 7}')
 
 
@@ -56,7 +57,7 @@ class Daemon:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Daemon]]:
-    monkeypatch.setattr(errors, "_BACKOFF", lambda state: 0.001)
+    monkeypatch.setattr(errors, "_BACKOFF", lambda state: BACKOFF_SECONDS)
     running: list[Daemon] = []
 
     def start(*script: Answer) -> Daemon:
@@ -104,11 +105,18 @@ def test_what_will_not_pass_is_raised_at_once(serve: Callable[..., Daemon], stat
     assert len(daemon.asked) == 1
 
 
-def test_retry_after_is_obeyed(serve: Callable[..., Daemon]) -> None:
-    daemon = serve(refused(429, Retry_After="0.3"), KEPT)
-    began = time.monotonic()
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the seconds that a producer would sleep, without sleeping."""
+    found: list[float] = []
+    monkeypatch.setattr(errors, "_SLEEP", found.append)
+    return found
+
+
+def test_retry_after_is_obeyed(serve: Callable[..., Daemon], slept: list[float]) -> None:
+    daemon = serve(refused(429, Retry_After="30"), refused(503), KEPT)
     assert submit(daemon.url, "a", b"").round == 7
-    assert time.monotonic() - began >= 0.3
+    assert slept == [30 + BACKOFF_SECONDS, BACKOFF_SECONDS]
 
 
 def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[..., Daemon]) -> None:
@@ -119,16 +127,17 @@ def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[...,
     assert len(daemon.asked) == 1
 
 
-def test_patience_ends(serve: Callable[..., Daemon]) -> None:
+def test_patience_ends(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No try is begun after ``retry_seconds``: the wait after the third would last longer."""
     daemon = serve(refused(507))
+    monkeypatch.setattr(errors, "_BACKOFF", lambda state: BACKOFF_SECONDS if state.attempt_number < 3 else 300.0)
     with pytest.raises(SubmitError) as caught:
-        submit(daemon.url, "a", b"", retry_seconds=0.2)
+        submit(daemon.url, "a", b"", retry_seconds=200)
     assert caught.value.status == 507
-    asked = len(daemon.asked)
-    assert asked > 2
+    assert len(daemon.asked) == 3
     with pytest.raises(SubmitError):
         submit(daemon.url, "a", b"", retry_seconds=0)
-    assert len(daemon.asked) == asked + 1
+    assert len(daemon.asked) == 4
 
 
 def test_a_daemon_that_is_not_there_is_unreachable() -> None:
@@ -162,9 +171,11 @@ def test_one_client_keeps_its_connection(serve: Callable[..., Daemon]) -> None:
     assert {headers["Authorization"] for _, headers, _ in daemon.asked} == {"Bearer secret"}
 
 
-def test_retry_after_may_be_a_date() -> None:
+def test_retry_after_may_be_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: now))
     assert http._retry_after_seconds(None) == 0
     assert http._retry_after_seconds("2.5") == 2.5
     assert http._retry_after_seconds("-3") == http._retry_after_seconds("soon") == 0
-    assert 50 < http._retry_after_seconds(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
-    assert http._retry_after_seconds(email.utils.formatdate(time.time() - 60, usegmt=True)) == 0
+    assert http._retry_after_seconds(email.utils.formatdate(now + 60, usegmt=True)) == 60
+    assert http._retry_after_seconds(email.utils.formatdate(now - 60, usegmt=True)) == 0

@@ -2,54 +2,72 @@
 
 import json
 import os
-import time
-from threading import Event, Timer
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
 from streams.history.history import History
-from tests.trainers.runs import SETTINGS, fill, play, task
+from tests.trainers.runs import SETTINGS, fill, opened, play, task
+from trainers.distributed import rank_stats as rank_stats_module
 from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.rounds import POLL_SECONDS, close_run, open_run, play_rounds
 
 
-def test_work_is_what_is_not_waiting():
+class Clock:
+    """The time that ranks are measured by: it goes on only where a test says so."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def pass_seconds(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    monkeypatch.setattr(rank_stats_module, "time", SimpleNamespace(monotonic=lambda: found.now))
+    return found
+
+
+def test_work_is_what_is_not_waiting(clock):
     rank_stats = RankStats()
     with rank_stats.measure_work():
-        time.sleep(0.05)
+        clock.pass_seconds(0.5)
         with rank_stats.measure_waiting():
-            time.sleep(0.2)
+            clock.pass_seconds(2)
+        clock.pass_seconds(0.25)
     with rank_stats.measure_waiting():
-        time.sleep(0.1)
-    assert rank_stats.step_seconds == pytest.approx(0.05, abs=0.04)
-    assert rank_stats.waiting_seconds == pytest.approx(0.3, abs=0.06)
+        clock.pass_seconds(1)
+    assert (rank_stats.step_seconds, rank_stats.waiting_seconds) == (0.75, 3)
 
 
-def test_a_collective_that_fails_was_waited_for_too():
+def test_a_collective_that_fails_was_waited_for_too(clock):
     rank_stats = RankStats()
 
     @rank_stats.measure_waiting()
     def broken():
-        time.sleep(0.05)
+        clock.pass_seconds(5)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         broken()
-    assert rank_stats.waiting_seconds >= 0.05
+    assert rank_stats.waiting_seconds == 5
 
 
 @pytest.mark.parametrize("name", ["broadcast", "broadcast_tensors", "send", "gather"])
-def test_every_collective_of_a_crew_is_counted(name):
+def test_every_collective_of_a_crew_is_counted(clock, name):
     def slow(value):
-        time.sleep(0.02)
+        clock.pass_seconds(2)
         return value
 
     rank_stats = RankStats()
     rank_group = measure_collectives(RankGroup(0, 2, (0, 1), slow, slow, slow, gather=slow), rank_stats)
     assert getattr(rank_group, name)("something") == "something"
-    assert rank_stats.waiting_seconds >= 0.02
+    assert rank_stats.waiting_seconds == 2
     assert (rank_group.rank, rank_group.world, rank_group.with_storage) == (0, 2, (0, 1))
 
 
@@ -59,13 +77,14 @@ def test_who_is_alone_waits_for_nobody():
 
 
 def test_one_process_is_a_roll_of_one(tmp_path):
-    began = time.time()
     with History.open(tmp_path / "history", write=True) as history:
         fill(history, [task(seed) for seed in range(3)])
-        play(tmp_path, history, 3)
+        with opened(tmp_path, history) as run:
+            run.journal.started = 1_800_000_000.5
+            assert play_rounds(run, Event(), 3) == 3
     report = json.loads((tmp_path / "ranks.json").read_text())
     assert (report["world_size"], report["near"]) == (1, [0])
-    assert began <= report["started"] <= time.time()
+    assert report["started"] == 1_800_000_000.5
     (rank,) = report["ranks"]
     assert (rank["rank"], rank["pid"], rank["waiting_seconds"]) == (0, os.getpid(), 0)
 
@@ -78,19 +97,39 @@ def test_a_roll_that_cannot_be_written_stops_nothing(tmp_path):
     assert (tmp_path / "ranks.json").is_dir()
 
 
-@pytest.mark.parametrize(("pause", "least", "most"), [(0.01, 0.0, 0.06), (0.12, 0.25, 0.6)])
-def test_an_idle_rank_waits_for_a_task_and_not_for_the_others(tmp_path, pause, least, most):
+class StopsAfter(Event):
+    """A stop event that is set once a rank has waited for tasks so many times; it never really waits."""
+
+    def __init__(self, waits):
+        super().__init__()
+        self.left = waits
+
+    def wait(self, timeout=None):
+        assert timeout == POLL_SECONDS
+        self.left -= 1
+        if not self.left:
+            self.set()
+        return self.is_set()
+
+
+@pytest.mark.parametrize(("pause", "counted"), [(POLL_SECONDS / 2, 0.0), (POLL_SECONDS + 0.1, 0.1)])
+def test_an_idle_rank_waits_for_a_task_and_not_for_the_others(tmp_path, clock, pause, counted):
     """Ranks look for tasks at their own pace: only what is longer than that is a rank that is slow."""
 
+    commands = []
+
     def broadcast(value):
-        time.sleep(pause)
+        commands.append(value[0] if isinstance(value, list) else None)
+        clock.pass_seconds(pause)
         return value
 
-    stop = Event()
     rank_group = RankGroup(0, 2, (0,), broadcast, gather=lambda value: [value])
     with History.open(tmp_path / "history", write=True) as history:
         run = open_run(SETTINGS, RunFiles(tmp_path), history, rank_group=rank_group)
-        Timer(0.5, stop.set).start()
-        assert play_rounds(run, stop) == 0
+        assert run.rank_stats.waiting_seconds == 0
+        commands.clear()
+        assert play_rounds(run, StopsAfter(10)) == 0
         close_run(run)
-    assert least <= run.rank_stats.waiting_seconds <= most
+    assert commands.count("wait") == 10
+    others = len(commands) - 10
+    assert run.rank_stats.waiting_seconds == pytest.approx(10 * counted + others * pause)
