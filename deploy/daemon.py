@@ -1,4 +1,4 @@
-"""The daemon: takes tasks in, keeps a trainer and a comparator running beside it, answers over HTTP, drains."""
+"""The daemon: accept tasks, supervise the trainer and the comparators, serve the HTTP API, drain on a signal."""
 
 import asyncio
 import contextlib
@@ -44,10 +44,17 @@ log = logging.getLogger(__name__)
 
 
 def serve(config: Config, ready: Callable[[str], None]) -> None:
-    """Run the daemon until SIGTERM or SIGINT, then drain: stop taking, commit, finish the round, checkpoint, report.
+    """Run the daemon until SIGTERM or SIGINT, then drain it.
 
-    ``ready`` is called with the daemon's URL once it listens. Raises ``CommandError`` when it cannot start;
-    configuration errors are found before a file is written or a process started.
+    Draining stops intake, commits pending tasks, finishes the round, writes a checkpoint, and writes the report.
+
+    Args:
+        config: of the run.
+        ready: called with the daemon's URL once it listens.
+
+    Raises:
+        CommandError: if the daemon cannot start, the report cannot be written, or the trainer cannot continue.
+            Configuration errors are raised before a file is written or a process is started.
     """
     token = check_exposure(config.serve)
     check_learning(config)
@@ -84,11 +91,20 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
             TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}"
         ) from error
     if state.broken.is_set():
-        raise CommandError(BROKEN, "drained, for the trainer cannot go on: its last words are above")
+        raise CommandError(BROKEN, "drained, because the trainer cannot continue: see its last messages above")
 
 
 def make_state(config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack) -> DaemonState:
-    """Start the children and ingest, and join all parts; ``cleanup`` stops them in the order of the data's way."""
+    """Start the child processes and ingest, and return the daemon's state.
+
+    Args:
+        config: of the run.
+        files: of the run.
+        history: open for writing.
+        token: that requests must carry; None for none.
+        cleanup: receives the callbacks that stop what is started here: ingest first, then the trainer, then the
+            comparators.
+    """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
     set_constant_gauges(instruments, config.engine.kind)
@@ -134,7 +150,9 @@ def _drain(child: SupervisedProcess) -> None:
     code = child.stop(DRAIN_SECONDS)
     if code != DONE:
         log.error(
-            "the %s ended with %d and did not drain; the next start goes on from its last checkpoint", child.name, code
+            "the %s ended with exit code %d and did not drain; the next start continues from its last checkpoint",
+            child.name,
+            code,
         )
 
 
@@ -144,7 +162,7 @@ def _count_commit(instruments: dict[str, object], source: str, seconds: float) -
 
 
 def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Answer HTTP until a signal asks to stop; requests under way are finished."""
+    """Serve HTTP until SIGTERM or SIGINT; finish the requests in progress."""
     settings = state.config.serve
     server = uvicorn.Server(
         uvicorn.Config(
@@ -160,13 +178,13 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
             ws="none",
         )
     )
-    # uvicorn gives a signal back to the handler from before once it has shut down; the default one would kill us.
+    # uvicorn re-raises the signal after its shutdown; the default handler would then kill this process.
     before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
 
     async def run() -> None:
         refreshing = asyncio.create_task(_refresh_periodically(state, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
+        while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for this
             await asyncio.sleep(0.01)
         if server.started:
             ready()
@@ -183,8 +201,8 @@ async def _refresh_periodically(state: DaemonState, server: uvicorn.Server) -> N
     while True:
         try:
             await asyncio.to_thread(state.refresh)
-        except Exception:  # A file that cannot be read now must not stop the counting for ever.
-            log.exception("the run's files cannot be read; again in %.0f s", RETRY_SECONDS)
+        except Exception:  # A file that is unreadable for a while must not end the updates of the metrics.
+            log.exception("the run's files cannot be read; retrying in %.0f s", RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
         server.should_exit |= state.broken.is_set()
         await asyncio.sleep(REFRESH_SECONDS)

@@ -1,4 +1,4 @@
-"""Answer adaptation requests with the current leader, without disturbing the trainer."""
+"""Adapt the published meta-parameters (the meta-leader) to support sets, outside the trainer process."""
 
 from pathlib import Path
 from threading import Lock
@@ -26,33 +26,42 @@ from trainers.settings import TrainerSettings
 
 
 class Leader(NamedTuple):
-    """Published meta-parameters, and how many rounds they have learned."""
+    """Published meta-parameters and the number of rounds that they have learned."""
 
     meta: Meta
     round: int
 
 
 def read_leader(path: Path) -> Leader:
-    """Read meta-parameters as the trainer publishes them; raises ``FileNotFoundError`` before the first time."""
+    """Read the meta-parameters from the file that the trainer publishes.
+
+    Raises:
+        FileNotFoundError: if none have been published yet.
+    """
     if not path.exists():
         raise FileNotFoundError(path)
     with safe_open(path, "pt") as file:
         round = int(file.metadata()["round"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     rule = {name.removeprefix("rule."): value for name, value in tensors.items() if name.startswith("rule.")}
     return Leader(Meta({n: v for n, v in tensors.items() if not n.startswith("rule.")}, rule), round)
 
 
 def find_leader(path: Path) -> Meta | None:
-    """Return the meta-parameters that the trainer has published; None before the first time."""
+    """Return the meta-parameters that the trainer has published; None if there are none yet."""
     return read_leader(path).meta if path.exists() else None
 
 
 class Adapter:
-    """Adapts the newest published leader to support sets; may be called from several threads."""
+    """An adapter of the newest published leader to support sets; it is thread-safe.
+
+    Args:
+        settings: of the run.
+        leader: file in which the trainer publishes the meta-parameters.
+    """
 
     def __init__(self, settings: TrainerSettings, leader: Path) -> None:
-        """Build the model's skeleton once; the weights come from the file ``leader``."""
+        """Build the model and the inner loop once; each call reads the weights from the file if it has changed."""
         torch.set_num_threads(settings.engine.threads)
         module = build_module(settings.model, settings.seed)
         self._loss: ModelLoss = build_loss(settings.model, module)
@@ -62,7 +71,7 @@ class Adapter:
         self._cached: tuple[int, Leader] | None = None
 
     def leader(self) -> Leader:
-        """Return the newest leader; raises ``FileNotFoundError`` when none has been published."""
+        """Return the newest leader; raises ``FileNotFoundError`` if none has been published."""
         with self._lock:
             stamp = self._path.stat().st_mtime_ns
             if self._cached is None or self._cached[0] != stamp:
@@ -70,7 +79,18 @@ class Adapter:
             return self._cached[1]
 
     def predict(self, support: Batch, query_x: Tensor) -> tuple[Tensor, int]:
-        """Return the adapted model's output on ``query_x`` and the round of the leader it was adapted from."""
+        """Adapt the newest leader to a support set.
+
+        Args:
+            support: x (n, ...) and y (n, ...).
+            query_x: inputs to predict, (m, ...).
+
+        Returns:
+            The adapted model's output (m, ...), and the number of rounds that the leader has learned.
+
+        Raises:
+            FileNotFoundError: if no leader has been published.
+        """
         leader = self.leader()
         with torch.no_grad():
             adapted = self.inner.adapt(leader.meta, support)
@@ -78,7 +98,10 @@ class Adapter:
 
 
 def encode_predictions(output: Tensor, classes: bool) -> bytes:
-    """Return ``predictions`` (n, ...) as safetensors, and for classification ``labels`` (n,) int64 beside it."""
+    """Return safetensors bytes with ``predictions`` (n, ...) and, if ``classes``, ``labels`` (n,) int64.
+
+    Labels are the argmax over the last dimension of the predictions.
+    """
     tensors = {"predictions": output.detach().cpu().contiguous()}
     if classes:
         tensors["labels"] = output.argmax(-1).cpu().contiguous()
@@ -86,12 +109,20 @@ def encode_predictions(output: Tensor, classes: bool) -> bytes:
 
 
 def decode_predictions(body: bytes) -> dict[str, Tensor]:
-    """Read what ``encode_predictions`` wrote."""
+    """Return the tensors that ``encode_predictions`` has encoded."""
     return load(body)
 
 
 def leader_of(config: Config, files: RunFiles, history: History | None) -> LeaderContext:
-    """Return the leader as it is published, before that the one that the run begins with; None: no rounds yet."""
+    """Return the context with which sources segment a stream by the leader's loss.
+
+    Its leader is the newest published one, or the initial meta-parameters before the first publication.
+
+    Args:
+        config: of the run.
+        files: of the run.
+        history: from which the latest tasks are read; None if the run has no rounds yet.
+    """
     settings = config.trainer()
     adapter = Adapter(settings, files.leader)
     start = adapter.inner.init(dict(build_module(settings.model, settings.seed).named_parameters()))
@@ -110,11 +141,16 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint; raises ``CommandError`` (78) that says which ones there are when ``folder`` holds several."""
+    """Read the checkpoint in ``folder``.
+
+    Raises:
+        CommandError: with exit code 78 if the checkpoint cannot be read, or if ``folder`` contains several checkpoints,
+            which the message lists.
+    """
     rounds = list_checkpoints(folder)
     if rounds and not (folder / MANIFEST).exists():
         choices = ", ".join(str(folder / str(round)) for round in rounds)
-        raise CommandError(CONFIG, f"{folder} holds several checkpoints: give one of {choices}")
+        raise CommandError(CONFIG, f"{folder} contains several checkpoints: choose one of {choices}")
     try:
         return load_checkpoint(folder)
     except CheckpointError as error:
@@ -122,9 +158,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tuple[Tensor, bool]:
-    """Return the output of the checkpoint's leader, adapted to ``support``, on ``query_x``, and whether it classifies.
+    """Adapt the meta-parameters of a checkpoint to a support set and predict.
 
-    Raises ``CommandError`` (78) for a checkpoint that cannot be read, or tensors that its model does not take.
+    Args:
+        folder: of the checkpoint.
+        support: x (n, ...) and y (n, ...).
+        query_x: inputs to predict, (m, ...).
+
+    Returns:
+        The adapted model's output (m, ...), and whether the model is a classifier.
+
+    Raises:
+        CommandError: with exit code 78 if the checkpoint cannot be read, its model cannot be built, or the model does
+            not accept the tensors.
     """
     checkpoint = open_checkpoint(folder)
     settings = TypeAdapter(TrainerSettings).validate_python(checkpoint.settings)
@@ -143,4 +189,4 @@ def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tupl
         with torch.no_grad():
             return loss.output(inner.adapt(meta, support), query_x), settings.model.loss == "cross_entropy"
     except (RuntimeError, ValueError, IndexError) as error:
-        raise CommandError(CONFIG, f"the model of {folder} does not take these tensors: {error}") from error
+        raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {error}") from error

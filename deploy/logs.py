@@ -1,4 +1,4 @@
-"""Log lines on standard error: text for people, JSON for services, of one form whoever writes them."""
+"""Write log lines to standard error, as text or JSON, in the same format from all processes and libraries."""
 
 import json
 import logging
@@ -25,10 +25,16 @@ NAMES = {
 
 
 class Origin(logging.Filter):
-    """Says in each record which process it is of: its name, and of a trainer its rank and the round it plays."""
+    """A filter that adds the process name to each record, and for a trainer its rank and current round.
+
+    Args:
+        process: name of the process.
+        rank: rank of the process; None if it has none.
+        plays: whether the process plays rounds; without a rank it then counts as rank 0.
+    """
 
     def __init__(self, process: str, rank: int | None = None, *, plays: bool = False) -> None:
-        """A process that ``plays`` is rank 0 where it has no rank."""
+        """Store the origin; set ``round`` to a function that returns the current round."""
         super().__init__()
         self._process = process
         self._where = process if rank is None else f"{process} rank {rank}"
@@ -36,7 +42,7 @@ class Origin(logging.Filter):
         self.round: Callable[[], int | None] = lambda: None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add to the record; none is left out."""
+        """Add the fields to a record; return True, so that every record is logged."""
         record.processName, record.where = self._process, self._where
         if self._rank is not None:
             record.rank, record.round = self._rank, self.round()
@@ -44,21 +50,28 @@ class Origin(logging.Filter):
 
 
 class JsonLines(JsonFormatter):
-    """One JSON object a line: time (UTC), level, process, pid, logger, message; exception, rank, round where known."""
+    """A formatter that writes one JSON object per line.
+
+    The fields are time (UTC), level, process, pid, logger, message, and where known exception, rank and round.
+    """
 
     def __init__(self) -> None:
-        """What is only there for people, ``where``, is left out."""
+        """Configure the fields; ``where``, which is for text lines, is excluded."""
         super().__init__(FIELDS, rename_fields=NAMES, reserved_attrs=[*logging.makeLogRecord({}).__dict__, "where"])
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """Return the record's time in ISO 8601, UTC, with milliseconds."""
+        """Return the record's time in ISO 8601 format, UTC, with milliseconds."""
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
 def log_to_stderr(origin: Origin, style: str) -> None:
-    """Make lines of all that this process says: through any logger, as a warning, as an exception nobody catches.
+    """Send all log records, warnings and uncaught exceptions of this process to standard error.
 
-    Where logging was set up before, by a program that this is a part of, nothing is changed.
+    Does nothing if the root logger has handlers already, as in a program that embeds this one.
+
+    Args:
+        origin: filter that adds the process to each record.
+        style: "text" or "json".
     """
     if logging.root.handlers:
         return
@@ -68,7 +81,9 @@ def log_to_stderr(origin: Origin, style: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
     for logger in known:
-        if any(isinstance(own, logging.StreamHandler) for own in logger.handlers):  # torch's lines have another form.
+        if any(
+            isinstance(own, logging.StreamHandler) for own in logger.handlers
+        ):  # torch installs handlers with its own format.
             logger.handlers.clear()
             logger.propagate = True
     logging.captureWarnings(True)
@@ -78,7 +93,7 @@ def log_to_stderr(origin: Origin, style: str) -> None:
 
 
 def is_json_logging() -> bool:
-    """Return whether this process was told to write its lines in JSON."""
+    """Return whether this process writes its log lines as JSON."""
     return any(isinstance(handler.formatter, JsonLines) for handler in logging.root.handlers)
 
 
@@ -88,9 +103,13 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace:
 
 
 def copy_lines(name: str, lines: BinaryIO) -> None:
-    """Copy what children called ``name`` write, in JSON, to standard error, until all of them have ended.
+    """Copy the output of a child process to standard error, as JSON lines, until the output ends.
 
-    What is no JSON, such as the last words of a native library, becomes the message of a line that is.
+    A line that is not a JSON object, such as an error message of a native library, is logged as a warning.
+
+    Args:
+        name: of the child process.
+        lines: its output.
     """
     log = logging.getLogger(f"deploy.{name}")
     for line in lines:

@@ -1,4 +1,4 @@
-"""Open what a run has kept, and see that the configuration is the one that it was kept under."""
+"""Open the files of an existing run and check that they match the configuration."""
 
 import logging
 from collections.abc import Iterator
@@ -23,11 +23,21 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def open_history(files: RunFiles, settings: HistorySettings) -> Iterator[History]:
-    """Open the run's history to write; raises ``CommandError`` with the exit code that fits."""
+    """Open the run's history for writing; close it at the end of the block.
+
+    Args:
+        files: of the run.
+        settings: [history] section of the configuration.
+
+    Raises:
+        CommandError: with exit code 75 if another process writes to the history or the disk is full, 78 if its format
+            is unknown or the archive has moved.
+        ConfigError: if the folder cannot be written or the archive cannot be opened.
+    """
     try:
         history = _open_archive(History.open(files.history, write=True), settings)
     except HistoryBusy as error:
-        raise CommandError(TRY_LATER, f"{error}: this run is being served already") from error
+        raise CommandError(TRY_LATER, f"{error}: another daemon serves this run already") from error
     except (HistoryFormatError, ArchiveMoved) as error:
         raise CommandError(CONFIG, str(error)) from error
     except HistoryFull as error:
@@ -41,7 +51,7 @@ def open_history(files: RunFiles, settings: HistorySettings) -> Iterator[History
 
 
 def _open_archive(history: History, settings: HistorySettings) -> History:
-    """Let the archive be where the configuration says; raises ``ArchiveMoved`` if rounds lie elsewhere."""
+    """Record the configured location of the archive; raises ``ArchiveMoved`` if it has rounds at another location."""
     try:
         with history.borrow_writer() as writer:
             record_location(writer, Location(settings.archive, settings.archive_options))
@@ -52,7 +62,11 @@ def _open_archive(history: History, settings: HistorySettings) -> History:
         try:
             archive.names()
         except archive.unreachable_errors as error:
-            log.warning("the archive %s is away; rounds are sealed when it is back: %s", settings.archive, error)
+            log.warning(
+                "the archive %s is unreachable; rounds will be sealed when it is reachable again: %s",
+                settings.archive,
+                error,
+            )
     except BaseException:
         history.close()
         raise
@@ -60,11 +74,15 @@ def _open_archive(history: History, settings: HistorySettings) -> History:
 
 
 def check_archive(settings: HistorySettings, folder: Path) -> str:
-    """Return how the archive is that belongs to the history in ``folder``.
+    """Return one line on the state of the archive.
+
+    Args:
+        settings: [history] section of the configuration.
+        folder: of the history; the archive is in it unless the settings name another location.
 
     Raises:
-        ConfigError: if it cannot be opened.
-        Stop: if it cannot be reached now.
+        ConfigError: if the archive cannot be opened.
+        CommandError: with exit code 75 if the archive cannot be reached.
     """
     try:
         archive = Archive(open_store_at(Location(settings.archive, settings.archive_options), folder))
@@ -77,11 +95,11 @@ def check_archive(settings: HistorySettings, folder: Path) -> str:
 
 
 def _explain_write_error(error: OSError) -> str:
-    return f"{error.filename} cannot be written ({error.strerror}); choose a folder where this user may write"
+    return f"{error.filename} cannot be written ({error.strerror}); choose a folder in which this user may write"
 
 
 def make_run_folder(files: RunFiles) -> None:
-    """Make the run's folder where there is none; raises ``ConfigError`` when that may not be."""
+    """Create the run's folder if it does not exist; raises ``ConfigError`` if that fails."""
     try:
         files.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,10 +107,19 @@ def make_run_folder(files: RunFiles) -> None:
 
 
 def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
-    """Raise ``ConfigError`` when the tasks of the history are not those that ``spec`` describes."""
+    """Check that the tasks in a history have the shapes and types of the configuration.
+
+    Args:
+        history: may be empty.
+        spec: [task] section of the configuration.
+        where: path of the history, for the error message.
+
+    Raises:
+        ConfigError: if they differ.
+    """
     if not len(history):
         return
-    x, y = history[len(history) - 1].support  # The newest is always there.
+    x, y = history[len(history) - 1].support  # Retention never removes the newest round.
     found = {
         "x_shape": tuple(x.shape[1:]),
         "x_dtype": str(x.dtype).removeprefix("torch."),
@@ -103,14 +130,16 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
         if getattr(spec, name) != value and not (name == "x_shape" and fits(tuple(x.shape[1:]), spec.x_shape)):
             raise ConfigError(
                 f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: "
-                "set it back, or give the new run another run.path"
+                "restore the old value, or choose another run.path for a new run"
             )
 
 
 def check_same_run(config: Config, files: RunFiles) -> None:
-    """Raise ``ConfigError`` when rounds were learned under settings that give other parameters.
+    """Check that the run can continue with this configuration.
 
-    A run whose checkpoints are all damaged cannot go on either.
+    Raises:
+        ConfigError: if rounds were learned with settings that lead to other parameters, or if all checkpoints are
+            damaged.
     """
     try:
         checkpoint = load_latest(files.checkpoints)
@@ -121,4 +150,4 @@ def check_same_run(config: Config, files: RunFiles) -> None:
     except (SettingsChanged, CheckpointError) as error:
         raise ConfigError(f"{files.folder}: {error}") from error
     except ValidationError:
-        return  # settings of another version: the checkpoint to come decides
+        return  # Settings of another version cannot be compared; the first checkpoint will be.

@@ -1,4 +1,4 @@
-"""What a child process of the daemon does at its start: die with its parent, stop on SIGTERM, run alone."""
+"""Set up a child process of the daemon: end with its parent, stop on SIGTERM, hold a lock against a second process."""
 
 import _thread
 import ctypes
@@ -21,10 +21,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def stop_on_signals() -> Event:
-    """Return an event that SIGTERM and SIGINT set.
+    """Install handlers for SIGTERM and SIGINT; return the event that they set.
 
-    Another thread sets it: the signal may come while this one waits for the event and holds the event's own lock, and
-    would then wait for itself for ever.
+    A new thread sets the event. The main thread may hold the event's lock when the signal arrives, so that a handler
+    which set the event itself would deadlock.
     """
     stop = Event()
 
@@ -37,15 +37,16 @@ def stop_on_signals() -> Event:
 
 
 def die_with_parent() -> None:
-    """End this process as soon as the parent's end of standard input closes, as it does when the parent dies.
+    """End this process when the daemon or the direct parent process ends.
 
-    A killed daemon cannot stop its children, and an orphan trainer would play the same rounds as its successor. So
-    this process is killed, too, when its own parent ends, which for a rank is the agent that started it; Linux does so
-    even where it is stopped. One that was started by hand has no pipe for standard input.
+    A killed daemon cannot stop its children, and an orphaned trainer would play the same rounds as its successor. The
+    daemon's end is detected by the end of standard input, if that is a pipe; it is not one if a user started the
+    process. On Linux, the kernel also kills this process when its direct parent ends (for a rank, the agent that
+    started it), even if this process is stopped.
     """
 
     def watch_daemon() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # Unbuffered: a buffer's lock would block the interpreter's end.
+        while os.read(sys.stdin.fileno(), 1):  # Unbuffered: the lock of a buffer would block interpreter exit.
             pass
         os._exit(TRY_LATER)
 
@@ -57,9 +58,12 @@ def die_with_parent() -> None:
 
 @contextmanager
 def hold_lock(lock: Path) -> Iterator[None]:
-    """Hold ``lock`` for the time of the block: only one process of a kind works on a run.
+    """Hold an exclusive lock on the file ``lock`` during the block, so that one process of a kind works on a run.
 
-    Waits for a predecessor that is still dying; raises ``CommandError`` when it lives on.
+    Waits up to ``LOCK_TIMEOUT_SECONDS`` for a predecessor that is still ending.
+
+    Raises:
+        CommandError: with exit code 75 if another process holds the lock for longer.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
@@ -71,7 +75,7 @@ def hold_lock(lock: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise CommandError(
-                        TRY_LATER, f"{lock} is held by another process: is this run served already?"
+                        TRY_LATER, f"{lock} is held by another process: does another daemon serve this run?"
                     ) from None
                 time.sleep(0.05)
         yield

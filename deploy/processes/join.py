@@ -1,4 +1,4 @@
-"""Ranks on another machine than the daemon's: ``torchrun ... -m deploy.processes.join CONFIG.toml``."""
+"""Run trainer ranks on a machine without the daemon: ``torchrun ... -m deploy.processes.join CONFIG.toml``."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def main(config_file: str) -> int:
-    """Play the run of the daemon at ``engine.rendezvous`` until it drains; return the exit code.
+    """Play the run of the daemon at ``engine.rendezvous`` until the daemon drains; return the exit code.
 
-    Of the configuration [engine] counts, run.logs, and run.path, where compiled programs are kept; all else, and every
-    task, comes from the daemon's machine.
+    From the configuration, only [engine], run.logs and run.path (where compiled programs are stored) are used. The
+    daemon's machine provides all other settings and every task.
     """
     try:
         config = read_config(Path(config_file))
@@ -38,7 +38,7 @@ def main(config_file: str) -> int:
                 broadcast_settings(rank_group, None), RunFiles(Path(config.run.path)), None, rank_group, Event(), origin
             )
             return DONE
-    except Diverged:  # The daemon's machine says what there is to say.
+    except Diverged:  # The daemon's machine logs the error.
         return DONE
     except CommandError as error:
         log.error("%s", error)
@@ -53,4 +53,4 @@ if __name__ == "__main__":
         sys.exit("usage: torchrun [...] -m deploy.processes.join CONFIG.toml")
     status = main(sys.argv[1])
     logging.shutdown()
-    os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.
+    os._exit(status)  # With a normal exit, threads of the process group may abort the process.

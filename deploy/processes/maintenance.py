@@ -1,9 +1,9 @@
-"""The maintenance process: it moves rounds into the archive and discards what retention does not keep.
+"""The maintenance process: move rounds into the archive, and remove rounds according to the retention settings.
 
 ``python -m deploy.processes.maintenance RUN/settings.json LOGS SETTINGS``
 
-A process of its own, for sealing takes as much of a processor as taking tasks in does. It may be killed at any moment:
-what it leaves behind, the next one clears away.
+It is a separate process because sealing takes as much processor time as ingest. It may be killed at any time: the next
+one removes incomplete files.
 """
 
 import logging
@@ -37,23 +37,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaintenanceSettings:
-    """What the process is told of ``[history]``; where the archive lies it knows from the ledger."""
+    """The ``[history]`` settings passed to the process; the archive's location comes from the ledger."""
 
     sealing: SealingSettings
     retention: RetentionSettings
 
 
 def dump_settings(settings: MaintenanceSettings) -> str:
-    """Return the settings as the process is given them."""
+    """Return the settings as JSON, for the command line of the process."""
     return TypeAdapter(MaintenanceSettings).dump_json(settings).decode()
 
 
 def main(settings_file: str, logs: str, settings_json: str) -> int:
-    """Seal rounds and thin them out until SIGTERM, and finish the segment begun; return the exit code."""
+    """Seal and remove rounds until SIGTERM, finish the current segment, and return the exit code.
+
+    Args:
+        settings_file: path of RUN/settings.json.
+        logs: "text" or "json".
+        settings_json: result of ``dump_settings``.
+    """
     log_to_stderr(Origin("upkeep"), logs)
     stop = stop_on_signals()
     die_with_parent()
-    os.nice(NICE)  # Arrivals and rounds go first.
+    os.nice(NICE)  # Ingest and training have priority.
     settings = TypeAdapter(MaintenanceSettings).validate_json(settings_json)
     files = RunFiles(Path(settings_file).parent)
 
@@ -80,22 +86,22 @@ CHECK_SECONDS = 1.0
 
 
 STOP_SECONDS = 30.0
-"""How long a drain waits for the segment that is being written; then the process is killed, which loses nothing."""
+"""How long a drain waits for the segment in progress; after that the process is killed, which loses no data."""
 
 
 class MaintenanceSupervisor:
-    """Looks whether rounds are to be sealed or thinned out, and from then on has a process do so until ``close``.
+    """A supervisor that starts the maintenance process once there are rounds to seal or remove.
 
-    A run of few rounds needs none, which saves it the memory.
+    The process then runs until ``close``. A run with few rounds never starts it, which saves memory.
 
     Args:
-        history: to look at.
+        history: checked every ``CHECK_SECONDS``.
         config: of the daemon.
         files: of the run.
     """
 
     def __init__(self, history: History, config: Config, files: RunFiles) -> None:
-        """Start to look."""
+        """Start the thread that checks the history."""
         self._history, self._settings = history, config.history
         settings_json = dump_settings(MaintenanceSettings(config.history.sealing, config.history.retention))
         self._command = [
@@ -112,7 +118,7 @@ class MaintenanceSupervisor:
         self._thread.start()
 
     def close(self) -> None:
-        """Have the segment that is being written finished, and end the process."""
+        """Finish the segment in progress and end the process."""
         self._closing.set()
         self._thread.join()
 
@@ -120,16 +126,16 @@ class MaintenanceSupervisor:
         while not self._is_due():
             if self._closing.wait(CHECK_SECONDS):
                 return
-        # The kernel kills the child when the thread that started it ends: this one stays.
+        # The kernel kills the child when the thread that started it ends, so this thread must stay alive.
         child = SupervisedProcess("upkeep", self._command, copy=self._copy)
         self._closing.wait()
         code = child.stop(STOP_SECONDS)
         if code != DONE:
-            log.error("the upkeep ended with %d; the next start clears away what it has left behind", code)
+            log.error("the maintenance process ended with exit code %d; the next start removes incomplete files", code)
 
     def _is_due(self) -> bool:
         try:
             return is_due(self._history, self._settings.sealing, self._settings.retention)
         except Exception as error:
-            log.error("it cannot be told whether rounds are to be sealed: %s", error)
+            log.error("cannot check whether rounds must be sealed: %s", error)
             return False

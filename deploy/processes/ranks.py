@@ -1,4 +1,4 @@
-"""The trainer as many ranks on this node: ``python -m deploy.processes.ranks RUN/settings.json``."""
+"""Run the trainer as several ranks on this machine: ``python -m deploy.processes.ranks RUN/settings.json``."""
 
 import contextlib
 import json
@@ -16,7 +16,12 @@ from trainers.journal.run_files import RunFiles
 
 
 def main(settings_file: str, logs: str = "text") -> int:
-    """Keep ``engine.processes`` trainer ranks running until they drain; return the exit code."""
+    """Keep ``engine.processes`` trainer ranks running until they drain; return the exit code.
+
+    Args:
+        settings_file: path of RUN/settings.json.
+        logs: "text" or "json".
+    """
     log_to_stderr(Origin("agent"), logs)
     die_with_parent()
     engine = read_settings(Path(settings_file)).engine
@@ -24,7 +29,7 @@ def main(settings_file: str, logs: str = "text") -> int:
     file = RunFiles(Path(settings_file).parent).agent
 
     def restarted(restarts: int) -> None:
-        with contextlib.suppress(OSError):  # On a full disk the ranks are started all the same.
+        with contextlib.suppress(OSError):  # A full disk must not prevent the ranks from starting.
             replace_file(file, json.dumps({"pid": os.getpid(), "restarts": restarts}).encode(), durable=False)
 
     drained = launch_ranks(engine, command, restarted)

@@ -1,4 +1,4 @@
-"""Keep a child process running: start it, start it again when it dies, stop it at the end."""
+"""Supervise a child process: start it, restart it when it dies, stop it at the end."""
 
 import logging
 import subprocess
@@ -17,7 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class SupervisedProcess:
-    """A child process that is restarted, with growing delays, until ``stop``."""
+    """A child process that is restarted, with growing delays, until ``stop``.
+
+    Args:
+        name: of the child, for log messages.
+        command: command line of the child.
+        on_broken: called when the child ends with exit code 70; the child is then not restarted.
+        copy: called in a thread with the name and the child's output; None lets the child inherit the output streams
+            of this process.
+    """
 
     def __init__(
         self,
@@ -26,11 +34,7 @@ class SupervisedProcess:
         on_broken: Callable[[], None] | None = None,
         copy: Callable[[str, BinaryIO], None] | None = None,
     ) -> None:
-        """Start the child and a thread that waits for it; one that says it is broken calls ``on_broken``.
-
-        What the child writes ``copy`` is given to read, in a thread, under the child's name; else it goes where what
-        this process writes does.
-        """
+        """Start the child and a thread that watches it."""
         self.name = name
         self._copy = copy
         self._copying: threading.Thread | None = None
@@ -45,15 +49,15 @@ class SupervisedProcess:
 
     @property
     def pid(self) -> int:
-        """The child's process id (of the last one, when it is dead)."""
+        """The process id of the current or last child."""
         return self._process.pid
 
     def alive(self) -> bool:
-        """Whether the child runs now."""
+        """Return whether the child is running."""
         return self._process.poll() is None
 
     def stop(self, timeout_seconds: float) -> int:
-        """Ask the child to drain by SIGTERM; kill it when it has not ended in time; return its exit code."""
+        """Send SIGTERM so that the child drains; kill it after ``timeout_seconds``; return its exit code."""
         self._stopping.set()
         with self._starting:
             if self.alive():
@@ -61,7 +65,7 @@ class SupervisedProcess:
         try:
             code = self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            log.error("the %s did not drain in %.0f s and is killed", self.name, timeout_seconds)
+            log.error("the %s did not drain within %.0f s; killing it", self.name, timeout_seconds)
             self._process.kill()
             code = self._process.wait()
         self._thread.join()
@@ -70,7 +74,7 @@ class SupervisedProcess:
         return code
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # Standard input is the child's lifeline: it closes when this process dies, however it dies.
+        # The child ends when its standard input closes, which happens whenever this process ends.
         if self._copy is None:
             return subprocess.Popen(self._command, stdin=subprocess.PIPE)
         child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -86,11 +90,13 @@ class SupervisedProcess:
             if self._stopping.is_set() or code == DONE:
                 return
             if code == BROKEN and self._on_broken is not None:
-                log.error("the %s (pid %d) ended with %d and would do so again", self.name, self.pid, code)
+                log.error("the %s (pid %d) ended with exit code %d; not restarting it", self.name, self.pid, code)
                 self._on_broken()
                 return
             delay = FIRST_DELAY_SECONDS if time.monotonic() - start_time > HEALTHY_SECONDS else delay
-            log.error("the %s (pid %d) ended with %d; again in %.1f s", self.name, self.pid, code, delay)
+            log.error(
+                "the %s (pid %d) ended with exit code %d; restarting it in %.1f s", self.name, self.pid, code, delay
+            )
             if self._stopping.wait(delay):
                 return
             delay = min(delay * 2, LONGEST_DELAY_SECONDS)

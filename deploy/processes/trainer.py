@@ -30,7 +30,12 @@ log = logging.getLogger(__name__)
 
 
 def main(settings_file: str, logs: str = "text") -> int:
-    """Play the rounds of the run until SIGTERM; return the exit code."""
+    """Play the rounds of the run until SIGTERM; return the exit code.
+
+    Args:
+        settings_file: path of RUN/settings.json.
+        logs: "text" or "json".
+    """
     origin = Origin("trainer", read_own_rank(), plays=True)
     log_to_stderr(origin, logs)
     stop = stop_on_signals()
@@ -62,21 +67,28 @@ def main(settings_file: str, logs: str = "text") -> int:
         return CONFIG
     except Diverged as error:
         log.error("%s", error)
-        return DONE if settings.engine.is_distributed else BROKEN  # All ranks agree; the agent would start others.
+        return (
+            DONE if settings.engine.is_distributed else BROKEN
+        )  # All ranks agree; otherwise the agent would restart them.
     except HistoryDamaged as error:
-        log.error("%s: see `online-meta verify %s`", error, files.history)
+        log.error("%s: run `online-meta verify %s`", error, files.history)
         return BROKEN
     except (
         OSError,
         HistoryFull,
         ArchiveUnreachable,
-    ) as error:  # What was checkpointed stays, and the next start goes on.
+    ) as error:  # The next start continues from the last checkpoint.
         log.error("%s", error)
         return TRY_LATER
 
 
 def broadcast_settings(rank_group: RankGroup, settings: TrainerSettings | None) -> TrainerSettings:
-    """Return on every rank the settings that the leading one has read; all have to call it."""
+    """Return on every rank the settings that the coordinator has read; all ranks must call this function.
+
+    Args:
+        rank_group: of the run.
+        settings: on the coordinator, the settings to send; None on other machines.
+    """
     kind = TypeAdapter(TrainerSettings)
     return kind.validate_python(rank_group.broadcast(settings and kind.dump_python(settings, mode="json")))
 
@@ -89,17 +101,26 @@ def play_run(
     stop: Event,
     origin: Origin,
 ) -> None:
-    """Play the rounds of a run from where it stands until ``stop`` is set; log lines say which it is at."""
+    """Play the rounds of a run, from its newest checkpoint on, until ``stop`` is set.
+
+    Args:
+        settings: of the run.
+        files: of the run.
+        history: of the run; None on a rank without storage.
+        rank_group: None for the local engine.
+        stop: set to drain.
+        origin: filter of this process's log lines; it will add the current round.
+    """
     run = open_run(settings, files, history, rank_group=rank_group)
     origin.round = lambda: run.round
-    log.info("the trainer goes on at round %d", run.round)
+    log.info("the trainer continues at round %d", run.round)
     rounds = play_rounds(run, stop)
     close_run(run)
-    run.rank_group.broadcast(None)  # Ranks end together: one that is gone before the others is taken for dead.
+    run.rank_group.broadcast(None)  # Ranks end together: one that ends early would count as dead.
     log.info("the trainer drained after %d rounds", rounds)
 
 
 if __name__ == "__main__":
     status = main(*sys.argv[1:])
     logging.shutdown()
-    os._exit(status)  # Threads of the process group may abort a process that ends by unwinding.
+    os._exit(status)  # With a normal exit, threads of the process group may abort the process.

@@ -106,7 +106,7 @@ class Node:
 
     def joined(self) -> int:
         """Return how often it has taken part so far."""
-        return self.log.read_text().count("the trainer goes on at round")
+        return self.log.read_text().count("the trainer continues at round")
 
     def die(self) -> None:
         """Lose power: everything there ends at once."""

@@ -53,8 +53,8 @@ def measure(folder: Path) -> dict[str, Any]:
                 samples["seconds"].append(time.perf_counter() - began)
                 trainer = daemon.child("trainer")
                 log = config.with_suffix(".log")
-                goes_on = f"the trainer goes on at round {count}"
-                wait_for("the trainer goes on", lambda log=log, line=goes_on: line in log.read_text(), 300)
+                goes_on = f"the trainer continues at round {count}"
+                wait_for("the trainer continues", lambda log=log, line=goes_on: line in log.read_text(), 300)
                 samples["daemon"].append(psutil.Process(daemon.process.pid).memory_info().rss)
                 samples["trainer"].append(trainer.memory_info().rss)
                 log.write_text("")
