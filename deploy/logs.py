@@ -81,9 +81,8 @@ def log_to_stderr(origin: Origin, style: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
     for logger in known:
-        if any(
-            isinstance(own, logging.StreamHandler) for own in logger.handlers
-        ):  # torch installs handlers with its own format.
+        # torch installs handlers with its own format.
+        if any(isinstance(own, logging.StreamHandler) for own in logger.handlers):
             logger.handlers.clear()
             logger.propagate = True
     logging.captureWarnings(True)

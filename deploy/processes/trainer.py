@@ -67,9 +67,8 @@ def main(settings_file: str, logs: str = "text") -> int:
         return CONFIG
     except Diverged as error:
         log.error("%s", error)
-        return (
-            DONE if settings.engine.is_distributed else BROKEN
-        )  # All ranks agree; otherwise the agent would restart them.
+        # All ranks agree on this; with another exit code the agent would restart them.
+        return DONE if settings.engine.is_distributed else BROKEN
     except HistoryDamaged as error:
         log.error("%s: run `online-meta verify %s`", error, files.history)
         return BROKEN

@@ -118,7 +118,7 @@ def test_an_export_holds_the_weights_that_the_daemon_gave(cli: Cli, finished: Fi
 def test_export_explains_what_it_cannot_read_or_write(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     checkpoints = finished.run / "checkpoints"
     for given, file, told in (
-        (checkpoints, tmp_path / "x", f"{checkpoints} holds several checkpoints: give one of {checkpoints}/5, "),
+        (checkpoints, tmp_path / "x", f"{checkpoints} contains several checkpoints: choose one of {checkpoints}/5, "),
         (tmp_path / "none", tmp_path / "x", "none/manifest.json cannot be read"),
         (checkpoints / str(ROUNDS), tmp_path / "no/x", "no/x cannot be written: No such file or directory"),
     ):

@@ -61,7 +61,7 @@ def test_a_second_daemon_on_the_same_run(daemon: Daemon, cli: Cli) -> None:
     ended = cli("serve", config, "--set", "serve.port=0")
     assert ended.code == 75
     assert "has a writer already" in ended.err
-    assert "this run is being served already" in ended.err
+    assert "another daemon serves this run already" in ended.err
     trainer = daemon.status()["trainer"]
     assert (trainer["alive"], trainer["restarts"], trainer["world_size"]) == (True, 0, 1)
     assert cli("verify", config.parent / "run/history").code == 0, "reading needs no lock"
@@ -103,7 +103,7 @@ def test_a_run_path_below_a_file(cli: Cli, config: Path, command: str) -> None:
     ended = cli(command, config, "--set", f"run.path={config}/run")
     assert ended.code == 78
     assert f"{config}: [run] path = '{config}/run': " in ended.err
-    assert "cannot be written (Not a directory); choose a folder where this user may write" in ended.err
+    assert "cannot be written (Not a directory); choose a folder in which this user may write" in ended.err
 
 
 def can_mount() -> bool:

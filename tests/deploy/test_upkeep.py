@@ -38,7 +38,7 @@ def test_a_sealer_that_is_killed_loses_nothing_and_is_started_again(tmp_path: Pa
     log = daemon.log.read_text()
     assert daemon.process.returncode == 0, log
     assert not last.is_running(), "it ends with the daemon"
-    assert "upkeep ended" not in log, log
+    assert "maintenance process ended" not in log, log
     with History.open(history, write=True) as kept:
         assert kept.payloads(range(36)) == [sinusoid(n) for n in range(36)]
     assert verify(history).clean

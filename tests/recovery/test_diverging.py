@@ -37,7 +37,7 @@ def test_it_ends_with_exit_70_and_nothing_acknowledged_is_lost(tmp_path, serve, 
     assert served.process.wait(60) == 70
     log = (tmp_path / "daemon.log").read_text()
     assert "meta-steps in a row" in log
-    assert "drained, for the trainer cannot go on" in log
+    assert "drained, because the trainer cannot continue" in log
     with History.open(served.run / "history", write=False) as history:
         assert [history.find(f"t{number}") for number in range(4)] == [0, 1, 2, 3]
     assert json.loads((served.run / "report.json").read_text())["rounds"] == 4
