@@ -1,6 +1,6 @@
 """Online meta-learning: Follow the Meta-Leader over a stream of few-shot tasks.
 
-Everything that a notebook needs is here by its short name; ``import online_meta as om``.
+This package exports the names that a notebook needs; import it as ``import online_meta as om``.
 """
 
 from online_meta import rules

@@ -1,10 +1,13 @@
-"""The command line: ``online-meta`` and ``python -m online_meta``."""
+"""Command-line entry point for ``online-meta`` and ``python -m online_meta``."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; exit with 78 and say what to install if the daemon's dependencies are missing."""
+    """Run the command line.
+
+    If the daemon's dependencies are missing, print the install command and exit with status 78.
+    """
     try:
         from deploy.cli import main as run
     except ModuleNotFoundError as error:

@@ -1,1 +1,1 @@
-"""Sum meta-gradients over tasks: task by task, stacked, traced or compiled; measure, choose and check."""
+"""Sum meta-gradients over tasks: in a loop, under vmap, traced or compiled; benchmark the modes and choose one."""

@@ -1,4 +1,4 @@
-"""Compile one program: ``python -P _compile_worker.py SOURCE.pt2 TARGET.pt2 THREADS``; needs torch alone."""
+"""Compile one program: ``python -P _compile_worker.py SOURCE.pt2 TARGET.pt2 THREADS``; imports only torch."""
 
 import os
 import sys
@@ -11,9 +11,9 @@ TRY_LATER = 75
 
 
 def main(source: Path, target: Path, threads: int) -> None:
-    """Compile what ``torch.export`` saved at ``source``; ``target`` appears when it is whole."""
+    """Compile the program that ``torch.export`` saved at ``source``; rename the finished package to ``target``."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.nice(5)  # The work that goes on meanwhile goes first, and this before the comparator, which is in no hurry.
+    os.nice(5)  # Lower priority than training, higher than the comparator, which is not urgent.
     torch.set_num_threads(threads)
     part = target.with_name(f"{target.stem}.{os.getpid()}.part.pt2")
     try:
@@ -24,7 +24,7 @@ def main(source: Path, target: Path, threads: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """End as soon as the parent's end of standard input closes, as it does when the parent dies."""
+    """Exit as soon as standard input closes, which happens when the parent process dies."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(TRY_LATER)

@@ -1,4 +1,4 @@
-"""Choose a way to sum meta-gradients by trying each on the tasks at hand: right first, then fast."""
+"""Choose how to sum meta-gradients: benchmark each batching mode on the current tasks, keep the fastest correct one."""
 
 import logging
 import shutil
@@ -35,21 +35,23 @@ from online_meta.tree import scale, to_float64
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 MAX_OPERATIONS = 10_000
-"""Programs above this size take minutes to compile, and large models gain nothing by it."""
+"""Programs with more operations take minutes to compile, and large models do not become faster by it."""
 
 
 SLOW_SECONDS = 0.5
-"""A task that takes longer is one of a model large enough for its operations, not their number, to take the time."""
+"""If one task takes longer than this, the time is spent inside the operations, so batching tasks cannot save any."""
 
 
 MEASURE_SECONDS = 1.0
+"""Upper bound on the time of one benchmark run of the loop; it limits how many tasks are benchmarked."""
 
 
 TOLERANCE = 1e-5
+"""Smallest relative error against the float64 reference that a candidate may have."""
 
 
 class Measurement(NamedTuple):
-    """How a way did: seconds and error a task-sum of ``plan.tasks``, and why it is out of the question, if it is."""
+    """The result of one benchmark: seconds per sum, relative error, and the reason for rejection (None if accepted)."""
 
     plan: ExecutionPlan
     seconds: float
@@ -58,7 +60,7 @@ class Measurement(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """What candidates are tried on: tasks of one signature, what is right, and how far off the loop may be."""
+    """The input of a benchmark: tasks of one signature, the reference sum, the allowed error and the loop's result."""
 
     gradient: MetaGradient
     meta: Meta
@@ -69,7 +71,7 @@ class Benchmark(NamedTuple):
 
 
 class PlanChoice(NamedTuple):
-    """The best path for a signature, what was measured, and the program that is worth compiling, if there is one."""
+    """The best plan for a signature, all measurements, and the program to compile next (None if there is none)."""
 
     plan: ExecutionPlan
     measured: tuple[Measurement, ...]
@@ -80,11 +82,12 @@ class PlanChoice(NamedTuple):
 def choose_plan(
     gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], max_tasks: int, memory_limit: int | None
 ) -> PlanChoice:
-    """Measure loop, vmap and traced on ``tasks``, which are of one signature; return the fastest that is right.
+    """Benchmark loop, vmap and traced on ``tasks`` of one signature; return the fastest plan with correct results.
 
-    A way is right when its error against the loop in float64 is at most ten times the loop's own in the tasks'
-    precision (1e-5 at least): torch's compilers have been silently wrong. ``max_tasks`` tasks go at a time, or
-    as many as keep the peak under ``memory_limit`` bytes. Models that take long over one task are left to the loop.
+    The reference is the loop in float64. A result is correct if its relative error is at most ten times the error of
+    the loop in the tasks' own precision, or 1e-5 if that is larger: torch's compilers have given wrong results without
+    an error. A batch has at most ``max_tasks`` tasks, fewer if the peak of live tensors would exceed ``memory_limit``
+    bytes. Models that need more than ``SLOW_SECONDS`` for one task use the loop.
     """
     benchmark = _benchmark_loop(gradient, meta, tasks, max_tasks)
     stacked_sum = vmapped(gradient)
@@ -95,11 +98,11 @@ def choose_plan(
         )
         if size < 1:
             return PlanChoice(benchmark.loop.plan, (benchmark.loop,), benchmark, None)
-        if size < len(benchmark.group.tasks):  # What does not fit is not tried either.
+        if size < len(benchmark.group.tasks):  # Benchmark no more tasks than fit into memory.
             benchmark = _benchmark_loop(gradient, meta, tasks, size)
         plan = plan._replace(tasks=size)
         operations = count_operations(lambda: stacked_sum(meta, *_stack_rows(benchmark, len(benchmark.group.tasks))))
-    except Exception as error:  # Whatever a user's model raises under vmap: it is then learned task by task.
+    except Exception as error:  # A user's model may raise anything under vmap; it then uses the loop.
         failed = Measurement(plan, float("inf"), float("inf"), f"{type(error).__name__}: {str(error).splitlines()[0]}")
         return PlanChoice(benchmark.loop.plan, (benchmark.loop, failed), benchmark, None)
     measured = [benchmark.loop, benchmark_plan(benchmark, plan, stacked_sum)]
@@ -113,20 +116,20 @@ def choose_plan(
 
 
 def benchmark_plan(benchmark: Benchmark, plan: ExecutionPlan, stacked_sum: StackedSum) -> Measurement:
-    """Run a way on the trial's tasks; return its time, its error, and whether that refuses it."""
+    """Run a plan on the benchmark's tasks; return its time and error, and reject it if the error is too large."""
     rows = len(benchmark.group.tasks) if plan.batching == "vmap" else plan.tasks
     given = _stack_rows(benchmark, rows)
     error = relative_error(stacked_sum(benchmark.meta, *given), benchmark.reference)
     if not error <= benchmark.tolerance:
         return Measurement(
-            plan, float("inf"), error, f"its error is {error:.1e}, and {benchmark.tolerance:.1e} is allowed"
+            plan, float("inf"), error, f"its error is {error:.1e}, above the limit of {benchmark.tolerance:.1e}"
         )
     share = len(benchmark.group.tasks) / rows
     return Measurement(plan, _median_seconds(lambda: stacked_sum(benchmark.meta, *given)) * share, error, None)
 
 
 def fastest(measured: Sequence[Measurement]) -> Measurement:
-    """Return the fastest that is not refused; the first is the loop, which never is."""
+    """Return the fastest accepted measurement; the first one is the loop, which is always accepted."""
     return min(
         (measurement for measurement in measured if measurement.rejection is None),
         key=lambda measurement: measurement.seconds,
@@ -136,7 +139,7 @@ def fastest(measured: Sequence[Measurement]) -> Measurement:
 def fit_task_count(gradient: MetaGradient, meta: Meta, task: Task, max_tasks: int, memory_limit: int | None) -> int:
     """Return how many tasks like ``task`` fit into ``memory_limit`` bytes of live tensors, at most ``max_tasks``.
 
-    The peaks of one task and of two tell what each further task takes; 0 says that not even one fits.
+    The function measures the peaks for one and two tasks and extrapolates linearly. 0 means that one task does not fit.
     """
     if memory_limit is None:
         return max_tasks
@@ -152,14 +155,14 @@ def fit_task_count(gradient: MetaGradient, meta: Meta, task: Task, max_tasks: in
 
 
 def relative_error(found: MetaGrad, reference: MetaGrad) -> float:
-    """Return ||found - right|| / ||right|| over the loss and all gradients."""
+    """Return ||found - reference|| / ||reference||, the Euclidean norm over the loss and all gradients."""
     pairs = list(zip(tree_leaves(found), tree_leaves(reference), strict=True))
     far = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     return float((far / max(sum(float(b.double().square().sum()) for _, b in pairs), 1e-300)) ** 0.5)
 
 
 def count_operations(work: Callable[[], Any]) -> int:
-    """Run ``work``; return how many tensor operations it made."""
+    """Run ``work``; return the number of tensor operations it executed."""
     counter = _Counter()
     with counter:
         work()
@@ -177,9 +180,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _benchmark_loop(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], max_tasks: int) -> Benchmark:
-    """Time the loop, and find out what is right; of slow models on fewer tasks."""
+    """Time the loop and compute the float64 reference; slow models are measured on one task, without a reference."""
     one = Group(signature_of(tasks[0]), [tasks[0]], [1.0])
-    gradient(meta, tasks[0])  # The first call of all is slower than any other.
+    gradient(meta, tasks[0])  # Warm up: the first call is slower than all others.
     began = time.perf_counter()
     found = sum_in_loop(gradient, meta, one)
     taken = max(time.perf_counter() - began, 1e-9)
@@ -193,7 +196,7 @@ def _benchmark_loop(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], m
     try:
         reference = sum_in_loop(gradient, *to_float64((meta, group)))
         tolerance = max(TOLERANCE, 10 * relative_error(found, reference))
-    except Exception:  # A model that names its precision cannot be run in another: the loop itself is then right.
+    except Exception:  # A model with a hard-coded dtype cannot run in float64; the loop's own result is the reference.
         reference, tolerance = found, 10 * TOLERANCE
     seconds = _median_seconds(lambda: sum_in_loop(gradient, meta, group))
     plan = ExecutionPlan("loop", 1, group.signature)
@@ -226,14 +229,14 @@ MEASURE_AFTER_SECONDS = 2.0
 
 
 MAX_SIGNATURES = 8
-"""Tasks of so many shapes are measured; those of further ones go one by one."""
+"""The number of signatures that are benchmarked; tasks of any further signature use the loop."""
 
 
 log = logging.getLogger(__name__)
 
 
 class Autotuner:
-    """Measures each signature when it first comes, and compiles in the background what is worth it, one at a time."""
+    """Benchmarks each signature when it first occurs and compiles programs in the background, one at a time."""
 
     def __init__(
         self,
@@ -246,15 +249,23 @@ class Autotuner:
         compiles: bool = True,
         measure_after: float = MEASURE_AFTER_SECONDS,
     ) -> None:
-        """Find paths for ``task_sum``, ``max_tasks`` tasks at a time and within ``memory_limit`` bytes.
+        """Prepare to find plans for ``task_sum``.
 
-        With a ``batching`` of ``BATCHING_MODES`` every signature uses that mode. Compiled programs are kept in
-        ``folder``; without one nothing is compiled. One that leaves compiling to another process (``compiles`` false)
-        takes the programs that appear there. Nothing is measured before ``task_sum`` has run
-        ``measure_after`` seconds: a shorter run gains nothing. Raises ``ValueError`` for an unknown ``batching``.
+        Args:
+            task_sum: sums the gradients; its ``seconds`` decide when measuring starts.
+            max_tasks: the largest number of tasks in a batch, at least 1.
+            batching: "auto" to benchmark, or one of ``BATCHING_MODES`` for all signatures.
+            memory_limit: limit on the live tensors of a batch, in bytes; None for no limit.
+            folder: where compiled programs are stored; None to compile nothing.
+            compiles: whether this process compiles; if false, it loads the programs that another one puts there.
+            measure_after: seconds that ``task_sum`` must have run before anything is measured, so that short runs do
+                not pay for the benchmark.
+
+        Raises:
+            ValueError: if ``batching`` is unknown.
         """
         if batching not in (*BATCHING_MODES, "auto"):
-            raise ValueError(f"how = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
+            raise ValueError(f"batching = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
         self._task_sum, self._batching, self._folder, self._compiles = task_sum, batching, folder, compiles
         self._max_tasks, self._memory_limit, self._measure_after = max_tasks, memory_limit, measure_after
         self._best: dict[str, Measurement] = {}
@@ -262,7 +273,7 @@ class Autotuner:
         self._compiling: tuple[PlanChoice, Compilation] | None = None
 
     def find(self, meta: Meta, tasks: Sequence[Task]) -> tuple[ExecutionPlan, ...]:
-        """Return the best paths known by now for tasks like these and all before them."""
+        """Return the best plans known so far, one for each signature; benchmark the signatures in ``tasks`` if new."""
         if self._batching == "auto" and self._task_sum.seconds < self._measure_after:
             return ()
         for signature, task in {signature_of(task): task for task in reversed(tasks)}.items():
@@ -275,18 +286,18 @@ class Autotuner:
         return tuple(best.plan for best in self._best.values())
 
     def has_plan_for(self, task: Task) -> bool:
-        """Return whether tasks like this have been met."""
+        """Return whether the signature of ``task`` has a plan."""
         return signature_of(task) in self._best
 
     def wait(self) -> None:
-        """Wait for all that is being compiled."""
+        """Wait until all queued programs are compiled."""
         while self._compiling or self._queue:
             if self._compiling is not None:
                 self._compiling[1].wait()
             self._poll()
 
     def close(self) -> None:
-        """Stop what is being compiled."""
+        """Stop the running compilation and clear the queue."""
         self._queue.clear()
         if self._compiling is not None:
             self._compiling[1].close()
@@ -312,7 +323,7 @@ class Autotuner:
             try:
                 program = compilation.poll()
             except CompileError as error:
-                log.warning("%s; %s goes on", error, choice.plan.batching)
+                log.warning("%s; keeping batching mode %s", error, choice.plan.batching)
                 self._compiling, program = None, None
             if program is not None:
                 self._compiling = None
@@ -334,13 +345,13 @@ class Autotuner:
             self._compiling = choice, Compilation(choice.traced, self._folder)
 
     def _adopt_program(self, choice: PlanChoice, program: Program) -> None:
-        """Let a compiled program take over, if it is right and faster than what there is."""
+        """Use a compiled program if its result is correct and it is faster than the current plan."""
         assert choice.traced is not None
         signature = choice.benchmark.group.signature
         plan = ExecutionPlan("compiled", choice.plan.tasks, signature, choice.traced.digest)
         found = benchmark_plan(choice.benchmark, plan, as_stacked_sum(program))
         log.info(
-            "compiled: %s, instead of %s %s", _describe(found), choice.plan.batching, _describe(self._best[signature])
+            "compiled: %s; before, %s: %s", _describe(found), choice.plan.batching, _describe(self._best[signature])
         )
         if found.rejection is None and found.seconds < self._best[signature].seconds:
             self._task_sum.add_program(plan, program)
@@ -348,7 +359,7 @@ class Autotuner:
 
 
 def _perturb(task: Task, k: int) -> Task:
-    """Return a task that differs from ``task`` for k > 0: among equal ones, an error in telling them apart hides."""
+    """Return a variant of ``task`` that differs for each k > 0, so that a program that mixes up tasks is noticed."""
 
     def vary(batch: Batch) -> Batch:
         x = batch.x.roll(k, 0)
@@ -358,25 +369,33 @@ def _perturb(task: Task, k: int) -> Task:
 
 
 def _describe(measurement: Measurement) -> str:
-    return f"is out: {measurement.rejection}" if measurement.rejection else f"{measurement.seconds * 1e3:.2f} ms"
+    return f"rejected: {measurement.rejection}" if measurement.rejection else f"{measurement.seconds * 1e3:.2f} ms"
 
 
 def over_tasks(
     gradient: MetaGradient, batching: str = "auto", *, folder: Path | None = None, memory_limit: int | None = None
 ) -> Callable[[Meta, Sequence[Task] | Task], MetaGrad]:
-    """Return (meta, tasks) -> the mean loss and meta-gradient over one task or more.
+    """Return a function (meta, tasks) -> the mean loss and meta-gradient over the tasks.
 
-    ``tasks`` is a list, in which shapes may differ, or one ``Task`` whose tensors are stacks of tasks, (tasks, n, ...).
-    ``batching`` is the mode: "loop", task by task; "vmap", those of one shape at once; "traced", the same as a
-    recorded program; "compiled", that program compiled, which takes seconds to minutes; "auto": each is tried on the
-    first tasks of a shape, the fastest that agrees with the loop goes on, and a compiled program takes over once it is
-    there. The ways differ in rounding: where the same bits matter, name one. Compiled programs are kept in ``folder``,
-    where nobody else may write (None: one that is removed in the end). Stacked tasks are cut so that live tensors
-    stay under ``memory_limit`` bytes.
-    Raises ``ValueError`` for an unknown ``batching``; the function returned does for an empty list.
+    The modes differ in rounding; name one if results must be reproducible to the bit.
+
+    Args:
+        gradient: the meta-gradient estimator for one task, such as ``exact(inner)``.
+        batching: "loop": task by task; "vmap": tasks of one shape at once; "traced": the same as a recorded program;
+            "compiled": that program compiled, which takes seconds to minutes; "auto": benchmark all on the first tasks
+            of a shape, use the fastest that agrees with the loop, and switch to the compiled program when it is ready.
+        folder: where compiled programs are stored; nobody else may write to it. None for a temporary folder.
+        memory_limit: limit on the live tensors of a batch, in bytes; larger stacks are cut. None for no limit.
+
+    Returns:
+        A function of meta-parameters and either a non-empty sequence of tasks, whose shapes may differ, or one ``Task``
+        of stacked tensors, each of shape (tasks, n, ...). It raises ``ValueError`` for no tasks.
+
+    Raises:
+        ValueError: if ``batching`` is unknown.
     """
     if batching not in (*BATCHING_MODES, "auto"):
-        raise ValueError(f"how = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
+        raise ValueError(f"batching = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
     own = folder is None and batching in ("auto", "compiled")
     place = Path(tempfile.mkdtemp(prefix="online-meta-")) if own else folder
     task_sum = TaskSum(gradient, place)

@@ -1,4 +1,4 @@
-"""Compile a recorded program in a process of its own, beside the work that goes on, into a folder that keeps it."""
+"""Record a sum over stacked tasks as a program and compile it in a background process into a folder of programs."""
 
 import contextlib
 import hashlib
@@ -21,14 +21,14 @@ from online_meta.batching.plan import StackedSum
 from online_meta.types import Meta, MetaGrad, Task
 
 Program = Callable[..., tuple[Tensor, ...]]
-"""A sum over stacked tasks with nothing but tensors for arguments and results, in the order of their trees."""
+"""A sum over stacked tasks whose arguments and results are the flattened tensors, in the order of their trees."""
 
 
 ALIASING_OPERATIONS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
 class Traced(NamedTuple):
-    """A recorded program, what it was recorded with, and the digest of all that its bits depend on."""
+    """A recorded program, the inputs it was recorded with, and the digest of everything its results depend on."""
 
     graph: GraphModule
     leaves: tuple[Tensor, ...]
@@ -36,18 +36,18 @@ class Traced(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many operations it has."""
+        """The number of operations in the program."""
         return len(self.graph.graph.nodes)
 
 
 def trace(stacked_sum: StackedSum, meta: Meta, stacked: Task, weights: Tensor) -> Traced:
-    """Return ``stacked_sum`` as the operations that it makes for tensors of these shapes.
+    """Record the operations that ``stacked_sum`` executes for tensors of these shapes.
 
-    What is computed twice in the same way, as the adjoint recursion computes a step again going back, is computed
-    once in the program. Raises whatever the model raises when its Python depends on the values of tensors.
+    Equal computations are merged: the adjoint recursion recomputes each inner step in its backward pass, and the
+    program computes it once. Raises the model's own error if its Python code depends on tensor values.
     """
     given, structure = tree_flatten((meta, stacked, weights))
-    # Each input a tensor of its own: a tensor that is given twice makes a wrong program.
+    # Clone each input: make_fx records a wrong program if one tensor is passed twice.
     leaves = tuple(leaf.detach().clone() for leaf in given)
 
     def program(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -59,9 +59,9 @@ def trace(stacked_sum: StackedSum, meta: Meta, stacked: Task, weights: Tensor) -
 
 
 def _merge_equal_calls(graph: Graph) -> Graph:
-    """Take out of a graph what it computes twice; a mere other name for a tensor hides no equal.
+    """Remove repeated computations from a graph; calls that only alias a tensor are looked through.
 
-    A graph that writes to tensors is left as it is: what is equal there may be so at one moment only.
+    A graph with in-place operations is returned unchanged: equal calls may see different values there.
     """
     calls = [node for node in graph.nodes if node.op == "call_function"]
     if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in calls):
@@ -77,7 +77,7 @@ def _merge_equal_calls(graph: Graph) -> Graph:
 
 
 def _call_key(node: Node) -> Any:
-    """Return what decides a call's result; 1 and 1.0 differ."""
+    """Return a hashable key that determines a call's result; 1 and 1.0 differ."""
 
     def frozen(argument: Any) -> Any:
         return (type(argument), tuple(map(frozen, argument)) if isinstance(argument, list | tuple) else argument)
@@ -86,7 +86,7 @@ def _call_key(node: Node) -> Any:
 
 
 def as_stacked_sum(program: Program) -> StackedSum:
-    """Return a flat program, traced or compiled, as a sum over stacked tasks."""
+    """Wrap a flat program, traced or compiled, as a sum over stacked tasks."""
 
     def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         loss, *grads = program(*tree_leaves((meta, stacked, weights)))
@@ -97,7 +97,7 @@ def as_stacked_sum(program: Program) -> StackedSum:
 
 
 def _digest(graph: GraphModule, leaves: tuple[Tensor, ...]) -> str:
-    """Sum up all that the program's bits depend on: operations, constants, shapes, torch, processor, threads."""
+    """Hash everything the results depend on: operations, constants, shapes, torch version, CPU, number of threads."""
     ingredients = [graph.code, torch.__version__, torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
     ingredients += [f"{leaf.dtype} {[*leaf.shape]} {leaf.stride()} {leaf.device}" for leaf in leaves]
     digest = hashlib.sha256("\n".join(ingredients).encode())
@@ -118,18 +118,18 @@ log = logging.getLogger(__name__)
 
 
 class CompileError(RuntimeError):
-    """A program could not be compiled; the slower ways go on."""
+    """A compilation failed; the other batching modes still work."""
 
 
 def package_path(folder: Path, digest: str) -> Path:
-    """Return where ``folder`` keeps the compiled program of a digest."""
+    """Return the path in ``folder`` of the compiled program with ``digest``."""
     return folder / f"{digest}.pt2"
 
 
 def load_program(folder: Path, digest: str) -> Program | None:
-    """Return a compiled program that ``folder`` keeps; None when it has none.
+    """Load the compiled program with ``digest`` from ``folder``; return None if it is not there.
 
-    A package holds machine code: only ever load it from a folder that nobody else can write to.
+    A package contains machine code: load it only from a folder that nobody else can write to.
     """
     path = package_path(folder, digest)
     if not path.exists():
@@ -139,13 +139,13 @@ def load_program(folder: Path, digest: str) -> Program | None:
 
 
 class Compilation:
-    """A compilation under way: ``_compile_worker.py`` as a child of low priority.
+    """A running compilation: ``_compile_worker.py`` as a child process of low priority.
 
-    It dies with this process. Needs a C++ compiler on the machine.
+    The child exits when this process does. Compiling needs a C++ compiler on the machine.
     """
 
     def __init__(self, traced: Traced, folder: Path) -> None:
-        """Write the program into ``folder`` and begin to compile it there."""
+        """Write the program to ``folder`` and start to compile it there."""
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{traced.digest}.*.part.pt2"):  # by one that was killed
             leftover.unlink()
@@ -167,9 +167,9 @@ class Compilation:
         log.info("compiling a program of %d operations in the background", traced.size)
 
     def poll(self) -> Program | None:
-        """Return the program if it is there by now; tell now and then how long it has taken.
+        """Return the program, or None while it is still being compiled; log the elapsed time now and then.
 
-        Raises ``CompileError`` with the compiler's last words when it failed.
+        Raises ``CompileError`` with the last line of the compiler's output if it failed.
         """
         self._log_progress()
         code = self._child.poll()
@@ -184,7 +184,7 @@ class Compilation:
         return program
 
     def wait(self) -> None:
-        """Return when ``poll`` has an answer; tell now and then how long it takes."""
+        """Wait until the child has finished; log the elapsed time now and then."""
         while self._child.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(PROGRESS_SECONDS)
@@ -194,10 +194,10 @@ class Compilation:
         now = time.monotonic()
         if self._child.poll() is None and now - self._last_logged > PROGRESS_SECONDS:
             self._last_logged = now
-            log.info("still compiling, for %.0f s", now - self._began)
+            log.info("still compiling after %.0f s", now - self._began)
 
     def close(self) -> None:
-        """Stop compiling, if that still goes on."""
+        """Stop the child if it is still compiling, and delete the files it needed."""
         if self._child.poll() is None:
             self._child.kill()
             self._child.wait()
@@ -208,11 +208,11 @@ class Compilation:
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "the compiler printed no output"
 
 
 def compile_now(traced: Traced, folder: Path) -> Program:
-    """Compile a program into ``folder`` and return it; raises ``CompileError``."""
+    """Compile a program into ``folder``, wait for it and return it; raise ``CompileError`` if that fails."""
     compilation = Compilation(traced, folder)
     compilation.wait()
     program = compilation.poll()
@@ -221,7 +221,7 @@ def compile_now(traced: Traced, folder: Path) -> Program:
 
 
 class _GraphModule(nn.Module):
-    """A graph with nothing but tensors for inputs, as ``torch.export`` wants it."""
+    """A module whose inputs are tensors only, as ``torch.export`` requires."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
@@ -233,5 +233,5 @@ class _GraphModule(nn.Module):
 
 def _export(traced: Traced, target: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about itself
+        warnings.simplefilter("ignore")  # torch warns about its own internals here
         torch.export.save(torch.export.export(_GraphModule(traced.graph), traced.leaves, strict=False), target)

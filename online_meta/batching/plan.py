@@ -1,4 +1,4 @@
-"""Ways to compute a sum of meta-gradients over tasks, and what is common to them: groups, chunks, stacks."""
+"""Execution plans for a sum of meta-gradients over tasks, and what they share: groups of one shape and stacks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -15,14 +15,14 @@ StackedSum = Callable[[Meta, Task, Tensor], MetaGrad]
 """(meta, tasks stacked along a new first dimension, weights) -> the weighted sum of their meta-gradients."""
 
 BATCHING_MODES = ("loop", "vmap", "traced", "compiled")
-"""Task by task; all at once under ``vmap``; the same as a recorded program; the same program compiled."""
+"""One task at a time; all tasks at once under ``vmap``; the vmap sum as a recorded program; that program compiled."""
 
 
 class ExecutionPlan(NamedTuple):
-    """Which way computes the tasks that look like ``signature``: ``batching``, ``tasks`` at a time.
+    """How to compute the sum over tasks of one ``signature``: the ``batching`` mode, and ``tasks`` per batch.
 
-    ``program`` is the digest of the traced or compiled program, empty where there is none. A sum is a function of
-    its arguments and of the path, to the bit.
+    ``program`` is the digest of the traced or compiled program, empty if there is none. The arguments and the plan
+    determine a sum to the bit.
     """
 
     batching: str
@@ -35,7 +35,7 @@ LOOP_PLAN = ExecutionPlan("loop")
 
 
 class Group(NamedTuple):
-    """Some tasks of one signature, their weights."""
+    """Tasks of one signature and their weights."""
 
     signature: str
     tasks: list[Task]
@@ -43,7 +43,7 @@ class Group(NamedTuple):
 
 
 def signature_of(task: Task) -> str:
-    """Return what programs are made for: the shapes and dtypes of a task, for people to read."""
+    """Return the shapes and dtypes of a task as readable text; tasks with equal signatures can share a program."""
     (support_x, support_y), (query_x, query_y) = task
     return _format_signature(
         (support_x.shape, support_x.dtype, support_y.shape, support_y.dtype),
@@ -64,7 +64,7 @@ def _format_signature(*batches: tuple[Any, ...]) -> str:
 
 
 def group_tasks(tasks: Sequence[Task], weights: Sequence[float], plans: Mapping[str, ExecutionPlan]) -> Iterator[Group]:
-    """Yield the tasks signature by signature in the order of their first, as many at a time as its path takes."""
+    """Group the tasks by signature, in order of first occurrence; split each group by its plan's batch size."""
     groups: dict[str, Group] = {}
     for task, weight in zip(tasks, weights, strict=True):
         signature = signature_of(task)
@@ -79,7 +79,7 @@ def group_tasks(tasks: Sequence[Task], weights: Sequence[float], plans: Mapping[
 
 
 def stack(group: Group, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
-    """Return a part's tasks as one of ``tasks`` rows, and the weights; rows to spare repeat the first, at weight 0."""
+    """Stack a group's tasks into one of ``tasks`` rows, and their weights; padding repeats the first with weight 0."""
     spare = tasks - len(group.tasks)
     rows = [*group.tasks, *[group.tasks[0]] * spare]
     stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *rows)
@@ -87,7 +87,7 @@ def stack(group: Group, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
 
 
 def vmapped(gradient: MetaGradient) -> StackedSum:
-    """Return the sum over stacked tasks by ``torch.func.vmap`` of the one-task gradient."""
+    """Return the sum over stacked tasks that maps the one-task ``gradient`` with ``torch.func.vmap``."""
 
     def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         each = vmap(gradient, in_dims=(None, 0))(meta, stacked)
@@ -98,7 +98,7 @@ def vmapped(gradient: MetaGradient) -> StackedSum:
 
 
 def unstack(stacked: Task) -> list[Task]:
-    """Return the tasks that are stacked along the first dimension."""
+    """Split a stack along its first dimension into tasks."""
     return [unstack_one(stacked, k) for k in range(len(stacked.support.x))]
 
 

@@ -1,4 +1,4 @@
-"""The sum of meta-gradients over tasks, by the paths that it is told to follow."""
+"""Sum meta-gradients over tasks, using the selected execution plan for each task shape."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def sum_in_loop(gradient: MetaGradient, meta: Meta, group: Group) -> MetaGrad:
-    """Return the weighted sum over a part's tasks, one by one in their order."""
+    """Return the weighted sum over a group's tasks, computed one by one in their order."""
     total: MetaGrad | None = None
     for task, weight in zip(group.tasks, group.weights, strict=True):
         share = gradient(meta, task)
@@ -41,14 +41,14 @@ def sum_in_loop(gradient: MetaGradient, meta: Meta, group: Group) -> MetaGrad:
 
 
 class TaskSum:
-    """(meta, tasks, weights) -> sum_i weights_i * gradient(meta, task_i), to the bit a function of these and ``plans``.
+    """A function (meta, tasks, weights) -> sum_i weights_i * gradient(meta, task_i).
 
-    The tasks may differ in shape: those of a signature that has a path go by it, all others one by one.
-    ``seconds`` is the time that all sums so far have taken.
+    The tasks may differ in shape; tasks whose signature has no plan use the loop. The arguments and ``plans`` determine
+    the result to the bit. ``seconds`` is the total time of all sums so far.
     """
 
     def __init__(self, gradient: MetaGradient, folder: Path | None = None) -> None:
-        """Begin with the loop; compiled programs lie in ``folder``, which nobody else may write to."""
+        """Start with the loop for all tasks; ``folder`` holds compiled programs and nobody else may write to it."""
         self.gradient = gradient
         self.plans: dict[str, ExecutionPlan] = {}
         self.seconds = 0.0
@@ -56,15 +56,15 @@ class TaskSum:
         self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
 
     def follow(self, plans: Iterable[ExecutionPlan]) -> None:
-        """Go by these paths from now on."""
+        """Use these plans from now on, in place of all earlier ones."""
         self.plans = {plan.signature: plan for plan in plans}
 
     def add_program(self, plan: ExecutionPlan, program: Program) -> None:
-        """Take in a program that was compiled for a path, so that following it need not look for it."""
+        """Register the compiled program of a plan, so that it need not be loaded from the folder."""
         self._stacked_sums[plan] = as_stacked_sum(program)
 
     def __call__(self, meta: Meta, tasks: Sequence[Task], weights: Sequence[float]) -> MetaGrad:
-        """Return the weighted sum; raises ``ValueError`` for no tasks."""
+        """Return the weighted sum; raise ``ValueError`` for no tasks."""
         total: MetaGrad | None = None
         began = time.perf_counter()
         for group in group_tasks(tasks, weights, self.plans):
@@ -76,7 +76,7 @@ class TaskSum:
         return total
 
     def sum_stacked(self, meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
-        """Return the weighted sum over tasks that are stacked along a first dimension already."""
+        """Return the weighted sum over tasks that are already stacked along their first dimension."""
         plan = self.plans.get(signature_of(unstack_one(stacked, 0)), LOOP_PLAN)
         if plan.batching == "vmap" or (plan.batching != "loop" and plan.tasks == len(weights)):
             return self._stacked_sum(plan, meta, stacked, weights)(meta, stacked, weights)
@@ -107,24 +107,25 @@ class TaskSum:
             return as_stacked_sum(program)
         traced = trace(stacked_sum, meta, stacked, weights)
         if plan.program and traced.digest != plan.program:
-            log.warning("the program %s is not to be had here: another model, torch or processor?", plan.program)
+            log.warning(
+                "program %s cannot be reproduced here: the model, the torch version or the CPU may differ", plan.program
+            )
         if plan.batching == "traced":
             return as_stacked_sum(traced.graph)
         if self._folder is None:
-            raise ValueError("a compiled path needs a folder for its program")
+            raise ValueError("a plan with batching 'compiled' needs a folder for its program")
         return as_stacked_sum(load_program(self._folder, traced.digest) or compile_now(traced, self._folder))
 
 
 SkippingSum = Callable[[Meta, Sequence[Task], Sequence[ReplaySample]], tuple[MetaGrad, float]]
-"""(meta, tasks, their picks) -> the weighted sum of the finite gradients, and the sum of their shares."""
+"""(meta, tasks, their replay samples) -> the weighted sum of the finite gradients, and the sum of their shares."""
 
 
 def sum_skipping_nonfinite(task_sum: TaskSum) -> SkippingSum:
-    """Return ``task_sum`` without the tasks whose loss or gradient is not finite, and the shares that are left.
+    """Return a sum that leaves out tasks whose loss or gradient is not finite, and their shares.
 
-    One such task, revisited by replay, would otherwise void every meta-step that it is part of. Only a sum
-    that is not finite is taken apart, so it costs nothing where there is no such task. Of no tasks at all
-    the sum is zeros and the shares are 0.
+    Otherwise one such task would make every meta-step that replays it fail. The tasks are recomputed one by one only
+    if their sum is not finite, so finite sums cost nothing extra. Over no tasks the sum is zeros and the share is 0.
     """
 
     def sum_tasks(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
@@ -140,7 +141,11 @@ def sum_skipping_nonfinite(task_sum: TaskSum) -> SkippingSum:
 def sum_with_measurements(
     gradient: MetaGradient, measure: Callable[[MetaGrad], Tensor], on_measured: Callable[[list[float]], None]
 ) -> SkippingSum:
-    """Do what ``sum_skipping_nonfinite`` does, singly; pass each task's ``measure(gradient)`` to ``on_measured``."""
+    """Return the sum of ``sum_skipping_nonfinite``, computed task by task with a measurement of each gradient.
+
+    Each task's ``measure(gradient)``, a vector, is passed to ``on_measured`` as a list of floats; all are NaN if the
+    gradient is not finite.
+    """
 
     def report(found: MetaGrad) -> None:
         values = measure(found).double()
@@ -171,5 +176,5 @@ def _one_by_one(
 
 
 def is_finite(*trees: object) -> bool:
-    """Return whether all tensors of the trees are finite."""
+    """Return whether all tensors in the trees are finite."""
     return all(bool(torch.isfinite(leaf).all()) for leaf in tree_leaves(trees))

@@ -85,7 +85,7 @@ class _Events(logging.Handler):
     @property
     def ended(self) -> bool:
         """Whether the compiled program has been tried, or the compiler has failed."""
-        return any(line.startswith("compiled: ") or line.endswith("goes on") for line in self.told)
+        return any(line.startswith("compiled: ") or "; keeping batching mode" in line for line in self.told)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.told.append(record.getMessage())
