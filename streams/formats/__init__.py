@@ -1,1 +1,1 @@
-"""The formats of tasks: safetensors, npz, Arrow, rows, and compressed bodies."""
+"""Read and write tasks: safetensors bodies, npz and Arrow files, rows of samples, and compressed bodies."""

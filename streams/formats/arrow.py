@@ -1,7 +1,8 @@
-"""Arrow IPC files with a row a sample: columns ``x``, ``y`` and, if the query is to be chosen, ``query`` (boolean).
+"""Read a task from an Arrow IPC file with one row per sample.
 
-``x`` and ``y`` are numbers, fixed-size lists of them (nested, for more dimensions) or fixed-shape tensors. A flat list
-takes the shape that the run's configuration gives. Rows whose ``query`` is true are the query, all others the support.
+The columns are ``x``, ``y`` and, optionally, ``query`` (boolean). ``x`` and ``y`` hold numbers, fixed-size lists of
+numbers (nested, for more dimensions) or fixed-shape tensors. A flat list is reshaped to the sample shape of the run's
+configuration. Rows whose ``query`` is true form the query set, all others the support set.
 """
 
 import math
@@ -22,20 +23,23 @@ _COLUMNS = ("x", "y", "query")
 
 
 def read_arrow(data: bytes, spec: TaskSpec) -> dict[str, Array]:
-    """Return the arrays support_x, support_y and, where there is a column ``query``, query_x and query_y.
+    """Return the arrays support_x, support_y and, if the file has a column ``query``, query_x and query_y.
 
     Args:
-        data: the file's bytes. Compressed buffers are refused, so that it holds no more than it has bytes.
-        spec: what a task looks like.
+        data: the bytes of the file. Compressed buffers are rejected, so the arrays are no larger than the file.
+        spec: the shape and dtypes of the run's tasks.
+
+    Returns:
+        Arrays of shape (rows, *sample shape) by name, with the dtypes of the file; ``wire.decode`` checks them later.
 
     Raises:
-        Rejected: "unreadable", "missing_tensor", "unknown_tensor", "wrong_dtype" or "wrong_shape".
+        Rejected: with the reason "unreadable", "missing_tensor", "unknown_tensor", "wrong_dtype" or "wrong_shape".
         ImportError: if pyarrow is not installed.
     """
     try:
         import pyarrow as pa
     except ImportError as error:
-        raise ImportError("Arrow files need a package that is missing: pip install 'online-meta[arrow]'") from error
+        raise ImportError("Arrow files need pyarrow: pip install 'online-meta[arrow]'") from error
     try:
         columns = _read_columns(data)
     except (pa.ArrowException, struct.error, ValueError, TypeError, KeyError, MemoryError, OSError) as error:
@@ -49,7 +53,7 @@ def read_arrow(data: bytes, spec: TaskSpec) -> dict[str, Array]:
 
 
 def _read_columns(data: bytes) -> dict[str, Array]:
-    """Return each column's values, (rows, ...), those of all record batches together."""
+    """Return the values of each column, of shape (rows, ...), concatenated over all record batches."""
     import pyarrow as pa
 
     if not data.startswith(MAGIC):
@@ -83,15 +87,15 @@ def _next_message(messages: "pa.ipc.MessageReader") -> "pa.ipc.Message | None":
 def _check_names(names: list[str]) -> None:
     for name in names:
         if name not in _COLUMNS or names.count(name) > 1:
-            detail = f"there is a column {name[:80]!r}; known here, once: {', '.join(_COLUMNS)}"
+            detail = f"unexpected or repeated column {name[:80]!r}; the columns are {', '.join(_COLUMNS)}, each once"
             raise Rejected("unknown_tensor", detail)
     for name in ("x", "y"):
         if name not in names:
-            raise Rejected("missing_tensor", f"there is no column {name!r}; needed: x, y")
+            raise Rejected("missing_tensor", f"the column {name!r} is missing; x and y are required")
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch says that its buffers are compressed; pyarrow trusts the sizes that those claim."""
+    """Return whether a record batch declares compressed buffers; pyarrow trusts the sizes that such buffers claim."""
     message = struct.unpack_from("<I", metadata)[0]
     batch_at = _field(metadata, message, 2)
     batch = batch_at + struct.unpack_from("<I", metadata, batch_at)[0]
@@ -99,7 +103,7 @@ def _is_compressed(metadata: bytes) -> bool:
 
 
 def _field(flat: bytes, table: int, slot: int) -> int:
-    """Return where a FlatBuffers table keeps its field ``slot``, 0 if it has none."""
+    """Return the offset of the field ``slot`` of a FlatBuffers table, 0 if the table lacks the field."""
     entries = table - int(struct.unpack_from("<i", flat, table)[0])
     if entries < 0 or 4 + 2 * slot >= struct.unpack_from("<H", flat, entries)[0]:
         return 0
@@ -132,11 +136,11 @@ def _values(name: str, column: "pa.Array") -> Array:
 
 
 def _shaped(name: str, values: Array, shape: tuple[int, ...]) -> Array:
-    """Give samples that came as flat lists the shape that they must have."""
+    """Reshape samples that arrived as flat lists to the configured sample shape."""
     if values.ndim == 2 and len(shape) != 1 and not is_dynamic(shape) and values.shape[1] == math.prod(shape):
         return values.reshape(len(values), *shape)
     if values.ndim > 16:
-        raise Rejected("wrong_shape", f"the column {name} has {values.ndim} dimensions; at most 16 are taken")
+        raise Rejected("wrong_shape", f"the column {name} has {values.ndim} dimensions; at most 16 are accepted")
     return values
 
 

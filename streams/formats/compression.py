@@ -1,8 +1,8 @@
-"""Compressed bodies: one gzip member or one zstd frame, unpacked with a hard bound on what may come out.
+"""Decompress request bodies (one gzip member or one zstd frame) with a hard bound on the output.
 
-A small body can claim, or hold, terabytes. So what comes out is bounded twice, by the largest body that is taken and
-by a multiple of what was sent; it is unpacked in small pieces and given up at the first byte too many. One layer, one
-frame, whole: what is nested, appended, cut off or says a wrong size is refused.
+A small body can claim, or hold, terabytes. Two limits therefore bound the output: the largest accepted body and a
+multiple of the compressed size. Decompression runs in small chunks and stops at the first byte over a limit. A body
+must be exactly one complete frame: nested, appended or truncated frames and wrong declared sizes are rejected.
 """
 
 import zlib
@@ -15,34 +15,37 @@ from streams.spec import Limits
 from streams.types import Rejected
 
 WINDOW_BYTES = 8 * 1024 * 1024
-"""The largest window a zstd frame may ask for; RFC 9659 allows no more in HTTP."""
+"""The largest window that a zstd frame may request; RFC 9659 allows no more in HTTP."""
 
 MAX_BLOCKS = 65_536
-"""The most blocks of a zstd frame: as many full ones hold 8 GiB."""
+"""The largest number of blocks in a zstd frame; this many full blocks hold 8 GiB."""
 
 _CHUNK_BYTES = 64 * 1024
 _MAGIC = b"\x28\xb5\x2f\xfd"
-_HEADER_BYTES = 18  # the longest that a zstd frame can begin with
+_HEADER_BYTES = 18  # the length of the longest zstd frame header
 
 
 def decompress(body: bytes, encoding: str, limits: Limits) -> bytes:
-    """Return a body as it was before ``encoding``, a value of the HTTP header Content-Encoding, was applied.
+    """Undo the compression that ``encoding``, a value of the HTTP header Content-Encoding, names.
 
     Args:
         body: the bytes as sent.
-        encoding: "zstd", "gzip", or "identity" or "" for none, in upper or lower case.
-        limits: at most ``body_bytes`` bytes, and at most ``expansion`` times the body's, come out.
+        encoding: "zstd", "gzip", or "identity" or "" for none; case does not matter.
+        limits: bounds the output to ``body_bytes`` bytes and to ``expansion`` times the size of ``body``.
+
+    Returns:
+        The decompressed bytes.
 
     Raises:
-        Rejected: "unknown_encoding", "bad_compression" (damaged, cut off, more than one frame or member, a wrong
-            size), "too_large" or "expands_too_much".
+        Rejected: with the reason "unknown_encoding", "bad_compression" (damaged, truncated, more than one frame or
+            member, or a wrong size), "too_large" or "expands_too_much".
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return body
     if name not in DECOMPRESSORS:
         known = ", ".join(sorted(DECOMPRESSORS))
-        raise Rejected("unknown_encoding", f"the body's encoding is {encoding[:80]!r}; taken is one of {known}, once")
+        raise Rejected("unknown_encoding", f"the encoding is {encoding[:80]!r}; supported: {known}, applied once")
     return DECOMPRESSORS[name](body, limits)
 
 
@@ -60,7 +63,7 @@ def _unpack_gzip(body: bytes, limits: Limits) -> bytes:
         raise _decompression_error("gzip", str(error)) from error
     if reader.unused_data:
         raise _decompression_error(
-            "gzip", f"{len(reader.unused_data)} bytes follow its end; one member is taken, and nothing behind it"
+            "gzip", f"{len(reader.unused_data)} bytes follow its end; the body must be exactly one member"
         )
     return bytes(found)
 
@@ -69,7 +72,7 @@ def _unpack_zstd(body: bytes, limits: Limits) -> bytes:
     found = bytearray()
     try:
         _check_frame(body, limits)
-        # Its own checks hold as well: the content's size, where the frame says one, and the checksum.
+        # The library also checks the content size, if the frame declares one, and the checksum.
         with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).stream_reader(BytesIO(body)) as reader:
             while chunk := reader.read(_CHUNK_BYTES):
                 found += chunk
@@ -80,10 +83,10 @@ def _unpack_zstd(body: bytes, limits: Limits) -> bytes:
 
 
 def _check_frame(body: bytes, limits: Limits) -> None:
-    """Refuse what is not exactly one whole frame; the library would take the beginning of one without a word."""
+    """Reject a body that is not exactly one complete frame; the library silently accepts a truncated one."""
     if not body.startswith(_MAGIC):
         raise _decompression_error(
-            "zstd", f"it begins with {body[:4].hex() or 'nothing'}, and not with a frame's {_MAGIC.hex()}"
+            "zstd", f"it begins with {body[:4].hex() or 'nothing'} instead of the frame magic {_MAGIC.hex()}"
         )
     frame = zstandard.get_frame_parameters(body[:_HEADER_BYTES])
     if frame.content_size != zstandard.CONTENTSIZE_UNKNOWN:
@@ -101,21 +104,21 @@ def _check_frame(body: bytes, limits: Limits) -> None:
     end += 4 * frame.has_checksum
     if end != len(body):
         raise _decompression_error(
-            "zstd", f"its frame ends at byte {end} and the body at {len(body)}; one whole frame is taken"
+            "zstd", f"its frame ends at byte {end} and the body at {len(body)}; the body must be exactly one frame"
         )
 
 
 def _check_size(size: int, body: bytes, limits: Limits) -> None:
     if size > limits.body_bytes:
-        raise Rejected("too_large", f"unpacked, the body has more than the {limits.body_bytes} bytes that are taken")
+        raise Rejected("too_large", f"the decompressed body exceeds the limit of {limits.body_bytes} bytes")
     if size > limits.expansion * len(body):
-        detail = f"unpacked, the body of {len(body)} bytes has more than {limits.expansion} times as many"
-        raise Rejected("expands_too_much", f"{detail}; send it as it is")
+        detail = f"the body of {len(body)} bytes decompresses to more than {limits.expansion} times its size"
+        raise Rejected("expands_too_much", f"{detail}; send it uncompressed")
 
 
 def _decompression_error(name: str, what: str) -> Rejected:
-    return Rejected("bad_compression", f"the body cannot be unpacked as {name}: {what}")
+    return Rejected("bad_compression", f"the body cannot be decompressed as {name}: {what}")
 
 
 DECOMPRESSORS: dict[str, Callable[[bytes, Limits], bytes]] = {"gzip": _unpack_gzip, "zstd": _unpack_zstd}
-"""What takes a compression off, by its name in HTTP."""
+"""Decompression functions by their names in HTTP."""

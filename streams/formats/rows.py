@@ -1,4 +1,4 @@
-"""Rows of a file, from any position: lines of CSV or JSON that may grow in number, or a Parquet or Arrow table."""
+"""Read rows of a file from any position: CSV or JSON lines, which may grow, or a Parquet or Arrow table."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from streams.spec import TaskSpec, is_dynamic
 from streams.types import Rejected
 
 LINE_BYTES = 1024 * 1024
-"""The longest line that is read; of a longer one this much is kept."""
+"""The longest line that is read; a longer one is truncated to this length and marked as faulty."""
 
 
 TABLES = {".parquet": "parquet", ".arrow": "ipc", ".feather": "ipc"}
@@ -25,9 +25,14 @@ LINES = (".csv", ".jsonl")
 
 
 class Row(NamedTuple):
-    """One row: where it begins and ends, its values by column (None: it has none, ``fault`` says why), its bytes.
+    """One row of a file.
 
-    Positions are bytes of the file for lines, and rows for tables.
+    Attributes:
+        begin: the position of its first byte in a file of lines; its number, from 0, in a table.
+        end: the position after the row, in the same unit as ``begin``.
+        values: its values by column; None if the row cannot be parsed.
+        raw: its bytes, empty for a row of a table.
+        fault: why ``values`` is None, otherwise empty.
     """
 
     begin: int
@@ -38,7 +43,7 @@ class Row(NamedTuple):
 
 
 def row_bytes(row: Row) -> bytes:
-    """Return the bytes of a row as it was read; of one that had none, such as a table's, its values as a JSON line."""
+    """Return the bytes of a row as read; if it has none, as in a table, return its values as a JSON line."""
     if row.raw:
         return row.raw
     values = {"fault": row.fault} if row.values is None else row.values
@@ -46,23 +51,25 @@ def row_bytes(row: Row) -> bytes:
 
 
 def _to_json(value: Any) -> Any:
-    """Return what JSON can hold of an array, a date or what else a table may have."""
+    """Convert an array, a date or another value of a table to a value that JSON can hold."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def read_rows(path: Path, after: int, columns: Sequence[str], grows: bool) -> Iterator[Row | None]:
-    """Yield the rows from a position, to the file's end or, where it grows, for ever: None while there are no more.
+    """Yield the rows of a file after a position.
+
+    If the file may grow, the iterator never ends and yields None while there is no further row.
 
     Args:
         path: ends with .csv (its first line names the columns), .jsonl, .parquet, .arrow or .feather.
-        after: the ``end`` of the last row that was taken, 0 for none.
-        columns: which are needed.
-        grows: whether lines may still be appended; a line then counts once its newline is there. Tables never grow.
+        after: the ``end`` of the last row that was read, 0 to read from the start.
+        columns: the columns to read.
+        grows: whether lines may still be appended; a line is then read once its newline is there. Tables never grow.
 
     Raises:
-        ValueError: if the file lacks a column, is shorter than ``after`` or has another ending.
-        OSError: if it cannot be read.
-        ImportError: if pyarrow, which reads tables, is not installed.
+        ValueError: if the file lacks a column, is shorter than ``after`` or has an unknown suffix.
+        OSError: if the file cannot be read.
+        ImportError: if the file is a table and pyarrow is not installed.
     """
     if path.suffix in TABLES:
         return _read_table(path, after, columns)
@@ -83,7 +90,7 @@ def _read_lines(path: Path, after: int, columns: Sequence[str], grows: bool) -> 
             size = file.seek(0, 2)
             if size < begin:
                 raise ValueError(
-                    f"{path} has {size} bytes, fewer than the {begin} that were read: rows are only appended"
+                    f"{path} has {size} bytes, fewer than the {begin} already read: rows may only be appended"
                 )
             file.seek(begin)
             while (line := _read_line(file, grows)) is not None:
@@ -110,7 +117,7 @@ def _read_header(path: Path, file: BinaryIO, columns: Sequence[str], grows: bool
 
 
 def _read_line(file: BinaryIO, grows: bool) -> bytes | None:
-    """Return the next line, cut at ``LINE_BYTES`` + 1; None, and nothing is taken, where its end is not there yet."""
+    """Return the next line, cut at ``LINE_BYTES`` + 1; return None and consume nothing if the line is incomplete."""
     begin = file.tell()
     line = chunk = file.readline(LINE_BYTES + 1)
     while chunk and not chunk.endswith(b"\n"):
@@ -147,7 +154,7 @@ def _read_table(path: Path, after: int, columns: Sequence[str]) -> Iterator[Row 
     try:
         from pyarrow import dataset
     except ImportError as error:
-        raise ImportError("tables need a package that is missing: pip install 'online-meta[arrow]'") from error
+        raise ImportError("tables need pyarrow: pip install 'online-meta[arrow]'") from error
     table = dataset.dataset(path, format=TABLES[path.suffix])
     for name in columns:
         if name not in table.schema.names:
@@ -166,33 +173,45 @@ _MAX_DEPTH = 16
 
 
 EncodeRow = Callable[[Row], tuple[Array, Array]]
-"""Gives the sample of a row and its label or target, or raises ``Rejected``: ``encode_row`` of some columns, say."""
+"""Returns the sample of a row and its label or target, or raises ``Rejected``; for example a partial ``encode_row``."""
 
 
 def encode_rows(rows: Sequence[Row], encode: EncodeRow) -> bytes:
-    """Return a body with support_x and support_y, a sample a row, of the rows of one task in their order.
+    """Encode the rows of one task as a safetensors body with support_x and support_y, one sample per row, in order.
+
+    Args:
+        rows: the rows of the task, one or more.
+        encode: returns the sample and the label or target of a row.
+
+    Returns:
+        A body without a query set; ``wire.decode`` holds part of the support out as the query.
 
     Raises:
-        Rejected: what ``encode`` raises, and "wrong_shape" where the rows give samples of several shapes.
+        Rejected: whatever ``encode`` raises, or "wrong_shape" if the samples differ in shape.
     """
     pairs = [encode(row) for row in rows]
     samples, targets = [sample for sample, _ in pairs], [target for _, target in pairs]
     if len({sample.shape for sample in samples}) > 1:
-        raise Rejected("wrong_shape", "the rows of a task give samples of several shapes")
+        raise Rejected("wrong_shape", "the samples in the rows of a task differ in shape")
     return save({"support_x": np.stack(samples), "support_y": np.stack(targets)})
 
 
 def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> tuple[Array, Array]:
-    """Return the sample of a row and its label or target, in their shapes.
+    """Return the sample of a row and its label or target.
 
     Args:
-        row: of which the columns are read.
-        x: the columns of a sample, whose numbers, in order, fill its shape; nested lists count with all they hold.
-        y: the columns of its label or target.
-        spec: what a task looks like. Where a dimension of x is open, x is one column of nested lists of that shape.
+        row: the row to read.
+        x: the columns of the sample. Their numbers, in order, fill its shape; nested lists are flattened.
+        y: the columns of the label or target, read in the same way.
+        spec: the shape and dtypes of the run's tasks. If x has a dynamic dimension, ``x`` must be one column of nested
+            lists of the sample's shape.
+
+    Returns:
+        The sample, of shape ``spec.x_shape`` and dtype ``spec.x_dtype``, and the label (int64) or target (float32) of
+        shape ``spec.y_shape``.
 
     Raises:
-        Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its position.
+        Rejected: with the reason "unreadable", "wrong_dtype" or "wrong_shape"; the detail names the row's position.
     """
     y_dtype = "int64" if spec.y == "class" else "float32"
     return _sample(row, "x", x, spec.x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
@@ -206,11 +225,11 @@ def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...],
             shape = np.shape(row.values[columns[0]])
         integral = np.dtype(dtype).kind in "iu"
         numbers = [_number(value, integral) for name in columns for value in _flatten(row.values[name])]
-        with np.errstate(over="ignore"):  # what becomes infinite is refused for that
+        with np.errstate(over="ignore"):  # infinite values are rejected later
             values = np.array(numbers, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise Rejected(
-            "wrong_dtype", f"the row at {row.begin} has no {dtype} for {what}: {str(error)[:200]}"
+            "wrong_dtype", f"the row at {row.begin} has no valid {dtype} for {what}: {str(error)[:200]}"
         ) from error
     if len(values) != math.prod(shape):
         found = f"the row at {row.begin} has {len(values)} numbers for {what}"
@@ -230,8 +249,8 @@ def _flatten(value: Any, depth: int = 0) -> Iterator[Any]:
 
 def _number(value: Any, integral: bool) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{str(value)[:80]!r} is no number")
+        raise ValueError(f"{str(value)[:80]!r} is not a number")
     number = float(value) if not integral or isinstance(value, float) else int(value)
     if integral and number != int(number):
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     return int(number) if integral else number

@@ -1,4 +1,4 @@
-"""The header of a safetensors body, read with bounds before anything else is."""
+"""Read the header of a safetensors body with bounds, before any tensor is created."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,42 +9,42 @@ from numpy.typing import NDArray
 from streams.types import Rejected
 
 HEADER_BYTES = 64 * 1024
-"""The longest header that is read; four tensors need some 400 bytes."""
+"""The longest header that is accepted; four tensors need about 400 bytes."""
 
 Array = NDArray[np.generic]
-"""A tensor of a file that is not safetensors."""
+"""An array read from a file of another format than safetensors."""
 
 _MAX_SIZE = 2**53
 
 
 class TensorInfo(NamedTuple):
-    """What the header says of one tensor: its ``dtype`` as safetensors names it ("F32"), and its ``shape``."""
+    """The header's entry for one tensor: its ``dtype`` as safetensors names it ("F32") and its ``shape``."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def read_header(body: bytes, body_bytes: int) -> dict[str, TensorInfo]:
-    """Return what the header of a safetensors body says of each tensor, by name.
+    """Return the dtype and shape of each tensor in a safetensors body, by name.
 
-    Whether the offsets fit the dtypes, the shapes and the body is left to the safetensors library, which checks
-    that before it makes a tensor.
+    The safetensors library checks the offsets against dtypes, shapes and body before it creates a tensor, so this
+    function does not.
 
     Args:
         body: the bytes as received.
-        body_bytes: the largest body that is taken.
+        body_bytes: the size of the largest accepted body.
 
     Raises:
-        Rejected: "too_large" for the body, or "unreadable".
+        Rejected: with the reason "too_large" or "unreadable".
     """
     if len(body) > body_bytes:
-        raise Rejected("too_large", f"the body has {len(body)} bytes; at most {body_bytes} are taken")
+        raise Rejected("too_large", f"the body has {len(body)} bytes; at most {body_bytes} are accepted")
     if len(body) < 8:
-        raise _unreadable(f"the body has {len(body)} bytes; safetensors begins with the header's length in 8")
+        raise _unreadable(f"the body has {len(body)} bytes; safetensors begins with the header's length in 8 bytes")
     length = int.from_bytes(body[:8], "little")
     if length > min(len(body) - 8, HEADER_BYTES):
         raise _unreadable(
-            f"its header claims {length} bytes; the body has {len(body) - 8} left, a header {HEADER_BYTES}"
+            f"its header claims {length} bytes; {len(body) - 8} are left, and at most {HEADER_BYTES} are accepted"
         )
     try:
         header = json.loads(body[8 : 8 + length].decode("utf-8"), object_pairs_hook=_reject_duplicates)
@@ -59,16 +59,16 @@ def read_header(body: bytes, body_bytes: int) -> dict[str, TensorInfo]:
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is given twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
 def _parse_info(name: str, info: Any) -> TensorInfo:
     if not isinstance(info, dict) or not isinstance(info.get("dtype"), str) or not isinstance(info.get("shape"), list):
-        raise _unreadable(f"its header says no dtype and shape of the tensor {name[:80]!r}")
+        raise _unreadable(f"its header lacks the dtype or shape of the tensor {name[:80]!r}")
     shape = info["shape"]
     if len(shape) > 16 or not all(type(size) is int and 0 <= size <= _MAX_SIZE for size in shape):
-        raise _unreadable(f"its header gives the tensor {name[:80]!r} a shape that none can have")
+        raise _unreadable(f"its header gives the tensor {name[:80]!r} an impossible shape")
     return TensorInfo(info["dtype"], tuple(shape))
 
 

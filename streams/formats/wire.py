@@ -1,7 +1,7 @@
-"""Bytes <-> tasks: safetensors with the names support_x, support_y, query_x and query_y.
+"""Encode and decode tasks: safetensors bodies with the tensors support_x, support_y, query_x and query_y.
 
-A body is judged by its header alone (names, dtypes, shapes, counts) before any tensor is made, so that a
-hostile one costs no more memory than its own bytes. There is no pickle anywhere.
+The header of a body (names, dtypes, shapes, counts) is checked before any tensor is created, so that a hostile body
+costs no more memory than its own bytes. Nothing is unpickled.
 """
 
 import hashlib
@@ -44,49 +44,49 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
 
 def digest(body: bytes) -> bytes:
-    """Return the SHA-256 of a body as received, 32 bytes: what tells a duplicate from a conflict."""
+    """Return the SHA-256 of a body as received (32 bytes), which distinguishes a duplicate from a conflict."""
     return hashlib.sha256(body).digest()
 
 
 def is_valid_id(id: str, limits: Limits) -> bool:
-    """Return whether ``check_id`` takes the id."""
+    """Return whether ``check_id`` accepts the id."""
     return len(id) <= limits.id_length and _ID.fullmatch(id) is not None
 
 
 def check_id(id: str, limits: Limits) -> None:
-    """Refuse an id that is not [A-Za-z0-9][A-Za-z0-9._:-]* of at most ``limits.id_length`` characters.
+    """Raise unless an id matches [A-Za-z0-9][A-Za-z0-9._:-]* and has at most ``limits.id_length`` characters.
 
     Raises:
         Rejected: with the reason "bad_id".
     """
     if len(id) > limits.id_length:
-        raise Rejected("bad_id", f"the id has {len(id)} characters; at most {limits.id_length} are kept")
+        raise Rejected("bad_id", f"the id has {len(id)} characters; at most {limits.id_length} are accepted")
     if not _ID.fullmatch(id):
-        expected = "it must begin with an ASCII letter or digit and go on with letters, digits, '.', '_', ':' or '-'"
+        expected = "it must be an ASCII letter or digit followed by letters, digits, '.', '_', ':' or '-'"
         raise Rejected("bad_id", f"the id is {id[:80]!r}; {expected}")
 
 
 def encode(task: Task) -> bytes:
-    """Return the task as a safetensors body; the same task always gives the same bytes."""
+    """Encode a task as a safetensors body; equal tasks give equal bytes."""
     tensors = (*task.support, *task.query)
     named = zip(SUPPORT + QUERY, tensors, strict=True)
-    # A clone each: the format refuses tensors that share memory, as slices of one tensor do.
+    # Clone each tensor: the format rejects tensors that share memory, such as slices of one tensor.
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in named})
 
 
 def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
-    """Return the task in a body that anybody may have sent.
+    """Decode a task from an untrusted body.
 
-    ``x`` keeps the dtype ``spec.x_dtype``; labels become int64 and real targets float32. A body without a
-    query has part of its support held out, see ``hold_out``.
+    ``x`` keeps the dtype ``spec.x_dtype``; labels become int64 and real targets float32. If the body has no query
+    set, part of its support set is held out, see ``hold_out``.
 
     Args:
-        body: a safetensors body with support_x, support_y and, both or neither, query_x and query_y.
-        spec: what a task of this run must look like.
-        limits: how much it may hold.
+        body: a safetensors body with support_x and support_y and either both or neither of query_x and query_y.
+        spec: the shape and dtypes of the run's tasks.
+        limits: bounds on the body, the samples and the elements.
 
     Raises:
-        Rejected: with one of the reasons of ``streams.types``.
+        Rejected: with one of the reasons of ``streams.types.REASONS``.
     """
     fields = read_header(body, limits.body_bytes)
     brings_query = any(name in fields for name in QUERY)
@@ -101,7 +101,15 @@ def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
 
 
 def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, Tensor]:
-    """Return the support batch and query_x of a request to adapt: support_x, support_y and query_x, no more.
+    """Decode a request to adapt, which consists of support_x, support_y and query_x.
+
+    Args:
+        body: a safetensors body with exactly these three tensors.
+        spec: the shape and dtypes of the run's tasks.
+        limits: bounds on the body, the samples and the elements.
+
+    Returns:
+        The support batch, and query_x of shape (n, *spec.x_shape).
 
     Raises:
         Rejected: as ``decode`` does.
@@ -116,34 +124,37 @@ def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, 
 
 
 def decode_payload(payload: bytes) -> Task:
-    """Return the task of a payload that ``encode`` wrote; no limits, for it was judged when it arrived.
+    """Decode a payload that ``encode`` wrote; no limits apply, because the task was checked on arrival.
 
     Raises:
-        ValueError: if the payload is not what ``encode`` writes.
+        ValueError: if ``encode`` did not write the payload.
     """
     try:
         tensors = load(payload)
         support, query = (Batch(tensors[x], tensors[y]) for x, y in (SUPPORT, QUERY))
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"the payload is not a kept task: {error}") from error
+        raise ValueError(f"the payload is not a stored task: {error}") from error
     return Task(support, query)
 
 
 def hold_out(support: Batch, spec: TaskSpec) -> Task:
-    """Split a support set into support and query, the same way every time.
+    """Split a support set deterministically into a support set and a query set.
 
-    With n samples, q = round(n * query_share) of them, at least 1 and at most n - 1, become the query. They are
-    taken evenly spaced, the later ones of each stretch: the i-th is held out where floor((i + 1) q / n) exceeds
-    floor(i q / n). Classes are first brought together (a stable sort by label), so that a class of m samples
-    gives m q / n of them, rounded up or down, whether the support came sorted by class or mixed. Within both
-    halves the samples keep the order in which they came.
+    With n samples, q = round(n * query_share), clipped to 1 .. n - 1, become the query. They are evenly spaced: sample
+    i, from 0, is held out if floor((i + 1) q / n) exceeds floor(i q / n). Samples are first sorted by label (a stable
+    sort), so that a class of m samples contributes m q / n, rounded up or down, in whatever order the samples arrived.
+    Both sets keep the order of arrival.
+
+    Args:
+        support: n samples.
+        spec: gives ``query_share`` and the kind of labels.
 
     Raises:
-        Rejected: "empty_query", if there are fewer than 2 samples.
+        Rejected: with the reason "empty_query" if there are fewer than 2 samples.
     """
     n = len(support.y)
     if n < 2:
-        detail = "there is no query, and 1 support sample cannot be split: send query_x and query_y, or 2 samples"
+        detail = "there is no query set and 1 support sample cannot be split: send query_x and query_y, or 2 samples"
         raise Rejected("empty_query", detail)
     q = min(max(round(n * spec.query_share), 1), n - 1)
     order = torch.argsort(support.y, stable=True) if spec.y == "class" else torch.arange(n)
@@ -156,10 +167,10 @@ def hold_out(support: Batch, spec: TaskSpec) -> Task:
 def _check_names(fields: dict[str, TensorInfo], expected: tuple[str, ...]) -> None:
     for name in fields:
         if name not in expected:
-            raise Rejected("unknown_tensor", f"there is a tensor {name[:80]!r}; known here: {', '.join(expected)}")
+            raise Rejected("unknown_tensor", f"unexpected tensor {name[:80]!r}; expected: {', '.join(expected)}")
     for name in expected:
         if name not in fields:
-            raise Rejected("missing_tensor", f"there is no tensor {name!r}; needed: {', '.join(expected)}")
+            raise Rejected("missing_tensor", f"the tensor {name!r} is missing; required: {', '.join(expected)}")
 
 
 def _check_batch(fields: dict[str, TensorInfo], part: str, spec: TaskSpec, limits: Limits) -> None:
@@ -179,11 +190,11 @@ def _check_x(name: str, field: TensorInfo, spec: TaskSpec, limits: Limits) -> No
 
 
 def _check_same_samples(fields: dict[str, TensorInfo]) -> None:
-    """Refuse a task whose samples differ in shape, as they can where a dimension is open."""
+    """Reject a task whose samples differ in shape, which a dynamic dimension makes possible."""
     support, query = fields["support_x"].shape, fields["query_x"].shape
     if support[1:] != query[1:]:
         both = f"support_x has shape {support} and query_x {query}"
-        raise Rejected("wrong_shape", f"{both}; within a task, all samples have the same shape")
+        raise Rejected("wrong_shape", f"{both}; all samples of a task must have the same shape")
 
 
 def _check_field(name: str, field: TensorInfo, dtypes: tuple[str, ...], sample: tuple[int, ...]) -> None:
@@ -200,9 +211,9 @@ def _check_count(name: str, field: TensorInfo, limits: Limits) -> None:
     if field.shape[0] == 0:
         raise Rejected(_EMPTY_REASONS[part], f"{name} has no samples; a {part} set needs at least 1")
     if field.shape[0] > limits.samples:
-        raise Rejected("too_large", f"{name} has {field.shape[0]} samples; at most {limits.samples} are taken")
+        raise Rejected("too_large", f"{name} has {field.shape[0]} samples; at most {limits.samples} are accepted")
     if (elements := math.prod(field.shape)) > limits.elements:
-        raise Rejected("too_large", f"{name} has {elements} numbers; at most {limits.elements} are taken")
+        raise Rejected("too_large", f"{name} has {elements} elements; at most {limits.elements} are accepted")
 
 
 def _load(body: bytes) -> dict[str, Tensor]:
@@ -216,7 +227,7 @@ def _batch(tensors: dict[str, Tensor], part: str, spec: TaskSpec) -> Batch:
     x, y = _finite(f"{part}_x", tensors[f"{part}_x"]), tensors[f"{part}_y"]
     if spec.y == "real":
         return Batch(x, _finite(f"{part}_y", y.to(torch.float32)))
-    labels = y.to(torch.int64)  # an unsigned label of 2^63 or more turns negative here, and so is refused below
+    labels = y.to(torch.int64)  # an unsigned label of 2^63 or more becomes negative here and is rejected below
     assert spec.ways is not None
     wrong = torch.nonzero((labels < 0) | (labels >= spec.ways))
     if len(wrong):
@@ -228,7 +239,7 @@ def _batch(tensors: dict[str, Tensor], part: str, spec: TaskSpec) -> Batch:
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
-        # By sample: a list of all the places would be many times as large as the tensor.
+        # Reduce by sample: a list of all non-finite positions would be many times larger than the tensor.
         at = int(torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1).to(torch.uint8).argmin())
         raise Rejected("not_finite", f"{name} has NaN or infinity (or exceeds float32) at sample {at}")
     return tensor
@@ -241,7 +252,7 @@ _DTYPES = {"U8": "<u1", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 
 
 class _TensorCheck(NamedTuple):
-    """Where the values of one tensor lie in a body; labels lie in [0, ``ways``), all others are finite."""
+    """Where the values of one tensor lie in a body; labels must lie in [0, ``ways``), other values must be finite."""
 
     dtype: np.dtype[np.generic]
     start: int
@@ -250,19 +261,19 @@ class _TensorCheck(NamedTuple):
 
 
 def canonical_bytes(body: bytes, spec: TaskSpec, limits: Limits) -> bytes:
-    """Return what the history keeps of a body that anybody may have sent: what ``encode`` makes of its task.
+    """Return the payload that the history stores for an untrusted body: the decoded task, encoded by ``encode``.
 
     Raises:
-        Rejected: as ``wire.decode`` does.
+        Rejected: as ``decode`` does.
     """
     return body if is_canonical(body, spec, limits) else encode(decode(body, spec, limits))
 
 
 def is_canonical(body: bytes, spec: TaskSpec, limits: Limits) -> bool:
-    """Return whether a body is a task of this run, and is just what ``encode`` makes of it.
+    """Return whether a body is a valid task of this run and equals what ``encode`` would write for it.
 
-    Most senders use ``encode``, and send the same header over and over again. Then only the values are looked at, which
-    takes a tenth of the time that decoding does.
+    Most clients use ``encode`` and repeat the same header. In that case only the values are checked, which takes a
+    tenth of the time of decoding.
     """
     after = 8 + int.from_bytes(body[:8], "little")
     if not (after <= _FAST_HEADER_BYTES and after < len(body) <= limits.body_bytes):
@@ -273,9 +284,10 @@ def is_canonical(body: bytes, spec: TaskSpec, limits: Limits) -> bool:
 
 @lru_cache(maxsize=64)
 def _plan_checks(head: bytes, length: int, spec: TaskSpec, limits: Limits) -> tuple[_TensorCheck, ...]:
-    """Return what is left to look at in a body of so many bytes that begins so; () if it needs decoding.
+    """Return the value checks that remain for a body of ``length`` bytes with header ``head``; () if it needs decoding.
 
-    Zeros are finite, and a label: the decoder takes a body of them where nothing but its values could be wrong.
+    The header is decoded once with a body of zeros. Zero is finite and a valid label, so the decoder rejects such a
+    body only for its header.
     """
     zeros = head + bytes(length - len(head))
     try:
@@ -295,5 +307,5 @@ def _plan_checks(head: bytes, length: int, spec: TaskSpec, limits: Limits) -> tu
 def _values_are_valid(body: bytes, check: _TensorCheck) -> bool:
     values = np.frombuffer(body, check.dtype, check.length, check.start)
     if check.ways is not None:
-        return bool((values.view(np.uint64) < check.ways).all())  # a negative one becomes 2^63 or more
+        return bool((values.view(np.uint64) < check.ways).all())  # a negative label becomes 2^63 or more
     return check.dtype.kind != "f" or bool(np.isfinite(values).all())

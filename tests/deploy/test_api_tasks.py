@@ -67,8 +67,8 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor] | bytes, str, str]] = {
         "no samp",
     ),
     "no query": ({**GOOD, "query_x": torch.zeros(0, 1), "query_y": torch.zeros(0, 1)}, "empty_query", "no samples"),
-    "unknown": ({**GOOD, "weights": torch.zeros(1)}, "unknown_tensor", "there is a tensor 'weights'; known here:"),
-    "missing": ({"support_x": torch.zeros(3, 1)}, "missing_tensor", "there is no tensor 'support_y'"),
+    "unknown": ({**GOOD, "weights": torch.zeros(1)}, "unknown_tensor", "unexpected tensor 'weights'; expected:"),
+    "missing": ({"support_x": torch.zeros(3, 1)}, "missing_tensor", "the tensor 'support_y' is missing"),
     "half a query": ({k: v for k, v in GOOD.items() if k != "query_y"}, "missing_tensor", "no tensor 'query_y'"),
 }
 

@@ -59,7 +59,7 @@ def test_without_an_encoding_it_is_left_as_it_is() -> None:
 def test_other_encodings_and_several_are_refused(encoding: str) -> None:
     refused = refusal(PLAIN, encoding)
     assert refused.reason == "unknown_encoding"
-    assert "gzip, zstd, once" in refused.detail
+    assert "gzip, zstd, applied once" in refused.detail
     assert len(refused.detail) < 250
 
 

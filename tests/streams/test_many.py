@@ -107,13 +107,13 @@ def test_a_view_of_a_payload_is_what_decoding_gives(spec: TaskSpec, support: int
     assert same(found.support, wire.decode_payload(payload).support)
     assert same(found.query, wire.decode_payload(payload).query)
     assert wire.encode(found) == payload
-    with pytest.raises(ValueError, match="not a kept task"):
+    with pytest.raises(ValueError, match="not a stored task"):
         decode_view(payload[:-1])
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 8, b"\xff" * 40, b"\x08" + b"\0" * 7 + b'{"a":{}}'])
 def test_what_is_no_task_is_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match="not a kept task"):
+    with pytest.raises(ValueError, match="not a stored task"):
         decode_view(payload)
 
 

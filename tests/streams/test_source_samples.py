@@ -164,8 +164,8 @@ def test_a_file_is_looked_at_again_only_after_a_while(tmp_path: Path) -> None:
         ("\xff\n", "unreadable", "cannot be read"),
         ("[" * 100_000 + "\n", "unreadable", "cannot be read"),
         ('{"a": "' + "x" * 2_000_000 + '"}\n', "unreadable", "at most 1048576 are read"),
-        ('{"a": true, "b": 2, "t": 1}\n', "wrong_dtype", "'True' is no number"),
-        ('{"a": null, "b": 2, "t": 1}\n', "wrong_dtype", "'None' is no number"),
+        ('{"a": true, "b": 2, "t": 1}\n', "wrong_dtype", "'True' is not a number"),
+        ('{"a": null, "b": 2, "t": 1}\n', "wrong_dtype", "'None' is not a number"),
         ('{"a": "one", "b": 2, "t": 1}\n', "wrong_dtype", "could not convert string to float: 'one'"),
         ('{"a": [1, 2], "b": 2, "t": 1}\n', "wrong_shape", "has 3 numbers for x"),
         ('{"a": 1, "b": [], "t": 1}\n', "wrong_shape", "has 1 numbers for x"),
@@ -238,7 +238,7 @@ def test_a_file_that_was_cut_or_is_not_there_is_an_error(tmp_path: Path) -> None
     path = write(tmp_path / "rows.jsonl", 4)
     position = tasks(path, count=2)[-1].cursor
     path.write_text(json_of(0))
-    with pytest.raises(ValueError, match="rows are only appended"):
+    with pytest.raises(ValueError, match="rows may only be appended"):
         tasks(path, position, count=2)
     with pytest.raises(FileNotFoundError):
         tasks(tmp_path / "none.csv", count=2)

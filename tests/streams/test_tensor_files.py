@@ -95,7 +95,7 @@ def test_a_name_that_is_given_twice_is_refused() -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.npy", npy(Y))
         archive.writestr("a.npy", npy(Y))
-    assert "given twice" in refused(buffer.getvalue()).detail
+    assert "occurs twice" in refused(buffer.getvalue()).detail
 
 
 def test_an_encrypted_or_damaged_entry_is_refused() -> None:

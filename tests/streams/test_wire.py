@@ -127,7 +127,7 @@ def test_a_hostile_body_is_refused(reason: str, body: bytes) -> None:
 
 
 def test_a_name_that_is_given_twice_is_refused_whatever_the_library_does_with_it() -> None:
-    with pytest.raises(Rejected, match="given twice"):
+    with pytest.raises(Rejected, match="occurs twice"):
         read_header(body_of(TWICE), 1_000)
 
 
@@ -213,10 +213,10 @@ def test_open_dimensions_take_any_size_that_is_the_same_within_a_task() -> None:
     assert empty.reason == "wrong_shape"
     apart = save(pictures((3, 5, 7), (3, 7, 5)))
     assert refusal(apart, OPEN).reason == "wrong_shape"
-    assert "all samples have the same shape" in refusal(apart, OPEN).detail
+    assert "all samples of a task must have the same shape" in refusal(apart, OPEN).detail
     request = pictures((3, 5, 7), (3, 7, 5))
     del request["query_y"]
-    with pytest.raises(Rejected, match="all samples have the same shape"):
+    with pytest.raises(Rejected, match="all samples of a task must have the same shape"):
         wire.decode_support(save(request), OPEN, LIMITS)
 
 
@@ -225,13 +225,13 @@ def test_the_number_of_elements_is_bounded_before_a_tensor_is_made() -> None:
     assert wire.decode(save(pictures((3, 5, 5), (3, 5, 5))), OPEN, limits).support.x.shape == (4, 3, 5, 5)
     refused = refusal(save(pictures((3, 5, 6), (3, 5, 6))), OPEN, limits)
     assert refused.reason == "too_large"
-    assert refused.detail == "support_x has 360 numbers; at most 300 are taken"
+    assert refused.detail == "support_x has 360 elements; at most 300 are accepted"
     huge = {"dtype": "F32", "shape": [4, 3, 2**52, 2**52], "data_offsets": [0, 8]}
     header = {"support_x": huge, "support_y": {"dtype": "I64", "shape": [4], "data_offsets": [8, 40]}}
     assert refusal(body_of(header, bytes(40)), OPEN).reason == "too_large"
     real = TaskSpec(x_shape=(2,), y="real", y_shape=(100,))
     wide = tensors(support_y=torch.ones(4, 100), query_y=torch.ones(2, 100))
-    assert refusal(save(wide), real, Limits(elements=399)).detail == "support_y has 400 numbers; at most 399 are taken"
+    assert refusal(save(wide), real, Limits(elements=399)).detail == "support_y has 400 elements; at most 399 are accepted"
 
 
 def test_telling_where_a_nan_is_costs_no_more_than_the_task() -> None:
@@ -256,7 +256,7 @@ def test_tensors_that_share_memory_or_are_transposed_can_be_encoded() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 40, save({"support_x": torch.ones(1)})])
 def test_a_kept_payload_that_is_none_is_a_value_error(payload: bytes) -> None:
-    with pytest.raises(ValueError, match="not a kept task"):
+    with pytest.raises(ValueError, match="not a stored task"):
         wire.decode_payload(payload)
 
 
