@@ -1,1 +1,1 @@
-"""The HTTP server."""
+"""The HTTP server of the daemon: application, routes, limits, listener."""

@@ -1,4 +1,4 @@
-"""The HTTP face of the daemon: who may ask, how errors are answered, which routes there are."""
+"""The HTTP application of the daemon: authentication, security headers, error responses, routes."""
 
 import asyncio
 import hmac
@@ -28,20 +28,21 @@ from streams.types import BacklogFull, IngestClosed, Rejected
 
 
 class FutureBridge:
-    """Waits in an event loop for futures of other threads; however many are done at once wake the loop once.
+    """A bridge that lets an event loop await futures of other threads.
 
-    ``asyncio.wrap_future`` wakes it for each of them, which takes as long as the rest of a small task does.
+    Futures that complete at the same time wake the loop once. ``asyncio.wrap_future`` would wake it once per future,
+    which takes as long as all other work on a small task.
     """
 
     def __init__(self) -> None:
-        """Nothing is waited for."""
+        """Start without pending futures."""
         self._lock = threading.Lock()
         self._done: list[tuple[asyncio.Future[Any], Future[Any]]] = []
 
     async def wait_for(self, future: "Future[Any]") -> Any:
-        """Return what the future gives, or raise what it raises; to be used from one event loop.
+        """Return the result of the future, or raise its exception.
 
-        Who is cancelled while waiting leaves the future as it is.
+        Call it from one event loop only. Cancelling the wait does not cancel the future.
         """
         loop = asyncio.get_running_loop()
         waiting = loop.create_future()
@@ -49,7 +50,7 @@ class FutureBridge:
         def on_done(done: "Future[Any]") -> None:
             with self._lock:
                 self._done.append((waiting, done))
-                first = len(self._done) == 1  # Those that come before the loop has looked, it finds then.
+                first = len(self._done) == 1  # Later ones are delivered by the wake-up that is already scheduled.
             if first and not loop.is_closed():
                 loop.call_soon_threadsafe(self._deliver)
 
@@ -60,7 +61,7 @@ class FutureBridge:
         with self._lock:
             found, self._done = self._done, []
         for waiting, done in found:
-            if waiting.done():  # Cancelled: nobody waits any more.
+            if waiting.done():  # The wait was cancelled.
                 continue
             error = done.exception()
             if error is None:
@@ -73,7 +74,7 @@ MAX_CONCURRENT_ADAPTATIONS = 2
 
 
 REJECTION_STATUS = {"too_large": 413, "expands_too_much": 413, "unknown_encoding": 415}
-"""The HTTP status of a refusal by its reason; of all others it is 422."""
+"""HTTP status by the reason of a rejection; 422 for all other reasons."""
 
 
 OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
@@ -89,7 +90,7 @@ DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-a
 
 
 def create_app(state: DaemonState) -> FastAPI:
-    """Return the daemon's application over ``state``."""
+    """Return the daemon's HTTP application, which reads and changes ``state``."""
     app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="online-meta",
@@ -99,7 +100,7 @@ def create_app(state: DaemonState) -> FastAPI:
     app.state.daemon = state
     app.state.future_bridge = FutureBridge()
     app.state.body_budget = BodyBudget(state.config.serve.limits)
-    # Adapting is work for the processor: a crowd of it must not take the threads that make tasks durable.
+    # Adaptation is CPU work: concurrent requests must not occupy the threads that make tasks durable.
     app.state.adapting = CapacityLimiter(MAX_CONCURRENT_ADAPTATIONS)
     app.include_router(routes.router)
     app.include_router(routes.router)
@@ -114,9 +115,9 @@ def create_app(state: DaemonState) -> FastAPI:
 
 
 class _SecurityMiddleware:
-    """Asks for the token where one is configured, and tells browsers to load nothing from elsewhere.
+    """Middleware that requires the token, if one is configured, and sets security headers for browsers.
 
-    Plain ASGI: Starlette's own middleware for functions takes longer than a task does to be taken in.
+    It is plain ASGI, because Starlette's function middleware takes longer than the ingest of a task.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -145,9 +146,9 @@ class _SecurityMiddleware:
 
 
 class _TaskFastPath:
-    """Takes tasks in before all routing, which for a small task takes longer than all else; the route is for the docs.
+    """Middleware that handles submitted tasks before routing, which for a small task takes longer than all other work.
 
-    Errors are answered as those of any other route.
+    The route in ``routes`` exists for the API documentation. Errors get the same responses as on other routes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -192,7 +193,7 @@ async def _rejected(_request: Request, error: Any) -> Response:
     status = REJECTION_STATUS.get(error.reason, 422)
     headers = {415: {"Accept-Encoding": ", ".join(DECOMPRESSORS)}}.get(status, {})
     if status == 413:
-        # What is left of the body would otherwise be read to its end, however far that is.
+        # Without this the server would read the rest of the body, whatever its size.
         headers = {"Connection": "close"}
     return _error_response(status, error.reason, error.detail, **headers)
 
@@ -206,7 +207,7 @@ async def _budget_exhausted(_request: Request, error: Any) -> Response:
 
 
 async def _client_disconnected(_request: Request, _error: Any) -> Response:
-    return _error_response(400, "hung_up", "the connection ended before the body did")  # for the log: nobody reads it
+    return _error_response(400, "hung_up", "the connection ended before the body did")  # for the log only
 
 
 async def _backlog_full(_request: Request, error: Any) -> Response:
@@ -215,7 +216,7 @@ async def _backlog_full(_request: Request, error: Any) -> Response:
 
 
 async def _disk_full(_request: Request, error: Any) -> Response:
-    return _error_response(507, "disk_full", f"the task was not kept: {error}", **{"Retry-After": "10"})
+    return _error_response(507, "disk_full", f"the task was not stored: {error}", **{"Retry-After": "10"})
 
 
 async def _closing(_request: Request, error: Any) -> Response:

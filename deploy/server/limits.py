@@ -1,4 +1,4 @@
-"""Reading the bodies of requests with bounds on bytes, on time, and on what all of them hold together."""
+"""Limit HTTP requests: bytes and time of headers and bodies, number of connections, memory of all bodies together."""
 
 import asyncio
 import json
@@ -21,64 +21,64 @@ from streams.spec import Limits
 from streams.types import Rejected
 
 OTHER_DESCRIPTORS = 200
-"""How many files, pipes and sockets the daemon has open beside its clients' connections."""
+"""Allowance for open files, pipes and sockets other than clients' connections."""
 
 
 def make_bounded_protocol(limits: Limits) -> Callable[..., asyncio.Protocol]:
-    """Return what makes uvicorn's protocol for each connection, with bounds on it."""
+    """Return the factory of ``BoundedProtocol`` that uvicorn calls for each connection."""
     return partial(BoundedProtocol, limits)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP of one connection, which is closed when it holds a place in vain.
+    """The HTTP protocol of one connection, with limits on the time and size of request headers.
 
-    uvicorn waits for ever for the end of a request's headers, and httptools keeps whatever comes of them. Here one
-    timer a connection, and not one a request, looks whether it waits for too long, so that a request costs no more.
+    uvicorn waits without limit for the end of a request's headers, and httptools stores headers of any size. This class
+    uses one timer per connection, not per request, so that a request costs no extra time.
 
     Args:
-        limits: ``connections``, ``header_bytes`` and ``header_seconds`` of it.
-        arguments: as uvicorn gives it.
+        limits: ``connections``, ``header_bytes`` and ``header_seconds`` are used.
+        arguments: passed on to uvicorn's protocol.
     """
 
     def __init__(self, limits: Limits, **arguments: Any) -> None:
-        """Nothing has come yet."""
+        """Start without a request."""
         super().__init__(**arguments)
         self._limits = limits
         self._waiting_since = 0.0
-        self._request_begun = False  # the next request, by its first byte
-        self._bytes_since_body = 0  # bytes since the last that were of a body
+        self._request_begun = False  # whether the first byte of the next request has arrived
+        self._bytes_since_body = 0  # bytes received since the last byte of a body
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, or let it go where there are too many."""
+        """Accept a connection and start its timer; answer 503 and close it if too many are open."""
         super().connection_made(transport)
         self._waiting_since = self.loop.time()
         if len(self.connections) > self._limits.connections:
-            detail = f"{self._limits.connections} connections are open, the most that are taken; try again in a moment"
+            detail = f"{self._limits.connections} connections are open, which is the limit; try again later"
             self._refuse(503, "too_many_connections", detail, "Retry-After: 1\r\n")
         else:
             self._timer = self.loop.call_later(self._limits.header_seconds, self._check_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer, too."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what is no body: headers, and what may follow a body in pieces."""
+        """Count bytes outside of bodies, which are headers and trailers; answer 431 past the limit."""
         self._bytes_since_body += len(data)
         super().data_received(data)
         if self._bytes_since_body > self._limits.header_bytes and not self.transport.is_closing():
             self._refuse(431, "headers_too_large", self._too_large())
 
     def on_message_begin(self) -> None:
-        """Give a request its time from its first byte."""
+        """Restart the time limit at the first byte of a request."""
         self._waiting_since, self._request_begun = self.loop.time(), True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Answer a request whose headers came at once, and are too large, without asking the application."""
+        """Answer 431, without calling the application, if the headers arrived in one piece and are too large."""
         self._request_begun = False
         lines = len(self.headers) * len(b": \r\n")
         if len(self.url) + lines + sum(map(len, chain(*self.headers))) > self._limits.header_bytes:
@@ -87,22 +87,22 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A body has bounds of its own."""
+        """Reset the byte count; ``read_body`` limits the body."""
         self._bytes_since_body = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Begin to count anew for the next request."""
+        """Reset the byte count for the next request."""
         self._bytes_since_body = 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, the body of this one may still be coming."""
+        """Restart the time limit; the rest of this request's body may still arrive."""
         self._waiting_since = self.loop.time()
         super().on_response_complete()
 
     def _check_timeout(self) -> None:
-        """Close the connection if it has waited for too long, or look again when it may have."""
+        """Close the connection if it has been idle for too long; otherwise schedule the next check."""
         cycle: RequestResponseCycle | None = self.cycle
         busy = cycle is not None and not cycle.response_complete
         keep_alive = self.timeout_keep_alive_task is not None
@@ -112,13 +112,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(left, self._check_timeout)
         elif self._request_begun:
             self._refuse(
-                408, "too_slow", f"the headers did not come in {self._limits.header_seconds} s; send them faster"
+                408, "too_slow", f"the headers did not arrive within {self._limits.header_seconds} s; send them faster"
             )
         else:
             self.transport.close()
 
     def _too_large(self) -> str:
-        return f"the headers have more than {self._limits.header_bytes} bytes, the most that are taken"
+        return f"the headers have more than {self._limits.header_bytes} bytes, which is the limit"
 
     def _refuse(self, status: int, reason: str, detail: str, more: str = "") -> None:
         body = json.dumps({"reason": reason, "detail": detail})
@@ -129,10 +129,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def allow_descriptors(limits: Limits) -> None:
-    """Let this process have as many open files as ``limits.connections`` may need.
+    """Raise this process's limit of open files to what ``limits.connections`` may need.
 
     Raises:
-        ConfigError: if the system does not allow so many.
+        ConfigError: if the system does not allow that number.
     """
     needed = limits.connections + OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -140,43 +140,44 @@ def allow_descriptors(limits: Limits) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ConfigError(
-            f"[serve.limits] connections = {limits.connections} needs {needed} open files, and this process may have "
-            f"{hard}: raise that (`ulimit -n`, LimitNOFILE of systemd), or take at most {hard - OTHER_DESCRIPTORS}"
+            f"[serve.limits] connections = {limits.connections} needs {needed} open files, but the limit of this "
+            f"process is {hard}: raise it (`ulimit -n`, LimitNOFILE of systemd), or set connections to at most "
+            f"{hard - OTHER_DESCRIPTORS}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 BUDGET_BYTES = 64 * 1024 * 1024
-"""How many bytes the bodies of all requests under way hold together, or four of the largest."""
+"""Memory for the bodies of all requests in progress; at least that of four bodies of the maximum size."""
 
 
 MAX_CONCURRENT_UNPACKS = 2
 
 
 class TooSlow(Exception):
-    """A body that did not come in time."""
+    """The body of a request did not arrive in time."""
 
 
 class BudgetExhausted(Exception):
-    """The bodies of other requests take all the memory there is for them."""
+    """The bodies of other requests use all the memory that is reserved for bodies."""
 
 
 class BodyBudget:
-    """Memory for bodies, as bytes counted; used from the event loop alone.
+    """A budget of memory, in bytes, that the bodies of all requests share; use it from the event loop only.
 
     Args:
         limits: of one body.
     """
 
     def __init__(self, limits: Limits) -> None:
-        """All of it is free."""
+        """Start with the whole budget free."""
         self.limits = limits
         self.unpacking = CapacityLimiter(MAX_CONCURRENT_UNPACKS)
         self._free_bytes = max(BUDGET_BYTES, 4 * limits.body_bytes)
 
     @contextmanager
     def reserve(self) -> Iterator["Reservation"]:
-        """Give a part to one request, which is free again at the end of the block."""
+        """Yield the reservation of one request; free it at the end of the block."""
         reservation = Reservation(self)
         try:
             yield reservation
@@ -184,45 +185,53 @@ class BodyBudget:
             self.take(-reservation.reserved_bytes)
 
     def take(self, count: int) -> None:
-        """Take so many bytes, or give them back; raises ``BudgetExhausted`` when they are not there."""
+        """Reserve ``count`` bytes, or free them if negative; raises ``BudgetExhausted`` if too few are free."""
         if count > self._free_bytes:
             raise BudgetExhausted(
-                "the bodies of other requests fill the memory there is for them; try again in a moment"
+                "the bodies of other requests use all the memory reserved for bodies; try again later"
             )
         self._free_bytes -= count
 
 
 class Reservation:
-    """The bytes that one request has reserved, what was ``received`` of its body, and whether it is ``complete``."""
+    """The part of the budget that one request uses, and the state of its body.
+
+    ``received`` is the part of the body that has arrived; ``complete`` says whether all of it has.
+    """
 
     def __init__(self, body_budget: BodyBudget) -> None:
-        """Begin with nothing."""
+        """Start with no bytes reserved."""
         self.body_budget = body_budget
         self.reserved_bytes = 0
         self.received = bytearray()
         self.complete = False
 
     def take(self, count: int) -> None:
-        """Take more; raises ``BudgetExhausted``."""
+        """Reserve ``count`` more bytes; raises ``BudgetExhausted`` if too few are free."""
         self.body_budget.take(count)
         self.reserved_bytes += count
 
 
 async def read_body(request: Request, reservation: Reservation) -> bytes:
-    """Return the body of a request, unpacked if it came compressed; ``reservation.received`` is what was received.
+    """Read the body of a request and decompress it if it has a Content-Encoding.
+
+    Args:
+        request: whose body has not been read.
+        reservation: of the request; ``received`` is set to the body as it arrived.
 
     Raises:
-        Rejected: "too_large" past ``limits.body_bytes``, further than which nothing is read; and as ``decompress``.
-        TooSlow: if it takes longer than ``limits.body_seconds``.
-        Crowded: if there is no memory left for it.
+        Rejected: "too_large" for more than ``limits.body_bytes``, after which no more is read; also the reasons of
+            ``decompress``.
+        TooSlow: if the body takes longer than ``limits.body_seconds``.
+        BudgetExhausted: if no memory is left for it.
     """
     limits = reservation.body_budget.limits
     try:
         async with asyncio.timeout(limits.body_seconds):
             await _receive(request, reservation)
     except TimeoutError as error:
-        progress = f"{len(reservation.received)} bytes of the body came in {limits.body_seconds} s"
-        raise TooSlow(f"{progress}, the longest that a body may take; send less at once") from error
+        progress = f"{len(reservation.received)} bytes of the body arrived within {limits.body_seconds} s"
+        raise TooSlow(f"{progress}, which is the time limit for a body; send smaller bodies") from error
     reservation.complete = True
     encoding = ", ".join(request.headers.getlist("content-encoding"))
     received = bytes(reservation.received)
@@ -237,9 +246,9 @@ async def _receive(request: Request, reservation: Reservation) -> None:
     limit = reservation.body_budget.limits.body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
-        raise Rejected("too_large", f"the body has {declared} bytes; at most {limit} are taken")
+        raise Rejected("too_large", f"the body has {declared} bytes; the limit is {limit} bytes")
     async for chunk in request.stream():
         reservation.take(len(chunk))
         reservation.received += chunk
         if len(reservation.received) > limit:
-            raise Rejected("too_large", f"the body has more than {limit} bytes, the most that are taken")
+            raise Rejected("too_large", f"the body has more than {limit} bytes, which is the limit")

@@ -1,4 +1,4 @@
-"""Where the daemon listens, and who may reach it there."""
+"""Open the daemon's listening socket, and check that it is safe to expose."""
 
 import errno
 import ipaddress
@@ -11,20 +11,22 @@ from deploy.exits import TRY_LATER, CommandError, ConfigError
 
 
 def check_exposure(settings: ServeSettings) -> str | None:
-    """Return the token that requests must carry, None for none.
+    """Return the token that requests must carry, or None if no token is configured.
 
-    Raises ``ConfigError`` when a host that others can reach lacks TLS or a token, or either cannot be used.
+    Raises:
+        ConfigError: if a host that other machines can reach has no TLS or no token, or if the files of either cannot be
+            used.
     """
     file = settings.token_file
     token = read_token(None if file is None else Path(file), "[serve] token_file")
     if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise ConfigError("[serve] tls_cert and tls_key go together: give both or neither")
+        raise ConfigError("[serve] tls_cert and tls_key go together: set both or neither")
     if settings.tls_cert is not None and settings.tls_key is not None:
         _check_certificate(settings.tls_cert, settings.tls_key)
     if not is_loopback(settings.host) and not (settings.tls_cert and token):
         raise ConfigError(
-            f"[serve] host = {settings.host!r} can be reached by others: give tls_cert, tls_key and token_file, "
-            'or listen on host = "127.0.0.1"'
+            f"[serve] host = {settings.host!r} can be reached from other machines: set tls_cert, tls_key and "
+            'token_file, or host = "127.0.0.1"'
         )
     return token
 
@@ -36,7 +38,7 @@ def _check_certificate(cert: str, key: str) -> None:
         except OSError as error:
             raise ConfigError(f"[serve] {name} {file} cannot be read: {error.strerror}") from error
     try:
-        # A password callback, for without one OpenSSL would ask on the terminal.
+        # The password callback prevents OpenSSL from asking for a password on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
@@ -46,7 +48,7 @@ def _check_certificate(cert: str, key: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Return whether only this machine can reach ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -54,9 +56,14 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(settings: ServeSettings) -> socket.socket:
-    """Return a listening socket; raises ``CommandError`` (75) for a taken port, ``ConfigError`` for a bad address."""
+    """Return a listening socket.
+
+    Raises:
+        CommandError: with exit code 75 if the port is in use.
+        ConfigError: if the address does not belong to this machine or the user may not listen on the port.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # Named, so that asyncio knows it for TCP and answers without delay: unnamed, an answer waits 40 ms for an ACK.
+    # With the protocol named, asyncio sets TCP_NODELAY; without it a response waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -70,13 +77,13 @@ def bind(settings: ServeSettings) -> socket.socket:
 
 def _explain(settings: ServeSettings, error: OSError) -> CommandError:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(f"[serve] host = {settings.host!r} is no address of this machine: {error.strerror}")
+        return ConfigError(f"[serve] host = {settings.host!r} is not an address of this machine: {error.strerror}")
     if error.errno == errno.EACCES:
         return ConfigError(
-            f"[serve] port = {settings.port}: this user may not listen there ({error.strerror}); take one above 1023"
+            f"[serve] port = {settings.port}: this user may not listen on it ({error.strerror}); choose one above 1023"
         )
     return CommandError(
         TRY_LATER,
-        f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Is another daemon running there? "
-        "Choose a free port by --set serve.port=PORT",
+        f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Is another daemon running? "
+        "Choose a free port with --set serve.port=PORT",
     )

@@ -1,4 +1,4 @@
-"""Routes that take tensors in: tasks to learn, support sets to adapt to."""
+"""The routes of the HTTP API: submit tasks, adapt, read weights, regret, status and metrics."""
 
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ PATH = "/v1/tasks"
 
 
 SMALL_BYTES = 128 * 1024
+"""Tasks up to this size are validated in the event loop; larger ones in a thread."""
 
 
 TENSORS = "application/vnd.safetensors"
@@ -65,39 +66,39 @@ RECEIPT: dict[str, Any] = {
 
 
 TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "A duplicate of a durable task: the round it has", **RECEIPT},
-    201: {"description": "Durable", **RECEIPT},
-    404: {"description": "This daemon takes no tasks over HTTP", **ERROR},
-    409: {"description": "The id belongs to a task of other bytes", **ERROR},
-    408: {"description": "The body did not come in time", **ERROR},
-    413: {"description": "The body is over the limit, as it came or unpacked", **ERROR},
-    415: {"description": "The body's Content-Encoding is none that is taken; see Accept-Encoding", **ERROR},
-    422: {"description": "Not a task of this run; `reason` is a fixed slug, `detail` a sentence", **ERROR},
-    429: {"description": "Too many rounds or bodies wait; see Retry-After", **ERROR},
+    200: {"description": "A duplicate of a durable task; `round` is the round of that task", **RECEIPT},
+    201: {"description": "The task is durable", **RECEIPT},
+    404: {"description": "This daemon does not accept tasks over HTTP", **ERROR},
+    409: {"description": "The id belongs to a task with other bytes", **ERROR},
+    408: {"description": "The body did not arrive in time", **ERROR},
+    413: {"description": "The body exceeds a limit, as received or decompressed", **ERROR},
+    415: {"description": "The Content-Encoding is not supported; see Accept-Encoding", **ERROR},
+    422: {"description": "Not a valid task of this run; `reason` is a fixed slug, `detail` a sentence", **ERROR},
+    429: {"description": "Too many rounds are pending or bodies in progress; see Retry-After", **ERROR},
     503: {"description": "The daemon is draining", **ERROR},
-    507: {"description": "The disk is full; the task was not kept", **ERROR},
+    507: {"description": "The disk is full; the task was not stored", **ERROR},
 }
 
 
 ADAPT_ERRORS: dict[int | str, dict[str, Any]] = {
     **{status: TASK_RESPONSES[status] for status in (408, 413, 415, 422)},
-    429: {"description": "Too many bodies wait; see Retry-After", **ERROR},
-    503: {"description": "There are no parameters yet", **ERROR},
+    429: {"description": "Too many bodies in progress; see Retry-After", **ERROR},
+    503: {"description": "No meta-parameters have been published yet", **ERROR},
 }
 
 
 @router.post(PATH, status_code=201, responses=TASK_RESPONSES, openapi_extra=TENSOR_BODY)
 async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
-    """Take a task: safetensors `support_x`, `support_y`, `query_x`, `query_y` (a query may be left out).
+    """Submit a task: a safetensors body with `support_x`, `support_y`, `query_x`, `query_y` (the query is optional).
 
-    `Content-Encoding` may be `zstd` or `gzip`; what counts is the body unpacked, also for its SHA-256. Answers only
-    when the task is durable. `Idempotency-Key` is the task's id (else the body's SHA-256): the same task may be sent
-    again, and stays one round.
+    The response is sent once the task is durable. The header `Idempotency-Key` is the id of the task; the default is
+    the SHA-256 of the body. A task that is sent again with the same id remains one round. `Content-Encoding` may be
+    `zstd` or `gzip`; the id and the task are those of the decompressed body.
     """
     state: DaemonState = request.app.state.daemon
     source = next((source.name for source in state.config.source if source.kind == "http"), None)
     if source is None:
-        detail = 'this daemon takes no tasks over HTTP: add [[source]] kind = "http" to its configuration'
+        detail = 'this daemon does not accept tasks over HTTP: add [[source]] kind = "http" to its configuration'
         return JSONResponse({"reason": "no_http_source", "detail": detail}, 404)
     with request.app.state.body_budget.reserve() as reservation:
         try:
@@ -108,14 +109,14 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
             raise
         id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
         arrival = Arrival(id, body, source, None)
-        # A thread takes longer to be asked than such a body to be looked at.
+        # For a small body, handing it to a thread takes longer than validating it here.
         future = state.ingest.submit_nowait(arrival) if len(body) <= SMALL_BYTES else None
         if future is None:
             future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
         receipt = await request.app.state.future_bridge.wait_for(future)
     if isinstance(receipt, Conflict):
         detail = (
-            f"the id {receipt.id!r} belongs to round {receipt.round}, which was made of other bytes: choose another"
+            f"the id {receipt.id!r} belongs to round {receipt.round}, whose task has other bytes: choose another id"
         )
         return JSONResponse({"reason": "conflict", "detail": detail, "round": receipt.round}, 409)
     return JSONResponse({"id": receipt.id, "round": receipt.round}, 200 if receipt.duplicate else 201)
@@ -123,9 +124,10 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
 
 @router.post("/v1/adapt", responses={**TENSOR_RESPONSE, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
 async def adapt(request: Request) -> Response:
-    """Adapt the current leader to `support_x`, `support_y`; return `predictions` (and `labels`) for `query_x`.
+    """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
-    The header `X-Online-Meta-Round` tells how many rounds the leader had learned. Nothing is kept.
+    Classifiers also return `labels`. The header `X-Online-Meta-Round` is the number of rounds that the meta-parameters
+    have learned. The request is not stored and changes nothing.
     """
     state: DaemonState = request.app.state.daemon
     limits = state.config.serve.limits
@@ -137,7 +139,7 @@ async def adapt(request: Request) -> Response:
             state.adapter.predict, support, query_x, limiter=request.app.state.adapting
         )
     except FileNotFoundError:
-        detail = "the trainer has not published its first parameters yet: ask again in a moment"
+        detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
     encoded = encode_predictions(output, state.config.task.y == "class")
     return Response(encoded, media_type=TENSORS, headers={"X-Online-Meta-Round": str(round)})
@@ -145,7 +147,7 @@ async def adapt(request: Request) -> Response:
 
 @router.get("/v1/tasks/{id}", responses={404: {"description": "Unknown id", **ERROR}})
 def task_status(request: Request, id: str) -> Any:
-    """Tell what became of a task: pending, learned or skipped, its round and its losses."""
+    """Return the status of a task (pending, learned or skipped), its round and its losses."""
     state: DaemonState = request.app.state.daemon
     round = state.history.find(id)
     if round is None:
@@ -159,14 +161,17 @@ def task_status(request: Request, id: str) -> Any:
 
 @router.get("/v1/weights", responses={**TENSOR_RESPONSE, 503: {"description": "None published yet", **ERROR}})
 def weights(request: Request) -> Response:
-    """Return the current meta-parameters as safetensors; `X-Online-Meta-Round` tells how many rounds they learned."""
+    """Return the current meta-parameters as safetensors.
+
+    The header `X-Online-Meta-Round` is the number of rounds that they have learned.
+    """
     state: DaemonState = request.app.state.daemon
     try:
         leader = state.adapter.leader()
     except FileNotFoundError:
-        detail = "the trainer has not published its first parameters yet: ask again in a moment"
+        detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    data = encode_leader(leader.meta, leader.round)  # not the file: it may have been replaced since the round was read
+    data = encode_leader(leader.meta, leader.round)  # The file may have been replaced since the round was read.
     return Response(data, media_type=TENSORS, headers={"X-Online-Meta-Round": str(leader.round)})
 
 
@@ -174,14 +179,14 @@ def weights(request: Request) -> Response:
 def regret(
     request: Request,
     start: Annotated[int, Query(alias="from", ge=0, description="first round")] = 0,
-    to: Annotated[int | None, Query(ge=0, description="one past the last round; all by default")] = None,
-    points: Annotated[int, Query(ge=1, le=10_000, description="at most so many buckets")] = 1000,
+    to: Annotated[int | None, Query(ge=0, description="one past the last round; by default all rounds")] = None,
+    points: Annotated[int, Query(ge=1, le=10_000, description="maximum number of buckets")] = 1000,
 ) -> dict[str, Any]:
-    """Return the regret ledger: losses of every learner, comparators and regret, over a range of rounds.
+    """Return the regret ledger over a range of rounds: losses of every learner, comparators and regret.
 
-    Where `[regret] prefixes` are configured, `efficiency` tells them and the `proficiency`, and that of each learner, a
-    value a bucket: the mean loss after each prefix, the share of rounds that `reached` the proficiency, and the
-    `mean_points_needed` in those (null where none reached it).
+    If `[regret] prefixes` are configured, `efficiency` contains them and the `proficiency`. The `efficiency` of each
+    learner then has one value per bucket: the mean loss after each prefix, the share of rounds that `reached` the
+    proficiency, and the `mean_points_needed` in those rounds (null if no round reached it).
     """
     state: DaemonState = request.app.state.daemon
     state.refresh()
@@ -190,19 +195,19 @@ def regret(
 
 @router.get("/v1/status")
 def status(request: Request) -> dict[str, Any]:
-    """Return what a person asks first, as the dashboard and `online-meta status` show it."""
+    """Return the state of the run, as the dashboard and `online-meta status` show it."""
     return status_of(request.app.state.daemon)
 
 
 @router.get("/healthz")
 def health() -> dict[str, str]:
-    """Answer while the daemon is alive."""
+    """Return 200 while the daemon is alive."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", responses={503: {"description": "Not ready, and why", **ERROR}})
 def ready(request: Request) -> Any:
-    """Answer 200 while tasks are taken and the trainer runs, 503 and the reason otherwise."""
+    """Return 200 while the daemon accepts tasks and the trainer runs, otherwise 503 and the reason."""
     state: DaemonState = request.app.state.daemon
     phase = state.phase()
     if phase in ("draining", "trainer_down"):
@@ -213,7 +218,7 @@ def ready(request: Request) -> Any:
 
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request) -> Response:
-    """Return the metrics in Prometheus' text format."""
+    """Return the metrics in the Prometheus text format."""
     state: DaemonState = request.app.state.daemon
     state.update_gauges()
     return Response(generate_latest(state.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

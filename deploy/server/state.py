@@ -1,4 +1,4 @@
-"""What the daemon's HTTP routes and its background work share."""
+"""The state of a running daemon, which its HTTP routes and background tasks share."""
 
 import time
 from collections import deque
@@ -25,22 +25,26 @@ WINDOW_SECONDS = 30.0
 
 
 class RecentRate:
-    """The growth of a count per second, over the last half minute."""
+    """The growth of a count per second, over the last ``WINDOW_SECONDS``.
+
+    Args:
+        clock: returns the time in seconds.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with nothing noted; ``clock`` gives seconds."""
+        """Start without recorded counts."""
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque()
 
     def record(self, count: int) -> None:
-        """Note what the count is now."""
+        """Record the current value of the count."""
         now = self._clock()
         self._marks.append((now, count))
         while len(self._marks) > 2 and now - self._marks[0][0] > WINDOW_SECONDS:
             self._marks.popleft()
 
     def per_second(self) -> float:
-        """Return the growth per second; 0 before there are two notes."""
+        """Return the growth per second; 0 until two values are recorded."""
         if len(self._marks) < 2:
             return 0.0
         (start_time, first), (now, last) = self._marks[0], self._marks[-1]
@@ -49,7 +53,7 @@ class RecentRate:
 
 @dataclass
 class DaemonState:
-    """The parts of a running daemon; ``draining`` is set once, at the end."""
+    """The parts of a running daemon; ``draining`` is set once, when the daemon begins to drain."""
 
     config: Config
     files: RunFiles
@@ -70,7 +74,7 @@ class DaemonState:
     refresh_lock: Lock = field(default_factory=Lock)
 
     def refresh(self) -> None:
-        """Read what the trainer has written since the last time, and count it: once, however many threads ask."""
+        """Read what the trainer has written since the last call, and update the counters; thread-safe."""
         with self.refresh_lock:
             self.view.refresh(partial(count_round, self.instruments), partial(count_checkpoint, self.instruments))
             self.learned_rate.record(self.view.learned())
@@ -78,25 +82,25 @@ class DaemonState:
             count_ranks(self.instruments, *self.ranks_view.refresh())
 
     def pending(self) -> int:
-        """How many rounds are durable and not yet learned."""
+        """Return the number of rounds that are durable and not yet learned."""
         return max(len(self.history) - self.view.learned(), 0)
 
     def oldest_pending_age(self) -> float | None:
-        """Seconds since the oldest task that is not yet learned arrived; None when there is none."""
+        """Return the seconds since the oldest task that is not yet learned arrived; None if there is none."""
         learned = self.view.learned()
         if learned >= len(self.history):
             return None
         return max(time.time() - self.history.entry(learned).arrived, 0.0)
 
     def update_gauges(self) -> None:
-        """Bring all gauges up to date."""
+        """Update all gauges."""
         self.refresh()
         set_gauges(self.instruments, self.view, self.pending(), self.oldest_pending_age)
         self.instruments["history_bytes"].set(self.history.size_bytes())
         self.instruments["world_size"].set(self.ranks_view.world_size())
 
     def phase(self) -> str:
-        """Say in one word what the daemon is doing."""
+        """Return the daemon's phase: "draining", "trainer_down", "running" or "idle"."""
         if self.draining:
             return "draining"
         if not self.trainer_alive():
@@ -105,7 +109,7 @@ class DaemonState:
 
 
 def status_of(state: DaemonState) -> dict[str, Any]:
-    """Return what a person asks first: alive, how far, getting better, regret, falling behind, last checkpoint."""
+    """Return the answer of ``/v1/status``: phase, rounds, losses, regret, last checkpoint, trainer."""
     state.refresh()
     view, now = state.view, time.time()
     ingested = len(state.history)

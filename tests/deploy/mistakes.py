@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         'comparator = "closed_form"\nh',
         "[regret] comparator = 'closed_form': f(U(w)) is no quadratic in the weights: at a random point it is",
     ),
-    "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator[0] = 'hindsite': must be"),
+    "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator = 'hindsite': did you mean"),
     "source kind": ("[serve]", '[[source]]\nkind = "htp"\n[serve]', "[source 1] kind = 'htp': did you mean 'http'?"),
     "no source kind": ("[serve]", '[[source]]\nname = "a"\n[serve]', "[source 1] kind is missing: known: "),
     "source name": (
@@ -165,9 +165,9 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "exposed": (
         "[serve]",
         '[serve]\nhost = "0.0.0.0"',
-        "[serve] host = '0.0.0.0' can be reached by others: give tls_c",
+        "[serve] host = '0.0.0.0' can be reached from other machines: set tls_c",
     ),
-    "exposed everywhere": ("[serve]", '[serve]\nhost = ""', "[serve] host = '' can be reached by others"),
+    "exposed everywhere": ("[serve]", '[serve]\nhost = ""', "[serve] host = '' can be reached from other machines"),
     "no token file": ("[serve]", '[serve]\ntoken_file = "/no"', "[serve] token_file /no cannot be read: No such file"),
     "key without certificate": ("[serve]", '[serve]\ntls_key = "/no"', "[serve] tls_cert and tls_key go together"),
     "no certificate": ("[serve]", '[serve]\ntls_cert = "/no"\ntls_key = "/no"', "[serve] tls_cert /no cannot be read"),

@@ -52,7 +52,7 @@ def test_a_port_in_use(cli: Cli, config: Path) -> None:
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
 def test_an_address_of_another_machine(host: str) -> None:
-    with pytest.raises(ConfigError, match=f"host = '{host}' is no address of this machine"):
+    with pytest.raises(ConfigError, match=f"host = '{host}' is not an address of this machine"):
         bind(ServeSettings(host=host, port=0))
 
 
