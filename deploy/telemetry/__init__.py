@@ -1,1 +1,1 @@
-"""What can be watched of a run: its status, series and Prometheus metrics."""
+"""Telemetry of a run: status, time series, Prometheus metrics."""

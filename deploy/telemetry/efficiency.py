@@ -1,4 +1,4 @@
-"""Learning efficiency as sums over rounds: the losses after each prefix of the support sets, and the points needed."""
+"""Sum the learning efficiency over rounds: losses after each prefix of the support set, and support points needed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,18 +9,27 @@ REACHED, POINTS, SCORED = "reached", "points", "rounds"
 LOSS, ACCURACY, WITH_ACCURACY = "loss", "accuracy", "judged"
 
 Mean = Callable[[str, str], Any]
-"""The mean of a column over the rounds that another column counts: one, or one a bucket; None where there are none."""
+"""Returns the mean of a column over the rounds that another column counts.
+
+The result is one value, or one value per bucket; None where no round is counted.
+"""
 
 
 class EfficiencySums(NamedTuple):
-    """Which learners are scored after which ``prefixes`` of the support sets, and the ``proficiency`` looked for."""
+    """The columns of the learning efficiency in the running sums.
+
+    Attributes:
+        learners: names of the learners.
+        prefixes: lengths of the support set's prefixes after which learners are scored.
+        proficiency: loss or accuracy to reach; None for none.
+    """
 
     learners: Sequence[str]
     prefixes: Sequence[int]
     proficiency: float | None = None
 
     def columns(self) -> list[str]:
-        """Return the names of the sums."""
+        """Return the names of the columns."""
         return [_column(*key) for name in self.learners for key in self._keys(name)]
 
     def _keys(self, name: str) -> list[tuple[object, ...]]:
@@ -30,7 +39,11 @@ class EfficiencySums(NamedTuple):
         return [*each, (name, REACHED), (name, POINTS), (name, SCORED)]
 
     def figures(self, line: Line) -> dict[str, float]:
-        """Return what the line of a round adds to the sums."""
+        """Return the value that a round adds to each column.
+
+        Args:
+            line: of the round in ``rounds.jsonl``.
+        """
         figures: dict[str, float] = {}
         for name, scores in line.get("efficiency", {}).items():
             if name not in self.learners:
@@ -50,13 +63,18 @@ class EfficiencySums(NamedTuple):
         return figures if self.prefixes else {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what is looked at, for the ledger; {} where no prefix is scored."""
+        """Return the prefixes and the proficiency for the regret API; {} if no prefix is scored."""
         if not self.prefixes:
             return {}
         return {"efficiency": {"prefixes": [*self.prefixes], "proficiency": self.proficiency}}
 
     def means(self, name: str, mean: Mean) -> dict[str, Any]:
-        """Return a learner's means: after each prefix and, where a proficiency is looked for, on the way there."""
+        """Return a learner's mean loss and accuracy after each prefix and, with a proficiency, how it was reached.
+
+        Args:
+            name: of the learner.
+            mean: computes the mean of a column.
+        """
         after = [
             {
                 "points": points,
@@ -74,7 +92,12 @@ class EfficiencySums(NamedTuple):
         }
 
     def summarise(self, name: str, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Return a learner's part of the report from its sums over the last 100 rounds; {} where none is scored."""
+        """Return a learner's part of the report; {} if no prefix is scored.
+
+        Args:
+            name: of the learner.
+            sums: of each column over the last 100 rounds.
+        """
         if not self.prefixes:
             return {}
         target = {} if self.proficiency is None else {"proficiency": self.proficiency}
@@ -82,7 +105,12 @@ class EfficiencySums(NamedTuple):
 
 
 def make_mean(sums: Mapping[str, float], unknown: float | None = None) -> Mean:
-    """Return how to make means of the sums over some rounds; ``unknown`` is that of no rounds."""
+    """Return a function that computes means from sums of columns over some rounds.
+
+    Args:
+        sums: sum of each column.
+        unknown: result if no round is counted.
+    """
     return lambda what, count: sums[what] / sums[count] if sums[count] else unknown
 
 

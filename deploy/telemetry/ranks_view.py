@@ -1,4 +1,4 @@
-"""The group of ranks that plays a run, as its files tell: who plays, what each has done, how often all began again."""
+"""Read the state of a run's ranks from its files: which ranks run, what each has done, how often they restarted."""
 
 import json
 import os
@@ -9,21 +9,23 @@ from typing import Any
 from trainers.journal.run_files import RunFiles
 
 RANK_COUNTERS = ("steps", "step_seconds", "waiting_seconds")
-"""What is counted of each rank, from 0 on whenever it begins."""
+"""Counters of each rank; they start at 0 when the rank starts."""
 RankCounters = dict[str, float]
 
 
 class RanksView:
-    """Follows the files that the leading rank and the agent replace; one thread at a time may ``refresh`` it.
+    """A view of the files that the coordinator rank and the agent replace; not thread-safe.
 
-    ``restarts`` counts how often the trainer, or all ranks of it, have begun again since the daemon began.
+    ``restarts`` counts how often the trainer, or the group of its ranks, has restarted since the daemon started.
+
+    Args:
+        files: of the run; the present content is stale and is removed.
+        count_restarts: returns how often the daemon has restarted the trainer, or the agent of its ranks. The agent's
+            own count of restarts starts at 0 each time.
     """
 
     def __init__(self, files: RunFiles, count_restarts: Callable[[], int]) -> None:
-        """Follow ``files``, whose content is stale now; ``count_restarts`` returns the daemon's number of restarts.
-
-        What it restarts is the trainer itself, or the agent of its ranks, whose own count then begins at 0 again.
-        """
+        """Remove the stale files of an earlier daemon."""
         self.restarts = 0
         self._count_restarts = count_restarts
         self._files = files
@@ -33,7 +35,7 @@ class RanksView:
             file.unlink(missing_ok=True)
 
     def refresh(self) -> tuple[int, dict[int, RankCounters]]:
-        """Return how many restarts there were, and how much each rank has done, since the last time."""
+        """Return the number of restarts, and the increase of each rank's counters, since the last call."""
         agent = _read(self._files.agent)
         if agent:
             self._agent_restarts[agent["pid"]] = agent["restarts"]
@@ -42,9 +44,9 @@ class RanksView:
         return self.restarts - before, _difference(old, self._report)
 
     def world_size(self) -> int:
-        """Return how many ranks play now; 0 when one is dead, so that all have to begin again.
+        """Return the number of running ranks; 0 if a rank is dead, because then all ranks must restart.
 
-        Those on other machines are believed to live while these here do.
+        Ranks on other machines count as alive while all ranks on this machine are alive.
         """
         report = self._report
         return (
@@ -54,12 +56,12 @@ class RanksView:
         )
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Return what each of the last ranks has done since it began: meta-steps, seconds on them, seconds waiting."""
+        """Return the counters of each rank since its start: meta-steps, seconds in them, seconds waiting."""
         return [{key: rank[key] for key in ("rank", "host", *RANK_COUNTERS)} for rank in self._report.get("ranks", [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a file that is always replaced as a whole holds; nothing while there is none."""
+    """Return the content of a file that is always replaced as a whole; {} if it does not exist."""
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -68,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[int, RankCounters]:
-    """Return what each rank has done between two calls of the roll; ranks that began in between began at 0."""
+    """Return the increase of each rank's counters between two reports; after a restart they start at 0."""
     same = old.get("started") == new.get("started")
     before = {rank["rank"]: rank for rank in old.get("ranks", []) if same}
     return {

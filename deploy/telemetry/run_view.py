@@ -1,4 +1,4 @@
-"""A run as its files tell it: rounds, regret, checkpoints; for the API, the metrics and the report."""
+"""Follow the files of a run: rounds, regret, checkpoints; for the HTTP API, the metrics and the report."""
 
 import contextlib
 import json
@@ -27,21 +27,26 @@ MAX_UNWRITTEN_ROWS = 4096
 
 
 class Rows(NamedTuple):
-    """How many rows are in the file, and those behind them, which are not yet; replaced as one."""
+    """The number of rows in the file and the following rows, not yet written; replaced together."""
 
     written: int
     unwritten: list[NDArray[np.float64]]
 
 
 class RunningSumsFile:
-    """Implements ``RunningSums``: rows of 8 bytes a column in ``path``; a JSON file next to it counts the valid ones.
+    """A file of running sums; it implements ``RunningSums``.
 
-    ``should_write()`` says that ``write`` is due: what is not written is in memory. One thread at a time appends and
-    writes, any may read.
+    Each row has 8 bytes (float64) per column. A JSON file next to it has the number of valid rows. Rows stay in memory
+    until ``write``; ``should_write()`` says when to call it. One thread at a time may append and write; any thread may
+    read.
+
+    Args:
+        path: of the file.
+        columns: names of the columns.
     """
 
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
-        """Go on with what is in the file, or begin before round 0 when it has other columns or cannot be read."""
+        """Continue with the content of the file; start empty if it has other columns or cannot be read."""
         self.columns = tuple(columns)
         self._path, self._header_path = path, path.with_name(path.name + ".json")
         self._rows, self._running = Rows(0, []), [RunningSum()] * len(self.columns)
@@ -59,22 +64,26 @@ class RunningSumsFile:
         return 8 * len(self.columns)
 
     def __len__(self) -> int:
-        """How many rounds are summed."""
+        """Return the number of rounds that are summed."""
         return self._rows.written + len(self._rows.unwritten)
 
     def clear(self) -> None:
-        """Begin anew before round 0."""
+        """Start again without rounds; the file changes at the next ``write``."""
         self._rows, self._running = Rows(0, []), [RunningSum()] * len(self.columns)
 
     def append(self, values: Mapping[str, float]) -> None:
-        """Add the figures of the next round; those that are not named are 0."""
+        """Add the values of the next round; columns that are not named get 0."""
         self._running = add_values(self._running, self.columns, values)
         self._rows.unwritten.append(np.array([one.value() for one in self._running]))
 
     def read(self, rounds: Sequence[int]) -> NDArray[np.float64]:
-        """Return the sums over the first so many rounds, for each of ``rounds``: (rounds, columns).
+        """Return the sums over the first n rounds, for each n in ``rounds``.
 
-        Raises ``OSError`` when the file cannot be read.
+        Returns:
+            An array (len(rounds), columns), float64.
+
+        Raises:
+            OSError: if the file cannot be read.
         """
         found = np.zeros((len(rounds), len(self.columns)))
         written, unwritten = self._rows
@@ -88,11 +97,15 @@ class RunningSumsFile:
         return found
 
     def should_write(self) -> bool:
-        """Say whether there is much to write."""
+        """Return whether at least ``MAX_UNWRITTEN_ROWS`` rows are in memory."""
         return len(self._rows.unwritten) >= MAX_UNWRITTEN_ROWS
 
     def write(self) -> None:
-        """Write what is in memory; the lines of its rounds have to be durable. Raises ``OSError`` when it can't be."""
+        """Write the rows in memory to the file; the lines of their rounds must be durable already.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
         before, unwritten = self._rows
         if not unwritten:
             return
@@ -115,7 +128,7 @@ LINE_LENGTH, SKIPPED, LOSS_BEFORE, STEPS, SKIPPED_STEPS = (
     "meta steps",
     "skipped steps",
 )
-"""Columns beside those of the learners' losses: each is summed over the rounds."""
+"""Columns in addition to the learners' losses."""
 
 
 LineCallback = Callable[[Line], None]
@@ -129,22 +142,34 @@ def _ignore(line: Line) -> None:
 
 
 def accuracy_column(learner: str) -> str:
-    """Return the column of a learner's accuracies."""
+    """Return the name of the column that sums a learner's accuracies."""
     return f"accuracy {learner}"
 
 
 def accuracy_count_column(learner: str) -> str:
-    """Return the column that counts the rounds of which a learner's accuracy is known."""
+    """Return the name of the column that counts the rounds with a known accuracy of a learner."""
     return f"judged {learner}"
 
 
 def open_view(files: RunFiles, regret: RegretSettings) -> "RunView":
-    """Follow the run in ``files`` as its configuration has it scored."""
+    """Return a view of a run.
+
+    Args:
+        files: of the run.
+        regret: [regret] section of the configuration, which names the learners and what is scored.
+    """
     return RunView(files, (MAIN_LEARNER, *regret.baselines), regret.prefixes, regret.proficiency)
 
 
 class RunView:
-    """Follows the files of a run; its sums over the rounds lie in a file, so its memory does not grow with them."""
+    """A view of a run's files. Its sums over rounds are in a file, so that memory does not grow with the rounds.
+
+    Args:
+        files: of the run.
+        learners: names of the learners.
+        prefixes: lengths of the support set's prefixes after which tasks are scored.
+        proficiency: loss or accuracy whose reaching is summed; None for none.
+    """
 
     def __init__(
         self,
@@ -153,11 +178,7 @@ class RunView:
         prefixes: tuple[int, ...] = (),
         proficiency: float | None = None,
     ) -> None:
-        """Follow the run in ``files``, played by ``learners``, from where the sums end.
-
-        The learning efficiency is summed of the ``prefixes`` that tasks are scored after and, on the way to it, of a
-        ``proficiency``.
-        """
+        """Continue after the last round in the file of sums."""
         self.efficiency = EfficiencySums(learners, prefixes, proficiency)
         extra = [
             column(name) for name in learners for column in (accuracy_column, accuracy_count_column)
@@ -178,7 +199,7 @@ class RunView:
         self._lock = Lock()
 
     def _restore(self) -> Line | None:
-        """Return the line of the last round that is summed; where there is none such, the sums are begun anew."""
+        """Return the line of the last summed round; clear the sums and return None if the files do not match."""
         rounds = len(self.sums)
         if not rounds:
             return None
@@ -186,12 +207,17 @@ class RunView:
         found = read_line(self._files.rounds, int(start))
         if found is not None and found[0].get("round") == rounds - 1 and found[1] == int(end):
             return found[0]
-        log.warning("%s does not fit %s and is made anew", self._files.sums, self._files.rounds)
+        log.warning("%s does not match %s; rebuilding it", self._files.sums, self._files.rounds)
         self.sums.clear()
         return None
 
     def refresh(self, on_round: LineCallback = _ignore, on_checkpoint: LineCallback = _ignore) -> None:
-        """Read what is new, and tell of each new line."""
+        """Read new lines of the run's files; thread-safe.
+
+        Args:
+            on_round: called with each new line of ``rounds.jsonl``.
+            on_checkpoint: called with each new line of the checkpoint log.
+        """
         with self._lock:
             for line in self._rounds.lines():
                 self._record(line)
@@ -202,7 +228,7 @@ class RunView:
                 self._waiting.append(Comparator(**{key: line[key] for key in Comparator._fields if key in line}))
                 if "timestamp" in line:
                     self.refreshed[line["kind"]] = line["timestamp"]
-            # A comparator can be durable before the rounds that it covers are: after a power loss they come again.
+            # After a power loss, a comparator's line can be on disk while rounds that it covers must be played again.
             while self._waiting and self._waiting[0].as_of_round <= len(self.ledger):
                 self.comparators.append(self._waiting.pop(0))
                 self.ledger.compare(self.comparators[-1])
@@ -211,12 +237,12 @@ class RunView:
                 on_checkpoint(line)
 
     def close(self) -> None:
-        """Write the sums, so that the next one that follows the run need not make them."""
+        """Write the sums, so that the next view of the run does not have to compute them."""
         with self._lock:
             self._write()
 
     def learned(self) -> int:
-        """How many rounds have been played, skipped ones included."""
+        """Return the number of rounds that have been played, including skipped ones."""
         return len(self.sums)
 
     def total(self, column: str) -> float:
@@ -225,24 +251,24 @@ class RunView:
 
     @property
     def skipped(self) -> int:
-        """How many rounds were skipped."""
+        """The number of skipped rounds."""
         return int(self.total(SKIPPED))
 
     def round(self, round: int) -> Line | None:
-        """The line of a round; None when it has not been played."""
+        """Return the line of a round; None if it has not been played."""
         if round >= len(self.sums):
             return None
         found = read_line(self._files.rounds, int(self.sums.read([round])[0, 0]))
         return None if found is None else found[0]
 
     def last_100(self) -> dict[str, float]:
-        """The sum of each column over the last 100 rounds."""
+        """Return the sum of each column over the last 100 rounds."""
         rounds = len(self.sums)
         early, late = self.sums.read([max(rounds - 100, 0), rounds])
         return dict(zip(self.sums.columns, (late - early).tolist(), strict=True))
 
     def learners(self) -> dict[str, dict[str, Any]]:
-        """The summary of each learner, as the report has it."""
+        """Return the summary of each learner, as in the report."""
         last = self.last_100()
         return {
             name: {
@@ -257,7 +283,7 @@ class RunView:
         }
 
     def regret(self) -> dict[str, dict[str, Any]]:
-        """The regret against every comparator, as the report has it."""
+        """Return the regret against every baseline and comparator, as in the report."""
         return {against: regret._asdict() for against, regret in self.ledger.regret().items()}
 
     def _record(self, line: Line) -> None:
@@ -278,7 +304,7 @@ class RunView:
         self.last, self._position = line, self._rounds.position
 
     def _write(self) -> None:
-        """Write the sums, of lines that are durable; what the disk does not take now stays in memory."""
+        """Make the lines durable and write the sums; if that fails, they stay in memory."""
         try:
             sync_path(self._files.rounds)
             self.sums.write()

@@ -1,4 +1,4 @@
-"""Curves of a run, thinned to as many points as a chart can show."""
+"""Aggregate the curves of a run into a limited number of points, for charts."""
 
 from typing import Any
 
@@ -10,11 +10,18 @@ from online_meta.regret.ledger import MAIN_LEARNER
 
 
 def regret_series(view: RunView, start: int, end: int | None, points: int) -> dict[str, Any]:
-    """Return the ledger of the rounds ``start`` .. ``end`` - 1 in at most ``points`` buckets.
+    """Return the regret ledger of the rounds ``start`` .. ``end`` - 1, in buckets of rounds.
 
-    Losses and accuracies are means over a bucket (null where nothing is known), cumulative losses those at
-    its end; ``rounds`` holds the last round of each bucket. Where prefixes of the support sets are scored,
-    ``efficiency`` tells which, and each learner's own part has its means as the report has them, a value a bucket.
+    Args:
+        view: of the run.
+        start: first round.
+        end: one past the last round; None for all rounds.
+        points: maximum number of buckets.
+
+    Returns:
+        The answer of ``/v1/regret``. Losses and accuracies are means over a bucket (None where unknown). Cumulative
+        losses are those at its end. ``rounds`` has the last round of each bucket. If prefixes of the support set are
+        scored, ``efficiency`` describes them, and the ``efficiency`` of each learner has one value per bucket.
     """
     total = view.learned()
     last = total if end is None else min(end, total)
@@ -59,5 +66,5 @@ def _efficiency(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) 
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float | None]:
-    """Return the mean of each bucket between two sums, None where nothing is counted."""
+    """Return the mean in each bucket from running sums at its edges; None where nothing is counted."""
     return [total / count if count else None for total, count in zip(np.diff(sums).tolist(), counts, strict=True)]
