@@ -115,10 +115,10 @@ def _refresh_comparator(
         progress(kind, done, 0)
         return True
 
-    refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
+    refresh: Refresh = registry.load(trainers.comparators, kind)
     try:
-        found = refresh(context, regret, request, None, count)
+        found = refresh(context, regret, request, None, count, **regret.comparator_options.get(kind, {}))
     except ComparatorUnavailable as error:
         raise CommandError(CONFIG, f"[regret] comparator = {kind!r}: {error}") from error
     assert found is not None
-    return found.comparator
+    return found.comparator._replace(kind=kind)

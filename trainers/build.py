@@ -8,10 +8,6 @@ import torch
 from torch import nn
 
 import online_meta.learners
-import online_meta.metagrads
-import online_meta.replay
-import online_meta.rules
-import online_meta.schedules
 import trainers.engines
 from online_meta import registry
 from online_meta.functional.model import ModelLoss, accuracy_of, model_loss
@@ -21,6 +17,7 @@ from online_meta.registry import import_by_path
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.replay import ReplayPolicy, generator
 from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, ReplayBuffer, Schedule
+from trainers import seams
 from trainers.distributed.rank_stats import RankStats
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
@@ -54,52 +51,38 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
 
 def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:
     """Return the inner loop; raises ``ValueError`` for an unknown rule or option."""
-    rule = registry.load(online_meta.rules, settings.rule)
-    try:
-        made = rule(lr=settings.lr, **settings.options)
-    except TypeError as error:
-        raise ValueError(f"inner.options {settings.options} do not fit the rule {settings.rule!r}: {error}") from error
-    return Inner(loss, made, settings.steps, settings.fast)
+    return Inner(loss, _build_one(seams.RULE, settings, lr=settings.lr), settings.steps, settings.fast)
 
 
 def build_gradient(settings: MetaSettings, inner: Inner) -> MetaGradient:
     """Return the estimator of the meta-gradient; raises ``ValueError`` for an unknown one or option."""
-    estimator = registry.load(online_meta.metagrads, settings.gradient)
-    try:
-        gradient: MetaGradient = estimator(inner, **settings.options)
-    except TypeError as error:
-        raise ValueError(f"meta.options {settings.options} do not fit {settings.gradient!r}: {error}") from error
+    gradient: MetaGradient = _build_one(seams.GRADIENT, settings, inner)
     return gradient
 
 
 def build_schedule(settings: MetaSettings) -> Schedule:
     """Return the schedule of the learning rate; raises ``ValueError`` for an unknown one or option."""
-    try:
-        made: Schedule = registry.load(online_meta.schedules, settings.schedule)(**settings.schedule_options)
-    except TypeError as error:
-        raise ValueError(
-            f"meta.schedule_options {settings.schedule_options} do not fit {settings.schedule!r}: {error}"
-        ) from error
-    return made
+    schedule: Schedule = _build_one(seams.SCHEDULE, settings)
+    return schedule
 
 
 def build_replay(settings: MetaSettings) -> ReplayPolicy:
     """Return the replay policy; raises ``ValueError`` for an unknown one or option."""
-    try:
-        made: ReplayPolicy = registry.load(online_meta.replay, settings.replay)(**settings.replay_options)
-    except TypeError as error:
-        raise ValueError(
-            f"meta.replay_options {settings.replay_options} do not fit {settings.replay!r}: {error}"
-        ) from error
-    return made
+    replay: ReplayPolicy = _build_one(seams.REPLAY, settings)
+    return replay
+
+
+def _build_one(seam: seams.Seam, section: Any, *arguments: Any, **provided: Any) -> Any:
+    (choice,) = seams.list_choices(seam, section)
+    return seams.build(seam, choice, *arguments, **provided)
 
 
 def build_engine(settings: TrainerSettings, kind: str, rank_stats: RankStats | None = None) -> Callable[[Meta], Engine]:
-    """Return a function that puts an engine of a ``kind`` around meta-parameters; ``rank_stats`` counts its waiting."""
-    module = registry.load_module(trainers.engines, kind)
+    """Return a function that makes an engine of a ``kind`` for meta-parameters; ``rank_stats`` counts its waiting."""
+    make = registry.load(trainers.engines, kind)
 
     def engine(meta: Meta) -> Engine:
-        made: Engine = module.build(settings, meta, rank_stats)
+        made: Engine = make(settings, meta, rank_stats)
         return made
 
     return engine
@@ -119,7 +102,7 @@ def build_context(
     while checks, comparators and replays are processes of their own. ``rank_stats`` counts its waiting for other ranks,
     ``gather`` is the set-up's.
     """
-    registry.load_module(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
+    registry.load(trainers.engines, settings.engine.kind)  # A wrong name is wrong in every process of a run.
     device = torch.device(settings.engine.device)
     module = build_module(settings.model, settings.seed).to(device)
     loss = build_loss(settings.model, module)
@@ -154,15 +137,9 @@ def build_learners(settings: TrainerSettings, context: LearnerContext) -> dict[s
 
     Raises ``ValueError`` for an unknown baseline, or options that it does not have.
     """
-    for name in settings.regret.options:
-        registry.load_module(online_meta.learners, name)
-    names = (MAIN_LEARNER, *settings.regret.baselines)
-    return {name: _build_learner(name, context, settings.regret.options.get(name, {})) for name in names}
-
-
-def _build_learner(name: str, context: LearnerContext, options: dict[str, Any]) -> Learner:
-    try:
-        learner: Learner = registry.load_module(online_meta.learners, name).build(context, **options)
-    except TypeError as error:
-        raise ValueError(f"regret.options.{name} = {options} does not fit: {error}") from error
-    return learner
+    choices = {choice.name: choice for choice in seams.list_choices(seams.BASELINES, settings.regret)}
+    for name in choices:
+        registry.load(online_meta.learners, name)
+    main = choices.get(MAIN_LEARNER, seams.Choice(MAIN_LEARNER, {}, f"regret.options.{MAIN_LEARNER}"))
+    chosen = (main, *(choices[name] for name in settings.regret.baselines))
+    return {choice.name: seams.build(seams.BASELINES, choice, context) for choice in chosen}

@@ -1,19 +1,36 @@
-"""What a run is configured with, as the trainers need it: frozen data, checked where it is read in."""
+"""The settings of a run that the trainers need: frozen data, checked when it is read.
+
+The attribute lists of the docstrings are the reference of the configuration. A field made by ``changeable`` does not
+decide the parameters that a run learns, so that a restart may change it; every other field is fixed for a run's life.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+CHANGEABLE = "changeable"
+
+
+def changeable(default: Any = None, *, factory: Any = None) -> Any:
+    """Return a field with a ``default``, or one that a ``factory`` makes, which a restart of the run may change."""
+    metadata = {CHANGEABLE: True}
+    return field(default_factory=factory, metadata=metadata) if factory else field(default=default, metadata=metadata)
+
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """``build`` names a function "package.module:function" that returns an ``nn.Module`` for ``args``.
+    """The model and its loss.
 
-    ``loss`` is "cross_entropy", "mse" or the import path of a callable (output, y) -> scalar. ``random`` says whether
-    the model draws random numbers as it learns; left out, layers of dropout are looked for. The layers that the globs
-    ``recompute`` match are computed again going back instead of being kept: less memory, more time. ``precision`` is
-    what the model computes in; parameters, the inner loop and meta-gradients are of single precision whatever it is.
+    Attributes:
+        build: import path "package.module:function" of a function that returns an ``nn.Module`` for ``args``; modules
+            in the folder of the configuration file are found, too.
+        args: keyword arguments of ``build``.
+        loss: "cross_entropy", "mse", or the import path of a callable (output, y) -> scalar.
+        random: whether the model draws random numbers while it learns; by default, dropout layers are looked for.
+        precision: the dtype the model computes in. Parameters, the inner loop and meta-gradients are float32.
+        recompute: globs of layer names whose activations are computed again in the backward pass instead of stored:
+            less memory, more time.
     """
 
     build: str
@@ -26,7 +43,15 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class InnerSettings:
-    """The inner loop: a rule of ``online_meta.rules`` with its step size and further ``options``."""
+    """The inner loop.
+
+    Attributes:
+        rule: the inner update rule.
+        steps: inner steps from the meta-parameters to a task's parameters.
+        lr: step size of the rule.
+        fast: globs of the names of the weights that the inner loop adapts.
+        options: options of the rule.
+    """
 
     rule: str = "sgd"
     steps: Annotated[int, Ge(0)] = 5
@@ -37,15 +62,27 @@ class InnerSettings:
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """The outer loop: ``steps_per_round`` meta-steps a round, each on at most ``batch`` past rounds.
+    """The outer loop.
 
-    While tasks arrive faster than they are learned, up to ``max_rounds_per_update`` rounds are scored
-    before one shared update; while none arrives, as many as ``idle_updates`` more updates follow each round, on past
-    rounds alone. Both are written into the run's plan before they are made. ``options`` are those of the estimator
-    ``gradient``, such as ``rematerialise`` of exact, ``replay_options`` those of the policy ``replay``. The learning
-    rate follows a ``schedule`` over the rounds, with ``schedule_options`` such as ``warmup``. After ``max_skipped``
-    meta-steps in a row that were not finite the run goes back to the last good checkpoint with half the learning rate,
-    or stops, as ``when_diverged`` says.
+    Attributes:
+        gradient: the estimator of the meta-gradient.
+        options: options of the estimator, such as ``rematerialise`` of exact.
+        optimizer: the optimizer of the meta-parameters: "sgd", "adam" or "adamw".
+        lr: learning rate of the optimizer.
+        schedule: the schedule of the learning rate over the rounds.
+        schedule_options: options of the schedule, such as ``warmup``.
+        clip_norm: largest global norm of a meta-gradient; a longer one is scaled down to it.
+        steps_per_round: meta-steps after each round.
+        batch: past rounds in a meta-step, at most.
+        replay: the policy that chooses the past rounds.
+        replay_options: options of the policy.
+        max_rounds_per_update: rounds that may be scored before one shared update, while tasks arrive faster than they
+            are learned. The run's plan records each case.
+        idle_updates: additional updates on past rounds after each round, while no task arrives. The run's plan records
+            each one.
+        max_skipped: meta-steps in a row that may be skipped because they were not finite.
+        when_diverged: after ``max_skipped`` skipped steps, go back to the last good checkpoint with half the learning
+            rate ("roll_back"), or end with exit code 70 ("stop").
     """
 
     gradient: str = "exact"
@@ -59,41 +96,52 @@ class MetaSettings:
     batch: Annotated[int, Ge(1)] = 25
     replay: str = "uniform"
     replay_options: dict[str, Any] = field(default_factory=dict)
-    max_rounds_per_update: Annotated[int, Ge(1)] = 1
-    idle_updates: Annotated[int, Ge(0)] = 0
-    max_skipped: Annotated[int, Ge(1)] = 50
-    when_diverged: Literal["roll_back", "stop"] = "roll_back"
+    # Each run records what came of the last four, and a restart obeys the record.
+    max_rounds_per_update: Annotated[int, Ge(1)] = changeable(1)
+    idle_updates: Annotated[int, Ge(0)] = changeable(0)
+    max_skipped: Annotated[int, Ge(1)] = changeable(50)
+    when_diverged: Literal["roll_back", "stop"] = changeable("roll_back")
 
 
 @dataclass(frozen=True)
 class RegretSettings:
     """What the run is compared with.
 
-    Comparators are refreshed when ``every_rounds`` more rounds have been learned (and when the stream rests).
-    ``hindsight`` is trained from ``hindsight_restarts`` starts, ``hindsight_steps`` meta-steps a new round, and
-    by as many again, up to ``hindsight_max_passes`` times, while that lowers its loss; it is evaluated on at most
-    ``hindsight_rounds`` rounds. ``closed_form`` is exact, for models that are linear in their weights with squared
-    loss. ``dynamic`` makes at most ``dynamic_steps`` meta-steps for a task alone, on at most ``dynamic_rounds`` tasks a
-    refresh. ``options`` holds a table of settings for a baseline, under its name.
-    Each task is scored after the first ``prefixes`` points of its support set, too; how many points it takes to reach a
-    ``proficiency`` (an accuracy; for regression a loss to come down to) is its learning efficiency.
+    Attributes:
+        comparator: the comparators. ``hindsight`` estimates the loss of the best fixed meta-parameters by training;
+            ``closed_form`` computes it, for models that are linear in their weights with squared loss; ``dynamic``
+            estimates the loss of each task's own best meta-parameters.
+        comparator_options: options of comparators, a table under the name of each.
+        every_rounds: rounds between two refreshes of the comparators; they are refreshed when the stream rests, too.
+        hindsight_steps: meta-steps of ``hindsight`` for each new round, a pass.
+        hindsight_restarts: initialisations that ``hindsight`` is trained from.
+        hindsight_max_passes: passes in a refresh, at most; another one follows only while the loss falls.
+        hindsight_rounds: rounds that ``hindsight`` is evaluated on, at most.
+        dynamic_steps: meta-steps of ``dynamic`` on one task, at most.
+        dynamic_rounds: tasks that ``dynamic`` takes in a refresh, at most.
+        baselines: learners that play the same rounds.
+        options: options of baselines, a table under the name of each.
+        prefixes: numbers of support points, rising; each task is also scored after the first so many points.
+        proficiency: the accuracy, 0 to 1 (for regression: the loss), whose cost in support points is reported as the
+            learning efficiency. It needs ``prefixes``.
     """
 
-    comparator: tuple[Literal["hindsight", "closed_form", "dynamic"], ...] = ("hindsight",)
-    every_rounds: Annotated[int, Ge(1)] = 100
-    hindsight_steps: Annotated[float, Gt(0)] = 2.0
-    hindsight_restarts: Annotated[int, Ge(1), Le(100)] = 2
-    hindsight_max_passes: Annotated[int, Ge(1)] = 4
-    hindsight_rounds: Annotated[int, Ge(2)] = 1000
-    dynamic_steps: Annotated[int, Ge(0)] = 100
-    dynamic_rounds: Annotated[int, Ge(2)] = 50
+    comparator: tuple[str, ...] = changeable(("hindsight",))
+    comparator_options: dict[str, dict[str, Any]] = changeable(factory=dict)
+    every_rounds: Annotated[int, Ge(1)] = changeable(100)
+    hindsight_steps: Annotated[float, Gt(0)] = changeable(2.0)
+    hindsight_restarts: Annotated[int, Ge(1), Le(100)] = changeable(2)
+    hindsight_max_passes: Annotated[int, Ge(1)] = changeable(4)
+    hindsight_rounds: Annotated[int, Ge(2)] = changeable(1000)
+    dynamic_steps: Annotated[int, Ge(0)] = changeable(100)
+    dynamic_rounds: Annotated[int, Ge(2)] = changeable(50)
     baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    prefixes: tuple[Annotated[int, Ge(1)], ...] = ()
-    proficiency: float | None = None
+    prefixes: tuple[Annotated[int, Ge(1)], ...] = changeable(())
+    proficiency: float | None = changeable()
 
     def __post_init__(self) -> None:
-        """Refuse prefixes that do not rise, and a proficiency that nothing is asked of."""
+        """Refuse prefixes that do not rise, and a proficiency without prefixes."""
         if list(self.prefixes) != sorted(set(self.prefixes)):
             raise ValueError(f"prefixes = {[*self.prefixes]}: they rise, as [1, 2, 5, 10] does")
         if self.proficiency is not None and not self.prefixes:
@@ -102,51 +150,70 @@ class RegretSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """A checkpoint after every so many rounds and at the end; the newest ``keep`` stay."""
+    """When the run's state is saved. There is always a checkpoint at the end.
 
-    every_rounds: Annotated[int, Ge(1)] = 25
-    keep: Annotated[int, Ge(1)] = 3
+    Attributes:
+        every_rounds: rounds between two checkpoints.
+        keep: the newest checkpoints that stay.
+    """
+
+    every_rounds: Annotated[int, Ge(1)] = changeable(25)
+    keep: Annotated[int, Ge(1)] = changeable(3)
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Who steps the meta-parameters, on which ``device``, with how many ``threads`` a process.
+    """What steps the meta-parameters, and where.
 
-    The kind "deepspeed" shares the tasks of each meta-step among ``processes`` ranks, and shards what it steps by
-    ZeRO: nothing at ``zero_stage`` 0, the optimizer's state at 1, gradients at 2, the stored parameters at 3;
-    ``offload_optimizer`` keeps that state in the memory of the host. ``deterministic`` ranks add up task by task: the
-    same bits by any number of them, for one gathering of all gradients a task. A rank that the others have waited for
-    ``timeout_seconds``, or much longer than rounds take, is taken for dead; all begin again at the last checkpoint.
-    Other machines may bring as many ranks each: the run is played while at least as many machines as the first of
-    ``nodes`` are there, this one counted, and by at most as many as the second; they meet at ``rendezvous``,
-    "host:port", an address of this machine that they can reach.
-    The bits of a result depend on the threads, so their number is part of the run and not of the machine.
-    ``batching`` is how a batch's meta-gradients are summed: ``auto`` measures, and records the round it takes effect;
-    tasks that are stacked for it take at most ``memory_limit`` bytes at a time.
+    All engines give the same answer, to rounding. The bits of a result depend on the device and the threads, so these
+    two belong to the run and not to the machine.
+
+    Attributes:
+        kind: the engine: "local" is one process; "deepspeed" shares the tasks of each meta-step among ranks.
+        processes: ranks on this machine.
+        zero_stage: what ZeRO shards: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 the stored parameters too.
+        offload_optimizer: whether the optimizer's state is in the memory of the host.
+        deterministic: whether ranks add up task by task. Any number of ranks then gives the same bits, at the cost of
+            one gathering of all gradients for each task.
+        timeout_seconds: a rank that the others have waited for this long, or much longer than rounds take, counts as
+            dead; all ranks then restart at the last checkpoint. Seconds.
+        nodes: the least and the largest number of machines, this one counted, each with ``processes`` ranks.
+        rendezvous: "host:port" where machines meet: an address of this machine that the others can reach.
+        device: the device of torch, such as "cpu" or "cuda:0".
+        threads: threads of each process.
+        batching: how the meta-gradients of a batch are computed: "loop" one task after another, "vmap" stacked,
+            "traced" or "compiled" as a recorded program. "auto" measures; the run records the choice and its round.
+        memory_limit: bytes that stacked tasks may take at a time.
     """
 
-    kind: str = "local"
-    processes: Annotated[int, Ge(1), Le(4096)] = 1
-    zero_stage: Annotated[int, Ge(0), Le(3)] = 0
-    offload_optimizer: bool = False
-    deterministic: bool = False
-    timeout_seconds: Annotated[float, Gt(0)] = 60.0
-    nodes: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = (1, 1)
-    rendezvous: str = "127.0.0.1:0"
+    kind: str = changeable("local")
+    processes: Annotated[int, Ge(1), Le(4096)] = changeable(1)
+    zero_stage: Annotated[int, Ge(0), Le(3)] = changeable(0)
+    offload_optimizer: bool = changeable(False)
+    deterministic: bool = changeable(False)
+    timeout_seconds: Annotated[float, Gt(0)] = changeable(60.0)
+    nodes: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = changeable((1, 1))
+    rendezvous: str = changeable("127.0.0.1:0")
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1
-    batching: Literal["auto", "loop", "vmap", "traced", "compiled"] = "auto"
-    memory_limit: Annotated[int, Ge(1)] | None = None
+    batching: Literal["auto", "loop", "vmap", "traced", "compiled"] = changeable("auto")
+    memory_limit: Annotated[int, Ge(1)] | None = changeable()
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there may be more than one rank, so that an agent has to keep them."""
+        """Whether there may be more than one rank, so that an agent has to supervise them."""
         return self.processes > 1 or self.nodes[1] > 1
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """All that decides what is learned from a history."""
+    """Everything that the trainers of a run need.
+
+    Attributes:
+        model, inner, meta, regret, engine, checkpoint: the sections of the configuration.
+        seed: the seed of the run.
+        import_folder: the folder of the configuration file, where modules of import paths are looked for, too.
+    """
 
     model: ModelSettings
     inner: InnerSettings = InnerSettings()
@@ -155,3 +222,4 @@ class TrainerSettings:
     engine: EngineSettings = EngineSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     seed: Annotated[int, Ge(0)] = 0
+    import_folder: str | None = changeable()

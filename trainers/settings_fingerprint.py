@@ -5,26 +5,10 @@ import hashlib
 import json
 from typing import Any
 
-from trainers.settings import ModelSettings, TrainerSettings
+from trainers.settings import CHANGEABLE, ModelSettings, TrainerSettings
 
-NOT_IN_FINGERPRINT = (
-    "batching",
-    "how",  # the name of "batching" in runs of 0.1.0
-    "memory_limit",
-    "kind",
-    "processes",
-    "zero_stage",
-    "offload_optimizer",
-    "deterministic",
-    "timeout_seconds",
-    "nodes",
-    "rendezvous",
-)
-"""Keys of [engine]: what came of the first two is in the run's paths, and all engines give one answer, to rounding."""
-
-
-RECORDED_IN_HISTORY = ("max_rounds_per_update", "idle_updates", "max_skipped", "when_diverged")
-"""Keys of [meta] that decide what is then written beside the history, and obeyed whatever they are later."""
+RENAMED = ("how",)
+"""Keys of [engine] that a run of 0.1.0 may have recorded, and which no field is called any more."""
 
 
 class SettingsChanged(ValueError):
@@ -33,12 +17,7 @@ class SettingsChanged(ValueError):
 
 def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that the parameters are a function of, as JSON would give them back."""
-    chosen = dataclasses.asdict(settings)
-    del chosen["checkpoint"]
-    for key in RECORDED_IN_HISTORY:
-        del chosen["meta"][key]
-    chosen["engine"] = _drop_unfingerprinted(chosen["engine"])
-    chosen["regret"] = {key: chosen["regret"][key] for key in ("baselines", "options")}
+    chosen = {name: value for name, value in _deciding(settings).items() if value != {}}
     plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
 
@@ -50,7 +29,10 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
     """
     default = _default(settings)
     before = {section: {**default[section], **old} if isinstance(old, dict) else old for section, old in before.items()}
-    before["engine"] = _drop_unfingerprinted(before["engine"])
+    for section, known in changeable_keys(settings).items():
+        before[section] = {key: value for key, value in before.get(section, {}).items() if key not in known}
+    before["engine"] = {key: value for key, value in before["engine"].items() if key not in RENAMED}
+    before.pop("checkpoint", None)
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
         for section, key, old, new in _differences(before, reproducibility_key(settings))
@@ -78,8 +60,21 @@ def _default(settings: TrainerSettings) -> dict[str, Any]:
     return reproducibility_key(TrainerSettings(ModelSettings(settings.model.build)))
 
 
-def _drop_unfingerprinted(engine: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in engine.items() if key not in NOT_IN_FINGERPRINT}
+def changeable_keys(settings: TrainerSettings) -> dict[str, list[str]]:
+    """Return the keys of each section that a restart may change."""
+    return {
+        section.name: [
+            item.name for item in dataclasses.fields(getattr(settings, section.name)) if item.metadata.get(CHANGEABLE)
+        ]
+        for section in dataclasses.fields(settings)
+        if dataclasses.is_dataclass(getattr(settings, section.name))
+    }
+
+
+def _deciding(settings: Any) -> dict[str, Any]:
+    """Return the fields of ``settings``, and of the sections in it, that a restart may not change."""
+    kept = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings) if not item.metadata}
+    return {name: _deciding(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
 
 
 def _tuples_to_lists(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Does a model do what meta-learning needs of it? Asked of a made-up task, before the first round."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,10 +12,10 @@ from deploy.exits import ConfigError
 from online_meta.functional.model import ModelLoss
 from online_meta.learners import LearnerContext
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
-from online_meta.regret.closed_form import quadratic_of
 from online_meta.types import Batch, Engine, Meta, MetaGrad, Task
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
 from trainers.build import build_learners
+from trainers.comparators import load_comparator
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
 
 SAMPLES = 4
@@ -53,8 +53,8 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         if isinstance(gradient, Exception):
             raise gradient
         _check_gradient(config, gradient, context.gradient(context.start, tasks[0]))
-        if "closed_form" in config.regret.comparator:
-            _check_closed_form(context, tasks[0])
+        for kind in config.regret.comparator:
+            _check_comparator(kind, context, tasks[0])
     return report.notes
 
 
@@ -122,11 +122,13 @@ def _check_gradient(config: Config, gradient: MetaGrad, repeated: MetaGrad) -> N
         )
 
 
-def _check_closed_form(context: LearnerContext, task: Task) -> None:
+def _check_comparator(kind: str, context: LearnerContext, task: Task) -> None:
+    check: Callable[[LearnerContext, Task], None] | None = getattr(load_comparator(kind), "check", None)
     try:
-        quadratic_of(context.inner, context.start, task)
+        if check is not None:
+            check(context, task)
     except ValueError as error:
-        raise ConfigError(f"[regret] comparator = 'closed_form': {error}") from error
+        raise ConfigError(f"[regret] comparator = {kind!r}: {error}") from error
 
 
 def format_open_dimensions(spec: TaskSpec) -> str:

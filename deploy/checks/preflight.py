@@ -1,24 +1,16 @@
 """Everything that can be known to be wrong before the first round."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
-import online_meta.learners
-import online_meta.metagrads
-import online_meta.replay
-import online_meta.rules
 import streams.sources
 import trainers.engines
 from deploy.checks.model import check_model, format_memory
 from deploy.checks.run_folder import check_archive, check_same_run, check_tasks, make_run_folder, open_history
 from deploy.config.config import Config
-from deploy.config.messages import explain_error, find_repeated
 from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.leader import leader_of
 from deploy.server.listener import bind, check_exposure
@@ -45,7 +37,7 @@ def check_learning(config: Config) -> LearnerContext:
 
 def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[str, ...]]:
     """Return what ``check_learning`` does, and sentences on what is worth knowing about the model."""
-    check_names(config)
+    check_engine(config)
     settings = config.trainer()
     with error_context(f"[engine] device = {settings.engine.device!r}:"):
         torch.empty(1, device=settings.engine.device)
@@ -63,47 +55,14 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
     return context, check_model(config, context, remarks)
 
 
-def check_names(config: Config) -> None:
-    """Raise ``ConfigError`` for a name of nothing, or options that what is named does not have."""
-    for place, name, folder in (
-        ("[inner] rule", config.inner.rule, online_meta.rules),
-        ("[meta] gradient", config.meta.gradient, online_meta.metagrads),
-        ("[meta] replay", config.meta.replay, online_meta.replay),
-        ("[engine] kind", config.engine.kind, trainers.engines),
-        *(("[regret] baselines", name, online_meta.learners) for name in config.regret.baselines),
-        *(("[regret] options", name, online_meta.learners) for name in config.regret.options),
-    ):
-        if name not in registry.names(folder):
-            raise ConfigError(f"{place} = {name!r}: {registry.nearest(name, registry.names(folder))}")
+def check_engine(config: Config) -> None:
+    """Raise ``ConfigError`` for settings that the engine does not have, or a main learner among the baselines."""
+    check = getattr(registry.load_module(trainers.engines, config.engine.kind), "check", None)
     with error_context("[engine]"):
-        registry.load_module(trainers.engines, config.engine.kind).check(config.engine)
-    for place, listed in (("baselines", config.regret.baselines), ("comparator", config.regret.comparator)):
-        for name in find_repeated([*listed]):
-            raise ConfigError(f"[regret] {place} names {name!r} more than once")
+        if check is not None:
+            check(config.engine)
     if MAIN_LEARNER in config.regret.baselines:
         raise ConfigError(f"[regret] baselines = {MAIN_LEARNER!r} is the learner that the baselines are compared with")
-    _check_options("inner.options", registry.load(online_meta.rules, config.inner.rule), config.inner.options, "lr")
-    estimator = registry.load(online_meta.metagrads, config.meta.gradient)
-    _check_options("meta.options", estimator, config.meta.options, "inner")
-    replay = registry.load(online_meta.replay, config.meta.replay)
-    _check_options("meta.replay_options", replay, config.meta.replay_options, "")
-    for name, options in config.regret.options.items():
-        build = registry.load_module(online_meta.learners, name).build
-        _check_options(f"regret.options.{name}", build, options, "context")
-
-
-def _check_options(section: str, function: Callable[..., Any], options: dict[str, Any], context_argument: str) -> None:
-    """Raise ``ConfigError`` unless ``function`` takes the options, by name and by type, beside what it is given."""
-    types = get_type_hints(function)
-    known = [name for name in inspect.signature(function).parameters if name != context_argument]
-    for name, value in options.items():
-        if name not in known:
-            right = registry.nearest(name, known) if known else "it takes none"
-            raise ConfigError(f"[{section}] has no key {name!r}: {right}")
-        try:
-            TypeAdapter(types.get(name, Any)).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise ConfigError(explain_error({**error.errors()[0], "loc": (name,)}, section)) from error
 
 
 @contextmanager
@@ -127,9 +86,9 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
     """
     opened: dict[str, TaskSource | None] = {}
     for source in config.source:
-        module = registry.load_module(streams.sources, source.kind)
+        create_source = registry.load(streams.sources, source.kind)
         with error_context(f"[[source]] {source.name}:"):
-            found = module.create_source(source.settings, config.task, source.name, config.run.seed)
+            found = create_source(source.settings, config.task, source.name, config.run.seed)
             if isinstance(found, NeedsLeader):
                 found = found.create(leader_of(config, RunFiles(Path(config.run.path)), history))
             opened[source.name] = found

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
 from deploy.config.messages import (
+    INTERNAL,
     explain_error,
     find_nonfinite_numbers,
     find_repeated,
@@ -24,6 +24,7 @@ from deploy.config.messages import (
     join_problems,
     wrap_lone_strings,
 )
+from deploy.config.options import find_wrong_choices
 from deploy.exits import CommandError, ConfigError
 from deploy.logs import Style
 from online_meta import registry
@@ -123,7 +124,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration."""
+    """A whole configuration; ``import_folder`` is the folder of its file, where user modules are found."""
 
     run: RunSettings
     task: TaskSpec
@@ -136,19 +137,24 @@ class Config:
     history: HistorySettings = HistorySettings()
     serve: ServeSettings = ServeSettings()
     source: tuple[SourceConfig, ...] = ()
+    import_folder: str | None = field(default=None, metadata=INTERNAL)
 
     def trainer(self) -> TrainerSettings:
         """What the trainers need of it."""
         return TrainerSettings(
-            self.model, self.inner, self.meta, self.regret, self.engine, self.checkpoint, self.run.seed
+            *(self.model, self.inner, self.meta, self.regret, self.engine, self.checkpoint),
+            seed=self.run.seed,
+            import_folder=self.import_folder,
         )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a TOML file and apply overrides written ``section.key=value``.
 
-    Raises ``ConfigError`` naming the file, the section, the key and what would be right.
+    Modules in the folder of the file can be named in it from then on. Raises ``ConfigError`` that names the file, the
+    section, the key and what would be right.
     """
+    registry.add_import_folder(path.parent)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -157,7 +163,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for override in overrides:
         _set(raw, override)
-    return make_config(raw, str(path))
+    return dataclasses.replace(make_config(raw, str(path)), import_folder=str(path.parent.resolve()))
 
 
 def make_config(raw: dict[str, Any], where: str) -> Config:
@@ -176,6 +182,8 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
         config: Config = _read(Config, raw)
     except ValidationError as error:
         raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
+    if problems := list(find_wrong_choices(config)):
+        raise ConfigError(join_problems(where, problems))
     return dataclasses.replace(config, source=tuple(source for source in sources if source))
 
 
@@ -193,27 +201,38 @@ def config_file_context(path: Path) -> Iterator[None]:
 def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> SourceConfig | None:
     options = dict(table)
     kind, label = options.pop("kind", None), f"source {index + 1}"
-    name = options.pop("name", kind)
-    kinds = registry.names(streams.sources)
-    if kind not in kinds:
+    name = options.pop("name", kind.rpartition(":")[2] if isinstance(kind, str) else kind)
+    try:
+        if not isinstance(kind, str):
+            raise ValueError(registry.nearest(str(kind), registry.names(streams.sources)))
+        create = registry.load(streams.sources, kind)
+        settings_type = get_type_hints(create)["settings"]
+    except (KeyError, ValueError) as error:
         problem = "kind is missing" if kind is None else f"kind = {format_value(kind)}"
-        problems.append(f"[{label}] {problem}: {registry.nearest(str(kind), kinds)}")
+        problems.append(f"[{label}] {problem}: {_explain_kind(kind, error)}")
         return None
     if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
         problems.append(
             f"[{label}] name = {format_value(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}"
         )
         return None
-    module: ModuleType = registry.load_module(streams.sources, kind)
-    unknown = find_unknown_keys(module.Settings, options, label, ("kind", "name"))
+    unknown = find_unknown_keys(settings_type, options, label, ("kind", "name"))
     if unknown:
         problems += unknown
         return None
     try:
-        return SourceConfig(kind, name, _read(module.Settings, options))
+        return SourceConfig(kind, name, _read(settings_type, options))
     except ValidationError as error:
         problems += [explain_error(item, label) for item in error.errors()]
         return None
+
+
+def _explain_kind(kind: Any, error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return "its function has no parameter `settings` with a type, as create_source(settings, spec, name, seed) has"
+    if isinstance(kind, str) and ":" in kind:
+        return str(error)
+    return registry.nearest(str(kind), registry.names(streams.sources))
 
 
 def _read(kind: Any, raw: dict[str, Any]) -> Any:
@@ -251,4 +270,7 @@ def read_settings(path: Path) -> TrainerSettings:
     for (section, old), new in RENAMED_KEYS.items():
         if old in raw[section]:
             raw[section][new] = raw[section].pop(old)
-    return TypeAdapter(TrainerSettings).validate_json(json.dumps(raw))
+    settings = TypeAdapter(TrainerSettings).validate_json(json.dumps(raw))
+    if settings.import_folder is not None:
+        registry.add_import_folder(Path(settings.import_folder))
+    return settings

@@ -7,6 +7,9 @@ from typing import Any, get_origin, get_type_hints
 
 from online_meta import registry
 
+INTERNAL = {"internal": True}
+"""Metadata of a field that is no key of the configuration file."""
+
 EXAMPLES = {
     "run": 'path = "runs/first"',
     "task": 'x_shape = [1], y = "real", y_shape = [1]',
@@ -37,7 +40,7 @@ MESSAGE_REWRITES = {
 def find_unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[str, ...] = ()) -> list[str]:
     """List a sentence for each key that the dataclass ``kind`` does not know, and for those inside."""
     types = get_type_hints(kind, include_extras=False)
-    known = [item.name for item in dataclasses.fields(kind)]
+    known = [item.name for item in dataclasses.fields(kind) if not item.metadata.get("internal")]
     problems = []
     for key, value in raw.items():
         if not section and key not in known and not isinstance(value, dict | list):

@@ -117,10 +117,11 @@ def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> in
 def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest, covered: dict[str, int]) -> None:
     """Refresh a comparator, write what it says; ``covered`` loses one that is given up."""
     start_time = time.monotonic()
-    refresh: Refresh = registry.load_module(trainers.comparators, kind).refresh
-    saved = load_state(process.files.comparator(kind))
+    refresh: Refresh = registry.load(trainers.comparators, kind)
+    saved, regret = load_state(process.files.comparator(kind)), process.settings.regret
+    options = regret.comparator_options.get(kind, {})
     try:
-        found = refresh(process.context, process.settings.regret, request, saved, lambda: not process.stop.is_set())
+        found = refresh(process.context, regret, request, saved, lambda: not process.stop.is_set(), **options)
     except RoundDiscarded as error:  # Retention has overtaken it: by now there are newer rounds to look at.
         log.warning("%s as of round %d is given up: %s", kind, request.rounds, error)
         process.stop.wait(IDLE_SECONDS)
@@ -131,7 +132,9 @@ def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest,
         return
     if found is not None:
         covered[kind] = request.rounds
-        _save_result(process, found, time.monotonic() - start_time)
+        _save_result(
+            process, found._replace(comparator=found.comparator._replace(kind=kind)), time.monotonic() - start_time
+        )
 
 
 def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: float) -> None:

@@ -19,8 +19,9 @@ from rich.text import Text
 from deploy.config.config import Config
 from deploy.telemetry.run_view import RunView
 from deploy.telemetry.series import regret_series
-from online_meta.regret.ledger import EXACT_COMPARATORS, MAIN_LEARNER
+from online_meta.regret.ledger import MAIN_LEARNER
 from streams.atomic_files import replace_file
+from trainers.comparators import describe_target, is_exact
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -45,7 +46,7 @@ def plot_regret(series: dict[str, Any]) -> bytes:
             (c["as_of_round"], c["regret"], c["standard_error"]) for c in series["comparators"] if c["kind"] == kind
         ]
         at, values, errors = zip(*points, strict=True)
-        label = f"against {kind.replace('_', ' ')} ({'exact' if kind in EXACT_COMPARATORS else 'estimate'})"
+        label = f"against {kind.replace('_', ' ')} ({'exact' if is_exact(kind) else 'estimate'})"
         regrets.errorbar(at, values, errors, fmt=f"{mark}-", color="black", markersize=4, capsize=2, label=label)
     _label_axes(losses, f"Loss on new tasks (mean of {WINDOW} points)", "query loss")
     _label_axes(regrets, "Regret: cumulative loss of FTML minus the other's", "regret")
@@ -102,7 +103,7 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     replace_file(folder / "regret.png", picture, durable=False)
     pages = Environment(loader=PackageLoader("deploy", "templates"), autoescape=select_autoescape())
     page = pages.get_template("report.html").render(
-        report=report, folder=folder, verdicts=verdicts(report), exact=EXACT_COMPARATORS
+        report=report, folder=folder, verdicts=verdicts(report), is_exact=is_exact
     )
     replace_file(folder / "report.html", page.encode(), durable=False)
     return report
@@ -141,9 +142,9 @@ def verdicts(report: dict[str, Any]) -> list[str]:
 
 
 def _describe_comparator(comparator: str) -> str:
-    if comparator in EXACT_COMPARATORS:
-        return "The comparator is exact: the best fixed meta-parameters, by algebra."
-    best = "each task's own best meta-parameters" if comparator == "dynamic" else "the best fixed meta-parameters"
+    if is_exact(comparator):
+        return f"The comparator is exact: {describe_target(comparator)}, by algebra."
+    best = describe_target(comparator)
     return f"The comparator is an estimate: it loses at least as much as {best}, so the regret shown is a lower bound."
 
 
@@ -177,7 +178,7 @@ def summary_table(report: dict[str, Any]) -> Group:
     for name, regret in report["regret"].items():
         if regret["kind"] != "baseline":
             ftml_loss = report["learners"][MAIN_LEARNER]["cumulative_loss"]
-            known = "exact" if name in EXACT_COMPARATORS else "estimate"
+            known = "exact" if is_exact(name) else "estimate"
             label = f"{display_name(name)} ({known}, as of round {regret['as_of_round']})"
             table.add_row(
                 label,

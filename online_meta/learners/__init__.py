@@ -9,6 +9,9 @@ from online_meta.inner import Inner
 from online_meta.replay import ReplayPolicy
 from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, ReplayBuffer, Schedule, Task
 
+FUNCTION = "build"
+"""Each file offers ``build(context, **options) -> Learner``."""
+
 
 class MemoryReplayBuffer:
     """Keeps every task of a stream in a list."""

@@ -83,10 +83,6 @@ MAIN_LEARNER = "ftml"
 """The learner whose regret is kept."""
 
 
-EXACT_COMPARATORS = ("closed_form",)
-"""Comparators that are known exactly; others lose at least as much as what they stand for."""
-
-
 class Comparator(NamedTuple):
     """What a comparator would have lost: sum over the rounds 0..``as_of_round`` - 1.
 

@@ -3,3 +3,5 @@
 A file offers ``Settings``, a frozen dataclass of the options of ``[[source]] kind = "<file>"``, and
 ``create_source(settings, spec, name, seed) -> TaskSource | None``; None where tasks are pushed and nothing is read.
 """
+
+FUNCTION = "create_source"

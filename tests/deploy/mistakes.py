@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         'comparator = "closed_form"\nh',
         "[regret] comparator = 'closed_form': f(U(w)) is no quadratic in the weights: at a random point it is",
     ),
-    "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator = 'hindsite': did you mean"),
+    "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator = 'hindsite': did you"),
     "source kind": ("[serve]", '[[source]]\nkind = "htp"\n[serve]', "[source 1] kind = 'htp': did you mean 'http'?"),
     "no source kind": ("[serve]", '[[source]]\nname = "a"\n[serve]', "[source 1] kind is missing: known: "),
     "source name": (

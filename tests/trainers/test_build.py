@@ -49,15 +49,15 @@ MISTAKES = {
     ),
     "option of a baseline": (
         {"regret": {"options": {"from_scratch": {"step": 2}}}},
-        r"regret\.options\.from_scratch = \{'step': 2\} does not fit: .*'step'",
+        r"regret\.options\.from_scratch = \{'step': 2\} do not fit 'from_scratch': .*'step'",
     ),
     "option of a baseline that has none": (
         {"regret": {"options": {"train_on_everything": {"lr": 2}}}},
-        r"regret\.options\.train_on_everything = .* does not fit: .*'lr'",
+        r"regret\.options\.train_on_everything = .* do not fit 'train_on_everything': .*'lr'",
     ),
     "option of a rule": (
         {"inner": {"options": {"momentum": 0.9}}},
-        r"inner\.options \{'momentum': 0\.9\} do not fit the rule 'sgd': .*'momentum'",
+        r"inner\.options = \{'momentum': 0\.9\} do not fit 'sgd': .*'momentum'",
     ),
     "fast": ({"inner": {"fast": ("head.*",)}}, r"fast = 'head\.\*' matches none of the weights \['1\.bias'"),
     "loss": (model(loss="crossentropy"), r"no loss is called 'crossentropy': did you mean 'cross_entropy'\?"),

@@ -5,10 +5,17 @@ from collections.abc import Callable
 from online_meta.learners import LearnerContext
 from online_meta.regret.closed_form import Quadratic, minimise, quadratic_of, zero_quadratic
 from online_meta.regret.ledger import Comparator
-from online_meta.types import Params
+from online_meta.types import Params, Task
 from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, always_continue
 from trainers.comparators._sampling import list_eligible_rounds
 from trainers.settings import RegretSettings
+
+EXACT = True
+
+
+def check(context: LearnerContext, task: Task) -> None:
+    """Raise ``ValueError`` if the loss after adaptation to ``task`` is no quadratic in the meta-parameters."""
+    quadratic_of(context.inner, context.start, task)
 
 
 def refresh(

@@ -19,6 +19,9 @@ MIN_RELATIVE_FALL = 0.01
 """By how much of itself a loss has to fall in ``STEPS`` for more to follow."""
 
 
+STANDS_FOR = "each task's own best meta-parameters"
+
+
 def refresh(
     context: LearnerContext,
     regret: RegretSettings,

@@ -40,7 +40,7 @@ class Trained(NamedTuple):
 
 
 def refresh(
-    learner_context: LearnerContext,
+    context: LearnerContext,
     regret: RegretSettings,
     request: RefreshRequest,
     saved: Params | None,
@@ -56,28 +56,28 @@ def refresh(
     error of the sum is that of a stratified sample. Those that retention has thinned out are stood for by others.
     """
     everything = range(request.rounds)
-    eligible = list_eligible_rounds(learner_context.buffer, everything, request.skipped)
-    sample = sample_rounds(eligible, everything, request.skipped, regret.hindsight_rounds, learner_context.seed)
+    eligible = list_eligible_rounds(context.buffer, everything, request.skipped)
+    sample = sample_rounds(eligible, everything, request.skipped, regret.hindsight_rounds, context.seed)
     new = (
         min(request.rounds - request.covered, MAX_OVERDUE_REFRESHES * regret.every_rounds) if saved else request.rounds
     )
     steps_per_pass = math.ceil(regret.hindsight_steps * new) if len(eligible) else 0
-    total = TaskSum(learner_context.gradient, learner_context.programs)
-    batching, limit = learner_context.batching, learner_context.memory_limit
+    total = TaskSum(context.gradient, context.programs)
+    batching, limit = context.batching, context.memory_limit
     tuner = Autotuner(
         total,
-        learner_context.batch,
+        context.batch,
         batching=batching,
         memory_limit=limit,
-        folder=learner_context.programs,
+        folder=context.programs,
         compiles=False,
     )
-    context = _TrainingContext(
-        learner_context, eligible, sample, steps_per_pass, regret.hindsight_max_passes, should_continue, total, tuner
+    training = _TrainingContext(
+        context, eligible, sample, steps_per_pass, regret.hindsight_max_passes, should_continue, total, tuner
     )
     found: list[Trained] = []
     for start in range(regret.hindsight_restarts):
-        trained = _train(context, _engine(learner_context, start, saved))
+        trained = _train(training, _engine(context, start, saved))
         if trained is None:
             return None
         found.append(trained)
