@@ -27,12 +27,12 @@ def test_a_sealer_that_is_killed_loses_nothing_and_is_started_again(tmp_path: Pa
         killed = set()
         for first in (4, 20):
             daemon.submit(*range(first, first + 8))
-            child = daemon.child("upkeep")
+            child = daemon.child("maintenance")
             child.kill()
             killed.add(child.pid)
             assert {answer.status_code for answer in daemon.submit(*range(first + 8, first + 16))} == {201}
         wait_for("all are sealed", lambda: sealed_only(history) == 35)
-        last = daemon.child("upkeep")
+        last = daemon.child("maintenance")
         assert last.pid not in killed
         assert last.nice() > daemon.child("trainer").nice()
     log = daemon.log.read_text()

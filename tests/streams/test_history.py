@@ -12,7 +12,6 @@ import torch
 
 from online_meta.types import Task
 from streams.history import ledger
-from streams.history import ledger as history_ledger
 from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.verify import verify
@@ -124,7 +123,7 @@ def test_a_writer_in_another_process_is_busy_too(history: History) -> None:
 
 
 def with_path() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[2])}
 
 
 def test_readers_see_commits_at_once_and_change_nothing(history: History, make_record: Make) -> None:
@@ -188,20 +187,21 @@ def test_a_commit_waits_for_the_disk(history: History) -> None:
 def test_the_log_is_cut_back_after_a_long_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_record: Make
 ) -> None:
-    monkeypatch.setattr(history_ledger, "MOST_BYTES", 500_000)
+    for module in ("ledger", "history"):
+        monkeypatch.setattr(f"streams.history.{module}.MAX_WAL_BYTES", 500_000)
     with History.open(tmp_path, write=True) as history, history._reader() as long:
         big = make_record(0)._replace(payload=b"x" * 100_000)
         long.execute("BEGIN")
         assert long.execute("SELECT count(*) FROM rounds").fetchall() == [(0,)]
         for n in range(20):
             history.append([big._replace(id=f"big-{n}")])
-        held = history_ledger.wal_size(tmp_path / ledger.FILE)
+        held = ledger.wal_size(tmp_path / ledger.FILE)
         assert held > 2_000_000
         assert long.execute("SELECT count(*) FROM rounds").fetchall() == [(0,)]
         long.execute("COMMIT")
         for n in range(20, 40):
             history.append([big._replace(id=f"big-{n}")])
-        assert history_ledger.wal_size(tmp_path / ledger.FILE) < 1_000_000
+        assert ledger.wal_size(tmp_path / ledger.FILE) < 1_000_000
         assert history.size_bytes() > 4_000_000
         assert len(history) == 40
 

@@ -156,4 +156,4 @@ def test_a_reader_who_may_not_write_is_told_so(make_record: Make) -> None:
 
 
 def with_path() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[2])}

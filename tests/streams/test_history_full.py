@@ -13,7 +13,7 @@ from streams.history.errors import HistoryDamaged, HistoryFull
 from streams.history.ledger import translate_errors
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[2])}
 
 
 def can_mount() -> bool:

@@ -73,7 +73,7 @@ def test_a_target_that_is_not_there_is_unreachable(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(ADDRESSES))
 def test_a_missing_client_library_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"redis": redis, "kafka": kafka, "nats": nats}[kind]
-    lazy = ("streams.sources._", "streams.producers.", "streams.brokers.nats", f"{MODULES[kind]}.")
+    lazy = (f"streams.brokers.{kind}", "streams.producers.", f"{MODULES[kind]}.")
     for name in [name for name in sys.modules if name.startswith(lazy)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, MODULES[kind], None)
