@@ -1,4 +1,4 @@
-"""Play the rounds of a history again, without a daemon, into a folder of its own."""
+"""Play the rounds of a history again, without a daemon, and write the results to another folder."""
 
 import shutil
 from collections.abc import Callable
@@ -36,10 +36,21 @@ from trainers.settings_fingerprint import SettingsChanged
 def replay(
     config: Config, history_folder: Path, out: Path, rounds: int | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """Play ``rounds`` rounds (all by default) of the history in ``history_folder``; return the report.
+    """Play the rounds of a history again and return the report.
 
-    What timing decided when they were first played is obeyed. A replay that was stopped goes on where it was.
-    ``progress`` is called with (what, done, of) now and then; of 0 where nobody knows. Raises ``CommandError``.
+    The decisions that depended on timing in the original run, such as how many rounds share an update, are reused. An
+    interrupted replay continues where it stopped.
+
+    Args:
+        config: of the replay.
+        history_folder: of the history to play.
+        out: folder for the results.
+        rounds: number of rounds; None for all.
+        progress: called with (what, done, total); total is 0 if unknown.
+
+    Raises:
+        CommandError: if the history has too few rounds or discarded ones, if ``out`` belongs to other settings, or if a
+            comparator is not available.
     """
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
@@ -47,10 +58,10 @@ def replay(
         check_tasks(history, config.task, history_folder)
         total = len(history) if rounds is None else rounds
         if total > len(history):
-            raise CommandError(TRY_LATER, f"{history_folder} has {len(history)} rounds; {rounds} were asked for")
+            raise CommandError(TRY_LATER, f"{history_folder} has {len(history)} rounds, but {rounds} were requested")
         if discarded := count_discarded(history.query):
             raise CommandError(
-                CONFIG, f"{history_folder}: retention has removed {discarded} rounds; all are needed to replay"
+                CONFIG, f"{history_folder}: retention has removed {discarded} rounds; a replay needs all of them"
             )
         _copy_logs(history_folder, files)
         try:
@@ -72,7 +83,7 @@ def replay(
 
 
 def _copy_logs(history_folder: Path, files: RunFiles) -> None:
-    """Copy what timing decided, so that it is obeyed and not decided again."""
+    """Copy the logs of decisions that depended on timing, so that the replay reuses them."""
     played = RunFiles(history_folder.parent)
     pairs = [
         (history_folder / file.name, file) for file in (files.update_log, files.execution_plan_log, files.rollback_log)
@@ -87,7 +98,7 @@ def _copy_logs(history_folder: Path, files: RunFiles) -> None:
 def _refresh_comparators(
     config: Config, files: RunFiles, history: History, rounds: int, progress: Callable[[str, int, int], None]
 ) -> None:
-    """Ask each comparator once, of all that was played, unless that was done before. Raises ``CommandError``."""
+    """Refresh each comparator once, over all played rounds, unless it is done already. Raises ``CommandError``."""
     evaluated = {line["kind"] for line in LineReader(files.comparators).lines() if line["as_of_round"] == rounds}
     settings = config.trainer()
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))

@@ -1,1 +1,1 @@
-"""Checks before a run starts: the model, memory, the run's folder."""
+"""Checks before a run starts: configuration, model, memory, the run's folder."""

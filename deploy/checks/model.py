@@ -1,4 +1,4 @@
-"""Does a model do what meta-learning needs of it? Asked of a made-up task, before the first round."""
+"""Check on a synthetic task, before the first round, that a model can be meta-learned."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,17 +25,26 @@ TASKS = 2
 
 
 OPEN_SIZE = 32
-"""What a made-up task has in each dimension that is open."""
+"""Size of each open dimension (-1) in a synthetic task."""
 
 
 FIRST_DERIVATIVES = ("first_order", "reptile", "supervised")
-"""Estimators that take no second derivatives, so that a model may do without right ones."""
+"""Estimators without second derivatives, for which a model's second derivatives need not be correct."""
 
 
 def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple[str, ...]:
-    """Return sentences on what is worth knowing about the model under meta-gradients, all of them with ``remarks``.
+    """Check the configured model on synthetic tasks.
 
-    Raises ``ConfigError`` when the model or its loss cannot be meta-learned on the configured tasks.
+    Args:
+        config: of the run.
+        context: of the learners, with the model's loss and initial weights.
+        remarks: whether to include minor remarks in the notes.
+
+    Returns:
+        Notes on the model under meta-gradients, one sentence each.
+
+    Raises:
+        ConfigError: if the model or its loss cannot be meta-learned on the configured tasks.
     """
     device = torch.device(config.engine.device)
     tasks = [make_synthetic_task(config.task, device, seed) for seed in range(TASKS)]
@@ -64,9 +73,9 @@ def _model_error_context(config: Config) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # Whatever a user's model raises is the answer to "does it work?".
+    except Exception as error:  # A user's model may raise anything.
         raise ConfigError(
-            f"[model] {config.model.build} with loss {config.model.loss!r} does not take a task of x_shape "
+            f"[model] {config.model.build} with loss {config.model.loss!r} does not accept a task of x_shape "
             f"{config.task.x_shape}{format_open_dimensions(config.task)}, x_dtype {config.task.x_dtype}, "
             f"y {config.task.y!r}: "
             f"{type(error).__name__}: {error}"
@@ -74,7 +83,7 @@ def _model_error_context(config: Config) -> Iterator[None]:
 
 
 def _try_gradient(context: LearnerContext, task: Task) -> MetaGrad | Exception:
-    """Return the meta-gradient, or what was raised instead: preflight may know better words for it."""
+    """Return the meta-gradient, or the exception: preflight may have a clearer message for it."""
     try:
         return context.gradient(context.start, task)
     except Exception as error:
@@ -84,12 +93,12 @@ def _try_gradient(context: LearnerContext, task: Task) -> MetaGrad | Exception:
 def _check_finite(config: Config, gradient: MetaGrad) -> None:
     if not bool(torch.isfinite(gradient.loss)):
         raise ConfigError(
-            f"[model] the loss of {config.model.build} on a made-up task is {float(gradient.loss)}: it must be finite"
+            f"[model] the loss of {config.model.build} on a synthetic task is {float(gradient.loss)}: it must be finite"
         )
 
 
 def _check_output(config: Config, output: Tensor, query: Batch) -> None:
-    """Compare the output's shape with what the named losses take; others are the user's own business."""
+    """Compare the output's shape with what a named loss requires; a user's own loss is not checked."""
     found, build = tuple(output.shape), config.model.build
     if config.model.loss == "mse" and found != tuple(query.y.shape):
         expected = f"(n, {', '.join(map(str, config.task.y_shape))})" if config.task.y_shape else "(n,)"
@@ -100,9 +109,7 @@ def _check_output(config: Config, output: Tensor, query: Batch) -> None:
     if config.model.loss != "cross_entropy":
         return
     if config.task.y != "class":
-        raise ConfigError(
-            f"[model] loss = 'cross_entropy' is for classes, but [task] y = {config.task.y!r}: take 'mse'"
-        )
+        raise ConfigError(f"[model] loss = 'cross_entropy' is for classes, but [task] y = {config.task.y!r}: use 'mse'")
     if len(found) != 2 or found[1] < (config.task.ways or 1):
         raise ConfigError(
             f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] ways = {config.task.ways} "
@@ -117,8 +124,8 @@ def _check_gradient(config: Config, gradient: MetaGrad, repeated: MetaGrad) -> N
     same = all(torch.equal(grad, repeated.grads.weights[name]) for name, grad in gradient.grads.weights.items())
     if config.engine.device == "cpu" and not same:
         raise ConfigError(
-            f"[model] {build} gives another gradient when it is asked again, and a round must be repeatable: leave out "
-            "what is random"
+            f"[model] {build} gives a different gradient when evaluated again, but a round must be repeatable: remove "
+            "its randomness"
         )
 
 
@@ -132,14 +139,19 @@ def _check_comparator(kind: str, context: LearnerContext, task: Task) -> None:
 
 
 def format_open_dimensions(spec: TaskSpec) -> str:
-    """Say what stands for open dimensions in a made-up task, "" where there are none."""
+    """Return a remark on the size of open dimensions in a synthetic task; "" if there are none."""
     return f" (tried with {OPEN_SIZE} for each -1)" if is_dynamic(spec.x_shape) else ""
 
 
 def make_synthetic_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
-    """Return a small random task of the shape that ``spec`` describes; tokens are 0 and 1, of any vocabulary.
+    """Return a small random task with the shapes and types of ``spec``.
 
-    A dimension that is open has the size ``OPEN_SIZE``.
+    Tokens are 0 or 1, which every vocabulary contains. An open dimension has the size ``OPEN_SIZE``.
+
+    Args:
+        spec: [task] section of the configuration.
+        device: of the tensors.
+        seed: of the random numbers.
     """
     random = torch.Generator().manual_seed(seed)
     numbers = {"uint8": 256, "int64": 2}.get(spec.x_dtype, 1)
@@ -160,21 +172,27 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def format_memory(config: Config, context: LearnerContext, example: Task | None) -> str:
-    """Return the estimate for tasks like the one given, or like a made-up one, as a short table."""
+    """Estimate a rank's peak memory and return it as a short table.
+
+    Args:
+        config: of the run.
+        context: of the learners.
+        example: task whose size is assumed; None for a synthetic task.
+    """
     device = torch.device(config.engine.device)
     task = make_synthetic_task(config.task, device) if example is None else _to_device(example, device)
     found = estimate_memory(config.trainer(), context.inner, context.start, task, _count_engines(config, context))
-    note = "" if example else f", made up for none is known yet{format_open_dimensions(config.task)}"
+    note = "" if example else f", a synthetic task because no task is known yet{format_open_dimensions(config.task)}"
     varying = "; larger ones need more" if is_dynamic(config.task.x_shape) else ""
     return (
-        f"{_format_bytes(found.peak)} a rank at its peak, estimated: beside the process itself, for tasks of "
+        f"{_format_bytes(found.peak)} per rank at its peak, estimated; excludes the process itself; for tasks of "
         f"{len(task.support.x)} + {len(task.query.x)} samples{note}{varying}"
         f"{''.join(map(_format_part, _list_parts(found)))}"
     )
 
 
 def _list_parts(found: MemoryEstimate) -> list[tuple[str, int]]:
-    """Return what the peak is made of, and what is in it where tasks are stacked."""
+    """Return the components of the peak, and the additional memory where tasks are stacked."""
     computing = [
         ("the inner trajectory", found.trajectory),
         ("one step's graph and gradients", found.graph),
@@ -182,7 +200,7 @@ def _list_parts(found: MemoryEstimate) -> list[tuple[str, int]]:
     ]
     in_turn = computing if sum(size for _, size in computing) >= found.step else [("a meta-step", found.step)]
     parts = [("meta-parameters and optimizers", found.stored), ("frozen weights and buffers", found.frozen), *in_turn]
-    more = [] if found.stacked is None else [("more for each further task stacked with another", found.stacked)]
+    more = [] if found.stacked is None else [("more for each additional stacked task", found.stacked)]
     return [(what, size) for what, size in [*parts, *more] if size]
 
 
@@ -192,7 +210,7 @@ def _format_part(part: tuple[str, int]) -> str:
 
 
 def _count_engines(config: Config, context: LearnerContext) -> int:
-    """Return how many of the learners have an engine, and with it copies of the meta-parameters."""
+    """Return how many learners have an engine, which holds copies of the meta-parameters."""
     made = []
 
     def counted(meta: Meta) -> Engine:

@@ -1,1 +1,1 @@
-"""The processes that the daemon starts and supervises."""
+"""The daemon's child processes (trainer, comparators, maintenance) and their supervision."""

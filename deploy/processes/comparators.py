@@ -1,4 +1,4 @@
-"""The process of the comparators, beside the trainer: ``python -m deploy.processes.comparators RUN/settings.json``."""
+"""The comparator process: ``python -m deploy.processes.comparators RUN/settings.json``."""
 
 import logging
 import math
@@ -40,11 +40,16 @@ log = logging.getLogger(__name__)
 
 
 def main(settings_file: str, logs: str = "text") -> int:
-    """Refresh the comparators until SIGTERM; return the exit code."""
+    """Refresh the comparators until SIGTERM; return the exit code.
+
+    Args:
+        settings_file: path of RUN/settings.json.
+        logs: "text" or "json".
+    """
     log_to_stderr(Origin("comparators"), logs)
     stop = stop_on_signals()
     die_with_parent()
-    os.nice(10)  # The rounds go first.
+    os.nice(10)  # Training has priority.
     files = RunFiles(Path(settings_file).parent)
     try:
         with hold_lock(files.folder / "comparators.lock"):
@@ -55,13 +60,21 @@ def main(settings_file: str, logs: str = "text") -> int:
     except CommandError as error:
         log.error("%s", error)
         return error.code
-    except (OSError, HistoryFull, ArchiveUnreachable) as error:  # A full disk: it is trained anew from what was kept.
+    except (OSError, HistoryFull, ArchiveUnreachable) as error:
+        # For example a full disk; the next start continues from the saved state.
         log.error("%s", error)
         return TRY_LATER
 
 
 def refresh_with_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
-    """Refresh each comparator whenever ``every_rounds`` more rounds are learned, and when the stream rests."""
+    """Refresh each comparator after every ``regret.every_rounds`` learned rounds, and when the stream is idle.
+
+    Args:
+        settings: of the run.
+        files: of the run.
+        history: of the run.
+        stop: set to end.
+    """
     torch.set_num_threads(settings.engine.threads)
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
@@ -70,7 +83,7 @@ def refresh_with_rounds(settings: TrainerSettings, files: RunFiles, history: His
 
 
 class ComparatorProcess(NamedTuple):
-    """What the process works with."""
+    """The objects that the comparator process uses."""
 
     settings: TrainerSettings
     context: LearnerContext
@@ -107,7 +120,14 @@ def _refresh_loop(process: ComparatorProcess, history: History) -> None:
 
 
 def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> int | None:
-    """Return the round as of which to refresh now: the newest multiple of ``every_rounds``, or all at rest."""
+    """Return the number of rounds that the next refresh covers; None if no refresh is due.
+
+    Args:
+        covered: rounds that the last refresh covers.
+        learned: rounds learned so far.
+        every_rounds: a refresh is due at each multiple of it.
+        idle: whether the stream is idle; a refresh then covers all learned rounds.
+    """
     due = learned - learned % every_rounds
     if due > covered:
         return due
@@ -115,19 +135,19 @@ def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> in
 
 
 def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest, covered: dict[str, int]) -> None:
-    """Refresh a comparator, write what it says; ``covered`` loses one that is given up."""
+    """Refresh a comparator and write its result; remove it from ``covered`` if it is unavailable."""
     start_time = time.monotonic()
     refresh: Refresh = registry.load(trainers.comparators, kind)
     saved, regret = load_state(process.files.comparator(kind)), process.settings.regret
     options = regret.comparator_options.get(kind, {})
     try:
         found = refresh(process.context, regret, request, saved, lambda: not process.stop.is_set(), **options)
-    except RoundDiscarded as error:  # Retention has overtaken it: by now there are newer rounds to look at.
-        log.warning("%s as of round %d is given up: %s", kind, request.rounds, error)
+    except RoundDiscarded as error:  # Retention removed rounds meanwhile; try again with newer ones.
+        log.warning("the refresh of %s as of round %d is abandoned: %s", kind, request.rounds, error)
         process.stop.wait(IDLE_SECONDS)
         return
     except ComparatorUnavailable as error:
-        log.error("%s is not refreshed any more: %s", kind, error)
+        log.error("%s is no longer refreshed: %s", kind, error)
         del covered[kind]
         return
     if found is not None:
@@ -138,10 +158,10 @@ def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest,
 
 
 def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: float) -> None:
-    """Keep the comparator's state, then what it says."""
+    """Save the comparator's state, then append its result to the log."""
     comparator, path = found.comparator, process.files.comparator(found.comparator.kind)
     if not math.isfinite(comparator.cumulative_loss):
-        log.error("%s as of round %d is not finite and is begun anew", comparator.kind, comparator.as_of_round)
+        log.error("the loss of %s as of round %d is not finite; starting over", comparator.kind, comparator.as_of_round)
         path.unlink(missing_ok=True)
         return
     replace_file(path, save({key: value.contiguous() for key, value in found.saved.items()}), durable=True)
@@ -152,13 +172,13 @@ def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: floa
 
 
 def load_state(path: Path) -> Params | None:
-    """Return the comparator's state; None where there is none that can be read: it can always be made anew."""
+    """Return a comparator's saved state; None if there is none or it is damaged, because it can be recomputed."""
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
         return None
     except SafetensorError as error:
-        log.error("%s is damaged and made anew: %s", path, error)
+        log.error("%s is damaged and will be recomputed: %s", path, error)
         return None
 
 

@@ -1,1 +1,1 @@
-"""Reports of a finished run: HTML, JSON and a plot."""
+"""Reports of a run: HTML, JSON and a plot."""

@@ -1,4 +1,4 @@
-"""The report of a run: report.json for programs, report.html and regret.png for people."""
+"""Write the report of a run: report.json for programs, report.html and regret.png for people."""
 
 import io
 import json
@@ -30,7 +30,14 @@ WINDOW = 20
 
 
 def plot_regret(series: dict[str, Any]) -> bytes:
-    """Return a PNG of the curves that ``series.regret_series`` gives."""
+    """Plot losses and regret over the rounds.
+
+    Args:
+        series: result of ``series.regret_series``.
+
+    Returns:
+        The bytes of a PNG.
+    """
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     losses, regrets = figure.subplots(1, 2)
     rounds = np.array(series["rounds"])
@@ -55,20 +62,20 @@ def plot_regret(series: dict[str, Any]) -> bytes:
 
 
 def as_png(figure: Figure, dpi: float | Literal["figure"] = "figure") -> bytes:
-    """Return a figure as a PNG, by default with as many dots an inch as it was made for."""
+    """Return a figure as the bytes of a PNG; ``dpi`` is by default that of the figure."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi)
     return picture.getvalue()
 
 
 def style_axes(axes: Axes) -> None:
-    """Give axes a light grid, and no frame above and to the right."""
+    """Add a light grid to axes and remove the top and right border."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def trailing_mean(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the mean of each value and up to WINDOW - 1 before it; unknown values are left out."""
+    """Return the mean of each value and up to ``WINDOW`` - 1 values before it; None values are ignored."""
     known = np.array([np.nan if value is None else value for value in values], dtype=float)
     present = np.isfinite(known)
     sums = np.concatenate([[0.0], np.cumsum(np.where(present, known, 0.0))])
@@ -94,9 +101,19 @@ POINTS = 600
 
 
 def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
-    """Write report.json, report.html and regret.png into ``folder``; return what report.json holds."""
-    # It takes a third of a second, and a daemon that starts does without.
+    """Write report.json, report.html and regret.png.
 
+    Args:
+        folder: to write to.
+        view: of the run.
+        config: of the run.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
     report = make_report(view, config)
     replace_file(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode(), durable=False)
     picture = plot_regret(regret_series(view, 0, None, POINTS))
@@ -110,7 +127,12 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
 
 
 def make_report(view: RunView, config: Config) -> dict[str, Any]:
-    """Return the report as plain data."""
+    """Return the content of report.json.
+
+    Args:
+        view: of the run.
+        config: of the run.
+    """
     return {
         "rounds": view.learned(),
         "skipped": view.skipped,
@@ -122,14 +144,18 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
 
 
 def verdicts(report: dict[str, Any]) -> list[str]:
-    """Say in a sentence each how FTML stands against every baseline and comparator."""
+    """Return one sentence for each baseline and comparator that compares FTML with it.
+
+    Args:
+        report: result of ``make_report``.
+    """
     sentences = []
     for against, regret in report["regret"].items():
         per_round = regret["value"] / max(regret["as_of_round"], 1)
         if regret["kind"] == "baseline":
-            side = "less" if regret["value"] < 0 else "more"
+            side = "lower" if regret["value"] < 0 else "higher"
             sentences.append(
-                f"FTML lost {abs(per_round):.3f} {side} per round than {display_name(against)}, "
+                f"The loss of FTML is {abs(per_round):.3f} {side} per round than that of {display_name(against)}, "
                 f"over {regret['as_of_round']} rounds."
             )
         else:
@@ -149,7 +175,7 @@ def _describe_comparator(comparator: str) -> str:
 
 
 def display_name(name: str) -> str:
-    """Return a learner's or comparator's name as people write it."""
+    """Return the name of a learner or comparator with spaces in place of underscores."""
     return name.replace("_", " ")
 
 
@@ -161,7 +187,11 @@ def _version(name: str) -> str | None:
 
 
 def summary_table(report: dict[str, Any]) -> Group:
-    """Lay a report out: a line for each learner, then a sentence for each comparison."""
+    """Return a report as a table, with one line per learner and comparator, followed by the sentences of ``verdicts``.
+
+    Args:
+        report: result of ``make_report``.
+    """
     table = Table(title=f"{report['rounds']} rounds of the same stream", title_justify="left")
     table.add_column("learner")
     for column in ("mean loss, last 100", "mean accuracy, last 100", "cumulative loss", "regret of FTML"):

@@ -64,12 +64,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "input": (
         "inputs = 1",
         "inputs = 7",
-        "[model] trainers.models:mlp with loss 'mse' does not take a task of x_shape",
+        "[model] trainers.models:mlp with loss 'mse' does not accept a task of x_shape",
     ),
     "input of any size": (
         "x_shape = [1]",
         "x_shape = [-1]",
-        "does not take a task of x_shape (-1,) (tried with 32 for each -1), x_dtype float32",
+        "does not accept a task of x_shape (-1,) (tried with 32 for each -1), x_dtype float32",
     ),
     "loss of classes": (
         'loss = "mse"',
@@ -111,7 +111,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         f'build = "{MODELS}:Deaf"',
         "no weight of tests.deploy.user_models:Deaf has a m",
     ),
-    "endless": (BUILD + "\n" + GOOD_ARGS, f'build = "{MODELS}:Endless"', "on a made-up task is nan: it must be finite"),
+    "endless": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:Endless"',
+        "on a synthetic task is nan: it must be finite",
+    ),
     "baseline": ('["from_scratch"]', '["scratch"]', "[regret] baselines = 'scratch': did you mean 'from_scratch'?"),
     "baseline is learner": ('["from_scratch"]', '["ftml"]', "[regret] baselines = 'ftml' is the learner that the"),
     "baseline twice": ('["from_scratch"]', '["from_scratch", "from_scratch"]', "names 'from_scratch' more than once"),

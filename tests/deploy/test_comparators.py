@@ -101,7 +101,7 @@ def test_one_that_is_given_up_is_not_asked_again_and_the_others_go_on(
     monkeypatch.setattr(dynamic, "refresh", refresh)
     watch(files, 2000)
     assert asked_for == [2]
-    assert "dynamic is not refreshed any more: there is no answer" in caplog.text
+    assert "dynamic is no longer refreshed: there is no answer" in caplog.text
     (line,) = LineReader(files.comparators).refresh()
     assert (line["kind"], line["as_of_round"], line["standard_error"]) == ("hindsight", 2, 0.0)
     assert {"settled", "timestamp"} < line.keys()

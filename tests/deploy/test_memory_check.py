@@ -34,9 +34,9 @@ def sizes(out: str) -> dict[str, float]:
 def test_the_peak_is_told_with_what_it_is_made_of(cli: Cli, config: Path) -> None:
     ended = cli("check", config, *SETS)
     assert (ended.code, ended.err) == (0, "")
-    told = re.search(r"^memory   ([\d.]+) kB a rank at its peak, estimated", ended.out, re.MULTILINE)
+    told = re.search(r"^memory   ([\d.]+) kB per rank at its peak, estimated", ended.out, re.MULTILINE)
     assert told is not None
-    assert "samples, made up for none is known yet" in ended.out
+    assert "samples, a synthetic task because no task is known yet" in ended.out
     parts = {what: size for what, size in sizes(ended.out).items() if "stacked" not in what}
     assert "meta-parameters and optimizers" in parts
     assert float(told[1]) * 1e3 == pytest.approx(sum(parts.values()), rel=0.02)

@@ -66,7 +66,7 @@ def test_a_replay_is_compared_with_what_is_asked_for(cli: Cli, finished: Finishe
 def test_a_replay_of_more_than_there_is(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     ended = cli("replay", finished.config, "--rounds", ROUNDS + 1, "--out", tmp_path)
     assert ended.code == 75
-    assert f"has {ROUNDS} rounds; {ROUNDS + 1} were asked for" in ended.err
+    assert f"has {ROUNDS} rounds, but {ROUNDS + 1} were requested" in ended.err
     ended = cli("replay", finished.config, "--history", tmp_path / "none", "--out", tmp_path)
     assert (ended.code, "there is no history here" in ended.err) == (78, True)
 
