@@ -1,10 +1,11 @@
 """TOML -> checked, frozen configuration; unknown keys and wrong values are errors that say what would be right."""
 
 import dataclasses
+import inspect
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
+from deploy.config.describe import INTERNAL
 from deploy.config.messages import (
-    INTERNAL,
     explain_error,
     find_nonfinite_numbers,
     find_repeated,
@@ -24,7 +25,6 @@ from deploy.config.messages import (
     join_problems,
     wrap_lone_strings,
 )
-from deploy.config.options import find_wrong_choices
 from deploy.exits import CommandError, ConfigError
 from deploy.logs import Style
 from online_meta import registry
@@ -32,6 +32,7 @@ from streams.atomic_files import replace_file
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
 from streams.spec import Limits, TaskSpec
+from trainers.seams import BASELINES, COMPARATORS, SEAMS, Seam, list_choices, list_options
 from trainers.settings import (
     CheckpointSettings,
     EngineSettings,
@@ -77,9 +78,12 @@ RENAMED_KEYS = {
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything of a run lies under ``path``; ``seed`` decides all that is random.
+    """The run: where it is stored, and how it logs.
 
-    ``logs`` are lines of "text" for people or of "json" for services, whatever process of the daemon writes them.
+    Attributes:
+        path: the folder of the run, which holds everything that it writes.
+        seed: the seed of everything that is random.
+        logs: the format of the log lines of all processes: "text" for people, "json" for services.
     """
 
     path: Annotated[str, MinLen(1)]
@@ -89,10 +93,14 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class HistorySettings:
-    """Where the archive lies, how rounds go there, and which are kept.
+    """Where the history's archive is, how rounds move there, and which are retained.
 
-    ``archive`` is a folder, from the run's history folder if it is not absolute, or the URL of an object store such as
-    "s3://bucket/prefix", with ``archive_options`` for it; left out: a folder beside the ledger.
+    Attributes:
+        archive: a folder, relative to the run's history folder if it is not absolute, or the URL of an object store
+            such as "s3://bucket/prefix"; by default a folder next to the ledger.
+        archive_options: options of the object store, for obstore.
+        sealing: see below.
+        retention: see below.
     """
 
     archive: Annotated[str, MinLen(1)] | None = None
@@ -103,7 +111,16 @@ class HistorySettings:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Where the daemon listens. Any host but loopback needs TLS and a token."""
+    """Where the daemon listens. Any host but loopback needs TLS and a token.
+
+    Attributes:
+        host: the address to listen at.
+        port: the port; 0 takes a free one.
+        token_file: a file with the token that clients must send.
+        tls_cert: a file with the certificate chain, in PEM.
+        tls_key: a file with the private key, in PEM.
+        limits: see below.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8780
@@ -185,6 +202,47 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
     if problems := list(find_wrong_choices(config)):
         raise ConfigError(join_problems(where, problems))
     return dataclasses.replace(config, source=tuple(source for source in sources if source))
+
+
+def find_wrong_choices(config: Any) -> Iterator[str]:
+    """Yield a sentence for each name that no registry knows, and each option that its entry does not take.
+
+    Args:
+        config: a ``Config`` or ``TrainerSettings``: it has the sections of ``trainers.seams.SEAMS``.
+    """
+    for seam in SEAMS:
+        section = getattr(config, seam.section)
+        for choice in list_choices(seam, section):
+            in_options = not isinstance(chosen := getattr(section, seam.key), str) and choice.name not in chosen
+            key = seam.options if in_options else seam.key
+            try:
+                known = list_options(seam, choice.name)
+            except ValueError as error:
+                yield f"[{seam.section}] {key} = {format_value(choice.name)}: {_explain_name(seam, choice.name, error)}"
+                continue
+            yield from find_wrong_options(choice.place, known, choice.options)
+    for seam in (BASELINES, COMPARATORS):
+        for name in find_repeated([*getattr(config.regret, seam.key)]):
+            yield f"[regret] {seam.key} names {name!r} more than once"
+
+
+def find_wrong_options(place: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each of the ``options`` at ``place`` that is unknown, missing, or of a wrong type."""
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            yield f"[{place}] {name} is missing"
+    for name, value in options.items():
+        if name not in known:
+            yield f"[{place}] has no key {name!r}: {registry.nearest(name, known) if known else 'it takes none'}"
+            continue
+        try:
+            TypeAdapter(known[name].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            yield explain_error({**error.errors()[0], "loc": (name,)}, place)
+
+
+def _explain_name(seam: Seam, name: str, error: ValueError) -> str:
+    return str(error) if ":" in name else registry.nearest(name, registry.names(seam.package))
 
 
 @contextmanager

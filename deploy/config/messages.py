@@ -5,20 +5,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_origin, get_type_hints
 
+from deploy.config.describe import EXAMPLES
 from online_meta import registry
-
-INTERNAL = {"internal": True}
-"""Metadata of a field that is no key of the configuration file."""
-
-EXAMPLES = {
-    "run": 'path = "runs/first"',
-    "task": 'x_shape = [1], y = "real", y_shape = [1]',
-    "model": 'build = "trainers.models:mlp", args = { inputs = 1, outputs = 1 }, loss = "mse"',
-    "run.path": 'path = "runs/first"',
-    "task.x_shape": "x_shape = [3, 28, 28]",
-    "model.build": 'build = "trainers.models:mlp"',
-}
-"""What to write where a section or a key is missing that has no default."""
 
 MESSAGE_REWRITES = {
     "Input should be ": "must be ",
