@@ -28,7 +28,7 @@ from deploy.server.app import create_app
 from deploy.server.limits import allow_descriptors, make_bounded_protocol
 from deploy.server.listener import bind, check_exposure
 from deploy.server.state import DaemonState
-from deploy.telemetry.prometheus import count_existing, make_instruments, set_constant_gauges
+from deploy.telemetry.prometheus import make_instruments, start_metrics
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import open_view
 from streams.history.history import History
@@ -107,9 +107,8 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    set_constant_gauges(instruments, config.engine.kind)
     view = open_view(files, config.regret)
-    count_existing(instruments, view)
+    start_metrics(instruments, config.engine.kind, view)
     ranks_view = RanksView(files, lambda: children["trainer"].restarts)
     children, broken = {}, Event()
     for name in (*(["comparators"] if config.regret.comparator else []), "trainer"):

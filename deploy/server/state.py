@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 import online_meta
 from deploy.config.config import Config
 from deploy.leader import Adapter
-from deploy.telemetry.prometheus import Instruments, count_checkpoint, count_ranks, count_round, set_gauges
+from deploy.telemetry.metrics import Instruments, MetricState
+from deploy.telemetry.prometheus import count_checkpoint, count_ranks, count_round, update_gauges
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import RunView
 from streams.history.history import History
@@ -95,9 +96,8 @@ class DaemonState:
     def update_gauges(self) -> None:
         """Update all gauges."""
         self.refresh()
-        set_gauges(self.instruments, self.view, self.pending(), self.oldest_pending_age)
-        self.instruments["history_bytes"].set(self.history.size_bytes())
-        self.instruments["world_size"].set(self.ranks_view.world_size())
+        size, ranks = self.history.size_bytes(), self.ranks_view.world_size()
+        update_gauges(self.instruments, MetricState(self.view, self.pending(), self.oldest_pending_age, size, ranks))
 
     def phase(self) -> str:
         """Return the daemon's phase: "draining", "trainer_down", "running" or "idle"."""

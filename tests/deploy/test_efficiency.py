@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from deploy.telemetry.prometheus import make_instruments, set_efficiency_gauges
+from deploy.telemetry.metrics import MetricState, learning_efficiency
+from deploy.telemetry.prometheus import make_instruments
 from deploy.telemetry.run_view import RunView
 from deploy.telemetry.series import regret_series
 from tests.daemon import running_daemon, write_sinusoid
@@ -122,7 +123,7 @@ def test_the_ledger_has_what_is_configured_and_no_more(tmp_path: Path) -> None:
 def samples(view: RunView) -> dict[str, str]:
     """Return the metrics of the learning efficiency as they are told, by name and labels."""
     registry = CollectorRegistry()
-    set_efficiency_gauges(make_instruments(registry), view)
+    learning_efficiency.update(make_instruments(registry), MetricState(view, 0, lambda: None, 0, 1))
     told = [line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
     return {sample.removeprefix("online_meta_"): value for sample, value in told if re.search(MEASURED, sample)}
 

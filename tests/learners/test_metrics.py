@@ -1,11 +1,15 @@
 """The table of metrics is the public one: dashboards and alerts elsewhere are written against these names."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from deploy.telemetry.prometheus import METRICS
+from tests.house.sources import ROOT
 
 PUBLIC = {
     "online_meta_tasks_ingested_total": ("source",),
@@ -96,3 +100,27 @@ def test_the_documentation_lists_them_all():
     rows = [f"| `{one.name}{own}` | {one.kind} | {one.help} |" for one, own in zip(METRICS, labels, strict=True)]
     text = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("| `online_meta_")] == rows
+
+
+def test_another_package_offers_metrics_through_an_entry_point(tmp_path):
+    (tmp_path / "weather.py").write_text(
+        "from deploy.telemetry.metrics import Metric\n"
+        "METRICS = (Metric('online_meta_rain', 'gauge', 'Millimetres.'),)\n"
+        "def update(instruments, state): instruments['rain'].set(state.pending)\n"
+    )
+    (tmp_path / "weather-1.dist-info").mkdir()
+    (tmp_path / "weather-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: weather\nVersion: 1\n")
+    (tmp_path / "weather-1.dist-info" / "entry_points.txt").write_text("[online_meta.metrics]\nrain = weather\n")
+    code = (
+        "from prometheus_client import CollectorRegistry, generate_latest\n"
+        "from deploy.telemetry.metrics import tasks\n"
+        "from deploy.telemetry import prometheus\n"
+        "prometheus.MODULES = tuple(module for module in prometheus.MODULES if module.__name__ == 'weather')\n"
+        "registry = CollectorRegistry()\n"
+        "prometheus.update_gauges(prometheus.make_instruments(registry), tasks.MetricState(None, 7, None, 0, 1))\n"
+        "print(generate_latest(registry).decode())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "online_meta_rain 7.0" in done.stdout
+    assert "online_meta_regret" in done.stdout
