@@ -1,14 +1,10 @@
 """What every test runs under."""
 
 import pytest
-import torch
 
+from online_meta.testing.conditions import fixed_conditions
 
-@pytest.fixture(autouse=True)
-def _fixed_conditions():
-    """One thread (the bits depend on their number) and the same random numbers, whatever ran before."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+__all__ = ["fixed_conditions"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

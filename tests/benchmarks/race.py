@@ -10,13 +10,13 @@ from typing import Any
 from torch.utils._pytree import tree_map
 
 import online_meta as om
+from online_meta.testing.oracle import unrolled_maml
 from online_meta.tree import to_float64
 from online_meta.types import MetaGrad, Params, Task
 from tests.benchmarks.racers import Racer, enter
 from tests.benchmarks.resident import resident_bytes
 from tests.benchmarks.works import Work
 from tests.numerics.meter import MemoryMeter
-from tests.numerics.oracle import unrolled_maml
 
 LEEWAY = 30
 Say = Callable[[str], None]

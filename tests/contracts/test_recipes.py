@@ -41,7 +41,7 @@ def test_a_recipe_is_short(place):
 
 def test_a_recipe_is_held_to_the_contracts_and_keeps_them(project):
     names = [place.rsplit("/", 1)[1].removesuffix(".py") for place in RECIPES]
-    chosen = ["tests/contracts", "tests/house", "--ignore=tests/contracts/test_recipes.py", "-k", " or ".join(names)]
+    chosen = ["online_meta/testing", "streams/testing", "tests/contracts", "tests/house", "--ignore=tests/contracts/test_recipes.py", "-k", " or ".join(names)]
     code, output = run(project, "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen)
     assert code == 0, output
     for name, least in zip(names, (30, 6), strict=True):

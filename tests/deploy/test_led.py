@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from online_meta.testing.segmented import draw_lines
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.contracts.segmented import draw_lines
 from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
 

@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_map
 
 import online_meta as om
 from online_meta.learners.ftml import FollowTheMetaLeader, build
+from online_meta.testing.learner_problems import STEPS, net, setup, stream, weights_of
 from online_meta.types import Engine
-from tests.learners.problems import STEPS, net, setup, stream, weights_of
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 
 ROUNDS, STEPS_PER_ROUND, BATCH = 10, 2, 5

@@ -16,8 +16,8 @@ import online_meta as om
 import trainers.engines.deepspeed
 import trainers.engines.local
 from online_meta.learners.ftml import FollowTheMetaLeader, build
+from online_meta.testing.learner_problems import STEPS, net, setup, stream, weights_of
 from tests.engines.cases import BATCH, CASES, ROUNDS, STEPS_PER_ROUND, Case, settings, single
-from tests.learners.problems import STEPS, net, setup, stream, weights_of
 from trainers.distributed.process_group import join_process_group
 from trainers.settings import EngineSettings
 

@@ -4,8 +4,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import online_meta as om
+from online_meta.testing.learner_problems import frozen
 from online_meta.tree import add
-from tests.learners.problems import frozen
 
 
 class Exchange:

@@ -11,8 +11,8 @@ import online_meta as om
 from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.leader_likelihood import leader_likelihood, measure_errors
 from online_meta.changepoints.segments import segment_samples
+from online_meta.testing import learner_problems as problems
 from online_meta.types import Batch
-from tests.learners import problems
 
 INNER = om.Inner(om.model_loss(problems.net(), "mse"), om.rules.meta_sgd(lr=0.05), 2)
 META = INNER.init(problems.weights_of(problems.net()))

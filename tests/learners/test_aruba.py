@@ -7,11 +7,11 @@ import torch
 
 import online_meta as om
 from online_meta.learners import aruba
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.learner_problems import Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.problems import Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners.ranks import expect_one_answer
 from tests.learners.test_poison import poison
-from tests.numerics.compare import assert_close, relative_error
 
 EPS, ZETA, P, BETA, ROUNDS = 0.09, 1.5, 0.8, 0.3, 5
 

@@ -11,9 +11,9 @@ from online_meta.learners import from_scratch, ftl_fine_tune, ftml, online_repti
 from online_meta.replay import ReplayPolicy, ReplayRequest
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
+from online_meta.testing.compare import assert_close
+from online_meta.testing.learner_problems import LR, STEPS, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
-from tests.numerics.compare import assert_close
 
 
 def leaves(weights):

@@ -7,11 +7,11 @@ import torch
 
 import online_meta as om
 from online_meta.learners import c_maml
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.learner_problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners.ranks import expect_one_answer
 from tests.learners.test_poison import poison
-from tests.numerics.compare import assert_close, relative_error
 
 GAMMA, LEVEL, POWER, META_LR = 0.5, 4.0, 1.5, 0.1
 

@@ -74,7 +74,7 @@ def test_a_block_has_a_sample():
 
 @pytest.mark.parametrize("changes", [[0], [100], [50, 20], [20, 20]])
 def test_changes_that_cannot_be_are_refused(changes):
-    with pytest.raises(ValueError, match="changes ascend and lie between 0 and 100"):
+    with pytest.raises(ValueError, match="changes must ascend and lie strictly between 0 and 100"):
         evaluate_segments(changes, stream())
 
 

@@ -14,10 +14,10 @@ from online_meta.replay import ReplayPolicy, ReplayRequest
 from online_meta.replay.all import all as every_round
 from online_meta.replay.prioritised import prioritised
 from online_meta.replay.uniform import uniform
+from online_meta.testing.compare import assert_close
+from online_meta.testing.learner_problems import LR, STEPS, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, setup, stream, weights_of
 from tests.learners.ranks import Exchange, RankOf
-from tests.numerics.compare import assert_close
 
 
 def play(learner, tasks):

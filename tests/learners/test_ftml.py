@@ -11,10 +11,20 @@ from online_meta.learners import MemoryReplayBuffer, ftml
 from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample
 from online_meta.replay.all import all as every_round
 from online_meta.replay.uniform import uniform
+from online_meta.testing.compare import assert_close
+from online_meta.testing.learner_problems import (
+    LR,
+    STEPS,
+    frozen,
+    net,
+    optimizer,
+    remembered,
+    setup,
+    stream,
+    weights_of,
+)
 from online_meta.types import StepReport
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, optimizer, remembered, setup, stream, weights_of
-from tests.numerics.compare import assert_close
 
 ROUNDS = 6
 EXACT = 1e-12

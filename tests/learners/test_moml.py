@@ -5,11 +5,11 @@ import torch
 
 import online_meta as om
 from online_meta.learners import moml
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.learner_problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners.ranks import expect_one_answer
 from tests.learners.test_poison import poison
-from tests.numerics.compare import assert_close, relative_error
 
 ALPHA, META_LR, META_STEPS, ROUNDS = 0.7, 0.1, 4, 5
 

@@ -3,7 +3,7 @@
 import pytest
 
 from online_meta.learners import MemoryReplayBuffer
-from tests.learners.problems import stream
+from online_meta.testing.learner_problems import stream
 
 
 def test_it_gives_back_what_it_was_given():

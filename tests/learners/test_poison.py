@@ -10,8 +10,8 @@ from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_w
 from online_meta.learners import ftml, train_on_everything
 from online_meta.replay import ReplayPolicy, ReplaySample
 from online_meta.replay.all import all as every_round
-from tests.learners.problems import frozen, setup, stream
-from tests.numerics.compare import assert_close
+from online_meta.testing.compare import assert_close
+from online_meta.testing.learner_problems import frozen, setup, stream
 
 
 def poison(part="support"):

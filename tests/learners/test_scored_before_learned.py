@@ -7,8 +7,8 @@ import online_meta as om
 from online_meta.learners import from_scratch, ftml, train_on_everything
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.regret.scoring import OrderError
+from online_meta.testing.learner_problems import LR, STEPS, frozen, net, optimizer, setup, stream
 from tests.learners import slow
-from tests.learners.problems import LR, STEPS, frozen, net, optimizer, setup, stream
 
 
 def module_with(weights):

@@ -14,8 +14,8 @@ from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.leader_likelihood import leader_likelihood
 from online_meta.changepoints.segments import Segmenter, segment_adaptively, segment_samples
 from online_meta.changepoints.task_free import estimate_errors, make_task, play_task_free
+from online_meta.testing.segmented import draw_lines
 from online_meta.types import PrefixScore, Score
-from tests.contracts.segmented import draw_lines
 
 SIZES = (1, 2, 4, 8)
 LENGTHS = [30, 25, 40, 22, 30, 35]

@@ -8,8 +8,8 @@ import torch
 from torch.func import functional_call
 
 import online_meta as om
-from tests.numerics.compare import assert_close, flat, relative_error
-from tests.numerics.oracle import CRITERIA, central_difference
+from online_meta.testing.compare import assert_close, flat, relative_error
+from online_meta.testing.oracle import CRITERIA, central_difference
 from tests.numerics.problems import problem
 
 STEPS = 4

@@ -3,8 +3,8 @@ import torch
 
 import online_meta as om
 from online_meta.inner import query_loss
-from tests.numerics.compare import assert_close, flat, relative_error
-from tests.numerics.oracle import central_difference, unrolled_maml
+from online_meta.testing.compare import assert_close, flat, relative_error
+from online_meta.testing.oracle import central_difference, unrolled_maml
 from tests.numerics.problems import EVERY, problem
 
 LR = 0.1

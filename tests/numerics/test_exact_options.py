@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import online_meta as om
-from tests.contracts.learned_rules import whole_seam
-from tests.contracts.unrolled import Loop
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.learned_rules import whole_seam
+from online_meta.testing.unrolled import Loop
 from tests.numerics.by_hand import both, shifted
-from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.meter import MemoryMeter, bytes_of
 from tests.numerics.problems import problem
 

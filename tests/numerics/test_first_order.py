@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import online_meta as om
-from tests.numerics.compare import assert_close, relative_error
-from tests.numerics.oracle import unrolled_maml
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.oracle import unrolled_maml
 from tests.numerics.problems import EVERY, problem
 
 LR = 0.1

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import online_meta as om
-from tests.numerics.compare import assert_close
-from tests.numerics.oracle import unrolled_maml
+from online_meta.testing.compare import assert_close
+from online_meta.testing.oracle import unrolled_maml
 from tests.numerics.problems import problem, regression_task
 
 

@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import online_meta as om
 from online_meta.metagrads.implicit import implicit
+from online_meta.testing.compare import assert_close, relative_error
 from online_meta.types import Carry
 from tests.numerics.by_hand import STEPS, assert_is_by_hand
-from tests.numerics.compare import assert_close, relative_error
 from tests.numerics.problems import MODELS, problem, regression_task
 
 STRENGTH = 0.5

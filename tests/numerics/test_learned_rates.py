@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import online_meta as om
+from online_meta.testing.compare import assert_close
 from tests.numerics.by_hand import STEPS, assert_is_by_hand
-from tests.numerics.compare import assert_close
 from tests.numerics.problems import problem
 
 PROBLEMS = ["mlp_tanh", "conv_batch_norm"]

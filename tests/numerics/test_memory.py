@@ -4,8 +4,8 @@ from torch import nn
 
 import online_meta as om
 from online_meta.inner import fast_weights
+from online_meta.testing.oracle import unrolled_maml
 from tests.numerics.meter import MemoryMeter, bytes_of
-from tests.numerics.oracle import unrolled_maml
 
 FEW, MANY = 4, 24
 WIDTH, SAMPLES = 32, 400

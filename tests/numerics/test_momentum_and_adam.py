@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import online_meta as om
+from online_meta.testing.compare import assert_close
+from online_meta.testing.oracle import CRITERIA
 from tests.numerics.by_hand import STEPS, assert_is_by_hand
-from tests.numerics.compare import assert_close
-from tests.numerics.oracle import CRITERIA
 from tests.numerics.problems import Net, problem
 
 every_problem = pytest.mark.parametrize("name", ["mlp_tanh", "conv_group_norm"])

@@ -3,8 +3,8 @@ import torch
 
 import online_meta as om
 from online_meta.batching.task_sum import TaskSum
-from tests.numerics.compare import assert_close, relative_error
-from tests.numerics.oracle import unrolled_maml
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.oracle import unrolled_maml
 from tests.numerics.problems import problem
 
 LR, STEPS = 0.1, 3

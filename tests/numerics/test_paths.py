@@ -14,7 +14,7 @@ from online_meta.batching.compile import Compilation, trace
 from online_meta.batching.plan import BATCHING_MODES, ExecutionPlan, Group, signature_of, stack, unstack, vmapped
 from online_meta.batching.task_sum import TaskSum
 from online_meta.memory import peak_bytes
-from tests.numerics.compare import assert_close
+from online_meta.testing.compare import assert_close
 from tests.numerics.problems import problem
 
 STEPS = 2

@@ -13,11 +13,11 @@ from online_meta.functional import activation_checkpoint
 from online_meta.functional.activation_checkpoint import recompute_on_backward
 from online_meta.memory import peak_bytes
 from online_meta.preflight.preflight import preflight
-from tests.contracts.learned_rules import whole_seam
-from tests.contracts.unrolled import Loop
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.learned_rules import whole_seam
+from online_meta.testing.oracle import reptile_by_hand, unrolled_maml
+from online_meta.testing.unrolled import Loop
 from tests.numerics.by_hand import both, shifted
-from tests.numerics.compare import assert_close, relative_error
-from tests.numerics.oracle import reptile_by_hand, unrolled_maml
 from tests.numerics.problems import RANDOM, problem
 from trainers.build import build_loss, build_module
 from trainers.models import transformer

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import online_meta as om
-from tests.numerics.compare import assert_close
-from tests.numerics.oracle import reptile_by_hand
+from online_meta.testing.compare import assert_close
+from online_meta.testing.oracle import reptile_by_hand
 from tests.numerics.problems import MODELS, problem
 
 LR = 0.1

@@ -14,7 +14,7 @@ from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.likelihoods.gaussian_classes import gaussian_classes
 from online_meta.changepoints.likelihoods.linear import linear
 from online_meta.changepoints.segments import Likelihood, segment_samples
-from tests.contracts.segmented import draw_classes, draw_lines
+from online_meta.testing.segmented import draw_classes, draw_lines
 
 PRIOR = {"strength": 0.5, "shape": 1.5, "spread": 0.7}
 

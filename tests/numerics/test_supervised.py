@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import online_meta as om
-from tests.numerics.compare import assert_close
-from tests.numerics.oracle import CRITERIA
+from online_meta.testing.compare import assert_close
+from online_meta.testing.oracle import CRITERIA
 from tests.numerics.problems import MODELS, problem
 
 

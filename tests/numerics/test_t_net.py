@@ -5,8 +5,8 @@ import torch
 
 import online_meta as om
 from online_meta.inner import init_carry
+from online_meta.testing.compare import assert_close
 from tests.numerics.by_hand import STEPS, assert_is_by_hand, shifted
-from tests.numerics.compare import assert_close
 from tests.numerics.problems import problem
 
 LR = 0.1

@@ -11,11 +11,11 @@ import online_meta as om
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.inner import init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.warp_grad import warp_grad
+from online_meta.testing.compare import assert_close, flat, relative_error
+from online_meta.testing.learned_rules import whole_seam
+from online_meta.testing.oracle import CRITERIA, central_difference
 from online_meta.types import Carry
-from tests.contracts.learned_rules import whole_seam
 from tests.numerics.by_hand import both, shifted
-from tests.numerics.compare import assert_close, flat, relative_error
-from tests.numerics.oracle import CRITERIA, central_difference
 from tests.numerics.problems import problem
 
 STEPS = 4

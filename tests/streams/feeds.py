@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from online_meta.testing.segmented import draw_classes, draw_lines
 from online_meta.types import Batch, Task
 from streams.sources.sinusoid import make_task
-from tests.contracts.segmented import draw_classes, draw_lines
 
 calls: list[int] = []
 NOT_A_FUNCTION = 3

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from online_meta.testing.segmented import draw_classes, draw_lines
 from streams.history.history import History
 from streams.sources import samples
 from streams.spec import TaskSpec
 from streams.types import Arrival
-from tests.contracts.segmented import draw_classes, draw_lines
 from tests.streams.ingesting import Open, until
 
 REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))

@@ -24,12 +24,12 @@ from online_meta.functional.model import model_loss
 from online_meta.inner import Inner
 from online_meta.regret.scoring import score_task
 from online_meta.rules.sgd import sgd
+from online_meta.testing.segmented import draw_classes, draw_lines
 from online_meta.types import Batch, Meta, Score, Task
 from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
 from streams.types import Arrival
-from tests.contracts.segmented import draw_classes, draw_lines
 from tests.streams.ingesting import Faulty, Open, until
 
 REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from online_meta.testing.learner_problems import frozen
 from online_meta.types import Batch, Params, Task
 from streams.formats import wire
 from streams.history.history import History
 from streams.types import Record
-from tests.learners.problems import frozen
 from trainers.journal.jsonl import LineReader
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import Run, close_run, open_run, play_rounds

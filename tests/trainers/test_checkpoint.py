@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.learners.problems import frozen
+from online_meta.testing.learner_problems import frozen
 from tests.trainers import dying
 from tests.trainers.processes import hear, kill, start
 from trainers.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, load_latest, save_checkpoint

@@ -7,8 +7,8 @@ from threading import Event
 
 import pytest
 
+from online_meta.testing.learner_problems import frozen
 from streams.history.history import History
-from tests.learners.problems import frozen
 from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
 from trainers.checkpoint import list_checkpoints, load_checkpoint, load_latest, publish_checkpoint
 from trainers.journal.divergence import Diverged, Rollback, RollbackLog, SkipStreak, list_rollback_targets

@@ -11,7 +11,7 @@ import online_meta as om
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.replay import ReplayRequest
 from online_meta.replay.uniform import uniform
-from tests.learners.problems import frozen
+from online_meta.testing.learner_problems import frozen
 from trainers.comparators import RefreshRequest, always_continue
 from trainers.comparators._sampling import SEED_OFFSET
 from trainers.comparators.hindsight import refresh

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 import online_meta as om
 from deploy.leader import Adapter
 from online_meta.learners import MemoryReplayBuffer
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.oracle import unrolled_maml
 from online_meta.types import MetaGrad
-from tests.numerics.compare import assert_close, relative_error
-from tests.numerics.oracle import unrolled_maml
 from tests.numerics.problems import sequence_task
 from tests.trainers.runs import SETTINGS
 from trainers.build import build_context, build_learners, build_module

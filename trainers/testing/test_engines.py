@@ -9,7 +9,7 @@ import online_meta as om
 import trainers.engines
 from online_meta import registry
 from online_meta.meta_optimizer import OPTIMIZERS
-from tests.learners.problems import frozen
+from online_meta.testing.learner_problems import frozen
 from trainers.settings import EngineSettings, MetaSettings, ModelSettings, TrainerSettings
 
 KINDS = [kind for kind in registry.names(trainers.engines) if kind != "deepspeed"]  # of single precision: tests/engines

@@ -6,8 +6,8 @@ import torch
 import online_meta.learners
 from online_meta import registry
 from online_meta.regret.scoring import OrderError
+from online_meta.testing.learner_problems import frozen, remembered, setup, stream
 from online_meta.types import Batch, Task
-from tests.learners.problems import frozen, remembered, setup, stream
 
 NAMES = registry.names(online_meta.learners)
 ROUNDS = 7

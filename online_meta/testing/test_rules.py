@@ -13,11 +13,11 @@ import online_meta as om
 from online_meta import registry
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.inner import fast_weights, init_carry, support_gradient
-from tests.contracts import learned_rules
-from tests.contracts.unrolled import Loop
-from tests.numerics.compare import assert_close, relative_error
-from tests.numerics.problems import EVERY as EVERY_MODEL
-from tests.numerics.problems import problem
+from online_meta.testing import learned_rules
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.problems import EVERY as EVERY_MODEL
+from online_meta.testing.problems import problem
+from online_meta.testing.unrolled import Loop
 
 RULES = {name: registry.load(om.rules, name) for name in registry.names(om.rules)}
 EVERY = {**RULES, "seam_whole": learned_rules.whole_seam}
@@ -39,9 +39,9 @@ own_rule = pytest.mark.parametrize("make", RULES.values(), ids=RULES.keys())
 every_fast = pytest.mark.parametrize("fast", FAST, ids=["all", "head"])
 
 
-def setting(name, rule, steps=3, fast=("*",), seed=1):
+def setting(name, rule, steps=3, fast=("*",), seed=1, make_problem=problem):
     """Return the problem, the inner loop, its meta-parameters (the rule's own moved off their start) and a task."""
-    given = problem(name)
+    given = make_problem(name)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, steps, fast)
     meta = inner.init(given.weights())
     random = torch.Generator().manual_seed(seed)
@@ -144,8 +144,13 @@ def test_first_order_gradients_of_weights_and_rule(make, fast, name):
 @pytest.mark.parametrize("name", [name for name in EVERY_MODEL if name not in PROBLEMS])
 @every_rule
 def test_gradients_on_every_kind_of_model(make, name, estimator):
-    """Each normalisation, attention, a recurrence, tokens, dropout: what is exact on one network is so on all."""
-    given, inner, meta, task = setting(name, make(), 2)
+    """Each normalisation, attention, a recurrence, dropout: what is exact on one network is so on all."""
+    check_gradients(name, make, estimator)
+
+
+def check_gradients(name, make, estimator, make_problem=problem):
+    """Compare an estimator's gradient on a problem with that of the unrolled loop."""
+    given, inner, meta, task = setting(name, make(), 2, make_problem=make_problem)
     found = getattr(om, estimator)(inner)(meta, task)
     right = Loop(given.module, given.loss, inner.rule, 2, ("*",)).gradient(
         meta, task, constant_gradients=estimator == "first_order"

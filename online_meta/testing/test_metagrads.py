@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import online_meta as om
 import online_meta.metagrads
 from online_meta import registry
-from tests.contracts.test_rules import EVERY, RANDOM, every_fast, is_like, setting
+from online_meta.testing.test_rules import EVERY, RANDOM, every_fast, is_like, setting
 
 ESTIMATORS = {name: registry.load(online_meta.metagrads, name) for name in registry.names(online_meta.metagrads)}
 SEES_THE_QUERY = {"reptile"}

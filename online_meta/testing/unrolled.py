@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from online_meta.functional.randomness import INIT_STEP, seeded
+from online_meta.testing.oracle import CRITERIA
 from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Task
-from tests.numerics.oracle import CRITERIA
 
 
 class Loop:

@@ -1,0 +1,1 @@
+"""The contract of metrics, as tests: ``pytest --pyargs deploy.testing``; ``-k NAME`` chooses one."""

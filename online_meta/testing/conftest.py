@@ -1,0 +1,5 @@
+"""What every test of this package runs under."""
+
+from online_meta.testing.conditions import fixed_conditions
+
+__all__ = ["fixed_conditions"]

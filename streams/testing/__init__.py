@@ -1,0 +1,1 @@
+"""The contract of sources, as tests: ``pytest --pyargs streams.testing``; ``-k NAME`` chooses one."""

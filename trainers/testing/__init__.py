@@ -1,0 +1,1 @@
+"""The contracts of engines and comparators, as tests: ``pytest --pyargs trainers.testing``; ``-k NAME`` chooses one."""
