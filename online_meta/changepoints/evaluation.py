@@ -1,4 +1,4 @@
-"""How well a stream was segmented: delay, false alarms and missed changes against a known truth."""
+"""Evaluate a segmentation against known changepoints: detection delay, false alarms and missed changes."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -9,16 +9,16 @@ from online_meta.changepoints.segments import TaskSegment
 
 
 class ChangepointMetrics(NamedTuple):
-    """What became of the changes of a stream.
+    """Detection metrics of a stream or a block of it.
 
     Attributes:
-        changes: how many there were.
-        delays: of each change that was found, in order: how many samples of the new task had come when it was told of.
-        missed: how many were not found.
-        false_alarms: how many told of were none.
-        samples: of the stream.
-        misplaced: of each change that was found: by how many samples the place told is off.
-        purity: the share of samples that are of the task that most samples of their segment are of, in (0, 1].
+        changes: number of true changes.
+        delays: for each detected change, in order, the samples of the new task seen before it was reported.
+        missed: number of changes not detected.
+        false_alarms: number of reported changes that match no true change.
+        samples: number of samples.
+        misplaced: for each detected change, in order, the distance in samples between reported and true position.
+        purity: share of samples that belong to the majority task of their segment, in (0, 1].
     """
 
     changes: int
@@ -31,30 +31,33 @@ class ChangepointMetrics(NamedTuple):
 
     @property
     def mean_delay(self) -> float:
-        """In samples; NaN where nothing was found."""
+        """The mean of ``delays`` in samples; NaN if no change was detected."""
         return sum(self.delays) / len(self.delays) if self.delays else float("nan")
 
     @property
     def false_per_thousand(self) -> float:
-        """False alarms a thousand samples."""
+        """The number of false alarms per 1,000 samples."""
         return 1000 * self.false_alarms / self.samples
 
 
 def evaluate_segments(
     changes: Sequence[int], segments: Sequence[TaskSegment], tolerance: int = 10
 ) -> ChangepointMetrics:
-    """Compare the end of every segment but the last with where tasks really changed.
+    """Compare the end of every segment except the last with the true changes.
 
-    An end belongs to the nearest change that it is at most ``tolerance`` samples off, that had come when it was told of
-    and that no earlier end belongs to. An end that belongs to none is a false alarm.
+    An end matches the nearest change within ``tolerance`` samples that had occurred when the end was reported and that
+    no earlier end matches. An end without a match is a false alarm.
 
     Args:
-        changes: the places of the first samples of all tasks but the first, in ascending order.
-        segments: the whole stream, as ``segment_samples`` cuts it.
-        tolerance: how far off an end may be, in samples.
+        changes: the index of the first sample of every task except the first, in ascending order.
+        segments: the whole stream, as ``segment_samples`` yields it.
+        tolerance: the largest distance between an end and its change, in samples.
+
+    Returns:
+        The metrics over the whole stream.
 
     Raises:
-        ValueError: if the segments are not a whole stream, or a change lies outside it or out of order.
+        ValueError: if the segments do not cover a whole stream, or ``changes`` are out of order or out of range.
     """
     return evaluate_blocks(changes, segments, segments[-1].end if segments else 1, tolerance)[0]
 
@@ -62,13 +65,13 @@ def evaluate_segments(
 def evaluate_blocks(
     changes: Sequence[int], segments: Sequence[TaskSegment], size: int, tolerance: int = 10
 ) -> list[ChangepointMetrics]:
-    """Return what ``evaluate_segments`` does for each block of ``size`` samples, the last of which may be shorter.
+    """Return the metrics of ``evaluate_segments`` for each block of ``size`` samples; the last block may be shorter.
 
-    A change counts in the block in which it lies, whenever it is told of; a false alarm where the end is that was told.
-    Raises what ``evaluate_segments`` does, and ``ValueError`` if ``size`` is below 1.
+    A change counts in the block that contains it, no matter when it was reported; a false alarm counts in the block
+    that contains the reported end. Raises ``ValueError`` as ``evaluate_segments`` does, and if ``size`` is below 1.
     """
     if size < 1:
-        raise ValueError(f"size is {size}: a block has 1 sample or more")
+        raise ValueError(f"size is {size}; a block must have at least 1 sample")
     found = _match(changes, segments, tolerance)
     samples = segments[-1].end
     right = set(found.values())
@@ -98,13 +101,13 @@ def _count(
 
 
 def _match(changes: Sequence[int], segments: Sequence[TaskSegment], tolerance: int) -> dict[int, TaskSegment]:
-    """Return the changes that were found, each with the segment that ends there."""
+    """Map each detected change to the segment whose end matches it."""
     ends = [0, *(segment.end for segment in segments)]
     if not segments or [segment.begin for segment in segments] != ends[:-1] or ends != sorted(set(ends)):
-        raise ValueError("the segments are to begin at 0 and each where the one before it ends")
+        raise ValueError("the first segment must begin at 0, and every other one where the previous one ends")
     samples = segments[-1].end
     if list(changes) != sorted(set(changes)) or any(not 0 < change < samples for change in changes):
-        raise ValueError(f"changes ascend and lie between 0 and {samples}, both excluded")
+        raise ValueError(f"changes must ascend and lie strictly between 0 and {samples}")
     found: dict[int, TaskSegment] = {}
     for segment in segments[:-1]:
         candidates = [change for change in changes if change not in found and change < segment.detected_at]
@@ -115,7 +118,7 @@ def _match(changes: Sequence[int], segments: Sequence[TaskSegment], tolerance: i
 
 
 def _majority_samples(changes: Sequence[int], segment: TaskSegment) -> list[int]:
-    """Return the samples of a segment that are of the task that most of them are of."""
+    """Return the indices of a segment's samples that belong to its majority task."""
     tasks = [bisect_right(changes, sample) for sample in range(segment.begin, segment.end)]
     (main, _), *_ = Counter(tasks).most_common(1)
     return [segment.begin + at for at, task in enumerate(tasks) if task == main]

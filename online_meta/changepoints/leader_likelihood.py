@@ -1,4 +1,4 @@
-"""How likely a sample is by the leader, adapted to the samples of its run."""
+"""The likelihood of a sample under the leader, adapted to the samples of its run."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,26 +25,31 @@ def leader_likelihood(
     errors: Sequence[float] | None = None,
     shape: float = 1.0,
 ) -> Likelihood:
-    """Return p(sample | run) by the loss L of the model that has adapted to the run (Harrison et al., NeurIPS 2020).
+    """Return p(sample | run) from the loss L of the model adapted to the run (Harrison et al., NeurIPS 2020).
 
-    A run of n samples adapts when it has as many as one of ``sizes``, and no more after the last of them: what comes
-    behind a change does not reach the run that it is judged by, and of all the runs few adapt to a sample.
+    The model of a run adapts each time its length reaches one of ``sizes``, and not after the last of them: samples
+    after a change then do not affect the model that they are scored with, and few runs adapt at each sample.
 
-    log p = -L for a loss that is a negative log-likelihood, such as cross-entropy. A mean square error has no scale of
-    its own: d L / s_n is d squares of a Gaussian whose variance v is ~ InverseGamma(shape, shape), s_n being the error
-    to be expected after adapting to as many samples; p is the Student-t that follows from the run's own errors so far.
+    For a negative log-likelihood such as cross-entropy, log p = -L. A mean square error has no scale: d L / s_n is the
+    sum of d squares of a Gaussian with variance v ~ InverseGamma(shape, shape), where s_n is the expected error after
+    adapting to n samples, and p is the Student-t given the errors of the run so far.
 
     Args:
-        inner: adapts.
-        meta: the leader.
-        x: any sample, for its shape and dtype.
-        y: its label or target, of d numbers.
-        sizes: of how many samples of a run its model adapts, in ascending order.
-        errors: s of 0 samples and of each of ``sizes``, by ``measure_errors``; None for a negative log-likelihood.
-        shape: the smaller, the more tasks differ in how hard they are.
+        inner: the inner loop that adapts the model.
+        meta: the leader's meta-parameters.
+        x: any sample, without a batch dimension; its shape and dtype are used.
+        y: the label or target of ``x``, of d values.
+        sizes: the run lengths at which the model adapts, in samples, ascending from 1 or more.
+        errors: the expected mean square errors s for 0 samples and each of ``sizes``, above 0, from ``measure_errors``;
+            None for a negative log-likelihood.
+        shape: shape of the prior of v, above 0; a smaller one lets tasks differ more in their errors.
+
+    Returns:
+        The likelihood.
 
     Raises:
-        ValueError: if ``sizes`` do not ascend from 1 or more, ``errors`` are not one more, or one is not positive.
+        ValueError: if ``sizes`` do not ascend from 1 or more, there is not one error for 0 samples and each of
+            ``sizes``, an error is not positive, or ``shape`` is not above 0.
     """
     _check(sizes, errors, shape)
     expected = None if errors is None else torch.tensor(errors, dtype=torch.float64)
@@ -68,13 +73,13 @@ class _Leader(NamedTuple):
 
 
 def _run_losses(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the loss of each run's model, and the error that was to be expected of it."""
+    """Return the loss of each run's model and its expected error (None without ``errors``)."""
     one = Batch(x[None], y[None])
     with torch.no_grad():
         losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(
             strip_prefix(_WEIGHT_PREFIX, runs)
         ).double()
-    # Where adapting to a run went astray: that run is improbable, and probabilities stay numbers.
+    # If adapting to a run diverged, the run gets a very low probability instead of NaN.
     losses = torch.nan_to_num(losses, nan=_MAX_LOSS, posinf=_MAX_LOSS).clamp(max=_MAX_LOSS)
     if leader.expected is None:
         return losses, None
@@ -110,12 +115,13 @@ def _update(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Params:
 def measure_errors(
     inner: Inner, meta: Meta, tasks: Sequence[Task], sizes: Sequence[int] = ADAPTATION_SIZES
 ) -> list[float]:
-    """Return the mean query loss over ``tasks``, not adapted, and adapted to the first of the support, by ``sizes``.
+    """Return the mean query loss over ``tasks`` before adaptation and after adapting to the first samples of support.
 
-    Raises ``ValueError`` where there is no task, or one with fewer samples of support.
+    The list has one loss for 0 samples, then one for each of ``sizes``. Raises ``ValueError`` if there is no task, or
+    one with fewer support samples than the largest of ``sizes``.
     """
     if not tasks or any(len(task.support.x) < max(sizes) for task in tasks):
-        raise ValueError(f"there must be tasks, each with {max(sizes)} samples of support or more")
+        raise ValueError(f"give at least one task, each with at least {max(sizes)} support samples")
     with torch.no_grad():
         before = [inner.loss(inner.rule.view(meta.rule, meta.weights), task.query) for task in tasks]
         found = [sum(map(float, before)) / len(tasks)]
@@ -130,11 +136,11 @@ def measure_errors(
 
 def _check(sizes: Sequence[int], errors: Sequence[float] | None, shape: float) -> None:
     if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1:
-        raise ValueError(f"sizes are {list(sizes)}: they must ascend, from 1 or more")
+        raise ValueError(f"sizes are {list(sizes)}: they must ascend from 1 or more")
     if errors is not None and not (len(errors) == len(sizes) + 1 and min(errors) > 0):
-        raise ValueError(f"errors are {errors}: one above 0 for each of {[0, *sizes]} samples")
+        raise ValueError(f"errors are {errors}: there must be one above 0 for each of {[0, *sizes]} samples")
     if not shape > 0:
-        raise ValueError(f"shape is {shape}: it is a number above 0")
+        raise ValueError(f"shape is {shape}; it must be above 0")
 
 
 def _student_log_density_of_square(square: Tensor, size: int, degrees: Tensor, scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the tasks of a stream change that has no labels on its joints: what is asked, and what is answered."""
+"""Types and functions to cut a stream without task labels into segments of one task each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from online_meta.types import Params
 
 
 class Likelihood(NamedTuple):
-    """How likely the next sample is, given those of its run, as pure functions over a stack of runs.
+    """The likelihood of the next sample given its run, as pure functions over a stack of runs.
 
-    A run is the samples since a change. A stack of n runs is named tensors of shape (n, ...).
-    ``start() -> runs`` is a stack of one run that has no samples;
-    ``score(runs, x, y) -> scores`` are n natural logarithms of p(sample | run), in float64;
-    ``update(runs, x, y) -> runs`` are the runs with the sample added to each.
-    ``x`` and ``y`` are of one sample, without a leading dimension.
+    A run is the samples since a change. A stack of n runs is a dict of tensors of shape (n, ...).
+    ``start() -> runs`` returns a stack of one empty run;
+    ``score(runs, x, y) -> scores`` returns log p(sample | run), natural logarithms, shape (n,), float64;
+    ``update(runs, x, y) -> runs`` returns the runs with the sample appended to each.
+    ``x`` and ``y`` are one sample, without a batch dimension.
     """
 
     start: Callable[[], Params]
@@ -25,13 +25,13 @@ class Likelihood(NamedTuple):
 
 
 class Segmenter(NamedTuple):
-    """Finds the first change in a stream, as pure functions; ``memory`` are named tensors of bounded size.
+    """A detector of the first change in a stream, as pure functions; ``memory`` is a dict of tensors of bounded size.
 
-    ``start() -> memory`` is that at a change: the next sample is the first of a task;
-    ``update(memory, x, y) -> memory`` is told of the next sample;
-    ``change(memory) -> count`` says how many samples came before the first change; None while there seems to be none.
-    After a change one starts anew, and tells it the samples behind the change: what is found behind a change is
-    a function of the samples behind it, so a stream is cut alike whatever is restarted.
+    ``start() -> memory`` returns the memory at the beginning of a task, before its first sample;
+    ``update(memory, x, y) -> memory`` processes the next sample;
+    ``change(memory) -> count`` returns the number of samples before the first change, or None if none is detected.
+    After a change the caller starts again and passes the samples after the change. What is found there depends on
+    those samples only, so the segments are the same if the process restarts at a change.
     """
 
     start: Callable[[], Params]
@@ -40,9 +40,9 @@ class Segmenter(NamedTuple):
 
 
 class TaskSegment(NamedTuple):
-    """The samples ``begin`` .. ``end`` - 1 of a stream; its end was known after ``detected_at`` samples of the stream.
+    """The samples ``begin`` .. ``end`` - 1 of a stream; the end was detected after ``detected_at`` samples.
 
-    At the end of the stream, and where the segment was cut because it was too long, that is ``end``.
+    ``detected_at`` equals ``end`` for the last segment of a stream and for one cut at the maximum length.
     """
 
     begin: int
@@ -53,9 +53,9 @@ class TaskSegment(NamedTuple):
 def segment_samples(
     segmenter: Segmenter, samples: Sequence[tuple[Tensor, Tensor]], max_samples: int
 ) -> Iterator[TaskSegment]:
-    """Yield the segments of a stream of (x, y), of at most ``max_samples`` samples; the last may end without a change.
+    """Yield the segments of a stream of (x, y), each of at most ``max_samples`` samples.
 
-    Raises ``ValueError`` if ``max_samples`` is below 1.
+    The last segment ends with the stream. Raises ``ValueError`` if ``max_samples`` is below 1.
     """
     return segment_adaptively(lambda: segmenter, samples, max_samples)
 
@@ -63,13 +63,13 @@ def segment_samples(
 def segment_adaptively(
     make_segmenter: Callable[[], Segmenter], samples: Sequence[tuple[Tensor, Tensor]], max_samples: int
 ) -> Iterator[TaskSegment]:
-    """Yield what ``segment_samples`` does, each segment cut by a segmenter of its own.
+    """Yield the segments of a stream as ``segment_samples`` does, with a new segmenter for each segment.
 
-    ``make_segmenter()`` is called after the segment before was yielded and the next one is asked for: what was
-    learned meanwhile may be in it.
+    ``make_segmenter()`` is called when the next segment is requested, so a segmenter can use what was learned from the
+    segments before. Raises ``ValueError`` if ``max_samples`` is below 1.
     """
     if max_samples < 1:
-        raise ValueError(f"most is {max_samples}: a segment has 1 sample or more")
+        raise ValueError(f"max_samples is {max_samples}; a segment must have at least 1 sample")
     begin = at = 0
     while at < len(samples):
         segmenter = make_segmenter()
@@ -86,20 +86,20 @@ def segment_adaptively(
 
 
 def concat_runs(runs: Params, more: Params) -> Params:
-    """Return the stack of both."""
+    """Concatenate two stacks of runs."""
     return {name: torch.cat([values, more[name]]) for name, values in runs.items()}
 
 
 def select_runs(runs: Params, which: Tensor) -> Params:
-    """Return the stack of the runs at the places ``which``."""
+    """Return the stack of the runs at the indices ``which``."""
     return {name: values[which] for name, values in runs.items()}
 
 
 def add_prefix(prefix: str, runs: Params) -> Params:
-    """Return ``runs`` under names that begin with ``prefix``, to lie in a memory beside others."""
+    """Return ``runs`` with ``prefix`` before each name, so that they can share a memory with other tensors."""
     return {prefix + name: values for name, values in runs.items()}
 
 
 def strip_prefix(prefix: str, memory: Params) -> Params:
-    """Return what ``add_prefix`` put into a memory."""
+    """Return the runs in a memory whose names begin with ``prefix``; the inverse of ``add_prefix``."""
     return {name.removeprefix(prefix): values for name, values in memory.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""A stream without task boundaries, played online: cut by what the leader loses, each segment scored, then learned."""
+"""Play a task-free stream online: segment it by the leader's losses, score each segment, then learn it."""
 
 import math
 from collections import deque
@@ -14,11 +14,11 @@ from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.types import Batch, Score, Task
 
 Samples = Sequence[tuple[Tensor, Tensor]]
-"""Samples (x, y), each without a leading dimension, in the order in which they come."""
+"""Samples (x, y), each without a batch dimension, in stream order."""
 
 
 class PlayedSegment(NamedTuple):
-    """A segment of a stream, and how it was scored before it was learned; None where it is too short to be a task."""
+    """A segment of a stream and its score before it was learned; None if it is too short to be a task."""
 
     segment: TaskSegment
     score: Score | None
@@ -35,29 +35,32 @@ def play_task_free(
     shape: float = 1.0,
     max_samples: int = 1_000,
 ) -> Iterator[PlayedSegment]:
-    """Play a stream that nobody has cut into tasks, by a leader that may start from nothing; yield its segments.
+    """Play a stream without task boundaries; yield its segments with their scores.
 
-    As MOCA does (Harrison et al., NeurIPS 2020), the task changed where the samples become improbable under the leader,
-    adapted to those since the last change. MOCA trains through its belief of where that was; here each segment that is
-    cut becomes a task, is scored, then learned, as in Follow-the-Meta-Leader (Finn et al., ICML 2019), and the next is
-    cut by the leader as it is then.
+    As in MOCA (Harrison et al., NeurIPS 2020), a change is detected where the samples become improbable under the
+    leader, adapted to the samples since the last change. MOCA trains through its belief about the change; here each
+    segment becomes a task, which is scored and then learned, as in Follow-the-Meta-Leader (Finn et al., ICML 2019). The
+    updated leader segments the rest of the stream. The learner may start untrained.
 
     Args:
-        learner: any that follows its leader; it is scored and learned with.
-        segmenter: of a likelihood, such as ``partial(run_length, hazard=0.02, least=10)``.
+        learner: scores and learns the tasks; its leader segments the stream.
+        segmenter: makes a segmenter from a likelihood, e.g. ``partial(run_length, hazard=0.02, least=10)``.
         samples: the stream.
-        sizes: of how many samples of a run the leader adapts, as for ``leader_likelihood`` and ``make_task``.
-        squared_error: whether the loss is a mean square error, whose scale is taken from the newest scores by
-            ``estimate_errors``; if not, it is a negative log-likelihood, such as cross-entropy.
-        window: how many scores.
-        shape: the smaller, the more tasks differ in how hard they are.
-        max_samples: a segment is cut at so many samples, whatever is found.
+        sizes: the run lengths at which the leader adapts, in samples; see ``leader_likelihood`` and ``make_task``.
+        squared_error: whether the loss is a mean square error, whose scale ``estimate_errors`` takes from the newest
+            scores; if false, it is a negative log-likelihood such as cross-entropy.
+        window: the number of newest scores to use, at least 1.
+        shape: shape of the prior of the error variance, above 0; a smaller one lets tasks differ more.
+        max_samples: the maximum length of a segment, at least 1.
+
+    Yields:
+        Each segment, after it was learned.
 
     Raises:
         ValueError: if an option is out of its range.
     """
     if window < 1:
-        raise ValueError(f"window is {window}: errors are expected from 1 score or more")
+        raise ValueError(f"window is {window}; errors are estimated from at least 1 score")
     scores: deque[Score] = deque(maxlen=window)
 
     def make_segmenter() -> Segmenter:
@@ -76,11 +79,12 @@ def play_task_free(
 
 
 def make_task(samples: Samples, sizes: Sequence[int] = ADAPTATION_SIZES) -> Task | None:
-    """Return the task of a segment; None where it has fewer samples than two of the least of ``sizes``.
+    """Make a task of a segment; return None if it has fewer than twice the smallest of ``sizes`` samples.
 
-    The first samples are its support, in number the largest of ``sizes`` that is at most half of them; as many behind
-    them are its query. So the leader learns to adapt to what it will judge by; the last samples of a long segment,
-    which may be of the next task where its end was told too late, are of neither; and tasks have few different shapes.
+    With n the largest of ``sizes`` that is at most half the segment, the first n samples are the support set and the
+    next n the query set. So the leader learns to adapt to the numbers of samples that the likelihood uses, tasks have
+    few different shapes, and the last samples of a long segment are unused: if its end was detected late, they may
+    belong to the next task.
     """
     size = max((size for size in sizes if 2 * size <= len(samples)), default=0)
     if not size:
@@ -92,17 +96,17 @@ def make_task(samples: Samples, sizes: Sequence[int] = ADAPTATION_SIZES) -> Task
 def estimate_errors(
     scores: Sequence[Score], sizes: Sequence[int] = ADAPTATION_SIZES, shape: float = 1.0
 ) -> list[float]:
-    """Return the mean square errors to expect of no sample, and of each of ``sizes``, for ``leader_likelihood``.
+    """Return the expected mean square errors for 0 samples and each of ``sizes``, for ``leader_likelihood``.
 
-    They are those of tasks that had not been learned when they were scored. If the errors of tasks are s v, v ~
-    InverseGamma(shape, shape), then E log(s v) = log s + log shape - digamma(shape), from which s follows; unlike the
-    mean, it is not moved far by a few tasks on which adapting went astray. Where no score says anything, it is 1:
-    targets are to be of about unit size, as for the conjugate likelihoods.
+    They come from tasks that had not been learned when they were scored. If the errors of tasks are s v with v ~
+    InverseGamma(shape, shape), then E log(s v) = log s + log shape - digamma(shape), which is solved for s. Unlike the
+    mean, this estimate is robust against a few tasks on which adaptation diverged. Without a usable score, s is 1;
+    targets should have a magnitude of about 1, as for the conjugate likelihoods.
 
     Args:
-        scores: of tasks by ``make_task``, with the prefixes ``sizes`` of their support.
-        sizes: of how many samples.
-        shape: of the prior in ``leader_likelihood``.
+        scores: scores of tasks from ``make_task``, with the prefixes ``sizes`` of their support sets.
+        sizes: the numbers of samples adapted to, in ascending order.
+        shape: shape of the prior in ``leader_likelihood``, above 0.
     """
     losses_by_size: list[dict[int, float]] = []
     for score in scores:

@@ -1,4 +1,4 @@
-"""The loss jumps where the task changes."""
+"""Detect a change by a jump of the loss between two windows of samples."""
 
 import math
 from typing import Annotated
@@ -19,26 +19,30 @@ def loss_jump(
     window: Annotated[int, Ge(1)] = 5,
     least: Annotated[int, Ge(1)] = 10,
 ) -> Segmenter:
-    """Return the segmenter by a jump of the loss from one window of samples to the next.
+    """Return a segmenter that detects a jump of the loss from one window of samples to the next.
 
-    As Continual-MAML does (Caccia et al., NeurIPS 2020): with the loss -log p(sample | the run before it), there was a
-    change where mean loss of the newest ``window`` samples - mean loss of the ``window`` before them > ``jump``. It is
-    at the first of the newest whose own loss is as much above. One run is followed, not many: a sample costs a
-    fraction of what it costs ``run_length``, and whether to wait or to risk a false alarm is up to ``jump`` alone.
+    As in Continual-MAML (Caccia et al., NeurIPS 2020): with the loss -log p(sample | the run before it), a change is
+    reported if mean loss of the newest ``window`` samples - mean loss of the ``window`` before them > ``jump``. It is
+    placed at the first of the newest samples whose own loss exceeds the older mean by more than ``jump``. Only one run
+    is tracked, so a sample costs less than with ``run_length``; ``jump`` alone sets the trade-off between delay and
+    false alarms.
 
     Args:
-        likelihood: of a sample, given its run.
-        jump: the difference, in nats a sample.
-        window: how many samples are averaged; one is the original test, on samples instead of batches.
-        least: no run is shorter, in samples: the losses of its first ones move by themselves.
+        likelihood: log p(sample | run).
+        jump: the difference in nats per sample, above 0.
+        window: the number of samples averaged, at least 1; 1 is the original test, on samples instead of batches.
+        least: the minimum length of a run in samples, at least 1; the losses of the first samples vary on their own.
+
+    Returns:
+        The segmenter.
 
     Raises:
         ValueError: if an option is out of its range.
     """
     if not (math.isfinite(jump) and jump > 0):
-        raise ValueError(f"jump is {jump}: it is a number of nats above 0")
+        raise ValueError(f"jump is {jump}; it must be a finite number of nats above 0")
     if window < 1 or least < 1:
-        raise ValueError(f"window is {window} and least {least}: both are 1 or more")
+        raise ValueError(f"window is {window} and least is {least}; both must be at least 1")
 
     def start() -> Params:
         losses = torch.zeros(0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Bayesian online change-point detection: how long is the current run?"""
+"""Bayesian online changepoint detection: the posterior over the length of the current run."""
 
 import math
 from functools import partial
@@ -21,34 +21,37 @@ def run_length(
     least: Annotated[int, Ge(1)] = 2,
     hypotheses: Annotated[int, Ge(2)] = 50,
 ) -> Segmenter:
-    """Return the segmenter by the posterior over the length of the current run (Adams & MacKay, 2007).
+    """Return the segmenter of Bayesian online changepoint detection (Adams & MacKay, 2007).
 
-    With r_t samples in the run up to and with sample t, a change before a sample having the prior probability h
-    (0 where the run is shorter than ``least``),
+    Let r_t be the length of the run up to and including sample t, and h the prior probability of a change before a
+    sample (0 if the run is shorter than ``least``). Then
 
         p(r_t = r + 1, D_t) = p(d_t | the last r samples) (1 - h) p(r_{t-1} = r, D_{t-1})
         p(r_t = 1, D_t)     = p(d_t | no sample) sum_r h p(r_{t-1} = r, D_{t-1}).
 
-    There was a change once p(no change since the start | D_t) is at most 1 - ``certainty``; it is where the most
-    probable of the shorter runs begins. With the loss of an adapted model as ``likelihood`` this is the segmentation
-    of MOCA (Harrison et al., NeurIPS 2020).
+    A change is reported once p(no change since the start | D_t) is at most 1 - ``certainty``; it is placed where the
+    most probable of the shorter runs begins. With the loss of an adapted model as ``likelihood`` this is the
+    segmentation of MOCA (Harrison et al., NeurIPS 2020).
 
     Args:
-        likelihood: of a sample, given its run.
-        hazard: h; runs are expected to be 1 / h samples long.
-        certainty: how probable a change must be to be told of.
-        least: no run is shorter, in samples.
-        hypotheses: how many lengths are kept: that of no change, and the most probable others. Memory and time a sample
-            grow with it, not with the length of the run.
+        likelihood: log p(sample | run).
+        hazard: h, in (0, 1); the expected length of a run is 1 / h samples.
+        certainty: the posterior probability of a change at which it is reported, in (0, 1).
+        least: the minimum length of a run in samples, at least 1.
+        hypotheses: the number of run lengths kept, at least 2: no change, and the most probable others. Memory and time
+            per sample grow with it, not with the length of the run.
+
+    Returns:
+        The segmenter.
 
     Raises:
         ValueError: if an option is out of its range.
     """
     for name, value in (("hazard", hazard), ("certainty", certainty)):
         if not 0 < value < 1:
-            raise ValueError(f"{name} is {value}: it lies between 0 and 1, both excluded")
+            raise ValueError(f"{name} is {value}; it must lie strictly between 0 and 1")
     if least < 1 or hypotheses < 2:
-        raise ValueError(f"least is {least} and hypotheses {hypotheses}: at least 1 and 2")
+        raise ValueError(f"least is {least} and hypotheses is {hypotheses}; they must be at least 1 and 2")
 
     def start() -> Params:
         zero = torch.zeros(1, dtype=torch.float64)
@@ -91,7 +94,7 @@ def _change(certainty: float, memory: Params) -> int | None:
 
 
 def _prune(logs: Tensor, count: int) -> Tensor:
-    """Return the places of the first and, in order, of the most probable others, ``count`` in all."""
+    """Return the indices of the first and of the ``count`` - 1 most probable others, in ascending order."""
     if len(logs) <= count:
         return torch.arange(len(logs))
     best = torch.sort(logs[1:], descending=True, stable=True).indices[: count - 1]

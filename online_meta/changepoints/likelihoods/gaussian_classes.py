@@ -1,4 +1,4 @@
-"""Labelled samples by a Gaussian a class: conjugate, so a run is a few sums and its prediction exact."""
+"""Likelihood of labelled samples with one Gaussian per class; conjugate, so sums represent a run exactly."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,30 +23,33 @@ def gaussian_classes(
     shape: Annotated[float, Gt(0)] = 1.0,
     spread: Annotated[float, Gt(0)] = 1.0,
 ) -> Likelihood:
-    """Return p(x, y | run) = p(y | run) p(x | y, run): the labels' shares, and where the samples of a class lie.
+    """Return the likelihood p(x, y | run) = p(y | run) p(x | y, run) of class frequencies and class Gaussians.
 
-    Shares have a Dirichlet prior of ``concentration`` a class; of each class and each number of x, the variance v
-    is ~ InverseGamma(shape, spread) and the mean ~ N(0, v / strength), so p(x | y, run) is a product of Student-t. A
-    change is in how often the classes come, in where they lie, or in which is which. The numbers of a sample are to be
-    of about unit size.
+    The class frequencies have a Dirichlet prior of ``concentration`` per class. For each class and each value of x, the
+    variance v ~ InverseGamma(shape, spread) and the mean ~ N(0, v / strength), so p(x | y, run) is a product of
+    Student-t densities. It responds to changes of the class frequencies, of the class means and variances, and of the
+    labelling. The values of x should have a magnitude of about 1.
 
     Args:
-        inputs: how many numbers a sample has.
-        outputs: how many classes there are.
-        features: samples are seen by so many random projections; 0: as they are. Dozens will do for images, whose
-            pixels, taken one by one, would make it far too sure of itself.
-        seed: of the projections.
-        concentration: how many samples of each class the prior of the shares is worth.
-        strength: how many samples the prior of the means is worth.
-        shape: of the prior of v; the smaller, the less is known of it.
-        spread: of the prior of v; spread / shape is about the variance that is expected within a class.
+        inputs: number of values in x, at least 1.
+        outputs: number of classes, at least 1; y is an integer label.
+        features: number of random projections of x, at least 0; 0 uses x itself. Use some dozens for images: their
+            pixels are correlated, which the model would count as independent evidence.
+        seed: seed of the projections, at least 0.
+        concentration: weight of the prior of the class frequencies, in samples per class, above 0.
+        strength: weight of the prior of the means, in samples, above 0.
+        shape: shape of the prior of v, above 0; a smaller one is less informative.
+        spread: scale of the prior of v, above 0; spread / shape is about the expected variance within a class.
+
+    Returns:
+        The likelihood.
 
     Raises:
         ValueError: if an option is out of its range.
     """
     require_sizes(inputs, outputs, concentration=concentration, strength=strength, shape=shape, spread=spread)
     if features < 0 or seed < 0:
-        raise ValueError(f"features is {features} and seed is {seed}: both are 0 or more")
+        raise ValueError(f"features is {features} and seed is {seed}; both must be at least 0")
     project = draw_projection(inputs, features, seed) if features else lambda x: x
     size = features or inputs
 

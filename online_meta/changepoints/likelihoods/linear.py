@@ -1,4 +1,4 @@
-"""Targets by Bayesian linear regression: conjugate, so a run is a few sums and its prediction exact."""
+"""Likelihood of targets by Bayesian linear regression; conjugate, so sums represent a run exactly."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,28 +25,31 @@ def linear(
     shape: Annotated[float, Gt(0)] = 1.0,
     spread: Annotated[float, Gt(0)] = 1.0,
 ) -> Likelihood:
-    """Return p(y | x, run) of y = w' phi(x) + noise, w ~ N(0, v / strength), v ~ InverseGamma(shape, spread).
+    """Return the likelihood p(y | x, run) of Bayesian linear regression.
 
-    Each output has weights and a noise variance v of its own; its prediction is a Student-t of 2 shape + n degrees of
-    freedom after n samples (Gelman et al., Bayesian Data Analysis, 2013, section 14). Targets are to be of about unit
-    size.
+    y = w' phi(x) + noise, w ~ N(0, v / strength), v ~ InverseGamma(shape, spread). Each output has its own weights and
+    noise variance v. Its prediction is a Student-t with 2 shape + n degrees of freedom after n samples (Gelman et al.,
+    Bayesian Data Analysis, 2013, section 14). Targets should have a magnitude of about 1.
 
     Args:
-        inputs: how many numbers a sample has.
-        outputs: how many numbers a target has.
-        features: phi(x) are a 1 and so many random waves; 0: a 1 and x itself.
-        scale: over which distance of x a target changes much; for waves only.
-        seed: of the waves.
-        strength: how many samples the prior of the weights is worth.
-        shape: of the prior of v; the smaller, the less is known of the noise.
-        spread: of the prior of v; spread / shape is about the noise that is expected.
+        inputs: number of values in x, at least 1.
+        outputs: number of values in y, at least 1.
+        features: number of random Fourier features, at least 0; phi(x) is 1 and the features, or 1 and x itself for 0.
+        scale: length scale of the Fourier features, in units of x, above 0.
+        seed: seed of the Fourier features, at least 0.
+        strength: weight of the prior of w, in samples, above 0.
+        shape: shape of the prior of v, above 0; a smaller one is less informative.
+        spread: scale of the prior of v, above 0; spread / shape is about the expected noise variance.
+
+    Returns:
+        The likelihood.
 
     Raises:
         ValueError: if an option is out of its range.
     """
     require_sizes(inputs, outputs, scale=scale, strength=strength, shape=shape, spread=spread)
     if features < 0 or seed < 0:
-        raise ValueError(f"features is {features} and seed is {seed}: both are 0 or more")
+        raise ValueError(f"features is {features} and seed is {seed}; both must be at least 0")
     fourier = draw_fourier_features(inputs, features, scale, seed) if features else lambda x: x
     size = 1 + (features or inputs)
 
@@ -65,7 +68,7 @@ def linear(
 
 
 def _predict(feature_map: FeatureMap, runs: Params, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean of y, covariance phi(x), and the variance of y in units of the noise."""
+    """Return the mean of y, covariance phi(x), and the variance of y in units of the noise variance."""
     phi = feature_map(x)
     gain = runs["covariance"] @ phi
     return phi @ runs["weights"], gain, 1 + gain @ phi
