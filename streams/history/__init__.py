@@ -1,1 +1,1 @@
-"""The durable history of tasks: the ledger, the archive, retention, verification and repair."""
+"""Store the durable history of tasks: the ledger, the archive, retention, verification and repair."""

@@ -1,37 +1,37 @@
-"""Errors of the history: what is missing, busy, full, damaged or no longer kept."""
+"""Define the errors of the history."""
 
 
 class HistoryError(Exception):
-    """Something is wrong with the history; the message says what, where, and what would help."""
+    """The history cannot be used; the message says what is wrong, where, and how to fix it."""
 
 
 class HistoryMissing(HistoryError):
-    """There is no history in the folder."""
+    """The folder has no history."""
 
 
 class HistoryBusy(HistoryError):
-    """Another process, or another History of this one, is the history's writer."""
+    """Another process, or another ``History`` object of this process, is writing to the history."""
 
 
 class HistoryFormatError(HistoryError):
-    """The file is not a history, or one of another format; it is left as it was."""
+    """The file is not a history or has an unsupported format; it is left unchanged."""
 
 
 class HistoryFull(HistoryError):
-    """The disk takes no more; nothing of the append was kept. Appends work again once there is space."""
+    """The disk is full; the whole append was rolled back. Appends work again once there is space."""
 
 
 class ArchiveUnreachable(HistoryError):
-    """The object store of the archive cannot be reached, or refuses; asking again later may help."""
+    """The object store of the archive cannot be reached or refuses access; a later attempt may succeed."""
 
 
 class HistoryDamaged(HistoryError):
-    """What was kept does not read back as it was written."""
+    """Stored data is missing or differs from what was written."""
 
 
 class RoundDiscarded(HistoryError):
-    """Retention has taken the round away; its id is known for ever, so that it does not come twice."""
+    """Retention has discarded the round's task; its id stays known, so that the task is not accepted again."""
 
 
 class ArchiveMoved(HistoryError):
-    """The archive is said to lie elsewhere than the segments that the ledger knows."""
+    """The configured location of the archive differs from that of the recorded segments."""

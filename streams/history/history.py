@@ -1,4 +1,4 @@
-"""The history: every accepted task, durable, exactly once, under a dense round number."""
+"""Store every accepted task durably and exactly once, under consecutive round numbers."""
 
 import contextlib
 import json
@@ -52,13 +52,13 @@ class _TensorLayout(NamedTuple):
 def read_payloads(
     query: Query, archive: Callable[[], Archive], read: Callable[[int], bytes], rounds: Sequence[int]
 ) -> list[bytes]:
-    """Return the bytes of each of ``rounds``, in their order, their checksums compared.
+    """Return the payloads of many rounds, in the order of ``rounds``, after checking their checksums.
 
     Args:
-        query: puts a question to the ledger.
-        archive: where those are that the ledger does not have any more.
-        read: reads one round that these do not give whole, or says what is wrong with it.
-        rounds: any rounds, in any order.
+        query: runs an SQL statement on the ledger.
+        archive: returns the archive, which holds the payloads that the ledger no longer has.
+        read: reads a single round that the batched reads did not return intact, or raises the error.
+        rounds: round numbers, in any order.
     """
     found: dict[int, bytes] = {}
     for first in range(0, len(rounds), _BATCH_ROUNDS):
@@ -66,7 +66,7 @@ def read_payloads(
         sql = "SELECT round, crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round IN "
         try:
             rows = query(f"{sql} ({', '.join('?' * len(batch))})", tuple(batch))
-        except HistoryDamaged:  # one of them; which, is said where they are read one by one
+        except HistoryDamaged:  # reading the rounds one by one finds the damaged one
             continue
         archived = sorted(round for round, _, kept in rows if kept is None)
         from_archive = _read_archived(query, archive(), archived) if archived else {}
@@ -78,35 +78,35 @@ def read_payloads(
 
 
 def _read_archived(query: Query, archive: Archive, rounds: Sequence[int]) -> dict[int, bytes]:
-    """Return payloads by round, those of one segment read together; without those that cannot be read so."""
+    """Return payloads by round, reading each segment once; rounds that cannot be read are left out."""
     found: dict[int, bytes] = {}
     for name, in_segment in groupby(rounds, lambda round: find_segment(query, round)):
         batch = [*in_segment]
         if name is not None:
-            with contextlib.suppress(HistoryError, OSError):  # what is wrong, is said where they are read one by one
+            with contextlib.suppress(HistoryError, OSError):  # reading the rounds one by one reports the error
                 found |= zip(batch, archive.payloads(name, batch), strict=True)
     return found
 
 
 def decode_view(payload: bytes) -> Task:
-    """Return the task of a payload that ``encode`` wrote, as ``decode_payload`` does, in a quarter of its time.
+    """Decode a payload that ``encode`` wrote, four times as fast as ``decode_payload``.
 
-    Its tensors share one piece of memory, a copy of the payload.
+    The tensors of the task share one buffer, a copy of the payload.
 
     Raises:
-        ValueError: if the payload is not what ``encode`` writes.
+        ValueError: if ``encode`` did not write the payload.
     """
     after = 8 + int.from_bytes(payload[:8], "little")
     layouts = _read_layouts(payload[:after], len(payload))
-    buffer = bytearray(payload)  # tensors are writable
+    buffer = bytearray(payload)  # tensors need writable memory
     values = [torch.from_numpy(np.ndarray(layout.shape, layout.dtype, buffer, layout.start)) for layout in layouts]
     return Task(Batch(values[0], values[1]), Batch(values[2], values[3]))
 
 
 @lru_cache(maxsize=1024)
 def _read_layouts(head: bytes, length: int) -> tuple[_TensorLayout, ...]:
-    """Return where support_x, support_y, query_x and query_y lie in a payload of so many bytes that begins so."""
-    decode_payload(head + bytes(max(length - len(head), 0)))  # whether it is sound, the library says
+    """Return where support_x, support_y, query_x and query_y lie in a payload of ``length`` bytes with this header."""
+    decode_payload(head + bytes(max(length - len(head), 0)))  # the library validates the header
     header = json.loads(head[8:])
     layouts = []
     for name in (*SUPPORT, *QUERY):
@@ -118,21 +118,21 @@ def _read_layouts(head: bytes, length: int) -> tuple[_TensorLayout, ...]:
 
 
 MIN_YIELD_SECONDS = 0.01
-"""How long one that writes beside ingest leaves the ledger alone at least."""
+"""How long a background writer pauses between two transactions, at least."""
 
 
 class History:
-    """The durable history in a folder: one writer at a time, any number of reader processes and threads.
+    """The durable history in a folder, with one writer and any number of reader processes and threads.
 
-    Readers need no lock and see each commit as soon as it is made; none waits for the writer's disk. Beside the one
-    that appends, one other process may seal and thin out. Open it anew in a forked process. ``history[t]`` is the task
-    of round t, ``len(history)`` how many rounds are committed.
+    Readers need no lock, see each commit immediately and never wait for the writer's disk. While one process appends,
+    one other process may do maintenance (sealing and retention). A forked process must open the history again.
+    ``history[t]`` is the task of round t, and ``len(history)`` the number of committed rounds.
     """
 
     def __init__(
         self, path: Path, writer: sqlite3.Connection | None, lock: int | None, *, can_append: bool = True
     ) -> None:
-        """Take over open connections; use ``History.open``."""
+        """Take ownership of open connections; call ``History.open`` instead."""
         self.path = path
         self._file = path / ledger.FILE
         self._writer = writer
@@ -145,13 +145,17 @@ class History:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool) -> Self:
-        """Open the history in the folder ``path``; a writer makes it if it is not there.
+        """Open the history in the folder ``path``; a writer creates it if it does not exist.
+
+        Args:
+            path: the folder of the history.
+            write: whether to open it for appending; there can be only one such writer.
 
         Raises:
-            HistoryMissing: if a reader finds none.
-            HistoryBusy: if there is a writer already, or a process that seals for one that is dead.
-            HistoryFormatError: if the file is not a history of this format; it is left untouched.
-            HistoryFull: if it cannot be made for want of space.
+            HistoryMissing: if a reader finds no history.
+            HistoryBusy: if there is another writer, or a maintenance process of a dead writer is still running.
+            HistoryFormatError: if the file is not a history of a supported format; it is left unchanged.
+            HistoryFull: if there is no space to create it.
         """
         folder = Path(path)
         file = folder / ledger.FILE
@@ -173,14 +177,14 @@ class History:
 
     @classmethod
     def open_for_maintenance(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a history that another process appends to, in order to seal its rounds and thin them out.
+        """Open a history that another process appends to, for sealing and retention.
 
-        The one that appends goes first: after each of its transactions this one leaves the ledger alone for a while.
+        The appending process has priority: this one pauses after each of its own transactions.
 
         Raises:
-            HistoryMissing: if there is none.
-            HistoryBusy: if another process does so already.
-            HistoryFormatError: if the file is not a history of this format.
+            HistoryMissing: if there is no history.
+            HistoryBusy: if another process is already doing maintenance.
+            HistoryFormatError: if the file is not a history of a supported format.
         """
         folder = Path(path)
         ledger.connect(folder / ledger.FILE, write=False).close()
@@ -194,17 +198,23 @@ class History:
             raise
 
     def append(self, records: Sequence[Record]) -> list[Receipt | Conflict]:
-        """Make the records durable in one transaction: all of them or, if this raises, none.
+        """Commit the records durably in one transaction: all of them or, if this raises, none.
 
-        A known id with the same digest is a duplicate and gets the round it has; with another digest, a Conflict.
-        Either way its source's cursor moves on, so that the source does not bring it again.
+        A record whose id is known is a duplicate if the digests are equal, and a conflict otherwise. In both cases its
+        source's cursor advances, so that the source does not deliver it again.
+
+        Args:
+            records: the tasks to append.
+
+        Returns:
+            A receipt or a conflict for each record, in order.
 
         Raises:
-            HistoryFull: if the disk takes no more.
-            ValueError: if this History is closed, or was not opened to append.
+            HistoryFull: if the disk is full.
+            ValueError: if this History is closed, or was not opened for appending.
         """
         if not self._can_append:
-            raise ValueError(f"{self.path}: this History cannot append: it was opened beside one that does")
+            raise ValueError(f"{self.path}: this History cannot append: it was opened for maintenance")
         with self.borrow_writer() as writer:
             return commit(writer, records) if records else []
 
@@ -222,22 +232,22 @@ class History:
             self._wal_limit = truncate_wal(self._writer, self._file, self._wal_limit)
             if (
                 not self._can_append
-            ):  # SQLite has no queue for its lock: one that lets go for a moment would get it again.
+            ):  # SQLite's lock has no queue: a background writer that released it only briefly would get it again.
                 time.sleep(max(MIN_YIELD_SECONDS, time.monotonic() - began))
 
     def remember(self, round: int, task: Task) -> None:
-        """Do nothing: a durable history has the task of every round already."""
+        """Do nothing: a durable history already has the task of every round."""
 
     def __len__(self) -> int:
-        """Return how many rounds are committed."""
+        """Return the number of committed rounds."""
         return int(self.query("SELECT coalesce(max(round) + 1, 0) FROM rounds")[0][0])
 
     def __getitem__(self, round: int, /) -> Task:
         """Return the task of a round.
 
         Raises:
-            IndexError: if there is no such round (yet).
-            HistoryDamaged: if it does not read back as it was written.
+            IndexError: if the round is not committed.
+            HistoryDamaged: if it cannot be read back as written.
         """
         payload = self.payload(round)
         try:
@@ -246,7 +256,7 @@ class History:
             raise HistoryDamaged(f"{self._file}: round {round} cannot be decoded: {error}") from error
 
     def tasks(self, rounds: Sequence[int]) -> list[Task]:
-        """Return the tasks of ``rounds``, in their order: many at once are read far quicker than one by one.
+        """Return the tasks of ``rounds``, in their order; one call for many rounds is much faster than single reads.
 
         The tensors of a task share memory. Raises as ``history[t]`` does.
         """
@@ -259,21 +269,21 @@ class History:
         return found
 
     def payloads(self, rounds: Sequence[int]) -> list[bytes]:
-        """Return what ``payload`` returns of each of ``rounds``, in their order; raises as it does."""
+        """Return the payloads of ``rounds``, in their order; raises as ``payload`` does."""
         return read_payloads(self.query, lambda: self.archive, self.payload, [index(round) for round in rounds])
 
     def payload(self, round: int) -> bytes:
-        """Return the bytes of a round as ``wire.encode`` wrote them, their checksum compared.
+        """Return the bytes of a round as ``wire.encode`` wrote them, after checking their checksum.
 
         Raises:
-            IndexError: if there is no such round (yet).
-            RoundThinned: if retention has taken the round away.
-            HistoryDamaged: if they are gone or are not what was written; the message names the round.
-            ArchiveAway: if they are in an archive that cannot be reached now.
+            IndexError: if the round is not committed.
+            RoundDiscarded: if retention has discarded the round.
+            HistoryDamaged: if the bytes are missing or differ from what was written; the message names the round.
+            ArchiveUnreachable: if the bytes are in an archive that cannot be reached.
         """
         sql = "SELECT crc, payload FROM rounds LEFT JOIN payloads USING (round) WHERE round = ?"
         try:
-            found = self.query(sql, (index(round),))  # SQLite takes no numpy integer
+            found = self.query(sql, (index(round),))  # SQLite does not accept NumPy integers
             if not found:
                 raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
             crc, kept = found[0]
@@ -285,7 +295,7 @@ class History:
         return payload
 
     def _read_sealed(self, round: int) -> bytes:
-        """Return a payload that the ledger does not have any more."""
+        """Return a payload that the ledger no longer has."""
         name = archive_index.find_segment(self.query, round)
         try:
             if name is None:
@@ -293,22 +303,22 @@ class History:
             return self.archive.payload(name, round)
         except HistoryDamaged:
             if archive_index.is_discarded(self.query, round):
-                raise errors.RoundDiscarded(f"round {round} is gone: retention has thinned it out") from None
+                raise errors.RoundDiscarded(f"round {round} is gone: retention has discarded it") from None
             now = archive_index.find_segment(self.query, round)
             if now in (None, name):
                 raise
-            return self.archive.payload(str(now), round)  # It has just been put into another one.
+            return self.archive.payload(str(now), round)  # The round has just been moved to another segment.
 
     def find(self, id: str) -> int | None:
-        """Return the round of a task id, None if it is not known."""
+        """Return the round of a task id, None if the id is unknown."""
         found = self.query("SELECT round FROM rounds WHERE id = ?", (id,))
         return int(found[0][0]) if found else None
 
     def entry(self, round: int) -> RoundEntry:
-        """Return what is known of a round without its payload.
+        """Return the metadata of a round.
 
         Raises:
-            IndexError: if there is no such round (yet).
+            IndexError: if the round is not committed.
         """
         columns = ", ".join(RoundEntry._fields)
         found = self.query(f"SELECT {columns} FROM rounds WHERE round = ?", (index(round),))
@@ -317,17 +327,17 @@ class History:
         return RoundEntry(*found[0])
 
     def cursor(self, source: str) -> str | None:
-        """Return the position behind the last committed task of a source, None if it has none."""
+        """Return the position after the last committed task of a source, None if the source has none."""
         found = self.query("SELECT cursor FROM cursors WHERE source = ?", (source,))
         return str(found[0][0]) if found else None
 
     def size_bytes(self) -> int:
-        """Return the bytes of the database, its write-ahead log and the archive."""
+        """Return the total size of the database, its write-ahead log and the archive, in bytes."""
         archived = int(self.query("SELECT coalesce(sum(bytes), 0) FROM segments")[0][0])
         return self._file.stat().st_size + wal_size(self._file) + archived
 
     def close(self) -> None:
-        """Close all connections and let another writer in; a second call does nothing."""
+        """Close all connections and release the writer's lock; a second call does nothing."""
         with self._writer_lock:
             self._closed.set()
             while self._idle_readers:
@@ -340,26 +350,26 @@ class History:
                 self._lock = None
 
     def __enter__(self) -> Self:
-        """Return itself, to be closed at the end of the block."""
+        """Return this history; the end of the block closes it."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close."""
+        """Close the history."""
         self.close()
 
     def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        """Return what the ledger answers to a question in SQL, as of the last commit."""
+        """Run an SQL query on the ledger as of the last commit and return all rows."""
         with ledger.translate_errors(self._file), self._reader() as reader:
-            return reader.execute(sql, values).fetchall()  # to the end: an open cursor would hold the log back
+            return reader.execute(sql, values).fetchall()  # fetch all: an open cursor would keep the WAL from shrinking
 
     @cached_property
     def archive(self) -> Archive:
-        """Where sealed rounds lie: the place that the ledger names."""
+        """The archive of sealed rounds, at the location recorded in the ledger."""
         return Archive(archive_index.open_archive_store(self.query, self.path))
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        """Lend a read connection to one thread; there are as many as threads that read at the same moment."""
+        """Lend a read connection to one thread; there is one connection per concurrent reader."""
         if self._closed.is_set():
             raise ValueError(f"{self.path}: this History is closed")
         try:

@@ -1,8 +1,8 @@
-"""The file of the history: an SQLite database in WAL mode, its format, and what can go wrong with it.
+"""Create, open, write and lock the ledger: the SQLite database in WAL mode that holds the history.
 
-SQLite, and not a format of our own: it commits payload, id and source position in one transaction, survives
-kill -9 and power loss (WAL, synchronous=FULL), serves many reader processes while one writes, and gives space back.
-Pages of 16 KiB suit payloads of tens of kB.
+SQLite, instead of a custom format, commits payload, id and source position in one transaction, survives kill -9 and
+power loss (WAL, synchronous=FULL), serves many reader processes during writes, and releases space. Pages of 16 KiB
+suit payloads of tens of kB.
 """
 
 import contextlib
@@ -30,11 +30,21 @@ from streams.history.errors import (
 from streams.types import Conflict, Receipt, Record
 
 _STATEMENT_ROWS = 64
-"""How many records one statement takes."""
+"""How many records one statement inserts."""
 
 
 class RoundEntry(NamedTuple):
-    """What is known of a round without its payload; ``arrived`` in unix seconds, ``crc`` the payload's crc32c."""
+    """The metadata of a round.
+
+    Attributes:
+        round: its number, from 0.
+        id: the task's id.
+        source: the name of the source.
+        digest: the SHA-256 of the body as received, 32 bytes.
+        crc: the crc32c of the payload.
+        arrived: the Unix time of arrival in seconds.
+        cursor: the source's position after the task, None if the source has no positions.
+    """
 
     round: int
     id: str
@@ -49,12 +59,12 @@ _INTO_ROUNDS = f"INSERT INTO rounds ({', '.join((*RoundEntry._fields, 'bytes'))}
 
 
 def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receipt | Conflict]:
-    """Make all records durable, or none; returns an answer for each, in order.
+    """Commit all records durably, or none, and return a receipt or a conflict for each, in order.
 
-    A record whose id is known, be it from earlier in the same transaction, adds no round; rounds are dense.
+    Round numbers are consecutive. A record whose id is known, also from earlier in the same transaction, adds no round.
 
     Raises:
-        sqlite3.Error: if the database cannot be written; nothing is kept then.
+        sqlite3.Error: if the database cannot be written; the transaction is then rolled back.
     """
     with transaction(writer):
         next_round = int(writer.execute("SELECT coalesce(max(round) + 1, 0) FROM rounds").fetchall()[0][0])
@@ -73,19 +83,19 @@ def commit(writer: sqlite3.Connection, records: Sequence[Record]) -> list[Receip
 
 @contextlib.contextmanager
 def transaction(writer: sqlite3.Connection) -> Iterator[None]:
-    """Make all that is written in the block durable at its end, or nothing if it raises."""
+    """Commit everything that the block writes durably at its end, or roll it back if the block raises."""
     writer.execute("BEGIN IMMEDIATE")
     try:
         yield
         writer.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
-            writer.execute("ROLLBACK")  # a full disk may have rolled back by itself
+            writer.execute("ROLLBACK")  # after a full disk SQLite may have rolled back already
         raise
 
 
 def _known(writer: sqlite3.Connection, records: Sequence[Record]) -> dict[str, tuple[int, bytes]]:
-    """Return the round and the digest of each id that is there already."""
+    """Return the round and digest of each id that is already committed."""
     sql = f"SELECT id, round, digest FROM rounds WHERE id IN ({', '.join('?' * len(records))})"
     found = writer.execute(sql, [record.id for record in records]).fetchall()
     return {id: (round, digest) for id, round, digest in found}
@@ -94,7 +104,7 @@ def _known(writer: sqlite3.Connection, records: Sequence[Record]) -> dict[str, t
 def _assign_rounds(
     records: Sequence[Record], known: dict[str, tuple[int, bytes]], next_round: int
 ) -> list[Receipt | Conflict]:
-    """Return the answer to each record, and add to what is ``known``."""
+    """Return the receipt or conflict of each record, and add new ids to ``known``."""
     answers: list[Receipt | Conflict] = []
     for record in records:
         round, digest = known.setdefault(record.id, (next_round, record.digest))
@@ -131,29 +141,29 @@ def _insert_rounds(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]
 
 
 def insert_entry(writer: sqlite3.Connection, entry: RoundEntry, size: int) -> None:
-    """Insert what is known of a round whose payload has ``size`` bytes; it belongs to a ``transaction``."""
+    """Insert the metadata of a round whose payload has ``size`` bytes; call it within a ``transaction``."""
     _insert_many(writer, _INTO_ROUNDS, [(*entry, size)])
 
 
 def _insert_many(writer: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows by one statement: after each, this thread waits until the others let it run again."""
+    """Insert rows with one statement, because this thread may lose the interpreter lock after each statement."""
     row = f"({', '.join('?' * len(rows[0]))})"
     writer.execute(f"{into} VALUES {', '.join([row] * len(rows))}", [value for values in rows for value in values])
 
 
 MAX_WAL_BYTES = 64 * 1024 * 1024
-"""What the log is cut back to; it is carried into the database every 1,000 pages (16 MB)."""
+"""The size above which the write-ahead log (WAL) is truncated; SQLite checkpoints it every 1,000 pages (16 MB)."""
 
 
 WAL_BACKGROUND_PAGES, WAL_BACKGROUND_BYTES = 2000, 2 * MAX_WAL_BYTES
-"""The same for one that writes beside ingest: later, so that it does so only while nothing is appended."""
+"""Higher thresholds for background writers, so that they checkpoint and truncate the WAL only when ingest is idle."""
 
 
 _log = logging.getLogger(__name__)
 
 
 def wal_size(file: Path) -> int:
-    """Return the bytes of the log of the database ``file``."""
+    """Return the size of the write-ahead log of the database ``file`` in bytes, 0 if there is none."""
     try:
         return file.with_name(f"{file.name}-wal").stat().st_size
     except FileNotFoundError:
@@ -161,12 +171,17 @@ def wal_size(file: Path) -> int:
 
 
 def truncate_wal(writer: sqlite3.Connection, file: Path, limit: int) -> int:
-    """Cut the log back if it is over ``limit``; return the ceiling of the next time.
+    """Truncate the write-ahead log if it is larger than ``limit``, and return the limit for the next call.
 
-    SQLite carries it into the database every 1,000 pages, but starts it anew only at a moment when nobody reads
-    from it, and readers may never pause. This waits half a second for such a moment, and tries again when the log has
-    grown by as much again (one long reader, such as a verify, may hold it for minutes). What was written is durable
-    already, so an error here is nobody's.
+    SQLite checkpoints the log every 1,000 pages but restarts it only when no reader uses it, and readers may never
+    pause. This call waits up to half a second for such a moment. If a reader holds the log for longer, as ``verify``
+    may, the next limit is ``MAX_WAL_BYTES`` above the current size. Errors are only logged, because everything written
+    is already durable.
+
+    Args:
+        writer: the writer's connection.
+        file: the database.
+        limit: the size in bytes up to which nothing is done.
     """
     now = wal_size(file)
     if now <= limit:
@@ -176,7 +191,7 @@ def truncate_wal(writer: sqlite3.Connection, file: Path, limit: int) -> int:
     try:
         busy = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
     except sqlite3.Error as error:
-        _log.warning("the write-ahead log of %s could not be cut back: %s", file, error)
+        _log.warning("the write-ahead log of %s could not be truncated: %s", file, error)
     writer.execute("PRAGMA busy_timeout=30000").fetchall()
     return now + MAX_WAL_BYTES if busy else MAX_WAL_BYTES
 
@@ -191,14 +206,14 @@ MAINTENANCE_LOCK = "upkeep.lock"
 
 
 EXIT_GRACE_SECONDS = 10.0
-"""How long a process that is dying is waited for: it may be in the middle of a write to a slow disk."""
+"""How long to wait for an exiting process, which may be in the middle of a write to a slow disk."""
 
 
 APPLICATION_ID = 0x6F6D6574
 
 
 FORMAT = 2
-"""Format 1 had neither segments nor thinned rounds; it is read as it is, and carried over when it is next written."""
+"""Format 1 had neither segments nor discarded rounds; readers accept it, and the next writer migrates it."""
 
 
 PAGE_BYTES = 16 * 1024
@@ -251,33 +266,33 @@ _NO_SPACE = (
 
 @contextlib.contextmanager
 def translate_errors(file: Path) -> Iterator[None]:
-    """Turn what SQLite and the system say about a full disk or a broken file into the errors above."""
+    """Translate errors of SQLite and the system about a full disk or a damaged file into errors of the history."""
     try:
         yield
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", None) or 0
         if code == sqlite3.SQLITE_FULL or code in _NO_SPACE:
-            raise HistoryFull(f"{file}: the disk takes no more ({error}); free some space and try again") from error
+            raise HistoryFull(f"{file}: the disk is full ({error}); free some space and try again") from error
         if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise HistoryDamaged(f"{file}: {error}; verify the history and restore it from a copy") from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise HistoryFull(f"{file}: the disk takes no more ({error}); free some space and try again") from error
+            raise HistoryFull(f"{file}: the disk is full ({error}); free some space and try again") from error
         raise
 
 
 def connect(file: Path, *, write: bool) -> sqlite3.Connection:
-    """Open the database and check its format; a reader (``write=False``) can change nothing in it.
+    """Open the database and check its format.
 
-    That holds for the write-ahead log too: only those that write ever carry it into the database.
-    The format is asked for through SQLite, not read from the file: closing a descriptor of our own would drop the
-    locks that other connections of this process hold on it.
+    A reader (``write=False``) cannot change the database; in particular, it never checkpoints the write-ahead log.
+    The format is queried through SQLite instead of read from the file, because closing a descriptor of our own would
+    drop the locks that other connections of this process hold on the file.
 
     Raises:
-        HistoryMissing: if there is no such file.
-        HistoryFormatError: if it is something else, or a history of another format.
-        HistoryError: if this user may not open it, or not write the shared-memory file beside it.
+        HistoryMissing: if the file does not exist.
+        HistoryFormatError: if the file is not a history or has an unsupported format.
+        HistoryError: if this user may not open the file, or may not write the shared-memory file next to it.
     """
     if not file.exists():
         raise HistoryMissing(f"{file.parent}: there is no history here ({file.name} is missing)")
@@ -317,13 +332,13 @@ def _check_format(connection: sqlite3.Connection, file: Path) -> int:
         raise HistoryFormatError(f"{file} is another program's database; it is left untouched")
     if version not in (1, FORMAT):
         raise HistoryFormatError(
-            f"{file} has format {version}; this online-meta reads 1 and {FORMAT}; it is left untouched"
+            f"{file} has format {version}; this version reads 1 and {FORMAT}; it is left untouched"
         )
     return int(version)
 
 
 def _migrate(connection: sqlite3.Connection, *, write: bool) -> None:
-    """Add to a ledger of format 1 what it lacks: for a reader beside the file, for a writer in it."""
+    """Add what a ledger of format 1 lacks: a writer changes the file, a reader adds temporary tables."""
     if not write:
         connection.executescript(ARCHIVE_TABLES.format(kind="TEMP TABLE"))
         return
@@ -345,11 +360,11 @@ def _configure_writer(connection: sqlite3.Connection, file: Path) -> None:
 
 
 def create(file: Path) -> None:
-    """Make an empty history; it appears under its name whole and durable, or not at all.
+    """Create an empty history atomically: the file appears under its name complete and durable, or not at all.
 
     Raises:
-        HistoryDamaged: if a write-ahead log without its database lies there; it may hold rounds.
-        HistoryFull: if the disk takes no more.
+        HistoryDamaged: if there is a write-ahead log without its database; it may contain rounds.
+        HistoryFull: if the disk is full.
     """
     refuse_orphan_wal(file)
     fresh = file.with_name(f".new-{file.name}")
@@ -363,16 +378,16 @@ def create(file: Path) -> None:
 
 
 def refuse_orphan_wal(file: Path) -> None:
-    """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may hold rounds."""
+    """Raise ``HistoryDamaged`` if there is a write-ahead log without its database; it may contain rounds."""
     if not file.exists() and wal_size(file):
-        raise HistoryDamaged(f"{file}-wal has lost its {file.name}: put that back, or move the log away")
+        raise HistoryDamaged(f"{file}-wal has lost its {file.name}: restore that file, or move the log away")
 
 
 def _create_empty(file: Path) -> None:
     connection = sqlite3.connect(file, isolation_level=None)
     try:
         connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that sealed payloads can give their space back
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that deleting sealed payloads can release space
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={FORMAT}")
         connection.executescript(SCHEMA + ARCHIVE_TABLES.format(kind="TABLE"))
@@ -383,7 +398,7 @@ def _create_empty(file: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and its parents, durably."""
+    """Create the folder and its parents durably."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with translate_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -392,15 +407,15 @@ def make_folder(folder: Path) -> None:
 
 
 def acquire_lock(folder: Path, name: str = WRITER_LOCK, timeout: float = 0.0) -> int:
-    """Take a lock for as long as the returned descriptor is open; the kernel frees that of a dead process.
+    """Acquire a lock that lasts while the returned descriptor is open; the kernel releases that of a dead process.
 
     Args:
-        folder: of the history.
-        name: ``WRITER_LOCK`` for the process that appends, ``MAINTENANCE_LOCK`` for the one that seals and thins out.
-        timeout: how many seconds to wait for it.
+        folder: the folder of the history.
+        name: ``WRITER_LOCK`` for the process that appends, ``MAINTENANCE_LOCK`` for the maintenance process.
+        timeout: how long to wait for the lock, in seconds.
 
     Raises:
-        HistoryBusy: if somebody has it.
+        HistoryBusy: if another process holds the lock.
     """
     with translate_errors(folder):
         descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -412,16 +427,16 @@ def acquire_lock(folder: Path, name: str = WRITER_LOCK, timeout: float = 0.0) ->
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
-                what = "a writer" if name == WRITER_LOCK else "a process that seals it"
-                raise HistoryBusy(f"{folder} has {what} already; stop it first (reading needs no lock)") from None
+                what = "a writer" if name == WRITER_LOCK else "a maintenance process"
+                raise HistoryBusy(f"{folder} already has {what}; stop it first (reading needs no lock)") from None
             time.sleep(0.02)
 
 
 def wait_for_maintenance(folder: Path) -> None:
-    """Wait until a process that sealed for a writer that is dead by now is dead, too.
+    """Wait until the maintenance process of an earlier, dead writer has exited.
 
     Raises:
-        HistoryBusy: if it lives on.
+        HistoryBusy: if it does not exit in time.
     """
     if (folder / MAINTENANCE_LOCK).exists():
         os.close(acquire_lock(folder, MAINTENANCE_LOCK, EXIT_GRACE_SECONDS))

@@ -1,4 +1,4 @@
-"""What a history needs while it is written: sealing, relief, retention, beside ingest."""
+"""Maintain a history in the background while tasks arrive: seal, evict, apply retention and compact."""
 
 import logging
 import threading
@@ -12,13 +12,13 @@ from streams.history.sealing import SealingSettings, evict_payloads, remove_orph
 
 POLL_SECONDS = 1.0
 PAUSE_SECONDS = 30.0
-"""How long a piece of work that failed is left alone."""
+"""How long a failed action is paused before the next attempt."""
 
 _log = logging.getLogger(__name__)
 
 
 def is_due(history: History, sealing: SealingSettings, retention: RetentionSettings) -> bool:
-    """Return whether there may be something to seal, to relieve, to thin out or to remove; it asks little."""
+    """Return whether there may be maintenance work to do; the check is cheap."""
     if retention.limited or history.query("SELECT 1 FROM thinned LIMIT 1"):
         return True
     first = archive_index.first_unsealed(history.query)
@@ -29,21 +29,22 @@ def is_due(history: History, sealing: SealingSettings, retention: RetentionSetti
 
 
 class Maintenance:
-    """Seals rounds and thins them out in a thread of its own.
+    """A thread that seals rounds, evicts payloads from the ledger, applies retention and compacts the archive.
 
-    Arrivals are durable without: an archive that is away, damaged or full is told of and waited for.
+    Arrivals are durable without it. If the archive is unreachable, damaged or full, the error is logged and the action
+    is tried again after ``PAUSE_SECONDS``.
 
     Args:
-        history: open to write, or opened beside its writer.
-        sealing: how rounds go into the archive.
-        retention: which stay.
-        oldest: how many rounds the oldest checkpoint has learned, 0 without one.
+        history: opened for writing or for maintenance.
+        sealing: how rounds are moved into the archive.
+        retention: which rounds are retained.
+        oldest: returns the number of rounds that the oldest checkpoint has learned, 0 without a checkpoint.
     """
 
     def __init__(
         self, history: History, sealing: SealingSettings, retention: RetentionSettings, oldest: Callable[[], int]
     ) -> None:
-        """Begin: what a writer that was killed left behind goes first."""
+        """Start the thread, which first removes what a killed writer left behind."""
         self._history, self._sealing, self._retention, self._oldest = history, sealing, retention, oldest
         self._checked_rounds, self._orphans_removed = 0, False
         self._paused: dict[str, float] = {}
@@ -52,28 +53,28 @@ class Maintenance:
         self._thread.start()
 
     def close(self) -> None:
-        """Finish the segment that is being written, and end the thread."""
+        """Finish the segment that is being written, and stop the thread."""
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._closing.is_set():
             busy = self._attempt("sealed", self._seal)
-            self._attempt("taken out of the ledger", self._evict)
-            self._attempt("thinned out", self._subsample)
+            self._attempt("evicted from the ledger", self._evict)
+            self._attempt("discarded", self._subsample)
             self._attempt("removed", self._compact)
             if not busy:
                 self._closing.wait(POLL_SECONDS)
 
     def _attempt(self, action: str, work: Callable[[], object]) -> bool:
-        """Do a piece of work, and return whether there was something to do; one that failed is left alone a while."""
+        """Run an action and return whether there was something to do; a failed action is paused."""
         if self._closing.is_set() or time.monotonic() < self._paused.get(action, 0.0):
             return False
         try:
             return bool(work())
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            _log.error("rounds cannot be %s; again in %g s: %s", action, PAUSE_SECONDS, message)
+            _log.error("rounds cannot be %s, trying again in %g s: %s", action, PAUSE_SECONDS, message)
             self._paused[action] = time.monotonic() + PAUSE_SECONDS
             return False
 
@@ -87,7 +88,7 @@ class Maintenance:
         return evict_payloads(self._history, self._sealing.ledger_bytes)
 
     def _subsample(self) -> int:
-        """Look whether there is too much whenever a tenth more rounds have come."""
+        """Apply retention whenever the number of retained rounds has grown by a tenth."""
         committed = len(self._history)
         decided = last_decision(self._history.query, committed + 1)
         held = self._history.query("SELECT count(*) FROM held")[0][0] + committed - decided

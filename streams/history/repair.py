@@ -1,4 +1,4 @@
-"""Mend a history out of what it holds twice: in the ledger and in the archive."""
+"""Repair a history from the second copies of its rounds, in the ledger or in the archive."""
 
 import os
 import sqlite3
@@ -22,9 +22,13 @@ from streams.history.verify import Verification
 
 
 class Repairs(NamedTuple):
-    """What was done: rounds whose payload or entry was taken from the archive, segments written anew, strays removed.
+    """What a repair did.
 
-    ``lost`` are the damaged segments that could not be written anew, for the ledger lacks some of their rounds.
+    Attributes:
+        from_archive: the rounds that are read from the archive from now on.
+        segments: the names of the segments that were rewritten.
+        strays: the rounds whose stray payloads were removed.
+        lost: the damaged segments that could not be rewritten, because the ledger lacks some of their rounds.
     """
 
     from_archive: tuple[int, ...]
@@ -34,14 +38,19 @@ class Repairs(NamedTuple):
 
 
 def repair(path: str | PathLike[str], found: Verification) -> Repairs:
-    """Mend in the history in the folder ``path`` what ``verify`` has ``found``, as far as there is a second copy.
+    """Repair what ``verify`` found in the history in the folder ``path``, as far as there is a second copy.
 
-    A payload that is damaged in the ledger is read from the archive from then on; a damaged segment is written anew
-    from the ledger, if that has all of it; payloads of no round are removed. Nothing that is the only copy is touched.
+    A payload that is damaged in the ledger is deleted there and then read from the archive. A damaged segment is
+    rewritten from the ledger if the ledger has all its rounds. Payloads without a round are removed. An only copy is
+    never changed.
+
+    Args:
+        path: the folder of the history.
+        found: what ``verify`` returned for this history.
 
     Raises:
         HistoryBusy: if the daemon is running.
-        HistoryFull, OSError: if the disk takes no more; what was mended so far stays mended.
+        HistoryFull, OSError: if the disk is full; repairs made so far are kept.
     """
     with History.open(path, write=True) as history:
         broken = _find_broken_segments(history)
@@ -69,7 +78,7 @@ def _find_broken_segments(history: History) -> list[str]:
 
 
 def _rewrite_segments(history: History, broken: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the segments that took the place of broken ones, and those that could not be replaced."""
+    """Rewrite broken segments; return the names of the new segments and of the broken ones that stay."""
     rewritten, lost = [], []
     for name in broken:
         first, last, count = history.query("SELECT first, last, count FROM segments WHERE name = ?", (name,))[0]
@@ -93,7 +102,7 @@ def _read_intact(history: History, round: int) -> StoredRound | None:
 
 
 def _is_sealed(history: History, round: int) -> bool:
-    """Return whether the archive has a whole copy of a round."""
+    """Return whether the archive has an intact copy of a round."""
     try:
         name = archive_index.find_segment(history.query, round)
         payload = None if name is None else history.archive.payload(name, round)
@@ -103,19 +112,23 @@ def _is_sealed(history: History, round: int) -> bool:
 
 
 def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
-    """Make the ledger anew out of the archive when it is gone; returns how many rounds it has then.
+    """Rebuild a lost ledger from the archive, and return the number of rounds in it.
 
-    Rounds that were not sealed yet are lost with it. Gaps stay gaps: the rounds keep their numbers.
+    Rounds that were not sealed are lost. The other rounds keep their numbers, so gaps remain.
+
+    Args:
+        path: the folder of the history.
+        location: the location of the archive.
 
     Raises:
         HistoryBusy: if there is a writer.
-        HistoryError: if there is a ledger: move it away first; if the new one could not be written out.
-        HistoryDamaged: if a segment cannot be read; nothing is made then.
+        HistoryError: if there is a ledger, which must be moved away first, or if the new one cannot be written.
+        HistoryDamaged: if a segment cannot be read; then nothing is created.
     """
     folder = Path(path)
     ledger.refuse_orphan_wal(folder / ledger.FILE)
     if (folder / ledger.FILE).exists():
-        raise errors.HistoryError(f"{folder / ledger.FILE} is there: move it away to make it anew from the archive")
+        raise errors.HistoryError(f"{folder / ledger.FILE} exists: move it away to rebuild it from the archive")
     fresh = folder / ".rebuilt"
     for leftover in fresh.glob("*"):
         leftover.unlink()
@@ -130,9 +143,9 @@ def rebuild_ledger(path: str | PathLike[str], location: Location) -> int:
                 _insert(writer, stored)
                 archive_index.record_segments(writer, [marker])
             rounds += len(stored)
-    if (fresh / f"{ledger.FILE}-wal").exists():  # SQLite says nothing when closing cannot carry the log over.
-        raise errors.HistoryError(f"{fresh}: the new ledger could not be written out; see to the disk and do it again")
-    for suffix in ("-wal", "-shm"):  # Empty: what was in them was carried into the ledger that is gone.
+    if (fresh / f"{ledger.FILE}-wal").exists():  # SQLite reports nothing if the checkpoint at closing fails
+        raise errors.HistoryError(f"{fresh}: the new ledger could not be written; check the disk and try again")
+    for suffix in ("-wal", "-shm"):  # empty: their content was checkpointed into the ledger that is gone
         (folder / f"{ledger.FILE}{suffix}").unlink(missing_ok=True)
     os.replace(fresh / ledger.FILE, folder / ledger.FILE)
     sync_path(folder)

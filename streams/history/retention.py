@@ -1,8 +1,8 @@
-"""Which past rounds are kept for replay, when not all can be: thinned out so that those that stay are a fair sample.
+"""Select which past rounds are retained for replay when storage is limited, as an unbiased sample.
 
-A decision is written down before the next round is committed, so that it is a fact of the history: learners of that
-round and of all later ones do without the rounds that it takes, whenever and however often they are played. Rounds
-that are taken keep their number and their id; their tasks are removed when no checkpoint is older than the decision.
+Each decision is recorded in the history before the next round is committed. Learners of that round and of all later
+rounds do not replay the rounds that the decision discards, however often the history is replayed. Discarded rounds
+keep their numbers and ids; their tasks are deleted once every checkpoint is newer than the decision.
 """
 
 import itertools
@@ -24,7 +24,10 @@ from streams.history.ledger import transaction
 
 
 class SegmentUsage(NamedTuple):
-    """A segment with rounds from ``first`` to ``last``, how many it has, and how many of them are still wanted."""
+    """The use of a segment: its first and last round, how many ``rounds`` it has and how many are still needed.
+
+    The segment may lack rounds between ``first`` and ``last``. ``live`` counts the rounds that are still needed.
+    """
 
     name: str
     first: int
@@ -34,19 +37,19 @@ class SegmentUsage(NamedTuple):
 
 
 def compact(history: History, oldest: int, segment_rounds: int) -> int:
-    """Remove the tasks that were thinned out by decisions that no checkpoint is older than; returns how many.
+    """Delete the tasks discarded by decisions that no checkpoint predates, and return how many.
 
-    Segments that have lost half of their rounds are put together with their neighbours, up to ``segment_rounds``.
+    Neighbouring segments that have lost half of their rounds are merged, up to ``segment_rounds`` rounds each.
 
     Args:
-        history: open to write.
-        oldest: how many rounds the oldest checkpoint has learned; only later ones are ever played again.
-        segment_rounds: how many rounds a segment holds at most.
+        history: opened for writing or for maintenance.
+        oldest: how many rounds the oldest checkpoint has learned; only later rounds are ever played again.
+        segment_rounds: the largest number of rounds in a segment.
 
     Raises:
-        HistoryDamaged: if a segment that would be written anew cannot be read; it stays.
-        HistoryFull, OSError: if the disk takes no more.
-        ArchiveAway: if the archive cannot be reached.
+        HistoryDamaged: if a segment that would be rewritten cannot be read; it stays.
+        HistoryFull, OSError: if the disk is full.
+        ArchiveUnreachable: if the archive cannot be reached.
     """
     discarded = [r for (r,) in history.query("SELECT round FROM thinned WHERE decided <= ? ORDER BY round", (oldest,))]
     if not discarded:
@@ -73,7 +76,7 @@ def _segment_usage(history: History, oldest: int) -> list[SegmentUsage]:
 
 
 def _group_neighbours(segments: Sequence[SegmentUsage], max_rounds: int) -> Iterator[list[SegmentUsage]]:
-    """Yield neighbours together, as long as what is wanted of them fits into one segment."""
+    """Yield groups of neighbouring segments whose live rounds fit into one segment."""
     group: list[SegmentUsage] = []
     for segment in segments:
         if group and sum(member.live for member in group) + segment.live > max_rounds:
@@ -96,7 +99,7 @@ def _merge(history: History, group: Sequence[SegmentUsage], oldest: int) -> None
     markers = [history.archive.publish(list(part)) for _, part in parts]
     with history.borrow_writer() as writer, transaction(writer):
         archive_index.record_segments(writer, markers, instead_of=names)
-        # In the same moment, so that nobody misses what the segments that go still have of these.
+        # In the same transaction, so that no reader looks for these rounds in the segments that are removed.
         bounds = (group[0].first, group[-1].last, oldest)
         writer.execute("DELETE FROM thinned WHERE round BETWEEN ? AND ? AND decided <= ?", bounds)
     for name in names:
@@ -107,27 +110,27 @@ DAY_SECONDS = 86_400.0
 
 
 TOURNAMENT_ROUNDS = 48
-"""Of a tournament: more than any run has rounds, as a power of two."""
+"""The height of a tournament: 2^48 is more than the number of rounds of any run."""
 
 
 COIN_SALT = 1 << 62
-"""Sets what the coins are a hash of apart from round numbers."""
+"""Separates the hash inputs of the coins from round numbers."""
 
 
 @dataclass(frozen=True)
 class RetentionSettings:
-    """What is kept for replay; without a limit, everything.
+    """How much of the history is retained for replay; without a limit, all of it.
 
-    Between two decisions a tenth more than the limits may be kept.
+    Between two decisions, up to a tenth more than the limits may be retained.
 
     Attributes:
-        rounds: at most so many rounds.
-        bytes: at most so many bytes of payloads, as they arrived.
-        age_days: none that arrived so many days before the newest one.
-        thin: "reservoir" keeps each round with the same probability; "stratified" the same share of each stratum.
-        strata: what "stratified" goes by. "source": as many rounds of each source, as far as it has them, and each of a
-            source's rounds with the same probability. "time": of every stretch of the run the same share, see
-            ``stratified_priorities``.
+        rounds: the largest number of rounds.
+        bytes: the largest total size of the payloads, in bytes.
+        age_days: the largest age of a round in days, relative to the newest arrival.
+        thin: "reservoir" retains each round with the same probability; "stratified" the same share of each stratum.
+        strata: the strata of "stratified". "source": the same number of rounds of each source, as far as it has them,
+            and each round of a source with the same probability. "time": the same share of every interval of the run,
+            see ``stratified_priorities``.
     """
 
     rounds: Annotated[int, Ge(1)] | None = None
@@ -143,7 +146,14 @@ class RetentionSettings:
 
 
 class Candidates(NamedTuple):
-    """Rounds that may be kept, with what decides on it: ``arrived`` in unix seconds, ``bytes`` of the payload."""
+    """Rounds that may be retained, with the properties that the selection uses; all arrays have the same length.
+
+    Attributes:
+        rounds: round numbers, ascending.
+        sources: the names of their sources.
+        arrived: their Unix times of arrival in seconds.
+        bytes: the sizes of their payloads.
+    """
 
     rounds: NDArray[np.int64]
     sources: NDArray[np.str_]
@@ -152,18 +162,18 @@ class Candidates(NamedTuple):
 
 
 class RetainedRounds(Sequence[int]):
-    """The rounds below ``count`` that are kept: the ``sample`` of those below ``decided``, and all from there on."""
+    """The retained rounds below ``count``: a ``sample`` of the rounds below ``decided``, and all later rounds."""
 
     def __init__(self, sample: NDArray[np.int64], decided: int, count: int) -> None:
-        """``sample`` is in ascending order."""
+        """Take the ``sample`` in ascending order."""
         self._sample, self._rest = sample, range(decided, count)
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.int64]:
-        """Return them as NumPy has them."""
+        """Return the rounds as an int64 array of shape (len(self),)."""
         return np.concatenate([self._sample, np.arange(self._rest.start, self._rest.stop)])
 
     def __len__(self) -> int:
-        """Return how many they are."""
+        """Return the number of retained rounds."""
         return len(self._sample) + len(self._rest)
 
     @overload
@@ -171,24 +181,24 @@ class RetainedRounds(Sequence[int]):
     @overload
     def __getitem__(self, at: slice, /) -> Sequence[int]: ...
     def __getitem__(self, at: int | slice, /) -> int | Sequence[int]:
-        """Return the round in that place, in ascending order; of a slice, a list of them."""
+        """Return the round at an index, in ascending order, or a list of rounds for a slice."""
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):
-            raise IndexError(f"{at} is not among the {len(self)} rounds that are kept")
+            raise IndexError(f"index {at} is out of range: {len(self)} rounds are retained")
         at %= len(self)
         return int(self._sample[at]) if at < len(self._sample) else self._rest[at - len(self._sample)]
 
 
 def last_decision(query: Query, count: int) -> int:
-    """Return the decision that holds after ``count`` rounds, as the number of rounds there were; 0: none."""
+    """Return the decision in force after ``count`` rounds, as the number of rounds when it was made; 0 if none."""
     return int(query("SELECT coalesce(max(decided), 0) FROM decisions WHERE decided < ?", (count,))[0][0])
 
 
 def retained_rounds(query: Query, decided: int) -> NDArray[np.int64]:
-    """Return the rounds before the decision that it has kept, in ascending order.
+    """Return the rounds that a decision retained, in ascending order, as an int64 array.
 
-    As long as a checkpoint is older than a later decision, what that one took is still known.
+    A round that a later decision discarded is still known here while a checkpoint predates that decision.
     """
     sql = """SELECT round FROM held WHERE round < ?
         UNION SELECT round FROM thinned WHERE round < ? AND decided > ? ORDER BY round"""
@@ -196,23 +206,31 @@ def retained_rounds(query: Query, decided: int) -> NDArray[np.int64]:
 
 
 def count_discarded(query: Query) -> int:
-    """Return how many rounds have been removed."""
+    """Return the number of rounds whose tasks have been deleted."""
     sql = f"""SELECT min(count(*), {LAST_DECISION}) - (SELECT count(*) FROM held) - (SELECT count(*) FROM thinned)
         FROM rounds WHERE round < {LAST_DECISION}"""
     return int(query(sql, ())[0][0])
 
 
 def select_retained(candidates: Candidates, settings: RetentionSettings, now: float = math.inf) -> NDArray[np.bool_]:
-    """Return which candidates are kept: a pure function, and one that never wants back what it gave up before.
+    """Select the candidates to retain; a pure function that never selects a round which it discarded before.
 
-    Each round has a priority, a function of its number alone; of those that are young enough, those of the lowest
-    priorities stay, as many as the limits allow.
+    Each round has a priority that depends only on its number. Of the rounds within the age limit, those with the lowest
+    priorities are retained, as many as the limits allow.
+
+    Args:
+        candidates: n rounds.
+        settings: the limits and the strata.
+        now: the Unix time in seconds, an upper bound for times of arrival.
+
+    Returns:
+        A mask of shape (n,).
     """
     strata = settings.strata if settings.thin == "stratified" else ()
     rank = stratified_priorities if "time" in strata else hash_priorities
     keep = np.ones(len(candidates.rounds), bool)
     if settings.age_days is not None:
-        newest = min(candidates.arrived.max(initial=0.0), now)  # A clock that was ahead once makes nothing old.
+        newest = min(candidates.arrived.max(initial=0.0), now)  # a clock that was once ahead must not age rounds
         keep &= candidates.arrived >= newest - settings.age_days * DAY_SECONDS
     order = np.argsort(rank(candidates.rounds), kind="stable")
     order = order[keep[order]]
@@ -228,7 +246,7 @@ def select_retained(candidates: Candidates, settings: RetentionSettings, now: fl
 
 
 def _interleave_sources(order: NDArray[np.int64], sources: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Return ``order`` so that the sources take turns: the first of each, then the second of each, and so on."""
+    """Reorder ``order`` so that the sources alternate: the first round of each, then the second of each, and so on."""
     turn = np.zeros(len(order), np.int64)
     for source in np.unique(sources[order]):
         of_source = sources[order] == source
@@ -237,7 +255,7 @@ def _interleave_sources(order: NDArray[np.int64], sources: NDArray[np.str_]) -> 
 
 
 def hash_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a hash of each round, uniform over 64 bits (the finalizer of SplitMix64, Steele et al., 2014)."""
+    """Hash each round number uniformly over 64 bits (the finalizer of SplitMix64, Steele et al., 2014)."""
     with np.errstate(over="ignore"):
         mixed = (rounds.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -246,11 +264,11 @@ def hash_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def stratified_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a priority of each round, uniform over 64 bits, so that the lowest are spread evenly over the run.
+    """Return a priority for each round, uniform over 64 bits, such that the lowest are spread evenly over the run.
 
-    Of every 2^k rounds that begin at a multiple of 2^k, exactly one has a priority below 2^(64 - k), and each of them
-    with the same probability: the rounds play a tournament, two by two, then the winners of neighbouring pairs, and so
-    on, each game decided by a coin of its own. No stratum has bounds that would have to move as the run grows.
+    Of every 2^k rounds that begin at a multiple of 2^k, exactly one has a priority below 2^(64 - k), each with the same
+    probability. The rounds play a tournament: first in pairs, then the winners of neighbouring pairs, and so on, with
+    one random coin per game. So no stratum has boundaries that would move as the run grows.
     """
     won, playing, game = np.zeros(len(rounds), np.uint64), np.ones(len(rounds), bool), rounds.astype(np.int64)
     for height in range(TOURNAMENT_ROUNDS):
@@ -265,10 +283,12 @@ def stratified_priorities(rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def subsample(history: History, settings: RetentionSettings) -> int:
-    """Decide which rounds are kept from now on; returns how many are taken out of play, 0 if too few to bother.
+    """Decide which rounds are retained from now on, and return the number of discarded rounds.
+
+    If at most one round in eleven would be discarded, no decision is made and the result is 0.
 
     Raises:
-        HistoryFull: if the disk takes no more; nothing is decided then.
+        HistoryFull: if the disk is full; then no decision is made.
     """
     candidates = _candidates(history.query)
     taken = candidates.rounds[~select_retained(candidates, settings, time.time())].tolist()

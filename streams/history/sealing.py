@@ -1,4 +1,4 @@
-"""Seal rounds: from the ledger into the archive, beside ingest; the ledger's copy goes when there is too much of it."""
+"""Seal rounds: copy them from the ledger into the archive, and evict the ledger's copies when it grows too large."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SealingSettings:
-    """How rounds go from the ledger into the archive.
+    """How rounds are moved from the ledger into the archive.
 
     Attributes:
-        segment_rounds: how many rounds one segment holds.
-        segment_bytes: or how many bytes of payloads, whichever comes first.
-        ledger_bytes: payloads of sealed rounds leave the ledger, the oldest first, when it holds more bytes than this;
-            those that are in it are read seven times as quickly and more.
+        segment_rounds: the number of rounds that completes a segment.
+        segment_bytes: the total size of payloads that completes a segment, if it is reached first.
+        ledger_bytes: above this size of the ledger, payloads of sealed rounds are evicted from it, oldest first. Reads
+            from the ledger are at least seven times as fast as reads from the archive.
     """
 
     segment_rounds: Annotated[int, Ge(1)] = 1024
@@ -36,13 +36,14 @@ class SealingSettings:
 
 
 def seal_next(history: History, settings: SealingSettings) -> Marker | None:
-    """Seal the oldest rounds that are not sealed yet; returns None when they do not fill a segment.
+    """Seal the oldest unsealed rounds as one segment, and return its marker, or None if they do not fill a segment.
 
-    Rounds whose payload is damaged are left out, and stay where they are.
+    Rounds whose payload is damaged are left out and stay in the ledger.
 
     Raises:
-        OSError: if the archive takes no more, or cannot be reached.
-        HistoryDamaged: if the segment does not read back as it was written.
+        OSError: if the disk of the archive is full or fails.
+        ArchiveUnreachable: if the object store cannot be reached.
+        HistoryDamaged: if the segment does not read back as written, or none of its rounds can be read.
     """
     first = archive_index.first_unsealed(history.query)
     rounds = select_rounds(history, first, settings)
@@ -55,9 +56,10 @@ def seal_next(history: History, settings: SealingSettings) -> Marker | None:
 
 
 def select_rounds(history: History, first: int, settings: SealingSettings) -> list[StoredRound]:
-    """Return the rounds from ``first`` on that make one segment: of one layout, as many as ``settings`` say.
+    """Return the rounds from ``first`` on that make up the next segment, all of one layout; [] if there are too few.
 
-    Nothing is returned when there are not enough yet. Raises ``HistoryDamaged`` when none of them can be read.
+    Raises:
+        HistoryDamaged: if none of the rounds can be read.
     """
     size, taken = 0, list[StoredRound]()
     columns, rounds = None, _segment_candidates(history, first, settings)
@@ -74,7 +76,7 @@ def select_rounds(history: History, first: int, settings: SealingSettings) -> li
 
 
 def _segment_candidates(history: History, first: int, settings: SealingSettings) -> Sequence[int]:
-    """Return the rounds from ``first`` on that one segment can hold; none if they do not fill one: nothing is read."""
+    """Return the rounds from ``first`` on that fit into one segment, [] if they do not fill it; reads no payload."""
     sql = """SELECT round, coalesce(bytes, 0) FROM rounds
         WHERE round >= ? AND round IN (SELECT round FROM payloads) ORDER BY round LIMIT ?"""
     found = history.query(sql, (first, settings.segment_rounds))
@@ -83,7 +85,7 @@ def _segment_candidates(history: History, first: int, settings: SealingSettings)
 
 
 def _read_intact(history: History, rounds: Sequence[int]) -> Iterator[tuple[StoredRound, frozenset[Column]]]:
-    """Give the rounds that can be sealed, with their columns; some are read at once, all if none is damaged."""
+    """Yield the intact rounds with their columns; rounds are read in batches, or one by one in a damaged batch."""
     for first in range(0, len(rounds), READ_BATCH):
         batch = rounds[first : first + READ_BATCH]
         try:
@@ -113,14 +115,20 @@ def _read(history: History, round: int) -> tuple[RoundEntry, bytes] | None:
 
 
 def evict_payloads(history: History, limit: int) -> int:
-    """Take payloads of sealed rounds out of the ledger, the oldest first, until it uses at most ``limit`` bytes.
+    """Evict payloads of sealed rounds from the ledger, oldest first, until it uses at most ``limit`` bytes.
 
-    Returns how many segments' worth were taken. The read-back check was made when they were published; here each
-    segment's files are compared with its marker once more.
+    Before the ledger's copies of a segment are deleted, the segment's files are compared with its marker once more.
+
+    Args:
+        history: opened for writing or for maintenance.
+        limit: the target size of the ledger in bytes.
+
+    Returns:
+        The number of segments whose payloads were evicted.
 
     Raises:
-        HistoryDamaged: if a segment is not what was published; the ledger keeps its copy then.
-        ArchiveAway: if the archive cannot be reached.
+        HistoryDamaged: if a segment differs from what was published; the ledger then keeps its copy.
+        ArchiveUnreachable: if the archive cannot be reached.
     """
     sql = """SELECT name FROM segments
         WHERE last - first + 1 - count < (SELECT count(*) FROM payloads WHERE round BETWEEN first AND last)
@@ -136,9 +144,10 @@ def evict_payloads(history: History, limit: int) -> int:
 
 
 def remove_orphans(history: History) -> list[Marker]:
-    """Remove from the archive what a sealer that was killed has left behind; the ledger knows where else it all is.
+    """Remove what a killed sealing process left in the archive, if the ledger shows that it is stored elsewhere.
 
-    Returns the segments that the ledger does not know and cannot do without, which stay.
+    Returns:
+        The markers of segments that the ledger does not list but whose rounds it lacks; these segments stay.
     """
     known = set(archive_index.list_segments(history.query))
     archive, needed = history.archive, []
@@ -149,7 +158,7 @@ def remove_orphans(history: History) -> list[Marker]:
         if archive_index.is_redundant(history.query, marker):
             archive.discard(name)
         else:
-            _log.error("the ledger does not know the segment %s, and lacks its rounds: verify with --repair", name)
+            _log.error("the ledger does not list the segment %s and lacks its rounds: verify with --repair", name)
             needed.append(marker)
     archive.remove_orphans()
     return needed

@@ -1,4 +1,4 @@
-"""Read all of a history and say everything that is wrong with it."""
+"""Verify a history: read all of it and report every fault."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -23,13 +23,20 @@ _ROUND_SQL = (
 
 
 class Verification(NamedTuple):
-    """What a history was found to be; each tuple lists the rounds at fault, in order.
+    """The result of a verification; tuples of integers list the faulty rounds in order.
 
-    ``rounds`` is how many were committed when the reading began; ``gaps`` are numbers that no task has; ``missing``
-    have no payload; ``damaged`` have a payload that fails its checksum or does not decode; ``stray`` are payloads
-    of no round; ``ids`` have an id that is not well-formed or does not lead back to the round; ``structure`` is
-    what SQLite says of the file itself, ``archive`` what is wrong with each sealed segment. A round that is damaged in
-    one of ledger and archive and whole in the other is in these lists, too, for it has lost its second copy.
+    A round that is damaged in the ledger or in the archive but intact in the other is listed too, because it has lost
+    its second copy.
+
+    Attributes:
+        rounds: how many rounds were committed when the verification began.
+        gaps: round numbers without a task.
+        missing: rounds without a payload.
+        damaged: rounds whose payload fails its checksum or cannot be decoded.
+        stray: the numbers of payloads without a round.
+        ids: rounds whose id is malformed or does not resolve to the round.
+        structure: SQLite's findings about the file.
+        archive: the faults of sealed segments.
     """
 
     rounds: int
@@ -43,7 +50,7 @@ class Verification(NamedTuple):
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no fault was found."""
         return not any(self[1:])
 
 
@@ -60,19 +67,22 @@ class _Findings:
 
 
 def verify(path: str | PathLike[str], progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Read every round of the history in the folder ``path``, which may be that of a running daemon.
+    """Read and check every round of a history; a daemon may be running on it.
 
-    Rounds committed after it begins are left for the next time. It reads in short steps, so that the daemon's
-    write-ahead log can be cut back meanwhile, except during SQLite's own check of the file at the end.
+    Rounds committed after the start are not checked. The function reads in short steps, so that the daemon can truncate
+    its write-ahead log in between, except during SQLite's own check of the file at the end.
 
     Args:
         path: the folder of the history.
-        progress: called with (rounds read, rounds in all) every now and then.
+        progress: called with (rounds read, rounds in total) after every 1,000 rounds and at the end.
+
+    Returns:
+        All faults that were found.
 
     Raises:
-        HistoryMissing: if there is none.
-        HistoryFormatError: if it is something else, or of another format.
-        ArchiveAway: if its archive cannot be reached.
+        HistoryMissing: if there is no history.
+        HistoryFormatError: if the file is not a history or has an unsupported format.
+        ArchiveUnreachable: if the archive cannot be reached.
     """
     file = Path(path) / ledger.FILE
     connection = ledger.connect(file, write=False)
@@ -103,7 +113,7 @@ def verify(path: str | PathLike[str], progress: Callable[[int, int], None] | Non
 
 
 def _last_round(connection: sqlite3.Connection, findings: _Findings) -> int:
-    """Return the last round that any table knows, so that a round lost from one of them is seen."""
+    """Return the last round that any table has, so that a round lost from one table is noticed."""
     last = -1
     for table in ("rounds", "payloads"):
         try:
@@ -114,7 +124,7 @@ def _last_round(connection: sqlite3.Connection, findings: _Findings) -> int:
 
 
 def _check_archive(connection: sqlite3.Connection, folder: Path, findings: _Findings) -> None:
-    """Read every segment, and compare each of its rounds with what the ledger knows of it."""
+    """Read every segment and compare each of its rounds with the ledger."""
     try:
         archive = Archive(archive_index.open_archive_store(archive_index.make_query(connection), folder))
         for name in archive_index.list_segments(archive_index.make_query(connection)):
@@ -135,7 +145,7 @@ def _check_segment(connection: sqlite3.Connection, archive: Archive, name: str, 
         if rows and rows[0][:2] == (entry.id, entry.crc) and _is_intact(payload, entry.crc):
             findings.sealed |= set() if rows[0][2] else {entry.round}
         else:
-            findings.archive.append(f"{name}: round {entry.round} is not what the ledger knows of it")
+            findings.archive.append(f"{name}: round {entry.round} differs from the ledger")
 
 
 def _check_round(connection: sqlite3.Connection, round: int, findings: _Findings) -> None:
@@ -178,7 +188,7 @@ def _is_intact(payload: object, crc: object) -> bool:
 
 
 def _check_stray(connection: sqlite3.Connection, first: int, after: int, findings: _Findings) -> None:
-    """Find payloads of no round; both are committed together, so even a running daemon has none."""
+    """Find payloads without a round; both are committed together, so even a running daemon never has any."""
     sql = "SELECT round FROM payloads WHERE round >= ? AND round < ? AND round NOT IN (SELECT round FROM rounds)"
     try:
         findings.stray.extend(round for (round,) in connection.execute(sql, (first, after)).fetchall())

@@ -44,7 +44,7 @@ def test_check_says_what_is_there(cli: Cli, tmp_path: Path, server: Bucketed) ->
             "[history] archive: the archive 'ftp://server/x' cannot be opened",
         ),
         ('[history]\narchive = ""', 78, "archive"),
-        ('[history]\narchive_options = { region = "x" }\narchive = "here"', 78, "is a folder and has none"),
+        ('[history]\narchive_options = { region = "x" }\narchive = "here"', 78, "apply only to object stores"),
         ('[history]\narchive = "s3://b/c"\narchive_options = { regoin = "x" }', 78, "'regoin' is not valid"),
         ("[history]\nretension = { rounds = 3 }", 78, "retention"),
         ("[history.retention]\nrounds = 0", 78, "rounds"),
@@ -76,7 +76,7 @@ def test_a_daemon_seals_into_an_object_store_and_learns_from_there(cli: Cli, tmp
     assert verify(tmp_path / "run/history").clean
     ended = cli("serve", config, "--set", "history.archive=elsewhere", "--set", "history.archive_options={}")
     assert ended.code == 78
-    assert f"rounds of this history lie in '{server.url}': set [history] archive back" in ended.err
+    assert f"rounds of this history lie in '{server.url}': restore the former setting" in ended.err
     ended = cli("replay", config, "--out", tmp_path / "again")
     assert ended.code == 0, ended.err
 

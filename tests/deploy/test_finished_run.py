@@ -158,7 +158,7 @@ def test_verify_mends_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_p
     with History.open(history, write=True) as running:
         ended = cli("verify", history, "--repair")
         assert ended.code == 75
-        assert "has a writer already; stop it first" in ended.err
+        assert "already has a writer; stop it first" in ended.err
         assert len(running) == ROUNDS
 
 

@@ -60,7 +60,7 @@ def test_a_second_daemon_on_the_same_run(daemon: Daemon, cli: Cli) -> None:
     config = daemon.log.with_suffix(".toml")
     ended = cli("serve", config, "--set", "serve.port=0")
     assert ended.code == 75
-    assert "has a writer already" in ended.err
+    assert "already has a writer" in ended.err
     assert "another daemon serves this run already" in ended.err
     trainer = daemon.status()["trainer"]
     assert (trainer["alive"], trainer["restarts"], trainer["world_size"]) == (True, 0, 1)
@@ -83,7 +83,7 @@ def test_a_history_of_another_kind_is_left_untouched(cli: Cli, config: Path, kin
         told = "is not a history (not an SQLite database)"
     else:
         pragma, told = {
-            "newer": ("user_version = 99", "has format 99; this online-meta reads 1"),
+            "newer": ("user_version = 99", "has format 99; this version reads 1"),
             "stranger": ("application_id = 7", "is another program's database"),
         }[kind]
         with sqlite3.connect(file) as ledger:

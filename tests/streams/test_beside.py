@@ -26,7 +26,7 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]
 
 def test_who_seals_beside_a_writer_appends_nothing(writer: History, make_record: Make) -> None:
     with History.open_for_maintenance(writer.path) as beside:
-        with pytest.raises(ValueError, match="beside one that does"):
+        with pytest.raises(ValueError, match="it was opened for maintenance"):
             beside.append([make_record(0)])
         writer.append([make_record(n) for n in range(5)])
         assert seal_next(beside, FIVE) is not None
@@ -36,7 +36,7 @@ def test_who_seals_beside_a_writer_appends_nothing(writer: History, make_record:
 
 
 def test_only_one_seals(writer: History) -> None:
-    with History.open_for_maintenance(writer.path), pytest.raises(HistoryBusy, match="a process that seals it already"):
+    with History.open_for_maintenance(writer.path), pytest.raises(HistoryBusy, match="already has a maintenance process"):
         History.open_for_maintenance(writer.path)
     History.open_for_maintenance(writer.path).close()
 
@@ -44,7 +44,7 @@ def test_only_one_seals(writer: History) -> None:
 def test_the_next_writer_waits_for_one_that_sealed_for_the_last(writer: History) -> None:
     with History.open_for_maintenance(writer.path):
         writer.close()
-        with pytest.raises(HistoryBusy, match="a process that seals it already"):
+        with pytest.raises(HistoryBusy, match="already has a maintenance process"):
             History.open(writer.path, write=True)
     History.open(writer.path, write=True).close()
 

@@ -100,7 +100,7 @@ def test_everything_is_there_after_it_is_opened_again(tmp_path: Path, make_recor
 def test_there_is_one_writer(tmp_path: Path, make_record: Make) -> None:
     first = History.open(tmp_path, write=True)
     for _ in range(2):
-        with pytest.raises(HistoryBusy, match="has a writer already"):
+        with pytest.raises(HistoryBusy, match="already has a writer"):
             History.open(tmp_path, write=True)
     first.append([make_record(0)])
     first.close()

@@ -49,7 +49,7 @@ def format_7_in_the_log(folder: Path) -> None:
 
 
 FOREIGN = {
-    "format 7; this online-meta reads 1 and 2": lambda folder: format_7(folder),
+    "format 7; this version reads 1 and 2": lambda folder: format_7(folder),
     "has format 7": lambda folder: format_7_in_the_log(folder),
     "another program's database": lambda folder: sqlite_file(folder / ledger.FILE, "CREATE TABLE t (a)"),
     "another program's": lambda folder: sqlite_file(

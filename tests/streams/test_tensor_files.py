@@ -117,7 +117,7 @@ def test_a_bomb_is_refused_by_its_directory_before_anything_is_made_of_it() -> N
     tracemalloc.start()
     assert refused(bomb).reason == "too_large"
     assert refused(bytes(lying)).reason == "unreadable"
-    assert refused(crowded).detail.endswith(f"at most {npz.DIRECTORY_BYTES} are read")
+    assert refused(crowded).detail.endswith(f"at most {npz.DIRECTORY_BYTES} are accepted")
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 

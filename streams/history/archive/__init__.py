@@ -1,6 +1,6 @@
-"""The archive: rounds of the history as Zarr groups in a folder or an object store, published by markers.
+"""Archive rounds of the history as Zarr groups in a folder or an object store; markers publish them.
 
-``BlobStore`` is what the archive needs of a place; ``stores.FolderStore`` and ``bucket.BucketStore`` implement it.
+``BlobStore`` is the interface to storage; ``stores.FolderStore`` and ``bucket.BucketStore`` implement it.
 """
 
 from typing import NamedTuple, Protocol
@@ -9,40 +9,40 @@ from zarr.abc.store import Store
 
 
 class FileChecksum(NamedTuple):
-    """A file's size and the SHA-256 of its content, in hex."""
+    """The size of a file in ``bytes`` and the SHA-256 of its content in hexadecimal."""
 
     bytes: int
     sha256: str
 
 
 class BlobStore(Protocol):
-    """Files by their path from the archive's root, such as "segments/0/zarr.json".
+    """A store of files by their path from the archive's root, such as "segments/0/zarr.json".
 
-    Each method, and the stores, may raise what is in ``unreachable_errors`` when the place cannot be reached.
+    Each method, and each Zarr store, may raise one of ``unreachable_errors`` if the storage cannot be reached.
     """
 
     unreachable_errors: tuple[type[Exception], ...]
 
     def zarr_store(self, path: str) -> Store:
-        """Return the Zarr store below ``path``, to read from and write to."""
+        """Return the Zarr store below ``path``, for reading and writing."""
 
     def sync(self, path: str) -> None:
-        """Make all that was written below ``path`` durable."""
+        """Make everything that was written below ``path`` durable."""
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a small file, durably: it is there whole, as it was before, or not at all."""
+        """Write a small file durably and atomically: readers see the old file or the new one."""
 
     def get(self, path: str) -> bytes:
-        """Return a file's content; raises ``FileNotFoundError``."""
+        """Return the content of a file; raises ``FileNotFoundError``."""
 
     def files(self, path: str) -> dict[str, FileChecksum]:
-        """Read all files below ``path``, and return what they are by their path from there."""
+        """Read all files below ``path`` and return their checksums by path relative to it."""
 
     def sizes(self, path: str) -> dict[str, int]:
-        """Return the size of all files below ``path``, by their path from there; none is read."""
+        """Return the sizes of all files below ``path`` by path relative to it, without reading them."""
 
     def names(self, path: str) -> list[str]:
-        """Return what lies right below ``path``, files and folders, in order; nothing where there is no such path."""
+        """Return the sorted names of files and folders directly below ``path``; [] if there is no such path."""
 
     def remove(self, path: str) -> None:
-        """Remove the file ``path`` or all that lies below it; nothing happens where there is nothing."""
+        """Remove the file ``path`` or everything below it; do nothing if it does not exist."""

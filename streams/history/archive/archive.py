@@ -1,4 +1,4 @@
-"""Segments that are published by markers: one without its marker is not there."""
+"""Write, publish and read segments; a segment exists once its marker does."""
 
 import contextlib
 import hashlib
@@ -17,12 +17,20 @@ from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFo
 SEGMENTS = "segments"
 MARKERS = "markers"
 OPEN_BYTES = 64 * 1024 * 1024
-"""What open segments may hold in memory; to open one costs as much as to read many rounds out of it."""
+"""The memory limit for open segments; opening a segment costs as much as reading many of its rounds."""
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a published segment is: its name, rounds from ``first`` to ``last``, and its files' sizes and SHA-256."""
+    """The description of a published segment.
+
+    Attributes:
+        name: the name of the segment.
+        first: its first round.
+        last: its last round.
+        count: the number of its rounds; it may lack rounds between ``first`` and ``last``.
+        files: the checksums of its files by path.
+    """
 
     name: str
     first: int
@@ -32,27 +40,30 @@ class Marker:
 
     @property
     def bytes(self) -> int:
-        """The bytes of all its files."""
+        """The total size of its files in bytes."""
         return sum(file.bytes for file in self.files.values())
 
 
 class Archive:
-    """The segments at a place: any number of readers, and one writer, whom nobody but the caller sees to be alone."""
+    """The segments in a store, for any number of readers and one writer; the caller must ensure a single writer."""
 
     def __init__(self, store: BlobStore) -> None:
-        """Nothing is read yet."""
+        """Take the store; nothing is read yet."""
         self._store = store
         self.unreachable_errors = store.unreachable_errors
         self._open: OrderedDict[str, Segment] = OrderedDict()
         self._lock = threading.Lock()
 
     def publish(self, rounds: Sequence[StoredRound]) -> Marker:
-        """Write a segment, make it durable, read it back, then publish it.
+        """Write a segment, make it durable, read it back, and publish it with a marker.
+
+        Args:
+            rounds: the rounds of the segment, at least one, in ascending order and of one layout.
 
         Raises:
-            HistoryDamaged: if it does not read back as it was written; it is not published.
-            ArchiveAway: if the object store cannot be reached.
-            OSError: if the disk takes no more.
+            HistoryDamaged: if the segment does not read back as written; it is then not published.
+            ArchiveUnreachable: if the object store cannot be reached.
+            OSError: if the disk is full.
         """
         first, last = rounds[0].entry.round, rounds[-1].entry.round
         with translate_segment_errors(f"of rounds {first} to {last}", self.unreachable_errors):
@@ -60,10 +71,10 @@ class Archive:
             path = f"{SEGMENTS}/{name}"
             self._store.remove(path)
             write_segment(self._store.zarr_store(path), rounds)
-            with ThreadPoolExecutor(2) as executor:  # The disk and SHA-256 take as long as reading back does.
+            with ThreadPoolExecutor(2) as executor:  # syncing and SHA-256 take as long as reading back
                 synced, files = executor.submit(self._store.sync, path), executor.submit(self._store.files, path)
                 if Segment(self._store.zarr_store(path)).read_all() != list(rounds):
-                    raise ValueError("it does not read back as it was written, and is not published")
+                    raise ValueError("it does not read back as written and is not published")
             synced.result()
             marker = Marker(name, first, last, len(rounds), files.result())
             self._store.put(f"{MARKERS}/{name}.json", _write_marker(marker))
@@ -76,25 +87,27 @@ class Archive:
         return name
 
     def names(self) -> list[str]:
-        """Return the published segments, by their first rounds."""
+        """Return the names of the published segments, ordered by their first rounds."""
         return [name.removesuffix(".json") for name in self._store.names(MARKERS) if name.endswith(".json")]
 
     def marker(self, name: str) -> Marker:
         """Return the marker of a segment.
 
         Raises:
-            HistoryDamaged: if it is gone or is not what was written.
+            HistoryDamaged: if the marker is missing or differs from what was written.
             HistoryFormatError: if a later version wrote it.
+            ArchiveUnreachable: if the object store cannot be reached.
         """
         with translate_segment_errors(name, self.unreachable_errors):
             return _read_marker(self._store.get(f"{MARKERS}/{name}.json"), name)
 
     def segment(self, name: str) -> Segment:
-        """Return a published segment, open to read; the last ones that were asked for stay open.
+        """Open a published segment for reading; the most recently used segments stay open.
 
         Raises:
-            HistoryDamaged: if it is not there, or is not what was written.
+            HistoryDamaged: if the segment is missing or differs from what was written.
             HistoryFormatError: if a later version wrote it.
+            ArchiveUnreachable: if the object store cannot be reached.
         """
         with self._lock:
             if name in self._open:
@@ -114,13 +127,13 @@ class Archive:
         return segment
 
     def payload(self, name: str, round: int) -> bytes:
-        """Return the payload of a round out of a segment; raises as ``segment`` does."""
+        """Return the payload of one round of a segment; raises as ``segment`` does."""
         segment = self.segment(name)
         with translate_segment_errors(name, self.unreachable_errors):
             return segment.payload(round)
 
     def payloads(self, name: str, rounds: Sequence[int]) -> list[bytes]:
-        """Return the payloads of rounds in ascending order out of one segment; raises as ``segment`` does."""
+        """Return the payloads of rounds of one segment, given in ascending order; raises as ``segment`` does."""
         segment = self.segment(name)
         with translate_segment_errors(name, self.unreachable_errors):
             return segment.payloads(rounds)
@@ -132,20 +145,20 @@ class Archive:
             return segment.read_all()
 
     def check_files(self, marker: Marker) -> list[str]:
-        """Return what is wrong with the files of a segment: each that is gone, new, or not what was written."""
+        """Return the faults of a segment's files: each file that is missing, unexpected or damaged."""
         with translate_segment_errors(marker.name, self.unreachable_errors):
             found = self._store.files(f"{SEGMENTS}/{marker.name}")
         return _describe_differences(marker.files, found)
 
     def discard(self, name: str) -> None:
-        """Take a segment away: first its marker, then its files."""
+        """Delete a segment: first its marker, then its files."""
         self._store.remove(f"{MARKERS}/{name}.json")
         self._store.remove(f"{SEGMENTS}/{name}")
         with self._lock:
             self._open.pop(name, None)
 
     def remove_orphans(self) -> None:
-        """Remove what a writer that was killed has left behind: files that no marker publishes."""
+        """Remove the files of unpublished segments, which a killed writer left behind."""
         published = set(self.names())
         for name in self._store.names(SEGMENTS):
             if name not in published:
@@ -164,7 +177,7 @@ def _describe_differences(expected: Mapping[str, object], found: Mapping[str, ob
 
 @contextlib.contextmanager
 def translate_segment_errors(name: str, unreachable_errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn what Zarr and the place say of a segment that cannot be read into errors with its name."""
+    """Translate errors of Zarr and the store about an unreadable segment into errors that name the segment."""
     try:
         yield
     except FileNotFoundError as error:
@@ -191,9 +204,9 @@ def _read_marker(data: bytes, name: str) -> Marker:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise HistoryDamaged(f"the marker of the segment {name} is damaged: {error}") from error
     if version != FORMAT:
-        raise HistoryFormatError(f"the segment {name} has format {version}; this online-meta reads {FORMAT}")
+        raise HistoryFormatError(f"the segment {name} has format {version}; this version reads {FORMAT}")
     if digest != _digest(content):
-        raise HistoryDamaged(f"the marker of the segment {name} is damaged: its SHA-256 is not that of its content")
+        raise HistoryDamaged(f"the marker of the segment {name} is damaged: its SHA-256 does not match its content")
     files = {file: FileChecksum(**values) for file, values in content["files"].items()}
     return Marker(name, content["first"], content["last"], content["count"], files)
 

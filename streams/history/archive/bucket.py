@@ -1,4 +1,4 @@
-"""An archive in an object store: S3, Google Cloud Storage, Azure and what else obstore speaks."""
+"""Store an archive in an object store: S3, Google Cloud Storage, Azure or another that obstore supports."""
 
 import contextlib
 import hashlib
@@ -25,24 +25,28 @@ CLIENT_OPTIONS = (
     "timeout",
     "user_agent",
 )
-"""Options that obstore wants apart from those of the store; given among them, it panics."""
+"""Options that obstore takes separately from those of the store; it panics if they are mixed."""
 
 
 class BucketStore:
-    """A ``BlobStore`` in an object store: each file is put in one request, and durable when that is answered."""
+    """A ``BlobStore`` in an object store; each file is written by one request and durable when that succeeds."""
 
     unreachable_errors: tuple[type[Exception], ...] = (BaseError,)
 
     def __init__(self, url: str, options: Mapping[str, Any], root: ObstoreStore) -> None:
-        """Take over a store; use ``BucketStore.open``."""
+        """Take an open store; call ``BucketStore.open`` instead."""
         self._url, self._options, self._root = url.rstrip("/"), dict(options), root
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any]) -> Self:
-        """Name the store; nothing is asked of it yet.
+        """Open the store at a URL without sending a request yet.
 
-        Options of the HTTP client, such as "allow_http", may stand among the others. Raises ``ValueError`` for what
-        obstore does not know.
+        Args:
+            url: the URL of the archive, such as "s3://bucket/prefix".
+            options: options of the store and of the HTTP client, such as "allow_http".
+
+        Raises:
+            ValueError: if obstore does not know the URL or an option.
         """
         store_options = {name: value for name, value in options.items() if name not in CLIENT_OPTIONS}
         client = {
@@ -60,18 +64,18 @@ class BucketStore:
         return ObjectStore(from_url(f"{self._url}/{path}", **self._options))
 
     def sync(self, path: str) -> None:
-        """Do nothing: what was put is durable."""
+        """Do nothing: written files are durable."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file in one request."""
         obstore.put(self._root, path, data, use_multipart=False)
 
     def get(self, path: str) -> bytes:
-        """Return a file's content."""
+        """Return the content of a file."""
         return bytes(obstore.get(self._root, path).bytes())
 
     def files(self, path: str) -> dict[str, FileChecksum]:
-        """Read all files below ``path`` back."""
+        """Read all files below ``path`` and return their checksums."""
         found = {}
         for name in self.sizes(path):
             data = self.get(f"{path}/{name}")
@@ -79,15 +83,15 @@ class BucketStore:
         return found
 
     def sizes(self, path: str) -> dict[str, int]:
-        """List all files below ``path``."""
+        """Return the sizes of all files below ``path``."""
         return {file[len(path) + 1 :]: size for file, size in sorted(self._list(path))}
 
     def names(self, path: str) -> list[str]:
-        """Return what lies right below ``path``."""
+        """Return the names directly below ``path``."""
         return sorted({name.split("/")[0] for name in self.sizes(path)})
 
     def remove(self, path: str) -> None:
-        """Remove the file ``path`` and all that lies below it."""
+        """Remove the file ``path`` and everything below it."""
         for file in (path, *(file for file, _ in self._list(path))):
             with contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._root, file)

@@ -1,7 +1,7 @@
-"""Kept payloads <-> columns: ragged tasks side by side without padding, each tensor in its own dtype.
+"""Convert payloads to columns and back: ragged tasks without padding, each tensor in its own dtype.
 
-A payload is a safetensors body: the length of its header in 8 bytes, the header, the tensors' bytes one behind the
-other. Here the headers make one column and each tensor another; put together again they are the same bytes, whatever
+A payload is a safetensors body: the length of its header in 8 bytes, the header, and the contiguous bytes of the
+tensors. The headers form one column and each tensor another. Joining the columns gives the same bytes again, whichever
 version of safetensors wrote them.
 """
 
@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 class Column(NamedTuple):
-    """A tensor's name, its dtype as NumPy names it, and how many dimensions it has."""
+    """A tensor's ``name``, its ``dtype`` as NumPy names it, and its number of dimensions (``rank``)."""
 
     name: str
     dtype: str
@@ -38,7 +38,7 @@ class Column(NamedTuple):
 
 
 class TensorSlice(NamedTuple):
-    """Where a tensor lies in the data of one payload: bytes ``first`` to ``after`` (excluded), and its shape."""
+    """A tensor's shape and its bytes in the data of one payload: from ``first`` up to but excluding ``after``."""
 
     column: Column
     shape: tuple[int, ...]
@@ -47,14 +47,20 @@ class TensorSlice(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Arrays of differing lengths, one behind the other; array i is ``values[ends[i - 1]:ends[i]]``."""
+    """Concatenated arrays of different lengths; array i is ``values[ends[i - 1]:ends[i]]``."""
 
     values: NDArray[np.generic]
     ends: NDArray[np.int64]
 
 
 class Columns(NamedTuple):
-    """Payloads as columns: the headers' bytes, and of each tensor the values and the shapes, (payloads, rank)."""
+    """Payloads as columns.
+
+    Attributes:
+        headers: the bytes of the headers.
+        values: the concatenated values of each tensor.
+        shapes: the shapes of each tensor, an array of shape (payloads, rank).
+    """
 
     headers: Ragged
     values: dict[Column, NDArray[np.generic]]
@@ -62,17 +68,17 @@ class Columns(NamedTuple):
 
 
 def layout(payload: bytes) -> frozenset[Column]:
-    """Return which columns a payload has; payloads of one segment have the same.
+    """Return the columns of a payload; all payloads of a segment have the same columns.
 
     Raises:
-        ValueError: if it is no body of tensors one behind the other, of the known dtypes.
+        ValueError: if the payload is not a body of contiguous tensors of known dtypes.
     """
     return frozenset(tensor_slice.column for tensor_slice in read_slices(_header(payload)))
 
 
 @lru_cache(maxsize=1024)
 def read_slices(header: bytes) -> tuple[TensorSlice, ...]:
-    """Return where the tensors lie that a header tells of, in the order of their bytes.
+    """Return the slices of the tensors that a header describes, in the order of their bytes.
 
     Raises:
         ValueError: as ``layout`` does.
@@ -81,13 +87,13 @@ def read_slices(header: bytes) -> tuple[TensorSlice, ...]:
         info = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
         slices = [_tensor_slice(name, value) for name, value in info.items()]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a header of safetensors: {error!r}") from error
+        raise ValueError(f"not a safetensors header: {error!r}") from error
     slices.sort(key=lambda tensor_slice: (tensor_slice.first, tensor_slice.after))
     end = 0
     for tensor_slice in slices:
         size = int(np.prod(tensor_slice.shape, dtype=np.int64)) * np.dtype(tensor_slice.column.dtype).itemsize
         if tensor_slice.first != end or tensor_slice.after != end + size:
-            raise ValueError(f"the tensor {tensor_slice.column.name!r} does not lie right behind the one before it")
+            raise ValueError(f"the tensor {tensor_slice.column.name!r} does not directly follow the one before it")
         end = tensor_slice.after
     return tuple(slices)
 
@@ -95,16 +101,16 @@ def read_slices(header: bytes) -> tuple[TensorSlice, ...]:
 def _tensor_slice(name: str, info: dict[str, object]) -> TensorSlice:
     shape, offsets = info["shape"], info["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list):
-        raise TypeError(f"of the tensor {name!r}")
+        raise TypeError(f"wrong entry of the tensor {name!r}")
     column = Column(name, _DTYPES[str(info["dtype"])], len(shape))
     return TensorSlice(column, tuple(shape), *offsets)
 
 
 def split_columns(payloads: Sequence[bytes]) -> Columns:
-    """Return payloads of one layout as columns.
+    """Convert payloads of one layout to columns.
 
     Raises:
-        ValueError: if one is not a body of tensors, or of another layout than the first.
+        ValueError: if a payload is not a body of tensors, or has another layout than the first.
     """
     headers = [_header(payload) for payload in payloads]
     columns = sorted(layout(payloads[0]))
@@ -114,7 +120,7 @@ def split_columns(payloads: Sequence[bytes]) -> Columns:
         slices = read_slices(header)
         begin = 8 + len(header)
         if len(payload) != begin + (slices[-1].after if slices else 0) or {p.column for p in slices} != set(columns):
-            raise ValueError("payloads of differing layouts cannot lie in one segment")
+            raise ValueError("payloads of different layouts cannot share a segment")
         for tensor_slice in slices:
             count = (tensor_slice.after - tensor_slice.first) // np.dtype(tensor_slice.column.dtype).itemsize
             values[tensor_slice.column].append(
@@ -129,7 +135,7 @@ def split_columns(payloads: Sequence[bytes]) -> Columns:
 
 
 def join_columns(header: bytes, parts: dict[Column, NDArray[np.generic]]) -> bytes:
-    """Return the payload with this header and these values of each tensor."""
+    """Return the payload with this header and these tensor values."""
     slices = read_slices(header)
     return b"".join(
         [len(header).to_bytes(8, "little"), header, *(parts[tensor_slice.column].tobytes() for tensor_slice in slices)]
@@ -137,9 +143,14 @@ def join_columns(header: bytes, parts: dict[Column, NDArray[np.generic]]) -> byt
 
 
 def read_spans(values: Any, spans: NDArray[np.int64], max_gap: int) -> list[NDArray[np.generic]]:
-    """Return ``values[first:after]`` of each of the spans, (n, 2) and ascending.
+    """Return ``values[first:after]`` for each span.
 
-    Those that are less than ``max_gap`` apart are read at once, for a read costs much and each value little.
+    Spans that are less than ``max_gap`` apart are read together, because a read is expensive and a value is cheap.
+
+    Args:
+        values: a one-dimensional array, such as a Zarr array.
+        spans: pairs (first, after), ascending, of shape (n, 2).
+        max_gap: a number of values.
     """
     found: list[NDArray[np.generic]] = []
     cuts = np.flatnonzero(spans[1:, 0] - spans[:-1, 1] >= max_gap) + 1
@@ -151,7 +162,7 @@ def read_spans(values: Any, spans: NDArray[np.int64], max_gap: int) -> list[NDAr
 
 
 def make_ragged(texts: Sequence[bytes]) -> Ragged:
-    """Return byte strings one behind the other."""
+    """Concatenate byte strings."""
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     return Ragged(np.frombuffer(b"".join(texts), np.uint8), ends)
 

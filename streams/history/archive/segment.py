@@ -1,11 +1,11 @@
-"""A segment: some rounds as one Zarr group, whose arrays anybody can read with Zarr alone.
+"""Write and read segments: a segment is one Zarr group of rounds, readable with Zarr alone.
 
-    round, arrived, crc, digest     one value a round
-    about, about_end                JSON [id, source, cursor] of each round, as bytes one behind the other
-    header, header_end              the safetensors header of each payload
-    support_x, support_x_shape ...  of each tensor the values of all rounds, one behind the other, and the shapes
+    round, arrived, crc, digest     one value per round
+    about, about_end                JSON [id, source, cursor] of each round, as concatenated bytes
+    header, header_end              the safetensors header of each payload, as concatenated bytes
+    support_x, support_x_shape ...  the concatenated values of each tensor over all rounds, and the shapes
 
-Each array is one shard: an inner chunk holds some CHUNK_BYTES, compressed by zstd, with a crc32c of its own.
+Each array is one shard. An inner chunk holds about CHUNK_BYTES, compressed by zstd, with its own crc32c.
 """
 
 import json
@@ -24,27 +24,27 @@ from streams.history.ledger import RoundEntry
 
 FORMAT = 1
 ZSTD_LEVEL = 1
-"""Of zstd: what compresses at all does so at the first level."""
+"""The level of zstd; higher levels hardly compress tensors further."""
 CHUNK_BYTES = 256 * 1024
-"""Small, so that one task is read without many others."""
+"""The size of an inner chunk; small, so that reading one task does not read many others."""
 
 
 class StoredRound(NamedTuple):
-    """A round as the history has it."""
+    """A round of the history: its metadata and its payload."""
 
     entry: RoundEntry
     payload: bytes
 
 
 class UnknownFormat(Exception):
-    """The segment is of another format than this version reads."""
+    """The segment has a format that this version cannot read."""
 
 
 def write_segment(store: Store, rounds: Sequence[StoredRound]) -> None:
     """Write rounds, in ascending order and of one layout, into an empty store.
 
     Raises:
-        ValueError: if a payload is not one that ``wire.encode`` wrote, or of another layout than the first.
+        ValueError: if ``wire.encode`` did not write a payload, or a payload has another layout than the first.
     """
     columns = split_columns([stored.payload for stored in rounds])
     entries = [stored.entry for stored in rounds]
@@ -78,7 +78,7 @@ def _write(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
         chunks=(chunk, *map(_at_least_one, row_shape)),
         shards=(-(-rows // chunk) * chunk, *map(_at_least_one, row_shape)),
         compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-        config={"write_empty_chunks": True},  # A chunk that is not there would be read as zeros.
+        config={"write_empty_chunks": True},  # so that a missing chunk is never a valid chunk of zeros
     )
     if values.size:
         array[...] = values
@@ -89,46 +89,47 @@ def _at_least_one(size: int) -> int:
 
 
 class Segment:
-    """A segment that is open to read: what is small is held, the tensors are read as they are asked for."""
+    """A segment open for reading; small arrays are kept in memory, large tensors are read on demand."""
 
     def __init__(self, store: Store) -> None:
-        """Read what is small.
+        """Open the segment and read its small arrays.
 
         Raises:
-            UnknownFormat: if it is of another format.
-            FileNotFoundError, ValueError: if it is not there, or does not read back as it was written.
+            UnknownFormat: if the segment has another format.
+            FileNotFoundError, ValueError: if the segment is missing or does not read back as written.
         """
         self._group = zarr.open_group(store, mode="r")
         attributes: dict[str, Any] = self._group.attrs.asdict()
         if attributes.get("format") != FORMAT:
-            raise UnknownFormat(f"it has format {attributes.get('format')}; this online-meta reads {FORMAT}")
+            raise UnknownFormat(f"it has format {attributes.get('format')}; this version reads {FORMAT}")
         self._columns = [Column(*named) for named in attributes["tensors"]]
         self.rounds: NDArray[np.int64] = self._read("round")
         self._headers = self._texts("header")
         self._starts = {column: self._find_starts(column) for column in self._columns}
         arrays = {column: self._array(column.name) for column in self._columns}
-        # Labels of all rounds are smaller than one chunk: they need not be asked for each time.
+        # Arrays of at most one chunk, such as labels, are read once and kept.
         self._values: dict[Column, Any] = {
             column: np.asarray(array[...]) if array.nbytes <= CHUNK_BYTES else array for column, array in arrays.items()
         }
 
     @cached_property
     def memory_bytes(self) -> int:
-        """How much of the segment is in memory."""
+        """How many bytes of the segment are in memory."""
         starts = [*self._starts.values(), *(value for value in self._values.values() if isinstance(value, np.ndarray))]
         return int(self.rounds.nbytes) + sum(map(len, self._headers)) + sum(int(array.nbytes) for array in starts)
 
     def payload(self, round: int) -> bytes:
-        """Return the payload of a round; raises ``KeyError`` for one that is not in here."""
+        """Return the payload of a round; raises ``KeyError`` if the segment does not contain it."""
         at = int(np.searchsorted(self.rounds, round))
         if at == len(self.rounds) or self.rounds[at] != round:
             raise KeyError(round)
         return self._payload(at, self._values)
 
     def payloads(self, rounds: Sequence[int]) -> list[bytes]:
-        """Return the payloads of rounds in ascending order; those near each other are read together.
+        """Return the payloads of rounds given in ascending order; rounds near each other are read together.
 
-        Raises ``KeyError`` when one of them is not in here.
+        Raises:
+            KeyError: if the segment does not contain one of the rounds.
         """
         places = np.searchsorted(self.rounds, rounds)
         if not np.array_equal(self.rounds[np.minimum(places, len(self.rounds) - 1)], rounds):
@@ -143,13 +144,13 @@ class Segment:
         ]
 
     def read_all(self) -> list[StoredRound]:
-        """Return all rounds; each array is read once, as a whole."""
+        """Return all rounds, reading each array once as a whole."""
         values = {column: self._read(column.name) for column in self._columns}
         return [StoredRound(entry, self._payload(at, values)) for at, entry in enumerate(self.entries)]
 
     @cached_property
     def entries(self) -> list[RoundEntry]:
-        """What is known of the rounds without their payloads."""
+        """The metadata of the rounds."""
         arrived, crc, digest = self._read("arrived"), self._read("crc"), self._read("digest")
         return [
             RoundEntry(int(self.rounds[at]), id, source, digest[at].tobytes(), int(crc[at]), float(arrived[at]), cursor)

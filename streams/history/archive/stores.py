@@ -1,4 +1,4 @@
-"""Where an archive lies: what folders and object stores have in common."""
+"""Open the store of an archive: a folder or an object store."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from streams.history.archive import BlobStore, FileChecksum
 
 
 class FolderStore:
-    """A ``BlobStore`` in a folder, which is made when something is first written there."""
+    """A ``BlobStore`` in a folder, which the first write creates."""
 
     unreachable_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Name the folder."""
+        """Take the path of the folder, which need not exist."""
         self._root = Path(path)
 
     def zarr_store(self, path: str) -> Store:
@@ -29,7 +29,7 @@ class FolderStore:
         return LocalStore(self._root / path)
 
     def sync(self, path: str) -> None:
-        """Fsync all files and folders below ``path``, and those above it: Zarr itself syncs nothing."""
+        """Fsync all files and folders below ``path`` and the folders above it, because Zarr syncs nothing."""
         top = self._root / path
         for path_below in (top, *top.rglob("*")):
             sync_path(path_below)
@@ -38,7 +38,7 @@ class FolderStore:
             sync_path(parent)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file under another name, fsync and rename it."""
+        """Write a file under a temporary name, fsync it and rename it."""
         file = self._root / path
         new = not file.parent.exists()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,22 +47,22 @@ class FolderStore:
             self.sync(str(Path(path).parent))
 
     def get(self, path: str) -> bytes:
-        """Return a file's content."""
+        """Return the content of a file."""
         return (self._root / path).read_bytes()
 
     def files(self, path: str) -> dict[str, FileChecksum]:
-        """Read all files below ``path``."""
+        """Read all files below ``path`` and return their checksums."""
         top = self._root / path
         return {name: _checksum(top / name) for name in self.sizes(path)}
 
     def sizes(self, path: str) -> dict[str, int]:
-        """List all files below ``path``."""
+        """Return the sizes of all files below ``path``."""
         top = self._root / path
         found = sorted(file for file in top.rglob("*") if file.is_file())
         return {file.relative_to(top).as_posix(): file.stat().st_size for file in found}
 
     def names(self, path: str) -> list[str]:
-        """List a folder; a file that is being written is not there yet."""
+        """Return the names in a folder, without files that are still being written."""
         top = self._root / path
         return sorted(name for name in os.listdir(top) if not name.endswith(TEMP_SUFFIX)) if top.is_dir() else []
 
@@ -81,25 +81,25 @@ def _checksum(file: Path) -> FileChecksum:
 
 
 def open_store(url: str, options: Mapping[str, Any]) -> BlobStore:
-    """Return the folder or the object store at ``url``.
+    """Open the folder or the object store at ``url``.
 
     Args:
-        url: a folder's path, or "s3://bucket/prefix", "gs://...", "az://..." and what else obstore knows.
-        options: for obstore, such as {"endpoint": "http://127.0.0.1:9000", "region": "eu-central-1"}. Credentials are
-            found where the clouds' own tools look for them, the environment among these.
+        url: the path of a folder, or "s3://bucket/prefix", "gs://...", "az://..." or another URL that obstore supports.
+        options: options of obstore, such as {"endpoint": "http://127.0.0.1:9000", "region": "eu-central-1"}.
+            Credentials are read from where the clouds' own tools look for them, for example the environment.
 
     Raises:
-        ValueError: if the URL or an option is not known.
-        ImportError: if it is an object store, and obstore is not installed.
+        ValueError: if the URL or an option is unknown.
+        ImportError: if the URL is that of an object store and obstore is not installed.
     """
     if is_url(url):
         try:
-            from streams.history.archive.bucket import BucketStore  # obstore is only needed by those who have one
+            from streams.history.archive.bucket import BucketStore  # obstore is an optional dependency
         except ModuleNotFoundError as error:
             raise ImportError(f"{url!r} needs obstore: pip install 'online-meta[object-store]'") from error
         return BucketStore.open(url, options)
     if options:
-        raise ValueError(f"archive_options are for object stores; {url!r} is a folder and has none")
+        raise ValueError(f"archive_options apply only to object stores; {url!r} is a folder")
     return FolderStore(url)
 
 

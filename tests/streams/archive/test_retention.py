@@ -165,7 +165,7 @@ def test_kept_rounds_are_a_sequence() -> None:
     assert list(kept) == [2, 5, 7, 8, 9]
     assert (len(kept), kept[-1], kept[1:4], 7 in kept, 6 in kept) == (5, 9, [5, 7, 8], True, False)
     for outside in (5, -6):
-        with pytest.raises(IndexError, match="not among the 5 rounds that are kept"):
+        with pytest.raises(IndexError, match="is out of range: 5 rounds are retained"):
             kept[outside]
 
 
@@ -211,7 +211,7 @@ def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make
             assert history.payload(round) == make_record(round).payload
     archived = set().union(*(history.archive.segment(name).rounds.tolist() for name in history.archive.names()))
     for round in set(range(33)).difference(kept, archived):
-        with pytest.raises(RoundDiscarded, match=f"round {round} is gone: retention has thinned it out"):
+        with pytest.raises(RoundDiscarded, match=f"round {round} is gone: retention has discarded it"):
             history.payload(round)
     assert verify(history.path).clean
     assert remove_orphans(history) == []

@@ -200,9 +200,9 @@ def test_the_archive_stays_where_its_segments_are(filled: History, tmp_path: Pat
     assert (filled.path / "elsewhere" / "markers").is_dir()
     with filled.borrow_writer() as writer:
         record_location(writer, Location("elsewhere"))
-        with pytest.raises(ArchiveMoved, match="said to be 's3://b/c', but rounds of this history lie in 'elsewhere'"):
+        with pytest.raises(ArchiveMoved, match="archive is 's3://b/c', but rounds of this history lie in 'elsewhere'"):
             record_location(writer, Location("s3://b/c"))
-        with pytest.raises(ArchiveMoved, match="the folder 'archive' beside the ledger, but"):
+        with pytest.raises(ArchiveMoved, match="the folder 'archive' next to the ledger, but"):
             record_location(writer, Location())
 
 
