@@ -1,29 +1,29 @@
-// The daemon's answers as JSON, from the page's own origin.
+// Fetches JSON from the daemon, from the page's own origin.
 
 import { recall, remember } from "./storage.js";
 
 const PATIENCE_MS = 10_000;
 
-/** The daemon wants a bearer token (`refused` is false) or did not take the one sent (`refused` is true). */
+/** The daemon requires a bearer token (`refused` is false) or rejected the one sent (`refused` is true). */
 export class Unauthorized extends Error {
   constructor(refused) {
-    super(refused ? "The daemon did not take this token." : "The daemon asks for a token.");
+    super(refused ? "The daemon rejected this token." : "The daemon requires a token.");
     this.refused = refused;
   }
 }
 
-/** Keeps the bearer token for this tab; null forgets it. */
+/** Stores the bearer token for this tab; null deletes it. */
 export function keepToken(token) {
   remember("sessionStorage", "token", token);
 }
 
-/** Returns the daemon's own address, without a slash at its end. */
+/** Returns the daemon's address, without a trailing slash. */
 export function daemonAddress() {
   return new URL(".", document.baseURI).href.replace(/\/$/, "");
 }
 
 /**
- * Returns the JSON that `path` answers with.
+ * Fetches `path` and returns its JSON.
  *
  * @param {string} path Relative to the page, so that a proxy may serve it under a prefix.
  * @param {Object} query Query parameters.

@@ -1,4 +1,4 @@
-// The page: polls the daemon, keeps the last answers, and shows them.
+// The page: polls the daemon, stores the last responses, and shows them.
 
 import { getJson, keepToken, Unauthorized } from "./api.js";
 import { makeChart } from "./charts.js";
@@ -15,7 +15,7 @@ import { currentTheme, onThemeChange, toggleTheme } from "./theme.js";
 
 const POINTS = 400;
 
-/** All that the page knows: the last answers, when they came, and what the reader chose. */
+/** The state of the page: the last responses, the time they arrived, and the reader's choices. */
 const page = { status: null, ledger: null, ledgerKey: null, fetched: null, lost: null, range: "all", charts: null };
 
 async function refresh() {
@@ -34,7 +34,7 @@ async function refreshLedger(status) {
     fill("ledger-error", "");
   } catch (error) {
     if (error instanceof Unauthorized) throw error;
-    fill("ledger-error", `The charts could not be brought up to date: ${error.message}`);
+    fill("ledger-error", `The charts could not be updated: ${error.message}`);
   }
 }
 
@@ -80,14 +80,14 @@ function failed(error, wait) {
   return true;
 }
 
-/** Brings the texts that depend on the time up to date, between two polls as well. */
+/** Updates the texts that depend on the time; also called between two polls. */
 function tick() {
   if (page.lost) showLost(page.lost);
   if (page.status === null) return;
   fillHeader(page.status, elapsed());
   fill(
     "updated",
-    `Updated ${formatAgo(elapsed())}, at ${clock(page.fetched)}. Every 2 seconds while this tab is in view.`,
+    `Updated ${formatAgo(elapsed())}, at ${clock(page.fetched)}. Updates every 2 seconds while this tab is visible.`,
   );
 }
 

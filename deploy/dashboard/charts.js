@@ -1,4 +1,4 @@
-// A chart of lines over rounds, drawn by uPlot: drawn anew when its lines or the theme change, else only fed.
+// A line chart over rounds, drawn by uPlot. It is rebuilt when its lines or the theme change; otherwise only its data.
 
 import { formatCompact } from "./format.js";
 import { resolveColor } from "./palette.js";
@@ -11,9 +11,9 @@ const { uPlot } = window;
 const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
 
 /**
- * Makes a chart in `section` and returns {render, repaint}.
+ * Creates a chart in `section` and returns {render, repaint}.
  *
- * `render(model)` shows a model of models.js; `repaint()` draws it again in the colours of the theme now shown.
+ * `render(model)` shows a model of models.js; `repaint()` redraws it in the colours of the current theme.
  */
 export function makeChart(section, announce) {
   const chart = { section, frame: makeFrame(section), plot: null, model: null, shape: "", hidden: new Set() };
@@ -35,7 +35,7 @@ function render(chart, model) {
   chart.shape = shape;
   chart.frame.title.textContent = model.title;
   chart.frame.note.textContent = model.note;
-  chart.frame.canvas.setAttribute("aria-label", `${model.title}. ${model.summary} Arrow keys walk along the rounds.`);
+  chart.frame.canvas.setAttribute("aria-label", `${model.title}. ${model.summary} Use the arrow keys to move along the rounds.`);
   showValues(chart);
 }
 
@@ -97,7 +97,7 @@ function cursorOptions(model) {
   };
 }
 
-/** Returns the index of the value nearest to `index` that is not null, or null when there is none. */
+/** Returns the index of the value nearest to `index` that is not null; null if there is none. */
 export function nearestPresent(values, index) {
   for (let step = 0; step < values.length; step += 1) {
     if (values[index - step] != null) return index - step;
@@ -153,7 +153,7 @@ function spanValues({ model, hidden }) {
     .flatMap((dot) => dot.values)
     .filter((value) => value !== null);
   dots.sort((a, b) => a - b);
-  // A few wild rounds must not flatten the lines: the scale heeds all but the outer 2 % of the single rounds.
+  // The scale ignores the outer 2 % of the single rounds, so that a few outliers do not flatten the lines.
   values.push(...dots.slice(Math.floor(dots.length * 0.02), Math.ceil(dots.length * 0.98)));
   if (model.zero) values.push(0);
   if (values.length === 0) return [0, 1];

@@ -1,22 +1,22 @@
-// The few ways in which the page's elements are found, made and filled. Text only: no markup from data, ever.
+// Finds, creates and fills elements of the page. Text only: data is never inserted as markup.
 
 /** Returns the element whose data-field is `name`. */
 export function field(name) {
   return document.querySelector(`[data-field="${name}"]`);
 }
 
-/** Fills a field with text, and leaves it alone when nothing changed (so that selections and readers stay put). */
+/** Sets a field's text if it has changed; an unchanged field keeps the selection and the screen reader's position. */
 export function fill(name, text) {
   const node = field(name);
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Shows or hides the element that `selector` finds. */
+/** Shows or hides the element that matches `selector`. */
 export function show(selector, visible) {
   document.querySelector(selector).hidden = !visible;
 }
 
-/** Makes an element with a class, and children that are nodes or text. */
+/** Creates an element with a class and with children, which are nodes or text. */
 export function make(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -30,7 +30,7 @@ export function fillBar(name, share) {
   document.querySelector(`[data-bar="${name}"]`).style.transform = `scaleX(${clipped})`;
 }
 
-/** Makes the small piece of line that stands for a series: its colour, dashes and marker. */
+/** Creates the swatch of a series: a short line with its colour, dashes and marker. */
 export function makeSwatch({ color, dash = [], marker = false }) {
   const space = "http://www.w3.org/2000/svg";
   const picture = document.createElementNS(space, "svg");

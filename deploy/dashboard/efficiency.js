@@ -1,12 +1,13 @@
-// How soon a task is learned: from the ledger to the lines of its chart, pure functions of plain data.
+// The chart of learning efficiency, computed from the ledger: pure functions of plain data.
 
 import { formatName, plural } from "./format.js";
 import { assignLooks } from "./palette.js";
 import { nameProficiency } from "./wording.js";
 
 /**
- * Returns {title, unit, note, lines} of what there is to show, or null: the mean points needed for the proficiency, a
- * line a learner; where none is looked for, or nobody has reached it, the own learner's loss after each prefix.
+ * Returns {title, unit, note, lines}, or null if there is nothing to show. The lines are the mean points needed for the
+ * proficiency, one per learner. Without a proficiency, or if no learner reached it, they are the daemon's own learner's
+ * loss after each prefix.
  */
 export function findEfficiency(ledger, names, looks) {
   const proficiency = ledger.efficiency?.proficiency ?? null;
@@ -33,7 +34,7 @@ function findPoints(ledger, names, looks, goal) {
   return {
     title: `Learning efficiency: support points to ${goal}`,
     unit: "points (support set)",
-    note: "Fewer is sooner. Rounds that did not reach it are left out: a gap where none did.",
+    note: "Lower is better. Rounds that did not reach it are excluded; there is a gap where none did.",
     lines,
   };
 }
@@ -41,13 +42,13 @@ function findPoints(ledger, names, looks, goal) {
 function findPrefixes(ledger, names, note) {
   const prefixes = ledger.learners[names[0]]?.efficiency?.prefixes ?? [];
   const labels = prefixes.map(({ points }) => `after ${plural(points, "point")}`);
-  const looks = assignLooks([...names, ...labels], []); // colours that no learner has, as long as there are some
+  const looks = assignLooks([...names, ...labels], []); // colours that no learner uses, while there are enough
   const lines = prefixes
     .map(({ loss }, i) => ({ name: labels[i], label: labels[i], look: looks.get(labels[i]), raw: loss }))
     .filter(isKnown);
   if (lines.length === 0) return null;
   return {
-    title: `Learning efficiency: ${formatName(names[0])}’s loss after so many support points`,
+    title: `Learning efficiency: ${formatName(names[0])}’s loss by number of support points`,
     unit: "loss (query set)",
     note,
     lines,

@@ -1,8 +1,8 @@
-// Numbers, times and names as a reader wants them. Every function takes null for "not known" and gives a dash.
+// Formats numbers, times and names. Every function returns a dash for null, which means "unknown".
 
 const DASH = "–";
 const MINUS = "\u2212";
-const SPACE = "\u202f"; // narrow and unbreakable, between a number and its unit
+const SPACE = "\u202f"; // narrow no-break space between a number and its unit
 const STEPS = [
   [1e12, "T"],
   [1e9, "G"],
@@ -21,13 +21,13 @@ export function formatCompact(value) {
   return withMinus(String(Number((value / step[0]).toPrecision(3)))) + SPACE + step[1];
 }
 
-/** A whole number: all its digits up to 9,999, and compact from there. */
+/** An integer: all digits up to 9,999, compact above. */
 export function formatCount(value) {
   if (!known(value)) return DASH;
   return Math.abs(value) < 10_000 ? withMinus(Math.round(value).toLocaleString("en")) : formatCompact(value);
 }
 
-/** A loss, a regret or another real number to three digits or so: 0.4213 -> "0.421", 301.24 -> "301.2". */
+/** A loss, a regret or another real number, to about three digits: 0.4213 -> "0.421", 301.24 -> "301.2". */
 export function formatReal(value) {
   if (!known(value)) return DASH;
   const size = Math.abs(value);
@@ -38,7 +38,7 @@ export function formatReal(value) {
   return withMinus(value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
 }
 
-/** Like formatReal, with a plus sign where it is positive. */
+/** Like formatReal, with a plus sign for positive numbers. */
 export function formatSigned(value) {
   return known(value) && value > 0 ? `+${formatReal(value)}` : formatReal(value);
 }
@@ -67,13 +67,13 @@ export function formatDuration(seconds) {
   return `${Math.floor(whole / big[1])}${SPACE}${big[0]}` + (rest ? ` ${rest}${SPACE}${small[0]}` : "");
 }
 
-/** Seconds that have gone by: "just now", "12 s ago", "3 m 20 s ago". */
+/** Elapsed seconds: "just now", "12 s ago", "3 m 20 s ago". */
 export function formatAgo(seconds) {
   if (!known(seconds)) return DASH;
   return seconds < 2 ? "just now" : `${formatDuration(Math.round(seconds))} ago`;
 }
 
-/** A rate in events per second; a slow one is told per minute or per hour. */
+/** A rate in events per second; a slow rate is shown per minute or per hour. */
 export function formatRate(perSecond) {
   if (!known(perSecond)) return DASH;
   if (perSecond === 0) return "0/s";
@@ -82,7 +82,7 @@ export function formatRate(perSecond) {
   return `${Number((perSecond * 3600).toPrecision(2))}/h`;
 }
 
-/** A learner's or comparator's config name for reading: "train_on_everything" -> "train on everything". */
+/** The display name of a learner or comparator: "train_on_everything" -> "train on everything". */
 export function formatName(name) {
   return name === "ftml" ? "FTML" : name.replaceAll("_", " ");
 }

@@ -1,8 +1,8 @@
-// Walking along a chart's rounds with the arrow keys, for those who use no mouse.
+// Moves along a chart's rounds with the arrow keys, for readers without a mouse.
 
 const STRIDES = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
 
-/** Lets the arrow keys move the cursor of a chart that has the focus; `announce` is told the values in words. */
+/** Lets the arrow keys move the cursor of the focused chart; `announce` is called with the values as text. */
 export function walkByKeys(chart, announce) {
   chart.frame.canvas.addEventListener("keydown", (event) => {
     if (event.key === "Escape") leave(chart);

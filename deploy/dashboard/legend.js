@@ -1,9 +1,9 @@
-// A chart's heading and legend: every line by name, look and value; a click or a key press hides the line.
+// A chart's heading and legend: the name, swatch and value of every line. A click or key press hides or shows a line.
 
 import { formatCount, formatReal } from "./format.js";
 import { make, makeSwatch } from "./dom.js";
 
-/** Makes a chart's title, note, legend and the place for its canvas, and returns them. */
+/** Creates and returns a chart's title, note, legend and the container of its canvas. */
 export function makeFrame(section) {
   const title = make("h3", "");
   const note = make("p", "note");
@@ -35,7 +35,7 @@ function makeEntry(line, value, hidden, toggle) {
   return button;
 }
 
-/** Writes into the legend the values under the cursor, or the latest ones when the cursor is elsewhere. */
+/** Shows the values under the cursor in the legend, or the latest values if the cursor is elsewhere. */
 export function showValues({ plot, model, frame }) {
   if (!plot || plot.cursor.idxs === undefined) return;
   const place = plot.cursor.idx ?? null;

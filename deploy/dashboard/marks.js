@@ -1,4 +1,4 @@
-// What uPlot does not draw by itself: single rounds as faint dots, error bars, and the two sides of zero.
+// Draws what uPlot does not: single rounds as faint dots, error bars, and labels above and below zero.
 
 import { resolveColor } from "./palette.js";
 
@@ -12,7 +12,7 @@ function within(plot, paint) {
   ctx.restore();
 }
 
-/** Draws each single point faintly behind the smoothed lines. */
+/** Draws the single points as faint dots behind the smoothed lines. */
 export function drawDots(plot, model, hidden) {
   within(plot, (ctx, ratio) => {
     for (const { name, look, values } of model.dots) {
@@ -30,7 +30,7 @@ function dot(plot, ctx, round, value, radius) {
   ctx.fill();
 }
 
-/** Draws plus and minus one standard error at the points that have one. */
+/** Draws error bars of one standard error at the points that have one. */
 export function drawErrors(plot, model, hidden) {
   within(plot, (ctx, ratio) => {
     for (const { name, look, values, errors } of model.lines) {
@@ -53,7 +53,7 @@ function bar(plot, ctx, round, ends) {
   ctx.stroke();
 }
 
-/** Draws the zero line of a regret chart and says what lies above and below it. */
+/** Draws the zero line of a regret chart, and labels the areas above and below it. */
 export function drawSides(plot, model, font) {
   if (!model.sides) return;
   within(plot, (ctx, ratio) => {

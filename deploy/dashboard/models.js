@@ -1,11 +1,11 @@
-// From the ledger to the charts: which lines, in which units, with which words.
+// Builds the models of the charts from the ledger: lines, units, titles and notes.
 
 import { findEfficiency } from "./efficiency.js";
 import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
 import { regretByRound, roundsPerPoint, smoothingWindow, trailingMean } from "./series.js";
 import { isExact } from "./wording.js";
 
-/** Returns the model of each chart by its name, null where there is nothing to show. */
+/** Returns the model of each chart by name; null if there is nothing to show. */
 export function modelCharts(ledger, names, kinds, looks) {
   const window = smoothingWindow(ledger.rounds.length);
   const context = { ledger, names, kinds, looks, window, note: describeSmoothing(ledger.rounds, window) };
@@ -101,7 +101,7 @@ function modelRegret(context) {
   const own = formatName(names[0]);
   return common(
     context,
-    `Regret: ${own}’s cumulative loss minus another’s`,
+    `Regret: ${own}’s cumulative loss minus the other’s`,
     "regret (loss, summed)",
     [...baselines, ...comparators],
     {
@@ -118,7 +118,7 @@ function explainSigns(own, comparators, rounds) {
   const negative = `Negative against a baseline: ${own} is ahead of it.`;
   if (comparators.length === 0) return negative;
   const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
-  const age = `last worked out as of round ${formatCount(latest)}.`;
+  const age = `last computed as of round ${formatCount(latest)}.`;
   const estimates = comparators.map((line) => line.name).filter((name) => !isExact(name));
   if (estimates.length === 0) return `${negative} Closed form is exact, by algebra; ${age}`;
   const names = estimates.map(formatName).join(" and ");

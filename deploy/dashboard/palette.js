@@ -1,14 +1,14 @@
-// One look for each learner and comparator, the same in every chart and in the table.
-// The colours stay apart under the common kinds of colour blindness, and dashes tell lines apart without colour.
+// Assigns a look to each learner and comparator, the same in every chart and in the table.
+// The colours are distinct under the common kinds of colour blindness; dashes distinguish lines without colour.
 
 const COLORS = 7; // --ink-0 to --ink-6 in colors.css; comparators count down from the last
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
 
 /**
- * Returns a Map from name to its look: {color, dash, marker}.
+ * Returns a Map from name to look: {color, dash, marker}.
  *
- * @param {string[]} learners The daemon's own learner first: it gets the first colour and an unbroken line.
- * @param {string[]} comparators Drawn as markers, for they are known at some rounds only.
+ * @param {string[]} learners The daemon's own learner first: it gets the first colour and a solid line.
+ * @param {string[]} comparators Drawn with markers, because they are known at some rounds only.
  */
 export function assignLooks(learners, comparators) {
   const looks = new Map();
@@ -20,7 +20,7 @@ export function assignLooks(learners, comparators) {
   return looks;
 }
 
-/** Returns the colour of a CSS custom property as the canvas understands it, under the theme now shown. */
+/** Returns the colour of a CSS custom property, resolved for the canvas under the current theme. */
 export function resolveColor(property) {
   const probe = document.createElement("span");
   probe.style.color = `var(--${property})`;

@@ -1,11 +1,11 @@
-// Which parts of the page are shown: the pill, the banners, the token form, the empty state.
+// Shows and hides parts of the page: the state pill, the banners, the token form, the empty state.
 
 import { daemonAddress } from "./api.js";
 import { field, fill, show } from "./dom.js";
 import { formatDuration, plural } from "./format.js";
 import { chooseNotice, isTrainerDown, nameState } from "./wording.js";
 
-/** Shows a state in the pill and in the tab's title; `detail` stands before the title. */
+/** Shows a state in the pill and in the tab's title; `detail` precedes the title. */
 export function showState(state, word, detail) {
   const pill = document.querySelector(".pill");
   if (pill.dataset.state !== state) pill.dataset.state = state;
@@ -14,7 +14,7 @@ export function showState(state, word, detail) {
   if (document.title !== title) document.title = title;
 }
 
-/** Shows the status's own state and its notice, if it has one. */
+/** Shows the state in `status`, and its notice if there is one. */
 export function showStatus(status) {
   const state = isTrainerDown(status) ? "trainer_down" : status.state;
   showState(state, nameState(state), `${nameState(state)}, ${plural(status.rounds.learned, "round")}`);
@@ -26,7 +26,7 @@ export function showStatus(status) {
   fill("notice", notice.text);
 }
 
-/** Shows or hides the banner of a lost connection: {reason, since, retryAt}, times in milliseconds; or null. */
+/** Shows the banner of a lost connection for {reason, since, retryAt} (times in milliseconds); null hides it. */
 export function showLost(lost) {
   show('[data-banner="lost"]', lost !== null);
   document.body.classList.toggle("stale", lost !== null);
@@ -37,7 +37,7 @@ export function showLost(lost) {
   fill("lost", `${lost.reason}${kept} ${next}`);
 }
 
-/** Returns a moment (milliseconds) as the reader's wall-clock time. */
+/** Returns a timestamp (milliseconds) as the reader's local time. */
 export function clock(moment) {
   return new Date(moment).toLocaleTimeString([], {
     hour: "2-digit",
@@ -47,7 +47,7 @@ export function clock(moment) {
   });
 }
 
-/** Shows the token form with a message (empty on the first time), and moves the focus there once. */
+/** Shows the token form with a message (empty the first time), and moves the focus to it once. */
 export function askForToken(message) {
   const hidden = document.querySelector('[data-panel="token"]').hidden;
   show('[data-panel="token"]', true);
@@ -58,7 +58,7 @@ export function askForToken(message) {
   if (hidden) document.getElementById("token").focus();
 }
 
-/** Shows the figures, with the charts or, before the first round, with how to send a task. */
+/** Shows the figures, with the charts or, before the first round, with instructions for sending a task. */
 export function showFigures({ rounds }) {
   const begun = rounds.learned + (rounds.skipped ?? 0) > 0;
   show('[data-panel="token"]', false);
@@ -70,19 +70,19 @@ export function showFigures({ rounds }) {
   fill(
     "empty-text",
     rounds.pending
-      ? `${plural(rounds.pending, "task")} arrived. The charts appear after the first round. To send more:`
-      : "The daemon is alive and waits for its first task. To send some:",
+      ? `${plural(rounds.pending, "task")} received. The charts appear after the first round. To send more tasks:`
+      : "The daemon is running and waits for its first task. To send tasks:",
   );
   fill("command", `online-meta submit FILE... --url ${daemonAddress()}`);
 }
 
-/** Copies the command of the empty state, and says so on the button. */
+/** Copies the command of the empty state, and confirms it on the button. */
 export async function copyCommand(button) {
   try {
     await navigator.clipboard.writeText(field("command").textContent);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(field("command")); // no clipboard without TLS: at least select the text
+    getSelection().selectAllChildren(field("command")); // The clipboard needs TLS; without it, select the text.
     button.textContent = "Selected";
   }
   setTimeout(() => {

@@ -1,4 +1,4 @@
-// Calls a step again and again: at a steady pace, slower after failures, and not at all while the tab is hidden.
+// Calls a step repeatedly: at a steady pace, more slowly after failures, and not while the tab is hidden.
 
 const INTERVAL_MS = 2_000;
 const LONGEST_MS = 30_000;
@@ -6,10 +6,10 @@ const LONGEST_MS = 30_000;
 /**
  * Starts polling at once.
  *
- * @param {function(): Promise<void>} step Throws to say that it failed.
- * @param {function(Error, number): void} failed Told the error and the milliseconds until the next try;
- *   answers false to stop until `now()` is called.
- * @returns {{now: function(): void}} `now()` tries at once, and goes on at the steady pace from there.
+ * @param {function(): Promise<void>} step Throws if it fails.
+ * @param {function(Error, number): void} failed Called with the error and the milliseconds until the next try;
+ *   returns false to stop until `now()` is called.
+ * @returns {{now: function(): void}} `now()` tries at once and then continues at the steady pace.
  */
 export function startPolling(step, failed) {
   let timer = null;

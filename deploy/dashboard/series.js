@@ -1,18 +1,18 @@
-// What the charts show, computed from the ledger's answer: pure functions of plain data.
+// Computes what the charts show from the regret ledger: pure functions of plain data.
 
 const NONE = Object.freeze({});
-const ENOUGH = 5; // values before a trailing mean says more than its noise
+const ENOUGH = 5; // minimum number of values for a meaningful trailing mean
 
 /**
- * Returns the ledger with its rounds counted from 1, as comparators and checkpoints count them: at 100, a hundred rounds
- * are learned. The daemon names each point by its last round, counted from 0, and tells the count itself as `to`.
+ * Returns the ledger with rounds counted from 1, as comparators and checkpoints count them: 100 means that a hundred
+ * rounds are learned. The daemon names each point by its last round, counted from 0, and sends the count as `to`.
  */
 export function countRounds(ledger) {
   const shift = ledger.rounds.length ? ledger.to - ledger.rounds.at(-1) : 0;
   return { ...ledger, rounds: ledger.rounds.map((round) => round + shift) };
 }
 
-/** Returns all learners' names, the daemon's own first ("ftml", else the first one told), the rest in order. */
+/** Returns all learners' names, the daemon's own first ("ftml", else the first in the data), the rest in order. */
 export function orderLearners(...sources) {
   const names = [...new Set(sources.flatMap((source) => Object.keys(source ?? NONE)))];
   const own = names.includes("ftml") ? "ftml" : names[0];
@@ -29,8 +29,8 @@ export function comparatorKinds(regret, comparators) {
 }
 
 /**
- * Returns the mean of the last `window` values at each place; null where the value is null or too few were seen.
- * With `across`, a value that is null is passed over, and only where all of the window are is there none.
+ * Returns the mean of the last `window` values at each place; null where the value is null or too few values precede.
+ * With `across`, null values are skipped, and the result is null only where the whole window is null.
  */
 export function trailingMean(values, window, across = false) {
   let sum = 0;
@@ -44,17 +44,17 @@ export function trailingMean(values, window, across = false) {
   });
 }
 
-/** Returns the places of the values beside which there is none: a line with gaps does not show them. */
+/** Returns the places of values without a neighbour, which a line with gaps does not show. */
 export function findLonely(values) {
   return values.flatMap((value, i) => (value != null && values[i - 1] == null && values[i + 1] == null ? [i] : []));
 }
 
-/** Returns how many points to average for a chart of `count` points: some 7 % of them, and 1 when they are few. */
+/** Returns how many points to average for a chart of `count` points: about 7 % of them, at least 1. */
 export function smoothingWindow(count) {
   return count < 20 ? 1 : Math.max(5, Math.round(count / 15));
 }
 
-/** Returns how many rounds lie in one point. */
+/** Returns the number of rounds per point. */
 export function roundsPerPoint(rounds) {
   return rounds.length < 2 ? 1 : Math.max(1, Math.round((rounds.at(-1) - rounds[0]) / (rounds.length - 1)));
 }
@@ -73,7 +73,7 @@ export function relativeChange(values) {
  * Returns regret by round: the own learner's cumulative loss minus each baseline's, and the comparators' points.
  *
  * @returns {{rounds: number[], lines: Map<string, (number|null)[]>, points: Map<string, Object[]>}} `lines` has one
- *   value a round (null where only a comparator has one); `points` holds {regret, standardError} or null a round.
+ *   value per round (null where only a comparator has one); `points` has {regret, standardError} or null per round.
  */
 export function regretByRound(ledger, names, kinds) {
   const seen = (point) => point.as_of_round >= ledger.from && point.as_of_round <= ledger.to;

@@ -1,4 +1,4 @@
-// The table of learners and comparators: the figures behind the charts, for reading and copying.
+// The table of learners and comparators, with the numbers of the charts.
 
 import { field, fill, make, makeSwatch, show } from "./dom.js";
 import { formatName, formatPercent, formatReal, formatSigned } from "./format.js";
@@ -12,7 +12,7 @@ const LABELS = {
 };
 const EFFICIENCY = "learning_efficiency_last_100";
 
-/** Fills the table: one row a learner (the own one first), then one row a comparator. */
+/** Fills the table: one row per learner (the daemon's own first), then one row per comparator. */
 export function fillTable({ status, ledger, names, kinds, looks }) {
   const shown = chooseColumns(status.learners ?? {}, names);
   show('[data-column="accuracy"]', shown.accuracy);
@@ -26,7 +26,7 @@ export function fillTable({ status, ledger, names, kinds, looks }) {
   field("learners").replaceChildren(...rows);
 }
 
-/** Returns which columns there are beside those that always are: {accuracy: is it, points: its heading or null}. */
+/** Returns the optional columns: {accuracy: whether it is shown, points: its heading or null}. */
 export function chooseColumns(learners, names) {
   const accuracy = names.some((name) => learners[name]?.mean_accuracy_last_100 != null);
   const proficiency = learners[names[0]]?.[EFFICIENCY]?.proficiency ?? null;
@@ -74,6 +74,6 @@ function comparatorRow(kind, status, ledger, own, looks, shown) {
     pointsCell(shown, formatReal(null)),
     { label: LABELS.sum, text: point ? `${isExact(kind) ? "" : "≤ "}${formatReal(point.cumulative_loss)}` : formatReal(null) },
     { label: LABELS.regret, text: regret ? `${isExact(kind) ? "" : "≥ "}${formatReal(regret.value)}` : formatReal(null) },
-    { label: "", text: regret ? explainRegret(own, regret) : "not worked out yet", kind: "words" },
+    { label: "", text: regret ? explainRegret(own, regret) : "not computed yet", kind: "words" },
   ]);
 }

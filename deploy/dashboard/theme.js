@@ -1,23 +1,23 @@
-// Light and dark: the system's choice, unless the reader chose the other one. Loaded before the first paint.
+// The light or dark theme: the system's choice unless the reader chose the other one. Loaded before the first paint.
 
 import { recall, remember } from "./storage.js";
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const system = () => (dark.matches ? "dark" : "light");
 
-/** Returns the theme that is shown: "light" or "dark". */
+/** Returns the current theme: "light" or "dark". */
 export function currentTheme() {
   return document.documentElement.dataset.theme ?? system();
 }
 
-/** Switches to the other theme and remembers it; going back to the system's own theme forgets the choice. */
+/** Switches to the other theme and stores the choice; switching back to the system's theme deletes it. */
 export function toggleTheme() {
   const next = currentTheme() === "dark" ? "light" : "dark";
   remember("localStorage", "theme", next === system() ? null : next);
   applyTheme();
 }
 
-/** Calls `listener` whenever the theme shown may have changed. */
+/** Calls `listener` whenever the current theme may have changed. */
 export function onThemeChange(listener) {
   dark.addEventListener("change", listener);
   document.addEventListener("themechange", listener);

@@ -1,4 +1,4 @@
-// The row of figures at the top: how far, how well, against whom, how fast, how safe.
+// The row of tiles at the top: rounds, loss, accuracy, regret, pace, checkpoint.
 
 import { field, fill, fillBar, make, makeSwatch, show } from "./dom.js";
 import {
@@ -14,9 +14,9 @@ import {
 import { relativeChange } from "./series.js";
 import { describePace, explainRegret } from "./wording.js";
 
-const ROWS = 4; // of regrets in the tile; the table has them all
+const ROWS = 4; // regrets in the tile; the table has all of them
 
-/** Fills all tiles. `ledger` may be null (not fetched yet); `names` has the own learner first; `elapsed`: seconds. */
+/** Fills all tiles. `ledger` is null until fetched; `names` has the daemon's learner first; `elapsed` is in seconds. */
 export function fillTiles({ status, ledger, names, looks, elapsed }) {
   fillRounds(status.rounds);
   fillLoss(status, ledger, names[0]);
@@ -96,7 +96,7 @@ function fillCheckpoint({ checkpoint, now, rounds }, elapsed) {
   );
 }
 
-/** Fills the header: run, version, how long it has been up, and the last round's time. */
+/** Fills the header: version, run, uptime, number of ranks, restarts of the trainer. */
 export function fillHeader(status, elapsed) {
   fill("version", status.version ? `v${status.version}` : "");
   const up = status.started ? `up ${formatDuration(Math.round(status.now - status.started + elapsed))}` : "";

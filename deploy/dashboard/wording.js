@@ -1,15 +1,15 @@
-// What the figures mean, in words: pure functions of the status.
+// Describes the figures in words: pure functions of the status.
 
 import { formatCompact, formatCount, formatDuration, formatName, formatPercent, formatRate, formatReal, plural } from "./format.js";
 
 const STATES = { running: "Running", idle: "Idle", draining: "Draining", trainer_down: "Trainer down" };
 
-/** Returns the state's word; a state that this page does not know is shown as it is. */
+/** Returns the display name of a state; an unknown state is returned unchanged. */
 export function nameState(state) {
   return STATES[state] ?? formatName(String(state));
 }
 
-/** Returns "FTML is ahead by 81.0" or the like for a regret, whose sign alone is easily misread. */
+/** Describes a regret, for example "FTML is ahead by 81.0", because its sign alone is easily misread. */
 export function explainRegret(own, entry) {
   const size = formatReal(Math.abs(entry.value));
   const name = formatName(own);
@@ -27,12 +27,12 @@ export function isExact(comparator) {
   return comparator === "closed_form";
 }
 
-/** Returns the proficiency that is looked for, "90 % accuracy" or "a loss of 0.5". */
+/** Returns the proficiency as text: "90 % accuracy" or "a loss of 0.5". */
 export function nameProficiency(proficiency, isAccuracy) {
   return isAccuracy ? `${formatCompact(proficiency * 100)}\u202f% accuracy` : `a loss of ${formatCompact(proficiency)}`;
 }
 
-/** Returns "3.20 (reached in 82.0 %)" of the learning efficiency in the status, or why there is no such number. */
+/** Describes the learning efficiency in the status: "3.20 (reached in 82.0 %)", "never reached", or a dash. */
 export function describePoints({ reached, mean_points_needed: points } = {}) {
   if (reached == null) return formatReal(null);
   return points == null ? "never reached" : `${formatReal(points)} (reached in ${formatPercent(reached)})`;
@@ -67,33 +67,33 @@ function judgePace(status, growth) {
     : { verdict: "Keeping up", level: "good" };
 }
 
-/** Is there no trainer at work? */
+/** Returns whether no trainer is running. */
 export function isTrainerDown(status) {
   return status.state === "trainer_down" || status.trainer?.alive === false;
 }
 
-/** Returns the notice to show above all figures, {title, text, level}, or null when there is nothing to say. */
+/** Returns the notice to show above the figures, {title, text, level}, or null if there is none. */
 export function chooseNotice(status) {
   const { rounds, backlog_limit: limit } = status;
   if (isTrainerDown(status)) {
     return {
       title: "Trainer down.",
       level: "bad",
-      text: "Ingest goes on; trainer restarting. Tasks sent now are stored and learned later.",
+      text: "The trainer is restarting. The daemon still accepts tasks, stores them, and learns them later.",
     };
   }
   if (status.state === "draining") {
     return {
       title: "Draining.",
       level: "info",
-      text: "The daemon finishes its round, saves a checkpoint and stops. Stored tasks are learned at the next start.",
+      text: "The daemon finishes its round, saves a checkpoint and stops. It learns pending tasks after the next start.",
     };
   }
   if (limit && rounds.pending >= limit) {
     return {
       title: "Backlog full.",
       level: "bad",
-      text: `${plural(rounds.pending, "task")} wait. New tasks are answered 429 until some are learned.`,
+      text: `Pending: ${plural(rounds.pending, "task")}. New tasks get status 429 until some are learned.`,
     };
   }
   return limit && rounds.pending >= 0.8 * limit
@@ -103,6 +103,6 @@ export function chooseNotice(status) {
 
 function nearlyFull(rounds, limit) {
   const growth = (rounds.ingested_per_second ?? 0) - (rounds.learned_per_second ?? 0);
-  const soon = growth > 0 ? ` At this pace it is full in ${formatDuration((limit - rounds.pending) / growth)}.` : "";
-  return `${formatCount(rounds.pending)} of ${plural(limit, "task")} wait.${soon}`;
+  const soon = growth > 0 ? ` At this rate it will be full in ${formatDuration((limit - rounds.pending) / growth)}.` : "";
+  return `${formatCount(rounds.pending)} of ${plural(limit, "task")} are pending.${soon}`;
 }

@@ -49,7 +49,7 @@ def test_the_points_needed_are_told_of_every_learner(visit: Open) -> None:
     shown = visit(daemon)
     expect(chart(shown).locator("h3")).to_have_text("Learning efficiency: support points to 75\u202f% accuracy")
     expect(chart(shown).locator(".entry")).to_have_count(3)
-    expect(chart(shown).locator(".note")).to_contain_text("Lines: mean of the last 20 rounds. Fewer is sooner.")
+    expect(chart(shown).locator(".note")).to_contain_text("Lines: mean of the last 20 rounds. Lower is better.")
     needed = daemon.asked().needed(daemon.losses("ftml"))
     latest, last_100 = mean_of_known(needed[-20:]), mean_of_known(needed[-100:])
     assert latest is not None
@@ -62,7 +62,7 @@ def test_the_points_needed_are_told_of_every_learner(visit: Open) -> None:
     expect(rows.last.locator("td").nth(2)).to_have_text("\u2013")
     shown.page.get_by_text("What am I looking at?").click()
     expect(shown.page.locator(".about dt", has_text="Learning efficiency")).to_be_visible()
-    expect(shown.page.get_by_text("Fewer is sooner; when the line falls")).to_be_visible()
+    expect(shown.page.get_by_text("if the line falls while the share of rounds")).to_be_visible()
     assert shown.complaints == []
 
 
@@ -78,7 +78,7 @@ def test_prefixes_alone_are_a_line_each_of_the_own_learner(visit: Open) -> None:
     daemon = Daemon(rounds=19, prefixes=(1, 5))  # too few rounds for smoothing: the latest value is the last round's
     shown = visit(daemon)
     expect(chart(shown).locator("h3")).to_have_text(
-        "Learning efficiency: FTML\u2019s loss after so many support points"
+        "Learning efficiency: FTML\u2019s loss by number of support points"
     )
     last = [daemon.asked().after(daemon.losses("ftml"), points)[-1] for points in (1, 5)]
     told = [f"after 1 point{last[0]:.2f}", f"after 5 points{last[1]:.2f}"]

@@ -65,7 +65,7 @@ def test_it_asks_for_the_token_and_sends_it(visit: Open) -> None:
     shown.pass_time(60)
     shown.page.get_by_label("Bearer token").fill("wrong")
     shown.page.get_by_role("button", name="Connect").click()
-    shown.text("token-error").to_have_text("The daemon did not take this token.")
+    shown.text("token-error").to_have_text("The daemon rejected this token.")
     assert len(shown.asked("/v1/")) == asked + 1  # nothing is asked in vain while the form waits
     shown.page.get_by_label("Bearer token").fill("correct horse")
     shown.page.get_by_label("Bearer token").press("Enter")
@@ -80,7 +80,7 @@ def test_it_asks_for_the_token_and_sends_it(visit: Open) -> None:
 def test_a_trainer_that_is_down_is_told(visit: Open) -> None:
     shown = visit(Daemon(rounds=305, state="trainer_down"))
     notice = shown.page.locator('[data-banner="notice"]')
-    expect(notice).to_contain_text("Ingest goes on; trainer restarting")
+    expect(notice).to_contain_text("The trainer is restarting")
     shown.text("state").to_have_text("Trainer down")
     shown.text("run").to_contain_text("trainer restarted 2 times")
     shown.daemon.state = "running"
@@ -92,8 +92,11 @@ def test_a_trainer_that_is_down_is_told(visit: Open) -> None:
     ("daemon", "notice"),
     [
         (Daemon(rounds=60, state="draining"), "Draining."),
-        (Daemon(rounds=60, pending=1000), "New tasks are answered 429"),
-        (Daemon(rounds=60, pending=900), "900 of 1,000 tasks wait. At this pace it is full in 8\u202fm 20\u202fs."),
+        (Daemon(rounds=60, pending=1000), "New tasks get status 429"),
+        (
+            Daemon(rounds=60, pending=900),
+            "900 of 1,000 tasks are pending. At this rate it will be full in 8\u202fm 20\u202fs.",
+        ),
     ],
     ids=["draining", "full", "nearly full"],
 )
