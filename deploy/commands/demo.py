@@ -197,12 +197,13 @@ def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> Non
         raise CommandError(USAGE, f"{folder} is not empty: choose another folder with --out")
     port = choose_port(port)
     config, serve_command = demo_config(folder, port)
+    source = demo_source(config, "rainbow_digits")  # first, because it may need a package that is not installed
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"starting the daemon in {folder} ...")
     url = f"http://127.0.0.1:{port}"
     with start_daemon(serve_command, url, folder / "daemon.log") as demo:
         console.print(f"dashboard: [bold]{url}/[/]   API: {url}/docs   log: {folder / 'daemon.log'}")
-        _play(demo, config, rounds, console)
+        _play(demo, source, rounds, console)
         if keep_serving:
             console.print(f"all {rounds} tasks are learned; the dashboard remains at {url}/ until Ctrl-C")
             _wait_for_interrupt()
@@ -215,10 +216,10 @@ def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> Non
         ("rounds.jsonl", "one line per round"),
     ):
         console.print(f"  {folder / file}: {what}")
-    console.print("next: README.md, 'A run of your own'")
+    console.print("next: a run on rows of your own, docs/tutorials/your-own-rows.md")
 
 
-def _play(demo: Demo, config: Config, rounds: int, console: Console) -> None:
+def _play(demo: Demo, source: TaskSource, rounds: int, console: Console) -> None:
     """Stream the tasks and show the progress: a live display on a terminal, otherwise a line every 25 rounds."""
     progress = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -226,7 +227,7 @@ def _play(demo: Demo, config: Config, rounds: int, console: Console) -> None:
     bar = progress.add_task("rounds", total=rounds)
     start_time, reported = time.monotonic(), 0
     with Live(progress, console=console, refresh_per_second=4, transient=True) as live:
-        for status in stream_tasks(demo, demo_source(config, "rainbow_digits"), rounds):
+        for status in stream_tasks(demo, source, rounds):
             learned = status["rounds"]["learned"] + status["rounds"]["skipped"]
             progress.update(bar, completed=learned)
             live.update(Group(progress, live_table(status, learned / (time.monotonic() - start_time))))
