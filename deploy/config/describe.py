@@ -6,7 +6,7 @@ Everything comes from the dataclasses of the sections, their docstrings, and the
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 import streams.sources
 from online_meta import registry
 from trainers.seams import SEAMS, Seam, list_options
-from trainers.settings import CHANGEABLE
+from trainers.settings import CHANGEABLE, TrainerSettings
 
 INTERNAL = {"internal": True}
 """Metadata of a field that is no key of the configuration file."""
@@ -42,6 +42,9 @@ EXAMPLE_VALUES = {
     "model.loss": "mse",
 }
 """The values of the example, where it needs others than the defaults."""
+
+DECIDING = {item.name for item in fields(TrainerSettings)}
+"""Sections with keys that decide the parameters of a run."""
 
 IMPORT_PATH = r"^[\w.]+:\w+$"
 BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "more than"), Le: ("le", "at most"), Lt: ("lt", "less than")}
@@ -88,7 +91,7 @@ def list_keys(kind: type[Any], section: str) -> list[Key]:
             describe_type(types[item.name]),
             format_default(item),
             texts.get(item.name, ""),
-            item.metadata.get(CHANGEABLE, False) if section in {seam.section for seam in SEAMS} | {"model"} else None,
+            item.metadata.get(CHANGEABLE, False) if section in DECIDING else None,
         )
         for item in fields(kind)
         if not is_dataclass(types[item.name]) and not item.metadata.get("internal")
@@ -116,7 +119,15 @@ def describe_type(kind: Any) -> str:
     if get_origin(kind) is tuple:
         items = [one for one in get_args(kind) if one is not ...]
         return f"list of {describe_type(items[0])}" if len(items) == 1 else f"list of {len(items)} numbers"
-    plain = {int: "whole number", float: "number", str: "string", bool: "true or false", dict: "table", Any: "value"}
+    plain = {
+        int: "whole number",
+        float: "number",
+        str: "string",
+        bool: "true or false",
+        dict: "table",
+        Sequence: "list",
+        Any: "value",
+    }
     return plain.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
