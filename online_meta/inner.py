@@ -1,4 +1,4 @@
-"""The inner loop: adapt meta-parameters to one task. There is no other inner loop in the project."""
+"""The inner loop: adapt meta-parameters to one task."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,12 +14,20 @@ from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params
 
 @dataclass(frozen=True)
 class Inner:
-    """How to adapt: phi_0 = fast weights of w, phi_{k+1} = update(phi_k, grad L(phi_k)), ``steps`` times.
+    """The inner loop phi_0 = fast weights of w, phi_{k+1} = update(phi_k, grad L(phi_k)), ``steps`` times.
 
-    MAML (Finn et al., ICML 2017) with ``rules.sgd``. ``loss`` is the model as a ``LossFn``; ``fast``
-    holds name globs of the weights that adapt: ``("*",)`` all, ``("head.*",)`` is ANIL (Raghu et
-    al., ICLR 2020), ``("body.*",)`` BOIL (Oh et al., ICLR 2021). A loss or rule that says that it is ``random``
-    draws numbers that are a function of the task and the step. Raises ``ValueError`` for a negative number of steps.
+    With ``rules.sgd`` this is MAML (Finn et al., ICML 2017). The random numbers of a ``random`` loss or rule are a
+    function of the task and the step.
+
+    Attributes:
+        loss: the model as a ``LossFn``.
+        rule: the inner update rule, e.g. ``rules.sgd(lr=0.01)``.
+        steps: the number of inner steps K, at least 0.
+        fast: globs of the names of the weights that adapt. ("*",) adapts all; with a model of parts "body" and "head",
+            ("head.*",) is ANIL (Raghu et al., ICLR 2020) and ("body.*",) is BOIL (Oh et al., ICLR 2021).
+
+    Raises:
+        ValueError: if ``steps`` is negative.
     """
 
     loss: LossFn
@@ -28,19 +36,20 @@ class Inner:
     fast: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        """Refuse what could only fail later."""
+        """Check the number of steps."""
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
 
     def init(self, weights: Params) -> Meta:
-        """Return meta-parameters that start from detached copies of ``weights``, without those that the loss freezes.
+        """Return initial meta-parameters: detached copies of ``weights`` and the rule's initial parameters.
 
-        Raises ``ValueError`` when a glob of ``fast`` matches no weight.
+        Weights that the loss has frozen are left out. Raises ``ValueError`` if all weights are frozen, or if a glob of
+        ``fast`` matches no weight.
         """
         frozen: frozenset[str] = getattr(self.loss, "frozen", frozenset())
         weights = {name: value for name, value in weights.items() if name not in frozen}
         if frozen and not weights:
-            raise ValueError("the model has no weight to learn: all are frozen (their requires_grad is false)")
+            raise ValueError("the model has no weight to learn: all are frozen (requires_grad is False)")
         for pattern in self.fast:
             if not any(fnmatchcase(name, pattern) for name in weights):
                 raise ValueError(f"fast = {pattern!r} matches none of the weights {sorted(weights)}")
@@ -48,35 +57,35 @@ class Inner:
         return Meta(copies, self.rule.init(fast_weights(self, copies)))
 
     def adapt(self, meta: Meta, support: Batch) -> Params:
-        """Return the parameters that the model has after adapting to ``support``; keeps no graph."""
+        """Return the model's parameters after adapting to ``support``, without an autograd graph."""
         with torch.no_grad():
             return effective_params(self, meta, run_inner_loop(self, meta, support).phi)
 
 
 def fast_weights(inner: Inner, weights: Params) -> Params:
-    """Return the weights that adapt."""
+    """Return the weights that adapt, by name."""
     return {n: w for n, w in weights.items() if any(fnmatchcase(n, glob) for glob in inner.fast)}
 
 
 def slow_weights(inner: Inner, weights: Params) -> Params:
-    """Return the weights that the inner loop leaves alone."""
+    """Return the weights that the inner loop does not change, by name."""
     fast = fast_weights(inner, weights)
     return {n: w for n, w in weights.items() if n not in fast}
 
 
 def effective_params(inner: Inner, meta: Meta, phi: Params) -> Params:
-    """Return what the model is called with: slow weights and ``phi``, through the rule's view."""
+    """Return the parameters that the model is called with: the rule's view of the slow weights and ``phi``."""
     return inner.rule.view(meta.rule, {**meta.weights, **phi})
 
 
 def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
-    """Return the carry before the first step: phi_0 and the rule's first state."""
+    """Return the carry before the first step: phi_0 and the rule's initial state."""
     with _seeded_if_random(inner, support, INIT_STEP):
         return inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
 
 
 def support_gradient(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Params:
-    """Return grad L(phi) on the support set at inner step ``k``, differentiable once more."""
+    """Return grad L(phi) on the support set at inner step ``k``; it can be differentiated again."""
 
     def objective(fast: Params) -> Tensor:
         return inner.loss(effective_params(inner, meta, fast), support)
@@ -86,21 +95,21 @@ def support_gradient(inner: Inner, meta: Meta, phi: Params, support: Batch, k: i
 
 
 def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carry:
-    """Return the carry after inner step ``k``; a pure function that can be differentiated.
+    """Return the carry after inner step ``k``; a pure, differentiable function.
 
-    ``meta.weights`` need hold only the slow weights: the fast ones are read from ``carry``.
+    ``meta.weights`` needs to hold only the slow weights; the fast ones are read from ``carry``.
     """
     return apply_update(inner, meta, carry, support_gradient(inner, meta, carry.phi, support, k), support, k)
 
 
 def apply_update(inner: Inner, meta: Meta, carry: Carry, grads: Params, support: Batch, k: int) -> Carry:
-    """Return the carry after the rule's update ``k`` by the gradients ``grads``."""
+    """Return the carry after the rule's update ``k`` with the gradients ``grads``."""
     with _seeded_if_random(inner, support, k + 1):
         return inner.rule.update(meta.rule, carry, grads, k)
 
 
 def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
-    """Return the carry after the last step; keeps no graph."""
+    """Return the carry after the last step, without an autograd graph."""
     with torch.no_grad():
         carry = init_carry(inner, meta, support)
         for k in range(inner.steps):
@@ -109,7 +118,7 @@ def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
 
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
-    """Return the loss that the meta-gradient is of: that of ``phi`` on the query set."""
+    """Return the loss of ``phi`` on the query set, which meta-gradients differentiate."""
     with _seeded_if_random(inner, query, INIT_STEP):
         return inner.loss(effective_params(inner, meta, phi), query)
 

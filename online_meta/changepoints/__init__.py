@@ -1,1 +1,1 @@
-"""Find where the task changes in a stream without boundaries."""
+"""Detect where the task changes in a stream without task boundaries."""

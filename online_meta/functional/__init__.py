@@ -1,1 +1,1 @@
-"""A PyTorch module as a pure function of its parameters that is safe to differentiate twice."""
+"""PyTorch modules as pure functions of their parameters that are safe to differentiate twice."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing that is right at every order of derivative: keep what goes in, compute the inside again."""
+"""Activation checkpointing for derivatives of any order: store a block's inputs and recompute its activations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,20 +20,27 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def recompute_on_backward(function: Function, *, random: bool = False) -> Function:
-    """Return ``function`` (tensors -> a tuple of tensors) as one whose graph holds nothing but its inputs.
+    """Return ``function`` (tensors -> a tuple of tensors) with an autograd graph that stores only its inputs.
 
-    Going back, its inside is computed again from them (Chen et al., 2016, arXiv:1604.06174). The derivative, (x, v) ->
-    v^T df/dx, is such a function itself, so that the graph of an inner step, to be differentiated again, holds inputs
-    and cotangents only; ``torch.utils.checkpoint`` would keep the inside there. The function takes all that is
-    differentiated as arguments. A ``random`` one sees the same numbers again. Under ``torch.func`` it raises
-    ``RuntimeError`` where a gradient is asked for.
+    The backward pass recomputes the activations (Chen et al., 2016, arXiv:1604.06174). The derivative, (x, v) ->
+    v^T df/dx, is checkpointed in the same way, so the graph of an inner step that is differentiated again stores inputs
+    and cotangents only; ``torch.utils.checkpoint`` would store the activations there.
+
+    Args:
+        function: a pure function; everything that is differentiated must be an argument.
+        random: whether it draws random numbers; they are the same when it is recomputed.
+
+    Returns:
+        A function of the same tensors. It raises ``RuntimeError`` under ``torch.func`` if gradients are enabled.
     """
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return function(*tensors)
         if is_transformed():
-            raise RuntimeError("a model with recompute goes task by task (how = 'loop'), not under vmap or torch.func")
+            raise RuntimeError(
+                "a model with recompute runs task by task (batching = 'loop'), not under vmap or torch.func"
+            )
         devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
         again: Callable[[], AbstractContextManager[None]] = capture_generator_state(devices) if random else nullcontext
         return _apply(function, partial(_call_in_context, again, function), tensors)
@@ -52,7 +59,7 @@ def _apply(function: Function, again: Function, tensors: Sequence[Tensor]) -> tu
 
 
 class _Recomputed(torch.autograd.Function):
-    """``function`` going forth, ``again`` going back."""
+    """Calls ``function`` in the forward pass and differentiates ``again`` in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, function: Function, again: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -70,10 +77,13 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _pull(function: Function, count: int, wanted: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return cotangents^T d function / d input for the inputs ``wanted``; tensors are ``count`` inputs, cotangents."""
+    """Return cotangents^T d function / d input for the inputs ``wanted``.
+
+    ``tensors`` are ``count`` inputs, then one cotangent for each output.
+    """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Where this is itself differentiated, an input stays in that graph; elsewhere it is a leaf of its own.
+        # If this call is itself differentiated, inputs stay in the outer graph; otherwise each becomes a new leaf.
         inputs = [
             value if again and value.requires_grad else value.detach().requires_grad_(i in wanted)
             for i, value in enumerate(tensors[:count])
@@ -94,10 +104,10 @@ def _pull(function: Function, count: int, wanted: list[int], *tensors: Tensor) -
 
 
 def recompute_blocks(skeleton: nn.Module, globs: Sequence[str], *, random: bool = False) -> None:
-    """Let the submodules of ``skeleton`` that match ``globs`` use ``recompute_on_backward``, with the weights in force.
+    """Make the submodules of ``skeleton`` whose names match ``globs`` use ``recompute_on_backward``; edits it in place.
 
-    Of a module and its own submodules the outermost counts: ("body.*",) are the blocks of ``body``.
-    Raises ``ValueError`` for a glob that matches no submodule.
+    If a module and its submodules match, only the module is wrapped: ("body.*",) selects the blocks of ``body``.
+    ``random`` says whether they may draw random numbers. Raises ``ValueError`` if a glob matches no submodule.
     """
     names = [name for name, _ in skeleton.named_modules() if name]
     for glob in globs:
@@ -118,19 +128,19 @@ def _outermost(names: Sequence[str], globs: Sequence[str]) -> Iterator[str]:
 
 
 class _RecomputedBlock:
-    """The forward of a block that is recomputed: what it reads of itself becomes an argument of a pure function."""
+    """The forward of a recomputed block: passes the block's weights as arguments of a pure function."""
 
     def __init__(self, name: str, block: nn.Module, original: Callable[..., Any], random: bool) -> None:
         self._name, self._random = name, random
         self._original = _OriginalForward(block, original)
-        self._weights = [name for name, _ in self._original.named_parameters()]  # tied ones once, as in the skeleton
+        self._weights = [name for name, _ in self._original.named_parameters()]  # tied weights once, as in the skeleton
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         here = dict(self._original.named_parameters(remove_duplicate=False))
         buffers = dict(self._original.named_buffers())
         leaves, structure = tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if _is_differentiable(leaf)]
-        constants = [None if _is_differentiable(leaf) else leaf for leaf in leaves]  # holds no tensor that has a graph
+        constants = [None if _is_differentiable(leaf) else leaf for leaf in leaves]  # holds no tensor with a graph
         structures: list[_OutputStructure] = []
 
         def function(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -152,7 +162,7 @@ class _RecomputedBlock:
 
 
 class _OriginalForward(nn.Module):
-    """Calls a block's own forward, as if it had not been replaced, and its hooks not again."""
+    """Calls the forward that a block had before it was replaced, without running the block's hooks a second time."""
 
     def __init__(self, block: nn.Module, original: Callable[..., Any]) -> None:
         super().__init__()
@@ -164,14 +174,14 @@ class _OriginalForward(nn.Module):
 
 
 class _OutputStructure(NamedTuple):
-    """How a block's output is put together: its structure, and the leaves that are no floating tensors."""
+    """The tree structure of a block's output, and those leaves that are not floating-point tensors."""
 
     structure: Any
     leaves: list[Any]
 
 
 def _is_differentiable(leaf: Any) -> bool:
-    """Return whether a leaf is a tensor that can have a gradient."""
+    """Return whether a leaf is a floating-point tensor, which can have a gradient."""
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
@@ -179,7 +189,7 @@ def _split_output(output: Any, name: str) -> tuple[tuple[Tensor, ...], _OutputSt
     leaves, structure = tree_flatten(output)
     tensors = tuple(leaf for leaf in leaves if _is_differentiable(leaf))
     if not tensors or any(isinstance(leaf, Tensor) and not _is_differentiable(leaf) for leaf in leaves):
-        raise TypeError(f"recompute: the layer {name!r} gives a tensor of integers or none at all; leave it out")
+        raise TypeError(f"recompute: the layer {name!r} returns an integer tensor or no tensor; leave it out")
     return tensors, _OutputStructure(structure, [None if _is_differentiable(leaf) else (leaf,) for leaf in leaves])
 
 

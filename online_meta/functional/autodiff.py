@@ -1,4 +1,4 @@
-"""Derivatives of functions of nested tensors: plain autograd, or ``torch.func`` inside one of its transforms."""
+"""Differentiate functions of nested tensors: with plain autograd, or with ``torch.func`` inside its transforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from online_meta.types import Params
 
 
 def is_transformed() -> bool:
-    """Return whether this runs inside ``vmap`` or another transform, where plain autograd cannot go.
+    """Return whether this runs inside ``vmap`` or another transform, where plain autograd does not work.
 
-    Outside of them plain autograd gives the same derivatives at a third of the overhead.
+    Outside of transforms, plain autograd gives the same derivatives with less overhead.
     """
     return peek_interpreter_stack() is not None
 
@@ -23,21 +23,21 @@ def is_transformed() -> bool:
 def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
     """Return d objective / d at, by name.
 
-    It can be differentiated once more where a graph is being recorded, and inside a transform.
+    The result can be differentiated again if gradients are enabled, and inside a transform.
     """
     if is_transformed():
         found: Params = torch.func.grad(objective)(at)
         return found
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # A value in a graph stays in it; for one that is in none, or whose graph nobody records, a leaf of its own.
+        # Values that are in a recorded graph stay in it; all others become new leaves.
         at = {n: v if create_graph and v.requires_grad else v.detach().requires_grad_() for n, v in at.items()}
         loss = objective(at)
         if not (at and loss.requires_grad):
             return {name: torch.zeros_like(value) for name, value in at.items()}
-        # Nothing is done to a parameter that the loss does not depend on: its gradient is zeros.
-        # In this very thread, on a GPU too: it may hold the lock on torch's random numbers, and dropout that is
-        # computed again going back takes it once more.
+        # A parameter that the loss does not depend on gets a gradient of zeros.
+        # Run the backward pass in this thread, on a GPU too: this thread may hold the (reentrant) lock on torch's
+        # random numbers, and recomputed dropout acquires it again.
         with torch.autograd.set_multithreading_enabled(False):
             grads = torch.autograd.grad(
                 loss, [*at.values()], create_graph=create_graph, allow_unused=True, materialize_grads=True
@@ -46,9 +46,9 @@ def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
 
 
 def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Return ``function(*primals)`` and the map from a cotangent of it to those of the primals, to be called once.
+    """Return ``function(*primals)`` and its pullback: a map from a cotangent of the value to those of the primals.
 
-    ``torch.func.vjp`` for nested tensors, without its overhead where that can be had.
+    This is ``torch.func.vjp`` for nested tensors, with less overhead outside of transforms. Call the pullback once.
     """
     if is_transformed():
         result: tuple[Any, Callable[[Any], Any]] = torch.func.vjp(function, *primals)[:2]
@@ -62,7 +62,7 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
     def pull(cotangent: Any) -> Any:
         pairs = zip(ends, tree_flatten(cotangent)[0], strict=True)
         depends = [(end, given) for end, given in pairs if end is not None]
-        ends.clear()  # and with them the graph, however long the caller keeps this function
+        ends.clear()  # Free the graph now, even if the caller keeps this function.
         if not (depends and fresh):
             return tree_unflatten([torch.zeros_like(leaf) for leaf in fresh], structure)
         outputs, cotangents = zip(*depends, strict=True)
@@ -73,7 +73,7 @@ def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any
 
 
 def _gradient_edge(output: Tensor) -> Tensor | GradientEdge | None:
-    """Return where going back begins, without the output's memory where that can be had; None without a graph."""
+    """Return the starting point of the backward pass, without the output's memory if possible; None without a graph."""
     if not output.requires_grad:
         return None
     return output if output.is_leaf else get_gradient_edge(output)

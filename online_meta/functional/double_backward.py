@@ -1,4 +1,4 @@
-"""Batch normalisation by the batch's own statistics, with a second derivative of few passes over memory."""
+"""Operations with usable second derivatives: a faster double backward of batch normalisation, and math attention."""
 
 import threading
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ from online_meta.functional.autodiff import is_transformed
 
 
 class _MathKernel:
-    """Torch's choice of kernels belongs to the process: the first thread to come in makes it, the last one restores it.
+    """A context manager that selects torch's math attention kernel, shared by all threads of the process.
 
-    With a context manager of its own, each thread would restore what another had set: one would lose the math
-    kernel in the midst of its loss, and the process might keep it for good.
+    Torch's kernel selection is global: the first thread to enter sets it and the last one to leave restores it. With
+    one context manager per thread, a thread could restore the selection while another one still needs the math kernel,
+    or the math kernel could stay selected forever.
     """
 
     def __init__(self) -> None:
@@ -42,17 +43,17 @@ class _MathKernel:
 
 
 math_attention = _MathKernel()
-"""A context in which ``scaled_dot_product_attention`` runs by torch's math kernel; threads may share it."""
+"""A context in which ``scaled_dot_product_attention`` uses torch's math kernel; threads may share it."""
 
 
 BATCH_NORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def use_fast_double_backward(module: nn.Module) -> None:
-    """Let the batch normalisations of ``module`` take their second derivatives by ``batch_norm``, where that is faster.
+    """Make the batch normalisation layers of ``module`` use ``batch_norm`` where it is faster; edits it in place.
 
-    Only layers of torch itself, with weights, that keep no running statistics; on a CPU, outside of transforms. The
-    second derivative that torch has took a third of the time of Conv4's exact meta-gradient.
+    Only torch's own layer types with weights and without running statistics are changed. They use it on a CPU, outside
+    of transforms. Torch's own second derivative took a third of the time of Conv4's exact meta-gradient.
     """
     for layer in module.modules():
         if type(layer) in BATCH_NORM_LAYERS and layer.affine and not layer.track_running_stats:
@@ -60,7 +61,7 @@ def use_fast_double_backward(module: nn.Module) -> None:
 
 
 def _forward(layer: Any, plain: Any, x: Tensor) -> Tensor:
-    # Torch has its own words for what is too small or misshapen, and what is below it checks nothing.
+    # Inputs that are too small or of a wrong shape go to torch, which raises its own errors; batch_norm checks nothing.
     fits = x.dim() > 1 and x.shape[1] == layer.num_features and x.numel() > x.shape[1]
     if not (fits and torch.is_grad_enabled() and x.device.type == "cpu") or is_transformed():
         output: Tensor = plain(x)
@@ -72,8 +73,8 @@ def _forward(layer: Any, plain: Any, x: Tensor) -> Tensor:
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return weight * h + bias, h = (x - mean) / sqrt(variance + eps) (Ioffe & Szegedy, ICML 2015).
 
-    ``x`` is (n, channels, ...), ``weight`` and ``bias`` (channels,); mean and variance are those of each channel. It
-    can be differentiated twice; a third time raises ``RuntimeError``.
+    ``x`` has shape (n, channels, ...), ``weight`` and ``bias`` (channels,); mean and variance are taken over each
+    channel of the batch. The result can be differentiated twice; a third derivative raises ``RuntimeError``.
     """
     output: Tensor = _Normalise.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return output
@@ -107,8 +108,9 @@ class _Pull(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor, a: Tensor, b: Tensor) -> Any:
         """Pull (v, a, b), the cotangents of (d x, d weight, d bias), back to g, x and the weight.
 
-        With k = mean(v g) - mean(v) mean(g) - mean(v h) mean(g h), what is pulled back is the sum over channels of
-        n (weight s k + a mean(g h) + b mean(g)). Both results are, channel by channel, combinations of v, g, x and 1.
+        With k = mean(v g) - mean(v) mean(g) - mean(v h) mean(g h), this is the gradient of the sum over channels of
+        n (weight s k + a mean(g h) + b mean(g)). In each channel, the cotangents of g and x are linear combinations of
+        v, g, x and 1.
         """
         g, x, weight, mean, scale, g_h, g_sum = ctx.saved_tensors
         count = x.numel() // x.shape[1]
@@ -135,12 +137,12 @@ def _pull(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps
 
 
 def _add(total: Tensor, factor: Tensor, x: Tensor, offset: Tensor) -> None:
-    """Add factor * x + offset, of each channel, to ``total``."""
+    """Add factor * x + offset to ``total`` in place, with one factor and offset per channel."""
     total.addcmul_(x, _broadcast(factor, x)).add_(_broadcast(offset, x))
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Return the sums of left * right over all but the channels."""
+    """Return the sum of left * right over all dimensions except the channels."""
     return torch.linalg.vecdot(left.flatten(2), right.flatten(2)).sum(0) if left.dim() > 2 else (left * right).sum(0)
 
 

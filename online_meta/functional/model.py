@@ -1,4 +1,4 @@
-"""An ``nn.Module`` as pure functions of its parameters; the module itself is never changed."""
+"""Turn an ``nn.Module`` into pure functions of its parameters; the module itself is never changed."""
 
 import copy
 import threading
@@ -19,10 +19,10 @@ from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
 
 
 def in_precision(output: OutputFn, dtype: torch.dtype) -> OutputFn:
-    """Return ``output`` computed in ``dtype``, such as bfloat16: parameters and x are cast on the way in.
+    """Return ``output`` computed in ``dtype``, e.g. bfloat16: floating-point parameters and x are cast first.
 
-    The result has the parameters' own precision again, and so have all gradients: the inner loop, which adds small
-    steps to large weights, goes on in float32. Integers stay what they are.
+    The result is cast back to the parameters' dtype, and gradients have that dtype too, so the inner loop, which adds
+    small steps to large weights, stays in float32.
     """
 
     def cast(params: Params, x: Tensor) -> Tensor:
@@ -37,19 +37,27 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 LOSSES: dict[str, Criterion] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
-"""The losses that have a name; each takes (output, y) and returns the mean over the batch."""
+"""The losses by name; each takes (output, y) and returns the mean over the batch."""
 
 
 def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bool = False) -> OutputFn:
     """Return ``module`` as a pure function (params, x) -> output.
 
-    The function holds a skeleton on the meta device, so no learned weight is kept twice; buffers, and weights that
-    are frozen (``requires_grad`` is false), are kept as they are now and need not be given. Weights that are tied in
-    ``module`` go by the name under which ``named_parameters`` gives them. Attention runs by torch's math kernel, the
-    only one that can be differentiated twice. Layers that the globs ``recompute`` match are computed again going back,
-    see ``activation_checkpoint``; ``random`` says that they may draw numbers. Raises ``ValueError`` for a glob that
-    matches nothing; the function does when ``params`` lacks one of those names or has one unknown to the module, for
-    torch itself would compute on with uninitialised memory.
+    The function holds a skeleton of the module on the meta device, so it stores no learned weight. It copies buffers
+    and frozen weights (``requires_grad`` is false) now; they need not be passed. Tied weights use the name that
+    ``named_parameters`` lists. Attention uses torch's math kernel, the only one that can be differentiated twice.
+
+    Args:
+        module: the model; it takes one tensor and returns one.
+        recompute: globs of layer names whose activations are recomputed in the backward pass.
+        random: whether these layers may draw random numbers.
+
+    Returns:
+        A function of parameters by name and x of shape (n, ...). It raises ``ValueError`` for a missing or unknown
+        parameter name; torch itself would compute with uninitialised memory.
+
+    Raises:
+        ValueError: if a glob matches no layer.
     """
     return _output(module, _skeleton(module), _constants(module), recompute, random)
 
@@ -74,29 +82,29 @@ def _output(
 
 
 class _SkeletonPerThread(threading.local):
-    """A skeleton for each thread: ``functional_call`` puts the parameters in force into the module itself."""
+    """One skeleton per thread, because ``functional_call`` writes the parameters into the module while it runs."""
 
     def __init__(self, skeleton: nn.Module, recompute: Sequence[str], random: bool) -> None:
-        """Copy ``skeleton``, in each thread that asks for it, but for its tensors, which nobody computes with."""
+        """Copy ``skeleton`` in each thread that uses it; the copies share the (empty) tensors."""
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*skeleton.parameters(), *skeleton.buffers())}
         self.skeleton = copy.deepcopy(skeleton, shared)
         recompute_blocks(self.skeleton, recompute, random=random)
 
 
 def _constants(module: nn.Module) -> Params:
-    """Return copies of the buffers and of the weights that are not learned."""
+    """Return copies of the buffers and of the frozen weights, by name."""
     named = {**dict(module.named_buffers()), **{n: w for n, w in module.named_parameters() if not w.requires_grad}}
     return {name: value.detach().clone() for name, value in named.items()}
 
 
 def _like(buffer: Tensor, x: Tensor, params: Params) -> Tensor:
-    """Put a buffer where ``x`` is; a floating one takes the parameters' precision, as ``Module.to`` would see to."""
+    """Move a buffer to the device of ``x``; cast a floating-point one to the parameters' dtype like ``Module.to``."""
     some = next((value for value in params.values() if value.is_floating_point()), None)
     return buffer.to(x.device, some.dtype if some is not None and buffer.is_floating_point() else buffer.dtype)
 
 
 def _skeleton(module: nn.Module) -> nn.Module:
-    """Return a copy without memory; unlike ``Module.to("meta")`` it keeps tied weights tied."""
+    """Return a copy on the meta device; unlike ``Module.to("meta")``, it keeps tied weights tied."""
     tensors: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
     tensors |= {id(b): b.to("meta") for b in module.buffers()}
     skeleton = copy.deepcopy(module, tensors)
@@ -106,12 +114,16 @@ def _skeleton(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """A ``LossFn`` that also gives the model's ``output``; equation: criterion(model(params, x), y).
+    """A ``LossFn`` criterion(model(params, x), y) that also provides the model's ``output``.
 
-    ``training`` is the model as it learns, in its module's own mode. A model that is ``random`` there (dropout)
-    is seeded by the inner loop, and judged by ``output``, the model in evaluation mode; elsewhere the two are one.
-    ``frozen`` are the names of weights that it holds itself, in ``constant_bytes`` together with its buffers;
-    ``without_recompute`` is the same loss without recomputation, if there is one; layer checks use it.
+    Attributes:
+        output: the model in evaluation mode; scores and predictions use it.
+        criterion: the loss of (output, y), a scalar.
+        training: the model in its module's own mode, used to learn; the same as ``output`` unless ``random``.
+        random: whether ``training`` draws random numbers (dropout); the inner loop then seeds them.
+        frozen: names of the weights that are not learned, of which the loss holds copies.
+        constant_bytes: memory of the frozen weights and buffers, in bytes.
+        without_recompute: the same loss without recomputation, for layer checks; None if nothing is recomputed.
     """
 
     output: OutputFn
@@ -123,11 +135,11 @@ class ModelLoss:
     without_recompute: "ModelLoss | None" = None
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        """The scalar loss of ``batch`` under ``params``, as the model learns."""
+        """Return the scalar loss of ``batch`` under ``params`` in training mode."""
         return self.criterion(self.training(params, batch.x), batch.y)
 
     def evaluate(self, params: Params, batch: Batch) -> Tensor:
-        """The scalar loss of ``batch`` under ``params``, as the model answers: without dropout."""
+        """Return the scalar loss of ``batch`` under ``params`` in evaluation mode, without dropout."""
         return self.criterion(self.output(params, batch.x), batch.y)
 
 
@@ -141,12 +153,22 @@ def model_loss(
 ) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
-    ``loss`` is a name of ``LOSSES`` or any callable (output, y) -> scalar tensor. ``random`` says whether the module
-    draws random numbers as it learns; left out, dropout layers in training mode are looked for, which does
-    not find calls of ``F.dropout`` and the like. ``recompute`` holds globs of the layers, ("body.*",) say, that are
-    computed again going back instead of being kept. Weights that do not require a gradient are not learned: the loss
-    holds copies. With a ``precision``, such as ``torch.bfloat16``, the model computes in it; parameters, gradients and
-    the loss keep their own. Raises ``ValueError`` for an unknown name and a glob that matches nothing.
+    Weights with ``requires_grad`` false are not learned; the loss holds copies of them.
+
+    Args:
+        module: the model; it takes one tensor and returns one.
+        loss: a name in ``LOSSES``, or a callable (output, y) -> scalar tensor.
+        random: whether the module draws random numbers in training; None to look for dropout layers in training mode,
+            which does not find calls of ``F.dropout``.
+        recompute: globs of layer names, e.g. ("body.*",), whose activations are recomputed in the backward pass.
+        precision: the dtype the model computes in, e.g. ``torch.bfloat16``; None for the parameters' own. Parameters,
+            gradients and the loss keep their dtype.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if a loss name is unknown or a glob matches no layer.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -168,20 +190,24 @@ def model_loss(
 
 
 def _has_dropout(layer: nn.Module) -> bool:
-    """Return whether a layer of torch draws random numbers: dropout of its own, or inside attention or a recurrence."""
-    share = getattr(layer, "dropout", 0.0)  # of MultiheadAttention and RNNs a number, of transformer layers a module
+    """Return whether a torch layer is dropout, or contains it as attention and recurrent layers do."""
+    share = getattr(layer, "dropout", 0.0)  # a number in MultiheadAttention and RNNs, a module in transformer layers
     own = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else share
     return layer.training and isinstance(own, float | int) and own > 0
 
 
 def evaluation_loss(loss: LossFn) -> LossFn:
-    """Return the loss that scores are made of: without dropout, where ``loss`` tells the two apart."""
+    """Return the loss to score with: ``loss.evaluate``, without dropout, if it exists; otherwise ``loss`` itself."""
     evaluate: LossFn = getattr(loss, "evaluate", loss)
     return evaluate
 
 
 def accuracy_of(output: OutputFn) -> AccuracyFn:
-    """Return the share of a batch whose largest output is its label (y: integer classes, shape (n,))."""
+    """Return a function (params, batch) -> classification accuracy, a float64 scalar in [0, 1].
+
+    The predicted class is the index of the largest value of ``output(params, x)``, of shape (n, classes); the batch's y
+    holds integer classes, shape (n,).
+    """
 
     def accuracy(params: Params, batch: Batch) -> Tensor:
         return (output(params, batch.x).argmax(-1) == batch.y).to(torch.float64).mean()

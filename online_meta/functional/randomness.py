@@ -1,4 +1,4 @@
-"""Random numbers of models and rules (dropout, masks) as a function of the task and the step."""
+"""Make the random numbers of models and rules (dropout, masks) a function of the task and the step."""
 
 import threading
 import zlib
@@ -11,17 +11,17 @@ from online_meta.replay import generator
 from online_meta.types import Batch
 
 INIT_STEP = 0
-"""The step that stands for the beginning of the inner loop; inner step k draws as ``k + 1``."""
+"""The step number used before the first inner step and for query losses; inner step k uses ``k + 1``."""
 
 _generator_lock = threading.RLock()
 
 
 @contextmanager
 def seeded(batch: Batch, step: int) -> Iterator[None]:
-    """Let torch's random numbers be a function of the batch's bytes and ``step``; leave its generators as they were.
+    """Seed torch from the batch's bytes and ``step`` within this context; restore its generators afterwards.
 
-    What is computed again, going back, then sees what the first pass saw; and so does a round that is played again.
-    Torch's generators belong to the process, so threads take turns.
+    So a recomputation in the backward pass, or a repeated round, draws the same numbers. Torch's generators are global,
+    so only one thread at a time is inside the context.
     """
     devices = [batch.x.device] if batch.x.device.type == "cuda" else []
     with _generator_lock, torch.random.fork_rng(devices):
@@ -30,9 +30,10 @@ def seeded(batch: Batch, step: int) -> Iterator[None]:
 
 
 def capture_generator_state(devices: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context, to be entered any number of times, in which torch draws the numbers that it draws next now.
+    """Capture the state of torch's generators; return a reusable context that starts from this state.
 
-    ``devices`` are the CUDA devices that draw beside the CPU. Torch's generators are left as they were.
+    ``devices`` are the CUDA devices whose generators count in addition to the CPU's. Capturing and leaving the context
+    do not change the generators.
     """
     state, states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
 

@@ -230,7 +230,7 @@ def test_a_layer_that_gives_integers_is_refused():
 
     module = Net().double()
     inner = om.Inner(om.model_loss(module, "mse", recompute=("where",)), om.rules.sgd(), 1)
-    with pytest.raises(TypeError, match="the layer 'where' gives a tensor of integers"):
+    with pytest.raises(TypeError, match="the layer 'where' returns an integer tensor"):
         om.exact(inner)(inner.init(dict(module.named_parameters())), problem("mlp_tanh").task())
 
 
