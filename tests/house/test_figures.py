@@ -1,0 +1,143 @@
+"""How the floors are laid out: few loose modules, few files for one importer, no name twice."""
+
+import ast
+
+import pytest
+
+from tests.house import figures
+from tests.house.sources import FLOORS, modules
+
+
+def test_few_modules_lie_loose_on_a_floor():
+    for floor, loose in figures.loose_modules(modules()).items():
+        assert 0 < len(loose) <= figures.MOST_LOOSE_MODULES, (floor, loose)
+
+
+def test_few_files_have_one_importer():
+    found = figures.single_importers(modules())
+    assert len(found) <= figures.MOST_SINGLE_IMPORTERS, found
+
+
+def test_no_file_name_stands_twice_on_a_floor():
+    assert figures.repeated_files(modules()) == []
+
+
+def test_no_class_name_stands_in_two_places():
+    assert figures.repeated_classes(modules()) == []
+
+
+def test_path_has_no_other_name():
+    assert figures.path_aliases(figures.python_files()) == []
+
+
+def test_every_registry_is_there_and_has_a_contract():
+    known = {module.place: module for module in modules().values()}
+    for registry in figures.REGISTRIES:
+        assert sum(figures.is_entry(module) and place.startswith(f"{registry}/") for place, module in known.items()) > 1
+        contract = ast.get_docstring(known[f"{registry}/__init__.py"].tree)
+        assert contract is not None, registry
+
+
+def test_the_command_prints_every_figure(capsys):
+    figures.main()
+    printed = capsys.readouterr().out
+    for floor in FLOORS:
+        assert f"loose modules of {floor}" in printed
+    assert printed.count("(at most 0)") == 3
+    assert f"(at most {figures.MOST_SINGLE_IMPORTERS})" in printed
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A synthetic tree of the four packages, of the files that a test gives."""
+
+    def write(files):
+        for floor in FLOORS:
+            (tmp_path / floor).mkdir(exist_ok=True)
+            (tmp_path / floor / "__init__.py").touch()
+        for place, code in files.items():
+            (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / place).write_text(code)
+        return modules(tmp_path)
+
+    return write
+
+
+def test_loose_modules_are_counted(tree):
+    known = tree({"streams/a.py": "", "streams/b.py": "", "streams/__main__.py": "", "streams/room/c.py": ""})
+    found = figures.loose_modules(known)
+    assert found == {"online_meta": [], "streams": ["streams/a.py", "streams/b.py"], "trainers": [], "deploy": []}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import streams.room.a\n",
+        "from streams.room import a\n",
+        "from streams.room.a import thing\n",
+        "from .room import a\n",
+        "COMMAND = ['-m', 'streams.room.a']\n",
+        "import importlib\nimportlib.import_module('streams.room.a')\n",
+    ],
+)
+def test_a_file_with_one_importer_is_found_however_it_is_used(tree, use):
+    files = {"streams/room/a.py": "thing = 1\n", "streams/b.py": use}
+    assert figures.single_importers(tree(files)) == ["streams/room/a.py <- streams.b"]
+    assert figures.single_importers(tree({**files, "streams/c.py": "from streams.room.a import thing\n"})) == []
+
+
+def test_a_file_is_no_importer_of_its_own(tree):
+    known = tree({"streams/a.py": "NAME = 'streams.a'\n", "streams/b.py": "import streams.a\n"})
+    assert figures.single_importers(known) == ["streams/a.py <- streams.b"]
+
+
+def test_a_program_is_used_by_whoever_runs_it(tree):
+    known = tree({"deploy/a.py": "if __name__ == '__main__':\n    pass\n", "deploy/b.py": "import deploy.a\n"})
+    assert figures.single_importers(known) == []
+
+
+def test_entries_of_registries_may_have_one_importer(tree):
+    files = {"streams/sources/a.py": "", "streams/sources/_shared.py": "", "streams/sources/__init__.py": ""}
+    use = "from streams.sources import a, _shared\n"
+    found = figures.single_importers(tree({**files, "streams/b.py": use}))
+    assert found == ["streams/sources/_shared.py <- streams.b"]
+
+
+def test_a_file_name_that_stands_twice_is_found(tree):
+    known = tree(
+        {
+            "streams/a.py": "",
+            "streams/room/a.py": "",
+            "trainers/a.py": "",  # another floor
+            "streams/sources/a.py": "",  # an entry of a registry
+            "streams/room/__main__.py": "",
+            "streams/__main__.py": "",
+        }
+    )
+    assert figures.repeated_files(known) == ["a.py: streams/a.py, streams/room/a.py"]
+
+
+def test_a_class_name_that_stands_twice_is_found(tree):
+    known = tree(
+        {
+            "streams/sources/a.py": "class Settings: ...\n",
+            "streams/sources/b.py": "class Settings: ...\n",
+            "streams/a.py": "class Twice: ...\nclass Once: ...\n",
+            "deploy/b.py": "def late():\n    class Twice: ...\n",
+        }
+    )
+    assert figures.repeated_classes(known) == ["Twice: streams/a.py:1, deploy/b.py:2"]
+
+
+def test_settings_outside_registries_stand_once(tree):
+    known = tree({"streams/a.py": "class Settings: ...\n", "deploy/b.py": "class Settings: ...\n"})
+    assert figures.repeated_classes(known) == ["Settings: streams/a.py:1, deploy/b.py:1"]
+
+
+def test_another_name_for_path_is_found(tree, tmp_path):
+    alias = "from pathlib import Path as " + "Folder\n"
+    tree({"streams/a.py": alias, "streams/b.py": "from pathlib import Path\nfrom io import BytesIO as Path2\n"})
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_a.py").write_text("def late():\n    " + alias)
+    places = [f"{tmp_path}/streams/a.py:1", f"{tmp_path}/tests/test_a.py:2"]
+    assert figures.path_aliases(figures.python_files(tmp_path)) == places
