@@ -223,19 +223,19 @@ def preflight(
     if not tasks:
         raise ValueError("there is no task to try the model on: give one or more")
     devices = sorted({leaf.device.index or 0 for leaf in tree_leaves((meta, [*tasks])) if leaf.is_cuda})
-    found = _Findings([], [])
+    found = _Diagnosis([], [])
     with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # What torch warns of here, it warns of again when it is run in earnest.
         _examine(make_probe(inner, meta, tasks), found, gradient, second, remarks)
     return Preflight(tuple(dict.fromkeys(found.problems)), tuple(dict.fromkeys(found.notes)))
 
 
-class _Findings(NamedTuple):
+class _Diagnosis(NamedTuple):
     problems: list[str]
     notes: list[str]
 
 
-def _examine(original: Probe, found: _Findings, gradient: MetaGradient | None, second: bool, remarks: bool) -> None:
+def _examine(original: Probe, found: _Diagnosis, gradient: MetaGradient | None, second: bool, remarks: bool) -> None:
     """Look at one thing after the other; what depends on one that is wrong is left out."""
     # Layers are looked at as they are without recomputation, which calls them again going back.
     without_recompute = getattr(original.inner.loss, "without_recompute", None) or original.inner.loss
@@ -255,7 +255,7 @@ def _examine(original: Probe, found: _Findings, gradient: MetaGradient | None, s
         found.notes.extend(_find_notes(probe, original.inner, result))
 
 
-def _first_run(original: Probe, found: _Findings, second: bool) -> tuple[Probe, ProbeResult]:
+def _first_run(original: Probe, found: _Diagnosis, second: bool) -> tuple[Probe, ProbeResult]:
     """Run the trial in float64, or as it was given where the model takes no float64."""
     probe = in_float64(original)
     result = run_probe(probe, second)
@@ -271,7 +271,7 @@ def _first_run(original: Probe, found: _Findings, second: bool) -> tuple[Probe, 
     return original, again
 
 
-def _check_derivatives(probe: Probe, found: _Findings, result: ProbeResult, second: bool) -> None:
+def _check_derivatives(probe: Probe, found: _Diagnosis, result: ProbeResult, second: bool) -> None:
     """Hold the first and second derivatives of the support loss against central differences."""
     weights = probe.meta.weights
     if next(iter(weights.values())).dtype not in PRECISIONS:
@@ -304,7 +304,7 @@ def _check_derivatives(probe: Probe, found: _Findings, result: ProbeResult, seco
         found.problems.append(NO_DEPENDENCE)
 
 
-def _check_exact(probe: Probe, inner: Inner, found: _Findings) -> None:
+def _check_exact(probe: Probe, inner: Inner, found: _Diagnosis) -> None:
     """Hold ``exact`` of ``inner`` against the unrolled loop, and against the slope of the adapted query loss."""
     precision = PRECISIONS.get(next(iter(probe.meta.weights.values())).dtype)
     if precision is None:
