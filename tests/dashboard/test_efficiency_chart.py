@@ -77,9 +77,7 @@ def test_it_is_left_out_where_nothing_is_asked(visit: Open) -> None:
 def test_prefixes_alone_are_a_line_each_of_the_own_learner(visit: Open) -> None:
     daemon = Daemon(rounds=19, prefixes=(1, 5))  # too few rounds for smoothing: the latest value is the last round's
     shown = visit(daemon)
-    expect(chart(shown).locator("h3")).to_have_text(
-        "Learning efficiency: FTML\u2019s loss by number of support points"
-    )
+    expect(chart(shown).locator("h3")).to_have_text("Learning efficiency: FTML\u2019s loss by number of support points")
     last = [daemon.asked().after(daemon.losses("ftml"), points)[-1] for points in (1, 5)]
     told = [f"after 1 point{last[0]:.2f}", f"after 5 points{last[1]:.2f}"]
     expect(chart(shown).locator(".entry")).to_have_text(told)

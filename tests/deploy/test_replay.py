@@ -30,7 +30,7 @@ def test_a_replay_in_two_parts_is_the_same(cli: Cli, finished: Finished, tmp_pat
     ended = cli(*ask)
     assert ended.code == 0
     assert f"{ROUNDS} rounds of the same stream" in ended.out
-    assert f"see {tmp_path}/report.html" in ended.out
+    assert f"report: {tmp_path}/report.html" in ended.out
     assert leader_hash(tmp_path) == leader_hash(finished.run)
 
 
