@@ -50,6 +50,17 @@ IMPORT_PATH = r"^[\w.]+:\w+$"
 BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "more than"), Le: ("le", "at most"), Lt: ("lt", "less than")}
 
 
+PLAIN_TYPES = {
+    int: "whole number",
+    float: "number",
+    str: "string",
+    bool: "true or false",
+    dict: "table",
+    Sequence: "list",
+    Any: "value",
+}
+
+
 class Key(NamedTuple):
     """A key of the configuration.
 
