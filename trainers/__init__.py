@@ -1,1 +1,1 @@
-"""Meta-gradients become meta-updates, on one rank or many."""
+"""Train on a history of tasks: turn meta-gradients into meta-updates, on one rank or many."""

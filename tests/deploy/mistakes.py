@@ -40,12 +40,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "processes of the local engine": (
         "[serve]",
         "[engine]\nprocesses = 2\n[serve]",
-        "[engine] processes = 2: the local engine is one process that shards nothing; set kind = 'deepspeed'",
+        "[engine] processes = 2: the local engine is a single process without shards; set kind = 'deepspeed'",
     ),
     "what deterministic ranks cannot do": (
         "[serve]",
         '[engine]\nkind = "deepspeed"\ndeterministic = true\n[serve]',
-        "[engine] batching = 'auto' and deterministic: what is summed together then depends on the number of ranks",
+        "[engine] batching = 'auto' with deterministic = true: the order of the sum would depend on the number of ranks",
     ),
     "stage": ("[serve]", '[engine]\nkind = "deepspeed"\nzero_stage = 4\n[serve]', "[engine] zero_stage = 4"),
     "device": (

@@ -1,1 +1,1 @@
-"""Ranks: process groups, the elastic agent, and what each rank measures."""
+"""Ranks: process groups, the elastic agent, and the statistics of each rank."""

@@ -1,4 +1,4 @@
-"""Start the ranks of one node through torch's elastic agent, and start them all again when one dies."""
+"""Start the ranks of one machine with torch's elastic agent, and restart all of them when one dies."""
 
 import contextlib
 import os
@@ -20,24 +20,30 @@ GRACE_SECONDS = 2.0
 STOPPED_SECONDS = 3.0
 POLL_SECONDS = 0.1
 RUN_ID = "online-meta"
-"""What torchrun is told on the other machines as --rdzv-id."""
+"""The value of torchrun's option ``--rdzv-id`` on the other machines."""
 
 RENDEZVOUS = {"is_host": True, "join_timeout": 10**8, "last_call_timeout": 5, "keep_alive_interval": 2}
-"""A machine that is missing may come back after days; one that says nothing for three intervals is gone."""
+"""A missing machine may join after days; a machine that is silent for three intervals counts as lost."""
 
 
 def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Callable[[int], None]) -> bool:
-    """Run ``command`` as this machine's ranks until all have ended well; return whether they were told to.
+    """Run ``command`` as this machine's ranks until all of them end without an error.
 
-    Whenever they are started ``restarted`` is called with how often that was again: 0 at first. torch's own count
-    knows nothing of the times when another machine came or left.
+    SIGTERM and SIGINT are forwarded to the ranks, which then drain. When one rank dies, all are restarted. A rank that
+    outlives another one by ``GRACE_SECONDS``, because it hangs, is killed so that the new ranks need not wait for it.
+    A rank that is suspended for some seconds is killed, too. With several machines, this one hosts the rendezvous and
+    must be up all the time.
 
-    SIGTERM and SIGINT are passed on to the ranks, which drain. When one dies, all are started again; a rank that
-    outlives another by ``GRACE_SECONDS``, because it hangs, is killed, so that the new ones need not wait for it; so is
-    one that is stopped for some seconds. Where other machines take part this one, where they meet,
-    has to be there from the beginning to the end.
+    Args:
+        settings: [engine] section of the configuration.
+        command: command line of a rank.
+        restarted: called at each start of the ranks with the number of restarts so far, 0 at the first start. torch's
+            own count excludes restarts that are due to another machine that joins or leaves.
+
+    Returns:
+        Whether the ranks ended because of a signal.
     """
-    # Restarts need it: the agent would else keep the port of the store that died with the ranks.
+    # Needed for restarts: otherwise the agent keeps the port of the store that ended with the ranks.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     draining = threading.Event()
 
@@ -74,7 +80,7 @@ def _config(settings: EngineSettings) -> LaunchConfig:
         rdzv_configs={} if single_node else RENDEZVOUS,
         local_addr=None if single_node else settings.rendezvous.rpartition(":")[0],
         max_restarts=MAX_RESTARTS,
-        signals_to_handle="SIGQUIT",  # The agent would not wait for the ranks to drain.
+        signals_to_handle="SIGQUIT",  # For SIGTERM the agent would not wait until the ranks have drained.
     )
 
 
@@ -83,10 +89,10 @@ def _ranks() -> list[psutil.Process]:
 
 
 def _kill_stale_ranks(stopped_seconds: float, draining: threading.Event, restarted: Callable[[int], None]) -> None:
-    """Ranks end together or not at all: kill those that go on when another is gone, and those that are stopped.
+    """Kill ranks that continue although another one has ended, and ranks that are suspended.
 
-    Those that begin when none from before is there are ``restarted``, but for the first. Ranks that are started again
-    while draining would never end: with them, this process does.
+    Calls ``restarted`` when new ranks start and none of the previous ones is left. If ranks are restarted while
+    draining, they would never end; they are killed and this process exits.
     """
     started_together: set[int] = set()
     starts = 0
@@ -117,7 +123,7 @@ def _kill(ranks: Iterable[int]) -> None:
 
 
 class _ConditionTimer:
-    """Ends once something has been wrong for so many ``seconds`` on end."""
+    """A timer that fires after a condition has held for ``seconds`` without a break."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._since = seconds, time.monotonic()
@@ -129,7 +135,7 @@ class _ConditionTimer:
 
 
 def _status_of_ranks() -> dict[int, str]:
-    """Return what each rank that is alive does, by its process id."""
+    """Return the process status of each live rank by its process id."""
     found = {}
     for rank in _ranks():
         with contextlib.suppress(psutil.NoSuchProcess):

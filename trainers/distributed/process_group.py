@@ -1,4 +1,4 @@
-"""Join the other ranks of a run, as torchrun's environment tells; without one, a world of this process alone."""
+"""Join the process group of a run from torchrun's environment variables; without them, make a group of one process."""
 
 import json
 import os
@@ -28,48 +28,59 @@ TIMEOUT_SLACK_SECONDS = 5.0
 
 
 class AdaptiveTimeout:
-    """``limit`` seconds at first, later three times the longest of the last rounds and some slack, never more."""
+    """A time-out for silent ranks that adapts to the duration of rounds.
+
+    It is ``limit`` at first. After ``TIMEOUT_MIN_ROUNDS`` rounds it is three times the longest of the last
+    ``TIMEOUT_MAX_ROUNDS`` rounds plus ``TIMEOUT_SLACK_SECONDS``, but at most ``limit``.
+
+    Args:
+        limit: largest time-out, in seconds.
+    """
 
     def __init__(self, limit: float) -> None:
-        """Begin without a round."""
+        """Start without observed rounds."""
         self._limit = limit
         self._round_seconds: deque[float] = deque(maxlen=TIMEOUT_MAX_ROUNDS)
 
     def observe(self, seconds: float) -> None:
-        """Take notice of how long a round took."""
+        """Record the duration of a round."""
         self._round_seconds.append(seconds)
 
     def is_ready(self) -> bool:
-        """Return whether it is time to look at ``seconds`` again."""
+        """Return whether enough rounds are observed to adapt the time-out."""
         return len(self._round_seconds) >= TIMEOUT_MIN_ROUNDS
 
     def seconds(self) -> float:
-        """Return how long a rank that says nothing is waited for."""
+        """Return the time-out for a silent rank, in seconds."""
         return (
             min(self._limit, 3 * max(self._round_seconds) + TIMEOUT_SLACK_SECONDS) if self.is_ready() else self._limit
         )
 
 
 def read_own_rank() -> int | None:
-    """Return this process's number among the ranks that torchrun started, None where it did not start any."""
+    """Return this process's rank from torchrun's environment; None if torchrun did not start it."""
     return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
 @contextmanager
 def join_process_group(settings: EngineSettings, has_storage: bool = True) -> Iterator[RankGroup]:
-    """Be a member of the process group for the time of the block; yields the crew of its ranks.
+    """Join the process group during the block and yield its ranks.
 
-    ``has_storage`` says whether this process sees the run's files; the first rank that does leads.
+    A collective that the other ranks do not join within ``settings.timeout_seconds`` raises ``RuntimeError``, so that
+    a hanging rank does not hang the others.
 
-    Collectives that the others do not join within ``settings.timeout_seconds`` raise ``RuntimeError``: a rank that
-    hangs must not hang the others. Raises ``ValueError`` when torchrun's variables are
-    there in part only, or no rank sees the run's files.
+    Args:
+        settings: [engine] section of the configuration.
+        has_storage: whether this process can access the run's files; the first rank that can is the coordinator.
+
+    Raises:
+        ValueError: if only some of torchrun's variables are set, or no rank can access the run's files.
     """
     variables = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ]
     if variables and len(variables) < 4:
-        raise ValueError(f"the environment has {', '.join(variables)} alone: start the ranks by torchrun")
+        raise ValueError(f"the environment has only {', '.join(variables)}: start the ranks with torchrun")
     on_gpu = settings.device.startswith("cuda")
-    # DeepSpeed insists on the first; without the second it asks numactl in each step, without the third it guesses.
+    # DeepSpeed requires the first. Without the second it calls numactl in each step; without the third it guesses.
     local_rank = os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
@@ -91,13 +102,13 @@ def join_process_group(settings: EngineSettings, has_storage: bool = True) -> It
 
 
 def _make_rank_group(has_storage: bool) -> RankGroup:
-    """Find out who of the ranks sees the run's files."""
+    """Return the group of ranks, after they have exchanged which of them can access the run's files."""
     world = dist.get_world_size()
     seen = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
     dist.all_gather(seen, torch.tensor([int(has_storage)]))
     with_storage = tuple(rank for rank in range(world) if seen[rank])
     if not with_storage:
-        raise ValueError("none of the ranks was started by `online-meta serve`, whose machine has the run's files")
+        raise ValueError("no rank was started by `online-meta serve`, whose machine has the run's files")
     coordinator = with_storage[0]
     remote = [rank for rank in range(world) if rank not in with_storage]
     return RankGroup(
@@ -113,12 +124,12 @@ def _make_rank_group(has_storage: bool) -> RankGroup:
 
 
 def _broadcast_json(coordinator: int, value: Any) -> Any:
-    """Return on every rank what the leader called this with; it has to be JSON."""
+    """Return on every rank the JSON value that the coordinator passed."""
     return json.loads(_broadcast_bytes(coordinator, json.dumps(value).encode()))
 
 
 def _broadcast_tensors(coordinator: int, tensors: Params | None) -> Params:
-    """Return on every rank the tensors that the leader called this with, one broadcast for each."""
+    """Return on every rank the tensors that the coordinator passed, with one broadcast per tensor."""
     own = {name: value.cpu().contiguous() for name, value in (tensors or {}).items()}
     headers = _broadcast_json(coordinator, [[name, str(value.dtype), list(value.shape)] for name, value in own.items()])
     shared = {}
@@ -130,7 +141,7 @@ def _broadcast_tensors(coordinator: int, tensors: Params | None) -> Params:
 
 
 def _send(coordinator: int, remote: Sequence[int], payloads: PayloadsByRank | None) -> list[bytes]:
-    """Send from the leader what is for each of the ``remote`` ranks; return there what came."""
+    """Send payloads from the coordinator to each of the ``remote`` ranks; return there what was received."""
     if payloads is None:
         sizes = torch.empty(2, dtype=torch.int64)
         dist.recv(sizes, coordinator)
@@ -147,13 +158,13 @@ def _send(coordinator: int, remote: Sequence[int], payloads: PayloadsByRank | No
 
 
 def _gather(value: Any) -> list[Any]:
-    """Return on every rank what each called this with; it has to be JSON."""
+    """Return on every rank the JSON values that all ranks passed, in the order of ranks."""
     body = json.dumps(value).encode()
     sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(body)]))
     max_size = int(max(sizes))
     bodies = [torch.empty(max_size, dtype=torch.uint8) for _ in sizes]
-    dist.all_gather(bodies, _to_byte_tensor(body.ljust(max_size)))  # JSON may end in spaces.
+    dist.all_gather(bodies, _to_byte_tensor(body.ljust(max_size)))  # JSON allows trailing spaces.
     return [json.loads(one.numpy().tobytes()) for one in bodies]
 
 
@@ -170,6 +181,6 @@ def _to_byte_tensor(body: bytes) -> Tensor:
 
 
 def set_timeouts(timeout_seconds: float) -> None:
-    """Set the time-out of every group there is: those that DeepSpeed makes have none of ours."""
+    """Set the time-out, in seconds, of every process group; groups made by DeepSpeed do not inherit it."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)

@@ -1,4 +1,4 @@
-"""Where a rank's time goes: how long it works itself, and how long it waits in collectives for the others."""
+"""Measure a rank's time: its own work, and the time it waits for other ranks in collectives."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,13 @@ T = TypeVar("T")
 
 @dataclass
 class RankStats:
-    """What a rank has done since it began: meta-steps, seconds on them without waiting, seconds in collectives."""
+    """Counters of a rank since its start.
+
+    Attributes:
+        steps: meta-steps.
+        step_seconds: seconds in meta-steps, without waiting.
+        waiting_seconds: seconds in collectives.
+    """
 
     steps: int = 0
     step_seconds: float = 0.0
@@ -22,7 +28,7 @@ class RankStats:
 
     @contextmanager
     def measure_waiting(self) -> Iterator[None]:
-        """Count the time of the block as waiting for other ranks."""
+        """Count the duration of the block as waiting for other ranks."""
         start_time = time.monotonic()
         try:
             yield
@@ -31,7 +37,7 @@ class RankStats:
 
     @contextmanager
     def measure_work(self) -> Iterator[None]:
-        """Count the time of the block as work, but for what of it is waiting."""
+        """Count the duration of the block, without the waiting in it, as work."""
         start_time, waited = time.monotonic(), self.waiting_seconds
         try:
             yield
@@ -40,7 +46,12 @@ class RankStats:
 
 
 def measure_collectives(rank_group: RankGroup, rank_stats: RankStats) -> RankGroup:
-    """Return a crew whose collectives are counted as waiting; a process that is alone waits for nobody."""
+    """Return the rank group with collectives whose duration counts as waiting.
+
+    Args:
+        rank_group: returned unchanged if it has one process only.
+        rank_stats: counts the waiting.
+    """
     if rank_group.world == 1:
         return rank_group
 

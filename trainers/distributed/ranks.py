@@ -1,4 +1,4 @@
-"""The ranks that play a run together: all do the same, and one of them decides and writes."""
+"""The group of ranks that play a run: all compute the same updates; the coordinator decides and writes files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from online_meta.learners import gather_single_process
 from online_meta.types import Params
 
 PayloadsByRank = Mapping[int, Sequence[bytes]]
-"""For each rank that is to get something, by its number: what it gets."""
+"""The payloads for each receiving rank, by its rank."""
 
 
 def _return_value(value: Any) -> Any:
@@ -19,17 +19,22 @@ def _return_tensors(tensors: Params | None) -> Params:
 
 
 def _refuse_to_send(payloads: PayloadsByRank | None) -> Sequence[bytes]:
-    raise RuntimeError("a process that is alone has nobody to send anything to")
+    raise RuntimeError("a single process has no other rank to send to")
 
 
 class RankGroup(NamedTuple):
-    """This process, ``rank``, among ``world`` that play one run; those that are ``with_storage`` see the run's files.
+    """The ranks of a run, as seen by one of them; all ranks must call each collective.
 
-    The first of these leads. ``broadcast(value)`` returns on every rank, as JSON would give it back, what the leader
-    called it with; ``broadcast_tensors`` does so with tensors. ``gather(value)`` returns on every rank, as JSON gives
-    it back, what each called it with, in the order of ranks. ``send(payloads)``, called by the leader with parcels for
-    the ranks that are not near, returns there what is for them. All ranks have to call each of them. From
-    ``set_timeout(seconds)`` on this rank takes one that lets it wait longer in any of them for dead.
+    Attributes:
+        rank: rank of this process.
+        world: number of ranks.
+        with_storage: ranks that can access the run's files; the first of them is the coordinator.
+        broadcast: collective that returns on every rank the JSON value that the coordinator passed.
+        broadcast_tensors: collective that returns on every rank the tensors that the coordinator passed.
+        send: collective that sends the payloads that the coordinator passed to the remote ranks; each remote rank
+            gets its own payloads returned.
+        set_timeout: sets the time, in seconds, after which a rank that does not join a collective counts as dead.
+        gather: collective that returns on every rank the JSON values that all ranks passed, in the order of ranks.
     """
 
     rank: int = 0
@@ -43,7 +48,7 @@ class RankGroup(NamedTuple):
 
     @property
     def is_coordinator(self) -> bool:
-        """Whether this rank decides what all do, and writes what comes of it."""
+        """Whether this rank decides for all ranks and writes the run's files."""
         return self.rank == self.with_storage[0]
 
     @property
@@ -53,7 +58,7 @@ class RankGroup(NamedTuple):
 
     @property
     def remote(self) -> tuple[int, ...]:
-        """The ranks on other machines, which cannot."""
+        """The ranks on other machines, which cannot access the run's files."""
         return tuple(rank for rank in range(self.world) if rank not in self.with_storage)
 
 

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: meta-parameters and optimizer state sharded over the ranks of a process group by ZeRO."""
+"""The DeepSpeed engine: ZeRO shards meta-parameters and optimizer state over the ranks of a process group."""
 
 import importlib
 import importlib.util
@@ -34,7 +34,18 @@ from trainers.settings import EngineSettings, TrainerSettings
 def save_state(
     engine: Any, stage: int, parts: Params, shapes: Mapping[str, torch.Size], keep: TensorFilter | None
 ) -> Params:
-    """Return the state of each parameter in full, under the names of ``MetaOptimizer.save``; a collective."""
+    """Return the full optimizer state of each parameter; a collective.
+
+    Args:
+        engine: DeepSpeed's engine.
+        stage: ZeRO stage, 0 to 3.
+        parts: flat parameters by name.
+        shapes: original shapes of the parameters.
+        keep: selects the tensors to return on this rank by name; None for all.
+
+    Returns:
+        Tensors on the CPU, under the names of ``MetaOptimizer.save``.
+    """
     states = get_torch_optimizer(engine, stage).state
     saved = {}
     for key in _keys(states, _stepped_tensors(engine, stage)):
@@ -49,19 +60,19 @@ def save_state(
 
 
 def _gather(states: Mapping[Any, Mapping[str, Any]], stage: int, parts: Params, key: str) -> Params:
-    """Return a key of the state of each parameter in full, flat, on every rank."""
+    """Return one key of the optimizer state of each parameter, full and flat, on every rank."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     if stage == 0:
         return {name: states[part][key] for name, part in parts.items()}
     if stage == 3:
         return {name: safe_get_full_optimizer_state(part, key) for name, part in parts.items()}
-    # The same for all parameters at once: a collective for each would let training stand still for longer.
+    # One collective for all parameters: one per parameter would pause training for longer.
     sizes = [part.numel() for part in parts.values()]
     packed = next(iter(parts.values())).new_zeros(sum(sizes))
     state_views = dict(zip(parts, torch.split(packed, sizes), strict=True))
     for name, part in parts.items():
-        mapping = part._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's: which piece of it lies here
+        mapping = part._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed: the fragment on this rank
         if mapping is not None:
             fragment = mapping.lp_fragment_address
             state_views[name].narrow(0, fragment.start, fragment.numel).copy_(mapping.get_optim_state_fragment(key))
@@ -70,7 +81,14 @@ def _gather(states: Mapping[Any, Mapping[str, Any]], stage: int, parts: Params, 
 
 
 def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
-    """Replace the parameters that are stepped, and their state, by what ``saved`` holds; a collective."""
+    """Replace the parameters and their optimizer state by saved ones; a collective.
+
+    Args:
+        engine: DeepSpeed's engine.
+        stage: ZeRO stage, 0 to 3.
+        parts: flat parameters by name.
+        saved: tensors under the names of ``MetaOptimizer.save``.
+    """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     optimizer, shards, saved_values = (
@@ -89,7 +107,7 @@ def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
     for key, value in {key: value for (key, _), value in saved_values.items()}.items():
         for shard in shards:
             optimizer.state[shard][key] = value.detach().clone() if key in SCALAR_STATE else torch.zeros_like(shard)
-    if stage < 3:  # The fragments of the state that belong to a parameter are found out once.
+    if stage < 3:  # DeepSpeed links the fragments of the state to the parameters only once.
         engine.optimizer._hp_optimizer_states_linked = False
         if saved_values:
             engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -101,13 +119,18 @@ def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
 
 
 def get_torch_optimizer(engine: Any, stage: int) -> torch.optim.Optimizer:
-    """Return the optimizer of torch that is behind DeepSpeed's."""
+    """Return the torch optimizer that DeepSpeed's optimizer wraps.
+
+    Args:
+        engine: DeepSpeed's engine.
+        stage: ZeRO stage, 0 to 3.
+    """
     optimizer: torch.optim.Optimizer = engine.optimizer if stage == 0 else engine.optimizer.optimizer
     return optimizer
 
 
 def _stepped_tensors(engine: Any, stage: int) -> list[Tensor]:
-    """Return what the optimizer of torch steps on this rank: parameters, or flat shards of them."""
+    """Return the tensors that the torch optimizer steps on this rank: parameters, or flat shards of them."""
     if stage == 0:
         return [part for group in engine.optimizer.param_groups for part in group["params"]]
     optimizer = engine.optimizer
@@ -126,46 +149,60 @@ INSTALL_HINT = "the engine 'deepspeed' needs a package that is not installed: pi
 
 
 def check(settings: EngineSettings) -> None:
-    """Raise ``ValueError`` when this machine lacks what the engine needs; imports nothing heavy."""
+    """Check that this machine can run the engine, without importing DeepSpeed.
+
+    Raises:
+        ValueError: if a package or a GPU is missing, or settings contradict each other.
+    """
     missing = [name for name in ("deepspeed", "psutil") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{INSTALL_HINT} ({', '.join(missing)})")
     if settings.deterministic and settings.batching != "loop":
         raise ValueError(
-            f"batching = {settings.batching!r} and deterministic: what is summed together then depends on the "
-            "number of ranks; "
-            "set batching = 'loop'"
+            f"batching = {settings.batching!r} with deterministic = true: the order of the sum would depend on the "
+            "number of ranks; set batching = 'loop'"
         )
     min_nodes, max_nodes = settings.nodes
     if min_nodes > max_nodes:
-        raise ValueError(f"nodes = {[*settings.nodes]}: the first is the fewest, the second the most machines")
+        raise ValueError(
+            f"nodes = {[*settings.nodes]}: the first is the smallest, the second the largest number of machines"
+        )
     if max_nodes > 1 and not re.fullmatch(r".+:[1-9][0-9]*", settings.rendezvous):
         raise ValueError(
-            f"rendezvous = {settings.rendezvous!r} and nodes = {[*settings.nodes]}: give 'host:port', an address of "
-            "this machine that the others can reach"
+            f"rendezvous = {settings.rendezvous!r} and nodes = {[*settings.nodes]}: set rendezvous to 'host:port', "
+            "an address of this machine that the others can reach"
         )
     if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():
-        raise ValueError(f"processes = {settings.processes}, and this machine has {torch.cuda.device_count()} GPUs")
+        raise ValueError(f"processes = {settings.processes}, but this machine has {torch.cuda.device_count()} GPUs")
 
 
 def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = None) -> Engine:
-    """Return an engine that steps ``meta`` on all ranks of the process group, by the optimizer of ``settings.meta``.
+    """Return an engine that steps meta-parameters on all ranks of the process group.
 
-    ``rank_stats`` counts the time it waits for other ranks. Raises ``ValueError`` for an unknown optimizer.
+    Args:
+        settings: of the run; ``settings.meta`` names the optimizer.
+        meta: initial meta-parameters.
+        rank_stats: counts the time that the engine waits for other ranks.
+
+    Raises:
+        ValueError: for an unknown optimizer.
     """
     return ShardedOptimizer(meta, settings, rank_stats or RankStats())
 
 
 class ParameterModule(nn.Module):
-    """Parameters that DeepSpeed shards and steps, with a loss whose gradient is what is asked for.
+    """A module whose parameters DeepSpeed shards and steps, with a loss that has a given gradient.
 
-    sum_i <p_i, g_i> has gradient g_i: so the one way in that is right at every stage of ZeRO, a backward pass through
-    the engine's own module, takes a gradient that was computed elsewhere. Each parameter is flat, for DeepSpeed
-    cannot broadcast a scalar, and of single precision, for it cannot reduce doubles.
+    The loss sum_i <p_i, g_i> has the gradient g_i. A backward pass through DeepSpeed's module, which is the one input
+    that is correct at every ZeRO stage, thus accepts gradients that were computed elsewhere. Each parameter is flat,
+    because DeepSpeed cannot broadcast a scalar, and float32, because it cannot reduce float64.
+
+    Args:
+        parameters: by name; they are copied.
     """
 
     def __init__(self, parameters: Params) -> None:
-        """Copy ``parameters``."""
+        """Copy the parameters to flat float32 tensors."""
         super().__init__()
         flat = [value.detach().reshape(-1).float().clone() for value in parameters.values()]
         self.parts = nn.ParameterList(map(nn.Parameter, flat))
@@ -178,15 +215,21 @@ class ParameterModule(nn.Module):
 
 
 class ShardedOptimizer:
-    """Steps meta-parameters on many ranks; implements ``Engine``.
+    """An engine that steps meta-parameters on many ranks; it implements ``Engine``.
 
-    All ranks sum their gradients and weights, so that each knows the same mean, clips it alike, and skips alike what
-    is not finite; DeepSpeed then averages equal gradients and steps its shards. Every rank holds a full copy for
-    adapting: what ZeRO shards is the optimizer's state (1), its gradients (2) and its own copy of the parameters (3).
+    All ranks sum their gradients and weights, so that each has the same mean, clips it identically, and skips the same
+    non-finite steps. DeepSpeed then averages equal gradients and steps its shards. Every rank holds a full copy of the
+    meta-parameters for adaptation. ZeRO shards the optimizer state (stage 1), the gradients (2) and DeepSpeed's own
+    copy of the parameters (3).
+
+    Args:
+        meta: initial meta-parameters.
+        settings: of the run.
+        rank_stats: counts the time that the engine waits for other ranks.
     """
 
     def __init__(self, meta: Meta, settings: TrainerSettings, rank_stats: RankStats) -> None:
-        """Shard ``meta`` over the ranks of the process group."""
+        """Shard the meta-parameters over the ranks of the process group; a collective."""
         self._rank_stats, self._on_gpu = rank_stats, settings.engine.device.startswith("cuda")
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._stage, self._clip_norm = settings.engine.zero_stage, settings.meta.clip_norm
@@ -202,16 +245,21 @@ class ShardedOptimizer:
         self._meta = self._gather_meta()
 
     def meta(self) -> Meta:
-        """The current meta-parameters, on every rank in full: not to be written."""
+        """Return the current meta-parameters, complete on every rank; do not write to them."""
         return self._meta
 
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
-        """Make one step on the weighted mean over all ranks; every rank reports the same."""
+        """Make one step with the weighted mean over all ranks; every rank returns the same report.
+
+        Args:
+            sums: weighted sum of the loss and the gradients on this rank.
+            weight: sum of the weights on this rank.
+        """
         if self.gather is None:
             sums, weight = self._sum_over_ranks(sums, weight)
         grads, report = average_and_clip(sums, weight, self._clip_norm)
         if report.skipped is None:
-            # DeepSpeed's exchanges and its stepping cannot be told apart from outside: all of it counts as waiting.
+            # DeepSpeed's communication cannot be timed separately from its step: all of it counts as waiting.
             with self._measure_collective(), _silence_warnings():
                 with self._gathered_parameters():
                     self._engine.backward(self._engine(grads=[grads[name] for name in self._parts]))
@@ -221,15 +269,20 @@ class ShardedOptimizer:
         return report
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """Return the state, as ``MetaOptimizer.save`` names it, or what this rank keeps of it; all have to call it."""
+        """Return the state under the names of ``MetaOptimizer.save``; a collective.
+
+        Args:
+            keep: selects the tensors to return on this rank by name; None for all.
+        """
         saved = {name: copy_to_cpu(value) for name, value in flatten_meta(self._meta).items() if not keep or keep(name)}
         with _silence_warnings():
             return saved | save_state(self._engine, self._stage, self._parts, self._shapes, keep)
 
     def load(self, saved: Params) -> None:
-        """Take up what an engine of any kind, stage and number of ranks saved; all ranks have to call it.
+        """Load the state that an engine of any kind, ZeRO stage and number of ranks has saved; a collective.
 
-        Raises ``ValueError`` when the names or shapes are not those of these meta-parameters; nothing is changed then.
+        Raises:
+            ValueError: if the names or shapes differ from those of these meta-parameters; nothing is changed then.
         """
         check_saved(saved, self._shapes)
         with _silence_warnings():
@@ -257,10 +310,10 @@ class ShardedOptimizer:
 
     @contextmanager
     def _measure_collective(self) -> Iterator[None]:
-        """Count the block as waiting for the other ranks, if there are any.
+        """Count the duration of the block as waiting for other ranks, if there are any.
 
-        Collectives block on the CPU. A GPU only queues them: there the block begins when this rank's own work is done,
-        and ends when theirs is, which costs next to nothing, for what follows needs the result at once.
+        Collectives block on a CPU, but a GPU only queues them. On a GPU the measurement therefore synchronises before
+        and after the block, which costs little because the result is needed at once.
         """
         if self.world == 1:
             yield
@@ -284,26 +337,26 @@ class ShardedOptimizer:
         return MetaGrad(loss[0], unflatten_meta(found)), float(weight)
 
     def _gather_meta(self) -> Meta:
-        """Return full, detached copies of the parameters as they are now."""
+        """Return full, detached copies of the current parameters."""
         with _silence_warnings(), self._gathered_parameters():
             return unflatten_meta({n: part.detach().clone().view(self._shapes[n]) for n, part in self._parts.items()})
 
     def _gathered_parameters(self, modifier_rank: int | None = None) -> Any:
-        """Return a context in which the parameters are whole: under stage 3 they are not."""
+        """Return a context in which the parameters are complete; at stage 3 they are sharded outside of it."""
         return _import_deepspeed().zero.GatheredParameters(
             list(self._parts.values()), modifier_rank=modifier_rank, enabled=self._stage == 3
         )
 
 
 def _initialize(parameter_module: ParameterModule, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Return DeepSpeed's engine around ``parameter_module``; nothing is compiled on the way."""
+    """Return DeepSpeed's engine for ``parameter_module``, without compiling anything."""
     with _silence_warnings():
         deepspeed = _import_deepspeed()
         log = logging.getLogger("DeepSpeed")
-        log.setLevel(logging.ERROR)  # It warns of optimizers that are tested here.
-        log.handlers.clear()  # It would write lines of its own form to standard output.
+        log.setLevel(logging.ERROR)  # It warns about optimizers that this project tests.
+        log.handlers.clear()  # It would write lines in its own format to standard output.
         log.propagate = True
-        # None of its own operators: they would be compiled, and only to look which could be runs a compiler.
+        # Disable DeepSpeed's operators: they would be compiled, and even the check for them runs a compiler.
         deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         _import_muon()
@@ -313,7 +366,7 @@ def _initialize(parameter_module: ParameterModule, optimizer: torch.optim.Optimi
 
 
 def _import_muon() -> None:
-    """Import DeepSpeed's Muon with nothing compiled: it would be on the way, with 2 s of compilers, used or not."""
+    """Import DeepSpeed's Muon optimizer with ``torch.compile`` disabled: the compilation takes 2 s, used or not."""
     compile, torch.compile = torch.compile, lambda *_, **__: lambda function: function  # type: ignore[assignment]
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
@@ -323,24 +376,24 @@ def _import_muon() -> None:
 
 @contextmanager
 def _silence_warnings() -> Iterator[None]:
-    """Keep what DeepSpeed and torch warn of themselves from those who can do nothing about it."""
+    """Silence warnings that DeepSpeed and torch raise about their own code, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _import_deepspeed() -> Any:
-    import deepspeed  # It takes seconds, and the other engines do without.
+    import deepspeed  # The import takes seconds, and the other engines do not need it.
 
     return deepspeed
 
 
 def _config(settings: TrainerSettings, size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: ZeRO and nothing else; we average, clip and look for what is not finite.
+    """Return DeepSpeed's configuration, which uses ZeRO only; this engine averages, clips and checks for finiteness.
 
-    Its buckets, 2 GB each by default, are made anew in every step: they are no larger than the ``size`` parameters.
+    DeepSpeed allocates its buckets, by default of 2 GB each, in every step. They are limited to ``size`` parameters.
     """
-    bucket = min(size + size % 2, LARGEST_BUCKET)  # DeepSpeed wants an even number.
+    bucket = min(size + size % 2, LARGEST_BUCKET)  # DeepSpeed requires an even number.
     zero: dict[str, Any] = {
         "stage": settings.engine.zero_stage,
         "reduce_bucket_size": bucket,
@@ -355,6 +408,6 @@ def _config(settings: TrainerSettings, size: int) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         "steps_per_print": 2**31,
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # those of torch: DeepSpeed's own would be compiled
+        "zero_allow_untested_optimizer": True,  # torch's optimizers: DeepSpeed's own would be compiled
         "zero_force_ds_cpu_optimizer": False,
     }

@@ -1,4 +1,4 @@
-"""The local engine: one process holds all meta-parameters."""
+"""The local engine: one process holds and steps all meta-parameters."""
 
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.types import Engine, Meta
@@ -7,15 +7,21 @@ from trainers.settings import EngineSettings, TrainerSettings
 
 
 def check(settings: EngineSettings) -> None:
-    """Raise ``ValueError`` for settings that are of the other engines."""
+    """Raise ``ValueError`` for settings that only other engines support."""
     for key in ("processes", "zero_stage", "offload_optimizer", "nodes"):
         if getattr(settings, key) != getattr(EngineSettings(), key):
             raise ValueError(
-                f"{key} = {getattr(settings, key)}: the local engine is one process that shards nothing; "
+                f"{key} = {getattr(settings, key)}: the local engine is a single process without shards; "
                 "set kind = 'deepspeed'"
             )
 
 
 def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = None) -> Engine:
-    """Return an engine that steps ``meta`` in this process, by the optimizer of ``settings.meta``; it never waits."""
+    """Return an engine that steps meta-parameters in this process.
+
+    Args:
+        settings: of the run; ``settings.meta`` names the optimizer.
+        meta: initial meta-parameters.
+        rank_stats: unused, because a single process never waits for other ranks.
+    """
     return MetaOptimizer(meta, settings.meta.optimizer, settings.meta.lr, settings.meta.clip_norm)
