@@ -1,4 +1,4 @@
-"""Differentiate through an inner loop backwards, one step's graph at a time."""
+"""Differentiate through an inner loop with the adjoint recursion, holding the graph of one step at a time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ Tree = TypeVar("Tree")
 
 
 def offload_to_host(tree: Tree) -> Callable[[], Tree]:
-    """Copy a tree's tensors to pinned memory of the host; return what brings them back to where they were.
+    """Copy a tree's tensors to pinned host memory; return a function that copies them back to their devices.
 
-    Both ways are copies to the bit in the order of the device's stream, for which nobody waits. Tensors on a CPU stay
-    what they are. Raises ``RuntimeError`` under ``torch.func`` for others.
+    Both copies are asynchronous, in the order of the device's stream, and exact. CPU tensors are not copied. Raises
+    ``RuntimeError`` for other tensors under ``torch.func``.
     """
     devices = tree_map(lambda leaf: leaf.device, tree)
     host = tree_map(_to_host, tree)
@@ -36,28 +36,30 @@ def _to_host(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor
     if is_transformed():
-        raise RuntimeError("exact(..., offload=True) goes task by task (how = 'loop'), not under vmap or torch.func")
+        raise RuntimeError(
+            "exact(..., offload=True) runs task by task (batching = 'loop'), not under vmap or torch.func"
+        )
     pinned = tensor.device.type == "cuda"
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned).copy_(tensor, non_blocking=pinned)
 
 
 StepFn = Callable[[Meta, Carry], Carry]
-"""One inner step as a function of (slow weights and rule, carry), to be differentiated going back."""
+"""One inner step as a function of (slow weights and rule, carry); the backward pass differentiates it."""
 
 
 RunStep = Callable[[Meta, Carry, int], tuple[Carry, StepFn]]
-"""Make step k without a graph; return the next carry and the ``StepFn`` that going back differentiates."""
+"""Run step k without a graph; return the next carry and the ``StepFn`` for the backward pass."""
 
 
 StoredCarry = Callable[[], Carry]
-"""A point of the trajectory that is kept for going back, wherever it lies."""
+"""Load a carry that was stored for the backward pass, on the device or in host memory."""
 
 
 StoreCarry = Callable[[Carry], StoredCarry]
 
 
 class InnerStep(NamedTuple):
-    """Inner step ``k``: what gives back where it began, and the move that it made."""
+    """Inner step ``k``: its stored initial carry, and the step as a function."""
 
     k: int
     carry: StoredCarry
@@ -74,14 +76,14 @@ def pull_back(
     offload: bool = False,
     weights: Sequence[float] | None = None,
 ) -> MetaGrad:
-    """Return the query loss and its gradient by lambda_k = (d move_k / d carry_k)^T lambda_{k+1}.
+    """Return the query loss and its gradient by lambda_k = (d step_k / d carry_k)^T lambda_{k+1}.
 
-    Each estimator is a choice of ``run_step``: what it calls the step, and what it holds constant in it.
-    Only the trajectory carry_0..carry_K is kept (Maclaurin et al., ICML 2015, recompute it instead); the memory of
-    a graph is that of one step, whatever ``inner.steps`` is. With ``rematerialise`` the trajectory is kept at every
-    ceil(sqrt(K))-th step and the stretches between are played again (Griewank, 1992): of order sqrt(K).
-    With ``offload`` what is kept of it lies in the memory of the host (see ``offload_to_host``).
-    With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and lambda_k gains v_k grad f(phi_k) on its way.
+    ``run_step`` defines the estimator: what a step is, and what is held constant in it. Only the trajectory
+    carry_0..carry_K is stored (Maclaurin et al., ICML 2015, recompute it instead), and the graph of one step at a time.
+    With ``rematerialise`` the trajectory is stored at every ceil(sqrt(K))-th step and the steps between are recomputed
+    (Griewank, 1992), so the memory is of order sqrt(K). With ``offload`` the stored carries are in host memory (see
+    ``offload_to_host``). With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and each lambda_k gains
+    v_k grad f(phi_k).
     """
     with torch.no_grad():
         slow = Meta(slow_weights(inner, meta.weights), meta.rule)
@@ -105,9 +107,7 @@ def pull_back(
             while recorded:
                 k, stored, step_fn = recorded.pop()
                 carry = stored()
-                pull = vjp(step_fn, slow, carry)[
-                    1
-                ]  # What the move led to is not kept: it is as large as all that adapts.
+                pull = vjp(step_fn, slow, carry)[1]  # Drop the step's value: it is as large as all fast weights.
                 share, adjoint = pull(adjoint)
                 total = add(total, share)
                 if weights[k]:
@@ -117,7 +117,7 @@ def pull_back(
 
 
 class _QueryGradient(NamedTuple):
-    """A weighted query loss and its gradients with respect to what is held and to the carry."""
+    """A weighted query loss and its gradients with respect to (slow weights, rule) and to the carry."""
 
     loss: Tensor
     total: Meta
@@ -131,7 +131,7 @@ def _store_on_device(carry: Carry) -> StoredCarry:
 def _record_steps(
     store: StoreCarry, run_step: RunStep, slow: Meta, start: StoredCarry, carry: Carry, steps: range
 ) -> tuple[list[InnerStep], Carry]:
-    """Make some steps from ``carry``, kept as ``start``, without a graph; return them and where they led."""
+    """Run ``steps`` from ``carry``, already stored as ``start``, without a graph; return them and the last carry."""
     recorded = []
     for k in steps:
         next_carry, step_fn = run_step(slow, carry, k)
@@ -150,7 +150,7 @@ def _differentiate_query(inner: Inner, slow: Meta, carry: Carry, task: Task, wei
 
 
 def pull_back_through_init(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
-    """Pull the first carry's adjoint back to the weights and to what made the rule's state; add it to ``total``."""
+    """Pull the first carry's adjoint back through the rule's ``start`` to the weights and the rule; add ``total``."""
     fast = Meta(fast_weights(inner, meta.weights), meta.rule)
     _, pull = vjp(lambda fast: init_carry(inner, fast, task.support), fast)
     (share,) = pull(adjoint)

@@ -12,13 +12,22 @@ def exact(
 ) -> MetaGradient:
     """Return the estimator of d f(U(w)) / dw, exact to rounding (MAML: Finn et al., ICML 2017, eq. 1).
 
-    phi_{k+1} = update(phi_k, grad L(phi_k)) is differentiated whole, so the adjoint of a step holds
-    (I - lr H_k) lambda for SGD; the memory is that of one step's graph and the trajectory phi_0..phi_K.
-    With ``rematerialise`` only some 2 sqrt(K) points of the trajectory are kept, for one more pass through the loop.
-    With ``offload`` they lie in the memory of the host while a GPU works, to the same bits; on a CPU nothing changes.
-    With ``step_weights`` v_1..v_K the loss is sum_k v_k f(phi_k), the multi-step loss of MAML++ (Antoniou et al.,
-    ICLR 2019, section 4); numbers of 0 or more, one a step. The gradient of the rule's own parameters is exact too.
-    Raises ``ValueError`` when ``step_weights`` do not fit the steps.
+    It differentiates all of phi_{k+1} = update(phi_k, grad L(phi_k)), so the adjoint of an SGD step is
+    (I - lr H_k) lambda. The memory is one step's graph and the trajectory phi_0..phi_K. The gradient of the rule's own
+    parameters is exact too.
+
+    Args:
+        inner: the inner loop of K steps.
+        rematerialise: store about 2 sqrt(K) points of the trajectory instead of K, for one more pass through the loop.
+        offload: store the trajectory in host memory if the task is on a GPU; the result has the same bits.
+        step_weights: v_1..v_K, not negative and not all 0: the loss is then sum_k v_k f(phi_k), the multi-step loss of
+            MAML++ (Antoniou et al., ICLR 2019, section 4). None for f(phi_K).
+
+    Returns:
+        A function (meta, task) -> the query loss and its gradient.
+
+    Raises:
+        ValueError: if there are not K ``step_weights``, one is negative or all are 0.
     """
     weights = None if step_weights is None else [0.0, *_fitting(step_weights, inner.steps)]
 

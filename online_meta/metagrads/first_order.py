@@ -1,4 +1,4 @@
-"""First-order MAML: the inner gradients count as constants."""
+"""First-order MAML: treats the inner gradients as constants."""
 
 from online_meta.inner import Inner, apply_update, support_gradient
 from online_meta.metagrads._adjoint import StepFn, pull_back
@@ -6,10 +6,16 @@ from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
 
 
 def first_order(inner: Inner) -> MetaGradient:
-    """Return the estimator that holds every inner gradient g_k = grad L(phi_k) constant.
+    """Return the estimator that treats every inner gradient g_k = grad L(phi_k) as a constant.
 
-    For SGD the adjoint passes through the steps unchanged, grads = grad f(phi_K): FOMAML (Finn et
+    For SGD the adjoint passes through the steps unchanged, so the gradient is grad f(phi_K): FOMAML (Finn et
     al., ICML 2017, section 5.2). A rule's own parameters get their first-order gradient too.
+
+    Args:
+        inner: the inner loop.
+
+    Returns:
+        A function (meta, task) -> the query loss and the first-order gradient.
     """
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:

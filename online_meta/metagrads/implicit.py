@@ -1,4 +1,4 @@
-"""Implicit differentiation of the point that the inner loop converges to."""
+"""Implicit differentiation of the fixed point that the inner loop converges to."""
 
 from collections.abc import Callable
 
@@ -16,32 +16,38 @@ from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Pa
 def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, damping: float = 0.0) -> MetaGradient:
     """Return the estimator of iMAML's meta-gradient (Rajeswaran et al., NeurIPS 2019, eq. 6).
 
-    The inner loop, run without a graph, is taken to end at the fixed point phi = update(phi) of its last step, whose
-    derivative is that of the step: (I - J)^T lambda = grad f(phi), J = d update / d phi, is solved by conjugate
-    gradients, and lambda pulled back through what the step takes from the start, the slow weights and the rule.
-    For ``proximal`` with strength s and the Hessian H of L this is (I + H / s)^-1 grad f(phi). Memory and accuracy do
-    not depend on the path; enough steps have to be made for the end to be near the fixed point, and a strength that is
-    small next to the curvature of a network with kinks (ReLU) may not let it settle.
+    The inner loop runs without a graph and is assumed to end at a fixed point phi = update(phi). Conjugate gradients
+    solve (I - J)^T lambda = grad f(phi), J = d update / d phi, and lambda is pulled back through the last step to the
+    start, the slow weights and the rule. For ``proximal`` with strength s and the Hessian H of L this gives
+    (I + H / s)^-1 grad f(phi). J must be symmetric, which holds with one learning rate for all weights. Memory does not
+    depend on the number of steps; accuracy needs enough steps to come near the fixed point, which may not exist for
+    networks with kinks (ReLU) if the strength is small relative to the curvature.
 
-    At most ``iterations``, 1 or more, are made, up to a residual of ``tolerance``, 0 or more, times that of the start,
-    or up to a direction in which I - J is not positive. ``damping``, 0 or more, is added to the diagonal of I - J, for
-    networks whose curvature nearly undoes the pull (H near -s), where the solution is without bound: for ``proximal``
-    with learning rate l it makes (I + H / s + d / (l s) I)^-1. J has to be symmetric, as it is for one
-    learning rate for all.
-    Raises ``ValueError`` for other options, for no steps, and for a rule that does not pull back to its start, which
-    has no such fixed point.
+    Args:
+        inner: an inner loop of at least 1 step whose rule pulls back to its start, e.g. ``proximal``.
+        iterations: the largest number of iterations, at least 1. They end early if I - J is not positive along a
+            direction.
+        tolerance: relative residual at which they end, at least 0.
+        damping: d, at least 0, is added to the diagonal of I - J. It bounds the solution if the curvature nearly
+            cancels the pull (H near -s); ``proximal`` with learning rate l then gives (I + H / s + d / (l s) I)^-1.
+
+    Returns:
+        A function (meta, task) -> the query loss and its gradient.
+
+    Raises:
+        ValueError: if an option is out of range, ``inner`` has no step, or its rule has no such fixed point.
     """
     if iterations < 1:
-        raise ValueError(f"iterations is {iterations}: conjugate gradients take 1 or more")
+        raise ValueError(f"iterations is {iterations}; it must be at least 1")
     if not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}: the relative residual is 0 or more, 1e-6 say")
+        raise ValueError(f"tolerance is {tolerance}; it must be at least 0, e.g. 1e-6")
     if not damping >= 0:
-        raise ValueError(f"damping is {damping}: what is added to the diagonal is 0 or more")
+        raise ValueError(f"damping is {damping}; it must be at least 0")
     if inner.steps < 1:
-        raise ValueError(f"inner.steps is {inner.steps}: a fixed point is approached by 1 step or more, better 20")
+        raise ValueError(f"inner.steps is {inner.steps}; implicit needs at least 1 step, and usually about 20")
     if not _pulls_back(inner.rule):
         raise ValueError(
-            "the inner rule does not pull back to its start, so that its end says nothing of it: use one "
+            "the inner rule does not pull back to its start, so its fixed point does not depend on it: use one "
             "that does, rules.proximal(lr, strength), or another estimator, exact or first_order"
         )
 
@@ -53,7 +59,7 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
             direct, right = pull(torch.ones_like(loss))
 
             def pull_back_step(adjoint: Params) -> tuple[Meta, Params, Params]:
-                """Pull an adjoint of phi through the last step, to what is held, the state and phi."""
+                """Pull an adjoint of phi back through the last step to (slow weights, rule), the state and phi."""
 
                 def step_fn(slow: Meta, state: Params, phi: Params) -> Params:
                     return step(inner, slow, Carry(phi, state), task.support, inner.steps - 1).phi
@@ -65,7 +71,7 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
                 lambda one: _minus(scale(one, 1.0 + damping), pull_back_step(one)[2]), right, iterations, tolerance
             )
             share, state, _ = pull_back_step(adjoint)
-            # The first phi is forgotten; the start acts through the state alone.
+            # The fixed point does not depend on the first phi; the start acts through the state alone.
             start = Carry(zeros(carry.phi), state)
             return MetaGrad(loss, pull_back_through_init(inner, meta, task, add(direct, share), start))
 
@@ -73,9 +79,9 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
 
 
 def _solve(matrix: Callable[[Params], Params], right: Params, iterations: int, tolerance: float) -> Params:
-    """Return x with matrix(x) = right by conjugate gradients (Hestenes & Stiefel, 1952), from x = right.
+    """Solve matrix(x) = right by conjugate gradients (Hestenes & Stiefel, 1952), starting from x = right.
 
-    So many iterations are always made, for ``vmap``; those after the last that was needed change nothing.
+    The loop always runs all ``iterations``, as ``vmap`` requires; after convergence they change nothing.
     """
     found, residual = right, _minus(right, matrix(right))
     direction, size = residual, _dot(residual, residual)
@@ -110,7 +116,7 @@ def _step_along(start: Params, length: Tensor, direction: Params) -> Params:
 
 
 def _pulls_back(rule: InnerRule) -> bool:
-    """Return whether a step without a gradient leads from either side towards the start, and leaves the state."""
+    """Return whether a step with zero gradient moves towards the start from either side and keeps the state."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         weights = {"probe.weight": torch.full((2, 2), 2.0), "probe.bias": torch.full((2,), 2.0)}
         learned = rule.init(weights)

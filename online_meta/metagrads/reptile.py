@@ -1,4 +1,4 @@
-"""Reptile: move towards where the inner loop ends."""
+"""Reptile: move towards the adapted weights."""
 
 import torch
 
@@ -8,12 +8,17 @@ from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 
 def reptile(inner: Inner) -> MetaGradient:
-    """Return the direction w - phi_K, phi_K adapted to the whole task (Nichol et al., 2018, algorithm 1).
+    """Return the estimator of Reptile's direction w - phi_K (Nichol et al., 2018, algorithm 1).
 
-    The inner optimizer is ``inner.rule``: ``sgd``, or ``adam`` as in the paper's experiments; over a meta-batch the
-    mean is the paper's batched form. Reptile has no query set, so the inner loop sees support and query together; the
-    loss is that of the query set at phi_K, which has therefore seen it: do not score with it. Slow weights and the
-    rule's own parameters have no direction: zeros.
+    phi_K is adapted to support and query together, because Reptile has no query set. The loss is the query loss at
+    phi_K, which was adapted to the query set: do not use it as a score. The mean over a meta-batch is the paper's
+    batched form. Slow weights and the rule's own parameters get zeros.
+
+    Args:
+        inner: the inner loop; its rule is the inner optimizer, ``sgd``, or ``adam`` as in the paper's experiments.
+
+    Returns:
+        A function (meta, task) -> the query loss and the direction.
     """
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:

@@ -1,4 +1,4 @@
-"""The plain gradient of the loss on all of a task: no inner loop."""
+"""Supervised learning: the gradient of the loss on all samples of a task, without an inner loop."""
 
 import torch
 
@@ -8,10 +8,15 @@ from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 
 def supervised(inner: Inner) -> MetaGradient:
-    """Return the gradient of L(w; support and query together): joint training, which does not adapt.
+    """Return the estimator of grad L(w; support and query together): joint training without adaptation.
 
-    The step of *train on everything*, the baseline of Finn et al., ICML 2019, section 5. ``inner`` gives
-    the loss alone.
+    It is the gradient of *train on everything*, the baseline of Finn et al., ICML 2019, section 5.
+
+    Args:
+        inner: provides the loss; its steps are not used.
+
+    Returns:
+        A function (meta, task) -> the loss on all samples and its gradient.
     """
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:

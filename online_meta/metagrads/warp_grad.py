@@ -1,4 +1,4 @@
-"""Warped gradient descent: what shapes the inner steps is trained on each of them, not through all of them."""
+"""Warped gradient descent: train the parameters that shape the inner steps on each step, not through the whole loop."""
 
 import torch
 
@@ -14,18 +14,26 @@ INITIALISATIONS = ("reptile", "first_order")
 def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
     """Return the estimator of WarpGrad's meta-gradient (Flennerhag et al., ICLR 2020, section 2.3).
 
-    The warp omega is all that does not adapt: the slow weights, of warp layers that ``inner.fast`` leaves out, and what
-    the rule learns, T of a T-net say. Its gradient is the mean over k = 0..K-1 of d/d omega f(step(phi_k; omega)), f
-    the query loss, with phi_k and the rule's state there held constant: second order, through one step at a time.
-    What acts through ``start`` alone therefore has gradient 0. The initialisation of the weights that adapt has
-    Reptile's direction w - phi_K, phi_K adapted to the support set, or ``first_order``'s gradient, for one
-    more pass through the loop. The loss is that of the query set after the last step.
-    Raises ``ValueError`` for another ``initialisation`` or an inner loop without a step.
+    The warp omega is everything that does not adapt: the slow weights, i.e. warp layers outside ``inner.fast``, and the
+    rule's parameters, e.g. T of a T-net. Its gradient is the mean over k = 0..K-1 of d/d omega f(step(phi_k; omega)),
+    f the query loss, with phi_k and the rule's state held constant: second order, through one step at a time.
+    Parameters that act through the rule's ``start`` alone get zeros.
+
+    Args:
+        inner: an inner loop of at least 1 step.
+        initialisation: the direction of the weights that adapt: "reptile" for w - phi_K, phi_K adapted to the support
+            set, or "first_order" for that estimator's gradient, at the cost of one more pass through the loop.
+
+    Returns:
+        A function (meta, task) -> the query loss after the last step and the gradient.
+
+    Raises:
+        ValueError: if ``initialisation`` is unknown or ``inner`` has no step.
     """
     if initialisation not in INITIALISATIONS:
         raise ValueError(f"initialisation is {initialisation!r}: it is one of {', '.join(INITIALISATIONS)}")
     if inner.steps < 1:
-        raise ValueError(f"inner.steps is {inner.steps}: a warp is trained on 1 step or more")
+        raise ValueError(f"inner.steps is {inner.steps}; warp_grad needs at least 1 step")
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         with torch.no_grad():
@@ -46,13 +54,13 @@ def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
 
 
 def _warp_gradient(inner: Inner, slow: Meta, carry: Carry, task: Task, k: int) -> tuple[torch.Tensor, Meta, Carry]:
-    """Return f(step(phi_k; omega)), its gradient by omega, and the carry after the step."""
+    """Return f(step(phi_k; omega)), its gradient with respect to omega, and the carry after the step."""
 
     def query_loss_after_step(slow: Meta, carry: Carry) -> tuple[torch.Tensor, Carry]:
         after = step(inner, slow, carry, task.support, k)
         return query_loss(inner, slow, after.phi, task.query), after
 
-    # The inner gradient is recorded only where phi is; what phi itself gets is thrown away.
+    # The inner gradient is recorded only if phi is an input of the vjp; phi's own cotangent is discarded.
     (loss, after), pull = vjp(query_loss_after_step, slow, carry)
     share, _ = pull((torch.ones_like(loss), zeros(after)))
     return loss, share, after

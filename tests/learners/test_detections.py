@@ -88,5 +88,5 @@ def test_changes_that_cannot_be_are_refused(changes):
     ],
 )
 def test_segments_that_are_no_stream_are_refused(segments):
-    with pytest.raises(ValueError, match="each where the one before it ends"):
+    with pytest.raises(ValueError, match="every other one where the previous one ends"):
         evaluate_segments([], segments)

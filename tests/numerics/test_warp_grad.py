@@ -147,5 +147,5 @@ def test_wrong_options_are_refused():
     _, inner, _ = setting("mlp_tanh", RULES["sgd"])
     with pytest.raises(ValueError, match="initialisation is 'maml': it is one of reptile, first_order"):
         warp_grad(inner, initialisation="maml")
-    with pytest.raises(ValueError, match=r"inner\.steps is 0: a warp is trained on 1 step or more"):
+    with pytest.raises(ValueError, match=r"inner\.steps is 0; warp_grad needs at least 1 step"):
         warp_grad(setting("mlp_tanh", RULES["sgd"], steps=0)[1])
