@@ -11,8 +11,7 @@ from rich.progress import Progress
 from deploy.exits import BROKEN
 from streams.history import ledger
 from streams.history.archive_index import ARCHIVE_FOLDER, Location
-from streams.history.repair import rebuild_ledger, repair
-from streams.history.verify import Verification, verify
+from streams.history.verify import Verification, rebuild_ledger, repair, verify
 
 
 @click.command("verify")

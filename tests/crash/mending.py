@@ -5,9 +5,8 @@ from pathlib import Path
 from streams.history import archive_index, ledger
 from streams.history.archive_index import Location
 from streams.history.history import History
-from streams.history.repair import rebuild_ledger, repair
 from streams.history.sealing import seal_next
-from streams.history.verify import verify
+from streams.history.verify import rebuild_ledger, repair, verify
 from tests.crash.checks import Acknowledged, check
 from tests.crash.scenarios import SEALING, Acknowledge, append, keep
 

@@ -11,9 +11,8 @@ from streams.history import ledger
 from streams.history.archive_index import Location
 from streams.history.errors import HistoryBusy, HistoryError
 from streams.history.history import History
-from streams.history.repair import Repairs, rebuild_ledger, repair
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next
-from streams.history.verify import verify
+from streams.history.verify import Repairs, rebuild_ledger, repair, verify
 from streams.types import Record
 
 Make = Callable[..., Record]
