@@ -52,10 +52,18 @@ def resolve(name: str) -> object:
     return value
 
 
+NO_MODULES = {
+    "deploy.trainer",
+    "online_meta.rules.heavy_ball",
+    *(f"online_meta.{group}" for group in ("comparators", "engines", "metrics", "sources")),
+}
+"""A logger, the rule of a recipe, and groups of entry points."""
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_name_exists(page: str) -> None:
     for name in set(NAME.findall(PAGES[page])):
-        if not FILES.search(name) and name not in ("deploy.trainer", "online_meta.rules.heavy_ball"):
+        if not FILES.search(name) and name not in NO_MODULES:
             assert resolve(name) is not None, f"{page} names {name}"
 
 
