@@ -1,1 +1,1 @@
-"""Take tasks in: decode, validate, commit in groups, and keep what is refused."""
+"""Ingest tasks: decode, validate and commit them in groups, and keep rejected ones as dead letters."""

@@ -1,9 +1,9 @@
-"""Rejected arrivals, kept in a bounded folder so that somebody can look at what came and why it was refused.
+"""Keep rejected arrivals in a bounded folder, so that people can inspect what arrived and why it was rejected.
 
-Each letter is two files, ``<time>-<number>-<digest>.json`` and ``.body``: what is known of it, and its bytes as they
-came, cut where they are many. Nothing that a sender chose is part of a file's name. The oldest go first. A letter is
-a courtesy and no promise: where it cannot be written (the disk is full) it is left out, and ingest goes on. Those that
-may be the only copy, for a broker is told to forget the message, are synced before it is told.
+Each dead letter consists of two files: ``<time>-<number>-<digest>.json`` with its metadata, and ``.body`` with its
+bytes as received, truncated if they are long. File names contain nothing that a sender chose. The oldest are evicted
+first. Dead letters are best effort: if one cannot be written (the disk is full), it is left out and ingest continues.
+A letter that may be the only copy, because the broker will forget the message, is synced before the acknowledgement.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from streams.atomic_files import sync_path
 from streams.types import Arrival, Rejected
 
 LETTER_BYTES = 1024 * 1024
-"""How much is kept of one body."""
+"""How many bytes of one body are kept."""
 
 _ID_CHARACTERS = 500
 _SUFFIXES = (".json", ".json.new", ".body")
-"""In the order in which they are removed: what is read is what has a head, so that goes first."""
+"""Suffixes in the order of removal: readers look for the .json file, so it is removed first."""
 _STEM = re.compile(r"\d{8}T\d{6}\.\d{6}Z-(\d{9,})-[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 
@@ -40,17 +40,17 @@ class _Letter(NamedTuple):
 
 
 class DeadLetters:
-    """A folder of letters that holds at most so many, of so many bytes together; any thread may write.
+    """A bounded folder of dead letters; any thread may write to it.
 
     Args:
-        folder: made with the first letter. Files in it that are no letters are left alone.
-        max_letters: how many letters; 0 keeps none.
-        max_bytes: how many bytes of files, the names not counted; 0 keeps none.
-        clock: the unix time in seconds that an arrival is noted by.
+        folder: created with the first letter. Other files in it are left alone.
+        max_letters: the largest number of letters; 0 keeps none.
+        max_bytes: the largest total size of their files in bytes; 0 keeps none.
+        clock: returns the Unix time in seconds, which is recorded as the time of arrival.
     """
 
     def __init__(self, folder: Path, max_letters: int, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
-        """Find the letters that are there and drop the oldest of those that are too many."""
+        """Find existing letters and evict the oldest ones above the limits."""
         self._folder = folder
         self._max_letters = max_letters
         self._max_bytes = max_bytes
@@ -58,26 +58,26 @@ class DeadLetters:
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._failing = False
-        self._unsynced: deque[_Letter] = deque(maxlen=max_letters)  # older ones have been dropped
+        self._unsynced: deque[_Letter] = deque(maxlen=max_letters)  # older ones have been evicted
         self._letters: deque[_Letter] = deque()
         self._next_number = 0
         try:
             found = _list_letters(folder)
             self._next_number = found[-1].number + 1 if found else 0
-            # What a killed process left unfinished cannot be read, so it makes room before any letter does.
+            # Letters that a killed process left unfinished cannot be read, so they are evicted first.
             self._letters.extend(sorted(found, key=lambda letter: self._path(letter, ".json").exists()))
             self._evict_oldest(0, 0)
         except OSError as error:
             self._log_once(error)
 
     def put(self, arrival: Arrival, rejection: Rejected, *, complete: bool = True, only_copy: bool = False) -> None:
-        """Keep what was refused and why; an error of the disk is logged once, and the letter left out.
+        """Keep a rejected arrival; on a disk error, leave it out and log the first of consecutive errors.
 
         Args:
-            arrival: what came; its id is data and may be anything.
-            rejection: why it was refused.
-            complete: whether all of the body was received.
-            only_copy: whether its sender will forget it; the next ``sync`` is for it, too.
+            arrival: the rejected arrival; its id may be any text.
+            rejection: why it was rejected.
+            complete: whether the whole body was received.
+            only_copy: whether its sender will forget it, so that the next ``sync`` must make the letter durable.
         """
         if not (self._max_letters and self._max_bytes):
             return
@@ -91,18 +91,18 @@ class DeadLetters:
                 self._log_once(error)
 
     def sync(self) -> None:
-        """Return when all that were the only copy would survive a power loss; errors are as in ``put``.
+        """Make all letters that are the only copy durable; disk errors are handled as in ``put``.
 
-        Many are synced one after another here, and not one by one as they come: a file system then writes most of
-        them at once, and those that others have driven out not at all.
+        Letters are synced here in one go instead of when they are written: the file system then writes most of them
+        together, and evicted ones not at all.
         """
-        with self._sync_lock:  # who comes while another thread syncs must wait until that is done
+        with self._sync_lock:  # a second thread must wait until the first has finished syncing
             with self._lock:
                 letters = list(self._unsynced)
                 self._unsynced.clear()
             try:
                 for letter in letters:
-                    with suppress(FileNotFoundError):  # dropped meanwhile
+                    with suppress(FileNotFoundError):  # evicted in the meantime
                         for suffix in (".body", ".json"):
                             sync_path(self._path(letter, suffix))
                 for folder in (self._folder, self._folder.parent) if letters else ():
@@ -139,14 +139,14 @@ class DeadLetters:
             self._path(letter, ".json.new").write_bytes(head)
             os.replace(self._path(letter, ".json.new"), self._path(letter, ".json"))
         except OSError:
-            with suppress(OSError):  # what could not be removed is still counted, and goes as the oldest some day
+            with suppress(OSError):  # a letter that could not be removed still counts and is evicted later
                 self._remove(letter)
                 self._letters.remove(letter)
             raise
         return letter
 
     def _evict_oldest(self, count: int, size: int) -> None:
-        """Drop the oldest until so many more letters of so many bytes fit in."""
+        """Evict the oldest letters until ``count`` more, of ``size`` bytes in total, fit."""
         total_bytes = sum(letter.size for letter in self._letters)
         while self._letters and (
             len(self._letters) + count > self._max_letters or total_bytes + size > self._max_bytes
@@ -168,19 +168,19 @@ class DeadLetters:
 
 
 def read_letters(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield what is known of each letter in the folder, oldest first, with the path of its bytes.
+    """Yield the path of the body and the metadata of each letter in a folder, oldest first.
 
     Raises:
         OSError: if the folder cannot be read.
     """
     for letter in _list_letters(folder):
         head = folder / f"{letter.stem}.json"
-        with suppress(FileNotFoundError):  # it was never finished, or has been dropped meanwhile
+        with suppress(FileNotFoundError):  # it was never finished, or has been evicted in the meantime
             yield head.with_suffix(".body"), json.loads(head.read_bytes())
 
 
 def _list_letters(folder: Path) -> list[_Letter]:
-    """Return the letters of a folder in the order in which they were written; those of a killed process, too."""
+    """Return the letters of a folder in the order of writing, including unfinished letters of a killed process."""
     found: dict[str, _Letter] = {}
     try:
         with os.scandir(folder) as listing:

@@ -1,4 +1,4 @@
-"""Many arrivals, one commit: a queue, and the thread that makes what is in it durable and answers."""
+"""Commit many arrivals together: a queue, and the thread that makes its records durable and answers them."""
 
 import logging
 import sqlite3
@@ -16,10 +16,10 @@ from streams.types import BacklogFull, Conflict, IngestClosed, Receipt, Record
 Answer = Receipt | Conflict
 
 _STORAGE_ERRORS = (HistoryFull, HistoryDamaged, sqlite3.OperationalError, OSError)
-"""What is the history's fault; any other error is put down to a record."""
+"""Errors of the history; any other error is attributed to a record."""
 
 PAUSE_SECONDS = 1.0
-"""How long a history that could not be written is left alone before the next try."""
+"""How long to wait before the next attempt after the history could not be written."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,18 +32,19 @@ class _Pending(NamedTuple):
 
 
 class Committer:
-    """Commits records in the order in which they were put, as many at once as wait (group commit).
+    """A queue of records and the thread that commits all waiting records together (group commit), in order.
 
-    A record that cannot be kept fails alone. When the history itself cannot be written (the disk is full), impatient
-    records fail; patient ones stay at the head of the queue, so that no later record of their source overtakes them
-    and moves its cursor past what is not durable, and are tried again every ``PAUSE_SECONDS``.
+    A record that cannot be stored fails alone. When the history itself cannot be written (the disk is full),
+    non-blocking records fail. Blocking records stay at the head of the queue and are tried again every
+    ``PAUSE_SECONDS``, so that no later record of their source advances its cursor past one that is not durable.
 
     Args:
-        history: open to write; nobody else appends to it.
-        max_records: how many records one commit takes at most.
-        is_full: told (rounds committed or waiting, bytes that would wait), says whether a new record has to wait.
-        on_answered: told of each record that was answered, with the answer and the seconds from ``began`` until then.
-        before_commit: called before each commit, for what has to be durable before it.
+        history: opened for writing; nothing else appends to it.
+        max_records: the largest number of records in one commit.
+        is_full: called with (rounds committed or waiting, bytes that would wait); returns whether a new record must
+            wait.
+        on_answered: called with each answered record, its answer and the seconds since ``began``.
+        before_commit: called before each commit, to make durable what must be durable before it.
     """
 
     def __init__(
@@ -64,37 +65,37 @@ class Committer:
         self._closing = threading.Event()
         self._queue: deque[_Pending] = deque()
         self._rounds = len(history)
-        self._pending, self._pending_bytes = 0, 0  # queued, or in the commit that is going on
+        self._pending, self._pending_bytes = 0, 0  # queued or in the current commit
         self._fault: Exception | None = None  # of the last commit
         self._thread = threading.Thread(target=self._run, name="ingest-commit", daemon=True)
         self._thread.start()
 
     def put(self, record: Record, *, blocking: bool, began: float, known: bool = False) -> "Future[Answer]":
-        """Queue a record; the future has the answer once that is durable.
+        """Queue a record; the future resolves once the record is durable.
 
         Args:
-            record: what is to be kept.
-            blocking: whether to wait for room, and for a disk that is full.
-            began: when it arrived, by ``time.perf_counter``.
-            known: whether its id is committed already; it then needs no room.
+            record: the record to commit.
+            blocking: whether to wait for room in the queue and for space on a full disk.
+            began: when the record arrived, by ``time.perf_counter``.
+            known: whether its id is already committed; it then needs no room.
 
         Raises:
-            BacklogFull: if there is no room and it is not patient.
-            HistoryFull: the same, while patient ones wait for a disk that is full: that goes first, for a backlog gets
-                shorter by itself, and somebody has to free some space.
+            BacklogFull: if there is no room and ``blocking`` is false.
+            HistoryFull: if, in addition, blocking records wait for space on a full disk. It takes precedence because a
+                backlog shrinks by itself, whereas somebody has to free space.
             IngestClosed: if the committer is closed, also while waiting for room.
         """
         pending = _Pending(record, Future(), blocking, began)
-        pending.future.set_running_or_notify_cancel()  # from here on it is too late to cancel
+        pending.future.set_running_or_notify_cancel()  # from here on the future cannot be cancelled
         size = len(record.payload)
         with self._changed:
             while not known and not self._closing.is_set() and self._is_full_with(size):
                 if not blocking:
                     fault = self._fault
                     raise HistoryFull(*fault.args) if isinstance(fault, HistoryFull) else BacklogFull(1.0)
-                self._changed.wait(0.05)  # nobody says when a round was learned
+                self._changed.wait(0.05)  # poll: no notification arrives when a round is learned
             if self._closing.is_set():
-                raise IngestClosed("nothing is taken any more: stopping")
+                raise IngestClosed("no more tasks are accepted: the process is stopping")
             self._queue.append(pending)
             self._pending += 1
             self._pending_bytes += size
@@ -102,7 +103,7 @@ class Committer:
         return pending.future
 
     def close(self) -> None:
-        """Take nothing more, commit what is queued (once, if the disk is full) and end the thread."""
+        """Accept no more records, commit the queue (with one attempt if the disk is full) and stop the thread."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -115,7 +116,7 @@ class Committer:
         while batch := self._next_batch():
             try:
                 remaining, fault = self._commit(batch)
-            except Exception as error:  # not known to happen; but without this thread nothing is durable any more
+            except Exception as error:  # not expected, but without this thread nothing would become durable
                 _log.exception("committing failed")
                 remaining, fault = [pending for pending in batch if not pending.future.done()], error
             if fault is not None:
@@ -128,7 +129,7 @@ class Committer:
             return [self._queue.popleft() for _ in range(min(len(self._queue), self._max_records))]
 
     def _commit(self, batch: list[_Pending]) -> tuple[list[_Pending], Exception | None]:
-        """Commit and answer a batch; returns what is left of it, and why, when the history cannot be written."""
+        """Commit and answer a batch; return the unanswered rest and the error if the history cannot be written."""
         try:
             self._before_commit()
             answers = self._history.append([pending.record for pending in batch])
@@ -136,11 +137,11 @@ class Committer:
             return batch, fault
         except Exception as error:
             if len(batch) == 1:
-                _log.exception("the task %s cannot be kept", batch[0].record.id)
+                _log.exception("the task %s cannot be stored", batch[0].record.id)
                 self._release(batch)
                 batch[0].future.set_exception(error)
                 return [], None
-            for at, pending in enumerate(batch):  # one of them is at fault: find it, and keep the others
+            for at, pending in enumerate(batch):  # find the faulty record and commit the others
                 _, new_fault = self._commit([pending])
                 if new_fault is not None:
                     return batch[at:], new_fault
@@ -157,14 +158,14 @@ class Committer:
         try:
             self._on_answered(pending.record, answer, time.perf_counter() - pending.began)
         except Exception:
-            _log.exception("counting a settled task failed")
+            _log.exception("counting an answered task failed")
         pending.future.set_result(answer)
 
     def _requeue(self, remaining: list[_Pending], fault: Exception) -> None:
-        """Put the patient back at the head of the queue and pause; fail all others, or all when closing.
+        """Return blocking records to the head of the queue and pause; fail all others, or all records when closing.
 
-        Those queued behind are failed too: the next commit may again be made of patient ones only, and when closing
-        none of them must move a cursor past what is not durable.
+        Non-blocking records in the queue fail too, because the next commit may consist of blocking records only. When
+        closing, no record may advance a cursor past one that is not durable.
         """
         if self._fault is None:
             _log.error("the history cannot be written: %s", fault)
@@ -182,7 +183,7 @@ class Committer:
             self._closing.wait(PAUSE_SECONDS)
 
     def _release(self, batch: list[_Pending], answers: Sequence[Answer] = ()) -> None:
-        """Count a batch out; before its futures are done, so that who was answered sees the room."""
+        """Subtract a batch from the counts; call it before resolving the futures, so that clients see the room."""
         with self._changed:
             self._rounds = max([self._rounds, *(answer.round + 1 for answer in answers)])
             self._pending -= len(batch)

@@ -1,4 +1,4 @@
-"""From arrival to durable round: validate, queue, commit together, answer; hold back when too much waits."""
+"""Turn arrivals into durable rounds: validate, queue, commit in groups and answer, with backpressure."""
 
 import logging
 import threading
@@ -16,23 +16,23 @@ from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Conflict, Receipt, Record, Rejected, TaskSource
 
 QUEUE_BYTES = 64 * 1024 * 1024
-"""How many bytes of payloads wait at most to be committed; the first one may always wait."""
+"""How many bytes of payloads may wait to be committed."""
 
 _log = logging.getLogger(__name__)
 
 
 class Ingest:
-    """Takes arrivals from any thread and makes them durable, several with one commit, in the order they came.
+    """The entry point of tasks: accepts arrivals from any thread and commits them in groups, in order of arrival.
 
     Args:
-        history: open to write; nobody else appends to it.
-        spec: what a task of this run looks like.
-        limits: how much one may hold and how many may wait.
-        count_learned: how many rounds have been learned; it must be quick and must not call back.
-        on_rejected: told (source, reason) of each arrival that is refused; "conflict" is a reason too.
-        on_committed: told (source, seconds from arrival to durable) of each new round.
-        clock: the unix time in seconds that a round's arrival is noted by.
-        dead_letters: where refused arrivals are kept; None keeps none.
+        history: opened for writing; nothing else appends to it.
+        spec: the shape and dtypes of the run's tasks.
+        limits: bounds on one arrival and on the backlog.
+        count_learned: returns the number of learned rounds; it must be fast and must not call back.
+        on_rejected: called with (source, reason) for each rejected arrival; "conflict" is a reason too.
+        on_committed: called with (source, seconds from arrival to durability) for each new round.
+        clock: returns the Unix time in seconds, which is recorded as the time of arrival.
+        dead_letters: keeps rejected arrivals; None keeps none.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Ingest:
         clock: Callable[[], float] = time.time,
         dead_letters: DeadLetters | None = None,
     ) -> None:
-        """Start the committing thread."""
+        """Start the thread that commits."""
         self._history = history
         self._spec = spec
         self._limits = limits
@@ -62,20 +62,23 @@ class Ingest:
         )
 
     def submit(self, arrival: Arrival, *, wait: bool) -> "Future[Answer]":
-        """Validate an arrival in this thread and queue it; the future has the answer once that is durable.
+        """Validate an arrival in this thread and queue it; the future resolves once the task is durable.
 
-        An id that is committed already is answered even when the backlog is full.
+        An id that is already committed is answered even if the backlog is full.
 
         Args:
-            arrival: what came.
-            wait: True for a source that is pulled: block until there is room, and wait for a full disk too, in
-                order. False for one that is pushed: raise BacklogFull, and let the future raise HistoryFull.
+            arrival: the arrival.
+            wait: True for a source that is read: block until there is room, and wait for space on a full disk. False
+                for a pushed task: raise ``BacklogFull``, and let the future raise ``HistoryFull``.
+
+        Returns:
+            A future of the receipt or the conflict.
 
         Raises:
-            Rejected: if it is not a task of this run.
+            Rejected: if the arrival is not a valid task of this run.
             BacklogFull: if there is no room (``wait=False``).
             HistoryFull: if there is no room because the disk is full (``wait=False``).
-            IngestClosed: if this Ingest is closed, also while waiting for room.
+            IngestClosed: if this ``Ingest`` is closed, also while waiting for room.
         """
         began = time.perf_counter()
         try:
@@ -94,14 +97,15 @@ class Ingest:
         return self._committer.put(record, blocking=wait, began=began, known=known is not None)
 
     def submit_nowait(self, arrival: Arrival) -> "Future[Answer] | None":
-        """Queue a new arrival whose bytes are kept as they came; None if only ``submit`` can tell what becomes of it.
+        """Queue a new arrival with a canonical body; return None, and queue nothing, for any other arrival.
 
-        It takes no longer than looking at the bytes, so that an event loop can call it.
+        An event loop can call this, because it takes no longer than reading the bytes. If it returns None, call
+        ``submit``, which also decodes, rejects and recognises duplicates.
 
         Raises:
             BacklogFull: if there is no room.
             HistoryFull: if there is no room because the disk is full.
-            IngestClosed: if this Ingest is closed.
+            IngestClosed: if this ``Ingest`` is closed.
         """
         began = time.perf_counter()
         fits = wire.is_valid_id(arrival.id, self._limits) and is_canonical(arrival.body, self._spec, self._limits)
@@ -111,24 +115,24 @@ class Ingest:
         return self._committer.put(record, blocking=False, began=began)
 
     def reject(self, arrival: Arrival, rejection: Rejected, *, complete: bool = True) -> None:
-        """Count an arrival that is refused, and keep it as a dead letter; may wait for the disk.
+        """Count a rejected arrival and keep it as a dead letter; this may wait for the disk.
 
         Args:
-            arrival: what came, as far as it did.
-            rejection: why it is refused.
-            complete: whether all of the body was received.
+            arrival: the arrival, with as much of its body as was received.
+            rejection: why it is rejected.
+            complete: whether the whole body was received.
         """
         self._count_rejected(arrival.source, rejection.reason)
         self._dead_letter(arrival, rejection, complete)
 
     def pull(self, source_name: str, source: TaskSource) -> None:
-        """Read a source in a thread of its own until ``close``, from behind its last committed task.
+        """Read a source in its own thread until ``close``, starting after its last committed task.
 
         Raises:
-            ValueError: if a source of that name is being read already.
+            ValueError: if a source of that name is already being read.
         """
         if source_name in self._pull_threads:
-            raise ValueError(f"the source {source_name!r} is being read already; give each source its own name")
+            raise ValueError(f"the source {source_name!r} is already being read; give each source its own name")
 
         def submit(arrival: Arrival) -> "Future[Answer]":
             return self.submit(arrival._replace(source=source_name), wait=True)
@@ -141,20 +145,20 @@ class Ingest:
         thread.start()
 
     def close(self, timeout: float = 10.0) -> None:
-        """Take nothing more, commit what is queued, end the threads; the history stays open.
+        """Accept no more tasks, commit the queue and stop the threads; the history stays open.
 
         Args:
-            timeout: seconds to wait for each source to return from reading.
+            timeout: how long to wait for each source to return from reading, in seconds.
         """
         self._closing.set()
         self._committer.close()
         for name, thread in self._pull_threads.items():
             thread.join(timeout=timeout)
             if thread.is_alive():
-                _log.warning("the source %s does not return from reading; it is left behind", name)
+                _log.warning("the source %s does not return from reading; its thread is abandoned", name)
 
     def _validate(self, arrival: Arrival) -> tuple[Record, Answer | None]:
-        """Return what is to be kept and, if its id is committed already, the answer (nothing is decoded then)."""
+        """Return the record to commit and, if its id is already committed, the answer (without decoding the body)."""
         if arrival.rejection is not None:
             raise arrival.rejection
         wire.check_id(arrival.id, self._limits)
@@ -179,7 +183,7 @@ class Ingest:
     def _note_answer(self, record: Record, answer: Answer, seconds: float) -> None:
         if isinstance(answer, Conflict):
             self._count_rejected(record.source, "conflict")
-            if record.payload:  # the id was taken while this one was queued: no letter has been written yet
+            if record.payload:  # the id was taken while this record was queued, so no letter has been written yet
                 arrival = Arrival(record.id, record.payload, record.source, None)
                 self._dead_letter(arrival, _conflict_rejection(answer), only_copy=record.source in self._pull_threads)
         elif not answer.duplicate:
@@ -203,4 +207,4 @@ class Ingest:
 
 
 def _conflict_rejection(conflict: Conflict) -> Rejected:
-    return Rejected("conflict", f"the id belongs to round {conflict.round}, which was made of other bytes")
+    return Rejected("conflict", f"the id belongs to round {conflict.round}, which has a different body")

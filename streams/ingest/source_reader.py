@@ -1,4 +1,4 @@
-"""Read a source for as long as the daemon lives, whatever happens to the source."""
+"""Read sources while the daemon runs: reconnect after failures, acknowledge arrivals and monitor the lag."""
 
 import logging
 import queue
@@ -20,13 +20,13 @@ _log = logging.getLogger(__name__)
 
 
 class LagMonitor:
-    """Asks each source that ``ReportsLag`` in a thread of its own, so that a broker that is slow holds up nothing else.
+    """Threads that poll the lag of sources, one per source, so that a slow broker delays nothing else.
 
     Args:
-        sources: by name; others than those that ``ReportsLag`` are left alone.
-        cursor: the committed position of a source by name, None at the start.
-        on_lag: gets the name and how many entries wait; NaN when that is not known.
-        interval: seconds between two questions.
+        sources: the sources by name; those that do not implement ``ReportsLag`` are ignored.
+        cursor: returns the committed position of a source by its name, None if there is none.
+        on_lag: called with the name and the number of waiting entries; NaN if that is unknown.
+        interval: seconds between two polls of a source.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LagMonitor:
             thread.start()
 
     def close(self) -> None:
-        """Ask no more; an answer that is still awaited is not waited for."""
+        """Stop polling, without waiting for a poll in progress."""
         self._closing.set()
         for thread in self._threads:
             thread.join(timeout=0.5)
@@ -57,8 +57,8 @@ class LagMonitor:
         while not self._closing.is_set():
             try:
                 waiting = source.lag(self._cursor(name))
-            except Exception as error:  # the reading of the source says what is wrong, and tries again
-                _log.debug("the lag of the source %s is not known: %s", name, error)
+            except Exception as error:  # the thread that reads the source logs the cause and reconnects
+                _log.debug("the lag of the source %s is unknown: %s", name, error)
                 waiting = None
             if not self._closing.is_set():
                 self._on_lag(name, nan if waiting is None else float(waiting))
@@ -66,38 +66,38 @@ class LagMonitor:
 
 
 ACK_BATCH = 64
-"""How many settled arrivals are told to the source together while it has more to give."""
+"""How many answered arrivals are acknowledged together while the source yields more."""
 
 
 class AckTracker:
-    """Gathers what becomes of arrivals, in any thread, and tells the source in the thread that reads it.
+    """A queue of answered arrivals: any thread adds to it, and the thread that reads the source acknowledges them.
 
-    Does nothing for a source that is no ``Acknowledges``. ``sync_dead_letters`` is called before rejected arrivals
-    are acked.
+    For a source that does not implement ``Acknowledges``, it does nothing. ``sync_dead_letters`` is called before
+    rejected arrivals are acknowledged.
     """
 
     def __init__(self, source: TaskSource, sync_dead_letters: Callable[[], None] = lambda: None) -> None:
-        """Begin with nothing to be told."""
+        """Start with an empty queue."""
         self._sync_dead_letters = sync_dead_letters
         self._source = source if isinstance(source, Acknowledges) else None
-        self._answered: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: it was not kept
+        self._answered: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()  # None: the arrival was not stored
         self._outstanding = 0
 
     def track(self, arrival: Arrival, future: "Future[Receipt | Conflict]") -> None:
-        """Wait for a future that has a result once the arrival is durable, and an exception if it was not kept."""
+        """Queue an acknowledgement for when the future resolves; an exception means that the arrival was not stored."""
         if self._source is not None:
             self._outstanding += 1
-            without_body = arrival._replace(body=b"")  # so that what waits to be committed is not held twice
+            without_body = arrival._replace(body=b"")  # the body waits in the commit queue already
             future.add_done_callback(lambda done: self._answered.put(_outcome(without_body, done)))
 
     def reject(self, arrival: Arrival, rejection: Rejected) -> None:
-        """Count an arrival as done with: it will never be kept."""
+        """Queue an acknowledgement of a rejected arrival."""
         if self._source is not None:
             self._outstanding += 1
             self._answered.put(arrival._replace(body=b"", rejection=rejection))
 
     def flush(self, minimum: int = 1) -> None:
-        """Settle all that was answered, if there are at least so many; raises what the source raises."""
+        """Acknowledge all answered arrivals if there are at least ``minimum``; raises whatever the source raises."""
         if self._source is None or self._answered.qsize() < minimum:
             return
         answered = [self._answered.get() for _ in range(self._answered.qsize())]
@@ -109,7 +109,7 @@ class AckTracker:
             self._source.ack(acked)
 
     def drain(self, name: str, timeout: float) -> None:
-        """Settle all that is answered within so many seconds; what is not, is read again after the next start."""
+        """Acknowledge all arrivals answered within ``timeout`` seconds; the others are read again after a restart."""
         end = time.monotonic() + timeout
         try:
             while self._source is not None and self._outstanding and time.monotonic() < end:
@@ -118,26 +118,26 @@ class AckTracker:
         except queue.Empty:
             pass
         except Exception as error:
-            _log.warning("the source %s could not be told what is durable: %s: %s", name, type(error).__name__, error)
+            _log.warning("acknowledging to the source %s failed: %s: %s", name, type(error).__name__, error)
 
 
 def _outcome(arrival: Arrival, done: "Future[Receipt | Conflict]") -> Arrival | None:
-    """Return what the source is told of an arrival that was answered, None if it was not kept."""
+    """Return the arrival to acknowledge for an answered future, None if the arrival was not stored."""
     if done.exception() is not None:
         return None
     answer = done.result()
     if not isinstance(answer, Conflict):
         return arrival
-    rejection = Rejected("conflict", f"the id belongs to round {answer.round}, which was made of other bytes")
+    rejection = Rejected("conflict", f"the id belongs to round {answer.round}, which has a different body")
     return arrival._replace(rejection=rejection)
 
 
 IDLE_SECONDS = 0.05
-"""How long a source that has nothing now is left alone."""
+"""How long to pause after a source yields None."""
 
 
 ACK_DRAIN_SECONDS = 5.0
-"""How long the end waits for the last arrivals to be durable, so that the source can be told of them."""
+"""How long closing waits for the last arrivals to become durable, so that they can be acknowledged."""
 
 
 def read_until_closed(
@@ -148,19 +148,19 @@ def read_until_closed(
     closing: threading.Event,
     sync_dead_letters: Callable[[], None] = lambda: None,
 ) -> None:
-    """Submit all that a source yields until ``closing``; reconnect when it fails, with growing, random waits.
+    """Submit everything that a source yields until ``closing``, and reconnect with random exponential backoff.
 
-    It goes on from the committed cursor each time, so that what was read but not committed is read again and what
-    was committed is recognised by its id. A rejected arrival is logged and skipped. A source that
-    ``Acknowledges`` gets an ack for each arrival that is durable or rejected.
+    Each connection starts at the committed cursor: uncommitted arrivals are read again, and committed ones are
+    recognised by their ids. A rejected arrival is logged and skipped. A source that implements ``Acknowledges`` gets an
+    acknowledgement for each arrival that is durable or rejected.
 
     Args:
-        name: of the source.
-        source: what to read.
+        name: the name of the source.
+        source: the source to read.
         submit: validates an arrival, waits for room and queues it.
-        cursor: the committed position of a source by name, None at the start.
-        closing: set when it is time to end.
-        sync_dead_letters: called before rejected arrivals are acked, because the source then forgets them.
+        cursor: returns the committed position of a source by its name, None if there is none.
+        closing: set when reading must stop.
+        sync_dead_letters: called before rejected arrivals are acknowledged, because the source then forgets them.
     """
     while not closing.is_set():
         reconnect = Retrying(
@@ -176,7 +176,7 @@ def read_until_closed(
 
 
 class _NoArrivalYet(Exception):
-    """The source failed before it gave anything, so the next wait is longer."""
+    """The source failed before it yielded an arrival, so the next wait is longer."""
 
 
 def _read(
@@ -187,7 +187,7 @@ def _read(
     closing: threading.Event,
     sync_dead_letters: Callable[[], None] = lambda: None,
 ) -> None:
-    """Read until ``closing`` or until the source fails; raises only if it failed before it gave an arrival."""
+    """Read until ``closing`` or until the source fails; raise only if it failed before it yielded an arrival."""
     last: Future[Receipt | Conflict] | None = None
     received_any = False
     arrivals: Iterator[Arrival | None] | None = None
@@ -207,7 +207,7 @@ def _read(
     except Exception as error:
         if not received_any:
             raise _NoArrivalYet(f"{type(error).__name__}: {error}") from error
-        _log.warning("the source %s failed and is read again: %s: %s", name, type(error).__name__, error)
+        _log.warning("the source %s failed and will be read again: %s: %s", name, type(error).__name__, error)
         _wait_for_answer(last, closing)
     finally:
         if closing.is_set():
@@ -223,11 +223,11 @@ def _submit(
     submit: Callable[[Arrival], "Future[Receipt | Conflict]"],
     acks: AckTracker,
 ) -> "Future[Receipt | Conflict] | None":
-    """Submit an arrival; return what will have the answer, None if it was rejected."""
+    """Submit an arrival; return the future of its answer, None if it was rejected."""
     try:
         future = submit(arrival)
     except Rejected as rejection:
-        _log.warning("the source %s brought %.80r, rejected: %s", name, arrival.id, rejection)
+        _log.warning("the source %s delivered %.80r, which was rejected: %s", name, arrival.id, rejection)
         acks.reject(arrival, rejection)
         return None
     acks.track(arrival, future)
@@ -236,7 +236,7 @@ def _submit(
 
 
 def _wait_for_answer(last: "Future[Receipt | Conflict] | None", closing: threading.Event) -> None:
-    """Wait until all that was queued is answered: read again, it could be cut into tasks otherwise."""
+    """Wait until everything queued is answered, because a second reading could cut the same rows differently."""
     while last is not None and not last.done() and not closing.wait(IDLE_SECONDS):
         pass
 
@@ -244,9 +244,9 @@ def _wait_for_answer(last: "Future[Receipt | Conflict] | None", closing: threadi
 def _log_answer(name: str, id: str, done: "Future[Receipt | Conflict]") -> None:
     error = done.exception()
     if error is not None:
-        _log.error("the source %s brought %s, which was not kept: %s", name, id, error)
+        _log.error("the source %s delivered %s, which was not stored: %s", name, id, error)
     elif isinstance(answer := done.result(), Conflict):
-        _log.warning("the source %s brought %s again with other bytes; round %d has it", name, id, answer.round)
+        _log.warning("the source %s delivered %s with a different body than round %d", name, id, answer.round)
 
 
 def _log_failure(name: str, state: RetryCallState) -> None:

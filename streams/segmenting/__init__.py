@@ -1,1 +1,1 @@
-"""Cut streams of samples into tasks: by length, by changes, or by the leader's loss."""
+"""Cut streams of samples into tasks: by count, by key, at detected changes, or by the leader's loss."""

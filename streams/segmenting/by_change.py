@@ -1,4 +1,4 @@
-"""Cut rows without task boundaries where ``online_meta.changepoints.detectors`` finds a change of task."""
+"""Cut rows without task boundaries where a detector of ``online_meta.changepoints.detectors`` finds a change."""
 
 import inspect
 from collections.abc import Callable
@@ -21,20 +21,35 @@ from streams.spec import TaskSpec
 from streams.types import Rejected
 
 LEADER = "leader"
-"""The likelihood that is no file: the loss of the run's own leader."""
+"""The name of the likelihood that is not in the registry: the loss of the run's own leader."""
 
 
 def build_segmenter(change: str, options: dict[str, Any], likelihood: Likelihood) -> Segmenter:
-    """Return the segmenter that a configuration names; raises ``ValueError`` for an unknown name or option."""
+    """Build the segmenter that a configuration names.
+
+    Args:
+        change: the name of a detector.
+        options: its ``change_options``.
+        likelihood: scores samples under a task.
+
+    Raises:
+        ValueError: if the name or an option is unknown.
+    """
     build = registry.load(online_meta.changepoints.detectors, change)
     found: Segmenter = call_with_options(build, "change_options", {"likelihood": likelihood}, options)
     return found
 
 
 def build_likelihood(spec: TaskSpec, likelihood: str | None, options: dict[str, Any]) -> Likelihood:
-    """Return the conjugate likelihood that a configuration names, or that fits the labels.
+    """Build the conjugate likelihood that a configuration names.
 
-    Raises ``ValueError`` for an unknown name or option, or one that does not fit.
+    Args:
+        spec: the shape and dtypes of the run's tasks.
+        likelihood: its name; None for the one that fits ``spec.y``.
+        options: its ``likelihood_options``.
+
+    Raises:
+        ValueError: if the name or an option is unknown, or the likelihood does not fit ``spec.y``.
     """
     fitting = "gaussian_classes" if spec.y == "class" else "linear"
     if likelihood not in (None, fitting):
@@ -51,7 +66,17 @@ def build_likelihood(spec: TaskSpec, likelihood: str | None, options: dict[str, 
 def call_with_options(
     build: Callable[..., Any], option_name: str, arguments: dict[str, Any], options: dict[str, Any]
 ) -> Any:
-    """Call a function with options checked against its signature; raises ``ValueError`` naming ``option_name``."""
+    """Call a function with options checked against its signature.
+
+    Args:
+        build: the function; its annotations give the types of its options.
+        option_name: the name of the configuration key, for error messages.
+        arguments: arguments that are not options.
+        options: the options from the configuration.
+
+    Raises:
+        ValueError: if an option is unknown or has a wrong type; the message names the option.
+    """
     types = get_type_hints(build, include_extras=True)
     known = [option for option in inspect.signature(build).parameters if option not in arguments]
     for option, value in options.items():
@@ -65,7 +90,14 @@ def call_with_options(
 
 
 class _CutState(NamedTuple):
-    """The segmenter's memory, how many rows there were, where the first began, and which of them were no samples."""
+    """The state of a cut since the last task ended.
+
+    Attributes:
+        memory: the state of the segmenter.
+        rows: the number of rows.
+        begin: the position of the first row.
+        bad: the indices of rows that are not valid samples.
+    """
 
     memory: Params
     rows: int
@@ -74,10 +106,15 @@ class _CutState(NamedTuple):
 
 
 def cut_by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, most: int) -> Cut:
-    """Return the cut where ``segmenter`` finds a change, and after ``most`` rows.
+    """Return a cut that ends tasks where ``segmenter`` finds a change, and after at most ``most`` rows.
 
-    A row that is no sample, for which its task will be refused, is not shown to the segmenter. Labels lie below
-    ``ways``; None: there are targets.
+    A row that is not a valid sample is not passed to the segmenter; the task that contains it will be rejected.
+
+    Args:
+        segmenter: the change detector.
+        encode: returns the sample of a row and its label or target.
+        ways: the number of classes; None if rows have real targets.
+        most: the largest number of rows in a task.
     """
 
     def update(state: _CutState | None, row: Row) -> tuple[_CutState, int]:
@@ -97,14 +134,14 @@ def cut_by_change(segmenter: Segmenter, encode: EncodeRow, ways: int | None, mos
 
 
 def _row_index(sample: int, bad: tuple[int, ...]) -> int:
-    """Return which row a sample is, both counted from 0, where the rows ``bad`` are no samples."""
+    """Return the row index of a sample index, both from 0, where the rows ``bad`` are not valid samples."""
     for row in bad:
         sample += row <= sample
     return sample
 
 
 def read_sample(row: Row, encode: EncodeRow, ways: int | None) -> tuple[Tensor, Tensor] | None:
-    """Return a row's sample and its label or target; None if it is none that a task could have."""
+    """Return the sample of a row and its label or target as tensors; None if a task could not contain them."""
     try:
         sample, target = encode(row)
     except Rejected:

@@ -1,8 +1,8 @@
-"""Rows without task boundaries, cut by what the run's own leader loses on them once it has adapted to their task.
+"""Cut rows without task boundaries by the loss of the run's own leader after it has adapted to their task.
 
-A leader that has seen more cuts better, so a task is begun once all before it have been learned. What a leader is
-worth depends on what else has been learned meanwhile: the same rows may be cut otherwise in another run. In one run
-that makes no difference to what is promised, for a task is committed together with the place where it ends.
+A leader that has learned more cuts better, so each task begins only after all earlier ones have been learned. The
+leader also depends on tasks from other sources, so another run may cut the same rows differently. Within a run the
+guarantees hold, because each task is committed together with the position where it ends.
 """
 
 from collections import deque
@@ -27,14 +27,14 @@ from streams.types import Arrival, TaskSource
 
 
 class LeaderContext(NamedTuple):
-    """What such a source asks of the run.
+    """The access to the run that a source needs which cuts by the leader.
 
     Attributes:
-        inner: adapts the leader.
-        squared_error: whether its loss is a mean square error; if not, it is taken for a negative log-likelihood.
-        latest_leader: gives the newest leader, and how many rounds it has learned.
-        count_rounds: says how many rounds there are.
-        latest_tasks: gives the tasks of the newest so many rounds, or of as many as are kept.
+        inner: the inner loop, which adapts the leader.
+        squared_error: whether its loss is a mean squared error; otherwise it counts as a negative log-likelihood.
+        latest_leader: returns the newest leader and the number of rounds that it has learned.
+        count_rounds: returns the number of committed rounds.
+        latest_tasks: returns the tasks of the newest n rounds, or fewer if fewer are retained.
     """
 
     inner: Inner
@@ -45,18 +45,18 @@ class LeaderContext(NamedTuple):
 
 
 class NeedsLeader(NamedTuple):
-    """A source that does not know yet whom to follow: ``create(leading) -> source``, which may raise ``ValueError``."""
+    """A source that needs access to the run's leader: ``create(leader)`` returns it, or raises ``ValueError``."""
 
     create: Callable[[LeaderContext], TaskSource]
 
 
 class LeaderOptions(NamedTuple):
-    """Of ``leader_likelihood``, and of how many of the newest tasks errors are expected.
+    """Options of the likelihood "leader".
 
     Attributes:
-        sizes: of how many samples of a task its model adapts, ascending.
-        window: how many tasks.
-        shape: the smaller, the more tasks differ in how hard they are.
+        sizes: the numbers of samples of a task that the leader adapts on, ascending.
+        window: the number of newest tasks from which expected errors are estimated.
+        shape: the shape parameter of the errors' distribution; the smaller it is, the more tasks differ in difficulty.
     """
 
     sizes: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = ADAPTATION_SIZES
@@ -65,7 +65,14 @@ class LeaderOptions(NamedTuple):
 
 
 class _OpenTask(NamedTuple):
-    """A task that has begun: the leader it is cut by, the cut, what that remembers, and the task's first rows."""
+    """A task that has begun.
+
+    Attributes:
+        meta: the leader that cuts it.
+        cut: the cut by that leader.
+        memory: the state of the cut.
+        first: the first rows of the task.
+    """
 
     meta: Meta
     cut: Cut
@@ -81,11 +88,21 @@ def cut_by_leader(
     spec: TaskSpec,
     most: int,
 ) -> Cut:
-    """Return the cut by ``segmenter`` over the loss of the leader as it is when a task's first row comes.
+    """Return a cut by the loss of the leader as it is when the first row of a task arrives.
 
-    The errors to be expected are those of the last tasks, scored by the leader that cut them, before it learned them;
-    to begin with, those of the newest rounds, which it may have learned: a little too small.
-    Raises ``ValueError`` for an unknown option, one out of range, and a model that cannot judge samples one by one.
+    The expected errors are those of the last tasks, scored by the leader that cut them, before it learned them. At the
+    start they are those of the newest rounds, which the leader may have learned, and therefore slightly too small.
+
+    Args:
+        leader: access to the run.
+        options: options of the likelihood.
+        segmenter: builds the change detector for a likelihood.
+        encode: returns the sample of a row and its label or target.
+        spec: the shape and dtypes of the run's tasks.
+        most: the largest number of rows in a task.
+
+    Raises:
+        ValueError: if an option is unknown or out of range, or the model cannot score single samples.
     """
     x, y = _empty_sample(spec)
     scores: deque[Score] = deque(maxlen=options.window)
@@ -122,16 +139,16 @@ def cut_by_leader(
 
 
 class LeaderSource:
-    """A ``TaskSource`` over rows that begins a task once the leader has learned those before it."""
+    """A ``TaskSource`` over rows that begins a task only after the leader has learned all earlier ones."""
 
     def __init__(self, samples: RowSource, leader: LeaderContext) -> None:
-        """Read ``samples``, whose cut is ``cut_by_leader``."""
+        """Take ``samples``, whose cut is ``cut_by_leader``."""
         self._samples = samples
         self._leader = leader
         self._unacked = 0
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the tasks behind a position; None while no more is complete, or the last is not learned yet."""
+        """Yield the tasks after a position; None while no task is complete or the last one is not learned."""
         self._unacked = 0
         for arrival in self._samples.read(after):
             self._unacked += arrival is not None
@@ -140,7 +157,7 @@ class LeaderSource:
                 yield from self._wait_until_learned()
 
     def ack(self, arrivals: Sequence[Arrival]) -> None:
-        """Note that they are durable, or were rejected."""
+        """Count arrivals that are durable or were rejected."""
         self._unacked -= len(arrivals)
 
     def _wait_until_learned(self) -> Iterator[None]:
@@ -158,7 +175,7 @@ def _empty_sample(spec: TaskSpec) -> tuple[Tensor, Tensor]:
 
 
 def _score_latest(leader: LeaderContext, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
-    """Yield scores of the newest rounds, with as much of the support of each as ``make_task`` would give it."""
+    """Yield scores of the newest rounds, each with a support set of the size that ``make_task`` would give it."""
     for task in leader.latest_tasks(options.window):
         size = max((size for size in options.sizes if size <= len(task.support.x)), default=0)
         if size:
@@ -166,10 +183,10 @@ def _score_latest(leader: LeaderContext, meta: Meta, options: LeaderOptions) -> 
 
 
 def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:
-    """Raise ``ValueError`` where the likelihood cannot judge a sample."""
+    """Raise ``ValueError`` if the likelihood cannot score a single sample."""
     try:
         runs = likelihood.start()
         likelihood.score(likelihood.update(runs, x, y), x, y)
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
-        raise ValueError(f"likelihood = 'leader': the model cannot judge samples one by one: {fault}") from error
+        raise ValueError(f"likelihood = 'leader': the model cannot score single samples: {fault}") from error

@@ -1,4 +1,4 @@
-"""Rows, cut into tasks: where a task ends is a function of its rows and of some that follow, and of nothing before."""
+"""Cut rows into tasks; the end of a task depends only on its own rows and some that follow, not on earlier rows."""
 
 import time
 from collections import deque
@@ -9,15 +9,17 @@ from streams.formats.rows import EncodeRow, Row, encode_rows, row_bytes
 from streams.types import Arrival, Rejected
 
 TASK_BYTES = 64 * 1024 * 1024
-"""How long the lines of a task may be together, before it is cut."""
+"""The largest total length of a task's lines, in bytes; a longer task is cut."""
 
 
 class Cut(NamedTuple):
-    """Says where tasks end, as pure functions of the rows since the last end: a restart at any end makes no difference.
+    """Decides where tasks end, as pure functions of the rows since the last end, so that restarts change nothing.
 
-    ``start() -> memory`` is that where a task begins;
-    ``update(memory, row) -> (memory, count)`` is told of the next row: the first ``count`` of the rows since the start
-    are a task, 0 while that is not known. Those behind them are told again, to a new start.
+    Attributes:
+        start: ``start() -> memory`` returns the state at the beginning of a task.
+        update: ``update(memory, row) -> (memory, count)`` processes the next row. The first ``count`` rows since the
+            start form a task; 0 means that the end is not known yet. The rows after them are processed again from a
+            new start.
     """
 
     start: Callable[[], Any]
@@ -25,16 +27,16 @@ class Cut(NamedTuple):
 
 
 class RowSource(NamedTuple):
-    """A ``TaskSource`` over rows.
+    """A ``TaskSource`` that cuts rows into tasks.
 
     Attributes:
-        rows: gives those behind a position, and None where there is no more now.
-        encode: gives a row's sample.
-        cut: says where a task ends.
-        keep_rest: whether what is left where the rows end is a task.
-        poll_seconds: how long to leave them alone after a None.
-        name: of the source.
-        clock: seconds, never backwards.
+        rows: yields the rows after a position, and None while there is no further row.
+        encode: returns the sample of a row and its label or target.
+        cut: decides where tasks end.
+        keep_rest: whether the remaining rows form a task when ``rows`` ends.
+        poll_seconds: how long to wait after a None.
+        name: the name of the source.
+        clock: a monotonic clock in seconds.
     """
 
     rows: Callable[[int], Iterator[Row | None]]
@@ -46,11 +48,11 @@ class RowSource(NamedTuple):
     clock: Callable[[], float] = time.monotonic
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the tasks behind a position, None while no more is complete.
+        """Yield the tasks after a position, None while no further task is complete.
 
         Raises:
-            ValueError: if ``after`` is not a position that this source gave.
-            Exception: what reading the rows raises.
+            ValueError: if ``after`` is not a position of this source.
+            Exception: whatever reading the rows raises.
         """
         if after is not None and not (after.isascii() and after.isdigit()):
             raise ValueError(f"{self.name}: the position {after!r} is not a number")
@@ -88,12 +90,12 @@ class RowSource(NamedTuple):
 
 
 def cut_by_count(count: int) -> Cut:
-    """Return the cut after every ``count`` rows."""
+    """Return a cut that ends a task after every ``count`` rows."""
     return Cut(lambda: 0, lambda rows_seen, row: (rows_seen + 1, count if rows_seen + 1 >= count else 0))
 
 
 class _KeyState(NamedTuple):
-    """How many rows there were, where the first began, and the key of the last that has one, in a tuple."""
+    """The number of rows, the position of the first, and the last key, in a tuple that is empty before the first."""
 
     rows_seen: int
     begin: int
@@ -101,11 +103,11 @@ class _KeyState(NamedTuple):
 
 
 def cut_by_key(key: str, most: int) -> Cut:
-    """Return the cut where the column ``key`` changes, and after ``most`` rows."""
+    """Return a cut that ends a task where the column ``key`` changes, and after at most ``most`` rows."""
 
     def update(memory: _KeyState | None, row: Row) -> tuple[_KeyState, int]:
         memory = memory or _KeyState(0, row.begin, ())
-        value = memory.key if row.values is None else (row.values[key],)  # what has none belongs where it came in
+        value = memory.key if row.values is None else (row.values[key],)  # an unreadable row keeps the current key
         if memory.key and memory.key != value:
             return memory, memory.rows_seen
         memory = _KeyState(memory.rows_seen + 1, memory.begin, value)
@@ -115,5 +117,5 @@ def cut_by_key(key: str, most: int) -> Cut:
 
 
 def is_full(rows_seen: int, begin: int, last: Row, most: int) -> bool:
-    """Whether so many rows, the first of which begins at ``begin``, are as long as a task may be."""
+    """Return whether ``rows_seen`` rows from the position ``begin`` to ``last`` have reached the maximum of a task."""
     return rows_seen >= most or last.end - begin >= TASK_BYTES

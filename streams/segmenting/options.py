@@ -1,4 +1,4 @@
-"""Where tasks end in a stream of samples, as a configuration says it."""
+"""Define the options that decide where tasks end in a stream of samples, and create the source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,14 +17,16 @@ from streams.types import TaskSource
 
 @dataclass(frozen=True, kw_only=True)
 class CutOptions:
-    """Options of the sources that yield samples.
+    """Options of sources that yield samples instead of tasks.
 
     Attributes:
-        count: a task has so many samples.
-        change: a task ends where this finds a change: a file of ``online_meta/segmentation``, with ``change_options``.
-        likelihood: one of ``online_meta/likelihoods``, with ``likelihood_options``; left out: the one that fits ``y``.
-            Or "leader": the loss of the run's own leader, with the options of ``LeaderOptions``.
-        most: by change, a task is cut at so many samples.
+        count: the number of samples per task.
+        change: the detector that ends a task at a change, a file of ``online_meta/changepoints/detectors``.
+        change_options: options of the detector.
+        likelihood: the likelihood of the detector, a file of ``online_meta/changepoints/likelihoods``; by default the
+            one that fits ``y``. "leader" is the loss of the run's own leader.
+        likelihood_options: options of the likelihood; for "leader", those of ``LeaderOptions``.
+        most: the largest number of samples in a task that ends at a change.
     """
 
     count: Annotated[int, Ge(2)] | None = None
@@ -38,17 +40,24 @@ class CutOptions:
 def create_cut_source(
     settings: CutOptions, encode: EncodeRow, spec: TaskSpec, read: Callable[[Cut], RowSource]
 ) -> TaskSource | NeedsLeader:
-    """Return the source whose samples ``read`` gives, cut by ``change`` or, where that is left out, by ``count``.
+    """Create a source that is cut by ``change`` or, if that is not set, by ``count``.
 
-    ``encode`` gives a row's sample. Raises ``ValueError`` for an unknown change, likelihood or option, where neither
-    is given, and for a change where samples differ in size.
+    Args:
+        settings: the options that decide where tasks end.
+        encode: returns the sample of a row and its label or target.
+        spec: the shape and dtypes of the run's tasks.
+        read: returns the source of the rows for a cut.
+
+    Raises:
+        ValueError: if neither ``count`` nor ``change`` is set, if a change, likelihood or option is unknown, or if
+            ``change`` is set and samples differ in size.
     """
     if settings.change is None:
         if settings.count is None:
-            raise ValueError("nothing says where a task ends: give count (samples a task) or change")
+            raise ValueError("nothing decides where a task ends: set count (samples per task) or change")
         return read(cut_by_count(settings.count))
     if is_dynamic(spec.x_shape):
-        raise ValueError(f"change = {settings.change!r} needs samples of one size, and x_shape is {spec.x_shape}")
+        raise ValueError(f"change = {settings.change!r} needs samples of one size, but x_shape is {spec.x_shape}")
     segmenter = partial(build_segmenter, settings.change, settings.change_options)
     if settings.likelihood != LEADER:
         likelihood = build_likelihood(spec, settings.likelihood, settings.likelihood_options)

@@ -30,7 +30,7 @@ def test_a_task_becomes_one_round_whatever_is_sent_again(daemon: Daemon) -> None
     other = daemon.post(sinusoid(101), "again")
     assert (other.status_code, other.json()["reason"]) == (409, "conflict")
     assert other.json()["round"] == first.json()["round"]
-    assert f"round {first.json()['round']}, which was made of other bytes" in other.json()["detail"]
+    assert f"round {first.json()['round']}, which has a different body" in other.json()["detail"]
 
 
 def test_rounds_are_dense_and_in_order(daemon: Daemon) -> None:

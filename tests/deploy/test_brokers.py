@@ -33,7 +33,7 @@ def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cl
             daemon.wait_until_learned(3)
             wait_for("nothing waits", lambda: 'online_meta_source_lag{source="queue"} 0.0' in metrics(daemon.client))
             server.kill()
-            wait_for("it is said", lambda: "queue failed and is read again" in daemon.log.read_text())
+            wait_for("it is said", lambda: "queue failed and will be read again" in daemon.log.read_text())
             server.start()
             assert cli("submit", *write_tasks(tmp_path, 2, 3), "--url", address).code == 0
             daemon.wait_until_learned(4)

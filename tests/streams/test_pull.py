@@ -58,7 +58,7 @@ def test_all_that_a_source_yields_is_kept_in_order_under_its_name(
     assert [history.entry(n).id for n in range(30)] == [f"task-{n}" for n in range(30)]
     assert {history.entry(n).source for n in range(30)} == {"p"}
     assert history.cursor("p") == "29"
-    with pytest.raises(ValueError, match="'p' is being read already"):
+    with pytest.raises(ValueError, match="'p' is already being read"):
         one.pull("p", Scripted(arrive, 1))
 
 

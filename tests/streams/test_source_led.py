@@ -72,7 +72,7 @@ class Run:
         self.asked.append(self.offset)
         return self.meta(), self.learned
 
-    def leading(self) -> LeaderContext:
+    def leader_context(self) -> LeaderContext:
         squares = self.spec is REAL
         return LeaderContext(self.inner, squares, self.newest, lambda: self.rounds, lambda many: self.last[-many:])
 
@@ -89,9 +89,9 @@ def write(path: Path, spec: TaskSpec) -> list[str]:
 
 def follow(path: Path, run: Run, **options: Any) -> Any:
     settings = samples.Settings(str(path), ("x",), ("y",), likelihood="leader", **{"grows": False, **options})
-    follower = samples.create_source(settings, run.spec, "rows", 0)
-    assert isinstance(follower, NeedsLeader)
-    return follower.create(run.leading())
+    needs_leader = samples.create_source(settings, run.spec, "rows", 0)
+    assert isinstance(needs_leader, NeedsLeader)
+    return needs_leader.create(run.leader_context())
 
 
 def tasks(source: Any, after: str | None = None) -> list[Arrival]:
@@ -250,13 +250,13 @@ def test_a_model_that_cannot_judge_a_sample_is_told_of_at_once(tmp_path: Path) -
     module = Paired()
     inner = replace(run.inner, loss=model_loss(module, "mse"))
     meta = inner.init(dict(module.named_parameters()))
-    leading = run.leading()._replace(inner=inner, latest_leader=lambda: (meta, 0))
+    leader = run.leader_context()._replace(inner=inner, latest_leader=lambda: (meta, 0))
     opened = samples.create_source(
         samples.Settings("x.jsonl", ("x",), ("y",), **JUMP, likelihood="leader"), REAL, "rows", 0
     )
     assert isinstance(opened, NeedsLeader)
-    with pytest.raises(ValueError, match="cannot judge samples one by one: RuntimeError: it needs two samples"):
-        opened.create(leading)
+    with pytest.raises(ValueError, match="cannot score single samples: RuntimeError: it needs two samples"):
+        opened.create(leader)
 
 
 CONFIG: dict[str, Any] = {
