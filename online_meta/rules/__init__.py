@@ -1,4 +1,20 @@
-"""Inner update rules, one a file; ``rules.NAME`` is the function NAME of the file NAME."""
+"""Inner update rules, one per file: how the inner loop turns gradients into new fast weights.
+
+A file NAME.py defines a function NAME(lr, **options) -> ``InnerRule``, available as ``rules.NAME``; the registry finds
+it by its file name. Files whose names begin with _ are not entries.
+
+- Every argument has a default, and ``lr`` is the first one, so that a rule can be made from a learning rate alone. The
+  function raises ``ValueError`` for an option out of range.
+- ``init(weights)`` returns the rule's learned parameters, a flat dict of tensors, empty if it learns nothing.
+- ``start(rule, phi)`` returns the carry before the first step: phi_0 and the rule's state, a flat dict of tensors.
+- ``update(rule, carry, grads, step)`` returns the carry after a step; ``step`` counts from 0.
+- ``view(rule, weights)`` returns the weights that the model is called with.
+- Weights, phi and views keep their names, shapes and dtypes; a state keeps them over all steps.
+- All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
+  unless the rule is ``random``.
+- Only ``start`` and ``update`` of a rule with ``random=True`` may draw torch's random numbers; the inner loop seeds
+  them with the task and the step.
+"""
 
 import sys
 from collections.abc import Callable
@@ -6,13 +22,13 @@ from collections.abc import Callable
 from online_meta import registry
 from online_meta.types import InnerRule
 
-# A submodule's import binds its name to the module; rebind each to the rule that the file offers.
+# Importing a submodule binds its name here to the module; bind each name to the file's function instead.
 _rules = sys.modules[__name__]
 globals().update({name: registry.load(_rules, name) for name in registry.file_names(_rules)})
 
 
 def __getattr__(name: str) -> Callable[..., InnerRule]:
-    """Return a rule that another package offers; raise ``AttributeError`` that explains an unknown one."""
+    """Return a rule that another package offers; raise ``AttributeError`` for an unknown name."""
     if name in registry.names(_rules):
         rule: Callable[..., InnerRule] = registry.load(_rules, name)
         return rule

@@ -11,11 +11,21 @@ from online_meta.types import Carry, InnerRule, Params
 def adam(lr: float = 0.001, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> InnerRule:
     """Return the rule phi_{k+1} = phi_k - lr m^ / (sqrt(v^) + eps) (Kingma & Ba, ICLR 2015, algorithm 1).
 
-    m and v are running means of the gradient and its square, m^ and v^ those freed of their start at 0: by
-    1 - beta^(k+1). ``lr`` and ``eps`` are positive, ``betas`` two numbers in [0, 1). The steps are those of
-    ``torch.optim.Adam``. Where v is 0 its root counts as constant, so that a weight without a gradient (behind a dead
-    ReLU, say) has a finite derivative; where a gradient is smaller than ``eps`` the derivative is as large as 1 / eps.
-    Raises ``ValueError`` when an option lies elsewhere.
+    m and v are running means of the gradient and its square; m^ and v^ are corrected for their bias by 1 - beta^(k+1).
+    The steps equal those of ``torch.optim.Adam``. If v is 0, its root is treated as constant, so that a weight without
+    a gradient, e.g. after a dead ReLU, has a finite derivative. If a gradient is smaller than ``eps``, the derivative
+    can be as large as 1 / eps.
+
+    Args:
+        lr: inner learning rate, above 0.
+        betas: decay rates of the running means of the gradient and its square, both in [0, 1).
+        eps: added to the root, above 0.
+
+    Returns:
+        The rule; its state has the running means, as two tensors per weight.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
@@ -50,6 +60,6 @@ def adam(lr: float = 0.001, betas: Sequence[float] = (0.9, 0.999), eps: float = 
 
 
 def _root(square: Tensor) -> Tensor:
-    """Return the square root, with derivative 0 at 0: both branches of ``where`` have to be finite there."""
+    """Return the square root with derivative 0 at 0; both branches of ``where`` must have finite derivatives there."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

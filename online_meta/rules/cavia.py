@@ -1,4 +1,4 @@
-"""CAVIA: a context vector alone adapts, anew for each task."""
+"""CAVIA: adapt only context parameters, starting from zero for each task."""
 
 from online_meta.tree import zeros
 from online_meta.types import Carry, InnerRule, Params
@@ -7,9 +7,18 @@ from online_meta.types import Carry, InnerRule, Params
 def cavia(lr: float = 0.01) -> InnerRule:
     """Return the rule phi_0 = 0, phi_{k+1} = phi_k - lr * grad L(phi_k) (Zintgraf et al., ICML 2019, eq. 4).
 
-    It is for ``fast`` globs of context parameters, ``fast=("context",)`` say, that the model takes as a further input
-    and that are 0 at the start of each task, whatever their value in the model: so their meta-gradient is 0, and
-    all else is learned through them. ``lr`` is a positive float. Raises ``ValueError`` when it is not.
+    Use it with ``fast`` globs that select context parameters, e.g. ``fast=("context",)``, which the model reads as an
+    additional input. They start at 0 in each task, whatever their value in the model, so their meta-gradient is 0; all
+    other weights are meta-learned through the adaptation of the context.
+
+    Args:
+        lr: inner learning rate, above 0.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: if ``lr`` is not positive.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")

@@ -1,4 +1,4 @@
-"""Meta-Curvature: gradients transformed by learned matrices, one for each dimension of a weight."""
+"""Meta-Curvature: transform gradients by learned matrices, one for each dimension of a weight."""
 
 import math
 
@@ -12,10 +12,18 @@ MODES = ("out", "in", "filter")
 def meta_curvature(lr: float = 0.01) -> InnerRule:
     """Return the rule phi_{k+1} = phi_k - lr MC(grad L(phi_k)) (Park & Oliva, NeurIPS 2019, section 3).
 
-    MC(G) = G x_1 M_out x_2 M_in x_3 M_filter, products along the dimensions of G: of its outputs, its inputs and,
-    flattened, its kernel. A linear weight has no M_filter; a bias or scale has M_out alone. The matrices, learned,
-    start as identities, which is gradient descent, and are square: an embedding of many words is better left out of
-    ``fast``. ``lr`` is a positive float. Raises ``ValueError`` when it is not.
+    MC(G) = G x_1 M_out x_2 M_in x_3 M_filter, products along the output, input and (flattened) kernel dimensions of G.
+    A linear weight has no M_filter; a bias or scale has only M_out. The matrices are meta-learned and start as
+    identities, which is gradient descent. They are square, so leave large embeddings out of ``fast``.
+
+    Args:
+        lr: inner learning rate, above 0.
+
+    Returns:
+        The rule; it learns up to three matrices for each weight.
+
+    Raises:
+        ValueError: if ``lr`` is not positive.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
@@ -40,7 +48,7 @@ def meta_curvature(lr: float = 0.01) -> InnerRule:
 
 
 def _sizes(weight: Tensor) -> tuple[int, int, int]:
-    """Return how many outputs, inputs and entries of a kernel a weight has, 1 for what it lacks."""
+    """Return a weight's numbers of outputs, inputs and kernel entries; 1 for a dimension that it does not have."""
     outputs, inputs, *kernel = (*weight.shape, 1, 1)[: max(weight.ndim, 2)]
     return outputs, inputs, math.prod(kernel)
 

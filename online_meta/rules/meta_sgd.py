@@ -1,4 +1,4 @@
-"""Gradient descent with learned learning rates: Meta-SGD, and MAML++'s one rate a layer and step."""
+"""Gradient descent with meta-learned learning rates: Meta-SGD, and the rates per layer and step of MAML++."""
 
 from torch import Tensor
 
@@ -8,18 +8,24 @@ PER = ("parameter", "layer", "layer_and_step")
 
 
 def meta_sgd(lr: float = 0.01, per: str = "parameter", steps: int = 5) -> InnerRule:
-    """Return the rule phi_{k+1} = phi_k - alpha * grad L(phi_k) whose rates alpha are learned (Li et al., 2017, eq. 3).
+    """Return the rule phi_{k+1} = phi_k - alpha * grad L(phi_k) with learned rates alpha (Li et al., 2017, eq. 3).
 
-    ``lr`` is a positive float, where every rate starts; rates are learned as they are, and may become negative, or
-    too large: over several steps a rate for every entry wants a small meta learning rate and clipped meta-gradients.
-    ``per`` says what has a rate of its own:
+    The rates are not constrained: they can become negative or too large. With one rate per entry and several inner
+    steps, use a small meta learning rate and clip the meta-gradients.
 
-    - ``"parameter"``: every entry of every weight, as in Meta-SGD;
-    - ``"layer"``: every layer, that is the weights whose names agree up to their last dot;
-    - ``"layer_and_step"``: every layer at each of the first ``steps`` inner steps, LSLR of MAML++ (Antoniou et al.,
-      ICLR 2019, section 4). Steps beyond them, at an evaluation say, use the last rate.
+    Args:
+        lr: initial value of every rate, above 0.
+        per: "parameter": one rate per entry of each weight, as in Meta-SGD; "layer": one per layer, i.e. for weights
+            whose names agree up to the last dot; "layer_and_step": one per layer and inner step, LSLR of MAML++
+            (Antoniou et al., ICLR 2019, section 4).
+        steps: the number of inner steps with their own rates, at least 1, for "layer_and_step"; later steps use the
+            last rate.
 
-    Raises ``ValueError`` when ``lr`` is not positive, ``per`` is none of these or ``steps`` is below 1.
+    Returns:
+        The rule; its learned parameters are the rates.
+
+    Raises:
+        ValueError: if ``lr`` is not positive, ``per`` is unknown or ``steps`` is below 1.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
@@ -52,6 +58,6 @@ def meta_sgd(lr: float = 0.01, per: str = "parameter", steps: int = 5) -> InnerR
 
 
 def _layer(name: str) -> str:
-    """Return under what name a weight's layer keeps its rate: ``body.0.lr`` for ``body.0.weight`` and its bias."""
+    """Return the name of the rate of a weight's layer: ``body.0.lr`` for ``body.0.weight`` and ``body.0.bias``."""
     layer, dot, _ = name.rpartition(".")
     return f"{layer}{dot}lr"

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum."""
+"""Gradient descent with momentum."""
 
 from online_meta.tree import zeros
 from online_meta.types import Carry, InnerRule, Params
@@ -7,9 +7,18 @@ from online_meta.types import Carry, InnerRule, Params
 def momentum(lr: float = 0.01, momentum: float = 0.9, nesterov: bool = False) -> InnerRule:
     """Return the rule v_{k+1} = mu v_k + grad L(phi_k), phi_{k+1} = phi_k - lr v_{k+1} (Polyak, 1964).
 
-    ``lr`` is a positive float; ``momentum``, mu, lies in [0, 1). With ``nesterov`` the step is along
-    grad L(phi_k) + mu v_{k+1} (Sutskever et al., ICML 2013). The steps are those of ``torch.optim.SGD``; v_0 = 0.
-    Raises ``ValueError`` when ``lr`` or ``momentum`` lie elsewhere.
+    v_0 = 0. The steps equal those of ``torch.optim.SGD``.
+
+    Args:
+        lr: inner learning rate, above 0.
+        momentum: mu, in [0, 1).
+        nesterov: step along grad L(phi_k) + mu v_{k+1} instead (Sutskever et al., ICML 2013).
+
+    Returns:
+        The rule; its state is the velocity v, of one tensor per weight.
+
+    Raises:
+        ValueError: if ``lr`` or ``momentum`` is out of range.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")

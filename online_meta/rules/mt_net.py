@@ -1,4 +1,4 @@
-"""MT-net: a T-net that learns, too, which units adapt."""
+"""MT-net: a T-net that also learns which units adapt."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,22 @@ from online_meta.types import Carry, InnerRule, Params
 def mt_net(lr: float = 0.01, temperature: float = 1.0, straight_through: bool = False) -> InnerRule:
     """Return the rule of MT-nets: T (W x + b), W - lr M * grad L, M a learned random mask (Lee & Choi, ICML 2018).
 
-    Row j of M, for output unit j of W and its bias, is one number, drawn once a task by Gumbel-softmax (section 3.2):
+    Row j of M, for output unit j of W and its bias, is one number, drawn once per task by Gumbel-softmax (section 3.2):
     m_j = exp((zeta_j + g_1) / temperature) / (exp((zeta_j + g_1) / temperature) + exp(g_2 / temperature)) with
-    g_1, g_2 ~ Gumbel(0, 1) and zeta learned from 0. As the paper writes it, this is the relaxed mask, in (0, 1);
-    with ``straight_through`` it is rounded to 0 or 1 and keeps the relaxed one's derivative, as in the authors' code:
-    gradients of the logits are then not those of the loss. ``lr`` and ``temperature`` are positive floats.
-    T is that of ``t_net``; weights without one adapt by gradient descent. Not for ``vmap``: each task has its seed.
-    Raises ``ValueError`` when they are not positive.
+    g_1, g_2 ~ Gumbel(0, 1). The logits zeta are meta-learned and start at 0. T is that of ``t_net``; weights without a
+    T adapt by gradient descent. The rule is random, so it does not run under ``vmap``: each task has its own seed.
+
+    Args:
+        lr: inner learning rate, above 0.
+        temperature: of the Gumbel-softmax, above 0; masks are closer to 0 or 1 the smaller it is.
+        straight_through: round the mask to 0 or 1 and keep the derivative of the relaxed mask, as in the authors' code;
+            gradients of the logits are then not those of the loss. By default the mask is relaxed, as in the paper.
+
+    Returns:
+        The rule; it learns the matrices T and the logits.
+
+    Raises:
+        ValueError: if ``lr`` or ``temperature`` is not positive.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
@@ -30,7 +39,7 @@ def mt_net(lr: float = 0.01, temperature: float = 1.0, straight_through: bool = 
         return metric | {f"{name}.logits": weights[name].new_zeros(len(matrix)) for name, matrix in metric.items()}
 
     def start(rule: Params, phi: Params) -> Carry:
-        # The state is what was drawn, and the mask is made of it at each step: so the logits are a part of every step.
+        # The state holds the random draws; each step computes the mask from them, so every step depends on the logits.
         return Carry(phi, {name: _draw(logits) for name, logits in rule.items() if name.endswith(".logits")})
 
     def mask(rule: Params, state: Params, name: str) -> Tensor:
@@ -50,5 +59,5 @@ def mt_net(lr: float = 0.01, temperature: float = 1.0, straight_through: bool = 
 
 
 def _draw(logits: Tensor) -> Tensor:
-    """Return g_1 - g_2 like ``logits``: the difference of two Gumbel variables is logistic."""
+    """Draw g_1 - g_2 in the shape of ``logits``: the difference of two Gumbel variables is logistic."""
     return torch.logit(torch.rand_like(logits), eps=torch.finfo(logits.dtype).eps)

@@ -1,4 +1,4 @@
-"""Gradient descent that is pulled back to where it began: the inner problem of implicit MAML."""
+"""Gradient descent with a proximal term that pulls back to the start: the inner problem of implicit MAML."""
 
 from online_meta.types import Carry, InnerRule, Params
 
@@ -6,10 +6,18 @@ from online_meta.types import Carry, InnerRule, Params
 def proximal(lr: float = 0.01, strength: float = 1.0) -> InnerRule:
     """Return the rule phi_{k+1} = phi_k - lr (grad L(phi_k) + strength (phi_k - phi_0)).
 
-    It is gradient descent on L(phi) + strength / 2 ||phi - phi_0||^2 (iMAML: Rajeswaran et al., NeurIPS 2019, eq. 3),
-    whose minimiser ``implicit`` differentiates; ``exact`` and the others differentiate the steps. ``lr`` and
-    ``strength`` are positive floats with lr * strength < 2, without which the pull alone would diverge.
-    Raises ``ValueError`` when they are not.
+    It is gradient descent on L(phi) + strength / 2 ||phi - phi_0||^2 (iMAML: Rajeswaran et al., NeurIPS 2019, eq. 3).
+    The estimator ``implicit`` differentiates its minimiser; all others differentiate the steps.
+
+    Args:
+        lr: inner learning rate, above 0.
+        strength: strength of the proximal term, above 0 and below 2 / lr; above, the term alone would diverge.
+
+    Returns:
+        The rule; its state is phi_0.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, the inner rule of MAML."""
+"""Gradient descent, the inner rule of MAML."""
 
 from online_meta.types import Carry, InnerRule, Params
 
@@ -6,8 +6,14 @@ from online_meta.types import Carry, InnerRule, Params
 def sgd(lr: float = 0.01) -> InnerRule:
     """Return the rule phi_{k+1} = phi_k - lr * grad L(phi_k) (Finn et al., ICML 2017, eq. 1).
 
-    ``lr`` is a positive float. The rule learns nothing and remembers nothing.
-    Raises ``ValueError`` when ``lr`` is not positive.
+    Args:
+        lr: inner learning rate, above 0.
+
+    Returns:
+        The rule; it has no learned parameters and no state.
+
+    Raises:
+        ValueError: if ``lr`` is not positive.
     """
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
