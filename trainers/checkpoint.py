@@ -1,4 +1,7 @@
-"""Checkpoints: complete or invisible; shards of safetensors and a JSON manifest with SHA-256, no pickle."""
+"""Write and read checkpoints: shards of safetensors and a JSON manifest with SHA-256 digests; no pickle.
+
+A checkpoint is either complete or invisible to readers.
+"""
 
 import hashlib
 import json
@@ -16,24 +19,25 @@ from online_meta.types import Params
 from streams.atomic_files import replace_file, sync_path, write_durably
 
 FORMAT = 2
-"""Format 1 is read, too: in it each learner is one file, <learner>.safetensors."""
+"""Format 1, with one file <learner>.safetensors per learner, can also be read."""
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
 log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used: damaged, or of another format version."""
+    """A checkpoint cannot be used: it is damaged, or has another format version."""
 
 
 class UnsupportedFormat(CheckpointError):
-    """A whole checkpoint of another format version; going back to an older one would throw its rounds away."""
+    """An intact checkpoint has another format version; to fall back to an older one would discard its rounds."""
 
 
 class Checkpoint(NamedTuple):
-    """The state of every learner after ``rounds`` rounds, and the settings that led there.
+    """The state of every learner after ``rounds`` rounds, and the settings that led to it.
 
-    That is all: draws are functions of the settings' seed and the round, and the ledger of regret stands at ``rounds``.
+    No other state is needed: random numbers are functions of the seed and the round, and the regret ledger is computed
+    from the round records.
     """
 
     rounds: int
@@ -42,9 +46,18 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
-    """Write ``folder``/<rounds> so that it is whole or absent after any kill; keep the newest ``keep``.
+    """Write the checkpoint ``folder``/<rounds>; after a kill it is complete or absent.
 
-    Returns the seconds it took. Raises ``OSError`` when the disk refuses; the checkpoints before stay.
+    Args:
+        folder: of all checkpoints.
+        checkpoint: to write.
+        keep: number of newest checkpoints to keep; older ones are removed.
+
+    Returns:
+        The duration in seconds.
+
+    Raises:
+        OSError: if a file cannot be written; earlier checkpoints remain.
     """
     start_time = time.monotonic()
     unfinished = begin_checkpoint(folder, checkpoint.rounds)
@@ -54,7 +67,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
 
 
 def begin_checkpoint(folder: Path, rounds: int) -> Path:
-    """Return a new, empty folder for the checkpoint of ``rounds`` rounds, which no reader sees."""
+    """Create and return an empty folder for a checkpoint, which readers ignore; remove other unfinished ones.
+
+    Args:
+        folder: of all checkpoints.
+        rounds: number of rounds that the checkpoint has learned.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.unfinished"):
         shutil.rmtree(leftover)
@@ -64,7 +82,16 @@ def begin_checkpoint(folder: Path, rounds: int) -> Path:
 
 
 def write_shard(unfinished: Path, shard: int, learners: Mapping[str, Params]) -> dict[str, str]:
-    """Write each learner's part in this shard, durably; return the SHA-256 of each file by its name."""
+    """Write one shard of each learner, durably.
+
+    Args:
+        unfinished: folder from ``begin_checkpoint``.
+        shard: number of the shard.
+        learners: tensors of each learner in this shard.
+
+    Returns:
+        The SHA-256, in hexadecimal digits, of each file by its name.
+    """
     digests = {}
     for name, tensors in learners.items():
         file = f"{name}.{shard}.safetensors"
@@ -82,37 +109,50 @@ def publish_checkpoint(
     keep: int,
     pinned: Collection[int] = (),
 ) -> None:
-    """Make a checkpoint visible whose shards, with these ``digests``, are written; keep ``keep``, and ``pinned``.
+    """Make a checkpoint visible whose shards are written, and remove old ones.
 
-    The manifest is written and fsynced like the shards before the folder is renamed; LATEST is renamed last.
+    The manifest is written and fsynced like the shards. Then the folder is renamed, and LATEST is replaced last.
+
+    Args:
+        unfinished: folder from ``begin_checkpoint``.
+        rounds: number of rounds that the checkpoint has learned.
+        digests: SHA-256 of each shard's file.
+        settings: of the run.
+        keep: number of newest checkpoints to keep.
+        pinned: rounds of further checkpoints to keep.
     """
     folder = unfinished.parent
     target = folder / str(rounds)
     manifest = {"format": FORMAT, "rounds": rounds, "sha256": dict(digests), "settings": settings}
     write_durably(unfinished / MANIFEST, json.dumps({**manifest, "manifest": _digest(manifest)}, indent=1).encode())
     sync_path(unfinished)
-    if target.exists():  # A run that went back to an older checkpoint writes this one again.
+    if target.exists():  # A run that fell back to an older checkpoint writes this one again.
         shutil.rmtree(target)
     os.rename(unfinished, target)
     sync_path(folder)
     replace_file(folder / LATEST, f"{rounds}\n".encode(), durable=True)
     saved = list_checkpoints(folder)
     kept = [one for one in saved if one <= rounds][-keep:]
-    for other in set(saved).difference(kept, pinned):  # A newer one is damaged: the run went back behind it.
+    for other in set(saved).difference(kept, pinned):  # A newer one is damaged: the run fell back to one before it.
         shutil.rmtree(folder / str(other))
 
 
 def list_checkpoints(folder: Path) -> list[int]:
-    """List the rounds that have a checkpoint, ascending."""
+    """Return the rounds that have a checkpoint in ``folder``, ascending; [] if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder and check every digest.
+    """Read a checkpoint and verify every digest.
 
-    Raises ``CheckpointError`` that names the file and what is wrong with it, ``UnsupportedFormat`` when nothing is.
+    Args:
+        path: folder of the checkpoint.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged; the message names it.
+        UnsupportedFormat: if the checkpoint is intact but has an unknown format version.
     """
     manifest = _read_manifest(path / MANIFEST)
     if manifest["format"] not in (1, FORMAT):
@@ -126,7 +166,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not that of the manifest")
+            raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from the manifest")
         learners.setdefault(name.split(".")[0], {}).update(load(data))
     return Checkpoint(manifest["rounds"], learners, manifest["settings"])
 
@@ -136,9 +176,10 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-    # Every format must keep its digest under this name, or older versions take it for damaged and go back behind it.
+    # Every format must store its digest under this key. Otherwise older versions would consider the checkpoint damaged,
+    # and fall back to one before it.
     if not isinstance(manifest, dict) or manifest.pop("manifest", None) != _digest(manifest):
-        raise CheckpointError(f"{file} is damaged: it is not what its own SHA-256 says")
+        raise CheckpointError(f"{file} is damaged: its content does not match its own SHA-256")
     return manifest
 
 
@@ -147,10 +188,14 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, None where there is none at all.
+    """Return the newest intact checkpoint, or None if there are no checkpoints; damaged ones are logged and skipped.
 
-    A damaged one is logged and the one before it is taken. Raises ``CheckpointError`` when all are damaged,
-    ``UnsupportedFormat`` when the newest that is whole was written by another version.
+    Args:
+        folder: of all checkpoints.
+
+    Raises:
+        CheckpointError: if all checkpoints are damaged.
+        UnsupportedFormat: if the newest intact one has an unknown format version.
     """
     rounds = list_checkpoints(folder)
     problem: CheckpointError | None = None
@@ -160,7 +205,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
         except UnsupportedFormat:
             raise
         except CheckpointError as error:
-            log.error("checkpoint of round %d is passed over: %s", newest, error)
+            log.error("skipping the checkpoint of round %d: %s", newest, error)
             problem = problem or error
     if problem is not None:
         raise problem

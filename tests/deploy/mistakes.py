@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "what deterministic ranks cannot do": (
         "[serve]",
         '[engine]\nkind = "deepspeed"\ndeterministic = true\n[serve]',
-        "[engine] batching = 'auto' with deterministic = true: the order of the sum would depend on the number of ranks",
+        "[engine] batching = 'auto' with deterministic = true: the order of the sum would depend on the number of",
     ),
     "stage": ("[serve]", '[engine]\nkind = "deepspeed"\nzero_stage = 4\n[serve]', "[engine] zero_stage = 4"),
     "device": (
@@ -164,7 +164,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "source not there": (
         "[serve]",
         '[[source]]\nkind = "files"\nfolder = "/no"\n[serve]',
-        "[[source]] files: /no: there is no such folder: make it",
+        "[[source]] files: /no: there is no such folder: create it",
     ),
     "exposed": (
         "[serve]",

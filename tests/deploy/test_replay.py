@@ -102,7 +102,7 @@ def test_serve_does_not_go_on_with_other_tasks(cli: Cli, finished: Finished, tmp
     for command in ("serve", "check"):
         ended = cli(command, finished.config, *(part for one in wider for part in ("--set", one)))
         assert ended.code == 78
-        assert f"[task] x_shape = (2,), but the tasks in {run}/history have (1,): set it back" in ended.err
+        assert f"[task] x_shape = (2,), but the tasks in {run}/history have (1,): restore the old value" in ended.err
 
 
 def test_serve_does_not_go_on_from_damaged_checkpoints(cli: Cli, finished: Finished, tmp_path: Path) -> None:

@@ -48,5 +48,5 @@ def test_it_goes_back_and_on_by_itself(tmp_path, serve):
     for number in range(40):
         submit(served.url, f"t{number}", body(number))
     wait_for("all are played", lambda: served.status()["rounds"]["pending"] == 0)
-    assert "the leader goes back to what it was" in (tmp_path / "daemon.log").read_text()
+    assert "the leader is rolled back to its state" in (tmp_path / "daemon.log").read_text()
     assert served.drain() == 0

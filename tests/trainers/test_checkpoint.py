@@ -110,7 +110,7 @@ def test_a_flipped_bit_is_passed_over_for_the_checkpoint_before(tmp_path, name, 
     data[int(at * len(data))] ^= 1 << int(at * 800) % 8
     file.write_bytes(data)
     assert bits(load_latest(tmp_path)) == bits(dying.checkpoint(1))
-    assert f"checkpoint of round 2 is passed over: {file} is damaged" in caplog.text
+    assert f"skipping the checkpoint of round 2: {file} is damaged" in caplog.text
 
 
 def test_no_flipped_bit_of_the_manifest_gives_anything_but_what_was_saved(tmp_path, caplog):
@@ -147,7 +147,7 @@ def test_where_all_are_damaged_the_newest_ones_problem_is_raised(tmp_path):
     for rounds in ("1", "2"):
         (tmp_path / rounds / "ftml.0.safetensors").write_bytes(b"not this")
     with pytest.raises(
-        CheckpointError, match=r"2/ftml\.0\.safetensors is damaged: its SHA-256 is not that of the manifest"
+        CheckpointError, match=r"2/ftml\.0\.safetensors is damaged: its SHA-256 differs from the manifest"
     ):
         load_latest(tmp_path)
 

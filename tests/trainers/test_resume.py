@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_costs_time_and_no_bits(tmp_path, history, whole, c
     whole_ones = [int(folder.name) for folder in checkpoints.iterdir() if folder.name in {"3", "4", "5", "6"}]
     with opened(tmp_path, history) as run:
         assert run.round == max(whole_ones)  # 3 and 6, unless a slow disk delayed those after the first.
-    assert "checkpoint of round 7 is passed over" in caplog.text
+    assert "skipping the checkpoint of round 7" in caplog.text
     assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
 
 

@@ -1,1 +1,1 @@
-"""The files that a run writes: round records, update plans, rollbacks, the published leader."""
+"""The files that a run writes: round records, update plans, execution plans, rollbacks, the published leader."""

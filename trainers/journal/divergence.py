@@ -1,4 +1,4 @@
-"""When meta-step after meta-step is not finite: back to a good checkpoint with half the learning rate, or an end."""
+"""Detect divergence (a streak of non-finite meta-steps), and log the rollbacks that recover from it."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -11,42 +11,47 @@ from trainers.journal.round_records import list_steps
 
 
 class Diverged(RuntimeError):
-    """The run cannot go on: its meta-steps are not finite any more."""
+    """The run cannot continue because its meta-steps are no longer finite."""
 
 
 class Rollback(NamedTuple):
-    """Before round ``round`` is played the leader goes back to what it was after ``back_to`` rounds."""
+    """A rollback of the leader, before round ``round``, to its state after ``back_to`` rounds."""
 
     round: int
     back_to: int
 
 
 class RollbackLog:
-    """The rollbacks of a run under its settings, in a file beside the history; each is durable before it is made."""
+    """The log of a run's rollbacks, in a file next to the history; each is durable before it takes effect.
+
+    Args:
+        path: of the file, which is created if it does not exist.
+        settings: fingerprint of the settings; rollbacks under other settings are ignored.
+    """
 
     def __init__(self, path: Path, settings: str) -> None:
-        """Open the book at ``path``, creating it if need be; ``settings`` is their fingerprint."""
+        """Open the file and read its rollbacks."""
         self._writer = LineWriter(path)
         self._settings = settings
         lines = [line for line in LineReader(path).refresh() if line["settings"] == self._settings]
         self.rollbacks = [Rollback(line["round"], line["back_to"]) for line in lines]
 
     def at(self, round: int) -> int | None:
-        """Return how many rounds the leader of ``round`` goes back to, None when it goes on as it is."""
+        """Return the round to which the leader rolls back before ``round``; None for no rollback."""
         return next((rollback.back_to for rollback in self.rollbacks if rollback.round == round), None)
 
     def add(self, rollback: Rollback) -> None:
-        """Write down a rollback."""
+        """Append a rollback, durably."""
         self._writer.append({**rollback._asdict(), "settings": self._settings})
         self._writer.sync()
         self.rollbacks.append(rollback)
 
     def before(self, round: int) -> list[Rollback]:
-        """Return those of rounds before ``round``."""
+        """Return the rollbacks before earlier rounds than ``round``."""
         return [rollback for rollback in self.rollbacks if rollback.round < round]
 
     def needed_checkpoints(self, round: int) -> set[int]:
-        """Return the checkpoints that rollbacks of ``round`` and later rounds go back to."""
+        """Return the checkpoints to which rollbacks at ``round`` and later rounds go."""
         return {rollback.back_to for rollback in self.rollbacks if rollback.round >= round and rollback.back_to}
 
     def close(self) -> None:
@@ -56,14 +61,20 @@ class RollbackLog:
 
 @dataclass
 class SkipStreak:
-    """How many meta-steps in a row were skipped, the round of the first; if one since the last rollback was good."""
+    """A streak of skipped meta-steps.
+
+    Attributes:
+        length: number of meta-steps in a row that were skipped.
+        first: round of the first of them.
+        recovered: whether a meta-step since the last rollback was not skipped.
+    """
 
     length: int = 0
     first: int = 0
     recovered: bool = False
 
     def observe(self, line: Line) -> None:
-        """Count the meta-steps that a round's line tells of."""
+        """Count the meta-steps in the line of a round."""
         for step in list_steps(line):
             if step["skipped"] is None:
                 self.length, self.recovered = 0, True
@@ -72,14 +83,17 @@ class SkipStreak:
                 self.length += 1
 
     def reset(self) -> None:
-        """Begin to count anew, after a rollback."""
+        """Restart the count after a rollback."""
         self.length, self.recovered = 0, False
 
 
 def read_skip_streak(path: Path, rounds: int, rollbacks: Sequence[Rollback]) -> SkipStreak:
-    """Return the streak that the lines of the first ``rounds`` rounds in the file at ``path`` end in.
+    """Return the streak of skipped meta-steps at the end of the first rounds; only the necessary lines are read.
 
-    Only as many lines are read, from the end, as it takes.
+    Args:
+        path: of the file of round records.
+        rounds: number of rounds to consider.
+        rollbacks: before these rounds.
     """
     window = 64
     ended = max((rollback.round for rollback in rollbacks), default=0)
@@ -103,10 +117,15 @@ def _count_streak(lines: Sequence[Line], rollback_rounds: Container[int]) -> Ski
 
 
 def list_rollback_targets(saved: Sequence[int], streak: SkipStreak, rollbacks: Sequence[Rollback]) -> list[int]:
-    """Return which of the ``saved`` checkpoints a leader that diverged can go back to, the newest first.
+    """Return the checkpoints to which a diverged leader can roll back, newest first, and at the end 0, the beginning.
 
-    Those since the first skipped step, or between a rollback and what it went back to, are like what diverged. Where
-    nothing good has come of a rollback, only older ones than it went back to are left; at last 0, the beginning.
+    Checkpoints after the first skipped step are excluded, as are those between an earlier rollback and its target. If
+    no meta-step since the last rollback was good, only checkpoints older than its target remain.
+
+    Args:
+        saved: rounds of the existing checkpoints.
+        streak: of skipped meta-steps.
+        rollbacks: earlier rollbacks.
     """
     good = [
         r

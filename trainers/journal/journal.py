@@ -1,4 +1,4 @@
-"""What the leading rank of a run writes: plans and paths before a round is played, its lines and the leader after."""
+"""The files that the coordinator writes: plans before a round is played, round records and the leader after it."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunJournal:
-    """The open files of a run; ``recorded_lines`` are the round records written after the checkpoint."""
+    """The open files of a run; ``recorded_lines`` are an earlier process's round records after the checkpoint."""
 
     settings: TrainerSettings
     files: RunFiles
@@ -39,9 +39,15 @@ class RunJournal:
 
 
 def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> RunJournal:
-    """Open the files of a run whose last checkpoint is of ``rounds`` rounds.
+    """Open the files of a run.
 
-    Raises ``CheckpointError`` when rounds before it have lost their lines.
+    Args:
+        settings: of the run.
+        files: of the run.
+        rounds: number of rounds in the checkpoint from which the run continues.
+
+    Raises:
+        CheckpointError: if lines of rounds before the checkpoint are missing.
     """
     position = _find_resume_position(files.rounds, rounds)
     update_log, lines = UpdateLog(files.update_log, rounds), LineWriter(files.rounds, position)
@@ -62,22 +68,27 @@ def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> Run
 
 
 def _find_resume_position(path: Path, rounds: int) -> int:
-    """Return where the lines of rounds beyond the checkpoint begin; the others are there, though few are read.
+    """Return the position, in bytes, of the first line after the checkpoint's rounds; only a few lines are read.
 
-    Raises ``CheckpointError`` when the last of them is not where it has to be.
+    Raises ``CheckpointError`` if the line of the checkpoint's last round is missing.
     """
     last = read_line(path, find_line(path, lambda line: bool(line["round"] >= rounds - 1))) if rounds else None
     if last and last[0]["round"] == rounds - 1:
         return last[1]
-    if rounds:  # They were durable before the checkpoint was.
+    if rounds:  # The lines were durable before the checkpoint was published.
         line_count = sum(1 for _ in LineReader(path).lines())
-        problem = f"{path} is damaged: {line_count} lines are whole and the checkpoint is of round {rounds}"
-        raise CheckpointError(f"{problem}. Restore the file, or play the history again by `online-meta replay`")
+        problem = f"{path} is damaged: {line_count} lines are intact, but the checkpoint is of round {rounds}"
+        raise CheckpointError(f"{problem}. Restore the file, or run `online-meta replay` on the history")
     return 0
 
 
 def record_round(journal: RunJournal, line: Line) -> None:
-    """Append the line of a round, unless a process before this one did: a score once given stands."""
+    """Append the line of a round; if an earlier process wrote it, compare the lines and log a difference.
+
+    Args:
+        journal: of the run.
+        line: from ``make_round_records``.
+    """
     journal.streak.observe(line)
     if not journal.recorded_lines:
         journal.lines.append(line)
@@ -89,7 +100,14 @@ def record_round(journal: RunJournal, line: Line) -> None:
 
 
 def publish_leader(journal: RunJournal, meta: Meta, rounds: int, idle_updates: int = 0) -> None:
-    """Put the current leader where adapting processes read it, if it is newer than what they have."""
+    """Write the current leader to the file that other processes read, if it is newer than the published one.
+
+    Args:
+        journal: of the run.
+        meta: meta-parameters of the leader.
+        rounds: number of rounds that it has learned.
+        idle_updates: number of its updates on past rounds since.
+    """
     if (rounds, idle_updates) > journal.published[:2]:
         replace_file(journal.files.leader, encode_leader(meta, rounds, idle_updates), durable=True)
         journal.published = Published(rounds, idle_updates, time.monotonic())

@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines that survives kills: written by one process, followed by many."""
+"""Append-only files of JSON lines that survive kills: one process writes, any number of processes follow."""
 
 import contextlib
 import json
@@ -14,23 +14,28 @@ Line = dict[str, Any]
 
 
 class LineWriter:
-    """Appends JSON objects to a file; a line that a kill tore is cut off when the file is opened."""
+    """A writer that appends JSON objects to a file; opening it removes an incomplete last line.
+
+    Args:
+        path: of the file; it and its folder are created if they do not exist.
+        whole_bytes: length of a prefix that is known to be complete lines.
+    """
 
     def __init__(self, path: Path, whole_bytes: int = 0) -> None:
-        """Open ``path``, or create it and its folder; its first ``whole_bytes`` bytes are complete lines."""
+        """Open the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _truncate_torn_line(path, whole_bytes)
         self._file = open(path, "ab")  # noqa: SIM115 - held until close()
         sync_path(path.parent)
 
     def append(self, line: Line) -> None:
-        """Append one object; raises ``ValueError`` for NaN or infinity, which are no JSON."""
+        """Append one object; raises ``ValueError`` for NaN or infinity, which are not JSON."""
         text = json.dumps(line, allow_nan=False, separators=(",", ":"))
         self._file.write(text.encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Return when all that was appended would survive a power loss."""
+        """Make all appended lines durable, so that they survive a power loss."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -39,15 +44,20 @@ class LineWriter:
 
 
 class LineReader:
-    """Follows such a file from a ``position`` on, in bytes: that behind the last line that was given."""
+    """A reader that follows a file of JSON lines; ``position`` is the end, in bytes, of the last line returned.
+
+    Args:
+        path: of the file, which need not exist yet.
+        position: where to start, in bytes.
+    """
 
     def __init__(self, path: Path, position: int = 0) -> None:
-        """Follow ``path``, which need not exist yet. Nothing is read before ``lines``."""
+        """Start at ``position``; nothing is read yet."""
         self._path = path
         self.position = position
 
     def lines(self) -> Iterator[Line]:
-        """Give the whole lines that are new one by one, up to one that a power loss has damaged; few are in memory."""
+        """Yield the new complete lines, up to the first damaged one; the file is read in batches."""
         if not self._path.exists():
             return
         with open(self._path, "rb") as file:
@@ -55,7 +65,7 @@ class LineReader:
             while texts := file.readlines(BATCH_BYTES):
                 for text in texts:
                     line = _parse(text)
-                    if line is None:  # The writer cuts the file here when it is opened again.
+                    if line is None:  # The next writer truncates the file here.
                         return
                     self.position += len(text)
                     yield line
@@ -66,7 +76,7 @@ class LineReader:
 
 
 def read_line(path: Path, position: int) -> tuple[Line, int] | None:
-    """Return the line that begins at ``position``, and where the next one does; None when none is whole there."""
+    """Return the line at byte ``position`` and the position of the next line; None if no complete line is there."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(position)
         text = file.readline()
@@ -76,16 +86,21 @@ def read_line(path: Path, position: int) -> tuple[Line, int] | None:
 
 
 def find_line(path: Path, reached: Callable[[Line], bool]) -> int:
-    """Return where the first line that is ``reached`` begins: behind all lines if none is.
+    """Find the first line for which ``reached`` is true, by binary search.
 
-    The lines that are come behind all that are not; so few are read, however long the file is. One that is not whole
-    counts as reached: nothing behind it is to be read.
+    Args:
+        path: of the file.
+        reached: false for the lines before the one to find, true for all lines from it on. A damaged line counts as
+            reached.
+
+    Returns:
+        The position of the line, in bytes; the size of the file if there is no such line.
     """
     if not path.exists():
         return 0
     with open(path, "rb") as file:
         found = high = path.stat().st_size
-        low = 0  # Lines that begin before it are not reached, those that begin at ``found`` or behind it are.
+        low = 0  # Lines that begin before ``low`` are not reached; lines from ``found`` on are.
         while low < high:
             middle = (low + high) // 2
             start = _seek_line_start(file, middle, low)
@@ -102,7 +117,7 @@ def find_line(path: Path, reached: Callable[[Line], bool]) -> int:
 
 
 def _seek_line_start(file: BinaryIO, middle: int, low: int) -> int:
-    """Go to the first line that begins at ``middle`` or behind it; one begins at ``low``."""
+    """Seek to the first line that begins at ``middle`` or later, and return its position; a line begins at ``low``."""
     if middle > low:
         file.seek(middle - 1)
         file.readline()
@@ -112,7 +127,7 @@ def _seek_line_start(file: BinaryIO, middle: int, low: int) -> int:
 
 
 def _truncate_torn_line(path: Path, whole_bytes: int) -> None:
-    """Cut the file after its last line that parses: what follows a kill or power loss left half written."""
+    """Truncate the file after its last complete line; a kill or power loss can leave an incomplete one."""
     if not path.exists():
         return
     reader = LineReader(path, whole_bytes)
@@ -123,7 +138,7 @@ def _truncate_torn_line(path: Path, whole_bytes: int) -> None:
 
 
 def _parse(text: bytes) -> Line | None:
-    """Return the object that a line holds, None when the line is torn or damaged."""
+    """Return the object of a line; None if the line is incomplete or damaged."""
     if not text.endswith(b"\n"):
         return None
     try:

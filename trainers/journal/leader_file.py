@@ -10,7 +10,13 @@ from online_meta.types import Meta, Params
 
 
 class Published(NamedTuple):
-    """The leader that adapting processes read: its rounds, the updates on past rounds alone since, and when."""
+    """The published leader.
+
+    Attributes:
+        rounds: number of rounds that it has learned; -1 if none is published.
+        idle_updates: number of its updates on past rounds since.
+        at: time of publication on the monotonic clock, in seconds; 0 if unknown.
+    """
 
     rounds: int
     idle_updates: int
@@ -18,9 +24,13 @@ class Published(NamedTuple):
 
 
 def read_published_leader(leader: Path) -> Published:
-    """Return how many rounds the published leader has learned, and the updates since; -1 rounds when there is none.
+    """Return what is known of the published leader.
 
-    Rounds that are played again after a kill are not published again: adapting never goes back.
+    With it, rounds that are played again after a kill are not published again, so that the published leader never gets
+    older.
+
+    Args:
+        leader: path of the file.
     """
     if not leader.exists():
         return Published(-1, 0, 0.0)
@@ -30,9 +40,15 @@ def read_published_leader(leader: Path) -> Published:
 
 
 def encode_leader(meta: Meta, rounds: int, idle_updates: int = 0) -> bytes:
-    """Return meta-parameters as safetensors: weights by name, the rule's under ``rule.``, the round beside them.
+    """Return meta-parameters as the bytes of a safetensors file.
 
-    So are the ``idle_updates`` that were made on past rounds alone since then, where there are any.
+    Weights have their names; the inner rule's parameters have the prefix ``rule.``. The metadata contain the round and,
+    if there are any, the idle updates.
+
+    Args:
+        meta: to encode.
+        rounds: number of rounds learned.
+        idle_updates: number of updates on past rounds since.
     """
     tensors: Params = {**meta.weights, **{f"rule.{name}": value for name, value in meta.rule.items()}}
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

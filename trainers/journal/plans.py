@@ -1,4 +1,4 @@
-"""What timing decided, written down before it is played and obeyed ever after."""
+"""Logs of decisions that depend on timing: written before they take effect, followed by restarts and replays."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,40 +9,42 @@ from online_meta.batching.plan import ExecutionPlan
 from trainers.journal.jsonl import LineReader, LineWriter, find_line
 
 ExecutionPlans = dict[str, tuple[ExecutionPlan, ...]]
-"""The paths of each learner that sums meta-gradients, by its name."""
+"""The execution plans of each learner that sums meta-gradients, by its name."""
 
 
 class ExecutionPlanLog:
-    """The paths of a run in a file beside the history; a change is durable before the round that it begins with.
+    """The log of a run's execution plans, in a file next to the history.
 
-    A history that is played again by other ``settings`` has nothing to do with what was written for these.
+    A change is durable before the first round that uses it. Changes that were logged under other settings are ignored.
+
+    Args:
+        path: of the file, which is created if it does not exist.
+        settings: fingerprint of the settings.
+        planned: number of rounds that the update log contains.
     """
 
     def __init__(self, path: Path, settings: str, planned: int) -> None:
-        """Open the book at ``path``; creates it if need be. Rounds below ``planned`` are in the book of plans.
-
-        ``settings`` is their fingerprint.
-        """
+        """Open the file and read its changes."""
         self._writer = LineWriter(path)
         self._settings = settings
         lines = [line for line in LineReader(path).refresh() if line["settings"] == self._settings]
         self._changes = [(line["round"], execution_plans_from_json(line["paths"])) for line in lines]
-        # Plans that were there before the first line under these settings were made under others.
+        # Updates that were logged before the first line under these settings were made under other settings.
         self._bound_rounds = range(lines[0]["free"] if lines else planned, planned)
         if not lines:
             self._changes.append((0, {}))
             self._write(0, {}, free=planned)
 
     def is_bound(self, round: int) -> bool:
-        """Return whether a round was planned under these settings: it is played by the paths in the book."""
+        """Return whether an update with ``round`` was logged under these settings, so that its plans are fixed."""
         return round in self._bound_rounds
 
     def at(self, round: int) -> ExecutionPlans:
-        """Return the paths of ``round``: those of the last change written for it or a round before."""
+        """Return the plans of ``round``: those of the last change at this or an earlier round."""
         return next((paths for first, paths in reversed(self._changes) if first <= round), {})
 
     def record(self, round: int, paths: ExecutionPlans) -> None:
-        """Go by ``paths`` from ``round`` on, whatever was written for later rounds that were never played."""
+        """Log ``paths`` as the plans from ``round`` on; they replace changes at later rounds that were never played."""
         if self.at(round) == paths and all(first <= round for first, _ in self._changes):
             return
         self._changes.append((round, dict(paths)))
@@ -60,19 +62,19 @@ class ExecutionPlanLog:
 
 
 def execution_plans_to_json(paths: ExecutionPlans) -> dict[str, list[list[Any]]]:
-    """Return paths as JSON has them."""
+    """Return execution plans as a JSON value."""
     return {name: [list(path) for path in found] for name, found in paths.items()}
 
 
 def execution_plans_from_json(paths: Mapping[str, list[list[Any]]]) -> ExecutionPlans:
-    """Return paths that ``execution_plans_to_json`` told."""
+    """Return the execution plans that ``execution_plans_to_json`` encoded."""
     return {name: tuple(ExecutionPlan(*path) for path in found) for name, found in paths.items()}
 
 
 class UpdatePlan(NamedTuple):
-    """One meta-update: the ``rounds`` rounds from ``round`` on are scored with the same leader, then learned.
+    """One meta-update: ``rounds`` rounds from ``round`` on are scored with the same leader, then learned together.
 
-    Of no rounds, it is one on past rounds alone, before ``round`` is there.
+    With ``rounds`` = 0 it is an update on past rounds only, before ``round`` is played.
     """
 
     round: int
@@ -80,10 +82,15 @@ class UpdatePlan(NamedTuple):
 
 
 class UpdateLog:
-    """The plans of a run in order, in a file beside the history; each is durable before it is played."""
+    """The log of a run's updates, in a file next to the history; each is durable before it is played.
+
+    Args:
+        path: of the file, which is created if it does not exist.
+        first_round: first round to be played; earlier updates are not read.
+    """
 
     def __init__(self, path: Path, first_round: int = 0) -> None:
-        """Open the book at ``path``, creating it if need be, for the rounds ``first_round`` that one on."""
+        """Open the file and read the updates from ``first_round`` on."""
         position = find_line(path, lambda line: bool(line["round"] >= first_round))
         self._writer = LineWriter(path, position)
         self._first_round = first_round
@@ -92,9 +99,12 @@ class UpdateLog:
         self._idle_updates = Counter(plan.round for plan in plans if not plan.rounds)
 
     def choose_rounds(self, round: int, available: int, max_rounds: int) -> UpdatePlan:
-        """Return the plan of ``round``: the one in the book, or a new one for what is ``available`` now.
+        """Return the update that starts at ``round``: the logged one, or a new one, which is then logged.
 
-        A new plan shares one update among all ``available`` rounds, ``max_rounds`` at the most.
+        Args:
+            round: next round to play.
+            available: number of committed rounds from ``round`` on; a new update contains all of them.
+            max_rounds: largest number of rounds in a new update.
         """
         if round not in self._plans:
             plan = UpdatePlan(round, max(1, min(available, max_rounds)))
@@ -103,16 +113,16 @@ class UpdateLog:
         return self._plans.pop(round)
 
     def add_idle_update(self, round: int) -> None:
-        """Write down that one more update on past rounds is made before ``round``."""
+        """Log one more update on past rounds before ``round``."""
         self._write(UpdatePlan(round, 0))
         self._idle_updates[round] += 1
 
     def idle_updates(self, round: int) -> int:
-        """Return how many updates on past rounds are made before ``round``."""
+        """Return the number of logged updates on past rounds before ``round``."""
         return self._idle_updates[round]
 
     def is_planned(self, round: int) -> bool:
-        """Return whether ``round`` is planned: what comes before it can't be changed any more."""
+        """Return whether an update with ``round`` is logged, so that no idle update may be added before it."""
         return round < self.end
 
     def _write(self, plan: UpdatePlan) -> None:
@@ -121,7 +131,7 @@ class UpdateLog:
 
     @property
     def end(self) -> int:
-        """Up to which round there are plans."""
+        """The first round that no logged update contains."""
         return max((plan.round + plan.rounds for plan in self._plans.values()), default=self._first_round)
 
     def close(self) -> None:
@@ -130,5 +140,10 @@ class UpdateLog:
 
 
 def read_plans(path: Path, position: int = 0) -> list[UpdatePlan]:
-    """Return the plans in the file at ``path`` from a ``position`` in bytes on; none when there is no file."""
+    """Return the updates in a file; none if it does not exist.
+
+    Args:
+        path: of the file.
+        position: where to start, in bytes.
+    """
     return [UpdatePlan(line["round"], line["rounds"]) for line in LineReader(path, position).lines()]

@@ -1,4 +1,4 @@
-"""The line that reports a round: made, and compared with the one an earlier process wrote."""
+"""Make the record (JSON line) of a round, and compare it with the one that an earlier process wrote."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,23 @@ from trainers.journal.jsonl import Line
 
 
 class HistoryEntry(Protocol):
-    """What the history says of a round."""
+    """A round in the history."""
 
     @property
     def round(self) -> int:
-        """Its number."""
+        """The number of the round."""
 
     @property
     def id(self) -> str:
-        """Its task's id."""
+        """The id of its task."""
 
     @property
     def source(self) -> str:
-        """Where its task came from."""
+        """The source of its task."""
 
 
 class SupportSizes(NamedTuple):
-    """How many points each of some rounds gave to adapt to, and the ``proficiency`` looked for among their prefixes."""
+    """The sizes of the support sets of some rounds, and the ``proficiency`` to reach with their prefixes."""
 
     sizes: Sequence[int]
     proficiency: float | None = None
@@ -41,13 +41,18 @@ def make_round_records(
     support: SupportSizes | None = None,
     idle_steps: Sequence[StepReport] = (),
 ) -> list[Line]:
-    """Return a line for each round of one update; its meta-steps are told with the last of them.
+    """Return the records of the rounds of one update.
 
-    The first one tells of ``idle_steps`` meta-steps, which were made on past rounds alone before.
+    The last record contains the meta-steps of the update. A round in which any learner's score is not finite is
+    ``skipped``: it has no losses, so that all learners are summed over the same rounds.
 
-    ``seconds`` is the update's time, shared evenly. Where prefixes of the ``support`` sets were scored, the lines
-    tell. A round in which any learner's score is not finite is ``skipped``: it has no losses, so that all learners are
-    summed over the same rounds.
+    Args:
+        entries: of the rounds in the history.
+        scores: of each learner, one per round.
+        learned: result of the leader's update.
+        seconds: duration of the update, which is divided evenly among the rounds.
+        support: if prefixes of the support sets were scored, their sizes.
+        idle_steps: meta-steps on past rounds before the update; the first record contains them.
     """
     lines = []
     for index, entry in enumerate(entries):
@@ -81,7 +86,12 @@ def make_round_records(
 
 
 def find_difference(before: Line, now: Line) -> str | None:
-    """Say which figure of a round that was played again differs from the first time; None when none does."""
+    """Return the first difference between two records of the same round as text; None if they are equal.
+
+    Args:
+        before: record of an earlier process.
+        now: record of this process.
+    """
     for key in ("id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "steps"):
         if before[key] != now[key]:
             return f"{key} was {before[key]!r} and is {now[key]!r}"
@@ -91,7 +101,7 @@ def find_difference(before: Line, now: Line) -> str | None:
 
 
 def list_steps(line: Line) -> list[Line]:
-    """Return what a line tells of meta-steps, those on past rounds alone that were made before its round first."""
+    """Return the meta-steps in the record of a round; those on past rounds before it come first."""
     return [*line.get("more_steps", ()), *line["steps"]]
 
 

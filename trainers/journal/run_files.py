@@ -1,4 +1,4 @@
-"""Where a run keeps its files; every name that is scripted against is written here once."""
+"""The paths of a run's files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,17 @@ class RunFiles:
 
     @property
     def update_log(self) -> Path:
-        """What timing decided, beside the history that it belongs to."""
+        """The log of updates, next to the history to which it belongs."""
         return self.history / "plans.jsonl"
 
     @property
     def execution_plan_log(self) -> Path:
-        """From which round on which path summed the meta-gradients; beside the plans."""
+        """The log of execution plans, next to the history."""
         return self.history / "paths.jsonl"
 
     @property
     def rollback_log(self) -> Path:
-        """Where the leader went back after it had diverged; beside the plans."""
+        """The log of rollbacks after divergence, next to the history."""
         return self.history / "rollbacks.jsonl"
 
     @property
@@ -42,49 +42,49 @@ class RunFiles:
 
     @property
     def rounds(self) -> Path:
-        """One line for each round."""
+        """The round records, one line per round."""
         return self.folder / "rounds.jsonl"
 
     @property
     def sums(self) -> Path:
-        """Sums over the rounds, made from their lines by whoever follows the run; beside it, how far they go."""
+        """Running sums over the round records, computed by the process that follows the run."""
         return self.folder / "rounds.sums"
 
     @property
     def comparators(self) -> Path:
-        """One line for each evaluation of a comparator."""
+        """The results of comparators, one line per evaluation."""
         return self.folder / "comparators.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The checkpoints."""
+        """The folder of checkpoints."""
         return self.folder / "checkpoints"
 
     @property
     def checkpoint_log(self) -> Path:
-        """One line for each checkpoint: its round, when, how long it took."""
+        """The log of checkpoints, one line each: round, time, duration."""
         return self.folder / "checkpoints.jsonl"
 
     @property
     def leader(self) -> Path:
-        """The current meta-parameters, for those who adapt with them."""
+        """The published meta-parameters, which other processes adapt."""
         return self.folder / "leader.safetensors"
 
     def comparator(self, kind: str) -> Path:
-        """The state of a comparator, from which its next refresh goes on."""
+        """Return the path of a comparator's state, from which its next refresh continues."""
         return self.folder / f"{kind}.safetensors"
 
     @property
     def ranks(self) -> Path:
-        """The ranks that play, and what each has done; written now and then, and nothing to rely on after a crash."""
+        """The rank report: the ranks and their counters; written periodically, not durable."""
         return self.folder / "ranks.json"
 
     @property
     def agent(self) -> Path:
-        """How often the agent, which keeps the ranks, has started them again."""
+        """The number of times that the elastic agent has restarted the ranks."""
         return self.folder / "agent.json"
 
     @property
     def settings(self) -> Path:
-        """The configuration as it was resolved when the run began."""
+        """The complete settings of the run, written when the daemon starts."""
         return self.folder / "settings.json"

@@ -1,1 +1,1 @@
-"""The training loop: rounds, checkpoints in the background, recovery, prefetching."""
+"""The training loop: rounds, background checkpoints, recovery, task prefetching."""

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside training: training waits only while the state is copied."""
+"""Write checkpoints in the background: training pauses only while the state is copied."""
 
 import json
 import time
@@ -17,32 +17,36 @@ from trainers.settings_fingerprint import reproducibility_key
 
 
 class BackgroundTask:
-    """Does one piece of work at a time in a thread of its own; what it raises, the next call raises."""
+    """A thread that runs one function at a time; an exception is raised by the next call of a method.
+
+    Args:
+        name: of the thread.
+    """
 
     def __init__(self, name: str) -> None:
-        """Start nothing yet; ``name`` is the thread's."""
+        """Start idle."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._future: Future[None] | None = None
 
     def is_idle(self) -> bool:
-        """Return whether nothing is being done; raises what the last work raised."""
+        """Return whether no function is running; raises the exception of the last one."""
         if self._future is not None and self._future.done():
             self.finish()
         return self._future is None
 
     def start(self, function: Callable[[], None]) -> None:
-        """Begin ``function``, when what was begun before is done; raises what that raised."""
+        """Wait for the previous function, raise its exception if it had one, and start ``function``."""
         self.finish()
         self._future = self._pool.submit(function)
 
     def finish(self) -> None:
-        """Wait until all is done; raises what it raised."""
+        """Wait for the running function; raises its exception."""
         future, self._future = self._future, None
         if future is not None:
             future.result()
 
     def close(self) -> None:
-        """End the thread; work that was begun is done first."""
+        """Wait for the running function and end the thread."""
         self._pool.shutdown()
 
 
@@ -50,7 +54,7 @@ POLL_SECONDS = 0.01
 
 
 def make_shard_filter(rank_group: RankGroup) -> TensorFilter:
-    """Return which tensors of a state this rank writes: all ranks that see the run's folder share them evenly."""
+    """Return the filter of the tensors that this rank writes; the ranks with storage share them about evenly."""
     return lambda name: (
         rank_group.has_storage
         and zlib.crc32(name.encode()) % len(rank_group.with_storage) == rank_group.with_storage.index(rank_group.rank)
@@ -58,14 +62,26 @@ def make_shard_filter(rank_group: RankGroup) -> TensorFilter:
 
 
 def write_own_shard(unfinished: Path, rank_group: RankGroup, learners: Mapping[str, Params]) -> None:
-    """Write the shard of a rank that does not lead, and tell the one that does."""
+    """Write the shard of a rank other than the coordinator, and the file of digests for which the coordinator waits.
+
+    Args:
+        unfinished: folder of the checkpoint.
+        rank_group: of the run.
+        learners: this rank's tensors of each learner.
+    """
     shard = rank_group.with_storage.index(rank_group.rank)
     digests = write_shard(unfinished, shard, learners)
     replace_file(_digest_file(unfinished, shard), json.dumps(digests).encode(), durable=False)
 
 
 class Snapshot(NamedTuple):
-    """A rank's share of the state after ``rounds`` rounds, for which training stood still ``stall_seconds`` seconds."""
+    """A rank's share of the learners' state.
+
+    Attributes:
+        rounds: number of rounds that the state has learned.
+        learners: tensors of each learner.
+        stall_seconds: time for which training paused to copy the state.
+    """
 
     rounds: int
     learners: dict[str, Params]
@@ -75,10 +91,19 @@ class Snapshot(NamedTuple):
 def complete_checkpoint(
     unfinished: Path, journal: RunJournal, rank_group: RankGroup, snapshot: Snapshot, pinned: Collection[int]
 ) -> None:
-    """Write the leading rank's shard, wait for those of the others, publish the checkpoint; ``pinned`` older ones.
+    """Write the coordinator's shard, wait for the other shards, and publish the checkpoint.
 
-    All that was reported before is durable first.
-    Raises ``OSError`` when the disk refuses, or another rank says nothing for as long as ranks wait for each other.
+    The round records of all learned rounds are made durable first.
+
+    Args:
+        unfinished: folder of the checkpoint.
+        journal: of the run.
+        rank_group: of the run.
+        snapshot: of the coordinator.
+        pinned: rounds of older checkpoints that must not be removed.
+
+    Raises:
+        OSError: if a file cannot be written, or another rank's shard is missing after ``engine.timeout_seconds``.
     """
     start_time = time.monotonic()
     journal.lines.sync()
@@ -100,7 +125,7 @@ def _digest_file(unfinished: Path, shard: int) -> Path:
 def _wait_for_digests(file: Path, deadline: float) -> dict[str, str]:
     while not file.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"another rank has not written its shard of the checkpoint: {file} is not there")
+            raise TimeoutError(f"another rank has not written its shard of the checkpoint: {file} is missing")
         time.sleep(POLL_SECONDS)
     digests: dict[str, str] = json.loads(file.read_bytes())
     file.unlink()

@@ -1,4 +1,4 @@
-"""From which round on which path summed each learner's meta-gradients, written down before it is gone by."""
+"""Select the execution plans with which each learner sums meta-gradients."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,7 +13,15 @@ from trainers.settings import EngineSettings
 
 
 class PlanSelector:
-    """Lets every learner that sums meta-gradients go by the paths in the book, and looks for better ones."""
+    """A selector that sets the execution plans of every learner with a ``task_sum``, and searches for faster ones.
+
+    Args:
+        learners: by name.
+        settings: [engine] section of the configuration.
+        batch: largest number of tasks that one rank sums in a meta-step.
+        programs: folder of compiled programs.
+        measure_after: seconds of computation before faster plans are measured.
+    """
 
     def __init__(
         self,
@@ -23,7 +31,7 @@ class PlanSelector:
         programs: Path,
         measure_after: float = MEASURE_AFTER_SECONDS,
     ) -> None:
-        """Plan for the ``learners`` that have a ``task_sum``; measure nothing before ``measure_after`` seconds."""
+        """Create one tuner for each learner that has a ``task_sum``."""
         self._learners: dict[str, Any] = {n: learner for n, learner in learners.items() if hasattr(learner, "task_sum")}
         make = partial(Autotuner, batching=settings.batching, memory_limit=settings.memory_limit, folder=programs)
         self._tuners = {
@@ -31,7 +39,12 @@ class PlanSelector:
         }
 
     def find(self, known: ExecutionPlans, tasks: list[Task]) -> ExecutionPlans:
-        """Return the paths in ``known``, with better and new ones where there are any by now for tasks like these."""
+        """Return the plans in ``known``, with new and faster plans that are available by now.
+
+        Args:
+            known: present plans.
+            tasks: tasks for whose shapes plans are searched.
+        """
         found: ExecutionPlans = {}
         for name, tuner in self._tuners.items():
             by_signature = {path.signature: path for path in known.get(name, ())}
@@ -43,16 +56,16 @@ class PlanSelector:
         return found
 
     def follow(self, paths: ExecutionPlans) -> None:
-        """Let the learners go by ``paths``."""
+        """Set the execution plans of the learners."""
         for name, learner in self._learners.items():
             learner.task_sum.follow(paths.get(name, ()))
 
     def wait(self) -> None:
-        """Wait for all that is being compiled."""
+        """Wait for all compilations in progress."""
         for tuner in self._tuners.values():
             tuner.wait()
 
     def close(self) -> None:
-        """Stop what is being compiled."""
+        """Stop all compilations."""
         for tuner in self._tuners.values():
             tuner.close()

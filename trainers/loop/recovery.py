@@ -1,4 +1,4 @@
-"""Where the state of a run's learners comes from and goes to: checkpoints."""
+"""Save, restore and roll back the state of a run's learners with checkpoints."""
 
 import logging
 import time
@@ -31,7 +31,21 @@ log = logging.getLogger(__name__)
 
 
 def restore(settings: TrainerSettings, files: RunFiles, learners: dict[str, Learner], rank_group: RankGroup) -> int:
-    """Load the last checkpoint that is whole; return how many rounds it has learned."""
+    """Load the newest intact checkpoint into the learners; a collective.
+
+    Args:
+        settings: of the run.
+        files: of the run.
+        learners: by name.
+        rank_group: of the run.
+
+    Returns:
+        The number of rounds that the checkpoint has learned; 0 if there is none.
+
+    Raises:
+        SettingsChanged: if the checkpoint was made with settings that lead to other parameters.
+        CheckpointError: if there are checkpoints and all are damaged.
+    """
     checkpoint = load_latest(files.checkpoints) if rank_group.is_coordinator else None
     rounds: int = rank_group.broadcast(0 if checkpoint is None else checkpoint.rounds)
     if not rounds:
@@ -46,12 +60,12 @@ def restore(settings: TrainerSettings, files: RunFiles, learners: dict[str, Lear
 
 
 def _broadcast_saved(rank_group: RankGroup, saved: Params | None) -> Params:
-    """Return what the ranks that see the run's files have read on all ranks."""
+    """Return on every rank the state that the ranks with storage have read."""
     return rank_group.broadcast_tensors(saved) if rank_group.remote else saved or {}
 
 
 def start_checkpoint(run: Run) -> None:
-    """Begin to write the state that all reported rounds led to; training goes on when it is copied."""
+    """Copy the learners' state and start to write it as a checkpoint in the background; a collective."""
     run.checkpoint_task.finish()
     start_time, rounds, rank_group = time.monotonic(), run.round, run.rank_group
     unfinished = Path(
@@ -79,7 +93,7 @@ def start_checkpoint(run: Run) -> None:
 
 
 def _pinned_checkpoints(run: Run, journal: RunJournal) -> set[int]:
-    """Return the checkpoints that are kept however old they are, for the leader may have to go back to them."""
+    """Return the checkpoints that must not be removed, because the leader may have to roll back to them."""
     pinned = journal.rollback_log.needed_checkpoints(run.round)
     if journal.streak.length:
         pinned.add(
@@ -91,15 +105,16 @@ def _pinned_checkpoints(run: Run, journal: RunJournal) -> set[int]:
 
 
 def plan_rollback(run: Run, journal: RunJournal) -> None:
-    """Write down, if meta-step after meta-step was skipped, what the leader goes back to before the next round.
+    """Log a rollback of the leader before the next round, if ``meta.max_skipped`` meta-steps in a row were skipped.
 
-    Raises ``Diverged`` when the run is to stop then, or has gone back too often.
+    Raises:
+        Diverged: if the settings say to stop instead, or after ``MAX_ROLLBACKS`` rollbacks.
     """
     meta, streak, rollback_log = run.settings.meta, journal.streak, journal.rollback_log
     if streak.length < meta.max_skipped or rollback_log.at(run.round) is not None:
         return
     what = f"{streak.length} meta-steps in a row, from round {streak.first} on, were not finite"
-    advice = "nothing is lost: play the history again by `online-meta replay` with a smaller meta.lr or meta.clip_norm"
+    advice = "no task is lost: run `online-meta replay` on the history with a smaller meta.lr or meta.clip_norm"
     if meta.when_diverged == "stop":
         raise Diverged(f"{what}, and meta.when_diverged is 'stop'; {advice}")
     before = rollback_log.before(run.round)
@@ -114,12 +129,17 @@ def _is_loadable(files: RunFiles, rounds: int) -> bool:
     try:
         return not rounds or bool(load_checkpoint(files.checkpoints / str(rounds)))
     except CheckpointError as error:
-        log.error("checkpoint of round %d is passed over: %s", rounds, error)
+        log.error("skipping the checkpoint of round %d: %s", rounds, error)
         return False
 
 
 def rollback(run: Run, back_to: int) -> None:
-    """Let the leader be again what it was after ``back_to`` rounds, and step half as far from here on."""
+    """Restore the leader to its state after ``back_to`` rounds and halve its learning rate; a collective.
+
+    Args:
+        run: to change.
+        back_to: round of a checkpoint, or 0 for the initial meta-parameters.
+    """
     leader = run.learners[MAIN_LEARNER]
     assert isinstance(leader, FollowTheMetaLeader)
     if back_to:
@@ -132,8 +152,8 @@ def rollback(run: Run, back_to: int) -> None:
     if run.journal:
         run.journal.streak.reset()
         log.error(
-            "before round %d the leader goes back to what it was after %d rounds, with %g of the learning rate: "
-            "its meta-steps were not finite any more",
+            "before round %d the leader is rolled back to its state after %d rounds, with %g of the learning rate: "
+            "its meta-steps were no longer finite",
             run.round,
             back_to,
             leader.lr_scale,

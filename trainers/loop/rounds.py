@@ -1,4 +1,4 @@
-"""Play the rounds of a history: score, learn, report, checkpoint; from wherever the last process stopped."""
+"""Play the rounds of a history: score, learn, record, checkpoint; continue where the last process stopped."""
 
 import contextlib
 import dataclasses
@@ -38,12 +38,12 @@ REPORT_SECONDS = 0.5
 
 
 def should_report(run: Run, journal: RunJournal) -> bool:
-    """Return whether the ranks have done something since the roll was called, and that is a while ago."""
+    """Return whether a rank report is due: rounds were played, and the last report is over ``REPORT_SECONDS`` old."""
     return run.round != journal.last_reported[0] and time.monotonic() - journal.last_reported[1] > REPORT_SECONDS
 
 
 def report_ranks(run: Run) -> None:
-    """Write down what each rank has done since it began; all ranks have to call it."""
+    """Write the counters of all ranks to the file of the rank report; a collective."""
     own = {
         "rank": run.rank_group.rank,
         "host": socket.gethostname(),
@@ -59,7 +59,7 @@ def report_ranks(run: Run) -> None:
         "near": run.rank_group.with_storage,
         "ranks": ranks,
     }
-    with contextlib.suppress(OSError):  # Who cannot be watched plays on: a full disk is met by what has to be written.
+    with contextlib.suppress(OSError):  # The report is not essential: a full disk must not end training here.
         replace_file(run.files.ranks, json.dumps(report).encode(), durable=False)
     run.journal.last_reported = (run.round, time.monotonic())
 
@@ -71,7 +71,7 @@ PUBLISH_SECONDS = 0.5
 
 
 class Command(Enum):
-    """What all ranks do next, apart from playing rounds; the values are what is broadcast."""
+    """The commands that the coordinator broadcasts to all ranks, in addition to ``Play``."""
 
     END = "end"
     WAIT = "wait"
@@ -82,7 +82,7 @@ class Command(Enum):
 
 @dataclass(frozen=True)
 class Play:
-    """Play the next update, of at most ``rounds`` rounds: as many as are committed and wanted."""
+    """The command to play the next update, with at most ``rounds`` rounds."""
 
     rounds: int
 
@@ -94,21 +94,25 @@ def open_run(
     measure_after: float = MEASURE_AFTER_SECONDS,
     rank_group: RankGroup | None = None,
 ) -> Run:
-    """Open a run at its last whole checkpoint, or at its beginning; all ranks of a ``rank_group`` at the same one.
+    """Open a run at its newest intact checkpoint, or at its beginning; a collective.
 
-    Without a crew this process is alone, and steps by the local engine whatever the settings say. Ranks of a crew that
-    are on other machines than the run's files have no ``history``.
+    Args:
+        settings: of the run.
+        files: of the run.
+        history: of the run; None on a rank without storage.
+        measure_after: seconds of computing meta-gradients before faster execution plans are measured.
+        rank_group: of the run; None for a single process, which uses the local engine whatever the settings say.
 
-    Faster paths for its meta-gradients are looked for once these have taken ``rank_timeout`` seconds.
-    Raises ``SettingsChanged`` when the run was begun with settings that give other parameters,
-    ``CheckpointError`` when there are checkpoints and none is whole, or rounds before it have lost their lines.
+    Raises:
+        SettingsChanged: if the run was begun with settings that lead to other parameters.
+        CheckpointError: if all checkpoints are damaged, or lines of rounds before the checkpoint are missing.
     """
     torch.set_num_threads(settings.engine.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It only costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
     kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
     rank_stats = RankStats()
-    timed_group = measure_collectives(rank_group, rank_stats)  # That ranks begin one after the other is not counted.
+    timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
     buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
     learners = build_learners(
         settings, build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather)
@@ -116,7 +120,7 @@ def open_run(
     rounds = restore(settings, files, learners, rank_group)
     journal = open_journal(settings, files, rounds) if rank_group.is_coordinator else None
     rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
-    learners[MAIN_LEARNER].lr_scale = 0.5**rollback_count  # type: ignore[attr-defined]  # FTML has one
+    learners[MAIN_LEARNER].lr_scale = 0.5**rollback_count  # type: ignore[attr-defined]  # FTML has this attribute
     share = -(-settings.meta.batch // rank_group.world)
     return Run(
         settings=settings,
@@ -137,12 +141,19 @@ def open_run(
 
 
 def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
-    """Play rounds as they are committed, until ``stop`` is set or ``until`` rounds are learned; checkpoint.
+    """Play rounds as they are committed, and write checkpoints; a collective.
 
-    Returns how many are learned. What is being played when ``stop`` is set is finished first. Of several ranks
-    the leading one says what they do next; ``stop`` and ``until`` of the others do not count.
-    Raises ``OSError`` when the disk takes no more, ``Diverged`` when the run is to stop because its meta-steps are not
-    finite any more.
+    Args:
+        run: to play.
+        stop: set to end after the current update; only that of the coordinator counts.
+        until: number of learned rounds at which to end, None for no limit; only that of the coordinator counts.
+
+    Returns:
+        The number of rounds that are learned.
+
+    Raises:
+        OSError: if a file cannot be written.
+        Diverged: if the run must stop because its meta-steps are no longer finite.
     """
     while (command := _next_command(run, stop, until)) is not Command.END:
         if command is Command.CHECKPOINT:
@@ -165,11 +176,11 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
 
 
 def _next_command(run: Run, stop: Event, until: int | None) -> Command | Play:
-    """Return what all ranks do next: the coordinator chooses it and broadcasts it. A collective.
+    """Return the next command, which the coordinator chooses and broadcasts; a collective.
 
-    Raises ``Diverged`` on every rank when the coordinator stops the run.
+    Raises ``Diverged`` on every rank if the coordinator stops the run.
     """
-    run.checkpoint_task.is_idle()  # Raises what went wrong in the background.
+    run.checkpoint_task.is_idle()  # Raises an exception of the background task.
     command: Command | Play = Command.WAIT
     problem = None
     if run.journal and run.history is not None:
@@ -181,7 +192,7 @@ def _next_command(run: Run, stop: Event, until: int | None) -> Command | Play:
     waited = run.rank_stats.waiting_seconds
     encoded, problem = run.rank_group.broadcast([_encode_command(command), problem])
     command = _decode_command(encoded)
-    if command is Command.WAIT:  # Each rank polls at its own pace; only what is longer than a pause is a slow rank.
+    if command is Command.WAIT:  # Ranks do not poll at the same moment; only a longer wait is due to a slow rank.
         run.rank_stats.waiting_seconds = max(waited, run.rank_stats.waiting_seconds - POLL_SECONDS)
     if problem:
         raise Diverged(problem)
@@ -189,18 +200,18 @@ def _next_command(run: Run, stop: Event, until: int | None) -> Command | Play:
 
 
 def _encode_command(command: Command | Play) -> str | int:
-    """Return a command as JSON has it: the value of a ``Command``, the number of rounds of a ``Play``."""
+    """Return a command as a JSON value: the value of a ``Command``, or the number of rounds of a ``Play``."""
     return command.rounds if isinstance(command, Play) else command.value
 
 
 def _decode_command(encoded: str | int) -> Command | Play:
-    """Return what ``_encode_command`` encoded."""
+    """Return the command that ``_encode_command`` encoded."""
     return Play(encoded) if isinstance(encoded, int) else Command(encoded)
 
 
 def _choose_command(run: Run, journal: RunJournal, committed: int, stop: Event, until: int | None) -> Command | Play:
     """Choose the next command. At most one checkpoint is in flight, unless a rollback needs another."""
-    # A checkpoint holds the state right after a round: it does not record how many idle updates followed.
+    # A checkpoint contains the state directly after a round; it does not record how many idle updates followed.
     new = 0 if run.idle_updates else run.round - run.last_checkpoint
     if new and run.round in journal.rollback_log.needed_checkpoints(run.round + 1):
         return Command.CHECKPOINT
@@ -224,7 +235,7 @@ def _choose_command(run: Run, journal: RunJournal, committed: int, stop: Event, 
 
 
 def _choose_idle_command(run: Run, journal: RunJournal, new: int) -> Command:
-    """Choose what to do while no task waits: updates on past rounds, within the budget, after a checkpoint."""
+    """Choose the command while no task is pending: updates on past rounds, within the budget, after a checkpoint."""
     decided = journal.update_log.is_planned(run.round) or journal.rollback_log.at(run.round) is not None
     if decided or not run.round or run.idle_updates >= run.settings.meta.idle_updates:
         return Command.WAIT
@@ -235,8 +246,13 @@ def _choose_idle_command(run: Run, journal: RunJournal, new: int) -> Command:
 
 
 def play_update(run: Run, available: int) -> None:
-    """Play one plan: score its rounds with every learner, let each learn them, report."""
-    # What timing decides is written down before it is played, and shared.
+    """Play one update: score its rounds with every learner, let each learner learn them, and record them; a collective.
+
+    Args:
+        run: to change.
+        available: largest number of rounds in the update.
+    """
+    # Decisions that depend on timing are logged before they take effect, and broadcast.
     rounds, back_to = run.rank_group.broadcast(_plan_update(run, available, run.journal) if run.journal else None)
     if back_to is not None:
         rollback(run, back_to)
@@ -269,11 +285,10 @@ def play_update(run: Run, available: int) -> None:
 
 
 def play_idle_update(run: Run) -> None:
-    """Let each learner make one more update on past rounds, which is planned."""
+    """Let each learner make one update on past rounds, which is logged already; a collective."""
     plans = execution_plans_to_json(run.journal.execution_plan_log.at(run.round - 1)) if run.journal else None
-    run.plan_selector.follow(
-        execution_plans_from_json(run.rank_group.broadcast(plans))
-    )  # As the last round was: a restart may begin here.
+    # Use the plans of the last round: a restart may begin here.
+    run.plan_selector.follow(execution_plans_from_json(run.rank_group.broadcast(plans)))
     with run.rank_stats.measure_work():
         reports = {name: learner.learn_more(run.idle_updates) for name, learner in run.learners.items()}
     run.rank_stats.steps += len(reports[MAIN_LEARNER])
@@ -282,19 +297,18 @@ def play_idle_update(run: Run) -> None:
 
 
 def _plan_update(run: Run, available: int, journal: RunJournal) -> tuple[int, int | None]:
-    """Return how many rounds share the next update, and what the leader goes back to before."""
+    """Return how many rounds share the next update, and the round to which the leader rolls back before it."""
     plan = journal.update_log.choose_rounds(run.round, available, run.settings.meta.max_rounds_per_update)
     back_to = journal.rollback_log.at(run.round)
     if back_to is not None:
-        run.checkpoint_task.finish()  # The checkpoint that it goes back to may be the one that is being written.
+        run.checkpoint_task.finish()  # The rollback may need the checkpoint in progress.
     return plan.rounds, back_to
 
 
 def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) -> dict[str, Any]:
-    """Return the paths by which the next update is computed, as JSON has them."""
-    if not (
-        journal.recorded_lines or journal.execution_plan_log.is_bound(run.round)
-    ):  # What was played before goes by the same paths.
+    """Return the execution plans of the next update as a JSON value."""
+    # Rounds that were played before use the same plans again.
+    if not (journal.recorded_lines or journal.execution_plan_log.is_bound(run.round)):
         journal.execution_plan_log.record(
             run.round, run.plan_selector.find(journal.execution_plan_log.at(run.round), tasks)
         )
@@ -307,7 +321,7 @@ def _publish(run: Run) -> None:
 
 
 def close_run(run: Run) -> None:
-    """Stop what is being compiled or read ahead, finish what is being written, and close the run's files."""
+    """Stop compilations and prefetching, finish the checkpoint in progress, and close the run's files."""
     run.plan_selector.close()
     run.checkpoint_task.close()
     run.buffer.close()

@@ -1,4 +1,4 @@
-"""An open run."""
+"""The state of an open run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from trainers.settings import TrainerSettings
 
 @dataclass
 class Run:
-    """An open run: what is played, by whom, and, on the rank that leads, the files it is written to."""
+    """The state of an open run on one rank; only the coordinator has a ``journal``."""
 
     settings: TrainerSettings
     files: RunFiles
@@ -36,4 +36,4 @@ class Run:
     last_checkpoint: int = 0
     idle_steps: list[StepReport] = field(default_factory=list)
     idle_updates: int = 0
-    """How many updates on past rounds alone were made before ``round``, and their steps: ``idle_steps``."""
+    """Number of updates on past rounds since the last round; ``idle_steps`` are their meta-steps."""

@@ -1,4 +1,4 @@
-"""Past tasks out of the durable history, on the trainer's device."""
+"""Read past tasks from the durable history to the trainer's device, and prefetch them."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from streams.history.retention import RetainedRounds, last_decision, retained_ro
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 
 MAX_TASKS, MAX_BYTES = 256, 64 * 1024 * 1024
-"""How many tasks are read ahead for one reader, and with how many bytes for all together (and what is being read)."""
+"""Limits of prefetched tasks per reader, and of bytes for all readers; a read in progress may exceed the latter."""
 
 
 _TASKS_PER_READ = 8
@@ -29,13 +29,16 @@ class _PrefetchSlot:
 
 
 class TaskPrefetcher:
-    """Reads rounds of a history that will be asked for.
+    """A thread that reads rounds of a history before they are needed.
 
-    It only ever saves time: what it has not read, or could not read, is left to who asks, to whom it then fails.
+    It only saves time: the caller reads rounds that are not prefetched, and gets the error if they cannot be read.
+
+    Args:
+        history: to read from.
     """
 
     def __init__(self, history: History) -> None:
-        """Read from ``history``; the thread begins with the first rounds that are expected."""
+        """Prepare; the first ``prefetch`` starts the thread."""
         self._history = history
         self._changed = threading.Condition()
         self._slots: dict[Hashable, dict[int, _PrefetchSlot]] = {}
@@ -44,7 +47,12 @@ class TaskPrefetcher:
         self._thread: threading.Thread | None = None
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
-        """Read ``rounds``, in this order, for one of those who ask; what it was expected to ask before is forgotten."""
+        """Prefetch rounds for a reader, in this order; they replace the reader's previous list.
+
+        Args:
+            reader: identifies the reader.
+            rounds: may be longer than ``MAX_TASKS``; the rest is ignored.
+        """
         with self._changed:
             before, now = self._slots.get(reader, {}), dict[int, _PrefetchSlot]()
             for round in islice(rounds, MAX_TASKS):
@@ -59,7 +67,7 @@ class TaskPrefetcher:
             self._changed.notify_all()
 
     def take(self, round: int) -> Task | None:
-        """Return the task of a round if it has been read, or is being read; else it is not read any more."""
+        """Return the task of a round if it is read or being read; otherwise cancel its prefetch and return None."""
         with self._changed:
             while round in self._reading:
                 self._changed.wait()
@@ -86,7 +94,7 @@ class TaskPrefetcher:
         while rounds := self._next_rounds():
             try:
                 tasks: list[Task | None] = list(self._history.tasks(rounds))
-            except Exception:  # raised anew where the round is asked for, in the training thread
+            except Exception:  # raised again in the training thread, where the round is needed
                 tasks = [None] * len(rounds)
             with self._changed:
                 self._reading = ()
@@ -117,22 +125,27 @@ class TaskPrefetcher:
 
 
 class HistoryBuffer:
-    """The rounds of a durable history as a ``ReplayBuffer``; nothing needs to be remembered twice.
+    """A ``ReplayBuffer`` over the rounds of a durable history, which stores no second copy of them.
 
-    ``waited_seconds`` is how long those who asked have waited for tasks to be read.
-    A rank on another machine than the history has none: it gets each task as it is needed, and forgets it then.
+    A rank without storage receives tasks when they are needed and drops them afterwards. ``waited_seconds`` is the time
+    that callers have waited for tasks.
+
+    Args:
+        history: to read from; None on a rank without storage.
+        device: of the returned tensors.
+        rank_group: of the run.
     """
 
     def __init__(self, history: History | None, device: torch.device, rank_group: RankGroup = SINGLE_PROCESS) -> None:
-        """Read from ``history``, None on another machine, and put tensors on ``device``."""
-        self._history, self._device, self._crew = history, device, rank_group
+        """Prepare; nothing is read yet."""
+        self._history, self._device, self._rank_group = history, device, rank_group
         self._received: dict[int, Task] = {}
         self._prefetcher = None if history is None else TaskPrefetcher(history)
         self.waited_seconds = 0.0
         self._decided, self._sample = 0, np.array([], np.int64)
 
     def __getitem__(self, round: int, /) -> Task:
-        """The task of that round."""
+        """Return the task of a round."""
         start_time = time.perf_counter()
         task = self._read(round)
         self.waited_seconds += time.perf_counter() - start_time
@@ -144,18 +157,18 @@ class HistoryBuffer:
         return self._prefetcher.take(round) or self._history.tasks([round])[0]
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
-        """Read rounds that ``reader`` will ask for next, in their order, while something else is computed."""
+        """Prefetch the rounds that ``reader`` will need next, in this order."""
         if self._prefetcher is not None:
             self._prefetcher.prefetch(reader, rounds)
 
     def close(self) -> None:
-        """Read nothing ahead any more."""
+        """Stop prefetching."""
         if self._prefetcher is not None:
             self._prefetcher.close()
 
     def available(self, count: int) -> Sequence[int]:
-        """Which retention has not taken out of play then; all ranks have to call it."""
-        rank_group = self._crew
+        """Return which of the first ``count`` rounds retention has not excluded; a collective."""
+        rank_group = self._rank_group
         decided = last_decision(self._history.query, count) if self._history is not None else 0
         decided = rank_group.broadcast(decided) if rank_group.remote else decided
         if decided != self._decided:
@@ -167,8 +180,12 @@ class HistoryBuffer:
         return RetainedRounds(self._sample, decided, count) if decided else range(count)
 
     def distribute(self, shares: Sequence[Sequence[int]]) -> None:
-        """Send each rank that has no history the rounds in its share; all ranks have to call it."""
-        rank_group = self._crew
+        """Send each rank without storage the tasks of its rounds; a collective.
+
+        Args:
+            shares: rounds of each rank, by rank.
+        """
+        rank_group = self._rank_group
         if not rank_group.remote:
             return
         if self._history is None:
@@ -178,4 +195,4 @@ class HistoryBuffer:
             rank_group.send({rank: self._history.payloads(shares[rank]) for rank in rank_group.remote})
 
     def add(self, round: int, task: Task) -> None:
-        """The history has it already."""
+        """Do nothing: the history contains the task already."""
