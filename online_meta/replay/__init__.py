@@ -1,4 +1,19 @@
-"""Replay policies: which past rounds a meta-step revisits, one a file."""
+"""Replay policies, one per file: choose the past rounds that a meta-step revisits.
+
+A file NAME.py defines a function NAME(**options) -> ``ReplayPolicy``; the registry finds it by its file name. Files
+whose names begin with _ are not entries.
+
+- Each option has a default, and a type of ``Annotated`` with its range (annotated_types) or ``Literal``; the
+  configuration is checked against them. The function raises ``ValueError`` for a value out of range.
+- All functions of a policy are pure: their arguments determine the result, and they do not write to them. Random
+  numbers come from ``request_generator(request)``, so a draw can be repeated.
+- ``sample`` returns distinct rounds out of ``request.rounds``, at most ``request.batch`` of them unless the policy's
+  docstring says otherwise, all with positive weight. If all rounds fit into a batch, all are revisited with equal
+  weight.
+- The weights make the expected meta-step that of the mean over all rounds, or the docstring says which mean it is.
+- The memory is a flat dict of tensors with a bounded size, which is saved and restored with the learner. Rounds can
+  disappear from ``request.rounds``; a policy must not return them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,9 +27,9 @@ from online_meta.types import MetaGrad, Params
 
 
 class ReplayRequest(NamedTuple):
-    """A question to a replay policy: a meta-batch of at most ``batch`` of the past ``rounds``, in ascending order.
+    """A request for a meta-batch of at most ``batch`` of the past ``rounds``, which are in ascending order.
 
-    ``seed``, ``round`` (the newest round) and ``step`` (of this round's meta-steps, from 0) name the draw.
+    ``seed``, ``round`` (the newest round) and ``step`` (of this round's meta-steps, from 0) identify the draw.
     """
 
     seed: int
@@ -25,10 +40,10 @@ class ReplayRequest(NamedTuple):
 
 
 class ReplaySample(NamedTuple):
-    """A past round with its ``weight`` and ``share``: a meta-step goes by sum(weight * gradient) / sum(share).
+    """A past round with its ``weight`` and ``share``: a meta-step uses sum(weight * gradient) / sum(share).
 
-    Shares count draws: 1, or more for a round that was drawn more than once. That the expected step is that of the
-    mean over all rounds is up to the weights: (expected weight of a round) / (sum of shares) is then 1 / len(rounds).
+    A share is the number of times that the round was drawn, usually 1. The expected step is that of the mean over all
+    rounds if (expected weight of a round) / (sum of shares) = 1 / len(rounds).
     """
 
     round: int
@@ -37,15 +52,15 @@ class ReplaySample(NamedTuple):
 
 
 class ReplayPolicy(NamedTuple):
-    """A replay policy as pure functions; ``memory`` are named tensors, saved with the learner.
+    """A replay policy as pure functions; ``memory`` is a dict of tensors that is saved with the learner.
 
-    ``sample(memory, request) -> samples`` answers a draw. What a policy does not need it leaves out:
-    ``start() -> memory`` makes what it remembers to begin with;
-    ``begin_round(memory, request) -> memory`` is called before the first of a round's draws, with that draw;
-    ``measure(gradient) -> (values,)`` says what the policy wants to know of a round's meta-gradient, of the draws that
-    it is part of; meta-gradients are then taken one by one;
-    ``record(memory, request, rounds, values) -> memory`` is told so after the draw: ``values`` is (rounds, values), NaN
-    where a gradient was not finite.
+    ``sample(memory, request) -> samples`` draws a meta-batch. The others are optional:
+    ``start() -> memory`` returns the initial memory;
+    ``begin_round(memory, request) -> memory`` updates the memory before the first draw of a round;
+    ``measure(gradient) -> values`` returns what the policy measures of each drawn round's meta-gradient, a vector of
+    shape (values,); the gradients of a meta-batch are then computed one by one;
+    ``record(memory, request, rounds, values) -> memory`` updates the memory after a draw; ``values`` has shape
+    (rounds, values), float64, and is NaN for a gradient that was not finite.
     """
 
     sample: Callable[[Params, ReplayRequest], list[ReplaySample]]
@@ -58,20 +73,20 @@ class ReplayPolicy(NamedTuple):
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Return a random generator that is a pure function of the non-negative integers of ``key``."""
+    """Return a random generator that depends only on ``key``, which are non-negative integers."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def request_generator(request: ReplayRequest) -> np.random.Generator:
-    """Return the random generator of a draw."""
+    """Return the random generator of a draw, a function of its seed, round and step."""
     return generator(request.seed, request.round, request.step)
 
 
 def sample_uniformly(rounds: Sequence[int] | NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:
-    """Return min(many, len(rounds)) distinct ones of ``rounds``, each set of them as likely as any other."""
+    """Draw min(count, len(rounds)) distinct ``rounds`` uniformly; return all of them in order if they fit."""
     if len(rounds) <= count:
         return [int(round) for round in rounds]
-    # Drawing without replacement would cost O(count) memory by permutation; a set of redraws does not.
+    # Redrawing duplicates needs O(count) memory; a permutation would need O(len(rounds)).
     chosen: dict[int, None] = {}
     while len(chosen) < count:
         chosen.setdefault(int(random.integers(len(rounds))))
@@ -81,10 +96,10 @@ def sample_uniformly(rounds: Sequence[int] | NDArray[np.int64], count: int, rand
 def sample_systematically(
     probabilities: NDArray[np.float64], count: int, random: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Return (index, hits) of ``count`` hits by systematic sampling (Madow, 1949), those without a hit left out.
+    """Draw ``count`` hits by systematic sampling (Madow, 1949); return (index, hits) for every index that was hit.
 
-    The expected hits of an index are many * chances[index] / sum(chances), and the hits differ from it by less than 1.
-    The order is shuffled first, so that neighbours are not drawn together more often than others.
+    The expected number of hits of an index is count * probabilities[index] / sum(probabilities), and the actual one
+    differs from it by less than 1. The order is shuffled first, so that neighbours are not drawn together more often.
     """
     order = random.permutation(len(probabilities))
     ends = np.cumsum(probabilities[order])
@@ -104,7 +119,7 @@ def hash_rounds(seed: int, rounds: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def rounds_from(rounds: Sequence[int], first: int) -> NDArray[np.int64]:
-    """Return the rounds from ``first`` on, in ascending order; costs no more than their number, and a search."""
+    """Return the rounds from ``first`` on, in ascending order, found by binary search."""
     low, high = 0, len(rounds)
     while low < high:
         middle = (low + high) // 2
@@ -113,13 +128,13 @@ def rounds_from(rounds: Sequence[int], first: int) -> NDArray[np.int64]:
 
 
 def among_rounds(rounds: Sequence[int], asked: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of ``asked`` are among ``rounds``."""
+    """Return a mask that says which of ``asked`` are among ``rounds``."""
     if isinstance(rounds, range):
         return (asked >= rounds.start) & (asked < rounds.stop)
     return np.isin(asked, np.asarray(rounds))
 
 
 def pack_memory(next: int, rounds: NDArray[np.int64], **others: NDArray[np.generic]) -> Params:
-    """Return a memory of ``rounds`` and other arrays, and of the ``next`` round that is not in it yet."""
+    """Return a memory with the arrays ``rounds`` and ``others``, and with ``next``, the first round not yet in it."""
     arrays = {"next": np.array(next, np.int64), "rounds": rounds, **others}
     return {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}

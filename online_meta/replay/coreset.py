@@ -1,4 +1,4 @@
-"""Coreset replay: few weighted rounds whose meta-gradients stand for those of all."""
+"""Coreset replay: a few weighted rounds whose meta-gradients represent those of all rounds."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -26,8 +26,8 @@ from online_meta.types import MetaGrad, Params
 def count_sketch(width: int) -> Callable[[MetaGrad], Tensor]:
     """Return gradient -> (width,), a linear map that keeps inner products in expectation (Charikar et al., 2002).
 
-    Each entry of the gradient is added to one of ``width`` numbers, with a sign; which one, and the sign, are a
-    function of the gradient's size.
+    Each entry of the gradient is added with a random sign to one of ``width`` buckets. Buckets and signs are a function
+    of the gradient's size and ``width``.
     """
     maps: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -44,16 +44,24 @@ def count_sketch(width: int) -> Callable[[MetaGrad], Tensor]:
 
 
 def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 256) -> ReplayPolicy:
-    """Return the policy that revisits a coreset of ``size`` rounds, each standing for ``weights`` rounds like it.
+    """Return the policy that revisits a coreset of ``size`` rounds, each with the weight of the rounds it represents.
 
-    A new round is revisited at once, and stands for itself. When there are more than ``size``, the two rounds i, j of
-    the least min(w_i, w_j) ||g_i - g_j|| become one, the heavier of them, which stands for both: a greedy way, for a
-    stream, to keep sum_k ||g_k - g_j(k)||, a bound of the error of the coreset's gradient, small (CRAIG, Mirzasoleiman
-    et al., ICML 2020). Of a gradient, ``width`` numbers are kept that have its inner products in expectation (count
-    sketch, Charikar et al., 2002), from when its round was last revisited. What is drawn is unbiased for the
-    coreset's weighted mean; that is near the mean over all rounds, and not it.
+    A new round is revisited at once and has weight 1. If there are more than ``size`` rounds, the two rounds i, j with
+    the smallest min(w_i, w_j) ||g_i - g_j|| are merged: the heavier one stays and represents both. This greedy
+    method keeps sum_k ||g_k - g_j(k)|| small, a bound of the error of the coreset's gradient (CRAIG, Mirzasoleiman
+    et al., ICML 2020). Of each gradient the memory has a count sketch of ``width`` values (Charikar et al., 2002), from
+    the last time its round was revisited. A draw is unbiased for the coreset's weighted mean, which only approximates
+    the mean over all rounds.
 
-    Raises ``ValueError`` when an argument is below 1.
+    Args:
+        size: the number of rounds in the coreset, at least 1.
+        width: the number of values in a gradient's sketch, at least 1.
+
+    Returns:
+        The policy; its memory has O(size (size + width)) values.
+
+    Raises:
+        ValueError: if an option is below 1.
     """
     if size < 1 or width < 1:
         raise ValueError(f"size is {size} and width {width}: both are 1 or more")
@@ -78,7 +86,7 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
         new_rounds, weights = rounds_from(request.rounds, int(memory["next"])), memory["weights"].numpy()
         first = new_rounds[: max(1, request.batch // 2) if len(weights) else request.batch].tolist()
         hits = _draw_coreset(weights, request.batch - len(first), request_generator(request))
-        # Shares count draws; weights are those of a mean over all rounds that the picks stand for.
+        # Shares count draws; the weights make a mean over all rounds that the samples represent.
         draws, represented = (
             len(first) + sum(hit.share for hit in hits),
             len(new_rounds) + (weights.sum() if hits else 0.0),
@@ -94,7 +102,10 @@ def coreset(size: Annotated[int, Ge(1)] = 200, width: Annotated[int, Ge(1)] = 25
 
 
 def _draw_coreset(weights: NDArray[np.float64], room: int, random: np.random.Generator) -> list[ReplaySample]:
-    """Return ``room`` draws by weight, by index, each for an equal part of all weights; all, if there is room."""
+    """Draw ``room`` rounds by weight, each representing an equal part of the total; return all if they fit.
+
+    The ``round`` of a returned sample is its index in the coreset.
+    """
     if len(weights) <= room:
         return [ReplaySample(at, float(weights[at])) for at in range(len(weights))]
     found = sample_systematically(weights, room, random) if room else []
@@ -102,7 +113,7 @@ def _draw_coreset(weights: NDArray[np.float64], room: int, random: np.random.Gen
 
 
 def _add_rounds(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.float32]) -> Params:
-    """Return the memory with the new ones among ``rounds``, each of weight 1, and newer sketches of the others."""
+    """Add the new ones among ``rounds`` with weight 1 and update the sketches of the others; return the memory."""
     own, weights, sketches = (memory[name].numpy().copy() for name in ("rounds", "weights", "sketches"))
     following = int(memory["next"])
     sound, new = np.isfinite(seen).all(1), rounds >= following
@@ -124,9 +135,9 @@ def _add_rounds(memory: Params, rounds: NDArray[np.int64], seen: NDArray[np.floa
 def _update_distances(
     before: NDArray[np.float64], sketches: NDArray[np.float32], changed: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the distances between all sketches, given those ``before`` some ``changed`` and others came behind them.
+    """Return the distances between all sketches, recomputing only those to the ``changed`` (and new) ones.
 
-    All distances each time would cost more than the meta-gradients of a small model do.
+    Computing all distances at each step would cost more than the meta-gradients of a small model.
     """
     count, rows = len(sketches), torch.from_numpy(sketches).double()
     apart = np.zeros((count, count))
@@ -137,7 +148,7 @@ def _update_distances(
 
 
 def _merge(memory: Params, size: int) -> Params:
-    """Return the memory with so many rounds merged that at most ``size`` are left."""
+    """Merge rounds until at most ``size`` are left; return the memory."""
     own, weights, sketches, apart = (memory[name].numpy() for name in ("rounds", "weights", "sketches", "apart"))
     while len(own) > size:
         lighter, heavier = _cheapest_pair(weights, apart)
@@ -148,7 +159,7 @@ def _merge(memory: Params, size: int) -> Params:
 
 
 def _cheapest_pair(weights: NDArray[np.float64], apart: NDArray[np.float64]) -> tuple[int, int]:
-    """Return the pair that costs least to make one: the lighter, and the heavier, which stays."""
+    """Return the pair that is cheapest to merge: the lighter round, and the heavier one, which stays."""
     cost = np.minimum.outer(weights, weights) * apart
     np.fill_diagonal(cost, np.inf)
     one, other = np.unravel_index(int(cost.argmin()), cost.shape)

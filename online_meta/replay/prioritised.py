@@ -1,4 +1,4 @@
-"""Prioritised replay: rounds that teach more are revisited more often, and count for less each time."""
+"""Prioritised replay: revisit rounds with larger losses or gradients more often, with smaller weights."""
 
 from typing import Annotated, Literal
 
@@ -26,22 +26,31 @@ def prioritised(
     uniform_share: Annotated[float, Gt(0), Lt(1)] = 0.2,
     size: Annotated[int, Ge(1)] = 10_000,
 ) -> ReplayPolicy:
-    """Return the policy that draws a round with a chance that grows with its loss, or its gradient's norm.
+    """Return the policy that draws a round with a probability that grows with its loss or gradient norm.
 
-    P(i) = (1 - u) p_i^a / sum_k p_k^a + u / n, where p_i is what was measured when round i was last revisited, the
-    largest of all as long as it was not (Schaul et al., ICLR 2016), a the ``exponent`` and u the ``uniform_share``;
-    weights 1 / (n P(i)) keep the expected meta-gradient that of all n rounds and stay below 1 / u. With norms and
-    a = 1 the variance is the least that such a draw can have, were the norms current (Zhao and Zhang, ICML 2015).
-    The n rounds are a reservoir of at most ``size``.
+    P(i) = (1 - u) p_i^a / sum_k p_k^a + u / n, where the priority p_i was measured when round i was last revisited, or
+    is the largest of all before that (Schaul et al., ICLR 2016). The weights 1 / (n P(i)) are below 1 / u and make the
+    expected meta-gradient that of all n rounds. With gradient norms and a = 1 the variance would be minimal if the
+    norms were up to date (Zhao and Zhang, ICML 2015). The n rounds are a reservoir of at most ``size``.
 
-    Raises ``ValueError`` when an argument is out of its range.
+    Args:
+        by: what is measured: "loss", the absolute query loss, or "gradient_norm", the norm of the meta-gradient.
+        exponent: a, at least 0; 0 draws uniformly.
+        uniform_share: u, in (0, 1).
+        size: the number of rounds in the reservoir, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
     if by not in ("loss", "gradient_norm"):
-        raise ValueError(f"by is {by!r}: 'loss' or 'gradient_norm'")
+        raise ValueError(f"by is {by!r}; it must be 'loss' or 'gradient_norm'")
     if exponent < 0 or not 0 < uniform_share < 1 or size < 1:
         raise ValueError(
-            f"exponent is {exponent}, uniform_share {uniform_share}, size {size}: the first is 0 or more, the second "
-            "lies between 0 and 1, the last is 1 or more"
+            f"exponent is {exponent}, uniform_share is {uniform_share}, size is {size}: exponent must be at least 0, "
+            "uniform_share strictly between 0 and 1, and size at least 1"
         )
 
     def start() -> Params:
@@ -50,7 +59,7 @@ def prioritised(
     def begin_round(memory: Params, request: ReplayRequest) -> Params:
         rounds, places = update_sample(memory, request, size)
         before = memory["priorities"].numpy()
-        # Index -1, that of new rounds, is the largest priority.
+        # New rounds have index -1, where the largest priority is appended.
         priorities = np.append(before, before.max(initial=0.0) or 1.0)[places]
         return pack_memory(request.round + 1, rounds, priorities=priorities)
 
@@ -77,7 +86,7 @@ def prioritised(
 
 
 def _probabilities(priorities: NDArray[np.float64], uniform_share: float) -> NDArray[np.float64]:
-    """Return each round's chance; all are alike where no priority is above 0."""
+    """Return each round's probability; uniform if no priority is above 0."""
     even = np.full(len(priorities), 1.0 / len(priorities))
     total = priorities.sum()
     return (1 - uniform_share) * priorities / total + uniform_share * even if total > 0 else even

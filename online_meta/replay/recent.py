@@ -1,4 +1,4 @@
-"""Recent replay: the newest rounds alone, for streams that leave their past behind."""
+"""Recent replay: revisit only the newest rounds, for streams that drift away from their past."""
 
 from typing import Annotated
 
@@ -9,15 +9,21 @@ from online_meta.types import Params
 
 
 def recent(window: Annotated[int, Ge(1)] = 100) -> ReplayPolicy:
-    """Return the policy that draws distinct rounds uniformly among the ``window`` newest ones.
+    """Return the policy that draws distinct rounds uniformly from the ``window`` newest ones.
 
-    What it follows is another leader than that of all rounds: argmin_w of the sum over the window, which forgets on
-    purpose. It is unbiased for the window's mean.
+    It is unbiased for the mean over the window, so it follows the leader of the window and forgets older rounds.
 
-    Raises ``ValueError`` when ``window`` is below 1.
+    Args:
+        window: the number of newest rounds, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: if ``window`` is below 1.
     """
     if window < 1:
-        raise ValueError(f"window is {window}: it is 1 round or more")
+        raise ValueError(f"window is {window}; it must be at least 1 round")
 
     def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
         return [

@@ -1,4 +1,4 @@
-"""Reservoir replay: a fair sample of the past, in bounded memory."""
+"""Reservoir replay: revisit a uniform sample of the past in bounded memory."""
 
 from typing import Annotated
 
@@ -21,10 +21,10 @@ from online_meta.types import Params
 
 
 def update_sample(memory: Params, request: ReplayRequest, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which rounds are in the sample now, and where each stood in ``memory``, -1 if it is new.
+    """Return the rounds of the updated sample, and the index that each had in ``memory``, or -1 if it is new.
 
-    The rounds of the ``size`` lowest hashes are a uniform sample without replacement of all rounds so far, and stay
-    one whatever comes after: what Vitter's reservoir is (1985), as a function of the rounds alone.
+    The rounds with the ``size`` smallest hashes are a uniform sample without replacement of all rounds so far. Unlike
+    Vitter's reservoir (1985), the sample is a function of the rounds and the seed only.
     """
     old = memory["rounds"].numpy()
     kept = np.flatnonzero(among_rounds(request.rounds, old))
@@ -40,13 +40,20 @@ def update_sample(memory: Params, request: ReplayRequest, size: int) -> tuple[ND
 def reservoir(size: Annotated[int, Ge(1)] = 1000) -> ReplayPolicy:
     """Return the policy that draws distinct rounds uniformly from a reservoir of ``size`` rounds (Vitter, 1985).
 
-    The reservoir is at any time a uniform sample of all rounds so far, so a draw is unbiased for the mean over all
-    rounds; what is revisited stays small enough for a cache, however long the history.
+    The reservoir is always a uniform sample of all rounds so far, so a draw is unbiased for the mean over all rounds.
+    The rounds that are revisited fit into a cache, however long the history is.
 
-    Raises ``ValueError`` when ``size`` is below 1.
+    Args:
+        size: the number of rounds in the reservoir, at least 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: if ``size`` is below 1.
     """
     if size < 1:
-        raise ValueError(f"size is {size}: the reservoir holds 1 round or more")
+        raise ValueError(f"size is {size}; the reservoir must hold at least 1 round")
 
     def start() -> Params:
         return pack_memory(0, np.array([], np.int64))

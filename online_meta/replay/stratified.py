@@ -1,14 +1,17 @@
-"""Stratified replay: every stretch of the past is in every meta-batch."""
+"""Stratified replay: revisit one round from every part of the past in every meta-batch."""
 
 from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample, request_generator
 from online_meta.types import Params
 
 
 def stratified() -> ReplayPolicy:
-    """Return the policy that cuts the past into ``batch`` stretches of time and draws one round of each.
+    """Return the policy that divides the past into ``batch`` strata of time and draws one round from each.
 
-    One round of each of B stretches of as equal a length n_s as can be (Neyman, 1934), of weight n_s B / n: unbiased
-    for the mean over all n rounds, and of less variance than uniform draws where losses drift along the stream.
+    The B strata have lengths n_s that differ by at most 1 (Neyman, 1934). A round has weight n_s B / n, which is
+    unbiased for the mean over all n rounds, with less variance than uniform draws if losses drift along the stream.
+
+    Returns:
+        The policy.
     """
 
     def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:

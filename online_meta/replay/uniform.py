@@ -1,4 +1,4 @@
-"""Uniform replay: every past round is as likely as any other."""
+"""Uniform replay: revisit every past round with equal probability."""
 
 from online_meta.replay import ReplayPolicy, ReplayRequest, ReplaySample, request_generator, sample_uniformly
 from online_meta.types import Params
@@ -7,7 +7,10 @@ from online_meta.types import Params
 def uniform() -> ReplayPolicy:
     """Return the policy that draws distinct rounds uniformly; unbiased for the mean over all rounds.
 
-    The meta-batch of FTML's practical algorithm (Finn et al., ICML 2019, algorithm 1).
+    It is the meta-batch of FTML's practical algorithm (Finn et al., ICML 2019, algorithm 1).
+
+    Returns:
+        The policy.
     """
 
     def sample(memory: Params, request: ReplayRequest) -> list[ReplaySample]:
