@@ -1,17 +1,41 @@
 """online-meta replay: play the rounds of a history again, with the same or another algorithm."""
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import click
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deploy.config.config import config_file_context, read_config
-from deploy.replay import replay
-from deploy.reports.report import summary_table
+import trainers.comparators
+from deploy.checks.preflight import check_learning
+from deploy.checks.run_folder import check_tasks
+from deploy.config.config import Config, config_file_context, read_config
+from deploy.exits import CONFIG, TRY_LATER, CommandError
+from deploy.leader import find_leader
+from deploy.reports.report import summary_table, write_report
+from deploy.telemetry.run_view import open_view
+from online_meta import registry
+from online_meta.learners import LearnerContext
+from online_meta.regret.ledger import Comparator
+from streams.history.history import History
+from streams.history.retention import count_discarded
+from trainers.build import build_context
+from trainers.checkpoint import CheckpointError
+from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
+from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.run_files import RunFiles
+from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.task_prefetch import HistoryBuffer
+from trainers.settings import RegretSettings
+from trainers.settings_fingerprint import SettingsChanged
 
 
 @click.command("replay")
@@ -48,3 +72,105 @@ def command(
     else:
         Console(highlight=False).print(summary_table(report))
         click.echo(f"report: {folder}/report.html")
+
+
+def replay(
+    config: Config, history_folder: Path, out: Path, rounds: int | None, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Play the rounds of a history again and return the report.
+
+    The decisions that depended on timing in the original run, such as how many rounds share an update, are reused. An
+    interrupted replay continues where it stopped.
+
+    Args:
+        config: of the replay.
+        history_folder: of the history to play.
+        out: folder for the results.
+        rounds: number of rounds; None for all.
+        progress: called with (what, done, total); total is 0 if unknown.
+
+    Raises:
+        CommandError: if the history has too few rounds or discarded ones, if ``out`` belongs to other settings, or if a
+            comparator is not available.
+    """
+    files = RunFiles(out)
+    with History.open(history_folder, write=False) as history:
+        check_learning(config)
+        check_tasks(history, config.task, history_folder)
+        total = len(history) if rounds is None else rounds
+        if total > len(history):
+            raise CommandError(TRY_LATER, f"{history_folder} has {len(history)} rounds, but {rounds} were requested")
+        if discarded := count_discarded(history.query):
+            raise CommandError(
+                CONFIG, f"{history_folder}: retention has removed {discarded} rounds; a replay needs all of them"
+            )
+        _copy_logs(history_folder, files)
+        try:
+            run = open_run(config.trainer(), files, history)
+        except (SettingsChanged, CheckpointError) as error:
+            raise CommandError(CONFIG, f"{out}: {error}") from error
+        try:
+            while run.round < total:
+                play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
+                progress("rounds", run.round, total)
+        finally:
+            close_run(run)
+        if total:
+            _refresh_comparators(config, files, history, total, progress)
+    view = open_view(files, config.regret)
+    view.refresh()
+    view.close()
+    return write_report(out, view, config)
+
+
+def _copy_logs(history_folder: Path, files: RunFiles) -> None:
+    """Copy the logs of decisions that depended on timing, so that the replay reuses them."""
+    played = RunFiles(history_folder.parent)
+    pairs = [
+        (history_folder / file.name, file) for file in (files.update_log, files.execution_plan_log, files.rollback_log)
+    ]
+    pairs += [(program, files.programs / program.name) for program in played.programs.glob("*.pt2")]
+    for source, target in pairs:
+        if source.exists() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def _refresh_comparators(
+    config: Config, files: RunFiles, history: History, rounds: int, progress: Callable[[str, int, int], None]
+) -> None:
+    """Refresh each comparator once, over all played rounds, unless it is done already. Raises ``CommandError``."""
+    evaluated = {line["kind"] for line in LineReader(files.comparators).lines() if line["as_of_round"] == rounds}
+    settings = config.trainer()
+    buffer = HistoryBuffer(history, torch.device(settings.engine.device))
+    skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
+    request = RefreshRequest(rounds, 0, skipped, find_leader(files.leader))
+    with closing(buffer), closing(LineWriter(files.comparators)) as writer:
+        context = build_context(settings, buffer, files.programs)
+        for kind in config.regret.comparator:
+            if kind not in evaluated:
+                writer.append(_refresh_comparator(context, settings.regret, kind, request, progress)._asdict())
+
+
+def _refresh_comparator(
+    context: LearnerContext,
+    regret: RegretSettings,
+    kind: str,
+    request: RefreshRequest,
+    progress: Callable[[str, int, int], None],
+) -> Comparator:
+    done = 0
+
+    def count() -> bool:
+        nonlocal done
+        done += 1
+        progress(kind, done, 0)
+        return True
+
+    refresh: Refresh = registry.load(trainers.comparators, kind)
+    try:
+        found = refresh(context, regret, request, None, count, **regret.comparator_options.get(kind, {}))
+    except ComparatorUnavailable as error:
+        raise CommandError(CONFIG, f"[regret] comparator = {kind!r}: {error}") from error
+    assert found is not None
+    return found.comparator._replace(kind=kind)

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import torch
 
+from deploy.commands.replay import replay
 from deploy.config.config import read_config
-from deploy.replay import replay
 from streams.formats import wire
 from streams.history.verify import verify
 from streams.sources.sinusoid import make_task

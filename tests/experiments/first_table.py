@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from deploy.commands.replay import replay
 from deploy.config.config import read_config
-from deploy.replay import replay
 from rich.progress import Progress
 from streams.atomic_files import replace_file
 

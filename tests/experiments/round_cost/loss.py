@@ -5,8 +5,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from deploy.commands.replay import replay
 from deploy.config.config import read_config
-from deploy.replay import replay
 from online_meta.regret.ledger import MAIN_LEARNER
 from tests.experiments.common.histories import make_history
 from tests.experiments.common.tables import Row, commit, keep, read_kept, spread
