@@ -14,7 +14,7 @@ from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Pa
 
 
 def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, damping: float = 0.0) -> MetaGradient:
-    """Return the estimator of iMAML's meta-gradient (Rajeswaran et al., NeurIPS 2019, eq. 6).
+    """Return the estimator (meta, task) -> iMAML's meta-gradient (Rajeswaran et al., NeurIPS 2019, eq. 6).
 
     The inner loop runs without a graph and is assumed to end at a fixed point phi = update(phi). Conjugate gradients
     solve (I - J)^T lambda = grad f(phi), J = d update / d phi, and lambda is pulled back through the last step to the
@@ -30,9 +30,6 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
         tolerance: relative residual at which they end, at least 0.
         damping: d, at least 0, is added to the diagonal of I - J. It bounds the solution if the curvature nearly
             cancels the pull (H near -s); ``proximal`` with learning rate l then gives (I + H / s + d / (l s) I)^-1.
-
-    Returns:
-        A function (meta, task) -> the query loss and its gradient.
 
     Raises:
         ValueError: if an option is out of range, ``inner`` has no step, or its rule has no such fixed point.

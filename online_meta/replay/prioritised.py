@@ -39,9 +39,6 @@ def prioritised(
         uniform_share: u, in (0, 1).
         size: the number of rounds in the reservoir, at least 1.
 
-    Returns:
-        The policy.
-
     Raises:
         ValueError: if an option is out of range.
     """
