@@ -1,7 +1,40 @@
-"""Sources of tasks, one kind a file: the folder is the registry.
+"""The registry of sources of tasks: each file of this folder without a leading underscore is one kind of source.
 
-A file offers ``Settings``, a frozen dataclass of the options of ``[[source]] kind = "<file>"``, and
-``create_source(settings, spec, name, seed) -> TaskSource | None``; None where tasks are pushed and nothing is read.
+The kind is the name of the file: ``[[source]] kind = "<file>"``. A file defines
+
+``Settings``
+    A frozen dataclass with the options of the kind. Values from the configuration are checked against the annotations
+    (types, ``Annotated`` ranges, ``Literal`` choices), and ``__post_init__`` may raise ``ValueError`` for a wrong
+    combination. The docstring describes each option under "Attributes:".
+
+``create_source(settings, spec, name, seed) -> TaskSource | NeedsLeader | None``
+    Returns the source. ``spec`` (``streams.spec.TaskSpec``) is the shape of the run's tasks, ``name`` the unique name
+    of this source in the run, and ``seed`` the seed of the run. It returns None if clients push the tasks and nothing
+    is read, and ``streams.segmenting.by_leader.NeedsLeader`` if the source needs access to the run's leader. It raises
+    ``ValueError`` for invalid options, ``ImportError`` for a missing package and ``OSError`` for an unreadable file. It
+    does not connect to a server.
+
+``SPEC``
+    Optional: the ``TaskSpec`` of a source that generates its tasks. ``create_source`` then raises ``ValueError`` if
+    ``spec`` differs (``streams.spec.require_same``).
+
+A ``TaskSource`` (``streams.types``) keeps this contract:
+
+``read(after) -> Iterator[Arrival | None]``
+    Yields the arrivals after the position ``after``, a ``cursor`` of an earlier arrival; None means from the start. It
+    yields None when there is nothing now and never blocks for long; an exhausted source goes on yielding None. It may
+    yield an arrival again, with the same id and body, but it must not omit one. It raises when the connection is lost;
+    it is then called again with the last committed position. It raises ``ValueError`` for a position that is not one of
+    its own. An arrival that is not a task has a ``rejection`` and the bytes as received. One thread reads a source.
+
+``ack(arrivals)``
+    Optional (``streams.types.Acknowledges``): receives arrivals that are durable or were rejected for good, without
+    their bodies. It is called in the reading thread, between two steps of ``read``. It may be called late or not at
+    all, so an arrival that was not acknowledged must be yielded again.
+
+``lag(after) -> int | None``
+    Optional (``streams.types.ReportsLag``): returns the number of entries that wait after the position, None if it is
+    unknown. It is called in another thread than ``read``, so it needs its own connection.
 """
 
 FUNCTION = "create_source"

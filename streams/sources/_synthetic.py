@@ -1,4 +1,4 @@
-"""A source whose task t is a pure function of t, so that its position is just a number."""
+"""Generate synthetic tasks: a source whose task t is a pure function of t, and the parts of regression streams."""
 
 import math
 import time
@@ -22,14 +22,14 @@ Reals = NDArray[np.float64]
 
 
 class Family(NamedTuple):
-    """Functions ``value(parameters, x)``, each parameter uniform in its ``low`` .. ``high``."""
+    """A family of functions ``value(parameters, x)``; each parameter is uniform in its ``low`` .. ``high``."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     value: Callable[[Reals, Reals], Any]
 
     def parameters(self, shares: Reals) -> Reals:
-        """Return the parameters that lie at these shares, 0 .. 1, of their ranges."""
+        """Return the parameters at relative positions 0 .. 1 in their ranges; surplus ``shares`` are ignored."""
         low, high = np.array(self.low), np.array(self.high)
         return np.asarray(low + shares[: len(low)] * (high - low))
 
@@ -57,9 +57,18 @@ def sample_task(
     noise: float,
     freedom: float = math.inf,
 ) -> Task:
-    """Return a task of so many samples y = function(x) + noise * e, float32 tensors of shape (samples, 1).
+    """Sample a task y = function(x) + noise * e with x uniform in -5 .. 5.
 
-    e is standard normal, or of Student's t distribution with so many degrees of ``freedom``, if that is finite.
+    Args:
+        function: maps x of shape (n, 1) to y of the same shape.
+        random: the generator of x and of the noise e.
+        support: the number of support samples.
+        query: the number of query samples.
+        noise: the factor of the noise.
+        freedom: the degrees of freedom of Student's t distribution of e; if infinite, e is standard normal.
+
+    Returns:
+        A task of float32 tensors of shape (support, 1) and (query, 1).
     """
     x = random.uniform(-5.0, 5.0, (support + query, 1))
     e = random.standard_normal(x.shape) if math.isinf(freedom) else random.standard_t(freedom, x.shape)
@@ -68,10 +77,14 @@ def sample_task(
 
 
 def random_walk(*key: int, t: int) -> float:
-    """Return W(t) of the walk called ``key``: W(0) = 0, independent increments of normal distribution N(0, 1).
+    """Return W(t) of a Gaussian random walk with W(0) = 0 and independent increments of distribution N(0, 1).
 
-    It is a pure function, in O(log t) draws: W at the powers of two first, then at midpoints given both ends, which are
-    N((W(a) + W(b)) / 2, (b - a) / 4) (the construction of Brownian motion by Levy, 1948).
+    This is a pure function that needs O(log t) draws: W is drawn at powers of two, then at midpoints given both ends,
+    where it is N((W(a) + W(b)) / 2, (b - a) / 4) (Levy's construction of Brownian motion, 1948).
+
+    Args:
+        key: seeds of the walk.
+        t: the time, 0 or more.
     """
     if t == 0:
         return 0.0
@@ -92,20 +105,20 @@ def _normal(key: tuple[int, ...], time: int) -> float:
 
 
 def reflect(value: float) -> float:
-    """Return where ``value`` is when 0 and 1 are mirrors: in 0 .. 1, and as far as before from a step so short."""
+    """Fold ``value`` into 0 .. 1 by reflection at 0 and 1, so that short steps of a walk stay short."""
     rest = value % 2.0
     return min(rest, 2.0 - rest)
 
 
 class SyntheticSource(NamedTuple):
-    """A ``TaskSource`` that makes its tasks; the cursor is the number of the last one.
+    """A ``TaskSource`` that generates its tasks; the cursor is the number of the last task.
 
     Attributes:
-        make: task t, a pure function.
-        name: of the source; ids are "<name>-<t>".
-        tasks: how many there are; None: without end.
-        per_second: how many at most, counted from when it is read; None: as fast as it is read.
-        clock: seconds, never backwards.
+        make: a pure function that returns task t.
+        name: the name of the source; ids are "<name>-<t>".
+        tasks: the number of tasks; None for an endless stream.
+        per_second: the largest rate of tasks per second, from the start of reading; None for no limit.
+        clock: a monotonic clock in seconds.
     """
 
     make: Callable[[int], Task]
@@ -115,10 +128,10 @@ class SyntheticSource(NamedTuple):
     clock: Callable[[], float] = time.monotonic
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the tasks behind ``after``, None while the next one is not due, and None for ever at the end.
+        """Yield the tasks after a position, None while the next one is not due, and only None at the end.
 
         Raises:
-            ValueError: if ``after`` is not a position that this source gave.
+            ValueError: if ``after`` is not a position of this source.
         """
         if after is not None and not (after.isascii() and after.isdigit()):
             raise ValueError(f"{self.name}: the position {after!r} is not a task number")

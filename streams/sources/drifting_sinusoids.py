@@ -1,4 +1,4 @@
-"""Sinusoid regression whose amplitudes drift: y = A sin(x - phase) + noise, A uniform in a window that moves.
+"""Generate sinusoid regression with drifting amplitudes: y = A sin(x - phase) + noise, A uniform in a moving window.
 
 The window lies within 0.1 .. 5, the amplitudes of Finn et al., ICML 2017; phase is uniform in 0 .. pi, x in -5 .. 5.
 """
@@ -21,7 +21,7 @@ __all__ = ["SPEC", "Settings", "create_source", "lowest_amplitude", "make_task"]
 
 LOW, HIGH = FAMILIES["sinusoid"].low[0], FAMILIES["sinusoid"].high[0]
 WALK_DRAWS = 1
-"""Sets the walk's draws apart from those of tasks."""
+"""Separates the random draws of the walk from those of tasks."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ class Settings:
     """Options of ``[[source]] kind = "drifting_sinusoids"``.
 
     Attributes:
-        tasks: how many; left out: without end.
-        support: samples to adapt on.
-        query: samples to be judged on.
-        per_second: how many tasks a second at most; left out: as fast as they are taken.
+        tasks: the number of tasks; by default the stream is endless.
+        support: the number of support samples per task.
+        query: the number of query samples per task.
+        per_second: the largest rate of tasks per second; by default there is no limit.
         noise: the standard deviation of the Gaussian noise on y.
-        motion: of the window; "cycle": up and down as a cosine, from the bottom; "walk": at random, back at both ends.
-        width: of the window of amplitudes.
-        period: after how many tasks a cycle begins again.
-        step: the standard deviation of a walk's step, of one task, in units of amplitude.
+        motion: how the window moves. "cycle": up and down as a cosine, starting at the bottom. "walk": as a random walk
+            that is reflected at both ends.
+        width: the width of the window of amplitudes.
+        period: the number of tasks in one cycle.
+        step: the standard deviation of the walk's step per task, in units of amplitude.
     """
 
     tasks: Annotated[int, Ge(1)] | None = None
@@ -52,13 +53,13 @@ class Settings:
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream; raises ``ValueError`` if the run expects other tasks."""
+    """Return the stream; raise ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "drifting_sinusoids")
     return SyntheticSource(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
 
 
 def lowest_amplitude(settings: Settings, seed: int, t: int) -> float:
-    """Return where the window of task t begins; a pure function, O(log t)."""
+    """Return the lower end of the window of task t, as a pure function in O(log t) time."""
     room = HIGH - LOW - settings.width
     if settings.motion == "cycle":
         return LOW + room * (1 - math.cos(2 * math.pi * t / settings.period)) / 2
@@ -68,7 +69,11 @@ def lowest_amplitude(settings: Settings, seed: int, t: int) -> float:
 
 
 def make_task(settings: Settings, seed: int, t: int) -> Task:
-    """Return task t of the stream of a seed, a pure function."""
+    """Generate task t of the stream of a seed, as a pure function.
+
+    Returns:
+        A task of float32 tensors of shape (support, 1) and (query, 1).
+    """
     random = generator(seed, t)
     amplitude = lowest_amplitude(settings, seed, t) + settings.width * random.random()
     wave = partial(FAMILIES["sinusoid"].value, np.array([amplitude, random.uniform(0.0, math.pi)]))

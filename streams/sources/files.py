@@ -1,9 +1,9 @@
-"""Tasks as files in a spool folder: write under another name, then rename to ``<id>.safetensors``, .npz or .arrow.
+"""Read tasks from files in a spool folder; writers rename finished files to ``<id>.safetensors``, .npz or .arrow.
 
-There is no cursor, on purpose: a file that is renamed in later may have an earlier name and an earlier time than
-one that was taken already, so "all after the last name or time" would lose it. After a restart all files are offered
-again; the history knows the ids that it has. Files that are kept make each listing as long as there are files;
-``processed = "move"`` moves each into ``done/`` once it is durable, or into ``rejected/``.
+This source has no cursor: a file that appears later may have an earlier name and time than one already read, so
+"everything after the last name or time" would miss it. After a restart all files are offered again, and the history
+recognises the ids that it has. Each listing takes time proportional to the number of files in the folder;
+``processed = "move"`` moves each file to ``done/`` once its task is durable, or to ``rejected/``.
 """
 
 import logging
@@ -25,20 +25,20 @@ from streams.spec import TaskSpec
 from streams.types import Arrival, Rejected, TaskSource
 
 SUFFIXES = (".safetensors", ".npz", ".arrow")
-"""What the names of task files end with."""
+"""The suffixes of task files."""
 
 
 def read_task_file(path: PurePath, data: bytes, spec: TaskSpec, max_bytes: int) -> bytes:
-    """Return the content of a task file as a safetensors body; the same content always gives the same bytes.
+    """Convert the content of a task file to a safetensors body; equal contents give equal bytes.
 
     Args:
-        path: whose ending, one of ``SUFFIXES``, tells the format.
-        data: its content.
-        spec: what a task looks like.
-        max_bytes: how many bytes the tensors may have together.
+        path: the path of the file; its suffix, one of ``SUFFIXES``, determines the format.
+        data: the content of the file.
+        spec: the shape and dtypes of the run's tasks.
+        max_bytes: the largest total size of the tensors in bytes.
 
     Raises:
-        Rejected: if it is no file of that format; whether it is a task of the run is left to ``wire.decode``.
+        Rejected: if the content does not have the format; ``wire.decode`` later checks that it is a task of the run.
         ImportError: if the package that reads the format is not installed.
     """
     if path.suffix == ".npz":
@@ -63,21 +63,21 @@ _DTYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 6
 _log = logging.getLogger(__name__)
 
 
-_File = tuple[str, int]  # name and inode, so that one that was replaced is another
+_File = tuple[str, int]  # name and inode, so that a replaced file counts as a new one
 
 
 @dataclass
 class Spool:
-    """A ``TaskSource`` over a folder.
+    """A ``TaskSource`` that reads the files of a folder.
 
     Attributes:
-        folder: where the files appear.
-        spec: what a task looks like.
-        name: of the source.
-        poll_seconds: how often it is listed.
-        max_bytes: a larger file is not read.
-        moves: whether a settled file is moved away.
-        clock: seconds, never backwards.
+        folder: the folder in which files appear.
+        spec: the shape and dtypes of the run's tasks.
+        name: the name of the source.
+        poll_seconds: the interval between two listings.
+        max_bytes: the size of the largest file that is read.
+        moves: whether files of acknowledged tasks are moved.
+        clock: a monotonic clock in seconds.
     """
 
     folder: str
@@ -90,7 +90,7 @@ class Spool:
     _offered: dict[str, _File] = field(default_factory=dict)
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield each file once per reading, None when there is no more; raises ``OSError`` without the folder."""
+        """Yield each file once, and None while there is no new file; raise ``OSError`` if there is no folder."""
         seen, failed = set[_File](), set[_File]()
         self._offered.clear()
         while True:
@@ -98,7 +98,7 @@ class Spool:
             waiting = set[_File]()
             for file in sorted(now - seen):
                 if self._offered.get(Path(file[0]).stem, file) != file:
-                    waiting.add(file)  # another file of the same id is not settled yet
+                    waiting.add(file)  # another file with the same id is not acknowledged yet
                     continue
                 arrival = self._read_file(file, failed)
                 if arrival is not None:
@@ -111,7 +111,7 @@ class Spool:
                 yield None
 
     def ack(self, arrivals: Sequence[Arrival]) -> None:
-        """Move the files of arrivals that are durable, or were refused for good, out of the way."""
+        """Move the files of arrivals that are durable to ``done/``, and those of rejected arrivals to ``rejected/``."""
         for arrival in arrivals:
             file = self._offered.pop(arrival.id, None)
             if file is None:
@@ -120,12 +120,12 @@ class Spool:
             try:
                 _move(path, file[1], "done" if arrival.rejection is None else "rejected")
             except FileNotFoundError:
-                continue  # somebody else has taken it away
+                continue  # somebody else has moved or deleted it
             except OSError as error:
-                _log.warning("%s is done with and cannot be moved away: %s", path, error)
+                _log.warning("%s has been processed but cannot be moved: %s", path, error)
 
     def _read_file(self, file: _File, failed: set[_File]) -> Arrival | None:
-        """Return a file as an arrival; None, and it is among the failed, while it cannot be read."""
+        """Return a file as an arrival; return None and add it to ``failed`` while it cannot be read."""
         path = Path(self.folder, file[0])
         try:
             data = _read(path, self.max_bytes)
@@ -143,7 +143,7 @@ class Spool:
 
 def _move(path: Path, inode: int, folder: str) -> None:
     if path.stat().st_ino != inode:
-        return  # it was replaced: the new one is offered by itself
+        return  # the file was replaced, and the new one will be offered separately
     target = path.parent / folder / path.name
     target.parent.mkdir(exist_ok=True)
     os.rename(path, target.with_name(f"{path.stem}.{inode}{path.suffix}") if target.exists() else target)
@@ -158,11 +158,11 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def _list(folder: str) -> set[_File]:
-    """Return (name, inode) of each task file."""
+    """Return the name and inode of each task file."""
     try:
         listing = os.scandir(folder)
     except FileNotFoundError as error:
-        message = "there is no such folder: make it, or set `folder` to the one that tasks are renamed into"
+        message = "there is no such folder: create it, or set `folder` to the folder that receives task files"
         raise FileNotFoundError(error.errno, message, folder) from error
     with listing:
         files = [item for item in listing if item.name.endswith(SUFFIXES) and not item.name.startswith(".")]
@@ -174,10 +174,10 @@ class Settings:
     """Options of ``[[source]] kind = "files"``.
 
     Attributes:
-        folder: where the files appear.
-        poll_seconds: how often it is listed.
-        max_bytes: a larger file is not read; nor one whose tensors are larger.
-        processed: "keep" a file where it is, or "move" it into the folder's ``done/`` or ``rejected/``.
+        folder: the folder in which files appear.
+        poll_seconds: the interval between two listings.
+        max_bytes: the largest size of a file, and of its tensors together.
+        processed: "keep" a file in place, or "move" it to ``done/`` or ``rejected/`` in the folder.
     """
 
     folder: str
@@ -187,6 +187,6 @@ class Settings:
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream of the folder's files, in name order per listing."""
+    """Return the stream of the folder's files, in the order of their names within each listing."""
     move = settings.processed == "move"
     return Spool(settings.folder, spec, name, settings.poll_seconds, settings.max_bytes, move)

@@ -1,6 +1,7 @@
-"""A mixture of many clusters of tasks, few common and most rare, with noise that has outliers.
+"""Generate tasks from many clusters, a few common and most rare, with noise that has outliers.
 
-Cluster k, from 0, has the probability (k + 1)^-exponent / sum (Zipf's law), and noise is of Student's t distribution.
+Cluster k, from 0, has probability proportional to (k + 1)^-exponent (Zipf's law). The noise follows Student's t
+distribution.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from streams.types import TaskSource
 __all__ = ["SPEC", "Settings", "create_source", "draw_cluster", "make_task"]
 
 CENTRE_DRAWS = 1
-"""Sets the draws of clusters apart from those of tasks."""
+"""Separates the random draws of clusters from those of tasks."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Settings:
     """Options of ``[[source]] kind = "heavy_tailed_functions"``.
 
     Attributes:
-        tasks: how many; left out: without end.
-        support: samples to adapt on.
-        query: samples to be judged on.
-        per_second: how many tasks a second at most; left out: as fast as they are taken.
-        noise: what Student's t noise on y is multiplied by.
-        freedom: its degrees of freedom; of 2 or fewer the variance is infinite; inf: it is normal.
-        clusters: how many there are.
-        exponent: of Zipf's law; 0: all are as common.
-        spread: the share of its family's ranges that the tasks of a cluster are spread over.
+        tasks: the number of tasks; by default the stream is endless.
+        support: the number of support samples per task.
+        query: the number of query samples per task.
+        per_second: the largest rate of tasks per second; by default there is no limit.
+        noise: the factor of the noise on y, which follows Student's t distribution.
+        freedom: the degrees of freedom of the noise. With 2 or fewer its variance is infinite; inf makes it normal.
+        clusters: the number of clusters.
+        exponent: the exponent of Zipf's law; with 0 all clusters are equally common.
+        spread: the fraction of each parameter's range over which the tasks of a cluster are spread, 0 .. 1.
     """
 
     tasks: Annotated[int, Ge(1)] | None = None
@@ -50,19 +51,23 @@ class Settings:
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream; raises ``ValueError`` if the run expects other tasks."""
+    """Return the stream; raise ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "heavy_tailed_functions")
     return SyntheticSource(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
 
 
 def draw_cluster(settings: Settings, random: np.random.Generator) -> int:
-    """Return a cluster, the most common one being 0; the first draw of a task's generator."""
+    """Draw a cluster, 0 being the most common; this is the first draw from a task's generator."""
     weights = np.arange(1.0, settings.clusters + 1) ** -settings.exponent
     return int(random.choice(settings.clusters, p=weights / weights.sum()))
 
 
 def make_task(settings: Settings, seed: int, t: int) -> Task:
-    """Return task t of the stream of a seed, a pure function of its arguments."""
+    """Generate task t of the stream of a seed, as a pure function of the arguments.
+
+    Returns:
+        A task of float32 tensors of shape (support, 1) and (query, 1).
+    """
     random = generator(seed, t)
     cluster = draw_cluster(settings, random)
     family = list(FAMILIES.values())[cluster % len(FAMILIES)]

@@ -1,4 +1,4 @@
-"""Tasks that are posted to the daemon's own API, ``POST /v1/tasks``: there is nothing to read."""
+"""Receive tasks that clients post to the daemon's own API, ``POST /v1/tasks``; nothing is read."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from streams.types import TaskSource
 
 @dataclass(frozen=True)
 class Settings:
-    """No options; where the API listens is said in ``[serve]``."""
+    """Options of ``[[source]] kind = "http"``: none; ``[serve]`` sets where the API listens."""
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return None: the API hands each posted task to ingest itself."""
+    """Return None, because the API submits each posted task itself."""
     return None

@@ -1,7 +1,7 @@
-"""Tasks from a Kafka topic; the position of each partition is kept in the ledger, and no consumer group is asked.
+"""Read tasks from a Kafka topic; the ledger stores the position in each partition, and no consumer group is used.
 
-A message's value is the task as ``wire.encode`` writes it, its header ``id`` the task's id; without one that is
-"<topic>:<partition>:<offset>". Partitions that are added later are found.
+The value of a message is the task as ``wire.encode`` writes it, and its header ``id`` is the task's id. Without the
+header the id is "<topic>:<partition>:<offset>". Partitions that are added later are found.
 """
 
 from streams.brokers.login import translate_import_errors
@@ -13,12 +13,12 @@ __all__ = ["Settings", "create_source"]
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream of the messages, each partition in its order.
+    """Return the stream of the topic's messages; the messages of each partition keep their order.
 
     Raises:
         ImportError: if the client library is not installed.
         OSError: if ``properties_file`` cannot be read.
-        ValueError: if one of its settings is not known, or it is not made of settings.
+        ValueError: if ``properties_file`` is malformed or has an unknown setting.
     """
     with translate_import_errors("kafka"):
         from streams.brokers.kafka import KafkaTopic, check_properties

@@ -1,7 +1,8 @@
-"""Tasks from a NATS JetStream stream; the position in it is kept in the ledger, and nothing in the server.
+"""Read tasks from a NATS JetStream stream; the ledger stores the position, and the server stores none.
 
-A message's data is the task as ``wire.encode`` writes it, its header ``id`` the task's id; without one that is
-"<stream>:<sequence>". The stream must keep messages until they are read (its retention is "limits", not "workqueue").
+The data of a message is the task as ``wire.encode`` writes it, and its header ``id`` is the task's id. Without the
+header the id is "<stream>:<sequence>". The stream must keep messages until they are read: its retention must be
+"limits", not "workqueue".
 """
 
 from streams.brokers.login import refuse_secrets, translate_import_errors
@@ -13,12 +14,12 @@ __all__ = ["Settings", "create_source"]
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream of the messages, in their order.
+    """Return the stream of the messages, in order.
 
     Raises:
         ImportError: if the client library is not installed.
-        ValueError: if a secret stands in ``servers``, or a file does not hold what it is for.
-        OSError: if a file cannot be read.
+        ValueError: if ``servers`` contains a secret, or a login file is invalid.
+        OSError: if a login file cannot be read.
     """
     with translate_import_errors("nats"):
         from streams.brokers.nats import NatsStream, read_login

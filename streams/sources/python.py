@@ -1,9 +1,10 @@
-"""Tasks, or samples that are cut into tasks, from any Python iterator, by import path: for notebooks and experiments.
+"""Read tasks, or samples to cut into tasks, from a Python iterator given by import path.
 
-The function is called with the arguments of the configuration and gives an iterator of tasks, or of (id, task); None
-means that there is nothing now. By count or change it gives single samples, (x, y), which are cut as rows of a file
-are. The position is the number of tasks, or of samples, that came. A function that takes ``after`` is asked to begin
-behind so many; of any other, so many are passed over, so it must give the same ones each time.
+The function is called with the arguments of the configuration. It returns an iterator of tasks, or of pairs (id, task);
+None means that there is nothing now. If ``count`` or ``change`` is set, it returns single samples (x, y) instead, which
+are cut like the rows of a file. The position is the number of tasks or samples read so far. A function with a parameter
+``after`` is called with that number and must start after as many items. For any other function as many items are
+skipped, so it must return the same items on each call.
 """
 
 import inspect
@@ -29,18 +30,18 @@ from streams.types import Arrival, Rejected, TaskSource
 
 
 class IteratorSource(NamedTuple):
-    """A ``TaskSource`` that reads what ``function(**args)`` gives; ids are "<name>-<number>" where it gives none."""
+    """A ``TaskSource`` over the items of ``function(**args)``; the id of a task without one is "<name>-<number>"."""
 
     function: Callable[..., Any]
     args: dict[str, Any]
     name: str
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the tasks behind a position, and None for ever when there are no more.
+        """Yield the tasks after a position, and only None once there are no more.
 
         Raises:
-            ValueError: if ``after`` is not a position that this source gave.
-            TypeError: if the function gives what is neither a task nor (id, task) nor None.
+            ValueError: if ``after`` is not a position of this source.
+            TypeError: if the iterator yields something other than a task, (id, task) or None.
         """
         if after is not None and not (after.isascii() and after.isdigit()):
             raise ValueError(f"{self.name}: the position {after!r} is not a number of tasks")
@@ -57,47 +58,52 @@ class IteratorSource(NamedTuple):
 
 
 def items_after(function: Callable[..., Any], args: dict[str, Any], count: int) -> Iterator[Any]:
-    """Return what ``function(**args)`` gives behind so many that are not None."""
+    """Return an iterator over the items of ``function(**args)`` after the first ``count`` that are not None."""
     if accepts_after(function) and "after" not in args:
         items_from_position: Iterator[Any] = iter(function(**args, after=count))
         return items_from_position
     items: Iterator[Any] = iter(function(**args))
     present = (item for item in items if item is not None)
-    next(islice(present, count, count), None)  # passes over the first ones
+    next(islice(present, count, count), None)  # skips the first ``count`` items
     return items
 
 
 def accepts_after(function: Callable[..., Any]) -> bool:
-    """Whether a function can be asked to begin behind so many."""
+    """Return whether a function has a parameter ``after``, the number of items to start after."""
     return "after" in inspect.signature(function).parameters
 
 
 def _parse_item(item: Any) -> tuple[str, Task]:
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Task):
         return item
-    right = "it must give online_meta.Task or (id, online_meta.Task); to cut single samples (x, y), set count or change"
-    raise TypeError(f"the iterator gave {type(item).__name__}; {right}")
+    right = "it must yield online_meta.Task or (id, online_meta.Task); to cut samples (x, y), set count or change"
+    raise TypeError(f"the iterator yielded {type(item).__name__}; {right}")
 
 
 def read_pairs(items: Iterable[Any], after: int) -> Iterator[Row | None]:
-    """Yield what an iterator gives as rows, the first of which is the sample of the number ``after``, and its Nones.
+    """Yield the samples of an iterator as rows, and None for each None.
 
-    Raises ``TypeError`` where it gives what is neither a pair nor None.
+    Args:
+        items: an iterable of pairs (x, y) and None.
+        after: the number of the first sample.
+
+    Raises:
+        TypeError: if an item is neither a pair nor None.
     """
     for item in items:
         if item is None:
             yield None
             continue
         if not isinstance(item, tuple) or len(item) != 2 or any(isinstance(part, Task) for part in (item, item[1])):
-            found = f"the iterator gave {type(item).__name__}; cut by count or change, it must give single samples, "
-            raise TypeError(f"{found}(x, y). For whole tasks, leave count and change out")
+            found = f"the iterator yielded {type(item).__name__}; with count or change it must yield single samples "
+            raise TypeError(f"{found}(x, y). For whole tasks, omit count and change")
         yield _row(after, item)
         after += 1
 
 
 def _row(number: int, pair: tuple[Any, Any]) -> Row:
     try:
-        # Copies, for the samples wait until their task ends, and an iterator may write over what it gave.
+        # Copy the values: samples wait until their task ends, and an iterator may reuse its buffers.
         x, y = (np.array(value.tolist() if isinstance(value, Tensor) else value) for value in pair)
     except (ValueError, TypeError, OverflowError) as error:
         return Row(number, number + 1, None, b"", str(error)[:200])
@@ -105,10 +111,10 @@ def _row(number: int, pair: tuple[Any, Any]) -> Row:
 
 
 def encode_pair(row: Row, spec: TaskSpec) -> tuple[Array, Array]:
-    """Return the sample of a row that ``read_pairs`` gave, and its label or target, in the dtypes of ``spec``.
+    """Return the sample of a row from ``read_pairs`` and its label or target, in the shapes and dtypes of ``spec``.
 
     Raises:
-        Rejected: "unreadable", "wrong_dtype" or "wrong_shape", naming the row by its number, from 0.
+        Rejected: with the reason "unreadable", "wrong_dtype" or "wrong_shape"; the detail names the row's number.
     """
     if row.values is not None:
         for what, shape in (("x", spec.x_shape), ("y", spec.y_shape)):
@@ -120,35 +126,37 @@ def encode_pair(row: Row, spec: TaskSpec) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Settings(CutOptions):
-    """Options of ``[[source]] kind = "python"``; without ``count`` and ``change`` it gives whole tasks.
+    """Options of ``[[source]] kind = "python"``; without ``count`` and ``change`` the iterator yields whole tasks.
 
     Attributes:
-        iterator: "package.module:function", which returns an iterator.
-        args: what the function is called with, by name.
+        iterator: "package.module:function", a function that returns an iterator.
+        args: the keyword arguments of the function.
     """
 
     iterator: str
     args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse two ways to cut."""
+        """Raise ``ValueError`` if both ``count`` and ``change`` are set."""
         if self.count is not None and self.change is not None:
-            raise ValueError("give one of count (samples a task) and change, or neither: then whole tasks are expected")
+            raise ValueError("set count (samples per task) or change, not both; without either, whole tasks are read")
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | NeedsLeader | None:
-    """Return the stream; raises ``ValueError`` when there is no such function or it does not take the arguments.
+    """Return the stream of the iterator's tasks.
 
-    Raises it, too, for an unknown change, likelihood or option.
+    Raises:
+        ValueError: if there is no such function, it does not accept the arguments, or a change, likelihood or option is
+            unknown.
     """
     function = import_by_path(settings.iterator)
     if not callable(function):
-        raise ValueError(f"{settings.iterator} is {type(function).__name__} and no function that returns an iterator")
+        raise ValueError(f"{settings.iterator} is {type(function).__name__}, not a function that returns an iterator")
     begin = {"after": 0} if accepts_after(function) else {}
     try:
         inspect.signature(function).bind(**{**begin, **settings.args})
     except TypeError as error:
-        raise ValueError(f"{settings.iterator} does not take args = {settings.args}: {error}") from error
+        raise ValueError(f"{settings.iterator} does not accept args = {settings.args}: {error}") from error
     if settings.count is None and settings.change is None:
         return IteratorSource(function, settings.args, name)
     encode = partial(encode_pair, spec=spec)

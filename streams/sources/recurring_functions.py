@@ -1,7 +1,7 @@
-"""Clusters of tasks that come in spells and return: sinusoids, then polynomials, then sawtooths, and again.
+"""Generate recurring clusters of tasks: a spell of sinusoids, then of polynomials, then of sawtooths, repeated.
 
 The setting of Jerfel, Grant, Griffiths, Heller, "Reconciling meta-learning and continual learning with online mixtures
-of tasks", NeurIPS 2019, section 5: tasks of one family of functions follow each other until another takes its place.
+of tasks", NeurIPS 2019, section 5: the tasks of a spell are functions of one family.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from streams.types import TaskSource
 __all__ = ["SPEC", "Settings", "create_source", "family_of", "make_task"]
 
 SPELL_DRAWS = 1
-"""Sets the draws of spells apart from those of tasks."""
+"""Separates the random draws of spells from those of tasks."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Settings:
     """Options of ``[[source]] kind = "recurring_functions"``.
 
     Attributes:
-        tasks: how many; left out: without end.
-        support: samples to adapt on.
-        query: samples to be judged on.
-        per_second: how many tasks a second at most; left out: as fast as they are taken.
+        tasks: the number of tasks; by default the stream is endless.
+        support: the number of support samples per task.
+        query: the number of query samples per task.
+        per_second: the largest rate of tasks per second; by default there is no limit.
         noise: the standard deviation of the Gaussian noise on y.
-        families: what the tasks of a spell are functions of.
-        spell: how many tasks of a family follow each other.
-        order: of the families; "turns": as they are listed, over and over; "random": each spell's is drawn, evenly.
+        families: the families of functions; all tasks of a spell belong to one family.
+        spell: the number of consecutive tasks of one family.
+        order: the order of the families. "turns": as listed, repeatedly. "random": drawn uniformly for each spell.
     """
 
     tasks: Annotated[int, Ge(1)] | None = None
@@ -52,20 +52,24 @@ class Settings:
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream; raises ``ValueError`` if the run expects other tasks."""
+    """Return the stream; raise ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "recurring_functions")
     return SyntheticSource(partial(make_task, settings, seed), name, settings.tasks, settings.per_second)
 
 
 def family_of(settings: Settings, seed: int, t: int) -> str:
-    """Return the family of task t; a pure function."""
+    """Return the name of the family of task t, as a pure function."""
     spell, many = t // settings.spell, len(settings.families)
     drawn = settings.order == "random"
     return settings.families[int(generator(seed, spell, SPELL_DRAWS).integers(many)) if drawn else spell % many]
 
 
 def make_task(settings: Settings, seed: int, t: int) -> Task:
-    """Return task t of the stream of a seed, a pure function; the parameters are uniform in the family's ranges."""
+    """Generate task t of the stream of a seed, as a pure function; parameters are uniform in the family's ranges.
+
+    Returns:
+        A task of float32 tensors of shape (support, 1) and (query, 1).
+    """
     random, family = generator(seed, t), FAMILIES[family_of(settings, seed, t)]
     function = partial(family.value, family.parameters(random.random(MAX_PARAMETERS)))
     return sample_task(function, random, settings.support, settings.query, settings.noise)

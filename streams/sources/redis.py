@@ -1,8 +1,8 @@
-"""Tasks from a Redis stream, read by a consumer group, acknowledged only when they are durable.
+"""Read tasks from a Redis stream with a consumer group; entries are acknowledged only once they are durable.
 
-Each entry has a field ``body``, the task as ``wire.encode`` writes it, and may have a field ``id``; without one the
-task's id is "<stream>:<entry id>". The committed position is an entry id: with it the source goes on even when the
-group is gone, and what Redis gives again is known by its id.
+Each entry has a field ``body``, the task as ``wire.encode`` writes it, and optionally a field ``id``. Without it the
+task's id is "<stream>:<entry id>". The committed position is an entry id, from which the source can continue even if
+the group is lost. Entries that Redis delivers twice are recognised by their ids.
 """
 
 from streams.brokers.login import refuse_secrets, translate_import_errors
@@ -14,12 +14,12 @@ __all__ = ["Settings", "create_source"]
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream of the entries, in their order; those taken over from other consumers come when they come.
+    """Return the stream of the entries, in order, except for entries claimed from other consumers.
 
     Raises:
         ImportError: if the client library is not installed.
-        ValueError: if ``url`` is none or holds a password, or a file does not hold what it is for.
-        OSError: if a file cannot be read.
+        ValueError: if ``url`` is invalid or contains a password, or a login file is invalid.
+        OSError: if a login file cannot be read.
     """
     with translate_import_errors("redis"):
         from streams.brokers.redis import RedisStream, connect

@@ -1,9 +1,9 @@
-"""Rows without task boundaries, cut by count, by key or where they change: CSV, JSON lines, Parquet or Arrow.
+"""Read rows of a CSV, JSON lines, Parquet or Arrow file and cut them into tasks by count, key or detected changes.
 
-A file of lines may grow; rows are only ever appended. The position is where the last task's last row ended, and a
-task's id says where its first row began: after a restart, the same tasks are cut under the same ids. What looks for
-changes starts anew behind each task, so that it, too, finds the same ones (by the run's leader, those that were
-committed). A task's query is held out of its rows.
+A file of lines may grow, but rows may only be appended. The position is the end of the last task's last row, and a
+task's id contains the position of its first row, so that a restart cuts the same tasks under the same ids. A change
+detector restarts after each task and therefore finds the same changes again; a cut by the run's leader keeps the tasks
+that were committed. The query set of a task is held out of its rows.
 """
 
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ from streams.types import TaskSource
 
 @dataclass(frozen=True)
 class Settings(CutOptions):
-    """Options of ``[[source]] kind = "samples"``; one of ``count``, ``key`` and ``change`` says where a task ends.
+    """Options of ``[[source]] kind = "samples"``; exactly one of ``count``, ``key`` and ``change`` must be set.
 
-    By key, too, a task is cut at ``most`` rows, and at 64 MiB of lines.
+    A task that ends at a key is also cut at ``most`` rows, and at 64 MiB of lines.
 
     Attributes:
-        path: the file; its ending tells the format: .csv, .jsonl, .parquet, .arrow or .feather.
-        x: the columns that make up one sample, in order; or one column of (nested) lists.
-        y: the column of the label, or those of the target.
-        key: a task ends where the value of this column changes.
-        grows: whether lines may still be appended. If not, the rows behind the last key or change are a task.
-        poll_seconds: how often a file that grows is looked at.
+        path: the file; its suffix determines the format: .csv, .jsonl, .parquet, .arrow or .feather.
+        x: the columns of a sample, in order, or one column of (nested) lists.
+        y: the column of the label, or the columns of the target.
+        key: the column whose change of value ends a task.
+        grows: whether lines may still be appended. If not, the rows after the last key or change form a task.
+        poll_seconds: how often a file that grows is checked for new lines.
     """
 
     path: str
@@ -44,13 +44,13 @@ class Settings(CutOptions):
     poll_seconds: Annotated[float, Gt(0)] = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse two ways to cut, or none."""
+        """Raise ``ValueError`` unless exactly one way to cut is set."""
         if [self.count, self.key, self.change].count(None) != 2:
-            raise ValueError("give one of count (rows a task), key (the column whose change ends a task) and change")
+            raise ValueError("set one of count (rows per task), key (the column whose change ends a task) and change")
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | NeedsLeader | None:
-    """Return the stream of the file's tasks; raises ``ValueError`` for an unknown change, likelihood or option."""
+    """Return the stream of the file's tasks; raise ``ValueError`` for an unknown change, likelihood or option."""
     also = () if settings.key is None else (settings.key,)
     columns = list(dict.fromkeys([*settings.x, *settings.y, *also]))
     path, grows = Path(settings.path), settings.grows

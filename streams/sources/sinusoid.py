@@ -1,4 +1,4 @@
-"""Sinusoid regression, the smallest few-shot problem: y = A sin(x - phase) + noise.
+"""Generate sinusoid regression, the smallest few-shot problem: y = A sin(x - phase) + noise.
 
 Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017, section 5.1:
 A uniform in 0.1 .. 5, phase uniform in 0 .. pi, x uniform in -5 .. 5.
@@ -26,10 +26,10 @@ class Settings:
     """Options of ``[[source]] kind = "sinusoid"``.
 
     Attributes:
-        tasks: how many; left out: without end.
-        support: samples to adapt on.
-        query: samples to be judged on.
-        per_second: how many tasks a second at most; left out: as fast as they are taken.
+        tasks: the number of tasks; by default the stream is endless.
+        support: the number of support samples per task.
+        query: the number of query samples per task.
+        per_second: the largest rate of tasks per second; by default there is no limit.
         noise: the standard deviation of the Gaussian noise on y.
     """
 
@@ -41,7 +41,7 @@ class Settings:
 
 
 def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> TaskSource | None:
-    """Return the stream; raises ``ValueError`` if the run expects other tasks."""
+    """Return the stream; raise ``ValueError`` if the run expects other tasks."""
     require_same(spec, SPEC, "sinusoid")
     make = partial(_make, seed, settings)
     return SyntheticSource(make, name, settings.tasks, settings.per_second)
@@ -52,13 +52,13 @@ def _make(seed: int, settings: Settings, t: int) -> Task:
 
 
 def make_task(seed: int, t: int, support: int, query: int, noise: float = 0.0) -> Task:
-    """Return task t of the stream of a seed, a pure function of its arguments.
+    """Generate task t of the stream of a seed, as a pure function of the arguments.
 
     Args:
-        seed: of the stream, 0 or more.
-        t: which task, 0 or more.
-        support: how many samples to adapt on.
-        query: how many samples to be judged on.
+        seed: the seed of the stream, 0 or more.
+        t: the number of the task, 0 or more.
+        support: the number of support samples.
+        query: the number of query samples.
         noise: the standard deviation of the noise on y.
 
     Returns:

@@ -54,9 +54,9 @@ def test_arguments_come_from_the_configuration() -> None:
     [
         ("nope", {}, "no import path"),
         (f"{HERE}:nope", {}, "has no 'nope'"),
-        (f"{HERE}:NOT_A_FUNCTION", {}, "is int and no function"),
-        (f"{HERE}:plain", {"task": 1}, "does not take args"),
-        (f"{HERE}:needy", {}, "does not take args"),
+        (f"{HERE}:NOT_A_FUNCTION", {}, "is int, not a function"),
+        (f"{HERE}:plain", {"task": 1}, "does not accept args"),
+        (f"{HERE}:needy", {}, "does not accept args"),
     ],
 )
 def test_what_cannot_be_called_is_refused_when_it_is_opened(path: str, args: dict, told: str) -> None:
@@ -65,7 +65,7 @@ def test_what_cannot_be_called_is_refused_when_it_is_opened(path: str, args: dic
 
 
 def test_what_is_no_task_is_an_error_that_says_so() -> None:
-    with pytest.raises(TypeError, match="the iterator gave tuple"):
+    with pytest.raises(TypeError, match="the iterator yielded tuple"):
         read("wrong")
     with pytest.raises(ValueError, match="the position 'x'"):
         read("plain", after="x")

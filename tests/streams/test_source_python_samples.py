@@ -95,8 +95,8 @@ def test_none_means_nothing_now_and_moves_no_cut() -> None:
     [
         ((torch.zeros(1, 2), torch.tensor(1)), "wrong_shape", "the row at 10 has x of shape (1, 2); it must be (2,)"),
         ((torch.zeros(2), torch.tensor([1])), "wrong_shape", "has y of shape (1,); it must be ()"),
-        ((torch.zeros(2), torch.tensor(1.5)), "wrong_dtype", "the row at 10 has no int64 for y"),
-        ((["a", "b"], 1), "wrong_dtype", "has no float32 for x"),
+        ((torch.zeros(2), torch.tensor(1.5)), "wrong_dtype", "the row at 10 has no valid int64 for y"),
+        ((["a", "b"], 1), "wrong_dtype", "has no valid float32 for x"),
         (([[1.0], [2.0, 3.0]], 1), "unreadable", "the row at 10 cannot be read"),
         ((torch.tensor([1.0, float("nan")]), torch.tensor(1)), "not_finite", "NaN"),
         ((torch.zeros(2), torch.tensor(3)), "label_out_of_range", "labels run from 0 to 2"),
@@ -158,10 +158,10 @@ def test_samples_of_many_sizes_are_cut_by_count() -> None:
 @pytest.mark.parametrize(
     ("function", "args", "options", "told"),
     [
-        ("plain", {}, RUN_LENGTH, "the iterator gave Task; cut by count or change"),
-        ("named", {}, {"count": 3}, "For whole tasks, leave count and change out"),
-        ("pairs_with", {"others": {"3": [1.0, 2.0]}}, {"count": 9}, "the iterator gave list"),
-        ("pairs", {}, {}, "to cut single samples (x, y), set count or change"),
+        ("plain", {}, RUN_LENGTH, "the iterator yielded Task; with count or change"),
+        ("named", {}, {"count": 3}, "For whole tasks, omit count and change"),
+        ("pairs_with", {"others": {"3": [1.0, 2.0]}}, {"count": 9}, "the iterator yielded list"),
+        ("pairs", {}, {}, "to cut samples (x, y), set count or change"),
     ],
 )
 def test_what_is_of_the_other_kind_is_an_error_that_says_so(
@@ -174,14 +174,14 @@ def test_what_is_of_the_other_kind_is_an_error_that_says_so(
 
 def test_a_task_within_a_pair_is_none() -> None:
     batch = Batch(torch.zeros(2, 2), torch.zeros(2, 1))
-    with pytest.raises(TypeError, match="the iterator gave tuple"):
+    with pytest.raises(TypeError, match="the iterator yielded tuple"):
         tasks("pairs_with", REAL, args={"others": {"0": ("id", Task(batch, batch))}}, count=9)
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"count": 3, "change": "run_length"}, "give one of count"),
+        ({"count": 3, "change": "run_length"}, "set count"),
         ({"change": "run_lenght"}, "did you mean 'run_length'"),
         ({"change": "run_length", "change_options": {"hazrd": 0.1}}, "did you mean 'hazard'"),
         ({"change": "run_length", "likelihood": "gaussian_classes"}, "is not for y = 'real'"),

@@ -252,7 +252,7 @@ def test_a_file_that_was_cut_or_is_not_there_is_an_error(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("options", [{}, {"count": 2, "key": "k"}])
 def test_one_way_to_cut_is_given(options: dict) -> None:
-    with pytest.raises(ValueError, match="give one of count"):
+    with pytest.raises(ValueError, match="set one of count"):
         samples.Settings("rows.csv", ("a",), ("t",), **options)
 
 

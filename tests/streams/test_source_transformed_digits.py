@@ -92,5 +92,5 @@ def test_a_transformation_keeps_what_an_affine_map_keeps() -> None:
 def test_the_source_refuses_other_runs_and_too_many_images() -> None:
     with pytest.raises(ValueError, match="ways = 10, but the run expects 5"):
         transformed_digits.create_source(SETTINGS, TaskSpec((28, 28), "uint8", "class", 5), "digits", 9)
-    with pytest.raises(ValueError, match="501 images a class"):
+    with pytest.raises(ValueError, match="501 images per class"):
         Settings(support_per_class=499, query_per_class=2)
