@@ -17,6 +17,14 @@ BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 # Three at once on two cores, for many tests wait for processes that they have started.
 TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 3 --dist worksteal
+TEST_TOOLS := $(READY) chromium $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)
+# Mathematics, contracts, formats, configuration: nothing that starts a daemon.
+QUICK_TESTS := tests/numerics tests/learners tests/properties tests/contracts tests/formats tests/house/test_code.py \
+	tests/house/test_imports.py tests/house/test_figures.py tests/deploy/test_config.py tests/streams/test_wire.py \
+	tests/streams/test_spec.py tests/streams/test_tensor_files.py tests/trainers/test_build.py \
+	online_meta/testing streams/testing trainers/testing deploy/testing
+# Which third of the slow tests `make check` runs: commits take turns.
+THIRD ?= $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 3 )))
 
 # PYTHON=... chooses the interpreter that .venv/ is made with, MINUTES=... says how long to go on, SEED=... what is drawn
 # by chance, ARGS=... is passed on to what is run.
@@ -28,7 +36,7 @@ TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
 
-.PHONY: help setup demo test lint check format docs experiments experiments-cost bench bench-distributed bench-memory bench-streams \
+.PHONY: help setup demo test test-quick test-slow test-third lint check format docs reference experiments experiments-cost bench bench-distributed bench-memory bench-streams \
 	crash fuzz soak pins clean chromium
 
 help:  ## this list
@@ -39,8 +47,17 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(READY) chromium $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)  ## all tests; ARGS="-k reptile"
-	@$(TEST) $(ARGS)
+test: $(TEST_TOOLS)  ## every kind of test, at most 15 processor minutes; ARGS="-k reptile"
+	@$(TEST) --kills 1 -m "not slow" $(ARGS)
+
+test-quick: $(READY)  ## mathematics, contracts, formats and configuration, under 3 minutes
+	@$(TEST) -m "not slow" $(QUICK_TESTS) $(ARGS)
+
+test-slow: $(TEST_TOOLS)  ## the tests that `make test` leaves out: all kills, ranks, machines, experiments
+	@$(TEST) -m slow $(ARGS)
+
+test-third: $(TEST_TOOLS)
+	@$(TEST) --slow-third $(THIRD) $(ARGS)
 
 lint: $(READY)  ## formatting, lint and types
 	@set -x
@@ -48,10 +65,14 @@ lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test  ## what CI runs: formatting, lint, types, all tests
+check: lint test-third  ## what CI runs: formatting, lint, types, `make test` and a third of the slow tests
 
-docs: $(READY)  ## the documentation as a site, site/index.html; fails on a dead link or an unknown reference
-	@NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --strict $(ARGS)
+reference: $(READY)  ## write the generated reference pages, docs/reference/
+	@$(BIN)/python -m tests.docs.reference
+
+docs: $(READY)  ## the documentation as a site, site/index.html; fails on a stale page, a dead link or an unknown reference
+	@$(BIN)/python -m tests.docs.reference --check
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --strict $(ARGS)
 
 experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; goes on where it was stopped; TABLE=glyph_table ARGS="--jobs 1"
 	@for table in $(TABLE); do $(BIN)/python -m tests.experiments.$$table $(ARGS); done

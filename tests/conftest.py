@@ -3,10 +3,27 @@
 import pytest
 
 from online_meta.testing.conditions import fixed_conditions
+from tests import tiers
 
 __all__ = ["fixed_conditions"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How often the recovery tests kill each process of the daemon."""
+    """How often the recovery tests kill each process of the daemon, and which of the slow tests run."""
     parser.addoption("--kills", type=int, default=2, help="kill -9 each process of the daemon so often (default 2)")
+    thirds = range(tiers.THIRDS)
+    parser.addoption("--slow-third", type=int, choices=thirds, help="of the slow tests run this third; 0, 1 or 2")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the slow tests, and leave those of other thirds out; ``-m "not slow"`` and ``-m slow`` choose, too."""
+    third = config.getoption("--slow-third")
+    for item in items:
+        case = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        if tiers.is_slow(getattr(item, "originalname", item.name), case):
+            item.add_marker(pytest.mark.slow)
+    if third is not None:
+        others = [item for item in items if item.get_closest_marker("slow") and tiers.third_of(item.nodeid) != third]
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]

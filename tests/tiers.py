@@ -1,0 +1,108 @@
+"""Which tests are slow: ``make test`` leaves them out, ``make test-slow`` runs them, CI runs a third of them.
+
+Of each kind of check some case stays in ``make test``. A test is found here by the name of its function.
+"""
+
+import zlib
+
+THIRDS = 3
+
+NONE: tuple[str, ...] = ()
+SLOW: dict[str, tuple[str, ...]] = {
+    # The crash walk, power losses: every scenario.
+    "test_nothing_acknowledged_is_lost_or_doubled": ("keep-0", "letters-0", "random-0-1-0"),
+    "test_nor_is_it_by_a_fault_of_the_next_start": ("letters", "move"),
+    "test_a_power_loss_takes_nothing_that_was_acknowledged": ("seal",),
+    "test_a_program_that_does_not_sync_is_found_out": ("ingest-data", "seal-data"),
+    # Kills of every process, in every way of sharing updates.
+    "test_kill_every_process_at_random_moments": ("8",),
+    "test_ingest_goes_on_while_the_trainer_is_dead": NONE,
+    "test_sigterm_drains_and_the_next_daemon_goes_on": NONE,
+    "test_a_sealer_that_is_killed_loses_nothing_and_is_started_again": NONE,
+    "test_each_source_goes_on_where_it_was_when_the_daemon_is_killed": NONE,
+    "test_it_cuts_by_the_leader_that_has_learned_the_tasks_before_and_a_kill_costs_no_row": NONE,
+    "test_no_acknowledged_round_is_lost_by_kills_at_random_moments": NONE,
+    "test_killed_again_and_again_it_comes_to_what_its_own_history_says": ("2",),
+    "test_a_sweep_that_was_killed_is_taken_up_again": ("0",),
+    "test_a_kill_around_a_commit_loses_and_doubles_nothing": ("kafka-after", "nats-before", "redis-before"),
+    # Ranks and machines.
+    "test_the_run_goes_on_by_itself_as_if_nothing_had_been": NONE,
+    "test_wherever_a_rank_ends_the_run_goes_on_as_if_nothing_had_been": NONE,
+    "test_a_machine_joins_is_lost_and_joins_again": NONE,
+    "test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped": NONE,
+    "test_it_ends_with_exit_70_and_nothing_acknowledged_is_lost": NONE,
+    "test_it_goes_back_and_on_by_itself": NONE,
+    "test_deterministic_ranks_learn_the_same_bits_whatever_their_number": NONE,
+    "test_a_rank_that_hangs_hangs_no_other": ("2",),
+    "test_the_optimizers_state_may_lie_in_the_hosts_memory_and_a_run_goes_on_from_it": NONE,
+    "test_any_number_of_ranks_at_any_stage_takes_up_what_another_saved": NONE,
+    # Compiled programs: what a compiler takes is a minute each.
+    "test_a_compiled_program_takes_over_once_it_is_there": NONE,
+    "test_compiled_programs_are_right_are_kept_and_give_the_same_bits_again": NONE,
+    "test_a_digest_tells_programs_apart_and_is_the_same_in_another_process": NONE,
+    "test_a_compiler_that_fails_is_told_and_the_work_goes_on": NONE,
+    "test_ways_that_are_cut_are_tried_as_they_are_cut": NONE,
+    "test_what_is_computed_twice_is_computed_once_in_a_program": NONE,
+    "test_a_run_that_changed_its_paths_is_played_again_to_the_bit": NONE,
+    # Daemons over a long run.
+    "test_the_demo_ends_with_its_files": NONE,
+    "test_a_full_disk_loses_nothing_that_was_acknowledged": NONE,
+    "test_a_run_may_change_its_log_lines_between_starts": NONE,
+    "test_a_run_tells_how_many_points_its_tasks_needed": NONE,
+    "test_a_daemon_tells_the_same_everywhere": NONE,
+    "test_a_daemon_seals_into_an_object_store_and_learns_from_there": NONE,
+    "test_a_replay_of_what_retention_has_removed_is_refused": NONE,
+    "test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothing": (
+        "kafka-cut",
+        "nats-kill",
+        "redis-swallow",
+    ),
+    "test_an_object_store_that_goes_away_is_waited_for": NONE,
+    "test_only_as_much_leaves_the_ledger_as_has_to_and_its_file_shrinks": NONE,
+    # Memory: every kind of model and of gradient.
+    "test_the_tasks_of_the_history_say_how_large_they_are": NONE,
+    "test_stacked_tasks_add_what_each_takes": NONE,
+    "test_nothing_is_allocated_for_a_peak": NONE,
+    "test_dropout_and_models_that_look_at_numbers_are_estimated_too": ("recomputed",),
+    "test_the_memory_of_rematerialisation_is_of_the_order_of_the_root_of_the_steps": ("rule0-1",),
+    "test_rematerialisation_changes_no_bit": ("meta_sgd", "momentum", "sgd"),
+    # Statistics over many draws, minima that are searched for.
+    "test_full_batches_reach_the_minimum": NONE,
+    "test_it_is_trained_until_its_loss_stops_falling": NONE,
+    "test_the_standard_error_of_a_sampled_evaluation_covers_the_truth": ("40-20",),
+    "test_the_expected_step_is_that_of_the_mean_over_all_rounds": ("all", "reservoir", "stratified", "uniform"),
+    "test_the_seed_decides_the_stream": ("drifting_sinusoids", "heavy_tailed_functions", "sinusoid"),
+    "test_made_tasks_are_what_the_spec_says": ("drifting_sinusoids", "heavy_tailed_functions", "sinusoid"),
+    # Experiments and benchmarks.
+    "test_rows_are_judged_on_scripts_held_out_kept_and_rendered": NONE,
+    "test_a_run_is_judged_behind_the_warm_up_and_kept": ("online Reptile",),
+    "test_a_leader_is_trained_as_from_scratch_trains_its_own": NONE,
+    "test_images_come_in_random_order_and_none_is_judged_that_was_learned": NONE,
+    "test_what_was_learned_is_worth_something_on_fresh_tasks": NONE,
+    "test_rows_are_played_kept_and_rendered": NONE,
+    "test_the_leader_is_trained_and_its_loss_is_a_likelihood": NONE,
+    "test_the_command_writes_its_table_and_does_nothing_twice": NONE,
+    "test_each_way_is_measured_and_told": NONE,
+    "test_a_race_gives_rows_that_are_right_and_names_what_cannot_run": ("sinusoid",),
+    "test_a_recipe_is_held_to_the_contracts_and_keeps_them": NONE,
+}
+"""The slow tests, and their cases that are not."""
+
+SLOW_PREFIXES: dict[str, tuple[str, ...]] = {
+    "test_twenty_steps_are_those_of_one_process": ("1 rank-", "4 ranks-"),
+    "test_the_peak_of_a_gradient_is_that_of_the_meter": ("transformer-globs0-4-", "transformer-globs1-"),
+    "test_tasks_of_several_shapes_are_grouped_cut_and_padded": ("traced-mlp", "traced-conv_batch"),
+}
+"""Tests of which the cases that begin so are slow."""
+
+
+def is_slow(function: str, case: str = "") -> bool:
+    """Return whether a case of a test is slow; ``case`` is its id in brackets, "" where there is one case alone."""
+    if function in SLOW:
+        return case not in SLOW[function] or not case
+    return function in SLOW_PREFIXES and case.startswith(SLOW_PREFIXES[function])
+
+
+def third_of(id: str) -> int:
+    """Return in which third of the slow tests one is, by its id alone."""
+    return zlib.crc32(id.encode()) % THIRDS
