@@ -1,4 +1,4 @@
-"""How much memory a rank will need at its peak, told before training: nothing of it is allocated."""
+"""Estimate a rank's peak memory before training, without allocating it."""
 
 import math
 from collections.abc import Callable
@@ -20,30 +20,40 @@ from trainers.build import build_gradient
 from trainers.settings import MetaSettings, TrainerSettings
 
 Estimator = Callable[[int], MetaGradient]
-"""The number of inner steps -> the estimator of the meta-gradient with so many."""
+"""Returns the estimator of the meta-gradient for a number of inner steps."""
 
 
 PROBE_STEPS = 2
-"""Inner steps that are run to see what a step takes; one more shows what a step adds."""
+"""Inner steps of the first measurement; a second one with one more step shows what a step adds."""
 
 
 class GradientPeak(NamedTuple):
-    """Bytes at the peak of a meta-gradient: the kept ``trajectory``, and all else, a ``graph`` and gradients."""
+    """Bytes at the peak of a meta-gradient.
+
+    Attributes:
+        trajectory: of the stored points of the inner loop.
+        graph: of everything else: one step's graph and gradients.
+    """
 
     trajectory: int
     graph: int
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """The sum of both."""
         return self.trajectory + self.graph
 
 
 def stored_points(steps: int, *, rematerialise: bool = False, offload: bool = False) -> int:
-    """Return how many points of the trajectory lie in the memory of the device at once.
+    """Return the largest number of trajectory points in the memory of the device at once.
 
-    K, or ceil(K / s) - 1 + s with s = ceil(sqrt(K)) rematerialised (see ``pull_back``); offloaded one is worked on
-    while the next is made.
+    The number is K. With rematerialisation it is at most ceil(K / s) - 1 + s, s = ceil(sqrt(K)) (see ``pull_back``).
+    With offloading it is at most 2: one in use and the next one in transfer.
+
+    Args:
+        steps: number K of inner steps.
+        rematerialise: whether segments of the trajectory are recomputed.
+        offload: whether points are moved to the memory of the host.
     """
     if offload:
         return min(steps, PROBE_STEPS)
@@ -52,7 +62,7 @@ def stored_points(steps: int, *, rematerialise: bool = False, offload: bool = Fa
     segment_length = math.isqrt(steps - 1) + 1
     starts = -(-steps // segment_length)
     last = steps - (starts - 1) * segment_length
-    # Going forth the last stretch is kept after all starts; going back, the stretch before it after one start less.
+    # Forward: all starts and the last segment. Backward: one start fewer and a full segment.
     return max(starts - 1 + last, starts - 2 + segment_length)
 
 
@@ -66,10 +76,19 @@ def gradient_peak(
     offload: bool = False,
     rows: int = 0,
 ) -> GradientPeak:
-    """Return the peak of a meta-gradient of ``steps`` inner steps, the meta-parameters and the tasks not counted.
+    """Return the peak memory of a meta-gradient, without the meta-parameters and the tasks themselves.
 
-    Peak(K) = Peak(2) + (kept(K) - kept(2)) (Peak(3) - Peak(2)), each measured by running the estimator on tensors
-    without memory. With ``rows`` above 0 so many tasks are stacked.
+    Peak(K) = Peak(2) + (points(K) - points(2)) (Peak(3) - Peak(2)). Peak(2) and Peak(3) are measured by running the
+    estimator on fake tensors, which need no memory.
+
+    Args:
+        estimator: returns the meta-gradient for a number of inner steps.
+        meta: meta-parameters.
+        task: example of a task.
+        steps: number K of inner steps.
+        rematerialise: whether segments of the trajectory are recomputed.
+        offload: whether points are moved to the memory of the host.
+        rows: number of tasks that are stacked; 0 for a single task without stacking.
     """
 
     def peak(steps: int) -> int:
@@ -94,22 +113,28 @@ def _measure_peak(gradient: MetaGradient, meta: Meta, task: Task, rows: int) -> 
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             given = tree_map(mode.from_tensor, (meta, task))
             return peak_bytes(lambda: work(*given))
-    except Exception:  # A model that looks at numbers (float(), .item()) needs some: it is run in earnest.
+    except Exception:  # A model that reads values (float(), .item()) fails on fake tensors: run it on real ones.
         return peak_bytes(lambda: work(meta, task))
 
 
 TRAJECTORY_OPTIONS = ("rematerialise", "offload", "step_weights")
-"""Options of ``exact`` that decide how much of the trajectory is kept, and not what a step takes."""
+"""Options of ``exact`` that affect how much of the trajectory is stored, but not the memory of a step."""
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes of a rank at its peak, by what they are for; they add up to ``peak``.
+    """The bytes of a rank at its peak, by purpose.
 
-    ``stored`` are the meta-parameters, their optimizer's state and the full copy that is adapted, of all learners;
-    ``frozen`` weights and buffers that are not learned; the peak comes either while a meta-gradient is computed
-    (``trajectory``, ``graph``, ``sums`` over the tasks before) or while a meta-step is made (``step``), and the other
-    of the two is left out. ``stacked`` is what each further task adds where several are computed at once; None where
-    the model goes task by task.
+    The peak occurs either while a meta-gradient is computed (``trajectory``, ``graph``, ``sums``) or during a meta-step
+    (``step``); ``peak`` counts the larger of the two.
+
+    Attributes:
+        stored: meta-parameters, optimizer state and the full copy that is adapted, of all learners.
+        frozen: weights and buffers that are not learned.
+        trajectory: stored points of the inner loop.
+        graph: one step's graph and gradients.
+        sums: sum of the meta-gradients of earlier tasks.
+        step: temporary memory of a meta-step.
+        stacked: addition for each further task that is computed at once; None if tasks are computed one by one.
     """
 
     stored: int
@@ -122,16 +147,23 @@ class MemoryEstimate(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The bytes at the peak with tasks computed one by one."""
+        """The bytes at the peak if tasks are computed one by one."""
         return self.stored + self.frozen + max(self.trajectory + self.graph + self.sums, self.step)
 
 
 def estimate_memory(
     settings: TrainerSettings, inner: Inner, meta: Meta, task: Task, learners: int = 1
 ) -> MemoryEstimate:
-    """Return what a rank needs at its peak to learn tasks like ``task``; ``learners`` have an engine each.
+    """Estimate the peak memory of a rank.
 
-    Tensors are counted, not the process itself, its libraries and what kernels use inside of an operation.
+    Only tensors are counted, not the process, its libraries and the workspace of kernels.
+
+    Args:
+        settings: of the run.
+        inner: inner loop of the model.
+        meta: initial meta-parameters.
+        task: example of a task.
+        learners: number of learners that have an engine.
     """
     options = settings.meta.options
     enabled = {key: bool(options.get(key, False)) for key in ("rematerialise", "offload")}
@@ -153,20 +185,25 @@ def estimate_memory(
 
 
 class EngineBytes(NamedTuple):
-    """What an engine holds between meta-steps, its ``stored`` bytes, and what a ``step`` takes beside."""
+    """Bytes of an engine: ``stored`` between meta-steps, and ``step`` in addition during a meta-step."""
 
     stored: int
     step: int
 
 
 def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int) -> EngineBytes:
-    """Return what the engine takes for ``learned`` bytes of meta-parameters, ``largest`` of which are one tensor.
+    """Return the memory of an engine.
 
-    In units of the learned parameters P (32 bits each), with s numbers of state a parameter and n ranks: the local
-    engine holds 1 + s, and a step takes 3: the sums, their mean, the mean clipped. DeepSpeed holds 2 + s at ZeRO
-    stage 0, 3 + (1 + s) / n at 1 and 2, 2 + (3 + s) / n at 3, the full copy that the rank adapts among them; a step
-    takes 5, for packing what is reduced and for its own gradients, or 4 on one rank at stage 0. That is what DeepSpeed
-    0.19 was seen to hold with 1, 2 and 4 ranks.
+    In units of the size of the meta-parameters in float32, with s numbers of optimizer state per parameter and n ranks:
+    the local engine stores 1 + s, and a step takes 3 (the sums, their mean, the clipped mean). DeepSpeed stores 2 + s
+    at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2, and 2 + (3 + s) / n at stage 3, including the full copy that
+    the rank adapts. A step takes 5, for packed sums and DeepSpeed's own gradients, or 4 on one rank at stage 0. The numbers
+    for DeepSpeed were measured with version 0.19 on 1, 2 and 4 ranks.
+
+    Args:
+        settings: of the run.
+        learned: bytes of the meta-parameters.
+        largest: bytes of the largest tensor among them.
     """
     engine, state = settings.engine, _state_numbers(settings.meta.optimizer)
     averaging = 4 * largest  # Each gradient is squared in float64, one at a time.
@@ -182,7 +219,7 @@ def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int)
 
 
 def _state_numbers(optimizer: str) -> int:
-    """Return how many numbers an optimizer remembers for each parameter, by letting it step once."""
+    """Return how many numbers of state an optimizer has per parameter, from one step of it."""
     parameter = torch.zeros(2, requires_grad=True)
     parameter.grad = torch.ones(2)
     made = make_optimizer(optimizer, [parameter], 0.1)
@@ -191,7 +228,7 @@ def _state_numbers(optimizer: str) -> int:
 
 
 def _estimator(settings: MetaSettings, inner: Inner) -> Estimator:
-    """Return the estimator by its steps; random numbers are drawn, but not seeded, for that reads the task's bytes."""
+    """Return the estimator by its number of steps; without seeding of random numbers, which reads the task's values."""
     options = {key: value for key, value in settings.options.items() if key not in TRAJECTORY_OPTIONS}
     plain = replace(settings, options=options)
     loss: Any = replace(inner.loss, random=False) if isinstance(inner.loss, ModelLoss) else inner.loss
@@ -206,6 +243,6 @@ def _estimate_stacked_task(
         return None
     try:
         one, two = (gradient_peak(estimator, meta, task, steps, rows=rows).total for rows in (1, 2))
-    except Exception:  # What cannot be stacked says so in many ways, and is then learned task by task.
+    except Exception:  # A model that cannot be stacked may raise anything; its tasks are learned one by one.
         return None
     return two - one

@@ -1,4 +1,4 @@
-"""Small reference networks, safe to differentiate twice: no running statistics, no in-place edits."""
+"""Small reference networks that can be differentiated twice: no running statistics, no in-place operations."""
 
 from trainers.models.images import conv4
 from trainers.models.lora import lora

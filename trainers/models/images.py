@@ -1,4 +1,4 @@
-"""The network of the few-shot image tasks."""
+"""The convolutional network of few-shot image classification."""
 
 from typing import Literal, get_args
 
@@ -10,15 +10,21 @@ Pool = Literal["stride", "max"]
 
 
 class Conv4(nn.Module):
-    """Four blocks of a 3x3 convolution, a normalisation and ReLU, each halving the side, and a linear head.
+    """A network of four blocks (3x3 convolution, normalisation, ReLU), each halving the side, and a linear head.
 
-    The few-shot network of Vinyals et al. (NIPS 2016), which halves by max-pooling, or with the strides of Finn et
-    al. (ICML 2017). Every normalisation but that of the batch is per sample, so an answer does not depend on what
-    else is asked with it.
+    It is the few-shot network of Vinyals et al. (NIPS 2016), which halves by max-pooling, or its variant with strides
+    by Finn et al. (ICML 2017). All normalisations except batch normalisation are per sample, so that a prediction does not
+    depend on the other samples of its batch.
+
+    Args:
+        blocks: layers of each block.
+        filters: number of feature maps of the last block.
+        size: side of these maps, in pixels.
+        ways: number of classes.
     """
 
     def __init__(self, blocks: list[list[nn.Module]], filters: int, size: int, ways: int) -> None:
-        """Join the ``blocks``, behind which there are ``filters`` maps of ``size`` pixels a side."""
+        """Join the blocks and add the head."""
         super().__init__()
         self.body = nn.Sequential(*(layer for block in blocks for layer in block))
         self.head = nn.Linear(filters * size * size, ways)
@@ -31,20 +37,27 @@ class Conv4(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """Map images to the maps behind the last block."""
+        """Map images (n, channels, side, side) to the feature maps of the last block (n, filters, size, size)."""
         maps: Tensor = self.body(x)
         return maps
 
 
 class ContextConv4(Conv4):
-    """A ``Conv4`` whose third block a ``context`` modulates: parameters of the task, apart from those of the network.
+    """A ``Conv4`` whose third block is modulated by context parameters, which are separate from the network's weights.
 
-    Its maps m, before ReLU, become (1 + gamma) m + beta, gamma and beta a linear function of the context (FiLM: Perez
-    et al., AAAI 2018), as in CAVIA (Zintgraf et al., ICML 2019).
+    The maps m of the block, before ReLU, become (1 + gamma) m + beta, where gamma and beta are a linear function of the
+    context (FiLM: Perez et al., AAAI 2018), as in CAVIA (Zintgraf et al., ICML 2019).
+
+    Args:
+        context: number of context parameters.
+        blocks: layers of each block.
+        filters: number of feature maps of each block.
+        size: side of the last maps, in pixels.
+        ways: number of classes.
     """
 
     def __init__(self, context: int, blocks: list[list[nn.Module]], filters: int, size: int, ways: int) -> None:
-        """Begin with a context of zeros, shape (context,), so with the network as it would be without."""
+        """Start with a context of zeros, shape (context,), which modulates nothing."""
         super().__init__(blocks, filters, size, ways)
         self.context = nn.Parameter(torch.zeros(context))
         self.film = nn.Linear(context, 2 * filters)
@@ -52,7 +65,7 @@ class ContextConv4(Conv4):
         self._modulated = [index for index, layer in enumerate(self.body) if isinstance(layer, nn.ReLU)][2]
 
     def features(self, x: Tensor) -> Tensor:
-        """Map images to the maps behind the last block."""
+        """Map images (n, channels, side, side) to the feature maps of the last block (n, filters, size, size)."""
         gamma, beta = self.film(self.context)[:, None, None].chunk(2)
         for index, layer in enumerate(self.body):
             if index == self._modulated:
@@ -71,13 +84,22 @@ def conv4(
     pool: Pool = "stride",
     context: int = 0,
 ) -> nn.Module:
-    """Return a ``Conv4`` for square images of ``size`` pixels a side.
+    """Return a ``Conv4`` for square images.
 
-    ``norm`` is "group" (of ``groups`` groups), "batch" (the statistics of the batch itself, in learning and in
-    answering: the transductive form of the MAML literature), "layer", "instance" or "none". ``pool`` is how a block
-    halves the side: "stride" 2 of its convolution (rounding up), or "max" over 2x2 (rounding down). With a ``context``
-    above 0 it has so many parameters called ``context``, for CAVIA: ``fast = ["context"]``. Raises ``ValueError`` for
-    another norm or pool, a negative context, and for images too small to be halved four times by "max".
+    Args:
+        channels: of the images.
+        size: side of the images, in pixels.
+        ways: number of classes.
+        filters: feature maps of each block.
+        groups: number of groups, for ``norm`` = "group".
+        norm: "group", "batch" (with the statistics of the batch itself, in training and in prediction: the transductive
+            form in the MAML literature), "layer", "instance" or "none".
+        pool: how a block halves the side: "stride" (stride 2 of its convolution, rounding up) or "max" (max-pooling
+            over 2x2, rounding down).
+        context: number of context parameters, named ``context``, for CAVIA with ``fast = ["context"]``; 0 for none.
+
+    Raises:
+        ValueError: for an unknown norm or pool, a negative context, or images that "max" cannot halve four times.
     """
     for option, value, known in (("norm", norm, get_args(Norm)), ("pool", pool, get_args(Pool))):
         if value not in known:

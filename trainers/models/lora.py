@@ -1,4 +1,4 @@
-"""Low-rank adaptation: a few numbers beside each chosen linear layer of any model."""
+"""Low-rank adaptation (LoRA): add low-rank matrices to selected linear layers of a model."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,18 @@ LOW_RANK = "*.lora_[ab]"
 
 
 class LowRankLinear(nn.Linear):
-    """W x + b + (alpha / r) B A x, A of shape (r, inputs), B of shape (outputs, r) (Hu et al., ICLR 2022, eq. 3)."""
+    """A linear layer with a low-rank addition, W x + b + (alpha / r) B A x (Hu et al., ICLR 2022, eq. 3).
+
+    A has the shape (r, inputs), B the shape (outputs, r).
+
+    Args:
+        linear: whose weights W and b are used.
+        rank: r.
+        alpha: scale.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
-        """Take over the weights of ``linear``; A is drawn as a linear layer's weights are, B begins at zero."""
+        """Draw A like the weights of a linear layer; set B to zero."""
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.scale = alpha / rank
@@ -44,20 +52,31 @@ def lora(
     learned: Sequence[str] = (),
     weights: str | None = None,
 ) -> nn.Module:
-    """Return the model of ``build`` for ``args`` with A and B beside the linear layers that the globs ``layers`` match.
+    """Return a model in which selected linear layers have low-rank additions A and B.
 
-    The names of its other weights stay what they were; A and B are called ``<layer>.lora_a`` and ``.lora_b``, so that
-    ``fast = ["*lora*"]`` adapts them alone. ``alpha`` is the rank if left out. ``weights`` is a safetensors file that
-    the model begins with, as ``online-meta export`` writes it. With ``freeze`` the model's own weights are not
-    learned at all, but for those that the globs ``learned`` match, ("head.*",) say.
-    Raises ``ValueError`` for a rank below 1, a glob that matches nothing, and a file that is not of this model.
+    The names of the other weights do not change. A and B are named ``<layer>.lora_a`` and ``<layer>.lora_b``, so that
+    ``fast = ["*lora*"]`` adapts only them.
+
+    Args:
+        build: import path of the function that builds the model.
+        args: keyword arguments of this function.
+        rank: of the additions, 1 or more.
+        alpha: scale of the additions; by default the rank.
+        layers: globs that select linear layers by name.
+        freeze: whether to exclude the model's own weights from learning.
+        learned: globs of own weights to learn nevertheless, such as ("head.*",).
+        weights: safetensors file with initial weights, as written by ``online-meta export``.
+
+    Raises:
+        ValueError: for a rank below 1, a glob without a match, or a file of another model.
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}: A and B have rank 1 or more")
     module: nn.Module = import_by_path(build)(**(args or {}))
     if weights is not None:
         _load(module, weights)
-    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]  # others may be read past
+    # No subclasses: other modules may use their weights directly, without their forward pass.
+    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
     for name in _matched("layers", layers, linear):
         parent, _, own = name.rpartition(".")
         layer = module.get_submodule(name)
@@ -79,7 +98,7 @@ def _matched(option: str, globs: Sequence[str], names: Sequence[str]) -> list[st
 
 
 def _load(module: nn.Module, file: str) -> None:
-    """Take up exported weights; the rule's are passed over, and buffers, which are not exported, stay as they are."""
+    """Load exported weights; ignore those of the inner rule, and keep buffers, which are not exported."""
     try:
         tensors = {name: value for name, value in load_file(file).items() if not name.startswith("rule.")}
         missing, unknown = module.load_state_dict(tensors, strict=False)

@@ -1,4 +1,4 @@
-"""The network of the regression tasks."""
+"""The multilayer perceptron of regression tasks."""
 
 from itertools import pairwise
 
@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 
 class ContextPerceptron(nn.Sequential):
-    """Layers that read a ``context`` beside each input: parameters of the task, apart from those of the network."""
+    """A sequence of layers that reads context parameters, which are separate from its weights, with each input.
+
+    Args:
+        context: number of context parameters.
+        layers: the layers.
+    """
 
     def __init__(self, context: int, *layers: nn.Module) -> None:
-        """Begin with a context of zeros, shape (context,)."""
+        """Start with a context of zeros, shape (context,)."""
         super().__init__(*layers)
         self.context = nn.Parameter(torch.zeros(context))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map inputs (n, ...), flattened and each followed by the context, to outputs (n, outputs)."""
+        """Map inputs (n, ...) to outputs (n, outputs); each input is flattened and concatenated with the context."""
         x = x.flatten(1)
         x = torch.cat([x, self.context.expand(len(x), -1)], dim=1)
         for layer in self:
@@ -24,11 +29,17 @@ class ContextPerceptron(nn.Sequential):
 
 
 def mlp(inputs: int, outputs: int, hidden: tuple[int, ...] = (40, 40), context: int = 0) -> nn.Module:
-    """Return a ReLU network on flattened inputs; hidden=(40, 40) is that of the sinusoid task (Finn et al., 2017).
+    """Return a multilayer perceptron with ReLU on flattened inputs.
 
-    With a ``context`` above 0 it has so many parameters more, called ``context``, that begin at zero and are read
-    beside the inputs: with ``fast = ["context"]`` they alone adapt, which is CAVIA (Zintgraf et al., ICML 2019).
-    Raises ``ValueError`` for a negative context.
+    Args:
+        inputs: size of a flattened input.
+        outputs: number of outputs.
+        hidden: sizes of the hidden layers; (40, 40) is the network of the sinusoid task (Finn et al., 2017).
+        context: number of context parameters, named ``context``, which start at zero and are read with each input. With
+            ``fast = ["context"]`` only they adapt, which is CAVIA (Zintgraf et al., ICML 2019). 0 for none.
+
+    Raises:
+        ValueError: for a negative context.
     """
     if context < 0:
         raise ValueError(f"context is {context}: a network has 0 context parameters or more")

@@ -6,10 +6,15 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, softmax(q k^T / sqrt(d)) v in each head (Vaswani et al., NIPS 2017, eq. 1)."""
+    """Multi-head self-attention, softmax(q k^T / sqrt(d)) v in each head (Vaswani et al., NIPS 2017, eq. 1).
+
+    Args:
+        width: features per position.
+        heads: number of heads, which divide the width evenly.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
-        """Split ``width`` between ``heads``."""
+        """Create the projections."""
         super().__init__()
         self.heads = heads
         self.queries_keys_values = nn.Linear(width, 3 * width)
@@ -25,10 +30,16 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer network, each normalised before and added to what it read (Xiong et al., ICML 2020)."""
+    """A pre-norm transformer block: attention and a two-layer network, each residual (Xiong et al., ICML 2020).
+
+    Args:
+        width: features per position; the network's hidden layer is four times as wide.
+        heads: number of attention heads.
+        dropout: dropout rate, in [0, 1].
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Make the network four times as wide as the block."""
+        """Create attention and network."""
         super().__init__()
         self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads), nn.Dropout(dropout))
         wide = 4 * width
@@ -44,10 +55,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An encoder of ``Block`` s whose mean over the positions a linear head reads."""
+    """A transformer encoder with a linear head on the mean over positions.
+
+    Args:
+        embedding: maps features or tokens to vectors of size ``width``.
+        length: largest length of a sequence.
+        outputs: number of outputs.
+        blocks: of the encoder.
+        width: features per position.
+    """
 
     def __init__(self, embedding: nn.Module, length: int, outputs: int, blocks: list[nn.Module], width: int) -> None:
-        """Begin with small random positions, shape (length, width)."""
+        """Start with small random position embeddings, shape (length, width)."""
         super().__init__()
         self.embedding = embedding
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
@@ -55,7 +74,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features (n, length, features) or int64 tokens (n, length), at most so long, to (n, outputs)."""
+        """Map features (n, length, features) or int64 tokens (n, length) to outputs (n, outputs)."""
         features: Tensor = self.body(self.embedding(x) + self.positions[: x.shape[1]])
         outputs: Tensor = self.head(features.mean(1))
         return outputs
@@ -72,17 +91,28 @@ def transformer(
     layers: int = 2,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Return a pre-norm ``Transformer`` for sequences of at most ``length``: classes, or numbers to regress on.
+    """Return a pre-norm ``Transformer`` for sequences, for classification or regression.
 
-    Give ``features`` for float sequences (n, length, features), or ``tokens``, the size of the vocabulary, for int64
-    ones (n, length). ``dropout`` is a share in 0..1. Attention goes by ``F.scaled_dot_product_attention``, which
-    ``om.model_loss`` runs by the kernel that can be differentiated twice.
-    Raises ``ValueError`` when both or none of ``features`` and ``tokens`` are given, or heads do not divide the width.
+    Attention uses ``F.scaled_dot_product_attention``, for which ``om.model_loss`` selects the kernel that can be
+    differentiated twice.
+
+    Args:
+        outputs: number of classes or regression targets.
+        length: largest length of a sequence.
+        features: features per position of float sequences (n, length, features); 0 if ``tokens`` is given.
+        tokens: size of the vocabulary of int64 sequences (n, length); 0 if ``features`` is given.
+        width: features per position inside the network.
+        heads: number of attention heads; they divide the width.
+        layers: number of blocks.
+        dropout: dropout rate, in [0, 1].
+
+    Raises:
+        ValueError: if both or neither of ``features`` and ``tokens`` are given, or the heads do not divide the width.
     """
     if (features > 0) == (tokens > 0):
-        raise ValueError(f"features is {features} and tokens {tokens}: give one, what a sequence is made of")
+        raise ValueError(f"features is {features} and tokens {tokens}: give one of them")
     if width % heads:
-        raise ValueError(f"width is {width} and heads {heads}: the width is shared evenly between the heads")
+        raise ValueError(f"width is {width} and heads {heads}: the number of heads must divide the width")
     embedding: nn.Module = nn.Linear(features, width) if features else nn.Embedding(tokens, width)
     blocks: list[nn.Module] = [Block(width, heads, dropout) for _ in range(layers)]
     return Transformer(embedding, length, outputs, blocks, width)
