@@ -1,1 +1,1 @@
-"""Connections and logins to Redis, Kafka and NATS."""
+"""Connect to Redis, Kafka and NATS, log in, and read their streams as sources."""

@@ -1,4 +1,4 @@
-"""What sources and producers of Kafka share."""
+"""Read a Kafka topic as a source, and create clients for sources and producers."""
 
 import json
 import logging
@@ -22,24 +22,24 @@ AUTH_ERRORS = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 )
-"""Errors of who may not come in, or does not believe the broker."""
+"""Codes of errors which mean that the broker refuses the login, or that its certificate is not trusted."""
 
 
 Client = TypeVar("Client")
 
 
 def read_login(login: KafkaLogin) -> dict[str, str]:
-    """Return the settings of librdkafka that a login names.
+    """Return the settings of librdkafka in the properties file of a login.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: naming the line that is no setting.
+        ValueError: if a line is not a setting; the message names the line.
     """
     return {} if login.properties_file is None else read_properties(login.properties_file)
 
 
 def make_client(make: Callable[[dict[str, Any]], Client], settings: Mapping[str, Any]) -> Client:
-    """Return a client of librdkafka; raises ``ValueError`` for a setting that it does not have."""
+    """Create a client of librdkafka; raise ``ValueError`` for an unknown setting."""
     try:
         return make(dict(settings))
     except KafkaException as error:
@@ -47,7 +47,7 @@ def make_client(make: Callable[[dict[str, Any]], Client], settings: Mapping[str,
 
 
 def find_auth_error(errors: Sequence[KafkaError]) -> KafkaError | None:
-    """Return the last of the errors that says that a login is refused."""
+    """Return the last of ``errors`` with a code of ``AUTH_ERRORS``, None if there is none."""
     return next((error for error in reversed(errors) if error.code() in AUTH_ERRORS), None)
 
 
@@ -61,23 +61,24 @@ _log = logging.getLogger(__name__)
 
 
 Positions = dict[int, int]
-"""By partition, the offset of the next message."""
+"""The offset of the next message by partition."""
 
 
 class KafkaTopic:
     """A ``TaskSource`` that ``ReportsLag``; its cursor is a JSON object of the next offset by partition."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        """Connect only when it is read; ``name`` is the source's."""
+        """Take the settings and the source's name; ``read`` connects."""
         self._settings, self._name = settings, name
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the messages behind the positions, from its first one of a partition that has none.
+        """Yield the messages after the positions; a partition without a position is read from its first message.
 
         Raises:
-            ConnectionError: when no broker answers, or none has the topic; ``KafkaException`` when one refuses later.
-            LoginRefused: when none lets us in, or no certificate is believed.
-            ValueError: if the topic ends before a position, so that it is not the one that was read.
+            ConnectionError: if no broker answers or has the topic.
+            KafkaException: if a broker refuses a later request.
+            LoginRefused: if the brokers refuse the login, or their certificates are not trusted.
+            ValueError: if the topic ends before a position, so that it is not the topic that was read before.
         """
         positions = _positions(after)
         with self._consumer() as consumer:
@@ -96,7 +97,7 @@ class KafkaTopic:
                     yield self._make_arrival(message, positions)
 
     def lag(self, after: str | None) -> int | None:
-        """Return how many offsets lie between the positions and the ends of the partitions."""
+        """Return the number of offsets between the positions and the ends of the partitions."""
         positions = _positions(after)
         with self._consumer() as consumer:
             ranges = {
@@ -105,7 +106,7 @@ class KafkaTopic:
         return sum(max(0, high - max(low, positions.get(partition, 0))) for partition, (low, high) in ranges.items())
 
     def _list_partitions(self, consumer: Consumer) -> list[int]:
-        """Return the partitions that the topic has now."""
+        """Return the topic's current partitions."""
         topic, seconds = self._settings.topic, self._settings.timeout_seconds
         try:
             found = consumer.list_topics(topic, timeout=seconds).topics[topic]
@@ -116,13 +117,13 @@ class KafkaTopic:
         return sorted(found.partitions)
 
     def _offset_range(self, consumer: Consumer, partition: int) -> tuple[int, int]:
-        """Return the first offset that a partition has, and the one behind its last."""
+        """Return the first offset of a partition, and the offset after its last."""
         topic_partition = TopicPartition(self._settings.topic, partition)
         low, high = consumer.get_watermark_offsets(topic_partition, timeout=self._settings.timeout_seconds)
         return low, high
 
     def _assign(self, consumer: Consumer, positions: Positions, assigned: set[int]) -> None:
-        """Read from now on the partitions that were not there before; see whether the others are what they were."""
+        """Start reading new partitions, and check that known partitions still contain their positions."""
         topic, new_partitions = self._settings.topic, []
         for partition in self._list_partitions(consumer):
             position = positions.get(partition)
@@ -131,12 +132,12 @@ class KafkaTopic:
                 if position > high:
                     raise ValueError(
                         f"partition {partition} of {topic} ends at {high}, before the committed position {position}: "
-                        "was the topic made anew? Give the source another name to read it from its start"
+                        "was the topic recreated? Give the source another name to read it from its start"
                     )
                 if position < low and partition not in assigned:
                     _log.error(
-                        "the source %s: the broker has deleted the offsets %d to %d of partition %d of %s before "
-                        "they were read; it is read from %d: let the topic keep its messages for longer",
+                        "the source %s: the broker deleted the offsets %d to %d of partition %d of %s before "
+                        "they were read; reading continues at %d: increase the topic's retention",
                         *(self._name, position, low - 1, partition, topic, low),
                     )
                     position = low
@@ -170,29 +171,29 @@ class KafkaTopic:
         try:
             yield consumer
         except ConnectionError as error:
-            consumer.poll(POLL_SECONDS)  # so that the library says what it has noticed
+            consumer.poll(POLL_SECONDS)  # lets the library report its errors
             auth_error = find_auth_error(errors)
             if auth_error is None:
                 raise
             raise LoginRefused(
-                f"{self._settings.brokers} and we do not trust each other: {auth_error.str()}"
+                f"{self._settings.brokers} refuses the login or is not trusted: {auth_error.str()}"
             ) from error
         finally:
             consumer.close()
 
 
 def check_properties(settings: Settings) -> None:
-    """Read what ``properties_file`` holds; nothing is connected.
+    """Check the settings in ``properties_file`` without connecting.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: for a line that is no setting, or a setting that librdkafka does not have.
+        OSError: if the file cannot be read.
+        ValueError: if a line is not a setting, or librdkafka does not know a setting.
     """
     _make_consumer(replace(settings, brokers="127.0.0.1:1"), lambda error: None).close()
 
 
 def _make_consumer(settings: Settings, on_error: Callable[[KafkaError], None]) -> Consumer:
-    """Make a consumer that keeps no position anywhere and fetches little ahead; a pause may last for days."""
+    """Create a consumer that stores no positions, prefetches little and tolerates pauses of days."""
     milliseconds = round(1000 * settings.timeout_seconds)
     config: dict[str, Any] = {
         "socket.timeout.ms": milliseconds,
@@ -201,12 +202,12 @@ def _make_consumer(settings: Settings, on_error: Callable[[KafkaError], None]) -
         "reconnect.backoff.max.ms": 2000,
         "fetch.wait.max.ms": 200,
         "fetch.max.bytes": PREFETCH_BYTES,
-        "fetch.queue.backoff.ms": 10,  # how soon it fetches again what had no room; the library itself waits a second
+        "fetch.queue.backoff.ms": 10,  # the wait when the fetch queue is full; the default is a second
         "queued.max.messages.kbytes": PREFETCH_BYTES // 1024,
         "isolation.level": "read_committed",
         "check.crcs": True,
         "log_level": 2,
-        "group.id": "online-meta",  # the library wants one; nothing is asked of it
+        "group.id": "online-meta",  # required by the library, but unused
         **read_login(settings),
         "bootstrap.servers": settings.brokers,
         "enable.auto.commit": False,
@@ -219,13 +220,13 @@ def _make_consumer(settings: Settings, on_error: Callable[[KafkaError], None]) -
 
 
 def _positions(cursor: str | None) -> Positions:
-    """Return the positions in a cursor; raises ``ValueError`` if it is none of this source."""
+    """Parse the positions in a cursor; raise ``ValueError`` if it is not a cursor of this source."""
     if cursor is None:
         return {}
     try:
         return {int(partition): int(offset) for partition, offset in json.loads(cursor).items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"the position {cursor!r} is none of Kafka's, such as '{{\"0\":12}}'") from error
+        raise ValueError(f"the position {cursor!r} is not one of Kafka, such as '{{\"0\":12}}'") from error
 
 
 def _cursor(positions: Positions) -> str:

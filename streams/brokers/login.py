@@ -1,4 +1,4 @@
-"""How one logs in at a broker: settings that name files, for a secret stands in a file of its own and nowhere else."""
+"""Log in to a broker: settings name files, because each secret must be in its own file and nowhere else."""
 
 import re
 import ssl
@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @contextmanager
 def translate_import_errors(extra: str) -> Iterator[None]:
-    """Say how to install what cannot be imported; raises ``ImportError``."""
+    """Translate a failed import into an ``ImportError`` that says how to install the package."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -20,23 +20,23 @@ def translate_import_errors(extra: str) -> Iterator[None]:
 
 
 PREFETCH_BYTES = 16 * 1024 * 1024
-"""How many bytes of tasks a source asks its broker for at once, where it can know beforehand."""
+"""How many bytes of tasks a source requests from its broker at once, as far as their size is known."""
 
 
 def next_fetch_count(max_count: int, sizes: list[int]) -> int:
-    """Return how many entries to ask for next, given the sizes in bytes of those that came last, 1 to ``max_count``."""
+    """Return how many entries to request next, 1 .. ``max_count``, given the sizes in bytes of the last entries."""
     return max(1, min(max_count, PREFETCH_BYTES // max([*sizes, 1])))
 
 
 @dataclass(frozen=True)
 class Login:
-    """What every broker but Kafka's is told.
+    """The login to any broker but Kafka.
 
     Attributes:
-        password_file: a file that holds the password.
-        ca_file: certificates, PEM, of those who may vouch for the broker; left out: those that the machine trusts.
-        certificate_file: a certificate, PEM, to be shown to the broker.
-        key_file: the certificate's private key, PEM; left out: it stands in ``certificate_file``.
+        password_file: a file with the password.
+        ca_file: the certificates (PEM) of trusted authorities; by default, those that the machine trusts.
+        certificate_file: the client certificate (PEM).
+        key_file: the private key (PEM) of the certificate; by default it is in ``certificate_file``.
     """
 
     password_file: str | None = None
@@ -47,12 +47,12 @@ class Login:
 
 @dataclass(frozen=True)
 class NatsLogin(Login):
-    """What a NATS server is told.
+    """The login to a NATS server.
 
     Attributes:
-        user: whose password is in ``password_file``.
-        token_file: a file that holds a token, in place of user and password.
-        credentials_file: a user's JWT and seed, as ``nsc`` writes them, in place of both.
+        user: the user whose password is in ``password_file``.
+        token_file: a file with a token, instead of a user and a password.
+        credentials_file: a file with a user's JWT and seed, as ``nsc`` writes it, instead of both.
     """
 
     user: str | None = None
@@ -62,24 +62,24 @@ class NatsLogin(Login):
 
 @dataclass(frozen=True)
 class KafkaLogin:
-    """What a Kafka broker is told.
+    """The login to a Kafka broker.
 
     Attributes:
-        properties_file: a file of "name = value" lines, further settings of librdkafka: how to log in, for example.
+        properties_file: a file of "name = value" lines with more settings of librdkafka, such as the login.
     """
 
     properties_file: str | None = None
 
 
 class LoginRefused(ValueError):
-    """The broker does not let us in, or its certificate is not believed: it will not get better by waiting."""
+    """The broker refuses the login, or its certificate is not trusted; waiting does not help."""
 
 
 LoginType = TypeVar("LoginType", Login, NatsLogin, KafkaLogin)
 
 
 def split_login(kind: type[LoginType], query: dict[str, str]) -> tuple[LoginType, dict[str, str]]:
-    """Return the login that the query of an address describes, and what else stands there."""
+    """Split the query of an address into a login of the given kind and the remaining parameters."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: query[name] for name in query if name in names}), {
         name: query[name] for name in query if name not in names
@@ -87,56 +87,54 @@ def split_login(kind: type[LoginType], query: dict[str, str]) -> tuple[LoginType
 
 
 def make_tls_context(login: Login) -> ssl.SSLContext | None:
-    """Return how TLS is spoken, None where nothing is said of it.
+    """Return the TLS context for a login, None if the login sets nothing about TLS.
 
     Raises:
-        OSError: if a file cannot be read; it is named.
-        ValueError: if one does not hold what it is for.
+        OSError: if a file cannot be read; the message names the file.
+        ValueError: if a file does not contain the expected certificates or key.
     """
     if login.key_file is not None and login.certificate_file is None:
-        raise ValueError("key_file is the key of a certificate: name that, too, in certificate_file")
+        raise ValueError("key_file is the key of a certificate: set certificate_file, too")
     if login.ca_file is None and login.certificate_file is None:
         return None
     for file in (login.ca_file, login.certificate_file, login.key_file):
         if file is not None:
-            Path(file).read_bytes()  # what the library raises does not name the file
+            Path(file).read_bytes()  # the errors of the library do not name the file
     try:
         context = ssl.create_default_context(cafile=login.ca_file)
     except ssl.SSLError as error:
-        raise ValueError(f"ca_file: {login.ca_file} holds no certificates in PEM ({error.reason})") from error
+        raise ValueError(f"ca_file: {login.ca_file} contains no PEM certificates ({error.reason})") from error
     if login.certificate_file is not None:
         try:
             context.load_cert_chain(login.certificate_file, login.key_file)
         except ssl.SSLError as error:
             named = " and ".join(filter(None, (login.certificate_file, login.key_file)))
-            raise ValueError(f"certificate_file: {named} hold no certificate and its key ({error.reason})") from error
+            raise ValueError(f"certificate_file: no certificate and key in {named} ({error.reason})") from error
     return context
 
 
 def refuse_secrets(setting: str, url: str, advice: str, *, users: bool = True) -> None:
-    """Raise ``ValueError`` if a secret stands in an address of a configuration, which is written into reports.
+    """Raise ``ValueError`` if an address in a configuration contains a secret, because reports contain the address.
 
     Args:
-        setting: what the address is called.
+        setting: the name of the setting.
         url: the address, or one of several.
-        advice: where the secret should stand.
-        users: whether a user may be named without a password.
+        advice: where to put the secret instead.
+        users: whether the address may contain a user without a password.
     """
     parts = urlsplit(url)
     secret = parts.password or (not users and parts.username) or "password" in parse_qs(parts.query)
     if secret:
-        raise ValueError(
-            f"{setting} holds a secret, and what stands in a configuration is written into the run's report: {advice}"
-        )
+        raise ValueError(f"{setting} contains a secret, and the run's report includes the configuration: {advice}")
 
 
 @contextmanager
 def translate_login_errors(address: str, *auth_errors: type[Exception]) -> Iterator[None]:
-    """Say what is wrong when a broker is not let believe us, or is not believed; raises ``LoginRefused``.
+    """Translate a refused login or an untrusted certificate into ``LoginRefused`` with an explanation.
 
     Args:
         address: the broker's address, without secrets.
-        auth_errors: what the client library raises when a broker does not let one in.
+        auth_errors: the exceptions that the client library raises when a broker refuses the login.
     """
     try:
         yield
@@ -149,30 +147,30 @@ def translate_login_errors(address: str, *auth_errors: type[Exception]) -> Itera
         if found is None:
             raise
         raise LoginRefused(
-            f"{address} shows a certificate that is not believed: {found.verify_message}; "
-            "ca_file names the certificates of those who may vouch for it"
+            f"{address} presents a certificate that is not trusted: {found.verify_message}; "
+            "set ca_file to the certificates of its authority"
         ) from error
 
 
 def hide_secrets(address: str) -> str:
-    """Return an address, or several, without the user and password that may stand in it."""
+    """Return an address, or several, without user and password."""
     return re.sub(r"//[^/@,]*@", "//", address)
 
 
 def read_secret(file: str) -> str:
-    """Return what a file of one line holds; raises ``OSError`` or ``ValueError`` naming it."""
+    """Read the secret in a file of one line; raise ``OSError`` or ``ValueError`` that names the file."""
     secret = Path(file).read_text(encoding="utf-8").strip()
     if not secret or "\n" in secret:
-        raise ValueError(f"{file} must hold one line, and nothing else")
+        raise ValueError(f"{file} must contain exactly one line")
     return secret
 
 
 def read_properties(file: str) -> dict[str, str]:
-    """Return the settings in a file of "name = value" lines; # begins a comment line.
+    """Read the settings in a file of "name = value" lines; a line that begins with # is a comment.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: naming the line that is no setting.
+        OSError: if the file cannot be read.
+        ValueError: if a line is not a setting; the message names the line.
     """
     properties = {}
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):

@@ -1,4 +1,4 @@
-"""How sources and producers connect to NATS."""
+"""Read a NATS JetStream stream as a source, and connect sources and producers to NATS."""
 
 import asyncio
 import logging
@@ -31,20 +31,20 @@ Result = TypeVar("Result")
 
 
 class EventLoopThread:
-    """Runs coroutines one after the other for a thread that blocks; between them it keeps connections alive."""
+    """A thread with an event loop that runs coroutines for blocking callers and keeps connections alive meanwhile."""
 
     def __init__(self, name: str) -> None:
-        """Start the thread under a name."""
+        """Start the thread ``name``."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, Result], seconds: float) -> Result:
-        """Return what a coroutine returns; raises ``TimeoutError`` and cancels it after so many seconds."""
+        """Run a coroutine and return its result; after ``seconds``, cancel it and raise ``TimeoutError``."""
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop).result()
 
     def close(self) -> None:
-        """Cancel what is left, and end the thread."""
+        """Cancel all remaining coroutines and stop the thread."""
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -59,46 +59,46 @@ async def _cancel_all() -> None:
 
 
 CLOSE_SECONDS = 1.0
-"""How long a connection whose TLS handshake failed may take to close: the client library would wait for ever."""
+"""How long to wait for a connection to close after a failed TLS handshake; the client library would wait forever."""
 
 
 class _TlsOnlyClient(Client):
-    """A client that says who it is over TLS only; the library itself goes on without it where a server offers none."""
+    """A client that logs in only over TLS; the library falls back to plain text if a server offers no TLS."""
 
     def _connect_command(self) -> bytes:
         if not self._server_info.get("tls_required"):
-            raise LoginRefused("TLS is asked for, and the server does not require it: nothing was told to it")
+            raise LoginRefused("TLS is configured but the server does not require it: no credentials were sent")
         return super()._connect_command()
 
 
 class Connection:
-    """A connection to NATS, within one event loop, that ends when it is lost: who uses it then makes another."""
+    """A connection to NATS within one event loop; it never reconnects, so its user must open a new one."""
 
     def __init__(self) -> None:
-        """Connect by ``open``."""
+        """Create an unconnected client; ``open`` connects it."""
         self.client: Client = Client()
         self._closed = asyncio.Event()
 
     async def open(self, servers: str, seconds: float, login: NatsLogin) -> None:
-        """Connect to an address, or to one of several between commas.
+        """Connect to a server.
 
         Args:
-            servers: nats:// or tls:// addresses.
-            seconds: how long connecting may take, and about how long a server may say nothing.
-            login: the files are read now.
+            servers: a nats:// or tls:// address, or several separated by commas.
+            seconds: the timeout for connecting, and roughly for an unresponsive server.
+            login: the login; its files are read by this call.
 
         Raises:
-            LoginRefused: when the server does not let us in, or its certificate is not believed.
-            ValueError: if a file does not hold what it is for.
-            OSError: if a file cannot be read, or no server can be reached.
-            nats.errors.Error: if something else goes wrong.
+            LoginRefused: if the server refuses the login, or its certificate is not trusted.
+            ValueError: if a login file is invalid.
+            OSError: if a login file cannot be read, or no server can be reached.
+            nats.errors.Error: for any other error of the client library.
         """
         options = read_login(login)
         if "tls" in options or "tls://" in servers:
             self.client = _TlsOnlyClient()
 
         async def ignore_error(error: Exception) -> None:
-            """Say nothing here: what fails is raised where it was asked for."""
+            """Do nothing: the failing call raises the error."""
 
         async def mark_closed() -> None:
             self._closed.set()
@@ -108,11 +108,11 @@ class Connection:
                 await self._connect(
                     servers=servers.split(","),
                     allow_reconnect=False,
-                    max_reconnect_attempts=1,  # to each server at first, too; there is no smaller number that is obeyed
+                    max_reconnect_attempts=1,  # also limits the first attempts; the library ignores smaller numbers
                     reconnect_time_wait=0,
                     connect_timeout=max(1, round(seconds)),
                     ping_interval=max(1, round(seconds / 2)),
-                    max_outstanding_pings=1,  # so that a connection which only seems to be there is noticed
+                    max_outstanding_pings=1,  # detects a dead connection
                     error_cb=ignore_error,
                     closed_cb=mark_closed,
                     **options,
@@ -123,7 +123,7 @@ class Connection:
             raise
 
     async def _connect(self, **options: Any) -> None:
-        """Connect; raises ``nats.errors.AuthorizationError`` for what the library calls just an error."""
+        """Connect; raise ``nats.errors.AuthorizationError`` where the library raises an unspecific error."""
         try:
             await self.client.connect(**options)
         except nats.errors.Error as error:
@@ -132,17 +132,17 @@ class Connection:
             raise
 
     async def close(self) -> None:
-        """Close it and wait for its end: one that was lost may still be closing itself."""
+        """Close the connection and wait for its end; a lost connection may still be closing itself."""
         await self.client.close()
         await self._closed.wait()
 
 
 def read_login(login: NatsLogin) -> dict[str, Any]:
-    """Return the client's options for a login.
+    """Return the options of the client library for a login.
 
     Raises:
         OSError: if a file cannot be read.
-        ValueError: if one does not hold what it is for, or a password lacks its user.
+        ValueError: if a file is invalid, or only one of user and password is set.
     """
     if (login.user is None) != (login.password_file is None):
         raise ValueError("user and password_file belong together: one of them is missing")
@@ -153,7 +153,7 @@ def read_login(login: NatsLogin) -> dict[str, Any]:
     if login.token_file is not None:
         options["token"] = read_secret(login.token_file)
     if login.credentials_file is not None:
-        with open(login.credentials_file, "rb"):  # what the library raises does not name the file
+        with open(login.credentials_file, "rb"):  # the errors of the library do not name the file
             options["user_credentials"] = login.credentials_file
     return options
 
@@ -165,23 +165,24 @@ _log = logging.getLogger(__name__)
 
 
 Run = Callable[..., Any]
-"""Runs a coroutine and returns what it returns."""
+"""Runs a coroutine and returns its result."""
 
 
 class NatsStream:
     """A ``TaskSource`` that ``ReportsLag``; its cursor is the sequence number of a message in the stream."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        """Connect only when it is read."""
+        """Take the settings and the source's name; ``read`` connects."""
         self._settings, self._name = settings, name
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the messages behind the position.
+        """Yield the messages after the position.
 
         Raises:
-            ConnectionError: when the server cannot be reached; ``nats.errors.Error`` when it refuses, or is lost later.
-            LoginRefused: when it does not let us in, or its certificate is not believed.
-            ValueError: if the stream ends before the position, so that it is not the one that was read.
+            ConnectionError: if the server cannot be reached.
+            nats.errors.Error: if the server refuses a request, or the connection is lost later.
+            LoginRefused: if the server refuses the login, or its certificate is not trusted.
+            ValueError: if the stream ends before the position, so that it is not the stream that was read before.
         """
         position = _sequence(after)
         with self._stream("source") as (run, stream):
@@ -198,14 +199,14 @@ class NatsStream:
                     yield self._make_arrival(message, delivered)
 
     def lag(self, after: str | None) -> int | None:
-        """Return how many messages lie behind the position."""
+        """Return the number of messages after the position."""
         with self._stream("lag") as (run, stream):
             waiting: int = run(self._count(stream, _sequence(after)))
         return waiting
 
     @contextmanager
     def _stream(self, purpose: str) -> Iterator[tuple[Run, JetStreamContext]]:
-        """Connect; give what waits for coroutines, and the server's JetStream."""
+        """Connect, and yield a function that runs coroutines and the server's JetStream."""
         settings, loop = self._settings, EventLoopThread(f"{purpose}-{self._name}")
         run = partial(loop.run, seconds=3 * settings.timeout_seconds)
         try:
@@ -219,30 +220,30 @@ class NatsStream:
             try:
                 yield run, connection.client.jetstream(timeout=settings.timeout_seconds)
             finally:
-                with suppress(TimeoutError):  # the server need not know
+                with suppress(TimeoutError):  # the server need not notice
                     run(connection.close())
         finally:
             loop.close()
 
     async def _subscribe(self, stream: JetStreamContext, position: int) -> JetStreamContext.PullSubscription:
-        """Look whether the stream is the one that was read, and begin behind the position."""
+        """Check that the stream still contains the position, and subscribe after it."""
         state = (await stream.stream_info(self._settings.stream)).state
         if state.last_seq < position:
             raise ValueError(
                 f"the stream {self._settings.stream} ends at {state.last_seq}, before the committed position "
-                f"{position}: was it made anew? Give the source another name to read it from its start"
+                f"{position}: was it recreated? Give the source another name to read it from its start"
             )
         if position and state.first_seq > position + 1:
             _log.error(
-                "the source %s: the messages %d to %d of the stream %s were deleted before they were read; let it keep "
-                "its messages for longer",
+                "the source %s: the messages %d to %d of the stream %s were deleted before they were read; increase "
+                "the stream's retention",
                 *(self._name, position + 1, state.first_seq - 1, self._settings.stream),
             )
         consumer = await self._add_consumer(stream, position)
         return await stream.pull_subscribe_bind(consumer=consumer.name, stream=self._settings.stream)
 
     async def _add_consumer(self, stream: JetStreamContext, position: int) -> ConsumerInfo:
-        """Make a consumer that the server forgets an hour after it was last asked, and that acknowledges nothing."""
+        """Create a consumer without acknowledgements, which the server deletes after an hour of inactivity."""
         config = ConsumerConfig(
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE if position else DeliverPolicy.ALL,
             opt_start_seq=position + 1 if position else None,
@@ -259,27 +260,27 @@ class NatsStream:
         return consumer.num_pending or 0
 
     def _make_arrival(self, message: Msg, delivered: int) -> Arrival:
-        """Return the message as what it is; raises ``ConnectionError`` if one before it was lost on its way."""
+        """Return a message as an arrival; raise ``ConnectionError`` if an earlier message was lost in transit."""
         number = message.metadata.sequence
         if number.consumer != delivered:
-            raise ConnectionError(f"message {delivered} was lost on its way; {number.consumer} came")
+            raise ConnectionError(f"message {delivered} was lost in transit; {number.consumer} arrived")
         id = (message.headers or {}).get("id", f"{self._settings.stream}:{number.stream}")
         return Arrival(id, message.data, self._name, str(number.stream))
 
 
 async def _fetch(subscription: JetStreamContext.PullSubscription, count: int) -> list[Msg]:
-    """Return up to ``count`` messages, none if none came within ``WAIT_SECONDS``."""
+    """Return up to ``count`` messages; return [] if none arrives within ``WAIT_SECONDS``."""
     try:
         messages: list[Msg] = await subscription.fetch(count, timeout=WAIT_SECONDS)
-    except TimeoutError:  # nats' own, or the built-in one if the deadline passes between its two requests
+    except TimeoutError:  # that of nats, or the built-in one if the deadline passes between its two requests
         return []
     return messages
 
 
 def _sequence(cursor: str | None) -> int:
-    """Return the position that a cursor stands for, 0 for none."""
+    """Parse the sequence number in a cursor; 0 if there is none."""
     if cursor is None:
         return 0
     if not cursor.isdecimal():
-        raise ValueError(f"the position {cursor!r} is no sequence number of a stream")
+        raise ValueError(f"the position {cursor!r} is not a sequence number of a stream")
     return int(cursor)

@@ -1,4 +1,4 @@
-"""How sources and producers connect to Redis."""
+"""Read a Redis stream as a source, and connect sources and producers to Redis."""
 
 import logging
 import time
@@ -16,27 +16,27 @@ from streams.brokers.settings import RedisSettings as Settings
 from streams.types import Arrival
 
 AUTH_ERRORS = (redis.AuthenticationError, redis.exceptions.NoPermissionError)
-"""What Redis answers to who may not do what was asked."""
+"""The errors of Redis for a refused login or a missing permission."""
 
 
 def connect(url: str, login: Login, seconds: float) -> redis.Redis:
-    """Return a client that connects when it is first used, and never tries again by itself.
+    """Create a client that connects on first use and never retries.
 
     Args:
-        url: redis:// or, for TLS, rediss://.
-        login: the files are read now.
-        seconds: how long Redis may take to answer.
+        url: an address with redis:// or, for TLS, rediss://.
+        login: the login; its files are read by this call.
+        seconds: the timeout for answers.
 
     Raises:
-        ValueError: if the address is none, or a file does not hold what it is for.
-        OSError: if a file cannot be read.
+        ValueError: if the address or a login file is invalid.
+        OSError: if a login file cannot be read.
     """
     options: dict[str, Any] = {}
     if login.password_file is not None:
         options["password"] = read_secret(login.password_file)
     if make_tls_context(login) is not None:
         if urlsplit(url).scheme != "rediss":
-            raise ValueError("ca_file and certificate_file are for TLS: begin the url with rediss://")
+            raise ValueError("ca_file and certificate_file apply to TLS: the url must begin with rediss://")
         files = {"ca_certs": login.ca_file, "certfile": login.certificate_file}
         files["keyfile"] = login.key_file or login.certificate_file
         options |= {f"ssl_{name}": file for name, file in files.items() if file is not None}
@@ -52,7 +52,7 @@ def connect(url: str, login: Login, seconds: float) -> redis.Redis:
 
 
 def redact_url(url: str) -> str:
-    """Return an address as it may be told to anybody."""
+    """Return scheme, host and port of an address, without secrets."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or 6379}"
 
@@ -67,7 +67,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
-    """An entry: its id as text and as a number pair, and its fields (None: it was deleted)."""
+    """An entry: its id as text and as a pair of integers, and its fields (None if it was deleted)."""
 
     entry_id: str
     order: tuple[int, int]
@@ -77,25 +77,26 @@ class _Entry(NamedTuple):
 class RedisStream:
     """A ``TaskSource`` that ``Acknowledges`` and ``ReportsLag``.
 
-    Its cursor is an entry id below which nothing is left: entries are given in order and so are committed in order,
-    and the cursor is held back below what another consumer of the group was given and has not acknowledged.
+    Its cursor is an entry id up to which every entry is committed. Entries are delivered in order and therefore
+    committed in order, and the cursor stays below entries that other consumers of the group received but have not
+    acknowledged.
     """
 
     def __init__(self, settings: Settings, consumer: str, name: str) -> None:
-        """Read as ``consumer``; ``name`` is the source's."""
+        """Take the settings, the name of the consumer in its group, and the name of the source."""
         self._settings, self._consumer, self._name = settings, consumer, name
         self._client: Any = None
-        self._unacked: set[str] = set()  # given, and not settled
+        self._unacked: set[str] = set()  # delivered but not acknowledged
         self._count = 1
         self._next_claim = 0.0
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield what is behind the position: first what was given before and not committed, then what is new.
+        """Yield the entries after the position: first those that were delivered but not committed, then new ones.
 
         Raises:
-            redis.RedisError: when the server cannot be reached or does not answer in time.
-            LoginRefused: when it does not let us in.
-            ValueError: if the position is none.
+            redis.RedisError: if the server cannot be reached or does not answer in time.
+            LoginRefused: if the server refuses the login, or its certificate is not trusted.
+            ValueError: if the position is not an entry id.
         """
         stream = self._settings.stream
         with self._connect() as client:
@@ -121,11 +122,11 @@ class RedisStream:
                     yield None
 
     def ack(self, arrivals: Sequence[Arrival]) -> None:
-        """Acknowledge entries, and delete them where the settings say so; both or neither."""
+        """Acknowledge entries and, if the settings say so, delete them in the same transaction."""
         self._ack(self._client, [arrival.ack_id for arrival in arrivals if arrival.ack_id is not None])
 
     def lag(self, after: str | None) -> int | None:
-        """Return how many entries were not given or not acknowledged; None where Redis cannot say (before 7.0)."""
+        """Return the number of undelivered and unacknowledged entries; None if Redis cannot count them (before 7.0)."""
         with self._connect() as client:
             if after is None or not client.exists(self._settings.stream):
                 return int(client.xlen(self._settings.stream))
@@ -144,7 +145,7 @@ class RedisStream:
             yield client
 
     def _join_group(self, client: Any, after: str | None) -> tuple[str, str]:
-        """Make the group if there is none; return from where to go on, and up to where the group was given entries."""
+        """Create the group if necessary; return the position to continue at and the last entry given to the group."""
         stream, group, start = self._settings.stream, self._settings.group, after or START
         _parse_id(start)
         try:
@@ -155,8 +156,8 @@ class RedisStream:
         last = client.xinfo_stream(stream)["last-generated-id"].decode()
         if _parse_id(last) < _parse_id(start):
             _log.warning(
-                "the source %s: the stream ends at %s, before the committed position %s, so it is not what it was: "
-                "it is read from its start (a task that is known by its id is not kept twice)",
+                "the source %s: the stream ends at %s, before the committed position %s, so it was recreated: "
+                "it is read from its start (tasks with known ids are not stored twice)",
                 *(self._name, last, start),
             )
             client.xgroup_setid(stream, group, START)
@@ -169,7 +170,7 @@ class RedisStream:
         return next((one for one in client.xinfo_groups(self._settings.stream) if one["name"] == name), None)
 
     def _ack_committed(self, client: Any, watermark: str) -> None:
-        """Acknowledge what this consumer was given up to the position: it is durable."""
+        """Acknowledge the entries that this consumer received up to the position, because they are durable."""
         stream, group = self._settings.stream, self._settings.group
         while known := client.xpending_range(stream, group, "-", watermark, 1000, self._consumer):
             self._ack(client, [one["message_id"].decode() for one in known])
@@ -190,7 +191,7 @@ class RedisStream:
         return self._parse_page(answer[0][1] if answer else [])
 
     def _parse_page(self, answer: Any) -> list[_Entry]:
-        """Return the entries of an answer; how large they are says how many are asked for next time."""
+        """Return the entries of an answer, and set the next request's count according to their sizes."""
         found = _entries(answer)
         if found:
             sizes = [sum(map(len, entry.fields.values())) for entry in found if entry.fields]
@@ -198,7 +199,7 @@ class RedisStream:
         return found
 
     def _oldest_of_others(self, client: Any) -> tuple[int, int] | None:
-        """Return the oldest entry that another consumer was given and has not acknowledged."""
+        """Return the oldest entry that another consumer received but has not acknowledged."""
         stream, group = self._settings.stream, self._settings.group
         oldest = [
             client.xpending_range(stream, group, "-", "+", 1, one["name"])
@@ -208,7 +209,7 @@ class RedisStream:
         return min((_parse_id(found[0]["message_id"].decode()) for found in oldest if found), default=None)
 
     def _claim(self, client: Any) -> Iterator[_Entry]:
-        """Take over what other consumers have left lying, a page at a time; looks twice in ``claim_seconds``."""
+        """Claim entries that other consumers have left unacknowledged, page by page, twice per ``claim_seconds``."""
         if time.monotonic() < self._next_claim or self._oldest_of_others(client) is None:
             return
         idle = round(1000 * self._settings.claim_seconds)
@@ -224,7 +225,7 @@ class RedisStream:
     def _make_arrival(self, entries: Iterable[_Entry], watermark: str) -> Iterator[Arrival]:
         cursor = None if watermark == START else watermark
         for entry in entries:
-            if entry.fields is None:  # deleted while it was pending: there is nothing left to keep
+            if entry.fields is None:  # deleted while it was pending: there is nothing left to store
                 self._ack(self._client, [entry.entry_id])
                 continue
             self._unacked.add(entry.entry_id)
@@ -241,8 +242,8 @@ def _entries(found: Any) -> list[_Entry]:
 
 
 def _parse_id(entry_id: str) -> tuple[int, int]:
-    """Return an entry id as what it is ordered by; raises ``ValueError`` if it is none."""
+    """Parse an entry id into the pair that orders entries; raise ``ValueError`` if it is not an entry id."""
     first, _, second = entry_id.partition("-")
     if not (first.isdecimal() and (second or "0").isdecimal()):
-        raise ValueError(f"the position {entry_id!r} is no entry id of Redis, such as 1700000000000-0")
+        raise ValueError(f"the position {entry_id!r} is not an entry id of Redis, such as 1700000000000-0")
     return int(first), int(second or 0)

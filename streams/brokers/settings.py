@@ -1,4 +1,4 @@
-"""The options of the sources that read from a broker, apart from what needs its client library."""
+"""Define the options of sources that read from a broker, without importing client libraries."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,19 +10,18 @@ from streams.brokers.login import KafkaLogin, Login, NatsLogin
 
 @dataclass(frozen=True)
 class RedisSettings(Login):
-    """Options of ``[[source]] kind = "redis"``, beside those of a ``Login``.
+    """Options of ``[[source]] kind = "redis"``, in addition to those of ``Login``.
 
     Attributes:
-        url: of the server and database, redis:// or, for TLS, rediss://; a user may stand in it, a password may not.
+        url: the server and database, redis:// or, for TLS, rediss://. It may contain a user but no password.
         stream: the key of the stream.
-        group: the consumer group; it is made when there is none. Give each run a group of its own: what is given to
-            one consumer of a group is given to no other.
-        consumer: by which name this daemon reads; left out: the source's.
-        claim_seconds: after how long what another consumer of the group was given, and did not acknowledge, is taken
-            over.
-        delete: whether entries are deleted from the stream when they are durable; no other group may read it then.
-        batch: how many entries are asked for at once, at most.
-        timeout_seconds: how long Redis may take to answer before the connection is given up.
+        group: the consumer group, created if it does not exist. Give each run its own group: an entry delivered to one
+            consumer of a group is not delivered to the others.
+        consumer: the name of this consumer in the group; by default, the name of the source.
+        claim_seconds: the age after which unacknowledged entries of other consumers are claimed.
+        delete: whether to delete entries from the stream once they are durable; no other group may then read it.
+        batch: the largest number of entries per request.
+        timeout_seconds: how long Redis may take to answer before the connection is closed.
     """
 
     url: Annotated[str, MinLen(1)] = "redis://127.0.0.1:6379/0"
@@ -37,13 +36,13 @@ class RedisSettings(Login):
 
 @dataclass(frozen=True)
 class KafkaSettings(KafkaLogin):
-    """Options of ``[[source]] kind = "kafka"``, beside those of a ``KafkaLogin``.
+    """Options of ``[[source]] kind = "kafka"``, in addition to those of ``KafkaLogin``.
 
     Attributes:
-        brokers: where to begin, host:port or several between commas.
-        topic: what is read, all its partitions.
-        refresh_seconds: how often new partitions are looked for.
-        timeout_seconds: how long a broker may take to answer before the connection is given up.
+        brokers: bootstrap servers, host:port or several separated by commas.
+        topic: the topic, of which all partitions are read.
+        refresh_seconds: the interval between two checks for new partitions.
+        timeout_seconds: how long a broker may take to answer before the connection is closed.
     """
 
     brokers: Annotated[str, MinLen(1)] = "127.0.0.1:9092"
@@ -54,14 +53,14 @@ class KafkaSettings(KafkaLogin):
 
 @dataclass(frozen=True)
 class NatsSettings(NatsLogin):
-    """Options of ``[[source]] kind = "nats"``, beside those of a ``NatsLogin``.
+    """Options of ``[[source]] kind = "nats"``, in addition to those of ``NatsLogin``.
 
     Attributes:
-        servers: an address, nats:// or, for TLS, tls://, or several between commas; nobody is named in it.
+        servers: an address, nats:// or, for TLS, tls://, or several separated by commas, without users.
         stream: the name of the stream.
-        subject: which of its subjects are read, * and > allowed; left out: all.
-        batch: how many messages are asked for at once, at most.
-        timeout_seconds: how long the server may take to answer before the connection is given up.
+        subject: the subjects to read, with wildcards * and >; by default all.
+        batch: the largest number of messages per request.
+        timeout_seconds: how long the server may take to answer before the connection is closed.
     """
 
     servers: Annotated[str, MinLen(1)] = "nats://127.0.0.1:4222"

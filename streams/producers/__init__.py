@@ -1,6 +1,6 @@
-"""Bring tasks to a daemon, or to a broker or folder that one reads from; one file for each kind of target.
+"""Send tasks to a daemon, or to a broker or folder that a daemon reads; one file for each kind of target.
 
-``open_producer(url)`` gives the producer for an address; ``submit`` and ``connect`` are those of a daemon's HTTP API.
+``open_producer(url)`` returns the producer for an address. ``submit`` and ``connect`` use a daemon's HTTP API directly.
 """
 
 from streams.producers.errors import RETRY_SECONDS, SubmitError

@@ -1,4 +1,4 @@
-"""What goes wrong when a task is brought somewhere, and how it is tried again."""
+"""Define the errors of producers and the retries after them."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from streams.spec import Limits
 from streams.types import Rejected
 
 RETRY_SECONDS = 300.0
-"""Seconds after which no further try is begun."""
+"""Seconds after which no further attempt begins."""
 
 UNREACHABLE = "unreachable"
 
@@ -23,17 +23,17 @@ Result = TypeVar("Result")
 
 
 class SubmitError(Exception):
-    """A task was not taken.
+    """A task was not accepted.
 
     Attributes:
-        status: the HTTP status; None if the daemon could not be reached, or where there is none.
-        reason: a short slug, as the daemon gives it; otherwise "unreachable", "bad_request", "unexpected_answer", or
-            of a broker or a folder "refused", "bad_id", "too_large", "cannot_write".
+        status: the HTTP status; None if the daemon could not be reached or the target is not a daemon.
+        reason: the reason that the daemon gives, a short slug; otherwise "unreachable", "bad_request" or
+            "unexpected_answer", or for a broker or a folder "refused", "bad_id", "too_large" or "cannot_write".
         detail: a sentence.
     """
 
     def __init__(self, status: int | None, reason: str, detail: str) -> None:
-        """Keep the three apart."""
+        """Store the three parts and compose the message."""
         answered = f" (HTTP {status})" if status is not None else " (no answer)" if reason == UNREACHABLE else ""
         super().__init__(f"{reason}{answered}: {detail}")
         self.status = status
@@ -42,16 +42,16 @@ class SubmitError(Exception):
 
 
 class RetryLater(SubmitError):
-    """Refused for now; ``retry_after`` are the seconds that the daemon asked for."""
+    """A task was refused for now; the daemon asks to wait ``retry_after`` seconds."""
 
     def __init__(self, status: int | None, reason: str, detail: str, retry_after: float = 0.0) -> None:
-        """Keep the seconds."""
+        """Store the parts and the seconds to wait."""
         super().__init__(status, reason, detail)
         self.retry_after = retry_after
 
 
 def check_task_id(id: str) -> None:
-    """Raise ``SubmitError`` for an id that every daemon would refuse."""
+    """Raise ``SubmitError`` for an id that every daemon would reject."""
     try:
         check_id(id, Limits())
     except Rejected as rejection:
@@ -59,7 +59,12 @@ def check_task_id(id: str) -> None:
 
 
 def retry(retry_seconds: float, attempt: Callable[[], Result]) -> Result:
-    """Return what ``attempt`` gives, called again after growing, random waits while it raises ``RetryLater``."""
+    """Call ``attempt`` until it no longer raises ``RetryLater``, with random exponential backoff; return its result.
+
+    Args:
+        retry_seconds: seconds after which no further attempt begins; then the last ``RetryLater`` is raised.
+        attempt: the function to call.
+    """
     retrying = Retrying(
         sleep=_SLEEP,
         retry=retry_if_exception_type(RetryLater),

@@ -1,4 +1,4 @@
-"""Bring tasks to a folder that a ``files`` source lists."""
+"""Write tasks to a folder that a ``files`` source reads."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ from streams.producers.errors import SubmitError, check_task_id
 
 
 class FileProducer:
-    """A ``Producer`` that writes each task as a file of its own, whole and durable under its name or not there."""
+    """A ``Producer`` that writes each task to its own file, atomically and durably."""
 
     def __init__(self, folder: str) -> None:
-        """Write into ``folder``, which is there already."""
+        """Take the ``folder``, which must exist."""
         self._folder = Path(folder)
 
     def send(self, id: str, body: bytes) -> None:
-        """Write <id>.safetensors under another name, flush it, rename it, flush the folder."""
+        """Write <id>.safetensors under a temporary name, sync it, rename it and sync the folder."""
         check_task_id(id)
         part, whole = self._folder / f".{id}.{os.getpid()}.part", self._folder / f"{id}.safetensors"
         try:

@@ -1,4 +1,4 @@
-"""Bring tasks to a running daemon over HTTP, as often as it takes."""
+"""Send tasks to a running daemon over HTTP, with retries."""
 
 import email.utils
 import time
@@ -10,15 +10,15 @@ from streams.producers.errors import RETRY_SECONDS, UNREACHABLE, RetryLater, Sub
 from streams.types import Receipt
 
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 507)
-"""The HTTP statuses that say nothing about the task."""
+"""The HTTP statuses that are not about the task, so that a later attempt may succeed."""
 
 
 def connect(url: str, token: str | None = None) -> httpx.Client:
-    """Return a client that keeps its connections to ``url`` open, for many calls of ``submit``; close it.
+    """Create a client that keeps its connections open for many calls of ``submit``; the caller must close it.
 
     Args:
-        url: of the daemon, such as "http://127.0.0.1:8780".
-        token: sent as a bearer token with each request.
+        url: the address of the daemon, such as "http://127.0.0.1:8780".
+        token: the bearer token to send with each request.
     """
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     timeout = httpx.Timeout(30.0, connect=5.0)  # a commit waits for the disk, so an answer may take a while
@@ -33,22 +33,22 @@ def submit(
     client: httpx.Client | None = None,
     retry_seconds: float = RETRY_SECONDS,
 ) -> Receipt:
-    """Bring one task and return its receipt once it is durable.
+    """Submit one task to a daemon and return its receipt once it is durable.
 
-    It may be called again with the same id and body at any time: the daemon keeps one round. A connection that
-    fails, a full backlog (429), a daemon that is starting (503), fails (500, 502, 504) or has a full disk (507) is
-    tried again, after the seconds it asks for and random, growing waits.
+    The call is idempotent: the same id and body always give one round. It is repeated, with random exponential backoff
+    and after the seconds that the daemon asks for, if the connection fails, the backlog is full (429), or the daemon is
+    starting (503), fails (500, 502, 504) or has a full disk (507).
 
     Args:
-        url: of the daemon.
-        id: of the task, see ``wire.check_id``.
-        body: as ``wire.encode`` gives it.
-        token: the bearer token, if the daemon asks for one.
-        client: as ``connect`` gives it, for many tasks; without one, a connection is made for this task.
-        retry_seconds: seconds after which no further try is begun.
+        url: the address of the daemon.
+        id: the id of the task, see ``wire.check_id``.
+        body: the task as ``wire.encode`` returns it.
+        token: the bearer token, if the daemon requires one.
+        client: a client from ``connect``, for many tasks; without one, a connection is opened for this task.
+        retry_seconds: seconds after which no further attempt begins.
 
     Raises:
-        SubmitError: with what the daemon said, if it refuses the task or patience ends.
+        SubmitError: with the daemon's answer, if it rejects the task or no attempt succeeds in time.
     """
     if client is None:
         with connect(url, token) as new_client:
@@ -74,7 +74,7 @@ def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | Non
         return Receipt(str(content["id"]), int(content["round"]), duplicate=answer.status_code == 200)
     except (ValueError, KeyError, TypeError) as error:
         raise SubmitError(
-            answer.status_code, "unexpected_answer", f"{url} is no online-meta: {answer.text[:200]}"
+            answer.status_code, "unexpected_answer", f"{url} is not an online-meta daemon: {answer.text[:200]}"
         ) from error
 
 
@@ -90,7 +90,7 @@ def _refuse(answer: httpx.Response) -> NoReturn:
 
 
 def _retry_after_seconds(header: str | None) -> float:
-    """Return what a Retry-After header asks for, given in seconds or as a date; 0 without one."""
+    """Return the seconds in a Retry-After header, given as seconds or as a date; 0 without a header."""
     if header is None:
         return 0.0
     try:
@@ -104,14 +104,14 @@ def _retry_after_seconds(header: str | None) -> float:
 
 
 class HttpProducer:
-    """A ``Producer`` for a daemon's own API, over connections that are kept open."""
+    """A ``Producer`` for a daemon's HTTP API that keeps its connections open."""
 
     def __init__(self, url: str, client: httpx.Client, retry_seconds: float) -> None:
-        """Use a client as ``connect`` gives it for the same ``url``."""
+        """Take a client that ``connect`` created for the same ``url``."""
         self._url, self._client, self._retry_seconds = url, client, retry_seconds
 
     def send(self, id: str, body: bytes) -> Receipt:
-        """Return the receipt once the task is durable in the daemon's history; raises as ``submit``."""
+        """Submit a task and return its receipt once it is durable in the daemon's history; raises as ``submit``."""
         return submit(self._url, id, body, client=self._client, retry_seconds=self._retry_seconds)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Bring tasks to a Kafka topic."""
+"""Send tasks to a Kafka topic."""
 
 from collections import deque
 
@@ -15,14 +15,14 @@ TRANSIENT_ERRORS = (
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
 )
-"""Errors that say nothing about the task or the topic."""
+"""Errors that are not about the task or the topic, so that a later attempt may succeed."""
 
 
 class KafkaProducer:
-    """A ``Producer`` of messages with a header ``id``, the id as their key, too, so that it decides the partition."""
+    """A ``Producer`` of messages whose header ``id`` and key are the task's id; the key decides the partition."""
 
     def __init__(self, brokers: str, topic: str, login: KafkaLogin, retry_seconds: float) -> None:
-        """Write to a topic of the ``brokers``, host:port or several between commas; raises as ``read_login`` does."""
+        """Create a client for ``brokers``, host:port or several separated by commas; raises as ``read_login`` does."""
         self._where, self._topic, self._retry_seconds = f"kafka://{brokers}", topic, retry_seconds
         self._errors: deque[KafkaError] = deque(maxlen=32)
         self._producer = make_client(
@@ -40,7 +40,7 @@ class KafkaProducer:
         )
 
     def send(self, id: str, body: bytes) -> None:
-        """Write a message and wait until all replicas in sync have it."""
+        """Write a message and wait until all in-sync replicas have it."""
         check_task_id(id)
         retry(self._retry_seconds, lambda: self._produce(id, body))
 
@@ -70,5 +70,5 @@ class KafkaProducer:
         raise SubmitError(None, "too_large" if large else "refused", detail)
 
     def close(self) -> None:
-        """Let go of the brokers; nothing is under way any more."""
+        """Disconnect; no message is in flight, because ``send`` waits."""
         self._producer.flush(0)

@@ -1,4 +1,4 @@
-"""Bring tasks to a NATS JetStream stream."""
+"""Send tasks to a NATS JetStream stream."""
 
 from contextlib import suppress
 
@@ -16,11 +16,11 @@ TIMEOUT_SECONDS = 10.0
 class NatsProducer:
     """A ``Producer`` of messages with a header ``id``.
 
-    A message is answered once the stream has it on disk if the server runs with ``sync_interval: always``.
+    The server acknowledges a message once it is on disk, if it runs with ``sync_interval: always``.
     """
 
     def __init__(self, server: str, target: str, login: NatsLogin, retry_seconds: float) -> None:
-        """Publish on the subject ``target``, or on that of the stream of this name; raises as ``read_login`` does."""
+        """Take the subject ``target``, or the name of a stream with one subject; raises as ``read_login`` does."""
         read_login(login)
         self._address, self._server = server, hide_secrets(server)
         self._target, self._login, self._retry_seconds = target, login, retry_seconds
@@ -29,7 +29,7 @@ class NatsProducer:
         self._subject = ""
 
     def send(self, id: str, body: bytes) -> None:
-        """Publish a message; one whose answer was lost is published again."""
+        """Publish a message; publish it again if the acknowledgement is lost."""
         check_task_id(id)
         retry(self._retry_seconds, lambda: self._publish(id, body))
 
@@ -37,7 +37,7 @@ class NatsProducer:
         try:
             self._loop.run(self._publish_once(id, body), 3 * TIMEOUT_SECONDS)
         except nats.errors.MaxPayloadError as error:
-            raise SubmitError(None, "too_large", f"{self._server} takes no {len(body)} bytes at once") from error
+            raise SubmitError(None, "too_large", f"{self._server} does not accept {len(body)} bytes") from error
         except LoginRefused as error:
             raise SubmitError(None, "refused", str(error)) from error
         except (NoStreamResponseError, NotFoundError, ValueError) as error:
@@ -62,20 +62,20 @@ class NatsProducer:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(TimeoutError):  # the server need not know
+            with suppress(TimeoutError):  # the server need not notice
                 self._loop.run(connection.close(), TIMEOUT_SECONDS)
 
     def close(self) -> None:
-        """Close the connection and end the thread."""
+        """Close the connection and stop the thread."""
         self._disconnect()
         self._loop.close()
 
 
 async def _find_subject(stream: JetStreamContext, target: str) -> str:
-    """Return the subject to publish on, given a subject or the name of a stream of one subject."""
+    """Return the subject to publish on, given a subject or the name of a stream with one subject."""
     try:
         subjects = (await stream.stream_info(target)).config.subjects or []
-    except (NotFoundError, ValueError):  # no stream goes by that name, or none could
+    except (NotFoundError, ValueError):  # no stream has that name, or it is not a valid name
         return target
     plain = [subject for subject in subjects if not set(subject) & {"*", ">"}]
     if len(plain) != 1:

@@ -1,4 +1,4 @@
-"""Bring tasks to a Redis stream."""
+"""Send tasks to a Redis stream."""
 
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode
@@ -15,11 +15,11 @@ TIMEOUT_SECONDS = 10.0
 class RedisProducer:
     """A ``Producer`` of entries with the fields ``id`` and ``body``.
 
-    XADD is answered once the entry is in the append-only file if the server runs with ``appendfsync always``.
+    The server answers once the entry is in its append-only file, if it runs with ``appendfsync always``.
     """
 
     def __init__(self, url: SplitResult, retry_seconds: float) -> None:
-        """Write to the stream that the address names in ``?stream=``; raises ``ValueError`` if it names none."""
+        """Take an address that names the stream in ``?stream=``; raise ``ValueError`` if it names none."""
         login, others = split_login(Login, dict(parse_qsl(url.query)))
         self._stream = others.pop("stream", "")
         self._where = redact_url(url.geturl())
@@ -29,7 +29,7 @@ class RedisProducer:
         self._client: Any = connect(url._replace(query=urlencode(others)).geturl(), login, TIMEOUT_SECONDS)
 
     def send(self, id: str, body: bytes) -> None:
-        """Add an entry; one whose answer was lost is added again."""
+        """Add an entry; add it again if the answer is lost."""
         check_task_id(id)
         retry(self._retry_seconds, lambda: self._add(id, body))
 

@@ -1,4 +1,4 @@
-"""Which producer an address asks for."""
+"""Open the producer for an address."""
 
 from dataclasses import fields
 from typing import Protocol
@@ -18,38 +18,42 @@ SCHEMES = {
     "tls": "tls://127.0.0.1:4222/tasks",
     "file": "file:///var/spool/tasks",
 }
-"""Schemes of addresses, each with an example."""
+"""The schemes of addresses, each with an example."""
 
 
 class Producer(Protocol):
-    """Brings tasks to one target."""
+    """A connection that sends tasks to one target."""
 
     def send(self, id: str, body: bytes) -> Receipt | None:
-        """Return once the target has the task durably: with its receipt, or None where no daemon has answered.
+        """Send a task, and return once the target has stored it durably.
 
-        It may be called again with the same id and body: the history keeps one round.
+        The call may be repeated with the same id and body: the history stores one round.
 
-        Raises ``SubmitError`` when the target refuses the task or patience ends.
+        Returns:
+            The receipt of a daemon; None from any other target.
+
+        Raises:
+            SubmitError: if the target rejects the task or no attempt succeeds in time.
         """
 
     def close(self) -> None:
-        """Let go of the target."""
+        """Disconnect from the target."""
 
 
 def open_producer(url: str, token: str | None = None, retry_seconds: float = RETRY_SECONDS) -> Producer:
-    """Return the producer for an address.
+    """Open the producer for an address.
 
     Args:
         url: http(s)://host:port of a daemon, redis://host:port/db?stream=name, kafka://host:port/topic,
-            nats://host:port/stream-or-subject, file:///folder. Those of brokers may end with how to log in, see
+            nats://host:port/stream-or-subject or file:///folder. The address of a broker may end with the login, see
             ``streams.brokers.login``: rediss://user@host/0?stream=name&password_file=/path&ca_file=/path.
-        token: the bearer token of a daemon that asks for one.
-        retry_seconds: seconds after which no further try to send a task is begun.
+        token: the bearer token, if the daemon requires one.
+        retry_seconds: seconds after which no further attempt to send a task begins.
 
     Raises:
-        ValueError: if the address is none of these, or a file that it names does not hold what it is for.
+        ValueError: if the address or a file that it names is invalid.
         OSError: if a file that it names cannot be read.
-        ImportError: if the client library that it needs is not installed; the message says how to get it.
+        ImportError: if the required client library is not installed; the message says how to install it.
     """
     parts = split_address(url)
     if parts.scheme == "file":
@@ -64,15 +68,15 @@ def open_producer(url: str, token: str | None = None, retry_seconds: float = RET
 
 
 def split_address(url: str) -> SplitResult:
-    """Return the parts of an address that a producer may be opened for; raises ``ValueError`` for any other."""
+    """Split the address of a target; raise ``ValueError`` if no producer exists for it."""
     try:
         parts = urlsplit(url)
         known = parts.scheme == "file" or (parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0)
-    except ValueError:  # of the port
+    except ValueError:  # for an invalid port
         known = parts.scheme == "kafka" and "," in parts.netloc
     if not known:
         examples = [example for scheme, example in SCHEMES.items() if scheme not in ("https", "rediss", "tls")]
-        raise ValueError(f"{url!r} is no address: write it like {', '.join(examples)}")
+        raise ValueError(f"{url!r} is not an address of a target, such as {', '.join(examples)}")
     return parts
 
 
@@ -92,17 +96,17 @@ def _open_broker(parts: SplitResult, retry_seconds: float) -> Producer:
 
 
 def _parse_login(kind: type[LoginType], parts: SplitResult) -> LoginType:
-    """Return the login in the query of an address; raises ``ValueError`` if anything else stands there."""
+    """Parse the login in the query of an address; raise ``ValueError`` for any other parameter."""
     login, others = split_login(kind, dict(parse_qsl(parts.query)))
     if others:
         known = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"the address has no option {', '.join(others)}: it takes {known}")
+        raise ValueError(f"unknown option {', '.join(others)} in the address; the options are {known}")
     return login
 
 
 def _path(parts: SplitResult) -> str:
     if parts.scheme == "file" and parts.netloc:
-        raise ValueError(f"{parts.geturl()!r} names a host: write three slashes, like {SCHEMES['file']}")
+        raise ValueError(f"{parts.geturl()!r} names a host: write three slashes, as in {SCHEMES['file']}")
     if not parts.path.strip("/"):
-        raise ValueError(f"{parts.geturl()!r} lacks its end: write it like {SCHEMES[parts.scheme]}")
+        raise ValueError(f"{parts.geturl()!r} has no path: write it like {SCHEMES[parts.scheme]}")
     return parts.path

@@ -166,7 +166,7 @@ def test_a_password_is_told_to_no_server_that_speaks_plainly(tmp_path: Path) -> 
         server.start()
         login = {"user": USER, "password_file": str(tmp_path / "password")}
         source = nats.create_source(nats.Settings(servers=f"tls://127.0.0.1:{server.port}", **login), SPEC, "n", 0)
-        with pytest.raises(LoginRefused, match="TLS is asked for, and the server does not require it"):
+        with pytest.raises(LoginRefused, match="TLS is configured but the server does not require it"):
             source.lag(None)
     finally:
         server.stop()
@@ -191,22 +191,22 @@ def test_a_token_opens_a_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "settings", "told"),
     [
-        (redis, {"url": "redis://:hush@127.0.0.1/0"}, "url holds a secret.*password_file"),
-        (redis, {"url": "redis://127.0.0.1/0?password=hush"}, "url holds a secret.*password_file"),
-        (redis, {"ca_file": "{cert}"}, "begin the url with rediss://"),
+        (redis, {"url": "redis://:hush@127.0.0.1/0"}, "url contains a secret.*password_file"),
+        (redis, {"url": "redis://127.0.0.1/0?password=hush"}, "url contains a secret.*password_file"),
+        (redis, {"ca_file": "{cert}"}, "the url must begin with rediss://"),
         (redis, {"url": "rediss://127.0.0.1/0", "ca_file": "{none}"}, "No such file or directory: '{none}'"),
-        (redis, {"url": "rediss://127.0.0.1/0", "ca_file": "{text}"}, "{text} holds no certificates in PEM"),
-        (redis, {"url": "rediss://127.0.0.1/0", "key_file": "{cert}"}, "name that, too, in certificate_file"),
-        (nats, {"servers": "nats://a:1,nats://me:hush@b:2"}, "servers holds a secret.*token_file"),
-        (nats, {"servers": "nats://hush@b:2"}, "servers holds a secret.*token_file"),
+        (redis, {"url": "rediss://127.0.0.1/0", "ca_file": "{text}"}, "{text} contains no PEM certificates"),
+        (redis, {"url": "rediss://127.0.0.1/0", "key_file": "{cert}"}, "set certificate_file, too"),
+        (nats, {"servers": "nats://a:1,nats://me:hush@b:2"}, "servers contains a secret.*token_file"),
+        (nats, {"servers": "nats://hush@b:2"}, "servers contains a secret.*token_file"),
         (nats, {"user": "me"}, "user and password_file belong together"),
         (
             nats,
             {"certificate_file": "{cert}", "key_file": "{text}"},
-            "{cert} and {text} hold no certificate and its key",
+            "no certificate and key in {cert} and {text}",
         ),
         (nats, {"credentials_file": "{none}"}, "No such file or directory: '{none}'"),
-        (nats, {"token_file": "{empty}"}, "{empty} must hold one line"),
+        (nats, {"token_file": "{empty}"}, "{empty} must contain exactly one line"),
         (kafka, {"properties_file": "{none}"}, "No such file or directory: '{none}'"),
     ],
 )
@@ -227,5 +227,5 @@ def test_what_cannot_be_a_login_is_refused_before_anything_is_asked(
 
 
 def test_an_option_that_an_address_has_not_is_told() -> None:
-    with pytest.raises(ValueError, match="no option pasword_file: it takes password_file, ca_file"):
+    with pytest.raises(ValueError, match="unknown option pasword_file in the address; the options are password_file, ca_file"):
         open_producer("nats://127.0.0.1:4222/tasks?pasword_file=x")

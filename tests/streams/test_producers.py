@@ -45,11 +45,11 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("ftp://x", "is no address: write it like http://127.0.0.1:8780, redis://"),
-        ("kafka://", "is no address"),
-        ("nats://127.0.0.1:99999/s", "is no address"),
-        ("kafka://127.0.0.1:9092", "lacks its end: write it like kafka://127.0.0.1:9092/tasks"),
-        ("nats://127.0.0.1:4222/", "lacks its end"),
+        ("ftp://x", "is not an address of a target, such as http://127.0.0.1:8780, redis://"),
+        ("kafka://", "is not an address"),
+        ("nats://127.0.0.1:99999/s", "is not an address"),
+        ("kafka://127.0.0.1:9092", "has no path: write it like kafka://127.0.0.1:9092/tasks"),
+        ("nats://127.0.0.1:4222/", "has no path"),
         ("redis://127.0.0.1:6379/0", r"which stream\? End the address with \?stream=tasks"),
         ("file://host/folder", "names a host: write three slashes"),
     ],

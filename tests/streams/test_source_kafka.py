@@ -94,7 +94,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     assert source.lag('{"0":2}') == 3
     stream = source.read('{"0":2}')
     wait_for("one arrives", lambda: (found := next(stream)) is not None and found.id == "task-005")
-    assert "has deleted the offsets 2 to 4 of partition 0 of short" in caplog.text
+    assert "deleted the offsets 2 to 4 of partition 0 of short" in caplog.text
     stream.close()
 
 

@@ -64,7 +64,7 @@ def test_a_message_lost_on_its_way_is_read_again(
         wait_for("all arrive", lambda: len(run.history) == 20)
         assert run.ids() == list(bodies(0, 20))
     assert len(dropped) == 1
-    assert "was lost on its way" in caplog.text
+    assert "was lost in transit" in caplog.text
 
 
 def test_a_fetch_that_times_out_between_two_requests_is_no_failure(

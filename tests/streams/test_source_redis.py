@@ -224,7 +224,7 @@ def test_a_password_may_stand_in_a_file_and_an_address_is_checked(tmp_path: Path
     with pytest.raises(FileNotFoundError):
         redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0)
     secret.write_text("one\ntwo\n")
-    with pytest.raises(ValueError, match="must hold one line"):
+    with pytest.raises(ValueError, match="must contain exactly one line"):
         redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0)
     secret.write_text("s3cret\n")
     assert redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0) is not None
