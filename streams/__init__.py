@@ -1,1 +1,1 @@
-"""Where tasks come from and where they are kept."""
+"""Read streams of tasks and store them in a durable history."""

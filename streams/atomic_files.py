@@ -1,14 +1,14 @@
-"""Files that are there whole or not at all, also after a power loss."""
+"""Write files atomically and durably, so that a power loss never leaves a partial file."""
 
 import os
 from pathlib import Path
 
 TEMP_SUFFIX = ".new"
-"""What the name of a file that is being written ends with."""
+"""The suffix of a file that is still being written."""
 
 
 def sync_path(path: Path) -> None:
-    """Return when what is in a file, or the names in a folder, would survive a power loss."""
+    """Sync the content of a file, or the names in a folder, to disk; raise ``OSError`` if that fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -17,7 +17,7 @@ def sync_path(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and return when its bytes would survive a power loss (its name: ``sync_path`` of the folder)."""
+    """Write a file and sync its content to disk; its name becomes durable by ``sync_path`` of the folder."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -25,7 +25,16 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
-    """Put ``data`` under ``path`` in one step: readers see the old file or the new one, never a part."""
+    """Replace a file atomically: readers see the old content or the new one.
+
+    Args:
+        path: the file, which need not exist.
+        data: the new content.
+        durable: whether the new content must survive a power loss once this returns.
+
+    Raises:
+        OSError: if the disk is full or fails; the old file then stays.
+    """
     new = path.with_name(path.name + TEMP_SUFFIX)
     if durable:
         write_durably(new, data)

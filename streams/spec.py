@@ -1,4 +1,4 @@
-"""What a run's tasks look like, and how much of them may come at once."""
+"""Define the shape of a run's tasks and the limits on arrivals."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -6,35 +6,36 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 Dtype = Literal["uint8", "float16", "float32", "float64", "int64"]
-"""The element types that a sample ``x`` may have."""
+"""The dtypes of a sample ``x``."""
 
 Shape = tuple[Annotated[int, Ge(1)], ...]
 """The shape of one sample, without the leading sample dimension; () is a scalar."""
 
 DYNAMIC = -1
-"""A dimension of any size from 1, which may differ from task to task."""
+"""A dynamic dimension: any size of 1 or more, which may differ between tasks."""
 
 DynamicShape = tuple[Annotated[int, Ge(DYNAMIC)], ...]
-"""A shape some of whose dimensions may be open."""
+"""A shape that may have dynamic dimensions."""
 
 DTYPES = ("uint8", "float16", "float32", "float64", "int64")
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The shape that every task of a run must have.
+    """The shape and dtypes that every task of a run must have.
 
     Attributes:
-        x_shape: the shape of one sample ``x``; a batch is (n, *x_shape). A dimension of -1 is open: any size from 1,
-            the same in all samples of a task, another in another task. ``Limits.elements`` bounds it.
-        x_dtype: the element type of ``x``, exactly as it must arrive.
-        y: "class" (labels 0 .. ways-1) or "real" (regression targets, kept as float32).
-        ways: how many classes there are; needed when ``y`` is "class", absent otherwise.
+        x_shape: the shape of one sample ``x``; a batch has shape (n, *x_shape). A dimension of -1 is dynamic: any size
+            of 1 or more, equal for all samples of a task but possibly different between tasks. ``Limits.elements``
+            bounds it.
+        x_dtype: the dtype that ``x`` must have on arrival.
+        y: "class" (labels 0 .. ways - 1) or "real" (regression targets, stored as float32).
+        ways: the number of classes; required if ``y`` is "class", otherwise not allowed.
         y_shape: the shape of one sample's ``y``; () for "class".
-        query_share: the share of the support that is held out as query when a task brings none, in (0, 1).
+        query_share: the fraction of the support that is held out as the query set if a task has none, in (0, 1).
 
     Raises:
-        ValueError: naming the field, what was found and what would be right.
+        ValueError: if a field is invalid; the message names the field, its value and what is allowed.
     """
 
     x_shape: DynamicShape
@@ -45,7 +46,7 @@ class TaskSpec:
     query_share: Annotated[float, Gt(0), Lt(1)] = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a task."""
+        """Validate the fields."""
         object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape, DYNAMIC))
         object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape))
         if self.x_dtype not in DTYPES:
@@ -55,7 +56,7 @@ class TaskSpec:
         if not 0 < self.query_share < 1:
             raise ValueError(f"query_share is {self.query_share}; it must lie between 0 and 1, both excluded")
         if self.y == "real" and self.ways is not None:
-            raise ValueError(f"ways is {self.ways}, but y is 'real': leave ways out, or set y = 'class'")
+            raise ValueError(f"ways is {self.ways}, but y is 'real': omit ways, or set y = 'class'")
         if self.y == "class":
             if not _is_count(self.ways):
                 raise ValueError(f"ways is {self.ways!r}; y = 'class' needs the number of classes, 1 or more")
@@ -65,26 +66,26 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one arrival may hold and how much may wait; a bound on memory, not on what can be learned.
+    """Limits on the size of one arrival and on the number of waiting arrivals, which bound memory.
 
     Attributes:
-        body_bytes: the largest body that is read, in bytes.
-        samples: the most samples in one batch (support or query).
-        elements: the most numbers in one tensor.
-        expansion: how many times larger a compressed body may become when it is unpacked.
+        body_bytes: the size of the largest accepted body, in bytes.
+        samples: the largest number of samples in one batch (support or query).
+        elements: the largest number of elements in one tensor.
+        expansion: the largest ratio of the decompressed to the compressed size of a body.
         body_seconds: how long a client may take to send one body.
-        header_bytes: the most bytes of a request before its body, and behind it.
-        header_seconds: how long a client may take to send them.
+        header_bytes: the largest size of a request's headers, and of its trailers, in bytes.
+        header_seconds: how long a client may take to send the headers.
         keep_alive_seconds: how long a connection stays open without a request.
-        connections: how many are open at once, each with a file descriptor.
-        id_length: the longest task id, in characters.
-        backlog: how many rounds may wait to be learned before arrivals are held back.
-        commit_batch: the most arrivals made durable by one commit.
-        dead_letters: how many rejected arrivals are kept to be looked at; 0 keeps none.
-        dead_letter_bytes: how many bytes they take together at most; 0 keeps none.
+        connections: the largest number of open connections; each needs a file descriptor.
+        id_length: the largest length of a task id, in characters.
+        backlog: the largest number of rounds that wait to be learned before arrivals are held back.
+        commit_batch: the largest number of arrivals in one commit.
+        dead_letters: the largest number of rejected arrivals that are kept for inspection; 0 keeps none.
+        dead_letter_bytes: their largest total size in bytes; 0 keeps none.
 
     Raises:
-        ValueError: if a limit is not a whole number, or is 0 where nothing could arrive.
+        ValueError: if a limit is not a whole number, or is below its minimum.
     """
 
     body_bytes: Annotated[int, Ge(1)] = 16 * 1024 * 1024
@@ -103,7 +104,7 @@ class Limits:
     dead_letter_bytes: Annotated[int, Ge(0)] = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        """Refuse limits under which nothing could arrive."""
+        """Validate the limits."""
         for name, value in vars(self).items():
             minimum = 0 if name.startswith("dead_letter") else 1
             if not _is_count(value, minimum):
@@ -111,26 +112,31 @@ class Limits:
 
 
 def require_same(given: TaskSpec, offered: TaskSpec, kind: str) -> None:
-    """Refuse a run whose tasks are not those that a source of this ``kind`` makes.
+    """Check that a run expects the tasks that a source generates.
+
+    Args:
+        given: the tasks that the run expects.
+        offered: the tasks that the source generates.
+        kind: the kind of the source, for the error message.
 
     Raises:
-        ValueError: naming the first field that differs, what it is and what it must be.
+        ValueError: if a field differs; the message names the first such field and both values.
     """
     for name in ("x_shape", "x_dtype", "y", "ways", "y_shape"):
         found, expected = getattr(given, name), getattr(offered, name)
         if found != expected and not (name == "x_shape" and fits(expected, found)):
             raise ValueError(
-                f"the {kind!r} source makes tasks with {name} = {expected!r}, but the run expects {found!r}"
+                f"the {kind!r} source generates tasks with {name} = {expected!r}, but the run expects {found!r}"
             )
 
 
 def is_dynamic(shape: tuple[int, ...]) -> bool:
-    """Whether a dimension of the shape is open, so that it differs from task to task."""
+    """Return whether the shape has a dynamic dimension."""
     return DYNAMIC in shape
 
 
 def fits(shape: tuple[int, ...], spec: tuple[int, ...]) -> bool:
-    """Whether a sample of this shape is one that the ``spec`` allows: equal, any size from 1 where that is open."""
+    """Return whether a sample's shape matches ``spec``; a dynamic dimension matches any size of 1 or more."""
     pairs = zip(shape, spec, strict=False)
     return len(shape) == len(spec) and all(
         size == expected or (expected == DYNAMIC and size >= 1) for size, expected in pairs

@@ -1,4 +1,4 @@
-"""What travels from a source to the history."""
+"""Define the types that pass from a source to the history, and the interface of a source."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -6,39 +6,48 @@ from typing import NamedTuple, Protocol, runtime_checkable
 REASONS = {
     "bad_id": "the id is empty, too long, or not letters, digits, '.', '_', ':' and '-' after a letter or digit",
     "too_large": "more bytes, samples or numbers than the limits allow",
-    "unknown_encoding": "the Content-Encoding is none that is taken, or there are several",
-    "bad_compression": "a compressed body is damaged, cut off, followed by more, or lies about its size",
-    "expands_too_much": "a compressed body becomes more times larger than the limits allow",
-    "unreadable": "the bytes are not of the format that they should be of",
-    "missing_tensor": "a tensor, or column, that is needed is not there",
-    "unknown_tensor": "there is a tensor, or column, of another name",
-    "wrong_dtype": "a tensor's element type is not the one that the run expects",
-    "wrong_shape": "a tensor's shape is not the one that the run expects, or two that must agree do not",
-    "empty_support": "there is no sample to adapt on",
-    "empty_query": "there is no sample to be judged on, nor one that could be held out",
-    "not_finite": "there is NaN or infinity, or a target that float32 cannot hold",
+    "unknown_encoding": "the Content-Encoding is not supported, or there are several",
+    "bad_compression": "a compressed body is damaged, truncated, followed by more bytes, or declares a wrong size",
+    "expands_too_much": "a compressed body expands by a larger factor than the limits allow",
+    "unreadable": "the bytes do not have the expected format",
+    "missing_tensor": "a required tensor, or column, is missing",
+    "unknown_tensor": "there is a tensor, or column, with an unexpected name",
+    "wrong_dtype": "the dtype of a tensor is not the one that the run expects",
+    "wrong_shape": "the shape of a tensor is not the one that the run expects, or two shapes that must agree do not",
+    "empty_support": "the support set has no samples",
+    "empty_query": "the query set has no samples, and none can be held out from the support set",
+    "not_finite": "a value is NaN or infinite, or a target exceeds the range of float32",
     "label_out_of_range": "a label is below 0 or not below ways",
-    "conflict": "the id belongs to a task of other bytes",
+    "conflict": "the id belongs to a task with a different body",
 }
-"""What each reason means. They are labels of ``tasks_rejected_total`` and names in dead letters, so they stay."""
+"""The meaning of each reason. Reasons are labels of ``tasks_rejected_total`` and occur in dead letters: keep them."""
 
 
 class Rejected(Exception):
-    """A task that cannot be taken: ``reason`` is a short fixed slug (a metric label), ``detail`` a sentence."""
+    """A task was rejected for good.
+
+    Attributes:
+        reason: a key of ``REASONS``, also used as a metric label.
+        detail: a sentence that explains the rejection.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Keep the slug and the sentence apart."""
+        """Store the reason and the detail."""
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
 
 
 class Arrival(NamedTuple):
-    """A task as it arrived: its ``id``, wire bytes, the name of its source and the position behind it.
+    """A task as received from a source.
 
-    ``cursor`` is what ``TaskSource.read(after=cursor)`` goes on from; None where a source has no position.
-    ``rejection`` says why it was rejected for good. ``ack_id`` is what the source needs to acknowledge the
-    arrival; None where it takes no acknowledgements.
+    Attributes:
+        id: the id of the task.
+        body: its bytes, as ``wire.encode`` writes them; the bytes as received if it is rejected.
+        source: the name of the source.
+        cursor: the position after the arrival, for ``TaskSource.read(after=cursor)``; None if the source has none.
+        rejection: why the arrival is rejected for good; None if it is not.
+        ack_id: what the source needs to acknowledge the arrival; None if it takes no acknowledgements.
     """
 
     id: str
@@ -50,7 +59,7 @@ class Arrival(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """The answer to an arrival that is durable: its round, and whether it was there before."""
+    """The answer to an arrival that is durable: its ``round``, and whether it is a ``duplicate`` of an earlier one."""
 
     id: str
     round: int
@@ -58,17 +67,22 @@ class Receipt(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The answer to an arrival whose id is taken: the ``round`` that has it was made of other bytes."""
+    """The answer to an arrival whose id is taken: the ``round`` with that id has a different body."""
 
     id: str
     round: int
 
 
 class Record(NamedTuple):
-    """What the history is asked to keep of an arrival.
+    """A task to append to the history.
 
-    ``payload`` is the task as ``wire.encode`` writes it, ``digest`` the SHA-256 of the body as received (32 bytes),
-    ``cursor`` the source's position behind it (None: it has none), ``arrived`` the unix time in seconds.
+    Attributes:
+        id: the id of the task.
+        payload: the task as ``wire.encode`` writes it.
+        digest: the SHA-256 of the body as received, 32 bytes.
+        source: the name of the source.
+        cursor: the source's position after the task; None if the source has none.
+        arrived: the Unix time of arrival in seconds.
     """
 
     id: str
@@ -80,40 +94,60 @@ class Record(NamedTuple):
 
 
 class TaskSource(Protocol):
-    """A stream of arrivals that can be read again from any position it gave."""
+    """A stream of arrivals that can be read again from the ``cursor`` of any arrival; see ``streams.sources``."""
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        """Yield the arrivals after the position (None: from the start); None means: nothing now, ask again."""
+        """Yield the arrivals after a position.
+
+        Args:
+            after: the ``cursor`` of an earlier arrival; None to read from the start.
+
+        Yields:
+            Arrivals in order, and None when there is nothing now; the iterator does not end.
+
+        Raises:
+            ValueError: if ``after`` is not a position of this source.
+            Exception: if the connection is lost; ``read`` is then called again.
+        """
 
 
 @runtime_checkable
 class Acknowledges(TaskSource, Protocol):
-    """What a source has, too, that is to be told which arrivals it need not keep any longer."""
+    """A source that takes acknowledgements, so that it need not keep the acknowledged arrivals."""
 
     def ack(self, arrivals: Sequence[Arrival]) -> None:
-        """Acknowledge arrivals that are durable, or were rejected for good (``rejection`` says why).
+        """Acknowledge arrivals that are durable or were rejected for good.
 
-        They come without their bodies, and between two steps of ``read``, in the thread that reads.
-        It may be called late, again, or never: what was not settled may be read again, and is known by its id.
+        The reading thread calls this between two steps of ``read``. It may call it late, repeatedly or never: an
+        unacknowledged arrival may be read again and is then recognised by its id.
+
+        Args:
+            arrivals: arrivals without their bodies; ``rejection`` is set for rejected ones.
         """
 
 
 @runtime_checkable
 class ReportsLag(TaskSource, Protocol):
-    """What a source has, too, that can tell how far behind it is, from a thread of its own."""
+    """A source that can report its lag."""
 
     def lag(self, after: str | None) -> int | None:
-        """Ask how many entries wait behind the position; None: not known now. Raises what the connection raises."""
+        """Return the number of entries that wait after a position; None if it is unknown.
+
+        Another thread than the reading one calls this. Raises whatever the connection raises.
+
+        Args:
+            after: the committed ``cursor``; None if there is none.
+        """
 
 
 class BacklogFull(Exception):
-    """Too many rounds wait to be learned; ask again after ``retry_after`` seconds."""
+    """Too many rounds wait to be learned; try again after ``retry_after`` seconds."""
 
     def __init__(self, retry_after: float) -> None:
-        """Keep the seconds."""
+        """Store the seconds to wait."""
         super().__init__(f"too many rounds wait to be learned; try again in {retry_after:g} s")
         self.retry_after = retry_after
 
 
 class IngestClosed(Exception):
-    """Nothing is taken any more, for the process is stopping; what was not answered may not have been kept."""
+    """No more tasks are accepted because the process is stopping; unanswered tasks may not have been stored."""

@@ -159,7 +159,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "source of others": (
         "[serve]",
         '[[source]]\nkind = "rainbow_digits"\n[serve]',
-        "makes tasks with x_shape = (3, 28,",
+        "generates tasks with x_shape = (3, 28,",
     ),
     "source not there": (
         "[serve]",

@@ -118,5 +118,5 @@ def test_the_sinusoid_source_gives_tasks_of_its_spec() -> None:
     for t, one in enumerate(arrivals):
         task = wire.decode(one.body, sinusoid.SPEC, Limits())
         assert wire.encode(task) == wire.encode(sinusoid.make_task(7, t, 4, 2, 0.1))
-    with pytest.raises(ValueError, match="'sinusoid' source makes tasks with x_shape"):
+    with pytest.raises(ValueError, match="'sinusoid' source generates tasks with x_shape"):
         sinusoid.create_source(sinusoid.Settings(), TaskSpec(x_shape=(2,), y="real", y_shape=(1,)), "sine", 7)
