@@ -196,8 +196,8 @@ def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int)
 
     In units of the size of the meta-parameters in float32, with s numbers of optimizer state per parameter and n ranks:
     the local engine stores 1 + s, and a step takes 3 (the sums, their mean, the clipped mean). DeepSpeed stores 2 + s
-    at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2, and 2 + (3 + s) / n at stage 3, including the full copy that
-    the rank adapts. A step takes 5, for packed sums and DeepSpeed's own gradients, or 4 on one rank at stage 0. The numbers
+    at ZeRO stage 0, 3 + (1 + s) / n at stages 1 and 2, and 2 + (3 + s) / n at stage 3, including the full copy that the
+    rank adapts. A step takes 5, for packed sums and DeepSpeed's own gradients, or 4 on one rank at stage 0. The numbers
     for DeepSpeed were measured with version 0.19 on 1, 2 and 4 ranks.
 
     Args:

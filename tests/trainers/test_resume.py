@@ -64,7 +64,7 @@ def test_a_run_whose_checkpointed_rounds_have_lost_their_lines_is_refused(tmp_pa
     file = RunFiles(tmp_path).rounds
     damaged = file.read_bytes().replace(b'"round":1', b'"round:1"')
     file.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match=r"rounds\.jsonl is damaged: 1 lines are whole .* round 3.*Restore"):
+    with pytest.raises(CheckpointError, match=r"rounds\.jsonl is damaged: 1 lines are intact.* round 3.*Restore"):
         open_run(SETTINGS, RunFiles(tmp_path), history)
     assert file.read_bytes() == damaged, "nothing is cut that a person could mend"
 

@@ -13,8 +13,8 @@ class Conv4(nn.Module):
     """A network of four blocks (3x3 convolution, normalisation, ReLU), each halving the side, and a linear head.
 
     It is the few-shot network of Vinyals et al. (NIPS 2016), which halves by max-pooling, or its variant with strides
-    by Finn et al. (ICML 2017). All normalisations except batch normalisation are per sample, so that a prediction does not
-    depend on the other samples of its batch.
+    by Finn et al. (ICML 2017). All normalisations except batch normalisation are per sample, so that a prediction does
+    not depend on the other samples of its batch.
 
     Args:
         blocks: layers of each block.
