@@ -1,4 +1,4 @@
-"""How much memory tensors hold, exact to the byte and the same on every machine."""
+"""Measure the memory of tensors in bytes, independently of the machine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +10,21 @@ from torch.utils._pytree import tree_iter, tree_leaves
 
 
 class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every storage made while it is on; ``peak`` is the most that lived at once.
+    """Counts the bytes of every storage allocated while it is active; ``peak`` is the largest number alive at once.
 
-    It sees what lies below ``torch.func`` and autograd, so saved tensors and functorch's wrappers count too;
-    it does not see into compiled programs.
+    It works below ``torch.func`` and autograd, so it counts saved tensors and functorch's wrappers too. It does not
+    see inside compiled programs.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing alive."""
+        """Start with a peak of 0 bytes."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._bound = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation; count what it made."""
+        """Run an operation; count the storages that it allocated."""
         result = func(*args, **(kwargs or {}))
         given = {leaf.untyped_storage()._cdata for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         for leaf in tree_iter(result):
@@ -34,7 +34,7 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 _, before = self._live.get(storage._cdata, (None, 0))
                 self._live[storage._cdata] = (weak, storage.nbytes())
                 self._bound += storage.nbytes() - before
-        # What has died is looked for only where it matters: the sum with the dead among them is a bound.
+        # Freed storages are searched only if needed: the sum that includes them is an upper bound.
         if self._bound > self.peak:
             self._live = {key: kept for key, kept in self._live.items() if not kept[0].expired()}  # type: ignore[no-untyped-call]
             self._bound = sum(size for _, size in self._live.values())
@@ -43,7 +43,7 @@ class MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """Run ``work``; return the most bytes that the tensors it made held at once."""
+    """Run ``work``; return the peak memory of the tensors it allocated, in bytes."""
     meter = MemoryMeter()
     with meter:
         work()
@@ -51,5 +51,5 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 
 
 def bytes_of(tree: Any) -> int:
-    """Return how many bytes the tensors of a nest of them hold."""
+    """Return the memory of all tensors in a tree, in bytes."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree))

@@ -1,4 +1,4 @@
-"""A torch optimizer over meta-parameters: the single-process ``Engine``."""
+"""Step meta-parameters with a torch optimizer: the single-process ``Engine``."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -20,20 +20,20 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-"""The optimizers that have a name."""
+"""The torch optimizers by name."""
 
 STATE_PREFIX = "optimizer."
-"""What the names of saved optimizer state begin with; the state's key and the parameter's name follow."""
+"""Prefix of the names of saved optimizer state; the state's key and the parameter's name follow."""
 
 SCALAR_STATE = ("step", "mu_product")
-"""State that is one number a parameter; it stays on the CPU."""
+"""Optimizer state with one scalar per parameter; it stays on the CPU."""
 
 
 class MetaOptimizer:
-    """Steps meta-parameters in this process; implements ``Engine`` with one rank.
+    """The single-process ``Engine``: holds meta-parameters and steps them with a torch optimizer.
 
-    A step subtracts the optimizer's direction for g = (sum of gradients) / weight, clipped to the global
-    norm ``clip_norm``. A step whose loss or gradient is not finite is skipped and changes nothing.
+    A step uses the gradient g = (sum of gradients) / weight, clipped to the global norm ``clip_norm``. A step whose
+    loss or gradient is not finite is skipped and changes nothing.
     """
 
     rank = 0
@@ -42,9 +42,16 @@ class MetaOptimizer:
     lr_scale = 1.0
 
     def __init__(self, meta: Meta, name: str = "adam", lr: float = 1e-3, clip_norm: float | None = None) -> None:
-        """Copy ``meta``, to be stepped by the optimizer called ``name`` with learning rate ``lr``.
+        """Copy ``meta`` and prepare the optimizer.
 
-        Raises ``ValueError`` for an unknown name, or a learning rate below 0.
+        Args:
+            meta: the initial meta-parameters.
+            name: a name in ``OPTIMIZERS``.
+            lr: the learning rate, at least 0.
+            clip_norm: the largest global norm of a gradient; None for no clipping.
+
+        Raises:
+            ValueError: if the name is unknown or ``lr`` is negative.
         """
         check_optimizer_name(name)
         if not lr >= 0:
@@ -54,15 +61,15 @@ class MetaOptimizer:
 
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Made when it is needed: with the first one torch imports its compiler, which takes a second."""
+        """The torch optimizer, created on first use: creating one imports torch's compiler, which takes a second."""
         return make_optimizer(self._name, flatten_meta(self._meta).values(), self._lr)
 
     def meta(self) -> Meta:
-        """The current meta-parameters, shared with the optimizer: not to be written."""
+        """Return the current meta-parameters, shared with the optimizer; do not write to them."""
         return self._meta
 
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
-        """Make one step on the weighted mean ``sums`` / ``weight``; report its gradient's norm."""
+        """Make one step with the gradient ``sums`` / ``weight``; report its norm before clipping."""
         grads, report = average_and_clip(sums, weight, self._clip_norm)
         if report.skipped is None:
             for name, parameter in flatten_meta(self._meta).items():
@@ -73,7 +80,7 @@ class MetaOptimizer:
         return report
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """Return meta-parameters under ``weights.`` and ``rule.``, and the state under ``optimizer.``; on the CPU."""
+        """Return CPU copies of parameters (``weights.*`` and ``rule.*``) and optimizer state (``optimizer.*``)."""
         parameters = flatten_meta(self._meta)
         state = {
             f"{STATE_PREFIX}{key}.{name}": value
@@ -84,9 +91,9 @@ class MetaOptimizer:
         return {name: copy_to_cpu(value) for name, value in {**parameters, **state}.items() if not keep or keep(name)}
 
     def load(self, saved: Params) -> None:
-        """Take up exactly what ``save`` gave.
+        """Restore exactly the state that ``save`` returned.
 
-        Raises ``ValueError`` when the names or shapes are not those of these meta-parameters; nothing is changed then.
+        Raises ``ValueError`` if the names or shapes are not those of these meta-parameters; nothing is changed then.
         """
         parameters = flatten_meta(self._meta)
         check_saved(saved, {name: parameter.shape for name, parameter in parameters.items()})
@@ -100,32 +107,32 @@ class MetaOptimizer:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let the next step of ``optimizer`` go by the learning rate ``lr``."""
+    """Set the learning rate of all parameter groups of ``optimizer``."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def copy_to_cpu(value: Tensor) -> Tensor:
-    """Return a copy that later steps leave alone, and that takes no memory of an accelerator."""
+    """Return a detached copy on the CPU."""
     return value.detach().to("cpu", copy=True)
 
 
 def check_optimizer_name(name: str) -> None:
-    """Raise ``ValueError`` unless an optimizer is called ``name``."""
+    """Raise ``ValueError`` unless ``name`` is in ``OPTIMIZERS``."""
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer is called {name!r}: {nearest(name, OPTIMIZERS)}")
 
 
 def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer called ``name``; raises ``ValueError`` for an unknown one."""
+    """Create the optimizer called ``name``; raise ``ValueError`` if the name is unknown."""
     check_optimizer_name(name)
     return OPTIMIZERS[name](list(parameters), lr=lr)  # type: ignore[call-arg]
 
 
 def average_and_clip(sums: MetaGrad, weight: float, clip_norm: float | None) -> tuple[Params, StepReport]:
-    """Return ``sums`` / ``weight`` by name, clipped to the global norm ``clip_norm``, and the report of such a step.
+    """Return ``sums`` / ``weight`` by name, clipped to the global norm ``clip_norm``, and the step's report.
 
-    The report has the norm before clipping, and says when the loss or the norm is not finite.
+    The report has the norm before clipping; ``skipped`` is "not_finite" if the loss or the norm is not finite.
     """
     with torch.no_grad():
         mean = {name: grad.detach() / weight for name, grad in flatten_meta(sums.grads).items()}
@@ -137,7 +144,7 @@ def average_and_clip(sums: MetaGrad, weight: float, clip_norm: float | None) -> 
 
 
 def saved_state(saved: Params) -> dict[tuple[str, str], Tensor]:
-    """Return the optimizer's part of what an engine saved, by the state's key and the parameter's name."""
+    """Return the optimizer state in an engine's saved state, by the state's key and the parameter's name."""
     found = {}
     for full, value in saved.items():
         if full.startswith(STATE_PREFIX):
@@ -147,7 +154,7 @@ def saved_state(saved: Params) -> dict[tuple[str, str], Tensor]:
 
 
 def check_saved(saved: Params, shapes: Mapping[str, torch.Size]) -> None:
-    """Raise ``ValueError`` when what an engine saved is not of parameters with these names and ``shapes``."""
+    """Raise ``ValueError`` unless an engine's saved state has parameters of exactly these names and ``shapes``."""
     for full in saved:
         name = full.removeprefix(STATE_PREFIX).split(".", 1)[1] if full.startswith(STATE_PREFIX) else full
         if name not in shapes:
@@ -167,6 +174,6 @@ def flatten_meta(meta: Meta) -> Params:
 
 
 def unflatten_meta(parameters: Params) -> Meta:
-    """Take apart what ``flatten_meta`` made."""
+    """Return the meta-parameters that ``flatten_meta`` flattened."""
     weights = {n.removeprefix("weights."): value for n, value in parameters.items() if n.startswith("weights.")}
     return Meta(weights, {n.removeprefix("rule."): value for n, value in parameters.items() if n.startswith("rule.")})

@@ -1,4 +1,4 @@
-"""Arithmetic on nested named tuples and dicts of tensors."""
+"""Arithmetic on trees: nested named tuples and dicts of tensors."""
 
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ def scale(tree: Tree, factor: float) -> Tree:
 
 
 def zeros(tree: Tree) -> Tree:
-    """Return zeros like every leaf of ``tree``."""
+    """Return a tree of zeros with the shapes, dtypes and devices of ``tree``."""
     nothing: Tree = tree_map(torch.zeros_like, tree)
     return nothing
 
@@ -34,7 +34,7 @@ def norm(tree: Any) -> Tensor:
 
 
 def to_float64(tree: Tree) -> Tree:
-    """Return the tree with all tensors of floating point in float64, and all else as it is."""
+    """Convert all floating-point tensors of the tree to float64; leave everything else unchanged."""
     wide: Tree = tree_map(
         lambda leaf: leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, tree
     )

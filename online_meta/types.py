@@ -1,4 +1,4 @@
-"""The types that every floor speaks: tensors in named tuples, behaviour as plain callables."""
+"""The types shared by all packages: data are named tuples of tensors, behaviour is plain callables and protocols."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -10,35 +10,35 @@ Params = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Samples: ``x`` of shape (n, ...) and ``y`` of shape (n, ...), the same n."""
+    """n samples: inputs ``x`` of shape (n, ...) and labels or targets ``y`` of shape (n, ...)."""
 
     x: Tensor
     y: Tensor
 
 
 class Task(NamedTuple):
-    """A few-shot task: adapt on ``support``, be judged on ``query``. Tensors only, so vmap works."""
+    """A few-shot task: a model adapts to ``support`` and is scored on ``query``. It has tensors only, so vmap works."""
 
     support: Batch
     query: Batch
 
 
 class Meta(NamedTuple):
-    """What the outer loop learns: the model's ``weights`` and the inner ``rule``'s own parameters."""
+    """Meta-parameters, which the outer loop learns: the model's ``weights`` and the inner ``rule``'s own parameters."""
 
     weights: Params
     rule: Params
 
 
 class MetaGrad(NamedTuple):
-    """The query ``loss`` (a scalar) and its gradient; an optimizer always subtracts ``grads``."""
+    """The query ``loss`` (a scalar) and ``grads``, its gradient or another direction; an optimizer subtracts them."""
 
     loss: Tensor
     grads: Meta
 
 
 class Carry(NamedTuple):
-    """What the inner loop carries: the fast weights ``phi`` and the inner rule's ``state``."""
+    """The state of the inner loop between steps: the fast weights ``phi`` and the inner rule's ``state``."""
 
     phi: Params
     state: Params
@@ -51,25 +51,26 @@ OutputFn = Callable[[Params, Tensor], Tensor]
 """The model's prediction: (parameters, x) -> output."""
 
 Schedule = Callable[[int], float]
-"""Round, from 0 -> the share of the outer loop's learning rate that its meta-steps go by, above 0."""
+"""Round, from 0 -> the factor of the outer loop's learning rate in that round, in [0, 1]."""
 
 AccuracyFn = Callable[[Params, Batch], Tensor]
-"""The share of a batch that is classified right, a scalar in 0..1."""
+"""(parameters, batch) -> the share of the batch that is classified correctly, a scalar in [0, 1]."""
 
 MetaGradient = Callable[[Meta, Task], MetaGrad]
-"""An estimator of d(query loss)/d(meta) on one task: ``exact(inner)``, ``reptile(inner)``, ..."""
+"""(meta, task) -> an estimate of d(query loss) / d(meta) on one task, e.g. ``exact(inner)`` or ``reptile(inner)``."""
 
 
 class InnerRule(NamedTuple):
     """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
 
-    ``init(weights) -> rule`` makes the rule's learned parameters for the weights that adapt;
-    ``start(rule, phi) -> carry`` begins a task: phi_0, made of the weights that adapt, and what the rule remembers
-    between steps (momentum, say);
+    ``init(weights) -> rule`` returns the rule's initial learned parameters for the weights that adapt;
+    ``start(rule, phi) -> carry`` starts a task: phi_0, made from the weights that adapt, and the rule's state between
+    steps, e.g. momentum;
     ``update(rule, carry, grads, step) -> carry`` makes one step (``step`` counts from 0);
-    ``view(rule, weights) -> weights`` is what the model sees (a T-net transforms them; most do not).
-    All must be differentiable and must not write to their arguments. ``start`` and ``update`` of a rule that is
-    ``random`` may draw torch's random numbers: they are seeded by the task and the step.
+    ``view(rule, weights) -> weights`` returns the weights that the model is called with (a T-net transforms them; most
+    rules do not).
+    All must be differentiable and must not write to their arguments. ``start`` and ``update`` of a ``random`` rule may
+    draw torch's random numbers, which are seeded with the task and the step.
     """
 
     init: Callable[[Params], Params]
@@ -80,56 +81,56 @@ class InnerRule(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What one meta-step did: the global gradient ``norm`` before clipping; why it was ``skipped``."""
+    """The report of a meta-step: the global gradient ``norm`` before clipping, and why it was ``skipped`` (or None)."""
 
     norm: float
     skipped: str | None
 
 
 Gather = Callable[[MetaGrad, float], list[tuple[MetaGrad, float]]]
-"""(this rank's weighted gradient, its weight) -> those of all ranks, in the order of ranks; all have to call it."""
+"""(this rank's weighted gradient, its weight) -> those of all ranks, in rank order. Collective."""
 
 
 TensorFilter = Callable[[str], bool]
-"""Which of the tensors of a state, by name, this process is to keep; all ranks together keep each of them."""
+"""Name of a tensor in a state -> whether this process saves it; together, the ranks save all tensors."""
 
 
 class Engine(Protocol):
-    """Holds the meta-parameters and their optimizer, on one rank or many; never differentiates."""
+    """The holder of meta-parameters and their optimizer, on one rank or many; it never differentiates."""
 
     @property
     def rank(self) -> int:
-        """This process among ``world``, from 0."""
+        """The index of this process, in 0..``world`` - 1."""
 
     @property
     def world(self) -> int:
-        """How many processes share each meta-step."""
+        """The number of processes that share each meta-step."""
 
     @property
     def gather(self) -> "Gather | None":
-        """How the ranks' sums come together one task at a time; None where each rank first sums its own tasks.
+        """How to gather the ranks' gradients one task at a time; None if each rank sums its own tasks first.
 
-        ``apply`` then takes what all ranks have summed, in the same order on each.
+        With a ``gather``, every rank sums all gathered gradients in the same order and passes the total to ``apply``.
         """
 
     lr_scale: float
-    """What the learning rate is multiplied by in the steps to come: a schedule's share of it, 1 to begin with."""
+    """The factor of the learning rate in the next steps, set from a schedule; initially 1."""
 
     def meta(self) -> Meta:
-        """The current meta-parameters: full, detached fp32 copies or views, not to be written."""
+        """Return the current meta-parameters: full, detached fp32 copies or views; do not write to them."""
 
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
-        """Step on (sum of ``sums`` over ranks) / (sum of ``weight`` over ranks)."""
+        """Make a meta-step with the gradient (sum of ``sums`` over ranks) / (sum of ``weight`` over ranks)."""
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """All state, or what ``keep`` keeps of it, as flat, detached copies: meta-parameters and optimizer state."""
+        """Return detached copies of meta-parameters and optimizer state by name; only names that ``keep`` accepts."""
 
     def load(self, saved: Params) -> None:
-        """Take up exactly what ``save`` gave."""
+        """Restore exactly the state that ``save`` returned."""
 
 
 class PrefixScore(NamedTuple):
-    """What a task's query loses, in nats or y^2, after adaptation to the first ``points`` of its support set alone."""
+    """The query loss, in nats or squared units of y, after adapting to only the first ``points`` support samples."""
 
     points: int
     loss: float
@@ -137,9 +138,10 @@ class PrefixScore(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A task scored before it was learned: query losses before and after adaptation, in nats or y^2.
+    """The score of a task before it was learned: query losses before and after adaptation, in nats or y^2.
 
-    ``prefixes`` are those of the support set that were asked for and are shorter than all of it, by their length.
+    ``accuracy`` is that after adaptation, in [0, 1], or None. ``prefixes`` are the scores of the requested prefixes
+    that are shorter than the support set.
     """
 
     loss_before: float
@@ -149,48 +151,51 @@ class Score(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What a learner did to learn: the past rounds it revisited, and its meta-steps' reports."""
+    """The result of learning: the past rounds that were revisited, and the reports of the meta-steps."""
 
     replayed: tuple[int, ...]
     steps: tuple[StepReport, ...]
 
 
 class Learner(Protocol):
-    """An online learner: ``score`` never changes it, ``learn`` follows the score of the same rounds."""
+    """An online learner: each task is first scored with ``score``, then learned with ``learn``."""
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Adapt to the next round's task and be judged on its query set; learns nothing.
+        """Adapt to the next round's task and return the query losses; this does not change the learner.
 
-        Judged, too, is adapting to the first so many points of its support set, for each of ``prefixes``.
+        For each of ``prefixes``, also score the adaptation to that number of first support samples.
         """
 
     def learn(self, *tasks: Task) -> Learned:
-        """Learn the tasks scored since the last call, in the order in which they were scored."""
+        """Learn all tasks scored since the last call, in the order in which they were scored."""
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Make one more update on past rounds, the ``update``-th since the last round, from 0; nothing for some."""
+        """Make an additional update on past rounds, number ``update`` (from 0) since the last round.
+
+        Learners that do not revisit rounds do nothing.
+        """
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """All state, or what ``keep`` keeps of it, as flat, detached copies."""
+        """Return detached copies of all state by name; only names that ``keep`` accepts."""
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
 
 
 class ReplayBuffer(Protocol):
-    """The tasks of the rounds so far, by round number."""
+    """A store of the tasks of all rounds so far, by round number."""
 
     def __getitem__(self, round: int, /) -> Task:
-        """The task of that round."""
+        """Return the task of a round."""
 
     def available(self, count: int) -> Sequence[int]:
-        """Return which of the rounds 0..``count`` - 1 a learner of ``count`` rounds may revisit, in ascending order."""
+        """Return the rounds in 0..``count`` - 1 that a learner of ``count`` rounds may revisit, in ascending order."""
 
     def distribute(self, shares: Sequence[Sequence[int]]) -> None:
-        """Make the rounds ``shares[rank]`` readable on each rank until the next call; all ranks have to call it."""
+        """Make the rounds ``shares[rank]`` readable on each rank until the next call. Collective."""
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
-        """Take note that ``reader`` will probably ask for these rounds next; they may be read meanwhile."""
+        """Announce that ``reader`` will probably read these rounds next, so that they can be loaded in advance."""
 
     def add(self, round: int, task: Task) -> None:
-        """Keep the task of a round that is being learned (a durable history already has it)."""
+        """Add the task of a round that is being learned (a durable history already has it)."""
