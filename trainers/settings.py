@@ -121,7 +121,7 @@ class RegretSettings:
         dynamic_rounds: tasks that ``dynamic`` takes in a refresh, at most.
         baselines: learners that play the same rounds.
         options: options of baselines, a table under the name of each.
-        prefixes: numbers of support points, rising; each task is also scored after the first so many points.
+        prefixes: rising numbers n of support points; each task is also scored after its first n points.
         proficiency: the accuracy, 0 to 1 (for regression: the loss), whose cost in support points is reported as the
             learning efficiency. It needs ``prefixes``.
     """

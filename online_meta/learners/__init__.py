@@ -1,4 +1,9 @@
-"""Online learners: Follow-the-Meta-Leader and the baselines that run beside it, one a file."""
+"""Online learners: Follow-the-Meta-Leader and its baselines, one a file.
+
+A file offers ``build(context: LearnerContext, **options) -> Learner``; the parameters after ``context``, with types and
+defaults, are the options of ``[regret.options.NAME]``. A learner scores a task before it learns it, and gives back its
+whole state as named tensors; see ``online_meta.types.Learner``.
+"""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,34 +15,34 @@ from online_meta.replay import ReplayPolicy
 from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, ReplayBuffer, Schedule, Task
 
 FUNCTION = "build"
-"""Each file offers ``build(context, **options) -> Learner``."""
 
 
 class MemoryReplayBuffer:
-    """Keeps every task of a stream in a list."""
+    """A ``ReplayBuffer`` that keeps every task in memory."""
 
     def __init__(self) -> None:
-        """Begin with no round."""
+        """Start without rounds."""
         self._tasks: list[Task] = []
 
     def __getitem__(self, round: int, /) -> Task:
-        """The task of that round."""
+        """Return the task of a round."""
         return self._tasks[round]
 
     def available(self, count: int) -> Sequence[int]:
-        """All of them."""
+        """Return the rounds below ``count``: all of them are kept."""
         return range(count)
 
     def distribute(self, shares: Sequence[Sequence[int]]) -> None:
-        """They are all here."""
+        """Do nothing: every task is in memory."""
 
     def prefetch(self, reader: Hashable, rounds: Iterable[int]) -> None:
-        """They are all here."""
+        """Do nothing: every task is in memory."""
 
     def add(self, round: int, task: Task) -> None:
-        """Keep the task of a round; one that is played again, by a learner that went back, takes the old one's place.
+        """Keep the task of a round. A round that is played again, after a rollback, replaces its old task.
 
-        Raises ``IndexError`` when a round before it is missing.
+        Raises:
+            IndexError: if the round before it is missing.
         """
         if not 0 <= round <= len(self._tasks):
             raise IndexError(f"round {round} comes after round {len(self._tasks)}, which is missing")
@@ -45,19 +50,31 @@ class MemoryReplayBuffer:
 
 
 def gather_single_process(value: Any) -> list[Any]:
-    """Gather ``value`` from a process that is alone."""
+    """Return [``value``]: a single process has no other ranks to gather from."""
     return [value]
 
 
 @dataclass(frozen=True)
 class LearnerContext:
-    """The common ground of the learners that play one stream.
+    """What all learners of one stream share.
 
-    ``start`` are the initial meta-parameters; ``draw_weights(t)`` draws new random weights for round t;
-    ``engine`` makes its own optimizer for meta-parameters; ``buffer`` holds the rounds' tasks; ``batching``, within
-    ``memory_limit`` bytes, meta-gradients are summed is for ``Autotuner``; compiled programs lie in ``programs``.
-    ``schedule`` multiplies the learning rate of the engines. ``gather(value)`` returns on every rank, as JSON would
-    give it back, what each rank called it with.
+    Attributes:
+        inner: the inner loop.
+        gradient: the estimator of the meta-gradient.
+        start: the initial meta-parameters.
+        draw_weights: ``draw_weights(t)`` draws new random weights for round t.
+        engine: makes a new optimizer for meta-parameters.
+        replay: the replay policy.
+        batch: the largest number of past rounds in a meta-step.
+        steps_per_round: meta-steps after each round.
+        seed: the seed of the run.
+        buffer: the tasks of the rounds.
+        accuracy: the accuracy of a prediction, for classification.
+        schedule: multiplies the learning rate of the engines.
+        programs: the folder of compiled programs; None compiles nothing.
+        batching: how the meta-gradients of a batch are computed, see ``Autotuner``.
+        memory_limit: bytes that stacked tasks may take.
+        gather: ``gather(value)`` returns, on every rank, the list of all ranks' values, as JSON gives them back.
     """
 
     inner: Inner

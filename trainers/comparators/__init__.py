@@ -21,10 +21,13 @@ from online_meta.types import Meta, Params
 
 
 class RefreshRequest(NamedTuple):
-    """What would have been lost in the rounds 0..``rounds`` - 1?
+    """A request for the comparator's loss over the rounds 0..``rounds`` - 1.
 
-    It was last asked as of round ``covered``. Rounds in ``skipped`` count for no learner, so they are left out.
-    ``warm_start`` are meta-parameters that may be near a good answer, such as the newest leader.
+    Attributes:
+        rounds: the number of rounds.
+        covered: the number of rounds of the last refresh.
+        skipped: rounds that count for no learner, so that they are left out.
+        warm_start: meta-parameters that may be close to a good answer, such as the newest leader.
     """
 
     rounds: int
@@ -34,14 +37,14 @@ class RefreshRequest(NamedTuple):
 
 
 class RefreshResult(NamedTuple):
-    """A refreshed comparator, and the state from which its next refresh goes on."""
+    """A refreshed comparator, and the state from which its next refresh continues."""
 
     comparator: Comparator
     saved: Params
 
 
 class ComparatorUnavailable(RuntimeError):
-    """A comparator cannot be refreshed any more, now or later."""
+    """A comparator cannot be refreshed any more, in this run."""
 
 
 FUNCTION = "refresh"
@@ -54,7 +57,7 @@ Refresh = Callable[..., RefreshResult | None]
 
 
 def always_continue() -> bool:
-    """Proceed."""
+    """Return True."""
     return True
 
 

@@ -1,4 +1,4 @@
-"""A sum over many rounds from an even sample of them, with its standard error."""
+"""Estimate a sum over many rounds, and its variance, from an evenly spread sample."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -10,25 +10,25 @@ from online_meta.replay import generator
 from online_meta.types import ReplayBuffer
 
 SEED_OFFSET = 2
-"""Sets the comparators' draws apart from the learners' with the same seed."""
+"""Keeps the comparators' random numbers apart from the learners', which use the same seed."""
 
 
 class Sample(NamedTuple):
-    """The ``rounds`` of a sample, and how many rounds each of them stands for."""
+    """The ``rounds`` of a sample, and the number of rounds that each of them stands for."""
 
     rounds: list[int]
     weights: list[float]
 
 
 class Estimate(NamedTuple):
-    """A sum over rounds, and the ``variance`` that sampling gives it; 0 when each round was looked at."""
+    """A sum over rounds, and its ``variance`` due to sampling, 0 if every round is in the sample."""
 
     total: float
     variance: float
 
 
 def list_eligible_rounds(buffer: ReplayBuffer, rounds: range, skipped: Collection[int]) -> Sequence[int]:
-    """Return which of ``rounds`` count, in ascending order: those that retention has kept and nobody has skipped."""
+    """Return those of ``rounds`` that are retained and not skipped, in ascending order."""
     kept = np.asarray(buffer.available(rounds.stop), np.int64)
     kept = kept[np.searchsorted(kept, rounds.start) :]
     eligible: Sequence[int] = kept[np.isin(kept, list(skipped), invert=True)]  # type: ignore[assignment]  # 8 bytes each
@@ -40,7 +40,7 @@ def sample_rounds(
 ) -> Sample:
     """Split the ``eligible`` of ``rounds`` into ``max_count`` equal stretches; return one random round of each.
 
-    Those that retention has thinned out are stood for by those that it has kept.
+    Retained rounds stand for those that retention has discarded.
     """
     played = len(rounds) - sum(round in rounds for round in skipped)
     rounds_each = played / max(1, len(eligible))
@@ -52,10 +52,10 @@ def sample_rounds(
 
 
 def estimate_sum(losses: Sequence[float], weights: Sequence[float]) -> Estimate:
-    """Sum the losses, each standing for as many rounds as its stretch is long.
+    """Return the sum of the losses, each weighted by the length of its stretch.
 
-    A loss that stands for m rounds adds m (m - 1) s^2 to the variance, s^2 being that of all the losses:
-    too much rather than too little where losses drift along the stream.
+    A loss that stands for m rounds adds m (m - 1) s^2 to the variance, where s^2 is the variance of all losses. If
+    losses drift along the stream, this overestimates the variance.
     """
     total = math.fsum(loss * m for loss, m in zip(losses, weights, strict=True))
     if len(losses) < 2:

@@ -25,10 +25,12 @@ def refresh(
     saved: Params | None,
     should_continue: Callable[[], bool] = always_continue,
 ) -> RefreshResult | None:
-    """Return min_w sum_{t<rounds} f_t(U_t(w)) by the sum of the rounds' quadratics; its standard error is 0.
+    """Return min_w sum_{t<rounds} f_t(U_t(w)) from the sum of the rounds' quadratics; its standard error is 0.
 
-    Each round is read once, whatever the number of refreshes; what is kept is a matrix.
-    Raises ``ComparatorUnavailable`` where f_t(U_t(w)) is no quadratic, or if a round was discarded before it was read.
+    Each round is read once, whatever the number of refreshes: the state is the sum's matrix and vector.
+
+    Raises:
+        ComparatorUnavailable: if an f_t(U_t(w)) is not quadratic, or a round was discarded before it was read.
     """
     total, first = _restore(context, request, saved)
     new = range(first, request.rounds)

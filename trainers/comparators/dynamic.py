@@ -31,10 +31,10 @@ def refresh(
 ) -> RefreshResult | None:
     """Estimate sum_{t<rounds} min_w f_t(U_t(w)), the comparator of dynamic regret (Zinkevich, ICML 2003).
 
-    Of the rounds since the last refresh at most ``dynamic_rounds``, spread evenly with a random offset, are looked at;
-    the sum of the others before stands. For each, L-BFGS starts at ``warm_start`` and uses the run's own meta-gradients
-    of its task until the loss falls by less than 1 % in 10 steps, ``dynamic_steps`` at most. The result is never
-    below the minimum, so the regret is a lower bound. Rounds that are not looked at make the standard error.
+    At most ``dynamic_rounds`` of the rounds since the last refresh are optimised, spread evenly with a random offset;
+    the sum of the earlier rounds is kept. For each, L-BFGS starts at ``warm_start`` and uses the run's own
+    meta-gradients of its task, until the loss falls by less than 1 % in 10 steps, for at most ``dynamic_steps``. The
+    result is never below the minimum, so the regret is a lower bound. Rounds that are left out give the standard error.
     """
     before, first = _restore(request, saved)
     new = range(first, request.rounds)

@@ -1,4 +1,4 @@
-"""The best fixed meta-parameters in hindsight: trained on all rounds so far, an estimate from above."""
+"""Estimate the loss of the best fixed meta-parameters in hindsight by training on all rounds so far."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,15 +24,15 @@ from trainers.comparators._sampling import (
 from trainers.settings import RegretSettings
 
 MIN_RELATIVE_FALL = 0.005
-"""By how much of itself a loss has to fall in a lap for another one to follow."""
+"""Relative fall of the loss in one pass below which training stops."""
 MAX_OVERDUE_REFRESHES = 10
-"""A refresh that comes late makes no more steps than so many that come in time; the first one makes all."""
+"""A late refresh makes at most the steps of this many refreshes on time. The first refresh makes all steps."""
 RESTART_SEED_OFFSET = 2**40
-"""Weights for the starts are drawn as for rounds that no run gets to."""
+"""Initial weights are drawn with round numbers from here on, which no run reaches."""
 
 
 class Trained(NamedTuple):
-    """What came of one start: an estimate of its loss, whether that had stopped falling, and its engine's state."""
+    """The result of one start: the estimate of its loss, whether the loss had stopped falling, and the engine's state."""
 
     estimate: Estimate
     converged: bool
@@ -48,12 +48,12 @@ def refresh(
 ) -> RefreshResult | None:
     """Estimate min_w sum_{t<rounds} f_t(U_t(w)) by meta-steps on all rounds, from several starts.
 
-    Each start is trained on uniformly drawn rounds in laps of ``hindsight_steps`` for each new round, until its loss
-    falls by less than 0.5 % in a pass, or for ``hindsight_max_passes``; the next refresh continues there. The first
-    start is the run's, the others are drawn at random. The comparator is the best of them. Whatever is found is no
-    better than the minimum, so the loss is an upper bound of it and the regret against it a lower bound. At most
-    ``hindsight_rounds`` rounds, spread evenly with a random offset, are evaluated; with fewer than all, the standard
-    error of the sum is that of a stratified sample. Those that retention has thinned out are stood for by others.
+    Each start is trained on uniformly drawn rounds in passes of ``hindsight_steps`` meta-steps for each new round. It
+    stops when a pass lowers its loss by less than 0.5 %, or after ``hindsight_max_passes``; the next refresh continues
+    there. The first start is the run's, the others are drawn at random; the comparator is the best of them. Its loss is
+    an upper bound of the minimum, so the regret is a lower bound. At most ``hindsight_rounds`` rounds are evaluated,
+    spread evenly with a random offset. The standard error is that of a stratified sample, 0 if all are evaluated.
+    Retained rounds stand for those that retention has discarded.
     """
     everything = range(request.rounds)
     eligible = list_eligible_rounds(context.buffer, everything, request.skipped)
