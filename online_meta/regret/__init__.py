@@ -1,1 +1,1 @@
-"""Scores, the regret ledger, and closed-form comparators."""
+"""Score tasks before they are learned, keep the regret ledger, and compute closed-form comparators."""

@@ -1,4 +1,4 @@
-"""The best fixed meta-parameters by algebra, where adapting and the loss make a quadratic of them."""
+"""Compute the best fixed meta-parameters in closed form, for losses after adaptation that are quadratic in them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,61 +14,64 @@ from online_meta.tree import to_float64
 from online_meta.types import Meta, Params, Task
 
 MAX_WEIGHTS = 1_000
-"""A task's quadratic takes a meta-gradient for each weight."""
+"""The largest number of weights; a task's quadratic needs one meta-gradient per weight."""
 TOLERANCE = 1e-6
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Weights (d,) -> f(U(w)), and its gradient (d,)."""
+"""Weights (d,) -> f(U(w)), a scalar, and its gradient (d,)."""
 
 
 class Quadratic(NamedTuple):
-    """q(w) = w'Hw / 2 + g'w + c over d weights laid side by side: ``matrix`` (d, d), ``slope`` (d,), ``offset`` ()."""
+    """q(w) = w'Hw / 2 + g'w + c over d flattened weights: ``matrix`` H (d, d), ``slope`` g (d,), ``offset`` c ()."""
 
     matrix: Tensor
     slope: Tensor
     offset: Tensor
 
     def __call__(self, weights: Tensor) -> Tensor:
-        """Return q at ``weights``, (d,)."""
+        """Return q at ``weights``, shape (d,)."""
         return weights @ self.matrix @ weights / 2 + self.slope @ weights + self.offset
 
     def plus(self, other: "Quadratic") -> "Quadratic":
-        """Return the sum of both."""
+        """Return the sum of two quadratics."""
         return Quadratic(*(mine + others for mine, others in zip(self, other, strict=True)))
 
 
 class Minimum(NamedTuple):
-    """The least ``value`` of a quadratic, and the shortest of the ``weights`` (d,) that it is taken at."""
+    """The minimum ``value`` of a quadratic, and its minimiser ``weights`` (d,) with the smallest norm."""
 
     value: float
     weights: Tensor
 
 
 def zero_quadratic(weights: int) -> Quadratic:
-    """Return the sum of no quadratics of so many weights, in float64."""
+    """Return the zero quadratic over ``weights`` weights, in float64."""
     return Quadratic(*(torch.zeros(shape, dtype=torch.float64) for shape in ((weights, weights), (weights,), ())))
 
 
 def quadratic_of(inner: Inner, meta: Meta, task: Task) -> Quadratic:
     """Return q(w) = f(U(w)) of a task, in float64 on the CPU.
 
-    Where a model is linear in its weights, the loss is the mean squared error and the inner rule is affine in them,
-    so is U, and f(U(w)) is a quadratic in w: c and g are its value and gradient at 0, and the column i of H is its
-    gradient at the unit vector e_i less g. Whether it is one is tried at a point drawn at random.
+    If the model is linear in its weights, the loss is the mean squared error and the inner rule is affine in the
+    weights, then U is affine and f(U(w)) is a quadratic: c and g are its value and gradient at 0, and column i of H is
+    its gradient at the unit vector e_i minus g. The result is checked at a random point.
 
     Args:
-        inner: how a task is adapted to; any estimator of its gradients may be used to learn, this is the exact one.
-        meta: for the names and shapes of the weights, which lie side by side in the order of their dict.
-        task: floating point of any precision.
+        inner: the inner loop U. The meta-gradients are exact, whatever estimator the learner uses.
+        meta: gives the names and shapes of the weights, which are flattened in the order of the dict.
+        task: a task of any floating-point dtype.
+
+    Returns:
+        The quadratic over all d weights.
 
     Raises:
-        ValueError: when there are more than ``MAX_WEIGHTS`` weights, the rule learns parameters of its own, or
-            f(U(w)) is no quadratic.
+        ValueError: if there are more than ``MAX_WEIGHTS`` weights, the rule has learned parameters, or f(U(w)) is not
+            quadratic.
     """
     count = sum(value.numel() for value in meta.weights.values())
     if count > MAX_WEIGHTS:
-        raise ValueError(f"the model has {count:,} weights, and the algebra is for {MAX_WEIGHTS:,} at most")
+        raise ValueError(f"the model has {count:,} weights; the closed form supports at most {MAX_WEIGHTS:,}")
     if meta.rule:
-        raise ValueError(f"the inner rule learns {sorted(meta.rule)}, in which f(U(w)) is no quadratic")
+        raise ValueError(f"the inner rule learns {sorted(meta.rule)}, and f(U(w)) is not quadratic in them")
     task, gradient = to_float64(task), exact(inner)
 
     def evaluate(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,14 +91,14 @@ def _check_quadratic(found: Quadratic, evaluate: Evaluate, count: int) -> None:
     predicted, actual = float(found(point)), float(evaluate(point)[0])
     if not abs(predicted - actual) <= TOLERANCE * (1 + abs(actual)):
         raise ValueError(
-            f"f(U(w)) is no quadratic in the weights: at a random point it is {actual:.6g}, "
-            f"by algebra {predicted:.6g}. It "
-            "is one for a model that is linear in its weights, with loss 'mse' and an inner rule that is affine in them"
+            f"f(U(w)) is not quadratic in the weights: at a random point it is {actual:.6g}, but the quadratic gives "
+            f"{predicted:.6g}. "
+            "The closed form needs a model that is linear in its weights, loss 'mse', and an inner rule that is affine"
         )
 
 
 def minimise(quadratic: Quadratic) -> Minimum:
-    """Return min_w q(w) = c - g' H^+ g / 2, exact to rounding; H has no negative eigenvalue but by rounding."""
+    """Return min_w q(w) = c - g' H^+ g / 2, exact to rounding; H must be positive semidefinite up to rounding."""
     weights = -torch.linalg.pinv(quadratic.matrix, hermitian=True) @ quadratic.slope
     return Minimum(float(quadratic(weights)), weights)
 

@@ -1,4 +1,4 @@
-"""Score a task before it is learned, and the order that makes such a score honest."""
+"""Score tasks, and enforce that each task is scored before it is learned."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,15 +10,23 @@ from online_meta.types import AccuracyFn, Batch, Meta, PrefixScore, Score, Task
 
 
 class OrderError(RuntimeError):
-    """A task was learned that had not been scored: its score could have seen it."""
+    """Tasks were learned and scored in the wrong order, so a score could depend on its own task."""
 
 
 def score_task(
     inner: Inner, meta: Meta, task: Task, accuracy: AccuracyFn | None = None, prefixes: Sequence[int] = ()
 ) -> Score:
-    """Return the query losses f(w) and f(U(w)), U adapting on the support set, and the accuracy after it.
+    """Return the query losses f(w) and f(U(w)) before and after adapting to the support set.
 
-    For each of ``prefixes``, in points and shorter than the support set, U adapts on its first so many points, too.
+    Args:
+        inner: the inner loop U.
+        meta: the meta-parameters w.
+        task: the task.
+        accuracy: computes the accuracy after adaptation; None to leave it out.
+        prefixes: numbers of first support samples to adapt to as well; those not below the support size are ignored.
+
+    Returns:
+        The score.
     """
     loss = evaluation_loss(inner.loss)
 
@@ -35,23 +43,22 @@ def score_task(
 
 
 def truncate_support(task: Task, points: int) -> Task:
-    """Return the task with the first so many points of its support set alone."""
+    """Return the task with only the first ``points`` samples of its support set."""
     return Task(Batch(task.support.x[:points], task.support.y[:points]), task.query)
 
 
 def score_learning_curve(score_fn: Callable[[Task], Score], task: Task, prefixes: Sequence[int]) -> Score:
-    """Return what ``score_fn`` says of the task, and of it with each of ``prefixes`` as all of its support set."""
+    """Score the task with ``score_fn``, also with its support set truncated to each of ``prefixes``."""
     scored = [(points, score_fn(truncate_support(task, points))) for points in prefixes if points < len(task.support.x)]
     shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in scored)
     return score_fn(task)._replace(prefixes=shorter)
 
 
 def points_needed(score: Score, size: int, proficiency: float) -> int | None:
-    """Return how many points of its support set a learner needed to reach a ``proficiency``; None: all are too few.
+    """Return the smallest scored number of support samples that reaches ``proficiency``; None if none does.
 
-    The learning efficiency of Finn et al. (ICML 2019, section 5), among the prefixes that were scored and the whole
-    support set of ``size`` points. The proficiency is an accuracy to reach, or, without accuracies, a loss to come down
-    to.
+    This is the learning efficiency of Finn et al. (ICML 2019, section 5), among the scored prefixes and the whole
+    support set of ``size`` samples. The proficiency is a minimum accuracy, or, without accuracies, a maximum loss.
     """
     whole = PrefixScore(size, score.loss_after, score.accuracy)
     for found in (*score.prefixes, whole):
@@ -61,32 +68,32 @@ def points_needed(score: Score, size: int, proficiency: float) -> int | None:
 
 
 class ScoredTasks:
-    """The tasks that have been scored and not yet learned, in order."""
+    """The queue of tasks that have been scored but not yet learned."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no tasks."""
         self._tasks: list[Task] = []
 
     def add(self, task: Task) -> int:
-        """Note that ``task`` is scored (twice in a row counts once); return how many stand before it."""
+        """Add a scored ``task`` (twice in a row counts once); return the number of tasks before it."""
         if not (self._tasks and self._tasks[-1] is task):
             self._tasks.append(task)
         return len(self._tasks) - 1
 
     def check_none(self) -> None:
-        """Raise ``OrderError`` when a task was scored that is not learned: its score could not be repeated."""
+        """Raise ``OrderError`` if a scored task has not been learned: its score could not be reproduced."""
         if self._tasks:
-            raise OrderError(f"{len(self._tasks)} task(s) were scored and not learned: learn() comes first")
+            raise OrderError(f"{len(self._tasks)} task(s) were scored but not learned: call learn() first")
 
     def take(self, tasks: Sequence[Task]) -> None:
-        """Check that ``tasks`` are all the scored ones in their order, and forget them.
+        """Check that ``tasks`` are all scored tasks in their order, and clear the queue.
 
-        Raises ``OrderError`` when a task was not scored first, or scored ones are left out.
+        Raises ``OrderError`` if a task was not scored, a scored one is missing, or there are none.
         """
         same = len(tasks) == len(self._tasks) and all(a is b for a, b in zip(tasks, self._tasks, strict=True))
         if not same or not tasks:
             raise OrderError(
-                f"learn() was given {len(tasks)} task(s), score() saw {len(self._tasks)}: every task is scored "
-                "before it is learned, and learn() takes the scored tasks in their order"
+                f"learn() got {len(tasks)} task(s), but {len(self._tasks)} are scored: score every task before "
+                "learning it, and pass all scored tasks to learn() in their order"
             )
         self._tasks.clear()

@@ -114,7 +114,7 @@ def test_what_is_learned_between_rounds_is_the_same_after_a_restart(name):
     other.score(tasks[5])
     if more[0]:
         assert more[0] != more[1], "each update draws anew"
-        with pytest.raises(OrderError, match=r"1 task\(s\) were scored and not learned"):
+        with pytest.raises(OrderError, match=r"1 task\(s\) were scored but not learned"):
             other.learn_more(0)
 
 

@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "no closed form": (
         "every_rounds = 5\nh",
         'comparator = "closed_form"\nh',
-        "[regret] comparator = 'closed_form': f(U(w)) is no quadratic in the weights: at a random point it is",
+        "[regret] comparator = 'closed_form': f(U(w)) is not quadratic in the weights: at a random point it is",
     ),
     "comparator": ("every_rounds = 5\nh", 'comparator = "hindsite"\nh', "[regret] comparator = 'hindsite': did you"),
     "source kind": ("[serve]", '[[source]]\nkind = "htp"\n[serve]', "[source 1] kind = 'htp': did you mean 'http'?"),
