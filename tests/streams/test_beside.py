@@ -36,7 +36,10 @@ def test_who_seals_beside_a_writer_appends_nothing(writer: History, make_record:
 
 
 def test_only_one_seals(writer: History) -> None:
-    with History.open_for_maintenance(writer.path), pytest.raises(HistoryBusy, match="already has a maintenance process"):
+    with (
+        History.open_for_maintenance(writer.path),
+        pytest.raises(HistoryBusy, match="already has a maintenance process"),
+    ):
         History.open_for_maintenance(writer.path)
     History.open_for_maintenance(writer.path).close()
 

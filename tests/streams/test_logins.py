@@ -227,5 +227,7 @@ def test_what_cannot_be_a_login_is_refused_before_anything_is_asked(
 
 
 def test_an_option_that_an_address_has_not_is_told() -> None:
-    with pytest.raises(ValueError, match="unknown option pasword_file in the address; the options are password_file, ca_file"):
+    with pytest.raises(
+        ValueError, match="unknown option pasword_file in the address; the options are password_file, ca_file"
+    ):
         open_producer("nats://127.0.0.1:4222/tasks?pasword_file=x")

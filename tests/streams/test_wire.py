@@ -231,7 +231,9 @@ def test_the_number_of_elements_is_bounded_before_a_tensor_is_made() -> None:
     assert refusal(body_of(header, bytes(40)), OPEN).reason == "too_large"
     real = TaskSpec(x_shape=(2,), y="real", y_shape=(100,))
     wide = tensors(support_y=torch.ones(4, 100), query_y=torch.ones(2, 100))
-    assert refusal(save(wide), real, Limits(elements=399)).detail == "support_y has 400 elements; at most 399 are accepted"
+    assert (
+        refusal(save(wide), real, Limits(elements=399)).detail == "support_y has 400 elements; at most 399 are accepted"
+    )
 
 
 def test_telling_where_a_nan_is_costs_no_more_than_the_task() -> None:
