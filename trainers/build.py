@@ -1,4 +1,4 @@
-"""From settings to learners; the only place that knows both."""
+"""Build the model, the inner loop and the learners from the settings."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which settings the parameters of a run are a function of: those may not change while it lives."""
+"""Find the settings that decide a run's parameters: they may not change while the run lives."""
 
 import dataclasses
 import hashlib
@@ -8,24 +8,27 @@ from typing import Any
 from trainers.settings import CHANGEABLE, ModelSettings, TrainerSettings
 
 RENAMED = ("how",)
-"""Keys of [engine] that a run of 0.1.0 may have recorded, and which no field is called any more."""
+"""Keys of [engine] in the records of 0.1.0 that no field has any more."""
 
 
 class SettingsChanged(ValueError):
-    """The run was begun with other settings, which its parameters depend on."""
+    """The run was started with other settings, on which its parameters depend."""
 
 
 def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
-    """Return the settings that the parameters are a function of, as JSON would give them back."""
+    """Return the settings that decide the parameters, as JSON gives them back."""
     chosen = {name: value for name, value in _deciding(settings).items() if value != {}}
     plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
 
 
 def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> None:
-    """Raise ``SettingsChanged``, naming each difference, when ``before`` would give other parameters.
+    """Compare the settings of a run's start, ``before``, with those of now.
 
-    A setting that ``before`` does not know had, before there was a choice, its default.
+    A setting that ``before`` lacks did not exist then; it counts as its default.
+
+    Raises:
+        SettingsChanged: if the two would give different parameters; it names each difference.
     """
     default = _default(settings)
     before = {section: {**default[section], **old} if isinstance(old, dict) else old for section, old in before.items()}
@@ -45,7 +48,7 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
 
 
 def fingerprint(settings: TrainerSettings) -> str:
-    """Return what tells apart settings that give other parameters; one that is new and at its default changes none."""
+    """Return a hash of the settings that decide the parameters; a new setting at its default does not change it."""
     default, chosen = _default(settings), reproducibility_key(settings)
     own = {
         section: {k: v for k, v in keys.items() if k not in default[section] or default[section][k] != v}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Le, MinLen
@@ -32,7 +33,7 @@ from streams.atomic_files import replace_file
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
 from streams.spec import Limits, TaskSpec
-from trainers.seams import BASELINES, COMPARATORS, SEAMS, Seam, list_choices, list_options
+from trainers.seams import BASELINES, COMPARATORS, SEAMS, list_choices, list_options
 from trainers.settings import (
     CheckpointSettings,
     EngineSettings,
@@ -157,7 +158,7 @@ class Config:
     import_folder: str | None = field(default=None, metadata=INTERNAL)
 
     def trainer(self) -> TrainerSettings:
-        """What the trainers need of it."""
+        """Return the settings that the trainers need."""
         return TrainerSettings(
             *(self.model, self.inner, self.meta, self.regret, self.engine, self.checkpoint),
             seed=self.run.seed,
@@ -217,8 +218,9 @@ def find_wrong_choices(config: Any) -> Iterator[str]:
             key = seam.options if in_options else seam.key
             try:
                 known = list_options(seam, choice.name)
-            except ValueError as error:
-                yield f"[{seam.section}] {key} = {format_value(choice.name)}: {_explain_name(seam, choice.name, error)}"
+            except Exception as error:  # an import path runs a user's module
+                reason = _explain_name(seam.package, choice.name, error)
+                yield f"[{seam.section}] {key} = {format_value(choice.name)}: {reason}"
                 continue
             yield from find_wrong_options(choice.place, known, choice.options)
     for seam in (BASELINES, COMPARATORS):
@@ -241,8 +243,12 @@ def find_wrong_options(place: str, known: Mapping[str, inspect.Parameter], optio
             yield explain_error({**error.errors()[0], "loc": (name,)}, place)
 
 
-def _explain_name(seam: Seam, name: str, error: ValueError) -> str:
-    return str(error) if ":" in name else registry.nearest(name, registry.names(seam.package))
+def _explain_name(package: ModuleType, name: Any, error: Exception) -> str:
+    """Say why a name cannot be loaded: the error of an import path, or the names that the registry has."""
+    known = registry.names(package)
+    if not isinstance(name, str) or (":" not in name and name not in known):
+        return registry.nearest(str(name), known)
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -261,13 +267,10 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
     kind, label = options.pop("kind", None), f"source {index + 1}"
     name = options.pop("name", kind.rpartition(":")[2] if isinstance(kind, str) else kind)
     try:
-        if not isinstance(kind, str):
-            raise ValueError(registry.nearest(str(kind), registry.names(streams.sources)))
-        create = registry.load(streams.sources, kind)
-        settings_type = get_type_hints(create)["settings"]
-    except (KeyError, ValueError) as error:
+        settings_type = _find_settings_type(kind)
+    except Exception as error:  # an import path runs a user's module
         problem = "kind is missing" if kind is None else f"kind = {format_value(kind)}"
-        problems.append(f"[{label}] {problem}: {_explain_kind(kind, error)}")
+        problems.append(f"[{label}] {problem}: {_explain_name(streams.sources, kind, error)}")
         return None
     if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
         problems.append(
@@ -285,12 +288,14 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
         return None
 
 
-def _explain_kind(kind: Any, error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return "its function has no parameter `settings` with a type, as create_source(settings, spec, name, seed) has"
-    if isinstance(kind, str) and ":" in kind:
-        return str(error)
-    return registry.nearest(str(kind), registry.names(streams.sources))
+def _find_settings_type(kind: Any) -> Any:
+    """Return the dataclass of a source's settings: the type of the first parameter of its ``create_source``."""
+    if not isinstance(kind, str):
+        raise ValueError("a kind is a string")
+    found = get_type_hints(registry.load(streams.sources, kind)).get("settings")
+    if not dataclasses.is_dataclass(found):
+        raise ValueError("its function needs a parameter `settings` whose type is a dataclass")
+    return found
 
 
 def _read(kind: Any, raw: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What can be wrong with the text of a configuration, said so that the reader knows what to write instead."""
+"""Explain what is wrong in a configuration, and what would be right."""
 
 import dataclasses
 import math

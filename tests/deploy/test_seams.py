@@ -237,3 +237,25 @@ def test_another_package_offers_entries_through_entry_points(module: str, tmp_pa
             make_config(RUN | {"inner": {"rule": "plugged", "options": {"faktor": 0.25}}}, "here.toml")
     finally:
         registry._entry_points.cache_clear()
+
+
+@pytest.mark.parametrize("place", ["rule", "kind"])
+def test_a_module_that_fails_while_it_is_imported_is_an_error_of_the_configuration(
+    place: str, module: str, tmp_path: Path
+) -> None:
+    broken = f"broken_{module}"
+    (tmp_path / f"{broken}.py").write_text("raise RuntimeError('no licence')\n")
+    file = tmp_path / "config.toml"
+    name = {"rule": "halved", "kind": "waves"}[place]
+    file.write_text(file.read_text().replace(f"{module}:{name}", f"{broken}:{name}"))
+    with pytest.raises(ConfigError, match=f"{place} = '{broken}:{name}': RuntimeError: no licence"):
+        read_config(file)
+
+
+def test_a_source_whose_settings_have_no_type_is_explained(module: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(file.read_text().replace(f"{module}:waves", f"{module}:network"))
+    with pytest.raises(
+        ConfigError, match=r"\[source 1\] kind = .* needs a parameter `settings`"
+    ):
+        read_config(file)

@@ -1,4 +1,4 @@
-"""Each task's own best meta-parameters: the dynamic comparator, an estimate from above."""
+"""Estimate the loss of each task's own best meta-parameters, the comparator of dynamic regret."""
 
 import math
 from collections.abc import Callable
@@ -16,8 +16,7 @@ from trainers.settings import RegretSettings
 
 STEPS = 10
 MIN_RELATIVE_FALL = 0.01
-"""By how much of itself a loss has to fall in ``STEPS`` for more to follow."""
-
+"""Relative fall of the loss in ``STEPS`` steps below which L-BFGS stops."""
 
 STANDS_FOR = "each task's own best meta-parameters"
 

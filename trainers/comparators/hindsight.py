@@ -32,7 +32,7 @@ RESTART_SEED_OFFSET = 2**40
 
 
 class Trained(NamedTuple):
-    """The result of one start: the estimate of its loss, whether the loss had stopped falling, and the engine's state."""
+    """The result of one start: the estimate of its loss, whether it had stopped falling, and the engine's state."""
 
     estimate: Estimate
     converged: bool
