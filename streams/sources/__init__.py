@@ -22,10 +22,10 @@ A ``TaskSource`` (``streams.types``) keeps this contract:
 
 ``read(after) -> Iterator[Arrival | None]``
     Yields the arrivals after the position ``after``, a ``cursor`` of an earlier arrival; None means from the start. It
-    yields None when there is nothing now and never blocks for long; an exhausted source goes on yielding None. It may
+    yields None when there is nothing now and never blocks for long; an exhausted source keeps yielding None. It may
     yield an arrival again, with the same id and body, but it must not omit one. It raises when the connection is lost;
-    it is then called again with the last committed position. It raises ``ValueError`` for a position that is not one of
-    its own. An arrival that is not a task has a ``rejection`` and the bytes as received. One thread reads a source.
+    it is then called again with the last committed position. It raises ``ValueError`` for a position that it never
+    gave. An arrival that is not a task has a ``rejection`` and the bytes as received. One thread reads a source.
 
 ``ack(arrivals)``
     Optional (``streams.types.Acknowledges``): receives arrivals that are durable or were rejected for good, without

@@ -1,1 +1,1 @@
-"""The contract of sources, as tests: ``pytest --pyargs streams.testing``; ``-k NAME`` chooses one."""
+"""Test the contract of sources: ``pytest --pyargs streams.testing``; ``-k NAME`` selects one source."""

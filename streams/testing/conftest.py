@@ -1,4 +1,4 @@
-"""What every test of this package runs under."""
+"""Fix the conditions under which every test of this package runs."""
 
 from online_meta.testing.conditions import fixed_conditions
 

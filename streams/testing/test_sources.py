@@ -1,4 +1,4 @@
-"""What every source of ``streams.sources`` keeps; one that makes its own tasks says in ``SPEC`` what they look like."""
+"""Test the contract of every source in ``streams.sources``; sources with a ``SPEC`` generate their tasks."""
 
 import dataclasses
 import inspect
@@ -21,13 +21,13 @@ every_maker = pytest.mark.parametrize("kind", MAKERS)
 
 @cache
 def source(kind, seed):
-    """Return a source that makes its tasks; they take a while to open, and reading leaves no trace in them."""
+    """Return a source that generates its tasks; it is cached, because creation is slow and reading does not change it."""
     module = registry.load_module(streams.sources, kind)
     return module.create_source(module.Settings(), module.SPEC, "made", seed)
 
 
 def read(kind, count, after=None, seed=0):
-    """Return the first arrivals behind a position."""
+    """Return the first ``count`` arrivals after a position."""
     return list(islice((arrival for arrival in source(kind, seed).read(after) if arrival is not None), count))
 
 
