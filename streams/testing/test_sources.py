@@ -21,7 +21,7 @@ every_maker = pytest.mark.parametrize("kind", MAKERS)
 
 @cache
 def source(kind, seed):
-    """Return a source that generates its tasks; it is cached, because creation is slow and reading does not change it."""
+    """Return a source that generates its tasks, cached because creation is slow and reading does not change it."""
     module = registry.load_module(streams.sources, kind)
     return module.create_source(module.Settings(), module.SPEC, "made", seed)
 
