@@ -1,4 +1,4 @@
-"""What learners have in common that learn each task once, as it comes, and revisit none."""
+"""Functions shared by learners that learn each task once when it arrives and revisit none."""
 
 from collections.abc import Mapping
 
@@ -12,29 +12,29 @@ from online_meta.types import Batch, Engine, MetaGrad, Params, StepReport, Task,
 
 
 def apply_from_first_rank(engine: Engine, found: MetaGrad) -> StepReport:
-    """Make a meta-step on what every rank has found for one task; the first rank's gradient is the one that counts.
+    """Make a meta-step with the first rank's gradient for one task. Collective: all ranks must call it.
 
-    The others take part with nothing, a share of 0: so the step has the same bits, whatever their number is.
+    The other ranks contribute zeros with a share of 0, so the step has the same bits for any number of ranks.
     """
     mine = (found, 1.0) if engine.rank == 0 else (zeros(found), 0.0)
     return engine.apply(*(mine if engine.gather is None else engine.gather(*mine)[0]))
 
 
 def concat_support_query(task: Task) -> Batch:
-    """Return the samples of the support and of the query set together."""
+    """Concatenate the support and the query set of a task."""
     return Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
 
 
 def copy_state(state: Mapping[str, Params], keep: TensorFilter | None) -> Params:
-    """Return copies of a learner's own ``state``, or of what ``keep`` keeps of it, as ``part.name``; on the CPU."""
+    """Return CPU copies of a learner's own ``state`` as ``part.name``; only names that ``keep`` accepts."""
     named = {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()}
     return {name: copy_to_cpu(value) for name, value in named.items() if keep is None or keep(name)}
 
 
 def restore_state(saved: Params, part: str, like: Params) -> Params:
-    """Take a ``part`` of a learner's own state out of what it ``saved``, and return it where ``like`` lies.
+    """Remove a ``part`` of a learner's own state from ``saved``; return it with the devices and dtypes of ``like``.
 
-    Raises ``ValueError`` for a name that is missing, or a shape that is another.
+    Raises ``ValueError`` if a name is missing or a shape differs.
     """
     return {name: _restore_tensor(saved, f"{part}.{name}", value) for name, value in like.items()}
 

@@ -1,4 +1,4 @@
-"""ARUBA: a meta-initialisation, and a learning rate for each of its entries, learned from how far tasks move."""
+"""ARUBA: learn a meta-initialisation and a learning rate for each of its entries from how far tasks move it."""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from online_meta.tree import zeros
 from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 
 MOVED, SQUARES = "moved", "squares"
-"""What the names of the two sums begin with in what is saved."""
+"""Prefixes of the names of the two sums in the saved state."""
 
 
 class ArubaConstants(NamedTuple):
-    """The constants of the paper: the first rate is ``eps / zeta``, and both lose their weight by the power ``p``."""
+    """The constants of the paper: the initial rate is ``eps / zeta``; both terms decay with the power ``p``."""
 
     eps: float
     zeta: float
@@ -31,7 +31,7 @@ class ArubaConstants(NamedTuple):
 
 
 class TrainedTask(NamedTuple):
-    """A pass through a task: the ``loss`` at its end, the way ``displacement``, and the squares of its gradients."""
+    """The result of training on a task: the final ``loss``, the ``displacement``, and the sum of squared gradients."""
 
     loss: torch.Tensor
     displacement: Params
@@ -41,31 +41,31 @@ class TrainedTask(NamedTuple):
 class AdaptiveRates:
     """ARUBA (Khodak, Balcan & Talwalkar, Adaptive Gradient-Based Meta-Learning Methods, NeurIPS 2019).
 
-    Task t, from 1 on, is trained from phi_t by gradient descent with a learning rate for each entry, which ends at
+    Task t, from 1 on, is trained from phi_t by gradient descent with a learning rate for each entry. It ends at
     theta_t after gradients g_1..g_K. With b_1 = eps^2 and g_1 = zeta^2 for each entry,
 
         eta_t   = sqrt(b_t / g_t)
         b_{t+1} = b_t + eps^2 / (t+1)^p + (phi_t - theta_t)^2 / 2
         g_{t+1} = g_t + zeta^2 / (t+1)^p + sum_k g_k^2
 
-    and the run's optimizer makes one step of phi along phi_t - theta_t, as Reptile does: gradient descent with rate
-    beta gives phi_{t+1} = (1 - beta) phi_t + beta theta_t. Training sees support and query; a new task is answered by
-    as many steps with eta_t on its support set. The inner loop is the run's but for its rule. Entries that do not adapt
-    have no rate, and do not learn. A task whose way or squares are not finite leaves no trace but in the count t. Every
-    rank computes the same.
+    and the run's optimizer makes one step of phi along phi_t - theta_t, as in Reptile: gradient descent with rate
+    beta gives phi_{t+1} = (1 - beta) phi_t + beta theta_t. Training uses support and query; a new task is adapted to
+    with as many steps at eta_t on its support set. The inner loop is the run's, except for its rule. Entries that do
+    not adapt have no rate and do not learn. A task whose displacement or squares are not finite changes only the
+    count t. Every rank computes the same.
     """
 
     def __init__(self, context: LearnerContext, constants: ArubaConstants) -> None:
-        """Begin at round 0. Raises ``ValueError`` unless all of ``constants`` are above 0."""
+        """Start at round 0; raise ``ValueError`` unless all ``constants`` are above 0."""
         if not all(value > 0 for value in constants):
             raise ValueError(
-                f"eps is {constants.eps}, zeta {constants.zeta} and p {constants.p}: all of them are above 0"
+                f"eps is {constants.eps}, zeta {constants.zeta} and p {constants.p}: all of them must be above 0"
             )
         self.engine = context.engine(Meta(context.start.weights, {}))
         self._context, self._constants = context, constants
         self._inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
         self._schedule = constant() if context.schedule is None else context.schedule
-        # In double precision, for a million small addends would be lost on a large sum in single.
+        # Sum in float64: in float32, small addends would be lost in a large sum.
         adapting = {name: value.double() for name, value in fast_weights(context.inner, context.start.weights).items()}
         self._moved: Params = tree_map(lambda value: torch.full_like(value, constants.eps**2), adapting)
         self._squares: Params = tree_map(lambda value: torch.full_like(value, constants.zeta**2), adapting)
@@ -73,29 +73,29 @@ class AdaptiveRates:
         self._scored = ScoredTasks()
 
     def meta(self) -> Meta:
-        """Return phi and, as the rule's parameters, the learning rates eta."""
+        """Return phi, with the learning rates eta as the rule's parameters."""
         weights = self.engine.meta().weights
         rates = {name: (moved / self._squares[name]).sqrt() for name, moved in self._moved.items()}
         return Meta(weights, {name: rate.to(weights[name].dtype) for name, rate in rates.items()})
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under phi and eta; changes neither."""
+        """Return the losses of the next round's task under phi and eta, without changing them."""
         self._scored.add(task)
         return score_task(self._inner, self.meta(), task, self._context.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
-        """Learn the tasks scored since the last call, one after the other."""
+        """Learn the tasks scored since the last call, one by one."""
         self._scored.take(tasks)
         return Learned((), tuple(self._learn(task) for task in tasks))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Learn nothing: there is no past task to come back to."""
+        """Do nothing: this learner does not revisit past tasks."""
         return ()
 
     def _learn(self, task: Task) -> StepReport:
         found = self._train_on(task)
         moved, squares = self._accumulate(found)
-        # Sums may overflow where the way does not: the step is then skipped as well, and said to be.
+        # If the sums overflow, make the loss NaN so that the step is skipped and reported, too.
         loss = found.loss if is_finite(moved, squares) else found.loss * math.nan
         self.engine.lr_scale = self._schedule(self._round)
         weights = self.engine.meta().weights
@@ -106,7 +106,7 @@ class AdaptiveRates:
         return report
 
     def _train_on(self, task: Task) -> TrainedTask:
-        """Train on the task; all that is returned is of the entries that adapt."""
+        """Train on the task; return the results for the entries that adapt."""
         inner, meta, batch = self._inner, self.meta(), concat_support_query(task)
         with torch.no_grad():
             carry, squares = init_carry(inner, meta, batch), zeros(self._squares)
@@ -118,7 +118,7 @@ class AdaptiveRates:
             return TrainedTask(query_loss(inner, meta, carry.phi, task.query), displacement, squares)
 
     def _accumulate(self, found: TrainedTask) -> tuple[Params, Params]:
-        """Return both sums with the addends of this round's task."""
+        """Return both sums with the terms of this round's task added."""
         eps, zeta, p = self._constants
         decay = (self._round + 2.0) ** -p
         moved = {
@@ -133,7 +133,7 @@ class AdaptiveRates:
         return {**self.engine.save(keep), **copy_state({MOVED: self._moved, SQUARES: self._squares}, keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
         rest = dict(saved)
         self._moved, self._squares = (restore_state(rest, part, self._moved) for part in (MOVED, SQUARES))
         self.engine.load(rest)
@@ -141,5 +141,15 @@ class AdaptiveRates:
 
 
 def build(context: LearnerContext, eps: float = 0.01, zeta: float = 1.0, p: float = 1.0) -> AdaptiveRates:
-    """Return the baseline; ``eps / zeta`` is where the rates begin, and the larger both, the longer they stay there."""
+    """Create the ARUBA learner.
+
+    Args:
+        context: the stream's common settings.
+        eps: prior scale of the displacement, above 0; the initial rate is ``eps / zeta``.
+        zeta: prior scale of the gradients, above 0; the larger both are, the slower the rates change.
+        p: power of the prior terms' decay with the task number, above 0.
+
+    Raises:
+        ValueError: if an option is not positive.
+    """
     return AdaptiveRates(context, ArubaConstants(eps, zeta, p))

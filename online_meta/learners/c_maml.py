@@ -1,4 +1,4 @@
-"""Continual-MAML: weights that stay with a task as long as it goes on, over slow weights that learn what is new."""
+"""Continual-MAML: keep fast weights while a task continues, and meta-learn slow weights as its fallback."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,16 +15,17 @@ from online_meta.schedules.constant import constant
 from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
 
 CARRIED = "carried"
-"""What the names of the carried weights begin with in what is saved."""
+"""Prefix of the names of the carried weights in the saved state."""
 
 
 class ContinualMamlOptions(NamedTuple):
-    """What decides, in units of the loss.
+    """The options of Continual-MAML; losses are in units of the model's loss.
 
     Attributes:
-        gamma: the weights that are carried are left when their loss is by so much above that of new ones; any number.
-        level: of the query loss, from which on the slow weights learn at their full rate; above 0.
-        power: of the share of the rate below it; 0 or more, 0 for the full rate always.
+        gamma: the carried weights are dropped if their support loss exceeds that of newly adapted ones by ``gamma``
+            or more; any number.
+        level: query loss from which the slow weights learn at their full rate; above 0.
+        power: exponent of the rate's factor below ``level``, at least 0; 0 always uses the full rate.
     """
 
     gamma: float
@@ -35,33 +36,33 @@ class ContinualMamlOptions(NamedTuple):
 class ContinualMaml:
     """Continual-MAML (Caccia et al., Online Fast Adaptation and Knowledge Accumulation, NeurIPS 2020).
 
-    Beside the slow weights w, the meta-parameters, it carries the fast weights theta, at first w, from task to task.
-    With L the loss on the support set of a new task, the task before is taken to go on while
+    In addition to the slow weights w, the meta-parameters, it carries fast weights theta over the tasks, initially w.
+    With L the loss on the support set of a new task, the previous task is assumed to continue if
 
         L(theta) - L(U(w)) < gamma
 
-    and the new one is answered from theta on, else from w on, by the inner loop on its support set; the loss before
-    adaptation is that of theta. To learn it,
+    Then the inner loop adapts to the support set from theta, otherwise from w; the loss before adaptation is that of
+    theta. Learning updates
 
         w     <- w - g(f(U(w))) * lr * grad f(U(w)),    g(f) = min(1, f / level)^power
-        theta <- U(theta) if it goes on, else U(w), here on support and query together
+        theta <- U(theta) if the task continues, else U(w), here on support and query together
 
-    where f is the query loss, so that what is solved already moves the slow weights little.
+    where f is the query loss, so tasks that are already solved change the slow weights little.
 
-    What differs from the paper: there the stream comes in batches, a batch is the query of the one before it, if no
-    task ends between the two, and the slow weights learn from such pairs. Here a support set and its query set are one
-    such pair, known to be of one task, so the slow weights learn in each round, by the run's estimator and optimizer,
-    and that a task ends is inferred between rounds alone. There is no training ahead of the stream.
+    Differences from the paper: there the stream arrives in batches, and the slow weights learn from pairs of
+    consecutive batches of one task. Here the support and query sets of a round are such a pair, so the slow weights
+    learn in each round, by the run's estimator and optimizer, and task changes are detected between rounds only. There
+    is no pre-training.
 
     A task whose gradient or loss is not finite changes nothing.
     """
 
     def __init__(self, context: LearnerContext, options: ContinualMamlOptions) -> None:
-        """Begin at round 0. Raises ``ValueError`` for limits out of their range."""
+        """Start at round 0; raise ``ValueError`` if an option is out of range."""
         if not (options.gamma == options.gamma and options.level > 0 and options.power >= 0):
             raise ValueError(
-                f"gamma is {options.gamma}, level {options.level} and power {options.power}: the first is a number, "
-                "the second above 0, the last 0 or more"
+                f"gamma is {options.gamma}, level {options.level} and power {options.power}: gamma must be a number, "
+                "level above 0, and power at least 0"
             )
         self.engine = context.engine(context.start)
         self._context, self._options, self._loss = context, options, evaluation_loss(context.inner.loss)
@@ -71,7 +72,7 @@ class ContinualMaml:
         self._scored = ScoredTasks()
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task; its support set alone decides where adaptation begins."""
+        """Return the losses of the next round's task; the support set alone decides where adaptation starts."""
         self._scored.add(task)
         return score_learning_curve(self._judge, task, prefixes)
 
@@ -83,12 +84,12 @@ class ContinualMaml:
             return score._replace(loss_before=float(self._loss(effective_params(inner, carried, {}), task.query)))
 
     def _with_carried(self) -> Meta:
-        """Return the meta-parameters with the carried weights in place of those that adapt."""
+        """Return the meta-parameters with the carried weights in place of the fast weights."""
         slow = self.engine.meta()
         return Meta({**slow.weights, **self._carried}, slow.rule)
 
     def _task_continues(self, task: Task) -> bool:
-        """Return whether the task before goes on; losses that are not finite say that it does not."""
+        """Return whether the previous task continues; False if a loss is NaN."""
         inner, support = self._context.inner, task.support
         with torch.no_grad():
             carried = self._loss(effective_params(inner, self._with_carried(), {}), support)
@@ -96,17 +97,17 @@ class ContinualMaml:
         return float(carried) - float(new) < self._options.gamma
 
     def learn(self, *tasks: Task) -> Learned:
-        """Learn the tasks scored since the last call, one after the other."""
+        """Learn the tasks scored since the last call, one by one."""
         self._scored.take(tasks)
         return Learned((), tuple(self._learn(task) for task in tasks))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Learn nothing: there is no past task to come back to."""
+        """Do nothing: this learner does not revisit past tasks."""
         return ()
 
     def _learn(self, task: Task) -> StepReport:
         found = self._context.gradient(self.engine.meta(), task)
-        # Ranks on unlike machines may differ in the last bit; they must not differ in what they do.
+        # Use the first rank's values: rounding may differ between machines, but all ranks must decide alike.
         continues, loss = self._context.gather([self._task_continues(task), float(found.loss)])[0]
         self.engine.lr_scale = self._schedule(self._round) * self._lr_share(loss)
         report = apply_from_first_rank(self.engine, found)
@@ -118,7 +119,7 @@ class ContinualMaml:
         return report
 
     def _lr_share(self, loss: float) -> float:
-        """Return the share of the learning rate that a task with this query loss is learned by."""
+        """Return the factor of the learning rate for a task with this query loss."""
         return float(min(1.0, max(loss, 0.0) / self._options.level) ** self._options.power)
 
     def save(self, keep: TensorFilter | None = None) -> Params:
@@ -126,7 +127,7 @@ class ContinualMaml:
         return {**self.engine.save(keep), **copy_state({CARRIED: self._carried}, keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
         rest = dict(saved)
         self._carried = restore_state(rest, CARRIED, self._carried)
         self.engine.load(rest)
@@ -134,5 +135,5 @@ class ContinualMaml:
 
 
 def build(context: LearnerContext, gamma: float = 0.1, level: float = 1.0, power: float = 1.0) -> ContinualMaml:
-    """Return the baseline; see ``ContinualMamlOptions`` for the options, which are in units of the model's loss."""
+    """Create the Continual-MAML learner; ``ContinualMamlOptions`` describes the options and their ranges."""
     return ContinualMaml(context, ContinualMamlOptions(gamma, level, power))

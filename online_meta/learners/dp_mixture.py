@@ -21,20 +21,20 @@ from online_meta.types import Engine, Learned, Meta, MetaGrad, Params, Score, St
 
 
 def crp_prior(counts: Sequence[float], concentration: float) -> Tensor:
-    """Return the probability that the next task is of each component, and, last, of a new one: (components + 1,).
+    """Return the prior probability of each component and, last, of a new one: shape (components + 1,), float64.
 
     p(l) = n_l / (n + a) and p(new) = a / (n + a), where n_l counts the tasks of component l, n is their sum and a the
-    ``concentration`` (Aldous, 1985): with n tasks one expects a log(1 + n / a) components. In float64.
+    ``concentration`` (Aldous, 1985). The expected number of components after n tasks is about a log(1 + n / a).
     """
     weights = torch.tensor([*counts, concentration], dtype=torch.float64)
     return weights / weights.sum()
 
 
 def responsibilities(prior: Tensor, losses: Sequence[float], samples: int, temperature: float) -> Tensor:
-    """Return p(l | support set), proportional to prior_l exp(-samples losses_l / temperature); in float64.
+    """Return p(l | support set), proportional to prior_l exp(-samples losses_l / temperature); float64.
 
-    ``losses`` are means over the ``samples`` of the support set. In nats, temperature 1 is Bayes' rule; of squares, it
-    is for a variance of temperature / 2. A loss that is not finite explains nothing; all are 0 where none is finite.
+    ``losses`` are means over the ``samples`` of the support set. For losses in nats, temperature 1 is Bayes' rule; for
+    squared errors, the temperature is twice the noise variance. A component whose loss is not finite gets 0.
     """
     fits = torch.tensor([*losses], dtype=torch.float64)
     joint = prior.log() - samples * fits / temperature
@@ -43,26 +43,26 @@ def responsibilities(prior: Tensor, losses: Sequence[float], samples: int, tempe
 
 
 SEED_OFFSET = 5
-"""Sets this learner's draws apart from those of others with the same seed."""
+"""Added to the seed, so that this learner draws differently from others with the same seed."""
 
 
 COUNTS = "counts"
-"""The name, in what is saved, of the number of tasks of each component; 0 where there is none."""
+"""Name of the number of tasks of each component in the saved state; 0 for an unused slot."""
 
 
 NEGLIGIBLE = 1e-3
-"""Responsibilities below it count as none: gradients of so little weight are not worth their time."""
+"""Responsibilities below this count as 0, which saves the time to compute gradients of negligible weight."""
 
 
 class MixtureOptions(NamedTuple):
-    """How components come and go.
+    """The options of the mixture.
 
     Attributes:
-        concentration: of the Chinese restaurant process; above 0, the larger the more components.
-        temperature: what support losses, summed over the samples, are divided by; above 0, in units of the loss.
-        most: components at the same time; each has an engine of its own.
-        horizon: rounds after which a task counts for 1 / e of one that is new.
-        fewest: a component that counts for fewer tasks is pruned.
+        concentration: concentration of the Chinese restaurant process, above 0; larger values create more components.
+        temperature: divides the support losses summed over the samples; above 0, in units of the loss.
+        most: maximum number of components at the same time, at least 1; each has its own engine.
+        horizon: number of rounds after which the weight of a task has decayed to 1 / e, above 1.
+        fewest: a component with a smaller discounted number of tasks is pruned; in [0, 1).
     """
 
     concentration: float = 1.0
@@ -73,18 +73,18 @@ class MixtureOptions(NamedTuple):
 
 
 class DirichletProcessMixture:
-    """Components, each an initialisation that follows the leader of its own cluster (Jerfel et al., NeurIPS 2019).
+    """A mixture of initialisations, each following the leader of its own cluster (Jerfel et al., NeurIPS 2019).
 
-    By stochastic expectation-maximisation: a task belongs to component l with the responsibility
-    p(l | support) ~ n_l exp(-loss of U(w_l) on the support set / temperature), and to a new one, w_new being the run's
-    first parameters, with the concentration in place of n_l. It is answered by the most probable of them all, which
-    its query set has no part in. It founds a component when that is the new one; then each component makes a
-    meta-step on the rounds that are revisited, weighted by their responsibilities under the components as they are now.
-    One of the rounds is always new, so that a young component learns at once; the others are the replay policy's.
+    It uses stochastic expectation-maximisation. A task belongs to component l with the responsibility
+    p(l | support) ~ n_l exp(-loss of U(w_l) on the support set / temperature), and to a new component, whose w is the
+    run's initial parameters, with the concentration in place of n_l. The most probable one is used to adapt; the query
+    set is not used for this choice. If it is the new one, it becomes a component. Then each component makes a meta-step
+    on the replayed rounds, weighted by their current responsibilities. One of these rounds is always new, so that a
+    young component learns at once; the replay policy draws the others.
     """
 
     def __init__(self, context: LearnerContext, options: MixtureOptions) -> None:
-        """Begin at round 0 without a component. Raises ``ValueError`` for an option out of its range."""
+        """Start at round 0 without components; raise ``ValueError`` if an option is out of range."""
         _check(options)
         self._context, self._options = context, options
         self._engines = [context.engine(context.start) for _ in range(options.most)]
@@ -93,7 +93,7 @@ class DirichletProcessMixture:
         self._loss = evaluation_loss(context.inner.loss)
         self.task_sum = TaskSum(context.gradient, context.programs)
         self._gradient = _skip_unassigned(sum_skipping_nonfinite(self.task_sum))
-        # A policy that measures the leader's gradients finds here not one but several.
+        # Policies that measure the leader's gradients do not apply: there are several leaders here.
         replay = context.replay if context.replay.measure is None else uniform()
         self._sampler = ReplaySampler(replay, context.seed + SEED_OFFSET, context.batch, context.gather)
         self._schedule = constant() if context.schedule is None else context.schedule
@@ -101,18 +101,18 @@ class DirichletProcessMixture:
 
     @property
     def engine(self) -> Engine:
-        """One of the engines, all of one shape."""
+        """The first engine; all engines have the same shapes."""
         return self._engines[0]
 
     @property
     def counts(self) -> tuple[float, ...]:
-        """How many tasks each place's component has, older ones discounted; 0 where there is none."""
+        """The discounted number of tasks of the component in each slot; 0 for an unused slot."""
         return tuple(self._counts)
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under the component that its support set chooses.
+        """Return the losses of the next round's task under the component that its support set selects.
 
-        Of each of ``prefixes`` under the one that those few points choose.
+        For each of ``prefixes``, the first samples alone select the component.
         """
         self._scored.add(task)
         return score_learning_curve(self._judge, task, prefixes)
@@ -123,7 +123,7 @@ class DirichletProcessMixture:
         return score_task(self._context.inner, metas[chosen], task, self._context.accuracy)
 
     def learn(self, *tasks: Task) -> Learned:
-        """Assign the tasks scored since the last call, then make this update's meta-steps with each component."""
+        """Assign the tasks scored since the last call to components, then make meta-steps with each component."""
         self._scored.take(tasks)
         context, first = self._context, self._round
         for engine in self._engines:
@@ -143,7 +143,7 @@ class DirichletProcessMixture:
         return Learned(tuple(replayed), tuple(reports))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Make ``steps_per_round`` more meta-steps with each component, the ``update``-th time since the last round."""
+        """Make ``steps_per_round`` more meta-steps with each component, for ``update`` 0, 1, ... of the round."""
         self._scored.check_none()
         if not self._components():
             return ()
@@ -163,17 +163,17 @@ class DirichletProcessMixture:
         return [self._engines[component].meta() for component in self._components()]
 
     def _responsibilities(self, task: Task, metas: Sequence[Meta]) -> Tensor:
-        """Return the responsibilities of the components, and of a new one if ``metas`` has one more for it."""
+        """Return the responsibilities of the components, and of a new one if ``metas`` has an additional entry."""
         prior = crp_prior([self._counts[component] for component in self._components()], self._options.concentration)
         losses = [float(self._loss(self._context.inner.adapt(meta, task.support), task.support)) for meta in metas]
         return responsibilities(prior[: len(metas)], losses, len(task.support.y), self._options.temperature)
 
     def _assign(self, task: Task) -> None:
-        """Count a new task to the components, or let it found one; prune those that are hardly used any more."""
+        """Add a new task to the components' counts, or create a component for it; prune rarely used ones."""
         components, options = self._components(), self._options
         has_room = len(components) < options.most
         shares = self._responsibilities(task, [*self._metas(), *([self._context.start] if has_room else [])])
-        # Ranks on unlike machines may differ in the last bit; they must not differ in what they do.
+        # Use the first rank's values: rounding may differ between machines, but all ranks must decide alike.
         own: list[float] = self._context.gather(shares.tolist())[0]
         counts = [count * (1 - 1 / options.horizon) for count in self._counts]
         if has_room and own[-1] > 0 and own[-1] == max(own):
@@ -187,7 +187,7 @@ class DirichletProcessMixture:
         self._counts = [count if count >= options.fewest else 0.0 for count in counts]
 
     def _step(self, samples: Sequence[ReplaySample]) -> list[StepReport]:
-        """Find the picks' responsibilities, then step each component that has any."""
+        """Compute the responsibilities of the samples, then step each component that has any."""
         buffer, gather = self._context.buffer, self._context.gather
         distribute_samples(self.engine, buffer, samples)
         metas = self._metas()
@@ -210,12 +210,12 @@ class DirichletProcessMixture:
         return reports
 
     def _predicted_rounds(self) -> Iterator[int]:
-        """Tell what this rank will probably revisit, of the rounds that are there."""
+        """Yield the existing rounds that this rank will probably revisit next."""
         for samples in self._sampler.predict_samples(self._context.steps_per_round):
             yield from (sample.round for sample in local_samples(self.engine, samples) if sample.round < self._round)
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """Return the state of the components' engines, their counts, and the memory of the replay."""
+        """Return the state of the components' engines, their counts, and the replay policy's memory."""
         saved = self._sampler.save(keep)
         if keep is None or keep(COUNTS):
             saved[COUNTS] = tensor(self._counts, dtype=float64)
@@ -225,7 +225,7 @@ class DirichletProcessMixture:
         return saved
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
         rest = self._sampler.load(saved)
         self._counts = rest[COUNTS].tolist()
         for component in self._components():
@@ -238,22 +238,22 @@ def _check(options: MixtureOptions) -> None:
     if not (options.concentration > 0 and options.temperature > 0 and options.most >= 1):
         raise ValueError(
             f"concentration is {options.concentration}, temperature {options.temperature}, most {options.most}: the "
-            "first two are above 0, the last is 1 or more"
+            "first two must be above 0, and most at least 1"
         )
     if not (options.horizon > 1 and 0 <= options.fewest < 1):
         raise ValueError(
-            f"horizon is {options.horizon} and fewest {options.fewest}: the first is above 1, the other below 1, for a "
-            "component begins with one task, and not negative"
+            f"horizon is {options.horizon} and fewest {options.fewest}: horizon must be above 1, and fewest at least 0 "
+            "and below 1, because a component starts with one task"
         )
 
 
 def _include_round(samples: list[ReplaySample], new: int) -> list[ReplaySample]:
-    """Return the picks with the round ``new`` among them, in place of the last where it is not."""
+    """Return the samples with the round ``new`` in place of the last one, unless it is already among them."""
     return samples if any(sample.round == new for sample in samples) else [*samples[:-1], ReplaySample(new)]
 
 
 def _skip_unassigned(sum_tasks: SkippingSum) -> SkippingSum:
-    """Return the sum over the tasks that have a share in it."""
+    """Return ``sum_tasks`` restricted to the tasks with a share above 0."""
 
     def sum_members(meta: Meta, tasks: Sequence[Task], samples: Sequence[ReplaySample]) -> tuple[MetaGrad, float]:
         members = [(task, sample) for task, sample in zip(tasks, samples, strict=True) if sample.share]
@@ -274,5 +274,5 @@ def build(
     horizon: Annotated[float, Gt(1)] = 1000.0,
     fewest: Annotated[float, Ge(0), Lt(1)] = 0.1,
 ) -> DirichletProcessMixture:
-    """Return the baseline; ``MixtureOptions`` says what its options are."""
+    """Create the Dirichlet-process mixture; ``MixtureOptions`` describes the options."""
     return DirichletProcessMixture(context, MixtureOptions(concentration, temperature, most, horizon, fewest))

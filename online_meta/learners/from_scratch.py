@@ -1,4 +1,4 @@
-"""From scratch: a new model for every task, trained on its support set alone."""
+"""From scratch: train a new model for every task on its support set alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,13 +10,13 @@ from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, Te
 
 
 class FromScratch:
-    """Each round draws random weights and trains them on the support set; nothing is carried over.
+    """The baseline that trains random weights on each task's support set and carries nothing over.
 
-    The baseline of Finn et al., ICML 2019, section 5: what the task's own data alone can give.
+    It is a baseline of Finn et al., ICML 2019, section 5.
     """
 
     def __init__(self, context: LearnerContext, steps: int, lr: float) -> None:
-        """Begin at round 0; each model is trained by ``steps`` steps of Adam with learning rate ``lr``."""
+        """Start at round 0; each model is trained with ``steps`` steps of Adam at learning rate ``lr``."""
         self._context = context
         self._training = replace(context.inner, rule=adam(lr), steps=steps, fast=("*",))
         self._round = 0
@@ -28,24 +28,24 @@ class FromScratch:
         return score_task(self._training, Meta(weights, {}), task, self._context.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
-        """Learn nothing; the round counts."""
+        """Learn nothing; only count the rounds."""
         self._scored.take(tasks)
         self._round += len(tasks)
         return Learned((), ())
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Learn nothing."""
+        """Do nothing: this learner does not revisit past tasks."""
         return ()
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """Nothing to keep."""
+        """Return an empty state: nothing is learned."""
         return {}
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Go on at round ``rounds``."""
+        """Continue at round ``rounds``."""
         self._round, self._scored = rounds, ScoredTasks()
 
 
 def build(context: LearnerContext, steps: int = 100, lr: float = 0.003) -> FromScratch:
-    """Return the baseline; too many steps overfit a small support set, too few leave the model untrained."""
+    """Create the baseline with ``steps`` (at least 0) training steps of Adam at learning rate ``lr`` (above 0)."""
     return FromScratch(context, steps, lr)

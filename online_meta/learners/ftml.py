@@ -1,4 +1,4 @@
-"""Follow the Meta-Leader."""
+"""Follow-the-Meta-Leader (FTML)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,12 +29,12 @@ from online_meta.types import (
 
 
 class FollowTheMetaLeader:
-    """w_{t+1} ~ argmin_w sum_{k<=t} f_k(U_k(w)) by a few meta-steps on past rounds (Finn et al., ICML 2019).
+    """The FTML learner: w_{t+1} ~ argmin_w sum_{k<=t} f_k(U_k(w)) by meta-steps on past rounds (Finn et al., 2019).
 
-    Each round's task is scored with w_t, then remembered; ``steps_per_round`` meta-steps follow, each on
-    at most ``batch`` rounds that ``replay`` picks among all rounds so far, this one included. Everything
-    is a function of the tasks, the arguments and ``seed``. With an engine of several ranks each rank
-    takes every ``world``-th pick. A revisited task whose gradient is not finite is left out of its step.
+    Each round's task is scored with w_t and then stored; ``steps_per_round`` meta-steps follow, each on at most
+    ``batch`` rounds that ``replay`` draws from all rounds so far, including this one. The tasks, the arguments and
+    ``seed`` determine everything. With an engine of several ranks, each rank computes every ``world``-th sample. A
+    revisited task whose gradient is not finite is left out of its step.
     """
 
     def __init__(
@@ -53,16 +53,27 @@ class FollowTheMetaLeader:
         schedule: Schedule | None = None,
         gather: Callable[[Any], list[Any]] = gather_single_process,
     ) -> None:
-        """Begin at round 0 with the engine's meta-parameters; ``buffer`` keeps tasks in memory, ``replay`` is uniform.
+        """Start at round 0 with the engine's meta-parameters.
 
-        ``task_sum`` sums the meta-gradients of a batch, task by task until ``follow`` sets another plan, such as
-        a ``Autotuner`` finds; compiled programs lie in the folder ``programs``. The ``schedule`` multiplies the
-        engine's learning rate, and so does ``lr_scale``, for a run that has diverged. ``gather`` is the set-up's.
+        Args:
+            inner: the inner loop that adapts to a task.
+            gradient: the meta-gradient estimator.
+            engine: holds and steps the meta-parameters.
+            replay: draws the rounds to revisit; None for ``uniform()``.
+            batch: maximum number of rounds per meta-step, at least 1.
+            steps_per_round: number of meta-steps per call of ``learn``, at least 1.
+            seed: seed of the draws, at least 0.
+            buffer: stores the tasks; None to store them in memory.
+            accuracy: computes the accuracy of a score; None to leave it out.
+            programs: folder of compiled programs, used if ``task_sum`` follows a compiled plan.
+            schedule: factor of the engine's learning rate by round; None for 1. ``lr_scale`` is a further factor.
+            gather: returns on every rank the list of all ranks' values.
 
-        Raises ``ValueError`` when ``batch`` or ``steps_per_round`` is below 1.
+        Raises:
+            ValueError: if ``batch`` or ``steps_per_round`` is below 1.
         """
         if batch < 1 or steps_per_round < 1:
-            raise ValueError(f"batch is {batch} and steps_per_round {steps_per_round}; both must be 1 or more")
+            raise ValueError(f"batch is {batch} and steps_per_round is {steps_per_round}; both must be 1 or more")
         self.inner = inner
         self.engine = engine
         self.round = 0
@@ -82,15 +93,15 @@ class FollowTheMetaLeader:
         self._scored = ScoredTasks()
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under the current leader; changes no parameter."""
+        """Return the losses of the next round's task under the current leader, without changing it."""
         score = score_task(self.inner, self.engine.meta(), task, self._accuracy, prefixes)
         self._scored.add(task)
         return score
 
     def learn(self, *tasks: Task) -> Learned:
-        """Remember the tasks scored since the last call, then make this update's meta-steps.
+        """Store the tasks scored since the last call, then make ``steps_per_round`` meta-steps.
 
-        Returns the rounds revisited and each step's report. Raises ``OrderError`` for a task that was not scored.
+        Returns the revisited rounds and each step's report. Raises ``OrderError`` for a task that was not scored.
         """
         self._scored.take(tasks)
         self.engine.lr_scale = self.lr_scale * self._schedule(self.round)
@@ -108,9 +119,9 @@ class FollowTheMetaLeader:
         return Learned(tuple(replayed), tuple(reports))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Make ``steps_per_round`` more meta-steps on past rounds, the ``update``-th time since the last round, from 0.
+        """Make ``steps_per_round`` more meta-steps on past rounds, for ``update`` number 0, 1, ... of the round.
 
-        Of no round at all nothing is learned. Raises ``OrderError`` when tasks were scored that are not learned.
+        Before the first round it does nothing. Raises ``OrderError`` if scored tasks have not been learned.
         """
         self._scored.check_none()
         if not self.round:
@@ -121,7 +132,7 @@ class FollowTheMetaLeader:
         return tuple(self._step(step)[1] for step in range(first, first + self._steps))
 
     def _predicted_rounds(self) -> Iterator[int]:
-        """Tell what this rank will probably revisit, of the rounds that are there."""
+        """Yield the existing rounds that this rank will probably revisit next."""
         for samples in self._sampler.predict_samples(self._steps):
             yield from (sample.round for sample in local_samples(self.engine, samples) if sample.round < self.round)
 
@@ -133,18 +144,18 @@ class FollowTheMetaLeader:
         return [sample.round for sample in samples], self.engine.apply(*total)
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """Return the state of the engine and of the replay: all that cannot be computed again from the history."""
+        """Return the state of the engine and of the replay policy; everything else follows from the history."""
         return {**self.engine.save(keep), **self._sampler.save(keep)}
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
         self.engine.load(self._sampler.load(saved))
         self.round = rounds
         self._scored = ScoredTasks()
 
 
 def build(context: LearnerContext) -> FollowTheMetaLeader:
-    """Return the learner that the run is about."""
+    """Create the FTML learner."""
     return FollowTheMetaLeader(
         context.inner,
         context.gradient,

@@ -1,4 +1,4 @@
-"""MOML: online meta-learning with a memory of fixed size, that revisits no task."""
+"""MOML: online meta-learning with constant memory, without revisiting tasks."""
 
 from collections.abc import Sequence
 
@@ -14,30 +14,30 @@ from online_meta.tree import zeros
 from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
 
 DUAL, ANCHOR = "dual", "anchor"
-"""What the names of the two state vectors begin with in what is saved."""
+"""Prefixes of the names of the two state vectors in the saved state."""
 
 
 class MemoryEfficientLearner:
     """MOML (Acar, Zhu & Saligrama, Memory Efficient Online Meta Learning, ICML 2021).
 
-    Beside the meta-parameters w it holds two vectors of their size: the dual lambda, to begin with 0, that remembers
-    the gradients of the rounds before, and the anchor omega, to begin with w_1, a running mean of the iterates. In
+    In addition to the meta-parameters w it holds two vectors of the same size: the dual lambda, initially 0, which
+    represents the gradients of past rounds, and the anchor omega, initially w_1, a running mean of the iterates. In
     round t, with f_t and U_t of this round's task alone,
 
         w_{t+1}      ~ argmin_w  f_t(U_t(w)) - <lambda_t, w> + alpha / 2 |w - omega_t|^2
         lambda_{t+1} = lambda_t - alpha (w_{t+1} - omega_t)
         omega_{t+1}  = (w_{t+1} + omega_t) / 2 - lambda_{t+1} / (2 alpha)
 
-    the minimum being sought from w_t on by ``steps`` meta-steps with the run's estimator and optimizer (the paper
-    takes gradient descent). At the minimum lambda_{t+1} is the gradient of f_t(U_t(w)) there: what the next rounds
-    are pulled by in its place. The inner rule's own learned parameters are part of w. A step that is not finite ends
-    its round; where the first one is not, the task leaves no trace.
+    The minimum is approached from w_t by ``steps`` meta-steps with the run's estimator and optimizer (the paper uses
+    gradient descent). At the minimum, lambda_{t+1} is the gradient of f_t(U_t(w)), which represents this round in the
+    next ones. The inner rule's learned parameters are part of w. A step that is not finite ends its round; if it is the
+    first one, the task changes nothing.
     """
 
     def __init__(self, context: LearnerContext, alpha: float = 1.0, steps: int = 10) -> None:
-        """Begin at round 0. Raises ``ValueError`` unless ``alpha`` is above 0 and ``steps`` 1 or more."""
+        """Start at round 0; raise ``ValueError`` unless ``alpha`` is above 0 and ``steps`` at least 1."""
         if not alpha > 0 or steps < 1:
-            raise ValueError(f"alpha is {alpha} and steps {steps}: the first is above 0, the other 1 or more")
+            raise ValueError(f"alpha is {alpha} and steps {steps}: alpha must be above 0, and steps at least 1")
         self.engine = context.engine(context.start)
         self._context, self._alpha, self._steps = context, alpha, steps
         self._schedule = constant() if context.schedule is None else context.schedule
@@ -46,17 +46,17 @@ class MemoryEfficientLearner:
         self._scored = ScoredTasks()
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under w_t; changes no parameter."""
+        """Return the losses of the next round's task under w_t, without changing it."""
         self._scored.add(task)
         return score_task(self._context.inner, self.engine.meta(), task, self._context.accuracy, prefixes)
 
     def learn(self, *tasks: Task) -> Learned:
-        """Learn the tasks scored since the last call, one after the other."""
+        """Learn the tasks scored since the last call, one by one."""
         self._scored.take(tasks)
         return Learned((), tuple(report for task in tasks for report in self._learn(task)))
 
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
-        """Learn nothing: there is no past task to come back to."""
+        """Do nothing: this learner does not revisit past tasks."""
         return ()
 
     def _learn(self, task: Task) -> list[StepReport]:
@@ -91,14 +91,14 @@ class MemoryEfficientLearner:
         )
 
     def save(self, keep: TensorFilter | None = None) -> Params:
-        """Return the state of the engine and the two vectors: as much after any number of rounds."""
+        """Return the state of the engine and the two vectors; its size does not depend on the number of rounds."""
         return {
             **self.engine.save(keep),
             **copy_state({DUAL: flatten_meta(self._dual), ANCHOR: flatten_meta(self._anchor)}, keep),
         }
 
     def load(self, saved: Params, rounds: int) -> None:
-        """Take up what ``save`` gave after ``rounds`` learned rounds."""
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
         rest, like = dict(saved), flatten_meta(self._context.start)
         self._dual, self._anchor = (unflatten_meta(restore_state(rest, part, like)) for part in (DUAL, ANCHOR))
         self.engine.load(rest)
@@ -106,5 +106,14 @@ class MemoryEfficientLearner:
 
 
 def build(context: LearnerContext, alpha: float = 1.0, steps: int = 10) -> MemoryEfficientLearner:
-    """Return the baseline; the larger ``alpha``, the slower the meta-parameters leave the mean of those before."""
+    """Create the MOML learner.
+
+    Args:
+        context: the stream's common settings.
+        alpha: strength of the pull to the anchor, above 0; the larger, the slower the meta-parameters move.
+        steps: number of meta-steps per round, at least 1.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
     return MemoryEfficientLearner(context, alpha, steps)

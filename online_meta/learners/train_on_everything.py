@@ -1,4 +1,4 @@
-"""Train on everything: one model for all tasks, trained jointly, never adapted."""
+"""Train on everything: train one model jointly on all tasks, without adaptation."""
 
 from dataclasses import replace
 
@@ -9,15 +9,15 @@ from online_meta.metagrads.supervised import supervised
 from online_meta.types import MetaGradient
 
 SEED_OFFSET = 1
-"""Sets this learner's draws apart from those of others with the same seed."""
+"""Added to the seed, so that this learner draws differently from others with the same seed."""
 
 
 def build(context: LearnerContext) -> FollowTheMetaLeader:
-    """Return the baseline *train on everything* (Finn et al., ICML 2019, section 5).
+    """Create the baseline *train on everything* (Finn et al., ICML 2019, section 5).
 
-    It follows the leader of sum_{k<=t} f_k(w), without U_k: support and query of past rounds train one
-    model, which answers a new task as it is (loss before adaptation = after). It revisits as many tasks a
-    step as FTML and makes steps + 1 as many steps: as many gradients as FTML takes in its inner loops.
+    It follows the leader of sum_{k<=t} f_k(w), without U_k: one model is trained on support and query of past rounds,
+    and is scored without adaptation (the losses before and after are equal). It revisits as many tasks per step as
+    FTML, and makes (inner steps + 1) times as many steps, so both compute the same number of gradients.
     """
     inner = replace(context.inner, steps=0)
     return build_follower(context, inner, supervised(inner), SEED_OFFSET, context.inner.steps + 1)
@@ -26,9 +26,9 @@ def build(context: LearnerContext) -> FollowTheMetaLeader:
 def build_follower(
     context: LearnerContext, inner: Inner, gradient: MetaGradient, seed_offset: int, steps_factor: int = 1
 ) -> FollowTheMetaLeader:
-    """Return a baseline that trains with another ``gradient`` and ``steps_factor`` times FTML's meta-steps.
+    """Create a baseline that trains with another ``gradient`` and ``steps_factor`` times FTML's meta-steps.
 
-    New tasks are met by ``inner``; ``seed_offset`` sets its draws apart from those of others with the same seed.
+    ``inner`` adapts to new tasks; ``seed_offset`` is added to the seed.
     """
     return FollowTheMetaLeader(
         inner,
