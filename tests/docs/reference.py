@@ -21,6 +21,7 @@ from deploy.server import routes
 from deploy.server.app import OPEN_PATHS, OPEN_PREFIXES
 from deploy.telemetry import prometheus
 from deploy.telemetry.metrics import Metric
+from tests.docs.configuration_page import render_configuration
 from tests.docs.pages import DOCS
 
 FOLDER = DOCS / "reference"
@@ -323,6 +324,7 @@ def _mark_code(text: str, names: Iterable[str] = ()) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "command-line.md": render_command_line,
+    "configuration.md": render_configuration,
     "http.md": render_http,
     "metrics.md": render_metrics,
 }
