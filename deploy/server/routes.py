@@ -69,7 +69,7 @@ TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "A duplicate of a durable task; `round` is the round of that task", **RECEIPT},
     201: {"description": "The task is durable", **RECEIPT},
     404: {"description": "This daemon does not accept tasks over HTTP", **ERROR},
-    409: {"description": "The id belongs to a task with other bytes", **ERROR},
+    409: {"description": "The id belongs to a task with a different body", **ERROR},
     408: {"description": "The body did not arrive in time", **ERROR},
     413: {"description": "The body exceeds a limit, as received or decompressed", **ERROR},
     415: {"description": "The Content-Encoding is not supported; see Accept-Encoding", **ERROR},
@@ -116,7 +116,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
         receipt = await request.app.state.future_bridge.wait_for(future)
     if isinstance(receipt, Conflict):
         detail = (
-            f"the id {receipt.id!r} belongs to round {receipt.round}, whose task has other bytes: choose another id"
+            f"the id {receipt.id!r} belongs to round {receipt.round}, which has a different body: choose another id"
         )
         return JSONResponse({"reason": "conflict", "detail": detail, "round": receipt.round}, 409)
     return JSONResponse({"id": receipt.id, "round": receipt.round}, 200 if receipt.duplicate else 201)
