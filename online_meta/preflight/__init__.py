@@ -1,1 +1,1 @@
-"""Check a model before training: are its meta-gradients right, and which layer makes them wrong?"""
+"""Check a model before training: whether its meta-gradients are correct, and if not, which layer is the cause."""

@@ -1,4 +1,4 @@
-"""What to say of a model that cannot be differentiated as meta-learning needs it, and what would be right."""
+"""Explain why a model cannot be differentiated as meta-learning requires, and how to fix it."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ DETACHING_OPERATIONS = {
     "data": ".data",
     "_set_grad_enabled": "torch.no_grad()",
 }
-"""Operations behind which autograd sees a constant, and how they are written."""
+"""Operations after which autograd sees a constant, and how they are written in code."""
 
 RANDOM_OPERATIONS = frozenset(
     {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "bernoulli_"}
@@ -36,7 +36,10 @@ CHECKPOINTED = (
 
 
 def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) -> str:
-    """Say why the derivative of that ``order`` ("gradient", "second derivative") is wrong, and what would be right."""
+    """Explain why the derivative of ``order`` ("gradient" or "second derivative") is wrong, and how to fix it.
+
+    ``name`` is the layer with the wrong derivative, or None if no single layer has one.
+    """
     if trace.recomputed or any("None of the inputs have requires_grad" in warning for warning in trace.warnings):
         return f"{trace.describe_layer([*trace.recomputed, name or ''][0])} {CHECKPOINTED}"
     if name is None:
@@ -70,7 +73,7 @@ def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) ->
 
 
 def find_weight_norm(trace: LayerTrace, name: str) -> str | None:
-    """Return how to speak of the layer whose weights the layer ``name`` normalises, None when it does not."""
+    """Describe the layer whose weights the layer ``name`` normalises; return None if it does not normalise weights."""
     layer, owner = trace.layers[name], name.partition("parametrizations.")[0].rstrip(".")
     hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values()]
     if type(layer).__name__ == "_WeightNorm" or "WeightNorm" in hooks:
@@ -79,7 +82,7 @@ def find_weight_norm(trace: LayerTrace, name: str) -> str | None:
 
 
 def explain_error(trace: LayerTrace, error: Exception) -> str:
-    """Say in plain words what an error means, and what would be right; one that is not known speaks for itself."""
+    """Explain what an error means and how to fix it; return an unknown error's own message."""
     message = str(error)
     if trace.recomputed or "device meta" in message or "checkpoint" in message.lower():
         return (
@@ -104,13 +107,13 @@ def explain_error(trace: LayerTrace, error: Exception) -> str:
 
 
 def summarize_error(error: Exception) -> str:
-    """Return an error in one line."""
+    """Return an error's type and message in one line of at most about 200 characters."""
     first = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {first if len(first) <= 200 else first[:200] + ' ...'}"
 
 
 def _is_in_place(operation: str) -> bool:
-    """Return whether an operation writes to a tensor that was there before."""
+    """Return whether an operation writes to an existing tensor."""
     inplace = operation.startswith("__i") and operation not in ("__int__", "__index__", "__init__", "__invert__")
     return operation == "__setitem__" or inplace or (operation.endswith("_") and not operation.startswith("_"))
 
@@ -123,21 +126,21 @@ def _list_operations(trace: LayerTrace, operations_by_layer: dict[str, list[str]
 
 
 def explain_randomness(trace: LayerTrace, repeats: bool) -> str:
-    """Say why two calls gave different losses; ``repeats`` whether torch's seed makes them the same."""
+    """Explain why two calls gave different losses; ``repeats`` says whether seeding torch makes them equal."""
     where = _list_operations(trace, trace.operations_by_layer(RANDOM_OPERATIONS.__contains__), "draws by")
     if repeats:
         return (
-            f"the loss is another when it is asked again{': ' * bool(where)}{where}; a round must be repeatable, so "
-            "draw in nn.Dropout layers, which are found and seeded, or say model_loss(..., random=True)"
+            f"repeated calls give different losses{': ' * bool(where)}{where}; a round must be repeatable, so "
+            "draw in nn.Dropout layers, which are found and seeded, or use model_loss(..., random=True)"
         )
     return (
-        "the loss is another when it is asked again, from the same torch seed too: the model uses other random numbers "
-        "(numpy's, Python's) or remembers something between calls; make it a function of its weights and its input"
+        "repeated calls give different losses, even from the same torch seed: the model uses other random numbers "
+        "(numpy's, Python's) or keeps state between calls; make it a function of its weights and its input"
     )
 
 
 def explain_running_statistics(trace: LayerTrace) -> Iterator[str]:
-    """Give a sentence for each layer that learns statistics beside its weights."""
+    """Yield a sentence for each layer that keeps running statistics in addition to its weights."""
     for name, layer in trace.layers.items():
         if isinstance(layer, NORM_LAYERS) and layer.track_running_stats and layer.training:
             yield (

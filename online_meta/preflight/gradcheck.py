@@ -1,4 +1,4 @@
-"""Are autograd's first and second derivatives right, and if not, in which layer?"""
+"""Compare autograd's first and second derivatives with central differences, and find the layer that is wrong."""
 
 from collections.abc import Callable
 from statistics import median
@@ -19,7 +19,7 @@ DIRECTIONS = 3
 
 
 class Precision(NamedTuple):
-    """Pairs of ``step_sizes`` for the differences, and the relative error (of the norm) that a derivative may have."""
+    """Pairs of ``step_sizes`` for central differences, and the ``tolerance``, a relative error of the norm."""
 
     step_sizes: tuple[tuple[float, float], ...]
     tolerance: float
@@ -29,18 +29,19 @@ PRECISIONS = {
     torch.float64: Precision(((1e-6, 3e-7), (1e-7, 3e-8), (1e-8, 3e-9)), 1e-4),
     torch.float32: Precision(((2e-2, 1e-2), (2e-3, 1e-3)), 5e-2),
 }
-"""Differences of coarser numbers than these say nothing."""
+"""The dtypes that are checked; in lower precision, differences are too inaccurate."""
 
 
 def check_derivative(
     value: Callable[[Params], Tensor], derivative_along: Callable[[Params], Tensor], at: Params, precision: Precision
 ) -> Verdict:
-    """Return whether ``derivative_along(v)`` is d value(at + t v) / dt, v random, for a ``value`` of any shape.
+    """Check that ``derivative_along(v)`` is d value(at + t v) / dt for random v and a ``value`` of any shape.
 
-    A direction counts against it when the differences at both widths agree, but not with ``derivative_along``:
-    where a kink (of ReLU, of a maximum) lies between, or the numbers are too coarse, they do not. It is "wrong" when
-    most directions count against it, "unclear" when none counts for it either. Unless it is "right" the next pair of
-    widths is tried, for what is wrong is so at all widths, while many kinks together bend the differences alike at one.
+    A direction counts as wrong if the differences at both step sizes agree with each other, but not with
+    ``derivative_along``. They disagree with each other at a kink (of ReLU or a maximum) or if the precision is too low;
+    such a direction does not count. The verdict is "wrong" if most directions are wrong, and "unclear" if none is right
+    either. Unless it is "right", the next pair of step sizes is tried: a wrong derivative is wrong at all step sizes,
+    while many kinks can bias the differences at one pair.
     """
     verdict: Verdict = "unclear"
     for step_sizes in precision.step_sizes:
@@ -105,14 +106,14 @@ def _compare(
 
 
 def check_gradient(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
-    """Return whether autograd's gradient of ``objective`` is its slope."""
+    """Check autograd's gradient of ``objective`` against central differences."""
     found = autograd_gradient(objective, at)
     with torch.no_grad():
         return check_derivative(objective, directional_derivative(found), at, PRECISIONS[next(iter(at.values())).dtype])
 
 
 def check_second_derivative(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
-    """Return whether autograd's second derivative of ``objective`` is the slope of its gradient."""
+    """Check autograd's second derivative of ``objective`` against central differences of its gradient."""
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     grads = autograd_gradient(objective, leaves, create_graph=True)
 
@@ -134,7 +135,7 @@ def check_second_derivative(objective: Callable[[Params], Tensor], at: Params) -
 
 
 def autograd_gradient(objective: Callable[[Params], Tensor], at: Params, *, create_graph: bool = False) -> Params:
-    """Return autograd's gradient, zeros where nothing depends; with ``create_graph`` it can be differentiated."""
+    """Return autograd's gradient, zeros for unused parameters; with ``create_graph`` it can be differentiated again."""
     with torch.enable_grad():
         if not create_graph:
             at = {name: value.detach().requires_grad_() for name, value in at.items()}
@@ -147,14 +148,14 @@ def autograd_gradient(objective: Callable[[Params], Tensor], at: Params, *, crea
 
 
 def flatten(params: Params) -> Tensor:
-    """Return all entries in one vector."""
+    """Concatenate all entries into one vector."""
     return torch.cat([value.flatten() for value in params.values()])
 
 
 def find_wrong_layer(trace: LayerTrace, verdict: Callable[[Callable[[Params], Tensor], Params], Verdict]) -> str | None:
-    """Return the name of the innermost layer of which ``verdict`` is "wrong", or which fails; None for no layer."""
+    """Return the name of the innermost layer that fails or whose ``verdict`` is "wrong"; None if there is none."""
     tried = set()
-    for call in trace.calls:  # A layer's own layers end before it does.
+    for call in trace.calls:  # The calls of sublayers end before that of their parent.
         if call.name in tried:
             continue
         tried.add(call.name)
@@ -164,13 +165,13 @@ def find_wrong_layer(trace: LayerTrace, verdict: Callable[[Callable[[Params], Te
         try:
             if verdict(objective, at) == "wrong":
                 return call.name
-        except Exception:  # What failed in the whole model fails here.
+        except Exception:  # An operation that fails in the whole model fails in its layer.
             return call.name
     return None
 
 
 def _isolate_call(call: LayerCall) -> tuple[Callable[[Params], Tensor], Params]:
-    """Return a layer's call as a scalar function of its weights and floating inputs, and where it was called."""
+    """Return a layer's call as a scalar function of its weights and floating-point inputs, and their values."""
     leaves, structure = tree_flatten((call.args, call.kwargs))
     inputs = {
         f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()

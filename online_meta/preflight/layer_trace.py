@@ -1,4 +1,4 @@
-"""See from outside what a model does as it runs: its layers' calls, and the operations that break derivatives."""
+"""Record what a model does while it runs: the calls of its layers, and the torch operations they use."""
 
 import threading
 import warnings
@@ -16,7 +16,7 @@ from online_meta.types import Params
 
 
 class LayerCall(NamedTuple):
-    """One call of a layer: its name, and all that is needed to make the call again."""
+    """One call of a layer: its name, and everything needed to repeat the call."""
 
     name: str
     layer: nn.Module
@@ -27,14 +27,14 @@ class LayerCall(NamedTuple):
 
 
 class LayerTrace(TorchFunctionMode):
-    """What was seen: layers by name, their calls in the order in which they ended, and operations by layer.
+    """The record of a run: layers by name, their calls in the order in which they ended, and operations by layer.
 
-    ``modified`` names buffers that a call changed, ``recomputed`` the layers called while ``in_backward`` was set,
-    ``dtypes`` are those of the layers' outputs, ``warnings`` what Python's warnings said.
+    ``modified`` has the names of buffers that a call changed, ``recomputed`` the layers called while ``in_backward``
+    was set, ``dtypes`` the dtypes of the layers' outputs, and ``warnings`` the messages of Python warnings.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing seen."""
+        """Start with an empty record."""
         super().__init__()
         self.layers: dict[str, nn.Module] = {}
         self.calls: list[LayerCall] = []
@@ -49,9 +49,9 @@ class LayerTrace(TorchFunctionMode):
         self._buffers: Params = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the name of the operation and of the layer that it stands in."""
+        """Record the name of the operation and of the layer that calls it."""
         name = getattr(function, "__name__", "")
-        if name == "__get__":  # of a property, such as Tensor.data
+        if name == "__get__":  # a property, e.g. Tensor.data
             name = getattr(getattr(function, "__self__", None), "__name__", name)
         switched_on = name == "_set_grad_enabled" and args and args[0]
         if not switched_on:
@@ -59,8 +59,8 @@ class LayerTrace(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def on_enter(self, layer: nn.Module) -> None:
-        """A layer is called."""
-        if not self._stack and id(layer) not in self._names:  # one that is known is run again, by checkpointing
+        """Record that a layer is called."""
+        if not self._stack and id(layer) not in self._names:  # checkpointing calls known layers again
             self._names |= {id(one): name for name, one in layer.named_modules()}
             self.layers = {**dict(layer.named_modules()), **self.layers}
             self._buffers = _copied(dict(layer.named_buffers()))
@@ -69,7 +69,7 @@ class LayerTrace(TorchFunctionMode):
         self._stack.append(layer)
 
     def on_exit(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """A layer's call has ended, or failed."""
+        """Record that a layer's call has ended or failed."""
         self.dtypes |= {leaf.dtype for leaf in tree_leaves(output) if isinstance(leaf, Tensor)}
         name = self._current_layer() or ""
         self._stack.pop()
@@ -84,12 +84,12 @@ class LayerTrace(TorchFunctionMode):
         return self._names.get(id(self._stack[-1]), "") if self._stack else None
 
     def describe_layer(self, name: str) -> str:
-        """Return how to speak of a layer: by its name and its class."""
+        """Describe a layer by its name and class."""
         kind = type(self.layers[name]).__name__
         return f"the layer {name!r} ({kind})" if name else f"the model itself ({kind})"
 
     def operations_by_layer(self, matches: Callable[[str], bool]) -> dict[str, list[str]]:
-        """Return the operations whose names match, each once, by the layer that they stand in."""
+        """Return the operations whose names match, each once and sorted, by the layer that calls them."""
         found: dict[str, list[str]] = {}
         for operation, place in self.operations:
             if place is not None and matches(operation) and operation not in found.setdefault(place, []):
@@ -99,7 +99,7 @@ class LayerTrace(TorchFunctionMode):
 
 @contextmanager
 def trace_layers() -> Iterator[LayerTrace]:
-    """Watch every layer and operation that this thread runs; what it computes stays as it is."""
+    """Record every layer and operation that this thread runs within the context, without changing the results."""
     trace, thread = LayerTrace(), threading.get_ident()
 
     def on_this_thread(hook: Callable[..., None]) -> Callable[..., None]:

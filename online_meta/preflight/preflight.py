@@ -1,4 +1,4 @@
-"""Is this model safe to meta-learn? Asked of a few small tasks, answered in sentences that a user can act on."""
+"""Check on a few small tasks whether a model is safe to meta-learn, and explain each problem to the user."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -47,14 +47,14 @@ MAX_STEPS = 2
 
 @dataclass(frozen=True)
 class Probe:
-    """The inner loop, meta-parameters and tasks that are tried, as few and small as will do."""
+    """The inner loop, meta-parameters and tasks that the checks run on, reduced to a few samples and steps."""
 
     inner: Inner
     meta: Meta
     tasks: tuple[Task, ...]
 
     def loss(self, weights: Params, batch: Batch | None = None) -> Tensor:
-        """Return the loss of ``weights`` on a batch, the first support set if left out, with a query loss's draws."""
+        """Return the loss of ``weights`` on a batch (by default the first support set), seeded like a query loss."""
         return query_loss(self.inner, Meta(weights, self.meta.rule), {}, batch or self.tasks[0].support)
 
 
@@ -68,7 +68,7 @@ class ProbeResult:
 
 
 def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task]) -> Probe:
-    """Return a trial on the first samples of the first tasks, with copies of what may be written to."""
+    """Make a probe of the first samples of the first tasks; it copies all tensors that the model could write to."""
 
     def first(task: Task) -> Task:
         return Task(*(Batch(*(tensor[:MAX_SAMPLES].detach().clone() for tensor in batch)) for batch in task))
@@ -79,13 +79,13 @@ def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task]) -> Probe:
 
 
 def in_float64(probe: Probe) -> Probe:
-    """Return the trial with all that is floating in float64."""
+    """Return the probe with all floating-point tensors in float64."""
     meta, tasks = to_float64((probe.meta, probe.tasks))
     return replace(probe, meta=meta, tasks=tasks)
 
 
 def run_probe(probe: Probe, second: bool) -> ProbeResult:
-    """Differentiate the support loss once, and once more if ``second``; nothing is raised."""
+    """Differentiate the support loss once, or twice if ``second``; record errors instead of raising them."""
     leaves = {name: weight.clone().requires_grad_() for name, weight in probe.meta.weights.items()}
     original = probe.tasks[0].support
     support = Batch(*(tensor.clone() for tensor in original))
@@ -97,7 +97,7 @@ def run_probe(probe: Probe, second: bool) -> ProbeResult:
             trace.dtypes.add(loss.dtype)
             trace.in_backward = True
             _differentiate(loss, leaves, second)
-        except Exception as error:  # Whatever a user's model raises is what is asked for.
+        except Exception as error:  # A user's model may raise anything; the error is a result of the check.
             result.error = error
     pairs = {f"the weight {name!r}": (leaf, probe.meta.weights[name]) for name, leaf in leaves.items()}
     pairs |= {"its input x": (support.x, original.x), "the targets y": (support.y, original.y)}
@@ -118,11 +118,11 @@ def _differentiate(loss: Tensor, leaves: Params, second: bool) -> None:
 
 
 def find_impurities(probe: Probe, result: ProbeResult) -> Iterator[str]:
-    """Give a sentence when the model writes to what it is given, or answers otherwise when it is asked again."""
+    """Yield a sentence if the model writes to its inputs, or if repeated calls give different losses."""
     for name in dict.fromkeys(result.modified):
         yield (
             f"forward edits {name}, and a pure function must not: make a new tensor (y = y + x, not y += x), and keep "
-            "nothing between calls"
+            "no state between calls"
         )
     if result.modified or result.error is not None:
         return
@@ -136,7 +136,7 @@ def _seeded_loss(probe: Probe) -> Tensor:
 
 
 def _is_repeatable(loss: Callable[[], Tensor]) -> bool:
-    """Return whether a few calls agree; to rounding, for sums on an accelerator come in any order."""
+    """Return whether a few calls agree up to rounding; the order of sums on an accelerator can vary."""
     first, *others = (loss() for _ in range(3))
     tolerance = 1e3 * torch.finfo(first.dtype).eps
     return all(torch.allclose(first, other, rtol=tolerance, atol=0, equal_nan=True) for other in others)
@@ -145,8 +145,8 @@ def _is_repeatable(loss: Callable[[], Tensor]) -> bool:
 def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
     """Return the query loss and d f(phi_K) / d meta by plain autograd through all ``inner.steps`` at once.
 
-    The equations are those of ``Inner``; nothing of the adjoint recursion is used. The memory grows with the steps.
-    A parameter that the loss does not depend on gets zeros.
+    It implements the equations of ``Inner`` without the adjoint recursion, as an independent reference. The memory
+    grows with the number of steps. A parameter that the loss does not depend on gets zeros.
     """
     with torch.enable_grad():
         leaves = Meta(*({name: value.detach().requires_grad_() for name, value in part.items()} for part in meta))
@@ -160,11 +160,11 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
 
 
 def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
-    """Return phi_K, with the graph of how it came to be."""
+    """Return phi_K with its whole autograd graph."""
     with _seeded_if_random(inner, support, INIT_STEP):
         carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
     for k in range(inner.steps):
-        # What a rule begins with of its own accord, such as CAVIA's zeros, is a leaf: the loop differentiates by it.
+        # Values without a graph, e.g. CAVIA's zeros, become leaves, because the loop differentiates by them.
         named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}
         carry = Carry(named, carry.state)
         loss = _loss(inner, meta, named, support, k + 1)
@@ -195,7 +195,7 @@ ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward", "_n
 
 
 class Preflight(NamedTuple):
-    """What was found: ``problems`` that must be put right (none is good), and ``notes`` worth knowing."""
+    """The result of the checks: ``problems`` that must be fixed (empty if the model is safe), and ``notes``."""
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -210,22 +210,34 @@ def preflight(
     second: bool = True,
     remarks: bool = True,
 ) -> Preflight:
-    """Return what is wrong with differentiating this loss and rule, and what is worth knowing.
+    """Check whether this loss and rule can be differentiated correctly; return problems and notes.
 
-    In float64 where the model can, on a few samples of a few of ``tasks`` and at most two inner steps: the gradient
-    and second derivative of the support loss, and the slope of the adapted query loss, are held against central
-    differences; ``om.exact`` against the inner loop unrolled in one graph. What fails or disagrees is looked for layer
-    by layer. ``gradient`` is an estimator to be asked as well: what it gives must be finite, and the same when asked
-    again. Where that takes no second derivatives (first_order, reptile), ``second=False`` makes notes of what is wrong
-    with those. ``remarks=False`` leaves out what is looked at for a note only: a second less, in which torch imports
-    its compiler for ``vmap``. Torch's random numbers stay as they are. Raises ``ValueError`` when there is no task.
+    The checks use a few samples of a few tasks, at most two inner steps, and float64 if the model supports it. They
+    compare the gradient and second derivative of the support loss, and the gradient of the adapted query loss, with
+    central differences, and ``om.exact`` with the inner loop unrolled in one graph. A failure is then located layer by
+    layer. Torch's random generators are left unchanged.
+
+    Args:
+        inner: the inner loop.
+        meta: the meta-parameters to check at.
+        tasks: at least one task; the first two are used.
+        gradient: an estimator to check as well: its results must be finite and repeatable. None for no such check.
+        second: whether wrong second derivatives are problems; use False for estimators that do not need them
+            (``first_order``, ``reptile``), which turns them into notes.
+        remarks: whether to run the checks that only produce notes; they take about a second longer.
+
+    Returns:
+        The problems, none if the model is safe, and the notes.
+
+    Raises:
+        ValueError: if there is no task.
     """
     if not tasks:
-        raise ValueError("there is no task to try the model on: give one or more")
+        raise ValueError("there is no task to check the model on: give at least one")
     devices = sorted({leaf.device.index or 0 for leaf in tree_leaves((meta, [*tasks])) if leaf.is_cuda})
     found = _Diagnosis([], [])
     with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # What torch warns of here, it warns of again when it is run in earnest.
+        warnings.simplefilter("ignore")  # torch repeats these warnings in training
         _examine(make_probe(inner, meta, tasks), found, gradient, second, remarks)
     return Preflight(tuple(dict.fromkeys(found.problems)), tuple(dict.fromkeys(found.notes)))
 
@@ -236,8 +248,8 @@ class _Diagnosis(NamedTuple):
 
 
 def _examine(original: Probe, found: _Diagnosis, gradient: MetaGradient | None, second: bool, remarks: bool) -> None:
-    """Look at one thing after the other; what depends on one that is wrong is left out."""
-    # Layers are looked at as they are without recomputation, which calls them again going back.
+    """Run the checks in order; skip those that depend on one that failed."""
+    # Check layers without recomputation, which would call them again in the backward pass.
     without_recompute = getattr(original.inner.loss, "without_recompute", None) or original.inner.loss
     probe, result = _first_run(replace(original, inner=replace(original.inner, loss=without_recompute)), found, second)
     found.problems.extend(explain_running_statistics(result.trace))
@@ -256,7 +268,7 @@ def _examine(original: Probe, found: _Diagnosis, gradient: MetaGradient | None, 
 
 
 def _first_run(original: Probe, found: _Diagnosis, second: bool) -> tuple[Probe, ProbeResult]:
-    """Run the trial in float64, or as it was given where the model takes no float64."""
+    """Run the probe in float64, or in its own dtype if the model does not support float64."""
     probe = in_float64(original)
     result = run_probe(probe, second)
     low_precision = {str(dtype) for dtype in result.trace.dtypes if dtype.is_floating_point} - {str(torch.float64)}
@@ -272,7 +284,7 @@ def _first_run(original: Probe, found: _Diagnosis, second: bool) -> tuple[Probe,
 
 
 def _check_derivatives(probe: Probe, found: _Diagnosis, result: ProbeResult, second: bool) -> None:
-    """Hold the first and second derivatives of the support loss against central differences."""
+    """Compare the first and second derivatives of the support loss with central differences."""
     weights = probe.meta.weights
     if next(iter(weights.values())).dtype not in PRECISIONS:
         found.notes.append("the model computes too coarsely for its derivatives to be compared with differences")
@@ -305,7 +317,7 @@ def _check_derivatives(probe: Probe, found: _Diagnosis, result: ProbeResult, sec
 
 
 def _check_exact(probe: Probe, inner: Inner, found: _Diagnosis) -> None:
-    """Hold ``exact`` of ``inner`` against the unrolled loop, and against the slope of the adapted query loss."""
+    """Compare ``exact`` with the unrolled loop, and with central differences of the adapted query loss."""
     precision = PRECISIONS.get(next(iter(probe.meta.weights.values())).dtype)
     if precision is None:
         return
@@ -346,7 +358,7 @@ def _unrolled(probe: Probe) -> MetaGradient:
 
 
 def _flatten_meta(meta: Meta) -> Params:
-    """Return weights and rule as one, told apart by the first letter of their names."""
+    """Flatten weights and rule into one dict; the first letter of a name, w or r, says which it is."""
     return {part + name: value for part, tensors in zip("wr", meta, strict=True) for name, value in tensors.items()}
 
 
@@ -355,7 +367,7 @@ def _unflatten_meta(at: Params) -> Meta:
 
 
 def _check_estimator(original: Probe, gradient: MetaGradient) -> Iterator[str]:
-    """Give a sentence when the estimator's own answer is not finite, or not the same when asked again."""
+    """Yield a sentence if the estimator's result is not finite, or if repeated calls give different results."""
     for task in original.tasks:
         first, again = gradient(original.meta, task), gradient(original.meta, task)
         nonfinite = [name for name, grad in first.grads.weights.items() if not bool(torch.isfinite(grad).all())]
@@ -364,11 +376,11 @@ def _check_estimator(original: Probe, gradient: MetaGradient) -> Iterator[str]:
             yield f"the meta-gradient{where} is not finite where the loss is {float(first.loss):.3g}: take a smaller lr"
         pairs = zip(tree_leaves(first), tree_leaves(again), strict=True)
         if first.loss.device.type == "cpu" and not all(torch.equal(a, b) for a, b in pairs):
-            yield "the meta-gradient is another when it is asked again: a round must be repeatable"
+            yield "repeated calls give different meta-gradients: a round must be repeatable"
 
 
 def _find_notes(probe: Probe, inner: Inner, result: ProbeResult) -> Iterator[str]:
-    """Give sentences on what is right and still good to know."""
+    """Yield sentences about facts that are not problems but useful to know."""
     unused = [name for name, grad in _gradients(probe).items() if not bool(grad.any())]
     if unused:
         yield f"at these weights the loss of the tasks tried has no gradient for {', '.join(unused)}"
@@ -378,7 +390,7 @@ def _find_notes(probe: Probe, inner: Inner, result: ProbeResult) -> Iterator[str
         batch = probe.tasks[0].support
         pair = type(batch)(*(torch.stack([tensor, tensor]) for tensor in batch))
         torch.func.vmap(torch.func.grad(inner.loss), (None, 0), randomness="different")(probe.meta.weights, pair)
-    except Exception as error:  # What cannot be batched says so in many ways.
+    except Exception as error:  # A model that vmap does not support may raise anything.
         yield f"the model does not run for many tasks at once by vmap ({summarize_error(error)}): the task loop is used"
 
 

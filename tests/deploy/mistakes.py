@@ -84,7 +84,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "random outside of layers": (
         BUILD + "\n" + GOOD_ARGS,
         f'build = "{MODELS}:Unseeded"',
-        "[model] tests.deploy.user_models:Unseeded: the loss is another when it is asked again: the model itself",
+        "[model] tests.deploy.user_models:Unseeded: repeated calls give different losses: the model itself",
     ),
     "weight normalisation": (
         BUILD + "\n" + GOOD_ARGS,

@@ -210,13 +210,13 @@ UNSAFE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "edits a buffer": (lambda: between(Counting()), ("forward edits the buffer '2.calls'",)),
     "random": (
         lambda: between(Middle(lambda x: F.dropout(x, 0.5))),
-        ("is another when it is asked again", "layer '2' (Middle) draws by dropout", "nn.Dropout layers"),
+        ("repeated calls give different losses", "layer '2' (Middle) draws by dropout", "nn.Dropout layers"),
     ),
     "Python's random": (
         lambda: between(Middle(lambda x: x * pythons.random())),
         ("from the same torch seed too", "numpy's, Python's"),
     ),
-    "remembers": (lambda: between(Remembering()), ("remembers something between calls",)),
+    "remembers": (lambda: between(Remembering()), ("keeps state between calls",)),
     "checkpoint": (lambda: Checkpointed(False), ("layer 'body' (Linear)", "torch.utils.checkpoint", "rematerialise")),
     "reentrant checkpoint": (lambda: Checkpointed(True), ("torch.utils.checkpoint", "rematerialise")),
     "deaf": (lambda: Deaf(4, 2), ("depends on none of the weights",)),
