@@ -69,7 +69,11 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor] | bytes, str, str]] = {
     "no query": ({**GOOD, "query_x": torch.zeros(0, 1), "query_y": torch.zeros(0, 1)}, "empty_query", "no samples"),
     "unknown": ({**GOOD, "weights": torch.zeros(1)}, "unknown_tensor", "unexpected tensor 'weights'; expected:"),
     "missing": ({"support_x": torch.zeros(3, 1)}, "missing_tensor", "the tensor 'support_y' is missing"),
-    "half a query": ({k: v for k, v in GOOD.items() if k != "query_y"}, "missing_tensor", "no tensor 'query_y'"),
+    "half a query": (
+        {k: v for k, v in GOOD.items() if k != "query_y"},
+        "missing_tensor",
+        "the tensor 'query_y' is missing",
+    ),
 }
 
 
@@ -205,7 +209,7 @@ def test_a_client_that_sends_too_slowly_is_let_go(daemon: Daemon) -> None:
         connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
         said = b"".join(iter(lambda: connection.recv(65536), b""))
     assert said.startswith(b"HTTP/1.1 408")
-    assert b"4 bytes of the body came in 4 s" in said
+    assert b"4 bytes of the body arrived within 4 s" in said
     assert daemon.post(sinusoid(711), "after-slow").status_code == 201
 
 

@@ -12,7 +12,7 @@ from deploy.cli import group
 from tests.daemon import Daemon, encode, free_port, sinusoid, write_request
 from tests.deploy.conftest import Cli
 
-COMMANDS = ("adapt", "check", "demo", "export", "replay", "serve", "status", "submit", "verify")
+COMMANDS = ("adapt", "check", "config", "demo", "export", "replay", "serve", "status", "submit", "verify")
 
 
 def write_tasks(folder: Path, *tasks: int, prefix: str = "file") -> list[Path]:
@@ -102,7 +102,12 @@ def test_an_address_that_is_none(cli: Cli, tmp_path: Path, url: str, command: st
     files = write_tasks(tmp_path, 0) if command == "submit" else []
     ended = cli(command, *files, "--url", url)
     assert ended.code == 78
-    assert f"--url {url!r} is not an address: write it like http://127.0.0.1:8780" in ended.err
+    example = (
+        " of a target, such as http://127.0.0.1:8780"
+        if command == "submit"
+        else ": write it like http://127.0.0.1:8780"
+    )
+    assert f"--url {url!r} is not an address{example}" in ended.err
 
 
 def test_submit_counts_what_is_new_known_and_refused(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
