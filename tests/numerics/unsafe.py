@@ -214,7 +214,7 @@ UNSAFE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     ),
     "Python's random": (
         lambda: between(Middle(lambda x: x * pythons.random())),
-        ("from the same torch seed too", "numpy's, Python's"),
+        ("even from the same torch seed", "numpy's, Python's"),
     ),
     "remembers": (lambda: between(Remembering()), ("keeps state between calls",)),
     "checkpoint": (lambda: Checkpointed(False), ("layer 'body' (Linear)", "torch.utils.checkpoint", "rematerialise")),
