@@ -103,7 +103,6 @@ def create_app(state: DaemonState) -> FastAPI:
     # Adaptation is CPU work: concurrent requests must not occupy the threads that make tasks durable.
     app.state.adapting = CapacityLimiter(MAX_CONCURRENT_ADAPTATIONS)
     app.include_router(routes.router)
-    app.include_router(routes.router)
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)

@@ -144,6 +144,7 @@ def test_a_wrong_request_is_answered_like_any_other(
 
 def test_the_api_describes_itself(daemon: Daemon) -> None:
     described = daemon.client.get("/openapi.json").json()
+    assert "Duplicate Operation ID" not in daemon.log.read_text(), "a route is there twice"
     validate(described)
     assert {"/v1/tasks", "/v1/tasks/{id}", "/v1/adapt", "/v1/weights", "/v1/regret", "/v1/status"} <= set(
         described["paths"]
