@@ -47,10 +47,10 @@ setup: $(READY)  ## the environment, .venv/, with the versions of constraints.tx
 demo: $(READY)  ## the main job on real data, with the dashboard; ARGS="--rounds 100 --keep-serving"
 	@exec $(BIN)/online-meta demo $(ARGS)
 
-test: $(TEST_TOOLS)  ## every kind of test, at most 15 processor minutes; ARGS="-k reptile"
+test: $(TEST_TOOLS)  ## every kind of test, without the slow cases; ARGS="-k reptile"
 	@$(TEST) --kills 1 -m "not slow" $(ARGS)
 
-test-quick: $(READY)  ## mathematics, contracts, formats and configuration, under 3 minutes
+test-quick: $(READY)  ## mathematics, contracts, formats and configuration
 	@$(TEST) -m "not slow" $(QUICK_TESTS) $(ARGS)
 
 test-slow: $(TEST_TOOLS)  ## the tests that `make test` leaves out: all kills, ranks, machines, experiments
