@@ -60,7 +60,7 @@ def central_difference(objective: Callable[[Params], Tensor], at: Params, along:
     """Return the slope of ``objective`` at a point along a direction; narrow, so as not to step over a kink."""
     ahead = objective({name: value + width * along[name] for name, value in at.items()})
     behind = objective({name: value - width * along[name] for name, value in at.items()})
-    return float(ahead - behind) / (2 * width)
+    return float((ahead - behind).detach()) / (2 * width)
 
 
 def _loss(module: nn.Module, loss: str, params: Params, batch: Batch, draw: int) -> Tensor:

@@ -63,7 +63,7 @@ def render(result: dict[str, Any]) -> str:
 `{result["command"]}`, commit {result["commit"]}; {machine["processor"]}, load {machine["load_before"]:.1f} before.
 
 Resident memory that two rounds of learning (exact, Adam, two tasks a meta-step, one thread) add at their peak to a
-process that has learned with a tiny network before, beside what `online-meta check` estimates. Transformer: 4 blocks,
+process that has learned with a tiny network before, next to what `online-meta check` estimates. Transformer: 4 blocks,
 width 128, 10 + 10 sequences of 64. Conv4: 48 filters, BatchNorm, 5 + 25 images of 42 x 42.
 
 The largest error is {worst:.1%}; the goal is {GOAL:.0%}: {"met" if worst <= GOAL else "**missed**"}.

@@ -18,7 +18,7 @@ def render(result: Mapping[str, Any]) -> str:
     about, machine = result["about"], result["about"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     text = [
-        "# Speed and memory beside peers",
+        "# Speed and memory next to peers",
         "",
         f"`{about['command']}`, commit {about['commit']}, {about['wall_seconds'] / 60:.0f} minutes.",
         f"{machine['processor']}, {machine['system']}; one core and one thread for every contestant;",
@@ -101,7 +101,7 @@ def _first_start(start: Mapping[str, Any]) -> list[str]:
         return [*text, f"Not measured: {start['failed']}"]
     return [
         *text,
-        "On all cores of the machine; the compiler works beside, at low priority.",
+        "On all cores of the machine; the compiler runs in the background, at low priority.",
         "",
         "| what | seconds |",
         "|---|---|",
@@ -111,7 +111,7 @@ def _first_start(start: Mapping[str, Any]) -> list[str]:
         f"| a meta-step before that | {seconds(start['step_before'])} |",
         f"| a meta-step after that | {seconds(start['step_after'])} |",
         "",
-        "What it told meanwhile: " + "; ".join(f"*{line}*" for line in start["log"]) + ".",
+        "Its log meanwhile: " + "; ".join(f"*{line}*" for line in start["log"]) + ".",
     ]
 
 

@@ -122,7 +122,7 @@ def render(result: dict[str, Any]) -> str:
             label = f"FTML, {line['variant']}" if name == "ftml" else name.replace("_", " ")
             rows.setdefault((line["stream"], label, line["rounds"]), []).append({**learner, "seconds": line["seconds"]})
     text = [
-        "# FTML beside its baselines",
+        "# FTML next to its baselines",
         "",
         f"`{result['command']}`, commit {result['commit']}, {result['wall_seconds'] / 60:.0f} minutes.",
         "Mean over the seeds ± standard error. Loss on the query set after adaptation, scored before learning;",

@@ -6,7 +6,7 @@ from deploy.telemetry.efficiency import make_mean
 from deploy.telemetry.metrics import Instruments, Metric, MetricState
 
 METRICS = (
-    Metric("online_meta_prefix_loss", "gauge", "Loss after so many points, last 100 rounds.", ("learner", "points")),
+    Metric("online_meta_prefix_loss", "gauge", "Loss after the first points, last 100 rounds.", ("learner", "points")),
     Metric("online_meta_points_needed", "gauge", "Points to the proficiency, where reached, last 100.", ("learner",)),
     Metric("online_meta_proficiency_reached_ratio", "gauge", "Share of the last 100 rounds, 0 to 1.", ("learner",)),
 )

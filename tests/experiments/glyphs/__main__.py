@@ -140,7 +140,7 @@ other scripts to be judged on. Every image is drawn anew: turned, sized, slanted
 `conv4` with strides, group normalisation and 32 filters; the chance of a right guess is {CHANCE:.0%}.
 {iterations:,} meta-steps of 4 tasks with {TRAIN_QUERIES} query images a class; the embedding: {8 * iterations:,} steps
 of 64 images. Accuracy after adaptation on {TEST_QUERIES} query images a class of each of {TEST_TASKS} tasks, with its
-95 % interval over the tasks; one seed. These are short runs on one core, settings set by hand: they compare
+95 % interval over the tasks; one seed. These are short runs on one core, settings chosen by the authors: they compare
 algorithms under one small budget, and are not the best that each can do.
 
 | algorithm | paper | inner loop | 1-shot | 5-shot | seconds |

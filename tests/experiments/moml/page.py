@@ -56,7 +56,7 @@ def render(result: dict[str, Any]) -> str:
         *(f"| {name_of(label)} | {' | '.join(_cost(rows))} |" for label, rows in groups.items()),
         "",
         "Rates and options are the best of nine tries a learner, 150 rounds on another seed (`python -m",
-        "tests.experiments.moml.tuning`), but for *train on everything* and *from scratch*: by hand. All runs took",
+        "tests.experiments.moml.tuning`). We chose those of *train on everything* and *from scratch*. All runs took",
         f"{sum(row['seconds'] + row['checking'] for row in result['rows']):,.0f} seconds of one core.",
         "",
         f"![running mean of the loss on the current task, and loss on all tasks so far]({NAME}.png)",
