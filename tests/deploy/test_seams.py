@@ -255,7 +255,5 @@ def test_a_module_that_fails_while_it_is_imported_is_an_error_of_the_configurati
 def test_a_source_whose_settings_have_no_type_is_explained(module: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(file.read_text().replace(f"{module}:waves", f"{module}:network"))
-    with pytest.raises(
-        ConfigError, match=r"\[source 1\] kind = .* needs a parameter `settings`"
-    ):
+    with pytest.raises(ConfigError, match=r"\[source 1\] kind = .* needs a parameter `settings`"):
         read_config(file)
