@@ -90,7 +90,7 @@ def test_expected_errors_are_the_mean_losses_of_the_query():
             weights = INNER.adapt(META, support) if size else META.weights
             losses.append(float(INNER.loss(weights, task.query)))
         assert found[place] == pytest.approx(sum(losses) / 3)
-    with pytest.raises(ValueError, match="5 samples of support"):
+    with pytest.raises(ValueError, match="5 support samples"):
         measure_errors(INNER, META, tasks, (5,))
 
 

@@ -98,7 +98,7 @@ def test_a_comparator_of_rounds_that_are_not_recorded_is_refused(rounds):
 
 @pytest.mark.parametrize("rounds", [-1, 5])
 def test_a_sum_over_rounds_that_are_not_recorded_is_refused(rounds):
-    with pytest.raises(IndexError, match=f"first {rounds} rounds"):
+    with pytest.raises(IndexError, match=rf"rounds is {rounds}; the ledger has 4 rounds"):
         ledger().cumulative_loss("ftml", rounds)
 
 
