@@ -20,10 +20,10 @@ from tests.benchmarks.goals import verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
 from tests.benchmarks.stalls import share, time_stalls
 from tests.benchmarks.surroundings import commit, machine
-from tests.engines.launch import places
-from tests.recovery.served import Served
 from tests.recovery.test_kills import body
 from tests.recovery.test_ranks import ENGINE, rank_dies, wait_for
+from tests.support.daemon import RestartedDaemon
+from tests.support.launch_ranks import places
 from trainers.journal.jsonl import LineReader
 
 NAME = "bench_distributed"
@@ -66,14 +66,14 @@ class Recoveries(NamedTuple):
     rounds: list[float]
 
 
-def rank_stops(served: Served, number: int) -> None:
+def rank_stops(served: RestartedDaemon, number: int) -> None:
     """Let a rank hang."""
     os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGSTOP)
 
 
-def time_recoveries(fault: Callable[[Served, int], None], times: int, folder: Path) -> Recoveries:
+def time_recoveries(fault: Callable[[RestartedDaemon, int], None], times: int, folder: Path) -> Recoveries:
     """Serve a tiny network by two ranks, and let a ``fault`` happen so many times."""
-    served = Served(folder, more=ENGINE)
+    served = RestartedDaemon(folder, more=ENGINE)
     taken, fed = [], 0
     for number in range(times):
         _say(f"{fault.__name__}, {number + 1} of {times}")

@@ -14,7 +14,7 @@ from streams.atomic_files import replace_file
 from tests.benchmarks.memory_child import NETWORKS, SAVINGS
 from tests.benchmarks.resident import GIVE_BACK
 from tests.benchmarks.surroundings import commit, machine
-from tests.engines.launch import places
+from tests.support.launch_ranks import places
 
 NAME = "bench_memory"
 STEPS = (1, 8, 32)

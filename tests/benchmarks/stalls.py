@@ -7,7 +7,7 @@ from streams.formats import wire
 from streams.producers import submit
 from tests.benchmarks.one_rank import BATCH, SIDE, WAYS
 from tests.benchmarks.works import image_task
-from tests.daemon import free_port, running_daemon
+from tests.support.daemon import free_port, running_daemon
 from trainers.journal.jsonl import LineReader
 
 CONFIG = f"""

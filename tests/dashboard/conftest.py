@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import open_browser
-from tests.dashboard.stand_in import Daemon, serve
+from tests.support.browser import open_browser
+from tests.support.dashboard_stand_in import Daemon, serve
 
 expect.set_options(timeout=60_000)
 

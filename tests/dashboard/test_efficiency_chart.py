@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from tests.dashboard.conftest import Visit
-from tests.dashboard.learned_soon import mean_of_known
-from tests.dashboard.stand_in import Daemon
+from tests.support.dashboard_stand_in import Daemon
+from tests.support.dashboard_states import mean_of_known
 
 Open = Callable[..., Visit]
 PREFIXES = (1, 2, 5, 10)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from playwright.sync_api import expect
 
 from tests.dashboard.conftest import Visit
-from tests.dashboard.stand_in import Daemon
+from tests.support.dashboard_stand_in import Daemon
 
 Open = Callable[..., Visit]
 

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.dashboard.conftest import Visit
-from tests.dashboard.stand_in import DASHBOARD, Daemon
+from tests.support.dashboard_stand_in import DASHBOARD, Daemon
 
 Open = Callable[..., Visit]
 STATES = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.dashboard.conftest import Visit
-from tests.dashboard.stand_in import Daemon
+from tests.support.dashboard_stand_in import Daemon
 
 CALL = """([module, name, args]) => import(`/static/${module}.js`).then((found) => found[name](...args))"""
 

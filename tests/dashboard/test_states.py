@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.dashboard.conftest import Visit
-from tests.dashboard.stand_in import Daemon, serve
+from tests.support.dashboard_stand_in import Daemon, serve
 
 Open = Callable[..., Visit]
 

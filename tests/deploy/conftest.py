@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from deploy.cli import main
-from tests.daemon import Daemon, running_daemon, write_sinusoid
-from tests.deploy.finished import Finished, finish_once
+from tests.support.daemon import Daemon, running_daemon, write_sinusoid
+from tests.support.finished import Finished, finish_once
 
 
 class Ended(NamedTuple):

@@ -16,7 +16,7 @@ from deploy.config.config import read_config
 from streams.formats import wire
 from streams.history.verify import verify
 from streams.sources.sinusoid import make_task
-from tests.daemon import Daemon, running_daemon, wait_for
+from tests.support.daemon import Daemon, running_daemon, wait_for
 from trainers.checkpoint import load_latest
 
 SETS = ("regret.comparator=[]", "serve.limits={ backlog = 10000 }", "checkpoint.every_rounds=2")

@@ -13,7 +13,7 @@ from openapi_spec_validator import validate
 from safetensors.torch import load
 from torch import nn
 
-from tests.daemon import Daemon, decode, encode, sinusoid
+from tests.support.daemon import Daemon, decode, encode, sinusoid
 
 
 def rounds_of(daemon: Daemon) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ import torch
 import zstandard
 
 from streams.ingest.dead_letters import read_letters
-from tests.daemon import Daemon, decode, encode, sinusoid, wait_for
 from tests.deploy.conftest import BODY_BYTES
+from tests.support.daemon import Daemon, decode, encode, sinusoid, wait_for
 
 GOOD = {
     "support_x": torch.zeros(3, 1),

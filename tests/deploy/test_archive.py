@@ -8,9 +8,9 @@ import pytest
 from streams.history.history import History
 from streams.history.retention import count_discarded
 from streams.history.verify import verify
-from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
-from tests.streams.archive.object_store import Bucketed, free_port, running
+from tests.support.daemon import running_daemon, wait_for, write_sinusoid
+from tests.support.object_store import Bucketed, free_port, running
 
 SEALING = "[history.sealing]\nsegment_rounds = 5\nledger_bytes = 0\n"
 

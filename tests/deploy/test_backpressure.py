@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import Daemon, decode, encode, running_daemon, sinusoid, write_sinusoid
+from tests.support.daemon import Daemon, decode, encode, running_daemon, sinusoid, write_sinusoid
 
 BACKLOG = 4
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.daemon import free_port, running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
 from tests.deploy.test_commands import write_tasks
-from tests.streams.secure_servers import PASSWORD, USER, SecureRedis
-from tests.streams.servers import Redis
+from tests.support.daemon import free_port, running_daemon, wait_for, write_sinusoid
+from tests.support.secure_servers import PASSWORD, USER, SecureRedis
+from tests.support.servers import Redis
 
 
 def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cli) -> None:

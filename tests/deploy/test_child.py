@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.daemon import ROOT
+from tests.support.daemon import ROOT
 
 WAITING = """
 import os, signal, threading

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.daemon import SINUSOID, Daemon, encode, free_port, running_daemon
 from tests.deploy.conftest import Cli
+from tests.support.daemon import SINUSOID, Daemon, encode, free_port, running_daemon
 
 
 @pytest.fixture(scope="module")

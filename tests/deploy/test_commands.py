@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load
 
 from deploy.cli import group
-from tests.daemon import Daemon, encode, free_port, sinusoid, write_request
 from tests.deploy.conftest import Cli
+from tests.support.daemon import Daemon, encode, free_port, sinusoid, write_request
 
 COMMANDS = ("adapt", "check", "config", "demo", "export", "replay", "serve", "status", "submit", "verify")
 

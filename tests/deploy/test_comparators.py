@@ -10,7 +10,7 @@ from online_meta.learners import LearnerContext
 from online_meta.regret.ledger import Comparator
 from streams.history.history import History
 from streams.types import Record
-from tests.daemon import sinusoid
+from tests.support.daemon import sinusoid
 from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, dynamic, hindsight
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.run_files import RunFiles

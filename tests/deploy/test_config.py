@@ -7,9 +7,9 @@ import pytest
 
 from deploy.config.config import Config, read_config, read_settings, write_settings
 from deploy.exits import ConfigError
-from tests.daemon import run_cli
 from tests.deploy.conftest import Cli
 from tests.deploy.mistakes import BUILD, GOOD_ARGS, MISTAKES, MODELS
+from tests.support.daemon import run_cli
 
 
 def test_the_configuration_they_are_made_in_is_right(cli: Cli, config: Path) -> None:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from deploy.exits import ConfigError
 from deploy.server.limits import allow_descriptors, make_bounded_protocol, resource
 from streams.spec import Limits
-from tests.daemon import wait_for
+from tests.support.daemon import wait_for
 
 LONG, SHORT = 600, 1
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import free_port, run_cli
 from tests.deploy.conftest import Cli
+from tests.support.daemon import free_port, run_cli
 
 ROUNDS = 6
 

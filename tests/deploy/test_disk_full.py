@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import ROOT
 from tests.deploy.test_start import can_mount
+from tests.support.daemon import ROOT
 
 HERE = Path(__file__).parent
 

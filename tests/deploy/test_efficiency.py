@@ -12,9 +12,9 @@ from deploy.telemetry.metrics import MetricState, learning_efficiency
 from deploy.telemetry.prometheus import make_instruments
 from deploy.telemetry.run_view import RunView
 from deploy.telemetry.series import regret_series
-from tests.daemon import running_daemon, write_sinusoid
 from tests.deploy.conftest import Cli
-from tests.deploy.finished import ROUNDS, Finished, lines
+from tests.support.daemon import running_daemon, write_sinusoid
+from tests.support.finished import ROUNDS, Finished, lines
 from trainers.journal.jsonl import LineWriter
 from trainers.journal.run_files import RunFiles
 

@@ -13,9 +13,9 @@ from safetensors.torch import load
 
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, seal_next
-from tests.daemon import write_request
 from tests.deploy.conftest import Cli
-from tests.deploy.finished import ROUNDS, Finished, lines
+from tests.support.daemon import write_request
+from tests.support.finished import ROUNDS, Finished, lines
 
 
 def test_sigterm_drains(finished: Finished) -> None:

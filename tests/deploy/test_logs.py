@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import ROOT, run_cli, running_daemon
+from tests.support.daemon import ROOT, run_cli, running_daemon
 
 FIELDS = {"time", "level", "process", "pid", "logger", "message"}
 SAYS = """

@@ -7,8 +7,8 @@ import pytest
 
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.daemon import Daemon, running_daemon, sinusoid, wait_for, write_sinusoid
 from tests.deploy.test_archive import SEALING, sealed_only
+from tests.support.daemon import Daemon, running_daemon, sinusoid, wait_for, write_sinusoid
 
 ALONE = ("regret.comparator=[]", "regret.baselines=[]")
 

@@ -10,9 +10,9 @@ from deploy.config.config import read_config
 from deploy.exits import ConfigError
 from streams.formats.wire import encode
 from streams.ingest.dead_letters import read_letters
-from tests.daemon import Daemon, running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
-from tests.streams.feeds import sequences
+from tests.support.daemon import Daemon, running_daemon, wait_for, write_sinusoid
+from tests.support.feeds import sequences
 
 LENGTHS = [5, 2, 9]
 SOURCES = """
@@ -32,7 +32,7 @@ key = "key"
 poll_seconds = 0.05
 [[source]]
 kind = "python"
-iterator = "tests.streams.feeds:sequences"
+iterator = "tests.support.feeds:sequences"
 args = {{ lengths = {lengths} }}
 """
 SETS = ("regret.comparator=[]", "regret.baselines=[]")

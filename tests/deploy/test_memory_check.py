@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import running_daemon
 from tests.deploy.conftest import Cli
+from tests.support.daemon import running_daemon
 
 SETS = ("--set", "serve.port=0")
 LORA = """

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.reports.report import make_report, write_report
 from deploy.telemetry.prometheus import METRICS
 from deploy.telemetry.run_view import RunView
-from tests.daemon import Daemon, free_port, wait_for
+from tests.support.daemon import Daemon, free_port, wait_for
 from trainers.journal.run_files import RunFiles
 
 KINDS = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import Cli
-from tests.deploy.finished import ROUNDS, Finished, leader_hash, lines
+from tests.support.finished import ROUNDS, Finished, leader_hash, lines
 
 
 def test_a_replay_comes_to_the_same_bits(cli: Cli, finished: Finished, tmp_path: Path) -> None:

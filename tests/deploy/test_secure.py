@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.certificate import write_certificate
-from tests.daemon import Daemon, running_daemon, sinusoid, write_sinusoid
 from tests.deploy.conftest import Cli
+from tests.support.certificate import write_certificate
+from tests.support.daemon import Daemon, running_daemon, sinusoid, write_sinusoid
 
 TOKEN = "correct-horse-battery-staple"
 

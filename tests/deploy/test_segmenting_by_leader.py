@@ -9,8 +9,8 @@ import torch
 from online_meta.testing.segmented import draw_lines
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.daemon import running_daemon, wait_for, write_sinusoid
 from tests.deploy.conftest import Cli
+from tests.support.daemon import running_daemon, wait_for, write_sinusoid
 
 LENGTHS = [30, 22, 41, 35, 28, 25]
 SOURCE = """

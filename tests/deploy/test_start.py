@@ -14,8 +14,8 @@ from deploy.config.config import ServeSettings
 from deploy.exits import CommandError, ConfigError
 from deploy.server.listener import bind
 from streams.history.history import History
-from tests.daemon import ROOT, Daemon
 from tests.deploy.conftest import Cli
+from tests.support.daemon import ROOT, Daemon
 
 
 def contents(folder: Path) -> dict[str, bytes]:

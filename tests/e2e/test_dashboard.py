@@ -4,8 +4,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browser import open_browser
-from tests.daemon import running_daemon, write_sinusoid
+from tests.support.browser import open_browser
+from tests.support.daemon import running_daemon, write_sinusoid
 
 
 def watched(page: Page) -> tuple[list[str], list[str]]:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import trainers.engines.local
 from online_meta.testing.learner_problems import frozen
 from tests.engines.cases import CASES, STEPS_PER_ROUND, learner, play, settings
-from tests.engines.launch import ROOT, places, run_ranks, start_ranks
 from tests.engines.rank_program import HALF, STAGES
+from tests.support.launch_ranks import ROOT, places, run_ranks, start_ranks
 
 NEAR = 1e-5
 

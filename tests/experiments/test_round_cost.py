@@ -14,7 +14,7 @@ from tests.experiments.round_cost import __main__
 from tests.experiments.round_cost.fast_forward import play, walk
 from tests.experiments.round_cost.loss import compare
 from tests.experiments.round_cost.page import grow, render
-from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, task
+from tests.support.runs import SETTINGS, changed, fill, lines, opened, task
 
 REPLAY = {
     "uniform": {},

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from tests.daemon import ROOT, Daemon, running_daemon, wait_for
 from tests.formats.reading import compare, continue_run, read_checkpoint, read_tasks, read_weights
+from tests.support.daemon import ROOT, Daemon, running_daemon, wait_for
 
 RUNNING = ("*.lock", "*-wal", "*-shm", "ranks.json", "agent.json")
 PICTURES = ("regret.png", "report.html")

@@ -18,7 +18,7 @@ from streams.history.errors import RoundDiscarded
 from streams.history.history import History
 from streams.sources.sinusoid import make_task
 from streams.types import Record
-from tests.daemon import wait_for
+from tests.support.daemon import wait_for
 from trainers.checkpoint import load_checkpoint
 from trainers.journal.jsonl import LineReader
 from trainers.journal.run_files import RunFiles

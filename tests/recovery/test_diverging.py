@@ -6,9 +6,8 @@ import pytest
 
 from streams.history.history import History
 from streams.producers import submit
-from tests.daemon import wait_for
-from tests.recovery.served import Served
 from tests.recovery.test_kills import body
+from tests.support.daemon import RestartedDaemon, wait_for
 
 FALLING = ("meta.lr=1e6", "meta.optimizer=sgd", "meta.max_skipped=3", "meta.clip_norm=1e9")
 RANKS = '\n[engine]\nkind = "deepspeed"\nprocesses = 2\nbatching = "loop"\n'
@@ -20,7 +19,7 @@ def serve(tmp_path):
     started = []
 
     def start(*overrides, more=""):
-        started.append(Served(tmp_path, more=more, overrides=(*FALLING, *overrides)))
+        started.append(RestartedDaemon(tmp_path, more=more, overrides=(*FALLING, *overrides)))
         return started[-1]
 
     yield start

@@ -16,8 +16,7 @@ from streams.history.history import History
 from streams.history.verify import verify
 from streams.producers import submit
 from streams.sources.sinusoid import make_task
-from tests.daemon import wait_for
-from tests.recovery.served import Served, hash_of
+from tests.support.daemon import RestartedDaemon, hash_of, wait_for
 
 SEED = 11
 SEALED = "[history.sealing]\nsegment_rounds = 7\nledger_bytes = 0\n"
@@ -31,7 +30,7 @@ def body(number: int) -> bytes:
 class Client(threading.Thread):
     """Submits tasks one after the other, each until it is acknowledged; notes what was."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: RestartedDaemon) -> None:
         super().__init__(daemon=True)
         self.served = served
         self.acknowledged: dict[str, int] = {}
@@ -46,7 +45,7 @@ class Client(threading.Thread):
             time.sleep(0.1)
 
 
-def finish(served: Served, rounds: int) -> None:
+def finish(served: RestartedDaemon, rounds: int) -> None:
     """Wait until all rounds are learned, and drain."""
     wait_for("all rounds are learned", lambda: served.status()["rounds"]["pending"] == 0, 240)
     assert served.status()["rounds"]["ingested"] == rounds
@@ -57,7 +56,7 @@ def finish(served: Served, rounds: int) -> None:
 @pytest.mark.parametrize("together", [1, 8])
 def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, together: int) -> None:
     chance = random.Random(SEED + together)
-    served = Served(tmp_path / "killed", together, SEALED if together == 1 else "")
+    served = RestartedDaemon(tmp_path / "killed", together, SEALED if together == 1 else "")
     client = Client(served)
     client.start()
     victims = ["daemon", "trainer", "comparators"] * kills
@@ -90,7 +89,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     assert served.hash() == hash_of(replayed / "checkpoints")
 
     if together == 1:  # With more, timing decides how rounds share updates: only the replay of the plan can repeat it.
-        unharmed = Served(tmp_path / "unharmed")
+        unharmed = RestartedDaemon(tmp_path / "unharmed")
         for number in range(len(acknowledged)):
             submit(unharmed.url, f"t{number}", body(number))
         finish(unharmed, len(acknowledged))
@@ -101,7 +100,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
 
 
 def test_ingest_goes_on_while_the_trainer_is_dead(tmp_path: Path) -> None:
-    served = Served(tmp_path)
+    served = RestartedDaemon(tmp_path)
     for number in range(30):
         served.kill("trainer")
         assert submit(served.url, f"t{number}", body(number), retry_seconds=20).round == number
@@ -109,7 +108,7 @@ def test_ingest_goes_on_while_the_trainer_is_dead(tmp_path: Path) -> None:
 
 
 def test_sigterm_drains_and_the_next_daemon_goes_on(tmp_path: Path) -> None:
-    served = Served(tmp_path)
+    served = RestartedDaemon(tmp_path)
     for number in range(40):
         submit(served.url, f"t{number}", body(number))
     assert served.drain() == 0

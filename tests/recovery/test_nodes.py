@@ -5,10 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 
-from tests.daemon import free_port, wait_for
-from tests.recovery.nodes import LOOPBACK, Node, allowed, cable
-from tests.recovery.served import Served
 from tests.recovery.test_ranks import feed, settle
+from tests.support.daemon import RestartedDaemon, free_port, wait_for
+from tests.support.nodes import LOOPBACK, Node, allowed, cable
 
 ENGINE = """
 [engine]
@@ -35,7 +34,7 @@ def by(monkeypatch):
 @pytest.mark.timeout(400)
 def test_a_machine_joins_is_lost_and_joins_again(tmp_path, by):
     port = free_port()
-    served = Served(tmp_path / "daemon", more=ENGINE.format(address=by.here, port=port))
+    served = RestartedDaemon(tmp_path / "daemon", more=ENGINE.format(address=by.here, port=port))
     config = served.config.read_text().replace(str(served.run), str(tmp_path / "node" / "run"))
     node = None
     try:
@@ -69,7 +68,7 @@ def test_a_machine_joins_is_lost_and_joins_again(tmp_path, by):
             process.kill()
             process.wait()
     assert not (tmp_path / "node" / "run" / "history").exists(), "its tasks came over the network"
-    unharmed = Served(tmp_path / "unharmed", more=ENGINE.format(address="127.0.0.1", port=free_port()))
+    unharmed = RestartedDaemon(tmp_path / "unharmed", more=ENGINE.format(address="127.0.0.1", port=free_port()))
     feed(unharmed, 0, TASKS)
     settle(unharmed, TASKS)
     assert unharmed.drain() == 0

@@ -11,10 +11,9 @@ import pytest
 from streams.history.history import History
 from streams.history.verify import verify
 from streams.producers import submit
-from tests.daemon import wait_for
-from tests.recovery.faults import FORWARD, Fault, arm, armed
-from tests.recovery.served import Served
 from tests.recovery.test_kills import body
+from tests.support.daemon import RestartedDaemon, wait_for
+from tests.support.faults import FORWARD, Fault, arm, armed
 
 ENGINE = """
 [engine]
@@ -28,18 +27,18 @@ TASKS = 22
 FAULTS_AT = (5, 11, 17)
 
 
-def rank_dies(served: Served, number: int) -> None:
+def rank_dies(served: RestartedDaemon, number: int) -> None:
     os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGKILL)
 
 
-def agent_dies(served: Served, _: int) -> None:
+def agent_dies(served: RestartedDaemon, _: int) -> None:
     wait_for("there are ranks", lambda: served.rank(1))
     ranks = [served.rank(number) for number in range(2)]
     assert served.kill("ranks")
     wait_for("no rank survives as an orphan", lambda: not any(psutil.pid_exists(pid) for pid in ranks if pid))
 
 
-def daemon_dies(served: Served, _: int) -> None:
+def daemon_dies(served: RestartedDaemon, _: int) -> None:
     """With it the agent and its ranks, which ``kill`` waits for."""
     wait_for("there are ranks", lambda: served.rank(1))
     assert served.kill("daemon")
@@ -56,8 +55,8 @@ def serve(tmp_path):
     """Start a daemon, which is killed in the end."""
     started = []
 
-    def start() -> Served:
-        started.append(Served(tmp_path, more=ENGINE))
+    def start() -> RestartedDaemon:
+        started.append(RestartedDaemon(tmp_path, more=ENGINE))
         return started[-1]
 
     yield start
@@ -66,20 +65,20 @@ def serve(tmp_path):
         served.process.wait()
 
 
-def feed(served: Served, first: int, last: int) -> None:
+def feed(served: RestartedDaemon, first: int, last: int) -> None:
     """Submit some tasks, each acknowledged whatever the ranks do."""
     for number in range(first, last):
         assert submit(served.url, f"t{number}", body(number)).round == number
 
 
-def settle(served: Served, tasks: int) -> None:
+def settle(served: RestartedDaemon, tasks: int) -> None:
     wait_for("all are learned", lambda: served.status()["rounds"]["learned"] == tasks)
 
 
 @pytest.fixture(scope="module")
 def unharmed(tmp_path_factory):
     """The SHA-256 of a run without a fault."""
-    served = Served(tmp_path_factory.mktemp("unharmed"), more=ENGINE)
+    served = RestartedDaemon(tmp_path_factory.mktemp("unharmed"), more=ENGINE)
     feed(served, 0, TASKS)
     settle(served, TASKS)
     assert served.drain() == 0
@@ -125,10 +124,10 @@ POINTS = {
 @pytest.mark.timeout(600)
 def test_wherever_a_rank_ends_the_run_goes_on_as_if_nothing_had_been(tmp_path):
     """Every acknowledged task is learned once, and no fault leaves a trace in the parameters."""
-    build = ("model.build=tests.recovery.faults:faulty", f'model.args.folder="{tmp_path}"', "checkpoint.every_rounds=2")
+    build = ("model.build=tests.support.faults:faulty", f'model.args.folder="{tmp_path}"', "checkpoint.every_rounds=2")
     runs = {}
     for name, points in (("unharmed", {}), ("harmed", POINTS)):
-        served = Served(tmp_path / name, more=ENGINE, overrides=build)
+        served = RestartedDaemon(tmp_path / name, more=ENGINE, overrides=build)
         try:
             for number, point in enumerate([None, *POINTS]):
                 if point in points:

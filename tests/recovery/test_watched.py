@@ -12,9 +12,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.daemon import wait_for
-from tests.recovery.served import Served
 from tests.recovery.test_ranks import ENGINE, feed, settle
+from tests.support.daemon import RestartedDaemon, wait_for
 
 STOP_SECONDS = 1.5
 """How long a rank is stopped, so that the other one gets to where it waits for it."""
@@ -24,7 +23,7 @@ TASKS = 18
 Samples = dict[tuple[str, str | None], float]
 
 
-def samples(served: Served) -> Samples:
+def samples(served: RestartedDaemon) -> Samples:
     """Return the values of our metrics, by name without the prefix, and rank."""
     text = httpx.get(f"{served.url}/metrics", timeout=10).text
     return {
@@ -34,7 +33,7 @@ def samples(served: Served) -> Samples:
     }
 
 
-def told(served: Served, rounds: int) -> Samples:
+def told(served: RestartedDaemon, rounds: int) -> Samples:
     """Return the metrics once every rank has been heard of ``rounds`` rounds since the last start."""
 
     def all_told() -> bool:
@@ -44,7 +43,7 @@ def told(served: Served, rounds: int) -> Samples:
     return samples(served)
 
 
-def trainer(served: Served) -> dict[str, Any]:
+def trainer(served: RestartedDaemon) -> dict[str, Any]:
     found: dict[str, Any] = served.status()["trainer"]
     return found
 
@@ -66,9 +65,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     clock = folder / "clock"
     clock.write_text("0")
-    model = ("model.build=tests.recovery.talkative:mlp", f'model.args.clock="{clock}"')
+    model = ("model.build=tests.support.talkative:mlp", f'model.args.clock="{clock}"')
     overrides = ("run.logs=json", *model, "checkpoint.every_rounds=100")
-    served = Served(folder, more=ENGINE, overrides=overrides)
+    served = RestartedDaemon(folder, more=ENGINE, overrides=overrides)
     try:
         yield watch(served, clock)
     finally:
@@ -76,7 +75,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         served.process.wait()
 
 
-def watch(served: Served, clock: Path) -> Watched:
+def watch(served: RestartedDaemon, clock: Path) -> Watched:
     feed(served, 0, 2)
     settle(served, 2)
     start = told(served, 2)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.recovery.served import Served
 from tests.recovery.test_ranks import feed, settle
+from tests.support.daemon import RestartedDaemon
 
 RANKS = """
 [engine]
@@ -19,7 +19,7 @@ CREWS = ((2, 3), (1, 0), (4, 1))
 
 @pytest.mark.timeout(300)
 def test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped(tmp_path):
-    alone = Served(tmp_path / "alone", more='\n[engine]\nbatching = "loop"\n')
+    alone = RestartedDaemon(tmp_path / "alone", more='\n[engine]\nbatching = "loop"\n')
     try:
         feed(alone, 0, 5 * len(CREWS))
         settle(alone, 5 * len(CREWS))
@@ -30,7 +30,7 @@ def test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped(tmp_path)
     shards = []
     for number, (processes, stage) in enumerate(CREWS):
         overrides = (f"engine.processes={processes}", f"engine.zero_stage={stage}")
-        served = Served(tmp_path / "crews", more=RANKS, overrides=overrides)
+        served = RestartedDaemon(tmp_path / "crews", more=RANKS, overrides=overrides)
         try:
             feed(served, 5 * number, 5 * number + 5)
             settle(served, 5 * number + 5)

@@ -13,15 +13,14 @@ from typing import Any
 
 import click
 
-from tests.daemon import ROOT, wait_for
 from tests.deploy.test_start import can_mount
-from tests.recovery.served import Served
 from tests.soak.checks import Result, check_counts, check_flat, check_log, check_replay, check_sockets, check_tasks
 from tests.soak.clock import Clock
 from tests.soak.faults import BACKLOG, FAULTS, Scene, possible
 from tests.soak.numbers import check_numbers
 from tests.soak.watching import Watcher
-from tests.streams.servers import Redis
+from tests.support.daemon import ROOT, RestartedDaemon, wait_for
+from tests.support.servers import Redis
 
 PRODUCERS = 3
 DISK_MIB = 256
@@ -61,7 +60,7 @@ def main(minutes: float, every: float, faketime: Path | None, folder: Path | Non
     redis = Redis(folder / "redis")
     redis.start()
     more = MORE.format(backlog=BACKLOG, spool=spool, redis=redis.url)
-    served = Served(folder, 8, more, ("regret.baselines=[]",), clock and clock.surroundings)
+    served = RestartedDaemon(folder, 8, more, ("regret.baselines=[]",), clock and clock.surroundings)
     scene = Scene(served, redis, clock, acknowledged)
     watcher = Watcher(served)
     watcher.start()
@@ -120,7 +119,9 @@ def harm(scene: Scene, seconds: float, every: float) -> None:
     time.sleep(max(0.0, began + seconds - time.monotonic()))
 
 
-def finish(served: Served, watcher: Watcher, folder: Path, acknowledged: list[dict[str, Any]]) -> Iterator[Result]:
+def finish(
+    served: RestartedDaemon, watcher: Watcher, folder: Path, acknowledged: list[dict[str, Any]]
+) -> Iterator[Result]:
     """Wait until all is learned, drain, and check."""
 
     def learned() -> dict[str, Any] | None:

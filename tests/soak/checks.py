@@ -12,10 +12,9 @@ import psutil
 
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.daemon import wait_for
-from tests.recovery.served import Served, hash_of
 from tests.soak.arriving import body_of
 from tests.soak.watching import Sample, trend
+from tests.support.daemon import RestartedDaemon, hash_of, wait_for
 
 Result = tuple[str, bool, str]
 """What was checked, whether it holds, and the figures."""
@@ -52,7 +51,7 @@ def check_counts(status: dict[str, Any], run: Path) -> Iterator[Result]:
     yield "each round is scored once, in order", scored == list(range(rounds["ingested"])), f"{len(scored)} lines"
 
 
-def check_replay(served: Served, out: Path) -> Iterator[Result]:
+def check_replay(served: RestartedDaemon, out: Path) -> Iterator[Result]:
     """The same rounds, played again without a daemon and without faults, come to the same bits."""
     command = [sys.executable, "-m", "online_meta", "replay", str(served.config), "--out", str(out)]
     done = subprocess.run(
@@ -81,7 +80,7 @@ def check_flat(lives: dict[tuple[str, int], list[Sample]]) -> Iterator[Result]:
             yield f"{role} {pid} stays as large", found.flat, f"{slopes}; {series} MiB; {files}"
 
 
-def check_sockets(served: Served) -> Result:
+def check_sockets(served: RestartedDaemon) -> Result:
     """The daemon keeps no connection of a client that has gone."""
 
     def clients() -> list[str]:

@@ -10,13 +10,12 @@ import httpx
 import psutil
 
 from streams.producers import submit
-from tests.daemon import wait_for
 from tests.deploy.fill_disk import fill
-from tests.recovery.served import Served
 from tests.soak.arriving import PATIENCE, body_of
 from tests.soak.clock import Clock
 from tests.soak.numbers import negative_numbers
-from tests.streams.servers import Redis
+from tests.support.daemon import RestartedDaemon, wait_for
+from tests.support.servers import Redis
 
 BACKLOG = 200
 HELD_SECONDS = 5.0
@@ -26,7 +25,7 @@ CLIENTS = 16
 class Scene(NamedTuple):
     """A served run, its broker, its clock (None: it cannot be shifted), and what was acknowledged here."""
 
-    served: Served
+    served: RestartedDaemon
     redis: Redis
     clock: Clock | None
     acknowledged: list[dict[str, object]]

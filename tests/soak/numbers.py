@@ -6,12 +6,12 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.recovery.served import Served
+from tests.support.daemon import RestartedDaemon
 
 NOT_BELOW_ZERO = ("seconds", "_total", "_count", "_sum", "_bucket", "_bytes", "rounds", "per_second", "lag")
 
 
-def negative_numbers(served: Served) -> list[tuple[str, float]]:
+def negative_numbers(served: RestartedDaemon) -> list[tuple[str, float]]:
     """Return those of the daemon's metrics and of its status that are below zero and must not be."""
     metrics = httpx.get(f"{served.url}/metrics", timeout=30).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
@@ -28,6 +28,6 @@ def flatten(name: str, said: Any) -> Iterator[tuple[str, float]]:
         yield name, float(said)
 
 
-def check_numbers(served: Served) -> Iterator[tuple[str, bool, str]]:
+def check_numbers(served: RestartedDaemon) -> Iterator[tuple[str, bool, str]]:
     negative = negative_numbers(served)
     yield "no duration or count is negative", not negative, str(negative[:3])

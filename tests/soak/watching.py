@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from tests.recovery.served import Served
+from tests.support.daemon import RestartedDaemon
 
 Floats = NDArray[np.float64]
 WARM_UP_SECONDS = 60.0
@@ -65,7 +65,7 @@ def slope_of(times: Floats, values: Floats) -> float:
 class Watcher(threading.Thread):
     """Looks at the processes every second until ``enough`` is set; ``lives`` are by (role, process id)."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: RestartedDaemon) -> None:
         super().__init__(daemon=True)
         self.served = served
         self.enough = threading.Event()

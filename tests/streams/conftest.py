@@ -13,9 +13,9 @@ from streams.ingest import group_commit
 from streams.ingest.ingest import Ingest
 from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Record
-from tests.streams.archive import object_store
-from tests.streams.archive.object_store import Bucketed
-from tests.streams.ingesting import Counts, Faulty, Open
+from tests.support import object_store
+from tests.support.ingesting import Counts, Faulty, Open
+from tests.support.object_store import Bucketed
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 from streams.history.errors import HistoryFull
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.streams.appending import record
+from tests.support.appending import record
 
 SEED = 3
 AT_ONCE = 6

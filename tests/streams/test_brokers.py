@@ -12,8 +12,8 @@ from online_meta.types import Task
 from streams.formats import wire
 from streams.producers import SubmitError, open_producer
 from streams.types import ReportsLag
-from tests.daemon import wait_for
-from tests.streams.brokers import MODULES, Broker, ingest_until_killed, running
+from tests.support.brokers import MODULES, Broker, ingest_until_killed, running
+from tests.support.daemon import wait_for
 
 Make = Callable[[int], Task]
 
@@ -80,7 +80,7 @@ def test_all_that_is_produced_arrives_once_and_in_order_and_the_lag_is_right(
 def processes() -> BaseContext:
     """Processes that begin with torch imported, and without the threads and connections of this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.streams.brokers"])
+    context.set_forkserver_preload(["tests.support.brokers"])
     return context
 
 

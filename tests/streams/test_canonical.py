@@ -15,8 +15,8 @@ from streams.formats.wire import canonical_bytes, is_canonical
 from streams.history.history import History
 from streams.spec import Limits, TaskSpec
 from streams.types import BacklogFull, IngestClosed, Receipt, Rejected
-from tests.streams.ingesting import DEADLINE, Arrive, Counts, Open
 from tests.streams.test_wire_properties import LIMITS, batch_of, specs
+from tests.support.ingesting import DEADLINE, Arrive, Counts, Open
 
 SPEC = TaskSpec((2,), ways=3)
 

@@ -11,7 +11,7 @@ from streams.atomic_files import sync_path
 from streams.ingest import dead_letters
 from streams.ingest.dead_letters import DeadLetters, read_letters
 from streams.types import Arrival, Conflict, Receipt, Record, Rejected
-from tests.streams.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
+from tests.support.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
 
 
 def letter(n: int, body: bytes | None = None, id: str = "id") -> Arrival:

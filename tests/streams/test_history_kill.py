@@ -13,7 +13,7 @@ import pytest
 from streams.history import ledger
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.streams import appending
+from tests.support import appending
 
 START = multiprocessing.get_context("forkserver")
 START.set_forkserver_preload(["streams.history.history"])

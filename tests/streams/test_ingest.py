@@ -10,7 +10,7 @@ from streams.history.history import History
 from streams.ingest import ingest
 from streams.spec import TaskSpec
 from streams.types import Arrival, BacklogFull, Conflict, IngestClosed, Receipt, Rejected
-from tests.streams.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
+from tests.support.ingesting import DEADLINE, Arrive, Counts, Faulty, Open
 
 
 def test_an_accepted_task_is_durable_when_it_is_answered(

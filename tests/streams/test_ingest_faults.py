@@ -6,7 +6,7 @@ from streams.history.errors import HistoryFull
 from streams.ingest.ingest import Ingest
 from streams.spec import Limits, TaskSpec
 from streams.types import BacklogFull, Conflict, Rejected
-from tests.streams.ingesting import DEADLINE, Arrive, Faulty, Open, until
+from tests.support.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 
 def test_a_full_disk_fails_pushed_tasks_and_holds_pulled_ones_in_order(

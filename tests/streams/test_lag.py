@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 from streams.ingest.source_reader import LagMonitor
 from streams.types import Arrival
-from tests.streams.ingesting import until
+from tests.support.ingesting import until
 
 
 class Queue:

@@ -12,11 +12,11 @@ from streams.formats import wire
 from streams.producers import SubmitError, open_producer
 from streams.sources import kafka, nats, redis
 from streams.types import TaskSource
-from tests.certificate import write_certificate
-from tests.daemon import wait_for
-from tests.streams.brokers import MODULES, SPEC, running
-from tests.streams.secure_servers import PASSWORD, USER, ClosedKafka, SecureKafka, SecureNats, SecureRedis, TokenNats
-from tests.streams.servers import Nats
+from tests.support.brokers import MODULES, SPEC, running
+from tests.support.certificate import write_certificate
+from tests.support.daemon import wait_for
+from tests.support.secure_servers import PASSWORD, USER, ClosedKafka, SecureKafka, SecureNats, SecureRedis, TokenNats
+from tests.support.servers import Nats
 
 KINDS = ("kafka", "nats", "redis")
 

@@ -8,7 +8,7 @@ import pytest
 
 from streams.producers import SubmitError, open_producer
 from streams.sources import kafka, nats, redis
-from tests.streams.brokers import SPEC, Broker
+from tests.support.brokers import SPEC, Broker
 
 ADDRESSES = {"redis": "redis://127.0.0.1:1?stream=s", "kafka": "kafka://127.0.0.1:1/t", "nats": "nats://127.0.0.1:1/s"}
 MODULES = {"redis": "redis", "kafka": "confluent_kafka", "nats": "nats"}

@@ -9,7 +9,7 @@ from streams.history.history import History
 from streams.ingest.ingest import Ingest
 from streams.spec import Limits, TaskSpec
 from streams.types import Arrival
-from tests.streams.ingesting import DEADLINE, Arrive, Faulty, Open, until
+from tests.support.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 
 class Scripted:

@@ -30,7 +30,7 @@ from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
 from streams.types import Arrival
-from tests.streams.ingesting import Faulty, Open, until
+from tests.support.ingesting import Faulty, Open, until
 
 REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
 LABELS = TaskSpec(x_shape=(2,), ways=3)
@@ -264,7 +264,7 @@ CONFIG: dict[str, Any] = {
     "task": {"x_shape": [2], "y": "real", "y_shape": [1]},
     "model": {"build": "trainers.models:mlp", "args": {"inputs": 2, "outputs": 1}, "loss": "mse"},
 }
-LINE = {"kind": "python", "iterator": "tests.streams.feeds:pairs", "likelihood": "leader"}
+LINE = {"kind": "python", "iterator": "tests.support.feeds:pairs", "likelihood": "leader"}
 
 
 def open_line(**more: Any) -> Any:

@@ -12,7 +12,7 @@ from streams.history.history import History
 from streams.sources import samples
 from streams.spec import TaskSpec
 from streams.types import Arrival
-from tests.streams.ingesting import Open, until
+from tests.support.ingesting import Open, until
 
 REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
 LABELS = TaskSpec(x_shape=(2,), ways=3)

@@ -19,7 +19,7 @@ from streams.ingest.ingest import Ingest
 from streams.sources import files
 from streams.spec import Limits, TaskSpec
 from streams.types import Arrival
-from tests.streams.ingesting import Faulty, until
+from tests.support.ingesting import Faulty, until
 
 SPEC = TaskSpec(x_shape=(2,), ways=3)
 

@@ -11,9 +11,9 @@ import streams.brokers.kafka
 from online_meta.types import Task
 from streams.formats import wire
 from streams.sources import kafka
-from tests.daemon import wait_for
-from tests.streams.archive.object_store import Bucketed
-from tests.streams.brokers import SPEC, Broker, running
+from tests.support.brokers import SPEC, Broker, running
+from tests.support.daemon import wait_for
+from tests.support.object_store import Bucketed
 
 Bodies = Callable[[int, int], dict[str, bytes]]
 

@@ -13,8 +13,8 @@ from nats.js.client import JetStreamContext
 from online_meta.types import Task
 from streams.formats import wire
 from streams.producers import SubmitError, open_producer
-from tests.daemon import wait_for
-from tests.streams.brokers import Broker, running
+from tests.support.brokers import Broker, running
+from tests.support.daemon import wait_for
 
 Bodies = Callable[[int, int], dict[str, bytes]]
 

@@ -7,10 +7,10 @@ from streams.sources import python
 from streams.sources.sinusoid import SPEC, make_task
 from streams.spec import Limits
 from streams.types import Arrival
-from tests.streams import feeds
-from tests.streams.ingesting import Open, until
+from tests.support import feeds
+from tests.support.ingesting import Open, until
 
-HERE = "tests.streams.feeds"
+HERE = "tests.support.feeds"
 
 
 def opened(function: str, **args: object):

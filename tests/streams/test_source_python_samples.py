@@ -18,10 +18,10 @@ from streams.history.history import History
 from streams.sources import python, samples
 from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Rejected
-from tests.streams import feeds
-from tests.streams.ingesting import Open, until
+from tests.support import feeds
+from tests.support.ingesting import Open, until
 
-HERE = "tests.streams.feeds"
+HERE = "tests.support.feeds"
 REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
 LABELS = TaskSpec(x_shape=(2,), ways=3)
 RUN_LENGTH = {"change": "run_length", "change_options": {"hypotheses": 10}}

@@ -10,9 +10,9 @@ from redis import ResponseError
 from online_meta.types import Task
 from streams.formats import wire
 from streams.sources import redis
-from tests.daemon import wait_for
-from tests.streams.brokers import SPEC, Broker, running
-from tests.streams.ingesting import Faulty
+from tests.support.brokers import SPEC, Broker, running
+from tests.support.daemon import wait_for
+from tests.support.ingesting import Faulty
 
 GROUP = "online-meta"
 

@@ -15,7 +15,7 @@ from streams.segmenting import cutting
 from streams.sources import samples
 from streams.spec import Limits, TaskSpec
 from streams.types import Arrival
-from tests.streams.ingesting import Open, until
+from tests.support.ingesting import Open, until
 
 SPEC = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
 LABELS = TaskSpec(x_shape=(2,), ways=3)

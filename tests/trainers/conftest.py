@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streams.history.history import History
-from tests.trainers.runs import fill, task
+from tests.support.runs import fill, task
 
 ROUNDS = 9
 

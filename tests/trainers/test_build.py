@@ -11,7 +11,7 @@ from online_meta.learners import MemoryReplayBuffer
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.replay import ReplayRequest, ReplaySample
 from online_meta.testing.learner_problems import frozen
-from tests.trainers.runs import SETTINGS, WAYS, changed, task
+from tests.support.runs import SETTINGS, WAYS, changed, task
 from trainers.build import build_context, build_learners, build_module, import_by_path
 from trainers.settings import ModelSettings
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load
 
 from online_meta.testing.learner_problems import frozen
-from tests.trainers import dying
-from tests.trainers.processes import hear, kill, start
+from tests.support import dying
+from tests.support.processes import hear, kill, start
 from trainers.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, load_latest, save_checkpoint
 
 

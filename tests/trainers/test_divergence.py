@@ -9,7 +9,7 @@ import pytest
 
 from online_meta.testing.learner_problems import frozen
 from streams.history.history import History
-from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
+from tests.support.runs import SETTINGS, changed, fill, kill, lines, opened, play, task
 from trainers.checkpoint import list_checkpoints, load_checkpoint, load_latest, publish_checkpoint
 from trainers.journal.divergence import Diverged, Rollback, RollbackLog, SkipStreak, list_rollback_targets
 from trainers.journal.run_files import RunFiles
@@ -20,7 +20,7 @@ from trainers.settings_fingerprint import check_same_settings, fingerprint, repr
 ROUNDS = 40
 FALLING = changed(
     SETTINGS,
-    model={"loss": "tests.trainers.edge:loss"},
+    model={"loss": "tests.support.edge:loss"},
     meta={"lr": 1.5, "max_skipped": 3, "steps_per_round": 1},
     regret={"baselines": ()},
     checkpoint={"every_rounds": 1, "keep": 2},

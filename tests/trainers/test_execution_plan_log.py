@@ -7,7 +7,7 @@ import torch
 
 from online_meta.batching.plan import ExecutionPlan
 from streams.history.history import History
-from tests.trainers.runs import SETTINGS, bits, changed, fill, lines, task
+from tests.support.runs import SETTINGS, bits, changed, fill, lines, task
 from trainers.journal.plans import ExecutionPlanLog
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import close_run, open_run, play_update, start_checkpoint

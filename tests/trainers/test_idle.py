@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 from safetensors import safe_open
 
-from tests.trainers.runs import SETTINGS, bits, changed, fill, opened, play, task
+from tests.support.runs import SETTINGS, bits, changed, fill, opened, play, task
 from trainers.journal.jsonl import LineReader
 from trainers.journal.plans import UpdatePlan, read_plans
 from trainers.journal.run_files import RunFiles

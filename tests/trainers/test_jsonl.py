@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainers import dying
-from tests.trainers.processes import kill, start
+from tests.support import dying
+from tests.support.processes import kill, start
 from trainers.journal.jsonl import LineReader, LineWriter, find_line, read_line
 
 LINES = [{"a": 1}, {"b": "é\n\u2028", "c": [0.1, None]}, {"d": {"e": -1e-300}}]

@@ -14,7 +14,7 @@ from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.oracle import unrolled_maml
 from online_meta.types import MetaGrad
 from tests.numerics.problems import sequence_task
-from tests.trainers.runs import SETTINGS
+from tests.support.runs import SETTINGS
 from trainers.build import build_context, build_learners, build_module
 from trainers.journal.leader_file import encode_leader
 from trainers.models import lora, transformer

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from streams.history.history import History
-from tests.trainers.runs import SETTINGS, fill, opened, play, task
+from tests.support.runs import SETTINGS, fill, opened, play, task
 from trainers.distributed import rank_stats as rank_stats_module
 from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.runs import SETTINGS, changed, kill, lines, opened, play
 from tests.trainers.conftest import ROUNDS
-from tests.trainers.runs import SETTINGS, changed, kill, lines, opened, play
 from trainers.checkpoint import CheckpointError, load_latest
 from trainers.journal.plans import read_plans
 from trainers.journal.run_files import RunFiles

@@ -6,7 +6,7 @@ import pytest
 
 from streams.history.history import History
 from streams.history.retention import RetentionSettings, compact, count_discarded, subsample
-from tests.trainers.runs import SETTINGS, changed, fill, kill, lines, play, task
+from tests.support.runs import SETTINGS, changed, fill, kill, lines, play, task
 from trainers.checkpoint import list_checkpoints
 from trainers.journal.run_files import RunFiles
 

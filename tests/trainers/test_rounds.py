@@ -12,8 +12,8 @@ from online_meta.regret.scoring import score_task
 from online_meta.testing.learner_problems import frozen
 from online_meta.types import Batch, Meta, Task
 from streams.history.history import History
+from tests.support.runs import SETTINGS, changed, fill, lines, opened, play, task
 from tests.trainers.conftest import ROUNDS
-from tests.trainers.runs import SETTINGS, changed, fill, lines, opened, play, task
 from trainers.checkpoint import list_checkpoints, load_latest
 from trainers.journal.jsonl import LineReader
 from trainers.journal.plans import read_plans

@@ -13,7 +13,7 @@ from streams.history.errors import HistoryDamaged
 from streams.history.history import History
 from streams.sources.sinusoid import make_task
 from streams.types import Record
-from tests.daemon import wait_for
+from tests.support.daemon import wait_for
 from trainers.loop import task_prefetch
 from trainers.loop.task_prefetch import HistoryBuffer, TaskPrefetcher
 

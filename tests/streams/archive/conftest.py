@@ -10,7 +10,7 @@ from streams.history.archive import BlobStore
 from streams.history.archive.segment import StoredRound
 from streams.history.archive.stores import open_store
 from streams.history.ledger import RoundEntry
-from tests.streams.archive.object_store import Bucketed
+from tests.support.object_store import Bucketed
 
 
 @pytest.fixture(params=["folder", "object store"])

@@ -13,7 +13,7 @@ from streams.history.archive.archive import Archive
 from streams.history.archive.segment import Segment, StoredRound, write_segment
 from streams.history.archive.stores import is_url, open_store
 from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
-from tests.streams.archive.object_store import Bucketed, free_port
+from tests.support.object_store import Bucketed, free_port
 
 Keep = Callable[..., StoredRound]
 

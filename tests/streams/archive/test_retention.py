@@ -30,8 +30,8 @@ from streams.history.retention import (
 from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.history.verify import verify
 from streams.types import Record
-from tests.daemon import wait_for
 from tests.streams.archive.test_sealing import in_ledger, padded
+from tests.support.daemon import wait_for
 
 Make = Callable[..., Record]
 DAY = 86_400.0

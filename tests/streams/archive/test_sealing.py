@@ -19,7 +19,7 @@ from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.history.verify import verify
 from streams.types import Record
-from tests.streams.archive.object_store import Bucketed, free_port, running
+from tests.support.object_store import Bucketed, free_port, running
 
 Make = Callable[..., Record]
 FIVE = SealingSettings(segment_rounds=5, ledger_bytes=0)

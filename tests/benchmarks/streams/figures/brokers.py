@@ -10,8 +10,8 @@ from streams.sources import kafka, redis
 from streams.spec import Limits, TaskSpec
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.streams.load import SIDE, WAYS, bodies
-from tests.daemon import wait_for
-from tests.streams.servers import Kafka, Redis
+from tests.support.daemon import wait_for
+from tests.support.servers import Kafka, Redis
 
 TITLE = "Ingest from brokers: 16 KiB tasks that wait there are read, committed and settled by one source"
 TASKS, ROUNDS = 8_000, 3

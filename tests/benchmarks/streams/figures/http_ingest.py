@@ -13,7 +13,7 @@ from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.streams.load import SIDE, WAYS
-from tests.daemon import Daemon, free_port, running_daemon, wait_for
+from tests.support.daemon import Daemon, free_port, running_daemon, wait_for
 
 TITLE = "HTTP ingest; each daemon's trainer is stopped; what sealing lags behind is waited for before the other's turn"
 SEALED_SECONDS = 120.0

@@ -15,7 +15,7 @@ from streams.history.history import History
 from streams.sources.sinusoid import make_task
 from streams.types import Record
 from tests.benchmarks.streams.figure import Figure, figure
-from tests.daemon import free_port, running_daemon, wait_for
+from tests.support.daemon import free_port, running_daemon, wait_for
 from trainers.journal.run_files import RunFiles
 from trainers.loop.recovery import start_checkpoint
 from trainers.loop.rounds import close_run, open_run

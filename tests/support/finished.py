@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from safetensors.torch import load
 
-from tests.daemon import encode, running_daemon, write_request, write_sinusoid
+from tests.support.daemon import encode, running_daemon, write_request, write_sinusoid
 from trainers.checkpoint import load_latest
 
 ROUNDS = 12

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from streams.brokers.nats import EventLoopThread
-from tests.certificate import write_certificate
-from tests.streams.servers import Kafka, Nats, Redis, is_calm
+from tests.support.certificate import write_certificate
+from tests.support.servers import Kafka, Nats, Redis, is_calm
 
 USER, PASSWORD = "alice", "open-sesame-7"
 

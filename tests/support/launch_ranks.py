@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.daemon import free_port
+from tests.support.daemon import free_port
 
 ROOT = Path(__file__).parents[2]
 

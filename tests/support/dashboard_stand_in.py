@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.dashboard.learned_soon import Asked, bucket_means, mean_of_known
+from tests.support.dashboard_states import Asked, bucket_means, mean_of_known
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
 CONTENT_SECURITY_POLICY = "default-src 'self'"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.engines.launch import ROOT
+from tests.support.launch_ranks import ROOT
 
 NAME = f"om{os.getpid() % 100_000}"
 HERE, THERE = (f"10.{64 + os.getpid() % 64}.{os.getpid() // 64 % 256}.{end}" for end in (1, 2))

@@ -15,10 +15,10 @@ from streams.producers import open_producer
 from streams.sources import kafka, nats, redis
 from streams.spec import Limits, TaskSpec
 from streams.types import TaskSource
-from tests.streams.archive.object_store import Bucketed
-from tests.streams.ingesting import Counts
-from tests.streams.proxy import Proxy
-from tests.streams.servers import Kafka, Nats, Redis, Server, StoredKafka
+from tests.support.ingesting import Counts
+from tests.support.object_store import Bucketed
+from tests.support.proxy import Proxy
+from tests.support.servers import Kafka, Nats, Redis, Server, StoredKafka
 
 SPEC = TaskSpec(x_shape=(2,), y="class", ways=3)
 SERVERS: dict[str, type[Server]] = {"redis": Redis, "kafka": Kafka, "nats": Nats}

@@ -4,7 +4,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from tests.daemon import free_port
+from tests.support.daemon import free_port
 
 
 class Proxy:

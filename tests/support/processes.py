@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["tests.trainers.dying"])
+START.set_forkserver_preload(["tests.support.dying"])
 
 
 def start(target: Callable[..., None], *arguments: object) -> tuple[multiprocessing.Process, Connection]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import obstore
 
-from tests.daemon import wait_for
-from tests.streams.archive.object_store import Bucketed
+from tests.support.daemon import wait_for
+from tests.support.object_store import Bucketed
 
 START_SECONDS = 60.0
 
