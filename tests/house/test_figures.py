@@ -47,22 +47,6 @@ def test_the_command_prints_every_figure(capsys):
     assert f"(at most {figures.MOST_SINGLE_IMPORTERS})" in printed
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """A synthetic tree of the four packages, of the files that a test gives."""
-
-    def write(files):
-        for floor in FLOORS:
-            (tmp_path / floor).mkdir(exist_ok=True)
-            (tmp_path / floor / "__init__.py").touch()
-        for place, code in files.items():
-            (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
-            (tmp_path / place).write_text(code)
-        return modules(tmp_path)
-
-    return write
-
-
 def test_loose_modules_are_counted(tree):
     known = tree({"streams/a.py": "", "streams/b.py": "", "streams/__main__.py": "", "streams/room/c.py": ""})
     found = figures.loose_modules(known)

@@ -52,22 +52,6 @@ def test_every_floor_is_walked():
         assert sum(name.split(".")[0] == floor for name in known) > 3, floor
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """A synthetic tree of the four packages; a test writes the offending file into it."""
-
-    def write(files):
-        for floor in FLOORS:
-            (tmp_path / floor).mkdir(exist_ok=True)
-            (tmp_path / floor / "__init__.py").touch()
-        for place, code in files.items():
-            (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
-            (tmp_path / place).write_text(code)
-        return modules(tmp_path)
-
-    return write
-
-
 @pytest.mark.parametrize(
     "code",
     [

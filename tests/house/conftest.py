@@ -1,0 +1,21 @@
+"""What the tests of the layout share."""
+
+import pytest
+
+from tests.house.sources import FLOORS, modules
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A synthetic tree of the four packages, of the files that a test gives."""
+
+    def write(files):
+        for floor in FLOORS:
+            (tmp_path / floor).mkdir(exist_ok=True)
+            (tmp_path / floor / "__init__.py").touch()
+        for place, code in files.items():
+            (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / place).write_text(code)
+        return modules(tmp_path)
+
+    return write
