@@ -72,7 +72,7 @@ def main(launched: float) -> None:
     ended = time.time() - launched
     after = [step() for _ in range(21)]
     found = {"import": imported, "first_step": first, "step_before": median(taken), "step_after": median(after)}
-    print(json.dumps({**found, "compiled_after": ended if events.ended else None, "log": events.told}))
+    print(json.dumps({**found, "compiled_after": ended if events.ended else None, "log": events.messages}))
 
 
 class _Events(logging.Handler):
@@ -80,15 +80,15 @@ class _Events(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     @property
     def ended(self) -> bool:
         """Whether the compiled program has been tried, or the compiler has failed."""
-        return any(line.startswith("compiled: ") or "; keeping batching mode" in line for line in self.told)
+        return any(line.startswith("compiled: ") or "; keeping batching mode" in line for line in self.messages)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A task that fits [task] but that the model cannot take (word number past the vocabulary, one sample under batch
 normalisation, a picture smaller than the kernel) is acknowledged with a round and then ends the trainer, every time
-it is started again: nothing behind it is ever learned.  Right: refused, or skipped with a reason, and play goes on.
+it is started again: no later task is ever learned.  Right: refused, or skipped with a reason, and play goes on.
 Runs what the trainer process runs (open_run + play_rounds) over a history of good, bad, good tasks."""
 import sys, tempfile, pathlib, types
 from threading import Event
