@@ -16,16 +16,16 @@ from tests.crash.lives import SCENARIOS
 from tests.crash.walker import Point, read_point
 from tests.crash.walking import Walkers, choose_points
 
-TELL_SECONDS = 60.0
+PROGRESS_SECONDS = 60.0
 
 
 @click.command()
-@click.option("--scenario", type=click.Choice(sorted(SCENARIOS)), multiple=True, help="These only.")
-@click.option("--seed", default=0, show_default=True, help="Of the random scenarios, and of what is drawn.")
+@click.option("--scenario", type=click.Choice(sorted(SCENARIOS)), multiple=True, help="Run only these scenarios.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random scenarios and of the drawn points.")
 @click.option("--lives", type=click.IntRange(min=0), default=8, show_default=True, help="How many random scenarios.")
-@click.option("--every", type=click.IntRange(min=1), default=1, help="Each so many-th point only.")
-@click.option("--point", multiple=True, help="This one only, written as a failure is told.")
-@click.option("--log", type=click.Path(path_type=Path), help="Points that passed; those in it are left out.")
+@click.option("--every", type=click.IntRange(min=1), default=1, help="Visit only every n-th point.")
+@click.option("--point", multiple=True, help="Visit only this point, as a failure prints it.")
+@click.option("--log", type=click.Path(path_type=Path), help="File of points that passed; they are skipped.")
 @click.option("--walkers", type=click.IntRange(min=1), default=2, show_default=True)
 def main(
     scenario: tuple[str, ...],
@@ -36,43 +36,43 @@ def main(
     log: Path | None,
     walkers: int,
 ) -> None:
-    """Kill lives of a history at every system call that changes a file, and let each call fail; then harm the next."""
+    """Kill lives of a history at each system call that changes a file, or let the call fail; then fault the restart."""
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its folder is removed
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder is removed
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None))
-        crew = stack.enter_context(Walkers(Path(folder), walkers))
+        walkers_pool = stack.enter_context(Walkers(Path(folder), walkers))
         if point:
             points = [read_point(said) for said in point]
         else:
-            points = choose_points(crew, list(scenario or SCENARIOS), seed, 0 if scenario else lives)[::every]
+            points = choose_points(walkers_pool, list(scenario or SCENARIOS), seed, 0 if scenario else lives)[::every]
         passed = set(log.read_text().splitlines()) if log is not None and log.exists() else set()
         left = [one for one in points if str(one) not in passed]
         print(f"{len(points)} points, {len(points) - len(left)} of them passed before", flush=True)
-        failures = visit(crew, left, log)
-    tell(points, failures, time.monotonic() - began)
+        failures = visit(walkers_pool, left, log)
+    print_summary(points, failures, time.monotonic() - began)
     sys.exit(bool(failures))
 
 
-def visit(crew: Walkers, points: list[Point], log: Path | None) -> list[Point]:
-    """Walk the points; say each minute how far it is, note in ``log`` what passed, and return what failed."""
-    began = told = time.monotonic()
+def visit(walkers_pool: Walkers, points: list[Point], log: Path | None) -> list[Point]:
+    """Walk the points; print progress every minute, append passed points to ``log``, and return the failed points."""
+    began = reported = time.monotonic()
     failures: list[Point] = []
-    for count, (point, failure) in enumerate(crew.walk_all(points), start=1):
+    for count, (point, failure) in enumerate(walkers_pool.walk_all(points), start=1):
         if failure is not None:
             failures.append(point)
             print(f"{failure}\n  again: make crash ARGS=\"--point '{point}'\"", flush=True)
         elif log is not None:
             with log.open("a") as file:
                 file.write(f"{point}\n")
-        if time.monotonic() - told >= TELL_SECONDS:
-            told = time.monotonic()
-            left = (told - began) / count * (len(points) - count) / 60
+        if time.monotonic() - reported >= PROGRESS_SECONDS:
+            reported = time.monotonic()
+            left = (reported - began) / count * (len(points) - count) / 60
             print(f"{count:6} of {len(points)} points, {len(failures)} failed, {left:.0f} minutes left", flush=True)
     return failures
 
 
-def tell(points: Sequence[Point], failures: Sequence[Point], seconds: float) -> None:
+def print_summary(points: Sequence[Point], failures: Sequence[Point], seconds: float) -> None:
     counts = Counter((point.scenario, "second" if point.first else "first", point.kind) for point in points)
     for (scenario, fault, kind), count in sorted(counts.items()):
         print(f"{scenario:12} {fault:6} fault {kind:12} {count:6} points")

@@ -1,4 +1,4 @@
-"""Lives by chance: a seed gives the same one in each run, in each process."""
+"""Random lives: the same seed gives the same life in every run and every process."""
 
 import random
 from collections.abc import Callable
@@ -13,8 +13,8 @@ STEPS = 9
 GROUPS = 3
 
 
-class Arriving:
-    """What comes next: new tasks of several sources, each in its order, and some that came before."""
+class TaskSequence:
+    """The next tasks: new ones of several sources, in order within each source, and repeated ones."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -22,7 +22,7 @@ class Arriving:
         self.again: list[int] = []
 
     def batch(self) -> list[int]:
-        """Return the numbers of a batch; what has a position comes again only while it is the last of its source."""
+        """Return the numbers of a batch. A task with a position repeats only while it is the last of its source."""
         numbers: list[int] = []
         for _ in range(self.chance.choice([1, 1, 2, 5])):
             if self.again and self.chance.random() < 0.3:
@@ -37,12 +37,12 @@ class Arriving:
         return numbers
 
 
-def live_by_chance(seed: str) -> Callable[[Path, Acknowledge], None]:
+def make_random_life(seed: str) -> Callable[[Path, Acknowledge], None]:
     """Return a life of commits, sealing, retention and new starts in the order that the seed gives."""
 
     def play(folder: Path, acknowledge: Acknowledge) -> None:
         chance = random.Random(seed)
-        arriving = Arriving(chance)
+        tasks = TaskSequence(chance)
         steps = [chance.choice(["append", "append", "seal", "relieve", "thin", "sweep", "start"]) for _ in range(STEPS)]
         history = History.open(folder, write=True)
         for step in ["append", *steps]:
@@ -51,16 +51,16 @@ def live_by_chance(seed: str) -> Callable[[Path, Acknowledge], None]:
                 history = History.open(folder, write=True)
                 remove_orphans(history)
             elif step == "append":
-                append(history, arriving.batch(), acknowledge)
+                append(history, tasks.batch(), acknowledge)
             else:
-                keep_house(history, step, chance)
+                maintain(history, step, chance)
         history.close()
 
     return play
 
 
-def keep_house(history: History, step: str, chance: random.Random) -> None:
-    """Do what the daemon does to its history from time to time."""
+def maintain(history: History, step: str, chance: random.Random) -> None:
+    """Run one maintenance step, as the daemon does from time to time."""
     if step == "seal":
         seal_next(history, SealingSettings(segment_rounds=chance.randint(1, 4), ledger_bytes=0))
     elif step == "relieve":

@@ -1,4 +1,4 @@
-"""What a next start must find in a history, whatever happened before."""
+"""What must hold in a history at the next start, whatever happened before."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ Acknowledged = list[dict[str, Any]]
 
 
 def check(folder: Path, acknowledged: list[dict[str, Any]]) -> None:
-    """A next start finds everything that was acknowledged, once, and goes on."""
+    """Check that the next start finds every acknowledged task exactly once, and can append."""
     if not (folder / ledger.FILE).exists():
         assert not acknowledged, "the history is gone"
     with History.open(folder, write=True) as history:
@@ -25,7 +25,7 @@ def check(folder: Path, acknowledged: list[dict[str, Any]]) -> None:
         for said in acknowledged:
             assert rounds.get(said["round"]) == said["number"], f"{said} was acknowledged, and is lost"
         for round, number in rounds.items():
-            same(history, round, number)
+            check_payload(history, round, number)
         check_cursors(history)
         assert remove_orphans(history) == []
         found = verify(folder)
@@ -33,23 +33,23 @@ def check(folder: Path, acknowledged: list[dict[str, Any]]) -> None:
         (answer,) = history.append([record_of(1_000_000)])
         assert not isinstance(answer, Conflict)
         assert answer.round == len(rounds)
-        same(history, answer.round, 1_000_000)
+        check_payload(history, answer.round, 1_000_000)
 
 
 def check_cursors(history: History) -> None:
-    """The position of each source is that behind the last of its tasks that is there."""
+    """Check that each source is at the cursor of its last task."""
     last = {entry.source: entry.cursor for entry in map(history.entry, range(len(history)))}
     for source, cursor in last.items():
         assert history.cursor(source) == cursor, f"{source} is at {history.cursor(source)}, its last task at {cursor}"
 
 
 def numbers_in(history: History) -> Iterator[tuple[int, int]]:
-    """Give (round, number) of all rounds."""
+    """Yield (round, number) of all rounds."""
     for round in range(len(history)):
         yield round, int(history.entry(round).id.removeprefix("task-"))
 
 
-def same(history: History, round: int, number: int) -> None:
+def check_payload(history: History, round: int, number: int) -> None:
     try:
         assert history.payload(round) == payload_of(number), f"round {round} is not what was written"
     except RoundDiscarded:

@@ -7,7 +7,7 @@ import pytest
 from tests.crash.walker import Walker
 
 MEMORY = Path("/dev/shm")
-"""What a killed process has written stays, on any file system; in memory it is written sooner."""
+"""Written data survives the death of a process on any file system; writing to memory is faster."""
 
 
 @pytest.fixture(scope="module")

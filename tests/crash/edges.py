@@ -1,4 +1,4 @@
-"""What lies beside the history: files of a spool, and letters of what was refused."""
+"""Files next to the history: files of a spool, and dead letters."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,11 +19,11 @@ Processed = Literal["move", "keep"]
 SPEC = TaskSpec((7,), ways=1)
 FILES = 8
 REFUSED = "task-8.npz"
-LETTERS, LETTER_BYTES = 3, 30_000  # so that any three fit in
+LETTERS, LETTER_BYTES = 3, 30_000  # room for any three letters
 
 
 def fill_spool(folder: Path, acknowledge: Acknowledge) -> None:
-    """Put tasks and one file that is none into a spool."""
+    """Put tasks and one invalid file into a spool."""
     (folder / "spool").mkdir(parents=True)
     for number in range(FILES):
         (folder / "spool" / f"task-{number}.safetensors").write_bytes(payload_of(number))
@@ -31,7 +31,7 @@ def fill_spool(folder: Path, acknowledge: Acknowledge) -> None:
 
 
 def take_files(processed: Processed, folder: Path, acknowledge: Acknowledge) -> None:
-    """Keep what is in the spool, two at a time, and move it out of the way once it is durable."""
+    """Store the files of the spool, two at a time, and move each away once it is durable."""
     spool = Spool(str(folder / "spool"), SPEC, "files", 0.0, 1 << 20, processed == "move")
     with History.open(folder / "history", write=True) as history:
         waiting: list[Arrival] = []
@@ -54,10 +54,10 @@ def keep_arrivals(history: History, arrivals: list[Arrival], acknowledge: Acknow
 
 
 def check_files(processed: Processed, folder: Path, acknowledged: Acknowledged) -> None:
-    """No file is gone or twice there; the next start takes all that were not taken."""
+    """Check that every file exists once. The next start reads all remaining files."""
     spool = folder / "spool"
     for said in acknowledged:
-        assert said["number"] < FILES, "what is no task was taken for one"
+        assert said["number"] < FILES, "an invalid file was accepted as a task"
     find_files(spool)
     take_files(processed, folder, acknowledged.append)
     places = find_files(spool)
@@ -69,7 +69,7 @@ def check_files(processed: Processed, folder: Path, acknowledged: Acknowledged) 
 
 
 def find_files(spool: Path) -> dict[str, str]:
-    """Return the folder that each file is in; each is in one, and whole."""
+    """Return the folder of each file; each file exists once, with its content unchanged."""
     found = [file for file in spool.rglob("*") if file.is_file()]
     names = sorted(file.name for file in found)
     assert names == sorted([REFUSED, *(f"task-{number}.safetensors" for number in range(FILES))]), names
@@ -84,7 +84,7 @@ def letter_of(number: int) -> Arrival:
 
 
 def write_letters(numbers: range, folder: Path, acknowledge: Acknowledge) -> None:
-    """Keep letters in a folder that holds three; a letter is acknowledged once it can be read."""
+    """Write letters into a folder that holds three; acknowledge each once it can be read."""
     letters = DeadLetters(folder, LETTERS, LETTER_BYTES * LETTERS)
     for number in numbers:
         letters.put(letter_of(number), Rejected("undecodable", "it is no task"))
@@ -93,7 +93,7 @@ def write_letters(numbers: range, folder: Path, acknowledge: Acknowledge) -> Non
 
 
 def read_numbers(folder: Path) -> list[int]:
-    """Return which letters can be read; each of them is whole."""
+    """Return the numbers of the readable letters; each of them is complete."""
     numbers = []
     for body, head in read_letters(folder) if folder.exists() else ():
         numbers.append(int(head["id"].removeprefix("letter-")))
@@ -104,7 +104,7 @@ def read_numbers(folder: Path) -> list[int]:
 
 
 def check_letters(folder: Path, acknowledged: Acknowledged) -> None:
-    """The newest letters are there, and however it ended, the folder does not grow beyond its bounds."""
+    """Check that the newest letters are there and that the folder stays within its bounds."""
     newest = [said["number"] for said in acknowledged][1 - LETTERS :]
     found = read_numbers(folder)
     assert set(newest) <= set(found), f"letters {newest} were kept, and {found} are there"
@@ -114,6 +114,6 @@ def check_letters(folder: Path, acknowledged: Acknowledged) -> None:
     assert len(stems) == LETTERS, f"{len(stems)} letters lie in a folder that holds {LETTERS}"
 
 
-def both(processed: Processed) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return what takes files, and what checks that they were taken."""
+def make_spool_life(processed: Processed) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the play that takes files and its check."""
     return partial(take_files, processed), partial(check_files, processed)

@@ -1,13 +1,13 @@
-"""All lives by name: what is played, what comes before it, what a next start does, and what must hold then."""
+"""All lives by name: what runs, what prepares it, what the next start does, and what must hold then."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.crash.chance import live_by_chance
+from tests.crash.chance import make_random_life
 from tests.crash.checks import Acknowledged, check
-from tests.crash.edges import both, check_letters, fill_spool, write_letters
+from tests.crash.edges import check_letters, fill_spool, make_spool_life, write_letters
 from tests.crash.mending import check_mended, check_rebuilt, damage, lose_ledger, mend, rebuild
 from tests.crash.scenarios import Play, ingest, keep, recover, retain, seal
 
@@ -15,7 +15,7 @@ RANDOM = "random-"
 
 
 class Life(NamedTuple):
-    """``prepare`` is never harmed; ``play`` is; ``again`` follows what was harmed, and may be harmed in its turn."""
+    """``prepare`` gets no faults; ``play`` does; ``again`` is the next start, and may get a fault of its own."""
 
     play: Play
     check: Callable[[Path, Acknowledged], None] = check
@@ -29,10 +29,10 @@ class Life(NamedTuple):
 
 
 HISTORY = {"ingest": Life(ingest), "seal": Life(seal), "retain": Life(retain, prepare=keep)}
-"""Those of which each step is an acknowledgement or changes what was acknowledged."""
+"""The lives in which each step is an acknowledgement or changes acknowledged data."""
 
-_move, _check_moved = both("move")
-_keep, _check_kept = both("keep")
+_move, _check_moved = make_spool_life("move")
+_keep, _check_kept = make_spool_life("keep")
 SCENARIOS = HISTORY | {
     "repair": Life(mend, check_mended, damage, mend),
     "rebuild": Life(rebuild, check_rebuilt, lose_ledger, rebuild),
@@ -43,5 +43,5 @@ SCENARIOS = HISTORY | {
 
 
 def find_life(name: str) -> Life:
-    """Return the life of a name; ``random-<seed>`` is one by chance."""
-    return Life(live_by_chance(name)) if name.startswith(RANDOM) else SCENARIOS[name]
+    """Return the life with a name; ``random-<seed>`` is a random life."""
+    return Life(make_random_life(name)) if name.startswith(RANDOM) else SCENARIOS[name]

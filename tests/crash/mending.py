@@ -1,4 +1,4 @@
-"""A repair that is killed: what is mended stays mended, and a second one does the rest."""
+"""A repair that is killed: repaired parts stay repaired, and a second repair does the rest."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.crash.scenarios import SEALING, Acknowledge, append, keep
 
 
 def damage(folder: Path, acknowledge: Acknowledge) -> None:
-    """Hurt what has a second copy: a chunk of a segment, a payload that is sealed, a payload of no round."""
+    """Damage data with a second copy: a chunk of a segment, a sealed payload, and a payload without a round."""
     with History.open(folder, write=True) as history:
         append(history, list(range(9)), acknowledge)
         while seal_next(history, SEALING):
@@ -39,7 +39,7 @@ def check_mended(folder: Path, acknowledged: Acknowledged) -> None:
 
 
 def lose_ledger(folder: Path, acknowledge: Acknowledge) -> None:
-    """Leave nothing but the archive."""
+    """Delete the ledger, so that only the archive is left."""
     keep(folder, acknowledge)
     for file in folder.glob(f"{ledger.FILE}*"):
         file.unlink()

@@ -1,8 +1,8 @@
-"""The disk after a power loss: what was synced is there, of the rest anything may be, in pieces.
+"""The disk after a power loss: synced data is there; of the rest anything may be there, in pieces.
 
-The model is stricter than any file system in use: a name survives only when its folder was synced; writes that were not
-synced survive or not, each by itself, some of them in sectors; names of a folder that was not synced survive up to any
-point.
+The model is stricter than any file system in use. A name survives only if its folder was synced. Each write that was
+not synced survives or not, independently, and some survive only in sectors. Names in a folder that was not synced
+survive up to any point.
 """
 
 import random
@@ -15,14 +15,14 @@ from tests.crash.recording import Call, acknowledgement
 
 SECTOR = 512
 NEITHER = ("-shm", ".acknowledged", "writer.lock")
-"""Files whose content no start depends on: shared memory, which SQLite makes anew, and our own."""
+"""Files that no start depends on: shared memory, which SQLite recreates, and files of these tests."""
 
 
 class Op(NamedTuple):
-    """One step: of the file ``node`` (its data), or of the folder ``node`` (its names).
+    """One step, on the data of the file ``node`` or on the names of the folder ``node``.
 
-    ``kind`` is "write" (``data`` at ``at``), "cut" (to ``at`` bytes), "name" (``links``: what each name leads to then,
-    None: to nothing) or "sync".
+    ``kind`` is "write" (``data`` at ``at``), "cut" (to ``at`` bytes), "name" (``links``: the node of each name from
+    then on, or None) or "sync".
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Op(NamedTuple):
 
 
 class Life(NamedTuple):
-    """All steps, the acknowledgements (after how many steps, what), and the node of the folder above the history."""
+    """All steps, the acknowledgements as (number of steps before it, content), and the node of the parent folder."""
 
     ops: list[Op]
     acknowledged: list[tuple[int, dict[str, int]]]
@@ -42,7 +42,7 @@ class Life(NamedTuple):
 
 
 class _Reader:
-    """Follows the names through the calls, so that each step is one of a node and not of a path."""
+    """Follows the names through the calls, so that each step refers to a node and not to a path."""
 
     def __init__(self, above: Path) -> None:
         self.above = str(above)
@@ -122,21 +122,21 @@ class _Reader:
             del self.nodes[paths[0]]
 
 
-def understand(folder: Path, calls: Sequence[Call]) -> Life:
-    """Return the steps of a life whose history was in ``folder``."""
+def parse_life(folder: Path, calls: Sequence[Call]) -> Life:
+    """Return the steps of a life whose history is in ``folder``."""
     reader = _Reader(folder.parent)
     for call in calls:
         if call.name == "openat" and call.file and call.file.startswith(reader.above + "/"):
-            # A folder or file that is opened and was never made is one that the life found there.
+            # A folder or file that is opened without being created existed before the life.
             assert call.file in reader.nodes or "O_CREAT" in call.arguments or call.file.endswith(NEITHER), call.file
         reader.read(call)
     return Life(reader.ops, reader.acknowledged, 0, reader.folders)
 
 
 def lose_power(life: Life, cut: int, chance: random.Random, into: Path) -> list[dict[str, int]]:
-    """Build under ``into`` one of the disks that may be found when power is lost after ``cut`` steps.
+    """Build under ``into`` one of the disks that a power loss after ``cut`` steps may leave.
 
-    Returns what was acknowledged before.
+    Returns what was acknowledged before the loss.
     """
     synced: dict[int, int] = {}
     for index, op in enumerate(life.ops[:cut]):
@@ -145,7 +145,7 @@ def lose_power(life: Life, cut: int, chance: random.Random, into: Path) -> list[
     luck = chance.choice([0.0, 0.3, 0.7, 1.0])
     contents: dict[int, bytearray] = defaultdict(bytearray)
     names: dict[int, dict[str, int]] = defaultdict(dict)
-    over: set[int] = set()  # folders of which nothing later survives
+    over: set[int] = set()  # folders in which nothing later survives
     for index, op in enumerate(life.ops[:cut]):
         sure = index < synced.get(op.node, -1)
         if op.kind == "name":

@@ -1,4 +1,4 @@
-"""What a life did to its files, as strace saw it: writes, names, syncs and acknowledgements, in order."""
+"""The system calls by which a life changes its files, from strace: writes, names, syncs, and acknowledgements."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 
 class Call(NamedTuple):
-    """A system call that did what it was asked: its name, its arguments as strace writes them, what it returned."""
+    """A successful system call: its name, its arguments as strace prints them, and its return value."""
 
     name: str
     arguments: str
@@ -27,24 +27,24 @@ class Call(NamedTuple):
     file: str | None
 
     def texts(self) -> list[bytes]:
-        """Return the strings among its arguments."""
+        """Return the strings among the arguments."""
         return [bytes.fromhex(text.replace("\\x", "")) for text in _STRING.findall(self.arguments)]
 
     def path(self) -> str:
-        """Return the path of the descriptor that is its first argument."""
+        """Return the path of the descriptor in the first argument."""
         return _path_in(self.arguments)
 
     def descriptor(self) -> int:
-        """Return the descriptor that is its first argument."""
+        """Return the descriptor in the first argument."""
         return int(self.arguments.partition("<")[0])
 
     def last_number(self) -> int:
-        """Return its last argument."""
+        """Return the last argument."""
         return int(self.arguments.rpartition(",")[2])
 
 
 def record(walker: Walker, scenario: str) -> tuple[Path, list[Call]]:
-    """Return the folder of an unharmed life, and all that it did to files."""
+    """Return the folder of a life without faults, and all calls that changed files."""
     log = walker.folder / f"{scenario}.strace"
     how = ["-e", f"trace={CALLS}", "-y", "--strings-in-hex=all", "-s", "10000000", "-o", str(log)]
     folder, status = walker.live(scenario, *how)
@@ -53,7 +53,7 @@ def record(walker: Walker, scenario: str) -> tuple[Path, list[Call]]:
 
 
 def acknowledgement(call: Call) -> dict[str, Any] | None:
-    """Return what a call acknowledged, if it did."""
+    """Return what a call acknowledged, or None."""
     if call.name != "writev":
         return None
     said: dict[str, Any] = json.loads(call.texts()[0])

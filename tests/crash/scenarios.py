@@ -1,4 +1,4 @@
-"""What a killed process was doing: small lives of a history, each step acknowledged when it is durable."""
+"""Small lives of a history. Each acknowledges a step once it is durable."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,12 @@ Acknowledge = Callable[[dict[str, Any]], None]
 Play = Callable[[Path, Acknowledge], None]
 SIZES = (1, 40, 700, 3)
 GROUP = 1000
-"""From this number on tasks are of other sources, and larger: 1000 to 1999 is one group, 2000 to 2999 the next."""
+"""The number from which tasks are larger and of other sources: 1000 to 1999 is a group, 2000 to 2999 the next."""
 SEALING = SealingSettings(segment_rounds=4, ledger_bytes=0)
 
 
 def payload_of(number: int) -> bytes:
-    """The task of a number, some larger than a page of the ledger; a pure function, so that anybody can compare."""
+    """Return the task of a number. It is a pure function, so any process can compare; some exceed a ledger page."""
     random = np.random.default_rng(number)
     n = SIZES[number % len(SIZES)] * (1 + number // GROUP % 10)
     tensors = {
@@ -35,7 +35,7 @@ def payload_of(number: int) -> bytes:
 
 
 def record_of(number: int) -> Record:
-    """The record of a number, of one of the two sources of its group, one of which has positions."""
+    """Return the record of a number. Each group has two sources, of which one has positions."""
     payload = payload_of(number)
     cursor = str(number) if number % 2 == 0 else None
     return Record(f"task-{number}", payload, wire.digest(payload), source_of(number), cursor, 1000.0 + number)
@@ -54,7 +54,7 @@ def append(history: History, numbers: list[int], acknowledge: Acknowledge) -> No
 
 
 def ingest(folder: Path, acknowledge: Acknowledge) -> None:
-    """Group commits, duplicates, a conflict, and a writer that is closed and opened again."""
+    """Run group commits, duplicates, a conflict, and a writer that is closed and reopened."""
     with History.open(folder, write=True) as history:
         append(history, [0, 1, 2], acknowledge)
         append(history, [2, 3], acknowledge)
@@ -68,7 +68,7 @@ def ingest(folder: Path, acknowledge: Acknowledge) -> None:
 
 
 def seal(folder: Path, acknowledge: Acknowledge) -> None:
-    """Rounds go into the archive and leave the ledger, while others arrive."""
+    """Move rounds into the archive and evict them from the ledger while others arrive."""
     with History.open(folder, write=True) as history:
         remove_orphans(history)
         append(history, list(range(9)), acknowledge)
@@ -89,7 +89,7 @@ def keep(folder: Path, acknowledge: Acknowledge) -> None:
 
 
 def retain(folder: Path, acknowledge: Acknowledge) -> None:
-    """Sealed rounds are thinned out, and segments are written anew without them."""
+    """Subsample sealed rounds and compact their segments."""
     with History.open(folder, write=True) as history:
         remove_orphans(history)
         subsample(history, RetentionSettings(rounds=3))
@@ -99,7 +99,7 @@ def retain(folder: Path, acknowledge: Acknowledge) -> None:
 
 
 def recover(folder: Path, acknowledge: Acknowledge) -> None:
-    """The next start, as the daemon makes it; some tasks come again, and a new one."""
+    """Start as the daemon does; append a repeated and a new task."""
     with History.open(folder, write=True) as history:
         remove_orphans(history)
         append(history, [1, 9001], acknowledge)

@@ -1,4 +1,4 @@
-"""After a power loss at any moment, all that was acknowledged is there; what was not is whole or absent."""
+"""After a power loss at any moment, everything acknowledged is there; anything else is complete or absent."""
 
 import random
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 from tests.crash.checks import check
 from tests.crash.lives import HISTORY
-from tests.crash.power import Life, lose_power, understand
+from tests.crash.power import Life, lose_power, parse_life
 from tests.crash.recording import record
 from tests.crash.walker import Walker
 
@@ -18,11 +18,11 @@ STATES = {"ingest": 200, "seal": 100, "retain": 50}
 @pytest.fixture(scope="module")
 def lives(walker: Walker) -> dict[str, tuple[Path, Life]]:
     recorded = {name: record(walker, name) for name in HISTORY}
-    return {name: (folder, understand(folder, calls)) for name, (folder, calls) in recorded.items()}
+    return {name: (folder, parse_life(folder, calls)) for name, (folder, calls) in recorded.items()}
 
 
 def survive(life: Life, folder: Path, seed: int, disk: Path) -> int:
-    """Lose power once; return how much had been acknowledged."""
+    """Lose power once; return how many steps had been acknowledged."""
     chance = random.Random(seed)
     acknowledged = lose_power(life, chance.randrange(len(life.ops) + 1), chance, disk)
     try:
@@ -33,7 +33,7 @@ def survive(life: Life, folder: Path, seed: int, disk: Path) -> int:
 
 
 @pytest.mark.parametrize("scenario", HISTORY)
-def test_a_power_loss_takes_nothing_that_was_acknowledged(
+def test_a_power_loss_loses_nothing_acknowledged(
     walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str
 ) -> None:
     folder, life = lives[scenario]
@@ -42,21 +42,21 @@ def test_a_power_loss_takes_nothing_that_was_acknowledged(
 
 
 @pytest.mark.parametrize("scenario", HISTORY)
-def test_a_disk_that_lost_nothing_is_what_the_life_left(
+def test_a_disk_without_losses_equals_what_the_life_left(
     walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str
 ) -> None:
     """The recording misses no call that changes a file."""
 
-    class Lucky(random.Random):
+    class LoseNothing(random.Random):
         def random(self) -> float:
             return 0.0
 
-        def choice(self, among):  # type: ignore[no-untyped-def]
-            return max(among)
+        def choice(self, choices):  # type: ignore[no-untyped-def]
+            return max(choices)
 
     folder, life = lives[scenario]
     disk = walker.folder / "lucky"
-    lose_power(life, len(life.ops), Lucky(), disk)
+    lose_power(life, len(life.ops), LoseNothing(), disk)
     left = {
         path.relative_to(folder): path for path in folder.rglob("*") if path.is_file() and path.name != "writer.lock"
     }
@@ -68,7 +68,7 @@ def test_a_disk_that_lost_nothing_is_what_the_life_left(
 
 
 def without_syncs(life: Life, *nodes: str) -> Life:
-    """The life of a program that forgot to sync: files ("data") or folders ("names")."""
+    """Return the life of a program that omits syncs of files ("data") or folders ("names")."""
     forgotten = {"data": lambda node: node not in life.folders, "names": lambda node: node in life.folders}
     ops = [
         op._replace(kind="cut", at=1 << 40) if op.kind == "sync" and any(forgotten[n](op.node) for n in nodes) else op
@@ -79,7 +79,7 @@ def without_syncs(life: Life, *nodes: str) -> Life:
 
 @pytest.mark.parametrize("forgotten", ["data", "names"])
 @pytest.mark.parametrize("scenario", ["ingest", "seal"])
-def test_a_program_that_does_not_sync_is_found_out(
+def test_missing_syncs_are_detected(
     walker: Walker, lives: dict[str, tuple[Path, Life]], scenario: str, forgotten: str
 ) -> None:
     folder, life = lives[scenario]

@@ -1,4 +1,4 @@
-"""Kill a life at a chosen system call, or let the call fail, and see what is left."""
+"""Kill a life at a chosen system call, or let the call fail, and check what is left."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from tests.crash.lives import Life, find_life
 
 ROOT = Path(__file__).parents[2]
 CALLS = ("pwrite64", "write", "fsync", "fdatasync", "ftruncate", "rename", "unlink", "mkdir", "rmdir", "unlinkat")
-"""The system calls that change files; acknowledgements are written by another, ``writev``, and never fail."""
+"""The system calls that change files. Acknowledgements use another call, ``writev``, which never fails."""
 KINDS = ("signal=KILL", "error=EIO", "error=ENOSPC")
-PATIENCE = 200.0
+TIMEOUT_SECONDS = 200.0
 
 
 class Point(NamedTuple):
-    """The ``when``-th ``call`` of a thread of the ``scenario`` meets the fate ``kind``; "7+": and all later ones.
+    """At the ``when``-th ``call`` of a thread of ``scenario``, inject ``kind``; "7+" means at every call from the 7th.
 
-    With ``first`` it is a call of the next start, after that other point of the same scenario.
+    With ``first``, the call belongs to the next start after the point ``first`` of the same scenario.
     """
 
     scenario: str
@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 def read_point(said: str) -> Point:
-    """Return the point that is written so."""
+    """Parse a point from its text."""
     scenario, *faults = said.split("/")
     point = None
     for fault in faults:
@@ -52,18 +52,18 @@ def read_point(said: str) -> Point:
 
 
 class Start(NamedTuple):
-    """What a part of a life finds: which part it is, and what the one before left (None: nothing)."""
+    """How a life starts: which part runs, and the folder left by the part before (None: an empty one)."""
 
     part: str
     folder: Path | None
 
 
 Starts = dict[tuple[str, Point | None], Start]
-"""By scenario and first fault."""
+"""The starts by scenario and first fault."""
 
 
 class Walker:
-    """Lives that are traced; close it."""
+    """Runs lives under strace. Must be closed."""
 
     def __init__(self, folder: Path, starts: Starts | None = None) -> None:
         self.folder = folder
@@ -85,9 +85,9 @@ class Walker:
         self.errors.close()
 
     def live(self, scenario: str, *trace: str, start: Start | None = None) -> tuple[Path, int]:
-        """Play a scenario, all of it or what begins at ``start``, under strace with these arguments.
+        """Run a scenario, or only the part that begins at ``start``, under strace with the arguments ``trace``.
 
-        Returns its folder and how it ended.
+        Returns its folder and exit status.
         """
         self.lives += 1
         folder = self.folder / f"life-{self.lives}"
@@ -96,9 +96,9 @@ class Walker:
             parts = [start.part]
             if start.folder is not None:
                 copy_life(start.folder, folder)
-        order = {"scenario": scenario, "folder": str(folder), "acknowledged": str(told_in(folder))}
-        self._tell({**order, "parts": parts, "stopped": bool(trace)})
-        pid = self._hear()["pid"]
+        order = {"scenario": scenario, "folder": str(folder), "acknowledged": str(acknowledged_file(folder))}
+        self._send({**order, "parts": parts, "stopped": bool(trace)})
+        pid = self._receive()["pid"]
         tracer = None
         if trace:
             wait_until(lambda: state_of(pid) in "Tt")
@@ -108,13 +108,13 @@ class Walker:
                 os.kill(pid, signal.SIGKILL)
                 raise RuntimeError(f"strace ended: {(self.folder / 'errors').read_text()[-500:]}")
             os.kill(pid, signal.SIGCONT)
-        status = int(self._hear()["status"])
+        status = int(self._receive()["status"])
         if tracer is not None:
             tracer.wait()
         return folder, status
 
     def start_of(self, scenario: str, first: Point | None = None) -> Start:
-        """Return where a scenario begins to be harmed: after what prepares it, or after a ``first`` fault."""
+        """Return where the faults of a scenario begin: after its preparation, or after a ``first`` fault."""
         if (scenario, first) not in self.starts:
             if first is not None:
                 start = Start("again", self.harm(first)[0])
@@ -128,27 +128,27 @@ class Walker:
         return self.starts[scenario, first]
 
     def harm(self, point: Point) -> tuple[Path, int]:
-        """Let a point happen; return the folder that it left and how the process ended."""
+        """Inject a point; return the folder that it left and the exit status of the process."""
         inject = f"inject={point.call}:{point.kind}:when={point.when}"
         start = self.start_of(point.scenario, point.first)
         return self.live(point.scenario, "-e", f"trace={point.call}", "-e", inject, "-o", "/dev/null", start=start)
 
-    def _tell(self, order: dict[str, Any]) -> None:
+    def _send(self, order: dict[str, Any]) -> None:
         assert self.zygote.stdin is not None
         self.zygote.stdin.write(json.dumps(order).encode() + b"\n")
         self.zygote.stdin.flush()
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self.zygote.stdout is not None
         line = self.zygote.stdout.readline()
         assert line, (self.folder / "errors").read_text()
-        heard: dict[str, Any] = json.loads(line)
-        return heard
+        message: dict[str, Any] = json.loads(line)
+        return message
 
 
-def wait_until(true: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.0005)
 
@@ -162,7 +162,7 @@ def traced(pid: int) -> bool:
 
 
 def count_calls(walker: Walker, scenario: str, first: Point | None = None) -> dict[str, int]:
-    """Return how often each call is made by the thread that makes it most often, in an unharmed life."""
+    """Return for each call how often the thread that makes it most often makes it, in a life without faults."""
     log = walker.folder / f"{scenario}.calls"
     start = walker.start_of(scenario, first)
     folder, status = walker.live(scenario, "-e", f"trace={','.join(CALLS)}", "-o", str(log), start=start)
@@ -173,9 +173,9 @@ def count_calls(walker: Walker, scenario: str, first: Point | None = None) -> di
 
 
 def points_of(walker: Walker, scenario: str, first: Point | None = None) -> list[Point]:
-    """Return all points of a scenario: every call killed, failing once, and (a full disk) failing for good.
+    """Return all points of a scenario: a kill at every call, one failure, and a permanent failure (a full disk).
 
-    With ``first`` they are those of the next start after it.
+    With ``first``, the points are those of the next start after it.
     """
     if (scenario, first) not in walker.points:
         points = walker.points[scenario, first] = []
@@ -187,24 +187,24 @@ def points_of(walker: Walker, scenario: str, first: Point | None = None) -> list
 
 
 def walk(walker: Walker, point: Point) -> dict[str, int]:
-    """Let one point happen; compare what is left with what was acknowledged. Returns what was counted."""
+    """Inject one point and compare what is left with what was acknowledged; return the counts."""
     folder, status = walker.harm(point)
-    told = told_in(folder)
-    acknowledged = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
-    exact = point.scenario == "ingest" and point.first is None  # Elsewhere threads share the calls in different ways.
+    file = acknowledged_file(folder)
+    acknowledged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    exact = point.scenario == "ingest" and point.first is None  # elsewhere, the split among threads varies
     assert status == -signal.SIGKILL or not exact or not point.kind.startswith("signal"), f"{point}: it lived on"
     counted = {"acknowledged": len(acknowledged), "harmed": int(status != 0)}
     try:
-        check_patiently(find_life(point.scenario), folder, acknowledged)
+        check_once_unlocked(find_life(point.scenario), folder, acknowledged)
     except Exception as error:
         raise AssertionError(f"{point}: {type(error).__name__}: {error}") from error
     clean_up(folder)
     return counted
 
 
-def check_patiently(life: Life, folder: Path, acknowledged: list[dict[str, Any]]) -> None:
-    """Check what is left; a process that another walker forks holds a copy of the lock until it has become strace."""
-    deadline = time.monotonic() + PATIENCE
+def check_once_unlocked(life: Life, folder: Path, acknowledged: list[dict[str, Any]]) -> None:
+    """Check what is left. Another walker's fork holds a copy of the lock until it has executed strace; wait for it."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             return life.check(folder, acknowledged)
@@ -214,19 +214,19 @@ def check_patiently(life: Life, folder: Path, acknowledged: list[dict[str, Any]]
             time.sleep(0.01)
 
 
-def told_in(folder: Path) -> Path:
-    """Return the file that says what was acknowledged in a life."""
+def acknowledged_file(folder: Path) -> Path:
+    """Return the file of a life's acknowledgements."""
     return Path(f"{folder}.acknowledged")
 
 
 def copy_life(left: Path, folder: Path) -> None:
-    """Let a life begin with what another left; shared memory is gone with its processes."""
+    """Copy what another life left. Shared memory is omitted, because it does not survive its processes."""
     if left.exists():
         shutil.copytree(left, folder, ignore=shutil.ignore_patterns("*-shm"))
-    if told_in(left).exists():
-        shutil.copy(told_in(left), told_in(folder))
+    if acknowledged_file(left).exists():
+        shutil.copy(acknowledged_file(left), acknowledged_file(folder))
 
 
 def clean_up(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    told_in(folder).unlink(missing_ok=True)
+    acknowledged_file(folder).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Several walkers side by side, and the points that a whole walk visits."""
+"""Run several walkers in parallel, and choose the points that a whole walk visits."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ from tests.crash.walker import Point, Walker, points_of, walk
 
 Found = TypeVar("Found")
 FIRSTS = 12
-"""After how many first faults of a scenario the next start is harmed; after two of a random one."""
+"""After how many first faults of a scenario the next start gets a fault; after two of a random scenario."""
 SECONDS = 20
-"""At how many points each of those next starts is harmed."""
+"""At how many points each of those next starts gets a fault."""
 BY_CHANCE = 200
 """How many points of a random scenario are walked."""
 
 
 class Walkers:
-    """So many walkers, each for one piece of work at a time; a context."""
+    """A pool of ``count`` walkers, each for one piece of work at a time. A context manager."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.idle: SimpleQueue[Walker] = SimpleQueue()
@@ -28,7 +28,7 @@ class Walkers:
         self.opened = []
         for number in range(count):
             (place := folder / str(number)).mkdir()
-            # What a walker has prepared, or left after a first fault, is read by all: the starts are shared.
+            # The walkers share their starts, so that each preparation and each first fault runs only once.
             self.opened.append(Walker(place, self.opened[0].starts if self.opened else None))
             self.idle.put(self.opened[-1])
 
@@ -41,7 +41,7 @@ class Walkers:
             walker.close()
 
     def use(self, work: Callable[[Walker], Found]) -> Found:
-        """Do a piece of work with the next walker that is idle."""
+        """Run a piece of work with the next idle walker."""
         walker = self.idle.get()
         try:
             return work(walker)
@@ -49,7 +49,7 @@ class Walkers:
             self.idle.put(walker)
 
     def walk_all(self, points: list[Point]) -> Iterator[tuple[Point, str | None]]:
-        """Yield each point as it was walked, with what was wrong there."""
+        """Yield each point once it has been walked, with its failure message or None."""
 
         def visit(point: Point) -> tuple[Point, str | None]:
             try:
@@ -62,32 +62,32 @@ class Walkers:
             yield done.result()
 
 
-def choose_points(crew: Walkers, scenarios: list[str], seed: int, lives: int) -> list[Point]:
-    """Return all points of the scenarios, some of random ones, and some of the next start after some of them.
+def choose_points(walkers: Walkers, scenarios: list[str], seed: int, lives: int) -> list[Point]:
+    """Return all points of the scenarios, some of the random scenarios, and some of next starts after a fault.
 
-    They are shuffled, so that a part of a walk, wherever it is cut off, has seen something of all.
+    The points are shuffled, so that any prefix of a walk covers a bit of everything.
     """
     chance = random.Random(seed)
     points: list[Point] = []
     firsts: list[Point] = []
     for name in [*scenarios, *(f"{RANDOM}{seed}-{number}" for number in range(lives))]:
-        found = crew.use(lambda walker, name=name: points_of(walker, name))
+        found = walkers.use(lambda walker, name=name: points_of(walker, name))
         by_chance = name.startswith(RANDOM)
-        points += (mine := draw(chance, found, BY_CHANCE) if by_chance else found)
-        firsts += draw(chance, mine, 2 if by_chance else FIRSTS)
+        points += (selected := draw(chance, found, BY_CHANCE) if by_chance else found)
+        firsts += draw(chance, selected, 2 if by_chance else FIRSTS)
 
     def after(first: Point) -> list[Point]:
         try:
-            return crew.use(lambda walker: points_of(walker, first.scenario, first))
+            return walkers.use(lambda walker: points_of(walker, first.scenario, first))
         except AssertionError:
-            return []  # The next start fails, which is found out when ``first`` itself is walked.
+            return []  # The next start fails; the walk of ``first`` itself reports that.
 
-    for found in crew.pool.map(after, firsts):
+    for found in walkers.pool.map(after, firsts):
         points += draw(chance, found, SECONDS)
     chance.shuffle(points)
     return points
 
 
 def draw(chance: random.Random, points: list[Point], most: int) -> list[Point]:
-    """Return so many of the points, in their order."""
+    """Return at most ``most`` randomly drawn points, in their original order."""
     return [points[at] for at in sorted(chance.sample(range(len(points)), min(most, len(points))))]

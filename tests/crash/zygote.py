@@ -1,4 +1,4 @@
-"""A process that has imported everything, and forks a child for each life: a start costs milliseconds, not seconds."""
+"""A process that has imported everything and forks a child for each life, so that a start takes milliseconds."""
 
 import gc
 import json
@@ -12,20 +12,20 @@ from tests.crash.lives import find_life
 
 
 def main() -> None:
-    """For each line {"scenario", "parts", "folder", "stopped"} fork a child; answer with its id, then with its end."""
+    """For each line {"scenario", "parts", "folder", "stopped"}, fork a child; answer with its id, then its status."""
     gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
             live(order)
-        say({"pid": pid})
+        send({"pid": pid})
         _, status = os.waitpid(pid, 0)
-        say({"status": os.waitstatus_to_exitcode(status)})
+        send({"status": os.waitstatus_to_exitcode(status)})
 
 
 def live(order: dict[str, Any]) -> None:
-    """Play parts of a life; each acknowledgement is a line in the file ``acknowledged``, written at once."""
+    """Run parts of a life. Each acknowledgement is one line, written at once to the file ``acknowledged``."""
     code = 70
     try:
         descriptor = os.open(order["acknowledged"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -42,7 +42,7 @@ def live(order: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def say(what: dict[str, Any]) -> None:
+def send(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of this floor share."""
+"""Fixtures shared by the tests of this floor."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ Cli = Callable[..., Ended]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process (importing torch takes seconds); an exception that would be a traceback is one."""
+    """Run a command in this process, because importing torch takes seconds. An uncaught exception fails the test."""
 
     def run(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["online-meta", *map(str, arguments)])
@@ -40,7 +40,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A tiny configuration whose run lies under ``tmp_path``."""
+    """A small configuration whose run is under ``tmp_path``."""
     return write_sinusoid(tmp_path)
 
 
@@ -49,7 +49,7 @@ BODY_BYTES = 20_000
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon that has learned the tasks sin-0 to sin-5; each test brings tasks of its own beside them."""
+    """A daemon that has learned the tasks sin-0 to sin-5. The tests share it and add tasks of their own."""
     folder = tmp_path_factory.mktemp("daemon")
     limits = f"limits = {{ body_bytes = {BODY_BYTES}, body_seconds = 4 }}\n"
     with running_daemon(write_sinusoid(folder, limits)) as running:
@@ -62,5 +62,5 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
-    """A run of a dozen rounds that was drained."""
+    """A drained run of a dozen rounds."""
     return finish_once(tmp_path_factory, worker_id)

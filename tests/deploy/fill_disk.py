@@ -1,6 +1,6 @@
-"""Run by test_disk_full.py in a mount namespace of its own: a daemon whose disk is full, and then is not.
+"""Run a daemon on a full disk, then free space. test_disk_full.py runs this in its own mount namespace.
 
-``python fill_disk.py CONFIG``; the run's folder is a disk of a few MB.
+Usage: ``python fill_disk.py CONFIG``. The run's folder is a disk of a few MB.
 """
 
 import errno
@@ -28,7 +28,7 @@ def send(daemon: Daemon, t: int) -> httpx.Response:
 
 
 def send_until_full(daemon: Daemon, first: int) -> int:
-    """Send tasks until one is refused for want of space; return how many were acknowledged in all."""
+    """Send tasks until one is refused for lack of space; return the total number acknowledged."""
     for t in range(first, first + 1000):
         answer = send(daemon, t)
         if answer.status_code == 507:
@@ -40,7 +40,7 @@ def send_until_full(daemon: Daemon, first: int) -> int:
 
 
 def fill(file: Path) -> None:
-    """Write until not one more byte goes onto the disk."""
+    """Write until the disk has no free byte."""
     with open(file, "wb", buffering=0) as filler:
         for size in (65536, 512, 1):
             try:
@@ -51,7 +51,7 @@ def fill(file: Path) -> None:
                     raise
 
 
-def go_through(config: Path, run: Path) -> None:
+def run_until_full_and_recover(config: Path, run: Path) -> None:
     ballast = run / "ballast"
     ballast.write_bytes(bytes(2_000_000))
     with running_daemon(config, *SETS) as daemon:
@@ -86,7 +86,7 @@ def go_through(config: Path, run: Path) -> None:
 
 
 def compare(config: Path, run: Path, out: Path) -> None:
-    """Play the same rounds again on a disk with room: the parameters must be the same bits."""
+    """Replay the same rounds on a disk with room: the parameters must be bit-identical."""
     replay(read_config(config, SETS), run / "history", out, None, lambda *_: None)
     here, there = load_latest(run / "checkpoints"), load_latest(out / "checkpoints")
     assert here is not None
@@ -102,6 +102,6 @@ if __name__ == "__main__":
     given = Path(sys.argv[1])
     folder = Path(read_config(given).run.path)
     assert os.path.ismount(folder)
-    go_through(given, folder)
+    run_until_full_and_recover(given, folder)
     compare(given, folder, given.parent / "replayed")
     print("ok")

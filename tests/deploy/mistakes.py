@@ -1,11 +1,11 @@
-"""Mistakes that a configuration can have, each with what its reader should be told."""
+"""Mistakes in a configuration, each with the error message that its reader should see."""
 
 MODELS = "tests.deploy.user_models"
 GOOD_ARGS = "args = { inputs = 1, outputs = 1, hidden = [8] }"
 BUILD = 'build = "trainers.models:mlp"'
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
-    # name: (what stands in the file, what is put in its place, what the error says after the file's name)
+    # name: (text in the file, its replacement, the error message after the file's name)
     "section": ("[meta]", "[meat]", "there is no section [meat]: did you mean 'meta'? known: checkpoint, engine,"),
     "key": ("batch = 2", "bach = 2", "[meta] has no key 'bach': did you mean 'batch'? known: batch, clip_norm,"),
     "deep key": ("[serve]", "[serve]\nlimits = { backlogg = 1 }", "[serve.limits] has no key 'backlogg': did you mean"),

@@ -1,4 +1,4 @@
-"""Every algorithm, replay policy and baseline of the documentation is a configuration that works."""
+"""Every algorithm, replay policy and baseline in the documentation is a working configuration."""
 
 import re
 
@@ -17,7 +17,7 @@ ROWS = {
 }
 
 
-def test_the_table_is_read():
+def test_the_table_is_parsed():
     assert len(ROWS) == 36
     assert ROWS["FOMAML"] == ["meta.gradient=first_order"]
 

@@ -1,4 +1,4 @@
-"""Answers of another thread reach the event loop, all of them, however they come."""
+"""Answers from other threads all reach the event loop."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ import pytest
 from deploy.server.app import FutureBridge
 
 
-def test_all_that_is_answered_arrives_whoever_answers() -> None:
+def test_every_answer_arrives_from_any_thread() -> None:
     futures: list[Future[int]] = [Future() for _ in range(2000)]
 
     async def wait() -> list[int]:
@@ -49,7 +49,7 @@ def test_a_batch_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(wait()) == (list(range(8)), 1)
 
 
-def test_errors_arrive_and_who_was_cancelled_is_left_out() -> None:
+def test_errors_arrive_and_cancelled_futures_are_skipped() -> None:
     async def wait() -> None:
         answers, failed, lost, done = FutureBridge(), Future[int](), Future[int](), Future[int]()
         waiting = asyncio.ensure_future(answers.wait_for(lost))

@@ -1,4 +1,4 @@
-"""What the daemon tells: predictions, weights, regret, health, its own description."""
+"""The read side of the API: predictions, weights, regret, health, and its own description."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from tests.support.daemon import Daemon, decode, encode, sinusoid
 
 
 def rounds_of(daemon: Daemon) -> list[dict[str, Any]]:
-    """Return the lines of all rounds, once none is pending."""
+    """Return the records of all rounds, once none is pending."""
     daemon.wait_until_learned(daemon.status()["rounds"]["ingested"])
     return [json.loads(line) for line in (daemon.log.parent / "run/rounds.jsonl").read_text().splitlines()]
 
@@ -30,7 +30,7 @@ def regret(daemon: Daemon, **query: int) -> dict[str, Any]:
 
 
 def adapt(daemon: Daemon, t: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return (predictions, what plain torch makes of /v1/weights, the round) for a task of the stream."""
+    """Return (predictions, plain torch's predictions from /v1/weights, the round) for a task of the stream."""
     task = decode(sinusoid(t))
     body = encode({"support_x": task.support.x, "support_y": task.support.y, "query_x": task.query.x})
     answer, weights = daemon.client.post("/v1/adapt", content=body), daemon.client.get("/v1/weights")
@@ -50,7 +50,7 @@ def adapt(daemon: Daemon, t: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     )
 
 
-def test_predictions_are_those_of_the_current_weights_after_two_steps(daemon: Daemon) -> None:
+def test_predictions_use_the_current_weights_after_two_steps(daemon: Daemon) -> None:
     rounds = len(rounds_of(daemon))
     predictions, expected, round = adapt(daemon, 1000)
     assert round == rounds
@@ -66,7 +66,7 @@ def test_predictions_are_those_of_the_current_weights_after_two_steps(daemon: Da
         ({"support_y": torch.full((5, 1), math.nan)}, "not_finite"),
     ],
 )
-def test_what_cannot_be_adapted_to_is_refused(daemon: Daemon, change: dict[str, torch.Tensor], reason: str) -> None:
+def test_an_invalid_adapt_request_is_refused(daemon: Daemon, change: dict[str, torch.Tensor], reason: str) -> None:
     task = decode(sinusoid(1000))
     good = {"support_x": task.support.x, "support_y": task.support.y, "query_x": task.query.x}
     answer = daemon.client.post("/v1/adapt", content=encode({**good, **change}))
@@ -119,7 +119,7 @@ def test_an_empty_range_is_empty(daemon: Daemon, query: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("query", ["points=0", "points=10001", "from=-1", "to=-1", "from=x", "points=1.5"])
-def test_a_range_that_is_none_is_refused(daemon: Daemon, query: str) -> None:
+def test_an_invalid_range_is_refused(daemon: Daemon, query: str) -> None:
     answer = daemon.client.get(f"/v1/regret?{query}")
     assert (answer.status_code, answer.json()["reason"]) == (422, "bad_parameter")
     assert answer.json()["detail"].startswith(f"{query.split('=')[0]}: ")
@@ -134,7 +134,7 @@ def test_health(daemon: Daemon) -> None:
     ("method", "path", "code", "reason"),
     [("GET", "/v2/tasks", 404, "not_found"), ("DELETE", "/v1/tasks", 405, "wrong_method")],
 )
-def test_a_wrong_request_is_answered_like_any_other(
+def test_an_unknown_path_or_method_gets_a_json_error(
     daemon: Daemon, method: str, path: str, code: int, reason: str
 ) -> None:
     answer = daemon.client.request(method, path)
@@ -149,11 +149,11 @@ def test_the_api_describes_itself(daemon: Daemon) -> None:
     assert {"/v1/tasks", "/v1/tasks/{id}", "/v1/adapt", "/v1/weights", "/v1/regret", "/v1/status"} <= set(
         described["paths"]
     )
-    told = described["paths"]["/v1/tasks"]["post"]["responses"]
-    assert {"200", "201", "409", "413", "422", "429", "503", "507"} <= set(told)
+    responses = described["paths"]["/v1/tasks"]["post"]["responses"]
+    assert {"200", "201", "409", "413", "422", "429", "503", "507"} <= set(responses)
 
 
-def test_the_documentation_asks_no_other_host(daemon: Daemon) -> None:
+def test_the_api_documentation_loads_nothing_from_other_hosts(daemon: Daemon) -> None:
     page = daemon.client.get("/docs")
     assert page.status_code == 200
     hosts = set(re.findall(r"""(?:src|href)=["']?(https?:)?//([^/"']+)""", page.text))
@@ -167,7 +167,7 @@ def test_the_documentation_asks_no_other_host(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/status", "/metrics", "/v1/tasks/never", "/no", "/static/app.js"])
-def test_browsers_are_told_to_load_nothing_from_elsewhere(daemon: Daemon, path: str) -> None:
+def test_the_content_security_policy_allows_no_other_host(daemon: Daemon, path: str) -> None:
     headers = daemon.client.get(path).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))

@@ -1,4 +1,4 @@
-"""Tasks over HTTP: what is taken, what is refused and why, what became of each."""
+"""Tasks over HTTP: which are accepted, which are refused and why, and the status of each."""
 
 import gzip
 import hashlib
@@ -22,7 +22,7 @@ GOOD = {
 }
 
 
-def test_a_task_becomes_one_round_whatever_is_sent_again(daemon: Daemon) -> None:
+def test_a_task_becomes_one_round_however_often_it_is_sent(daemon: Daemon) -> None:
     first = daemon.post(sinusoid(100), "again")
     assert (first.status_code, first.json().keys()) == (201, {"id", "round"})
     second = daemon.post(sinusoid(100), "again")
@@ -38,13 +38,13 @@ def test_rounds_are_dense_and_in_order(daemon: Daemon) -> None:
     assert rounds == list(range(rounds[0], rounds[0] + 4))
 
 
-def test_without_an_id_it_is_the_hash_of_the_body(daemon: Daemon) -> None:
+def test_the_default_id_is_the_hash_of_the_body(daemon: Daemon) -> None:
     answer = daemon.post(sinusoid(300))
     assert (answer.status_code, answer.json()["id"]) == (201, hashlib.sha256(sinusoid(300)).hexdigest())
     assert daemon.post(sinusoid(300)).status_code == 200
 
 
-def test_a_query_may_be_left_out(daemon: Daemon) -> None:
+def test_a_query_is_optional(daemon: Daemon) -> None:
     assert daemon.post(sinusoid(400, query=False), "no-query").status_code == 201
     wait_for("it is learned", lambda: daemon.client.get("/v1/tasks/no-query").json()["status"] == "learned")
 
@@ -78,7 +78,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor] | bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_what_is_no_task_of_the_run_is_refused_and_harms_nothing(daemon: Daemon, why: str) -> None:
+def test_an_invalid_task_is_refused_without_side_effects(daemon: Daemon, why: str) -> None:
     body, reason, detail = REFUSED[why]
     before = daemon.status()["rounds"]["ingested"]
     answer = daemon.post(body if isinstance(body, bytes) else encode(body), f"refused-{reason}")
@@ -90,14 +90,14 @@ def test_what_is_no_task_of_the_run_is_refused_and_harms_nothing(daemon: Daemon,
 
 
 @pytest.mark.parametrize("id", ["", "a b", "-a", "a" * 201, "../etc", "ä".encode().decode("latin1")])
-def test_an_id_that_is_none(daemon: Daemon, id: str) -> None:
+def test_an_invalid_id_is_refused(daemon: Daemon, id: str) -> None:
     headers = {"Idempotency-Key": id.encode("latin1")}
     answer = daemon.client.post("/v1/tasks", content=sinusoid(0), headers=headers)
     assert (answer.status_code, answer.json()["reason"]) == (422, "bad_id")
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10000000000", "Transfer-Encoding: chunked"])
-def test_a_body_over_the_limit_is_refused_and_not_read_to_its_end(daemon: Daemon, framing: str) -> None:
+def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(daemon: Daemon, framing: str) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=5) as connection:
         head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nIdempotency-Key: big\r\n{framing}\r\n\r\n"
@@ -109,7 +109,7 @@ def test_a_body_over_the_limit_is_refused_and_not_read_to_its_end(daemon: Daemon
                 connection.sendall(b"10000\r\n" + piece + b"\r\n" if "chunked" in framing else piece)
                 sent += len(piece)
         except (TimeoutError, ConnectionError):
-            pass  # it reads no more
+            pass  # the daemon has stopped reading
         assert connection.recv(12) == b"HTTP/1.1 413"
         assert sent < 50_000_000, "the daemon reads on for ever"
     assert daemon.client.get("/healthz").is_success
@@ -125,7 +125,7 @@ def test_a_body_over_the_limit_is_answered(daemon: Daemon, chunked: bool) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["zstd", "gzip"])
-def test_a_body_may_come_compressed_and_is_the_same_task(daemon: Daemon, encoding: str) -> None:
+def test_a_compressed_body_is_the_same_task(daemon: Daemon, encoding: str) -> None:
     body = sinusoid({"zstd": 700, "gzip": 701}[encoding])
     packed = zstandard.compress(body) if encoding == "zstd" else gzip.compress(body)
     first = daemon.client.post("/v1/tasks", content=packed, headers={"Content-Encoding": encoding})
@@ -158,7 +158,7 @@ def test_a_body_may_come_compressed_and_is_the_same_task(daemon: Daemon, encodin
     ],
 )
 @pytest.mark.parametrize("route", ["/v1/tasks", "/v1/adapt"])
-def test_a_compressed_body_that_is_none(
+def test_an_invalid_compressed_body_is_refused(
     daemon: Daemon, body: bytes, encoding: str, status: int, reason: str, route: str
 ) -> None:
     answer = daemon.client.post(route, content=body[: BODY_BYTES - 1], headers={"Content-Encoding": encoding})
@@ -168,7 +168,7 @@ def test_a_compressed_body_that_is_none(
         assert f'rejected_total{{reason="{reason}",source="http"}}' in daemon.client.get("/metrics").text
 
 
-def test_what_is_refused_is_kept_as_a_dead_letter(daemon: Daemon) -> None:
+def test_a_refused_task_is_kept_as_a_dead_letter(daemon: Daemon) -> None:
     folder = daemon.log.parent / "run/dead-letters"
     sent = {
         "../../letter": (sinusoid(0), 422, "bad_id", None),
@@ -191,7 +191,7 @@ def test_what_is_refused_is_kept_as_a_dead_letter(daemon: Daemon) -> None:
     assert len(list(read_letters(folder))) == len(list(folder.glob("*.body"))) == len(list(folder.iterdir())) // 2
 
 
-def test_a_body_that_is_longer_than_it_said_is_not_taken_for_more(daemon: Daemon) -> None:
+def test_bytes_beyond_the_content_length_are_not_part_of_the_body(daemon: Daemon) -> None:
     body, url = sinusoid(710), httpx.URL(daemon.url)
     head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nIdempotency-Key: longer\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
@@ -203,7 +203,7 @@ def test_a_body_that_is_longer_than_it_said_is_not_taken_for_more(daemon: Daemon
     assert daemon.post(body, "longer").status_code in (200, 201), "the first is a task, whether or not it was answered"
 
 
-def test_a_client_that_sends_too_slowly_is_let_go(daemon: Daemon) -> None:
+def test_a_client_that_sends_too_slowly_is_disconnected(daemon: Daemon) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
@@ -213,7 +213,7 @@ def test_a_client_that_sends_too_slowly_is_let_go(daemon: Daemon) -> None:
     assert daemon.post(sinusoid(711), "after-slow").status_code == 201
 
 
-def test_headers_without_end_are_not_taken(daemon: Daemon) -> None:
+def test_endless_headers_are_refused(daemon: Daemon) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=60) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 66_000 + b"\r\n\r\n")
@@ -224,14 +224,14 @@ def test_a_body_at_the_limit_is_read(daemon: Daemon) -> None:
     assert daemon.post(bytes(BODY_BYTES)).status_code == 422
 
 
-def test_a_client_that_hangs_up_is_no_error_of_the_daemon(daemon: Daemon) -> None:
+def test_a_client_that_hangs_up_does_not_harm_the_daemon(daemon: Daemon) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=5) as connection:
         connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
     assert daemon.post(sinusoid(500), "after-hang-up").status_code == 201
 
 
-def test_the_fate_of_a_task(daemon: Daemon) -> None:
+def test_the_status_of_a_task(daemon: Daemon) -> None:
     with daemon.paused("trainer"):
         round = daemon.post(sinusoid(600), "fate").json()["round"]
         waiting = daemon.client.get("/v1/tasks/fate").json()
@@ -246,14 +246,13 @@ def test_the_fate_of_a_task(daemon: Daemon) -> None:
     assert all(loss > 0 for loss in losses.values())
 
 
-def test_a_task_that_never_came(daemon: Daemon) -> None:
+def test_the_status_of_an_unknown_task_is_404(daemon: Daemon) -> None:
     answer = daemon.client.get("/v1/tasks/never")
     assert (answer.status_code, answer.json()["reason"]) == (404, "unknown_task")
     assert "'never'" in answer.json()["detail"]
 
 
-def test_the_same_task_in_other_hands_is_kept_as_it_came(daemon: Daemon) -> None:
-    """What is learned is what was sent: the round's losses are those of its own tensors."""
+def test_the_first_task_is_round_0(daemon: Daemon) -> None:
     task = decode(sinusoid(0))
     assert task.support.x.shape == (5, 1)
     assert daemon.client.get("/v1/tasks/sin-0").json()["round"] == 0

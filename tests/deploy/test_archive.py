@@ -1,4 +1,4 @@
-"""The archive in the configuration: where it may lie, and what a user is told of it."""
+"""The archive in the configuration: where it can be, and what the commands report about it."""
 
 import time
 from pathlib import Path
@@ -28,7 +28,7 @@ def section(bucketed: Bucketed, **more: str) -> str:
     return f'[history]\narchive = "{bucketed.url}"\n[history.archive_options]\n{options}'
 
 
-def test_check_says_what_is_there(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+def test_check_reports_the_content_of_the_archive(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
     ended = cli("check", write_sinusoid(tmp_path / "beside"))
     assert (ended.code, f"{tmp_path}/beside/run/history/archive holds 0 segments" in ended.out) == (0, True)
     ended = cli("check", write_sinusoid(tmp_path / "s3", section(server)))
@@ -58,7 +58,7 @@ def test_wrong_settings_are_refused(cli: Cli, tmp_path: Path, lines: str, code: 
     assert message in ended.err
 
 
-def test_check_says_that_an_object_store_is_away(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+def test_check_reports_an_unreachable_object_store(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
     away = section(server, endpoint=f"http://127.0.0.1:{free_port()}") + "retry_config = { max_retries = 0 }\n"
     ended = cli("check", write_sinusoid(tmp_path, away))
     assert ended.code == 75
@@ -70,7 +70,7 @@ def test_a_daemon_seals_into_an_object_store_and_learns_from_there(cli: Cli, tmp
     with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]") as daemon:
         daemon.submit(*range(12))
         daemon.wait_until_learned(12)
-        wait_for("rounds are sealed", lambda: sealed_only(tmp_path / "run/history") == 10)
+        wait_for("rounds are sealed", lambda: count_sealed_only(tmp_path / "run/history") == 10)
         daemon.submit(*range(12, 20))
         daemon.wait_until_learned(20)
     assert verify(tmp_path / "run/history").clean
@@ -81,25 +81,25 @@ def test_a_daemon_seals_into_an_object_store_and_learns_from_there(cli: Cli, tmp
     assert ended.code == 0, ended.err
 
 
-def sealed_only(history: Path) -> int:
-    """How many rounds are only in the archive."""
+def count_sealed_only(history: Path) -> int:
+    """Return how many rounds are only in the archive."""
     with History.open(history, write=False) as opened:
         return len(opened) - int(opened.query("SELECT count(*) FROM payloads")[0][0])
 
 
-def removed(history: Path) -> int:
-    """How many rounds retention has removed."""
+def count_removed(history: Path) -> int:
+    """Return how many rounds retention has removed."""
     with History.open(history, write=False) as opened:
         return count_discarded(opened.query)
 
 
-def test_a_replay_of_what_retention_has_removed_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_a_replay_of_discarded_rounds_is_refused(cli: Cli, tmp_path: Path) -> None:
     config = write_sinusoid(tmp_path, SEALING + "[history.retention]\nrounds = 5\n")
     with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]", "checkpoint.every_rounds=1") as daemon:
-        for task in range(1_000):  # until no checkpoint is older than what was decided, and somewhat more
+        for task in range(1_000):  # until every checkpoint is newer than the retention decision, and a few rounds more
             daemon.submit(task)
             daemon.wait_until_learned(task + 1)
-            if removed(tmp_path / "run/history"):
+            if count_removed(tmp_path / "run/history"):
                 break
             time.sleep(0.2)
         daemon.submit(1_000)

@@ -1,4 +1,4 @@
-"""A trainer that stands still: tasks are kept until the backlog is full, and no further."""
+"""While the trainer is stopped, tasks are accepted until the backlog is full."""
 
 import fcntl
 import json
@@ -13,14 +13,14 @@ BACKLOG = 4
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, list[str]]]:
-    """A daemon with room for a few tasks, and what it said before its trainer had published anything."""
+    """A daemon with room for a few tasks, and its answers from before its trainer had published anything."""
     config = write_sinusoid(tmp_path_factory.mktemp("narrow"), f"limits = {{ backlog = {BACKLOG} }}\n")
     run = config.parent / "run"
     run.mkdir()
     with open(run / "trainer.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the trainer waits for its predecessor to end
         with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]") as daemon:
-            early = [ask(daemon) for ask in (_weights, _adapt, _regret, _report_of_nothing)]
+            early = [ask(daemon) for ask in (_weights, _adapt, _regret, _empty_status)]
             fcntl.flock(lock, fcntl.LOCK_UN)
             daemon.submit(0)
             daemon.wait_until_learned(1)
@@ -46,7 +46,7 @@ def _regret(daemon: Daemon) -> str:
     return json.dumps([found["from"], found["to"], found["rounds"], found["comparators"], found["regret"]])
 
 
-def _report_of_nothing(daemon: Daemon) -> str:
+def _empty_status(daemon: Daemon) -> str:
     status = daemon.status()
     return json.dumps([status["last"], status["checkpoint"], status["learners"]["ftml"], status["regret"]])
 
@@ -59,7 +59,7 @@ def test_before_the_first_leader(narrow: tuple[Daemon, list[str]]) -> None:
     assert json.loads(status) == [None, None, nothing, {}]
 
 
-def test_a_full_backlog_is_told_and_passes(narrow: tuple[Daemon, list[str]]) -> None:
+def test_a_full_backlog_is_reported_until_it_drains(narrow: tuple[Daemon, list[str]]) -> None:
     daemon = narrow[0]
     before = daemon.status()["rounds"]["ingested"]
     with daemon.paused("trainer"):

@@ -1,4 +1,4 @@
-"""A daemon that reads from a broker, the check of one, and submitting to others than a daemon."""
+"""A daemon that reads from a broker, the check of the broker, and submitting to targets other than a daemon."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.secure_servers import PASSWORD, USER, SecureRedis
 from tests.support.servers import Redis
 
 
-def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cli) -> None:
+def test_a_daemon_learns_tasks_submitted_to_its_broker(tmp_path: Path, cli: Cli) -> None:
     server = Redis(tmp_path / "redis")
     source = f'[[source]]\nkind = "redis"\nname = "queue"\nurl = "{server.url}"\n'
     config = write_sinusoid(tmp_path / "run", source)
@@ -44,7 +44,7 @@ def test_a_daemon_learns_what_is_submitted_to_its_broker(tmp_path: Path, cli: Cl
         server.stop()
 
 
-def test_a_login_that_is_wrong_is_told_at_the_start(tmp_path: Path, cli: Cli) -> None:
+def test_a_wrong_login_is_reported_at_start(tmp_path: Path, cli: Cli) -> None:
     server = SecureRedis(tmp_path / "redis")
     files = {"password_file": tmp_path / "password", "ca_file": tmp_path / "redis" / "cert.pem"}
     files |= {"certificate_file": files["ca_file"], "key_file": tmp_path / "redis" / "key.pem"}
@@ -55,10 +55,10 @@ def test_a_login_that_is_wrong_is_told_at_the_start(tmp_path: Path, cli: Cli) ->
     submit = ("submit", *write_tasks(tmp_path, 0, 1), "--url", f"{address}?stream=tasks{query}")
     try:
         server.start()
-        for told in ("password: No such file or directory", "refuses the login: invalid username-password"):
+        for message in ("password: No such file or directory", "refuses the login: invalid username-password"):
             for ended in (cli("check", config), cli(*submit)):
                 assert ended.code == 78
-                assert told in ended.err
+                assert message in ended.err
                 assert "hush-hush" not in ended.err
             files["password_file"].write_text("hush-hush")
         files["password_file"].write_text(PASSWORD)
@@ -69,7 +69,7 @@ def test_a_login_that_is_wrong_is_told_at_the_start(tmp_path: Path, cli: Cli) ->
         server.stop()
 
 
-def test_a_missing_client_library_is_an_error_of_the_configuration(
+def test_a_missing_client_library_is_a_configuration_error(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_sinusoid(tmp_path, '[[source]]\nkind = "redis"\n')
@@ -100,18 +100,18 @@ def test_submit_to_a_folder(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "code", "told"),
+    ("url", "code", "message"),
     [
         ("redis://127.0.0.1:{port}/0", 78, "--url 127.0.0.1:{port}: which stream?"),
         ("redis://127.0.0.1:{port}/0?stream=s", 75, "unreachable (no answer)"),
         ("nats://127.0.0.1:{port}/s", 75, "unreachable (no answer)"),
     ],
 )
-def test_submit_to_a_broker_that_is_not_there(cli: Cli, tmp_path: Path, url: str, code: int, told: str) -> None:
+def test_submit_to_an_unreachable_broker(cli: Cli, tmp_path: Path, url: str, code: int, message: str) -> None:
     port = free_port()
     ended = cli("submit", *write_tasks(tmp_path, 0), "--url", url.format(port=port), "--patience", "0")
     assert ended.code == code
-    assert told.format(port=port) in ended.err
+    assert message.format(port=port) in ended.err
     token = tmp_path / "token"
     token.write_text("secret")
     ended = cli("submit", *write_tasks(tmp_path, 0), "--url", "file:///x", "--token-file", token)

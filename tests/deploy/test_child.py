@@ -1,4 +1,4 @@
-"""What the daemon's children do at their start."""
+"""What the daemon's child processes do when they start."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ print("stopped each time")
 
 
 @pytest.mark.timeout(120)
-def test_a_signal_stops_who_waits_for_it_whenever_it_comes() -> None:
-    """Also in the moment in which the waiting thread holds the lock of what it waits for."""
+def test_a_signal_stops_a_waiting_thread_at_any_moment() -> None:
+    """This holds even while the waiting thread holds the lock of the event that it waits for."""
     done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout == "stopped each time\n", done.stderr

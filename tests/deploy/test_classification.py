@@ -35,18 +35,18 @@ def task(*labels: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("wrong", [-1, 3])
-def test_a_label_of_no_class_is_refused(daemon: Daemon, wrong: int) -> None:
+def test_a_label_outside_the_classes_is_refused(daemon: Daemon, wrong: int) -> None:
     answer = daemon.post(encode(task(0, 1, wrong)))
     assert (answer.status_code, answer.json()["reason"]) == (422, "label_out_of_range")
     assert f"the label {wrong} at sample 2; labels run from 0 to 2" in answer.json()["detail"]
 
 
-def test_labels_as_fractions_are_refused(daemon: Daemon) -> None:
+def test_fractional_labels_are_refused(daemon: Daemon) -> None:
     answer = daemon.post(encode({**task(0, 1), "support_y": torch.tensor([0.0, 1.0])}))
     assert (answer.status_code, answer.json()["reason"]) == (422, "wrong_dtype")
 
 
-def test_accuracy_is_told_everywhere_and_labels_are_predicted(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+def test_accuracy_is_reported_everywhere_and_labels_are_predicted(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     learned = daemon.status()["rounds"]["learned"]
     assert daemon.post(encode(task(0, 1, 2, 0)), "labels").status_code == 201
     status = daemon.wait_until_learned(learned + 1)

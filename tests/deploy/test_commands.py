@@ -1,4 +1,4 @@
-"""The command line, beside the commands that have files of their own."""
+"""The command line, except for commands that have test files of their own."""
 
 import json
 import re
@@ -16,14 +16,14 @@ COMMANDS = ("adapt", "check", "config", "demo", "export", "replay", "serve", "st
 
 
 def write_tasks(folder: Path, *tasks: int, prefix: str = "file") -> list[Path]:
-    """Write tasks of the stream as files; return them in order."""
+    """Write tasks of the stream as files; return the files in order."""
     files = [folder / f"{prefix}-{t}.safetensors" for t in tasks]
     for t, file in zip(tasks, files, strict=True):
         file.write_bytes(sinusoid(t))
     return files
 
 
-def test_the_commands_are_those_that_are_promised(cli: Cli) -> None:
+def test_the_documented_commands_exist(cli: Cli) -> None:
     ended = cli("--help")
     assert ended.code == 0
     assert tuple(re.findall(r"^  (\w+)  ", ended.out, re.MULTILINE)) == COMMANDS
@@ -31,7 +31,7 @@ def test_the_commands_are_those_that_are_promised(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_and_option_explains_itself(cli: Cli, command: str) -> None:
+def test_every_command_and_option_has_help(cli: Cli, command: str) -> None:
     ended = cli(command, "--help")
     assert ended.code == 0
     assert f"{command} [OPTIONS]" in ended.out
@@ -46,7 +46,7 @@ def test_the_version(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("serv", "x.toml"), "no command 'serv': did you mean 'serve'? known: adapt, check,"),
         (("zzz",), "no command 'zzz': known: adapt,"),
@@ -60,19 +60,19 @@ def test_the_version(cli: Cli) -> None:
         (("submit", "--url", "http://127.0.0.1:1"), "Missing argument 'FILES...'"),
     ],
 )
-def test_a_wrong_call_is_a_usage_error(cli: Cli, arguments: tuple[str, ...], told: str) -> None:
+def test_wrong_usage_is_a_usage_error(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
     ended = cli(*arguments)
     assert (ended.code, ended.out) == (64, "")
-    assert told in ended.err
+    assert message in ended.err
 
 
-def test_status_for_people_and_for_programs(daemon: Daemon, cli: Cli) -> None:
+def test_status_as_text_and_as_json(daemon: Daemon, cli: Cli) -> None:
     now = daemon.status()
     ended = cli("status", "--url", daemon.url, "--json")
     assert (ended.code, ended.err, ended.out.count("\n")) == (0, "", 1)
-    told = json.loads(ended.out)
-    assert told.keys() == now.keys()
-    assert told["rounds"]["ingested"] == now["rounds"]["ingested"]
+    printed = json.loads(ended.out)
+    assert printed.keys() == now.keys()
+    assert printed["rounds"]["ingested"] == now["rounds"]["ingested"]
     ended = cli("status", "--url", daemon.url)
     assert ended.code == 0
     for part in (
@@ -84,7 +84,7 @@ def test_status_for_people_and_for_programs(daemon: Daemon, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", [("status",), ("adapt",), ("submit", "--patience", "0")])
-def test_a_daemon_that_is_not_there(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_an_unreachable_daemon_is_reported(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     support, query = write_request(tmp_path, 0)
     more = {"adapt": ("--support", support, "--query", query), "submit": (support, query)}.get(command[0], ())
@@ -98,7 +98,7 @@ def test_a_daemon_that_is_not_there(cli: Cli, tmp_path: Path, command: tuple[str
     "url", ["127.0.0.1:8780", "ftp://x", "http://", "http://127.0.0.1:99999", "http://127.0.0.1:x", ""]
 )
 @pytest.mark.parametrize("command", ["status", "submit"])
-def test_an_address_that_is_none(cli: Cli, tmp_path: Path, url: str, command: str) -> None:
+def test_an_invalid_address_is_refused(cli: Cli, tmp_path: Path, url: str, command: str) -> None:
     files = write_tasks(tmp_path, 0) if command == "submit" else []
     ended = cli(command, *files, "--url", url)
     assert ended.code == 78
@@ -110,7 +110,7 @@ def test_an_address_that_is_none(cli: Cli, tmp_path: Path, url: str, command: st
     assert f"--url {url!r} is not an address{example}" in ended.err
 
 
-def test_submit_counts_what_is_new_known_and_refused(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+def test_submit_counts_new_duplicate_and_refused_tasks(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     files = write_tasks(tmp_path, 700, 701, 702)
     ended = cli("submit", *files, "--url", daemon.url)
     assert (ended.code, ended.out) == (0, "3 new, 0 already there, 0 refused\n")
@@ -127,16 +127,16 @@ def test_submit_counts_what_is_new_known_and_refused(daemon: Daemon, cli: Cli, t
     odd.write_bytes(sinusoid(710))
     ended = cli("submit", *files, broken, odd, *more, "--url", daemon.url)
     assert (ended.code, ended.out) == (78, "1 new, 2 already there, 3 refused\n")
-    told = ended.err.splitlines()
-    assert [line.split(": ")[0] for line in told] == [str(changed), str(broken), str(odd)]
-    assert [re.findall(r": (\w+) \(HTTP (\d+)\)", line) for line in told] == [
+    errors = ended.err.splitlines()
+    assert [line.split(": ")[0] for line in errors] == [str(changed), str(broken), str(odd)]
+    assert [re.findall(r": (\w+) \(HTTP (\d+)\)", line) for line in errors] == [
         [("conflict", "409")],
         [("unreadable", "422")],
         [("bad_id", "422")],
     ]
 
 
-def test_submit_of_a_file_that_is_not_there(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+def test_submit_of_a_missing_file(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     before = daemon.status()["rounds"]["ingested"]
     for url in (daemon.url, "http://127.0.0.1:1"):
         ended = cli("submit", *write_tasks(tmp_path, 720), tmp_path / "none", "--url", url)
@@ -145,7 +145,7 @@ def test_submit_of_a_file_that_is_not_there(daemon: Daemon, cli: Cli, tmp_path: 
     assert daemon.status()["rounds"]["ingested"] == before
 
 
-def test_adapt_prints_or_writes_what_the_daemon_predicts(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+def test_adapt_prints_or_writes_the_daemons_predictions(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     daemon.wait_until_learned(daemon.status()["rounds"]["ingested"])
     support, query = write_request(tmp_path, 800)
     ask = ("adapt", "--support", support, "--query", query, "--url", daemon.url)
@@ -155,17 +155,17 @@ def test_adapt_prints_or_writes_what_the_daemon_predicts(daemon: Daemon, cli: Cl
     torch.testing.assert_close(printed, predictions, rtol=1e-5, atol=1e-5)
 
 
-def test_adapt_explains_files_that_do_not_fit(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
+def test_adapt_explains_unsuitable_files(daemon: Daemon, cli: Cli, tmp_path: Path) -> None:
     support, query = write_request(tmp_path, 800)
     text = tmp_path / "text"
     text.write_text("no tensors")
-    for given, told in (
+    for given, message in (
         ((tmp_path / "none", query), "none cannot be read: No such file"),
         ((text, query), f"{text} is not a safetensors file"),
         ((query, support), f"{query} has no support_x and no support_y; it has query_x"),
     ):
         ended = cli("adapt", "--support", given[0], "--query", given[1], "--url", daemon.url)
-        assert (ended.code, told in ended.err) == (78, True), ended.err
+        assert (ended.code, message in ended.err) == (78, True), ended.err
     support.write_bytes(encode({"support_x": torch.zeros(2, 2), "support_y": torch.zeros(2, 1)}))
     ended = cli("adapt", "--support", support, "--query", query, "--url", daemon.url)
     assert ended.code == 78

@@ -1,4 +1,4 @@
-"""The process of the comparators: when it refreshes, and what it does with one that went astray or is given up."""
+"""The comparators' process: when it refreshes, and how it handles a diverged or an unavailable comparator."""
 
 import threading
 from pathlib import Path
@@ -35,21 +35,21 @@ SETTINGS = TrainerSettings(
         (150, 150, True, None),
     ],
 )
-def test_it_refreshes_every_so_many_rounds_and_at_rest(
+def test_it_refreshes_every_few_rounds_and_when_idle(
     covered: int, learned: int, rests: bool, target: int | None
 ) -> None:
     assert next_target(covered, learned, 50, rests) == target
 
 
-class Stop:
-    """Asks to stop after a few looks."""
+class StopAfter:
+    """A stop signal that is set after a given number of checks."""
 
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
+    def __init__(self, checks: int) -> None:
+        self.checks = checks
 
     def is_set(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
+        self.checks -= 1
+        return self.checks < 0
 
     def wait(self, seconds: float) -> bool:
         return self.is_set()
@@ -68,12 +68,12 @@ def files(tmp_path: Path) -> RunFiles:
     return files
 
 
-def watch(files: RunFiles, looks: int) -> None:
+def refresh_until_stopped(files: RunFiles, checks: int) -> None:
     with History.open(files.history, write=False) as history:
-        refresh_with_rounds(SETTINGS, files, history, Stop(looks))  # type: ignore[arg-type]
+        refresh_with_rounds(SETTINGS, files, history, StopAfter(checks))  # type: ignore[arg-type]
 
 
-def test_a_comparator_that_is_not_finite_is_not_written_and_begun_anew(
+def test_a_nonfinite_comparator_is_not_written_and_starts_again(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refresh(setup: LearnerContext, regret: RegretSettings, asked: RefreshRequest, *_: object) -> RefreshResult:
@@ -83,13 +83,13 @@ def test_a_comparator_that_is_not_finite_is_not_written_and_begun_anew(
 
     monkeypatch.setattr(hindsight, "refresh", refresh)
     files.comparator("hindsight").write_bytes(b"astray")
-    watch(files, 2000)
-    assert "read-ahead" not in [thread.name for thread in threading.enumerate()], "its reader ahead is closed, too"
-    assert [line["kind"] for line in LineReader(files.comparators).refresh()] == ["dynamic"], "the other one goes on"
+    refresh_until_stopped(files, 2000)
+    assert "read-ahead" not in [thread.name for thread in threading.enumerate()], "its read-ahead thread is closed too"
+    assert [line["kind"] for line in LineReader(files.comparators).refresh()] == ["dynamic"], "the other is refreshed"
     assert not files.comparator("hindsight").exists()
 
 
-def test_one_that_is_given_up_is_not_asked_again_and_the_others_go_on(
+def test_an_unavailable_comparator_is_skipped_and_the_others_continue(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked_for: list[int] = []
@@ -99,12 +99,12 @@ def test_one_that_is_given_up_is_not_asked_again_and_the_others_go_on(
         raise ComparatorUnavailable("there is no answer")
 
     monkeypatch.setattr(dynamic, "refresh", refresh)
-    watch(files, 2000)
+    refresh_until_stopped(files, 2000)
     assert asked_for == [2]
     assert "dynamic is no longer refreshed: there is no answer" in caplog.text
     (line,) = LineReader(files.comparators).refresh()
     assert (line["kind"], line["as_of_round"], line["standard_error"]) == ("hindsight", 2, 0.0)
     assert {"settled", "timestamp"} < line.keys()
-    watch(files, 2000)
+    refresh_until_stopped(files, 2000)
     assert asked_for == [2, 2], "the next process asks again"
     assert len(LineReader(files.comparators).refresh()) == 1, "what was answered is not asked again"

@@ -1,4 +1,4 @@
-"""Every mistake in a configuration ends with one sentence that says where it is and what would be right."""
+"""Every mistake in a configuration ends with one sentence that names the place and the valid values."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.deploy.mistakes import BUILD, GOOD_ARGS, MISTAKES, MODELS
 from tests.support.daemon import run_cli
 
 
-def test_the_configuration_they_are_made_in_is_right(cli: Cli, config: Path) -> None:
+def test_the_configuration_without_mistakes_is_valid(cli: Cli, config: Path) -> None:
     ended = cli("check", config)
     assert (ended.code, ended.err) == (0, "")
     assert "trainers.models:mlp, 25 weights, a finite meta-gradient (exact)" in ended.out.replace("\n", "")
@@ -20,17 +20,17 @@ def test_the_configuration_they_are_made_in_is_right(cli: Cli, config: Path) -> 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_explained(cli: Cli, config: Path, mistake: str) -> None:
-    right, wrong, told = MISTAKES[mistake]
+    right, wrong, message = MISTAKES[mistake]
     assert config.read_text().count(right) == 1, "the mistake is not made"
     config.write_text(config.read_text().replace(right, wrong))
     ended = cli("check", config)
     assert ended.code == 78
     assert ended.err.startswith(f"error: {config}")
-    assert told in ended.err
+    assert message in ended.err
     assert ended.err.count("\n") == 1
 
 
-def test_all_missing_sections_are_told_at_once(cli: Cli, config: Path) -> None:
+def test_all_missing_sections_are_reported_at_once(cli: Cli, config: Path) -> None:
     config.write_text("")
     ended = cli("check", config)
     assert ended.code == 78
@@ -41,18 +41,18 @@ def test_all_missing_sections_are_told_at_once(cli: Cli, config: Path) -> None:
     ]
 
 
-def test_a_value_where_a_section_belongs(cli: Cli, config: Path) -> None:
+def test_a_value_in_place_of_a_section(cli: Cli, config: Path) -> None:
     config.write_text("meta = 3\n" + config.read_text().replace("[meta]\nbatch = 2", ""))
     assert f"{config}: meta = 3: it must be a table, [meta]" in cli("check", config).err
 
 
-def test_a_port_that_is_none(cli: Cli, config: Path) -> None:
+def test_an_invalid_port(cli: Cli, config: Path) -> None:
     ended = cli("check", config, "--set", "serve.port=65536")
     assert (ended.code, ended.err) == (78, f"error: {config}: [serve] port = 65536: must be at most 65535\n")
 
 
 @pytest.mark.parametrize(
-    ("contents", "told"),
+    ("contents", "message"),
     [
         (b" \n", "is empty: put a long random token in it"),
         (b"\xff\xfe", "holds no token: it must be ASCII"),
@@ -60,34 +60,34 @@ def test_a_port_that_is_none(cli: Cli, config: Path) -> None:
         (b"one\ntwo", "holds more than a token: it must be one word on one line"),
     ],
 )
-def test_a_token_that_no_header_carries(cli: Cli, config: Path, contents: bytes, told: str) -> None:
+def test_a_token_that_is_invalid_in_a_header(cli: Cli, config: Path, contents: bytes, message: str) -> None:
     token = config.with_name("token")
     token.write_bytes(contents)
     ended = cli("check", config, "--set", f"serve.token_file={token}")
     assert ended.code == 78
-    assert f"{config}: [serve] token_file {token} {told}" in ended.err
+    assert f"{config}: [serve] token_file {token} {message}" in ended.err
 
 
-def test_a_certificate_that_is_none(cli: Cli, config: Path) -> None:
+def test_an_invalid_certificate(cli: Cli, config: Path) -> None:
     ended = cli("check", config, "--set", f"serve.tls_cert={config}", "--set", f"serve.tls_key={config}")
     assert ended.code == 78
     assert f"tls_cert {config} and tls_key {config} must be a PEM certificate and its key" in ended.err
 
 
 @pytest.mark.parametrize("there", ["missing", "folder", "not text"])
-def test_a_file_that_cannot_be_read(cli: Cli, tmp_path: Path, there: str) -> None:
+def test_an_unreadable_file(cli: Cli, tmp_path: Path, there: str) -> None:
     file = tmp_path if there == "folder" else tmp_path / "x.toml"
     if there == "not text":
         file.write_bytes(b"\xff\xfe")
     ended = cli("serve", file)
     assert ended.code == 78
-    told = {"missing": "No such file or directory", "folder": "Is a directory", "not text": "is not TOML: 'utf-8'"}
+    message = {"missing": "No such file or directory", "folder": "Is a directory", "not text": "is not TOML: 'utf-8'"}
     assert f"error: {file}" in ended.err
-    assert told[there] in ended.err
+    assert message[there] in ended.err
 
 
 @pytest.mark.parametrize("override", ["meta.batch", "batch=3", "=3", ".batch=3", "meta.=3", "meta=3", ""])
-def test_an_override_that_is_none(cli: Cli, config: Path, override: str) -> None:
+def test_an_invalid_override(cli: Cli, config: Path, override: str) -> None:
     ended = cli("check", config, "--set", override)
     assert ended.code == 78
     assert f"--set {override!r}: write it as section.key=value, for example meta.gradient=reptile" in ended.err
@@ -113,7 +113,7 @@ def test_overrides_are_toml_or_plain_text(config: Path) -> None:
         read_config(config, ("serve.port=0\nx=1",))
 
 
-def test_a_lone_name_is_a_list_of_one(config: Path) -> None:
+def test_a_single_name_is_a_list_of_one(config: Path) -> None:
     made = read_config(config, ("regret.comparator=hindsight", "regret.baselines=from_scratch", "inner.fast=*"))
     assert (made.regret.comparator, made.regret.baselines, made.inner.fast) == (
         ("hindsight",),
@@ -122,7 +122,7 @@ def test_a_lone_name_is_a_list_of_one(config: Path) -> None:
     )
 
 
-def test_batch_norm_of_the_batch_itself_is_allowed(cli: Cli, config: Path) -> None:
+def test_batch_norm_with_batch_statistics_is_allowed(cli: Cli, config: Path) -> None:
     sets = ("--set", f"model.build={MODELS}:own_statistics", "--set", "model.args={}")
     assert cli("check", config, *sets).code == 0
 
@@ -139,7 +139,7 @@ def test_notes_on_the_model_are_printed(cli: Cli, config: Path) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["first_order", "reptile", "supervised"])
-def test_a_second_derivative_that_is_not_taken_may_be_wrong(cli: Cli, config: Path, gradient: str) -> None:
+def test_a_wrong_second_derivative_is_accepted_where_none_is_taken(cli: Cli, config: Path, gradient: str) -> None:
     sets = (
         "--set",
         f"model.build={MODELS}:weight_normed",
@@ -178,7 +178,7 @@ def test_the_reference_networks_pass(cli: Cli, config: Path, task: str, model: s
     assert "a finite meta-gradient (exact)" in ended.out
 
 
-def test_what_the_trainer_reads_is_what_was_configured(config: Path, tmp_path: Path) -> None:
+def test_the_trainer_reads_what_was_configured(config: Path, tmp_path: Path) -> None:
     made: Config = read_config(config)
     write_settings(tmp_path / "settings.json", made)
     assert read_settings(tmp_path / "settings.json") == made.trainer()
@@ -188,16 +188,16 @@ def test_what_the_trainer_reads_is_what_was_configured(config: Path, tmp_path: P
 @pytest.mark.parametrize(
     "mistake", ["rule", "gradient", "optimizer", "engine", "baseline option's type", "batch norm", "detached"]
 )
-def test_serve_finds_it_before_it_makes_anything(cli: Cli, config: Path, mistake: str) -> None:
-    right, wrong, told = MISTAKES[mistake]
+def test_serve_finds_a_mistake_before_it_creates_anything(cli: Cli, config: Path, mistake: str) -> None:
+    right, wrong, message = MISTAKES[mistake]
     config.write_text(config.read_text().replace(right, wrong))
     ended = cli("serve", config)
     assert ended.code == 78
-    assert told in ended.err
+    assert message in ended.err
     assert [path.name for path in config.parent.iterdir()] == ["config.toml"]
 
 
-def test_in_a_process_of_its_own_there_is_one_line_and_no_traceback(config: Path) -> None:
+def test_a_separate_process_prints_one_line_and_no_traceback(config: Path) -> None:
     config.write_text(config.read_text().replace("[inner]", '[inner]\nrule = "sdg"'))
     ended = run_cli("serve", config)
     assert ended.returncode == 78

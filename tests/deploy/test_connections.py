@@ -1,4 +1,4 @@
-"""A connection that holds a place in vain is closed, over real sockets of a server with the daemon's protocol."""
+"""The server closes connections that hold a place without a request, over real sockets and the daemon's protocol."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer at once where the path is /early, else after the whole body."""
+    """Answer at once on the path /early, otherwise after the whole body."""
     size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
@@ -33,7 +33,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def make_server(**limits: int) -> uvicorn.Server:
-    """Make a server of the daemon's protocol, with long times where ``limits`` has no others."""
+    """Return a server with the daemon's protocol; time limits that ``limits`` omits are long."""
     times = {"header_seconds": LONG, "keep_alive_seconds": LONG}
     made = Limits(**{**times, **limits})
     kept = made.keep_alive_seconds
@@ -52,7 +52,7 @@ def make_server(**limits: int) -> uvicorn.Server:
 
 @contextmanager
 def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
-    """Serve on a free port; give what connects."""
+    """Serve on a free port; yield a function that connects."""
     server = make_server(**limits)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -66,19 +66,19 @@ def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
         listener.close()
 
 
-def rest(connection: socket.socket) -> bytes:
-    """Return what comes until the server closes."""
+def read_to_end(connection: socket.socket) -> bytes:
+    """Return all bytes until the server closes the connection."""
     try:
         return b"".join(iter(lambda: connection.recv(65536), b""))
-    except ConnectionResetError:  # closed while something of ours was unread
+    except ConnectionResetError:  # closed with some of our bytes unread
         return b""
 
 
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time goes on only where a test says so."""
+class ManualClockLoop(asyncio.SelectorEventLoop):
+    """An event loop with a clock that only the test advances."""
 
     def __init__(self) -> None:
-        """Begin some time after zero."""
+        """Start the clock after zero."""
         self.now = 1000.0
         super().__init__()
 
@@ -86,7 +86,7 @@ class Loop(asyncio.SelectorEventLoop):
         return self.now
 
     def pass_seconds(self, seconds: float) -> None:
-        """Let the time go on, from another thread; return once the loop has done all that was due."""
+        """Advance the clock from another thread; return once the loop has run everything that was due."""
         done = threading.Event()
 
         def advance() -> None:
@@ -98,8 +98,8 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 @contextmanager
-def serving_by(loop: Loop, **limits: int) -> Iterator[Callable[[], socket.socket]]:
-    """Serve as ``serving`` does, by the time of ``loop``."""
+def serving_by(loop: ManualClockLoop, **limits: int) -> Iterator[Callable[[], socket.socket]]:
+    """Serve like ``serving``, on the clock of ``loop``."""
     server = make_server(**limits)
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -114,14 +114,14 @@ def serving_by(loop: Loop, **limits: int) -> Iterator[Callable[[], socket.socket
         yield lambda: socket.create_connection(listener.getsockname(), timeout=60)
     finally:
         server.should_exit = True
-        while thread.is_alive():  # It looks every tenth of a second of its own time.
+        while thread.is_alive():  # The server checks every tenth of a second on this clock.
             loop.call_soon_threadsafe(setattr, loop, "now", loop.now + 0.1)
             thread.join(0.01)
         listener.close()
 
 
 def is_open(connection: socket.socket) -> bool:
-    """Whether the server has not closed a connection; what it said is left to be read."""
+    """Return whether the server still holds a connection open; its answer stays unread."""
     connection.setblocking(False)
     try:
         seen = connection.recv(65536, socket.MSG_PEEK)
@@ -132,7 +132,7 @@ def is_open(connection: socket.socket) -> bool:
     return bool(seen)
 
 
-IN_VAIN = {
+INCOMPLETE = {
     "a header a while": (HEAD, b"a", b"HTTP/1.1 408 Request Timeout"),
     "a method": (b"POST", b"", b"HTTP/1.1 408"),
     "blank lines": (b"", b"\r\n", b""),
@@ -144,7 +144,7 @@ IN_VAIN = {
 
 
 def take_answer(connection: socket.socket) -> None:
-    """Take the answer to ``REQUEST``, in however many pieces it comes."""
+    """Read the answer to ``REQUEST``, which may come in pieces."""
     said = b""
     while not said.endswith(b"4 bytes"):
         came = connection.recv(65536)
@@ -154,50 +154,50 @@ def take_answer(connection: socket.socket) -> None:
 
 
 def ask(connect: Callable[[], socket.socket]) -> None:
-    """Ask something and take the answer: what was sent before has been read by then."""
+    """Send a request and read its answer. By then the server has read everything sent before."""
     with connect() as connection:
         connection.sendall(REQUEST)
         take_answer(connection)
 
 
-def test_who_does_not_come_to_the_end_of_a_request_is_let_go_and_who_is_at_work_is_not() -> None:
-    loop = Loop()
+def test_an_incomplete_request_is_disconnected_and_an_active_one_is_not() -> None:
+    loop = ManualClockLoop()
     with ExitStack() as stack:
         connect = stack.enter_context(serving_by(loop, header_seconds=SHORT))
         working = stack.enter_context(connect())
-        held = {case: stack.enter_context(connect()) for case in IN_VAIN}
+        held = {case: stack.enter_context(connect()) for case in INCOMPLETE}
         working.sendall(REQUEST[:-2])
-        for case, (begin, piece, _) in IN_VAIN.items():
+        for case, (begin, piece, _) in INCOMPLETE.items():
             held[case].sendall(begin + piece)
         ask(connect)
         loop.pass_seconds(0.9 * SHORT)
         assert all(is_open(connection) for connection in held.values())
-        for case, (_, piece, _) in IN_VAIN.items():
-            held[case].sendall(piece)  # that something goes on coming gives no more time
+        for case, (_, piece, _) in INCOMPLETE.items():
+            held[case].sendall(piece)  # sending more bytes gives no more time
         ask(connect)
         loop.pass_seconds(0.2 * SHORT)
-        for case, (begin, _, said) in IN_VAIN.items():
-            answer = rest(held[case])
+        for case, (begin, _, said) in INCOMPLETE.items():
+            answer = read_to_end(held[case])
             assert answer.startswith(said), case
             assert bool(answer) == bool(said), case
             assert (b"408" in answer) == (begin.endswith(HEAD) or begin == b"POST"), "no answer to what is no request"
-        loop.pass_seconds(SHORT)  # a body has its own time
+        loop.pass_seconds(SHORT)  # a body has its own time limit
         working.sendall(REQUEST[-2:])
         take_answer(working)
-        loop.pass_seconds(1.5 * SHORT)  # at rest, for less than keep_alive_seconds
+        loop.pass_seconds(1.5 * SHORT)  # idle for less than keep_alive_seconds
         working.sendall(REQUEST)
         take_answer(working)
 
 
-def test_a_connection_without_requests_is_closed() -> None:
-    loop = Loop()
+def test_an_idle_connection_is_closed() -> None:
+    loop = ManualClockLoop()
     with serving_by(loop, keep_alive_seconds=SHORT) as connect, connect() as connection:
         connection.sendall(REQUEST)
         take_answer(connection)
         loop.pass_seconds(0.9 * SHORT)
         assert is_open(connection)
         loop.pass_seconds(0.2 * SHORT)
-        assert rest(connection) == b""
+        assert read_to_end(connection) == b""
 
 
 LONG_HEADERS = {
@@ -215,7 +215,7 @@ LONG_HEADERS = {
 def test_headers_are_bounded(case: str, step: int) -> None:
     sent = LONG_HEADERS[case]
     if case == "trailer":
-        step = 100  # behind a body, what came with its end counts with what comes next
+        step = 100  # after a body, the bytes that came with its end count towards the next headers
     with serving(header_bytes=2000) as connect, connect() as connection:
         for at in range(0, len(sent), step):
             try:
@@ -224,12 +224,12 @@ def test_headers_are_bounded(case: str, step: int) -> None:
                 break
             if step == 100:
                 time.sleep(0.002)
-        said = rest(connection)
+        said = read_to_end(connection)
         assert b"HTTP/1.1 431" in said or (step == 100 and not said), said
         assert not said or b"more than 2000 bytes" in said
 
 
-def test_a_large_body_counts_for_no_header() -> None:
+def test_a_large_body_does_not_count_as_headers() -> None:
     body = bytes(300_000)
     pieces = b"".join(b"%x\r\n%s\r\n" % (1000, body[:1000]) for _ in range(300))
     head = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -243,14 +243,14 @@ def test_a_large_body_counts_for_no_header() -> None:
                 assert b"300000 bytes" in connection.recv(65536)
 
 
-def test_so_many_connections_and_no_more() -> None:
+def test_the_number_of_connections_is_bounded() -> None:
     with serving(connections=3) as connect:
         held = [connect() for _ in range(3)]
         for connection in held:
             connection.sendall(REQUEST)
             assert b"4 bytes" in connection.recv(65536)
         with connect() as late:
-            said = rest(late)
+            said = read_to_end(late)
         assert said.startswith(b"HTTP/1.1 503 Service Unavailable")
         assert b"Retry-After: 1\r\n" in said
         assert b"too_many_connections" in said
@@ -270,7 +270,7 @@ def test_so_many_connections_and_no_more() -> None:
         wait_for("there is room again", taken)
 
 
-def test_as_many_descriptors_are_asked_for_as_there_may_be_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_descriptor_limit_fits_the_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda _, bounds: asked.append(bounds))

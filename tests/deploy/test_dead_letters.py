@@ -1,4 +1,4 @@
-"""The command that lists what a run has refused."""
+"""The command that lists a run's dead letters."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from streams.types import Arrival, Rejected
 from tests.deploy.conftest import Cli
 
 
-def test_letters_are_listed_with_their_reason_and_the_file_of_their_bytes(cli: Cli, tmp_path: Path) -> None:
+def test_letters_are_listed_with_their_reason_and_body_file(cli: Cli, tmp_path: Path) -> None:
     letters = DeadLetters(tmp_path / "dead-letters", 10, 10_000, clock=lambda: 5.0)
     letters.put(Arrival("../\x1b[31m", b"12345", "broker", None), Rejected("bad_id", "not this one"))
     letters.put(Arrival("b", b"123", "http", None), Rejected("too_large", "much"), complete=False)
@@ -24,7 +24,7 @@ def test_letters_are_listed_with_their_reason_and_the_file_of_their_bytes(cli: C
     assert Path(lines[1]["body"]).read_bytes() == b"123"
 
 
-def test_no_letters_are_an_empty_list_and_no_run_is_an_error(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_without_letters_lists_none_and_a_missing_run_is_an_error(cli: Cli, tmp_path: Path) -> None:
     assert cli("dead-letters", tmp_path) == (0, "", "")
     ended = cli("dead-letters", tmp_path / "none")
     assert ended.code == 78

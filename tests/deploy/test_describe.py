@@ -1,4 +1,4 @@
-"""The JSON Schema and the example of the configuration: both agree with what is read."""
+"""The JSON Schema and the example configuration agree with the code that reads configurations."""
 
 import json
 import re
@@ -46,11 +46,11 @@ PAGES = sorted({*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"})
 
 
 def uncomment(text: str) -> str:
-    """Turn each default, which stands in a comment, into a key."""
+    """Turn each default, which is commented out, into a key."""
     return re.sub(r"(?m)^# (\w+ = )", r"\1", text)
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(VALIDATOR.schema)
 
 
@@ -60,13 +60,13 @@ def test_the_schema_allows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_the_schema_forbids_what_is_refused_when_it_is_read(name: str) -> None:
+def test_the_schema_forbids_what_reading_refuses(name: str) -> None:
     assert not VALIDATOR.is_valid(BASE | WRONG[name])
     with pytest.raises(ConfigError):
         make_config(BASE | WRONG[name], "here.toml")
 
 
-def test_the_schema_allows_the_demo_and_every_whole_configuration_of_the_docs() -> None:
+def test_the_schema_allows_the_demo_and_every_complete_configuration_in_the_docs() -> None:
     texts = [(ROOT / "deploy" / "demo.toml").read_text()]
     texts += [text for page in PAGES for text in code_of(page.read_text(encoding="utf-8"), "toml")]
     whole = [read for read in map(tomllib.loads, texts) if {"run", "task", "model"} <= read.keys()]
@@ -75,7 +75,7 @@ def test_the_schema_allows_the_demo_and_every_whole_configuration_of_the_docs() 
         VALIDATOR.validate(json.loads(json.dumps(read)))
 
 
-def test_the_example_is_a_configuration_with_every_key_at_its_default() -> None:
+def test_the_example_holds_every_key_at_its_default() -> None:
     text = make_example(Config)
     config = make_config(tomllib.loads(text), "example.toml")
     assert config == make_config(tomllib.loads(uncomment(text)), "example.toml")

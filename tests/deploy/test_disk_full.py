@@ -1,4 +1,4 @@
-"""A daemon on a disk that really is full."""
+"""A daemon on a full disk."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(not can_mount(), reason="no private mounts here (unshare -rm): no disk that is really full")
-def test_a_full_disk_loses_nothing_that_was_acknowledged(config: Path) -> None:
+def test_a_full_disk_loses_nothing_acknowledged(config: Path) -> None:
     run = config.parent / "run"
     run.mkdir()
     script = 'mount -t tmpfs -o size=6m tmpfs "$1" && exec "$2" "$3" "$4"'

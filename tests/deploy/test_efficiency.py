@@ -1,4 +1,4 @@
-"""Learning efficiency from the lines of the rounds to the report, the ledger and the metrics."""
+"""Learning efficiency, from the round records to the report, the ledger and the metrics."""
 
 import json
 import re
@@ -26,7 +26,7 @@ NEVER = {name: {"prefixes": [[1, 0.8, None]], "points_needed": None} for name in
 MEASURED = "(prefix_loss|points_needed|proficiency_reached_ratio){"
 
 
-def test_a_run_tells_how_many_points_its_tasks_needed(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+def test_a_run_reports_how_many_points_its_tasks_needed(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     ask = ("replay", finished.config, "--history", finished.run / "history", "--out", tmp_path, "--json")
     asked = (
         "--set",
@@ -42,9 +42,9 @@ def test_a_run_tells_how_many_points_its_tasks_needed(cli: Cli, finished: Finish
     assert [line["learners"] for line in played] == [line["learners"] for line in before], "the rest stays as it is"
     report = json.loads(ended.out)["learners"]
     for name in NAMES:
-        told = [line["efficiency"][name] for line in played]
-        needed = [one["points_needed"] for one in told]
-        for line, one in zip(played, told, strict=True):
+        measured = [line["efficiency"][name] for line in played]
+        needed = [one["points_needed"] for one in measured]
+        for line, one in zip(played, measured, strict=True):
             assert [points for points, _, _ in one["prefixes"]] == [1, 2, 4]
             curve = [*one["prefixes"], [5, line["learners"][name]["loss_after"], None]]
             assert one["points_needed"] == next((points for points, loss, _ in curve if loss <= 4), None)
@@ -53,14 +53,14 @@ def test_a_run_tells_how_many_points_its_tasks_needed(cli: Cli, finished: Finish
         assert found["reached"] == pytest.approx(len(reached) / ROUNDS)
         assert found["mean_points_needed"] == (pytest.approx(sum(reached) / len(reached)) if reached else None)
         for at, points in enumerate((1, 2, 4)):
-            mean = sum(one["prefixes"][at][1] for one in told) / ROUNDS
+            mean = sum(one["prefixes"][at][1] for one in measured) / ROUNDS
             assert found["prefixes"][at] == {"points": points, "loss": pytest.approx(mean), "accuracy": None}
         assert found["prefixes"][3] == {"points": 100, "loss": None, "accuracy": None}
-    assert len({line["efficiency"]["ftml"]["points_needed"] for line in played}) > 1, "a test that could fail"
+    assert len({line["efficiency"]["ftml"]["points_needed"] for line in played}) > 1, "all tasks need the same"
 
 
 def write_rounds(folder: Path) -> RunFiles:
-    """Write four rounds: one from before it was asked for, one that reached 0.5, one that did not, a skipped one."""
+    """Write four rounds: one from before the setting existed, one that reached 0.5, one that did not, one skipped."""
     files = RunFiles(folder)
     skipped = {"loss_before": None, "skipped": "not_finite", "learners": {}, "steps": []}
     append(files, PLAIN, {**PLAIN, "efficiency": SOON}, {**PLAIN, "efficiency": NEVER}, skipped)
@@ -68,7 +68,7 @@ def write_rounds(folder: Path) -> RunFiles:
 
 
 def append(files: RunFiles, *rounds: dict[str, Any]) -> None:
-    """Append the lines of rounds."""
+    """Append round records."""
     before = len(lines(files.rounds)) if files.rounds.exists() else 0
     writer = LineWriter(files.rounds)
     for round, line in enumerate(rounds, before):
@@ -76,7 +76,7 @@ def append(files: RunFiles, *rounds: dict[str, Any]) -> None:
     writer.close()
 
 
-def test_rounds_from_before_it_was_asked_for_and_skipped_ones_do_not_count(tmp_path: Path) -> None:
+def test_rounds_without_a_curve_and_skipped_rounds_do_not_count(tmp_path: Path) -> None:
     files = write_rounds(tmp_path)
     view = RunView(files, NAMES, (1, 2), 0.5)
     view.refresh()
@@ -89,7 +89,7 @@ def test_rounds_from_before_it_was_asked_for_and_skipped_ones_do_not_count(tmp_p
     assert "learning_efficiency_last_100" not in RunView(files, NAMES).learners()["ftml"]
 
 
-def test_the_ledger_has_it_a_value_a_bucket(tmp_path: Path) -> None:
+def test_the_ledger_has_one_value_per_bucket(tmp_path: Path) -> None:
     view = RunView(write_rounds(tmp_path), NAMES, (1, 2, 9), 0.5)
     view.refresh()
     found = regret_series(view, 0, None, 100)
@@ -108,7 +108,7 @@ def test_the_ledger_has_it_a_value_a_bucket(tmp_path: Path) -> None:
     assert regret_series(view, 9, None, 1)["learners"]["ftml"]["efficiency"]["mean_points_needed"] == []
 
 
-def test_the_ledger_has_what_is_configured_and_no_more(tmp_path: Path) -> None:
+def test_the_ledger_has_only_what_is_configured(tmp_path: Path) -> None:
     files = write_rounds(tmp_path)
     plain, curves = RunView(files, NAMES), RunView(files, NAMES, (1,))
     for view in (plain, curves):
@@ -121,31 +121,34 @@ def test_the_ledger_has_what_is_configured_and_no_more(tmp_path: Path) -> None:
 
 
 def samples(view: RunView) -> dict[str, str]:
-    """Return the metrics of the learning efficiency as they are told, by name and labels."""
+    """Return the exported metrics of the learning efficiency by name and labels."""
     registry = CollectorRegistry()
     learning_efficiency.update(make_instruments(registry), MetricState(view, 0, lambda: None, 0, 1))
-    told = [line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
-    return {sample.removeprefix("online_meta_"): value for sample, value in told if re.search(MEASURED, sample)}
+    values = [line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if line[0] != "#"]
+    return {sample.removeprefix("online_meta_"): value for sample, value in values if re.search(MEASURED, sample)}
 
 
-def test_the_metrics_are_those_of_the_last_100_rounds(tmp_path: Path) -> None:
+def test_the_metrics_cover_the_last_100_rounds(tmp_path: Path) -> None:
     files = write_rounds(tmp_path)
     view = RunView(files, NAMES, (1, 2, 9), 0.5)
     assert set(samples(view).values()) == {"NaN"}, "before the first round nothing is known"
     view.refresh()
-    told = samples(view)
-    assert len(told) == 10, "five for each learner"
+    values = samples(view)
+    assert len(values) == 10, "five for each learner"
     for name in NAMES:
-        assert told[f'prefix_loss{{learner="{name}",points="1"}}'] == "0.8"
-        assert told[f'prefix_loss{{learner="{name}",points="2"}}'] == "0.75"
-        assert told[f'prefix_loss{{learner="{name}",points="9"}}'] == "NaN", "no support set is as long"
-        assert told[f'points_needed{{learner="{name}"}}'] == "2.0"
-        assert told[f'proficiency_reached_ratio{{learner="{name}"}}'] == "0.5"
+        assert values[f'prefix_loss{{learner="{name}",points="1"}}'] == "0.8"
+        assert values[f'prefix_loss{{learner="{name}",points="2"}}'] == "0.75"
+        assert values[f'prefix_loss{{learner="{name}",points="9"}}'] == "NaN", "no support set is as long"
+        assert values[f'points_needed{{learner="{name}"}}'] == "2.0"
+        assert values[f'proficiency_reached_ratio{{learner="{name}"}}'] == "0.5"
     append(files, *[{**PLAIN, "efficiency": NEVER}] * 100)
     view.refresh()
-    told = samples(view)
-    assert told['prefix_loss{learner="ftml",points="2"}'] == "NaN"
-    assert (told['points_needed{learner="ftml"}'], told['proficiency_reached_ratio{learner="ftml"}']) == ("NaN", "0.0")
+    values = samples(view)
+    assert values['prefix_loss{learner="ftml",points="2"}'] == "NaN"
+    assert (values['points_needed{learner="ftml"}'], values['proficiency_reached_ratio{learner="ftml"}']) == (
+        "NaN",
+        "0.0",
+    )
 
 
 def test_what_is_not_configured_is_not_measured(tmp_path: Path) -> None:
@@ -156,35 +159,35 @@ def test_what_is_not_configured_is_not_measured(tmp_path: Path) -> None:
     }
 
 
-def test_a_daemon_tells_the_same_everywhere(tmp_path: Path) -> None:
+def test_status_regret_and_metrics_agree(tmp_path: Path) -> None:
     asked = ("regret.prefixes=[1, 3]", "regret.proficiency=4", "regret.comparator=[]")
     with running_daemon(write_sinusoid(tmp_path), *asked) as daemon:
         daemon.submit(*range(6))
         daemon.wait_until_learned(6)
-        told = daemon.status()["learners"]["ftml"]["learning_efficiency_last_100"]
+        status = daemon.status()["learners"]["ftml"]["learning_efficiency_last_100"]
         found = daemon.client.get("/v1/regret", params={"points": 1}).json()
         text = daemon.client.get("/metrics").text
     assert found["efficiency"] == {"prefixes": [1, 3], "proficiency": 4}
     own = found["learners"]["ftml"]["efficiency"]
-    assert told["reached"] > 0, "a test that could fail"
-    assert own["reached"] == pytest.approx([told["reached"]])
-    assert own["mean_points_needed"] == pytest.approx([told["mean_points_needed"]])
-    assert f'online_meta_points_needed{{learner="ftml"}} {told["mean_points_needed"]}' in text
-    assert f'online_meta_proficiency_reached_ratio{{learner="ftml"}} {told["reached"]}' in text
-    for one, after in zip(told["prefixes"], own["prefixes"], strict=True):
+    assert status["reached"] > 0, "no task reached the proficiency"
+    assert own["reached"] == pytest.approx([status["reached"]])
+    assert own["mean_points_needed"] == pytest.approx([status["mean_points_needed"]])
+    assert f'online_meta_points_needed{{learner="ftml"}} {status["mean_points_needed"]}' in text
+    assert f'online_meta_proficiency_reached_ratio{{learner="ftml"}} {status["reached"]}' in text
+    for one, after in zip(status["prefixes"], own["prefixes"], strict=True):
         assert after["loss"] == pytest.approx([one["loss"]])
         assert f'online_meta_prefix_loss{{learner="ftml",points="{one["points"]}"}} {one["loss"]}' in text
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         (["regret.prefixes=[5, 2]"], "[regret] prefixes = [5, 2]: they rise, as [1, 2, 5, 10] does"),
         (["regret.proficiency=0.9"], "proficiency is looked for among prefixes: give some, such as"),
         (["regret.prefixes=[0]"], "[regret] prefixes[0] = 0: must be at least 1"),
     ],
 )
-def test_what_cannot_be_asked_for(cli: Cli, config: Path, asked: list[str], told: str) -> None:
+def test_invalid_settings_are_refused(cli: Cli, config: Path, asked: list[str], message: str) -> None:
     ended = cli("check", config, *(word for one in asked for word in ("--set", one)))
     assert ended.code == 78
-    assert told in ended.err
+    assert message in ended.err

@@ -1,4 +1,4 @@
-"""What a drained run leaves: its report, its history, its checkpoints."""
+"""What a drained run leaves: its report, its history, and its checkpoints."""
 
 import json
 import math
@@ -28,17 +28,17 @@ def test_sigterm_drains(finished: Finished) -> None:
     assert all(promised <= line.keys() for line in played)
 
 
-def test_the_report_is_what_the_rounds_add_up_to(finished: Finished) -> None:
+def test_the_report_agrees_with_the_rounds(finished: Finished) -> None:
     report = json.loads((finished.run / "report.json").read_text())
     played = lines(finished.run / "rounds.jsonl")
     assert (report["rounds"], report["skipped"], list(report["learners"])) == (ROUNDS, 0, ["ftml", "from_scratch"])
     sums = {}
-    for name, told in report["learners"].items():
+    for name, totals in report["learners"].items():
         losses = [line["learners"][name]["loss_after"] for line in played]
         sums[name] = math.fsum(losses)
-        assert told["cumulative_loss"] == pytest.approx(sums[name], rel=1e-12)
-        assert told["mean_loss_last_100"] == pytest.approx(sums[name] / ROUNDS, rel=1e-12)
-        assert told["mean_accuracy_last_100"] is None
+        assert totals["cumulative_loss"] == pytest.approx(sums[name], rel=1e-12)
+        assert totals["mean_loss_last_100"] == pytest.approx(sums[name] / ROUNDS, rel=1e-12)
+        assert totals["mean_accuracy_last_100"] is None
     comparator = lines(finished.run / "comparators.jsonl")[-1]
     assert comparator["as_of_round"] == ROUNDS
     assert report["regret"]["hindsight"] == {
@@ -54,12 +54,12 @@ def test_the_report_is_what_the_rounds_add_up_to(finished: Finished) -> None:
     assert report["versions"]["torch"] == torch.__version__
 
 
-def test_the_report_for_people(finished: Finished) -> None:
+def test_the_report_as_html(finished: Finished) -> None:
     report = json.loads((finished.run / "report.json").read_text())
     page = (finished.run / "report.html").read_text()
-    for name, told in report["learners"].items():
+    for name, totals in report["learners"].items():
         assert f"<td>{'FTML' if name == 'ftml' else 'from scratch'}</td>" in page
-        assert f"<td>{told['cumulative_loss']:.2f}</td>" in page
+        assert f"<td>{totals['cumulative_loss']:.2f}</td>" in page
     for regret in report["regret"].values():
         assert f"<td>{regret['value']:+.2f}</td>" in page
     assert 'src="regret.png"' in page
@@ -74,7 +74,7 @@ def test_verify_reads_every_round(cli: Cli, finished: Finished) -> None:
 
 
 def damage(history: Path, round: int) -> None:
-    """Flip one bit of a payload behind SQLite's back."""
+    """Flip one bit of a payload without going through SQLite."""
     with sqlite3.connect(history / "ledger.sqlite") as ledger:
         (payload,) = ledger.execute("SELECT payload FROM payloads WHERE round = ?", (round,)).fetchone()
         ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -86,7 +86,7 @@ def damage(history: Path, round: int) -> None:
     (history / "ledger.sqlite").write_bytes(whole)
 
 
-def test_verify_names_the_round_that_is_damaged(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+def test_verify_names_the_damaged_round(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     history = shutil.copytree(finished.run / "history", tmp_path / "history")
     damage(history, 7)
     ended = cli("verify", history)
@@ -98,13 +98,13 @@ def test_verify_names_the_round_that_is_damaged(cli: Cli, finished: Finished, tm
     assert "round 7 is not what was written" in ended.err
 
 
-def test_verify_of_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_verify_without_a_history(cli: Cli, tmp_path: Path) -> None:
     ended = cli("verify", tmp_path / "none")
     assert ended.code == 78
     assert f"{tmp_path}/none: there is no history here" in ended.err
 
 
-def test_an_export_holds_the_weights_that_the_daemon_gave(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+def test_an_export_holds_the_daemons_weights(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     ended = cli("export", finished.run / "checkpoints" / str(ROUNDS), file)
     assert (ended.code, ended.out) == (0, f"{file}: the meta-parameters after {ROUNDS} rounds\n")
@@ -115,15 +115,15 @@ def test_an_export_holds_the_weights_that_the_daemon_gave(cli: Cli, finished: Fi
         assert opened.metadata()["round"] == str(ROUNDS)
 
 
-def test_export_explains_what_it_cannot_read_or_write(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+def test_export_explains_unreadable_and_unwritable_files(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     checkpoints = finished.run / "checkpoints"
-    for given, file, told in (
+    for given, file, message in (
         (checkpoints, tmp_path / "x", f"{checkpoints} contains several checkpoints: choose one of {checkpoints}/5, "),
         (tmp_path / "none", tmp_path / "x", "none/manifest.json cannot be read"),
         (checkpoints / str(ROUNDS), tmp_path / "no/x", "no/x cannot be written: No such file or directory"),
     ):
         ended = cli("export", given, file)
-        assert (ended.code, told in ended.err) == (78, True), ended.err
+        assert (ended.code, message in ended.err) == (78, True), ended.err
     copy = shutil.copytree(checkpoints / str(ROUNDS), tmp_path / "copy")
     whole = bytearray((copy / "ftml.0.safetensors").read_bytes())
     whole[-1] ^= 1
@@ -142,7 +142,7 @@ def test_a_checkpoint_adapts_as_the_daemon_does(cli: Cli, finished: Finished, tm
     assert torch.equal(alone["predictions"], served["predictions"])
 
 
-def test_verify_mends_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+def test_verify_repairs_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     history = shutil.copytree(finished.run / "history", tmp_path / "history")
     with History.open(history, write=True) as opened:
         assert seal_next(opened, SealingSettings(segment_rounds=10)) is not None
@@ -162,7 +162,7 @@ def test_verify_mends_what_has_a_second_copy(cli: Cli, finished: Finished, tmp_p
         assert len(running) == ROUNDS
 
 
-def test_verify_makes_a_lost_ledger_anew(cli: Cli, finished: Finished, tmp_path: Path) -> None:
+def test_verify_rebuilds_a_lost_ledger(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     history = shutil.copytree(finished.run / "history", tmp_path / "history")
     with History.open(history, write=True) as opened:
         assert seal_next(opened, SealingSettings(segment_rounds=ROUNDS)) is not None

@@ -1,4 +1,4 @@
-"""Log lines in JSON: whatever a process says, and however it ends."""
+"""Log lines in JSON, for everything that a process writes and every way that it ends."""
 
 import json
 import re
@@ -35,15 +35,15 @@ raise KeyError("nobody catches it")
 """
 
 
-def said(style: str) -> list[str]:
+def run_and_read_log(style: str) -> list[str]:
     command = [sys.executable, "-c", SAYS, style]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
     return ended.stderr.splitlines()
 
 
-def test_all_that_a_process_says_is_json() -> None:
-    lines = [json.loads(line) for line in said("json")]
+def test_everything_a_process_logs_is_json() -> None:
+    lines = [json.loads(line) for line in run_and_read_log("json")]
     levels = ["INFO", "WARNING", "WARNING", "CRITICAL", "CRITICAL", "CRITICAL"]
     assert [line["level"] for line in lines] == levels
     assert [line["round"] for line in lines] == [None, 7, 7, 7, 7, 7]
@@ -63,7 +63,7 @@ def test_all_that_a_process_says_is_json() -> None:
 
 
 def test_text_names_the_rank() -> None:
-    first = said("text")[0]
+    first = run_and_read_log("text")[0]
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} trainer rank 1\[\d+\] INFO before it", first)
 
 
@@ -76,7 +76,7 @@ copy_lines("trainer", child.stdout)
 """
 
 
-def test_the_last_words_of_a_native_library_are_json_too() -> None:
+def test_output_of_a_native_library_is_json_too() -> None:
     child = r"""printf '%s\n' '{"a": 1}' 'terminate called' '' '{"torn": ' '[1]' >&2; printf 'no end'"""
     ended = subprocess.run(
         [sys.executable, "-c", COPIES, "sh", "-c", child], capture_output=True, text=True, cwd=ROOT, check=True
@@ -94,7 +94,7 @@ def parsed(log: Path, skip: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_a_run_may_change_its_log_lines_between_starts(config: Path) -> None:
+def test_a_run_can_change_its_log_format_between_starts(config: Path) -> None:
     with running_daemon(config) as daemon:
         daemon.submit(0)
         daemon.wait_until_learned(1)
@@ -114,7 +114,7 @@ def test_a_run_may_change_its_log_lines_between_starts(config: Path) -> None:
     assert [(line["rank"], line["round"]) for line in lines if line["process"] == "trainer"] == [(0, 1), (0, 2)]
 
 
-def test_a_daemon_that_cannot_start_says_so_in_json(config: Path) -> None:
+def test_a_failed_start_is_logged_in_json(config: Path) -> None:
     (config.parent / "run").mkdir()
     (config.parent / "run/history").write_text("not a folder")
     ended = run_cli("serve", config, "--set", "run.logs=json")
@@ -124,7 +124,7 @@ def test_a_daemon_that_cannot_start_says_so_in_json(config: Path) -> None:
     assert "history" in line["message"]
 
 
-def test_another_style_is_a_mistake(config: Path) -> None:
+def test_an_unknown_log_format_is_refused(config: Path) -> None:
     ended = run_cli("check", config, "--set", "run.logs=xml")
     assert ended.returncode == 78
     assert "[run] logs = 'xml'" in ended.stderr

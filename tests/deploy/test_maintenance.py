@@ -1,4 +1,4 @@
-"""The process that seals and thins out beside ingest: it may die at any moment, and ends with the daemon."""
+"""The maintenance process seals and subsamples while ingest runs. It may die at any moment; it ends with the daemon."""
 
 from pathlib import Path
 
@@ -7,23 +7,23 @@ import pytest
 
 from streams.history.history import History
 from streams.history.verify import verify
-from tests.deploy.test_archive import SEALING, sealed_only
+from tests.deploy.test_archive import SEALING, count_sealed_only
 from tests.support.daemon import Daemon, running_daemon, sinusoid, wait_for, write_sinusoid
 
 ALONE = ("regret.comparator=[]", "regret.baselines=[]")
 
 
-def upkeep_of(daemon: Daemon) -> list[psutil.Process]:
+def find_maintenance(daemon: Daemon) -> list[psutil.Process]:
     found = psutil.Process(daemon.process.pid).children()
     return [child for child in found if "deploy.processes.maintenance" in child.cmdline()]
 
 
 @pytest.mark.timeout(240)
-def test_a_sealer_that_is_killed_loses_nothing_and_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_maintenance_process_loses_nothing_and_is_restarted(tmp_path: Path) -> None:
     config, history = write_sinusoid(tmp_path, SEALING), tmp_path / "run/history"
     with running_daemon(config, *ALONE) as daemon, daemon.paused("trainer"):
         daemon.submit(*range(4))
-        assert not upkeep_of(daemon), "four rounds fill no segment"
+        assert not find_maintenance(daemon), "four rounds fill no segment"
         killed = set()
         for first in (4, 20):
             daemon.submit(*range(first, first + 8))
@@ -31,7 +31,7 @@ def test_a_sealer_that_is_killed_loses_nothing_and_is_started_again(tmp_path: Pa
             child.kill()
             killed.add(child.pid)
             assert {answer.status_code for answer in daemon.submit(*range(first + 8, first + 16))} == {201}
-        wait_for("all are sealed", lambda: sealed_only(history) == 35)
+        wait_for("all are sealed", lambda: count_sealed_only(history) == 35)
         last = daemon.child("maintenance")
         assert last.pid not in killed
         assert last.nice() > daemon.child("trainer").nice()

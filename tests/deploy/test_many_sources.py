@@ -1,4 +1,4 @@
-"""A daemon that is fed from a folder, a growing file of rows, an iterator and over HTTP; tasks of several sizes."""
+"""A daemon with four sources: a folder, a growing file of rows, an iterator, and HTTP. Task sizes vary."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ MODEL = 'build = "trainers.models:gru"\nargs = { inputs = 3, outputs = 4, hidden
 
 @pytest.fixture
 def fed(tmp_path: Path) -> Path:
-    """A configuration with these sources; returns its path."""
+    """A configuration with these sources. The fixture is the path of its file."""
     (tmp_path / "spool").mkdir()
     (tmp_path / "rows.jsonl").touch()
     config = write_sinusoid(tmp_path, SOURCES.format(folder=tmp_path, lengths=LENGTHS))
@@ -53,7 +53,7 @@ def fed(tmp_path: Path) -> Path:
 
 
 def add_rows(folder: Path, first: int) -> None:
-    """Append ten rows; their key changes after every fourth, and so does the length of their sequences."""
+    """Append ten rows. After every fourth row the key changes, and so does the length of the sequences."""
     with (folder / "rows.jsonl").open("a") as file:
         for n in range(first, first + 10):
             x = [[n / 10, 0.0, 1.0]] * (2 + n // 4)
@@ -73,7 +73,7 @@ def rounds_of(daemon: Daemon) -> dict[str, list[str]]:
     return found
 
 
-def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, cli: Cli) -> None:
+def test_each_source_resumes_at_its_position_after_a_kill(fed: Path, cli: Cli) -> None:
     folder = fed.parent
     one, two = sequences([4, 7])
     with running_daemon(fed, *SETS) as daemon:
@@ -84,7 +84,8 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
         wait_for("the files are moved", lambda: not list((folder / "spool").glob("*.safetensors")))
         daemon.process.kill()
         daemon.process.wait()
-    (folder / "spool/done/first.safetensors").rename(folder / "spool/first.safetensors")  # as if killed before the move
+    # Undo the move, like a kill just before it.
+    (folder / "spool/done/first.safetensors").rename(folder / "spool/first.safetensors")
     add_rows(folder, 10)
     with running_daemon(fed, *SETS) as daemon:
         assert daemon.post(encode(two), "posted").status_code == 201
@@ -103,7 +104,7 @@ def test_each_source_goes_on_where_it_was_when_the_daemon_is_killed(fed: Path, c
     assert "files 'bad': 7 bytes" in cli("dead-letters", folder / "run").out
 
 
-def test_a_file_that_its_source_cannot_read_is_told_before_the_first_round(fed: Path) -> None:
+def test_an_unreadable_file_of_a_source_is_reported_before_the_first_round(fed: Path) -> None:
     drop(fed.parent, "bad.npz", b"PK")
     with pytest.raises(ConfigError, match=r"\[\[source\]\] files: its task bad would be refused: unreadable: .*npz"):
         check_sources(read_config(fed))

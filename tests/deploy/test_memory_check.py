@@ -1,4 +1,4 @@
-"""``online-meta check`` tells what a rank will need, and lets through models that are large by design."""
+"""``online-meta check`` prints the memory that a rank will need, and accepts models that are large by design."""
 
 import re
 from pathlib import Path
@@ -25,21 +25,21 @@ learned = ["head.*"]
 
 
 def sizes(out: str) -> dict[str, float]:
-    """Return the table that stands under "memory", in bytes."""
+    """Return the table printed under "memory", in bytes."""
     units = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
     found = re.findall(r"^ {9,}([\d.e+]+) ([kMG]?B)  (.+)$", out, re.MULTILINE)
     return {what: float(number) * units[unit] for number, unit, what in found}
 
 
-def test_the_peak_is_told_with_what_it_is_made_of(cli: Cli, config: Path) -> None:
+def test_the_peak_is_reported_with_its_parts(cli: Cli, config: Path) -> None:
     ended = cli("check", config, *SETS)
     assert (ended.code, ended.err) == (0, "")
-    told = re.search(r"^memory   ([\d.]+) kB per rank at its peak, estimated", ended.out, re.MULTILINE)
-    assert told is not None
+    reported = re.search(r"^memory   ([\d.]+) kB per rank at its peak, estimated", ended.out, re.MULTILINE)
+    assert reported is not None
     assert "samples, a synthetic task because no task is known yet" in ended.out
     parts = {what: size for what, size in sizes(ended.out).items() if "stacked" not in what}
     assert "meta-parameters and optimizers" in parts
-    assert float(told[1]) * 1e3 == pytest.approx(sum(parts.values()), rel=0.02)
+    assert float(reported[1]) * 1e3 == pytest.approx(sum(parts.values()), rel=0.02)
 
 
 def test_more_steps_and_larger_tasks_take_more(cli: Cli, config: Path) -> None:
@@ -51,7 +51,7 @@ def test_more_steps_and_larger_tasks_take_more(cli: Cli, config: Path) -> None:
     assert kept["the inner trajectory"] < 0.4 * many["the inner trajectory"]
 
 
-def test_the_tasks_of_the_history_say_how_large_they_are(cli: Cli, config: Path) -> None:
+def test_task_sizes_are_read_from_the_history(cli: Cli, config: Path) -> None:
     with running_daemon(config) as running:
         running.submit(0)
         running.wait_until_learned(1)

@@ -1,4 +1,4 @@
-"""The metrics, as prometheus_client, promtool and a real Prometheus read them."""
+"""The metrics as prometheus_client, promtool and a real Prometheus read them."""
 
 import subprocess
 from pathlib import Path
@@ -31,7 +31,7 @@ def value(text: str, sample: str) -> float:
     return float(found[0])
 
 
-def test_every_metric_of_the_table_is_there(daemon: Daemon) -> None:
+def test_every_metric_of_the_table_is_exported(daemon: Daemon) -> None:
     answer = daemon.client.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
@@ -44,9 +44,9 @@ def test_every_metric_of_the_table_is_there(daemon: Daemon) -> None:
     assert ours == {metric.name.removesuffix("_total") for metric in METRICS}
 
 
-def test_the_metrics_say_what_the_status_says(daemon: Daemon) -> None:
+def test_the_metrics_agree_with_the_status(daemon: Daemon) -> None:
     rounds = daemon.status()["rounds"]["ingested"]
-    wait_for("the roll is called", lambda: [rank["steps"] for rank in daemon.status()["trainer"]["ranks"]] == [rounds])
+    wait_for("the ranks report", lambda: [rank["steps"] for rank in daemon.status()["trainer"]["ranks"]] == [rounds])
     text, status = metrics(daemon), daemon.status()
     assert value(text, 'online_meta_tasks_ingested_total{source="http"}') == rounds
     assert value(text, "online_meta_rounds_total") == rounds
@@ -75,7 +75,7 @@ def test_the_metrics_say_what_the_status_says(daemon: Daemon) -> None:
     assert "nan" in str(value(text, "online_meta_task_accuracy")), "a regression has none; 0 would be a claim"
 
 
-def test_promtool_finds_nothing_to_mend(daemon: Daemon) -> None:
+def test_promtool_finds_no_problem(daemon: Daemon) -> None:
     checked = subprocess.run(["promtool", "check", "metrics"], input=metrics(daemon), capture_output=True, text=True)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
@@ -94,17 +94,17 @@ def test_a_real_prometheus_scrapes_the_regret(daemon: Daemon, tmp_path: Path) ->
         listen = f"--web.listen-address={url.removeprefix('http://')}"
         prometheus = subprocess.Popen([*command, listen], stdout=log, stderr=log)
     try:
-        told = wait_for("Prometheus has scraped", lambda: prometheus.poll() is None and ask(url, "online_meta_regret"))
+        scraped = wait_for("Prometheus scrapes", lambda: prometheus.poll() is None and ask(url, "online_meta_regret"))
     finally:
         prometheus.terminate()
         prometheus.wait(30)
-    assert set(told) == {"hindsight", "from_scratch"}
-    for against, regret in told.items():
+    assert set(scraped) == {"hindsight", "from_scratch"}
+    for against, regret in scraped.items():
         assert regret == pytest.approx(value(expected, f'online_meta_regret{{against="{against}"}}'))
 
 
 def ask(url: str, query: str) -> dict[str, float]:
-    """Return what Prometheus knows, by what the regret is against; nothing while it starts."""
+    """Return the regret that Prometheus has scraped, by comparator or baseline; {} while Prometheus starts."""
     try:
         answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, trust_env=False)
     except httpx.TransportError:
@@ -114,7 +114,7 @@ def ask(url: str, query: str) -> dict[str, float]:
     return {one["metric"]["against"]: float(one["value"][1]) for one in answer.json()["data"]["result"]}
 
 
-def test_a_run_without_rounds_has_a_report_too(config: Path, tmp_path: Path) -> None:
+def test_a_run_without_rounds_has_a_report(config: Path, tmp_path: Path) -> None:
     from deploy.config.config import read_config
 
     view = RunView(RunFiles(tmp_path / "none"), ("ftml", "from_scratch"))

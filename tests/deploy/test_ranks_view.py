@@ -1,4 +1,4 @@
-"""The group of ranks as the daemon sees it: restarts and what ranks did are counted once, whoever restarts whom."""
+"""How the daemon sees the group of ranks: each restart and each step is counted once, whoever restarts a rank."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from trainers.journal.run_files import RunFiles
 
 
 class Supervision:
-    """Says how often the daemon has restarted its child."""
+    """Returns how often the daemon has restarted its child process."""
 
     restarts = 0
 
@@ -38,14 +38,14 @@ def files(tmp_path: Path) -> RunFiles:
 
 @pytest.fixture
 def sleeper() -> Any:
-    """A process that can be killed."""
+    """A process that a test can kill."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield child
     child.kill()
     child.wait()
 
 
-def agent_says(files: RunFiles, pid: int, restarts: int) -> None:
+def write_agent_file(files: RunFiles, pid: int, restarts: int) -> None:
     replace_file(files.agent, json.dumps({"pid": pid, "restarts": restarts}).encode(), durable=False)
 
 
@@ -58,27 +58,27 @@ def write_report(files: RunFiles, started: float, pids: list[int], near: list[in
     replace_file(files.ranks, json.dumps(report).encode(), durable=False)
 
 
-def test_restarts_are_counted_once_whoever_restarts_whom(files: RunFiles) -> None:
+def test_restarts_are_counted_once_whoever_restarts_a_rank(files: RunFiles) -> None:
     supervision = Supervision()
     ranks_view = RanksView(files, supervision)
     counted = [ranks_view.refresh()[0]]
     for pid, restarts, agents in [(10, 0, 0), (10, 1, 0), (10, 3, 0), (10, 3, 1), (20, 0, 1), (20, 2, 1), (20, 2, 1)]:
-        agent_says(files, pid, restarts)
+        write_agent_file(files, pid, restarts)
         supervision.restarts = agents
         counted.append(ranks_view.refresh()[0])
     assert counted == [0, 0, 1, 2, 1, 0, 2, 0]
     assert ranks_view.restarts == 6
 
 
-def test_what_another_daemon_left_is_not_counted(files: RunFiles) -> None:
-    agent_says(files, 10, 5)
+def test_files_of_an_earlier_daemon_are_not_counted(files: RunFiles) -> None:
+    write_agent_file(files, 10, 5)
     write_report(files, 1.0, [1], [0], 7)
     ranks_view = RanksView(files, Supervision())
     assert ranks_view.refresh() == (0, {})
     assert (ranks_view.restarts, ranks_view.world_size(), ranks_view.ranks()) == (0, 0, [])
 
 
-def test_ranks_that_began_again_began_at_zero(files: RunFiles) -> None:
+def test_restarted_ranks_count_from_zero(files: RunFiles) -> None:
     ranks_view = RanksView(files, Supervision())
     done = []
     for started, steps in [(1.0, (4, 4)), (1.0, (6, 6)), (1.0, (6, 6)), (2.0, (1, 1)), (2.0, (2, 2)), (3.0, (5,))]:
@@ -88,10 +88,10 @@ def test_ranks_that_began_again_began_at_zero(files: RunFiles) -> None:
     assert ranks_view.ranks() == [{"rank": 0, "host": "h", "steps": 5, "step_seconds": 2.5, "waiting_seconds": 1.25}]
 
 
-def test_a_group_plays_while_all_of_it_that_can_be_seen_lives(files: RunFiles, sleeper: Any) -> None:
+def test_a_group_is_alive_while_all_of_its_local_ranks_live(files: RunFiles, sleeper: Any) -> None:
     ranks_view = RanksView(files, Supervision())
     assert ranks_view.world_size() == 0
-    elsewhere = 2**22 + 1  # no process of this machine
+    elsewhere = 2**22 + 1  # no process on this machine has this id
     write_report(files, 1.0, [1, sleeper.pid, elsewhere], [0, 1], 0, 0, 0)
     ranks_view.refresh()
     assert ranks_view.world_size() == 3
@@ -100,7 +100,7 @@ def test_a_group_plays_while_all_of_it_that_can_be_seen_lives(files: RunFiles, s
     assert ranks_view.world_size() == 0
 
 
-def test_a_restart_is_counted_once_however_many_ask(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_is_counted_once_with_concurrent_refreshes(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_slowly(path: Path) -> dict[str, Any]:
         time.sleep(0.05)
         return read(path)
@@ -124,7 +124,7 @@ def test_a_restart_is_counted_once_however_many_ask(files: RunFiles, monkeypatch
             broken=unused,
             token=None,
         )
-        agent_says(files, 10, 1)
+        write_agent_file(files, 10, 1)
         write_report(files, 1.0, [1], [0], 4)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: state.refresh(), range(8)))

@@ -1,9 +1,9 @@
-"""How fast a count grows, lately."""
+"""The recent growth rate of a count."""
 
 from deploy.server.state import WINDOW_SECONDS, RecentRate
 
 
-def test_the_rate_is_that_of_the_window() -> None:
+def test_the_rate_covers_the_window_only() -> None:
     now = 0.0
     rate = RecentRate(lambda: now)
     assert rate.per_second() == 0.0
@@ -12,7 +12,7 @@ def test_the_rate_is_that_of_the_window() -> None:
     now = 2.0
     rate.record(16)
     assert rate.per_second() == 3.0
-    for _ in range(100):  # a long rest: what was before the window counts no more
+    for _ in range(100):  # a long pause: growth from before the window no longer counts
         now += WINDOW_SECONDS / 10
         rate.record(16)
     assert rate.per_second() == 0.0

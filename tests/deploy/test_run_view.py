@@ -1,4 +1,4 @@
-"""The view of a run: the same from its sums and the lines behind them as from all lines, whatever was lost."""
+"""The view of a run is the same from stored sums plus later records as from all records, whatever was lost."""
 
 import json
 import math
@@ -19,7 +19,7 @@ ROUNDS = 60
 
 
 def line(round, chance):
-    """Return the line of a round as a trainer writes it: every seventh is skipped, some steps were not finite."""
+    """Return a round record as a trainer writes it. Every seventh is skipped; some steps were not finite."""
     skipped = "not_finite" if round % 7 == 3 else None
 
     def losses():
@@ -56,7 +56,7 @@ def files(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _written_often(monkeypatch):
+def _small_write_buffer(monkeypatch):
     monkeypatch.setattr(run_view, "MAX_UNWRITTEN_ROWS", 8)
 
 
@@ -67,8 +67,8 @@ def write(files, lines):
     writer.close()
 
 
-def told(view):
-    """Return all that a view says."""
+def snapshot(view):
+    """Return everything that a view shows."""
     return {
         "series": regret_series(view, 0, None, 7),
         "some": regret_series(view, 5, 23, 100),
@@ -88,7 +88,7 @@ def follow(files, close=False):
     return view, fresh
 
 
-def test_it_says_what_the_lines_say(files, lines):
+def test_the_view_agrees_with_the_records(files, lines):
     write(files, lines)
     view, fresh = follow(files)
     assert fresh == lines
@@ -112,7 +112,7 @@ def test_it_says_what_the_lines_say(files, lines):
         assert series["accuracy"][at] == pytest.approx(sum(right) / len(right))
 
 
-def test_of_no_rounds_nothing_is_known(files):
+def test_a_run_without_rounds_has_an_empty_view(files):
     view, fresh = follow(files, close=True)
     assert (fresh, view.learned(), view.last, view.round(0)) == ([], 0, None, None)
     assert regret_series(view, 0, None, 10)["rounds"] == []
@@ -125,7 +125,7 @@ def test_of_no_rounds_nothing_is_known(files):
 
 @pytest.mark.parametrize("seen", [1, 7, 8, 31, ROUNDS])
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
-def test_the_next_one_reads_what_is_new_and_says_the_same(files, lines, seen, closed):
+def test_the_next_view_reads_only_new_records(files, lines, seen, closed):
     write(files, lines[:seen])
     follow(files, closed)
     write(files, lines[seen:])
@@ -136,17 +136,17 @@ def test_the_next_one_reads_what_is_new_and_says_the_same(files, lines, seen, cl
 
 
 @pytest.mark.parametrize("seen", [8, 31, ROUNDS])
-def test_sums_and_lines_give_what_all_lines_give(files, lines, seen, tmp_path_factory):
+def test_sums_plus_later_records_equal_all_records(files, lines, seen, tmp_path_factory):
     write(files, lines[:seen])
     follow(files, close=True)
     write(files, lines[seen:])
     view, _ = follow(files)
     fresh = RunFiles(tmp_path_factory.mktemp("fresh"))
     write(fresh, lines)
-    assert told(view) == told(follow(fresh)[0])
+    assert snapshot(view) == snapshot(follow(fresh)[0])
 
 
-def test_lines_of_another_run_or_fewer_of_them_are_noticed(files, lines):
+def test_records_of_another_run_and_missing_records_are_noticed(files, lines):
     write(files, lines)
     follow(files, close=True)
     chance = random.Random(6)
@@ -160,7 +160,7 @@ def test_lines_of_another_run_or_fewer_of_them_are_noticed(files, lines):
         assert view.total(LINE_LENGTH) == files.rounds.stat().st_size
 
 
-def test_other_learners_have_other_sums(files, lines):
+def test_a_changed_set_of_learners_discards_the_sums(files, lines):
     write(files, lines)
     follow(files, close=True)
     view = RunView(files, (MAIN_LEARNER,))
@@ -172,7 +172,7 @@ def test_other_learners_have_other_sums(files, lines):
     assert list(view.learners()) == [MAIN_LEARNER]
 
 
-def test_a_disk_that_is_full_costs_memory_alone(files, lines, monkeypatch, caplog):
+def test_a_full_disk_costs_only_memory(files, lines, monkeypatch, caplog):
     write(files, lines)
 
     def refuse(*_):
@@ -188,7 +188,7 @@ def test_a_disk_that_is_full_costs_memory_alone(files, lines, monkeypatch, caplo
     assert len(RunView(files, LEARNERS).sums) == ROUNDS
 
 
-def test_its_note_is_json_that_other_programs_can_read(files, lines):
+def test_the_header_of_the_sums_is_plain_json(files, lines):
     write(files, lines)
     follow(files, close=True)
     note = json.loads((files.folder / "rounds.sums.json").read_bytes())

@@ -1,4 +1,4 @@
-"""Sums in memory and in a file: exact, the same, and known after any number of rounds."""
+"""Running sums in memory and in a file are exact and equal, and available after any number of rounds."""
 
 import json
 import math
@@ -28,13 +28,13 @@ def in_memory(rows):
     return sums
 
 
-def everything(sums):
+def read_all(sums):
     return sums.read(range(len(sums) + 1)).tolist()
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=60))
-def test_a_sum_is_right_to_the_last_bit_but_one(values):
+def test_a_sum_is_within_one_ulp(values):
     sums = MemoryRunningSums(["x"])
     for value in values:
         sums.append({"x": value})
@@ -45,29 +45,29 @@ def test_a_sum_is_right_to_the_last_bit_but_one(values):
         assert abs(Fraction(found) - right) <= Fraction(math.ulp(float(right))) + Fraction(2) ** -80 * 10**18
 
 
-def test_what_is_not_named_is_nothing_and_before_round_0_all_is():
+def test_missing_columns_count_as_zero_and_sums_start_at_zero():
     sums = MemoryRunningSums(COLUMNS)
     sums.append({"other": 2.5})
-    assert everything(sums) == [[0.0, 0.0], [0.0, 2.5]]
+    assert read_all(sums) == [[0.0, 0.0], [0.0, 2.5]]
 
 
 @pytest.mark.parametrize("written", [set(), {0}, {9, 10}, set(range(30))])
-def test_a_file_says_what_memory_says_however_it_was_written(tmp_path, written):
+def test_file_and_memory_agree_however_the_file_was_written(tmp_path, written):
     sums = opened(tmp_path)
     for n, row in enumerate(ROWS):
         sums.append(row)
         if n in written:
             sums.write()
-        assert everything(sums) == everything(in_memory(ROWS[: n + 1]))
+        assert read_all(sums) == read_all(in_memory(ROWS[: n + 1]))
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 17, 30])
-def test_it_goes_on_where_it_was_written_to_the_bit(tmp_path, rounds):
+def test_a_file_resumes_bit_exactly_where_it_was_written(tmp_path, rounds):
     sums = opened(tmp_path)
     for n, row in enumerate(ROWS):
         if n == rounds:
             sums.write()
-        sums.append(row)  # Those behind are lost, as with a kill.
+        sums.append(row)  # Rows after the last write are lost, as after a kill.
     if rounds == len(ROWS):
         sums.write()
     again = opened(tmp_path)
@@ -75,7 +75,7 @@ def test_it_goes_on_where_it_was_written_to_the_bit(tmp_path, rounds):
     for row in ROWS[rounds:]:
         again.append(row)
     again.write()
-    assert everything(opened(tmp_path)) == everything(in_memory(ROWS))
+    assert read_all(opened(tmp_path)) == read_all(in_memory(ROWS))
 
 
 DAMAGES = {
@@ -89,7 +89,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_what_does_not_fit_is_begun_anew(tmp_path, damage):
+def test_an_unsuitable_header_starts_a_new_file(tmp_path, damage):
     sums = opened(tmp_path)
     for row in ROWS:
         sums.append(row)
@@ -98,14 +98,14 @@ def test_what_does_not_fit_is_begun_anew(tmp_path, damage):
     note = tmp_path / "rounds.sums.json"
     note.write_text(json.dumps(damage(json.loads(note.read_text()))))
     again = opened(tmp_path)
-    assert everything(again) == [[0.0, 0.0]]
+    assert read_all(again) == [[0.0, 0.0]]
     for row in ROWS[:3]:
         again.append(row)
     again.write()
-    assert everything(opened(tmp_path)) == everything(in_memory(ROWS[:3]))
+    assert read_all(opened(tmp_path)) == read_all(in_memory(ROWS[:3]))
 
 
-def test_a_note_that_a_kill_tore_is_none(tmp_path):
+def test_a_truncated_header_is_ignored(tmp_path):
     sums = opened(tmp_path)
     sums.append(ROWS[0])
     sums.write()
@@ -113,7 +113,7 @@ def test_a_note_that_a_kill_tore_is_none(tmp_path):
     assert len(opened(tmp_path)) == 0
 
 
-def test_only_so_many_rounds_are_in_memory(tmp_path, monkeypatch):
+def test_the_number_of_rounds_in_memory_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(run_view, "MAX_UNWRITTEN_ROWS", 4)
     sums = opened(tmp_path)
     due = []

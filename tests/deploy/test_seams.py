@@ -1,4 +1,4 @@
-"""Names and options at every seam: files of a registry, import paths, entry points; checked when a file is read."""
+"""Names and options at every seam: registry files, import paths and entry points are checked at reading."""
 
 import sys
 from collections.abc import Iterator
@@ -143,7 +143,7 @@ tasks = 2
 
 @pytest.fixture
 def module(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A module of the user's own, which lies beside the configuration that names it."""
+    """A user module next to the configuration that names it."""
     name = f"mine_{abs(hash(request.node.name))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     (tmp_path / "config.toml").write_text(CONFIG.format(folder=tmp_path, module=name))
@@ -180,7 +180,7 @@ def test_every_seam_is_a_key_of_its_section_and_every_option_has_a_type() -> Non
                 assert parameter.annotation is not parameter.empty, f"{seam.section}.{seam.key}.{name}.{option}"
 
 
-def test_every_name_may_be_an_import_path_into_the_folder_of_the_configuration(module: str, tmp_path: Path) -> None:
+def test_every_name_can_be_an_import_path_next_to_the_configuration(module: str, tmp_path: Path) -> None:
     config = read_config(tmp_path / "config.toml")
     (tmp_path / "run").mkdir()
     write_settings(tmp_path / "run" / "settings.json", config)
@@ -194,7 +194,7 @@ def test_every_name_may_be_an_import_path_into_the_folder_of_the_configuration(m
     check_learning(config)
 
 
-def test_a_module_that_only_the_folder_has_is_not_found_without_it(module: str) -> None:
+def test_a_module_next_to_the_configuration_is_found_only_through_it(module: str) -> None:
     with pytest.raises(ConfigError, match=f"'{module}:halved' cannot be imported"):
         make_config(RUN | {"inner": {"rule": f"{module}:halved"}}, "here.toml")
 
@@ -210,7 +210,7 @@ def test_options_of_an_import_path_are_checked_too(module: str, tmp_path: Path) 
         read_config(file)
 
 
-def test_another_package_offers_entries_through_entry_points(module: str, tmp_path: Path) -> None:
+def test_another_package_adds_entries_through_entry_points(module: str, tmp_path: Path) -> None:
     installed = tmp_path / f"{module}-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
@@ -240,9 +240,7 @@ def test_another_package_offers_entries_through_entry_points(module: str, tmp_pa
 
 
 @pytest.mark.parametrize("place", ["rule", "kind"])
-def test_a_module_that_fails_while_it_is_imported_is_an_error_of_the_configuration(
-    place: str, module: str, tmp_path: Path
-) -> None:
+def test_a_module_that_fails_at_import_is_a_configuration_error(place: str, module: str, tmp_path: Path) -> None:
     broken = f"broken_{module}"
     (tmp_path / f"{broken}.py").write_text("raise RuntimeError('no licence')\n")
     file = tmp_path / "config.toml"

@@ -25,7 +25,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
 
 
-def test_it_speaks_tls_only(daemon: Daemon) -> None:
+def test_the_daemon_speaks_only_tls(daemon: Daemon) -> None:
     assert daemon.url.startswith("https://")
     with pytest.raises(httpx.TransportError):
         httpx.get(daemon.url.replace("https", "http") + "/healthz", trust_env=False)
@@ -37,30 +37,30 @@ def test_it_speaks_tls_only(daemon: Daemon) -> None:
     "header", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer \xe4"]
 )
 @pytest.mark.parametrize("path", ["/v1/status", "/v1/weights", "/metrics", "/readyz", "/no"])
-def test_without_the_token_nothing_is_told(daemon: Daemon, path: str, header: str) -> None:
+def test_reading_requires_the_token(daemon: Daemon, path: str, header: str) -> None:
     answer = daemon.client.get(path, headers={"Authorization": header.encode("latin1")})
     assert (answer.status_code, answer.json()["reason"]) == (401, "unauthorized")
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_without_the_token_nothing_is_taken(daemon: Daemon) -> None:
+def test_submitting_requires_the_token(daemon: Daemon) -> None:
     answer = daemon.client.post("/v1/tasks", content=sinusoid(0), headers={"Authorization": "Bearer wrong"})
     assert answer.status_code == 401
     assert daemon.status()["rounds"]["ingested"] == 0
 
 
 @pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN}"])
-def test_with_the_token_all_is_told(daemon: Daemon, header: str) -> None:
+def test_the_token_grants_access(daemon: Daemon, header: str) -> None:
     assert daemon.client.get("/v1/status", headers={"Authorization": header}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/docs", "/openapi.json", "/static/app.js"])
-def test_what_has_no_secrets_is_open(daemon: Daemon, path: str) -> None:
+def test_pages_without_secrets_need_no_token(daemon: Daemon, path: str) -> None:
     assert daemon.client.get(path, headers={"Authorization": ""}).status_code == 200
 
 
-def test_the_commands_carry_the_token(daemon: Daemon, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_send_the_token(daemon: Daemon, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = daemon.log.parent
     (folder / "sin-0.safetensors").write_bytes(sinusoid(0))
     untrusted = cli("status", "--url", daemon.url)

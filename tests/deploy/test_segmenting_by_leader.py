@@ -28,9 +28,7 @@ most = 40
 SETS = ("regret.comparator=[]", "regret.baselines=[]", "inner.steps=10", "inner.lr=0.1")
 
 
-def test_it_cuts_by_the_leader_that_has_learned_the_tasks_before_and_a_kill_costs_no_row(
-    tmp_path: Path, cli: Cli
-) -> None:
+def test_segmenting_uses_the_current_leader_and_a_kill_loses_no_row(tmp_path: Path, cli: Cli) -> None:
     rows = tmp_path / "rows.jsonl"
     text = [json.dumps({"x": float(x[0]), "y": float(y[0])}) + "\n" for x, y in draw_lines(0, LENGTHS)]
     rows.write_text("".join(text))

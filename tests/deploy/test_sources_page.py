@@ -1,4 +1,4 @@
-"""What the guides on sources show is a configuration, and names every kind that a user may want."""
+"""The examples in the guides on sources are valid configurations and cover every source kind."""
 
 import re
 import tomllib
@@ -23,22 +23,22 @@ RUN = {
 @pytest.mark.parametrize("hidden", ["", "# "], ids=["whole", "as it is"])
 @pytest.mark.parametrize("text", TOML)
 def test_each_example_is_a_configuration(text: str, hidden: str) -> None:
-    """Both as it stands and with the lines that are commented out."""
+    """Each example is valid as printed, and with its commented-out lines active."""
     read = tomllib.loads(re.sub(r"(?m)^# (?=\w+ = )", hidden, text))
     assert [one.kind for one in make_config({**RUN, **read}, "page").source] == [one["kind"] for one in read["source"]]
 
 
 @pytest.mark.parametrize("text", [text for text in TOML if 'kind = "samples"' in text])
-def test_rows_are_cut_as_the_examples_say(text: str) -> None:
-    """What finds changes is built from its name and its options when the source is opened."""
+def test_the_row_examples_open_their_source(text: str) -> None:
+    """The change detector is built from its name and options when the source is opened."""
     assert list(open_sources(make_config({**RUN, **tomllib.loads(text)}, "page"))) == ["samples"]
 
 
-def test_the_brokers_are_all_there() -> None:
+def test_every_broker_has_an_example() -> None:
     assert re.findall(r'^kind = "(\w+)"', "".join(TOML), flags=re.MULTILINE)[:3] == ["redis", "kafka", "nats"]
 
 
-def test_every_kind_is_there() -> None:
+def test_every_kind_has_an_example() -> None:
     named = set(re.findall(r'\bkind = "(\w+)"', "".join(TOML)))
     assert named | {"rainbow_digits"} == set(registry.names(streams.sources))
     assert '"rainbow_digits"' in "".join(TOML)

@@ -1,4 +1,4 @@
-"""A daemon that cannot start says why, and leaves everything as it was."""
+"""A daemon that cannot start reports why and changes nothing."""
 
 import shutil
 import socket
@@ -22,8 +22,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_checked_before_a_start_needs_none_of_torchs_compiler(config: Path) -> None:
-    """Importing it takes a second, in which nobody is answered."""
+def test_the_checks_before_a_start_do_not_import_torchs_compiler(config: Path) -> None:
+    """Importing the compiler takes a second, during which the daemon answers nobody."""
     program = (
         "from pathlib import Path; from deploy.config.config import read_config; from deploy.checks.preflight import *;"
     )
@@ -45,7 +45,7 @@ def test_a_port_in_use(cli: Cli, config: Path) -> None:
             assert f"cannot listen on 127.0.0.1:{port}: Address already in use. Is another daemon" in ended.err
             assert "--set serve.port=PORT" in ended.err
         with pytest.raises(CommandError) as stopped:
-            choose_port(port)  # the demo would send its tasks to a stranger
+            choose_port(port)  # otherwise the demo would send its tasks to an unrelated server
         assert stopped.value.code == 75
     assert choose_port(0) > 0
 
@@ -68,7 +68,7 @@ def test_a_second_daemon_on_the_same_run(daemon: Daemon, cli: Cli) -> None:
 
 
 def make_history(config: Path) -> Path:
-    """Make an empty history where the run's is; return its file."""
+    """Create an empty history at the run's path; return its file."""
     folder = config.parent / "run/history"
     History.open(folder, write=True).close()
     return folder / "ledger.sqlite"
@@ -80,9 +80,9 @@ def test_a_history_of_another_kind_is_left_untouched(cli: Cli, config: Path, kin
     file = make_history(config)
     if kind == "text":
         file.write_bytes(b"my notes, not a database" * 1000)
-        told = "is not a history (not an SQLite database)"
+        message = "is not a history (not an SQLite database)"
     else:
-        pragma, told = {
+        pragma, message = {
             "newer": ("user_version = 99", "has format 99; this version reads 1"),
             "stranger": ("application_id = 7", "is another program's database"),
         }[kind]
@@ -93,7 +93,7 @@ def test_a_history_of_another_kind_is_left_untouched(cli: Cli, config: Path, kin
     before = contents(config.parent)
     ended = cli(command, file.parent if command == "verify" else config)
     assert ended.code == 78
-    assert f"{file} {told}" in ended.err
+    assert f"{file} {message}" in ended.err
     assert "it is left untouched" in ended.err
     assert contents(config.parent) == before
 
@@ -107,7 +107,7 @@ def test_a_run_path_below_a_file(cli: Cli, config: Path, command: str) -> None:
 
 
 def can_mount() -> bool:
-    """Whether this user may mount what others do not see."""
+    """Return whether this user can make private mounts."""
     if shutil.which("unshare") is None:
         return False
     probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
@@ -115,7 +115,7 @@ def can_mount() -> bool:
 
 
 @pytest.mark.skipif(not can_mount(), reason="no private mounts here (unshare -rm)")
-def test_a_run_path_that_cannot_be_written(config: Path) -> None:
+def test_an_unwritable_run_path(config: Path) -> None:
     (config.parent / "run").mkdir()
     script = 'mount -t tmpfs -o ro tmpfs "$1" && exec "$2" -m online_meta serve "$3"'
     command = ["unshare", "-rm", "sh", "-c", script, "sh", config.parent / "run", sys.executable, config]

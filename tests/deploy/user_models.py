@@ -1,4 +1,4 @@
-"""Models as a user could write them, most of them wrong."""
+"""Models as a user might write them, most of them wrong."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ def own_statistics() -> nn.Module:
 
 
 class Unseeded(nn.Module):
-    """Its noise is that of no layer, so nobody can know that it is random."""
+    """Its noise comes from no layer, so preflight cannot see that it is random."""
 
     def __init__(self) -> None:
         super().__init__()
