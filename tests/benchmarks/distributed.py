@@ -102,22 +102,22 @@ def figures(result: dict[str, Any]) -> list[tuple[str, float, float, str]]:
     at_most = [
         ("time of deepspeed stage 0 / local, one rank", cost, 1.10),
         (f"seconds from a kill to the next round, median of {len(killed.taken)}", statistics.median(killed.taken), 6.0),
-        ("the same, the longest", max(killed.taken), 15.0),
+        ("the longest of these", max(killed.taken), 15.0),
         (
-            f"seconds from a stop (hang) to the next round, median of {len(stopped.taken)}; 3 x p99 of rounds + 10",
+            f"seconds from a stop (hang) to the next round, median of {len(stopped.taken)} (3 x p99 of rounds + 10)",
             statistics.median(stopped.taken),
             3 * ninety_ninth + 10,
         ),
-        ("checkpoint after each round: training stands still / time of a round, Conv4", share(stalls), 0.02),
+        ("checkpoint after each round: time that training waits / time of a round, Conv4", share(stalls), 0.02),
         (
-            "the same: time of a round with / without checkpoints",
+            "checkpoint after each round: time of a round with / without checkpoints",
             statistics.median(stalls["with"]) / statistics.median(stalls["without"]),
             1.02,
         ),
     ]
-    first = ("tasks a second, 2 ranks / the local engine", more, 1.8, "met" if more >= 1.8 else "**missed**")
+    first = ("tasks per second, 2 ranks / the local engine", more, 1.8, "met" if more >= 1.8 else "**missed**")
     restarts = killed.restarts / len(killed.taken)
-    second = ("restarts for each kill of a rank", restarts, 1.0, "met" if restarts == 1 else "**missed**")
+    second = ("restarts per killed rank", restarts, 1.0, "met" if restarts == 1 else "**missed**")
     return [first, second, *((what, found, most, verdict(found, most)) for what, found, most in at_most)]
 
 
@@ -128,17 +128,18 @@ def render(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}; {machine["processor"]}, load {machine["load_before"]:.1f} before.
 
-A meta-step of exact MAML (K = 5) on {BATCH} tasks of Conv4-32, {SIDE} x {SIDE}, 5-way 1-shot; each rank a process with
-one thread; the ways in turn, each time in fresh processes; median over the rounds of the median meta-step.
+A meta-step of exact MAML (K = 5) on {BATCH} tasks of Conv4-32, {SIDE} x {SIDE}, 5-way 1-shot. Each rank is a process
+with one thread. The configurations take turns, each time in fresh processes. The time is the median over the rounds of
+the median meta-step.
 
-| ranks | a meta-step | from, to |
+| ranks | time of a meta-step | min to max |
 |---|---|---|
 """
     for name, taken in result["steps"].items():
         about += f"| {name} | {statistics.median(taken):.3f} s | {min(taken):.3f} to {max(taken):.3f} |\n"
     about += "\n| figure | found | goal | verdict |\n|---|---|---|---|\n"
     return about + "".join(
-        f"| {what} | {found:.3g} | {goal:g} | {told} |\n" for what, found, goal, told in figures(result)
+        f"| {what} | {found:.3g} | {goal:g} | {outcome} |\n" for what, found, goal, outcome in figures(result)
     )
 
 

@@ -219,10 +219,10 @@ def render(result: dict[str, Any]) -> str:
 
 The exact MAML gradient of one task, K = {scale["steps"]} SGD steps on all weights of a transformer with
 {scale["layers"]} blocks, for sequences of {scale["length"]} positions, {WAYS}-way 1-shot, {scale["queries"]} query
-sequences a class. The width grows until the memory is full. The peak is that of torch's allocator, meta-parameters
-among it, without an optimizer.
+sequences per class. The width grows until the memory is full. The peak is that of torch's allocator. It includes the
+meta-parameters, but no optimizer.
 
-| way | width | parameters | peak | seconds a task | tasks/s | estimate off by |
+| method | width | parameters | peak | seconds per task | tasks/s | estimate off by |
 |---|---|---|---|---|---|---|
 """
     for way, row in result["largest"].items():
@@ -231,11 +231,11 @@ among it, without an optimizer.
             continue
         off = "" if row["estimate_error"] is None else f"{row['estimate_error']:+.1%}"
         seconds, speed = (f"{row[key]:.3g}" if row[key] else "" for key in ("seconds", "tasks_per_second"))
-        mark = "" if row["done"] else " (at least: the time ran out)"
+        mark = "" if row["done"] else " (at least; the time limit was reached)"
         text += f"| {way} | {row['width']}{mark} | {row['parameters'] / 1e6:.3g} M | {_gigabytes(row['peak'])} "
         text += f"| {seconds} | {speed} | {off} |\n"
-    text += "\nThe same model, the widest that the unrolled loop can hold, by every way:\n\n"
-    text += "| way | peak | of the unrolled loop's | seconds a task |\n|---|---|---|---|\n"
+    text += "\nThe same model, the widest that fits with the unrolled loop, by every method:\n\n"
+    text += "| method | peak | peak / unrolled | seconds per task |\n|---|---|---|---|\n"
     base = result["same_model"]["unrolled"]["peak"]
     for way, row in result["same_model"].items():
         share = f"{row['peak'] / base:.2f}" if row["peak"] and base else ""

@@ -62,9 +62,9 @@ def render(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}; {machine["processor"]}, load {machine["load_before"]:.1f} before.
 
-Resident memory that two rounds of learning (exact, Adam, two tasks a meta-step, one thread) add at their peak to a
-process that has learned with a tiny network before, next to what `online-meta check` estimates. Transformer: 4 blocks,
-width 128, 10 + 10 sequences of 64. Conv4: 48 filters, BatchNorm, 5 + 25 images of 42 x 42.
+*Measured* is the peak resident memory that two rounds of learning (exact, Adam, two tasks per meta-step, one thread)
+add to a process that has already learned with a tiny network. *Estimated* is what `online-meta check` estimates.
+Transformer: 4 blocks, width 128, 10 + 10 sequences of 64. Conv4: 48 filters, BatchNorm, 5 + 25 images of 42 x 42.
 
 The largest error is {worst:.1%}; the goal is {GOAL:.0%}: {"met" if worst <= GOAL else "**missed**"}.
 
@@ -73,9 +73,9 @@ The largest error is {worst:.1%}; the goal is {GOAL:.0%}: {"met" if worst <= GOA
 """
     for row in rows:
         engine = "local" if row["kind"] == "local" else f"DeepSpeed, stage {row['stage']}"
-        measured, told = row["measured"] / 1e6, row["estimate"] / 1e6
+        measured, estimated = row["measured"] / 1e6, row["estimate"] / 1e6
         text += f"| {row['network']} | {row['steps']} | {row['saving']} | {engine} "
-        text += f"| {measured:.1f} MB | {told:.1f} MB | {error_of(row):+.1%} |\n"
+        text += f"| {measured:.1f} MB | {estimated:.1f} MB | {error_of(row):+.1%} |\n"
     return text
 
 

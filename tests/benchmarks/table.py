@@ -27,7 +27,7 @@ def render(result: Mapping[str, Any]) -> str:
         "",
         *NOTES,
         "",
-        f"![Shares of the unrolled loop, and memory by the number of steps]({about['plot']})",
+        f"![Ratios to the unrolled loop, and memory by the number of steps]({about['plot']})",
     ]
     for work in result["works"].values():
         text += ["", *_work(work, result.get("imports", {}))]
@@ -39,15 +39,15 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 NOTES = (
-    "All contestants of a section compute the same mean meta-gradient of MAML in float32, checked against float64",
-    "first (*error*: relative, over the loss and all gradients). They are called in turn, round by round; *time* is",
-    "the median over the rounds, *spread* the interquartile range over it. *Peak memory* is above what lived before",
-    "the call: every tensor's bytes counted as it is made and freed; for compiled programs, which that cannot see",
-    "into, the resident pages that a call adds in a fresh process; for JAX the sum of temporaries and outputs that",
-    "XLA states. *Cold start* is the import and the first call, *compiling* the part of it that later calls are",
-    "spared (ours: tracing too). *Unrolled* is the plain loop over tasks with",
-    "`torch.autograd.grad(create_graph=True)`. JAX is `jit` of `vmap` over tasks for the sinusoid, elsewhere a loop",
-    "over tasks of a jitted function.",
+    "All contestants of a section compute the same mean meta-gradient of MAML in float32. Each is first checked",
+    "against float64 (*error*: relative, over the loss and all gradients). The contestants take turns within each",
+    "round. *Time* is the median over the rounds, *spread* the interquartile range divided by it. *Peak memory* is",
+    "what a call adds: the bytes of every tensor as it is allocated and freed; for compiled programs, where tensors",
+    "are not visible, the resident pages that a call adds in a fresh process; for JAX, the sum of temporaries and",
+    "outputs that XLA reports. *Cold start* is the import plus the first call; *compiling* is the part of it that",
+    "later calls do not repeat (ours includes tracing). *Unrolled* is the plain loop over tasks with",
+    "`torch.autograd.grad(create_graph=True)`. JAX is `jit` of `vmap` over tasks for the sinusoid, and a loop over",
+    "tasks of a jitted function elsewhere.",
 )
 
 
@@ -55,8 +55,8 @@ def _work(work: Mapping[str, Any], imports: Mapping[str, float | None]) -> list[
     text = [f"## {work['title']}", ""]
     if work["scale"] != 1:
         text += [
-            f"{work['timed']} of the {work['tasks']} tasks were gone through and the time scaled up: all go task by",
-            "task; the peak is that of as many.",
+            f"Measured on {work['timed']} of the {work['tasks']} tasks. The time is scaled up, because all contestants",
+            "process one task at a time. The peak is that of the measured tasks.",
             "",
         ]
     text += [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
@@ -78,7 +78,7 @@ def _growth(growth: Mapping[str, Any]) -> list[str]:
     text = [
         "## Peak memory of the transformer by the number of inner steps",
         "",
-        f"The parameters that adapt take {size(growth['parameters'])}. Live tensors, counted.",
+        f"The parameters that adapt take {size(growth['parameters'])}. The peak counts live tensors.",
         "",
         "| K | " + " | ".join(map(str, growth["steps"])) + " |",
         "|---|" + "---|" * len(growth["steps"]),
@@ -111,7 +111,7 @@ def _first_start(start: Mapping[str, Any]) -> list[str]:
         f"| a meta-step before that | {seconds(start['step_before'])} |",
         f"| a meta-step after that | {seconds(start['step_after'])} |",
         "",
-        "Its log meanwhile: " + "; ".join(f"*{line}*" for line in start["log"]) + ".",
+        "The log of this run: " + "; ".join(f"*{line}*" for line in start["log"]) + ".",
     ]
 
 

@@ -173,20 +173,20 @@ def render(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}, {result["wall_seconds"]:.1f} seconds.
 
-Streams of {last:,} distinct strongly convex quadratics of {WEIGHTS} weights with one inner step, so that all is known
-by algebra: the leader that FTML plays, and the best weights in hindsight, which are the comparator. How, and the
-derivation of the bound, is in `tests/experiments/regret_theory.py`. Mean over {len(rows)} streams ± standard error.
-Lines are fitted by least squares to {len(rows[0]["rounds"])} values of T from {LEAST} to {last:,}, even in log T.
+Streams of {last:,} distinct strongly convex quadratics of {WEIGHTS} weights with one inner step. Everything has a
+closed form: the leader that FTML plays, and the best weights in hindsight, which are the comparator. The derivation,
+with that of the bound, is in `tests/experiments/regret_theory.py`. Mean over {len(rows)} streams ± standard error.
+Lines are least-squares fits to {len(rows[0]["rounds"])} values of T from {LEAST} to {last:,}, evenly spaced in log T.
 
 | | FTML, against log T | fixed weights, against T |
 |---|---|---|
 | slope of the regret | {cell("slope")} | {cell("fixed_slope")} |
 | R² of the line | {cell("straight", 4)} | {cell("fixed_straight", 6)} |
-| slope that independent tasks lead one to expect | {cell("expected")} | |
+| expected slope for independent tasks | {cell("expected")} | |
 | slope of the bound, G²/(2 mu) | {cell("bound", 1)} | |
 | regret within the bound in every round of every stream | {"yes" if all(row["kept"] for row in rows) else "NO"} | |
 
-The bound takes the steepest gradient and the least curvature that were met, so it is far above what happens.
+The bound uses the largest gradient and the smallest curvature of the stream, so it is far above the actual regret.
 
 ![Regret of FTML and of fixed weights]({NAME}.png)
 """

@@ -166,13 +166,14 @@ def render(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}.
 
-{first["samples"]:,} samples a stream; a task lasts {LEAST} samples or more, {MEAN_LENGTH} on the mean. *sinusoid*:
-amplitude 0.1..5, phase 0..pi, noise {NOISE}. *classes*: three Gaussian classes in four dimensions whose centres are
-drawn anew. A change is found if one is told of that is at most {WITHIN} samples off; delay is how many samples of the
-new task had come by then, of the changes that were found. Purity: the share of samples that are of their segment's
-main task. Mean over the seeds ± standard error. *The leader's loss* is that of a network 1-40-40-1, meta-trained with
-{first["training"]:,} steps of exact MAML (Meta-SGD) on whole tasks, which adapts to the first 1, 2, 5 and 10 samples of
-each run; it keeps 20 run lengths, the others 50. Microseconds are those of the processor.
+{first["samples"]:,} samples per stream. A task lasts at least {LEAST} samples, and {MEAN_LENGTH} on average.
+*sinusoid*: amplitude 0.1..5, phase 0..pi, noise {NOISE}. *classes*: three Gaussian classes in four dimensions; each
+task has new class centres. A change counts as detected if a reported change lies within {WITHIN} samples of it. The
+delay is the number of samples of the new task that had arrived when the change was reported; it covers detected changes
+only. Purity is the share of samples that belong to the main task of their segment. Mean over the seeds ± standard
+error. *The leader's loss* is that of a network 1-40-40-1, meta-trained with {first["training"]:,} steps of exact MAML
+(Meta-SGD) on whole tasks. It adapts to the first 1, 2, 5 and 10 samples of each run. It keeps 20 run-length hypotheses;
+the others keep 50. Microseconds are CPU time.
 
 | stream | cut by | likelihood | options | delay, mean | longest | missed, % | false in 1,000 | purity | µs a sample |
 |---|---|---|---|---|---|---|---|---|---|

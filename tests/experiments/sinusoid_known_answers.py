@@ -128,12 +128,12 @@ def render(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}.
 
-The protocol of Finn et al. (2017): amplitude 0.1..5, phase 0..pi, x in -5..5; {SHOTS} points to adapt on, {SHOTS} more
-for the meta-gradient; a ReLU network 1-40-40-1; {result["iterations"]:,} meta-steps of Adam with learning rate 1e-3.
-Mean square error after adaptation on {TEST_QUERIES} points of each of {TEST_TASKS} fresh tasks ± its standard error.
-One seed. *Known* is what a public reimplementation reports: ours is to be no larger.
+The protocol of Finn et al. (2017): amplitude 0.1..5, phase 0..pi, x in -5..5; {SHOTS} support points and {SHOTS} query
+points; a ReLU network 1-40-40-1; {result["iterations"]:,} meta-steps of Adam with learning rate 1e-3. Mean squared
+error after adaptation on {TEST_QUERIES} points of each of {TEST_TASKS} fresh tasks ± its standard error. One seed.
+*Known* is the error that a public reimplementation reports; it is met if ours is no larger.
 
-| algorithm | paper | inner loop | meta-gradient | tasks a step | mean square error | known | seconds |
+| algorithm | paper | inner loop | meta-gradient | tasks per step | mean squared error | known | seconds |
 |---|---|---|---|---|---|---|---|
 """
     return about + "".join(f"| {' | '.join(_cells(row))} |\n" for row in result["rows"])

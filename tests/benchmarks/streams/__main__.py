@@ -24,13 +24,13 @@ def render(result: dict[str, Any]) -> str:
     about = result["machine"]
     text = f"""# Streams and the history
 
-`{result["command"]}`, commit {result["commit"]}; {about["processor"]}. Medians over rounds, in which the ways that
-are compared take turns.
+`{result["command"]}`, commit {result["commit"]}; {about["processor"]}. Medians over rounds; the variants
+that are compared take turns within each round.
 """
     for name, measured in result["figures"].items():
         module = importlib.import_module(f"{figures.__name__}.{name}")
         text += f"\n{module.TITLE} (load {measured['load_before']:.1f} before, {measured['seconds']:.0f} s).\n\n"
-        text += "| figure | found | from, to | goal | verdict |\n|---|---|---|---|---|\n"
+        text += "| figure | median | min to max | goal | verdict |\n|---|---|---|---|---|\n"
         for one in module.judge(measured["samples"]):
             goal = "" if one.goal is None else f"{'at least' if one.least else 'at most'} {one.goal:,g}"
             spread = f"{one.lowest:,.4g} to {one.highest:,.4g}"

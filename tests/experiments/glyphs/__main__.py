@@ -131,17 +131,17 @@ def render(result: dict[str, Any]) -> str:
     rows = result["rows"]
     (train_scripts, test_scripts), (train, test) = rows[0]["scripts"], rows[0]["letters"]
     iterations = result["iterations"]
-    about = f"""# Letters of scripts never seen, 5-way, by every algorithm
+    about = f"""# Letters of unseen scripts, 5-way, by every algorithm
 
 `{result["command"]}`, commit {result["commit"]}.
 
-Letters of Debian's fonts-noto-core: {train:,} of {train_scripts} scripts to learn from, {test:,} of {test_scripts}
-other scripts to be judged on. Every image is drawn anew: turned, sized, slanted, moved, bent; 28 x 28. Network:
-`conv4` with strides, group normalisation and 32 filters; the chance of a right guess is {CHANCE:.0%}.
-{iterations:,} meta-steps of 4 tasks with {TRAIN_QUERIES} query images a class; the embedding: {8 * iterations:,} steps
-of 64 images. Accuracy after adaptation on {TEST_QUERIES} query images a class of each of {TEST_TASKS} tasks, with its
-95 % interval over the tasks; one seed. These are short runs on one core, settings chosen by the authors: they compare
-algorithms under one small budget, and are not the best that each can do.
+Letters of Debian's fonts-noto-core: {train:,} letters of {train_scripts} scripts for training, {test:,} letters of
+{test_scripts} other scripts for testing. Every image gets a random rotation, scale, shear, shift and deformation;
+28 x 28. Network: `conv4` with strides, group normalisation and 32 filters. Chance is {CHANCE:.0%}. Training takes
+{iterations:,} meta-steps of 4 tasks with {TRAIN_QUERIES} query images per class; the embedding takes
+{8 * iterations:,} steps of 64 images. Accuracy after adaptation on {TEST_QUERIES} query images per class, over
+{TEST_TASKS} tasks, with its 95 % interval over the tasks; one seed. These are short runs on one core with settings
+chosen by the authors: they compare algorithms under one small budget, and do not show the best that each can do.
 
 | algorithm | paper | inner loop | 1-shot | 5-shot | seconds |
 |---|---|---|---|---|---|

@@ -35,7 +35,7 @@ def render(result: dict[str, Any]) -> str:
     groups = by_run(result["rows"])
     rows = [f"| {' | '.join([*key, *_cells(key, groups)])} |\n" for key in groups if key[1] != COMPARATOR]
     bests = [
-        f"- {stream}: {_spread([row['total'] for row in found])}; of one seed alone known to "
+        f"- {stream}: {_spread([row['total'] for row in found])}; the estimate for one seed has a standard error of "
         f"{mean(row['error'] for row in found):.2f}\n"
         for (stream, label), found in groups.items()
         if label == COMPARATOR
@@ -44,14 +44,15 @@ def render(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}.
 
-Query loss after adaptation, scored before learning, of {result["iterations"]} rounds: mean over the seeds ±
-standard error. FTML by each replay policy with {STEPS} meta-steps a round on 5 tasks, and the Dirichlet-process mixture
-(uniform replay), each component of which makes as many, always with the new round among the tasks. Two controls take
-that apart: the mixture's own code with one component for all tasks, and {STEPS * MOST} steps a round, as many as its
-{MOST} components make together at the most. *Against uniform* is the difference of cumulative losses seed by seed,
-below 0 is better. *Dynamic regret* is the cumulative loss less that of {COMPARATOR}, which has seen its
-query set: by {DYNAMIC_STEPS} steps of L-BFGS at the most from where FTML with uniform replay has come to in the end, of
-{DYNAMIC_ROUNDS} rounds spread evenly; so a lower bound. *Seconds* are the processor's.
+Query loss after adaptation over {result["iterations"]} rounds; each task is scored before it is learned. Mean over the
+seeds ± standard error. FTML makes {STEPS} meta-steps per round on 5 tasks, with each replay policy. The
+Dirichlet-process mixture (uniform replay) makes {STEPS} meta-steps per component, and the new round is in every
+meta-batch. Two controls separate these effects: the code of the mixture with one component for all tasks, and
+{STEPS * MOST} steps per round, the maximum that its {MOST} components make together. *Against uniform* is the
+difference in cumulative loss, seed by seed; below 0 is better. *Dynamic regret* is the cumulative loss minus that of
+{COMPARATOR}, which has seen its query set. That optimum is found by at most {DYNAMIC_STEPS} steps of L-BFGS from the
+final weights of FTML with uniform replay, on {DYNAMIC_ROUNDS} evenly spaced rounds, so the regret is a lower bound.
+*Seconds* are CPU seconds.
 
 | stream | learner | seeds | cumulative loss | against uniform | dynamic regret | last half | components | seconds |
 |---|---|---|---|---|---|---|---|---|
@@ -59,7 +60,7 @@ query set: by {DYNAMIC_STEPS} steps of L-BFGS at the most from where FTML with u
 Cumulative loss of {COMPARATOR}:
 
 {"".join(bests)}
-![losses over the rounds]({NAME}.png)
+![Cumulative loss by round]({NAME}.png)
 """
 
 

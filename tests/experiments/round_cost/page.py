@@ -47,34 +47,34 @@ def render(result: dict[str, Any]) -> str:
     line = "|---" * (len(rounds) + 2) + "|"
     return f"""# What a round costs, early and late
 
-`{result["command"]}`, commit {result["commit"]}, {result["wall_seconds"] / 60:.0f} minutes; what was
-finished before is not done again, and not counted.
+`{result["command"]}`, commit {result["commit"]}, {result["wall_seconds"] / 60:.0f} minutes; parts
+that had finished before are reused and not counted.
 
-A history of sinusoid tasks on disk and runs over it, each at its round: the network of `deploy/sinusoid.toml`, one
-inner step, one meta-step of 10 tasks a round, a checkpoint every 25 rounds. Up to round {scale["played"]:,}
-({scale["rounds"][0]:,} for `all`) every round was played. From there on runs were *walked*: the replay policy was asked
-and told round by round as if they were played, with measurements drawn from real ones, and lines and plans were
-written; only the network did not learn. Then real rounds are played at each place, and these are measured. Reservoir,
-prioritised and coreset remember up to 1,000, 10,000 and 200 rounds: while these fill, rounds cost a little less.
+A history of sinusoid tasks on disk, and runs on it that stand at different rounds: the network of
+`deploy/sinusoid.toml`, one inner step, one meta-step of 10 tasks per round, a checkpoint every 25 rounds. Up to round
+{scale["played"]:,} ({scale["rounds"][0]:,} for `all`) every round was played. Beyond that, runs were *fast-forwarded*:
+round by round, the replay policy drew tasks and received measurements that were drawn from real ones, and the logs were
+written; only the network did not learn. Then real rounds are played at each of these points and measured. Reservoir,
+prioritised and coreset hold up to 1,000, 10,000 and 200 rounds. Until these are full, rounds cost slightly less.
 
 ## Time
 
-Processor milliseconds a round, the least of {scale["turns"]} blocks of {scale["block"]} rounds ({scale["full_turns"]}
-of one round for `all`); in brackets the ratio to round {rounds[0]:,}, turn by turn: median ± half the range between the
-quartiles.
+CPU milliseconds per round: the minimum over {scale["turns"]} blocks of {scale["block"]} rounds ({scale["full_turns"]}
+blocks of one round for `all`). In brackets: the ratio to round {rounds[0]:,}, computed turn by turn, as median ± half
+the interquartile range.
 
 | policy | {head} | within {MOST_APART - 1:.0%} of each other |
 {line}
 {"".join(_time_row(row, rounds) for row in result["costs"])}
-Wall time as a ratio to that at round {rounds[0]:,}; other work on the machine is in it.
+Wall time relative to round {rounds[0]:,}. It includes other work on the machine.
 
 | policy | {head} |
 {line[4:]}
 {"".join(_wall_row(row, rounds) for row in result["costs"])}
 ## Memory
 
-Peak resident MB of a process of its own that plays {2 * scale["block"]} rounds there; in brackets what is not pages of
-files, afterwards.
+Peak resident MB of a separate process that plays {2 * scale["block"]} rounds from that point. In brackets: anonymous
+memory (without pages of files) afterwards.
 
 | policy | {head} | within {MOST_APART - 1:.0%} of each other |
 {line}
@@ -144,12 +144,13 @@ def _losses(result: dict[str, Any]) -> str:
         verdict = f"The best bounded policy, {best['policy']}, is {said} {MOST_ABOVE:.0%} of `all`: {above:+.2%}.\n"
     return f"""## Loss
 
-Rainbow digits, 10 classes, one image a class to adapt on and two to be judged on, {scale["loss_rounds"]:,} rounds:
-cumulative loss after adaptation, scored before learning. One inner step and one meta-step a round, of 25 tasks, or of
-all for `all`, which would be out of reach with the convolutional network of the demo: images are halved to 14 x 14 and
-learned by a perceptron of two layers of 64. Rows that say so take four times as many meta-gradients a round: still as
-many late as early. Mean over seeds ± standard error; *above `all`* is taken seed by seed. A reservoir of 1,000 has lost
-none of so many rounds, so it draws what *uniform* draws.
+Rainbow digits, 10 classes, one support image and two query images per class, {scale["loss_rounds"]:,} rounds:
+cumulative loss after adaptation; each task is scored before it is learned. Each round makes one inner step and one
+meta-step on 25 tasks, or on all tasks for `all`. With the convolutional network of the demo, `all` would take too long,
+so images are reduced to 14 x 14 and the network is a perceptron with two layers of 64. Rows with "100 tasks" or "4
+steps" compute four times as many meta-gradients per round; this number does not grow with the round. Mean over seeds ±
+standard error; *above `all`* is computed seed by seed. A reservoir of 1,000 has dropped no round by then, so it draws
+what *uniform* draws.
 
 | policy | cumulative loss | above `all` | seeds |
 |---|---|---|---|

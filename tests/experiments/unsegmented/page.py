@@ -15,26 +15,28 @@ WAYS = ("its own cuts", DAEMON, "true boundaries", "cuts by linear, 50 waves", "
 
 def render(result: dict[str, Any]) -> str:
     """Return the table as Markdown, a line for each way and block, the mean over its seeds ± standard error."""
-    about = f"""# A leader from nothing on a stream without task boundaries
+    about = f"""# A leader from random weights on a stream without task boundaries
 
 `{result["command"]}`, commit {result["commit"]}.
 
-Streams of {result["iterations"]:,} samples of sinusoids as in [segmentation.md](segmentation.md): a task lasts {LEAST}
-samples or more, {MEAN_LENGTH} on the mean; amplitude 0.1..5, phase 0..pi, noise {NOISE}. A network 1-40-40-1 from
-random weights follows its leader (exact meta-gradients, Meta-SGD, three inner steps; ten meta-steps of Adam on up to 25
-tasks a round) and learns one task for each segment, which is
+Streams of {result["iterations"]:,} samples of sinusoids as in [segmentation.md](segmentation.md). A task lasts at least
+{LEAST} samples, and {MEAN_LENGTH} on average; amplitude 0.1..5, phase 0..pi, noise {NOISE}. A network 1-40-40-1 with
+random initial weights follows its leader (exact meta-gradients, Meta-SGD, three inner steps; ten meta-steps of Adam on
+up to 25 tasks per round). It learns one task for each segment. The segments are
 
-- *its own cuts*: cut by the run length over the loss of the current leader (`online_meta.changepoints.task_free`);
-- *{DAEMON}*: by the same, as `[[source]] likelihood = "leader"` has it. All of its samples are the task, half of
-  them, drawn by chance, the query, and the leader learns to adapt to the whole other half;
-- *true boundaries*: the task as it is. What is told of cuts is what this leader's loss would have found;
-- *cuts by linear, 50 waves*: cut by the run length over a likelihood that knows what a task is like;
+- *its own cuts*: cut by run length, with the loss of the current leader (`online_meta.changepoints.task_free`);
+- *{DAEMON}*: cut in the same way, by `[[source]] likelihood = "leader"`. The task has all
+  samples of the segment: a random half is the query set, the other half the support set. The leader learns to adapt to
+  the whole support set;
+- *true boundaries*: the true tasks. The detection metrics are those that the loss of this leader would have given;
+- *cuts by linear, 50 waves*: cut by run length, with a likelihood that fits the tasks;
 - *cuts by count*: {MEAN_LENGTH} samples each.
 
-A change is found if one is told of that is at most {WITHIN} samples off; delay is of those that were found. Purity: the
-share of samples that are of their segment's main task. *Own loss*: the median query loss, after adaptation, of the
-tasks that were learned in the block, scored before. *Fresh loss*: mean loss of 100 whole tasks, never learned and
-without noise, after adaptation to ten samples by the leader at the block's end. Mean over the seeds ± standard error.
+A change counts as detected if a reported change lies within {WITHIN} samples of it; delays cover detected changes only.
+Purity is the share of samples that belong to the main task of their segment. *Own loss* is the median query loss after
+adaptation over the tasks that were learned in the block; each task is scored before it is learned. *Fresh loss* is the
+mean loss on 100 whole noise-free tasks that are never learned, after adaptation to ten samples from the leader at the
+end of the block. Mean over the seeds ± standard error.
 
 | the leader learns | samples | delay, mean | missed, % | false in 1,000 | purity | own loss | fresh loss |
 |---|---|---|---|---|---|---|---|
@@ -61,10 +63,10 @@ def _cells(blocks: list[Row]) -> list[str]:
 
 
 def _effort(rows: list[Row]) -> str:
-    told = []
+    parts = []
     for way in WAYS:
         some = [row for row in rows if row["asked"]["way"] == way]
         if some:
             rounds = tell_mean([row["rounds"] for row in some], ".0f")
-            told.append(f"{way} {rounds} and {tell_mean([row['seconds'] for row in some], '.0f')}")
-    return f"Tasks that were learned, and the processor's seconds: {'; '.join(told)}.\n"
+            parts.append(f"{way} {rounds} and {tell_mean([row['seconds'] for row in some], '.0f')}")
+    return f"Number of tasks learned, and CPU seconds: {'; '.join(parts)}.\n"

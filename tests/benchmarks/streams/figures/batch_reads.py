@@ -13,7 +13,7 @@ from streams.types import Record
 from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.works import image_task
 
-TITLE = "Random reads by one thread: checksums compared, tensors made; all of the history in the page cache"
+TITLE = "Random reads by one thread, with checksums verified and tensors built; the whole history is in the page cache"
 TASKS, BATCH, ROUNDS, SECONDS = 100_000, 32, 5, 1.0
 TOGETHER = 1_000
 
@@ -61,7 +61,7 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
     """Return the figures."""
     kilobytes = f"tasks of {samples['bytes'] / 1e3:.1f} kB"
     return [
-        figure(f"{kilobytes} a second, in batches of {BATCH}", samples["together"], 50_000, least=True),
-        figure("their bytes alone", samples["bytes alone"]),
-        figure("tasks a second, one by one", samples["one by one"]),
+        figure(f"{kilobytes} per second, in batches of {BATCH}", samples["together"], 50_000, least=True),
+        figure("the same, bytes only", samples["bytes alone"]),
+        figure("tasks per second, one by one", samples["one by one"]),
     ]

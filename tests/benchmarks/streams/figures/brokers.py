@@ -13,7 +13,7 @@ from tests.benchmarks.streams.load import SIDE, WAYS, bodies
 from tests.support.daemon import wait_for
 from tests.support.servers import Kafka, Redis
 
-TITLE = "Ingest from brokers: 16 KiB tasks that wait there are read, committed and settled by one source"
+TITLE = "Ingest from brokers: one source reads, commits and acknowledges 16 KiB tasks that wait in the broker"
 TASKS, ROUNDS = 8_000, 3
 SPEC = TaskSpec(x_shape=(1, SIDE, SIDE), y="class", ways=WAYS)
 
@@ -92,8 +92,8 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
     pairs = zip(samples["kafka"], samples["thrown away"], strict=True)
     return [
         *(
-            figure(f"durable tasks a second from {name}", samples[name], 3000, least=True)
+            figure(f"durable tasks per second from {name}", samples[name], 3000, least=True)
             for name in ("redis", "kafka")
         ),
-        figure("from kafka / by a consumer that throws them away", [kept / thrown for kept, thrown in pairs]),
+        figure("from kafka / by a consumer that discards them", [kept / thrown for kept, thrown in pairs]),
     ]

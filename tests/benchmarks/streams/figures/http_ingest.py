@@ -15,7 +15,7 @@ from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.streams.load import SIDE, WAYS
 from tests.support.daemon import Daemon, free_port, running_daemon, wait_for
 
-TITLE = "HTTP ingest; each daemon's trainer is stopped; what sealing lags behind is waited for before the other's turn"
+TITLE = "HTTP ingest; the trainer of each daemon is stopped, and sealing catches up before the other daemon's turn"
 SEALED_SECONDS = 120.0
 PROGRAMS = {"durable": "online_meta", "without the commit": "tests.benchmarks.streams.uncommitted"}
 ROUNDS, SECONDS, CLIENTS = 5, 4, 8
@@ -78,9 +78,9 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
     ours, bare = samples["durable"], samples["without the commit"]
     shares = [one / other for one, other in zip(ours["rate"], bare["rate"], strict=True)]
     return [
-        figure("durable tasks a second", ours["rate"], 2000, least=True),
-        figure("p99 of the milliseconds to an answer", [1e3 * value for value in ours["p99"]], 20),
-        figure("p50 of them", [1e3 * value for value in ours["p50"]]),
-        figure("tasks a second / without the commit", shares, 0.6, least=True),
-        figure("tasks a second without the commit", bare["rate"]),
+        figure("durable tasks per second", ours["rate"], 2000, least=True),
+        figure("milliseconds to a response, p99", [1e3 * value for value in ours["p99"]], 20),
+        figure("milliseconds to a response, p50", [1e3 * value for value in ours["p50"]]),
+        figure("tasks per second / the same without the commit", shares, 0.6, least=True),
+        figure("tasks per second without the commit", bare["rate"]),
     ]

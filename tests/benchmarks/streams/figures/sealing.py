@@ -22,8 +22,8 @@ from tests.benchmarks.streams.figure import Figure, figure
 from tests.benchmarks.works import image_task
 
 TITLE = (
-    "Sealing: rounds are read from the ledger, written, fsynced, read back, compared and published; zarr alone writes "
-    "the tensors and syncs nothing; careful, it fsyncs them, reads them back and compares"
+    "Sealing reads rounds from the ledger, writes, fsyncs, reads back, compares and publishes them; zarr alone "
+    "writes the tensors without fsync; zarr with verification also fsyncs them, reads them back and compares"
 )
 ROUNDS, SETTINGS, READS = 9, SealingSettings(segment_rounds=800, segment_bytes=1 << 30), 200
 
@@ -104,10 +104,10 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
     careful = [other / ours for other, ours in zip(samples["careful"], samples["sealed"], strict=True)]
     megabytes = samples["bytes"] / 1e6
     return [
-        figure("speed of sealing / of zarr alone", ratios, 0.8, least=True),
-        figure("speed of sealing / of zarr that is careful", careful),
-        figure("sealed, MB a second", [megabytes / value for value in samples["sealed"]]),
-        figure("written by zarr alone, MB a second", [megabytes / value for value in samples["plain"]]),
-        figure("tasks a second, one by one, out of the archive", samples["cold reads"]),
-        figure("tasks a second, one behind the other, out of the archive", samples["cold batches"]),
+        figure("speed of sealing / zarr alone", ratios, 0.8, least=True),
+        figure("speed of sealing / zarr with verification", careful),
+        figure("MB per second, sealing", [megabytes / value for value in samples["sealed"]]),
+        figure("MB per second, zarr alone", [megabytes / value for value in samples["plain"]]),
+        figure("tasks per second from the archive, one by one", samples["cold reads"]),
+        figure("tasks per second from the archive, in sequence", samples["cold batches"]),
     ]

@@ -20,7 +20,7 @@ from trainers.journal.run_files import RunFiles
 from trainers.loop.recovery import start_checkpoint
 from trainers.loop.rounds import close_run, open_run
 
-TITLE = "From the command to the first answer of a daemon (imports included), and its memory then"
+TITLE = "Time from the command to the first response of a daemon (imports included), and its memory at that point"
 FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000
 CONFIG = """
 [run]
@@ -101,10 +101,10 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
     more = [one - other for one, other in zip(many["seconds"], few["seconds"], strict=True)]
     figures = [
         figure(f"seconds to start with {MANY:,} tasks", many["seconds"], 2.0),
-        figure(f"seconds more than with {FEW:,}", more),
+        figure(f"additional seconds compared with {FEW:,} tasks", more),
     ]
-    figures.append(figure("seconds once, when the sums over the rounds are lost", [samples["sums"]]))
+    figures.append(figure("seconds to rebuild the running sums over the rounds", [samples["sums"]]))
     for name in ("daemon", "trainer"):
         added = [(one - other) / 1e6 for one, other in zip(many[name], few[name], strict=True)]
-        figures.append(figure(f"MB more in the {name}", added))
+        figures.append(figure(f"additional MB in the {name}", added))
     return figures

@@ -15,7 +15,7 @@ from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import close_run, open_run, play_rounds
 from trainers.settings import ModelSettings, TrainerSettings
 
-TITLE = f"Waiting for past tasks: exact MAML, Conv4-32, {SIDE} x {SIDE}, {BATCH} tasks a meta-step, one thread"
+TITLE = f"Waiting for past tasks: exact MAML, Conv4-32, {SIDE} x {SIDE}, {BATCH} tasks per meta-step, one thread"
 ROUNDS = 5
 
 
@@ -44,7 +44,7 @@ def judge(samples: dict[str, Any]) -> list[Figure]:
     """Return the figures."""
     shares = [waited / seconds for waited, seconds in zip(samples["waited"], samples["seconds"], strict=True)]
     return [
-        figure("waiting for tasks / time of a round", shares, 0.01),
-        figure("milliseconds of waiting in a round", [1e3 * waited for waited in samples["waited"]]),
-        figure("seconds of a round", samples["seconds"]),
+        figure("time waiting for tasks / time of a round", shares, 0.01),
+        figure("milliseconds waiting per round", [1e3 * waited for waited in samples["waited"]]),
+        figure("seconds per round", samples["seconds"]),
     ]
