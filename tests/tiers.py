@@ -21,9 +21,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_killed_maintenance_process_loses_nothing_and_is_restarted": NONE,
     "test_each_source_resumes_at_its_position_after_a_kill": NONE,
     "test_segmenting_uses_the_current_leader_and_a_kill_loses_no_row": NONE,
-    "test_no_acknowledged_round_is_lost_by_kills_at_random_moments": NONE,
+    "test_kills_at_random_moments_lose_no_acknowledged_round": NONE,
     "test_a_run_killed_repeatedly_ends_where_its_replay_ends": ("2",),
-    "test_a_sweep_that_was_killed_is_taken_up_again": ("0",),
+    "test_a_killed_compaction_is_resumed": ("0",),
     "test_a_kill_around_a_commit_loses_and_doubles_nothing": ("kafka-after", "nats-before", "redis-before"),
     # Ranks and machines.
     "test_the_run_goes_on_by_itself_as_if_nothing_had_been": NONE,
@@ -57,8 +57,8 @@ SLOW: dict[str, tuple[str, ...]] = {
         "nats-kill",
         "redis-swallow",
     ),
-    "test_an_object_store_that_goes_away_is_waited_for": NONE,
-    "test_only_as_much_leaves_the_ledger_as_has_to_and_its_file_shrinks": NONE,
+    "test_sealing_waits_for_an_unreachable_object_store": NONE,
+    "test_the_ledger_evicts_only_what_it_must_and_its_file_shrinks": NONE,
     # Memory: every kind of model and of gradient.
     "test_task_sizes_are_read_from_the_history": NONE,
     "test_stacked_tasks_add_their_individual_memory": NONE,

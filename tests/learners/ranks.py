@@ -1,4 +1,4 @@
-"""Several ranks as threads: engines that sum over them before each step, in order or not."""
+"""Several ranks as threads: each engine adds the sums of all ranks before a step, in a fixed order or not."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,21 +9,21 @@ from online_meta.tree import add
 
 
 class Exchange:
-    """What all ranks give, all get."""
+    """Gathers one value from every rank and returns all of them to each rank."""
 
     def __init__(self, world):
-        self._values, self._here = [None] * world, threading.Barrier(world, timeout=250)
+        self._values, self._barrier = [None] * world, threading.Barrier(world, timeout=250)
 
     def gather(self, rank, value):
         self._values[rank] = value
-        self._here.wait()
+        self._barrier.wait()
         values = list(self._values)
-        self._here.wait()
+        self._barrier.wait()
         return values
 
 
 class RankOf(om.MetaOptimizer):
-    """One of ``world`` ranks; where the ranks sum in order, the learner adds up what ``gather`` gives."""
+    """The engine of one of ``world`` ranks; with ``in_order``, the learner adds the gathered sums itself."""
 
     def __init__(self, meta, exchange, rank, world, in_order, lr, name="sgd"):
         super().__init__(meta, name, lr)
@@ -39,7 +39,7 @@ class RankOf(om.MetaOptimizer):
 
 
 def play_on_ranks(world, in_order, build, tasks, lr):
-    """Return what each rank's learner said, and the learner; ``build`` makes it of what its set-up is to have."""
+    """Return each rank's results and its learner; ``build`` takes the engine and ``gather`` of the context."""
     exchange = Exchange(world)
 
     def make(rank):
@@ -51,15 +51,15 @@ def play_on_ranks(world, in_order, build, tasks, lr):
     def play(learner):
         return [(learner.score(task), learner.learn(task)) for task in tasks], learner
 
-    learners = [make(rank) for rank in range(world)]  # Not in the threads: weights are drawn by torch's one generator.
+    learners = [make(rank) for rank in range(world)]  # Not in the threads: they share torch's generator.
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(play, learners))
 
 
-def expect_one_answer(world, in_order, build, tasks, lr):
-    """Let a learner alone and one on each rank play the tasks: all say the same and hold the same bits."""
+def check_ranks_agree(world, in_order, build, tasks, lr):
+    """Check that a learner on every rank has the results and the bits of a single learner."""
     alone = build()
-    said = [(alone.score(task), alone.learn(task)) for task in tasks]
+    single = [(alone.score(task), alone.learn(task)) for task in tasks]
     for one, learner in play_on_ranks(world, in_order, build, tasks, lr):
-        assert repr(one) == repr(said)  # by its words, for nan is not nan
+        assert repr(one) == repr(single)  # compared as text because nan != nan
         assert frozen(learner.save()) == frozen(alone.save())

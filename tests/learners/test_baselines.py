@@ -1,4 +1,4 @@
-"""The baselines that run beside FTML: trained on everything, fine-tuned or not, Reptile, and from scratch."""
+"""The baselines next to FTML: train on everything, fine-tuned follow the leader, online Reptile and from scratch."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_train_on_everything_is_joint_training_on_past_rounds(replay):
     assert_close(learner.engine.meta().weights, weights_of(module), 1e-12)
 
 
-def test_ftl_fine_tune_learns_without_adapting_and_adapts_when_it_is_asked():
+def test_ftl_fine_tune_learns_without_adapting_and_adapts_when_scored():
     tasks = stream(5)
     learner = ftl_fine_tune.build(setup(seed=3))
     joint = train_on_everything.build(setup(seed=3 + ftl_fine_tune.SEED_OFFSET - train_on_everything.SEED_OFFSET))
@@ -57,14 +57,14 @@ def test_ftl_fine_tune_learns_without_adapting_and_adapts_when_it_is_asked():
     play(joint, tasks)
     assert frozen(learner.save()) == frozen(joint.save())
     new = stream(1, seed=7)[0]
-    leader_likelihood = slow.adapt(net(), leaves(learner.engine.meta().weights), new.support, LR, STEPS)
+    adapted = slow.adapt(net(), leaves(learner.engine.meta().weights), new.support, LR, STEPS)
     found = learner.score(new)
     assert found.loss_before == joint.score(new).loss_before
-    assert found.loss_after == pytest.approx(slow.loss_of(net(), leader_likelihood, new.query).item(), rel=1e-12)
+    assert found.loss_after == pytest.approx(slow.loss_of(net(), adapted, new.query).item(), rel=1e-12)
     assert found.loss_after != found.loss_before
 
 
-def test_online_reptile_steps_towards_where_the_inner_loops_end():
+def test_online_reptile_steps_towards_the_ends_of_the_inner_loops():
     tasks, replay = stream(4), uniform()
     learner = online_reptile.build(setup(seed=3, engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.1)))
     play(learner, tasks)
@@ -80,12 +80,12 @@ def test_online_reptile_steps_towards_where_the_inner_loops_end():
     assert_close(learner.engine.meta().weights, weights, 1e-12)
 
 
-def test_train_on_everything_draws_apart_from_ftml():
-    asked, sample = {}, uniform().sample
+def test_train_on_everything_samples_independently_of_ftml():
+    requests, sample = {}, uniform().sample
 
     def spy_for(name):
         def spy(memory, request):
-            asked.setdefault(name, []).append(request)
+            requests.setdefault(name, []).append(request)
             return sample(memory, request)
 
         return ReplayPolicy(spy)
@@ -93,10 +93,10 @@ def test_train_on_everything_draws_apart_from_ftml():
     for name, module in (("ftml", ftml), ("everything", train_on_everything)):
         play(module.build(setup(replay=spy_for(name), batch=2)), stream(8))
     of_ftml, of_everything = (
-        {(d.round, d.step): sample({}, d) for d in asked[name]} for name in ("ftml", "everything")
+        {(d.round, d.step): sample({}, d) for d in requests[name]} for name in ("ftml", "everything")
     )
     large = [key for key in of_ftml if key[0] >= 4]
-    assert {d.batch for d in asked["everything"]} == {2}
+    assert {d.batch for d in requests["everything"]} == {2}
     assert sum(of_ftml[key] != of_everything[key] for key in large) > len(large) / 2
 
 
@@ -108,8 +108,8 @@ def test_train_on_everything_makes_as_many_gradients_as_ftml_with_its_inner_loop
 def test_train_on_everything_beats_its_own_start():
     task = stream(1)[0]
     learner = train_on_everything.build(setup(engine=lambda meta: om.MetaOptimizer(meta, "adam", 0.05)))
-    said = [score.loss_after for score, _ in play(learner, [task] * 20)]
-    assert said[-1] < 0.5 * said[0]
+    losses = [score.loss_after for score, _ in play(learner, [task] * 20)]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_from_scratch_trains_fresh_weights_of_the_round_on_the_support_set_alone():
@@ -126,11 +126,11 @@ def test_from_scratch_trains_fresh_weights_of_the_round_on_the_support_set_alone
         assert learner.learn(task) == om.Learned((), ())
 
 
-def test_from_scratch_asks_for_the_weights_of_its_round_also_when_several_are_scored_together():
-    asked = []
+def test_from_scratch_draws_the_weights_of_each_round_even_if_several_are_scored_together():
+    requests = []
 
     def draw_weights(round):
-        asked.append(round)
+        requests.append(round)
         return weights_of(net(round))
 
     learner, tasks = from_scratch.build(setup(draw_weights=draw_weights), steps=0), stream(6)
@@ -140,10 +140,10 @@ def test_from_scratch_asks_for_the_weights_of_its_round_also_when_several_are_sc
     learner.score(tasks[2])
     learner.learn(*tasks[:3])
     learner.score(tasks[3])
-    assert asked == [3, 4, 5, 5, 6]
+    assert requests == [3, 4, 5, 5, 6]
 
 
-def test_from_scratch_obeys_its_options_and_leaves_the_fresh_weights_alone():
+def test_from_scratch_applies_its_options_and_does_not_change_the_drawn_weights():
     (task,), weights = stream(1), weights_of(net(3))
     kept = copy.deepcopy(weights)
     scores = {
@@ -156,8 +156,8 @@ def test_from_scratch_obeys_its_options_and_leaves_the_fresh_weights_alone():
     assert all(torch.equal(weights[name], kept[name]) for name in kept)
 
 
-def test_from_scratch_does_not_look_through_the_inner_loop():
-    """It trains by Adam whatever the inner rule is: neither its steps nor its step size matter."""
+def test_from_scratch_does_not_depend_on_the_inner_loop():
+    """It trains with Adam under any inner rule: neither the rule's steps nor its step size matter."""
     (task,) = stream(1)
     module = net()
     other = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=10 * LR), 9)

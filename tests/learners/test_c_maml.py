@@ -1,4 +1,4 @@
-"""Continual-MAML against its equations, written out with plain autograd in float64; its state, ranks, and poison."""
+"""Continual-MAML equals its equations, written with plain autograd in float64, on ranks and with poison tasks."""
 
 import math
 
@@ -10,18 +10,18 @@ from online_meta.learners import c_maml
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learner_problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.ranks import expect_one_answer
+from tests.learners.ranks import check_ranks_agree
 from tests.learners.test_poison import poison
 
 GAMMA, LEVEL, POWER, META_LR = 0.5, 4.0, 1.5, 0.1
 
 
-def made(**changes):
+def context(**changes):
     return setup(**{"engine": lambda meta: om.MetaOptimizer(meta, "sgd", META_LR), **changes})
 
 
 def build(gamma=GAMMA, level=LEVEL, power=POWER, **changes):
-    return c_maml.build(made(**changes), gamma=gamma, level=level, power=power)
+    return c_maml.build(context(**changes), gamma=gamma, level=level, power=power)
 
 
 def play(learner, tasks):
@@ -29,7 +29,7 @@ def play(learner, tasks):
 
 
 def recurring():
-    """Return tasks of which some come again at once, with the same map and other points, and one after a while."""
+    """Return tasks with repetitions: some at once, with the same map and other points, and one later."""
     first, second, third = stream(3)
 
     def again(task):
@@ -50,10 +50,10 @@ def lost(weights, batch):
     return float(slow.loss_of(net(), weights, batch))
 
 
-def by_hand(tasks, *, carries=True, modulates=True, slow_first=True, gamma=GAMMA):
-    """Return what each round says, and w and theta after it; the arguments say how a wrong one differs."""
+def reference(tasks, *, carries=True, modulates=True, slow_first=True, gamma=GAMMA):
+    """Return each round's results, and w and theta after it; the arguments make a wrong algorithm."""
     w = weights_of(net())
-    theta, said = w, []
+    theta, expected_rounds = w, []
     for task in tasks:
         new = moved(w, task.support)
         same = lost(theta, task.support) - lost(new, task.support) < gamma
@@ -66,8 +66,8 @@ def by_hand(tasks, *, carries=True, modulates=True, slow_first=True, gamma=GAMMA
         rate = META_LR * min(1.0, query / LEVEL) ** POWER if modulates else META_LR
         old, w = w, {name: (value - rate * value.grad).detach() for name, value in held.items()}
         theta = moved(theta if same and carries else w if slow_first else old, slow.joined(task))
-        said.append((same, before, after, w, theta, query))
-    return said
+        expected_rounds.append((same, before, after, w, theta, query))
+    return expected_rounds
 
 
 def state_of(learner):
@@ -78,12 +78,14 @@ def state_of(learner):
     ]
 
 
-def test_each_round_is_that_of_the_equations():
+def test_each_round_follows_the_equations():
     tasks, learner = recurring(), build()
-    said = by_hand(tasks)
-    assert {same for same, *_ in said} == {True, False}, "some tasks go on and some are new"
-    assert min(query for *_, query in said) < LEVEL < max(query for *_, query in said), "some are known, some not"
-    for task, (_, before, after, w, theta, _) in zip(tasks, said, strict=True):
+    expected_rounds = reference(tasks)
+    assert {same for same, *_ in expected_rounds} == {True, False}, "some tasks repeat and some are new"
+    assert min(query for *_, query in expected_rounds) < LEVEL < max(query for *_, query in expected_rounds), (
+        "some are known and some are not"
+    )
+    for task, (_, before, after, w, theta, _) in zip(tasks, expected_rounds, strict=True):
         score = learner.score(task)
         assert (score.loss_before, score.loss_after) == pytest.approx((before, after), rel=1e-12)
         assert len(learner.learn(task).steps) == 1
@@ -101,47 +103,47 @@ def test_each_round_is_that_of_the_equations():
         ({"gamma": 1e9}, 1),
     ],
 )
-def test_another_algorithm_would_be_told_apart(wrong, part):
+def test_the_check_distinguishes_other_algorithms(wrong, part):
     tasks, learner = recurring(), build()
     play(learner, tasks[:5])
-    assert relative_error(state_of(learner)[part], by_hand(tasks[:5], **wrong)[-1][3 + part]) > 1e-3
+    assert relative_error(state_of(learner)[part], reference(tasks[:5], **wrong)[-1][3 + part]) > 1e-3
 
 
-def test_a_task_that_comes_again_is_answered_better_than_without_carrying():
+def test_a_repeated_task_scores_better_with_carried_weights():
     first, again, *_ = recurring()
     tasks = [first, again] * 4
     carrying, forgetting = build(gamma=math.inf), build(gamma=-math.inf)
     assert play(carrying, tasks)[-1][0].loss_after < 0.9 * play(forgetting, tasks)[-1][0].loss_after
 
 
-def test_where_it_always_begins_anew_the_slow_weights_answer_as_maml_does():
+def test_without_carrying_c_maml_scores_like_maml():
     learner, (task, other) = build(gamma=-math.inf, power=0.0), stream(2)
     play(learner, [task])
-    leader_likelihood = moved(learner.engine.meta().weights, other.support)
-    assert learner.score(other).loss_after == pytest.approx(lost(leader_likelihood, other.query), rel=1e-12)
+    adapted = moved(learner.engine.meta().weights, other.support)
+    assert learner.score(other).loss_after == pytest.approx(lost(adapted, other.query), rel=1e-12)
 
 
-def test_the_query_set_has_no_part_in_where_adaptation_begins():
+def test_the_query_set_does_not_influence_where_adaptation_starts():
     task, other = recurring()[:2]
     learner = build()
     play(learner, [task])
     mixed = other._replace(query=poison("query").query)
-    start = learner.engine.meta().weights if not by_hand([task, other])[-1][0] else state_of(learner)[1]
+    start = learner.engine.meta().weights if not reference([task, other])[-1][0] else state_of(learner)[1]
     swapped = mixed._replace(query=other.support)
     assert learner.score(swapped).loss_after == pytest.approx(lost(moved(start, other.support), other.support))
     assert learner.score(mixed).loss_after > 1e100
 
 
-def test_what_does_not_adapt_is_not_carried():
+def test_weights_that_do_not_adapt_are_not_carried():
     inner = om.Inner(om.model_loss(net(), "mse"), om.rules.sgd(lr=LR), STEPS, ("2.*",))
     learner = build(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(net())))
     play(learner, recurring())
     weights, carried = state_of(learner)
     assert set(carried) == {"2.weight", "2.bias"}
-    assert not torch.equal(weights["0.weight"], weights_of(net())["0.weight"]), "slow weights learn all the same"
+    assert not torch.equal(weights["0.weight"], weights_of(net())["0.weight"]), "the slow weights still learn"
 
 
-def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
+def test_its_state_has_constant_size_and_no_past_task_is_read():
     assert len(set(bytes_held(build(buffer=Unread())))) == 1
 
 
@@ -149,14 +151,14 @@ def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
 def test_a_task_that_is_not_finite_changes_nothing(part):
     good = recurring()[:4]
     poisoned, clean = build(), build()
-    said = play(poisoned, [*good[:2], poison(part), *good[2:]])
-    assert [step.skipped for step in said[2][1].steps] == ["not_finite"]
-    assert [line for at, line in enumerate(said) if at != 2] == play(clean, good)
+    expected_rounds = play(poisoned, [*good[:2], poison(part), *good[2:]])
+    assert [step.skipped for step in expected_rounds[2][1].steps] == ["not_finite"]
+    assert [line for at, line in enumerate(expected_rounds) if at != 2] == play(clean, good)
     assert frozen(poisoned.save()) == frozen(clean.save())
 
 
-def test_what_the_slow_weights_did_not_learn_is_not_carried_either():
-    """One step on the task ends where all is finite; its loss, and so the meta-step, is not."""
+def test_nothing_is_carried_if_the_meta_step_is_skipped():
+    """One adaptation step on the task ends finite; its loss, and so the meta-step, is not finite."""
     inner = om.Inner(om.model_loss(net(), "mse"), om.rules.sgd(lr=LR), 1)
     learner = build(inner=inner, gradient=om.exact(inner))
     before = frozen(learner.save())
@@ -166,8 +168,8 @@ def test_what_the_slow_weights_did_not_learn_is_not_carried_either():
     assert frozen(learner.save()) == before
 
 
-def test_adaptation_that_diverges_is_not_carried():
-    """The meta-step is finite, and five steps on the query set, which is weighted by a huge number, are not."""
+def test_a_diverged_adaptation_is_not_carried():
+    """The meta-step is finite; five steps on the query set, which has a huge weight, are not."""
     inner = om.Inner(om.model_loss(net(), lambda output, y: (output**2 * y.abs()).mean()), om.rules.sgd(lr=LR), 5)
     learner, (task,) = build(inner=inner, gradient=om.exact(inner)), stream(1)
     before = frozen(state_of(learner)[1])
@@ -186,4 +188,4 @@ def test_limits_out_of_their_range_are_refused(wrong):
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_bits(world, in_order):
     tasks = [*recurring(), poison(), *stream(2, seed=1)]
-    expect_one_answer(world, in_order, build, tasks, META_LR)
+    check_ranks_agree(world, in_order, build, tasks, META_LR)

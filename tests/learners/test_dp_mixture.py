@@ -1,4 +1,4 @@
-"""The Dirichlet-process mixture: its two steps by hand, components that come and go, several ranks."""
+"""The Dirichlet-process mixture: both EM steps from a reference, components that appear and vanish, several ranks."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +28,8 @@ def play(learner, tasks):
 
 
 @pytest.mark.parametrize("concentration", [0.3, 1.0, 4.0])
-def test_the_prior_of_a_partition_is_that_of_the_chinese_restaurant(concentration):
-    """Task by task it gives a^K prod_k (n_k - 1)! / (a (a + 1) ... (a + n - 1)), in whatever order they come."""
+def test_the_prior_of_a_partition_is_the_chinese_restaurant_process(concentration):
+    """Its probability is a^K prod_k (n_k - 1)! / (a (a + 1) ... (a + n - 1)), in any order of the tasks."""
     for tables in ([0, 1, 0, 2, 0, 1], [0, 0, 0, 1, 1, 2]):
         chance, counts = 1.0, []
         for table in tables:
@@ -43,7 +43,7 @@ def test_the_prior_of_a_partition_is_that_of_the_chinese_restaurant(concentratio
     assert crp_prior([2.5, 0.5], 1.0).tolist() == pytest.approx([2.5 / 4, 0.5 / 4, 1.0 / 4])
 
 
-def test_responsibilities_are_bayes_rule():
+def test_responsibilities_follow_bayes_rule():
     prior, losses = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), [0.7, 0.2, 1.9]
     joint = [p * math.exp(-8 * loss / 3.0) for p, loss in zip([0.5, 0.3, 0.2], losses, strict=True)]
     found = responsibilities(prior, losses, 8, 3.0)
@@ -55,20 +55,20 @@ def test_responsibilities_are_bayes_rule():
     assert one / two == pytest.approx(odds, rel=1e-12)
 
 
-def test_a_loss_that_is_not_finite_explains_nothing():
+def test_a_loss_that_is_not_finite_has_zero_responsibility():
     prior = torch.full((3,), 1 / 3, dtype=torch.float64)
     assert responsibilities(prior, [1.0, math.nan, 1.0], 4, 1.0).tolist() == [0.5, 0.0, 0.5]
     assert responsibilities(prior, [math.inf, 1e9, math.nan], 4, 1.0).tolist() == [0.0, 1.0, 0.0]
     assert responsibilities(prior, [math.inf] * 3, 4, 1.0).tolist() == [0.0] * 3
 
 
-# Expectation and maximisation, by hand.
+# Expectation and maximisation against a reference.
 
 
 def support_fit(weights, task):
     leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
-    leader_likelihood = slow.adapt(net(), leaves, task.support, LR, STEPS)
-    return float(slow.loss_of(net(), leader_likelihood, task.support).detach())
+    adapted = slow.adapt(net(), leaves, task.support, LR, STEPS)
+    return float(slow.loss_of(net(), adapted, task.support).detach())
 
 
 def shares_of(weights, chances, task, temperature):
@@ -90,8 +90,8 @@ def maximise(weights, tasks, belong, lr):
     return {name: (leaves[name] - lr * grad).detach() for name, grad in zip(leaves, grads, strict=True)}
 
 
-def by_hand(tasks, options, lr, steps):
-    """Return the components' weights, their counts, and all responsibilities, of revisiting every round."""
+def reference(tasks, options, lr, steps):
+    """Return the components' weights, their counts, and all responsibilities, when every round is revisited."""
     start, weights, counts, said = weights_of(net()), [], [], []
     for t, task in enumerate(tasks):
         shares = shares_of([*weights, start], [*counts, options.concentration], task, options.temperature)
@@ -111,15 +111,15 @@ def by_hand(tasks, options, lr, steps):
     return weights, counts, said
 
 
-def test_both_steps_are_those_done_by_hand():
+def test_both_em_steps_agree_with_the_reference():
     tasks, options = stream(5), MixtureOptions(concentration=2.0, temperature=6.0, most=3, horizon=50.0)
-    weights, counts, said = by_hand(tasks, options, 0.1, 2)
-    made = setup(replay=every_round(), engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.1))
-    learner = DirichletProcessMixture(made, options)
+    weights, counts, said = reference(tasks, options, 0.1, 2)
+    context = setup(replay=every_round(), engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.1))
+    learner = DirichletProcessMixture(context, options)
     learned = [one for _, one in play(learner, tasks)]
     assert len(weights) >= 2
-    assert sum(0.05 < share < 0.95 for share in said) > len(said) / 4, "the responsibilities are truly shared"
-    assert min(said) > dp_mixture.NEGLIGIBLE, "none is left out, which by hand none is"
+    assert sum(0.05 < share < 0.95 for share in said) > len(said) / 4, "many responsibilities are shared"
+    assert min(said) > dp_mixture.NEGLIGIBLE, "no responsibility is negligible: the reference leaves none out"
     assert [count for count in learner.counts if count] == pytest.approx(counts, rel=1e-9)
     for place, expected in enumerate(weights):
         saved = learner.save()
@@ -128,7 +128,7 @@ def test_both_steps_are_those_done_by_hand():
     assert len(learned[-1].steps) == 2 * len(weights)
 
 
-# Two clusters that no one initialisation serves.
+# Two clusters that no single initialisation fits.
 
 
 def linear():
@@ -164,7 +164,7 @@ def late_loss(learner):
     return sum(score.loss_after for score, _ in play(learner, two_clusters(32))[-8:]) / 8
 
 
-def test_it_finds_two_clusters_and_serves_both():
+def test_the_mixture_finds_two_clusters_and_fits_both():
     mixture = dp_mixture.build(clustered_setup())
     loss = late_loss(mixture)
     assert sum(count > 0 for count in mixture.counts) == 2
@@ -176,7 +176,7 @@ def test_it_finds_two_clusters_and_serves_both():
     assert sum(count > 0 for count in alone.counts) == 1
 
 
-def test_a_larger_concentration_and_a_lower_temperature_find_more():
+def test_concentration_and_temperature_set_the_number_of_components():
     def components(**options):
         learner = dp_mixture.build(clustered_setup(), most=8, **options)
         play(learner, two_clusters(12))
@@ -187,21 +187,21 @@ def test_a_larger_concentration_and_a_lower_temperature_find_more():
     assert components() == 2
 
 
-def test_a_component_that_is_not_used_any_more_is_pruned_and_its_place_taken_anew():
+def test_an_unused_component_is_pruned_and_its_slot_reused():
     learner = dp_mixture.build(clustered_setup(), horizon=6.0, fewest=0.3)
     play(learner, two_clusters(8))
     first, second = learner.counts[:2]
     assert min(first, second) > 0.3
     rounds = math.ceil(math.log(second / 0.3) / -math.log(1 - 1 / 6))
     play(learner, [clustered(1, 100 + t) for t in range(rounds - 1)])
-    assert learner.counts[1] == pytest.approx(second * (5 / 6) ** (rounds - 1), rel=1e-6), "only time has worn it"
+    assert learner.counts[1] == pytest.approx(second * (5 / 6) ** (rounds - 1), rel=1e-6), "only time decayed the count"
     play(learner, [clustered(1, 200)])
     assert learner.counts[1] == 0.0
     assert not any(name.startswith("1.") for name in learner.save())
     assert learner.counts[0] > 4
 
     task, other = clustered(-1, 300), dp_mixture.build(clustered_setup(replay=ReplayPolicy(lambda memory, request: [])))
-    learner._sampler = other._sampler  # Neither revisits anything but the new round.
+    learner._sampler = other._sampler  # Both revisit only the new round.
     play(learner, [task])
     play(other, [task])
     anew, first = learner.save(), other.save()
@@ -210,10 +210,10 @@ def test_a_component_that_is_not_used_any_more_is_pruned_and_its_place_taken_ane
     }, "it begins with the run's first parameters and an optimizer that has made no step"
 
 
-# What it is saved as.
+# Saving and loading.
 
 
-def test_it_goes_on_to_the_bit_whatever_the_number_of_components():
+def test_a_loaded_mixture_continues_bit_for_bit_with_any_number_of_components():
     tasks = [*two_clusters(9), *[clustered(1, 50 + t) for t in range(16)], *two_clusters(3)]
     options = {"horizon": 5.0, "fewest": 0.3}
     whole = dp_mixture.build(clustered_setup(), **options)
@@ -224,16 +224,16 @@ def test_it_goes_on_to_the_bit_whatever_the_number_of_components():
         said += play(whole, [task])
         assert whole._context.buffer.available(t + 1)
     assert {0, 1, 2} <= set(numbers)
-    assert 1 in numbers[numbers.index(2) :], "one was pruned"
+    assert 1 in numbers[numbers.index(2) :], "a component was pruned"
     end = frozen(whole.save())
-    for stop in (0, 3, 7, 20, len(tasks) - 1):  # One learner, that goes back as well as on.
+    for stop in (0, 3, 7, 20, len(tasks) - 1):  # The same learner loads older and newer states.
         whole.load(states[stop], stop)
         assert frozen(whole.save()) == frozen(states[stop])
         assert play(whole, tasks[stop:]) == said[stop:]
         assert frozen(whole.save()) == end
 
 
-def test_what_several_keep_is_all_there_is():
+def test_partial_saves_add_up_to_the_whole_state():
     learner = dp_mixture.build(clustered_setup())
     play(learner, two_clusters(8))
     whole, halves = learner.save(), [learner.save(keep) for keep in (is_even, lambda name: not is_even(name))]
@@ -247,18 +247,18 @@ def is_even(name):
     return sum(name.encode()) % 2 == 0
 
 
-# Scored honestly.
+# Scoring does not see the query set.
 
 
 class Peeking(DirichletProcessMixture):
-    """A mixture that lets the query set choose."""
+    """A mixture that chooses its component by the query set."""
 
     def _responsibilities(self, task, metas):
         return super()._responsibilities(om.Task(task.query, task.query), metas)
 
 
 def chooses_by_support_alone(kind):
-    """Judge by a task whose support set is of one cluster, and whose query set is of the other."""
+    """Check the choice for a task whose support set is from one cluster and whose query set is from the other."""
     learner = kind(clustered_setup(), MixtureOptions())
     play(learner, two_clusters(12))
     torn = om.Task(clustered(1, 500).support, clustered(-1, 501).query)
@@ -268,12 +268,12 @@ def chooses_by_support_alone(kind):
     return learner.score(torn).loss_after == float(inner.loss(inner.adapt(chosen, torn.support), torn.query))
 
 
-def test_the_query_set_has_no_part_in_the_choice():
+def test_the_query_set_does_not_influence_the_choice_of_component():
     assert chooses_by_support_alone(DirichletProcessMixture)
-    assert not chooses_by_support_alone(Peeking), "the check would see it"
+    assert not chooses_by_support_alone(Peeking), "the check detects a mixture that uses the query set"
 
 
-def test_poison_founds_nothing_and_belongs_nowhere():
+def test_a_poison_task_creates_no_component_and_belongs_to_none():
     (bad,) = stream(1, seed=99)
     bad = bad._replace(support=bad.support._replace(y=bad.support.y * 1e200))
     learner, clean = dp_mixture.build(setup(replay=every_round())), dp_mixture.build(setup(replay=every_round()))
@@ -286,14 +286,14 @@ def test_poison_founds_nothing_and_belongs_nowhere():
     assert sum(learner.counts) == pytest.approx(3.0, abs=0.02)
 
 
-# The replay, and ranks.
+# Replay and ranks.
 
 
-def test_one_of_the_rounds_is_always_new():
-    asked = []
+def test_the_newest_round_is_in_every_batch():
+    requests = []
 
     def sample(memory, request):
-        asked.append(request)
+        requests.append(request)
         return uniform().sample(memory, request)
 
     learner = dp_mixture.build(setup(replay=ReplayPolicy(sample)))
@@ -306,17 +306,17 @@ def test_one_of_the_rounds_is_always_new():
             ]
             assert t in batch
             assert list(batch) == (drawn if t in drawn else [*drawn[:-1], t])
-    assert {request.batch for request in asked} == {3}
+    assert {request.batch for request in requests} == {3}
 
 
-def test_of_a_policy_that_measures_it_revisits_uniformly():
+def test_a_measuring_replay_policy_is_replaced_by_uniform_replay():
     one, two = (dp_mixture.build(setup(replay=policy)) for policy in (prioritised(), uniform()))
     tasks = stream(6)
     assert play(one, tasks) == play(two, tasks)
 
 
-class Handed(MemoryReplayBuffer):
-    """A past that gives a rank only what was handed to it."""
+class DistributedBuffer(MemoryReplayBuffer):
+    """A replay buffer that returns only the rounds distributed to its rank."""
 
     def __init__(self, rank):
         super().__init__()
@@ -335,10 +335,12 @@ def play_ranks(world, in_order):
 
     def make(rank):
         engine = lambda meta: RankOf(meta, exchange, rank, world, in_order, 0.05, "adam")  # noqa: E731
-        made = clustered_setup(engine=engine, buffer=Handed(rank), gather=lambda value: exchange.gather(rank, value))
-        return dp_mixture.build(made)
+        context = clustered_setup(
+            engine=engine, buffer=DistributedBuffer(rank), gather=lambda value: exchange.gather(rank, value)
+        )
+        return dp_mixture.build(context)
 
-    learners = [make(rank) for rank in range(world)]  # Not in threads, which share torch's random numbers.
+    learners = [make(rank) for rank in range(world)]  # Not in the threads: they share torch's generator.
 
     def play_rank(rank):
         return play(learners[rank], tasks), learners[rank].save()
@@ -348,7 +350,7 @@ def play_ranks(world, in_order):
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-def test_ranks_learn_what_one_learns(in_order):
+def test_ranks_learn_the_same_as_a_single_process(in_order):
     ((said, alone),) = play_ranks(1, in_order)
     for ranks in (2, 3):
         found = play_ranks(ranks, in_order)
@@ -365,6 +367,6 @@ def test_ranks_learn_what_one_learns(in_order):
     "options",
     [{"concentration": 0.0}, {"temperature": -1.0}, {"most": 0}, {"horizon": 1.0}, {"fewest": 1.0}, {"fewest": -0.1}],
 )
-def test_an_option_out_of_its_range_is_refused(options):
+def test_an_option_outside_its_range_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         dp_mixture.build(setup(), **options)

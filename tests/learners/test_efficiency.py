@@ -1,4 +1,4 @@
-"""Learning efficiency: how many points of a support set are needed."""
+"""Learning efficiency: how many points of a support set are needed to reach a proficiency."""
 
 import pytest
 
@@ -27,5 +27,7 @@ LOSSES = Score(
         (Score(1.0, 0.5, None), 0.5, 10),
     ],
 )
-def test_the_fewest_points_that_reach_it(score: Score, proficiency: float, needed: int | None) -> None:
+def test_points_needed_is_the_fewest_points_that_reach_the_proficiency(
+    score: Score, proficiency: float, needed: int | None
+) -> None:
     assert points_needed(score, 10, proficiency) == needed

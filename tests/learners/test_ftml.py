@@ -1,4 +1,4 @@
-"""Follow the Meta-Leader: its parameters after n rounds are those that a slow loop over explicit picks has."""
+"""Follow the Meta-Leader has the same parameters after n rounds as a slow loop over explicit samples."""
 
 import threading
 from functools import partial
@@ -31,7 +31,7 @@ EXACT = 1e-12
 
 
 def uneven() -> ReplayPolicy:
-    """Revisit every second round, and the newest ones with more weight."""
+    """Revisit every second round, weighting newer rounds more."""
 
     def sample(memory: om.Params, request: ReplayRequest) -> list[ReplaySample]:
         return [ReplaySample(round, 1.0 + round**2, 2.0 + round) for round in request.rounds][
@@ -45,7 +45,7 @@ def play(learner, tasks):
     return [(learner.score(task), learner.learn(task))[1] for task in tasks]
 
 
-def by_hand(tasks, replay, batch, steps_per_round, seed=5):
+def reference(tasks, replay, batch, steps_per_round, seed=5):
     """Return the weights after each round."""
     module, found = net(), []
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
@@ -59,10 +59,10 @@ def by_hand(tasks, replay, batch, steps_per_round, seed=5):
 
 @pytest.mark.parametrize("steps_per_round", [1, 3])
 @pytest.mark.parametrize("replay", [uniform(), every_round(), uneven()])
-def test_the_leader_is_that_of_a_slow_loop(replay, steps_per_round):
+def test_the_leader_equals_that_of_a_slow_loop(replay, steps_per_round):
     tasks = stream(ROUNDS)
     learner = ftml.build(setup(replay=replay, steps_per_round=steps_per_round))
-    for task, right in zip(tasks, by_hand(tasks, replay, 3, steps_per_round), strict=True):
+    for task, right in zip(tasks, reference(tasks, replay, 3, steps_per_round), strict=True):
         learner.score(task)
         assert len(learner.learn(task).steps) == steps_per_round
         assert_close(learner.engine.meta().weights, right, EXACT)
@@ -73,20 +73,20 @@ def test_tasks_of_different_sizes_are_revisited_together():
     tasks[1] = om.Task(om.Batch(*(t[:1] for t in tasks[1].support)), om.Batch(*(t[:2] for t in tasks[1].query)))
     learner = ftml.build(setup(replay=every_round(), steps_per_round=1))
     play(learner, tasks)
-    assert_close(learner.engine.meta().weights, by_hand(tasks, every_round(), 3, 1)[-1], EXACT)
+    assert_close(learner.engine.meta().weights, reference(tasks, every_round(), 3, 1)[-1], EXACT)
 
 
 def test_full_replay_uses_every_round_at_every_step():
     learner = ftml.build(setup(replay=every_round(), batch=2, steps_per_round=2))
-    said = play(learner, stream(5))
-    assert [learned.replayed for learned in said] == [tuple(range(n)) * 2 for n in range(1, 6)]
+    learned_rounds = play(learner, stream(5))
+    assert [learned.replayed for learned in learned_rounds] == [tuple(range(n)) * 2 for n in range(1, 6)]
 
 
-def test_the_policy_is_asked_about_the_rounds_so_far_this_one_included():
-    asked = []
+def test_the_policy_samples_from_all_rounds_up_to_the_current_one():
+    requests = []
 
     def spy(memory, request):
-        asked.append(request)
+        requests.append(request)
         return uniform().sample(memory, request)
 
     learner = ftml.build(setup(replay=ReplayPolicy(spy), steps_per_round=2, batch=2, seed=9))
@@ -96,7 +96,7 @@ def test_the_policy_is_asked_about_the_rounds_so_far_this_one_included():
         learner.score(task)
     learner.learn(second, third)
     one, three = range(1), range(3)
-    assert asked == [
+    assert requests == [
         ReplayRequest(9, 0, 0, one, 2),
         ReplayRequest(9, 0, 1, one, 2),
         ReplayRequest(9, 2, 0, three, 2),
@@ -104,15 +104,15 @@ def test_the_policy_is_asked_about_the_rounds_so_far_this_one_included():
     ]
 
 
-def test_seeds_draw_apart():
+def test_different_seeds_sample_different_rounds():
     tasks = stream(8)
     one, two = (ftml.build(setup(seed=seed)) for seed in (0, 1))
     assert [a.replayed for a in play(one, tasks)] != [b.replayed for b in play(two, tasks)]
     assert frozen(one.save()) != frozen(two.save())
 
 
-class Post:
-    """What two ranks in two threads share: each step, both put their part in and both take the sum out."""
+class SharedSums:
+    """The parts of the sum that ranks in different threads exchange at each step."""
 
     def __init__(self, world: int) -> None:
         self.parts: dict[int, tuple[om.MetaGrad, float]] = {}
@@ -121,12 +121,12 @@ class Post:
 
 
 class Rank:
-    """An engine of one rank among some; every rank holds all parameters and steps on the ranks' sum."""
+    """The engine of one rank: it holds all parameters and steps on the sum over ranks."""
 
     gather = None
 
-    def __init__(self, meta: om.Meta, rank: int, world: int, post: Post) -> None:
-        self.rank, self.world, self._post, self._own = rank, world, post, optimizer(meta)
+    def __init__(self, meta: om.Meta, rank: int, world: int, shared: SharedSums) -> None:
+        self.rank, self.world, self._post, self._own = rank, world, shared, optimizer(meta)
         self.meta, self.save, self.load = self._own.meta, self._own.save, self._own.load
 
     def apply(self, sums: om.MetaGrad, weight: float) -> StepReport:
@@ -145,42 +145,44 @@ class Rank:
 
 
 @pytest.mark.parametrize(("world", "replay"), [(2, uniform()), (2, uneven()), (3, every_round())])
-def test_ranks_that_share_each_step_give_the_answer_of_one_process(world, replay):
-    """In the first rounds some ranks have no task at all; later they have unequal numbers of them."""
-    tasks, post = stream(ROUNDS), Post(world)
+def test_ranks_that_share_each_step_agree_with_a_single_process(world, replay):
+    """In the first rounds some ranks have no task; later they have unequal numbers of tasks."""
+    tasks, shared = stream(ROUNDS), SharedSums(world)
     alone = ftml.build(setup(replay=replay))
     right = play(alone, tasks)
-    said: dict[int, list[om.Learned]] = {}
+    learned_rounds: dict[int, list[om.Learned]] = {}
     learners = [
-        ftml.build(setup(replay=replay, engine=lambda meta, rank=rank: Rank(meta, rank, world, post)))
+        ftml.build(setup(replay=replay, engine=lambda meta, rank=rank: Rank(meta, rank, world, shared)))
         for rank in range(world)
     ]
     threads = [
-        threading.Thread(target=lambda rank=rank: said.update({rank: play(learners[rank], tasks)}), daemon=True)
+        threading.Thread(
+            target=lambda rank=rank: learned_rounds.update({rank: play(learners[rank], tasks)}), daemon=True
+        )
         for rank in range(world)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    asked = [ReplayRequest(5, round, step, range(round + 1), 3) for round in range(ROUNDS) for step in range(2)]
-    shares = [sum(sample.share for sample in replay.sample({}, request)) for request in asked]
-    assert post.weights == shares, "no task is taken by two ranks"
+    requests = [ReplayRequest(5, round, step, range(round + 1), 3) for round in range(ROUNDS) for step in range(2)]
+    shares = [sum(sample.share for sample in replay.sample({}, request)) for request in requests]
+    assert shared.weights == shares, "no two ranks take the same task"
     for rank in range(world):
-        assert [learned.replayed for learned in said[rank]] == [learned.replayed for learned in right]
+        assert [learned.replayed for learned in learned_rounds[rank]] == [learned.replayed for learned in right]
         assert_close(learners[rank].engine.meta().weights, alone.engine.meta().weights, EXACT)
         assert frozen(learners[rank].save()) == frozen(learners[0].save())
 
 
-def curious(told) -> ReplayPolicy:
-    """Revisit two rounds, and ask for their losses."""
+def measuring_policy(recorded) -> ReplayPolicy:
+    """Revisit two rounds, and record their losses."""
 
     def sample(memory, request):
-        assert memory["seen"] == len(told[request.seed])
+        assert memory["seen"] == len(recorded[request.seed])
         return [ReplaySample(round, 2.0) for round in request.rounds[-2:]]
 
     def record(memory, request, rounds, values):
-        told[request.seed].append((request.round, request.step, rounds, values))
+        recorded[request.seed].append((request.round, request.step, rounds, values))
         return {"seen": memory["seen"] + 1}
 
     return ReplayPolicy(
@@ -188,35 +190,35 @@ def curious(told) -> ReplayPolicy:
     )
 
 
-def test_a_policy_that_asks_is_told_what_was_measured_before_the_step():
-    tasks, told = stream(3), {5: []}
-    learner = ftml.build(setup(replay=curious(told), steps_per_round=1))
+def test_a_measuring_policy_records_losses_from_before_the_step():
+    tasks, recorded = stream(3), {5: []}
+    learner = ftml.build(setup(replay=measuring_policy(recorded), steps_per_round=1))
     for round, task in enumerate(tasks):
         learner.score(task)
         before = om.Meta({name: weight.clone() for name, weight in learner.engine.meta().weights.items()}, {})
         right = [float(setup().gradient(before, one).loss) for one in tasks[: round + 1][-2:]]
         learner.learn(task)
-        assert told[5][-1][:3] == (round, 0, list(range(round + 1))[-2:])
-        assert told[5][-1][3].flatten().tolist() == right
+        assert recorded[5][-1][:3] == (round, 0, list(range(round + 1))[-2:])
+        assert recorded[5][-1][3].flatten().tolist() == right
     assert learner.save()["replay.seen"] == 3
 
 
-def test_what_a_policy_remembers_is_saved_and_taken_up_again():
-    tasks, told = stream(6), {5: []}
-    whole, first = (ftml.build(setup(replay=curious(told if n else {5: []}))) for n in (0, 1))
+def test_a_policys_memory_is_saved_and_restored():
+    tasks, recorded = stream(6), {5: []}
+    whole, first = (ftml.build(setup(replay=measuring_policy(recorded if n else {5: []}))) for n in (0, 1))
     play(whole, tasks)
     play(first, tasks[:3])
-    rest = ftml.build(setup(replay=curious(told)))
+    rest = ftml.build(setup(replay=measuring_policy(recorded)))
     rest._buffer = remembered(tasks[:3])
     rest.load(first.save(), 3)
     play(rest, tasks[3:])
     assert frozen(rest.save()) == frozen(whole.save())
 
 
-def test_ranks_tell_each_other_what_they_have_measured():
-    tasks, world, post = stream(ROUNDS), 2, Post(2)
-    told = [{5: []} for _ in range(world + 1)]
-    play(ftml.build(setup(replay=curious(told[2]))), tasks)
+def test_ranks_exchange_their_measurements():
+    tasks, world, shared = stream(ROUNDS), 2, SharedSums(2)
+    recorded = [{5: []} for _ in range(world + 1)]
+    play(ftml.build(setup(replay=measuring_policy(recorded[2]))), tasks)
     mail, here = {}, threading.Barrier(world, timeout=60)
 
     def gather(rank, value):
@@ -227,15 +229,15 @@ def test_ranks_tell_each_other_what_they_have_measured():
         return shares
 
     def make(rank):
-        engine = partial(Rank, rank=rank, world=world, post=post)
-        return ftml.build(setup(replay=curious(told[rank]), engine=engine, gather=partial(gather, rank)))
+        engine = partial(Rank, rank=rank, world=world, shared=shared)
+        return ftml.build(setup(replay=measuring_policy(recorded[rank]), engine=engine, gather=partial(gather, rank)))
 
     threads = [threading.Thread(target=play, args=(make(rank), tasks), daemon=True) for rank in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    rows = [[(*said[:3], said[3].tolist()) for said in one[5]] for one in told]
+    rows = [[(*learned_rounds[:3], learned_rounds[3].tolist()) for learned_rounds in one[5]] for one in recorded]
     assert rows[0] == rows[1]
     assert [row[:3] for row in rows[0]] == [row[:3] for row in rows[2]]
     values, right = (torch.tensor([row[3] for row in rows[at][2:]]) for at in (0, 2))
@@ -243,21 +245,21 @@ def test_ranks_tell_each_other_what_they_have_measured():
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"steps_per_round": 0}])
-def test_a_learner_that_could_never_learn_is_refused(wrong):
+def test_a_learner_that_cannot_learn_is_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} (is )?0"):
         ftml.build(setup(**wrong))
 
 
-def test_a_learner_can_be_made_of_the_public_names_alone():
+def test_a_learner_can_be_built_from_the_public_names_alone():
     inner = om.Inner(om.model_loss(net(), "mse"), om.rules.sgd(lr=LR), STEPS)
     learner = om.FollowTheMetaLeader(inner, om.exact(inner), optimizer(inner.init(weights_of(net()))))
     play(learner, stream(3))
     assert learner.round == 3
-    assert_close(learner.engine.meta().weights, by_hand(stream(3), every_round(), 25, 1)[-1], EXACT)
+    assert_close(learner.engine.meta().weights, reference(stream(3), every_round(), 25, 1)[-1], EXACT)
 
 
-def test_the_rules_own_parameters_are_learned_too():
-    """A rule that learns its step size: w and lr move by the gradients of one function of both."""
+def test_the_parameters_of_the_rule_are_learned_too():
+    """For a rule with a learned step size, w and lr follow the gradient of one function of both."""
 
     def update(rule, carry, grads, step):
         return carry._replace(phi={name: phi - rule["lr"] * grads[name] for name, phi in carry.phi.items()})
@@ -265,8 +267,8 @@ def test_the_rules_own_parameters_are_learned_too():
     rule = om.rules.sgd()._replace(init=lambda w: {"lr": torch.tensor(LR, dtype=torch.float64)}, update=update)
     inner = om.Inner(om.model_loss(net(), "mse"), rule, STEPS)
     start, (task,) = inner.init(weights_of(net())), stream(1)
-    made = setup(inner=inner, gradient=om.exact(inner), start=start, steps_per_round=1)
-    learner = ftml.build(made)
+    context = setup(inner=inner, gradient=om.exact(inner), start=start, steps_per_round=1)
+    learner = ftml.build(context)
     play(learner, [task])
 
     module, lr = net(), torch.tensor(LR, dtype=torch.float64, requires_grad=True)
@@ -278,28 +280,28 @@ def test_the_rules_own_parameters_are_learned_too():
     assert_close(learner.engine.meta().rule, {"lr": lr.detach()}, EXACT)
 
 
-def test_what_it_revisits_was_foreseen_a_round_before():
-    class Told(MemoryReplayBuffer):
+def test_replayed_rounds_are_prefetched_one_round_before():
+    class RecordingBuffer(MemoryReplayBuffer):
         def __init__(self):
             super().__init__()
-            self.foreseen, self.asked = [], []
+            self.prefetched, self.read = [], []
 
         def prefetch(self, reader, rounds):
-            self.foreseen.append(list(rounds))
+            self.prefetched.append(list(rounds))
 
         def __getitem__(self, round):
-            self.asked.append(round)
+            self.read.append(round)
             return super().__getitem__(round)
 
-    buffer, asked_before = Told(), 0
+    buffer, read_before = RecordingBuffer(), 0
     one = ftml.build(setup(buffer=buffer))
     for round, task in enumerate(stream(12)):
         one.score(task)
-        buffer.asked.clear()
+        buffer.read.clear()
         one.learn(task)
-        assert len(buffer.foreseen) == round + 1
-        assert buffer.foreseen[-1][: len(buffer.asked)] == buffer.asked
+        assert len(buffer.prefetched) == round + 1
+        assert buffer.prefetched[-1][: len(buffer.read)] == buffer.read
         if round:
-            ahead = buffer.foreseen[-2][asked_before:]
-            assert ahead == [old for old in buffer.asked if old < round], "all but the newest round, in order"
-        asked_before = len(buffer.asked)
+            ahead = buffer.prefetched[-2][read_before:]
+            assert ahead == [old for old in buffer.read if old < round], "every round except the newest, in order"
+        read_before = len(buffer.read)

@@ -1,4 +1,4 @@
-"""The loss of the adapted leader as a likelihood, beside adaptation and densities by other hands."""
+"""The likelihood from the adapted leader's loss, against explicit adaptation and densities from scipy."""
 
 import math
 
@@ -20,13 +20,13 @@ TASK = problems.task(0, support=9)
 ERRORS = [2.0, 1.5, 1.0, 0.5]
 
 
-def opened(**options):
+def build(**options):
     return leader_likelihood(
         INNER, META, TASK.support.x[0], TASK.support.y[0], **{"sizes": (1, 2, 4), "errors": ERRORS, **options}
     )
 
 
-def met(likelihood, count, first=0):
+def observe(likelihood, count, first=0):
     runs = likelihood.start()
     for at in range(first, first + count):
         runs = likelihood.update(runs, TASK.support.x[at], TASK.support.y[at])
@@ -34,24 +34,24 @@ def met(likelihood, count, first=0):
 
 
 def loss_after(size, x, y, first=0):
-    """Return the loss of one sample after an adaptation to so many of the support."""
+    """Return the loss of one sample after adaptation to ``size`` support samples."""
     support = Batch(*(values[first : first + size] for values in TASK.support))
     weights = INNER.adapt(META, support) if size else META.weights
     return float(INNER.loss(weights, Batch(x[None], y[None])))
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
-def test_a_run_adapts_to_its_first_samples_by_sizes(count, size):
-    """A negative log-likelihood is taken as it is."""
-    likelihood = opened(errors=None)
+def test_a_run_adapts_to_its_first_samples_in_steps_of_size(count, size):
+    """Without errors, the loss is a negative log-likelihood and is used unchanged."""
+    likelihood = build(errors=None)
     x, y = TASK.query.x[0], TASK.query.y[0]
-    found = float(likelihood.score(met(likelihood, count), x, y))
+    found = float(likelihood.score(observe(likelihood, count), x, y))
     assert found == pytest.approx(-loss_after(size, x, y), rel=1e-9)
 
 
-def test_a_mean_square_error_is_judged_by_the_errors_of_the_run_so_far():
-    """The joint density of all errors of a run, each in units of what was to be expected, is a Student-t of all."""
-    likelihood, shape = opened(shape=1.5), 1.5
+def test_mean_square_errors_have_a_joint_student_t_density():
+    """All errors of a run, each scaled by its expected error, have a multivariate Student-t density."""
+    likelihood, shape = build(shape=1.5), 1.5
     runs, total, units, scales = likelihood.start(), 0.0, [], []
     for count in range(8):
         x, y = TASK.support.x[count], TASK.support.y[count]
@@ -59,17 +59,17 @@ def test_a_mean_square_error_is_judged_by_the_errors_of_the_run_so_far():
         level = ERRORS[(0, 1, 2, 4).index(size)]
         total += float(likelihood.score(runs, x, y))
         runs = likelihood.update(runs, x, y)
-        # A point of two numbers as far from the prediction as the loss says, in any direction.
+        # A point of two numbers whose distance from the prediction has the given loss, in any direction.
         units += [math.sqrt(2 * loss_after(size, x, y)), 0.0]
         scales += [level, level]
     found = multivariate_t.logpdf(np.array(units), np.zeros(16), np.diag(scales), df=2 * shape)
     assert total == pytest.approx(float(found), rel=1e-9)
 
 
-def test_the_runs_of_a_stack_are_apart():
-    likelihood = opened()
+def test_stacked_runs_are_independent():
+    likelihood = build()
     x, y = TASK.support.x[8], TASK.support.y[8]
-    long, short = met(likelihood, 8), met(likelihood, 2, first=6)
+    long, short = observe(likelihood, 8), observe(likelihood, 2, first=6)
     stack = {name: torch.cat([values, short[name]]) for name, values in long.items()}
     alone = torch.cat([likelihood.score(runs, x, y) for runs in (long, short)])
     torch.testing.assert_close(likelihood.score(stack, x, y), alone, rtol=1e-9, atol=0)
@@ -77,10 +77,10 @@ def test_the_runs_of_a_stack_are_apart():
     again = likelihood.update(stack, x, y)
     for name, values in likelihood.update(short, x, y).items():
         torch.testing.assert_close(again[name][1:], values, rtol=1e-9, atol=1e-12)
-    assert all(torch.equal(before[name], stack[name]) for name in before), "not written to"
+    assert all(torch.equal(before[name], stack[name]) for name in before), "update does not modify its input"
 
 
-def test_expected_errors_are_the_mean_losses_of_the_query():
+def test_expected_errors_are_the_mean_query_losses():
     tasks = [problems.task(seed) for seed in range(3)]
     found = measure_errors(INNER, META, tasks, (1, 3))
     for place, size in enumerate((0, 1, 3)):
@@ -94,7 +94,7 @@ def test_expected_errors_are_the_mean_losses_of_the_query():
         measure_errors(INNER, META, tasks, (5,))
 
 
-def test_changes_of_the_task_are_found():
+def test_changes_of_the_task_are_detected():
     inner = om.Inner(INNER.loss, om.rules.sgd(lr=0.1), 10)
     meta = inner.init(problems.weights_of(problems.net()))
     tasks = [problems.task(seed, support=20) for seed in range(3)]
@@ -106,7 +106,7 @@ def test_changes_of_the_task_are_found():
     assert [segment.end for segment in segments] == pytest.approx([20, 40, 60], abs=3)
 
 
-def test_a_run_on_which_adapting_went_astray_is_improbable_and_no_nan():
+def test_a_run_whose_adaptation_diverged_is_improbable_but_not_nan():
     inner = om.Inner(INNER.loss, om.rules.sgd(lr=1e200), 3)
     likelihood = leader_likelihood(inner, META, TASK.support.x[0], TASK.support.y[0], sizes=(1, 2, 4), errors=ERRORS)
     runs, scores = likelihood.start(), []
@@ -120,7 +120,7 @@ def test_a_run_on_which_adapting_went_astray_is_improbable_and_no_nan():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"sizes": ()}, "sizes are"),
         ({"sizes": (0, 1)}, "sizes are"),
@@ -130,6 +130,6 @@ def test_a_run_on_which_adapting_went_astray_is_improbable_and_no_nan():
         ({"shape": 0.0}, "shape is 0.0"),
     ],
 )
-def test_what_cannot_be_is_refused(options, told):
-    with pytest.raises(ValueError, match=told):
-        opened(**options)
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)

@@ -1,4 +1,4 @@
-"""The table of metrics is the public one: dashboards and alerts elsewhere are written against these names."""
+"""The table of metrics is public: external dashboards and alerts depend on these names."""
 
 import os
 import re
@@ -54,7 +54,7 @@ OTHER_UNITS = r"_(ms|us|ns|milliseconds|minutes|hours|days|kb|mb|gb|kib|mib|kilo
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 
 
-def test_the_names_and_labels_are_the_public_ones():
+def test_metric_names_and_labels_are_the_public_ones():
     found = {metric.name: metric.labels for metric in METRICS}
     info = found.pop("online_meta_info")
     assert found == PUBLIC
@@ -62,12 +62,12 @@ def test_the_names_and_labels_are_the_public_ones():
     assert {metric.name for metric in METRICS if metric.kind == "histogram"} == HISTOGRAMS
 
 
-def test_no_name_stands_twice():
+def test_no_metric_name_is_used_twice():
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
 @every_metric
-def test_total_is_the_end_of_a_counters_name_and_of_no_others(metric):
+def test_exactly_the_counters_end_in_total(metric):
     assert metric.name.endswith("_total") == (metric.kind == "counter")
 
 
@@ -82,27 +82,27 @@ def test_units_are_base_units(metric):
 
 
 @every_metric
-def test_a_metric_says_what_it_is_and_never_names_a_task(metric):
+def test_a_metric_has_a_description_and_no_label_that_identifies_a_task(metric):
     assert metric.help.endswith(".")
     assert len(set(metric.labels)) == len(metric.labels)
     assert not {"id", "task", "task_id", "round"} & set(metric.labels)
 
 
 @every_metric
-def test_histograms_alone_have_buckets_and_theirs_rise(metric):
+def test_only_histograms_have_buckets_and_they_ascend(metric):
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert all(bucket > 0 for bucket in metric.buckets)
 
 
-def test_the_documentation_lists_them_all():
+def test_the_documentation_lists_every_metric():
     labels = ["{" + ", ".join(metric.labels) + "}" if metric.labels else "" for metric in METRICS]
     rows = [f"| `{one.name}{own}` | {one.kind} | {one.help} |" for one, own in zip(METRICS, labels, strict=True)]
     text = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("| `online_meta_")] == rows
 
 
-def test_another_package_offers_metrics_through_an_entry_point(tmp_path):
+def test_another_package_can_add_metrics_through_an_entry_point(tmp_path):
     (tmp_path / "weather.py").write_text(
         "from deploy.telemetry.metrics import Metric\n"
         "METRICS = (Metric('online_meta_rain', 'gauge', 'Millimetres.'),)\n"

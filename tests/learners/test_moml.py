@@ -1,4 +1,4 @@
-"""MOML against its equations, written out with plain autograd in float64; its state, its ranks, and poison."""
+"""MOML equals its equations, written with plain autograd in float64, on any number of ranks and with poison tasks."""
 
 import pytest
 import torch
@@ -8,18 +8,18 @@ from online_meta.learners import moml
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learner_problems import LR, STEPS, Unread, bytes_held, frozen, net, setup, stream, weights_of
 from tests.learners import slow
-from tests.learners.ranks import expect_one_answer
+from tests.learners.ranks import check_ranks_agree
 from tests.learners.test_poison import poison
 
 ALPHA, META_LR, META_STEPS, ROUNDS = 0.7, 0.1, 4, 5
 
 
-def made(**changes):
+def context(**changes):
     return setup(**{"engine": lambda meta: om.MetaOptimizer(meta, "sgd", META_LR), **changes})
 
 
 def build(**changes):
-    return moml.build(made(**changes), alpha=ALPHA, steps=META_STEPS)
+    return moml.build(context(**changes), alpha=ALPHA, steps=META_STEPS)
 
 
 def play(learner, tasks):
@@ -35,26 +35,24 @@ def shaped(vector, like):
     return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
-def by_hand(tasks, *, keeps_dual=True, half=0.5, penalty=1.0):
-    """Return w, lambda and omega after each round, as vectors; the arguments say how a wrong one differs."""
+def reference(tasks, *, keeps_dual=True, half=0.5, penalty=1.0):
+    """Return w, lambda and omega after each round, as vectors; the arguments make a wrong algorithm."""
     module = net()
     like = weights_of(module)
-    w, said = flat(like), []
+    w, expected_rounds = flat(like), []
     dual, mean = torch.zeros_like(w), w.clone()
     for task in tasks:
         for _ in range(META_STEPS):
             leaf = w.clone().requires_grad_()
-            leader_likelihood = slow.adapt(module, shaped(leaf, like), task.support, LR, STEPS)
+            adapted = slow.adapt(module, shaped(leaf, like), task.support, LR, STEPS)
             away = leaf - mean
-            objective = (
-                slow.loss_of(module, leader_likelihood, task.query) - dual @ leaf + penalty * ALPHA / 2 * away @ away
-            )
+            objective = slow.loss_of(module, adapted, task.query) - dual @ leaf + penalty * ALPHA / 2 * away @ away
             (slope,) = torch.autograd.grad(objective, leaf)
             w = w - META_LR * slope
         dual = (dual if keeps_dual else 0) - ALPHA * (w - mean)
         mean = half * (w + mean) - half * dual / ALPHA
-        said.append((w, dual, mean))
-    return said, like
+        expected_rounds.append((w, dual, mean))
+    return expected_rounds, like
 
 
 def state_of(learner):
@@ -66,10 +64,10 @@ def state_of(learner):
     return part("weights."), part("dual.weights."), part("anchor.weights.")
 
 
-def test_each_round_is_that_of_the_equations():
+def test_each_round_follows_the_equations():
     tasks, learner = stream(ROUNDS), build()
-    said, like = by_hand(tasks)
-    for task, right in zip(tasks, said, strict=True):
+    expected_rounds, like = reference(tasks)
+    for task, right in zip(tasks, expected_rounds, strict=True):
         learner.score(task)
         assert len(learner.learn(task).steps) == META_STEPS
         for found, vector in zip(state_of(learner), right, strict=True):
@@ -77,26 +75,26 @@ def test_each_round_is_that_of_the_equations():
 
 
 @pytest.mark.parametrize("wrong", [{"keeps_dual": False}, {"half": 0.45}, {"penalty": 0.9}])
-def test_another_algorithm_would_be_told_apart(wrong):
+def test_the_check_distinguishes_other_algorithms(wrong):
     tasks, learner = stream(ROUNDS), build()
     play(learner, tasks)
-    said, like = by_hand(tasks, **wrong)
-    assert relative_error(state_of(learner)[0], shaped(said[-1][0], like)) > 1e-4
+    expected_rounds, like = reference(tasks, **wrong)
+    assert relative_error(state_of(learner)[0], shaped(expected_rounds[-1][0], like)) > 1e-4
 
 
-def test_the_dual_is_the_gradient_where_the_objective_is_at_its_minimum():
+def test_the_dual_is_the_gradient_at_the_minimum_of_the_objective():
     """The first-order condition: grad F_t(w_{t+1}) - lambda_t + alpha (w_{t+1} - omega_t) = 0."""
     tasks = stream(2)
-    learner = moml.build(made(), alpha=5.0, steps=40)
+    learner = moml.build(context(), alpha=5.0, steps=40)
     play(learner, tasks)
     w, dual, _ = state_of(learner)
     leaves = {name: value.clone().requires_grad_() for name, value in w.items()}
-    leader_likelihood = slow.adapt(net(), leaves, tasks[-1].support, LR, STEPS)
-    slopes = torch.autograd.grad(slow.loss_of(net(), leader_likelihood, tasks[-1].query), list(leaves.values()))
+    adapted = slow.adapt(net(), leaves, tasks[-1].support, LR, STEPS)
+    slopes = torch.autograd.grad(slow.loss_of(net(), adapted, tasks[-1].query), list(leaves.values()))
     assert_close(dual, dict(zip(leaves, slopes, strict=True)), 1e-6)
 
 
-def test_what_the_rule_learns_is_part_of_what_is_learned():
+def test_the_parameters_of_the_rule_are_learned_and_have_duals():
     module = net()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.meta_sgd(lr=LR), STEPS)
     learner = build(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(module)))
@@ -108,23 +106,23 @@ def test_what_the_rule_learns_is_part_of_what_is_learned():
     assert all(saved[f"dual.{name}"].any() for name in rates)
 
 
-def test_it_holds_as_much_after_any_number_of_rounds_and_reads_no_past_task():
+def test_its_state_has_constant_size_and_no_past_task_is_read():
     assert set(bytes_held(build(buffer=Unread()))) == {3 * sum(value.nbytes for value in weights_of(net()).values())}
 
 
 @pytest.mark.parametrize("part", ["support", "query"])
-def test_a_task_that_is_not_finite_leaves_no_trace(part):
+def test_a_task_that_is_not_finite_changes_no_bit_of_the_state(part):
     good = stream(4)
     poisoned, clean = build(), build()
-    said = play(poisoned, [*good[:2], poison(part), *good[2:]])
-    assert [step.skipped for step in said[2][1].steps] == ["not_finite"]
+    expected_rounds = play(poisoned, [*good[:2], poison(part), *good[2:]])
+    assert [step.skipped for step in expected_rounds[2][1].steps] == ["not_finite"]
     play(clean, good)
     assert frozen(poisoned.save()) == frozen(clean.save())
 
 
 def test_the_schedule_multiplies_the_learning_rate():
     tasks = stream(1)
-    slower = moml.build(made(schedule=lambda round: 0.25), alpha=ALPHA, steps=1)
+    slower = moml.build(context(schedule=lambda round: 0.25), alpha=ALPHA, steps=1)
     same = moml.build(setup(engine=lambda meta: om.MetaOptimizer(meta, "sgd", 0.25 * META_LR)), alpha=ALPHA, steps=1)
     play(slower, tasks)
     play(same, tasks)
@@ -141,4 +139,4 @@ def test_options_out_of_their_range_are_refused(wrong):
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_bits(world, in_order):
     tasks = [*stream(3), poison(), *stream(2, seed=1)]
-    expect_one_answer(world, in_order, build, tasks, META_LR)
+    check_ranks_agree(world, in_order, build, tasks, META_LR)

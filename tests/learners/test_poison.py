@@ -1,4 +1,4 @@
-"""A task of finite numbers whose gradient is not finite is left out of the steps that revisit it."""
+"""A task with finite numbers and a gradient that is not finite is left out of every step that revisits it."""
 
 import math
 
@@ -15,7 +15,7 @@ from online_meta.testing.learner_problems import frozen, setup, stream
 
 
 def poison(part="support"):
-    """Return a task that ingest lets pass and that overflows in the loss."""
+    """Return a task that ingest accepts and that overflows in the loss."""
     (task,) = stream(1, seed=99)
     batch = getattr(task, part)
     return task._replace(**{part: batch._replace(y=batch.y * 1e200)})
@@ -27,13 +27,13 @@ def play(learner, tasks):
 
 @pytest.mark.parametrize("part", ["support", "query"])
 @pytest.mark.parametrize("build", [ftml.build, train_on_everything.build])
-def test_the_other_tasks_are_learned_as_if_it_were_never_revisited(build, part):
+def test_the_other_tasks_are_learned_as_without_the_poison_task(build, part):
     good = stream(4)
     tasks = [*good[:2], poison(part), *good[2:]]
     poisoned = build(setup(replay=every_round()))
-    said = play(poisoned, tasks)
-    assert not math.isfinite(said[2][0].loss_before + said[2][0].loss_after) or build is not ftml.build
-    assert {step.skipped for _, learned in said for step in learned.steps} == {None}
+    played = play(poisoned, tasks)
+    assert not math.isfinite(played[2][0].loss_before + played[2][0].loss_after) or build is not ftml.build
+    assert {step.skipped for _, learned in played for step in learned.steps} == {None}
 
     clean = build(
         setup(
@@ -44,11 +44,11 @@ def test_the_other_tasks_are_learned_as_if_it_were_never_revisited(build, part):
     assert_close(poisoned.engine.meta().weights, clean.engine.meta().weights, 1e-12)
 
 
-def test_where_there_is_nothing_else_the_step_is_skipped_and_says_so():
-    learner, draw_weights = ftml.build(setup()), ftml.build(setup())
-    said = play(learner, [poison()])
-    assert [step.skipped for step in said[0][1].steps] == ["not_finite"] * 2
-    assert frozen(learner.save()) == frozen(draw_weights.save())
+def test_a_step_on_poison_tasks_only_is_skipped_and_reported():
+    learner, fresh = ftml.build(setup()), ftml.build(setup())
+    played = play(learner, [poison()])
+    assert [step.skipped for step in played[0][1].steps] == ["not_finite"] * 2
+    assert frozen(learner.save()) == frozen(fresh.save())
 
 
 def gradient_and_meta():
@@ -56,7 +56,7 @@ def gradient_and_meta():
     return made.gradient, made.start
 
 
-def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
+def test_finite_tasks_have_the_plain_sum_bit_for_bit():
     gradient, meta = gradient_and_meta()
     tasks, weights = stream(3), [1.0, 2.5, 0.25]
     found, share = sum_skipping_nonfinite(TaskSum(gradient))(
@@ -69,24 +69,24 @@ def test_finite_sums_are_those_of_all_tasks_bit_for_bit():
 
 
 @pytest.mark.parametrize("way", ["together", "measured"])
-def test_a_poison_task_leaves_with_its_share(way):
+def test_a_poison_task_is_removed_together_with_its_share(way):
     gradient, meta = gradient_and_meta()
     first, last = stream(2)
-    told = []
-    one_by_one = sum_with_measurements(gradient, lambda found: found.loss.reshape(1), told.append)
+    measured = []
+    one_by_one = sum_with_measurements(gradient, lambda found: found.loss.reshape(1), measured.append)
     summed = sum_skipping_nonfinite(TaskSum(gradient)) if way == "together" else one_by_one
     samples = [ReplaySample(0, 1.0, 2.0), ReplaySample(1, 7.0, 3.0), ReplaySample(2, 2.5, 1.0)]
     found, share = summed(meta, [first, poison(), last], samples)
     right = TaskSum(gradient)(meta, [first, last], [1.0, 2.5])
     assert share == 3.0
     if way == "measured":
-        assert [told[0], told[2]] == [[float(gradient(meta, task).loss)] for task in (first, last)]
-        assert math.isnan(told[1][0])
+        assert [measured[0], measured[2]] == [[float(gradient(meta, task).loss)] for task in (first, last)]
+        assert math.isnan(measured[1][0])
     assert_close(found.grads.weights, right.grads.weights, 1e-15)
     torch.testing.assert_close(found.loss, right.loss, rtol=1e-15, atol=0)
 
 
-def test_a_gradient_that_is_not_finite_though_its_loss_is_leaves_too():
+def test_a_task_with_a_finite_loss_and_a_nonfinite_gradient_is_removed():
     gradient, meta = gradient_and_meta()
     (task,) = stream(1)
 
@@ -101,7 +101,7 @@ def test_a_gradient_that_is_not_finite_though_its_loss_is_leaves_too():
     assert not any(value.any() for value in found.grads.weights.values())
 
 
-def test_of_no_tasks_the_sum_is_zeros_and_so_is_the_share():
+def test_without_tasks_the_sum_and_the_share_are_zero():
     gradient, meta = gradient_and_meta()
     found, share = sum_skipping_nonfinite(TaskSum(gradient))(meta, [], [])
     assert share == 0

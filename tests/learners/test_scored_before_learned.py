@@ -1,4 +1,4 @@
-"""No figure has seen its task: the order is enforced, and a score is that of the parameters before the round."""
+"""Every score precedes learning: the order is enforced, and a score uses the parameters before the round."""
 
 import pytest
 import torch
@@ -17,46 +17,46 @@ def module_with(weights):
     return module
 
 
-def ftml_by_hand(weights, task):
-    """Return (loss before adaptation, loss after it) with nothing of the package."""
+def ftml_reference(weights, task):
+    """Return (loss before adaptation, loss after it) without the package."""
     module = module_with(weights)
-    leader_likelihood = slow.adapt(module, dict(module.named_parameters()), task.support, LR, STEPS)
+    adapted = slow.adapt(module, dict(module.named_parameters()), task.support, LR, STEPS)
     with torch.no_grad():
-        return tuple(float(slow.loss_of(module, w, task.query)) for w in (weights, leader_likelihood))
+        return tuple(float(slow.loss_of(module, w, task.query)) for w in (weights, adapted))
 
 
-def unadapted_by_hand(weights, task):
+def unadapted_reference(weights, task):
     with torch.no_grad():
         return (float(slow.loss_of(net(), weights, task.query)),) * 2
 
 
-def play(learner, tasks, poisoned=False):
-    """Play the rounds; ``poisoned`` learns each task before it is scored."""
+def play(learner, tasks, learn_first=False):
+    """Play the rounds; with ``learn_first``, learn each task before scoring it."""
     for task in tasks:
-        for act in (learner.learn, learner.score) if poisoned else (learner.score, learner.learn):
+        for act in (learner.learn, learner.score) if learn_first else (learner.score, learner.learn):
             act(task)
 
 
-BY_HAND = [(ftml.build, ftml_by_hand), (train_on_everything.build, unadapted_by_hand)]
+REFERENCES = [(ftml.build, ftml_reference), (train_on_everything.build, unadapted_reference)]
 
 
-@pytest.mark.parametrize(("build", "by_hand"), BY_HAND)
-def test_a_score_is_that_of_the_parameters_before_the_round(build, by_hand):
+@pytest.mark.parametrize(("build", "reference"), REFERENCES)
+def test_a_score_uses_the_parameters_before_the_round(build, reference):
     learner = build(setup(engine=lambda meta: om.MetaOptimizer(meta, "adam", 0.05)))
     for task in stream(6):
         before = {name: weight.clone() for name, weight in learner.engine.meta().weights.items()}
         score = learner.score(task)
         learner.learn(task)
-        assert (score.loss_before, score.loss_after) == pytest.approx(by_hand(before, task), rel=1e-12)
-        seen = by_hand(learner.engine.meta().weights, task)
-        assert abs(score.loss_after - seen[1]) > 1e-4 * seen[1], "the parameters after the round score otherwise"
+        assert (score.loss_before, score.loss_after) == pytest.approx(reference(before, task), rel=1e-12)
+        seen = reference(learner.engine.meta().weights, task)
+        assert abs(score.loss_after - seen[1]) > 1e-4 * seen[1], "the parameters after the round give another score"
 
 
 def test_a_loop_that_learns_first_is_caught():
     for build in (ftml.build, train_on_everything.build, from_scratch.build):
         learner = build(setup())
         with pytest.raises(OrderError):
-            play(learner, stream(2), poisoned=True)
+            play(learner, stream(2), learn_first=True)
 
 
 def test_a_loop_that_learns_one_task_ahead_is_caught():
@@ -66,16 +66,16 @@ def test_a_loop_that_learns_one_task_ahead_is_caught():
         learner.learn(tasks[0], tasks[1])
 
 
-class Eager(FollowTheMetaLeader):
-    """A learner that learns within score(), before it scores."""
+class LearnsBeforeScoring(FollowTheMetaLeader):
+    """A learner whose score() learns before it scores."""
 
     def score(self, task):
         self.learn(task)
         return super().score(task)
 
 
-class Hasty(FollowTheMetaLeader):
-    """A learner that learns within score(), once it has scored."""
+class LearnsAfterScoring(FollowTheMetaLeader):
+    """A learner whose score() learns after it scores."""
 
     def score(self, task):
         score = super().score(task)
@@ -83,8 +83,8 @@ class Hasty(FollowTheMetaLeader):
         return score
 
 
-class Sly(FollowTheMetaLeader):
-    """A learner that scores, learns, and gives the better score of a second look."""
+class ScoresTwice(FollowTheMetaLeader):
+    """A learner whose score() scores, learns and returns the score of a second evaluation."""
 
     def score(self, task):
         super().score(task)
@@ -97,35 +97,35 @@ def made(kind):
     return kind(common.inner, common.gradient, optimizer(common.start), batch=3)
 
 
-@pytest.mark.parametrize("kind", [Eager, Hasty])
+@pytest.mark.parametrize("kind", [LearnsBeforeScoring, LearnsAfterScoring])
 def test_a_learner_that_learns_within_score_is_caught(kind):
     learner = made(kind)
     with pytest.raises(OrderError):
         play(learner, stream(2))
 
 
-def test_one_that_scores_twice_shows_by_what_it_saves():
-    """The contract that scoring changes nothing sees it: it holds for FTML and would fail for this one."""
+def test_scoring_twice_is_detected_by_the_saved_state():
+    """The contract that score() changes no state holds for FTML and detects this learner."""
     changed = {}
-    for kind in (FollowTheMetaLeader, Sly):
+    for kind in (FollowTheMetaLeader, ScoresTwice):
         learner = made(kind)
         before = frozen(learner.save())
         learner.score(stream(1)[0])
         changed[kind] = frozen(learner.save()) != before
-    assert changed == {FollowTheMetaLeader: False, Sly: True}
+    assert changed == {FollowTheMetaLeader: False, ScoresTwice: True}
 
 
-def test_the_query_set_does_not_reach_the_adapted_parameters():
+def test_the_query_set_does_not_influence_the_adapted_parameters():
     learner, (task, other) = ftml.build(setup()), stream(2)
     score = learner.score(task)
     exchanged = learner.score(om.Task(task.support, other.query))
-    leader_likelihood = learner.inner.adapt(learner.engine.meta(), task.support)
+    adapted = learner.inner.adapt(learner.engine.meta(), task.support)
     with torch.no_grad():
-        assert score.loss_after == float(slow.loss_of(net(), leader_likelihood, task.query))
-        assert exchanged.loss_after == float(slow.loss_of(net(), leader_likelihood, other.query))
+        assert score.loss_after == float(slow.loss_of(net(), adapted, task.query))
+        assert exchanged.loss_after == float(slow.loss_of(net(), adapted, other.query))
 
 
-def test_the_accuracy_is_that_of_the_adapted_model_on_the_query_set():
+def test_the_accuracy_is_measured_on_the_query_set_with_the_adapted_model():
     module = net()
     loss = om.model_loss(module, "cross_entropy")
     inner = om.Inner(loss, om.rules.sgd(lr=1.0), 5)
@@ -135,10 +135,8 @@ def test_the_accuracy_is_that_of_the_adapted_model_on_the_query_set():
         for task in tasks:
             score = learner.score(task)
             if build is ftml.build:
-                leader_likelihood = inner.adapt(learner.engine.meta(), task.support)
-                right = (
-                    torch.func.functional_call(module, leader_likelihood, (task.query.x,)).argmax(-1) == task.query.y
-                )
+                adapted = inner.adapt(learner.engine.meta(), task.support)
+                right = torch.func.functional_call(module, adapted, (task.query.x,)).argmax(-1) == task.query.y
                 assert score.accuracy == right.double().mean()
             assert 0 <= score.accuracy <= 1
             learner.learn(task)

@@ -1,4 +1,4 @@
-"""A stream without task boundaries, played by a leader that starts from nothing, beside the same by hand."""
+"""A stream without task boundaries, played by an untrained leader, agrees with a step-by-step reference."""
 
 import math
 from functools import partial
@@ -37,14 +37,14 @@ def play(learner, samples, **options):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_obvious_changes_are_found_from_nothing(seed):
+def test_obvious_changes_are_detected_by_an_untrained_leader(seed):
     played = play(leader(), draw_lines(seed, LENGTHS))
     assert [one.segment.end for one in played] == pytest.approx([*ENDS, sum(LENGTHS)], abs=1)
     assert all(one.score is not None for one in played)
 
 
-def test_changes_of_classes_are_found_by_their_cross_entropy():
-    """Labels change their meaning, and the places of the samples do not."""
+def test_changes_of_labels_are_detected_from_the_cross_entropy():
+    """The labels change their meaning; the distribution of the inputs does not change."""
     centres = torch.tensor([[3.0, 0.0], [-2.0, 3.0], [-2.0, -3.0]])
     random = torch.Generator().manual_seed(0)
     samples = [
@@ -57,7 +57,7 @@ def test_changes_of_classes_are_found_by_their_cross_entropy():
 
 
 def expected(scores, shape):
-    """Return the errors to expect, from (losses by size) of the newest scores, by numpy and scipy."""
+    """Return the expected errors from (losses by size) of the newest scores, with numpy and scipy."""
     found = []
     for size in (0, *SIZES):
         losses = [losses[size] for losses in scores if size in losses]
@@ -65,8 +65,8 @@ def expected(scores, shape):
     return found
 
 
-def say(likelihood, samples):
-    """Return what a likelihood says of the first samples of a run."""
+def scores_of(likelihood, samples):
+    """Return the likelihood's scores of the first samples of a run."""
     runs, said = likelihood.start(), []
     for x, y in samples[:4]:
         said.append(float(likelihood.score(runs, x, y)))
@@ -81,20 +81,20 @@ def loss_after(learner, part, size):
     return float(learner.inner.loss(weights, om.Batch(x[middle:], y[middle:])))
 
 
-def test_each_segment_is_cut_by_the_leader_as_it_was_scored_and_then_learned():
+def test_each_segment_is_cut_by_the_leader_that_then_scores_and_learns_it():
     samples, shape, window = draw_lines(1, LENGTHS), 1.5, 2
     said = []
 
     def segmenter(likelihood):
-        said.append(say(likelihood, samples))
+        said.append(scores_of(likelihood, samples))
         return SEGMENTER(likelihood)
 
     played = list(play_task_free(leader(), segmenter, samples, sizes=SIZES, shape=shape, window=window, max_samples=33))
-    by_hand, scores, begin = leader(), [], 0
+    reference, scores, begin = leader(), [], 0
     for segment, score in played:
-        errors, meta = expected(scores[-window:], shape), by_hand.engine.meta()
-        likelihood = leader_likelihood(by_hand.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
-        assert said.pop(0) == pytest.approx(say(likelihood, samples), rel=1e-5)
+        errors, meta = expected(scores[-window:], shape), reference.engine.meta()
+        likelihood = leader_likelihood(reference.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
+        assert said.pop(0) == pytest.approx(scores_of(likelihood, samples), rel=1e-5)
         first, *_ = segment_samples(SEGMENTER(likelihood), samples[begin:], 33)
         assert (segment.begin, segment.end, segment.detected_at) == (
             begin,
@@ -103,19 +103,19 @@ def test_each_segment_is_cut_by_the_leader_as_it_was_scored_and_then_learned():
         )
         size = max(size for size in SIZES if 2 * size <= segment.end - begin)
         part = samples[begin : begin + 2 * size]
-        losses = {at: loss_after(by_hand, part, at) for at in (0, *SIZES) if at <= size}
+        losses = {at: loss_after(reference, part, at) for at in (0, *SIZES) if at <= size}
         assert score.loss_before == pytest.approx(losses[0], rel=1e-5)
         assert score.loss_after == pytest.approx(losses[size], rel=1e-5)
         scores.append(losses)
         task = make_task(samples[begin : segment.end], SIZES)
-        by_hand.score(task)
-        by_hand.learn(task)
+        reference.score(task)
+        reference.learn(task)
         begin = segment.end
     assert begin == len(samples)
     assert max(segment.end - segment.begin for segment, _ in played) == 33
 
 
-def test_a_negative_log_likelihood_is_taken_as_it_is():
+def test_a_negative_log_likelihood_is_used_unchanged():
     samples, said = [(torch.randn(2), torch.tensor(at % 3)) for at in range(12)], []
 
     def segmenter(likelihood):
@@ -129,45 +129,45 @@ def test_a_negative_log_likelihood_is_taken_as_it_is():
     assert said == [pytest.approx(-loss)]
 
 
-class Noting(om.FollowTheMetaLeader):
-    """Notes what it is asked to do, and with how many samples."""
+class RecordingLearner(om.FollowTheMetaLeader):
+    """A learner that records its calls and their numbers of samples."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.asked = []
+        self.calls = []
 
     def score(self, task, prefixes=()):
-        self.asked.append(("score", len(task.support.x), tuple(prefixes)))
+        self.calls.append(("score", len(task.support.x), tuple(prefixes)))
         return super().score(task, prefixes)
 
     def learn(self, *tasks):
-        self.asked.append(("learn", len(tasks[0].support.x), len(tasks)))
+        self.calls.append(("learn", len(tasks[0].support.x), len(tasks)))
         return super().learn(*tasks)
 
 
-def test_a_task_is_scored_and_learned_before_more_of_the_stream_is_cut():
-    learner = leader(learner=Noting)
+def test_a_task_is_scored_and_learned_before_the_next_segment_is_cut():
+    learner = leader(learner=RecordingLearner)
     playing = play_task_free(learner, SEGMENTER, draw_lines(1, LENGTHS), sizes=SIZES)
     for round in range(3):
         next(playing)
-        assert learner.asked == [("score", 8, SIZES), ("learn", 8, 1)] * (round + 1)
+        assert learner.calls == [("score", 8, SIZES), ("learn", 8, 1)] * (round + 1)
 
 
-def test_the_same_stream_is_played_alike():
+def test_playing_a_stream_is_deterministic():
     samples = draw_lines(3, LENGTHS)
     assert play(leader(), samples) == play(leader(), samples)
 
 
-def test_a_segment_too_short_is_no_task_and_nothing_is_learned():
-    learner = leader(learner=Noting)
+def test_a_segment_that_is_too_short_is_not_learned():
+    learner = leader(learner=RecordingLearner)
     every = Segmenter(dict, lambda memory, x, y: memory, lambda memory: 3)
     played = list(play_task_free(learner, lambda likelihood: every, draw_lines(0, [9]), sizes=(2, 4)))
     assert [(one.segment.end, one.score) for one in played] == [(3, None), (6, None), (9, None)]
-    assert learner.asked == []
+    assert learner.calls == []
 
 
 @pytest.mark.parametrize(("length", "size"), [(1, None), (2, 1), (3, 1), (4, 2), (7, 2), (8, 4), (60, 8)])
-def test_the_first_samples_are_the_support_and_as_many_behind_the_query(length, size):
+def test_a_task_has_the_first_samples_as_support_and_the_next_as_query(length, size):
     samples = [(torch.tensor([float(at)]), torch.tensor([-float(at)])) for at in range(length)]
     task = make_task(samples, SIZES)
     if size is None:
@@ -179,7 +179,7 @@ def test_the_first_samples_are_the_support_and_as_many_behind_the_query(length, 
     assert torch.equal(task.query.y, -task.query.x)
 
 
-def test_the_error_to_expect_is_the_scale_that_losses_were_drawn_with():
+def test_estimated_errors_recover_the_scale_of_the_losses():
     random = np.random.default_rng(0)
     scales = {0: 3.0, 1: 0.2, 2: 0.5, 4: 7.0}
     draws = {size: scale * 1.5 / random.gamma(1.5, size=4000) for size, scale in scales.items()}
@@ -189,30 +189,30 @@ def test_the_error_to_expect_is_the_scale_that_losses_were_drawn_with():
     ]
     found = estimate_errors(scores, SIZES, 1.5)
     assert found[:4] == pytest.approx([*scales.values()], rel=0.05)
-    assert found[4] == 1.0, "of this size nothing is known"
+    assert found[4] == 1.0, "no score has this size"
 
 
-def test_what_went_astray_is_left_out_of_the_errors():
+def test_losses_that_are_not_finite_are_left_out_of_the_errors():
     scores = [Score(loss, loss, None) for loss in (2.0, math.nan, math.inf, 8.0)]
     assert estimate_errors(scores, (5,)) == pytest.approx([4.0 * math.exp(float(digamma(1.0)))] * 2)
     assert estimate_errors([], (1, 5)) == [1.0, 1.0, 1.0]
 
 
-def test_a_segmenter_is_renewed_when_the_segment_before_it_was_dealt_with():
+def test_a_new_segmenter_is_built_after_each_processed_segment():
     lengths = iter([3, 5, 2])
-    told = []
+    events = []
 
     def renew():
-        told.append("renew")
+        events.append("renew")
         length = next(lengths)
         return Segmenter(lambda: 0, lambda met, x, y: met + 1, lambda met: length if met == length else None)
 
     samples = [(torch.zeros(1), torch.zeros(1))] * 10
     for segment in segment_adaptively(renew, samples, 100):
-        told += [segment.end]
-    assert told == ["renew", 3, "renew", 8, "renew", 10]
+        events += [segment.end]
+    assert events == ["renew", 3, "renew", 8, "renew", 10]
 
 
-def test_errors_are_expected_from_a_score_or_more():
+def test_an_empty_window_of_scores_is_refused():
     with pytest.raises(ValueError, match="window is 0"):
         play(leader(), draw_lines(0, [5]), window=0)

@@ -1,4 +1,4 @@
-"""Regret on strongly convex quadratics: what theory says of it, found in the algebra and in the learner itself."""
+"""Regret on strongly convex quadratics agrees with theory, both in closed form and for the learner itself."""
 
 import math
 
@@ -33,26 +33,26 @@ def streams():
 
 
 def slope_of(losses, played):
-    """Return the slope of the regret against log T, and R^2."""
-    slope, _, straight = regret_theory.fit_line(np.log(SHOWN), regret(losses, played)[SHOWN - 1])
-    return slope, straight
+    """Return the slope of the regret over log T, and R^2."""
+    slope, _, r_squared = regret_theory.fit_line(np.log(SHOWN), regret(losses, played)[SHOWN - 1])
+    return slope, r_squared
 
 
 def newest_half(losses):
-    """The leader of the newer half of the past alone."""
+    """Return the leader of only the newer half of the past rounds."""
     curvature, pull = (np.concatenate([[0 * each[0]], each.cumsum(0)]) for each in (losses.curvature, _pull(losses)))
     now = np.arange(1, ROUNDS)
     return np.concatenate([[START], _solve(curvature[now] - curvature[now // 2], pull[now] - pull[now // 2])])
 
 
-def late(losses):
-    """The leader of the older half of the past alone."""
+def oldest_half(losses):
+    """Return the leader of only the older half of the past rounds."""
     leaders = lead(losses, START)
     return leaders[(np.arange(ROUNDS) + 1) // 2]
 
 
 def first_order(tasks, losses):
-    """Where the sum of first-order meta-gradients, B_t (U_t(w) - b_t), is nothing."""
+    """Return the zeros of the sum of first-order meta-gradients, B_t (U_t(w) - b_t)."""
     maps = np.eye(WEIGHTS) - tasks.alpha * tasks.support
     sides = tasks.query @ maps
     pulls = (sides @ losses.minima[..., None])[..., 0]
@@ -67,19 +67,19 @@ def _solve(matrices, vectors):
     return np.linalg.solve(matrices, vectors[..., None])[..., 0]
 
 
-def test_the_loss_after_adaptation_is_the_quadratic_that_the_algebra_says():
+def test_the_loss_after_adaptation_is_the_closed_form_quadratic():
     tasks = draw_quadratics(20, WEIGHTS, 7)
     losses = adapt_all(tasks)
     w = np.random.default_rng(0).standard_normal(WEIGHTS)
     for t, found in enumerate(suffer(losses, w)):
-        leader_likelihood = w - tasks.alpha * tasks.support[t] @ (w - tasks.support_minima[t])
-        apart = leader_likelihood - tasks.query_minima[t]
+        adapted = w - tasks.alpha * tasks.support[t] @ (w - tasks.support_minima[t])
+        apart = adapted - tasks.query_minima[t]
         assert found == pytest.approx(0.5 * apart @ tasks.query[t] @ apart, rel=1e-12)
     assert np.linalg.eigvalsh(losses.curvature).min() >= 0.5 / 4
     assert len(np.unique(losses.minima, axis=0)) == 20
 
 
-def test_no_weights_are_better_in_hindsight_than_those_in_closed_form(streams):
+def test_no_weights_beat_the_closed_form_in_hindsight(streams):
     losses = streams[0][1]
     cut = type(losses)(*(part[:50] for part in losses))
     leaders = lead(cut, START)
@@ -90,43 +90,43 @@ def test_no_weights_are_better_in_hindsight_than_those_in_closed_form(streams):
         assert suffer(cut, leaders[-1] + size * random.standard_normal(WEIGHTS)).sum() > least
 
 
-def test_ftml_regret_grows_like_log_t_below_the_bound_and_as_fast_as_independent_tasks_let_it(streams):
+def test_ftml_regret_grows_like_log_t_below_the_bound_at_the_expected_rate(streams):
     found = []
     for _, losses in streams:
         played = lead(losses, START)[:-1]
-        slope, straight = slope_of(losses, played)
+        slope, r_squared = slope_of(losses, played)
         bound = bound_slope(losses, played)
-        assert straight > 0.99
+        assert r_squared > 0.99
         assert 0 < slope < bound
         assert (regret(losses, played) <= bound * (1 + np.log(np.arange(1, ROUNDS + 1)))).all()
         found.append(slope / expected_slope(losses))
     assert math.isclose(sum(found) / SEEDS, 1.0, abs_tol=0.1)
 
 
-def test_fixed_weights_regret_grows_like_t(streams):
+def test_the_regret_of_fixed_weights_grows_like_t(streams):
     for _, losses in streams:
         found = regret(losses, START)[SHOWN - 1]
-        slope, _, straight = regret_theory.fit_line(SHOWN, found)
-        assert straight > 0.999
+        slope, _, r_squared = regret_theory.fit_line(SHOWN, found)
+        assert r_squared > 0.999
         assert np.ptp(found / SHOWN) < 0.25 * slope
 
 
-@pytest.mark.parametrize("wrong", [newest_half, late])
-def test_a_leader_of_half_the_past_would_be_seen(streams, wrong):
+@pytest.mark.parametrize("wrong", [newest_half, oldest_half])
+def test_a_leader_of_half_the_past_is_detected(streams, wrong):
     found = [slope_of(losses, wrong(losses))[0] / expected_slope(losses) for _, losses in streams]
     assert sum(found) / SEEDS > 1.5
 
 
-def test_a_first_order_leader_would_be_seen(streams):
+def test_a_first_order_leader_is_detected(streams):
     grown = []
     for tasks, losses in streams:
         found = regret(losses, first_order(tasks, losses))[[ROUNDS // 10 - 1, -1]]
         grown.append(np.diff(found)[0] / (expected_slope(losses) * math.log(10)))
-    assert sum(grown) / SEEDS > 3  # times what the leader's regret grows by over the last nine tenths
+    assert sum(grown) / SEEDS > 3  # times the growth of the leader's regret over the last nine tenths
 
 
 def as_task(tasks, t):
-    """The quadratics of task t as squared errors of a linear model: rows x of a root of A, targets x a."""
+    """Return the quadratics of task t as squared errors of a linear model: rows x of a root of A, targets x a."""
 
     def batch(matrix, minimum):
         rows = np.linalg.cholesky(matrix).T
@@ -137,7 +137,7 @@ def as_task(tasks, t):
 
 
 def play(tasks, gradient, steps=20):
-    """Return what the learner itself suffers, and the weights it ends with, following the leader by many steps."""
+    """Follow the leader by many steps; return the learner's losses and its final weights."""
     module = nn.Linear(WEIGHTS, 1, bias=False).double()
     nn.init.zeros_(module.weight)
     loss = om.model_loss(module, lambda output, y: 0.5 * (output[:, 0] - y).square().sum())
@@ -152,7 +152,7 @@ def play(tasks, gradient, steps=20):
     return np.array(losses), engine.meta().weights["weight"][0].numpy()
 
 
-def test_the_learner_itself_plays_the_leader_and_has_its_regret():
+def test_the_learner_plays_the_leader_and_has_its_regret():
     tasks = draw_quadratics(6, WEIGHTS, 3)
     losses = adapt_all(tasks)
     leaders = lead(losses, START)
@@ -164,7 +164,7 @@ def test_the_learner_itself_plays_the_leader_and_has_its_regret():
     assert other != pytest.approx(suffer(losses, leaders[:-1]), rel=1e-2)
 
 
-def test_the_table_says_what_was_found(tmp_path):
+def test_the_rendered_table_reports_whether_the_bound_holds(tmp_path):
     rows = [regret_theory.run_seed(seed, 200) for seed in range(2)]
     text = regret_theory.render({"command": "c", "commit": "d", "wall_seconds": 1.0, "rows": rows})
     assert "within the bound in every round of every stream | yes" in text

@@ -1,4 +1,4 @@
-"""Histories that the tests of this folder play."""
+"""Histories that the tests in this folder play."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ ROUNDS = 9
 
 @pytest.fixture(scope="session")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
-    """Nine good rounds; nobody appends to them."""
+    """Yield a history of nine good rounds, shared by all tests: nothing may append to it."""
     with History.open(tmp_path_factory.mktemp("nine"), write=True) as opened:
         fill(opened, [task(t) for t in range(ROUNDS)])
         yield opened
@@ -22,14 +22,14 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Iterator[History]:
-    """A history of the test's own."""
+    """Yield an empty history for one test."""
     with History.open(tmp_path / "own", write=True) as opened:
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def _same_torch_afterwards() -> Iterator[None]:
-    """Opening a run asks torch for deterministic algorithms."""
+def _restore_deterministic_algorithms() -> Iterator[None]:
+    """Restore the setting after each test: opening a run turns deterministic algorithms on."""
     before = torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(before)

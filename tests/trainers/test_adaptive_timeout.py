@@ -8,21 +8,21 @@ from trainers.distributed.process_group import (
 )
 
 
-def test_it_is_the_limit_until_it_is_known_how_long_rounds_take():
-    patience = AdaptiveTimeout(60.0)
+def test_the_timeout_is_the_limit_until_enough_rounds_are_measured():
+    timeout = AdaptiveTimeout(60.0)
     for _ in range(TIMEOUT_MIN_ROUNDS - 1):
-        patience.observe(0.1)
-        assert (patience.is_ready(), patience.seconds()) == (False, 60.0)
-    patience.observe(2.0)
-    assert (patience.is_ready(), patience.seconds()) == (True, 6.0 + TIMEOUT_SLACK_SECONDS)
+        timeout.observe(0.1)
+        assert (timeout.is_ready(), timeout.seconds()) == (False, 60.0)
+    timeout.observe(2.0)
+    assert (timeout.is_ready(), timeout.seconds()) == (True, 6.0 + TIMEOUT_SLACK_SECONDS)
 
 
-def test_it_is_never_more_than_the_limit_and_forgets_what_is_long_past():
-    patience = AdaptiveTimeout(20.0)
-    patience.observe(100.0)
+def test_the_timeout_never_exceeds_the_limit_and_forgets_old_rounds():
+    timeout = AdaptiveTimeout(20.0)
+    timeout.observe(100.0)
     for _ in range(TIMEOUT_MIN_ROUNDS):
-        patience.observe(1.0)
-    assert patience.seconds() == 20.0
+        timeout.observe(1.0)
+    assert timeout.seconds() == 20.0
     for _ in range(TIMEOUT_MAX_ROUNDS):
-        patience.observe(1.0)
-    assert patience.seconds() == 3.0 + TIMEOUT_SLACK_SECONDS
+        timeout.observe(1.0)
+    assert timeout.seconds() == 3.0 + TIMEOUT_SLACK_SECONDS

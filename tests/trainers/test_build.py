@@ -1,4 +1,4 @@
-"""From settings to learners: what each mistake is called, and where random weights come from."""
+"""Learners are built from settings: the error for each mistake, and the seeds of random weights."""
 
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ MODEL = SETTINGS.model
 
 
 def not_a_module(**args):
-    """A builder that returns something else."""
+    """Return something that is not a module."""
     return dict(args)
 
 
 def mean_error(output, y):
-    """A loss of one's own."""
+    """Return a custom loss: the mean absolute error."""
     return (output.squeeze(-1) - y).abs().mean()
 
 
@@ -86,7 +86,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("changes", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_named_with_what_would_be_right(changes, message):
+def test_each_mistake_is_reported_with_a_suggestion(changes, message):
     with pytest.raises(ValueError, match=message):
         build(changed(SETTINGS, **changes))
 
@@ -96,7 +96,7 @@ def test_learners_are_ftml_and_the_baselines_in_their_order():
     assert list(build(changed(SETTINGS, regret={"baselines": ()}))) == [MAIN_LEARNER]
 
 
-def test_every_setting_reaches_its_place():
+def test_every_setting_reaches_the_learner_context():
     settings = changed(
         SETTINGS,
         inner={"steps": 4, "fast": ("1.*",)},
@@ -122,12 +122,12 @@ def test_every_setting_reaches_its_place():
     assert frozen(setup.start.weights) == frozen(dict(build_module(settings.model, 8).named_parameters()))
 
 
-def test_accuracy_is_known_for_classes_alone():
+def test_accuracy_is_defined_only_for_classification():
     assert build_context(SETTINGS, MemoryReplayBuffer()).accuracy is not None
     assert build_context(changed(SETTINGS, model={"loss": "mse"}), MemoryReplayBuffer()).accuracy is None
 
 
-def test_a_loss_may_be_a_function_of_ones_own():
+def test_a_loss_can_be_a_custom_function():
     args = {"inputs": 2, "outputs": 1}
     settings = changed(SETTINGS, model={"args": args, "loss": "tests.trainers.test_build:mean_error"})
     setup, one = build_context(settings, MemoryReplayBuffer()), task(0)
@@ -135,38 +135,38 @@ def test_a_loss_may_be_a_function_of_ones_own():
     assert torch.equal(setup.inner.loss(setup.start.weights, one.query), mean_error(output, one.query.y))
 
 
-def test_a_path_names_any_attribute():
+def test_an_import_path_names_any_attribute():
     assert import_by_path("torch.nn:Linear") is nn.Linear
 
 
-def drawn(*seed, settings=MODEL):
+def draw(*seed, settings=MODEL):
     return str(frozen(dict(build_module(settings, *seed).named_parameters())))
 
 
 def test_random_weights_are_a_function_of_the_seed_alone():
-    right = drawn(3, 4)
+    right = draw(3, 4)
     torch.manual_seed(12)
-    assert drawn(3, 4) == right
+    assert draw(3, 4) == right
     torch.rand(5)
-    assert drawn(3, 4) == right
+    assert draw(3, 4) == right
 
 
 NUMBERS = [0, 1, 2, 7, 12, 100, 1234, 1235, 12340, 12345, 12346, 2**16, 2**31, 2**32 - 1]
 
 
 def test_no_two_seeds_or_rounds_have_the_same_weights():
-    """Neither neighbours nor those that look alike at one end or the other of their digits or bits."""
+    """This includes seeds that are adjacent and seeds that share leading or trailing digits or bits."""
     seeds = [(seed,) for seed in NUMBERS] + [(seed, round) for seed in NUMBERS for round in NUMBERS]
-    assert len({drawn(*seed) for seed in seeds}) == len(seeds)
+    assert len({draw(*seed) for seed in seeds}) == len(seeds)
 
 
 @pytest.mark.parametrize("seed", [2**32, 2**40 + 1, 2**63])
-def test_a_large_seed_draws_apart_too(seed):
+def test_large_seeds_draw_distinct_weights_too(seed):
     seeds = [(0,), (1,), (seed,), (seed + 1,), *((seed, round) for round in NUMBERS)]
-    assert len({drawn(*seed) for seed in seeds}) == len(seeds)
+    assert len({draw(*seed) for seed in seeds}) == len(seeds)
 
 
-def test_drawing_weights_leaves_torchs_own_generator_as_it_was():
+def test_drawing_weights_leaves_torchs_global_generator_unchanged():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     build_module(MODEL, 1)
@@ -176,7 +176,7 @@ def test_drawing_weights_leaves_torchs_own_generator_as_it_was():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_fresh_weights_differ_by_round_and_seed_and_are_the_same_for_the_same():
+def test_fresh_weights_are_a_function_of_seed_and_round():
     def draw_weights(seed):
         return build_context(replace(SETTINGS, seed=seed), MemoryReplayBuffer()).draw_weights
 
@@ -187,7 +187,7 @@ def test_fresh_weights_differ_by_round_and_seed_and_are_the_same_for_the_same():
     assert not any(weight.requires_grad for weight in draw_weights(0)(0).values())
 
 
-def test_from_scratch_obeys_its_options():
+def test_from_scratch_applies_its_options():
     one = task(1)
     scores = set()
     for options in ({"steps": 2}, {"steps": 3}, {"steps": 2, "lr": 0.1}, {"steps": 0}):
@@ -196,5 +196,5 @@ def test_from_scratch_obeys_its_options():
     assert len(scores) == 4
 
 
-def test_models_are_checked_against_the_ways_by_the_data_alone():
+def test_a_model_has_as_many_outputs_as_its_settings_ask_for():
     assert build_module(MODEL, 0)(torch.zeros(5, 2)).shape == (5, WAYS)

@@ -1,4 +1,4 @@
-"""The closed-form comparator: against least squares written by hand, refresh by refresh, and where it has no answer."""
+"""The closed-form comparator equals least squares, refresh by refresh, and refuses models without a closed form."""
 
 import functools
 from dataclasses import replace
@@ -17,12 +17,12 @@ from trainers.settings import RegretSettings
 REGRET = RegretSettings()
 
 
-def test_it_is_the_minimum_exactly():
+def test_the_closed_form_is_the_exact_minimum():
     found = refresh(regression(TASKS), REGRET, RefreshRequest(ROUNDS), None).comparator
     assert found == om.Comparator("closed_form", ROUNDS, pytest.approx(best_fixed_loss(TASKS), rel=1e-10), 0.0)
 
 
-def test_it_goes_on_from_what_was_saved_and_reads_each_round_once():
+def test_a_refresh_continues_from_saved_sums_and_reads_each_round_once():
     accessed, saved = [], None
     setup = regression(TASKS, accessed=accessed)
     for rounds, covered in ((5, 0), (6, 5), (ROUNDS, 6)):
@@ -31,7 +31,7 @@ def test_it_goes_on_from_what_was_saved_and_reads_each_round_once():
         assert found.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:rounds]), rel=1e-9, abs=1e-12)
     assert accessed == [*range(ROUNDS)]
     again = refresh(setup, REGRET, RefreshRequest(5, 0), saved)
-    assert again.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:5]), rel=1e-9), "it begins anew"
+    assert again.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:5]), rel=1e-9), "it starts over"
 
 
 def test_skipped_rounds_are_left_out():
@@ -40,8 +40,8 @@ def test_skipped_rounds_are_left_out():
     assert found.cumulative_loss == pytest.approx(best_fixed_loss(left), rel=1e-10)
 
 
-def test_it_is_below_any_estimate_and_below_what_first_order_algebra_gives():
-    """Of U_t(w) = w - lr grad, a wrong comparator would forget that U_t moves with w, and give another value."""
+def test_the_closed_form_differentiates_through_the_adaptation():
+    """A comparator that ignored that U_t(w) = w - lr grad depends on w would have another value."""
     exact = refresh(regression(TASKS), REGRET, RefreshRequest(ROUNDS), None).comparator.cumulative_loss
     wrong = regression(TASKS)
     still = om.Inner(wrong.inner.loss, wrong.inner.rule, steps=0)
@@ -51,7 +51,7 @@ def test_it_is_below_any_estimate_and_below_what_first_order_algebra_gives():
     )
 
 
-def test_several_steps_weights_that_do_not_adapt_and_other_affine_rules_are_quadratic_too():
+def test_several_steps_and_weights_that_do_not_adapt_are_quadratic_too():
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, bias=False))
     for parameter in module[1].parameters():
         parameter.requires_grad_(False)
@@ -65,12 +65,12 @@ def test_several_steps_weights_that_do_not_adapt_and_other_affine_rules_are_quad
     meta = om.Meta({n: part.reshape(v.shape) for part, (n, v) in zip(best, start.weights.items(), strict=True)}, {})
     there = [om.exact(inner)(meta, task) for task in TASKS]
     assert found.cumulative_loss == pytest.approx(float(sum(one.loss for one in there)), rel=1e-9)
-    for name in start.weights:  # It is convex, so this is the minimum.
+    for name in start.weights:  # The objective is convex, so this is the minimum.
         assert float(sum(one.grads.weights[name] for one in there).abs().max()) < 1e-7 * found.cumulative_loss
 
 
 @pytest.mark.parametrize("rounds", [[0, 1, 3, 4], []])
-def test_without_a_round_it_cannot_be_exact_any_more(rounds):
+def test_a_discarded_round_makes_the_closed_form_unavailable(rounds):
     setup = regression(TASKS)
     setup.buffer.available = lambda count: rounds
     with pytest.raises(
@@ -86,7 +86,7 @@ def network(*layers, rule=None):
 
 
 @pytest.mark.parametrize(
-    ("setup", "told"),
+    ("setup", "message"),
     [
         (network(nn.Linear(3, 2), nn.Linear(2, 1)), "round 0: f.* is not quadratic in the weights: .*linear in its we"),
         (network(nn.Linear(3, 1), nn.Tanh()), "not quadratic in the weights"),
@@ -94,12 +94,12 @@ def network(*layers, rule=None):
         (network(nn.Linear(3, 900), nn.Linear(900, 1)), "4,501 weights; the closed form supports at most 1,000"),
     ],
 )
-def test_where_there_is_no_closed_form_it_says_so(setup, told):
-    with pytest.raises(ComparatorUnavailable, match=told):
+def test_settings_without_a_closed_form_are_refused_with_the_reason(setup, message):
+    with pytest.raises(ComparatorUnavailable, match=message):
         refresh(setup, REGRET, RefreshRequest(3), None)
 
 
-def test_tasks_in_single_precision_are_computed_in_double():
+def test_single_precision_tasks_are_computed_in_double_precision():
     single = [om.Task(*(om.Batch(x.float(), y.float()) for x, y in task)) for task in TASKS]
     found = refresh(regression(single), REGRET, RefreshRequest(ROUNDS), None).comparator.cumulative_loss
     assert found == pytest.approx(best_fixed_loss(TASKS), rel=1e-6)

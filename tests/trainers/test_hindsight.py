@@ -1,4 +1,4 @@
-"""The hindsight comparator against a minimum that linear algebra knows, and its standard error against many seeds."""
+"""The hindsight comparator approaches the exact minimum, and its standard error holds over many seeds."""
 
 import math
 
@@ -22,7 +22,7 @@ LR = 0.1
 
 
 def task(seed):
-    """Return a linear map of x, (n, 3) -> (n, 1), and noise."""
+    """Return the task of a noisy linear map of x, (n, 3) -> (n, 1)."""
     random = torch.Generator().manual_seed(300 + seed)
     slope = torch.tensor([[1.0], [-2.0], [0.5]]) + torch.randn(DIMENSIONS, 1, generator=random)
 
@@ -34,10 +34,10 @@ def task(seed):
 
 
 def regression(tasks, lr=0.05, batch=8, seed=0, accessed=None):
-    """Return a set-up whose learner is a linear map, adapted by one step of gradient descent."""
+    """Return a learner context for a linear map, adapted by one step of gradient descent."""
     module = nn.Linear(DIMENSIONS, 1, bias=False).double()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), steps=1)
-    buffer = Watched(tasks, accessed if accessed is not None else [])
+    buffer = RecordingBuffer(tasks, accessed if accessed is not None else [])
     return LearnerContext(
         inner=inner,
         gradient=om.exact(inner),
@@ -53,8 +53,8 @@ def regression(tasks, lr=0.05, batch=8, seed=0, accessed=None):
     )
 
 
-class Watched(MemoryReplayBuffer):
-    """A past that notes which rounds are read."""
+class RecordingBuffer(MemoryReplayBuffer):
+    """A replay buffer that records which rounds are read."""
 
     def __init__(self, tasks, accessed):
         super().__init__()
@@ -83,7 +83,7 @@ def best_fixed_loss(tasks):
 def refresh_hindsight(
     setup, rounds, steps, evaluate, saved, skipped=(), should_continue=always_continue, starts=1, max_passes=1
 ):
-    """Refresh with ``steps`` meta-steps a lap, evaluating ``evaluate`` rounds."""
+    """Refresh with ``steps`` meta-steps per pass, evaluated on ``evaluate`` rounds."""
     steps_per_round = (steps - 0.5) / rounds if steps else 0.0  # so that rounding up gives ``steps``
     regret = RegretSettings(
         hindsight_steps=steps_per_round,
@@ -98,7 +98,7 @@ ROUNDS = 14
 TASKS = [task(t) for t in range(ROUNDS)]
 
 
-def test_the_estimate_comes_down_to_the_minimum_from_above():
+def test_the_estimate_approaches_the_minimum_from_above():
     best = best_fixed_loss(TASKS)
     setup, saved, found = regression(TASKS), None, []
     for _ in range(6):
@@ -122,14 +122,14 @@ def test_full_batches_reach_the_minimum():
     assert loss == pytest.approx(best, rel=1e-6)
 
 
-def test_only_the_rounds_so_far_are_used():
+def test_only_rounds_before_the_refresh_are_used():
     accessed = []
     setup = regression(TASKS, accessed=accessed)
     refresh_hindsight(setup, 6, 20, 100, None)
     assert set(accessed) == set(range(6))
 
 
-def test_it_is_a_function_of_its_arguments_and_goes_on_from_what_was_saved():
+def test_a_refresh_is_deterministic_and_continues_from_its_saved_state():
     setup = regression(TASKS)
     one, two = (refresh_hindsight(setup, ROUNDS, 5, 7, None) for _ in range(2))
     assert one.comparator == two.comparator
@@ -140,7 +140,7 @@ def test_it_is_a_function_of_its_arguments_and_goes_on_from_what_was_saved():
     assert frozen(setup.start.weights) == frozen(regression(TASKS).start.weights)
 
 
-def test_it_draws_apart_from_the_learners():
+def test_the_comparator_samples_independently_of_the_learners():
     accessed = []
     setup = regression(TASKS, batch=3, seed=4, accessed=accessed)
     refresh_hindsight(setup, ROUNDS, 2, 1, None)
@@ -164,16 +164,16 @@ def test_skipped_rounds_are_neither_trained_on_nor_counted():
     assert found.comparator.cumulative_loss >= best_fixed_loss(left)
 
 
-def test_where_every_round_was_skipped_there_is_nothing_to_lose():
+def test_the_loss_is_zero_when_every_round_was_skipped():
     accessed = []
     found = refresh_hindsight(regression(TASKS, accessed=accessed), 3, 20, 100, None, {0, 1, 2})
     assert found.comparator == om.Comparator("hindsight", 3, 0.0, 0.0)
     assert accessed == []
 
 
-@pytest.mark.parametrize("asked", [0, 3, 20, 25])
-def test_it_stops_as_soon_as_it_may_not_proceed(asked):
-    accessed, left = [], asked
+@pytest.mark.parametrize("allowed", [0, 3, 20, 25])
+def test_a_refresh_stops_when_it_may_not_continue(allowed):
+    accessed, left = [], allowed
 
     def should_continue():
         nonlocal left
@@ -182,10 +182,10 @@ def test_it_stops_as_soon_as_it_may_not_proceed(asked):
 
     setup = regression(TASKS, batch=2, accessed=accessed)
     assert refresh_hindsight(setup, ROUNDS, 20, ROUNDS, None, (), should_continue) is None
-    assert len(accessed) == 2 * min(asked, 20) + max(asked - 20, 0)
+    assert len(accessed) == 2 * min(allowed, 20) + max(allowed - 20, 0)
 
 
-def test_a_poison_round_voids_no_step_of_its_training():
+def test_a_poison_round_skips_no_step_of_the_comparators_training():
     poisoned = TASKS[3]._replace(query=om.Batch(TASKS[3].query.x, TASKS[3].query.y * 1e200))
     tasks = [*TASKS[:3], poisoned, *TASKS[4:]]
     found = refresh_hindsight(regression(tasks, batch=ROUNDS), ROUNDS, 10, 100, None)
@@ -193,7 +193,7 @@ def test_a_poison_round_voids_no_step_of_its_training():
 
 
 def losses_only(losses, seed):
-    """Return a set-up whose task t loses losses[t] whatever the weights are."""
+    """Return a learner context whose task t has loss losses[t] for any weights."""
 
     def loss(params, batch):
         return batch.y.mean() + 0 * params["w"]
@@ -208,21 +208,21 @@ def losses_only(losses, seed):
 
 @pytest.mark.parametrize(("rounds", "evaluate"), [(40, 20), (30, 20), (50, 20)])
 def test_the_standard_error_of_a_sampled_evaluation_covers_the_truth(rounds, evaluate):
-    """Also where the stretches that a round is drawn from have unequal lengths (1 and 2, or 2 and 3)."""
-    errors, told = [], []
+    """This also holds if the strata that rounds are sampled from differ in size (1 and 2, or 2 and 3)."""
+    errors, standard_errors = [], []
     for seed in range(300):
         losses = torch.randn(rounds, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
         found = refresh_hindsight(losses_only(losses, seed), rounds, 0, evaluate, None).comparator
         errors.append(found.cumulative_loss - float(losses.sum()))
-        told.append(found.standard_error)
-    errors, told = np.array(errors), np.array(told)
-    assert abs(errors.mean()) < 3 * errors.std() / math.sqrt(len(errors)), "it is unbiased"
-    assert np.sqrt(np.square(told).mean()) == pytest.approx(errors.std(), rel=0.12)
-    assert 0.88 < (np.abs(errors) < 1.96 * told).mean() < 0.98
+        standard_errors.append(found.standard_error)
+    errors, standard_errors = np.array(errors), np.array(standard_errors)
+    assert abs(errors.mean()) < 3 * errors.std() / math.sqrt(len(errors)), "the estimate is unbiased"
+    assert np.sqrt(np.square(standard_errors).mean()) == pytest.approx(errors.std(), rel=0.12)
+    assert 0.88 < (np.abs(errors) < 1.96 * standard_errors).mean() < 0.98
 
 
-def test_a_sampled_evaluation_is_unbiased_for_the_very_same_rounds():
-    """Rounds that are alone in their stretch count once, those that share one count for the others too."""
+def test_a_sampled_evaluation_is_unbiased_with_strata_of_unequal_size():
+    """A round alone in its stratum has weight one; rounds that share a stratum also stand for the others in it."""
     losses = torch.tensor([0.0, 8.0, 1.0, 0.0, 9.0, 2.0, 0.0, 7.0, 1.0, 0.0, 6.0, 1.0], dtype=torch.float64)
     found = [
         refresh_hindsight(losses_only(losses, seed), 12, 0, 8, None).comparator.cumulative_loss for seed in range(600)
@@ -230,7 +230,7 @@ def test_a_sampled_evaluation_is_unbiased_for_the_very_same_rounds():
     assert abs(np.mean(found) - 35.0) < 3.3 * np.std(found) / math.sqrt(600)
 
 
-def test_losses_that_drift_are_covered_rather_too_often():
+def test_the_standard_error_is_conservative_for_drifting_losses():
     covered = 0
     for seed in range(100):
         losses = torch.linspace(5, 1, 60, dtype=torch.float64)
@@ -239,13 +239,13 @@ def test_losses_that_drift_are_covered_rather_too_often():
     assert covered >= 95
 
 
-def test_one_sampled_round_stands_for_all():
+def test_a_single_sampled_round_represents_all_rounds():
     losses = torch.full((7,), 3.0, dtype=torch.float64)
     assert refresh_hindsight(losses_only(losses, 0), 7, 0, 1, None).comparator.cumulative_loss == 21.0
 
 
 def valley(start):
-    """Return a set-up with two valleys in w, the deeper one at -2: a loss of 1 + 0.1 at 2 and of 0.1 at -2."""
+    """Return a learner context with two minima in w: a loss of 1 + 0.1 at 2, and the deeper one of 0.1 at -2."""
 
     def loss(params, batch):
         w = params["w"]
@@ -258,7 +258,7 @@ def valley(start):
     return LearnerContext(**{**vars(base), **fields, "draw_weights": lambda round: {"w": torch.tensor(-1.5).double()}})
 
 
-def test_of_several_starts_the_best_one_is_the_comparator():
+def test_the_comparator_is_the_best_of_several_starts():
     setup = valley(2.5)
     alone = refresh_hindsight(setup, 3, 100, 3, None)
     both = refresh_hindsight(setup, 3, 100, 3, None, starts=2)
@@ -266,11 +266,11 @@ def test_of_several_starts_the_best_one_is_the_comparator():
     assert both.comparator.cumulative_loss < 3 * 0.11
     further = refresh_hindsight(setup, 3, 10, 3, both.saved, starts=2)
     assert {name[:2] for name in further.saved} == {"0.", "1."}
-    assert float(further.saved["0.weights.w"]) == pytest.approx(2, abs=0.2), "each start goes on where it was"
+    assert float(further.saved["0.weights.w"]) == pytest.approx(2, abs=0.2), "each start continues from its own state"
     assert float(further.saved["1.weights.w"]) == pytest.approx(-2, abs=0.2)
 
 
-def test_it_is_trained_until_its_loss_stops_falling():
+def test_the_comparator_is_trained_until_its_loss_stops_falling():
     setup = regression(TASKS, batch=4, lr=0.02)
     losses, settled = [], []
     for max_passes in (1, 2, 4, 60):
@@ -278,12 +278,12 @@ def test_it_is_trained_until_its_loss_stops_falling():
         losses.append(found.cumulative_loss)
         settled.append(found.settled)
     assert losses == sorted(losses, reverse=True)
-    assert losses[2] < 0.97 * losses[1] < 0.97 * 0.97 * losses[0], "it was still falling"
+    assert losses[2] < 0.97 * losses[1] < 0.97 * 0.97 * losses[0], "the loss was still falling"
     assert settled == [False, False, False, True]
     assert losses[3] < 1.05 * best_fixed_loss(TASKS)
 
 
-def test_what_a_lap_makes_worse_is_not_kept():
+def test_a_pass_that_raises_the_loss_is_discarded():
     setup = regression(TASKS, batch=2, lr=3.0)
     one, two = (refresh_hindsight(setup, ROUNDS, 3, ROUNDS, None, max_passes=max_passes) for max_passes in (1, 9))
     assert two.comparator.cumulative_loss <= one.comparator.cumulative_loss
@@ -291,7 +291,7 @@ def test_what_a_lap_makes_worse_is_not_kept():
     assert at_best.cumulative_loss == two.comparator.cumulative_loss
 
 
-def test_a_refresh_that_comes_late_makes_a_bounded_number_of_steps():
+def test_a_late_refresh_makes_a_bounded_number_of_steps():
     regret = RegretSettings(hindsight_steps=1.0, every_rounds=1, hindsight_restarts=1, hindsight_max_passes=1)
     setup = regression(TASKS)
     first = refresh(setup, regret, RefreshRequest(ROUNDS), None)

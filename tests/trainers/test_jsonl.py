@@ -1,4 +1,4 @@
-"""Lines are appended whole, followed while they grow, and cut behind the last whole one."""
+"""Lines are appended whole, followed while the file grows, and truncated after the last whole one."""
 
 import math
 import tempfile
@@ -29,7 +29,7 @@ def write(path, lines):
     writer.close()
 
 
-def test_lines_are_followed_as_they_are_appended(path):
+def test_a_reader_returns_lines_as_they_are_appended(path):
     reader = LineReader(path)
     assert reader.refresh() == []
     writer = LineWriter(path)
@@ -44,7 +44,7 @@ def test_lines_are_followed_as_they_are_appended(path):
     writer.close()
 
 
-def test_lines_are_read_and_followed_from_anywhere(path):
+def test_a_reader_can_start_at_any_line(path):
     write(path, LINES)
     reader, starts = LineReader(path), [0]
     for line in reader.lines():
@@ -55,7 +55,7 @@ def test_lines_are_read_and_followed_from_anywhere(path):
     assert read_line(path.with_name("none"), 0) is None
 
 
-def test_a_reader_that_is_left_early_goes_on_where_it_was(path):
+def test_a_reader_that_stops_early_continues_where_it_stopped(path):
     write(path, LINES)
     reader = LineReader(path)
     assert next(reader.lines()) == LINES[0]
@@ -64,24 +64,24 @@ def test_a_reader_that_is_left_early_goes_on_where_it_was(path):
 
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 60), max_size=40), torn=st.sampled_from([b"", b'{"n":', b"\x00" * 9, b"\x00\n"]))
-def test_the_first_line_that_is_reached_is_found_without_reading_the_others(lengths, torn):
+def test_find_line_returns_the_first_line_that_satisfies_a_monotone_predicate(lengths, torn):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lines.jsonl"
         write(path, [{"n": n, "x": "y" * length} for n, length in enumerate(lengths)])
         path.write_bytes(path.read_bytes() + torn)
         starts, reader = [0], LineReader(path)
         starts += [reader.position for _ in reader.lines()]
-        asked = []
+        lines_read = []
         for n in range(len(lengths) + 2):
-            found = find_line(path, lambda line, n=n: (asked.append(line["n"]), line["n"] >= n)[1])
+            found = find_line(path, lambda line, n=n: (lines_read.append(line["n"]), line["n"] >= n)[1])
             assert found == (starts[min(n, len(lengths))] if n < len(lengths) or torn else path.stat().st_size)
 
 
-def test_few_lines_are_read_of_many(path):
+def test_find_line_reads_few_lines_of_a_long_file(path):
     write(path, [{"n": n} for n in range(20_000)])
-    asked = []
-    find_line(path, lambda line: (asked.append(line), line["n"] >= 12_345)[1])
-    assert len(asked) < 40
+    lines_read = []
+    find_line(path, lambda line: (lines_read.append(line), line["n"] >= 12_345)[1])
+    assert len(lines_read) < 40
 
 
 def test_many_lines_take_no_more_memory_than_few(path):
@@ -96,7 +96,7 @@ def test_many_lines_take_no_more_memory_than_few(path):
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_what_is_known_to_be_whole_is_not_read_again(path):
+def test_a_writer_does_not_reread_the_part_known_to_be_whole(path):
     write(path, LINES)
     damaged = bytearray(path.read_bytes())
     damaged[1] = 0
@@ -107,13 +107,13 @@ def test_what_is_known_to_be_whole_is_not_read_again(path):
     assert path.read_bytes() == b""
 
 
-def test_a_file_that_is_opened_again_is_continued(path):
+def test_a_reopened_file_is_appended_to(path):
     write(path, LINES[:2])
     write(path, LINES[2:])
     assert LineReader(path).refresh() == LINES
 
 
-def test_floats_come_back_to_the_bit(path):
+def test_floats_round_trip_bit_for_bit(path):
     numbers = [0.1 + 0.2, math.pi, 5e-324, 1.7976931348623157e308, -0.0]
     write(path, [{"numbers": numbers}])
     (found,) = LineReader(path).refresh()
@@ -121,7 +121,7 @@ def test_floats_come_back_to_the_bit(path):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_no_json_is_refused_and_leaves_no_trace(path, bad):
+def test_a_value_that_is_not_json_is_refused_and_writes_nothing(path, bad):
     writer = LineWriter(path)
     writer.append(LINES[0])
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -131,7 +131,7 @@ def test_what_is_no_json_is_refused_and_leaves_no_trace(path, bad):
     assert LineReader(path).refresh() == LINES[:2]
 
 
-def test_wherever_a_kill_tears_the_file_the_whole_lines_are_read_and_the_rest_is_cut(path):
+def test_a_file_torn_at_any_byte_keeps_its_whole_lines_and_loses_the_rest(path):
     write(path, LINES)
     data = path.read_bytes()
     for length in range(len(data) + 1):
@@ -156,7 +156,7 @@ TAILS = {
 
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
-def test_what_a_power_loss_leaves_at_the_end_is_never_read_and_is_cut(path, tail):
+def test_garbage_left_by_a_power_loss_is_never_read_and_is_truncated(path, tail):
     write(path, LINES)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
@@ -169,18 +169,18 @@ def test_what_a_power_loss_leaves_at_the_end_is_never_read_and_is_cut(path, tail
     assert reader.refresh() == [{"next": 1}]
 
 
-def test_a_whole_file_is_not_touched_by_being_opened(path):
+def test_opening_a_whole_file_does_not_change_it(path):
     write(path, LINES)
     before = (path.read_bytes(), path.stat().st_mtime_ns)
     write(path, [])
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
-def test_a_reader_beside_a_writing_process_sees_every_line_whole_and_once(path):
+def test_a_concurrent_reader_sees_every_line_whole_and_once(path):
     for seed in range(2):
         path.unlink(missing_ok=True)
-        process, told = start(dying.append_for_ever, str(path), seed)
-        assert told.recv() == "begun"
+        process, connection = start(dying.append_for_ever, str(path), seed)
+        assert connection.recv() == "begun"
         reader, numbers, deadline = LineReader(path), [], time.monotonic() + 60
         refreshes = 0
         while len(numbers) < 400 and time.monotonic() < deadline:
@@ -192,6 +192,6 @@ def test_a_reader_beside_a_writing_process_sees_every_line_whole_and_once(path):
         numbers += [line["number"] for line in reader.refresh()]
         assert len(numbers) >= 400
         assert numbers == list(range(len(numbers)))
-        assert refreshes > 1, "it was read while it grew"
+        assert refreshes > 1, "the file was read while it grew"
         write(path, [{"number": "next"}])
         assert [line["number"] for line in reader.refresh()] == ["next"]

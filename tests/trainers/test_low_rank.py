@@ -1,4 +1,4 @@
-"""Low-rank adaptation and frozen weights: what is learned, what is not, and what that leaves out of every file."""
+"""Low-rank adaptation and frozen weights: what is learned, what is frozen, and what stays out of saved files."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ FROZEN = {"layers": ["body.*"], "rank": 2, "freeze": True, "learned": ["head.*"]
 CHOSEN = ("body.0.attention.1.queries_keys_values", "body.0.attention.1.joined", "body.0.network.1", "body.0.network.3")
 
 
-def made(seed=0, **options):
+def build_module_with_adapters(seed=0, **options):
     torch.manual_seed(seed)
     module = lora("trainers.models:transformer", args=ARGS, **options).double()
     with torch.no_grad():
@@ -36,11 +36,11 @@ def made(seed=0, **options):
     return module
 
 
-def learned(module):
+def trainable_weights(module):
     return {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def test_it_begins_as_the_model_that_it_wraps():
+def test_the_adapted_model_starts_equal_to_the_model_it_wraps():
     torch.manual_seed(0)
     plain = transformer(**ARGS)
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def test_it_begins_as_the_model_that_it_wraps():
     assert {name for name in added if name.startswith("body.0")} == {f"{n}.lora_{ab}" for n in CHOSEN for ab in "ab"}
 
 
-def test_a_layer_is_the_matrix_plus_scaled_a_times_b():
+def test_a_low_rank_layer_adds_a_scaled_product_to_its_weight():
     layer = LowRankLinear(torch.nn.Linear(5, 4).double(), 2, 6.0)
     torch.nn.init.normal_(layer.lora_b)
     x = torch.randn(3, 5, dtype=torch.float64)
@@ -61,9 +61,9 @@ def test_a_layer_is_the_matrix_plus_scaled_a_times_b():
 
 @pytest.mark.parametrize("recompute", [(), ("body.*",)], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("options", [{"layers": ["body.*"], "rank": 2}, FROZEN], ids=["learned", "frozen"])
-def test_the_gradient_is_exact_for_what_is_learned(options, recompute):
-    module = made(**options)
-    weights = learned(module)
+def test_the_gradient_is_exact_for_the_learned_weights(options, recompute):
+    module = build_module_with_adapters(**options)
+    weights = trainable_weights(module)
     inner = om.Inner(om.model_loss(module, "mse", recompute=recompute), om.rules.sgd(lr=0.1), 3, ("*lora*",))
     meta = inner.init(dict(module.named_parameters()))
     assert meta.weights.keys() == weights.keys()
@@ -71,30 +71,39 @@ def test_the_gradient_is_exact_for_what_is_learned(options, recompute):
         found = om.exact(inner)(meta, sequence_task(seed)).grads.weights
         right, first = (
             unrolled_maml(
-                module, "mse", weights, sequence_task(seed), lr=0.1, steps=3, fast=("*lora*",), constant_gradients=crude
+                module,
+                "mse",
+                weights,
+                sequence_task(seed),
+                lr=0.1,
+                steps=3,
+                fast=("*lora*",),
+                constant_gradients=first_order,
             ).grads.weights
-            for crude in (False, True)
+            for first_order in (False, True)
         )
         assert_close(found, right, 1e-10)
         assert relative_error(first, right) > 1e-4
 
 
-def test_nothing_is_kept_of_frozen_weights_by_the_engine():
-    module = made(**FROZEN)
+def test_the_engine_stores_nothing_for_frozen_weights():
+    module = build_module_with_adapters(**FROZEN)
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 1, ("*lora*",))
     meta = inner.init(dict(module.named_parameters()))
     engine = om.MetaOptimizer(meta)
     grads = om.exact(inner)(meta, sequence_task())
     engine.apply(MetaGrad(grads.loss, grads.grads), 1.0)
     assert all("lora" in name or "head" in name for name in engine.save())
-    assert {name.split(".", 1)[1] for name in engine.save() if name.startswith("weights.")} == learned(module).keys()
+    assert {name.split(".", 1)[1] for name in engine.save() if name.startswith("weights.")} == trainable_weights(
+        module
+    ).keys()
 
 
-def test_frozen_weights_stay_where_they_were_and_can_be_given():
-    module = made(**FROZEN)
+def test_frozen_weights_are_captured_and_can_be_passed_explicitly():
+    module = build_module_with_adapters(**FROZEN)
     loss = om.model_loss(module, "mse")
     x = sequence_task().support.x
-    before = loss.output(learned(module), x)
+    before = loss.output(trainable_weights(module), x)
     everything = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     with torch.no_grad():
         for weight in module.parameters():
@@ -116,7 +125,7 @@ def single(task):
     return om.Task(*(om.Batch(batch.x.float(), batch.y.float()) for batch in task))
 
 
-def test_a_run_learns_it_and_a_process_apart_adapts_what_it_publishes(tmp_path):
+def test_a_separate_process_adapts_the_low_rank_leader_of_a_run(tmp_path):
     chosen = settings()
     setup = build_context(chosen, MemoryReplayBuffer())
     learners = build_learners(chosen, setup)
@@ -136,7 +145,7 @@ def test_a_run_learns_it_and_a_process_apart_adapts_what_it_publishes(tmp_path):
     assert torch.equal(found, right)
 
 
-def test_it_begins_with_the_weights_of_a_file(tmp_path):
+def test_the_model_starts_with_the_weights_of_a_file(tmp_path):
     torch.manual_seed(5)
     plain = transformer(**ARGS)
     file = tmp_path / "base.safetensors"
@@ -148,7 +157,7 @@ def test_it_begins_with_the_weights_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"rank": 0}, "rank is 0"),
         ({"layers": ["boddy.*"]}, r"layers = 'boddy\.\*' matches nothing: "),
@@ -160,8 +169,8 @@ def test_it_begins_with_the_weights_of_a_file(tmp_path):
         ({"build": "trainers.models:transformr"}, "did you mean transformer"),
     ],
 )
-def test_a_mistake_is_named(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_each_mistake_is_reported(options, message):
+    with pytest.raises(ValueError, match=message):
         lora(**{"build": "trainers.models:transformer", "args": ARGS, **options})
 
 
@@ -171,11 +180,11 @@ def test_weights_of_another_model_are_refused(tmp_path):
         lora("trainers.models:transformer", args=ARGS, weights=str(tmp_path / "other.safetensors"))
 
 
-def test_what_is_recomputed_belongs_to_the_run():
+def test_recompute_is_one_of_the_settings_of_a_run():
     plain, recomputed = settings(), settings()
     recomputed = replace(recomputed, model=replace(recomputed.model, recompute=("body.*",)))
     before = reproducibility_key(plain)
-    del before["model"]["recompute"]  # as a version wrote it that did not know it
+    del before["model"]["recompute"]  # as written by a version without this setting
     check_same_settings(before, plain)
     check_same_settings(reproducibility_key(recomputed), recomputed)
     with pytest.raises(SettingsChanged, match=r"model\.recompute was \[\] and is \['body\.\*'\]"):

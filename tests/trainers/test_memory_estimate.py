@@ -1,4 +1,4 @@
-"""The estimate of a rank's peak is that of the meter, which counts every tensor, and costs no memory itself."""
+"""The estimate of a rank's peak memory agrees with a meter that counts every tensor, and allocates nothing itself."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def settings(gradient="exact", options=None, **meta):
 )
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize(("name", "globs"), [("transformer", ()), ("transformer", ("body.*",)), ("conv", ())])
-def test_the_peak_of_a_gradient_is_that_of_the_meter(name, globs, steps, gradient, options):
+def test_the_estimated_peak_of_a_gradient_agrees_with_the_meter(name, globs, steps, gradient, options):
     module, loss, task = network(name, globs)
     inner = om.Inner(loss, om.rules.momentum(lr=0.1), steps)
     meta = inner.init(dict(module.named_parameters()))
@@ -62,7 +62,7 @@ def test_the_peak_of_a_gradient_is_that_of_the_meter(name, globs, steps, gradien
     assert found.trajectory + found.graph == pytest.approx(right, rel=0.1 if options else 0.02)
 
 
-def test_nothing_is_allocated_for_a_peak():
+def test_estimating_a_peak_allocates_nothing():
     module, loss, task = network("transformer")
     inner = om.Inner(loss, om.rules.sgd(lr=0.1), 3)
     meta = inner.init(dict(module.named_parameters()))
@@ -78,17 +78,17 @@ def test_nothing_is_allocated_for_a_peak():
 
 
 @pytest.mark.parametrize("globs", [(), ("body.*",)], ids=["kept", "recomputed"])
-def test_dropout_and_models_that_look_at_numbers_are_estimated_too(globs):
+def test_dropout_and_data_dependent_losses_are_estimated_too(globs):
     module, loss, task = network("dropout", globs)
     inner = om.Inner(loss, om.rules.sgd(lr=0.1), 4)
     meta = inner.init(dict(module.named_parameters()))
     found = estimate_memory(settings(), inner, meta, task)
     assert found.graph + found.trajectory == pytest.approx(peak_bytes(lambda: om.exact(inner)(meta, task)), rel=0.05)
-    looks = replace(inner, loss=lambda params, batch: loss(params, batch) * float(batch.x.mean() > -1))
-    assert estimate_memory(settings(), looks, meta, task).graph > 0
+    data_dependent = replace(inner, loss=lambda params, batch: loss(params, batch) * float(batch.x.mean() > -1))
+    assert estimate_memory(settings(), data_dependent, meta, task).graph > 0
 
 
-def test_stacked_tasks_add_what_each_takes():
+def test_stacked_tasks_add_their_individual_memory():
     module, loss, task = network("transformer")
     inner = om.Inner(loss, om.rules.sgd(lr=0.1), 4)
     meta = inner.init(dict(module.named_parameters()))
@@ -118,15 +118,15 @@ def test_stacked_tasks_add_what_each_takes():
         (1, {"offload": True}, 1),
     ],
 )
-def test_points_of_the_trajectory(steps, options, kept):
+def test_the_number_of_stored_points_of_a_trajectory(steps, options, kept):
     assert stored_points(steps, **options) == kept
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("sizes", [[100] * 10, [1000]], ids=["many", "one"])
-def test_the_local_engine_takes_what_was_told(optimizer, sizes):
+def test_the_local_engine_takes_the_estimated_memory(optimizer, sizes):
     meta = Meta({f"w{i}": torch.randn(size) for i, size in enumerate(sizes)}, {})
-    told = estimate_engine_bytes(settings(optimizer=optimizer), 4000, 4 * sizes[0])
+    estimate = estimate_engine_bytes(settings(optimizer=optimizer), 4000, 4 * sizes[0])
     with MemoryMeter() as meter:
         engine = MetaOptimizer(meta, optimizer)
         for _ in range(3):
@@ -134,11 +134,11 @@ def test_the_local_engine_takes_what_was_told(optimizer, sizes):
             engine.apply(MetaGrad(torch.tensor(1.0), grads), 1.0)
             del grads
     held = sum(bytes_of({name: value}) for name, value in engine.save().items() if value.dim())
-    assert held == told.stored
-    assert meter.peak == pytest.approx(told.stored + told.step, rel=0.15)
+    assert held == estimate.stored
+    assert meter.peak == pytest.approx(estimate.stored + estimate.step, rel=0.15)
 
 
-def test_frozen_weights_and_learners_count():
+def test_the_estimate_counts_frozen_weights_and_learners():
     module = problem("sequence_transformer").module.float()
     module.body.requires_grad_(False)
     loss = om.model_loss(module, "mse")

@@ -1,4 +1,4 @@
-"""The reference networks: per sample, for bytes and floats, for the usual image sizes, safe to differentiate twice."""
+"""The reference networks work per sample, for bytes and floats, and their second derivatives are right."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_conv4_halves_the_side_four_times():
     assert conv4(size=33).head.in_features == 32 * 3 * 3
 
 
-def test_an_answer_of_conv4_does_not_depend_on_what_else_is_asked_with_it():
+def test_an_output_of_conv4_does_not_depend_on_the_rest_of_its_batch():
     model, x = conv4(filters=8, groups=4).double(), images(6).double() / 255
     together = model(x)
     others = torch.cat([x[:1], 100 * torch.rand_like(x[1:])])
@@ -37,19 +37,19 @@ def test_an_answer_of_conv4_does_not_depend_on_what_else_is_asked_with_it():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bytes_are_floats_between_0_and_1(dtype):
+def test_bytes_are_scaled_to_floats_between_0_and_1(dtype):
     model, x = conv4(filters=8, groups=4).to(dtype), images(4)
     assert torch.equal(model(x), model(x.to(dtype) / 255))
     assert model(x).dtype == dtype
 
 
-def test_images_matter_by_more_than_their_brightness():
+def test_conv4_distinguishes_images_by_more_than_their_brightness():
     model = conv4(filters=8, groups=4)
     first, second = model(images(2))
     assert not torch.allclose(first, second)
 
 
-def test_mlp_flattens_and_has_the_layers_asked_for():
+def test_mlp_flattens_its_input_and_has_the_requested_layers():
     model = mlp(inputs=6, outputs=2, hidden=(5, 4))
     assert [tuple(p.shape) for p in model.parameters()] == [(5, 6), (5,), (4, 5), (4,), (2, 4), (2,)]
     x = torch.randn(3, 2, 3)
@@ -59,7 +59,7 @@ def test_mlp_flattens_and_has_the_layers_asked_for():
     assert len(list(mlp(4, 2, hidden=()).parameters())) == 2
 
 
-def test_defaults_have_the_names_and_layers_that_saved_runs_have():
+def test_default_models_keep_the_parameter_names_of_saved_runs():
     assert [type(layer).__name__ for layer in conv4().body] == ["Conv2d", "GroupNorm", "ReLU"] * 4
     assert list(dict(conv4().named_parameters()))[:4] == [
         "body.0.weight",
@@ -82,7 +82,7 @@ def test_defaults_have_the_names_and_layers_that_saved_runs_have():
     ],
 )
 @pytest.mark.parametrize(("pool", "side"), [("stride", 3), ("max", 2)])
-def test_conv4_takes_another_norm_and_pool(norm, layer, pool, side):
+def test_conv4_supports_every_norm_and_pool(norm, layer, pool, side):
     model = conv4(channels=1, size=33, ways=5, filters=4, groups=2, norm=norm, pool=pool)
     found = [type(one) for one in model.body]
     block = [nn.Conv2d, *([layer] if layer else []), nn.ReLU, *([nn.MaxPool2d] if pool == "max" else [])]
@@ -90,26 +90,26 @@ def test_conv4_takes_another_norm_and_pool(norm, layer, pool, side):
     assert model.head.in_features == 4 * side * side
     assert {one.stride for one in model.body if isinstance(one, nn.Conv2d)} == {(1, 1) if pool == "max" else (2, 2)}
     assert model(images(3, 1, 33)).shape == (3, 5)
-    assert not [name for name, _ in model.named_buffers()], "it keeps statistics"
+    assert not [name for name, _ in model.named_buffers()], "it has running statistics"
     x = images(4, 1, 33).float() / 255
     alone = torch.cat([model(x[at : at + 1]) for at in range(4)])
     assert torch.allclose(alone, model(x), atol=1e-5) is (norm != "batch")
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         ({"norm": "grup"}, "norm is 'grup': it is one of group, batch, layer, instance, none"),
         ({"pool": "mean"}, "pool is 'mean': it is one of stride, max"),
         ({"pool": "max", "size": 15}, "size is 15: pool = 'max' halves the side four times"),
     ],
 )
-def test_conv4_refuses_what_it_is_not(args, told):
-    with pytest.raises(ValueError, match=told):
+def test_conv4_refuses_invalid_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
         conv4(**args)
 
 
-def test_a_context_is_read_beside_the_input_and_begins_at_zero():
+def test_a_context_is_an_additional_input_and_starts_at_zero():
     model, x = mlp(3, 2, hidden=(5,), context=4), torch.randn(6, 3)
     names = list(dict(model.named_parameters()))
     assert names == ["context", "1.weight", "1.bias", "3.weight", "3.bias"]
@@ -131,26 +131,24 @@ def test_only_the_context_adapts_in_cavia():
     inner = om.Inner(om.model_loss(model, "mse"), om.rules.sgd(lr=1.0), 3, ("context",))
     meta = inner.init(dict(model.named_parameters()))
     batch = om.Batch(torch.randn(5, 1), torch.randn(5, 1))
-    leader_likelihood = inner.adapt(meta, batch)
-    assert [name for name in leader_likelihood if not torch.equal(leader_likelihood[name], meta.weights[name])] == [
-        "context"
-    ]
+    adapted = inner.adapt(meta, batch)
+    assert [name for name in adapted if not torch.equal(adapted[name], meta.weights[name])] == ["context"]
     grads = om.exact(inner)(meta, om.Task(batch, batch)).grads.weights
     assert all(grad.any() for grad in grads.values())
 
 
-def test_the_gru_is_that_of_torch():
+def test_the_gru_equals_torchs_gru():
     torch.manual_seed(0)
-    model, theirs = gru(3, 2, hidden=5), nn.GRU(3, 5, batch_first=True)
+    model, reference = gru(3, 2, hidden=5), nn.GRU(3, 5, batch_first=True)
     layer = model.body[0]
     pairs = [(layer.of_input, "ih"), (layer.of_state, "hh")]
     with torch.no_grad():
         for linear, kind in pairs:
-            linear.weight.copy_(getattr(theirs, f"weight_{kind}_l0"))
-            linear.bias.copy_(getattr(theirs, f"bias_{kind}_l0"))
+            linear.weight.copy_(getattr(reference, f"weight_{kind}_l0"))
+            linear.bias.copy_(getattr(reference, f"bias_{kind}_l0"))
     x = torch.randn(4, 7, 3)
-    torch.testing.assert_close(layer(x), theirs(x)[0])
-    torch.testing.assert_close(model(x), model.head(theirs(x)[0][:, -1]))
+    torch.testing.assert_close(layer(x), reference(x)[0])
+    torch.testing.assert_close(model(x), model.head(reference(x)[0][:, -1]))
 
 
 def test_the_gru_stacks_layers_with_dropout_between():
@@ -160,30 +158,32 @@ def test_the_gru_stacks_layers_with_dropout_between():
         gru(3, 2, layers=0)
 
 
-def test_the_transformer_reads_features_or_tokens_of_any_length_up_to_its_own():
+def test_the_transformer_takes_features_or_tokens_up_to_its_length():
     torch.manual_seed(0)
     reads_features, reads_tokens = transformer(2, 9, features=3), transformer(5, 9, tokens=11)
     assert reads_features(torch.randn(4, 9, 3)).shape == reads_features(torch.randn(4, 2, 3)).shape == (4, 2)
     tokens = torch.randint(11, (4, 9))
     assert reads_tokens(tokens).shape == (4, 5)
-    assert not torch.allclose(reads_tokens(tokens), reads_tokens(tokens.flip(1))), "it does not see the order"
+    assert not torch.allclose(reads_tokens(tokens), reads_tokens(tokens.flip(1))), (
+        "the output does not depend on the order"
+    )
     for at in range(4):
         torch.testing.assert_close(reads_tokens(tokens[at : at + 1])[0], reads_tokens(tokens)[at])
 
 
-def test_attention_is_that_of_torch():
+def test_attention_equals_torchs_attention():
     torch.manual_seed(0)
     layer = transformer(2, 9, features=3, width=8, heads=2).body[0].attention[1]
-    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    reference = nn.MultiheadAttention(8, 2, batch_first=True)
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(layer.queries_keys_values.weight)
-        theirs.in_proj_bias.copy_(layer.queries_keys_values.bias)
-        theirs.out_proj.load_state_dict(layer.joined.state_dict())
+        reference.in_proj_weight.copy_(layer.queries_keys_values.weight)
+        reference.in_proj_bias.copy_(layer.queries_keys_values.bias)
+        reference.out_proj.load_state_dict(layer.joined.state_dict())
     x = torch.randn(4, 9, 8)
-    torch.testing.assert_close(layer(x), theirs(x, x, x, need_weights=False)[0])
+    torch.testing.assert_close(layer(x), reference(x, x, x, need_weights=False)[0])
 
 
-def test_the_transformer_drops_out_only_as_it_learns():
+def test_the_transformer_applies_dropout_only_in_training_mode():
     torch.manual_seed(0)
     model, x = transformer(2, 9, features=3, dropout=0.5), torch.randn(4, 9, 3)
     assert not torch.equal(model(x), model(x))
@@ -193,15 +193,15 @@ def test_the_transformer_drops_out_only_as_it_learns():
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         ({}, "features is 0 and tokens 0: give one"),
         ({"features": 1, "tokens": 1}, "features is 1 and tokens 1: give one"),
         ({"features": 1, "width": 9, "heads": 2}, "width is 9 and heads 2"),
     ],
 )
-def test_the_transformer_refuses_what_it_is_not(args, told):
-    with pytest.raises(ValueError, match=told):
+def test_the_transformer_refuses_invalid_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
         transformer(2, 9, **args)
 
 
@@ -215,8 +215,8 @@ def test_the_transformer_refuses_what_it_is_not(args, told):
         lambda: nn.Sequential(nn.Flatten(1, 2), gru(8, 3, hidden=6, layers=2)),
     ],
 )
-def test_their_meta_gradients_are_right(make):
-    """Along a direction, against central differences: no layer breaks the second derivative in silence."""
+def test_meta_gradients_of_the_models_agree_with_central_differences(make):
+    """Checked along a random direction: no layer breaks the second derivative silently."""
     module = make().double()
     random = torch.Generator().manual_seed(3)
 
@@ -238,7 +238,7 @@ def test_their_meta_gradients_are_right(make):
 
 
 @pytest.mark.parametrize("norm", ["group", "none"])
-def test_a_context_of_zeros_changes_nothing_and_any_other_modulates(norm):
+def test_a_zero_context_changes_nothing_and_a_nonzero_one_modulates(norm):
     torch.manual_seed(0)
     module = conv4(1, 16, 3, filters=4, groups=2, norm=norm, context=5)
     plain = conv4(1, 16, 3, filters=4, groups=2, norm=norm)

@@ -1,4 +1,4 @@
-"""How a rank's time goes, and the file that tells it."""
+"""How a rank's time is measured, and the file that reports it."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from trainers.loop.rounds import POLL_SECONDS, close_run, open_run, play_rounds
 
 
 class Clock:
-    """The time that ranks are measured by: it goes on only where a test says so."""
+    """A stand-in for the clock of rank statistics: it advances only when a test says so."""
 
     def __init__(self):
         self.now = 1000.0
@@ -33,7 +33,7 @@ def clock(monkeypatch):
     return found
 
 
-def test_work_is_what_is_not_waiting(clock):
+def test_work_time_excludes_waiting_time(clock):
     rank_stats = RankStats()
     with rank_stats.measure_work():
         clock.pass_seconds(0.5)
@@ -45,7 +45,7 @@ def test_work_is_what_is_not_waiting(clock):
     assert (rank_stats.step_seconds, rank_stats.waiting_seconds) == (0.75, 3)
 
 
-def test_a_collective_that_fails_was_waited_for_too(clock):
+def test_the_time_of_a_failed_collective_counts_as_waiting(clock):
     rank_stats = RankStats()
 
     @rank_stats.measure_waiting()
@@ -59,7 +59,7 @@ def test_a_collective_that_fails_was_waited_for_too(clock):
 
 
 @pytest.mark.parametrize("name", ["broadcast", "broadcast_tensors", "send", "gather"])
-def test_every_collective_of_a_crew_is_counted(clock, name):
+def test_every_collective_of_a_rank_group_is_measured(clock, name):
     def slow(value):
         clock.pass_seconds(2)
         return value
@@ -71,12 +71,12 @@ def test_every_collective_of_a_crew_is_counted(clock, name):
     assert (rank_group.rank, rank_group.world, rank_group.with_storage) == (0, 2, (0, 1))
 
 
-def test_who_is_alone_waits_for_nobody():
+def test_a_single_process_has_no_collectives_to_measure():
     assert measure_collectives(SINGLE_PROCESS, RankStats()) is SINGLE_PROCESS
     assert SINGLE_PROCESS.gather({"rank": 0}) == [{"rank": 0}]
 
 
-def test_one_process_is_a_roll_of_one(tmp_path):
+def test_a_single_process_reports_itself_as_the_only_rank(tmp_path):
     with History.open(tmp_path / "history", write=True) as history:
         fill(history, [task(seed) for seed in range(3)])
         with opened(tmp_path, history) as run:
@@ -89,7 +89,7 @@ def test_one_process_is_a_roll_of_one(tmp_path):
     assert (rank["rank"], rank["pid"], rank["waiting_seconds"]) == (0, os.getpid(), 0)
 
 
-def test_a_roll_that_cannot_be_written_stops_nothing(tmp_path):
+def test_a_rank_report_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "ranks.json").mkdir()
     with History.open(tmp_path / "history", write=True) as history:
         fill(history, [task(0)])
@@ -98,7 +98,7 @@ def test_a_roll_that_cannot_be_written_stops_nothing(tmp_path):
 
 
 class StopsAfter(Event):
-    """A stop event that is set once a rank has waited for tasks so many times; it never really waits."""
+    """A stop event that is set after ``waits`` waits for tasks; it never really waits."""
 
     def __init__(self, waits):
         super().__init__()
@@ -113,8 +113,8 @@ class StopsAfter(Event):
 
 
 @pytest.mark.parametrize(("pause", "counted"), [(POLL_SECONDS / 2, 0.0), (POLL_SECONDS + 0.1, 0.1)])
-def test_an_idle_rank_waits_for_a_task_and_not_for_the_others(tmp_path, clock, pause, counted):
-    """Ranks look for tasks at their own pace: only what is longer than that is a rank that is slow."""
+def test_waiting_for_a_task_does_not_count_as_waiting_for_ranks(tmp_path, clock, pause, counted):
+    """Ranks poll for tasks independently: only the time above the polling interval is due to a slow rank."""
 
     commands = []
 

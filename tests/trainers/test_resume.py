@@ -1,4 +1,4 @@
-"""Stopped or killed anywhere and opened again, a run gives the same bits and the same lines."""
+"""A run that is stopped or killed anywhere and opened again gives the same bits and the same lines."""
 
 import json
 import shutil
@@ -20,30 +20,30 @@ SHARED = changed(SETTINGS, meta={"max_rounds_per_update": 2})
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, history):
-    """What a run says that is never stopped, one round an update."""
+    """Return the bits and lines of a run that is never stopped and plays one round per update."""
     folder = tmp_path_factory.mktemp("whole")
     return play(folder, history, ROUNDS), lines(folder)
 
 
 @pytest.mark.parametrize("stop", range(ROUNDS + 1))
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, history, whole, stop):
+def test_a_stopped_run_continues_with_the_same_bits(tmp_path, history, whole, stop):
     play(tmp_path, history, stop)
     assert len(lines(tmp_path)) == stop
     assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
 
 
 @pytest.mark.parametrize("updates", range(ROUNDS + 1))
-def test_a_run_that_was_killed_goes_on_with_the_same_bits_and_writes_no_line_twice(tmp_path, history, whole, updates):
+def test_a_killed_run_continues_with_the_same_bits_and_writes_no_line_twice(tmp_path, history, whole, updates):
     kill(tmp_path, history, updates)
     checkpoint = load_latest(RunFiles(tmp_path).checkpoints)
     saved = checkpoint.rounds if checkpoint else 0
-    assert min(updates, 3) // 3 * 3 <= saved <= updates  # A disk that is slow delays those after the first.
+    assert min(updates, 3) // 3 * 3 <= saved <= updates  # A slow disk delays the checkpoints after the first.
     with open(RunFiles(tmp_path).rounds, "ab") as file:
         file.write(b'{"round":%d,"id":"to' % updates)  # the line that was being written
     assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
 
 
-def test_a_run_that_is_killed_after_every_update_gives_the_same_bits(tmp_path, history, whole):
+def test_a_run_killed_after_every_third_update_gives_the_same_bits(tmp_path, history, whole):
     settings = changed(SETTINGS, checkpoint={"every_rounds": 2})
     for _ in range(3 * ROUNDS):
         kill(tmp_path, history, 3, settings)
@@ -52,35 +52,35 @@ def test_a_run_that_is_killed_after_every_update_gives_the_same_bits(tmp_path, h
     assert (play(tmp_path, history, ROUNDS, settings), lines(tmp_path)) == whole
 
 
-def test_a_line_that_a_kill_took_is_written_again(tmp_path, history, whole):
+def test_a_line_lost_in_a_kill_is_written_again(tmp_path, history, whole):
     kill(tmp_path, history, 5)
     file = RunFiles(tmp_path).rounds
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:4]))  # round 4 was not durable yet
     assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
 
 
-def test_a_run_whose_checkpointed_rounds_have_lost_their_lines_is_refused(tmp_path, history):
+def test_a_run_is_refused_if_lines_of_checkpointed_rounds_are_missing(tmp_path, history):
     play(tmp_path, history, 3)
     file = RunFiles(tmp_path).rounds
     damaged = file.read_bytes().replace(b'"round":1', b'"round:1"')
     file.write_bytes(damaged)
     with pytest.raises(CheckpointError, match=r"rounds\.jsonl is damaged: 1 lines are intact.* round 3.*Restore"):
         open_run(SETTINGS, RunFiles(tmp_path), history)
-    assert file.read_bytes() == damaged, "nothing is cut that a person could mend"
+    assert file.read_bytes() == damaged, "a file that a person could repair is left unchanged"
 
 
-def test_a_damaged_checkpoint_costs_time_and_no_bits(tmp_path, history, whole, caplog):
+def test_a_damaged_checkpoint_costs_only_time(tmp_path, history, whole, caplog):
     play(tmp_path, history, 7)
     checkpoints = RunFiles(tmp_path).checkpoints
     (checkpoints / "7" / "ftml.0.safetensors").write_bytes(b"")
     whole_ones = [int(folder.name) for folder in checkpoints.iterdir() if folder.name in {"3", "4", "5", "6"}]
     with opened(tmp_path, history) as run:
-        assert run.round == max(whole_ones)  # 3 and 6, unless a slow disk delayed those after the first.
+        assert run.round == max(whole_ones)  # 3 and 6, unless a slow disk delayed the checkpoints after the first.
     assert "skipping the checkpoint of round 7" in caplog.text
     assert (play(tmp_path, history, ROUNDS), lines(tmp_path)) == whole
 
 
-def test_a_round_that_does_not_repeat_is_told_and_its_first_score_stands(tmp_path, history, caplog):
+def test_a_round_that_does_not_repeat_is_logged_and_its_first_score_stays(tmp_path, history, caplog):
     kill(tmp_path, history, 2)
     file = RunFiles(tmp_path).rounds
     first, second = [json.loads(line) for line in file.read_bytes().splitlines()]
@@ -92,15 +92,15 @@ def test_a_round_that_does_not_repeat_is_told_and_its_first_score_stands(tmp_pat
     assert [line["loss_after"] for line in lines(tmp_path)][1] == 0.125
 
 
-def test_a_faithful_repetition_says_nothing(tmp_path, history, caplog):
+def test_an_exact_repetition_logs_nothing(tmp_path, history, caplog):
     kill(tmp_path, history, 2)
     play(tmp_path, history, 3)
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("updates", range(6))
-def test_shared_updates_are_played_again_as_they_were_planned(tmp_path, history, updates):
-    """Whatever is available the second time, and whatever the limit is then."""
+def test_shared_updates_are_replayed_as_they_were_logged(tmp_path, history, updates):
+    """This holds whatever rounds are available the second time, and whatever the limit is then."""
     right = play(tmp_path / "whole", history, ROUNDS, SHARED)
     assert [plan.rounds for plan in read_plans(RunFiles(tmp_path / "whole").update_log)] == [2, 2, 2, 2, 1]
     if updates < 5:
@@ -116,11 +116,11 @@ def test_shared_updates_are_played_again_as_they_were_planned(tmp_path, history,
     assert read_plans(RunFiles(tmp_path / "cut").update_log) == read_plans(RunFiles(tmp_path / "whole").update_log)
 
 
-def test_sharing_updates_gives_other_bits_so_that_the_plan_matters(tmp_path, history, whole):
+def test_sharing_updates_gives_different_bits(tmp_path, history, whole):
     assert play(tmp_path, history, ROUNDS, SHARED) != whole[0]
 
 
-def test_a_plan_is_written_before_its_rounds_are_played(tmp_path, history, monkeypatch):
+def test_an_update_is_logged_before_its_rounds_are_played(tmp_path, history, monkeypatch):
     with opened(tmp_path, history) as run:
         monkeypatch.setattr(type(run.buffer), "__getitem__", lambda self, round: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -140,44 +140,44 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, history):
-    folder = tmp_path_factory.mktemp("begun")
+def started_run(tmp_path_factory, history):
+    folder = tmp_path_factory.mktemp("started_run")
     play(folder, history, 3)
     return folder
 
 
 @pytest.mark.parametrize(("message", "changes"), CHANGES.items(), ids=CHANGES)
-def test_other_settings_are_refused_by_name_with_both_values(begun, history, message, changes):
+def test_other_settings_are_refused_by_name_with_both_values(started_run, history, message, changes):
     with pytest.raises(SettingsChanged) as caught:
-        open_run(changed(SETTINGS, **changes), RunFiles(begun), history)
+        open_run(changed(SETTINGS, **changes), RunFiles(started_run), history)
     assert f"other settings: {message}. Set them back" in str(caught.value)
 
 
-def test_another_seed_is_refused(begun, history):
+def test_another_seed_is_refused(started_run, history):
     with pytest.raises(SettingsChanged, match="seed was 0 and is 1"):
-        open_run(replace(SETTINGS, seed=1), RunFiles(begun), history)
+        open_run(replace(SETTINGS, seed=1), RunFiles(started_run), history)
 
 
-def test_all_differences_are_named(begun, history):
+def test_all_differences_are_named(started_run, history):
     settings = changed(SETTINGS, inner={"lr": 0.2, "steps": 3}, meta={"batch": 5})
     with pytest.raises(
         SettingsChanged, match=r"inner\.lr was .*; inner\.steps was 1 and is 3; meta\.batch was 4 and is 5"
     ):
-        open_run(settings, RunFiles(begun), history)
+        open_run(settings, RunFiles(started_run), history)
 
 
-def test_another_model_is_refused_before_its_weights_are_compared(begun, history):
+def test_another_model_is_refused_before_its_weights_are_compared(started_run, history):
     other = replace(SETTINGS, model=ModelSettings("trainers.models:mlp", {**SETTINGS.model.args, "hidden": [5]}))
     with pytest.raises(SettingsChanged, match=r"model\.args was .*\[4\].* and is .*\[5\]"):
-        open_run(other, RunFiles(begun), history)
+        open_run(other, RunFiles(started_run), history)
 
 
-def test_settings_that_no_parameter_depends_on_may_change(begun, history):
+def test_settings_that_do_not_affect_parameters_may_change(started_run, history):
     settings = changed(
         SETTINGS,
         meta={"max_rounds_per_update": 9},
         checkpoint={"every_rounds": 100, "keep": 1},
         regret={"every_rounds": 7, "hindsight_steps": 1.0},
     )
-    with opened(begun, history, settings) as run:
+    with opened(started_run, history, settings) as run:
         assert run.round == 3

@@ -1,4 +1,4 @@
-"""Learners do without the rounds that retention has taken, the same way whenever they are played."""
+"""Learners work without the rounds that retention has discarded, identically on every replay."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from trainers.journal.run_files import RunFiles
 FIVE = RetentionSettings(rounds=5)
 FIRST, SECOND, ROUNDS = 12, 20, 26
 WIDE = changed(SETTINGS, meta={"batch": 100}, checkpoint={"every_rounds": 2, "keep": 2})
-"""Each meta-step revisits all rounds that it may."""
+"""Each meta-step revisits all rounds that are available."""
 
 
 def fill_to(history: History, rounds: int) -> None:
@@ -21,8 +21,8 @@ def fill_to(history: History, rounds: int) -> None:
 
 
 @pytest.fixture
-def thinned(tmp_path: Path) -> History:
-    """A history that was thinned out twice; nothing is removed yet."""
+def subsampled(tmp_path: Path) -> History:
+    """Yield a history that was subsampled twice and not yet compacted."""
     with History.open(tmp_path / "history", write=True) as history:
         fill_to(history, FIRST)
         assert subsample(history, FIVE) == FIRST - 5
@@ -32,22 +32,22 @@ def thinned(tmp_path: Path) -> History:
         yield history
 
 
-def test_only_what_is_kept_is_revisited(tmp_path: Path, thinned: History) -> None:
-    play(tmp_path / "run", thinned, ROUNDS, WIDE)
+def test_only_retained_rounds_are_revisited(tmp_path: Path, subsampled: History) -> None:
+    play(tmp_path / "run", subsampled, ROUNDS, WIDE)
     for line in lines(tmp_path / "run"):
-        many = line["replayed"] // len(line["steps"])
+        revisited = line["replayed"] // len(line["steps"])
         round = line["round"]
         decided = max([0, *(at for at in (FIRST, SECOND) if at <= round)])
-        assert many == round + 1 - decided + (5 if decided else 0)
+        assert revisited == round + 1 - decided + (5 if decided else 0)
 
 
-def test_a_run_that_is_killed_again_and_again_gives_the_same_bits(tmp_path: Path, thinned: History) -> None:
-    right = play(tmp_path / "whole", thinned, ROUNDS, WIDE)
+def test_a_run_killed_repeatedly_gives_the_same_bits_under_retention(tmp_path: Path, subsampled: History) -> None:
+    right = play(tmp_path / "whole", subsampled, ROUNDS, WIDE)
     for _ in range(3 * ROUNDS):
-        kill(tmp_path / "killed", thinned, 5, WIDE)
+        kill(tmp_path / "killed", subsampled, 5, WIDE)
         if len(lines(tmp_path / "killed")) == ROUNDS:
             break
-        compact(thinned, list_checkpoints(RunFiles(tmp_path / "killed").checkpoints)[0], 5)
-    assert play(tmp_path / "killed", thinned, ROUNDS, WIDE) == right
+        compact(subsampled, list_checkpoints(RunFiles(tmp_path / "killed").checkpoints)[0], 5)
+    assert play(tmp_path / "killed", subsampled, ROUNDS, WIDE) == right
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    assert count_discarded(thinned.query) >= FIRST - 5, "what no checkpoint needed was removed meanwhile"
+    assert count_discarded(subsampled.query) >= FIRST - 5, "rounds that no checkpoint needed were removed meanwhile"

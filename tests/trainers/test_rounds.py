@@ -24,7 +24,7 @@ from trainers.loop.task_prefetch import HistoryBuffer
 LEARNERS = {"ftml", "train_on_everything", "from_scratch"}
 
 
-def test_every_round_has_a_whole_line(tmp_path, history):
+def test_every_round_has_a_complete_line(tmp_path, history):
     play(tmp_path, history, ROUNDS)
     found = LineReader(RunFiles(tmp_path).rounds).refresh()
     assert [line["round"] for line in found] == list(range(ROUNDS))
@@ -41,7 +41,7 @@ def test_every_round_has_a_whole_line(tmp_path, history):
         assert line["seconds"] > 0
 
 
-def test_a_reported_score_is_that_of_the_leader_before_the_round(tmp_path, history):
+def test_a_reported_score_belongs_to_the_leader_before_the_round(tmp_path, history):
     with opened(tmp_path, history) as run:
         learner = run.learners["ftml"]
         for round in range(4):
@@ -64,18 +64,18 @@ def test_the_leader_is_published_with_its_round(tmp_path, history):
             assert frozen(found) == frozen(run.leader().weights)
 
 
-def test_checkpoints_are_written_every_so_many_rounds_and_at_the_end(tmp_path, history):
+def test_checkpoints_are_written_at_the_interval_and_at_the_end(tmp_path, history):
     play(tmp_path, history, 8)
     files = RunFiles(tmp_path)
     log = LineReader(files.checkpoint_log).refresh()
     rounds = [line["round"] for line in log]
-    assert (rounds[0], rounds[-1]) == (3, 8)  # A disk that is slow delays those between.
+    assert (rounds[0], rounds[-1]) == (3, 8)  # A slow disk delays the checkpoints in between.
     assert list_checkpoints(files.checkpoints) == rounds[-2:]
     assert all(line["stall"] > 0 and line["seconds"] > 0 for line in log)
     assert load_latest(files.checkpoints).rounds == 8
 
 
-def test_a_run_that_has_nothing_to_do_publishes_where_it_stands_and_writes_no_checkpoint(tmp_path, history):
+def test_a_run_without_new_rounds_publishes_its_leader_and_writes_no_checkpoint(tmp_path, history):
     play(tmp_path, history, 3)
     files = RunFiles(tmp_path)
     files.leader.unlink()
@@ -84,8 +84,8 @@ def test_a_run_that_has_nothing_to_do_publishes_where_it_stands_and_writes_no_ch
     assert [line["round"] for line in LineReader(files.checkpoint_log).refresh()] == [3]
 
 
-class Stopping(History):
-    """A history whose round 4, when it is read to be played, brings the signal to stop."""
+class StoppingHistory(History):
+    """A history that sets the stop event when round 4 is read."""
 
     stop = Event()
 
@@ -95,8 +95,8 @@ class Stopping(History):
         return super().payloads(rounds)
 
 
-def test_a_stop_in_the_middle_of_a_round_finishes_it_and_checkpoints(tmp_path, history):
-    with Stopping.open(history.path, write=False) as stopping:
+def test_a_stop_during_a_round_finishes_it_and_writes_a_checkpoint(tmp_path, history):
+    with StoppingHistory.open(history.path, write=False) as stopping:
         stopping.stop = Event()
         with opened(tmp_path, stopping) as run:
             assert play_rounds(run, stopping.stop) == 5
@@ -104,8 +104,8 @@ def test_a_stop_in_the_middle_of_a_round_finishes_it_and_checkpoints(tmp_path, h
     assert load_latest(RunFiles(tmp_path).checkpoints).rounds == 5
 
 
-class Arriving(Event):
-    """A stop event that, when the trainer waits on it for the first time, brings more tasks, then the stop."""
+class ArrivingTasks(Event):
+    """A stop event that appends a task when it is first waited on, and is set from the second time on."""
 
     def __init__(self, history):
         super().__init__()
@@ -122,7 +122,7 @@ class Arriving(Event):
 
 def test_rounds_are_played_as_they_are_committed(tmp_path, empty):
     fill(empty, [task(0)])
-    stop = Arriving(empty)
+    stop = ArrivingTasks(empty)
     with opened(tmp_path, empty) as run:
         assert play_rounds(run, stop) == 2
     assert stop.waits == 2
@@ -135,7 +135,7 @@ def poison():
     return Task(good.support, Batch(good.query.x * 1e38 * 3, good.query.y))
 
 
-def test_a_round_that_is_not_finite_is_skipped_for_all_and_harms_no_other(tmp_path, empty):
+def test_a_round_that_is_not_finite_is_skipped_for_all_learners_and_harms_no_other_round(tmp_path, empty):
     fill(empty, [task(0), task(1), poison(), task(2), task(3)])
     play(tmp_path, empty, 5)
     found = lines(tmp_path)
@@ -143,11 +143,11 @@ def test_a_round_that_is_not_finite_is_skipped_for_all_and_harms_no_other(tmp_pa
     assert (found[2]["loss_before"], found[2]["loss_after"], found[2]["accuracy"]) == (None, None, None)
     assert found[2]["learners"] == {}
     for line in found:
-        assert [step["skipped"] for step in line["steps"]] == [None], "it is revisited in every one of these steps"
+        assert [step["skipped"] for step in line["steps"]] == [None], "every one of these steps revisits it"
     assert [line["learners"].keys() for line in found if not line["skipped"]] == [LEARNERS] * 4
 
 
-def test_a_step_on_nothing_but_poison_is_skipped_and_counted(tmp_path, empty):
+def test_a_step_on_poison_rounds_only_is_skipped_and_recorded(tmp_path, empty):
     fill(empty, [poison()])
     before = play(tmp_path, empty, 0)
     assert play(tmp_path, empty, 1) == before
@@ -155,33 +155,33 @@ def test_a_step_on_nothing_but_poison_is_skipped_and_counted(tmp_path, empty):
     assert line["steps"] == [{"norm": None, "skipped": "not_finite"}]
 
 
-class Counting(HistoryBuffer):
-    """A past that counts the tasks that it is asked for; each is read once, be it ahead or when it is asked for."""
+class CountingBuffer(HistoryBuffer):
+    """A buffer that counts the tasks requested from it, prefetched or not."""
 
-    asked = 0
+    requests = 0
 
     def __getitem__(self, round, /):
-        Counting.asked += 1
+        CountingBuffer.requests += 1
         return super().__getitem__(round)
 
 
-def asked_by_round(folder, history, replay):
-    made = []
+def count_requests_by_round(folder, history, replay):
+    requests_by_round = []
     with opened(folder, history, changed(SETTINGS, meta={"replay": replay})) as run:
         for _ in range(ROUNDS):
-            before = Counting.asked
+            before = CountingBuffer.requests
             play_update(run, 1)
-            made.append(Counting.asked - before)
-    return made
+            requests_by_round.append(CountingBuffer.requests - before)
+    return requests_by_round
 
 
-def test_a_round_reads_as_many_tasks_late_as_early(tmp_path, history, monkeypatch):
-    monkeypatch.setattr("trainers.loop.rounds.HistoryBuffer", Counting)
+def test_a_late_round_reads_no_more_tasks_than_an_early_one(tmp_path, history, monkeypatch):
+    monkeypatch.setattr("trainers.loop.rounds.HistoryBuffer", CountingBuffer)
     batch, inner_steps = SETTINGS.meta.batch, SETTINGS.inner.steps
-    made = asked_by_round(tmp_path / "uniform", history, "uniform")
-    assert made[batch:] == [1 + batch + batch * (inner_steps + 1)] * (ROUNDS - batch)
-    growing = asked_by_round(tmp_path / "all", history, "all")
-    assert growing[-1] > growing[batch] > made[-1]
+    requests_by_round = count_requests_by_round(tmp_path / "uniform", history, "uniform")
+    assert requests_by_round[batch:] == [1 + batch + batch * (inner_steps + 1)] * (ROUNDS - batch)
+    growing = count_requests_by_round(tmp_path / "all", history, "all")
+    assert growing[-1] > growing[batch] > requests_by_round[-1]
 
 
 def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, history):
@@ -201,26 +201,26 @@ def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, h
     assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).update_log)] == [(0, 4), (4, 4), (8, 1)]
 
 
-def test_a_shared_update_goes_no_further_than_was_asked(tmp_path, history):
+def test_a_shared_update_stops_at_the_requested_round(tmp_path, history):
     play(tmp_path, history, 3, changed(SETTINGS, meta={"max_rounds_per_update": 4}))
     assert len(lines(tmp_path)) == 3
     assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).update_log)] == [(0, 3)]
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_reports_are_durable_before_the_checkpoint_that_follows_them(tmp_path, history, monkeypatch, late):
-    """A checkpoint whose rounds have lost their lines could never give them back."""
-    said = []
+def test_lines_are_durable_before_the_checkpoint_that_follows_them(tmp_path, history, monkeypatch, late):
+    """A checkpoint cannot restore lines of its rounds that were lost."""
+    operations = []
     fsync, rename = os.fsync, os.rename
     paths = {"rounds.jsonl", "manifest.json"}
 
-    def synced(descriptor):
+    def record_fsync(descriptor):
         name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
-        said.extend([name] if name in paths else [])
+        operations.extend([name] if name in paths else [])
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "rename", lambda a, b: (said.append("renamed"), rename(a, b))[1])
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "rename", lambda a, b: (operations.append("renamed"), rename(a, b))[1])
     play(tmp_path, history, 4 if late else 3)
     once = ["rounds.jsonl", "manifest.json", "renamed"]
-    assert said == once * (2 if late else 1)
+    assert operations == once * (2 if late else 1)

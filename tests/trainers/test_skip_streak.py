@@ -1,4 +1,4 @@
-"""The streak of skipped meta-steps that a run's lines end in, read from their end."""
+"""The streak of skipped meta-steps at the end of a run's lines, read backwards from the end."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainers.journal.divergence import Rollback, SkipStreak, read_skip_streak
 from trainers.journal.jsonl import LineWriter
 
 
-def by_hand(lines, ends):
+def streak_of_all_lines(lines, ends):
     streak = SkipStreak()
     for line in lines:
         if line["round"] in ends:
@@ -36,7 +36,7 @@ def write(path, skips):
     ends=st.lists(st.integers(0, 500), max_size=3),
     beyond=st.integers(0, 3),
 )
-def test_it_is_that_of_all_lines(early, late, bad, ends, beyond):
+def test_reading_from_the_end_gives_the_streak_of_all_lines(early, late, bad, ends, beyond):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rounds.jsonl"
         lines = write(path, [[None]] * early + [["not_finite"]] * bad + late)
@@ -44,11 +44,11 @@ def test_it_is_that_of_all_lines(early, late, bad, ends, beyond):
         rollbacks = [Rollback(round, 0) for round in ends if round < rounds]
         found, right = (
             read_skip_streak(path, rounds, rollbacks),
-            by_hand(lines[:rounds], {one.round for one in rollbacks}),
+            streak_of_all_lines(lines[:rounds], {one.round for one in rollbacks}),
         )
         assert (found.length, found.recovered) == (right.length, right.recovered)
         assert not found.length or found.first == right.first
 
 
-def test_where_there_is_no_line_there_is_none(tmp_path):
+def test_without_lines_there_is_no_streak(tmp_path):
     assert read_skip_streak(tmp_path / "none", 0, []) == SkipStreak()

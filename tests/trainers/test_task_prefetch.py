@@ -1,4 +1,4 @@
-"""Reading ahead: the same tasks, sooner; bounded; what goes wrong does so where it is asked for."""
+"""Prefetching returns the same tasks sooner, is bounded, and raises errors where a task is requested."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from trainers.loop.task_prefetch import HistoryBuffer, TaskPrefetcher
 ROUNDS = 40
 
 
-class Told(History):
-    """A history that notes which rounds were read together, and that can be made to wait or to fail."""
+class ObservedHistory(History):
+    """A history that records which rounds were read together, and that can be made to wait or to fail."""
 
     reads: list[list[int]]
     gate: threading.Event | None = None
@@ -41,15 +41,15 @@ class Told(History):
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[Told]:
-    with Told.open(tmp_path / "history", write=True) as opened:
+def history(tmp_path: Path) -> Iterator[ObservedHistory]:
+    with ObservedHistory.open(tmp_path / "history", write=True) as opened:
         bodies = [wire.encode(make_task(0, t, 5, 5)) for t in range(ROUNDS)]
         opened.append([Record(f"t{t}", body, wire.digest(body), "s", None, 1.0) for t, body in enumerate(bodies)])
         yield opened
 
 
 @pytest.fixture
-def past(history: Told) -> Iterator[HistoryBuffer]:
+def buffer(history: ObservedHistory) -> Iterator[HistoryBuffer]:
     opened = HistoryBuffer(history, torch.device("cpu"))
     yield opened
     if history.gate is not None:
@@ -62,36 +62,36 @@ def same(one: Task, other: Task) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_what_is_expected_is_read_before_it_is_asked_for(history: Told, past: HistoryBuffer) -> None:
+def test_expected_rounds_are_read_before_they_are_requested(history: ObservedHistory, buffer: HistoryBuffer) -> None:
     wanted = [7, 3, 3, 30]
-    past.prefetch("me", wanted)
+    buffer.prefetch("me", wanted)
     wait_for("it is read", lambda: sorted(history.read) == [3, 7, 30])
-    past.prefetch("me", [*wanted, 5])
+    buffer.prefetch("me", [*wanted, 5])
     wait_for("what is new is read", lambda: history.read[3:] == [5])
-    given = [past[round] for round in (*wanted, 5)]
-    assert len(history.read) == 4, "nothing was read twice, or when it was asked for"
+    given = [buffer[round] for round in (*wanted, 5)]
+    assert len(history.read) == 4, "nothing was read twice or on request"
     assert all(same(task, history[round]) for task, round in zip(given, (*wanted, 5), strict=True))
-    assert same(past[7], history[7]), "what was given away is read anew"
+    assert same(buffer[7], history[7]), "a round that was returned is read again"
 
 
-def test_each_reader_has_its_own_expectations(history: Told, past: HistoryBuffer) -> None:
-    past.prefetch("me", [1, 2])
-    past.prefetch("you", [2, 3])
+def test_each_consumer_has_its_own_expected_rounds(history: ObservedHistory, buffer: HistoryBuffer) -> None:
+    buffer.prefetch("me", [1, 2])
+    buffer.prefetch("you", [2, 3])
     wait_for("all are read", lambda: sorted(set(history.read)) == [1, 2, 3])
     before = len(history.read)
-    past.prefetch("me", [4])
+    buffer.prefetch("me", [4])
     wait_for("the new one is read", lambda: 4 in history.read)
-    assert same(past[3], history[3])
-    assert same(past[2], history[2])
-    assert len(history.read) == before + 1, "yours were kept"
+    assert same(buffer[3], history[3])
+    assert same(buffer[2], history[2])
+    assert len(history.read) == before + 1, "the other consumer's rounds were kept"
 
 
-def test_who_asks_for_what_is_being_read_waits_for_it(history: Told, past: HistoryBuffer) -> None:
+def test_a_request_for_a_round_being_read_waits_for_it(history: ObservedHistory, buffer: HistoryBuffer) -> None:
     history.gate = threading.Event()
-    past.prefetch("me", [1])
+    buffer.prefetch("me", [1])
     wait_for("it is being read", lambda: history.read == [1])
     given: list[Task] = []
-    asking = threading.Thread(target=lambda: given.append(past[1]))
+    asking = threading.Thread(target=lambda: given.append(buffer[1]))
     asking.start()
     history.gate.set()
     asking.join(60)
@@ -100,39 +100,41 @@ def test_who_asks_for_what_is_being_read_waits_for_it(history: Told, past: Histo
 
 
 @pytest.mark.parametrize("most", ["tasks", "bytes"])
-def test_what_waits_to_be_asked_for_is_bounded(
-    most: str, history: Told, past: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
+def test_the_number_and_size_of_prefetched_tasks_are_bounded(
+    most: str, history: ObservedHistory, buffer: HistoryBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(tensor.nbytes for batch in history[0] for tensor in batch)
     monkeypatch.setattr(task_prefetch, "MAX_TASKS", 9 if most == "tasks" else ROUNDS)
     monkeypatch.setattr(task_prefetch, "MAX_BYTES", 9 * size if most == "bytes" else 1_000_000)
-    past.prefetch("me", range(ROUNDS))
-    at_most = 9 if most == "tasks" else 16  # what is being read when the bytes are reached comes on top
+    buffer.prefetch("me", range(ROUNDS))
+    at_most = 9 if most == "tasks" else 16  # a batch that is being read when the limit is reached still completes
     wait_for("it stops", lambda: len(history.read) == at_most)
-    given = [past[round] for round in range(ROUNDS)]
+    given = [buffer[round] for round in range(ROUNDS)]
     assert all(same(task, history[round]) for round, task in enumerate(given))
 
 
 @pytest.mark.parametrize("round", [12, ROUNDS])
-def test_what_cannot_be_read_fails_where_it_is_asked_for(history: Told, past: HistoryBuffer, round: int) -> None:
+def test_an_unreadable_round_fails_where_it_is_requested(
+    history: ObservedHistory, buffer: HistoryBuffer, round: int
+) -> None:
     with history.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = zeroblob(50) WHERE round = 12")
-    past.prefetch("me", [11, round, 13])
+    buffer.prefetch("me", [11, round, 13])
     wait_for("it was tried", lambda: set(history.read) == {11, round, 13})
-    assert same(past[11], history[11])
+    assert same(buffer[11], history[11])
     with pytest.raises((HistoryDamaged, IndexError), match=f"round {round}"):
-        past[round]
-    assert same(past[13], history[13])
-    past.prefetch("me", [14])
+        buffer[round]
+    assert same(buffer[13], history[13])
+    buffer.prefetch("me", [14])
     wait_for("it goes on", lambda: 14 in history.read)
 
 
-def test_its_thread_ends(history: Told) -> None:
+def test_the_prefetch_thread_ends_with_close(history: ObservedHistory) -> None:
     def threads() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "read-ahead"]
 
     reading = TaskPrefetcher(history)
-    assert threads() == [], "it begins when something is expected"
+    assert threads() == [], "the thread starts with the first prefetch"
     reading.prefetch("me", [1])
     assert threads() == ["read-ahead"]
     reading.close()

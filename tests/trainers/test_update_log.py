@@ -1,4 +1,4 @@
-"""What timing decides is written down before it is played, and obeyed ever after."""
+"""Decisions that depend on timing are logged before they are played, and followed from then on."""
 
 import os
 
@@ -12,20 +12,20 @@ def path(tmp_path):
     return tmp_path / "history" / "plans.jsonl"
 
 
-def test_an_update_takes_what_is_available_up_to_the_limit_and_at_least_one(path):
-    book = UpdateLog(path)
-    assert book.choose_rounds(0, 1, 1) == UpdatePlan(0, 1)
-    assert book.choose_rounds(1, 5, 3) == UpdatePlan(1, 3)
-    assert book.choose_rounds(4, 2, 3) == UpdatePlan(4, 2)
-    assert book.choose_rounds(6, 0, 3) == UpdatePlan(6, 1)
-    book.close()
+def test_an_update_takes_the_available_rounds_up_to_the_limit_and_at_least_one(path):
+    update_log = UpdateLog(path)
+    assert update_log.choose_rounds(0, 1, 1) == UpdatePlan(0, 1)
+    assert update_log.choose_rounds(1, 5, 3) == UpdatePlan(1, 3)
+    assert update_log.choose_rounds(4, 2, 3) == UpdatePlan(4, 2)
+    assert update_log.choose_rounds(6, 0, 3) == UpdatePlan(6, 1)
+    update_log.close()
     assert read_plans(path) == [UpdatePlan(0, 1), UpdatePlan(1, 3), UpdatePlan(4, 2), UpdatePlan(6, 1)]
 
 
-def test_a_plan_in_the_book_is_obeyed_whatever_is_available_now(path):
-    book = UpdateLog(path)
-    book.choose_rounds(0, 5, 3)
-    book.close()
+def test_a_logged_plan_is_followed_whatever_is_available_now(path):
+    update_log = UpdateLog(path)
+    update_log.choose_rounds(0, 5, 3)
+    update_log.close()
     again = UpdateLog(path)
     assert again.choose_rounds(0, 99, 50) == UpdatePlan(0, 3)
     assert again.choose_rounds(3, 99, 50) == UpdatePlan(3, 50)
@@ -33,14 +33,14 @@ def test_a_plan_in_the_book_is_obeyed_whatever_is_available_now(path):
     assert read_plans(path) == [UpdatePlan(0, 3), UpdatePlan(3, 50)]
 
 
-def test_a_new_plan_is_durable_when_it_is_given_and_an_old_one_is_not_written_again(path, monkeypatch):
+def test_a_new_plan_is_durable_when_returned_and_an_old_one_is_not_rewritten(path, monkeypatch):
     synced = []
-    book = UpdateLog(path)
+    update_log = UpdateLog(path)
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(len(read_plans(path))), fsync(file))[1])
-    book.choose_rounds(0, 5, 3)
+    update_log.choose_rounds(0, 5, 3)
     assert synced == [1], "one fsync, with the plan in the file"
-    book.close()
+    update_log.close()
     again = UpdateLog(path)
     synced.clear()
     again.choose_rounds(0, 1, 1)
@@ -48,11 +48,11 @@ def test_a_new_plan_is_durable_when_it_is_given_and_an_old_one_is_not_written_ag
     assert synced == []
 
 
-def test_a_torn_plan_was_never_played_and_is_made_anew(path):
-    book = UpdateLog(path)
-    book.choose_rounds(0, 5, 3)
-    book.choose_rounds(3, 5, 3)
-    book.close()
+def test_a_torn_plan_is_planned_again_because_it_was_never_played(path):
+    update_log = UpdateLog(path)
+    update_log.choose_rounds(0, 5, 3)
+    update_log.choose_rounds(3, 5, 3)
+    update_log.close()
     path.write_bytes(path.read_bytes()[:-4])
     again = UpdateLog(path)
     assert again.choose_rounds(0, 1, 1) == UpdatePlan(0, 3)
@@ -60,5 +60,5 @@ def test_a_torn_plan_was_never_played_and_is_made_anew(path):
     again.close()
 
 
-def test_no_file_holds_no_plan(path):
+def test_a_missing_file_holds_no_plan(path):
     assert read_plans(path) == []
