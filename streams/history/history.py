@@ -153,7 +153,7 @@ class History:
 
         Raises:
             HistoryMissing: if a reader finds no history.
-            HistoryBusy: if there is another writer, or a maintenance process of a dead writer is still running.
+            HistoryBusy: if another writer has it open, or the maintenance process of a dead writer still runs.
             HistoryFormatError: if the file is not a history of a supported format; it is left unchanged.
             HistoryFull: if there is no space to create it.
         """

@@ -329,7 +329,9 @@ def _check_format(connection: sqlite3.Connection, file: Path) -> int:
         with translate_errors(file):
             raise
     if application != APPLICATION_ID:
-        raise HistoryFormatError(f"{file} is another program's database; it is left untouched")
+        raise HistoryFormatError(
+            f"{file} is not a history (an SQLite database of another program); it is left untouched"
+        )
     if version not in (1, FORMAT):
         raise HistoryFormatError(
             f"{file} has format {version}; this version reads 1 and {FORMAT}; it is left untouched"

@@ -1,7 +1,7 @@
-"""A task that fits [task] but that the model cannot take (word number past the vocabulary, one sample under batch
-normalisation, a picture smaller than the kernel) is acknowledged with a round and then ends the trainer, every time
-it is started again: no later task is ever learned.  Right: refused, or skipped with a reason, and play goes on.
-Runs what the trainer process runs (open_run + play_rounds) over a history of good, bad, good tasks."""
+"""A task matches [task], but the model cannot process it (a token outside the vocabulary, one sample under batch
+normalisation, an image smaller than the kernel). It is acknowledged with a round. Then it ends the trainer after every
+restart, so no later task is ever learned. Expected: it is refused, or skipped with a reason, and training continues.
+Runs what the trainer process runs (open_run + play_rounds) on a history of good, bad, good tasks."""
 import sys, tempfile, pathlib, types
 from threading import Event
 import torch
@@ -38,14 +38,14 @@ for name, make in (("words", words), ("bn", bn), ("conv", conv)):
     for i in range(4):
         s, q = make(bad=i == 1)
         body = wire.encode(Task(Batch(s, torch.arange(len(s)) % 3), Batch(q, torch.arange(len(q)) % 3)))
-        wire.decode(body, SPECS[name], Limits())  # the wire takes it: it will be answered with 201
+        wire.decode(body, SPECS[name], Limits())  # the wire format accepts it, so the response is 201
         bodies.append(body)
     history = History.open(folder / "history", write=True)
     history.append([Record(f"t{i}", b, wire.digest(b), "s", None, 1.0) for i, b in enumerate(bodies)])
     settings = TrainerSettings(ModelSettings(f"poisoned_models:{name}"), InnerSettings(steps=1),
         regret=RegretSettings(comparator=(), baselines=()))
     reached = []
-    for start in (1, 2):  # the daemon starts the trainer again, from its last checkpoint
+    for start in (1, 2):  # the daemon restarts the trainer from its last checkpoint
         run = open_run(settings, RunFiles(folder), history)
         try:
             reached.append(play_rounds(run, Event(), 4))
@@ -54,4 +54,4 @@ for name, make in (("words", words), ("bn", bn), ("conv", conv)):
         close_run(run)
     print(f"{name}: {reached}")
     if reached[-1] != 4: faults.append(name)
-sys.exit(f"FAULT: one task stops the run for ever: {faults}" if faults else 0)
+sys.exit(f"FAULT: one task stops the run permanently: {faults}" if faults else 0)

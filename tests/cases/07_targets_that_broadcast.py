@@ -1,6 +1,6 @@
-"""Output (n,) against y (n, 1): torch broadcasts to (n, n) and only warns. The check knows this for "mse" and for no
-other loss, and om.preflight silences the warning: `check` says OK, the run learns another loss.
-Right: any element-wise loss whose output and y differ in shape is a problem (or at least a note)."""
+"""Given an output (n,) and y (n, 1), torch broadcasts to (n, n) and only warns. The check detects this only for "mse",
+and om.preflight silences the warning: `check` passes, and the run learns the wrong loss.
+Expected: an element-wise loss is reported as a problem (or at least a note) if the shapes of output and y differ."""
 import sys, tempfile, types, warnings, torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +22,6 @@ for loss in ("mse", "torch.nn.functional:smooth_l1_loss", "torch.nn.functional:l
 torch.manual_seed(0); m = mod.squeezed(); x, y = torch.randn(8, 4), torch.randn(8, 1)
 wrong, right = float(F.huber_loss(m(x), y)), float(F.huber_loss(m(x)[:, None], y))
 inner = om.Inner(om.model_loss(m, "mse"), om.rules.sgd(lr=.01), 1)
-told = om.preflight(inner, inner.init(dict(m.named_parameters())), [om.Task(om.Batch(x, y), om.Batch(x, y))])
-print(f"huber: {wrong:.4f} where the samples' own is {right:.4f}; check passes {passed}; om.preflight with 'mse' says {told}")
-sys.exit(f"FAULT: silently the loss of all pairs: check passes {passed}; preflight of the library says nothing" if passed or not told.problems else 0)
+report = om.preflight(inner, inner.init(dict(m.named_parameters())), [om.Task(om.Batch(x, y), om.Batch(x, y))])
+print(f"huber: {wrong:.4f} instead of the true loss {right:.4f}; check passes {passed}; om.preflight with 'mse' reports {report}")
+sys.exit(f"FAULT: silently uses the loss of all pairs: check passes {passed}; om.preflight reports {report.problems}" if passed or not report.problems else 0)

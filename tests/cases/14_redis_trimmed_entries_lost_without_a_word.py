@@ -1,6 +1,7 @@
-"""A Redis stream is trimmed (MAXLEN) below the position: docs/how-to/sources.md promises "what the broker deletes before it was
-read is gone, and an error in the log", and Kafka and NATS do log it. Redis: four entries are gone, nothing is logged.
-(XINFO STREAM has max-deleted-entry-id and entries-added since Redis 7.)  Needs redis-server on the PATH."""
+"""A Redis stream is trimmed (MAXLEN) past the reader's position. docs/how-to/sources.md promises an error in the log for
+entries that the broker deletes before they are read, and Kafka and NATS log it. With Redis, four entries are lost and
+nothing is logged. (XINFO STREAM has max-deleted-entry-id and entries-added since Redis 7.) Needs redis-server on the
+PATH."""
 import io, logging, random, subprocess, sys, tempfile, time, redis
 text = io.StringIO(); logging.basicConfig(stream=text, level=logging.INFO)
 from streams.sources import redis as source

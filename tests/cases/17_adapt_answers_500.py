@@ -1,6 +1,7 @@
-"""POST /v1/adapt with a body that the wire takes and the model does not (a word past the vocabulary, one support sample
-under batch normalisation): 500 and a traceback in the log, for a mistake of the client.  Right: 422 with a reason, as
-`online-meta adapt --checkpoint` already answers it.  Runs the daemon's own application over a published leader."""
+"""POST /v1/adapt gets a body that is valid on the wire but that the model cannot process (a token outside the vocabulary,
+one support sample under batch normalisation). The response is 500, with a traceback in the log, although the client is
+at fault. Expected: 422 with a reason, as `online-meta adapt --checkpoint` already gives. Runs the daemon's own
+application with a published leader."""
 import sys, tempfile, pathlib, types, torch
 from types import SimpleNamespace
 from torch import nn
@@ -16,7 +17,7 @@ mod.words = lambda: nn.Sequential(nn.Embedding(50, 8), Mean(), nn.Linear(8, 3))
 mod.bn = lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3))
 found = {}
 for name, task, build, bad in (
-        ("word past the vocabulary", {"x_shape": [6], "x_dtype": "int64"}, "words", lambda: (torch.full((3, 6), 50), 3)),
+        ("token outside the vocabulary", {"x_shape": [6], "x_dtype": "int64"}, "words", lambda: (torch.full((3, 6), 50), 3)),
         ("one sample under BatchNorm", {"x_shape": [4]}, "bn", lambda: (torch.randn(1, 4), 1))):
     folder = pathlib.Path(tempfile.mkdtemp())
     config = make_config({"run": {"path": str(folder)}, "task": {**task, "y": "class", "ways": 3}, "model": {"build": f"adapting:{build}"}}, "x")
@@ -27,4 +28,4 @@ for name, task, build, bad in (
     answer = TestClient(app, raise_server_exceptions=False).post("/v1/adapt", content=save({"support_x": x, "support_y": torch.arange(n) % 3, "query_x": x.clone()}))
     found[name] = answer.status_code; print(name, answer.status_code, answer.text[:150])
 bad = [name for name, code in found.items() if code >= 500]
-sys.exit(f"FAULT: 500 for what the client sent: {bad}" if bad else 0)
+sys.exit(f"FAULT: status 500 for a client error: {bad}" if bad else 0)

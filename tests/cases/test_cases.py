@@ -1,6 +1,6 @@
-"""Known faults: each numbered file in this folder shows one, and exits with "FAULT: ..." until it is mended.
+"""Known faults. Each numbered file in this folder demonstrates one, and exits with "FAULT: ..." until it is fixed.
 
-A fault is an expected failure. A case that shows no fault any more fails, so that it is noticed.
+A fault is an expected failure. A case whose fault is fixed fails, so that it gets noticed.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.house.sources import ROOT
 CASES = sorted(Path(__file__).parent.glob("[0-9]*.py"))
 
 
-def run(case: Path) -> "subprocess.CompletedProcess[str]":
+def run_case(case: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(case)]
     path = {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -24,10 +24,12 @@ def run(case: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
-def test_the_fault_is_mended(case: Path) -> None:
-    done = run(case)
+def test_the_fault_is_fixed(case: Path) -> None:
+    done = run_case(case)
     if done.returncode:
         fault = done.stderr.strip().splitlines()[-1]
-        assert fault.startswith("FAULT: "), f"{case.name} does not get to its own fault:\n{done.stderr}"
+        assert fault.startswith("FAULT: "), f"{case.name} does not reach its own fault:\n{done.stderr}"
         pytest.xfail(fault)
-    raise AssertionError(f"{case.name} shows no fault any more: make a test of it where it belongs, and remove it here")
+    raise AssertionError(
+        f"{case.name} no longer shows its fault: move it to a test of the code that it covers, and remove it here"
+    )

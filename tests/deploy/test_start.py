@@ -84,7 +84,7 @@ def test_a_history_of_another_kind_is_left_untouched(cli: Cli, config: Path, kin
     else:
         pragma, message = {
             "newer": ("user_version = 99", "has format 99; this version reads 1"),
-            "stranger": ("application_id = 7", "is another program's database"),
+            "stranger": ("application_id = 7", "is not a history (an SQLite database of another program)"),
         }[kind]
         with sqlite3.connect(file) as ledger:
             ledger.execute(f"PRAGMA {pragma}")

@@ -18,7 +18,7 @@ from streams.types import Record
 Make = Callable[..., Record]
 
 
-def test_without_a_history_there_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_missing_history_is_a_clear_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(HistoryMissing, match="no history here"):
             History.open(folder, write=False)
@@ -38,7 +38,7 @@ def format_7(folder: Path) -> None:
 
 
 def format_7_in_the_log(folder: Path) -> None:
-    """As a killed writer of a later version leaves it: the new version is in the log only."""
+    """Leave the files of a killed writer of a later version: the new version is in the log only."""
     source = folder / "source"
     History.open(source, write=True).close()
     connection = sqlite3.connect(source / ledger.FILE, isolation_level=None)
@@ -51,19 +51,21 @@ def format_7_in_the_log(folder: Path) -> None:
 FOREIGN = {
     "format 7; this version reads 1 and 2": lambda folder: format_7(folder),
     "has format 7": lambda folder: format_7_in_the_log(folder),
-    "another program's database": lambda folder: sqlite_file(folder / ledger.FILE, "CREATE TABLE t (a)"),
-    "another program's": lambda folder: sqlite_file(
+    "an SQLite database of another program": lambda folder: sqlite_file(folder / ledger.FILE, "CREATE TABLE t (a)"),
+    "database of another program": lambda folder: sqlite_file(
         folder / ledger.FILE, "PRAGMA journal_mode=wal", "CREATE TABLE t (a)"
     ),
     "not an SQLite database": lambda folder: (folder / ledger.FILE).write_bytes(b"hello, world" * 1000) and None,
     "is not a history": lambda folder: (folder / ledger.FILE).write_bytes(b"hello"),
-    "is another": lambda folder: (folder / ledger.FILE).touch(),
+    "of another program": lambda folder: (folder / ledger.FILE).touch(),
 }
 
 
 @pytest.mark.parametrize("write", [True, False])
 @pytest.mark.parametrize("message", FOREIGN)
-def test_what_is_no_history_of_this_format_is_left_untouched(tmp_path: Path, message: str, write: bool) -> None:
+def test_a_file_that_is_not_a_history_of_this_format_is_left_untouched(
+    tmp_path: Path, message: str, write: bool
+) -> None:
     FOREIGN[message](tmp_path)
     before = contents(tmp_path)
     with pytest.raises(HistoryFormatError, match=message):
@@ -74,7 +76,7 @@ def test_what_is_no_history_of_this_format_is_left_untouched(tmp_path: Path, mes
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hash all files but the shared memory and the empty log, which SQLite makes to read at all."""
+    """Hash all files except the shared memory and the empty log, which SQLite creates even for reading."""
     files = [file for file in folder.iterdir() if file.is_file() and not file.name.endswith("-shm")]
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
@@ -83,7 +85,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_log_without_its_database_is_not_written_over(tmp_path: Path) -> None:
+def test_a_log_without_its_database_is_not_overwritten(tmp_path: Path) -> None:
     log = tmp_path / f"{ledger.FILE}-wal"
     log.write_bytes(b"rounds")
     with pytest.raises(HistoryDamaged, match="has lost its"):
@@ -91,7 +93,7 @@ def test_a_log_without_its_database_is_not_written_over(tmp_path: Path) -> None:
     assert log.read_bytes() == b"rounds"
 
 
-def test_a_creation_that_was_cut_short_is_begun_anew(tmp_path: Path, make_record: Make) -> None:
+def test_an_interrupted_creation_starts_again(tmp_path: Path, make_record: Make) -> None:
     (tmp_path / f".new-{ledger.FILE}").write_bytes(b"SQLite format 3\x00 half of it")
     (tmp_path / f".new-{ledger.FILE}-journal").write_bytes(b"half")
     with History.open(tmp_path, write=True) as history:
@@ -107,7 +109,7 @@ def test_a_creation_that_was_cut_short_is_begun_anew(tmp_path: Path, make_record
         ("DELETE FROM payloads WHERE round = 1", "round 1: its payload is lost"),
     ],
 )
-def test_damage_is_seen_and_named(tmp_path: Path, make_record: Make, statement: str, message: str) -> None:
+def test_damage_is_detected_and_named(tmp_path: Path, make_record: Make, statement: str, message: str) -> None:
     with History.open(tmp_path, write=True) as history:
         history.append([make_record(n) for n in range(3)])
     sqlite_file(tmp_path / ledger.FILE, statement)
@@ -117,13 +119,13 @@ def test_damage_is_seen_and_named(tmp_path: Path, make_record: Make, statement: 
         assert history[0].support.x.shape == history[2].support.x.shape
 
 
-def test_a_payload_that_is_no_task_is_damage(history: History, make_record: Make) -> None:
+def test_an_invalid_payload_is_damage(history: History, make_record: Make) -> None:
     history.append([make_record(0)._replace(payload=b"not a task")])
     with pytest.raises(HistoryDamaged, match="round 0 cannot be decoded"):
         history[0]
 
 
-def test_a_file_that_lost_its_pages_is_damage(tmp_path: Path, make_record: Make) -> None:
+def test_a_file_with_lost_pages_is_damage(tmp_path: Path, make_record: Make) -> None:
     with History.open(tmp_path, write=True) as history:
         history.append([make_record(n)._replace(payload=os.urandom(40_000)) for n in range(20)])
     file = tmp_path / ledger.FILE
@@ -140,7 +142,7 @@ def read_all(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_reader_who_may_not_write_is_told_so(make_record: Make) -> None:
+def test_a_reader_without_write_permission_gets_a_clear_error(make_record: Make) -> None:
     code = (
         "import os, sys; from streams.history.history import History, ledger\n"
         "os.setuid(65534)\n"
