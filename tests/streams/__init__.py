@@ -1,1 +1,1 @@
-"""Where tasks come from and where they are kept."""
+"""Tests of where tasks come from and where they are kept."""

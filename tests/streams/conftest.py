@@ -1,4 +1,4 @@
-"""Tasks and histories that the tests of this folder share."""
+"""Tasks and histories shared by the tests of this folder."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

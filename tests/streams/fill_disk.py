@@ -1,6 +1,6 @@
-"""Run by test_history_full.py: fill a disk that really is full, free some, and go on.
+"""Fill a full disk, free some space, and continue. Run by test_history_full.py.
 
-Two kinds: ``tmpfs FOLDER`` (a mounted disk of a few MB, ENOSPC) and ``limit FOLDER`` (RLIMIT_FSIZE, EFBIG).
+There are two kinds: ``tmpfs FOLDER`` (a mounted disk of a few MB, ENOSPC) and ``limit FOLDER`` (RLIMIT_FSIZE, EFBIG).
 """
 
 import resource
@@ -18,7 +18,7 @@ AT_ONCE = 6
 
 
 def fill(history: History) -> int:
-    """Append until the disk is full; returns how many rounds were acknowledged."""
+    """Append until the disk is full; return how many rounds were acknowledged."""
     kept = len(history)
     while True:
         batch = [record(SEED, n) for n in range(kept, kept + AT_ONCE)]
@@ -38,7 +38,7 @@ def check(history: History, kept: int) -> None:
         assert history.payload(round) == record(SEED, round).payload
 
 
-def go_through(folder: str, free: Callable[[], None]) -> None:
+def fill_and_recover(folder: str, free: Callable[[], None]) -> None:
     with History.open(folder, write=True) as history:
         kept = fill(history)
         assert kept > AT_ONCE
@@ -60,13 +60,13 @@ def go_through(folder: str, free: Callable[[], None]) -> None:
 def fill_tmpfs(folder: str) -> None:
     ballast = Path(folder, "ballast")
     ballast.write_bytes(bytes(8_000_000))
-    go_through(folder, ballast.unlink)
+    fill_and_recover(folder, ballast.unlink)
 
 
 def fill_limit(folder: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))  # Python ignores SIGXFSZ: the write fails
-    go_through(folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard)))
+    fill_and_recover(folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from streams.atomic_files import replace_file, write_durably
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path, durable):
+def test_a_file_is_replaced_completely_and_no_other_file_is_left(tmp_path, durable):
     for data in (b"first", b"", b"second" * 10_000):
         replace_file(tmp_path / "file", data, durable=durable)
         assert (tmp_path / "file").read_bytes() == data
@@ -16,7 +16,7 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path, durabl
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch, durable):
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path, monkeypatch, durable):
     replace_file(tmp_path / "file", b"old", durable=durable)
     seen, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((a.read_bytes(), b.read_bytes())), replace(a, b))[1])
@@ -24,7 +24,7 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch, d
     assert seen == [(b"new", b"old")]
 
 
-def test_data_then_name_are_made_durable_in_this_order(tmp_path, monkeypatch):
+def test_data_is_made_durable_before_the_name(tmp_path, monkeypatch):
     said, fsync, replace = [], os.fsync, os.replace
 
     def synced(descriptor):

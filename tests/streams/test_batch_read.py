@@ -1,4 +1,4 @@
-"""Many rounds read at once are what they are one by one, and go wrong as they do."""
+"""Reading many rounds at once gives the same results and errors as reading them one by one."""
 
 import sqlite3
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def filled(history: History, make_record: Make) -> History:
 
 @pytest.fixture
 def sealed(filled: History) -> History:
-    """A history of which 150 rounds are in three segments and nowhere else."""
+    """A history with 150 rounds, all of them only in three archive segments."""
     while seal_next(filled, SealingSettings(segment_rounds=50)) is not None:
         pass
     evict_payloads(filled, 0)
@@ -40,7 +40,7 @@ def sealed(filled: History) -> History:
     return filled
 
 
-def test_tasks_come_in_the_order_asked_for_however_often(filled: History) -> None:
+def test_tasks_come_in_the_requested_order_with_repeats(filled: History) -> None:
     rounds = [3, 149, 0, 3, *range(150)]
     assert filled.payloads(rounds) == [filled.payload(round) for round in rounds]
     for round, task in zip(rounds, filled.tasks(np.array(rounds)), strict=True):
@@ -49,7 +49,7 @@ def test_tasks_come_in_the_order_asked_for_however_often(filled: History) -> Non
     assert filled.tasks([]) == []
 
 
-def test_rounds_that_the_ledger_has_not_kept_come_from_the_archive(filled: History) -> None:
+def test_evicted_rounds_come_from_the_archive(filled: History) -> None:
     before = filled.payloads(range(150))
     assert seal_next(filled, SealingSettings(segment_rounds=100)) is not None
     assert evict_payloads(filled, 0) == 1
@@ -59,22 +59,22 @@ def test_rounds_that_the_ledger_has_not_kept_come_from_the_archive(filled: Histo
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(st.integers(0, 149), max_size=80), near=st.sampled_from([1, 100, 10**6]))
-def test_those_in_the_archive_are_the_same_together_as_alone(sealed: History, rounds: list[int], near: int) -> None:
+def test_a_batch_read_of_the_archive_equals_single_reads(sealed: History, rounds: list[int], near: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "CHUNK_BYTES", near)  # how far apart rounds are read at once
+        patch.setattr(segment, "CHUNK_BYTES", near)  # the largest gap between rounds that one read covers
         assert sealed.payloads(rounds) == [sealed.payload(round) for round in rounds]
 
 
-def test_they_are_read_with_few_questions(sealed: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_read_needs_few_requests(sealed: History, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     read = segment.read_spans
     monkeypatch.setattr(segment, "read_spans", lambda *given: asked.append(1) or read(*given))
-    monkeypatch.setattr(sealed.archive, "payload", None)  # nor is one read alone
+    monkeypatch.setattr(sealed.archive, "payload", None)  # no round is read on its own
     sealed.payloads(range(60))
     assert len(asked) == 2 * 4, "four tensors in each of two segments"
 
 
-def test_a_damaged_segment_costs_its_own_rounds_alone(sealed: History) -> None:
+def test_a_damaged_segment_affects_only_its_own_rounds(sealed: History) -> None:
     file = sealed.path / "archive" / "segments" / sealed.archive.names()[1] / "support_x" / "c" / "0"
     file.write_bytes(file.read_bytes()[:-9] + bytes(9))
     with History.open(sealed.path, write=False) as reader:
@@ -94,14 +94,14 @@ def test_a_damaged_round_is_named(filled: History, damage: str) -> None:
     assert len(filled.tasks([69, 71])) == 2
 
 
-def test_a_round_that_is_not_there_yet_is_an_index_error(filled: History) -> None:
+def test_a_future_round_raises_an_index_error(filled: History) -> None:
     with pytest.raises(IndexError, match="round 150"):
         filled.payloads([0, 150])
 
 
 @settings(max_examples=100, deadline=None)
 @given(specs(), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32))
-def test_a_view_of_a_payload_is_what_decoding_gives(spec: TaskSpec, support: int, query: int, seed: int) -> None:
+def test_a_view_of_a_payload_equals_its_decoding(spec: TaskSpec, support: int, query: int, seed: int) -> None:
     payload = wire.encode(Task(batch_of(spec, support, seed), batch_of(spec, query, seed + 1)))
     found = decode_view(payload)
     assert same(found.support, wire.decode_payload(payload).support)
@@ -112,12 +112,12 @@ def test_a_view_of_a_payload_is_what_decoding_gives(spec: TaskSpec, support: int
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 8, b"\xff" * 40, b"\x08" + b"\0" * 7 + b'{"a":{}}'])
-def test_what_is_no_task_is_refused(payload: bytes) -> None:
+def test_an_invalid_payload_is_refused(payload: bytes) -> None:
     with pytest.raises(ValueError, match="not a stored task"):
         decode_view(payload)
 
 
-def test_a_view_is_the_callers_own(filled: History) -> None:
+def test_views_do_not_share_memory(filled: History) -> None:
     first, again = filled.tasks([5, 5])
     first.support.x.zero_()
     assert not torch.equal(first.support.x, again.support.x)

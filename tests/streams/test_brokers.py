@@ -1,4 +1,4 @@
-"""What each source that reads from a broker keeps, on real brokers and a network that fails."""
+"""The guarantees of every source that reads from a broker, on real brokers and a failing network."""
 
 import multiprocessing
 import threading
@@ -27,7 +27,7 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def stream(broker: Broker, request: pytest.FixtureRequest) -> str:
-    """An empty stream of the test's own."""
+    """An empty stream for the test alone."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     broker.make_stream(name)
     return name
@@ -50,7 +50,7 @@ def lag(broker: Broker, stream: str, after: str | None) -> int | None:
     return source.lag(after)
 
 
-def test_all_that_is_produced_arrives_once_and_in_order_and_the_lag_is_right(
+def test_every_message_arrives_once_in_order_and_the_lag_is_right(
     broker: Broker, stream: str, bodies: Bodies, tmp_path: Path
 ) -> None:
     produced = bodies(0, 40)
@@ -78,14 +78,14 @@ def test_all_that_is_produced_arrives_once_and_in_order_and_the_lag_is_right(
 
 @pytest.fixture(scope="session")
 def processes() -> BaseContext:
-    """Processes that begin with torch imported, and without the threads and connections of this one."""
+    """A context for processes that start with torch imported, without this process's threads and connections."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.brokers"])
     return context
 
 
 @pytest.mark.parametrize("dies", ["before", "after"])
-def test_a_kill_around_a_commit_loses_and_doubles_nothing(
+def test_a_kill_around_a_commit_loses_and_duplicates_nothing(
     broker: Broker, stream: str, bodies: Bodies, tmp_path: Path, dies: str, processes: BaseContext
 ) -> None:
     produced = bodies(0, 30)
@@ -113,10 +113,10 @@ def produce_in_the_background(broker: Broker, stream: str, produced: dict[str, b
 
 
 @pytest.fixture
-def lasting(
+def persistent_broker(
     broker: Broker, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Broker]:
-    """A broker whose data outlives it."""
+    """A broker whose data survives its restart."""
     if broker.kind != "kafka":
         yield broker
         return
@@ -126,7 +126,7 @@ def lasting(
 
 
 @pytest.mark.parametrize("fault", ["cut", "swallow", "kill"])
-def test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothing(
+def test_a_temporary_failure_of_network_or_broker_loses_and_duplicates_nothing(
     broker: Broker,
     request: pytest.FixtureRequest,
     bodies: Bodies,
@@ -134,8 +134,8 @@ def test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothi
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    broker = request.getfixturevalue("lasting") if fault == "kill" else broker
-    fail, come_back = {
+    broker = request.getfixturevalue("persistent_broker") if fault == "kill" else broker
+    fail, recover = {
         "cut": (broker.network.cut, broker.network.heal),
         "swallow": (broker.network.swallow, broker.network.heal),
         "kill": (broker.server.kill, broker.server.start),
@@ -150,17 +150,15 @@ def test_a_network_or_a_broker_that_fails_and_comes_back_loses_and_doubles_nothi
         if fault != "cut":
             wait_for("it is noticed", lambda: "the source broker" in caplog.text)
         else:
-            with pytest.raises(Exception):  # noqa: B017, PT011 - each library has its own
+            with pytest.raises(Exception):  # noqa: B017, PT011 - the error differs by library
                 lag(broker, fault, run.cursor)
-        come_back()
+        recover()
         producing.join()
         wait_for("all arrive", lambda: len(run.history) >= 120)
         assert sorted(run.ids()) == list(produced)
 
 
-def test_poison_is_skipped_and_counted_and_the_stream_goes_on(
-    broker: Broker, stream: str, bodies: Bodies, tmp_path: Path
-) -> None:
+def test_invalid_messages_are_counted_and_skipped(broker: Broker, stream: str, bodies: Bodies, tmp_path: Path) -> None:
     (good,) = bodies(0, 1).values()
     broker.produce_raw(stream, b"nonsense", {"id": b"poison"})
     broker.produce_raw(stream, None, {})
@@ -176,7 +174,7 @@ def test_poison_is_skipped_and_counted_and_the_stream_goes_on(
         wait_for("nothing waits", lambda: lag(broker, stream, run.cursor) == 0)
 
 
-def test_a_task_without_an_id_is_known_again_by_its_position(
+def test_a_task_without_an_id_is_identified_by_its_position(
     broker: Broker, stream: str, bodies: Bodies, tmp_path: Path
 ) -> None:
     (good,) = bodies(0, 1).values()
@@ -187,7 +185,7 @@ def test_a_task_without_an_id_is_known_again_by_its_position(
 
 
 def read(broker: Broker, stream: str, count: int, after: str | None = None) -> list[tuple[str, str | None]]:
-    """Return ids and cursors of the first arrivals behind a position."""
+    """Return ids and cursors of the first arrivals after a position."""
     found: list[tuple[str, str | None]] = []
     arrivals = broker.source(stream).read(after)
     wait_for("arrivals come", lambda: _take(arrivals, found) >= count)
@@ -201,9 +199,7 @@ def _take(arrivals: Iterator, found: list[tuple[str, str | None]]) -> int:
     return len(found)
 
 
-def test_a_stream_can_be_read_again_from_each_position_that_it_gave(
-    broker: Broker, stream: str, bodies: Bodies
-) -> None:
+def test_a_stream_can_be_read_again_from_each_of_its_positions(broker: Broker, stream: str, bodies: Bodies) -> None:
     broker.produce(stream, bodies(0, 12))
     whole = read(broker, stream, 12)
     for place in (0, 5, 10):
@@ -211,7 +207,7 @@ def test_a_stream_can_be_read_again_from_each_position_that_it_gave(
         assert sorted(id for id, _ in rest) == sorted(id for id, _ in whole[place + 1 :])
 
 
-def test_back_pressure_pauses_the_reading_and_no_consumer_is_thrown_away(
+def test_backpressure_pauses_reading_without_dropping_the_consumer(
     broker: Broker, stream: str, bodies: Bodies, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.produce(stream, bodies(0, 30))
@@ -224,7 +220,7 @@ def test_back_pressure_pauses_the_reading_and_no_consumer_is_thrown_away(
     assert "again" not in caplog.text, "it was never read again"
 
 
-def test_a_broker_that_is_not_there_is_said_to_be_so(
+def test_an_unreachable_broker_is_reported(
     broker: Broker, stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.network.cut()

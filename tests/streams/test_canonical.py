@@ -1,4 +1,4 @@
-"""The quick way for a body that is kept as it came gives what the decoder gives, and refuses what it refuses."""
+"""The fast path for canonical bodies gives what the decoder gives, and refuses what the decoder refuses."""
 
 import json
 import struct
@@ -21,14 +21,14 @@ from tests.support.ingesting import DEADLINE, Arrive, Counts, Open
 SPEC = TaskSpec((2,), ways=3)
 
 
-def by_decoding(body: bytes, spec: TaskSpec) -> bytes | str:
+def decode(body: bytes, spec: TaskSpec) -> bytes | str:
     try:
         return wire.encode(wire.decode(body, spec, LIMITS))
     except Rejected as refusal:
         return str(refusal)
 
 
-def found(body: bytes, spec: TaskSpec) -> bytes | str:
+def fast_path(body: bytes, spec: TaskSpec) -> bytes | str:
     try:
         return canonical_bytes(body, spec, LIMITS)
     except Rejected as refusal:
@@ -37,7 +37,7 @@ def found(body: bytes, spec: TaskSpec) -> bytes | str:
 
 @settings(max_examples=150, deadline=None)
 @given(specs(), st.integers(1, 12), st.integers(0, 2**32), st.data())
-def test_what_is_kept_is_what_the_decoder_makes_of_it(spec: TaskSpec, n: int, seed: int, data: st.DataObject) -> None:
+def test_the_fast_path_agrees_with_the_decoder(spec: TaskSpec, n: int, seed: int, data: st.DataObject) -> None:
     body = wire.encode(Task(batch_of(spec, n, seed), batch_of(spec, n, seed + 1)))
     assert is_canonical(body, spec, LIMITS)
     assert canonical_bytes(body, spec, LIMITS) is body
@@ -45,10 +45,10 @@ def test_what_is_kept_is_what_the_decoder_makes_of_it(spec: TaskSpec, n: int, se
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.sampled_from([0, 1, 127, 128, 255]))
     for other in (bytes(changed), body[:-1], body + b"\0"):
-        assert found(other, spec) == by_decoding(other, spec)
+        assert fast_path(other, spec) == decode(other, spec)
 
 
-def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
+def test_a_valid_body_that_is_not_canonical_is_decoded() -> None:
     from safetensors.torch import save
 
     x, y = torch.zeros(2, 2), torch.tensor([0, 2])
@@ -71,7 +71,7 @@ def test_a_body_that_is_a_task_but_not_as_it_is_written_is_decoded() -> None:
         ("support_y", struct.pack("<q", 3), "label_out_of_range"),
     ],
 )
-def test_values_are_looked_at_each_time(at: str, value: bytes, reason: str) -> None:
+def test_the_fast_path_checks_values(at: str, value: bytes, reason: str) -> None:
     batch = Batch(torch.zeros(2, 2), torch.tensor([0, 2]))
     body = wire.encode(Task(batch, batch))
     assert is_canonical(body, SPEC, LIMITS)
@@ -84,7 +84,7 @@ def test_values_are_looked_at_each_time(at: str, value: bytes, reason: str) -> N
     assert caught.value.reason == reason
 
 
-def test_limits_hold_on_the_quick_way() -> None:
+def test_the_fast_path_checks_limits() -> None:
     batch = Batch(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
     body = wire.encode(Task(batch, batch))
     assert is_canonical(body, SPEC, Limits(samples=3, body_bytes=len(body)))
@@ -92,7 +92,7 @@ def test_limits_hold_on_the_quick_way() -> None:
         assert not is_canonical(body, SPEC, limits)
 
 
-def test_what_needs_no_decoding_is_queued_at_once_and_all_else_is_left_to_submit(
+def test_only_canonical_new_tasks_are_queued_without_waiting(
     open_ingest: Open, arrive: Arrive, faulty: History, counts: Counts
 ) -> None:
     one = open_ingest(backlog=1)

@@ -44,19 +44,19 @@ def refusal(body: bytes, encoding: str, limits: Limits = LIMITS) -> Rejected:
 
 @every_packer
 @pytest.mark.parametrize("plain", [b"", b"x", PLAIN, bytes(700)])
-def test_what_was_packed_comes_out(how: str, plain: bytes) -> None:
+def test_compressed_bodies_are_restored(how: str, plain: bytes) -> None:
     body, encoding = pack(how, plain)
     assert decompress(body, encoding, LIMITS) == plain
     assert decompress(body, f" {encoding.upper()} ", LIMITS) == plain
 
 
-def test_without_an_encoding_it_is_left_as_it_is() -> None:
+def test_a_body_without_an_encoding_is_unchanged() -> None:
     for encoding in ("", "identity"):
         assert decompress(PLAIN, encoding, LIMITS) is PLAIN
 
 
 @pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, zstd", "zstd,zstd", "gzip gzip", "\x00", "x" * 500])
-def test_other_encodings_and_several_are_refused(encoding: str) -> None:
+def test_unknown_and_multiple_encodings_are_refused(encoding: str) -> None:
     refused = refusal(PLAIN, encoding)
     assert refused.reason == "unknown_encoding"
     assert "gzip, zstd, applied once" in refused.detail
@@ -64,7 +64,7 @@ def test_other_encodings_and_several_are_refused(encoding: str) -> None:
 
 
 @every_packer
-def test_a_body_that_ends_early_anywhere_is_refused(how: str) -> None:
+def test_a_body_truncated_anywhere_is_refused(how: str) -> None:
     body, encoding = pack(how, PLAIN[:2000])
     for end in range(len(body)):
         assert refusal(body[:end], encoding, Limits(expansion=10**6)).reason == "bad_compression", end
@@ -72,7 +72,7 @@ def test_a_body_that_ends_early_anywhere_is_refused(how: str) -> None:
 
 @every_packer
 @pytest.mark.parametrize("more", [b"\x00", b"more of it, and some", "again", "skippable"])
-def test_whatever_follows_the_frame_is_refused(how: str, more: bytes | str) -> None:
+def test_bytes_after_the_frame_are_refused(how: str, more: bytes | str) -> None:
     body, encoding = pack(how, PLAIN)
     behind = {"again": body, "skippable": b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"}.get(str(more), more)
     assert isinstance(behind, bytes)
@@ -80,7 +80,7 @@ def test_whatever_follows_the_frame_is_refused(how: str, more: bytes | str) -> N
 
 
 @every_packer
-def test_a_bomb_is_given_up_at_the_first_byte_too_many(how: str) -> None:
+def test_a_bomb_is_refused_at_the_first_byte_over_the_limit(how: str) -> None:
     bomb, encoding = pack(how, bytes(100_000_000))
     nested, _ = pack(how, bomb)
     tracemalloc.start()
@@ -96,37 +96,37 @@ def test_a_bomb_is_given_up_at_the_first_byte_too_many(how: str) -> None:
 
 
 @every_packer
-def test_exactly_the_limit_is_taken(how: str) -> None:
+def test_a_body_of_exactly_the_limit_is_accepted(how: str) -> None:
     body, encoding = pack(how, PLAIN)
     assert decompress(body, encoding, Limits(body_bytes=len(PLAIN))) == PLAIN
     assert refusal(body, encoding, Limits(body_bytes=len(PLAIN) - 1)).reason == "too_large"
 
 
-def header_of(frame: bytes) -> int:
+def header_size(frame: bytes) -> int:
     return zstandard.frame_header_size(frame)
 
 
 @pytest.mark.parametrize("claim", [0, 1, len(PLAIN) - 1, len(PLAIN) + 1])
-def test_a_frame_that_lies_about_its_size_is_refused(claim: int) -> None:
+def test_a_frame_with_a_false_size_is_refused(claim: int) -> None:
     body = zstd(PLAIN)
-    assert header_of(body) == 7, "a descriptor, no window, the size in two bytes, 256 less"
-    blocks = body[header_of(body) :]
+    assert header_size(body) == 7, "a descriptor, no window, the size in two bytes, 256 less"
+    blocks = body[header_size(body) :]
     lying = body[:4] + bytes([0xA0]) + claim.to_bytes(4, "little") + blocks
     assert decompress(body[:4] + bytes([0xA0]) + len(PLAIN).to_bytes(4, "little") + blocks, "zstd", LIMITS) == PLAIN
     assert refusal(lying, "zstd").reason == "bad_compression"
 
 
-def test_a_claim_is_judged_before_anything_is_made_of_it() -> None:
+def test_a_claimed_size_is_checked_before_any_allocation() -> None:
     body = zstd(PLAIN)
-    huge = body[:4] + bytes([0xE0]) + (2**60).to_bytes(8, "little") + body[header_of(body) :]
+    huge = body[:4] + bytes([0xE0]) + (2**60).to_bytes(8, "little") + body[header_size(body) :]
     assert refusal(huge, "zstd").reason == "too_large"
     for window_log in (24, 27, 31, 41):
-        window = body[:4] + bytes([0x00, (window_log - 10) << 3]) + body[header_of(body) :]
+        window = body[:4] + bytes([0x00, (window_log - 10) << 3]) + body[header_size(body) :]
         assert refusal(window, "zstd").reason == "bad_compression"
-    assert decompress(body[:4] + bytes([0x00, (23 - 10) << 3]) + body[header_of(body) :], "zstd", LIMITS) == PLAIN
+    assert decompress(body[:4] + bytes([0x00, (23 - 10) << 3]) + body[header_size(body) :], "zstd", LIMITS) == PLAIN
 
 
-def test_a_frame_of_countless_blocks_is_refused() -> None:
+def test_a_frame_of_too_many_blocks_is_refused() -> None:
     empty = b"\x00\x00\x00"
     body = b"\x28\xb5\x2f\xfd\x00\x50" + empty * (MAX_BLOCKS + 5) + b"\x01\x00\x00"
     assert f"more than {MAX_BLOCKS} blocks" in refusal(body, "zstd").detail
@@ -151,7 +151,7 @@ def test_a_flipped_bit_is_refused_or_harmless(how: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(["zstd", "gzip"]), st.booleans())
-def test_any_bytes_are_unpacked_within_the_limits_or_refused(data: bytes, encoding: str, begun: bool) -> None:
+def test_any_bytes_are_decompressed_within_the_limits_or_refused(data: bytes, encoding: str, begun: bool) -> None:
     start = {"zstd": b"\x28\xb5\x2f\xfd", "gzip": b"\x1f\x8b\x08\x00"}[encoding] if begun else b""
     check(start + data, encoding)
 

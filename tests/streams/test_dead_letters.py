@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run" / "dead-letters"
 
 
-def test_a_letter_says_what_came_and_why_it_was_refused(folder: Path) -> None:
+def test_a_letter_records_the_body_and_the_reason(folder: Path) -> None:
     letters = DeadLetters(folder, 10, 10_000, clock=lambda: 1_700_000_000.25)
     assert not folder.exists(), "no folder before there is something in it"
     letters.put(letter(0), refusal())
@@ -55,7 +55,7 @@ def test_a_letter_says_what_came_and_why_it_was_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     "id", ["../../etc/passwd", "a/b", "\x00", "a\nb", "\ud800", "..", "x" * 100_000, "", "\u0430dmin"]
 )
-def test_an_id_is_data_and_never_part_of_a_name(folder: Path, id: str) -> None:
+def test_an_id_is_never_part_of_a_file_name(folder: Path, id: str) -> None:
     DeadLetters(folder, 10, 10_000).put(letter(0, id=id), refusal())
     ((_, known),) = read_letters(folder)
     assert known["id"] == id[:500]
@@ -65,7 +65,7 @@ def test_an_id_is_data_and_never_part_of_a_name(folder: Path, id: str) -> None:
     assert all(set(path.name) <= set("0123456789abcdefTZ.-" + "bodyjsn") for path in folder.iterdir())
 
 
-def test_a_long_body_is_cut_and_marked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_body_is_truncated_and_marked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead_letters, "LETTER_BYTES", 8)
     letters = DeadLetters(folder, 10, 10_000)
     letters.put(letter(0, b"x" * 9), refusal())
@@ -75,7 +75,7 @@ def test_a_long_body_is_cut_and_marked(folder: Path, monkeypatch: pytest.MonkeyP
     assert found == [(b"x" * 8, 9, True), (b"x" * 8, 8, False), (b"half", 4, True)]
 
 
-def test_the_oldest_go_first_by_count_also_after_restarts_and_when_the_clock_jumps_back(folder: Path) -> None:
+def test_the_oldest_letters_go_first_across_restarts_and_clock_jumps(folder: Path) -> None:
     clock = [2_000_000_000.0]
     for restart in range(3):
         letters = DeadLetters(folder, 4, 10_000, clock=lambda: clock[0])
@@ -96,7 +96,7 @@ def test_the_bound_on_bytes_always_holds(folder: Path) -> None:
     assert details(folder)[-1] == "detail 39"
     assert len(details(folder)) > 3
     letters.put(letter(0, bytes(5_000)), refusal(99))
-    assert details(folder)[-1] == "detail 39", "one that is larger than all of the room is left out, and harms no other"
+    assert details(folder)[-1] == "detail 39", "a letter over the bound is dropped, and evicts no other"
     again = DeadLetters(folder, 1000, 3_000)
     again.put(letter(0, bytes(2_000)), refusal(41))
     assert size_of(folder) <= 3_000
@@ -104,18 +104,18 @@ def test_the_bound_on_bytes_always_holds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("bounds", [(0, 100), (100, 0)])
-def test_a_bound_of_none_keeps_none(folder: Path, bounds: tuple[int, int]) -> None:
+def test_a_bound_of_zero_keeps_no_letters(folder: Path, bounds: tuple[int, int]) -> None:
     DeadLetters(folder, *bounds).put(letter(0), refusal())
     assert not folder.exists()
 
 
-def test_what_a_killed_process_left_counts_and_goes_and_what_is_no_letter_stays(folder: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_and_other_files_stay(folder: Path) -> None:
     letters = DeadLetters(folder, 3, 10_000)
     for n in range(3):
         letters.put(letter(n), refusal(n))
     first, second, third = sorted(folder.glob("*.json"))
-    first.unlink()  # killed before it was written
-    second.rename(second.with_suffix(".json.new"))  # or before it was renamed
+    first.unlink()  # a kill before it was written
+    second.rename(second.with_suffix(".json.new"))  # or a kill before it was renamed
     for name in ("notes.txt", "20231114T221320.250000Z-x-0123456789abcdef.json", ".body"):
         (folder / name).write_text("mine")
     assert details(folder) == ["detail 2"]
@@ -127,18 +127,18 @@ def test_what_a_killed_process_left_counts_and_goes_and_what_is_no_letter_stays(
     assert third.exists()
 
 
-def test_what_was_left_unfinished_makes_room_before_any_letter_does(folder: Path) -> None:
+def test_unfinished_letters_are_evicted_before_finished_ones(folder: Path) -> None:
     letters = DeadLetters(folder, 3, 10_000)
     for n in range(3):
         letters.put(letter(n), refusal(n))
     newest = max(folder.glob("*.json"))
-    newest.unlink()  # killed before it was written
+    newest.unlink()  # a kill before it was written
     DeadLetters(folder, 3, 10_000).put(letter(3), refusal(3))
     assert details(folder) == ["detail 0", "detail 1", "detail 3"]
     assert not newest.with_suffix(".body").exists()
 
 
-def test_a_disk_that_cannot_be_written_harms_nothing_and_is_told_once(
+def test_a_full_disk_is_harmless_and_reported_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letters = DeadLetters(folder, 3, 10_000)
@@ -164,7 +164,7 @@ def test_a_disk_that_cannot_be_written_harms_nothing_and_is_told_once(
     assert details(folder) == ["detail 0", "detail 2"]
 
 
-def test_a_folder_that_is_none_is_told_and_harms_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_in_place_of_the_folder_is_harmless_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.parent.mkdir()
     folder.write_text("a file")
     with caplog.at_level(logging.WARNING):
@@ -173,7 +173,7 @@ def test_a_folder_that_is_none_is_told_and_harms_nothing(folder: Path, caplog: p
     assert folder.read_text() == "a file"
 
 
-def test_many_threads_write_their_letters_side_by_side(folder: Path) -> None:
+def test_many_threads_write_letters_concurrently(folder: Path) -> None:
     letters = DeadLetters(folder, 50, 1_000_000)
 
     def write(worker: int) -> None:
@@ -189,7 +189,7 @@ def test_many_threads_write_their_letters_side_by_side(folder: Path) -> None:
     assert len(os.listdir(folder)) == 100
 
 
-def test_ingest_keeps_a_letter_of_all_that_it_refuses(
+def test_ingest_keeps_a_letter_for_each_refusal(
     open_ingest: Open, arrive: Arrive, faulty: Faulty, counts: Counts, folder: Path
 ) -> None:
     one = open_ingest()
@@ -219,22 +219,22 @@ def test_ingest_keeps_a_letter_of_all_that_it_refuses(
     assert json.loads(min(folder.glob("*.json")).read_text())["source"] == "http"
 
 
-def test_a_pulled_source_is_told_what_became_of_its_arrivals(
-    open_ingest: Open, arrive: Arrive, faulty: Faulty, make_settling: Callable[..., "Settling"]
+def test_a_pulled_source_gets_an_acknowledgement_for_each_arrival(
+    open_ingest: Open, arrive: Arrive, faulty: Faulty, make_acking: Callable[..., "AckingSource"]
 ) -> None:
     broken = letter(1, id="broken")
-    source = make_settling([arrive(0), broken, arrive(9, id="task-0"), arrive(0), arrive(2, id="a/b"), arrive(3)])
+    source = make_acking([arrive(0), broken, arrive(9, id="task-0"), arrive(0), arrive(2, id="a/b"), arrive(3)])
     open_ingest().pull("p", source)
-    assert source.all_settled.wait(DEADLINE)
-    reasons = sorted(str(arrival.rejection and arrival.rejection.reason) for arrival in source.settled)
+    assert source.all_acked.wait(DEADLINE)
+    reasons = sorted(str(arrival.rejection and arrival.rejection.reason) for arrival in source.acked)
     assert reasons == ["None", "None", "None", "bad_id", "conflict", "unreadable"]
-    assert source.durable_when_told
+    assert source.durable_when_acked
     assert len(faulty) == 2
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What was synced, in order; it is really synced, too."""
+    """The paths that were synced, in order; they are really synced, too."""
     found: list[Path] = []
 
     def sync(path: Path) -> None:
@@ -245,14 +245,14 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
-def lost(folder: Path, synced: list[Path]) -> set[str]:
-    """Return the ids of letters that a power loss might take: of what was not synced, and the names after it."""
+def find_at_risk(folder: Path, synced: list[Path]) -> set[str]:
+    """Return the ids of letters that a power loss might take: those not synced, and those with names not synced."""
     done = synced[: 1 + max((at for at, path in enumerate(synced) if path == folder.parent), default=-1)]
     letters = [(known["id"], {body, body.with_suffix(".json"), folder}) for body, known in read_letters(folder)]
     return {id for id, paths in letters if not paths.issubset(done)}
 
 
-def test_an_only_copy_is_synced_and_others_are_not(folder: Path, synced: list[Path]) -> None:
+def test_only_a_letter_without_another_copy_is_synced(folder: Path, synced: list[Path]) -> None:
     letters = DeadLetters(folder, 4, 100_000)
     letters.put(letter(0), refusal())
     letters.sync()
@@ -261,7 +261,7 @@ def test_an_only_copy_is_synced_and_others_are_not(folder: Path, synced: list[Pa
         letters.put(letter(n), refusal(n), only_copy=True)
     assert len(letters._unsynced) == 4
     letters.sync()
-    assert lost(folder, synced) == set()
+    assert find_at_risk(folder, synced) == set()
     assert len(synced) == 4 * 2 + 2, "what was driven out is not synced, and the folders once"
     letters.sync()
     assert len(synced) == 10
@@ -272,7 +272,7 @@ def test_an_only_copy_is_synced_and_others_are_not(folder: Path, synced: list[Pa
     assert synced[10:] == [folder, folder.parent], "driven out by others"
 
 
-def test_who_syncs_beside_another_waits_for_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_concurrent_sync_waits_for_the_running_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, gate = threading.Event(), threading.Event()
 
     def sync(path: Path) -> None:
@@ -285,7 +285,7 @@ def test_who_syncs_beside_another_waits_for_its_end(folder: Path, monkeypatch: p
     threads = [threading.Thread(target=letters.sync) for _ in range(2)]
     threads[0].start()
     assert begun.wait(DEADLINE)
-    letters.put(letter(1), refusal())  # who only writes does not wait
+    letters.put(letter(1), refusal())  # writing without syncing does not wait
     threads[1].start()
     threads[1].join(0.05)
     assert threads[1].is_alive()
@@ -295,7 +295,7 @@ def test_who_syncs_beside_another_waits_for_its_end(folder: Path, monkeypatch: p
         assert not thread.is_alive()
 
 
-def test_a_letter_that_cannot_be_synced_is_told(
+def test_a_failed_sync_of_a_letter_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(path: Path) -> None:
@@ -309,35 +309,36 @@ def test_a_letter_that_cannot_be_synced_is_told(
     assert "Input/output error" in caplog.text
 
 
-def test_a_letter_is_durable_before_its_source_forgets_it_and_before_a_later_position_is(
+def test_a_letter_is_durable_before_its_ack_and_before_later_positions(
     open_ingest: Open,
     arrive: Arrive,
     faulty: Faulty,
     folder: Path,
     synced: list[Path],
-    make_settling: Callable[..., "Settling"],
+    make_acking: Callable[..., "AckingSource"],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bad = [letter(n, id=f"bad-{n}") for n in range(3)]
-    source = make_settling([bad[0], arrive(0)._replace(cursor="1"), *bad[1:], arrive(9, id="task-0"), arrive(1)])
+    source = make_acking([bad[0], arrive(0)._replace(cursor="1"), *bad[1:], arrive(9, id="task-0"), arrive(1)])
     one = open_ingest()
     one._dead_letters = DeadLetters(folder, 100, 100_000)
-    faulty.gate = threading.Event()  # the first commit is after the last arrival: the conflict is found while it waits
+    faulty.gate = threading.Event()  # the first commit waits for the last arrival: the conflict is found before
     seen: list[tuple[str, set[str]]] = []
     ack, append = source.ack, faulty.append
 
-    def ack_and_look(arrivals: Sequence[Arrival]) -> None:
-        seen.append(("told", lost(folder, synced) & {arrival.id for arrival in arrivals if arrival.rejection}))
+    def record_ack(arrivals: Sequence[Arrival]) -> None:
+        rejected = {arrival.id for arrival in arrivals if arrival.rejection}
+        seen.append(("acknowledged", find_at_risk(folder, synced) & rejected))
         ack(arrivals)
 
-    def append_and_look(records: Sequence[Record]) -> list[Receipt | Conflict]:
-        seen.append(("committed", lost(folder, synced) & {"bad-0"}))
+    def record_append(records: Sequence[Record]) -> list[Receipt | Conflict]:
+        seen.append(("committed", find_at_risk(folder, synced) & {"bad-0"}))
         return append(records)
 
-    source.ack = ack_and_look
-    monkeypatch.setattr(faulty, "append", append_and_look)
+    source.ack = record_ack
+    monkeypatch.setattr(faulty, "append", record_append)
     one.pull("p", source)
-    assert source.all_settled.wait(DEADLINE)
+    assert source.all_acked.wait(DEADLINE)
     assert [at for at in seen if at[1]] == []
     assert "committed" in {what for what, _ in seen}
     assert len(list(read_letters(folder))) == 4
@@ -348,14 +349,14 @@ def test_a_letter_is_durable_before_its_source_forgets_it_and_before_a_later_pos
     assert len(synced) == count, "an HTTP client that was refused still has its task"
 
 
-class Settling:
-    """A source of given arrivals that is told what became of each, and looks whether it is durable by then."""
+class AckingSource:
+    """A source of given arrivals that records each acknowledgement and whether it was durable by then."""
 
     def __init__(self, arrivals: list[Arrival], faulty: Faulty) -> None:
         self.arrivals, self.faulty = arrivals, faulty
-        self.settled: list[Arrival] = []
-        self.durable_when_told = True
-        self.all_settled = threading.Event()
+        self.acked: list[Arrival] = []
+        self.durable_when_acked = True
+        self.all_acked = threading.Event()
 
     def read(self, after: str | None):
         yield from self.arrivals
@@ -365,13 +366,13 @@ class Settling:
             yield None
 
     def ack(self, arrivals: Sequence[Arrival]) -> None:
-        self.settled += arrivals
+        self.acked += arrivals
         durable = [self.faulty.find(arrival.id) is not None for arrival in arrivals if arrival.rejection is None]
-        self.durable_when_told &= all(durable)
-        if len(self.settled) == len(self.arrivals):
-            self.all_settled.set()
+        self.durable_when_acked &= all(durable)
+        if len(self.acked) == len(self.arrivals):
+            self.all_acked.set()
 
 
 @pytest.fixture
-def make_settling(faulty: Faulty) -> Callable[..., Settling]:
-    return lambda arrivals: Settling(arrivals, faulty)
+def make_acking(faulty: Faulty) -> Callable[..., AckingSource]:
+    return lambda arrivals: AckingSource(arrivals, faulty)

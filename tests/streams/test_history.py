@@ -20,7 +20,9 @@ from streams.types import Conflict, Receipt, Record
 Make = Callable[..., Record]
 
 
-def test_rounds_are_dense_and_read_back(history: History, make_record: Make, make_task: Callable[[int], Task]) -> None:
+def test_rounds_are_numbered_without_gaps_and_read_back(
+    history: History, make_record: Make, make_task: Callable[[int], Task]
+) -> None:
     receipts = history.append([make_record(n) for n in range(3)]) + history.append([make_record(3)])
     assert receipts == [Receipt(f"task-{n}", n, duplicate=False) for n in range(4)]
     assert len(history) == 4
@@ -61,9 +63,7 @@ def test_other_bytes_under_a_known_id_are_a_conflict(history: History, make_reco
     assert history.payload(0) == make_record(0).payload
 
 
-def test_each_source_has_its_cursor_which_duplicates_and_conflicts_move_too(
-    history: History, make_record: Make
-) -> None:
+def test_each_source_has_its_cursor_which_duplicates_and_conflicts_advance(history: History, make_record: Make) -> None:
     assert history.cursor("a") is None
     history.append([make_record(0, source="a", cursor="x0"), make_record(1, source="b", cursor="y0")])
     history.append([make_record(2, source="a"), make_record(3, source="a", cursor="x1")])
@@ -86,7 +86,7 @@ def test_a_failed_append_leaves_nothing(history: History, make_record: Make) -> 
     assert history.append([make_record(1)]) == [Receipt("task-1", 1, False)]
 
 
-def test_everything_is_there_after_it_is_opened_again(tmp_path: Path, make_record: Make) -> None:
+def test_everything_is_there_after_reopening(tmp_path: Path, make_record: Make) -> None:
     with History.open(tmp_path / "a" / "b", write=True) as history:
         history.append([make_record(0, cursor="c0")])
     with History.open(tmp_path / "a" / "b", write=True) as history:
@@ -138,11 +138,11 @@ def test_readers_see_commits_at_once_and_change_nothing(history: History, make_r
             connection.execute("DELETE FROM rounds")
 
 
-def test_readers_do_not_wait_for_a_write_that_is_going_on(history: History, make_record: Make) -> None:
+def test_readers_do_not_wait_for_a_write(history: History, make_record: Make) -> None:
     history.append([make_record(0)])
     history._writer.execute("BEGIN EXCLUSIVE")
     history._writer.execute("UPDATE rounds SET source = 'changed'")
-    with history._writer_lock:  # as an append that waits for the disk holds it
+    with history._writer_lock:  # held as during an append that waits for the disk
         found: list[object] = []
         reader = threading.Thread(target=lambda: found.extend([len(history), history[0], history.entry(0).source]))
         reader.start()
@@ -184,7 +184,7 @@ def test_a_commit_waits_for_the_disk(history: History) -> None:
     assert history._writer.execute("PRAGMA page_size").fetchall() == [(16384,)]
 
 
-def test_the_log_is_cut_back_after_a_long_reader(
+def test_the_wal_is_truncated_after_a_long_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_record: Make
 ) -> None:
     for module in ("ledger", "history"):
@@ -206,7 +206,7 @@ def test_the_log_is_cut_back_after_a_long_reader(
         assert len(history) == 40
 
 
-def test_it_is_a_past_that_remembers_by_itself(history: History, make_record: Make) -> None:
+def test_a_history_works_as_a_replay_buffer(history: History, make_record: Make) -> None:
     history.append([make_record(0)])
     history.remember(0, history[0])
     assert len(history) == 1

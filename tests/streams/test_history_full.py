@@ -24,27 +24,27 @@ def can_mount() -> bool:
 
 
 @pytest.mark.skipif(not can_mount(), reason="no private mounts here (unshare -rm): no disk that is really full")
-@pytest.mark.parametrize("size", ["14m", "40m"])  # full before and after the log is first carried into the database
-def test_a_full_disk_loses_nothing_and_space_heals_it(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("size", ["14m", "40m"])  # full before and after the first WAL checkpoint
+def test_a_full_disk_loses_nothing_and_recovers_with_space(tmp_path: Path, size: str) -> None:
     script = 'mount -t tmpfs -o size="$1" tmpfs "$2" && exec "$3" "$4" tmpfs "$2"'
     command = ["unshare", "-rm", "sh", "-c", script, "sh", size, tmp_path, sys.executable, HERE / "fill_disk.py"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout == "ok\n", done.stderr
 
 
-def test_a_file_that_may_not_grow_loses_nothing_and_space_heals_it(tmp_path: Path) -> None:
+def test_a_file_at_its_size_limit_loses_nothing_and_recovers_with_space(tmp_path: Path) -> None:
     command = [sys.executable, HERE / "fill_disk.py", "limit", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout == "ok\n", done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_the_system_says_full_in_several_ways(number: int) -> None:
+def test_every_error_of_a_full_disk_is_recognised(number: int) -> None:
     with pytest.raises(HistoryFull, match="free some space"), translate_errors(Path("ledger")):
         raise OSError(number, "no")
 
 
-def test_other_faults_are_not_called_full() -> None:
+def test_other_errors_are_not_a_full_disk() -> None:
     with pytest.raises(PermissionError), translate_errors(Path("ledger")):
         raise PermissionError(errno.EACCES, "no")
     for code, expected in [

@@ -1,4 +1,4 @@
-"""Acknowledged is durable: kill -9 at random moments, at every point of a commit, and with torn logs."""
+"""An acknowledged round is durable: under kill -9 at random moments, at every point of a commit, and with torn logs."""
 
 import multiprocessing
 import os
@@ -29,8 +29,8 @@ def start(target: object, *arguments: object) -> tuple[multiprocessing.Process, 
     return process, here
 
 
-def hear(connection: Connection) -> Said:
-    """Return all that was told before the end; what the kill cut off in the middle was not told."""
+def receive_all(connection: Connection) -> Said:
+    """Return everything received before the end; a message that the kill cut off does not count."""
     said: Said = []
     try:
         while True:
@@ -40,7 +40,7 @@ def hear(connection: Connection) -> Said:
 
 
 def check(folder: Path, seed: int, said: Said) -> int:
-    """Check the promises; returns how many rounds there are."""
+    """Check the guarantees; return the number of rounds."""
     with History.open(folder, write=False) as history:
         rounds = len(history)
         ids = [history.entry(round).id for round in range(rounds)]
@@ -60,16 +60,16 @@ def check(folder: Path, seed: int, said: Said) -> int:
     return rounds
 
 
-def test_no_acknowledged_round_is_lost_by_kills_at_random_moments(tmp_path: Path) -> None:
+def test_kills_at_random_moments_lose_no_acknowledged_round(tmp_path: Path) -> None:
     chance = random.Random(20)
     before = acknowledged = 0
     for seed in range(14):
-        process, told = start(appending.append_for_ever, str(tmp_path), seed)
-        first = told.recv()
+        process, connection = start(appending.append_for_ever, str(tmp_path), seed)
+        first = connection.recv()
         wait = chance.uniform(0.0, 0.25)
-        process.join(wait)  # it never ends by itself: this is the random moment
+        process.join(wait)  # the process never ends by itself, so this is a random moment
         os.kill(process.pid or 0, signal.SIGKILL)
-        said = [*first, *hear(told)]
+        said = [*first, *receive_all(connection)]
         process.join()
         assert process.exitcode == -signal.SIGKILL
         rounds = check(tmp_path, seed, said)
@@ -90,9 +90,9 @@ POINTS = [
 
 
 @pytest.mark.parametrize(("word", "count", "after"), POINTS)
-def test_a_commit_is_whole_or_nothing_wherever_it_is_killed(tmp_path: Path, word: str, count: int, after: bool) -> None:
-    process, told = start(appending.die_at, str(tmp_path), word, count, after)
-    said = hear(told)
+def test_a_commit_is_atomic_wherever_it_is_killed(tmp_path: Path, word: str, count: int, after: bool) -> None:
+    process, connection = start(appending.die_at, str(tmp_path), word, count, after)
+    said = receive_all(connection)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [round for _, round, _ in said] == list(range(5))
@@ -103,8 +103,8 @@ def test_a_commit_is_whole_or_nothing_wherever_it_is_killed(tmp_path: Path, word
     assert check(tmp_path, 0, []) == 9
 
 
-def test_a_torn_log_keeps_every_commit_that_is_whole(tmp_path: Path) -> None:
-    """As power loss leaves it: of the last writes any part may be missing, but what was synced is there."""
+def test_a_torn_log_keeps_every_complete_commit(tmp_path: Path) -> None:
+    """A power loss may drop any part of the last writes, but synced data is there."""
     folder, torn = tmp_path / "whole", tmp_path / "torn"
     files = (ledger.FILE, f"{ledger.FILE}-wal")
     chance = random.Random(5)
@@ -119,7 +119,7 @@ def test_a_torn_log_keeps_every_commit_that_is_whole(tmp_path: Path) -> None:
         torn.mkdir()
         (torn / files[0]).write_bytes(images[files[0]])
         log = bytearray(images[files[1]][:cut])
-        if chance.random() < 0.5 and cut > 40_000:  # a hole, as a lost page leaves it
+        if chance.random() < 0.5 and cut > 40_000:  # a hole, as from a lost page
             hole = chance.randint(1, cut - 4_096)
             log[hole : hole + 4_096] = bytes(4_096)
             cut = hole

@@ -1,4 +1,4 @@
-"""The history beside a dictionary that does as it should: whatever is done to it, in whatever order."""
+"""The history agrees with a dictionary as its model, whatever the operations and their order."""
 
 import shutil
 import tempfile
@@ -26,8 +26,8 @@ from tests.crash.scenarios import payload_of, record_of
 NUMBERS = st.integers(0, 40)
 
 
-class HistoryBesideModel(RuleBasedStateMachine):
-    """Numbers are tasks; the model knows their rounds, the cursors, and which rounds are out of play."""
+class HistoryWithModel(RuleBasedStateMachine):
+    """Numbers stand for tasks. The model holds their rounds, the cursors, and which rounds are discarded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class HistoryBesideModel(RuleBasedStateMachine):
         self.history = History.open(self.folder / "0", write=True)
         self.lives = 0
         self.numbers: list[int] = []
-        self.others: set[int] = set()  # those that first came with other bytes
+        self.others: set[int] = set()  # numbers first appended with other bytes
         self.cursors: dict[str, str] = {}
         self.thinned: set[int] = set()
         self.removed: set[int] = set()
@@ -46,7 +46,7 @@ class HistoryBesideModel(RuleBasedStateMachine):
 
     @rule(batch=st.lists(st.tuples(NUMBERS, st.booleans()), max_size=8))
     def append(self, batch: list[tuple[int, bool]]) -> None:
-        """Append tasks, some of them known, some of them (False) with other bytes under a known id."""
+        """Append tasks. Some are known; some (False) have other bytes under a known id."""
         records = [record_of(n) if same else record_of(n)._replace(digest=b"?" * 32) for n, same in batch]
         answers = self.history.append(records)
         for (number, same), record, answer in zip(batch, records, answers, strict=True):
@@ -67,8 +67,8 @@ class HistoryBesideModel(RuleBasedStateMachine):
         self.history = History.open(self.history.path, write=True)
 
     @rule()
-    def lose_the_process(self) -> None:
-        """Go on with a copy of the files as they are now, as after a kill."""
+    def kill_process(self) -> None:
+        """Continue with a copy of the current files, as after a kill."""
         self.lives += 1
         copy = self.folder / str(self.lives)
         shutil.copytree(self.history.path, copy, ignore=shutil.ignore_patterns("*-shm"))
@@ -81,11 +81,11 @@ class HistoryBesideModel(RuleBasedStateMachine):
         seal_next(self.history, SealingSettings(segment_rounds=size))
 
     @rule()
-    def relieve(self) -> None:
+    def evict(self) -> None:
         evict_payloads(self.history, 0)
 
     @rule(most=st.integers(1, 6))
-    def thin(self, most: int) -> None:
+    def subsample_rounds(self, most: int) -> None:
         before = len(self.numbers) - len(self.thinned)
         taken = subsample(self.history, RetentionSettings(rounds=most))
         count = len(self.numbers)
@@ -106,7 +106,7 @@ class HistoryBesideModel(RuleBasedStateMachine):
         assert verify(self.history.path).clean
 
     @invariant()
-    def it_is_what_the_model_says(self) -> None:
+    def agrees_with_the_model(self) -> None:
         with History.open(self.history.path, write=False) as reader:
             assert len(reader) == len(self.numbers)
             for round, number in enumerate(self.numbers):
@@ -123,10 +123,10 @@ class HistoryBesideModel(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-TestHistoryBesideModel = HistoryBesideModel.TestCase
-# Not shrunk: each attempt is a history on disk, and hypothesis would go on for minutes. Twenty steps can be read as
-# they are, and `--hypothesis-seed` or the example database plays them again.
-TestHistoryBesideModel.settings = settings(
+TestHistoryWithModel = HistoryWithModel.TestCase
+# Not shrunk: each attempt is a history on disk, and shrinking would take minutes. Twenty steps are readable as
+# they are, and `--hypothesis-seed` or the example database reproduces them.
+TestHistoryWithModel.settings = settings(
     max_examples=60,
     stateful_step_count=20,
     deadline=None,

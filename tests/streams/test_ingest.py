@@ -26,7 +26,7 @@ def test_an_accepted_task_is_durable_when_it_is_answered(
     assert counts.committed[0][1] > 0
 
 
-def test_the_query_is_split_off_before_it_is_kept(open_ingest: Open, faulty: Faulty, spec: TaskSpec) -> None:
+def test_the_query_is_split_off_before_storing(open_ingest: Open, faulty: Faulty, spec: TaskSpec) -> None:
     from safetensors.torch import save
 
     body = save({"support_x": torch.randn(6, 2), "support_y": torch.tensor([0, 0, 1, 1, 2, 2], dtype=torch.uint8)})
@@ -36,7 +36,7 @@ def test_the_query_is_split_off_before_it_is_kept(open_ingest: Open, faulty: Fau
     assert faulty.entry(0).digest == wire.digest(body), "the digest is of the body as it came"
 
 
-def test_a_rejected_task_is_counted_and_harms_nothing(
+def test_a_rejected_task_is_counted_and_harmless(
     open_ingest: Open, arrive: Arrive, make_task: Callable[[int], Task], counts: Counts
 ) -> None:
     one, task = open_ingest(), make_task(0)
@@ -49,7 +49,7 @@ def test_a_rejected_task_is_counted_and_harms_nothing(
     assert one.submit(arrive(1), wait=False).result(DEADLINE).round == 0
 
 
-def test_duplicates_and_conflicts_are_told_apart_and_not_counted_as_rounds(
+def test_duplicates_and_conflicts_are_distinguished_and_add_no_rounds(
     open_ingest: Open, arrive: Arrive, faulty: Faulty, counts: Counts
 ) -> None:
     one = open_ingest()
@@ -65,7 +65,7 @@ def test_duplicates_and_conflicts_are_told_apart_and_not_counted_as_rounds(
     assert counts.rejected == [("http", "conflict")] * 2
 
 
-def test_what_waits_is_committed_together_but_no_more_than_the_limit(
+def test_waiting_tasks_are_committed_together_up_to_the_limit(
     open_ingest: Open, arrive: Arrive, faulty: Faulty
 ) -> None:
     one = open_ingest(commit_batch=4)
@@ -79,7 +79,7 @@ def test_what_waits_is_committed_together_but_no_more_than_the_limit(
     assert len(sizes) <= 4
 
 
-def test_a_full_backlog_holds_pushed_tasks_back_but_answers_what_is_known(
+def test_a_full_backlog_refuses_pushed_tasks_but_answers_duplicates(
     open_ingest: Open, arrive: Arrive, faulty: Faulty, counts: Counts
 ) -> None:
     one = open_ingest(backlog=3)
@@ -132,7 +132,7 @@ def test_a_pulled_task_waits_for_room(open_ingest: Open, arrive: Arrive, counts:
     assert found == [1]
 
 
-def test_closing_ends_the_wait_for_room_and_commits_what_is_queued(
+def test_closing_ends_the_wait_for_room_and_commits_queued_tasks(
     open_ingest: Open, arrive: Arrive, faulty: Faulty
 ) -> None:
     one = open_ingest(backlog=5, commit_batch=2)

@@ -9,7 +9,7 @@ from streams.types import BacklogFull, Conflict, Rejected
 from tests.support.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 
-def test_a_full_disk_fails_pushed_tasks_and_holds_pulled_ones_in_order(
+def test_a_full_disk_fails_pushed_tasks_and_delays_pulled_ones_in_order(
     open_ingest: Open, arrive: Arrive, faulty: Faulty
 ) -> None:
     one = open_ingest(commit_batch=3)
@@ -29,7 +29,7 @@ def test_a_full_disk_fails_pushed_tasks_and_holds_pulled_ones_in_order(
     assert faulty.cursor("p") == "5"
 
 
-def test_a_full_disk_is_told_before_a_full_backlog(open_ingest: Open, arrive: Arrive, faulty: Faulty) -> None:
+def test_a_full_disk_is_reported_before_a_full_backlog(open_ingest: Open, arrive: Arrive, faulty: Faulty) -> None:
     one = open_ingest(backlog=2)
     one.submit(arrive(0), wait=False).result(DEADLINE)
     faulty.fault = HistoryFull("free some space")
@@ -58,7 +58,7 @@ def test_closing_on_a_full_disk_fails_all_and_moves_no_cursor(
     assert (len(faulty), faulty.cursor("p")) == (0, None)
 
 
-def test_a_record_that_cannot_be_kept_does_not_fail_its_mates(
+def test_a_failing_record_does_not_fail_the_rest_of_its_batch(
     open_ingest: Open, arrive: Arrive, faulty: Faulty
 ) -> None:
     one = open_ingest()
@@ -71,7 +71,7 @@ def test_a_record_that_cannot_be_kept_does_not_fail_its_mates(
     assert one.submit(arrive(7), wait=False).result(DEADLINE).round == 4
 
 
-def test_a_count_that_fails_does_not_stop_the_commits(faulty: Faulty, spec: TaskSpec, arrive: Arrive) -> None:
+def test_a_failing_metric_does_not_stop_the_commits(faulty: Faulty, spec: TaskSpec, arrive: Arrive) -> None:
     def broken(*said: object) -> None:
         raise RuntimeError("the counter is broken")
 

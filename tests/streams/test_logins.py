@@ -1,4 +1,4 @@
-"""Passwords and TLS, on real brokers; no secret is told to anybody else."""
+"""Passwords and TLS on real brokers. A secret reaches only the broker that it is for."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ KINDS = ("kafka", "nats", "redis")
 
 
 class Secured(NamedTuple):
-    """Where a stream is, for a source and for a producer, and the files with which one gets in."""
+    """The stream's settings for a source and its address for a producer, with the files of the login."""
 
     kind: str
     settings: dict[str, Any]
@@ -37,7 +37,7 @@ class Secured(NamedTuple):
         return opened
 
     def refusal(self, **other: Any) -> str:
-        """Return what a source, which must not get in, and a producer say."""
+        """Return the errors of a source and of a producer, neither of which may get in."""
         with pytest.raises(LoginRefused) as caught:
             self.source(**other).lag(None)
         with pytest.raises(SubmitError) as submitting:
@@ -109,25 +109,27 @@ def write_properties(folder: Path, properties: dict[str, str]) -> str:
     return str(file)
 
 
-def test_tasks_come_and_go_over_tls(secured: Secured, make_task: Callable[[int], Task], tmp_path: Path) -> None:
+def test_tasks_are_produced_and_read_over_tls(
+    secured: Secured, make_task: Callable[[int], Task], tmp_path: Path
+) -> None:
     bodies = {f"task-{n}": wire.encode(make_task(n)) for n in range(5)}
     secured.produce(bodies)
     with running(tmp_path, secured.source()) as run:
         wait_for("all arrive", lambda: len(run.history) == 5)
         assert sorted(run.ids()) == list(bodies)
-        assert secured.source().lag(run.cursor) in (0, 5), "Redis may not have been told yet"
+        assert secured.source().lag(run.cursor) in (0, 5), "Redis may not have the acknowledgement yet"
 
 
-def test_a_certificate_of_somebody_else_is_not_believed(secured: Secured, tmp_path: Path) -> None:
+def test_an_unknown_certificate_is_refused(secured: Secured, tmp_path: Path) -> None:
     write_certificate(tmp_path)
     other = {"ca_file": str(tmp_path / "cert.pem")}
     if secured.kind == "kafka":
         said = {"security.protocol": "SSL", "ssl.ca.location": other["ca_file"]}
         other = {"properties_file": write_properties(tmp_path, said)}
-    told = secured.refusal(**other)
-    assert "certificate" in told
-    assert "127.0.0.1" in told
-    assert PASSWORD not in told
+    errors = secured.refusal(**other)
+    assert "certificate" in errors
+    assert "127.0.0.1" in errors
+    assert PASSWORD not in errors
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ def closed_kafka(tmp_path: Path) -> Iterator[Secured]:
         server.stop()
 
 
-def test_a_wrong_password_is_refused_at_once_and_not_told(
+def test_a_wrong_password_is_refused_at_once_and_not_shown(
     secured: Secured, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "wrong").write_text("not-the-password\n")
@@ -148,18 +150,18 @@ def test_a_wrong_password_is_refused_at_once_and_not_told(
     if secured.kind == "kafka":
         secured, other = request.getfixturevalue("closed_kafka"), {}
     source = secured.source(**other)
-    told = secured.refusal(**other) + caplog.text
+    errors = secured.refusal(**other) + caplog.text
     answer = {"redis": "invalid username-password", "nats": "authorization failed", "kafka": "unknown-user"}
-    assert answer[secured.kind] in told
-    assert "not-the-password" not in told
-    assert PASSWORD not in told
+    assert answer[secured.kind] in errors
+    assert "not-the-password" not in errors
+    assert PASSWORD not in errors
     if secured.kind != "kafka":
         (tmp_path / "wrong").write_text(PASSWORD)
         assert source.lag(None) is not None, "the file is read again"
 
 
-def test_a_password_is_told_to_no_server_that_speaks_plainly(tmp_path: Path) -> None:
-    """As when somebody between the two takes the word TLS out of what the server says."""
+def test_a_password_is_not_sent_without_tls(tmp_path: Path) -> None:
+    """An attacker in the network may remove TLS from the server's offer."""
     server = Nats(tmp_path / "nats")
     (tmp_path / "password").write_text(PASSWORD)
     try:
@@ -189,7 +191,7 @@ def test_a_token_opens_a_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "settings", "told"),
+    ("module", "settings", "message"),
     [
         (redis, {"url": "redis://:hush@127.0.0.1/0"}, "url contains a secret.*password_file"),
         (redis, {"url": "redis://127.0.0.1/0?password=hush"}, "url contains a secret.*password_file"),
@@ -210,8 +212,8 @@ def test_a_token_opens_a_server(tmp_path: Path) -> None:
         (kafka, {"properties_file": "{none}"}, "No such file or directory: '{none}'"),
     ],
 )
-def test_what_cannot_be_a_login_is_refused_before_anything_is_asked(
-    module: Any, settings: dict[str, str], told: str, tmp_path: Path
+def test_an_invalid_login_is_refused_before_connecting(
+    module: Any, settings: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     write_certificate(tmp_path)
     (tmp_path / "text").write_text("some text")
@@ -219,14 +221,14 @@ def test_what_cannot_be_a_login_is_refused_before_anything_is_asked(
     files = {"cert": "cert.pem", "none": "none", "text": "text", "empty": "empty"}
     files = {name: str(tmp_path / file) for name, file in files.items()}
     for name, file in files.items():
-        told = told.replace(f"{{{name}}}", file)
+        message = message.replace(f"{{{name}}}", file)
         settings = {key: value.replace(f"{{{name}}}", file) for key, value in settings.items()}
-    with pytest.raises((ValueError, OSError), match=told) as caught:
+    with pytest.raises((ValueError, OSError), match=message) as caught:
         module.create_source(module.Settings(**settings), SPEC, "s", 0)
     assert "hush" not in str(caught.value)
 
 
-def test_an_option_that_an_address_has_not_is_told() -> None:
+def test_an_unknown_option_in_an_address_is_refused() -> None:
     with pytest.raises(
         ValueError, match="unknown option pasword_file in the address; the options are password_file, ca_file"
     ):

@@ -1,4 +1,4 @@
-"""Streams that are not stationary: what task t is drawn from, as their settings say."""
+"""Non-stationary streams draw task t as their settings say."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ MODELS = {
     "quadratic": lambda x: [x**2, x, x**0],
     "cubic": lambda x: [x**3, x**2, x, x**0],
 }
-"""What the families' functions are weighted sums of."""
+"""The basis functions of each family; its functions are their weighted sums."""
 
 
 def points(task):
@@ -30,7 +30,7 @@ def points(task):
 
 
 def fit(family, task):
-    """Return the weights by which a family explains a task best, and the largest error that is left."""
+    """Return the weights of the best fit of a family to a task, and the largest remaining error."""
     x, y = points(task)
     columns = np.stack(MODELS[family](x), 1)
     weights = np.linalg.lstsq(columns, y, rcond=None)[0]
@@ -44,7 +44,7 @@ def amplitude(task):
 
 
 @pytest.mark.parametrize("motion", ["cycle", "walk"])
-def test_amplitudes_fill_the_window_that_the_settings_put_at_each_task(motion):
+def test_amplitudes_fill_the_window_of_each_task(motion):
     settings = replace(DRIFT, motion=motion, period=40.0, step=0.3)
     tasks = {t: drifting_sinusoids.make_task(settings, 3, t) for t in range(160)}
     places = [
@@ -55,7 +55,7 @@ def test_amplitudes_fill_the_window_that_the_settings_put_at_each_task(motion):
     assert abs(np.mean(places) - 0.5) < 0.1
 
 
-def test_a_cycle_begins_at_the_bottom_and_is_at_the_top_after_half_its_period():
+def test_a_cycle_starts_at_the_bottom_and_peaks_after_half_a_period():
     settings = replace(DRIFT, period=40.0, width=0.9)
     low = [drifting_sinusoids.lowest_amplitude(settings, 3, t) for t in range(100)]
     assert [low[t] for t in (0, 10, 20, 40, 60)] == pytest.approx([0.1, 2.1, 4.1, 0.1, 4.1])
@@ -69,7 +69,7 @@ def test_the_window_of_a_walk_moves_by_the_step_and_stays_inside():
     assert low.min() >= 0.1
     assert low.max() <= 4.5
     assert low.max() - low.min() > 2
-    inside = (low[:-1] > 1.7) & (low[:-1] < 2.9)  # Three steps from the ends: few are mirrored.
+    inside = (low[:-1] > 1.7) & (low[:-1] < 2.9)  # three steps from the ends, where few steps are reflected
     assert np.diff(low)[inside].std() == pytest.approx(0.4, rel=0.2)
     others = [drifting_sinusoids.lowest_amplitude(settings, seed, 0) for seed in range(20)]
     assert np.std(others) > 0.5, "each seed begins elsewhere"
@@ -87,24 +87,24 @@ def test_a_walk_has_independent_normal_steps():
     assert np.var(steps.sum(1)) == pytest.approx(32, rel=0.6)
 
 
-def test_a_walk_far_away_is_found_at_once_and_is_still_one():
+def test_a_random_walk_is_computed_directly_at_any_time():
     far = 10**6 - 3
     places = [random_walk(5, 1, t=far + k) for k in range(200)]
     assert np.diff(places).std() == pytest.approx(1.0, abs=0.2)
     assert abs(places[0]) > 10
 
 
-def test_folding_is_a_pair_of_mirrors():
+def test_reflection_keeps_values_between_zero_and_one():
     assert [reflect(value) for value in (0.25, 1.25, 2.25, -0.25, -1.25)] == [0.25, 0.75, 0.25, 0.25, 0.75]
 
 
-def test_spells_take_turns():
+def test_families_take_turns_by_spell():
     settings = replace(RECUR, spell=3, families=("sinusoid", "line", "cubic"))
     names = [recurring_functions.family_of(settings, 0, t) for t in range(12)]
     assert names == [*["sinusoid"] * 3, *["line"] * 3, *["cubic"] * 3, *["sinusoid"] * 3]
 
 
-def test_the_order_of_spells_may_be_drawn_evenly():
+def test_the_order_of_spells_can_be_uniformly_random():
     settings = replace(RECUR, spell=2, order="random")
     names = [recurring_functions.family_of(settings, 4, t) for t in range(1200)]
     assert names[::2] == names[1::2], "a spell is of one family"
@@ -113,7 +113,7 @@ def test_the_order_of_spells_may_be_drawn_evenly():
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_a_task_is_a_function_of_its_family_with_parameters_in_its_ranges(family):
+def test_a_task_is_a_function_of_its_family_within_the_parameter_ranges(family):
     settings = replace(RECUR, families=(family,), support=20)
     fits = [fit(family, recurring_functions.make_task(settings, 2, t)) for t in range(60)]
     assert max(error for _, error in fits) < 1e-4
@@ -127,7 +127,7 @@ def test_a_task_is_a_function_of_its_family_with_parameters_in_its_ranges(family
     assert np.all(places.max(0) - places.min(0) > 0.8)
 
 
-def test_a_sawtooth_rises_from_minus_its_amplitude_to_it_once_in_pi():
+def test_a_sawtooth_rises_over_its_full_range_once_per_pi():
     x, y = points(recurring_functions.make_task(replace(RECUR, families=("sawtooth",), support=300), 2, 7))
     order = np.argsort(x)
     slopes = np.diff(y[order]) / np.diff(x[order])
@@ -137,7 +137,7 @@ def test_a_sawtooth_rises_from_minus_its_amplitude_to_it_once_in_pi():
     assert np.median(slopes) * math.pi / 2 == pytest.approx(y.max(), rel=0.1)
 
 
-def test_clusters_follow_the_law_of_zipf():
+def test_clusters_follow_zipfs_law():
     drawn = [heavy_tailed_functions.draw_cluster(HEAVY, generator(1, t)) for t in range(2000)]
     weights = np.array([(k + 1) ** -1.2 for k in range(20)])
     share = np.bincount(drawn, minlength=20) / 2000
@@ -151,14 +151,14 @@ def test_clusters_follow_the_law_of_zipf():
 def test_tasks_of_a_cluster_are_near_each_other(spread, widest):
     settings = replace(HEAVY, clusters=1, spread=spread, noise=0.0)
     found = [amplitude(heavy_tailed_functions.make_task(settings, 6, t)) for t in range(40)]
-    assert 0 <= max(found) - min(found) <= widest  # amplitudes of a fifth of 0.1 .. 5
+    assert 0 <= max(found) - min(found) <= widest  # a fifth of the amplitude range 0.1 .. 5
     if spread:
         assert max(found) - min(found) > 0.7
     other = amplitude(heavy_tailed_functions.make_task(settings, 7, 0))
     assert abs(other - found[0]) > 0.05, "the seed decides where a cluster is"
 
 
-def test_clusters_are_of_all_families_in_turn():
+def test_clusters_cycle_through_the_families():
     settings = replace(HEAVY, clusters=4, exponent=0.0, noise=0.0, support=20)
     for t in range(12):
         family = list(FAMILIES)[heavy_tailed_functions.draw_cluster(settings, generator(6, t))]
@@ -171,7 +171,7 @@ def test_noise_has_the_tail_of_students_t():
         freedom: points(sample_task(zero, generator(9), 20_000, 20_000, 0.5, freedom))[1] / 0.5
         for freedom in (3.0, math.inf)
     }
-    # P(|t_3| > 4) = 0.0280, P(|t_3| > 10) = 0.00213; of a normal variable 6e-5 and nothing.
+    # P(|t_3| > 4) = 0.0280, P(|t_3| > 10) = 0.00213; for a normal variable 6e-5 and about 0.
     assert np.mean(abs(noise[3.0]) > 4) == pytest.approx(0.0280, rel=0.15)
     assert np.mean(abs(noise[3.0]) > 10) == pytest.approx(0.00213, rel=0.5)
     assert np.mean(abs(noise[math.inf]) > 4) < 5e-4
@@ -190,7 +190,7 @@ def test_a_task_is_a_pure_function_of_seed_and_number(module, settings):
     assert module.make_task(replace(settings, support=4, query=7), 3, 1).query.y.shape == (7, 1)
 
 
-def test_parameters_lie_at_shares_of_their_ranges():
+def test_parameters_scale_linearly_over_their_ranges():
     family = FAMILIES["cubic"]
     assert family.parameters(np.zeros(MAX_PARAMETERS)) == pytest.approx(family.low)
     assert family.parameters(np.ones(MAX_PARAMETERS)) == pytest.approx(family.high)

@@ -15,8 +15,8 @@ BACKOFF_SECONDS = 0.001
 KEPT: Answer = (201, {}, b'{"id": "a", "round": 7}')
 
 
-class Daemon:
-    """A real HTTP server that gives the answers of a script, the last one for ever, and keeps what it was asked."""
+class ScriptedServer:
+    """A real HTTP server that returns scripted answers, repeats the last one, and records the requests."""
 
     def __init__(self, *script: Answer) -> None:
         self.script = list(script)
@@ -31,17 +31,17 @@ class Daemon:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 daemon.asked.append((self.path, dict(self.headers), body))
                 daemon.connections.add(self.client_address)
-                status, headers, said = daemon.script.pop(0) if len(daemon.script) > 1 else daemon.script[0]
+                status, headers, text = daemon.script.pop(0) if len(daemon.script) > 1 else daemon.script[0]
                 if status == 0:
                     self.close_connection = True
                     return
                 self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(said))}.items():
+                for name, value in {**headers, "Content-Length": str(len(text))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(said)
+                self.wfile.write(text)
 
-            def log_message(self, *said: object) -> None:
+            def log_message(self, *text: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -56,12 +56,12 @@ class Daemon:
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Daemon]]:
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ScriptedServer]]:
     monkeypatch.setattr(errors, "_BACKOFF", lambda state: BACKOFF_SECONDS)
-    running: list[Daemon] = []
+    running: list[ScriptedServer] = []
 
-    def start(*script: Answer) -> Daemon:
-        running.append(Daemon(*script))
+    def start(*script: Answer) -> ScriptedServer:
+        running.append(ScriptedServer(*script))
         return running[-1]
 
     yield start
@@ -70,11 +70,11 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Daemon]]:
 
 
 def refused(status: int, **headers: str) -> Answer:
-    said = {"reason": "because", "detail": "It is so."}
-    return status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(said).encode()
+    text = {"reason": "because", "detail": "It is so."}
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(text).encode()
 
 
-def test_a_task_is_posted_with_its_id_and_token(serve: Callable[..., Daemon]) -> None:
+def test_a_task_is_posted_with_its_id_and_token(serve: Callable[..., ScriptedServer]) -> None:
     daemon = serve(KEPT)
     assert submit(daemon.url + "/", "a", b"body", token="secret") == Receipt("a", 7, duplicate=False)
     path, headers, body = daemon.asked[0]
@@ -83,21 +83,21 @@ def test_a_task_is_posted_with_its_id_and_token(serve: Callable[..., Daemon]) ->
     assert headers["Authorization"] == "Bearer secret"
 
 
-def test_a_duplicate_is_said_to_be_one(serve: Callable[..., Daemon]) -> None:
+def test_a_duplicate_is_reported_as_one(serve: Callable[..., ScriptedServer]) -> None:
     daemon = serve((200, {}, b'{"id": "a", "round": 7}'))
     assert submit(daemon.url, "a", b"") == Receipt("a", 7, duplicate=True)
     assert "Authorization" not in daemon.asked[0][1]
 
 
 @pytest.mark.parametrize("status", [0, 429, 500, 502, 503, 504, 507])
-def test_what_may_pass_is_tried_again_with_the_same_id(serve: Callable[..., Daemon], status: int) -> None:
+def test_a_temporary_failure_is_retried_with_the_same_id(serve: Callable[..., ScriptedServer], status: int) -> None:
     daemon = serve(refused(status), refused(status), KEPT)
     assert submit(daemon.url, "a", b"body").round == 7
     assert [(headers["Idempotency-Key"], body) for _, headers, body in daemon.asked] == [("a", b"body")] * 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422])
-def test_what_will_not_pass_is_raised_at_once(serve: Callable[..., Daemon], status: int) -> None:
+def test_a_permanent_failure_is_raised_at_once(serve: Callable[..., ScriptedServer], status: int) -> None:
     daemon = serve(refused(status), KEPT)
     with pytest.raises(SubmitError, match="because") as caught:
         submit(daemon.url, "a", b"body")
@@ -113,13 +113,13 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def test_retry_after_is_obeyed(serve: Callable[..., Daemon], slept: list[float]) -> None:
+def test_retry_after_is_obeyed(serve: Callable[..., ScriptedServer], slept: list[float]) -> None:
     daemon = serve(refused(429, Retry_After="30"), refused(503), KEPT)
     assert submit(daemon.url, "a", b"").round == 7
     assert slept == [30 + BACKOFF_SECONDS, BACKOFF_SECONDS]
 
 
-def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[..., Daemon]) -> None:
+def test_a_retry_after_beyond_the_time_limit_is_not_waited_for(serve: Callable[..., ScriptedServer]) -> None:
     daemon = serve(refused(429, Retry_After="3600"), KEPT)
     with pytest.raises(SubmitError) as caught:
         submit(daemon.url, "a", b"", retry_seconds=5)
@@ -127,8 +127,8 @@ def test_retry_after_longer_than_patience_is_not_waited_for(serve: Callable[...,
     assert len(daemon.asked) == 1
 
 
-def test_patience_ends(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No try is begun after ``retry_seconds``: the wait after the third would last longer."""
+def test_retries_end_at_the_time_limit(serve: Callable[..., ScriptedServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt starts after ``retry_seconds``: the wait after the third attempt would be too long."""
     daemon = serve(refused(507))
     monkeypatch.setattr(errors, "_BACKOFF", lambda state: BACKOFF_SECONDS if state.attempt_number < 3 else 300.0)
     with pytest.raises(SubmitError) as caught:
@@ -140,14 +140,14 @@ def test_patience_ends(serve: Callable[..., Daemon], monkeypatch: pytest.MonkeyP
     assert len(daemon.asked) == 4
 
 
-def test_a_daemon_that_is_not_there_is_unreachable() -> None:
+def test_a_missing_daemon_is_unreachable() -> None:
     with pytest.raises(SubmitError, match="no answer") as caught:
         submit("http://127.0.0.1:9", "a", b"", retry_seconds=0.05)
     assert (caught.value.status, caught.value.reason) == (None, "unreachable")
 
 
 @pytest.mark.parametrize("id", ["a\r\nX-Evil: 1", "ä€"])
-def test_an_id_that_no_header_can_carry_is_refused_at_once(serve: Callable[..., Daemon], id: str) -> None:
+def test_an_id_that_is_invalid_in_a_header_is_refused_at_once(serve: Callable[..., ScriptedServer], id: str) -> None:
     daemon = serve(KEPT)
     with pytest.raises(SubmitError) as caught:
         submit(daemon.url, id, b"")
@@ -156,13 +156,13 @@ def test_an_id_that_no_header_can_carry_is_refused_at_once(serve: Callable[..., 
 
 
 @pytest.mark.parametrize("answer", [(201, {}, b"<html>"), (201, {}, b"{}"), (404, {}, b"nothing"), (302, {}, b"")])
-def test_something_else_on_the_port_is_told_apart(serve: Callable[..., Daemon], answer: Answer) -> None:
+def test_another_server_on_the_port_is_detected(serve: Callable[..., ScriptedServer], answer: Answer) -> None:
     with pytest.raises(SubmitError) as caught:
         submit(serve(answer).url, "a", b"")
     assert (caught.value.status, caught.value.reason) == (answer[0], "unexpected_answer")
 
 
-def test_one_client_keeps_its_connection(serve: Callable[..., Daemon]) -> None:
+def test_a_client_reuses_its_connection(serve: Callable[..., ScriptedServer]) -> None:
     daemon = serve(KEPT)
     with connect(daemon.url, token="secret") as client:
         for _ in range(5):
@@ -171,7 +171,7 @@ def test_one_client_keeps_its_connection(serve: Callable[..., Daemon]) -> None:
     assert {headers["Authorization"] for _, headers, _ in daemon.asked} == {"Bearer secret"}
 
 
-def test_retry_after_may_be_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_can_be_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
     monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: now))
     assert http._retry_after_seconds(None) == 0

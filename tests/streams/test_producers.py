@@ -1,4 +1,4 @@
-"""Producers beside that of a daemon; what they bring arrives in the tests of the sources."""
+"""Producers for targets other than a daemon. The tests of the sources check that their tasks arrive."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ ADDRESSES = {"redis": "redis://127.0.0.1:1?stream=s", "kafka": "kafka://127.0.0.
 MODULES = {"redis": "redis", "kafka": "confluent_kafka", "nats": "nats"}
 
 
-def test_a_file_is_whole_and_durable_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_complete_and_durable_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     flush = os.fsync
     monkeypatch.setattr(os, "fsync", lambda one: (flushed.append(os.readlink(f"/proc/self/fd/{one}")), flush(one)))
@@ -43,7 +43,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("ftp://x", "is not an address of a target, such as http://127.0.0.1:8780, redis://"),
         ("kafka://", "is not an address"),
@@ -54,13 +54,13 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
         ("file://host/folder", "names a host: write three slashes"),
     ],
 )
-def test_an_address_that_is_none_is_refused(url: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_address_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         open_producer(url)
 
 
 @pytest.mark.parametrize("kind", sorted(ADDRESSES))
-def test_a_target_that_is_not_there_is_unreachable(kind: str) -> None:
+def test_a_missing_target_is_unreachable(kind: str) -> None:
     producer = open_producer(ADDRESSES[kind], retry_seconds=0.1)
     with pytest.raises(SubmitError, match="no answer") as caught:
         producer.send("a", b"")
@@ -83,7 +83,7 @@ def test_a_missing_client_library_is_named(kind: str, monkeypatch: pytest.Monkey
         open_producer(ADDRESSES[kind])
 
 
-def test_what_a_broker_refuses_is_said(tmp_path: Path) -> None:
+def test_a_refusal_of_the_broker_is_reported(tmp_path: Path) -> None:
     broker = Broker("nats", tmp_path)
     try:
         producer = open_producer(f"nats://{broker.address}/nobody", retry_seconds=30)

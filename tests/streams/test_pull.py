@@ -12,15 +12,15 @@ from streams.types import Arrival
 from tests.support.ingesting import DEADLINE, Arrive, Faulty, Open, until
 
 
-class Scripted:
-    """A source of tasks 0 .. all-1 that breaks off once at each of the given places, and says where it was begun."""
+class ScriptedSource:
+    """A source of tasks 0 .. all-1 that fails once at each given task, and records where each read started."""
 
     def __init__(self, make: Callable[[int], Arrival], all: int, breaks: tuple[int, ...] = ()) -> None:
         self.make, self.all, self.breaks = make, all, set(breaks)
-        self.begun: list[str | None] = []
+        self.reads_after: list[str | None] = []
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        self.begun.append(after)
+        self.reads_after.append(after)
         for n in range(0 if after is None else int(after) + 1, self.all):
             if n in self.breaks:
                 self.breaks.discard(n)
@@ -49,41 +49,39 @@ def pulling(history: History, spec: TaskSpec, rejected: list[tuple[str, str]]) -
         one.close()
 
 
-def test_all_that_a_source_yields_is_kept_in_order_under_its_name(
-    pulling: Open, history: History, arrive: Arrive
-) -> None:
+def test_tasks_of_a_source_are_stored_in_order_under_its_name(pulling: Open, history: History, arrive: Arrive) -> None:
     one = pulling()
-    one.pull("p", Scripted(arrive, 30))
+    one.pull("p", ScriptedSource(arrive, 30))
     until(lambda: len(history) == 30)
     assert [history.entry(n).id for n in range(30)] == [f"task-{n}" for n in range(30)]
     assert {history.entry(n).source for n in range(30)} == {"p"}
     assert history.cursor("p") == "29"
     with pytest.raises(ValueError, match="'p' is already being read"):
-        one.pull("p", Scripted(arrive, 1))
+        one.pull("p", ScriptedSource(arrive, 1))
 
 
-def test_a_source_that_breaks_off_is_read_again_from_what_is_committed(
+def test_a_failed_source_is_read_again_after_the_last_commit(
     pulling: Open, history: History, arrive: Arrive, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = Scripted(arrive, 12, breaks=(0, 5, 6))
+    source = ScriptedSource(arrive, 12, breaks=(0, 5, 6))
     with caplog.at_level(logging.WARNING):
         pulling().pull("p", source)
         until(lambda: len(history) == 12)
     assert [history.entry(n).id for n in range(12)] == [f"task-{n}" for n in range(12)]
-    assert source.begun[:2] == [None, None]
-    assert len(source.begun) == 4
+    assert source.reads_after[:2] == [None, None]
+    assert len(source.reads_after) == 4
     assert "the broker went away" in caplog.text
 
 
-def test_a_restart_goes_on_behind_the_last_committed_task(pulling: Open, history: History, arrive: Arrive) -> None:
+def test_a_restart_resumes_after_the_last_committed_task(pulling: Open, history: History, arrive: Arrive) -> None:
     first = pulling()
-    first.pull("p", Scripted(arrive, 7))
+    first.pull("p", ScriptedSource(arrive, 7))
     until(lambda: len(history) == 7)
     first.close()
-    source = Scripted(arrive, 9)
+    source = ScriptedSource(arrive, 9)
     pulling().pull("p", source)
     until(lambda: len(history) == 9)
-    assert source.begun == ["6"]
+    assert source.reads_after == ["6"]
 
 
 def test_rejected_and_conflicting_arrivals_are_counted_and_skipped(
@@ -94,13 +92,13 @@ def test_rejected_and_conflicting_arrivals_are_counted_and_skipped(
             return arrive(n)._replace(body=b"nonsense")
         return arrive(n)._replace(id="task-0") if n == 5 else arrive(n)
 
-    pulling().pull("p", Scripted(make, 8))
+    pulling().pull("p", ScriptedSource(make, 8))
     until(lambda: history.cursor("p") == "7" and len(rejected) == 3)
     assert [history.entry(n).id for n in range(len(history))] == ["task-0", "task-1", "task-3", "task-6", "task-7"]
     assert sorted(rejected) == [("p", "conflict"), ("p", "unreadable"), ("p", "unreadable")]
 
 
-def test_back_pressure_stops_the_reading(pulling: Open, history: History, arrive: Arrive) -> None:
+def test_backpressure_stops_the_reading(pulling: Open, history: History, arrive: Arrive) -> None:
     learned = [0]
     read = [0]
 
@@ -108,7 +106,7 @@ def test_back_pressure_stops_the_reading(pulling: Open, history: History, arrive
         read[0] = n
         return arrive(n)
 
-    pulling(lambda: learned[0], backlog=3).pull("p", Scripted(make, 100))
+    pulling(lambda: learned[0], backlog=3).pull("p", ScriptedSource(make, 100))
     until(lambda: len(history) == 3)
     for done in range(1, 20):
         learned[0] = done
@@ -122,16 +120,16 @@ def test_closing_is_prompt_for_idle_broken_and_blocked_sources(pulling: Open, hi
             raise ConnectionError("never there")
 
     one = pulling(backlog=2)
-    one.pull("idle", Scripted(arrive, 0))
+    one.pull("idle", ScriptedSource(arrive, 0))
     one.pull("broken", Broken())
-    one.pull("blocked", Scripted(arrive, 10))
+    one.pull("blocked", ScriptedSource(arrive, 10))
     until(lambda: len(history) == 2)
     one.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("pull-", "ingest-"))]
     assert len(history) == 2
 
 
-def test_a_source_that_ends_is_asked_again(pulling: Open, history: History, arrive: Arrive) -> None:
+def test_a_source_that_ends_is_read_again(pulling: Open, history: History, arrive: Arrive) -> None:
     class Ending:
         def read(self, after: str | None) -> Iterator[Arrival | None]:
             first = 0 if after is None else int(after) + 1
@@ -161,12 +159,12 @@ def test_a_source_left_in_a_blocking_read_does_not_hang_the_close(
     release.set()
 
 
-class Settling(Scripted):
-    """A source that is told what it need not keep, and once fails at being told."""
+class AckingSource(ScriptedSource):
+    """A source that records its acknowledgements, and can fail once on one."""
 
     def __init__(self, make: Callable[[int], Arrival], all: int, fails: bool = False) -> None:
         super().__init__(make, all)
-        self.settled: list[str] = []
+        self.acked: list[str] = []
         self.refused: dict[str, str] = {}
         self.fails = fails
 
@@ -174,46 +172,46 @@ class Settling(Scripted):
         if self.fails:
             self.fails = False
             raise ConnectionError("the broker does not listen")
-        self.settled += [arrival.id for arrival in arrivals]
+        self.acked += [arrival.id for arrival in arrivals]
         self.refused |= {arrival.id: arrival.rejection.reason for arrival in arrivals if arrival.rejection}
         assert {arrival.body for arrival in arrivals} == {b""}
 
 
-def test_a_source_is_told_what_is_durable_or_rejected(pulling: Open, history: History, arrive: Arrive) -> None:
+def test_durable_and_rejected_arrivals_are_acknowledged(pulling: Open, history: History, arrive: Arrive) -> None:
     def make(n: int) -> Arrival:
         if n == 3:
             return arrive(n)._replace(id="task-1")
         return arrive(n)._replace(body=b"nonsense") if n == 2 else arrive(n)
 
-    source = Settling(make, 200)
+    source = AckingSource(make, 200)
     pulling().pull("p", source)
-    until(lambda: len(source.settled) == 200)
-    assert sorted(source.settled) == sorted(["task-1", *(f"task-{n}" for n in range(200) if n != 3)])
+    until(lambda: len(source.acked) == 200)
+    assert sorted(source.acked) == sorted(["task-1", *(f"task-{n}" for n in range(200) if n != 3)])
     assert source.refused == {"task-2": "unreadable", "task-1": "conflict"}
     assert len(history) == 198
 
 
-def test_what_could_not_be_kept_is_not_settled(open_ingest: Open, faulty: Faulty, arrive: Arrive) -> None:
+def test_an_arrival_that_was_not_stored_is_not_acknowledged(open_ingest: Open, faulty: Faulty, arrive: Arrive) -> None:
     faulty.poison = "task-3"
-    source = Settling(arrive, 6)
+    source = AckingSource(arrive, 6)
     open_ingest().pull("p", source)
-    until(lambda: len(source.settled) == 5)
-    assert "task-3" not in source.settled
+    until(lambda: len(source.acked) == 5)
+    assert "task-3" not in source.acked
 
 
-def test_a_source_that_cannot_be_told_is_read_again(
+def test_a_source_that_fails_on_an_acknowledgement_is_read_again(
     pulling: Open, history: History, arrive: Arrive, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = Settling(arrive, 8, fails=True)
+    source = AckingSource(arrive, 8, fails=True)
     pulling().pull("p", source)
-    until(lambda: len(history) == 8 and "does not listen" in caplog.text and len(source.begun) == 2)
+    until(lambda: len(history) == 8 and "does not listen" in caplog.text and len(source.reads_after) == 2)
     assert history.cursor("p") == "7"
 
 
-def test_the_last_ones_are_settled_when_it_ends(pulling: Open, history: History, arrive: Arrive) -> None:
-    source = Settling(arrive, 30)
+def test_the_last_arrivals_are_acknowledged_at_close(pulling: Open, history: History, arrive: Arrive) -> None:
+    source = AckingSource(arrive, 30)
     one = pulling()
     one.pull("p", source)
     until(lambda: len(history) > 0)
     one.close()
-    assert len(source.settled) == len(history)
+    assert len(source.acked) == len(history)

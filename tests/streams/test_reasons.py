@@ -1,4 +1,4 @@
-"""The table of reasons, the code that gives them and the page that explains them say the same."""
+"""The table of reasons, the code that gives them, and the page that explains them agree."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ PAGE = (Path(streams.__path__[0]).parent / "docs/how-to/bad-input.md").read_text
 
 
 def reasons_given(folder: Path) -> set[str]:
-    """Return the first argument of every ``Rejected(...)`` that is called in a folder."""
+    """Return the first argument of every ``Rejected(...)`` call in a folder."""
     found = set()
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -27,20 +27,20 @@ def reasons_given(folder: Path) -> set[str]:
     return found
 
 
-def test_the_table_has_every_reason_that_is_given_and_no_other() -> None:
+def test_the_table_has_exactly_the_reasons_in_the_code() -> None:
     root = Path(streams.__path__[0])
     given = reasons_given(root) | reasons_given(root.parent / "deploy") | set(_EMPTY_REASONS.values())
     assert given == set(REASONS)
 
 
-def test_the_page_has_every_reason_with_its_status_and_meaning() -> None:
+def test_the_page_lists_every_reason_with_its_status_and_meaning() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (4\d\d) \| (.+) \|$", PAGE, flags=re.MULTILINE)
     assert [(reason, meaning) for reason, _, meaning in rows] == list(REASONS.items())
     for reason, status, _ in rows:
         assert int(status) == (409 if reason == "conflict" else REJECTION_STATUS.get(reason, 422))
 
 
-def test_the_page_has_every_limit_with_its_default() -> None:
+def test_the_page_lists_every_limit_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, flags=re.MULTILINE)
     limits = {key: int(value) for key, value in rows if key not in REASONS}
     assert limits == vars(Limits())

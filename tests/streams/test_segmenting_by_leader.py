@@ -1,4 +1,4 @@
-"""Rows that are cut by what the run's own leader loses on them."""
+"""Rows that are cut into tasks by the loss of the run's own leader."""
 
 import json
 import threading
@@ -47,7 +47,7 @@ def spec() -> TaskSpec:
 
 @dataclass
 class Run:
-    """A linear leader that begins at nought, and what it is told to have learned."""
+    """A linear leader that starts at zero, and the rounds that it counts as learned."""
 
     spec: TaskSpec = REAL
     offset: float = 0.0
@@ -55,7 +55,7 @@ class Run:
     learned: int = 0
     rounds: int = 0
     last: Sequence[Task] = ()
-    asked: list[float] = field(default_factory=list)
+    served_offsets: list[float] = field(default_factory=list)
 
     @property
     def inner(self) -> Inner:
@@ -68,13 +68,15 @@ class Run:
         outputs = 1 if self.spec is REAL else 3
         return self.inner.init({"weight": torch.zeros(outputs, 2), "bias": torch.full((outputs,), self.offset)})
 
-    def newest(self) -> tuple[Meta, int]:
-        self.asked.append(self.offset)
+    def latest_leader(self) -> tuple[Meta, int]:
+        self.served_offsets.append(self.offset)
         return self.meta(), self.learned
 
     def leader_context(self) -> LeaderContext:
         squares = self.spec is REAL
-        return LeaderContext(self.inner, squares, self.newest, lambda: self.rounds, lambda many: self.last[-many:])
+        return LeaderContext(
+            self.inner, squares, self.latest_leader, lambda: self.rounds, lambda many: self.last[-many:]
+        )
 
 
 def drawn(spec: TaskSpec) -> list[tuple[Tensor, Tensor]]:
@@ -95,7 +97,7 @@ def follow(path: Path, run: Run, **options: Any) -> Any:
 
 
 def tasks(source: Any, after: str | None = None) -> list[Arrival]:
-    """Return all that the source yields when each task is settled at once."""
+    """Return all tasks of the source, acknowledging each at once."""
     found = []
     for arrival in source.read(after):
         if arrival is None:
@@ -106,7 +108,7 @@ def tasks(source: Any, after: str | None = None) -> list[Arrival]:
 
 
 def ends(found: list[Arrival], text: list[str]) -> list[int]:
-    """Return behind which row, counted from 1, each task ends."""
+    """Return the row, counted from 1, at which each task ends."""
     sizes = [0, *accumulate(map(len, text))]
     return [sizes.index(int(arrival.cursor or 0)) for arrival in found]
 
@@ -126,7 +128,7 @@ def test_a_task_ends_where_the_leader_errs(tmp_path: Path, spec: TaskSpec) -> No
 
 
 def cut_in_memory(run: Run, spec: TaskSpec, known: list[Score], **options: Any) -> list[int]:
-    """Return where a stream is cut by the same leader, in a notebook's way."""
+    """Return where the same leader cuts the stream in memory, as in a notebook."""
     stream, scores = drawn(spec), list(known)
 
     def renew() -> Segmenter:
@@ -142,13 +144,13 @@ def cut_in_memory(run: Run, spec: TaskSpec, known: list[Score], **options: Any) 
 
 
 @every_spec
-def test_it_is_cut_as_in_memory(tmp_path: Path, spec: TaskSpec) -> None:
+def test_a_file_is_cut_as_in_memory(tmp_path: Path, spec: TaskSpec) -> None:
     text = write(tmp_path / "rows.jsonl", spec)
     found = tasks(follow(tmp_path / "rows.jsonl", Run(spec), **OPTIONS, likelihood_options={"window": 3}))
     assert ends(found, text) == cut_in_memory(Run(spec), spec, [], **OPTIONS["change_options"])
 
 
-def test_errors_are_expected_from_the_last_rounds_until_there_are_others(tmp_path: Path) -> None:
+def test_expected_errors_start_from_the_last_rounds(tmp_path: Path) -> None:
     text = write(tmp_path / "rows.jsonl", REAL)
     x, y = (torch.stack([pair[half] for pair in drawn(REAL)[:30]]) for half in (0, 1))
     known = [Task(Batch(x[:size], y[:size]), Batch(x[15:], 20 * y[15:])) for size in (15, 7, 2, 12)]
@@ -162,7 +164,7 @@ def test_errors_are_expected_from_the_last_rounds_until_there_are_others(tmp_pat
     assert found != ends(tasks(follow(tmp_path / "rows.jsonl", Run(), **options)), text), "what is expected matters"
 
 
-def test_a_task_begins_when_those_before_it_are_learned_and_by_the_leader_of_then(tmp_path: Path) -> None:
+def test_a_task_starts_with_the_leader_that_learned_the_tasks_before(tmp_path: Path) -> None:
     text = write(tmp_path / "rows.jsonl", REAL)
     run = Run()
     source = follow(tmp_path / "rows.jsonl", run, **JUMP)
@@ -174,20 +176,20 @@ def test_a_task_begins_when_those_before_it_are_learned_and_by_the_leader_of_the
     assert [next(stream) for _ in range(3)] == [None] * 3, "it is not learned yet"
     run.learned, run.offset = 1, 1e4
     second = next(stream)
-    assert run.asked[-1] == 1e4
+    assert run.served_offsets[-1] == 1e4
     straight = tasks(follow(tmp_path / "rows.jsonl", Run(), **JUMP))
     assert [first] == straight[:1]
     assert ends([second], text) != ends(straight[1:2], text), "another leader cuts otherwise"
 
 
-class Torn:
-    """A source that breaks off behind each task, and is read again by another leader each time."""
+class InterruptedSource:
+    """A source that fails after each task and is then read with another leader."""
 
     def __init__(self, path: Path, run: Run) -> None:
-        self.path, self.run, self.begun = path, run, count()
+        self.path, self.run, self.reads = path, run, count()
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
-        self.run.offset = 1e4 * next(self.begun)
+        self.run.offset = 1e4 * next(self.reads)
         arrival = next(follow(self.path, self.run, **JUMP).read(after))
         yield arrival
         if arrival is not None:
@@ -198,28 +200,26 @@ def rows_of(history: Faulty) -> list[int]:
     return [len(history[n].support.x) + len(history[n].query.x) for n in range(len(history))]
 
 
-def assert_each_row_is_there_once(history: Faulty, text: list[str]) -> None:
+def assert_each_row_is_stored_once(history: Faulty, text: list[str]) -> None:
     sizes = [0, *accumulate(map(len, text))]
     begins = [sizes.index(int(history.entry(n).id.removeprefix("rows-"))) for n in range(len(history))]
     assert [end - begin for begin, end in pairwise([*begins, len(text)])] == rows_of(history)
     assert sum(rows_of(history)) == len(text)
 
 
-def test_rows_of_a_task_that_waits_to_be_durable_are_not_cut_again(
-    tmp_path: Path, open_ingest: Open, faulty: Faulty
-) -> None:
+def test_rows_of_a_pending_task_are_not_cut_again(tmp_path: Path, open_ingest: Open, faulty: Faulty) -> None:
     text = write(tmp_path / "rows.jsonl", REAL)
     faulty.gate = threading.Event()
     timer = threading.Timer(1.5, faulty.gate.set)
     timer.start()
     ingest = open_ingest()
-    ingest.pull("rows", Torn(tmp_path / "rows.jsonl", Run()))
+    ingest.pull("rows", InterruptedSource(tmp_path / "rows.jsonl", Run()))
     until(lambda: sum(rows_of(faulty)) >= len(text))
     ingest.close()
-    assert_each_row_is_there_once(faulty, text)
+    assert_each_row_is_stored_once(faulty, text)
 
 
-def test_each_row_is_in_one_round_whatever_is_restarted(tmp_path: Path, open_ingest: Open, faulty: Faulty) -> None:
+def test_each_row_is_in_one_round_across_restarts(tmp_path: Path, open_ingest: Open, faulty: Faulty) -> None:
     text = write(tmp_path / "rows.jsonl", REAL)
     for restart, offset in enumerate((0.0, 1e4, -300.0)):
         run = Run(offset=offset, learned=1_000)
@@ -229,10 +229,10 @@ def test_each_row_is_in_one_round_whatever_is_restarted(tmp_path: Path, open_ing
         if restart == 2:
             until(lambda: sum(rows_of(faulty)) >= len(text))
         ingest.close()
-    assert_each_row_is_there_once(faulty, text)
+    assert_each_row_is_stored_once(faulty, text)
 
 
-class Paired(nn.Module):
+class NeedsTwoSamples(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 1)
@@ -244,10 +244,10 @@ class Paired(nn.Module):
         return y
 
 
-def test_a_model_that_cannot_judge_a_sample_is_told_of_at_once(tmp_path: Path) -> None:
+def test_a_model_that_cannot_score_one_sample_is_reported_at_once(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", REAL)
     run = Run()
-    module = Paired()
+    module = NeedsTwoSamples()
     inner = replace(run.inner, loss=model_loss(module, "mse"))
     meta = inner.init(dict(module.named_parameters()))
     leader = run.leader_context()._replace(inner=inner, latest_leader=lambda: (meta, 0))
@@ -267,18 +267,18 @@ CONFIG: dict[str, Any] = {
 LINE = {"kind": "python", "iterator": "tests.support.feeds:pairs", "likelihood": "leader"}
 
 
-def open_line(**more: Any) -> Any:
+def open_configured(**more: Any) -> Any:
     return open_sources(make_config({**CONFIG, "source": [{**LINE, **more}]}, "here"))["python"]
 
 
-def test_a_line_of_the_configuration_switches_it_on(tmp_path: Path) -> None:
-    stream = open_line(**OPTIONS, likelihood_options={"sizes": [1, 4], "shape": 2.0}, most=30).read(None)
+def test_the_configuration_selects_the_leader_likelihood(tmp_path: Path) -> None:
+    stream = open_configured(**OPTIONS, likelihood_options={"sizes": [1, 4], "shape": 2.0}, most=30).read(None)
     first = next(item for item in stream if item)
     assert first.id == "python-0"
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"likelihood_options": {"windw": 3}}, "likelihood_options has no key 'windw': did you mean 'window'"),
         ({"likelihood_options": {"window": 0}}, "likelihood_options.window = 0"),
@@ -290,6 +290,6 @@ def test_a_line_of_the_configuration_switches_it_on(tmp_path: Path) -> None:
         ({"likelihood": "leeder"}, "did you mean 'leader'"),
     ],
 )
-def test_a_wrong_option_is_told_before_a_row_is_read(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        open_line(**{"change": "run_length", **options})
+def test_a_wrong_option_is_reported_before_a_row_is_read(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_configured(**{"change": "run_length", **options})

@@ -1,4 +1,4 @@
-"""Rows that are cut where the task changes, however the source is restarted."""
+"""Rows that are cut where the task changes, across restarts of the source."""
 
 import json
 from functools import partial
@@ -40,7 +40,7 @@ def tasks(path: Path, spec: TaskSpec, after: str | None = None, **options: Any) 
 
 
 def ends(found: list[Arrival], text: list[str]) -> list[int]:
-    """Return behind which row, counted from 1, each task ends."""
+    """Return the row, counted from 1, at which each task ends."""
     sizes = [sum(map(len, text[:count])) for count in range(len(text) + 1)]
     return [sizes.index(int(arrival.cursor or 0)) for arrival in found]
 
@@ -61,7 +61,7 @@ def test_a_task_ends_where_its_rows_change(tmp_path: Path, options: dict[str, An
 
 @every_way
 @every_spec
-def test_the_same_tasks_come_from_any_position_and_however_far_the_file_had_grown(
+def test_the_same_tasks_come_from_any_position_and_file_length(
     tmp_path: Path, options: dict[str, Any], spec: TaskSpec
 ) -> None:
     path, text = tmp_path / "rows.jsonl", lines(spec)
@@ -77,7 +77,7 @@ def test_the_same_tasks_come_from_any_position_and_however_far_the_file_had_grow
         assert first + tasks(path, spec, first[-1].cursor if first else None, **options, most=40) == whole
 
 
-def test_a_task_is_cut_at_most_rows_and_at_a_change_behind_least(tmp_path: Path) -> None:
+def test_a_task_has_at_least_least_and_at_most_most_rows(tmp_path: Path) -> None:
     path, text = tmp_path / "rows.jsonl", lines(REAL, [12, 30])
     path.write_text("".join(text))
     assert ends(tasks(path, REAL, change="run_length", most=20), text) == [12, 32]
@@ -89,7 +89,7 @@ def test_a_task_is_cut_at_most_rows_and_at_a_change_behind_least(tmp_path: Path)
 @pytest.mark.parametrize(
     "bad", ["no json\n", '{"x": [1, 2]}\n', '{"x": [1, NaN], "y": [0]}\n', '{"x": [1], "y": [0]}\n']
 )
-def test_a_bad_row_refuses_its_task_and_moves_no_cut(tmp_path: Path, bad: str) -> None:
+def test_a_bad_row_refuses_its_task_and_shifts_no_cut(tmp_path: Path, bad: str) -> None:
     path, text = tmp_path / "rows.jsonl", lines(REAL)
     path.write_text("".join(text))
     (before, *_) = found = tasks(path, REAL, **WAYS[0])
@@ -102,7 +102,7 @@ def test_a_bad_row_refuses_its_task_and_moves_no_cut(tmp_path: Path, bad: str) -
     assert again[0].body != before.body
 
 
-def test_a_label_that_is_none_is_not_shown(tmp_path: Path) -> None:
+def test_an_invalid_label_is_hidden_from_the_detector(tmp_path: Path) -> None:
     path, text = tmp_path / "rows.jsonl", lines(LABELS)
     text[10:10] = ['{"x": [0, 0], "y": 3}\n', '{"x": [0, 0], "y": -1}\n']
     path.write_text("".join(text))
@@ -110,7 +110,7 @@ def test_a_label_that_is_none_is_not_shown(tmp_path: Path) -> None:
 
 
 @every_way
-def test_rows_become_rounds_once_whatever_is_restarted(
+def test_rows_become_rounds_once_across_restarts(
     tmp_path: Path, open_ingest: Open, faulty: History, options: dict[str, Any]
 ) -> None:
     path, text = tmp_path / "rows.jsonl", lines(LABELS)
@@ -130,7 +130,7 @@ def test_rows_become_rounds_once_whatever_is_restarted(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"change": "run_lenght"}, "did you mean 'run_length'"),
         ({"change_options": {"hazrd": 0.1}}, "change_options has no key 'hazrd': did you mean 'hazard'"),
@@ -143,8 +143,8 @@ def test_rows_become_rounds_once_whatever_is_restarted(
         ({"likelihood_options": {"strength": 0}}, "likelihood_options.strength = 0"),
     ],
 )
-def test_a_wrong_name_or_option_is_told_when_the_source_is_opened(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_name_or_option_is_reported_when_the_source_is_opened(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         source(Path("rows.csv"), REAL, **{"change": "run_length", **options})
 
 

@@ -44,7 +44,7 @@ def listing(stream: Iterator[Arrival | None]) -> list[str]:
     return [one.id for one in iter(lambda: next(stream), None)]
 
 
-def test_files_are_offered_in_name_order_once_and_kept(tmp_path: Path, drop: Callable[..., Path]) -> None:
+def test_files_are_read_once_in_name_order_and_stay(tmp_path: Path, drop: Callable[..., Path]) -> None:
     now = [0.0]
     for name in ("b.safetensors", "a.x.safetensors", ".hidden.safetensors", "c.safetensors.tmp", "d.txt"):
         drop(name)
@@ -66,7 +66,7 @@ def test_files_are_offered_in_name_order_once_and_kept(tmp_path: Path, drop: Cal
     assert listing(spool(tmp_path).read("ignored")) == ["0", "a.x", "b"]
 
 
-def test_files_that_vanish_or_cannot_be_read_are_not_fatal(
+def test_missing_and_unreadable_files_are_not_fatal(
     tmp_path: Path, drop: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
@@ -87,12 +87,12 @@ def test_files_that_vanish_or_cannot_be_read_are_not_fatal(
     assert listing(stream) == ["c"]
 
 
-def test_a_missing_folder_is_an_error_for_who_reconnects(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_so_that_the_reader_retries(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         next(spool(tmp_path / "none").read(None))
 
 
-def test_a_spool_folder_is_ingested_once_whatever_is_restarted(
+def test_a_spool_folder_is_ingested_once_across_restarts(
     tmp_path: Path, drop: Callable[..., Path], history: History, spec: TaskSpec
 ) -> None:
     for name in ("b.safetensors", "bad name.safetensors", "a.safetensors", "broken.safetensors"):
@@ -101,7 +101,7 @@ def test_a_spool_folder_is_ingested_once_whatever_is_restarted(
     for restart, expected in enumerate([["a", "b"], ["a", "b", "late"]]):
         ingest = Ingest(history, spec, Limits(), lambda: 0, lambda *said: rejected.append(said), lambda *said: None)
         ingest.pull("spool", files.create_source(files.Settings(str(tmp_path), poll_seconds=0.01), spec, "spool", 0))
-        until(lambda ids=expected, told=2 * (restart + 1): len(history) >= len(ids) and len(rejected) >= told)
+        until(lambda ids=expected, refused=2 * (restart + 1): len(history) >= len(ids) and len(rejected) >= refused)
         ingest.close()
         assert [history.entry(n).id for n in range(len(history))] == expected
         drop("late.safetensors")
@@ -144,9 +144,7 @@ def test_every_format_is_the_same_task(
         assert arrival.rejection is None
 
 
-def test_a_file_that_is_none_of_its_format_is_refused_with_its_own_bytes(
-    tmp_path: Path, drop: Callable[..., Path]
-) -> None:
+def test_a_file_with_a_wrong_format_is_refused_with_its_own_bytes(tmp_path: Path, drop: Callable[..., Path]) -> None:
     drop("a.npz", b"PK\x03\x04 no")
     drop("b.arrow", b"no arrow")
     first, second = list(iter(partial(next, spool(tmp_path).read(None)), None))
@@ -164,8 +162,8 @@ def test_without_pyarrow_arrow_files_wait(
     assert "pip install 'online-meta[arrow]'" in caplog.text
 
 
-class Moving:
-    """A spool folder that is moved from, read into a history as the daemon does; it can be begun again."""
+class MovingSpool:
+    """A run with a spool folder that moves its files, read into a history as by the daemon; it can be restarted."""
 
     def __init__(self, folder: Path, history: History, spec: TaskSpec) -> None:
         self.folder, self.history, self.spec = folder, history, spec
@@ -189,11 +187,11 @@ class Moving:
 
 
 @pytest.fixture
-def moving(tmp_path: Path, history: History, spec: TaskSpec) -> Moving:
-    return Moving(tmp_path, history, spec)
+def moving(tmp_path: Path, history: History, spec: TaskSpec) -> MovingSpool:
+    return MovingSpool(tmp_path, history, spec)
 
 
-def test_files_are_moved_when_they_are_durable_or_refused(moving: Moving, drop: Callable[..., Path]) -> None:
+def test_files_are_moved_once_durable_or_refused(moving: MovingSpool, drop: Callable[..., Path]) -> None:
     for name in ("a.safetensors", "b.npz", "c d.safetensors", "e.safetensors"):
         drop(name, b"nonsense" if name[0] in "be" else None)
     drop("keep.txt", b"not a task")
@@ -203,7 +201,7 @@ def test_files_are_moved_when_they_are_durable_or_refused(moving: Moving, drop: 
     assert len(moving.history) == 1
     drop("a.safetensors")
     moving.run_until(["keep.txt"])
-    assert len(moving.names("done")) == 2, "a duplicate is moved as well, beside the one of its name"
+    assert len(moving.names("done")) == 2, "a duplicate is moved as well, next to its namesake"
     drop("a.safetensors", wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
     moving.run_until(["keep.txt"])
     assert "a.safetensors" in moving.names("rejected"), "other bytes under an id that is taken"
@@ -211,13 +209,13 @@ def test_files_are_moved_when_they_are_durable_or_refused(moving: Moving, drop: 
     assert [reason for _, reason in moving.rejected].count("conflict") == 1
 
 
-def test_a_file_whose_commit_was_not_followed_by_its_move_is_moved_after_a_restart(
-    moving: Moving, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_a_committed_file_that_was_not_moved_is_moved_after_a_restart(
+    moving: MovingSpool, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         drop(name, wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
     with monkeypatch.context() as broken:
-        broken.setattr(files.Spool, "ack", lambda self, arrivals: None)  # the process is killed in between
+        broken.setattr(files.Spool, "ack", lambda self, arrivals: None)  # like a kill between commit and move
         ingest = moving.begin()
         until(lambda: len(moving.history) == 2)
         ingest.close()
@@ -233,7 +231,7 @@ def test_a_file_is_not_moved_before_its_task_is_durable(
 ) -> None:
     drop("a.safetensors")
     faulty.gate = threading.Event()
-    moving = Moving(tmp_path, faulty, spec)
+    moving = MovingSpool(tmp_path, faulty, spec)
     ingest = moving.begin()
     until(lambda: ingest._committer._pending == 1)
     assert moving.names() == ["a.safetensors"]
@@ -243,9 +241,7 @@ def test_a_file_is_not_moved_before_its_task_is_durable(
     ingest.close()
 
 
-def test_a_file_that_was_replaced_after_it_was_read_is_not_moved_unread(
-    tmp_path: Path, drop: Callable[..., Path]
-) -> None:
+def test_a_file_replaced_after_reading_is_not_moved_unread(tmp_path: Path, drop: Callable[..., Path]) -> None:
     one = spool(tmp_path, processed="move")
     drop("a.safetensors")
     arrival = next(one.read(None))
@@ -255,7 +251,7 @@ def test_a_file_that_was_replaced_after_it_was_read_is_not_moved_unread(
     assert (tmp_path / "a.safetensors").read_bytes() == b"new"
 
 
-def test_two_files_of_one_id_wait_for_each_other(tmp_path: Path, drop: Callable[..., Path]) -> None:
+def test_two_files_with_one_id_wait_for_each_other(tmp_path: Path, drop: Callable[..., Path]) -> None:
     now = [0.0]
     one = spool(tmp_path, now, processed="move")
     drop("a.npz")
@@ -272,7 +268,7 @@ def test_two_files_of_one_id_wait_for_each_other(tmp_path: Path, drop: Callable[
     assert not list(tmp_path.glob("a.*"))
 
 
-def test_a_file_that_cannot_be_moved_is_told_and_one_that_is_gone_is_not(
+def test_a_failed_move_is_reported_and_a_missing_file_is_not(
     tmp_path: Path, drop: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     one = spool(tmp_path, processed="move")

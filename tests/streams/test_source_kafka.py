@@ -1,4 +1,4 @@
-"""What is Kafka's own: partitions, and positions that the broker does not keep."""
+"""Behaviour specific to Kafka: partitions, and positions that the broker does not store."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def bodies(make_task: Callable[[int], Task]) -> Bodies:
 
 
 def test_each_partition_keeps_its_order(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
-    """The cursors tell which partition each round came from."""
+    """The cursors show which partition each round came from."""
     broker.make_stream("order", partitions=3)
     broker.produce("order", bodies(0, 40))
     seen: dict[str, list[str]] = {"0": [], "1": [], "2": []}
@@ -48,7 +48,7 @@ def test_each_partition_keeps_its_order(broker: Broker, bodies: Bodies, tmp_path
     assert all(ids and ids == sorted(ids) for ids in seen.values())
 
 
-def test_a_partition_that_is_added_is_read_from_its_start(
+def test_an_added_partition_is_read_from_its_start(
     bodies: Bodies, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, server: Bucketed
 ) -> None:
     broker = Broker("kafka", tmp_path_factory.mktemp("kafka"), server)
@@ -72,21 +72,21 @@ def test_a_partition_that_is_added_is_read_from_its_start(
 
 
 def topics(broker: Broker) -> dict[str, Any]:
-    admin = broker.server.admin()  # it must outlive its answer
+    admin = broker.server.admin()  # the client must outlive its answer
     return admin.list_topics(timeout=30).topics
 
 
-def test_a_topic_that_was_made_anew_is_not_skipped_in_silence(broker: Broker, bodies: Bodies) -> None:
+def test_a_recreated_topic_is_not_silently_skipped(broker: Broker, bodies: Bodies) -> None:
     broker.make_stream("anew", partitions=1)
     broker.produce("anew", bodies(0, 3))
     with pytest.raises(ValueError, match="partition 0 of anew ends at 3, before the committed position 7"):
         next(broker.source("anew").read('{"0":7}'))
 
 
-def test_messages_that_were_deleted_before_they_were_read_are_told(
+def test_messages_deleted_before_reading_are_reported(
     broker: Broker, bodies: Bodies, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker of the tests deletes no messages, so the start of the partition is made up."""
+    """The test broker deletes no messages, so the start of the partition is simulated."""
     broker.make_stream("short", partitions=1)
     broker.produce("short", bodies(0, 8))
     source = broker.source("short")
@@ -99,22 +99,20 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("security.protocol\n", "line 1: write it as name = value"),
         ("# who\n\nno.such.setting = 1\n", "No such configuration property"),
         ("security.protocol = none\n", "properties_file: Invalid value"),
     ],
 )
-def test_a_setting_that_the_library_does_not_have_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_an_unknown_setting_of_the_library_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "client.properties").write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         kafka.create_source(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
 
 
-def test_settings_of_the_library_are_applied_and_positions_stay_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_settings_apply_and_cannot_take_over_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "client.properties").write_text("client.id = me\nenable.auto.commit = true\n")
     made: list[dict] = []
     monkeypatch.setattr(streams.brokers.kafka, "Consumer", made.append)

@@ -1,4 +1,4 @@
-"""What is JetStream's own: sequence numbers, and consumers that the server may forget."""
+"""Behaviour specific to JetStream: sequence numbers, and consumers that the server may forget."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ def bodies(make_task: Callable[[int], Task]) -> Bodies:
     return lambda first, end: {f"task-{n:03}": wire.encode(make_task(n)) for n in range(first, end)}
 
 
-def test_a_consumer_that_the_server_forgot_is_made_anew(
+def test_a_consumer_that_the_server_forgot_is_created_again(
     broker: Broker, bodies: Bodies, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.make_stream("forgets")
@@ -46,7 +46,7 @@ def test_a_consumer_that_the_server_forgot_is_made_anew(
     assert "failed and will be read again" in caplog.text
 
 
-def test_a_message_lost_on_its_way_is_read_again(
+def test_a_message_lost_in_transit_is_read_again(
     broker: Broker, bodies: Bodies, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.make_stream("drops")
@@ -67,7 +67,7 @@ def test_a_message_lost_on_its_way_is_read_again(
     assert "was lost in transit" in caplog.text
 
 
-def test_a_fetch_that_times_out_between_two_requests_is_no_failure(
+def test_a_fetch_timeout_between_two_requests_is_not_a_failure(
     broker: Broker, bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.make_stream("slow")
@@ -87,7 +87,7 @@ def test_a_fetch_that_times_out_between_two_requests_is_no_failure(
     assert not caplog.text
 
 
-def test_only_the_subjects_asked_for_are_read_and_counted(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
+def test_only_the_requested_subjects_are_read_and_counted(broker: Broker, bodies: Bodies, tmp_path: Path) -> None:
     broker.server.ask(lambda stream: stream.add_stream(name="many", subjects=["many.*"]))
     for subject, (first, end) in {"many.a": (0, 4), "many.b": (4, 7), "many.c": (7, 9)}.items():
         producer = open_producer(f"nats://{broker.address}/{subject}", retry_seconds=20)
@@ -105,14 +105,14 @@ def test_only_the_subjects_asked_for_are_read_and_counted(broker: Broker, bodies
         open_producer(f"nats://{broker.address}/many").send("a", b"")
 
 
-def test_a_stream_that_was_made_anew_is_not_skipped_in_silence(broker: Broker, bodies: Bodies) -> None:
+def test_a_recreated_stream_is_not_silently_skipped(broker: Broker, bodies: Bodies) -> None:
     broker.make_stream("anew")
     broker.produce("anew", bodies(0, 3))
     with pytest.raises(ValueError, match="the stream anew ends at 3, before the committed position 7"):
         next(broker.source("anew").read("7"))
 
 
-def test_messages_that_were_deleted_before_they_were_read_are_told(
+def test_messages_deleted_before_reading_are_reported(
     broker: Broker, bodies: Bodies, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.make_stream("short")
@@ -124,7 +124,7 @@ def test_messages_that_were_deleted_before_they_were_read_are_told(
     stream.close()
 
 
-def test_a_stream_that_keeps_no_read_messages_is_refused(broker: Broker) -> None:
+def test_a_work_queue_stream_is_refused(broker: Broker) -> None:
     made = {"name": "queue", "subjects": ["queue"], "retention": RetentionPolicy.WORK_QUEUE}
     broker.server.ask(lambda stream: stream.add_stream(**made))
     with pytest.raises(Exception, match="explicit ack policy on workqueue stream"):

@@ -27,7 +27,7 @@ def read(function: str, after: str | None = None, **args: object) -> list[Arriva
 
 
 @pytest.mark.parametrize("function", ["plain", "named", "behind"])
-def test_tasks_come_in_order_and_go_on_from_any_position(function: str) -> None:
+def test_tasks_come_in_order_and_resume_from_any_position(function: str) -> None:
     found = read(function)
     prefix = "own" if function == "named" else "mine"
     assert [arrival.id for arrival in found] == [f"{prefix}-{t}" for t in range(5)]
@@ -38,7 +38,7 @@ def test_tasks_come_in_order_and_go_on_from_any_position(function: str) -> None:
     assert read(function, after="99") == []
 
 
-def test_a_function_that_takes_after_is_asked_to_begin_there() -> None:
+def test_a_function_with_after_starts_at_the_position() -> None:
     feeds.calls.clear()
     read("behind", after="3")
     assert feeds.calls == [3]
@@ -50,7 +50,7 @@ def test_arguments_come_from_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "args", "told"),
+    ("path", "args", "message"),
     [
         ("nope", {}, "no import path"),
         (f"{HERE}:nope", {}, "has no 'nope'"),
@@ -59,19 +59,19 @@ def test_arguments_come_from_the_configuration() -> None:
         (f"{HERE}:needy", {}, "does not accept args"),
     ],
 )
-def test_what_cannot_be_called_is_refused_when_it_is_opened(path: str, args: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_function_is_refused_when_the_source_is_opened(path: str, args: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         python.create_source(python.Settings(path, args), SPEC, "mine", 0)
 
 
-def test_what_is_no_task_is_an_error_that_says_so() -> None:
+def test_an_invalid_task_or_position_is_reported() -> None:
     with pytest.raises(TypeError, match="the iterator yielded tuple"):
         read("wrong")
     with pytest.raises(ValueError, match="the position 'x'"):
         read("plain", after="x")
 
 
-def test_an_iterator_that_breaks_off_is_begun_again_behind_what_is_durable(open_ingest: Open, faulty: History) -> None:
+def test_a_failed_iterator_restarts_after_the_last_durable_task(open_ingest: Open, faulty: History) -> None:
     ingest = open_ingest()
     ingest._spec = SPEC
     ingest.pull("mine", opened("broken"))

@@ -1,4 +1,4 @@
-"""Samples of an iterator, cut into tasks as the rows of a file are."""
+"""Samples of an iterator that are cut into tasks like the rows of a file."""
 
 import json
 from functools import partial
@@ -35,7 +35,7 @@ def opened(function: str, spec: TaskSpec, args: dict[str, Any] | None = None, **
 
 
 def tasks(function: str, spec: TaskSpec, after: str | None = None, **options: Any) -> list[Arrival]:
-    """Return what comes until there was nothing ten times in a row."""
+    """Return all arrivals until the stream has been idle ten times in a row."""
     stream, found, idle = opened(function, spec, **options).read(after), [], 0
     while idle < 10:
         item = next(stream)
@@ -46,7 +46,7 @@ def tasks(function: str, spec: TaskSpec, after: str | None = None, **options: An
 
 @every_way
 @every_spec
-def test_samples_are_cut_as_the_rows_of_a_file_are(tmp_path: Path, options: dict[str, Any], spec: TaskSpec) -> None:
+def test_samples_are_cut_like_the_rows_of_a_file(tmp_path: Path, options: dict[str, Any], spec: TaskSpec) -> None:
     args = {"labels": spec is LABELS}
     drawn = [pair for pair in feeds.pairs(**args) if pair is not None]
     path = tmp_path / "rows.jsonl"
@@ -74,7 +74,7 @@ def test_the_same_tasks_come_from_any_position(options: dict[str, Any], function
     assert tasks(function, REAL, "999", **options) == []
 
 
-def test_a_function_that_takes_after_is_asked_to_begin_behind_so_many_samples() -> None:
+def test_a_function_with_after_starts_after_that_many_samples() -> None:
     feeds.calls.clear()
     first = tasks("pairs_behind", REAL, **RUN_LENGTH)[0]
     tasks("pairs_behind", REAL, first.cursor, **RUN_LENGTH)
@@ -82,7 +82,7 @@ def test_a_function_that_takes_after_is_asked_to_begin_behind_so_many_samples() 
     assert feeds.calls[1] > 20
 
 
-def test_none_means_nothing_now_and_moves_no_cut() -> None:
+def test_none_means_no_sample_yet_and_shifts_no_cut() -> None:
     stream = opened("pairs", REAL, count=9).read(None)
     came = [next(stream) for _ in range(5)]
     assert [item and item.id for item in came] == [None, "mine-0", None, None, "mine-9"], "at samples 3, 10 and 17"
@@ -102,13 +102,13 @@ def test_none_means_nothing_now_and_moves_no_cut() -> None:
         ((torch.zeros(2), torch.tensor(3)), "label_out_of_range", "labels run from 0 to 2"),
     ],
 )
-def test_what_is_no_sample_refuses_its_task_and_moves_no_cut(other: Any, reason: str, detail: str) -> None:
+def test_an_invalid_sample_refuses_its_task_and_shifts_no_cut(other: Any, reason: str, detail: str) -> None:
     plain = tasks("pairs", LABELS, args={"labels": True}, **RUN_LENGTH)
     found = tasks("pairs_with", LABELS, args={"others": {"10": other}}, **RUN_LENGTH)
     assert [arrival.cursor for arrival in found] == [arrival.cursor for arrival in plain]
     assert [arrival.body for arrival in found[1:]] == [arrival.body for arrival in plain[1:]]
     rejection = found[0].rejection
-    if rejection is None:  # as with a file, what a number is worth is judged when the task is taken
+    if rejection is None:  # as with a file, values are checked when the task is ingested
         with pytest.raises(Rejected) as raised:
             wire.decode(found[0].body, LABELS, Limits())
         rejection = raised.value
@@ -141,7 +141,7 @@ def test_tensors_arrays_and_numbers_are_samples(kind: Any) -> None:
     assert torch.equal(task.query.y, y[None])
 
 
-def test_an_iterator_may_write_over_what_it_gave() -> None:
+def test_an_iterator_may_reuse_its_buffer() -> None:
     first = wire.decode(tasks("one_buffer", REAL, count=6)[0].body, REAL, Limits())
     assert torch.cat([first.support.x, first.query.x]).sum(1).sort().values.tolist() == [0, 2, 4, 6, 8, 10]
 
@@ -156,7 +156,7 @@ def test_samples_of_many_sizes_are_cut_by_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "options", "told"),
+    ("function", "args", "options", "message"),
     [
         ("plain", {}, RUN_LENGTH, "the iterator yielded Task; with count or change"),
         ("named", {}, {"count": 3}, "For whole tasks, omit count and change"),
@@ -164,22 +164,22 @@ def test_samples_of_many_sizes_are_cut_by_count() -> None:
         ("pairs", {}, {}, "to cut samples (x, y), set count or change"),
     ],
 )
-def test_what_is_of_the_other_kind_is_an_error_that_says_so(
-    function: str, args: dict[str, Any], options: dict[str, Any], told: str
+def test_tasks_and_samples_cannot_be_mixed(
+    function: str, args: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TypeError) as raised:
         tasks(function, REAL, args=args, **options)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_task_within_a_pair_is_none() -> None:
+def test_a_task_inside_a_pair_is_refused() -> None:
     batch = Batch(torch.zeros(2, 2), torch.zeros(2, 1))
     with pytest.raises(TypeError, match="the iterator yielded tuple"):
         tasks("pairs_with", REAL, args={"others": {"0": ("id", Task(batch, batch))}}, count=9)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"count": 3, "change": "run_length"}, "set count"),
         ({"change": "run_lenght"}, "did you mean 'run_length'"),
@@ -187,8 +187,8 @@ def test_a_task_within_a_pair_is_none() -> None:
         ({"change": "run_length", "likelihood": "gaussian_classes"}, "is not for y = 'real'"),
     ],
 )
-def test_a_wrong_way_to_cut_is_told_when_the_source_is_opened(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_cutting_options_are_reported_when_the_source_is_opened(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         opened("pairs", REAL, **options)
 
 
@@ -197,7 +197,7 @@ def test_a_position_is_a_number() -> None:
         tasks("pairs", REAL, "x", **RUN_LENGTH)
 
 
-def test_a_line_of_the_configuration_switches_it_on() -> None:
+def test_the_configuration_enables_cutting() -> None:
     run = {"run": {"path": "x"}, "task": {"x_shape": [2], "y": "class", "ways": 3}}
     run["model"] = {"build": "trainers.models:mlp", "args": {"inputs": 2, "outputs": 3}}
     source = {"kind": "python", "iterator": f"{HERE}:pairs", "args": {"labels": True}}
@@ -207,12 +207,12 @@ def test_a_line_of_the_configuration_switches_it_on() -> None:
     assert len(found) == 4
 
 
-def test_samples_become_rounds_once_whatever_is_restarted(open_ingest: Open, faulty: History) -> None:
+def test_samples_become_rounds_once_across_restarts(open_ingest: Open, faulty: History) -> None:
     expected = tasks("pairs", LABELS, args={"labels": True}, **RUN_LENGTH)
     for count, lengths in ((1, (30, 22)), (2, (30, 22, 41)), (4, (30, 22, 41, 35))):
         source = opened("pairs", LABELS, {"labels": True, "lengths": lengths}, **RUN_LENGTH)
         ingest = open_ingest()
-        ingest.pull("mine", source._replace(keep_rest=count == 4))  # the first two only seem to end: more samples come
+        ingest.pull("mine", source._replace(keep_rest=count == 4))  # the first two end early; more samples follow
         until(lambda count=count: len(faulty) >= count)
         ingest.close()
     assert [faulty.entry(n).id for n in range(len(faulty))] == [arrival.id for arrival in expected]

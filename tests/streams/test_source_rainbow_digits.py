@@ -19,7 +19,7 @@ def digits() -> np.ndarray:
     return rainbow_digits.load_digits()
 
 
-def test_the_digits_are_the_five_thousand(digits: np.ndarray) -> None:
+def test_the_digits_are_the_known_five_thousand(digits: np.ndarray) -> None:
     assert digits.shape == (10, 500, 28, 28)
     assert digits.dtype == np.uint8
     assert digits.max() == 255
@@ -39,15 +39,15 @@ def test_a_rainbow_task_is_a_pure_function_of_seed_and_number(digits: np.ndarray
     assert wire.encode(wire.decode(wire.encode(task), rainbow_digits.SPEC, Limits())) == wire.encode(task)
 
 
-def numbered() -> np.ndarray:
-    """Return images that say what they are: class and index are written into their first pixels."""
+def numbered_images() -> np.ndarray:
+    """Images that identify themselves: class and index are in their first pixels."""
     images = np.zeros((10, 500, 28, 28), dtype=np.uint8)
     images[:, :, 0, 0] = np.arange(10)[:, None]
     images[:, :, 0, 1], images[:, :, 0, 2] = np.divmod(np.arange(500), 250)
     return images
 
 
-def shown(t: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def find_shown(t: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Return (class, index) of each image that task t shows."""
     seen: list[np.ndarray] = []
     from streams.sources import _digits
@@ -61,13 +61,13 @@ def shown(t: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return [(int(a), int(b * 250 + c)) for a, b, c in seen[0]]
 
 
-NUMBERED = numbered()
+NUMBERED = numbered_images()
 
 
-def test_no_image_is_shown_twice_in_a_pass_and_passes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_shows_no_image_twice_and_passes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     a_pass = 500 // 7
-    first = [shown(t, monkeypatch) for t in range(a_pass)]
-    second = [shown(t, monkeypatch) for t in range(a_pass, 2 * a_pass)]
+    first = [find_shown(t, monkeypatch) for t in range(a_pass)]
+    second = [find_shown(t, monkeypatch) for t in range(a_pass, 2 * a_pass)]
     for tasks in (first, second):
         images = [image for task in tasks for image in task]
         assert len(images) == len(set(images)) == a_pass * 70
@@ -77,7 +77,7 @@ def test_no_image_is_shown_twice_in_a_pass_and_passes_differ(monkeypatch: pytest
     assert len({tuple(indices) for indices in order}) == 10, "each class has its own pile"
 
 
-def test_all_transformations_come_before_one_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_transformation_comes_before_one_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     from streams.sources import _digits
 
     orders = [[_digits._transformation_of(4, t) for t in range(56 * k, 56 * (k + 1))] for k in range(3)]
@@ -87,7 +87,7 @@ def test_all_transformations_come_before_one_comes_again(monkeypatch: pytest.Mon
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_a_picture_is_the_digit_in_white_on_the_colour(digits: np.ndarray) -> None:
+def test_an_image_is_a_white_digit_on_its_colour(digits: np.ndarray) -> None:
     three = digits[3, :5]
     for colour in range(7):
         plain = paint(three, colour, 1, 0)

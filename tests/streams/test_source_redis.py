@@ -1,4 +1,4 @@
-"""What is Redis' own: groups, consumers that died, acknowledgement, and a stream that is no longer what it was."""
+"""Behaviour specific to Redis: groups, dead consumers, acknowledgement, and a stream that has been replaced."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -60,11 +60,11 @@ def test_an_entry_is_acknowledged_only_when_its_task_is_durable(
 def pending(client) -> int:
     try:
         return client.xpending("s", GROUP)["pending"]
-    except ResponseError:  # there is no group yet
+    except ResponseError:  # the group does not exist yet
         return -1
 
 
-def test_poison_is_acknowledged_too_and_a_clean_stop_leaves_nothing_pending(
+def test_invalid_entries_are_acknowledged_and_a_clean_stop_leaves_none_pending(
     broker: Broker, client, produce: Produce, tmp_path: Path
 ) -> None:
     client.xadd("s", {"id": "poison", "body": b"nonsense"})
@@ -78,9 +78,7 @@ def test_poison_is_acknowledged_too_and_a_clean_stop_leaves_nothing_pending(
     assert client.xlen("s") == 10, "entries stay unless they are to be deleted"
 
 
-def test_entries_are_deleted_when_they_are_durable_if_the_settings_say_so(
-    broker: Broker, client, produce: Produce, tmp_path: Path
-) -> None:
+def test_durable_entries_are_deleted_if_configured(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
     ids = produce(0, 12)
     source = broker.source("s", delete=True)
     with running(tmp_path, source) as run:
@@ -91,8 +89,8 @@ def test_entries_are_deleted_when_they_are_durable_if_the_settings_say_so(
         assert source.lag(run.cursor) == 0
 
 
-def hold(client, bodies: dict[str, bytes]) -> list[str]:
-    """Add entries that another consumer of the group is given at the same instant; return their places."""
+def add_held_by_dead_consumer(client, bodies: dict[str, bytes]) -> list[str]:
+    """Add entries and give them to another consumer of the group in the same transaction; return their positions."""
     with client.pipeline(transaction=True) as both:
         for id, body in bodies.items():
             both.xadd("s", {"id": id, "body": body})
@@ -105,13 +103,13 @@ def held(make_task: Callable[[int], Task]) -> dict[str, bytes]:
     return {f"held-{n}": wire.encode(make_task(900 + n)) for n in range(5)}
 
 
-def test_what_a_dead_consumer_held_is_taken_over(
+def test_entries_of_a_dead_consumer_are_claimed(
     broker: Broker, client, produce: Produce, held: dict[str, bytes], tmp_path: Path
 ) -> None:
     with running(tmp_path, broker.source("s", claim_seconds=0.3)) as run:
         first = produce(0, 5)
         wait_for("the first arrive", lambda: len(run.history) == 5)
-        hold(client, held)
+        add_held_by_dead_consumer(client, held)
         later = produce(5, 8)
         wait_for("all arrive", lambda: len(run.history) == 13)
         wait_for("all are acknowledged", lambda: pending(client) == 0)
@@ -122,13 +120,13 @@ def test_what_a_dead_consumer_held_is_taken_over(
         assert run.counts.rejected == []
 
 
-def test_nothing_is_lost_with_the_group_even_what_a_dead_consumer_held(
+def test_nothing_is_lost_with_the_group(
     broker: Broker, client, produce: Produce, held: dict[str, bytes], tmp_path: Path
 ) -> None:
     with running(tmp_path, broker.source("s")) as run:
         first = produce(0, 5)
         wait_for("the first arrive", lambda: len(run.history) == 5)
-        places = hold(client, held)
+        places = add_held_by_dead_consumer(client, held)
         later = produce(5, 8)
         wait_for("what nobody held arrives", lambda: len(run.history) == 8)
         assert tuple(map(int, run.cursor.split("-"))) < tuple(map(int, places[0].split("-")))
@@ -138,7 +136,7 @@ def test_nothing_is_lost_with_the_group_even_what_a_dead_consumer_held(
 
 
 def test_nothing_is_lost_with_the_consumer(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
-    """Redis forgets what a consumer was given when somebody removes the consumer."""
+    """Redis forgets the pending entries of a consumer when the consumer is removed."""
     ids = produce(0, 5)
     with running(tmp_path, broker.source("s")) as run:
         wait_for("the first arrive", lambda: len(run.history) == 5)
@@ -150,10 +148,10 @@ def test_nothing_is_lost_with_the_consumer(broker: Broker, client, produce: Prod
         assert run.ids() == ids
 
 
-def test_entries_whose_reply_is_lost_are_not_skipped(
+def test_entries_in_a_lost_reply_are_not_skipped(
     broker: Broker, client, make_task: Callable[[int], Task], produce: Produce, tmp_path: Path
 ) -> None:
-    """Redis counts them as given; a client that simply asked again would be given the next ones."""
+    """Redis counts them as delivered, so a client that simply reads again gets the entries after them."""
     with running(tmp_path, broker.source("s")) as run:
         ids = produce(0, 3)
         wait_for("the first arrive", lambda: len(run.history) == 3)
@@ -165,7 +163,7 @@ def test_entries_whose_reply_is_lost_are_not_skipped(
         assert run.ids() == ids
 
 
-def test_what_is_durable_is_acknowledged_after_a_kill(broker: Broker, client, produce: Produce) -> None:
+def test_durable_entries_are_acknowledged_after_a_kill(broker: Broker, client, produce: Produce) -> None:
     produce(0, 10)
     client.xgroup_create("s", GROUP, "0")
     places = [place.decode() for place, _ in client.xreadgroup(GROUP, "broker", {"s": ">"}, count=10)[0][1]]
@@ -175,7 +173,7 @@ def test_what_is_durable_is_acknowledged_after_a_kill(broker: Broker, client, pr
     stream.close()
 
 
-def test_a_redis_that_lost_its_data_is_read_on(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
+def test_reading_continues_after_redis_lost_its_data(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
     with running(tmp_path, broker.source("s")) as run:
         produce(0, 5)
         wait_for("the first arrive", lambda: len(run.history) == 5)
@@ -199,13 +197,13 @@ def test_a_stream_that_ends_before_the_position_is_read_from_its_start(
     stream.close()
 
 
-def test_a_key_that_is_no_stream_is_told(broker: Broker, client) -> None:
+def test_a_key_of_another_type_is_reported(broker: Broker, client) -> None:
     client.set("s", "text")
     with pytest.raises(Exception, match="WRONGTYPE"):
         next(broker.source("s").read(None))
 
 
-def test_large_entries_are_asked_for_by_few(broker: Broker, client) -> None:
+def test_large_entries_are_requested_in_small_batches(broker: Broker, client) -> None:
     for _ in range(20):
         client.xadd("s", {"body": bytes(3 * 1024 * 1024)})
     source = broker.source("s")
@@ -217,7 +215,7 @@ def test_large_entries_are_asked_for_by_few(broker: Broker, client) -> None:
     stream.close()
 
 
-def test_a_password_may_stand_in_a_file_and_an_address_is_checked(tmp_path: Path) -> None:
+def test_a_password_file_and_the_address_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schemes"):
         redis.create_source(redis.Settings(url="http://127.0.0.1"), SPEC, "r", 0)
     secret = tmp_path / "secret"
@@ -230,7 +228,7 @@ def test_a_password_may_stand_in_a_file_and_an_address_is_checked(tmp_path: Path
     assert redis.create_source(redis.Settings(password_file=str(secret)), SPEC, "r", 0) is not None
 
 
-def test_a_password_opens_the_server(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
+def test_a_password_grants_access(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
     produce(0, 1)
     (tmp_path / "secret").write_text("s3cret\n")
     client.config_set("requirepass", "s3cret")

@@ -41,16 +41,16 @@ def source(path: Path, spec: TaskSpec = SPEC, now: list[float] | None = None, **
     return samples.create_source(settings, spec, "rows", 0)._replace(clock=(lambda: now[0]) if now else (lambda: 0.0))
 
 
-def upto_idle(stream: Iterator[Arrival | None]) -> list[Arrival]:
+def read_until_idle(stream: Iterator[Arrival | None]) -> list[Arrival]:
     return list(iter(partial(next, stream), None))
 
 
 def tasks(path: Path, after: str | None = None, **options: object) -> list[Arrival]:
-    return upto_idle(source(path, **options).read(after))
+    return read_until_idle(source(path, **options).read(after))
 
 
-def firsts(arrivals: list[Arrival]) -> list[list[float]]:
-    """Return the first column of each task, in the order of its rows."""
+def first_columns(arrivals: list[Arrival]) -> list[list[float]]:
+    """Return the sorted first column of each task."""
     found = []
     for arrival in arrivals:
         assert arrival.rejection is None, arrival.rejection
@@ -81,9 +81,9 @@ every_ending = pytest.mark.parametrize("ending", ENDINGS)
 
 
 @every_ending
-def test_so_many_rows_are_a_task(tmp_path: Path, ending: str) -> None:
+def test_a_task_has_count_rows(tmp_path: Path, ending: str) -> None:
     found = tasks(write(tmp_path / f"rows{ending}", 11), count=3)
-    assert firsts(found) == [[0.5, 1.5, 2.5], [3.5, 4.5, 5.5], [6.5, 7.5, 8.5]]
+    assert first_columns(found) == [[0.5, 1.5, 2.5], [3.5, 4.5, 5.5], [6.5, 7.5, 8.5]]
     assert len({arrival.id for arrival in found}) == 3
     task = wire.decode(found[0].body, SPEC, Limits())
     assert task.query.x.tolist() == [[1.5, -1.0], [2.5, -2.0]]
@@ -94,14 +94,14 @@ def test_so_many_rows_are_a_task(tmp_path: Path, ending: str) -> None:
 def test_a_task_ends_where_the_key_changes(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"rows{ending}", 10)
     whole = [[0.5, 1.5, 2.5, 3.5], [4.5, 5.5, 6.5, 7.5], [8.5, 9.5]]
-    assert firsts(tasks(path, key="k", grows=False)) == whole
+    assert first_columns(tasks(path, key="k", grows=False)) == whole
     if ending in rows.LINES:
-        assert firsts(tasks(path, key="k")) == whole[:2], "more of the last may come"
+        assert first_columns(tasks(path, key="k")) == whole[:2], "more of the last may come"
 
 
 @every_ending
 @pytest.mark.parametrize("options", [{"count": 3}, {"key": "k"}, {"key": "k", "most": 3, "grows": False}])
-def test_after_a_restart_at_any_position_the_same_tasks_come(tmp_path: Path, ending: str, options: dict) -> None:
+def test_the_same_tasks_come_after_a_restart_at_any_position(tmp_path: Path, ending: str, options: dict) -> None:
     path = write(tmp_path / f"rows{ending}", 14)
     found = tasks(path, **options)
     assert len(found) >= 3
@@ -112,47 +112,47 @@ def test_after_a_restart_at_any_position_the_same_tasks_come(tmp_path: Path, end
 def test_a_long_task_by_key_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "rows.jsonl", 9)
     pairs = [[0.5, 1.5], [2.5, 3.5], [4.5, 5.5], [6.5, 7.5]]
-    assert firsts(tasks(path, key="k", most=2)) == pairs
+    assert first_columns(tasks(path, key="k", most=2)) == pairs
     monkeypatch.setattr(cutting, "TASK_BYTES", len(json_of(1)) + 1)
-    assert firsts(tasks(path, key="k")) == pairs
+    assert first_columns(tasks(path, key="k")) == pairs
 
 
 @pytest.mark.parametrize("ending", rows.LINES)
-def test_a_file_that_grows_is_followed_line_by_whole_line(tmp_path: Path, ending: str) -> None:
+def test_a_growing_file_is_read_by_complete_lines(tmp_path: Path, ending: str) -> None:
     path, text = tmp_path / f"rows{ending}", csv_of if ending == ".csv" else json_of
     now = [0.0]
     path.write_text("")
     stream = source(path, now=now, count=2).read(None)
-    assert upto_idle(stream) == []
+    assert read_until_idle(stream) == []
     header = HEADER if ending == ".csv" else ""
     found: list[Arrival] = []
     for byte in header + text(0, 1, 2, 3, 4):
         with path.open("a") as file:
             file.write(byte)
         now[0] += 1.0
-        came = upto_idle(stream)
+        came = read_until_idle(stream)
         assert not came or byte == "\n"
         found += came
-    assert firsts(found) == [[0.5, 1.5], [2.5, 3.5]]
+    assert first_columns(found) == [[0.5, 1.5], [2.5, 3.5]]
     assert found == tasks(path, count=2)
 
 
-def test_a_last_line_without_an_end_counts_where_the_file_does_not_grow(tmp_path: Path) -> None:
+def test_an_unterminated_last_line_counts_if_the_file_does_not_grow(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json_of(0, 1).rstrip("\n"))
     assert tasks(path, count=2) == []
-    assert firsts(tasks(path, count=2, grows=False)) == [[0.5, 1.5]]
+    assert first_columns(tasks(path, count=2, grows=False)) == [[0.5, 1.5]]
 
 
-def test_a_file_is_looked_at_again_only_after_a_while(tmp_path: Path) -> None:
+def test_a_file_is_polled_only_after_the_interval(tmp_path: Path) -> None:
     now, path = [0.0], tmp_path / "rows.jsonl"
     path.write_text(json_of(0))
     stream = source(path, now=now, count=2).read(None)
-    assert upto_idle(stream) == []
+    assert read_until_idle(stream) == []
     path.write_text(json_of(0, 1))
-    assert upto_idle(stream) == []
+    assert read_until_idle(stream) == []
     now[0] = 0.5
-    assert len(upto_idle(stream)) == 1
+    assert len(read_until_idle(stream)) == 1
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_labels_are_whole_numbers(tmp_path: Path, label: str) -> None:
     assert wire.decode(second.body, LABELS, Limits()).support.y.dtype == torch.int64
 
 
-def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+def test_numbers_outside_the_dtype_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(HEADER + "1e300,0,0,0\n1,0,0,0\n300,0,0,0\n1,0,0,0\n")
     first, second = tasks(path, count=2)
@@ -205,14 +205,14 @@ def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     assert tasks(path, spec=pixels, count=2)[1].rejection.reason == "wrong_dtype"
 
 
-def test_rows_of_nested_lists_have_the_shape_of_the_lists_where_it_is_open(tmp_path: Path) -> None:
+def test_nested_lists_determine_open_dimensions(tmp_path: Path) -> None:
     path, spec = tmp_path / "rows.jsonl", TaskSpec(x_shape=(2, -1), ways=3)
     sizes = [3, 3, 5, 5, 3, 5]
     path.write_text(
         "".join(json.dumps({"x": np.ones((2, size)).tolist(), "y": n % 3}) + "\n" for n, size in enumerate(sizes))
     )
     settings = samples.Settings(str(path), ("x",), ("y",), count=2)
-    found = upto_idle(samples.create_source(settings, spec, "rows", 0).read(None))
+    found = read_until_idle(samples.create_source(settings, spec, "rows", 0).read(None))
     assert [wire.decode(arrival.body, spec, Limits()).support.x.shape for arrival in found[:2]] == [
         (1, 2, 3),
         (1, 2, 5),
@@ -221,20 +221,20 @@ def test_rows_of_nested_lists_have_the_shape_of_the_lists_where_it_is_open(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("rows.txt", "", "ends with '.txt'; rows are read from .csv, .jsonl"),
         ("rows.csv", "a,b,k\n", "has no columns 't'; it has a, b, k"),
         ("rows.csv", "a,b,t,t\n", "has 2 columns 't'"),
     ],
 )
-def test_a_file_that_is_none_is_an_error_that_says_so(tmp_path: Path, name: str, text: str, told: str) -> None:
+def test_an_invalid_file_is_reported(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=told.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         tasks(tmp_path / name, count=2)
 
 
-def test_a_file_that_was_cut_or_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_or_missing_file_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", 4)
     position = tasks(path, count=2)[-1].cursor
     path.write_text(json_of(0))
@@ -251,13 +251,13 @@ def test_a_file_that_was_cut_or_is_not_there_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"count": 2, "key": "k"}])
-def test_one_way_to_cut_is_given(options: dict) -> None:
+def test_exactly_one_way_to_cut_is_required(options: dict) -> None:
     with pytest.raises(ValueError, match="set one of count"):
         samples.Settings("rows.csv", ("a",), ("t",), **options)
 
 
-def test_rows_become_rounds_once_whatever_is_restarted(
-    tmp_path: Path, open_ingest: Open, faulty: History, make_more: Callable[[Path, int], None]
+def test_rows_by_key_become_rounds_once_across_restarts(
+    tmp_path: Path, open_ingest: Open, faulty: History, append_rows: Callable[[Path, int], None]
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("")
@@ -265,7 +265,7 @@ def test_rows_become_rounds_once_whatever_is_restarted(
     for restart in range(3):
         ingest = open_ingest()
         ingest.pull("rows", samples.create_source(settings, LABELS, "rows", 0))
-        make_more(path, 10 * restart)
+        append_rows(path, 10 * restart)
         until(lambda expected=(10 * restart + 9) // 4: len(faulty) == expected)
         ingest.close()
     assert len({faulty.entry(n).id for n in range(len(faulty))}) == len(faulty) == 7
@@ -274,10 +274,10 @@ def test_rows_become_rounds_once_whatever_is_restarted(
 
 
 @pytest.fixture
-def make_more() -> Callable[[Path, int], None]:
-    def more(path: Path, first: int) -> None:
+def append_rows() -> Callable[[Path, int], None]:
+    def append(path: Path, first: int) -> None:
         for n in range(first, first + 10):
             with path.open("a") as file:
                 file.write(json_of(n))
 
-    return more
+    return append

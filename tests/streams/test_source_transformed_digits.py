@@ -15,16 +15,16 @@ def digits() -> np.ndarray:
     return load_digits()
 
 
-def numbered() -> np.ndarray:
-    """Return images that say what they are: class and index are written into their first pixels."""
+def numbered_images() -> np.ndarray:
+    """Images that identify themselves: class and index are in their first pixels."""
     images = np.zeros((10, 500, 28, 28), dtype=np.uint8)
     images[:, :, 0, 0] = np.arange(10)[:, None]
     images[:, :, 0, 1], images[:, :, 0, 2] = np.divmod(np.arange(500), 250)
     return images
 
 
-def alike() -> np.ndarray:
-    """Return images that are all the same, without a symmetry, and small enough to stay within the frame."""
+def identical_images() -> np.ndarray:
+    """Identical images without a symmetry, small enough to stay within the frame."""
     image = np.zeros((28, 28), dtype=np.uint8)
     image[9:19, 11], image[9, 11:18] = 255, 160
     return np.broadcast_to(image, (10, 500, 28, 28)).copy()
@@ -41,9 +41,9 @@ def test_a_task_is_a_pure_function_of_seed_and_number(digits: np.ndarray) -> Non
     assert task.query.y.tolist() == list(range(10))
 
 
-def test_no_image_is_in_both_sets_or_comes_twice_before_the_piles_are_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_repeats_before_all_images_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformed_digits, "transform", lambda images, seed, t: images)
-    tasks = [make_task(numbered(), SETTINGS, 5, t) for t in range(500 // 7)]
+    tasks = [make_task(numbered_images(), SETTINGS, 5, t) for t in range(500 // 7)]
     seen = []
     for task in tasks:
         for batch in task:
@@ -53,10 +53,10 @@ def test_no_image_is_in_both_sets_or_comes_twice_before_the_piles_are_through(mo
     assert len(seen) == len(set(seen)) == 71 * 70
 
 
-def test_all_images_of_a_task_are_shown_alike_and_those_of_others_otherwise() -> None:
+def test_a_task_uses_one_transformation_and_tasks_differ() -> None:
     shown = []
     for t in range(40):
-        images = torch.cat([batch.x for batch in make_task(alike(), SETTINGS, 3, t)])
+        images = torch.cat([batch.x for batch in make_task(identical_images(), SETTINGS, 3, t)])
         assert (images == images[0]).all()
         shown.append(images[0])
     assert len({image.numpy().tobytes() for image in shown}) == 40
@@ -64,12 +64,12 @@ def test_all_images_of_a_task_are_shown_alike_and_those_of_others_otherwise() ->
     assert 10 < len(inverted) < 30
     assert all(image[0, 0] in (0, 255) for image in shown)
     assert {image.numpy().tobytes() for image in shown} != {
-        make_task(alike(), SETTINGS, 4, t).query.x[0].numpy().tobytes() for t in range(40)
+        make_task(identical_images(), SETTINGS, 4, t).query.x[0].numpy().tobytes() for t in range(40)
     }
 
 
-def test_a_transformation_keeps_what_an_affine_map_keeps() -> None:
-    """Three points on a line stay on one, the middle one in the middle; a fourth may come to lie on the other side."""
+def test_a_transformation_is_affine() -> None:
+    """Three collinear points stay collinear, and the middle one stays in the middle. A fourth may change sides."""
     dots = torch.zeros(4, 28, 28, dtype=torch.uint8)
     for dot, (down, right) in zip(dots, ((13, 10), (13, 14), (13, 18), (18, 14)), strict=True):
         dot[down - 1 : down + 2, right - 1 : right + 2] = 255

@@ -16,7 +16,7 @@ from streams.types import Arrival
 
 
 def take(stream: Iterator[Arrival | None], n: int) -> list[Arrival]:
-    """Return the next n that the stream yields, all of them arrivals."""
+    """Return the next ``n`` items of the stream, all of them arrivals."""
     found = [next(stream) for _ in range(n)]
     assert all(isinstance(one, Arrival) for one in found)
     return found
@@ -27,7 +27,7 @@ NEEDED: dict[str, dict[str, object]] = {
     "python": {"iterator": "x:y"},
     "samples": {"path": "x.csv", "x": ("a",), "y": ("b",), "count": 2},
 }
-"""What a configuration must say of a kind."""
+"""The required settings of each kind."""
 
 
 @pytest.mark.parametrize("kind", names(streams.sources))
@@ -56,11 +56,11 @@ def test_options_out_of_range_are_refused(kind: str, options: dict) -> None:
         pydantic.TypeAdapter(load_module(streams.sources, kind).Settings).validate_python(options)
 
 
-def test_http_has_nothing_to_read(spec: TaskSpec) -> None:
+def test_the_http_source_has_no_stream(spec: TaskSpec) -> None:
     assert http.create_source(http.Settings(), spec, "http", 0) is None
 
 
-def test_a_generated_stream_goes_on_behind_its_cursor_and_then_idles(make_task: Callable[[int], Task]) -> None:
+def test_a_generated_stream_resumes_after_its_cursor_and_then_idles(make_task: Callable[[int], Task]) -> None:
     source = _synthetic.SyntheticSource(make_task, "g", tasks=5)
     all_of_them = take(source.read(None), 5)
     assert [(one.id, one.cursor, one.source) for one in all_of_them] == [(f"g-{t}", str(t), "g") for t in range(5)]
@@ -82,7 +82,7 @@ def test_a_generated_stream_keeps_its_pace(make_task: Callable[[int], Task]) -> 
     assert seen == [["g-10"], [], ["g-11"], [], ["g-12"], [], ["g-13"], [], ["g-14"]]
 
 
-def test_a_sinusoid_is_a_sinusoid_of_the_paper() -> None:
+def test_a_sinusoid_has_the_distribution_of_the_paper() -> None:
     tasks = [sinusoid.make_task(3, t, 10, 40) for t in range(200)]
     xs = torch.cat([batch.x for task in tasks for batch in task]).double()
     assert float(xs.min()) >= -5
@@ -112,7 +112,7 @@ def test_a_sinusoid_is_a_pure_function_of_seed_and_number() -> None:
     assert 0.4 < float((noisy.support.y - clean.support.y).std()) < 0.6
 
 
-def test_the_sinusoid_source_gives_tasks_of_its_spec() -> None:
+def test_the_sinusoid_source_yields_tasks_of_its_spec() -> None:
     source = sinusoid.create_source(sinusoid.Settings(tasks=3, support=4, query=2, noise=0.1), sinusoid.SPEC, "sine", 7)
     arrivals = take(source.read(None), 3)
     for t, one in enumerate(arrivals):

@@ -46,7 +46,7 @@ def refused(data: bytes, most: int = MOST) -> Rejected:
     "values",
     [X, np.asfortranarray(X), X.astype(">f8"), X[:, ::-1], Y, np.uint8(3), np.zeros((0, 3)), X.astype(np.float16)],
 )
-def test_arrays_are_what_numpy_wrote(save, values) -> None:
+def test_arrays_equal_what_numpy_wrote(save, values) -> None:
     buffer = io.BytesIO()
     save(buffer, support_x=values, b=Y)
     found = read_npz(buffer.getvalue(), MOST)
@@ -85,12 +85,12 @@ def test_arrays_are_what_numpy_wrote(save, values) -> None:
         zipped(**{f"a{n}": b"" for n in range(200)}),
     ],
 )
-def test_a_file_that_numpy_would_not_write_of_numbers_is_refused(data: bytes) -> None:
+def test_a_file_that_numpy_would_not_write_is_refused(data: bytes) -> None:
     assert refused(data).reason == "unreadable"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_that_is_given_twice_is_refused() -> None:
+def test_a_repeated_name_is_refused() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.npy", npy(Y))
@@ -108,7 +108,7 @@ def test_an_encrypted_or_damaged_entry_is_refused() -> None:
     assert "CRC" in refused(bytes(flipped)).detail
 
 
-def test_a_bomb_is_refused_by_its_directory_before_anything_is_made_of_it() -> None:
+def test_a_bomb_is_refused_by_its_directory_before_any_allocation() -> None:
     bomb = zipped(zipfile.ZIP_DEFLATED, a=npy(np.zeros(10_000_000)))
     lying = bytearray(bomb)
     at = bomb.index(b"PK\x01\x02") + 24
@@ -122,7 +122,7 @@ def test_a_bomb_is_refused_by_its_directory_before_anything_is_made_of_it() -> N
     tracemalloc.stop()
 
 
-def listed(values: np.ndarray) -> pa.Array:
+def nested_lists(values: np.ndarray) -> pa.Array:
     column = pa.array(values.ravel())
     for size in reversed(values.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, size)
@@ -137,8 +137,8 @@ def arrow(columns: dict[str, object], batches: int = 1, **options: object) -> by
 
 
 LAYOUTS = {
-    "nested lists": lambda x: listed(x),
-    "a flat list": lambda x: listed(x.reshape(len(x), -1)),
+    "nested lists": lambda x: nested_lists(x),
+    "a flat list": lambda x: nested_lists(x.reshape(len(x), -1)),
     "tensors": lambda x: pa.FixedShapeTensorArray.from_numpy_ndarray(x),
 }
 
@@ -160,10 +160,10 @@ def test_rows_are_samples_in_any_layout(layout: str, batches: int) -> None:
 def test_scalars_and_open_dimensions() -> None:
     found = read_arrow(arrow({"x": Y, "y": Y}), TaskSpec(x_shape=(), ways=3))
     assert found["support_x"].shape == (4,)
-    found = read_arrow(arrow({"x": listed(X), "y": Y}), TaskSpec(x_shape=(3, -1), ways=3))
+    found = read_arrow(arrow({"x": nested_lists(X), "y": Y}), TaskSpec(x_shape=(3, -1), ways=3))
     assert found["support_x"].shape == X.shape
-    flat = read_arrow(arrow({"x": listed(X.reshape(4, 6)), "y": Y}), TaskSpec(x_shape=(3, -1), ways=3))
-    assert flat["support_x"].shape == (4, 6), "how a flat list is to be cut is not known, so the wire refuses it"
+    flat = read_arrow(arrow({"x": nested_lists(X.reshape(4, 6)), "y": Y}), TaskSpec(x_shape=(3, -1), ways=3))
+    assert flat["support_x"].shape == (4, 6), "the shape of a flat list is unknown, so the wire refuses it"
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_scalars_and_open_dimensions() -> None:
         ("unreadable", {"x": pa.array(["a"] * 4).dictionary_encode(), "y": Y}),
     ],
 )
-def test_columns_that_are_no_samples_are_refused(reason: str, columns: dict[str, object]) -> None:
+def test_columns_without_samples_are_refused(reason: str, columns: dict[str, object]) -> None:
     with pytest.raises(Rejected) as caught:
         read_arrow(arrow(columns), SPEC)
     assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_compressed_buffers_are_refused_before_they_are_unpacked(codec: str) -> None:
+def test_compressed_buffers_are_refused_before_decompression(codec: str) -> None:
     bomb = arrow({"x": np.zeros(10_000_000), "y": np.zeros(10_000_000)}, compression=codec)
     assert len(bomb) < 1_000_000
     before = pa.default_memory_pool().max_memory()
@@ -200,7 +200,7 @@ def test_compressed_buffers_are_refused_before_they_are_unpacked(codec: str) -> 
 
 @pytest.mark.parametrize("claim", [8, 4_000, 2**40])
 def test_a_column_that_claims_more_rows_than_it_has_bytes_is_refused(claim: int) -> None:
-    """Unless all of it is validated, pyarrow gives what lies behind the buffer in memory."""
+    """Without full validation, pyarrow returns the memory after the buffer."""
     values = np.arange(7, dtype=np.float32)
     whole, rows = arrow({"x": values, "y": values}), struct.pack("<q", 7)
     assert whole.count(rows) == 3, "one for the batch, one for each column"
@@ -210,8 +210,8 @@ def test_a_column_that_claims_more_rows_than_it_has_bytes_is_refused(claim: int)
     assert "too small" in caught.value.detail
 
 
-def test_an_arrow_file_that_ends_early_or_is_none_is_refused() -> None:
-    whole = arrow({"x": listed(X), "y": Y})
+def test_a_truncated_or_invalid_arrow_file_is_refused() -> None:
+    whole = arrow({"x": nested_lists(X), "y": Y})
     cuts = [whole[:end] for end in range(0, len(whole) - 600, 7)]
     for data in (b"", b"ARROW1", b"ARROW1\x00\x00", whole[8:], *cuts):
         with pytest.raises(Rejected) as caught:
@@ -222,7 +222,7 @@ def test_an_arrow_file_that_ends_early_or_is_none_is_refused() -> None:
         read_arrow(only_schema, SPEC)
 
 
-def test_what_safetensors_cannot_hold_is_refused() -> None:
+def test_a_dtype_that_safetensors_lacks_is_refused() -> None:
     assert np.dtype(np.longdouble).itemsize == 16
     with pytest.raises(Rejected) as caught:
         read_task_file(PurePath("a.npz"), zipped(support_x=npy(np.zeros(3, np.longdouble))), SPEC, MOST)

@@ -26,12 +26,12 @@ def change(folder: Path, *statements: str) -> None:
     connection.close()
 
 
-def test_a_good_history_is_clean_and_progress_is_told(folder: Path) -> None:
-    told: list[tuple[int, int]] = []
-    found = verify(folder, lambda done, all: told.append((done, all)))
+def test_an_intact_history_is_clean_and_progress_is_reported(folder: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    found = verify(folder, lambda done, all: progress.append((done, all)))
     assert found == Verification(6, (), (), (), (), (), ())
     assert found.clean
-    assert told == [(6, 6)]
+    assert progress == [(6, 6)]
 
 
 def test_an_empty_history_is_clean_and_a_missing_one_is_not(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_an_empty_history_is_clean_and_a_missing_one_is_not(tmp_path: Path) -> N
         (["DELETE FROM rounds WHERE round = 5"], "stray", (5,)),
     ],
 )
-def test_each_fault_is_found_where_it_is(
+def test_each_fault_is_found_at_its_round(
     folder: Path, statements: list[str], field: str, rounds: tuple[int, ...]
 ) -> None:
     change(folder, *statements)
@@ -66,7 +66,7 @@ def test_each_fault_is_found_where_it_is(
     assert all(getattr(found, other) == () for other in others)
 
 
-def test_an_index_that_leads_elsewhere_is_found(folder: Path) -> None:
+def test_an_index_with_wrong_entries_is_found(folder: Path) -> None:
     file = folder / ledger.FILE
     connection = sqlite3.connect(file)
     found = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_rounds_1'").fetchall()
@@ -79,15 +79,13 @@ def test_an_index_that_leads_elsewhere_is_found(folder: Path) -> None:
     assert verify(folder).ids == (5,)
 
 
-def test_a_payload_that_fits_its_checksum_but_is_no_task_is_damage(
-    tmp_path: Path, make_record: Callable[..., Record]
-) -> None:
+def test_an_invalid_payload_with_a_right_checksum_is_damage(tmp_path: Path, make_record: Callable[..., Record]) -> None:
     with History.open(tmp_path, write=True) as history:
         history.append([make_record(0), make_record(1)._replace(payload=b"not a task")])
     assert verify(tmp_path).damaged == (1,)
 
 
-def test_flipped_bits_anywhere_in_the_payloads_are_found(tmp_path: Path, make_record: Callable[..., Record]) -> None:
+def test_a_flipped_bit_in_a_payload_is_found(tmp_path: Path, make_record: Callable[..., Record]) -> None:
     marker = os.urandom(16)
     with History.open(tmp_path, write=True) as history:
         history.append([make_record(n)._replace(payload=marker + bytes([n]) * 30_000) for n in range(4)])
@@ -111,7 +109,7 @@ def _reads(history: History, round: int) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_file_with_whole_pages_lost_never_breaks_the_reading(folder: Path, seed: int) -> None:
+def test_lost_pages_never_break_the_verification(folder: Path, seed: int) -> None:
     file = folder / ledger.FILE
     pages = file.stat().st_size // ledger.PAGE_BYTES
     page = 1 + seed % (pages - 1)
@@ -128,12 +126,12 @@ def page_is_unused(file: Path, page: int) -> bool:
     return page + 1 not in used
 
 
-def test_it_reads_the_history_of_a_running_writer(folder: Path, make_record: Callable[..., Record]) -> None:
+def test_verify_works_while_a_writer_runs(folder: Path, make_record: Callable[..., Record]) -> None:
     with History.open(folder, write=True) as history:
 
-        def go_on(done: int, all: int) -> None:
+        def append(done: int, all: int) -> None:
             history.append([make_record(100)])
 
-        found = verify(folder, go_on)
+        found = verify(folder, append)
         assert found == Verification(6, (), (), (), (), (), ())
         assert verify(folder).rounds == 7

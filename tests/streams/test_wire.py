@@ -73,7 +73,7 @@ def test_each_fault_has_its_reason_and_names_its_tensor(reason: str, changes: di
     assert any(name in refused.detail for name in changes), refused.detail
 
 
-def test_the_detail_says_what_was_found_and_what_would_be_right() -> None:
+def test_the_detail_gives_the_actual_and_the_required_value() -> None:
     assert refusal(save(tensors(query_y=torch.tensor([0, 3])))).detail == (
         "query_y has the label 3 at sample 1; labels run from 0 to 2 (ways = 3)"
     )
@@ -126,12 +126,12 @@ def test_a_hostile_body_is_refused(reason: str, body: bytes) -> None:
     assert refusal(body).reason == reason
 
 
-def test_a_name_that_is_given_twice_is_refused_whatever_the_library_does_with_it() -> None:
+def test_a_repeated_name_is_refused() -> None:
     with pytest.raises(Rejected, match="occurs twice"):
         read_header(body_of(TWICE), 1_000)
 
 
-def test_metadata_is_ignored_and_the_tensors_can_be_written_to(make_task: Callable[[int], Task]) -> None:
+def test_metadata_is_ignored_and_the_tensors_are_writable(make_task: Callable[[int], Task]) -> None:
     body = save(tensors(), metadata={"who": "me"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,7 +158,7 @@ def test_real_targets_become_float32(dtype: torch.dtype) -> None:
     assert found.eq(0.5).all()
 
 
-def test_a_real_target_that_float32_cannot_hold_is_refused() -> None:
+def test_a_real_target_outside_float32_is_refused() -> None:
     real = tensors(support_y=torch.full((4, 1), 1e300, dtype=torch.float64), query_y=torch.ones(2, 1))
     assert refusal(save(real), REAL).reason == "not_finite"
     real["support_y"] = torch.ones(4, 1, dtype=torch.int64)
@@ -171,7 +171,7 @@ def test_one_support_sample_cannot_be_split() -> None:
 
 
 @pytest.mark.parametrize("order", ["sorted", "mixed"])
-def test_a_held_out_query_sees_every_class_as_the_support_does(order: str) -> None:
+def test_a_held_out_query_has_the_classes_of_the_support(order: str) -> None:
     labels = torch.arange(10).repeat_interleave(4) if order == "sorted" else torch.arange(10).repeat(4)
     support = Batch(torch.arange(40.0)[:, None], labels)
     task = wire.hold_out(support, TaskSpec(x_shape=(1,), ways=10))
@@ -181,7 +181,7 @@ def test_a_held_out_query_sees_every_class_as_the_support_does(order: str) -> No
     assert sorted(torch.cat([task.support.x, task.query.x]).flatten().tolist()) == list(range(40))
 
 
-def test_a_request_to_adapt_has_a_support_and_a_query_x_only() -> None:
+def test_an_adapt_request_has_only_a_support_and_query_x() -> None:
     support, query_x = wire.decode_support(save(tensors(query_y=None)), SPEC, LIMITS)
     assert support.x.shape == (4, 2)
     assert query_x.shape == (2, 2)
@@ -204,7 +204,7 @@ def pictures(support: tuple[int, ...], query: tuple[int, ...]) -> dict[str, Tens
     return tensors(support_x=torch.ones(4, *support), query_x=torch.ones(2, *query))
 
 
-def test_open_dimensions_take_any_size_that_is_the_same_within_a_task() -> None:
+def test_open_dimensions_take_any_one_size_within_a_task() -> None:
     for size in ((3, 1, 1), (3, 5, 7), (3, 28, 28)):
         assert wire.decode(save(pictures(size, size)), OPEN, LIMITS).query.x.shape == (2, *size)
     for wrong in ((3, 5), (1, 5, 7), (3, 5, 7, 1)):
@@ -220,7 +220,7 @@ def test_open_dimensions_take_any_size_that_is_the_same_within_a_task() -> None:
         wire.decode_support(save(request), OPEN, LIMITS)
 
 
-def test_the_number_of_elements_is_bounded_before_a_tensor_is_made() -> None:
+def test_the_number_of_elements_is_checked_before_allocation() -> None:
     limits = Limits(elements=4 * 3 * 5 * 5)
     assert wire.decode(save(pictures((3, 5, 5), (3, 5, 5))), OPEN, limits).support.x.shape == (4, 3, 5, 5)
     refused = refusal(save(pictures((3, 5, 6), (3, 5, 6))), OPEN, limits)
@@ -236,7 +236,7 @@ def test_the_number_of_elements_is_bounded_before_a_tensor_is_made() -> None:
     )
 
 
-def test_telling_where_a_nan_is_costs_no_more_than_the_task() -> None:
+def test_locating_a_nan_takes_little_memory() -> None:
     spec = TaskSpec(x_shape=(1,) * 13 + (-1,), x_dtype="float16", ways=3)
     x = torch.full((1, *(1,) * 13, 2_000_000), torch.nan, dtype=torch.float16)
     body = save({"support_x": x, "support_y": torch.zeros(1, dtype=torch.int64)})
@@ -248,7 +248,7 @@ def test_telling_where_a_nan_is_costs_no_more_than_the_task() -> None:
     assert "query_x has NaN or infinity (or exceeds float32) at sample 1" in refusal(save(at_last)).detail
 
 
-def test_tensors_that_share_memory_or_are_transposed_can_be_encoded() -> None:
+def test_tensors_with_shared_memory_or_other_strides_can_be_encoded() -> None:
     whole = torch.arange(12.0).reshape(2, 6).T
     labels = torch.zeros(6, dtype=torch.int64)
     task = Task(Batch(whole[:4], labels[:4]), Batch(whole[4:], labels[4:]))
@@ -257,7 +257,7 @@ def test_tensors_that_share_memory_or_are_transposed_can_be_encoded() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 40, save({"support_x": torch.ones(1)})])
-def test_a_kept_payload_that_is_none_is_a_value_error(payload: bytes) -> None:
+def test_an_invalid_stored_payload_raises_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError, match="not a stored task"):
         wire.decode_payload(payload)
 
@@ -299,7 +299,7 @@ def test_bad_ids(id: str) -> None:
     assert caught.value.reason == "bad_id"
 
 
-def test_nothing_here_can_unpickle() -> None:
+def test_no_module_of_streams_can_unpickle() -> None:
     for file in Path(streams.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []

@@ -46,7 +46,7 @@ def check_is_a_task_of(spec: TaskSpec, task: Task) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(specs(), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32))
-def test_what_is_encoded_is_decoded(spec: TaskSpec, support: int, query: int, seed: int) -> None:
+def test_encoding_round_trips(spec: TaskSpec, support: int, query: int, seed: int) -> None:
     task = Task(batch_of(spec, support, seed), batch_of(spec, query, seed + 1))
     body = wire.encode(task)
     for found in (wire.decode(body, spec, LIMITS), wire.decode_payload(body)):
@@ -57,7 +57,7 @@ def test_what_is_encoded_is_decoded(spec: TaskSpec, support: int, query: int, se
 
 @settings(max_examples=150, deadline=None)
 @given(specs(), st.integers(2, 40), st.integers(0, 2**32))
-def test_a_held_out_query_is_a_part_of_the_support(spec: TaskSpec, n: int, seed: int) -> None:
+def test_a_held_out_query_is_part_of_the_support(spec: TaskSpec, n: int, seed: int) -> None:
     support = batch_of(spec, n, seed)._replace(x=torch.arange(n))
     task = wire.hold_out(support, spec)
     assert len(task.query.y) == min(max(round(n * spec.query_share), 1), n - 1)

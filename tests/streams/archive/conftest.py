@@ -23,7 +23,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
 
 @pytest.fixture(scope="session")
 def keep(make_task: Callable[..., Task]) -> Callable[..., StoredRound]:
-    """A round of its own number of samples, as the ledger keeps it."""
+    """Return a maker of stored rounds; each round has its own number of samples."""
 
     def make(round: int, payload: bytes | None = None) -> StoredRound:
         body = wire.encode(make_task(round, support=1 + round % 7, query=1 + round % 4)) if payload is None else payload

@@ -1,4 +1,4 @@
-"""The same promises wherever an archive lies; damage of any byte of any file is found."""
+"""An archive keeps the same promises wherever it is stored. Damage to any byte of any file is found."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def rounds(keep: Keep) -> list[StoredRound]:
     return [keep(round) for round in (3, 4, 5, 8, 9)]
 
 
-def test_what_is_published_is_read_back_by_whoever_opens_it(store: BlobStore, rounds: list[StoredRound]) -> None:
+def test_published_rounds_are_read_back_by_any_reader(store: BlobStore, rounds: list[StoredRound]) -> None:
     marker = Archive(store).publish(rounds)
     archive = Archive(store)
     assert archive.names() == [marker.name]
@@ -34,7 +34,7 @@ def test_what_is_published_is_read_back_by_whoever_opens_it(store: BlobStore, ro
     assert archive.check_files(marker) == []
 
 
-def test_a_round_that_is_not_in_a_segment_is_damage_that_is_named(store: BlobStore, rounds: list[StoredRound]) -> None:
+def test_a_round_missing_from_a_segment_is_reported_as_damage(store: BlobStore, rounds: list[StoredRound]) -> None:
     archive = Archive(store)
     marker = archive.publish(rounds)
     for round in (0, 6, 10):
@@ -42,7 +42,7 @@ def test_a_round_that_is_not_in_a_segment_is_damage_that_is_named(store: BlobSto
             archive.payload(marker.name, round)
 
 
-def test_anybody_reads_the_tensors_with_zarr_alone(tmp_path: Path, rounds: list[StoredRound]) -> None:
+def test_the_tensors_are_readable_with_zarr_alone(tmp_path: Path, rounds: list[StoredRound]) -> None:
     marker = Archive(open_store(str(tmp_path), {})).publish(rounds)
     group = zarr.open_group(tmp_path / "segments" / marker.name, mode="r")
     assert group["round"][:].tolist() == [3, 4, 5, 8, 9]
@@ -53,9 +53,7 @@ def test_anybody_reads_the_tensors_with_zarr_alone(tmp_path: Path, rounds: list[
     assert json.loads(group["about"][: int(group["about_end"][0])].tobytes()) == ["id-3", "é", "3"]
 
 
-def test_a_segment_without_its_marker_is_not_there_and_is_tidied_away(
-    store: BlobStore, rounds: list[StoredRound]
-) -> None:
+def test_a_segment_without_its_marker_is_invisible_and_is_removed(store: BlobStore, rounds: list[StoredRound]) -> None:
     archive = Archive(store)
     kept = archive.publish(rounds)
     lost = archive.publish(rounds)
@@ -68,9 +66,7 @@ def test_a_segment_without_its_marker_is_not_there_and_is_tidied_away(
     assert store.names("segments") == store.names("markers") == []
 
 
-def test_a_killed_writer_leaves_nothing_that_hinders_the_next(
-    store: BlobStore, rounds: list[StoredRound], keep: Keep
-) -> None:
+def test_a_killed_writer_does_not_block_the_next(store: BlobStore, rounds: list[StoredRound], keep: Keep) -> None:
     archive = Archive(store)
     path = "segments/000000000003-000000000009-0"
     write_segment(store.zarr_store(path), [keep(round) for round in range(30)])
@@ -96,8 +92,8 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def test_a_flipped_bit_of_the_tensors_is_not_read_as_if_nothing_were(tmp_path: Path, rounds: list[StoredRound]) -> None:
-    """Each inner chunk has its own checksum: reading finds it without the marker."""
+def test_a_flipped_bit_in_the_tensors_is_detected_on_reading(tmp_path: Path, rounds: list[StoredRound]) -> None:
+    """Each inner chunk has its own checksum, so reading finds the damage without the marker."""
     marker = Archive(open_store(str(tmp_path), {})).publish(rounds)
     path = tmp_path / "segments" / marker.name / "support_x" / "c" / "0"
     whole = path.read_bytes()
@@ -107,7 +103,7 @@ def test_a_flipped_bit_of_the_tensors_is_not_read_as_if_nothing_were(tmp_path: P
             Archive(open_store(str(tmp_path), {})).payload(marker.name, 4)
 
 
-def test_missing_and_strange_files_are_found(store: BlobStore, rounds: list[StoredRound]) -> None:
+def test_missing_and_unexpected_files_are_found(store: BlobStore, rounds: list[StoredRound]) -> None:
     archive = Archive(store)
     marker = archive.publish(rounds)
     store.remove(f"segments/{marker.name}/query_x/c/0")
@@ -133,7 +129,7 @@ def test_a_damaged_marker_is_found(store: BlobStore, rounds: list[StoredRound]) 
         archive.marker(name)
 
 
-def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[StoredRound]) -> None:
+def test_files_of_a_later_version_are_left_alone(tmp_path: Path, rounds: list[StoredRound]) -> None:
     archive = Archive(open_store(str(tmp_path), {}))
     name = archive.publish(rounds).name
     for file in (tmp_path / "markers" / f"{name}.json", tmp_path / "segments" / name / "zarr.json"):
@@ -144,7 +140,7 @@ def test_what_a_later_version_wrote_is_left_alone(tmp_path: Path, rounds: list[S
         archive.segment(name)
 
 
-def test_only_so_much_of_segments_stays_open(tmp_path: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_open_segments_is_bounded(tmp_path: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = Archive(open_store(str(tmp_path), {}))
     markers = [archive.publish([keep(round)]) for round in range(20)]
     one = max(archive.segment(marker.name).memory_bytes for marker in markers)
@@ -158,7 +154,7 @@ def test_only_so_much_of_segments_stays_open(tmp_path: Path, keep: Keep, monkeyp
     assert sum(segment.memory_bytes for segment in archive._open.values()) <= 7 * one
 
 
-def test_an_object_store_that_is_away_is_no_damage(server: Bucketed, rounds: list[StoredRound]) -> None:
+def test_an_unreachable_object_store_is_not_damage(server: Bucketed, rounds: list[StoredRound]) -> None:
     gone = {**server.options, "endpoint": f"http://127.0.0.1:{free_port()}"}
     archive = Archive(open_store(server.url, {**gone, "retry_config": {"max_retries": 0}}))
     with pytest.raises(ArchiveUnreachable, match="cannot be reached"):
@@ -167,7 +163,7 @@ def test_an_object_store_that_is_away_is_no_damage(server: Bucketed, rounds: lis
         archive.payload("000000000003-000000000009-0", 3)
 
 
-def test_urls_and_folders_are_told_apart_and_wrong_ones_are_refused() -> None:
+def test_urls_and_folders_are_distinguished_and_invalid_ones_refused() -> None:
     assert is_url("s3://bucket/prefix")
     assert not is_url("/somewhere/else")
     assert not is_url("C:\\somewhere")
@@ -177,7 +173,7 @@ def test_urls_and_folders_are_told_apart_and_wrong_ones_are_refused() -> None:
         open_store("/somewhere", {"region": "x"})
 
 
-def test_segments_read_one_round_as_they_read_all(tmp_path: Path, keep: Keep) -> None:
+def test_a_segment_reads_one_round_as_it_reads_all(tmp_path: Path, keep: Keep) -> None:
     rounds = [keep(round) for round in range(50)]
     store = open_store(str(tmp_path), {})
     write_segment(store.zarr_store("here"), rounds)

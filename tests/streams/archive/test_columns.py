@@ -15,7 +15,7 @@ DTYPES.append("float64")
 
 @st.composite
 def ragged_tasks(draw: st.DrawFn) -> list[bytes]:
-    """Payloads of one layout: the same tensors of the same dtypes and ranks, of any sizes, 0 too."""
+    """Return payloads of one layout: the same tensors, dtypes and ranks, with sizes from 0."""
     tensors = draw(
         st.dictionaries(
             st.sampled_from(["support_x", "support_y", "query_x", "query_y"]),
@@ -36,7 +36,7 @@ def ragged_tasks(draw: st.DrawFn) -> list[bytes]:
 
 
 @given(ragged_tasks())
-def test_payloads_come_back_from_columns_bit_by_bit(payloads: list[bytes]) -> None:
+def test_payloads_return_from_columns_bit_identical(payloads: list[bytes]) -> None:
     columns = split_columns(payloads)
     starts = {
         column: np.concatenate([[0], np.cumsum(np.prod(shapes, axis=1, dtype=np.int64))])
@@ -67,12 +67,12 @@ def test_nothing_is_padded(keep: Callable[..., StoredRound]) -> None:
         (save({"x": np.zeros(3)}).replace(b"[0,24]", b"[8,32]"), "does not directly follow"),
     ],
 )
-def test_what_is_no_body_of_tensors_is_refused(payload: bytes, message: str) -> None:
+def test_a_payload_without_tensors_is_refused(payload: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split_columns([payload])
 
 
-def test_layouts_are_told_apart() -> None:
+def test_layouts_are_distinguished() -> None:
     payloads = [save({"x": np.zeros(3)}), save({"x": np.zeros(3, "f4")}), save({"x": np.zeros((3, 1))})]
     assert len({layout(payload) for payload in payloads}) == 3
     assert layout(payloads[0]) == layout(save({"x": np.ones(9)}))

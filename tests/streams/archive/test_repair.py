@@ -1,4 +1,4 @@
-"""What is held twice is mended; what is not is named, and left."""
+"""Data with a second copy is repaired; data without one is named and left as it is."""
 
 import shutil
 import sqlite3
@@ -21,22 +21,22 @@ ROUNDS = 13
 
 
 @pytest.fixture(params=[False, True], ids=["in both", "archive only"])
-def relieved(request: pytest.FixtureRequest) -> bool:
+def evicted(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_record: Make, relieved: bool) -> Iterator[Path]:
+def folder(tmp_path: Path, make_record: Make, evicted: bool) -> Iterator[Path]:
     with History.open(tmp_path, write=True) as history:
         history.append([make_record(n, cursor=str(n)) for n in range(ROUNDS)])
         while seal_next(history, FIVE):
             pass
-        if relieved:
+        if evicted:
             evict_payloads(history, 0)
     return tmp_path
 
 
-def whole(folder: Path, make_record: Make) -> bool:
+def is_intact(folder: Path, make_record: Make) -> bool:
     with History.open(folder, write=False) as history:
         return [history.payload(n) for n in range(len(history))] == [make_record(n).payload for n in range(ROUNDS)]
 
@@ -48,21 +48,21 @@ def change(folder: Path, *statements: str) -> None:
     connection.close()
 
 
-def spoil(folder: Path, file: str) -> str:
-    """Flip a byte in a file of the second segment, and return the segment's name."""
+def damage_segment(folder: Path, file: str) -> str:
+    """Flip a byte in a file of the second segment; return the segment's name."""
     name = sorted(path.name for path in (folder / "archive" / "segments").iterdir())[1]
     path = folder / "archive" / "segments" / name / file
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     return name
 
 
-def test_a_good_history_needs_nothing(folder: Path, make_record: Make) -> None:
+def test_an_intact_history_needs_no_repair(folder: Path, make_record: Make) -> None:
     assert repair(folder, verify(folder)) == Repairs((), (), (), ())
-    assert whole(folder, make_record)
+    assert is_intact(folder, make_record)
 
 
-@pytest.mark.parametrize("relieved", [False])
-def test_a_payload_that_is_damaged_in_the_ledger_comes_from_the_archive(folder: Path, make_record: Make) -> None:
+@pytest.mark.parametrize("evicted", [False])
+def test_a_damaged_payload_is_restored_from_the_archive(folder: Path, make_record: Make) -> None:
     change(
         folder, "UPDATE payloads SET payload = x'00' WHERE round IN (3, 12)", "INSERT INTO payloads VALUES (99, x'')"
     )
@@ -75,44 +75,44 @@ def test_a_payload_that_is_damaged_in_the_ledger_comes_from_the_archive(folder: 
 
 
 @pytest.mark.parametrize("file", ["support_x/c/0", "zarr.json", "digest/c/0/0", "header_end/zarr.json"])
-def test_a_damaged_segment_is_written_anew_if_the_ledger_has_it_all(
-    folder: Path, make_record: Make, relieved: bool, file: str
+def test_a_damaged_segment_is_rewritten_if_the_ledger_has_all_its_rounds(
+    folder: Path, make_record: Make, evicted: bool, file: str
 ) -> None:
-    name = spoil(folder, file)
+    name = damage_segment(folder, file)
     found = verify(folder)
     assert not found.clean
     assert all(wrong.startswith((name, f"the segment {name}")) for wrong in found.archive)
     done = repair(folder, found)
-    if relieved:
+    if evicted:
         assert done == Repairs((), (), (), (name,))
         assert verify(folder) == found, "nothing that is the only copy is touched"
         return
     assert done == Repairs((), (f"{name[:-1]}1",), (), ())
     assert verify(folder).clean
-    assert whole(folder, make_record)
+    assert is_intact(folder, make_record)
 
 
-def test_lost_rounds_are_named(folder: Path, relieved: bool) -> None:
+def test_lost_rounds_are_named(folder: Path, evicted: bool) -> None:
     name = sorted(path.name for path in (folder / "archive" / "segments").iterdir())[1]
     shutil.rmtree(folder / "archive" / "segments" / name)
     found = verify(folder)
-    assert found.missing == (tuple(range(5, 10)) if relieved else ())
+    assert found.missing == (tuple(range(5, 10)) if evicted else ())
     assert any(name in wrong for wrong in found.archive)
 
 
-def test_a_segment_that_the_ledger_forgot_is_taken_up_again(folder: Path, make_record: Make) -> None:
+def test_a_segment_missing_from_the_ledger_is_recorded_again(folder: Path, make_record: Make) -> None:
     change(folder, "DELETE FROM segments WHERE first = 5")
     repair(folder, verify(folder))
     assert verify(folder).clean
-    assert whole(folder, make_record)
+    assert is_intact(folder, make_record)
 
 
-def test_a_segment_of_another_history_is_seen(folder: Path) -> None:
+def test_a_segment_of_another_history_is_detected(folder: Path) -> None:
     change(folder, "UPDATE rounds SET id = 'other' WHERE round = 6")
     assert any("round 6 differs from the ledger" in wrong for wrong in verify(folder).archive)
 
 
-def test_a_lost_ledger_is_made_anew_from_the_archive(folder: Path, make_record: Make) -> None:
+def test_a_lost_ledger_is_rebuilt_from_the_archive(folder: Path, make_record: Make) -> None:
     with History.open(folder, write=False) as history:
         entries = [history.entry(n) for n in range(10)]
     with pytest.raises(HistoryError, match="move it away"):

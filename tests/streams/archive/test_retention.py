@@ -1,4 +1,4 @@
-"""Rounds are thinned out fairly, by decisions that are facts of the history, and their space is given back."""
+"""Rounds are subsampled fairly, each decision is recorded in the history, and the space is released."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ def candidates(count: int, sources: str = "s", size: int = 1) -> Candidates:
 
 @pytest.mark.parametrize("thinned", [{}, OVER_TIME], ids=["reservoir", "time"])
 def test_each_round_is_kept_with_the_same_probability(thinned: dict[str, Any]) -> None:
-    """Over many stretches of the numbers: old and new, early and late, alike."""
+    """The probability does not depend on the round number: old and new, early and late."""
     kept = np.zeros(200)
     for shift in range(0, 200_000, 200):
         some = candidates(200)._replace(rounds=np.arange(shift, shift + 200, dtype=np.int64))
@@ -59,7 +59,7 @@ def test_each_round_is_kept_with_the_same_probability(thinned: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("rank", [hash_priorities, stratified_priorities])
-def test_the_hash_has_no_two_alike_and_is_uniform(rank: Callable[..., Any]) -> None:
+def test_the_hash_is_injective_and_uniform(rank: Callable[..., Any]) -> None:
     found = rank(np.arange(100_000, dtype=np.int64))
     assert len(np.unique(found)) == 100_000
     counts = np.histogram(found.astype(np.float64), bins=100, range=(0, 2.0**64))[0]
@@ -72,10 +72,10 @@ def test_the_hash_has_no_two_alike_and_is_uniform(rank: Callable[..., Any]) -> N
     st.lists(st.integers(1, 30), min_size=1, max_size=6),
     st.sampled_from([{}, OVER_TIME, {"thin": "stratified"}]),
 )
-def test_what_is_kept_of_much_is_what_is_kept_of_what_was_kept(
+def test_repeated_subsampling_equals_subsampling_once(
     first: int, most: int, more: list[int], thinned: dict[str, Any]
 ) -> None:
-    """A sample that is thinned out again and again is the sample of all rounds: so it stays fair."""
+    """Subsampling a sample again gives the sample of all rounds, so it stays fair."""
     settings = RetentionSettings(rounds=most, **thinned)
     held, count = np.arange(0), 0
     for step in [first, *more]:
@@ -88,13 +88,13 @@ def test_what_is_kept_of_much_is_what_is_kept_of_what_was_kept(
 
 
 @given(st.integers(0, 2**40), st.integers(0, 12))
-def test_of_every_stretch_one_is_first(block: int, height: int) -> None:
+def test_every_block_has_one_first_round(block: int, height: int) -> None:
     rounds = (block << height) + np.arange(1 << height, dtype=np.int64)
     assert (stratified_priorities(rounds) < np.uint64((1 << (64 - height)) - 1)).sum() == 1
 
 
-def test_who_is_first_of_a_stretch_is_left_to_chance() -> None:
-    """Each with the same probability, and in neighbouring stretches not the same: streams often have a period."""
+def test_the_first_round_of_a_block_is_random() -> None:
+    """Each round of a block is equally likely, and neighbouring blocks differ, because streams are often periodic."""
     firsts = stratified_priorities(np.arange(16 * 4000, dtype=np.int64)).reshape(-1, 16).argmin(axis=1)
     counts = np.bincount(firsts, minlength=16)
     assert ((counts - 250) ** 2 / 250).sum() < 45, "15 degrees of freedom: the 1e-4 quantile is 44"
@@ -103,7 +103,7 @@ def test_who_is_first_of_a_stretch_is_left_to_chance() -> None:
 
 
 @pytest.mark.parametrize("count", [1000, 1024, 1500, 4000, 100_000])
-def test_early_and_late_stay_represented_alike(count: int) -> None:
+def test_early_and_late_rounds_stay_equally_represented(count: int) -> None:
     some = candidates(count, "ab")
     most = 100
     kept = np.flatnonzero(select_retained(some, RetentionSettings(rounds=most, **OVER_TIME)))
@@ -114,10 +114,10 @@ def test_early_and_late_stay_represented_alike(count: int) -> None:
     tenths = np.histogram(kept, bins=10, range=(0, count))[0]
     assert tenths.min() >= 6
     assert tenths.max() <= 14
-    assert 30 <= (kept % 2).sum() <= 70, "whatever comes every second time is not left out"
+    assert 30 <= (kept % 2).sum() <= 70, "rounds with period two are not left out"
 
 
-def test_a_source_that_came_late_is_there_and_spread_over_its_time() -> None:
+def test_a_late_source_is_kept_and_spread_over_its_time() -> None:
     some = candidates(4000)
     sources = np.where(some.rounds < 3000, "old", "new")
     settings = RetentionSettings(rounds=100, thin="stratified")
@@ -127,13 +127,13 @@ def test_a_source_that_came_late_is_there_and_spread_over_its_time() -> None:
         assert np.histogram(kept, bins=5, range=(first, last))[0].min() >= 6
 
 
-def test_so_many_bytes() -> None:
+def test_the_kept_bytes_are_bounded() -> None:
     some = candidates(100)._replace(bytes=np.arange(1, 101, dtype=np.int64))
     kept = select_retained(some, RetentionSettings(bytes=2_000))
     assert 1_800 < some.bytes[kept].sum() <= 2_000
 
 
-def test_none_that_is_too_old() -> None:
+def test_rounds_that_are_too_old_are_discarded() -> None:
     assert np.flatnonzero(select_retained(candidates(50), RetentionSettings(age_days=9.5))).tolist() == list(
         range(40, 50)
     )
@@ -142,7 +142,7 @@ def test_none_that_is_too_old() -> None:
     assert min(both) >= 40
 
 
-def test_a_clock_that_was_ahead_once_makes_nothing_old() -> None:
+def test_a_clock_that_was_once_ahead_makes_no_round_old() -> None:
     some = candidates(50)
     now = float(some.arrived.max())
     some.arrived[20] = now + 365 * DAY_SECONDS
@@ -150,7 +150,7 @@ def test_a_clock_that_was_ahead_once_makes_nothing_old() -> None:
     assert kept.tolist() == [20, *range(40, 50)]
 
 
-def test_strata_are_kept_alike_however_rare_they_are() -> None:
+def test_strata_are_kept_equally_however_rare_they_are() -> None:
     rare = candidates(300, "a" * 28 + "bc")
     kept = rare.sources[select_retained(rare, RetentionSettings(rounds=60, thin="stratified"))]
     assert {source: (kept == source).sum() for source in "abc"} == {"a": 40, "b": 10, "c": 10}
@@ -160,7 +160,7 @@ def test_strata_are_kept_alike_however_rare_they_are() -> None:
     assert (kept == "a").sum() > 45
 
 
-def test_kept_rounds_are_a_sequence() -> None:
+def test_retained_rounds_are_a_sequence() -> None:
     kept = RetainedRounds(np.array([2, 5]), 7, 10)
     assert list(kept) == [2, 5, 7, 8, 9]
     assert (len(kept), kept[-1], kept[1:4], 7 in kept, 6 in kept) == (5, 9, [5, 7, 8], True, False)
@@ -174,7 +174,7 @@ def kept_after(history: History, count: int) -> list[int]:
     return list(RetainedRounds(retained_rounds(history.query, decided), decided, count))
 
 
-def test_a_decision_holds_for_the_rounds_that_come_after_it(history: History, make_record: Make) -> None:
+def test_a_decision_applies_to_later_rounds(history: History, make_record: Make) -> None:
     history.append([make_record(n) for n in range(30)])
     assert subsample(history, TEN) == 20
     first = kept_after(history, 31)
@@ -192,7 +192,7 @@ def test_a_decision_holds_for_the_rounds_that_come_after_it(history: History, ma
     assert verify(history.path).clean
 
 
-def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make) -> None:
+def test_rounds_that_no_checkpoint_needs_are_removed(history: History, make_record: Make) -> None:
     history.append([make_record(n) for n in range(30)])
     while seal_next(history, FIVE):
         pass
@@ -220,7 +220,7 @@ def test_what_no_checkpoint_needs_is_removed(history: History, make_record: Make
     assert history.append([make_record(33)])[0].round == 33
 
 
-def test_the_space_is_given_back(history: History, make_record: Make) -> None:
+def test_the_space_is_released(history: History, make_record: Make) -> None:
     for first in range(0, 200, 20):
         history.append([padded(make_record(n), n) for n in range(first, first + 20)])
     subsample(history, TEN)
@@ -233,7 +233,7 @@ def test_the_space_is_given_back(history: History, make_record: Make) -> None:
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_a_sweep_that_was_killed_is_taken_up_again(
+def test_a_killed_compaction_is_resumed(
     history: History, make_record: Make, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     history.append([make_record(n) for n in range(30)])
@@ -267,16 +267,16 @@ def test_a_sweep_that_was_killed_is_taken_up_again(
     assert verify(history.path).clean
 
 
-def test_upkeep_does_all_of_it_by_itself(tmp_path: Path, make_record: Make) -> None:
+def test_maintenance_subsamples_and_compacts_by_itself(tmp_path: Path, make_record: Make) -> None:
     learned = 0
     with History.open(tmp_path, write=True) as history:
-        upkeep = Maintenance(history, SealingSettings(segment_rounds=5, ledger_bytes=0), TEN, lambda: learned)
+        maintenance = Maintenance(history, SealingSettings(segment_rounds=5, ledger_bytes=0), TEN, lambda: learned)
         for n in range(80):
             history.append([make_record(n)])
             learned = max(0, n - 3)
         learned = 80
         wait_for("all but some are gone", lambda: count_discarded(history.query) >= 65)
-        upkeep.close()
+        maintenance.close()
         assert 80 - count_discarded(history.query) <= 15
         kept = kept_after(history, 81)
         assert [history.payload(n) for n in kept[:-1]] == [make_record(n).payload for n in kept[:-1]]

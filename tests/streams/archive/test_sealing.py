@@ -1,4 +1,4 @@
-"""Rounds go from the ledger into the archive, and nobody who reads them sees a difference."""
+"""Rounds move from the ledger into the archive, and readers see no difference."""
 
 import sqlite3
 import threading
@@ -41,7 +41,7 @@ def in_ledger(history: History) -> list[int]:
     return [round for (round,) in history.query("SELECT round FROM payloads ORDER BY round")]
 
 
-def settle(history: History, bucketed: Bucketed) -> None:
+def set_archive(history: History, bucketed: Bucketed) -> None:
     with history.borrow_writer() as writer:
         record_location(writer, Location(bucketed.url, bucketed.options))
 
@@ -60,13 +60,13 @@ def test_full_segments_are_sealed_and_then_leave_the_ledger(filled: History) -> 
     assert verify(filled.path).clean
 
 
-def test_a_segment_ends_at_so_many_bytes(filled: History) -> None:
+def test_the_bytes_of_a_segment_are_bounded(filled: History) -> None:
     size = len(filled.payload(0))
     assert seal_all(filled, SealingSettings(segment_bytes=3 * size)) == 7
     assert [last - first for first, last in filled.query("SELECT first, last FROM segments")] == [2] * 7
 
 
-def test_a_segment_ends_where_the_tasks_begin_to_look_otherwise(filled: History, make_record: Make) -> None:
+def test_a_segment_ends_where_the_layout_of_tasks_changes(filled: History, make_record: Make) -> None:
     other = make_record(0).payload.replace(b'"support_x":{"dtype":"F32"', b'"support_x":{"dtype":"I32"')
     assert other != make_record(0).payload
     filled.append([make_record(100 + n)._replace(payload=other) for n in range(6)])
@@ -76,7 +76,7 @@ def test_a_segment_ends_where_the_tasks_begin_to_look_otherwise(filled: History,
     assert verify(filled.path).clean
 
 
-def test_only_as_much_leaves_the_ledger_as_has_to_and_its_file_shrinks(history: History, make_record: Make) -> None:
+def test_the_ledger_evicts_only_what_it_must_and_its_file_shrinks(history: History, make_record: Make) -> None:
     for first in range(0, 200, 20):
         history.append([padded(make_record(n), n) for n in range(first, first + 20)])
     seal_all(history)
@@ -93,7 +93,7 @@ def test_only_as_much_leaves_the_ledger_as_has_to_and_its_file_shrinks(history: 
 
 
 def padded(record: Record, number: int) -> Record:
-    """A record of some 60 kB that nothing can compress away."""
+    """Return a record of about 60 kB that does not compress."""
     random = np.random.default_rng(number)
     tensors = {
         "support_x": random.standard_normal((120, 60)).astype("f4"),
@@ -104,7 +104,7 @@ def padded(record: Record, number: int) -> Record:
     return record._replace(payload=save(tensors), id=f"padded-{number}")
 
 
-def test_a_damaged_payload_is_left_out_and_stays(filled: History) -> None:
+def test_a_damaged_payload_is_not_sealed_and_stays(filled: History) -> None:
     with filled.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = x'00' WHERE round = 7")
     seal_all(filled)
@@ -127,7 +127,7 @@ def test_nothing_leaves_the_ledger_for_a_damaged_segment(filled: History) -> Non
     assert in_ledger(filled) == list(range(ROUNDS))
 
 
-def test_a_sealer_that_was_killed_between_archive_and_ledger_leaves_no_trace(filled: History) -> None:
+def test_a_kill_between_archive_and_ledger_leaves_no_trace(filled: History) -> None:
     marker = seal_next(filled, FIVE)
     with filled.borrow_writer() as writer:
         writer.execute("DELETE FROM segments")
@@ -136,7 +136,7 @@ def test_a_sealer_that_was_killed_between_archive_and_ledger_leaves_no_trace(fil
     assert seal_next(filled, FIVE) == marker
 
 
-def test_the_only_copy_of_a_round_is_never_tidied_away(filled: History) -> None:
+def test_the_only_copy_of_a_round_is_never_removed(filled: History) -> None:
     seal_all(filled)
     evict_payloads(filled, 0)
     markers = [filled.archive.marker(name) for name in filled.archive.names()]
@@ -146,7 +146,7 @@ def test_the_only_copy_of_a_round_is_never_tidied_away(filled: History) -> None:
     assert filled.archive.names() == [marker.name for marker in markers]
 
 
-def test_it_goes_on_by_itself_beside_arrivals_and_readers(history: History, make_record: Make) -> None:
+def test_maintenance_runs_while_rounds_arrive_and_are_read(history: History, make_record: Make) -> None:
     upkeep = Maintenance(history, FIVE, RetentionSettings(), lambda: 0)
     wrong: list[object] = []
     stop = threading.Event()
@@ -172,7 +172,7 @@ def test_it_goes_on_by_itself_beside_arrivals_and_readers(history: History, make
 
 
 def test_rounds_go_to_an_object_store_and_come_back(filled: History, server: Bucketed, tmp_path: Path) -> None:
-    settle(filled, server._replace(url=f"{server.url}/{tmp_path.name}"))
+    set_archive(filled, server._replace(url=f"{server.url}/{tmp_path.name}"))
     before = [filled.payload(round) for round in range(ROUNDS)]
     seal_all(filled)
     evict_payloads(filled, 0)
@@ -181,10 +181,10 @@ def test_rounds_go_to_an_object_store_and_come_back(filled: History, server: Buc
     assert verify(filled.path).clean
 
 
-def test_an_object_store_that_goes_away_is_waited_for(filled: History, tmp_path: Path) -> None:
+def test_sealing_waits_for_an_unreachable_object_store(filled: History, tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path / "log", port) as server:
-        settle(filled, server._replace(options={**server.options, "retry_config": {"max_retries": 0}}))
+        set_archive(filled, server._replace(options={**server.options, "retry_config": {"max_retries": 0}}))
         seal_all(filled)
         evict_payloads(filled, 0)
     with History.open(filled.path, write=False) as reader, pytest.raises(ArchiveUnreachable, match="cannot be reached"):
@@ -206,7 +206,7 @@ def test_the_archive_stays_where_its_segments_are(filled: History, tmp_path: Pat
             record_location(writer, Location())
 
 
-def as_format_1(folder: Path) -> None:
+def downgrade_to_format_1(folder: Path) -> None:
     connection = sqlite3.connect(folder / ledger.FILE, isolation_level=None)
     dropped = [f"DROP TABLE {name}" for name in ("segments", "thinned", "held", "decisions")]
     for statement in (*dropped, "ALTER TABLE rounds DROP COLUMN bytes", "PRAGMA user_version = 1"):
@@ -214,24 +214,24 @@ def as_format_1(folder: Path) -> None:
     connection.close()
 
 
-def version(folder: Path) -> int:
+def read_version(folder: Path) -> int:
     connection = sqlite3.connect(folder / ledger.FILE)
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     connection.close()
     return int(found)
 
 
-def test_a_ledger_of_format_1_is_read_as_it_is_and_carried_over_when_written(tmp_path: Path, make_record: Make) -> None:
+def test_a_ledger_of_format_1_is_readable_and_is_migrated_on_writing(tmp_path: Path, make_record: Make) -> None:
     with History.open(tmp_path, write=True) as history:
         history.append([make_record(n) for n in range(ROUNDS)])
-    as_format_1(tmp_path)
+    downgrade_to_format_1(tmp_path)
     with History.open(tmp_path, write=False) as reader:
         assert reader.payload(3) == make_record(3).payload
         assert reader.size_bytes() > 0
     assert verify(tmp_path).clean
-    assert version(tmp_path) == 1
+    assert read_version(tmp_path) == 1
     with History.open(tmp_path, write=True) as history:
-        assert version(tmp_path) == 2
+        assert read_version(tmp_path) == 2
         assert history.query("SELECT count(*) FROM rounds WHERE bytes > 0") == [(ROUNDS,)]
         seal_all(history)
         evict_payloads(history, 0)
@@ -240,7 +240,7 @@ def test_a_ledger_of_format_1_is_read_as_it_is_and_carried_over_when_written(tmp
     assert verify(tmp_path).clean
 
 
-def test_a_stretch_that_retention_has_emptied_is_passed(filled: History) -> None:
+def test_rounds_that_retention_has_emptied_are_skipped(filled: History) -> None:
     with filled.borrow_writer() as writer:
         writer.execute("INSERT INTO decisions VALUES (20)")
         writer.execute("DELETE FROM payloads WHERE round < 12")
@@ -248,7 +248,7 @@ def test_a_stretch_that_retention_has_emptied_is_passed(filled: History) -> None
     assert filled.query("SELECT first, last FROM segments ORDER BY first") == [(12, 16), (17, 21)]
 
 
-def test_a_stretch_that_cannot_be_read_is_told(filled: History) -> None:
+def test_unreadable_rounds_are_reported(filled: History) -> None:
     with filled.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = x'00' WHERE round < 5")
     with pytest.raises(HistoryDamaged, match="none of the rounds 0 to 4 can be read"):

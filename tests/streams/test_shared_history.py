@@ -1,4 +1,4 @@
-"""A history that one process appends to and another one seals."""
+"""A history that one process appends to while another one maintains it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,18 +24,18 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]
         yield opened
 
 
-def test_who_seals_beside_a_writer_appends_nothing(writer: History, make_record: Make) -> None:
-    with History.open_for_maintenance(writer.path) as beside:
+def test_maintenance_can_seal_but_not_append(writer: History, make_record: Make) -> None:
+    with History.open_for_maintenance(writer.path) as maintained:
         with pytest.raises(ValueError, match="it was opened for maintenance"):
-            beside.append([make_record(0)])
+            maintained.append([make_record(0)])
         writer.append([make_record(n) for n in range(5)])
-        assert seal_next(beside, FIVE) is not None
-        assert evict_payloads(beside, 0) == 1
+        assert seal_next(maintained, FIVE) is not None
+        assert evict_payloads(maintained, 0) == 1
         writer.append([make_record(5)])
         assert [writer.payload(n) for n in range(6)] == [make_record(n).payload for n in range(6)]
 
 
-def test_only_one_seals(writer: History) -> None:
+def test_there_is_only_one_maintenance_process(writer: History) -> None:
     with (
         History.open_for_maintenance(writer.path),
         pytest.raises(HistoryBusy, match="already has a maintenance process"),
@@ -44,7 +44,7 @@ def test_only_one_seals(writer: History) -> None:
     History.open_for_maintenance(writer.path).close()
 
 
-def test_the_next_writer_waits_for_one_that_sealed_for_the_last(writer: History) -> None:
+def test_the_next_writer_waits_for_the_last_writers_maintenance(writer: History) -> None:
     with History.open_for_maintenance(writer.path):
         writer.close()
         with pytest.raises(HistoryBusy, match="already has a maintenance process"):
@@ -52,24 +52,24 @@ def test_the_next_writer_waits_for_one_that_sealed_for_the_last(writer: History)
     History.open(writer.path, write=True).close()
 
 
-def test_there_must_be_a_history(tmp_path: Path) -> None:
+def test_maintenance_requires_a_history(tmp_path: Path) -> None:
     with pytest.raises(HistoryMissing):
         History.open_for_maintenance(tmp_path)
 
 
-def test_a_transaction_beside_leaves_the_writer_time(
+def test_a_maintenance_transaction_leaves_the_writer_time(
     writer: History, make_record: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("streams.history.history.time.sleep", pauses.append)
     writer.append([make_record(n) for n in range(5)])
     assert pauses == []
-    with History.open_for_maintenance(writer.path) as beside:
-        seal_next(beside, FIVE)
+    with History.open_for_maintenance(writer.path) as maintained:
+        seal_next(maintained, FIVE)
     assert [pause > 0 for pause in pauses] == [True]
 
 
-def test_upkeep_is_due_when_there_is_something_to_do(writer: History, make_record: Make) -> None:
+def test_maintenance_is_due_only_when_there_is_work(writer: History, make_record: Make) -> None:
     unlimited = RetentionSettings()
     writer.append([make_record(n) for n in range(4)])
     assert not is_due(writer, FIVE, unlimited)
