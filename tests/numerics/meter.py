@@ -1,4 +1,4 @@
-"""The package's own meter, under the name that tests know."""
+"""The package's memory meter, re-exported for tests."""
 
 from online_meta.memory import MemoryMeter, bytes_of
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show of meta-gradients: ``python -m tests.numerics.on_gpu``; the tests do without one."""
+"""Checks of meta-gradients that need a GPU: ``python -m tests.numerics.on_gpu``. The test suite does not run them."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from trainers.models import transformer
 
 
 def task(*shape: int) -> Task:
-    """Return a random task on the GPU: inputs of that shape, two numbers to regress on."""
+    """Return a random task on the GPU with inputs of the given shape and two regression targets."""
     random = torch.Generator().manual_seed(0)
     made = [torch.randn(8, *wide, generator=random, dtype=torch.float64) for wide in (shape, (2,), shape, (2,))]
     return tree_map(torch.Tensor.cuda, Task(om.Batch(*made[:2]), om.Batch(*made[2:])))
@@ -27,7 +27,7 @@ def peak_of(work: Callable[[], MetaGrad]) -> tuple[MetaGrad, int]:
 
 
 def check_offload(rematerialise: bool) -> bool:
-    """The same bits, and less memory."""
+    """Check that offloading gives the same bits and uses less memory on the GPU."""
     module = nn.Sequential(nn.Linear(4, 2048), nn.Tanh(), nn.Linear(2048, 2)).double().cuda()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.01), 16)
     meta, one = inner.init(dict(module.named_parameters())), task(4)
@@ -41,7 +41,7 @@ def check_offload(rematerialise: bool) -> bool:
 
 
 def check_recompute(dropout: float) -> bool:
-    """The unrolled graph's gradient, dropout and all, with less memory than what is kept."""
+    """Check that recomputation agrees with the unrolled graph, also with dropout, and uses less memory."""
     module = transformer(2, 32, features=3, width=32, heads=4, layers=4, dropout=dropout).double().cuda()
     found, peaks = [], []
     for globs in ((), ("body.*",)):

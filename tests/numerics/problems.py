@@ -1,4 +1,4 @@
-"""The problems of ``online_meta.testing``, and those with the models of ``trainers.models``."""
+"""The problems of ``online_meta.testing``, and more with the models of ``trainers.models``."""
 
 from collections.abc import Callable
 
@@ -17,17 +17,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = problems.MODELS | {
     "sequence_gru": lambda: gru(3, 2, hidden=4),
     "tokens_transformer": lambda: transformer(WAYS, 5, tokens=7, width=8, heads=2, layers=1),
 }
-"""Models that are functions of their weights and x."""
+"""Models that are deterministic functions of their weights and x."""
 
 RANDOM: dict[str, Callable[[], nn.Module]] = problems.RANDOM | {
     "sequence_transformer_dropout": lambda: transformer(2, 5, features=3, width=8, heads=2, layers=1, dropout=0.2),
     "sequence_gru_dropout": lambda: gru(3, 2, hidden=4, layers=2, dropout=0.3),
 }
-"""Models that draw random numbers while they learn."""
+"""Models that draw random numbers in training mode."""
 
 EVERY = MODELS | RANDOM
 
 
 def problem(name: str, seed: int = 0) -> Problem:
-    """Return the problem called ``name``; its parameters are drawn anew so that no bias or scale is special."""
+    """Return the problem called ``name``, with parameters redrawn so that no bias or scale is special."""
     return problems.problem(name, seed, EVERY)

@@ -1,4 +1,4 @@
-"""Our second derivative of batch normalisation against torch's own and central differences."""
+"""The second derivative of our batch normalisation agrees with torch's and with central differences."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def setting(shape, seed=0):
     return tuple(t.requires_grad_() for t in (2 * draw(*shape) + 1, draw(shape[1]), draw(shape[1])))
 
 
-def torchs(x, weight, bias, eps):
+def torch_batch_norm(x, weight, bias, eps):
     return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
 
 
@@ -34,7 +34,7 @@ def test_central_differences_agree_with_both_derivatives(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_torchs_to_rounding(shape):
+def test_batch_norm_equals_torchs_up_to_rounding(shape):
     def second(function):
         given = setting(shape, seed=1)
         output = function(*given, EPS)
@@ -42,7 +42,7 @@ def test_it_is_torchs_to_rounding(shape):
         penalty = sum((share**2 * k).sum() for k, share in enumerate(first, 1))
         return [output, *first, *torch.autograd.grad(penalty, given)]
 
-    for ours, right in zip(second(batch_norm), second(torchs), strict=True):
+    for ours, right in zip(second(batch_norm), second(torch_batch_norm), strict=True):
         torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
 
 
@@ -55,7 +55,7 @@ def test_a_third_derivative_is_refused():
 
 
 class Doubled(nn.BatchNorm1d):
-    """A layer of a user's own, which does something else."""
+    """A user-defined layer that computes something else."""
 
     def forward(self, x):
         return 2 * super().forward(x)
@@ -72,7 +72,7 @@ class Doubled(nn.BatchNorm1d):
         (nn.GroupNorm(1, 3), False),
     ],
 )
-def test_only_what_it_computes_is_replaced(layer, ours):
+def test_only_supported_layers_are_replaced(layer, ours):
     x = setting((6, 3))[0].float()
     right = layer(x)
     use_fast_double_backward(layer)
@@ -82,7 +82,7 @@ def test_only_what_it_computes_is_replaced(layer, ours):
 
 
 @pytest.mark.parametrize("wrong", [(1, 3), (4, 5), (4, 3, 2, 2)])
-def test_bad_input_gets_torchs_own_error(wrong):
+def test_invalid_input_raises_torchs_own_error(wrong):
     layer = nn.BatchNorm1d(3, track_running_stats=False)
     with pytest.raises((ValueError, RuntimeError)) as right:
         layer(torch.ones(wrong))
@@ -91,7 +91,7 @@ def test_bad_input_gets_torchs_own_error(wrong):
         layer(torch.ones(wrong))
 
 
-def test_the_users_module_is_left_alone():
+def test_the_users_module_is_not_modified():
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
     weights = dict(module.named_parameters())
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

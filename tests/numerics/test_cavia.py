@@ -1,10 +1,10 @@
-"""CAVIA: a context alone adapts, from zero."""
+"""CAVIA: only a context adapts, starting from zero."""
 
 import pytest
 import torch
 
 import online_meta as om
-from tests.numerics.by_hand import STEPS, assert_is_by_hand
+from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import problem
 
 LR, FAST = 0.5, ("context",)
@@ -17,18 +17,18 @@ def setting(estimator=om.exact):
 
 
 def test_the_context_starts_from_zero_and_descends():
-    def by_hand(weights, adapts, rule, gradient):
+    def reference(weights, adapts, rule, gradient):
         assert adapts == ["context"]
         phi = {"context": torch.zeros(weights["context"].shape, dtype=torch.float64, requires_grad=True)}
         for _ in range(STEPS):
             phi = {"context": phi["context"] - LR * gradient(phi)["context"]}
         return phi
 
-    assert_is_by_hand(om.rules.cavia(lr=LR), by_hand, "mlp_context", FAST)
+    check_against_reference(om.rules.cavia(lr=LR), reference, "mlp_context", FAST)
 
 
 @pytest.mark.parametrize("estimator", [om.exact, om.first_order])
-def test_the_contexts_own_value_counts_for_nothing(estimator):
+def test_the_value_of_the_context_has_no_influence(estimator):
     given, inner, meta, gradient = setting(estimator)
     assert meta.weights["context"].all()
     other = om.Meta({**meta.weights, "context": meta.weights["context"] + 5.0}, {})
@@ -37,8 +37,6 @@ def test_the_contexts_own_value_counts_for_nothing(estimator):
     assert not found.grads.weights["context"].any()
     assert all(grad.any() for name, grad in found.grads.weights.items() if name != "context")
     assert all(torch.equal(grad, same.grads.weights[name]) for name, grad in found.grads.weights.items())
-    leader_likelihood = inner.adapt(meta, task.support)
-    assert leader_likelihood["context"].any()
-    assert all(
-        torch.equal(leader_likelihood[name], weight) for name, weight in meta.weights.items() if name != "context"
-    )
+    adapted = inner.adapt(meta, task.support)
+    assert adapted["context"].any()
+    assert all(torch.equal(adapted[name], weight) for name, weight in meta.weights.items() if name != "context")

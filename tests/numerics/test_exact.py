@@ -54,17 +54,17 @@ def test_slow_weights_get_exact_gradients_too(name, fast):
     assert relative_error(found.grads.weights, everything.grads.weights) > 1e-3
 
 
-def test_slow_weights_stay_where_they_are():
+def test_slow_weights_do_not_adapt():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 4, ("head.*",))
     weights = given.weights()
-    leader_likelihood = inner.adapt(inner.init(weights), make_task().support)
-    assert list(leader_likelihood) == list(weights)
+    adapted = inner.adapt(inner.init(weights), make_task().support)
+    assert list(adapted) == list(weights)
     for name, weight in weights.items():
-        assert torch.equal(leader_likelihood[name], weight) is not name.startswith("head.")
+        assert torch.equal(adapted[name], weight) is not name.startswith("head.")
 
 
-def test_an_unknown_glob_is_refused_with_the_names_there_are():
+def test_an_unknown_glob_is_refused_with_the_names_of_the_weights():
     module, loss, _ = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(), 1, ("tail.*",))
     with pytest.raises(ValueError, match=r"'tail\.\*' matches none of the weights \['body\.0\.bias'"):

@@ -11,7 +11,7 @@ import online_meta as om
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.unrolled import Loop
-from tests.numerics.by_hand import both, shifted
+from tests.numerics.by_hand import join_parts, shifted
 from tests.numerics.meter import MemoryMeter, bytes_of
 from tests.numerics.problems import problem
 
@@ -46,11 +46,11 @@ def test_a_multi_step_loss_is_the_weighted_sum_over_the_steps(rule, name, fast, 
         loop = Loop(given.module, given.loss, inner.rule, 5, fast)
         right = loop.gradient(meta, task, step_weights=step_weights)
         torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
-        assert_close(both(found.grads), both(right.grads), 1e-10)
-        assert relative_error(both(found.grads), both(om.exact(inner)(meta, task).grads)) > 1e-3
+        assert_close(join_parts(found.grads), join_parts(right.grads), 1e-10)
+        assert relative_error(join_parts(found.grads), join_parts(om.exact(inner)(meta, task).grads)) > 1e-3
 
 
-def test_a_loss_of_the_last_step_alone_is_the_plain_one():
+def test_a_multi_step_loss_of_the_last_step_alone_is_the_plain_loss():
     given, inner, meta = setting(RULES["momentum"], 3)
     found = om.exact(inner, step_weights=[0, 0, 1])(meta, given.task())
     plain = om.exact(inner)(meta, given.task())
@@ -83,7 +83,7 @@ def test_rematerialisation_changes_no_bit_of_a_multi_step_loss(steps):
 
 
 def peak(steps, rule, *, rematerialise):
-    """Return the most bytes that live at once, over a trajectory that outweighs everything else."""
+    """Return the peak memory in bytes of a trajectory that outweighs everything else, and the bytes of the weights."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 1))
     inner = om.Inner(om.model_loss(module, "mse"), rule, steps)
@@ -95,7 +95,7 @@ def peak(steps, rule, *, rematerialise):
 
 
 @pytest.mark.parametrize(("rule", "tensors"), [(RULES["sgd"], 1), (RULES["momentum"], 2), (RULES["adam"], 3)])
-def test_the_memory_of_rematerialisation_is_of_the_order_of_the_root_of_the_steps(rule, tensors):
+def test_rematerialisation_needs_memory_of_the_order_of_the_root_of_the_steps(rule, tensors):
     few, many = 9, 49  # 3 + 3 and 7 + 7 points of the trajectory
     (first, weights), (last, _) = (peak(steps, rule, rematerialise=True) for steps in (few, many))
     assert last - first <= 1.1 * 8 * tensors * weights

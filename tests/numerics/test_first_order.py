@@ -30,7 +30,7 @@ def test_first_order_is_not_exact(name):
     assert relative_error(found.grads.weights, exact.grads.weights) > 1e-3
 
 
-def test_first_order_of_slow_weights_leaves_out_what_they_do_to_the_inner_gradients():
+def test_first_order_ignores_the_influence_of_slow_weights_on_inner_gradients():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 5, ("head.*",))
     found = om.first_order(inner)(inner.init(given.weights()), make_task())

@@ -11,7 +11,7 @@ from online_meta.testing.oracle import unrolled_maml
 from tests.numerics.problems import problem, regression_task
 
 
-def test_the_loss_is_that_of_the_module():
+def test_the_functional_loss_equals_the_modules_loss():
     module, _, make_task = given = problem("conv_group_norm")
     batch = make_task().support
     loss = om.model_loss(module, "cross_entropy")
@@ -32,7 +32,7 @@ def test_an_unknown_loss_is_refused_with_the_nearest_name():
         om.model_loss(nn.Linear(1, 1), "crossentropy")
 
 
-def test_a_weight_that_is_left_out_or_misspelt_is_an_error():
+def test_a_missing_or_misspelt_weight_is_an_error():
     module, _, make_task = given = problem("mlp_tanh")
     weights = given.weights()
     weights["head.biass"] = weights.pop("head.bias")
@@ -41,7 +41,7 @@ def test_a_weight_that_is_left_out_or_misspelt_is_an_error():
 
 
 class Tied(nn.Module):
-    """One matrix under two names: ``named_parameters`` gives it once."""
+    """One matrix with two names: ``named_parameters`` lists it once."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class Tied(nn.Module):
         return self.head(self.decode(torch.tanh(self.encode(x))))
 
 
-def test_tied_weights_are_one_weight():
+def test_tied_weights_count_as_one_weight():
     torch.manual_seed(0)
     module = Tied().double()
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
@@ -66,7 +66,7 @@ def test_tied_weights_are_one_weight():
 
 
 class Scaled(nn.Module):
-    """A model with a buffer that it reads and never writes."""
+    """A model with a constant buffer."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +77,7 @@ class Scaled(nn.Module):
         return self.head(x * self.scale)
 
 
-def test_buffers_are_kept_as_they_were():
+def test_buffers_are_captured_at_construction():
     module = Scaled().double()
     weights = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     output, x = om.model_output(module), regression_task().support.x
@@ -86,7 +86,7 @@ def test_buffers_are_kept_as_they_were():
     assert torch.equal(output(weights, x), before)
 
 
-def test_the_function_holds_no_weights_of_its_own():
+def test_the_function_stores_no_weights():
     module = nn.Linear(4, 2)
     output = om.model_output(module)
     held = [cell.cell_contents for cell in output.__closure__]
@@ -96,28 +96,28 @@ def test_the_function_holds_no_weights_of_its_own():
     assert {weight.device.type for weight in module.parameters()} == {"cpu"}
 
 
-def test_accuracy_is_the_share_of_right_answers():
+def test_accuracy_is_the_fraction_of_correct_predictions():
     accuracy = om.accuracy_of(lambda params, x: x)
     x = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     assert float(accuracy({}, om.Batch(x, torch.tensor([1, 0, 0, 0])))) == 0.75
 
 
 def test_threads_do_not_see_each_others_parameters():
-    """The daemon adapts for several clients at once."""
+    """The daemon adapts for several clients at once in threads."""
     module = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
     output = om.model_output(module)
     given = [{name: torch.randn_like(weight) for name, weight in module.named_parameters()} for _ in range(3)]
     x = torch.randn(3, 4)
     right, wrong = [output(params, x) for params in given], []
 
-    def ask(params, answer):
+    def compare_outputs(params, answer):
         for _ in range(500):
             try:
                 wrong.extend([] if torch.equal(output(params, x), answer) else ["another answer"])
             except RuntimeError as error:
                 wrong.append(str(error))
 
-    threads = [threading.Thread(target=ask, args=pair) for pair in zip(given, right, strict=True)]
+    threads = [threading.Thread(target=compare_outputs, args=pair) for pair in zip(given, right, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -125,7 +125,7 @@ def test_threads_do_not_see_each_others_parameters():
     assert wrong == []
 
 
-def test_a_model_that_is_frozen_whole_is_refused():
+def test_a_model_whose_weights_are_all_frozen_is_refused():
     module = nn.Linear(4, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="no weight to learn: all are frozen"):
         om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1)).init(dict(module.named_parameters()))

@@ -1,4 +1,4 @@
-"""The judge of derivatives: right, wrong, or unclear where differences cannot tell."""
+"""The check of derivatives reports right, wrong, or unclear where differences cannot decide."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from online_meta.preflight.gradcheck import PRECISIONS, check_derivative, direct
 AT = {"w": torch.linspace(0.5, 1.5, 7, dtype=torch.float64)}
 
 
-def evaluation_loss(value, gradient, at=AT):
+def judge(value, gradient, at=AT):
     return check_derivative(
         value,
         directional_derivative({name: gradient(tensor) for name, tensor in at.items()}),
@@ -18,14 +18,14 @@ def evaluation_loss(value, gradient, at=AT):
 
 
 def test_a_derivative_is_right_or_wrong():
-    assert evaluation_loss(lambda at: at["w"].sin().sum(), torch.cos) == "right"
-    assert evaluation_loss(lambda at: at["w"].sin().sum(), lambda w: 1.001 * w.cos()) == "wrong"
-    assert evaluation_loss(lambda at: at["w"].sin().sum(), torch.zeros_like) == "wrong"
+    assert judge(lambda at: at["w"].sin().sum(), torch.cos) == "right"
+    assert judge(lambda at: at["w"].sin().sum(), lambda w: 1.001 * w.cos()) == "wrong"
+    assert judge(lambda at: at["w"].sin().sum(), torch.zeros_like) == "wrong"
 
 
-def test_nothing_changes_where_the_derivative_is_zero():
-    assert evaluation_loss(lambda at: at["w"].sum() * 0 + 3, torch.zeros_like) == "right"
-    assert evaluation_loss(lambda at: at["w"].sum() * 0 + 3, torch.ones_like) == "wrong"
+def test_a_zero_derivative_is_checked_too():
+    assert judge(lambda at: at["w"].sum() * 0 + 3, torch.zeros_like) == "right"
+    assert judge(lambda at: at["w"].sum() * 0 + 3, torch.ones_like) == "wrong"
 
 
 def test_values_may_be_vectors():
@@ -37,18 +37,16 @@ def test_values_may_be_vectors():
 
 
 @pytest.mark.parametrize("frequency", [1e4, 3e5])
-def test_what_bends_sharply_is_looked_at_more_closely(frequency):
+def test_a_function_with_high_curvature_is_checked_with_smaller_steps(frequency):
     def wave(at):
         return (frequency * at["w"]).sin().sum()
 
-    assert evaluation_loss(wave, lambda w: frequency * (frequency * w).cos()) == "right"
-    assert evaluation_loss(wave, lambda w: 1.01 * frequency * (frequency * w).cos()) == "wrong"
+    assert judge(wave, lambda w: frequency * (frequency * w).cos()) == "right"
+    assert judge(wave, lambda w: 1.01 * frequency * (frequency * w).cos()) == "wrong"
 
 
-def test_where_differences_cannot_tell_it_is_unclear():
+def test_noise_and_kinks_are_reported_as_unclear():
     random = torch.Generator().manual_seed(0)
-    noisy = evaluation_loss(lambda at: torch.rand((), generator=random, dtype=torch.float64), torch.zeros_like)
-    kinked = evaluation_loss(
-        lambda at: at["w"].relu().sum() ** 0.5, torch.ones_like, {"w": torch.zeros(7, dtype=torch.float64)}
-    )
+    noisy = judge(lambda at: torch.rand((), generator=random, dtype=torch.float64), torch.zeros_like)
+    kinked = judge(lambda at: at["w"].relu().sum() ** 0.5, torch.ones_like, {"w": torch.zeros(7, dtype=torch.float64)})
     assert (noisy, kinked) == ("unclear", "unclear")

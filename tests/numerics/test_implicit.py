@@ -10,7 +10,7 @@ import online_meta as om
 from online_meta.metagrads.implicit import implicit
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.types import Carry
-from tests.numerics.by_hand import STEPS, assert_is_by_hand
+from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import MODELS, problem, regression_task
 
 STRENGTH = 0.5
@@ -18,19 +18,19 @@ STRENGTH = 0.5
 
 @pytest.mark.parametrize("fast", [("*",), ("head.*",)], ids=["all", "head"])
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm"])
-def test_proximal_is_descent_on_the_loss_and_a_pull_to_the_start(name, fast):
-    def by_hand(weights, adapts, rule, gradient):
+def test_proximal_is_descent_on_the_loss_plus_a_pull_to_the_start(name, fast):
+    def reference(weights, adapts, rule, gradient):
         phi = {name: weights[name] for name in adapts}
         for _ in range(STEPS):
             grads = gradient(phi)
             phi = {n: phi[n] - 0.1 * grads[n] - 0.1 * STRENGTH * (phi[n] - weights[n]) for n in phi}
         return phi
 
-    assert_is_by_hand(om.rules.proximal(lr=0.1, strength=STRENGTH), by_hand, name, fast)
+    check_against_reference(om.rules.proximal(lr=0.1, strength=STRENGTH), reference, name, fast)
 
 
 def ridge(weights, task, features):
-    """Return the minimiser of mse + STRENGTH / 2 ||phi - w||^2 over a linear head, and its query loss, solved outright.
+    """Return the minimiser of mse + STRENGTH / 2 ||phi - w||^2 over a linear head, and its query loss, in closed form.
 
     With A the features and a column of ones: (H + s) phi = 2 / (n o) A^T y + s w, H = 2 / (n o) A^T A.
     """
@@ -47,7 +47,7 @@ def ridge(weights, task, features):
 
 
 def setting(steps=2000, **options):
-    """A linear head on tanh features: what adapts has a quadratic loss."""
+    """Return a linear head on tanh features: the loss of the weights that adapt is quadratic."""
     torch.manual_seed(3)
     module = nn.Sequential()
     module.add_module("body", nn.Sequential(nn.Linear(4, 5), nn.Tanh()))
@@ -59,7 +59,7 @@ def setting(steps=2000, **options):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_on_a_quadratic_it_is_the_gradient_of_the_closed_form(seed):
+def test_on_a_quadratic_the_implicit_gradient_is_that_of_the_closed_form(seed):
     inner, meta, gradient = setting(iterations=30, tolerance=0.0)
     leaves = {name: weight.clone().requires_grad_() for name, weight in meta.weights.items()}
     task = regression_task(seed)
@@ -69,10 +69,8 @@ def test_on_a_quadratic_it_is_the_gradient_of_the_closed_form(seed):
 
     phi, loss = ridge(leaves, task, features)
     right = dict(zip(leaves, torch.autograd.grad(loss, [*leaves.values()]), strict=True))
-    leader_likelihood = inner.adapt(meta, task.support)
-    torch.testing.assert_close(
-        torch.cat([leader_likelihood["head.weight"], leader_likelihood["head.bias"][:, None]], 1), phi.detach()
-    )
+    adapted = inner.adapt(meta, task.support)
+    torch.testing.assert_close(torch.cat([adapted["head.weight"], adapted["head.bias"][:, None]], 1), phi.detach())
     found = gradient(meta, task)
     torch.testing.assert_close(found.loss, loss.detach(), rtol=1e-10, atol=0)
     assert_close(found.grads.weights, right, 1e-9)
@@ -81,11 +79,11 @@ def test_on_a_quadratic_it_is_the_gradient_of_the_closed_form(seed):
 
 
 SMOOTH = [("mlp_tanh", ("*",)), ("mlp_tanh", ("head.*",)), ("layer_norm", ("*",)), ("conv_group_norm", ("head.*",))]
-"""Where what adapts has no kink, on which the inner loop could end up going to and fro."""
+"""Problems whose adapting weights meet no kink: at a kink the inner loop could oscillate."""
 
 
 @pytest.mark.parametrize(("name", "fast"), SMOOTH)
-def test_more_steps_bring_it_and_the_unrolled_loop_together(name, fast):
+def test_more_steps_bring_the_implicit_and_the_unrolled_gradient_together(name, fast):
     given = problem(name)
     errors = []
     for steps in (2, 10, 100):
@@ -102,7 +100,7 @@ def test_more_steps_bring_it_and_the_unrolled_loop_together(name, fast):
 
 
 def test_damping_is_added_to_the_diagonal():
-    """By hand: s (H + s + d / lr)^-1 grad f(phi), on the linear head alone."""
+    """The reference on the linear head is s (H + s + d / lr)^-1 grad f(phi)."""
     damping, rate = 0.3, 0.2
     inner, meta, gradient = setting(iterations=30, tolerance=0.0, damping=damping)
     task = regression_task(1)
@@ -111,8 +109,8 @@ def test_damping_is_added_to_the_diagonal():
         features = torch.tanh(x @ meta.weights["body.0.weight"].T + meta.weights["body.0.bias"])
         return torch.cat([features, x.new_ones(len(x), 1)], 1)
 
-    leader_likelihood = inner.adapt(meta, task.support)
-    phi = torch.cat([leader_likelihood["head.weight"], leader_likelihood["head.bias"][:, None]], 1).T
+    adapted = inner.adapt(meta, task.support)
+    phi = torch.cat([adapted["head.weight"], adapted["head.bias"][:, None]], 1).T
     support, query = design(task.support.x), design(task.query.x)
     slope = 2 / task.query.y.numel() * query.T @ (query @ phi - task.query.y)
     hessian = 2 / task.support.y.numel() * support.T @ support
@@ -121,7 +119,7 @@ def test_damping_is_added_to_the_diagonal():
     assert_close({"head": torch.cat([found["head.weight"], found["head.bias"][:, None]], 1)}, {"head": right}, 1e-9)
 
 
-def test_iterations_that_are_not_needed_change_no_bit():
+def test_unneeded_iterations_change_no_bit():
     found = [setting(50, iterations=n, tolerance=1e-6)[2] for n in (2, 20, 60)]
     _, meta, _ = setting()
     few, enough, many = (gradient(meta, regression_task()) for gradient in found)
@@ -139,10 +137,12 @@ def test_a_tolerance_ends_the_iterations():
     assert relative_error(first, right) > 1e-3
 
 
-def test_tasks_can_be_vectorised_though_they_need_different_iterations():
+def test_tasks_that_need_different_iterations_can_be_vectorised():
     _, meta, gradient = setting(60, iterations=12, tolerance=1e-3)
     tasks = []
-    for seed, scale in enumerate((1.0, 0.01, 0.3)):  # inputs of 0.01 leave a Hessian of nearly one number
+    for seed, scale in enumerate(
+        (1.0, 0.01, 0.3)
+    ):  # with inputs of 0.01 the Hessian is nearly a multiple of the identity
         (x, y), query = regression_task(seed)
         tasks.append(om.Task(om.Batch(scale * x, y), query))
     stacked = tree_map(lambda *leaves: torch.stack(leaves), *tasks)
@@ -152,7 +152,7 @@ def test_tasks_can_be_vectorised_though_they_need_different_iterations():
         torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-10)
 
 
-def test_where_the_loss_curves_down_more_than_the_pull_holds_the_gradient_is_finite():
+def test_the_gradient_is_finite_where_the_regularised_loss_is_not_convex():
     inner = om.Inner(lambda params, batch: -params["w"].square().sum(), om.rules.proximal(lr=0.1, strength=1.0), 1)
     meta, task = om.Meta({"w": torch.tensor([1.0, -2.0])}, {}), regression_task()
     found = implicit(inner)(meta, task)
@@ -161,7 +161,7 @@ def test_where_the_loss_curves_down_more_than_the_pull_holds_the_gradient_is_fin
 
 
 def decay(lr=0.1):
-    """Descent with weight decay: a pull, but to zero and not to the start."""
+    """Return descent with weight decay: it pulls to zero, not to the start."""
     return om.types.InnerRule(
         init=lambda weights: {},
         start=lambda rule, phi: Carry(phi, {}),
@@ -173,7 +173,7 @@ def decay(lr=0.1):
 
 
 def pulled_by_a_moving_average(lr=0.1):
-    """A pull to where the weights have been of late, which in the end is not where they started."""
+    """Return a rule that pulls to a moving average of the weights, which moves away from the start."""
     plain = om.rules.proximal(lr=lr)
 
     def update(rule, carry, grads, step):
@@ -218,7 +218,7 @@ def test_wrong_options_are_refused():
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_it_goes_through_every_model(name):
+def test_the_implicit_gradient_is_finite_for_every_model(name):
     given = problem(name)
     inner = om.Inner(om.model_loss(given.module, given.loss), om.rules.proximal(lr=0.05, strength=2.0), 5)
     found = implicit(inner, iterations=3)(inner.init(given.weights()), given.task())

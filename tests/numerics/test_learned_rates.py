@@ -1,11 +1,11 @@
-"""Meta-SGD and one learned rate a layer and step."""
+"""Meta-SGD, and one learned rate per layer and step."""
 
 import pytest
 import torch
 
 import online_meta as om
 from online_meta.testing.compare import assert_close
-from tests.numerics.by_hand import STEPS, assert_is_by_hand
+from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import problem
 
 PROBLEMS = ["mlp_tanh", "conv_batch_norm"]
@@ -14,22 +14,22 @@ every_fast = pytest.mark.parametrize("fast", [("*",), ("head.*",)], ids=["all", 
 
 
 def loop(rate):
-    """Return gradient descent by hand with the rate ``rate(rule, name, k)``."""
+    """Return a reference loop of gradient descent with the rate ``rate(rule, name, k)``."""
 
-    def by_hand(weights, adapts, rule, gradient):
+    def reference(weights, adapts, rule, gradient):
         phi = {name: weights[name] for name in adapts}
         for k in range(STEPS):
             grads = gradient(phi)
             phi = {name: phi[name] - rate(rule, name, k) * grads[name] for name in phi}
         return phi
 
-    return by_hand
+    return reference
 
 
 @every_fast
 @every_problem
 def test_meta_sgd_has_a_rate_for_every_entry(name, fast):
-    assert_is_by_hand(om.rules.meta_sgd(lr=0.1), loop(lambda rule, name, k: rule[name]), name, fast)
+    check_against_reference(om.rules.meta_sgd(lr=0.1), loop(lambda rule, name, k: rule[name]), name, fast)
 
 
 @every_fast
@@ -38,19 +38,19 @@ def test_a_rate_per_layer_is_shared_by_its_weight_and_bias(name, fast):
     def rate(rule, name, k):
         return rule[name.replace("weight", "lr").replace("bias", "lr")]
 
-    assert_is_by_hand(om.rules.meta_sgd(lr=0.1, per="layer"), loop(rate), name, fast)
+    check_against_reference(om.rules.meta_sgd(lr=0.1, per="layer"), loop(rate), name, fast)
 
 
 @pytest.mark.parametrize("steps", [2, STEPS])
 @every_problem
-def test_a_rate_per_layer_and_step_stays_at_the_last_one(name, steps):
+def test_a_rate_per_layer_and_step_keeps_its_last_value(name, steps):
     def rate(rule, name, k):
         return rule[name.replace("weight", "lr").replace("bias", "lr")][k if k < steps else steps - 1]
 
-    assert_is_by_hand(om.rules.meta_sgd(lr=0.1, per="layer_and_step", steps=steps), loop(rate), name)
+    check_against_reference(om.rules.meta_sgd(lr=0.1, per="layer_and_step", steps=steps), loop(rate), name)
 
 
-def test_what_is_learned_has_the_shape_that_was_asked_for():
+def test_learned_rates_have_the_requested_shapes():
     weights = problem("mlp_tanh").weights() | {"context": torch.zeros(3, dtype=torch.float64)}
     layers = ["body.0.lr", "body.2.lr", "head.lr", "lr"]
     learned = om.rules.meta_sgd(lr=0.3, per="layer").init(weights)
@@ -62,7 +62,7 @@ def test_what_is_learned_has_the_shape_that_was_asked_for():
     assert all((value == 0.3).all() for value in learned.values())
 
 
-def test_a_rate_of_a_step_that_is_not_made_has_no_gradient():
+def test_the_rate_of_a_step_that_is_not_made_has_no_gradient():
     given = problem("mlp_tanh")
     rule = om.rules.meta_sgd(lr=0.1, per="layer_and_step", steps=5)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, 3)
@@ -72,13 +72,13 @@ def test_a_rate_of_a_step_that_is_not_made_has_no_gradient():
 
 @pytest.mark.parametrize("per", ["parameter", "layer", "layer_and_step"])
 @every_problem
-def test_all_rates_alike_are_gradient_descent(name, per):
+def test_equal_rates_are_gradient_descent(name, per):
     given = problem(name)
-    leader_likelihood = []
+    adapted = []
     for rule in (om.rules.sgd(lr=0.1), om.rules.meta_sgd(lr=0.1, per=per, steps=2)):
         inner = om.Inner(om.model_loss(given.module, given.loss), rule, STEPS)
-        leader_likelihood.append(inner.adapt(inner.init(given.weights()), given.task().support))
-    assert_close(*leader_likelihood, 1e-14)
+        adapted.append(inner.adapt(inner.init(given.weights()), given.task().support))
+    assert_close(*adapted, 1e-14)
 
 
 def test_wrong_options_are_refused():

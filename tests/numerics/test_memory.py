@@ -12,7 +12,7 @@ WIDTH, SAMPLES = 32, 400
 
 
 def setting(steps, fast=("*",)):
-    """A network whose activations take many times the memory of its weights."""
+    """Return a network whose activations take far more memory than its weights."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.01), steps, fast)
@@ -38,19 +38,19 @@ def peak_of_unrolled(steps):
 
 
 @pytest.mark.parametrize("fast", [("*",), ("4.*",)], ids=["all", "head"])
-def test_a_step_more_costs_the_adapted_weights_and_no_graph(fast):
+def test_one_more_step_stores_the_adapted_weights_and_no_graph(fast):
     _, inner, meta, _ = setting(FEW, fast)
     a_step = (peak_of_exact(MANY, fast) - peak_of_exact(FEW, fast)) / (MANY - FEW)
     assert a_step <= 1.1 * bytes_of(fast_weights(inner, meta.weights)) + 64
 
 
-def test_the_meter_sees_the_graphs_that_an_unrolled_loop_keeps():
+def test_the_meter_counts_the_graph_of_an_unrolled_loop():
     _, _, meta, _ = setting(FEW)
     a_step = (peak_of_unrolled(MANY) - peak_of_unrolled(FEW)) / (MANY - FEW)
     assert a_step > 5 * bytes_of(meta.weights)
 
 
-def test_the_meter_counts_what_lives_and_forgets_what_died():
+def test_the_meter_counts_live_tensors_only():
     with MemoryMeter() as meter:
         kept = torch.zeros(1000)
         for _ in range(10):

@@ -1,11 +1,11 @@
-"""Meta-Curvature."""
+"""Meta-Curvature multiplies gradients by a learned matrix along each dimension."""
 
 import pytest
 import torch
 
 import online_meta as om
 from online_meta.testing.compare import assert_close
-from tests.numerics.by_hand import STEPS, assert_is_by_hand
+from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import problem
 
 LR = 0.1
@@ -23,27 +23,27 @@ def test_gradients_are_multiplied_along_every_dimension(name, fast):
         kernel = rule[f"{name}.filter"].reshape(height, width, height, width)
         return torch.einsum("ab,cd,hwij,bdij->achw", rule[f"{name}.out"], rule[f"{name}.in"], kernel, grad)
 
-    def by_hand(weights, adapts, rule, gradient):
+    def reference(weights, adapts, rule, gradient):
         phi = {name: weights[name] for name in adapts}
         for _ in range(STEPS):
             grads = gradient(phi)
             phi = {name: phi[name] - LR * curved(rule, name, grads[name]) for name in phi}
         return phi
 
-    assert_is_by_hand(om.rules.meta_curvature(lr=LR), by_hand, name, fast)
+    check_against_reference(om.rules.meta_curvature(lr=LR), reference, name, fast)
 
 
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm"])
-def test_at_its_start_it_is_gradient_descent(name):
+def test_meta_curvature_starts_as_gradient_descent(name):
     given = problem(name)
-    leader_likelihood = []
+    adapted = []
     for rule in (om.rules.sgd(lr=LR), om.rules.meta_curvature(lr=LR)):
         inner = om.Inner(om.model_loss(given.module, given.loss), rule, STEPS)
-        leader_likelihood.append(inner.adapt(inner.init(given.weights()), given.task().support))
-    assert_close(*leader_likelihood, 1e-12)
+        adapted.append(inner.adapt(inner.init(given.weights()), given.task().support))
+    assert_close(*adapted, 1e-12)
 
 
-def test_a_matrix_for_every_dimension():
+def test_meta_curvature_has_a_matrix_for_every_dimension():
     shapes = {"scalar": (), "bias": (3,), "linear": (3, 4), "conv1d": (3, 4, 5), "conv2d": (3, 4, 5, 2)}
     learned = om.rules.meta_curvature().init({name: torch.zeros(shape) for name, shape in shapes.items()})
     assert {name: tuple(matrix.shape) for name, matrix in learned.items()} == {

@@ -1,4 +1,4 @@
-"""Inner rules that remember: momentum and Adam."""
+"""Inner rules with state: momentum and Adam."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 import online_meta as om
 from online_meta.testing.compare import assert_close
 from online_meta.testing.oracle import CRITERIA
-from tests.numerics.by_hand import STEPS, assert_is_by_hand
+from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import Net, problem
 
 every_problem = pytest.mark.parametrize("name", ["mlp_tanh", "conv_group_norm"])
@@ -36,8 +36,8 @@ def inner_of(given, rule, steps=STEPS):
     return om.Inner(om.model_loss(given.module, given.loss), rule, steps)
 
 
-def trained(given, batch, make, options, steps):
-    """Return the weights of a copy of the module after each step of torch's own optimizer."""
+def train_with_torch(given, batch, make, options, steps):
+    """Yield the weights of a copy of the module after each step of torch's optimizer."""
     module = copy.deepcopy(given.module)
     optimizer = make(module.parameters(), **options)
     for _ in range(steps):
@@ -49,11 +49,11 @@ def trained(given, batch, make, options, steps):
 
 @pytest.mark.parametrize("name", ["mlp_tanh", "mlp_relu", "conv_group_norm"])
 @every_rule
-def test_every_step_is_that_of_the_torch_optimizer(rule, make, options, name):
+def test_every_step_equals_that_of_the_torch_optimizer(rule, make, options, name):
     given = problem(name)
     for seed in range(2):
         support = given.task(seed).support
-        for k, right in enumerate(trained(given, support, make, options, 12), start=1):
+        for k, right in enumerate(train_with_torch(given, support, make, options, 12), start=1):
             inner = inner_of(given, rule, k)
             assert_close(inner.adapt(inner.init(given.weights()), support), right, 1e-12)
 
@@ -61,8 +61,8 @@ def test_every_step_is_that_of_the_torch_optimizer(rule, make, options, name):
 @pytest.mark.parametrize("nesterov", [False, True])
 @every_fast
 @every_problem
-def test_momentum_is_differentiated_whole(name, fast, nesterov):
-    def by_hand(weights, adapts, rule, gradient):
+def test_momentum_is_differentiated_through_its_state(name, fast, nesterov):
+    def reference(weights, adapts, rule, gradient):
         phi = {name: weights[name] for name in adapts}
         velocity = dict.fromkeys(adapts, 0.0)
         for _ in range(STEPS):
@@ -75,13 +75,13 @@ def test_momentum_is_differentiated_whole(name, fast, nesterov):
                 }
         return phi
 
-    assert_is_by_hand(om.rules.momentum(lr=0.1, momentum=0.8, nesterov=nesterov), by_hand, name, fast)
+    check_against_reference(om.rules.momentum(lr=0.1, momentum=0.8, nesterov=nesterov), reference, name, fast)
 
 
 @every_fast
 @every_problem
-def test_adam_is_differentiated_whole(name, fast):
-    def by_hand(weights, adapts, rule, gradient):
+def test_adam_is_differentiated_through_its_state(name, fast):
+    def reference(weights, adapts, rule, gradient):
         phi = {name: weights[name] for name in adapts}
         mean, square = dict.fromkeys(adapts, 0.0), dict.fromkeys(adapts, 0.0)
         for t in range(1, STEPS + 1):
@@ -93,23 +93,23 @@ def test_adam_is_differentiated_whole(name, fast):
                 phi = {**phi, name: phi[name] - 0.02 * unbiased[0] / (unbiased[1] ** 0.5 + 1e-4)}
         return phi
 
-    assert_is_by_hand(om.rules.adam(lr=0.02, betas=(0.6, 0.9), eps=1e-4), by_hand, name, fast)
+    check_against_reference(om.rules.adam(lr=0.02, betas=(0.6, 0.9), eps=1e-4), reference, name, fast)
 
 
 @pytest.mark.parametrize("estimator", [om.exact, om.first_order])
-def test_a_weight_without_gradient_stays_and_spoils_nothing(estimator):
+def test_a_weight_without_gradient_stays_and_harms_no_other(estimator):
     given = problem("mlp_relu")
     weights = given.weights()
     weights["body.0.bias"][2] = -100.0  # the unit is dead: its second moment stays 0
     inner = inner_of(given, om.rules.adam(lr=0.01))
     meta, task = inner.init(weights), given.task()
-    leader_likelihood, found = inner.adapt(meta, task.support), estimator(inner)(meta, task)
-    assert torch.equal(leader_likelihood["body.0.weight"][2], weights["body.0.weight"][2])
+    adapted, found = inner.adapt(meta, task.support), estimator(inner)(meta, task)
+    assert torch.equal(adapted["body.0.weight"][2], weights["body.0.weight"][2])
     assert torch.isfinite(found.loss)
     assert all(torch.isfinite(grad).all() for grad in found.grads.weights.values())
     assert not found.grads.weights["body.0.weight"][2].any()
 
-    alive = [0, 1, 3, 4, 5, 6]  # and the others get what they get in a network that lacks the unit
+    alive = [0, 1, 3, 4, 5, 6]  # the others get the gradients of a network without the dead unit
     body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
     narrow = Net(body, nn.Linear(6, 2)).double()
     rows = {"body.0.weight": (alive,), "body.0.bias": (alive,), "body.2.weight": (slice(None), alive)}
@@ -121,28 +121,28 @@ def test_a_weight_without_gradient_stays_and_spoils_nothing(estimator):
 
 @pytest.mark.parametrize("name", ["mlp_relu", "conv_group_norm"])
 @every_rule
-def test_reptile_goes_where_the_torch_optimizer_goes(rule, make, options, name):
+def test_reptile_moves_to_where_the_torch_optimizer_ends(rule, make, options, name):
     given = problem(name)
     task = given.task()
     everything = om.Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
     inner = inner_of(given, rule, 8)
     found = om.reptile(inner)(inner.init(given.weights()), task).grads.weights
-    *_, after = trained(given, everything, make, options, 8)
+    *_, after = train_with_torch(given, everything, make, options, 8)
     assert_close(found, {n: w - after[n] for n, w in given.weights().items()}, 1e-10)
 
 
 @every_rule
-def test_batched_reptile_is_the_mean_way_over_distinct_tasks(rule, make, options):
+def test_batched_reptile_is_the_mean_displacement_over_distinct_tasks(rule, make, options):
     given = problem("mlp_tanh")
     tasks = [given.task(0, 5, 4), given.task(1, 7, 2), given.task(2, 3, 6)]
     inner = inner_of(given, rule, 6)
     found = om.over_tasks(om.reptile(inner), "loop")(inner.init(given.weights()), tasks).grads.weights
-    ways = []
+    displacements = []
     for task in tasks:
         everything = om.Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
-        *_, after = trained(given, everything, make, options, 6)
-        ways.append({n: w - after[n] for n, w in given.weights().items()})
-    assert_close(found, {n: sum(way[n] for way in ways) / 3 for n in found}, 1e-10)
+        *_, after = train_with_torch(given, everything, make, options, 6)
+        displacements.append({n: w - after[n] for n, w in given.weights().items()})
+    assert_close(found, {n: sum(displacement[n] for displacement in displacements) / 3 for n in found}, 1e-10)
 
 
 def test_wrong_options_are_refused():

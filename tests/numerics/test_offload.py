@@ -1,4 +1,4 @@
-"""The inner trajectory laid aside in the memory of the host: the same bits, and less on the device."""
+"""Offloading the inner trajectory to host memory gives the same bits."""
 
 import pytest
 import torch
@@ -16,26 +16,26 @@ def same(found, right):
 
 @pytest.mark.parametrize("rematerialise", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 2, 7, 9])
-def test_every_point_but_the_last_is_laid_aside_once_and_comes_back(monkeypatch, steps, rematerialise):
-    """Copies stand in for another device: what comes back is another tensor of the same bits."""
+def test_every_point_except_the_last_is_offloaded_once_and_restored(monkeypatch, steps, rematerialise):
+    """Copies stand in for another device: a restored tensor is another tensor with the same bits."""
     given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(given.module, given.loss), om.rules.momentum(lr=0.05), steps)
     meta, task = inner.init(given.weights()), given.task(1)
     right = om.exact(inner, rematerialise=rematerialise)(meta, task)
-    laid, back = [], []
+    offloaded, restored = [], []
 
     def copied(tree):
-        laid.append(tree)
+        offloaded.append(tree)
         copy = tree_map(torch.clone, tree)
-        return lambda: (back.append(tree), copy)[1]
+        return lambda: (restored.append(tree), copy)[1]
 
     monkeypatch.setattr(_adjoint, "offload_to_host", copied)
     assert same(om.exact(inner, rematerialise=rematerialise, offload=True)(meta, task), right)
-    assert len(back) >= steps
+    assert len(restored) >= steps
     if not rematerialise:
-        assert len(laid) == steps
+        assert len(offloaded) == steps
 
 
-def test_tensors_on_a_cpu_stay_what_they_are():
+def test_tensors_on_a_cpu_are_not_copied():
     tree = {"phi": torch.ones(2)}
     assert offload_to_host(tree)()["phi"] is tree["phi"]

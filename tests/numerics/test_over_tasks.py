@@ -24,7 +24,7 @@ def test_the_mean_is_over_distinct_tasks_of_any_size(name):
         assert relative_error(one.grads.weights, mean) > 1e-2
 
 
-def test_the_mean_over_one_task_is_that_task_to_the_bit():
+def test_the_mean_over_one_task_equals_that_task_bit_for_bit():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), STEPS)
     meta = inner.init(given.weights())
@@ -32,7 +32,7 @@ def test_the_mean_over_one_task_is_that_task_to_the_bit():
     assert all(torch.equal(mean.grads.weights[name], one.grads.weights[name]) for name in meta.weights)
 
 
-def test_a_sum_is_weighted_task_by_task():
+def test_a_sum_weights_each_task():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), STEPS)
     meta = inner.init(given.weights())
@@ -44,7 +44,7 @@ def test_a_sum_is_weighted_task_by_task():
     assert float(found.loss) == pytest.approx(sum(f * float(g.loss) for f, g in zip(factors, each, strict=True)))
 
 
-def test_no_tasks_are_refused():
+def test_an_empty_list_of_tasks_is_refused():
     module, loss, _ = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), STEPS)
     with pytest.raises(ValueError, match="one task or more"):

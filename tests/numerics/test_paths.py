@@ -1,4 +1,4 @@
-"""Every way to sum meta-gradients over tasks gives the sum of the one-by-one loop."""
+"""Every way to sum meta-gradients over tasks gives the sum of a loop over single tasks."""
 
 import logging
 import subprocess
@@ -21,7 +21,7 @@ STEPS = 2
 
 
 def setting(name="mlp_tanh", dtype=torch.float64, steps=STEPS, lr=0.1):
-    """Return an exact estimator, meta-parameters, and a maker of tasks."""
+    """Return an exact estimator, meta-parameters, and a function that makes tasks."""
     given = problem(name)
     inner = om.Inner(om.model_loss(given.module, given.loss), om.rules.sgd(lr=lr), steps)
     meta = inner.init({n: w.to(dtype) for n, w in given.weights().items()})
@@ -43,50 +43,50 @@ def same(found, right, tolerance=1e-10):
 
 
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm", "conv_group_norm"])
-@pytest.mark.parametrize("how", BATCHING_MODES[:3])
-def test_tasks_of_several_shapes_are_grouped_cut_and_padded(how, name):
+@pytest.mark.parametrize("mode", BATCHING_MODES[:3])
+def test_tasks_of_several_shapes_are_grouped_cut_and_padded(mode, name):
     gradient, meta, task = setting(name)
     tasks = [task(0), task(1, 6, 3), task(2), task(3), task(4, 6, 3), task(5), task(6), task(7, 7, 7)]
     weights = [1.0, 0.5, 2.0, 0.0, 3.0, 0.25, 1.5, 0.7]
     total = TaskSum(gradient)
-    # Five tasks of the first shape by threes: one spare row; two of the second by threes: one chunk with a spare row.
-    total.follow([ExecutionPlan(how, 3, signature_of(tasks[0])), ExecutionPlan(how, 3, signature_of(tasks[1]))])
+    # Five tasks of the first shape in threes: one spare row. Two of the second in threes: one chunk with a spare row.
+    total.follow([ExecutionPlan(mode, 3, signature_of(tasks[0])), ExecutionPlan(mode, 3, signature_of(tasks[1]))])
     same(total(meta, tasks, weights), loop(gradient, meta, tasks, weights))
 
 
-def test_compiled_programs_are_right_are_kept_and_give_the_same_bits_again(tmp_path):
+def test_compiled_programs_are_right_and_give_the_same_bits_when_reloaded(tmp_path):
     gradient, meta, task = setting(steps=1)
     tasks, weights = [task(k) for k in range(5)], [1.0, 2.0, 0.5, 3.0, 0.1]
-    path = ExecutionPlan("compiled", 3, signature_of(tasks[0]))
+    plan = ExecutionPlan("compiled", 3, signature_of(tasks[0]))
     first, again = TaskSum(gradient, tmp_path), TaskSum(gradient, tmp_path)
-    first.follow([path])
+    first.follow([plan])
     found = first(meta, tasks, weights)
     same(found, loop(gradient, meta, tasks, weights))
     (kept,) = tmp_path.iterdir()
     made = kept.stat().st_mtime_ns
-    again.follow([path])
+    again.follow([plan])
     repeated = again(meta, tasks, weights)
-    assert kept.stat().st_mtime_ns == made, "it was compiled twice"
+    assert kept.stat().st_mtime_ns == made, "the program was compiled twice"
     assert all(torch.equal(found.grads.weights[n], repeated.grads.weights[n]) for n in meta.weights)
-    kept.unlink()  # And compiled anew, too.
+    kept.unlink()  # A recompiled program gives the same bits, too.
     anew = TaskSum(gradient, tmp_path)
-    anew.follow([path])
+    anew.follow([plan])
     once_more = anew(meta, tasks, weights)
     assert all(torch.equal(found.grads.weights[n], once_more.grads.weights[n]) for n in meta.weights)
 
 
-def test_a_stack_of_tasks_is_taken_as_it_is():
+def test_stacked_tasks_are_accepted_as_they_are():
     gradient, meta, task = setting()
     tasks = [task(k) for k in range(4)]
     stacked = om.Task(*(om.Batch(*(torch.stack(v) for v in zip(*b, strict=True))) for b in zip(*tasks, strict=True)))
     right = om.over_tasks(gradient, "loop")(meta, tasks)
-    for how in ("auto", "loop", "vmap", "traced"):
-        same(om.over_tasks(gradient, how)(meta, stacked), right)
-        same(om.over_tasks(gradient, how)(meta, tasks), right)
+    for mode in ("auto", "loop", "vmap", "traced"):
+        same(om.over_tasks(gradient, mode)(meta, stacked), right)
+        same(om.over_tasks(gradient, mode)(meta, tasks), right)
     assert all(torch.equal(a.support.x, b.support.x) for a, b in zip(unstack(stacked), tasks, strict=True))
 
 
-def test_nothing_is_no_sum_and_an_unknown_way_is_refused():
+def test_no_tasks_and_an_unknown_batching_are_refused():
     gradient, meta, _ = setting()
     with pytest.raises(ValueError, match="over no tasks"):
         om.over_tasks(gradient)(meta, [])
@@ -94,31 +94,31 @@ def test_nothing_is_no_sum_and_an_unknown_way_is_refused():
         om.over_tasks(gradient, "compile")
 
 
-def test_a_digest_tells_programs_apart_and_is_the_same_in_another_process():
+def test_a_digest_identifies_a_program_in_every_process():
     def digest(**changes):
         gradient, meta, task = setting(**changes)
         part = next(iter([task(0), task(1)]))
-        given = stack(_part([part, task(1)]), 2, next(iter(meta.weights.values())))
+        given = stack(make_group([part, task(1)]), 2, next(iter(meta.weights.values())))
         return trace(vmapped(gradient), meta, *given).digest
 
     here = digest()
     assert here == digest()
     assert len({here, digest(lr=0.2), digest(steps=3), digest(dtype=torch.float32), digest(name="layer_norm")}) == 5
-    code = "import tests.numerics.test_paths as t; print(t.digest_of_the_first())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = "import tests.numerics.test_paths as t; print(t.digest_of_the_default())"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     torch.set_num_threads(1)
-    assert told.strip() == digest_of_the_first()
+    assert output.strip() == digest_of_the_default()
 
 
-def digest_of_the_first():
+def digest_of_the_default():
     torch.set_num_threads(1)
     gradient, meta, task = setting()
     return trace(
-        vmapped(gradient), meta, *stack(_part([task(0), task(1)]), 2, next(iter(meta.weights.values())))
+        vmapped(gradient), meta, *stack(make_group([task(0), task(1)]), 2, next(iter(meta.weights.values())))
     ).digest
 
 
-def _part(tasks):
+def make_group(tasks):
     return Group(signature_of(tasks[0]), tasks, [1.0] * len(tasks))
 
 
@@ -137,44 +137,44 @@ def test_a_constant_of_the_model_is_part_of_the_digest():
         inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(), 1)
         meta = inner.init(dict(module.named_parameters()))
         _, _, task = setting()
-        given = stack(_part([task(0), task(1)]), 2, next(iter(meta.weights.values())))
+        given = stack(make_group([task(0), task(1)]), 2, next(iter(meta.weights.values())))
         return trace(vmapped(om.exact(inner)), meta, *given).digest
 
     assert digest(1.0) == digest(1.0)
     assert digest(1.0) != digest(2.0)
 
 
-def test_the_fastest_that_is_right_is_chosen_and_the_wrong_is_refused():
+def test_the_fastest_right_plan_is_chosen_and_a_wrong_one_is_rejected():
     gradient, meta, task = setting(dtype=torch.float32)
     tasks = [task(k) for k in range(6)]
     choice = choose_plan(gradient, meta, tasks, 6, None)
-    assert [way.plan.batching for way in choice.measured] == ["loop", "vmap", "traced"]
-    assert all(way.rejection is None and way.error < 1e-4 for way in choice.measured)
-    assert choice.plan == min(choice.measured, key=lambda way: way.seconds).plan
-    path = ExecutionPlan("compiled", 6, signature_of(tasks[0]), "a wrong one")
+    assert [benchmark.plan.batching for benchmark in choice.measured] == ["loop", "vmap", "traced"]
+    assert all(benchmark.rejection is None and benchmark.error < 1e-4 for benchmark in choice.measured)
+    assert choice.plan == min(choice.measured, key=lambda benchmark: benchmark.seconds).plan
+    plan = ExecutionPlan("compiled", 6, signature_of(tasks[0]), "a wrong one")
 
-    def wrong(factor):
+    def rejection_of(factor):
         def stacked_sum(*given):
             found = vmapped(gradient)(*given)
             weights = {name: grad * factor for name, grad in found.grads.weights.items()}
             return om.MetaGrad(found.loss, om.Meta(weights, {}))
 
-        return benchmark_plan(choice.benchmark, path, stacked_sum).rejection
+        return benchmark_plan(choice.benchmark, plan, stacked_sum).rejection
 
-    assert wrong(1.0) is None
-    assert "above the limit" in wrong(1.003)  # as far off as a compiled batch normalisation has been
-    assert "nan" in wrong(float("nan"))
+    assert rejection_of(1.0) is None
+    assert "above the limit" in rejection_of(1.003)  # the size of an error that a compiled batch normalisation had
+    assert "nan" in rejection_of(float("nan"))
 
 
-class Looks(torch.nn.Linear):
-    """Decides by the value of a tensor, which no program can."""
+class ValueDependent(torch.nn.Linear):
+    """Decides by the value of a tensor, which a traced program cannot do."""
 
     def forward(self, x):
         return super().forward(x) if x.sum().item() > 1e9 else super().forward(x).sin()
 
 
-def test_a_model_that_cannot_be_stacked_goes_task_by_task_and_says_why():
-    module = Looks(4, 2).double()
+def test_a_model_that_cannot_be_stacked_runs_task_by_task_and_reports_why():
+    module = ValueDependent(4, 2).double()
     gradient = om.exact(om.Inner(om.model_loss(module, "mse"), om.rules.sgd(), 1))
     _, _, task = setting()
     meta = om.Meta({n: w.detach() for n, w in module.named_parameters()}, {})
@@ -184,7 +184,7 @@ def test_a_model_that_cannot_be_stacked_goes_task_by_task_and_says_why():
     same(om.over_tasks(gradient)(meta, [task(0), task(1)]), loop(gradient, meta, [task(0), task(1)], [0.5, 0.5]))
 
 
-def test_a_memory_limit_is_obeyed_by_cutting():
+def test_a_memory_limit_is_met_by_smaller_chunks():
     gradient, meta, task = setting("conv_group_norm")
     tasks = [task(k) for k in range(12)]
     whole = peak_bytes(lambda: om.over_tasks(gradient, "vmap")(meta, tasks))
@@ -201,17 +201,17 @@ def test_a_memory_limit_is_obeyed_by_cutting():
     assert choose_plan(gradient, meta, tasks[:2], 12, 10).plan.batching == "loop"
 
 
-def test_ways_that_are_cut_are_tried_as_they_are_cut():
+def test_plans_in_chunks_are_benchmarked_in_chunks():
     gradient, meta, task = setting("conv_group_norm")
     tasks = [task(k) for k in range(8)]
     limit = int(0.4 * peak_bytes(lambda: om.over_tasks(gradient, "vmap")(meta, tasks)))
     choice = choose_plan(gradient, meta, tasks, 8, limit)
-    assert [way.plan.batching for way in choice.measured] == ["loop", "vmap", "traced"]
-    assert all(way.rejection is None for way in choice.measured)
+    assert [benchmark.plan.batching for benchmark in choice.measured] == ["loop", "vmap", "traced"]
+    assert all(benchmark.rejection is None for benchmark in choice.measured)
     assert len(choice.benchmark.group.tasks) == choice.measured[1].plan.tasks < 8
 
 
-def test_a_compiled_program_takes_over_once_it_is_there(tmp_path, caplog):
+def test_a_compiled_program_is_used_once_it_is_ready(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     gradient, meta, task = setting(dtype=torch.float32)
     tasks = [task(k) for k in range(6)]
@@ -226,17 +226,17 @@ def test_a_compiled_program_takes_over_once_it_is_there(tmp_path, caplog):
     same(total(meta, tasks, [1.0] * 6), loop(gradient, meta, tasks, [1.0] * 6), 1e-4)
     assert "compiling a program of" in caplog.text
     other = Autotuner(TaskSum(gradient), 6, folder=tmp_path, compiles=False, measure_after=0.0)
-    assert other.find(meta, tasks) == (after,), "a process that leaves compiling to others takes what they made"
+    assert other.find(meta, tasks) == (after,), "a process that does not compile uses the programs of others"
 
 
-def test_nothing_is_measured_for_work_that_is_soon_over(tmp_path):
+def test_short_work_is_not_benchmarked(tmp_path):
     gradient, meta, task = setting()
     tuner = Autotuner(TaskSum(gradient), 2, folder=tmp_path)
     assert tuner.find(meta, [task(0), task(1)]) == ()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_compiler_that_fails_is_told_and_the_work_goes_on(tmp_path, monkeypatch, caplog):
+def test_a_failing_compiler_is_reported_and_work_continues(tmp_path, monkeypatch, caplog):
     gradient, meta, task = setting(dtype=torch.float32, steps=0)
     tasks = [task(k) for k in range(3)]
     monkeypatch.setenv("CXX", "/bin/false")
@@ -253,47 +253,47 @@ def test_a_program_too_large_to_compile_is_not_traced(monkeypatch):
     gradient, meta, task = setting()
     assert MAX_OPERATIONS > 10
     choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
-    assert [way.plan.batching for way in choice.measured] == ["loop", "vmap"]
+    assert [benchmark.plan.batching for benchmark in choice.measured] == ["loop", "vmap"]
     assert choice.traced is None
 
 
-def test_what_is_computed_twice_is_computed_once_in_a_program():
-    """Going back, a step is computed again; yet the program of the whole is that of the unrolled loop."""
+def test_a_program_computes_repeated_work_once():
+    """The backward pass recomputes each step; a traced program still has no more products than the unrolled loop."""
     gradient, meta, task = setting(steps=4)
     given = problem("mlp_tanh")
     loss = om.model_loss(given.module, given.loss)
 
     def unrolled(meta, task):
-        def leader_likelihood(weights):
+        def adapted_loss(weights):
             for _ in range(4):
                 grads = torch.func.grad(loss)(weights, task.support)
                 weights = {name: weight - 0.1 * grads[name] for name, weight in weights.items()}
             return loss(weights, task.query)
 
-        grads, value = torch.func.grad_and_value(leader_likelihood)(meta.weights)
+        grads, value = torch.func.grad_and_value(adapted_loss)(meta.weights)
         return om.MetaGrad(value, om.Meta(grads, {}))
 
     def products(estimator):
-        stacked = stack(_part([task(0), task(1)]), 2, next(iter(meta.weights.values())))
+        stacked = stack(make_group([task(0), task(1)]), 2, next(iter(meta.weights.values())))
         program = trace(vmapped(estimator), meta, *stacked)
         return sum("mm" in str(node.target) for node in program.graph.graph.nodes)
 
     assert products(gradient) <= products(unrolled)
 
 
-def test_a_model_that_takes_long_over_a_task_is_left_to_the_loop(monkeypatch):
+def test_a_model_that_is_slow_on_one_task_uses_the_loop(monkeypatch):
     monkeypatch.setattr("online_meta.batching.autotune.SLOW_SECONDS", 0.0)
     gradient, meta, task = setting()
     choice = choose_plan(gradient, meta, [task(0), task(1)], 2, None)
-    assert [way.plan.batching for way in choice.measured] == ["loop"]
+    assert [benchmark.plan.batching for benchmark in choice.measured] == ["loop"]
     assert choice.plan == ExecutionPlan("loop", 1, signature_of(task(0)))
 
 
-def test_a_compilation_that_is_stopped_leaves_nothing(tmp_path):
+def test_a_stopped_compilation_leaves_no_file(tmp_path):
     gradient, meta, task = setting(dtype=torch.float32)
-    given = stack(_part([task(0), task(1)]), 2, next(iter(meta.weights.values())))
+    given = stack(make_group([task(0), task(1)]), 2, next(iter(meta.weights.values())))
     traced = trace(vmapped(gradient), meta, *given)
-    (tmp_path / f"{traced.digest}.77.part.pt2").write_bytes(b"of one that was killed")
+    (tmp_path / f"{traced.digest}.77.part.pt2").write_bytes(b"of a killed compilation")
     compilation = Compilation(traced, tmp_path)
     child = psutil.Process(compilation._child.pid)
     assert compilation.poll() is None

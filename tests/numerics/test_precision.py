@@ -1,4 +1,4 @@
-"""A model that computes in bfloat16 under an inner loop in float32."""
+"""A model that computes in bfloat16 inside an inner loop in float32."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from online_meta.preflight.preflight import unrolled
 from tests.numerics.problems import problem
 
 NETWORKS = {"mlp_tanh": 0.999, "sequence_transformer": 0.999, "conv_batch_norm": 0.85}
-"""How near the direction of the meta-gradient stays: normalisation over few small images costs most."""
+"""The least cosine with the float32 meta-gradient: normalisation over few small images loses most."""
 
 
 def single(tensor):
@@ -30,16 +30,16 @@ def flat(found):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_meta_gradient_is_that_of_single_precision_but_for_the_models_rounding(name):
+def test_the_meta_gradient_has_the_direction_of_the_float32_one(name):
     low, full = (setting(name, precision) for precision in (torch.bfloat16, None))
     found, right = flat(om.exact(low[0])(*low[1:])), flat(om.exact(full[0])(*full[1:]))
-    assert not torch.equal(found, right), "it was computed in bfloat16"
+    assert not torch.equal(found, right), "the model computes in bfloat16"
     assert cosine_similarity(found, right, dim=0) > NETWORKS[name]
 
 
 @pytest.mark.parametrize("name", ["mlp_tanh", "sequence_transformer"])
-def test_it_is_the_second_order_one(name):
-    """The unrolled graph of the same model rounds likewise; first order is further away."""
+def test_the_bfloat16_meta_gradient_is_of_second_order(name):
+    """The unrolled graph of the same model rounds in the same way; the first-order gradient is farther away."""
     inner, meta, task = setting(name, torch.bfloat16)
     found, right = flat(om.exact(inner)(meta, task)), flat(unrolled(inner, meta, task))
     first = flat(om.first_order(inner)(meta, task))
@@ -56,14 +56,12 @@ def test_parameters_and_gradients_stay_in_single_precision(name):
     assert found.loss.dtype == torch.float32
 
 
-def test_an_inner_step_too_small_for_bfloat16_is_not_lost():
-    """At 1 the next number of bfloat16 is 1.0078."""
+def test_an_inner_step_below_bfloat16_resolution_is_not_lost():
+    """The next bfloat16 number after 1 is 1.0078."""
     inner, meta, task = setting("mlp_tanh", torch.bfloat16, om.rules.sgd(lr=1e-4))
-    leader_likelihood = inner.adapt(meta, task.support)
-    assert all(
-        not torch.equal(leader_likelihood[name], value) for name, value in meta.weights.items() if value.abs().max() > 0
-    )
-    assert torch.bfloat16 not in {value.dtype for value in leader_likelihood.values()}
+    adapted = inner.adapt(meta, task.support)
+    assert all(not torch.equal(adapted[name], value) for name, value in meta.weights.items() if value.abs().max() > 0)
+    assert torch.bfloat16 not in {value.dtype for value in adapted.values()}
 
 
 def test_tokens_stay_integers():

@@ -13,8 +13,8 @@ from tests.numerics.unsafe import UNSAFE, Checkpointed, Middle, between, plain, 
 from trainers.models import conv4
 
 
-def asked(module, loss="mse", task=None, steps=3, **options):
-    """The preflight of a module in float32, as a user has it."""
+def run_preflight(module, loss="mse", task=None, steps=3, **options):
+    """Return the preflight report of a float32 module under ``model_loss``."""
     torch.manual_seed(0)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), steps)
     task = regression_task() if task is None else task
@@ -22,73 +22,75 @@ def asked(module, loss="mse", task=None, steps=3, **options):
     return om.preflight(inner, inner.init(dict(module.named_parameters())), [single, single], **options)
 
 
-def raw(module):
-    """A loss as a user may write it, around the module itself; nothing of ``model_loss`` protects it."""
+def raw_loss(module):
+    """Return a loss around the module itself, as a user may write it, without the protections of ``model_loss``."""
     return lambda params, batch: F.mse_loss(functional_call(module, dict(params), (batch.x,)), batch.y)
 
 
-def asked_raw(module, loss=None, task=None):
+def run_preflight_raw(module, loss=None, task=None):
     torch.manual_seed(0)
-    inner = om.Inner(loss or raw(module), om.rules.sgd(lr=0.1), 2)
+    inner = om.Inner(loss or raw_loss(module), om.rules.sgd(lr=0.1), 2)
     task = regression_task() if task is None else task
     return om.preflight(inner, inner.init(dict(module.double().named_parameters())), [task])
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_good_models_have_no_problem(name):
+def test_valid_models_have_no_problem(name):
     module, loss, make_task = problem(name)
-    report = asked(module.float(), loss, make_task())
+    report = run_preflight(module.float(), loss, make_task())
     assert report.problems == ()
     assert not [note for note in report.notes if "differences" in note or "float64" in note]
 
 
 @pytest.mark.parametrize("mistake", UNSAFE)
-def test_a_mistake_is_explained(mistake):
-    make, told = UNSAFE[mistake]
+def test_each_mistake_is_explained(mistake):
+    make, messages = UNSAFE[mistake]
     torch.manual_seed(0)
-    report = asked(make())
+    report = run_preflight(make())
     assert len(report.problems) == 1
-    for words in told:
+    for words in messages:
         assert words in report.problems[0]
     assert "\n" not in report.problems[0]
 
 
 @pytest.mark.parametrize("how", ["whole", "plain"])
-def test_what_is_advised_for_weight_normalisation_works(how):
-    assert asked(weight_normed(how)).problems == ()
+def test_the_advice_for_weight_normalisation_works(how):
+    assert run_preflight(weight_normed(how)).problems == ()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-def test_the_old_weight_norm_is_found_in_a_loss_of_ones_own():
-    (found,) = asked_raw(between(nn.utils.weight_norm(nn.Linear(6, 6)))).problems
+def test_the_deprecated_weight_norm_is_found_in_a_custom_loss():
+    (found,) = run_preflight_raw(between(nn.utils.weight_norm(nn.Linear(6, 6)))).problems
     assert "layer '2' (Linear) is under weight normalisation" in found
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_checkpoint_is_found_in_a_loss_of_ones_own(reentrant):
-    """There the weights are the module's own when it is computed again, so the gradient is silently wrong."""
-    (found,) = asked_raw(Checkpointed(reentrant)).problems
+def test_a_checkpoint_is_found_in_a_custom_loss(reentrant):
+    """The recomputation there uses the module's own weights, so the gradient is silently wrong."""
+    (found,) = run_preflight_raw(Checkpointed(reentrant)).problems
     assert "(torch.utils.checkpoint)" in found
     assert "layer 'body'" in found or reentrant
 
 
-def test_attention_by_the_default_kernel_is_found_in_a_loss_of_ones_own():
+def test_attention_with_the_default_kernel_is_found_in_a_custom_loss():
     module, _, make_task = problem("sequence_attention")
-    (found,) = asked_raw(module, task=make_task()).problems
+    (found,) = run_preflight_raw(module, task=make_task()).problems
     assert "make the loss with om.model_loss" in found
-    assert asked(module.float(), task=make_task()).notes == (
+    assert run_preflight(module.float(), task=make_task()).notes == (
         "attention runs by torch's math kernel, the only one that can be differentiated twice",
     )
 
 
-def test_what_the_loss_itself_hides_is_told():
+def test_a_value_detached_in_the_loss_itself_is_reported():
     module = plain()
     output = om.model_output(module)
-    (found,) = asked_raw(module, lambda p, b: F.mse_loss(output(p, b.x), b.y) * output(p, b.x).std().item()).problems
+    (found,) = run_preflight_raw(
+        module, lambda p, b: F.mse_loss(output(p, b.x), b.y) * output(p, b.x).std().item()
+    ).problems
     assert "though that of each layer is: the loss itself hides something" in found
 
 
-def test_a_loss_without_layers_is_examined_too():
+def test_a_loss_without_layers_is_checked_too():
     weights = {"w": torch.ones(4, 2, dtype=torch.float64)}
     for loss, right in (
         (lambda p, b: F.mse_loss(b.x @ p["w"], b.y), True),
@@ -98,7 +100,7 @@ def test_a_loss_without_layers_is_examined_too():
         assert (om.preflight(inner, inner.init(weights), [regression_task()]).problems == ()) is right
 
 
-def test_a_rule_that_hides_something_is_found():
+def test_a_rule_that_detaches_gradients_is_found():
     def update(rule, carry, grads, step):
         return carry._replace(phi={n: w - 0.1 * grads[n].detach() for n, w in carry.phi.items()})
 
@@ -108,13 +110,13 @@ def test_a_rule_that_hides_something_is_found():
     assert "the inner rule hides something from autograd" in found
 
 
-def test_an_exact_gradient_that_is_not_the_unrolled_one_is_found(monkeypatch):
+def test_an_exact_gradient_that_differs_from_the_unrolled_one_is_found(monkeypatch):
     monkeypatch.setattr(sys.modules["online_meta.preflight.preflight"], "exact", om.first_order)
-    (found,) = asked(plain()).problems
+    (found,) = run_preflight(plain()).problems
     assert "from that of the inner loop unrolled" in found
 
 
-class Idle(nn.Module):
+class WithUnusedWeights(nn.Module):
     def __init__(self):
         super().__init__()
         self.used, self.idle = plain(), nn.Linear(2, 2)
@@ -123,44 +125,44 @@ class Idle(nn.Module):
         return self.used(x)
 
 
-def test_weights_that_nothing_depends_on_are_a_note():
-    report = asked(Idle())
+def test_weights_without_influence_are_a_note():
+    report = run_preflight(WithUnusedWeights())
     assert report.problems == ()
     assert report.notes == ("at these weights the loss of the tasks tried has no gradient for idle.weight, idle.bias",)
 
 
 class Single(nn.Linear):
-    """It computes in float32, whatever it is given."""
+    """A layer that computes in float32 for any input."""
 
     def forward(self, x):
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class OnlySingle(nn.Linear):
-    """It cannot have weights in float64."""
+    """A layer that cannot have float64 weights."""
 
     def forward(self, x):
         return super().forward(x.float())
 
 
 @pytest.mark.parametrize("layer", [Single, OnlySingle])
-def test_a_model_that_takes_no_float64_is_compared_in_float32(layer):
-    report = asked(nn.Sequential(layer(4, 6), nn.Tanh(), layer(6, 2)))
+def test_a_model_without_float64_support_is_checked_in_float32(layer):
+    report = run_preflight(nn.Sequential(layer(4, 6), nn.Tanh(), layer(6, 2)))
     assert report.problems == ()
     assert "the model does not compute in float64" in report.notes[0]
-    wrong = asked(nn.Sequential(layer(4, 6), Middle(lambda x: x * x.detach()), layer(6, 2)))
+    wrong = run_preflight(nn.Sequential(layer(4, 6), Middle(lambda x: x * x.detach()), layer(6, 2)))
     assert "forward uses .detach()" in wrong.problems[0]
 
 
 class Branching(nn.Linear):
-    """It looks at a number, so it does not run for many tasks at once."""
+    """A layer that branches on a value, so vmap cannot run it."""
 
     def forward(self, x):
         return super().forward(x if x.sum() > 0 else 2 * x)
 
 
-def test_what_vmap_cannot_do_is_a_note():
-    report = asked(Branching(4, 2))
+def test_a_model_that_vmap_cannot_run_is_a_note():
+    report = run_preflight(Branching(4, 2))
     assert report.problems == ()
     (note,) = report.notes
     assert "does not run for many tasks at once by vmap" in note
@@ -168,27 +170,27 @@ def test_what_vmap_cannot_do_is_a_note():
 
 
 @pytest.mark.parametrize("mistake", ["weight_norm", "wrong double backward"])
-def test_second_derivatives_that_nobody_takes_are_a_note(mistake):
+def test_a_wrong_second_derivative_is_a_note_if_it_is_not_used(mistake):
     torch.manual_seed(0)
-    report = asked(UNSAFE[mistake][0](), second=False)
+    report = run_preflight(UNSAFE[mistake][0](), second=False)
     assert report.problems == ()
     assert any("second derivative" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("mistake", ["detach", "random", "running statistics"])
-def test_first_derivatives_are_always_a_problem(mistake):
-    assert len(asked(UNSAFE[mistake][0](), second=False).problems) == 1
+def test_a_wrong_first_derivative_is_always_a_problem(mistake):
+    assert len(run_preflight(UNSAFE[mistake][0](), second=False).problems) == 1
 
 
-def test_an_estimator_is_asked_too():
-    def told(answer):
-        return asked(plain(), gradient=answer).problems
+def test_the_gradient_estimator_is_checked_too():
+    def problems_of(answer):
+        return run_preflight(plain(), gradient=answer).problems
 
     zero, endless = (om.Meta({"0.weight": torch.full((6, 4), value)}, {}) for value in (0.0, torch.inf))
-    assert told(lambda meta, task: om.MetaGrad(torch.ones(()), zero)) == ()
-    (found,) = told(lambda meta, task: om.MetaGrad(torch.ones(()), endless))
+    assert problems_of(lambda meta, task: om.MetaGrad(torch.ones(()), zero)) == ()
+    (found,) = problems_of(lambda meta, task: om.MetaGrad(torch.ones(()), endless))
     assert "the meta-gradient for 0.weight is not finite where the loss is 1" in found
-    (found, *_) = told(lambda meta, task: om.MetaGrad(torch.rand(()), zero))
+    (found, *_) = problems_of(lambda meta, task: om.MetaGrad(torch.rand(()), zero))
     assert "repeated calls give different meta-gradients" in found
 
 
@@ -198,15 +200,15 @@ def images(size):
     return om.Task(om.Batch(x, torch.arange(8) % 3), om.Batch(x.flip(0), torch.arange(8) % 3))
 
 
-def test_kinks_raise_no_alarm():
+def test_kinks_are_not_reported():
     torch.manual_seed(0)
     kinked = nn.Sequential(nn.Linear(4, 400), nn.ReLU(), nn.Linear(400, 300), nn.LeakyReLU(), nn.Linear(300, 2))
-    assert asked(kinked) == om.Preflight((), ())
-    assert asked(conv4(1, 16, 3, pool="max"), "cross_entropy", images(16)).problems == ()
+    assert run_preflight(kinked) == om.Preflight((), ())
+    assert run_preflight(conv4(1, 16, 3, pool="max"), "cross_entropy", images(16)).problems == ()
 
 
-def test_kinks_too_close_together_for_float32_are_no_reason_to_refuse():
-    """Differences as wide as float32 needs them say that the gradient is wrong: they average over the kinks."""
+def test_kinks_too_close_together_for_float32_are_only_a_note():
+    """Differences with the step that float32 needs average over the kinks, and contradict the gradient."""
     torch.manual_seed(4)
     sizes = [(48, 64), (64, 64), (64, 3)]
     kinked = nn.Sequential(*(layer for size in sizes for layer in (OnlySingle(*size), nn.ReLU())))[:-1]
@@ -219,12 +221,12 @@ def test_kinks_too_close_together_for_float32_are_no_reason_to_refuse():
 
 
 @pytest.mark.parametrize("norm", ["group", "batch", "layer", "instance", "none"])
-def test_images_may_be_bytes(norm):
+def test_images_can_be_bytes(norm):
     torch.manual_seed(0)
-    assert asked(conv4(1, 32, 3, filters=8, norm=norm), "cross_entropy", images(32)) == om.Preflight((), ())
+    assert run_preflight(conv4(1, 32, 3, filters=8, norm=norm), "cross_entropy", images(32)) == om.Preflight((), ())
 
 
-def test_nothing_given_changes_and_neither_do_torchs_random_numbers():
+def test_preflight_changes_neither_its_arguments_nor_torchs_generator():
     module, loss, make_task = given = problem("mlp_dropout")
     inner, task = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 2), make_task()
     meta = inner.init(given.weights())
@@ -238,8 +240,8 @@ def test_nothing_given_changes_and_neither_do_torchs_random_numbers():
     assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
-def test_an_error_that_is_not_known_speaks_for_itself():
-    (found,) = asked(nn.Linear(7, 2)).problems
+def test_an_unknown_error_is_reported_with_its_own_message():
+    (found,) = run_preflight(nn.Linear(7, 2)).problems
     assert found.startswith("the loss cannot be differentiated: RuntimeError: mat1 and mat2 shapes cannot be")
     with pytest.raises(ValueError, match="there is no task"):
         om.preflight(None, None, [])
@@ -255,14 +257,14 @@ class DropsAndDetaches(nn.Module):
         return self.head(x * x.detach())
 
 
-def test_a_layer_that_draws_can_be_blamed_and_is_not_blamed_for_drawing():
-    (found,) = asked(DropsAndDetaches()).problems
+def test_a_layer_with_dropout_is_reported_only_for_its_real_mistake():
+    (found,) = run_preflight(DropsAndDetaches()).problems
     assert "the model itself (DropsAndDetaches) is not its slope: its forward uses .detach()" in found
 
 
-def test_a_loss_that_bends_sharply_is_looked_at_more_closely():
-    """Maps of 2x2 pixels that hardly differ, divided by how much they differ."""
+def test_a_loss_with_high_curvature_is_checked_with_smaller_steps():
+    """Instance normalisation divides 2x2 maps that hardly vary by their standard deviation."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     batch = om.Batch(torch.randint(256, (4, 3, 28, 28), generator=random, dtype=torch.uint8), torch.arange(4))
-    assert asked(conv4(norm="instance"), "cross_entropy", om.Task(batch, batch)) == om.Preflight((), ())
+    assert run_preflight(conv4(norm="instance"), "cross_entropy", om.Task(batch, batch)) == om.Preflight((), ())

@@ -11,17 +11,17 @@ ESTIMATORS = (om.exact, om.first_order, om.reptile, om.supervised)
 
 
 def everything(inner, meta, task):
-    """All that floor 1 computes of a meta and a task."""
+    """Return everything that the mathematics floor computes from meta-parameters and a task."""
     made = [gradient(inner)(meta, task) for gradient in ESTIMATORS]
     made += [om.over_tasks(gradient(inner))(meta, [task, task]) for gradient in ESTIMATORS]
     return [*made, inner.adapt(meta, task.support), inner.init(meta.weights)]
 
 
-def photograph(tensors):
+def snapshot(tensors):
     return [(t._version, t.requires_grad, t.grad, t.detach().clone()) for t in tensors]
 
 
-def assert_untouched(tensors, before):
+def check_unchanged(tensors, before):
     for now, (version, requires_grad, grad, value) in zip(tensors, before, strict=True):
         assert now._version == version
         assert now.requires_grad is requires_grad
@@ -31,23 +31,23 @@ def assert_untouched(tensors, before):
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_given_is_written_to_and_no_graph_leaks_out(name, requires_grad):
+def test_arguments_are_not_modified_and_no_graph_leaks_out(name, requires_grad):
     module, loss, make_task = problem(name)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 3)
-    module.requires_grad_(requires_grad)  # of what is given from here on
+    module.requires_grad_(requires_grad)  # as the caller may have set it
     meta, task = om.Meta(dict(module.named_parameters()), {}), make_task()
     given = tree_leaves((meta, task))
-    before, state, training = photograph(given), copy.deepcopy(module.state_dict()), module.training
+    before, state, training = snapshot(given), copy.deepcopy(module.state_dict()), module.training
     leaves = tree_leaves(everything(inner, meta, task))
     assert leaves
     assert not any(leaf.requires_grad for leaf in leaves)
-    assert_untouched(given, before)
+    check_unchanged(given, before)
     assert module.training is training
     assert state.keys() == module.state_dict().keys()
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in state.items())
 
 
-def test_what_comes_out_shares_no_memory_with_what_went_in():
+def test_results_share_no_memory_with_arguments():
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 0, ("head.*",))
     weights = given.weights()

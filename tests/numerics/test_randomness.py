@@ -1,4 +1,4 @@
-"""Dropout masks are a function of the task and the step, and of nothing else."""
+"""Dropout masks are a function of the task and the step alone."""
 
 import threading
 
@@ -14,7 +14,7 @@ from tests.numerics.problems import RANDOM, problem, regression_task
 
 
 class Masks(nn.Module):
-    """Linear, then dropout, each mask of which it keeps."""
+    """A linear layer followed by dropout; it records every mask."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Masks(nn.Module):
 
 
 def masks_of(play):
-    """The masks drawn while ``play`` runs on (inner, meta)."""
+    """Return the masks drawn while ``play`` runs on (inner, meta)."""
     seen = []
     module = Masks().double()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 3)
@@ -44,7 +44,7 @@ def same(left, right):
     return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def test_each_step_and_each_task_has_masks_of_its_own():
+def test_each_step_and_each_task_has_its_own_masks():
     first, second = (masks_of(lambda inner, meta, s=s: inner.adapt(meta, regression_task(s).support)) for s in range(2))
     assert len(first) == len(second) == 3
     drawn = [*first, *second, *masks_of(lambda inner, meta: query_loss(inner, meta, {}, regression_task().query))]
@@ -52,7 +52,7 @@ def test_each_step_and_each_task_has_masks_of_its_own():
     assert {value for mask in drawn for value in mask.unique().tolist()} == {0.0, 2.0}
 
 
-def test_going_back_sees_the_masks_of_going_forward():
+def test_the_backward_pass_reuses_the_masks_of_the_forward_pass():
     seen = masks_of(lambda inner, meta: om.exact(inner)(meta, regression_task()))
     forward, query, back = seen[:3], seen[3], seen[4:]
     assert same(back, forward[::-1])
@@ -61,7 +61,7 @@ def test_going_back_sees_the_masks_of_going_forward():
     assert {tuple(mask.flatten().tolist()) for mask in again} == {tuple(mask.flatten().tolist()) for mask in seen}
 
 
-def test_masks_are_the_same_whatever_was_drawn_before():
+def test_masks_do_not_depend_on_earlier_draws():
     def adapt(inner, meta):
         torch.rand(7)
         inner.adapt(meta, regression_task().support)
@@ -72,8 +72,8 @@ def test_masks_are_the_same_whatever_was_drawn_before():
     assert same(first, masks_of(adapt))
 
 
-def test_masks_are_those_that_are_promised():
-    """Inner step k draws as k + 1 of the support set, the query loss as 0 of the query set."""
+def test_masks_follow_the_documented_seeds():
+    """Inner step k draws with number k + 1 on the support set, the query loss with number 0 on the query set."""
     task = regression_task()
     expected = []
     for batch, draw in [*((task.support, k + 1) for k in range(3)), (task.query, 0)]:
@@ -83,7 +83,7 @@ def test_masks_are_those_that_are_promised():
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_torchs_own_generator_is_left_as_it_was(name):
+def test_torchs_global_generator_is_left_unchanged(name):
     module, loss, make_task = given = problem(name)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 2)
     meta, task = inner.init(given.weights()), make_task()
@@ -98,21 +98,21 @@ def test_torchs_own_generator_is_left_as_it_was(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_scores_are_made_without_dropout(name):
+def test_scoring_uses_no_dropout(name):
     module, loss, make_task = given = problem(name)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=0.1), 2)
     meta, task = inner.init(given.weights()), make_task()
     score = score_task(inner, meta, task)
-    still = om.model_loss(module.eval(), loss)
-    leader_likelihood = inner.adapt(meta, task.support)
-    assert score.loss_before == float(still(meta.weights, task.query))
-    assert score.loss_after == float(still(leader_likelihood, task.query))
+    without_dropout = om.model_loss(module.eval(), loss)
+    adapted = inner.adapt(meta, task.support)
+    assert score.loss_before == float(without_dropout(meta.weights, task.query))
+    assert score.loss_after == float(without_dropout(adapted, task.query))
     assert score.loss_before != float(inner.loss(meta.weights, task.query))
     assert score == score_task(inner, meta, task)
 
 
-def test_threads_that_draw_at_once_take_turns():
-    """Requests to adapt are answered in threads; none may draw another's numbers."""
+def test_concurrent_threads_do_not_mix_their_random_numbers():
+    """Adaptation requests run in threads, and no thread may draw from another thread's seed."""
     batches = [regression_task(seed).support for seed in (1, 2)]
     entered, found = threading.Event(), []
 
@@ -124,7 +124,7 @@ def test_threads_that_draw_at_once_take_turns():
     other = threading.Thread(target=draw_second, daemon=True)
     with seeded(batches[0], 0):
         other.start()
-        entered.wait(0.2)  # as long as it would take a thread that does not wait to draw from these numbers
+        entered.wait(0.2)  # long enough for a thread that does not wait to draw from this seed
         found.append(torch.rand(3))
     other.join(30)
     alone = []

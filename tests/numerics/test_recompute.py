@@ -1,4 +1,4 @@
-"""Blocks that are computed again going back give the same gradients at every order, and take less memory."""
+"""Blocks recomputed in the backward pass give the same gradients of every order, with less memory."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +17,7 @@ from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.oracle import reptile_by_hand, unrolled_maml
 from online_meta.testing.unrolled import Loop
-from tests.numerics.by_hand import both, shifted
+from tests.numerics.by_hand import join_parts, shifted
 from tests.numerics.problems import RANDOM, problem
 from trainers.build import build_loss, build_module
 from trainers.models import transformer
@@ -49,7 +49,7 @@ every_model = pytest.mark.parametrize("name", GLOBS)
 
 
 def losses(given, globs):
-    """The loss with and without recomputation."""
+    """Return the loss with and without recomputation."""
     return tuple(om.model_loss(given.module, given.loss, recompute=some) for some in (globs, ()))
 
 
@@ -79,7 +79,7 @@ def test_every_rule_gets_its_exact_gradient(rule):
     meta = inner.init(given.weights())
     meta = om.Meta(meta.weights, shifted(meta.rule))
     right = Loop(given.module, given.loss, rule, 3, ("*",)).gradient(meta, given.task(1))
-    assert_close(both(om.exact(inner)(meta, given.task(1)).grads), both(right.grads), 1e-10)
+    assert_close(join_parts(om.exact(inner)(meta, given.task(1)).grads), join_parts(right.grads), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_every_rule_gets_its_exact_gradient(rule):
     ids=["first_order", "rematerialise", "step_weights", "implicit", "warp_grad"],
 )
 @pytest.mark.parametrize("name", ["sequence_transformer", "sequence_transformer_dropout", "conv_batch_norm"])
-def test_every_estimator_gives_what_it_gives_without(name, estimator, rule):
+def test_every_estimator_agrees_with_and_without_recomputation(name, estimator, rule):
     given = problem(name)
     found, plain = (
         estimator(inner)(inner.init(given.weights()), given.task(2))
         for inner in (om.Inner(loss, rule, 3) for loss in losses(given, GLOBS[name]))
     )
-    assert_close(both(found.grads), both(plain.grads), 1e-10)
+    assert_close(join_parts(found.grads), join_parts(plain.grads), 1e-10)
 
 
-def test_reptile_is_that_of_torch():
+def test_reptile_with_recomputation_equals_the_torch_reference():
     given = problem("sequence_transformer")
     inner = om.Inner(losses(given, ("body.*",))[0], om.rules.sgd(lr=0.1), 3)
     found = om.reptile(inner)(inner.init(given.weights()), given.task())
@@ -112,7 +112,7 @@ def test_reptile_is_that_of_torch():
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_dropout_is_replayed_to_the_bit_and_leaves_the_generator_alone(name):
+def test_dropout_is_replayed_bit_for_bit_without_changing_the_generator(name):
     given = problem(name)
     answers = []
     for loss in losses(given, ("*",)):
@@ -126,8 +126,8 @@ def test_dropout_is_replayed_to_the_bit_and_leaves_the_generator_alone(name):
     assert_close(found.grads.weights, plain.grads.weights, 1e-10)
 
 
-def wrong(monkeypatch, how):
-    """Break recomputation: with numbers drawn anew, with the weights of the module, or without second derivatives."""
+def break_recomputation(monkeypatch, how):
+    """Break recomputation with new random numbers, with other weights, or without second derivatives."""
     if how == "drawn anew":
         monkeypatch.setattr(activation_checkpoint, "capture_generator_state", lambda devices: nullcontext)
     elif how == "first order":
@@ -145,17 +145,17 @@ def wrong(monkeypatch, how):
 
 
 @pytest.mark.parametrize("how", ["drawn anew", "first order", "other weights"])
-def test_what_would_be_wrong_is_seen(monkeypatch, how):
+def test_broken_recomputation_is_detected(monkeypatch, how):
     given = problem("sequence_transformer_dropout")
     inner = om.Inner(losses(given, ("body.*",))[0], om.rules.sgd(lr=0.1), 3)
     right = unrolled_maml(given.module, given.loss, given.weights(), given.task(), lr=0.1, steps=3)
-    wrong(monkeypatch, how)
+    break_recomputation(monkeypatch, how)
     found = om.exact(inner)(inner.init(given.weights()), given.task())
     assert relative_error(found.grads.weights, right.grads.weights) > 1e-4
 
 
 class Tied(nn.Module):
-    """Two blocks with one weight between them, and one block called twice."""
+    """Two blocks that share one weight, and one block called twice."""
 
     def __init__(self):
         super().__init__()
@@ -166,8 +166,8 @@ class Tied(nn.Module):
         return self.last(self.last(self.second(self.first(x))))[:, :2]
 
 
-class Many(nn.Module):
-    """A block of several inputs and outputs, nested, beside what is no tensor of numbers."""
+class ManyInputsAndOutputs(nn.Module):
+    """A block with several nested inputs and outputs, some of them not float tensors."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -190,8 +190,8 @@ class Many(nn.Module):
         return found["sum"][:, :2] + found["rest"][0]
 
 
-@pytest.mark.parametrize(("module", "globs"), [(Tied, ("first", "second", "last")), (Many, ("block",))])
-def test_tied_weights_and_blocks_of_many_inputs_and_outputs(module, globs):
+@pytest.mark.parametrize(("module", "globs"), [(Tied, ("first", "second", "last")), (ManyInputsAndOutputs, ("block",))])
+def test_tied_weights_and_blocks_with_many_inputs_and_outputs(module, globs):
     torch.manual_seed(0)
     made, task = module().double(), problem("mlp_tanh").task()
     inner = om.Inner(om.model_loss(made, "mse", recompute=globs), om.rules.sgd(lr=0.1), 3)
@@ -209,13 +209,13 @@ def test_the_third_derivative_is_right_too():
     )
 
 
-def test_a_glob_that_matches_nothing_is_refused_with_the_nearest():
+def test_a_glob_that_matches_nothing_is_refused_with_the_nearest_name():
     module = problem("sequence_transformer").module
     with pytest.raises(ValueError, match=r"recompute = 'boddy' matches none of .* did you mean 'body'"):
         om.model_loss(module, "mse", recompute=("boddy",))
 
 
-def test_a_layer_that_gives_integers_is_refused():
+def test_a_layer_that_returns_integers_is_refused():
     class Argmax(nn.Module):
         def forward(self, x):
             return x.argmax(1)
@@ -234,7 +234,7 @@ def test_a_layer_that_gives_integers_is_refused():
         om.exact(inner)(inner.init(dict(module.named_parameters())), problem("mlp_tanh").task())
 
 
-def test_many_tasks_go_one_by_one():
+def test_recomputation_runs_task_by_task():
     given = problem("sequence_transformer")
     loss, plain = losses(given, ("body.*",))
     inner, other = (om.Inner(one, om.rules.sgd(lr=0.1), 2) for one in (loss, plain))
@@ -251,7 +251,7 @@ def test_many_tasks_go_one_by_one():
 
 
 @pytest.mark.parametrize("name", ["sequence_transformer_dropout", "conv_batch_norm"])
-def test_preflight_has_nothing_against_it(name):
+def test_preflight_accepts_recomputation(name):
     given = problem(name)
     inner = om.Inner(losses(given, GLOBS[name])[0], om.rules.sgd(lr=0.01), 2)
     report = preflight(inner, inner.init(given.weights()), [given.task(0), given.task(1)])
@@ -259,8 +259,8 @@ def test_preflight_has_nothing_against_it(name):
     assert any("task by task" in note for note in report.notes)
 
 
-def test_the_graph_of_a_step_is_that_of_one_block():
-    """Eight blocks take the inputs of eight and the inside of one, whatever the estimator holds beside."""
+def test_the_graph_of_a_step_has_the_size_of_one_block():
+    """Eight blocks need the inputs of eight blocks and the inside of one, in addition to what the estimator stores."""
     torch.manual_seed(0)
 
     def peak(layers, globs, estimator=om.exact):
@@ -275,7 +275,7 @@ def test_the_graph_of_a_step_is_that_of_one_block():
     assert peak(8, ("body.*",)) < 0.35 * peak(8, ())
 
 
-def test_settings_choose_the_blocks():
+def test_settings_select_the_recomputed_blocks():
     args = {"outputs": 2, "length": 5, "features": 3, "width": 8, "heads": 2}
     settings = ModelSettings("trainers.models:transformer", args, "mse", recompute=("body.*",))
     loss = build_loss(settings, build_module(settings, 0))

@@ -1,4 +1,4 @@
-"""The posterior over run lengths beside all segmentations of a short series; predictions beside closed forms."""
+"""The posterior over run lengths equals enumeration of all segmentations; predictions equal closed forms."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ PRIOR = {"strength": 0.5, "shape": 1.5, "spread": 0.7}
 
 
 def evidence_of_targets(samples) -> float:
-    """Return log p of all targets of a run at once: y ~ t_{2a}(0, b/a (I + F F' / strength)), a column an output."""
+    """Return log p of all targets of a run: y ~ t_{2a}(0, b/a (I + F F' / strength)), a column per output."""
     if not samples:
         return 0.0
     seen = np.stack([np.concatenate([[1.0], x.double().numpy()]) for x, _ in samples])
@@ -32,7 +32,7 @@ def evidence_of_targets(samples) -> float:
 
 
 def evidence_of_labels(samples, ways: int = 3, concentration: float = 2.0) -> float:
-    """Return log p of all samples of a run at once: labels Dirichlet-multinomial, each number of a class a joint t."""
+    """Return log p of all samples of a run: Dirichlet-multinomial labels, a joint t for each feature of a class."""
     counts = np.bincount([int(y) for _, y in samples], minlength=ways)
     total = gammaln(ways * concentration) - gammaln(ways * concentration + counts.sum())
     total += sum(gammaln(concentration + count) - gammaln(concentration) for count in counts)
@@ -54,7 +54,7 @@ every_case = pytest.mark.parametrize(("likelihood", "draw", "evidence"), CASES.v
 
 
 @every_case
-def test_predictions_one_by_one_multiply_to_the_closed_form_of_all(likelihood, draw, evidence):
+def test_sequential_predictions_multiply_to_the_closed_form(likelihood, draw, evidence):
     samples = draw(5, [7, 5])
     runs, total = likelihood.start(), 0.0
     for count, (x, y) in enumerate(samples):
@@ -63,7 +63,7 @@ def test_predictions_one_by_one_multiply_to_the_closed_form_of_all(likelihood, d
         assert total == pytest.approx(evidence(samples[: count + 1]), abs=1e-9)
 
 
-def test_a_target_of_several_numbers_is_as_likely_as_each_of_them():
+def test_the_likelihood_of_a_vector_target_is_a_product_over_its_entries():
     likelihood = linear(2, 2, **PRIOR)
     pairs = zip(draw_lines(1, [6]), draw_lines(2, [6]), strict=True)
     samples = [(x, torch.cat([y, other])) for (x, y), (_, other) in pairs]
@@ -93,7 +93,7 @@ def enumerate_runs(samples, evidence, hazard, least):
 
 @every_case
 @pytest.mark.parametrize(("hazard", "least"), [(0.1, 1), (0.4, 2), (0.02, 3)])
-def test_the_posterior_is_that_of_all_segmentations(likelihood, draw, evidence, hazard, least):
+def test_the_posterior_equals_enumeration_of_all_segmentations(likelihood, draw, evidence, hazard, least):
     samples = draw(7, [4, 3, 2])
     segmenter = run_length(likelihood, hazard=hazard, least=least)
     memory = segmenter.start()
@@ -107,7 +107,7 @@ def test_the_posterior_is_that_of_all_segmentations(likelihood, draw, evidence, 
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_change_is_told_of_when_it_is_certain_enough_and_where_it_is_most_probable():
+def test_a_change_is_reported_when_certain_enough_at_its_most_probable_place():
     likelihood, draw, evidence = CASES["linear"]
     samples = draw(0, [5, 4])
     posteriors = [enumerate_runs(samples[:n], evidence, 0.1, 1) for n in range(1, 10)]
@@ -118,7 +118,7 @@ def test_a_change_is_told_of_when_it_is_certain_enough_and_where_it_is_most_prob
         assert (first.detected_at, first.end) == (when, when - 1 - int(posteriors[when - 1][:-1].argmax()))
 
 
-def test_of_many_lengths_the_most_probable_are_kept_and_that_of_no_change():
+def test_pruning_keeps_the_most_probable_run_lengths_and_the_longest():
     likelihood, draw, _ = CASES["linear"]
     samples = draw(3, [60])
     few, all_of_them = (run_length(likelihood, hazard=0.05, hypotheses=many) for many in (6, 100))
@@ -131,12 +131,12 @@ def test_of_many_lengths_the_most_probable_are_kept_and_that_of_no_change():
     assert float(memory["logs"].exp().sum()) == pytest.approx(1.0)
     chances = dict(zip(whole["lengths"].tolist(), whole["logs"].exp().tolist(), strict=True))
     kept = {length: chances[length] for length in memory["lengths"].tolist()}
-    assert sum(kept.values()) > 0.9, "what is dropped is improbable"
+    assert sum(kept.values()) > 0.9, "the dropped run lengths are improbable"
     assert float(memory["logs"][0].exp()) == pytest.approx(chances[60], rel=0.1)
 
 
 def losses_as_given() -> Likelihood:
-    """Return a likelihood by which the loss of a sample is its target, and a run remembers how many it met."""
+    """Return a likelihood in which the loss of a sample is its target, and a run counts its samples."""
     return Likelihood(
         lambda: {"met": torch.zeros(1)},
         lambda runs, x, y: -y.double().reshape(1),
@@ -147,7 +147,7 @@ def losses_as_given() -> Likelihood:
 @pytest.mark.parametrize(
     ("losses", "options", "expected"),
     [
-        # windows of two: 1, 1 | 1, 2 is a rise of .5; 1, 1 | 2, 4 one of 2 > 1.9, and the sixth is the first above
+        # windows of two: 1, 1 | 1, 2 rises by .5; 1, 1 | 2, 4 rises by 2 > 1.9, and the sixth sample is the first above
         ([1, 1, 1, 1, 2, 4], {"jump": 1.9, "window": 2, "least": 2}, (5, 6)),
         ([1, 1, 1, 1, 3, 4], {"jump": 1.9, "window": 2, "least": 2}, (4, 6)),
         ([1, 1, 1, 1, 2, 4], {"jump": 2.1, "window": 2, "least": 2}, None),
@@ -160,7 +160,7 @@ def losses_as_given() -> Likelihood:
         ([0, 0, 9], {"jump": 1.0, "window": 2, "least": 1}, None),
     ],
 )
-def test_a_jump_is_found_where_it_is_by_hand(losses, options, expected):
+def test_a_jump_is_found_at_the_expected_sample(losses, options, expected):
     segmenter = loss_jump(losses_as_given(), **options)
     memory, found = segmenter.start(), None
     for seen, loss in enumerate(losses, 1):
@@ -171,7 +171,7 @@ def test_a_jump_is_found_where_it_is_by_hand(losses, options, expected):
     assert found == expected
 
 
-def test_waves_fit_what_lines_cannot():
+def test_random_features_fit_nonlinear_data():
     random = torch.Generator().manual_seed(0)
     xs = 10 * torch.rand(200, 1, generator=random) - 5
     totals = {}
@@ -185,7 +185,7 @@ def test_waves_fit_what_lines_cannot():
     assert totals[50] > totals[0] + 200
 
 
-def test_projections_keep_what_lies_in_many_numbers():
+def test_projections_keep_the_difference_of_high_dimensional_inputs():
     likelihood = gaussian_classes(400, 2, features=8)
     runs = likelihood.start()
     assert runs["means"].shape == (1, 2, 8)

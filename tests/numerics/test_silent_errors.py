@@ -1,6 +1,6 @@
-"""Where plain torch differentiates twice and is wrong without a word, and what we do there.
+"""Second derivatives that are silently wrong in plain torch, and what this package does instead.
 
-Each test shows the error in the torch that is installed, so it says so when torch is mended, and that ours is right.
+Each test shows the error in the installed torch, so that it fails when torch is fixed, and that ours is right.
 """
 
 import pytest
@@ -23,8 +23,8 @@ NORMS = ["conv_batch_norm", "conv_layer_norm", "conv_instance_norm", "layer_norm
 WRONG = 1e-4
 
 
-def raw(module, loss):
-    """The loss of a module by ``functional_call`` alone."""
+def raw_loss(module, loss):
+    """Return the loss of a module with only ``functional_call``."""
     criterion = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}[loss]
     return lambda params, batch: criterion(functional_call(module, dict(params), (batch.x,)), batch.y)
 
@@ -59,11 +59,11 @@ def assert_is_the_slope(found, module, loss, weights, task):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", NORMS)
 def test_torch_is_wrong_in_reverse_over_forward_through_normalisations(name):
-    """grad of jvp should be H v; the norms' forward derivative cannot itself be differentiated, and says nothing."""
+    """grad of jvp should be H v; the forward derivative of the norms cannot be differentiated, without an error."""
     module, loss, make_task = given = problem(name)
     weights, batch = given.weights(), make_task().support
     along = random_direction(weights)
-    objective = raw(module, loss)
+    objective = raw_loss(module, loss)
 
     def reverse(weights):
         return torch.func.grad(objective)(weights, batch)
@@ -86,10 +86,10 @@ def central_difference_of(function, at, along, width=1e-7):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_torch_is_wrong_in_grad_of_vmap_of_grad_through_normalisations(name):
-    """The sum over tasks of the meta-gradients is right as ``vmap(grad(...))`` and wrong as ``grad(vmap(...))``."""
+    """The sum of meta-gradients over tasks is right as ``vmap(grad(...))`` and wrong as ``grad(vmap(...))``."""
     module, loss, make_task = given = problem(name)
     weights, tasks = given.weights(), [make_task(seed) for seed in range(3)]
-    objective = raw(module, loss)
+    objective = raw_loss(module, loss)
     stacked = om.Task(
         *(
             om.Batch(*(torch.stack([getattr(getattr(t, part), f) for t in tasks]) for f in "xy"))
@@ -97,15 +97,15 @@ def test_torch_is_wrong_in_grad_of_vmap_of_grad_through_normalisations(name):
         )
     )
 
-    def leader_likelihood(weights, task):
+    def adapted_query_loss(weights, task):
         phi = weights
         for _ in range(STEPS):
             grads = torch.func.grad(objective)(phi, task.support)
             phi = {n: value - LR * grads[n] for n, value in phi.items()}
         return objective(phi, task.query)
 
-    outside = torch.func.grad(lambda w: torch.func.vmap(leader_likelihood, (None, 0))(w, stacked).sum())(weights)
-    inside = torch.func.vmap(torch.func.grad(leader_likelihood), (None, 0))(weights, stacked)
+    outside = torch.func.grad(lambda w: torch.func.vmap(adapted_query_loss, (None, 0))(w, stacked).sum())(weights)
+    inside = torch.func.vmap(torch.func.grad(adapted_query_loss), (None, 0))(weights, stacked)
     right = [unrolled_maml(module, loss, weights, task, lr=LR, steps=STEPS).grads.weights for task in tasks]
     total = {n: sum(one[n] for one in right) for n in weights}
     assert relative_error(outside, total) > WRONG
@@ -117,21 +117,21 @@ def test_torch_is_wrong_in_grad_of_vmap_of_grad_through_normalisations(name):
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("normed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_torch_is_wrong_in_the_double_backward_of_weight_norm(normed):
-    """So is every meta-gradient made of it, ours and the unrolled one: nothing but refusing such a model helps."""
+    """Every meta-gradient through it is wrong, ours and the unrolled one; only refusing the model helps."""
     torch.manual_seed(0)
     module = normed(nn.Linear(4, 2)).double()
     weights = {n: w.detach().clone() for n, w in module.named_parameters()}
     task, along = regression_task(), random_direction(weights)
     grads = unrolled_maml(module, "mse", weights, task, lr=LR, steps=STEPS).grads.weights
-    right = slope_of_adapted_by_hand(module, weights, task, along)
+    right = slope_of_adapted_raw(module, weights, task, along)
     assert abs(float(flat(grads) @ flat(along)) - right) > 1e-3 * abs(right)
-    inner = om.Inner(raw(module, "mse"), om.rules.sgd(lr=LR), STEPS)
-    (told,) = om.preflight(inner, om.Meta(weights, {}), [task]).problems
-    assert "weight normalisation" in told
+    inner = om.Inner(raw_loss(module, "mse"), om.rules.sgd(lr=LR), STEPS)
+    (found_problem,) = om.preflight(inner, om.Meta(weights, {}), [task]).problems
+    assert "weight normalisation" in found_problem
 
 
-def slope_of_adapted_by_hand(module, weights, task, along):
-    inner = om.Inner(raw(module, "mse"), om.rules.sgd(lr=LR), STEPS)
+def slope_of_adapted_raw(module, weights, task, along):
+    inner = om.Inner(raw_loss(module, "mse"), om.rules.sgd(lr=LR), STEPS)
 
     def adapted_loss(weights):
         return inner.loss(inner.adapt(om.Meta(weights, {}), task.support), task.query)
@@ -139,8 +139,8 @@ def slope_of_adapted_by_hand(module, weights, task, along):
     return central_difference(adapted_loss, weights, along)
 
 
-def test_torch_is_right_in_the_double_backward_of_the_norm_of_the_whole_weight():
-    """What preflight advises instead."""
+def test_weight_norm_over_the_whole_weight_is_right():
+    """Preflight advises this form instead."""
     torch.manual_seed(0)
     module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2), dim=None).double()
     weights = {n: w.detach().clone() for n, w in module.named_parameters()}
@@ -148,8 +148,8 @@ def test_torch_is_right_in_the_double_backward_of_the_norm_of_the_whole_weight()
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_dropout_that_is_not_seeded_again_gives_the_gradient_of_another_loss(name):
-    """The adjoint computes each step twice: with new masks on the way back its result is silently wrong."""
+def test_dropout_without_reseeding_gives_the_gradient_of_another_loss(name):
+    """The adjoint computes each step twice: with new masks in the backward pass its result is silently wrong."""
     module, loss, make_task = given = problem(name)
     weights, task = given.weights(), make_task()
     seeded = ours(module, loss, weights, task)
@@ -158,12 +158,12 @@ def test_dropout_that_is_not_seeded_again_gives_the_gradient_of_another_loss(nam
     inner = om.Inner(om.model_loss(module, loss, random=False), om.rules.sgd(lr=LR), STEPS)
     unseeded = om.exact(inner)(inner.init(weights), task).grads.weights
     assert relative_error(unseeded, seeded) > 1e-2
-    (told,) = om.preflight(inner, inner.init(weights), [task]).problems
-    assert "repeated calls give different losses" in told
+    (found_problem,) = om.preflight(inner, inner.init(weights), [task]).problems
+    assert "repeated calls give different losses" in found_problem
 
 
 class Checkpointed(nn.Module):
-    """It computes its body again going back."""
+    """A model that recomputes its body in the backward pass."""
 
     def __init__(self):
         super().__init__()
@@ -174,32 +174,32 @@ class Checkpointed(nn.Module):
 
 
 def test_torch_is_wrong_in_a_checkpoint_under_functional_call():
-    """Going back it reads the module's own weights. Ours has none to read: it fails aloud, and preflight says why."""
+    """The backward pass reads the module's own weights. Ours has none: it raises, and preflight explains why."""
     torch.manual_seed(0)
     module = Checkpointed().double()
     weights = {n: torch.randn_like(w) for n, w in module.named_parameters()}
     leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
     batch = regression_task().support
-    found = torch.autograd.grad(raw(module, "mse")(leaves, batch), [*leaves.values()])
-    right = torch.func.grad(lambda w: F.mse_loss(by_hand(w, batch.x), batch.y))(weights)
+    found = torch.autograd.grad(raw_loss(module, "mse")(leaves, batch), [*leaves.values()])
+    right = torch.func.grad(lambda w: F.mse_loss(reference_output(w, batch.x), batch.y))(weights)
     assert relative_error(dict(zip(leaves, found, strict=True)), right) > 1e-2
 
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), STEPS)
     with pytest.raises(RuntimeError, match="device meta"):
         om.exact(inner)(om.Meta(weights, {}), regression_task())
-    for loss in (inner.loss, raw(module, "mse")):
+    for loss in (inner.loss, raw_loss(module, "mse")):
         tried = om.Inner(loss, inner.rule, STEPS)
-        (told,) = om.preflight(tried, om.Meta(weights, {}), [regression_task()]).problems
-        assert "layer 'body' (Linear) is computed again while going back (torch.utils.checkpoint)" in told
+        (found_problem,) = om.preflight(tried, om.Meta(weights, {}), [regression_task()]).problems
+        assert "layer 'body' (Linear) is computed again while going back (torch.utils.checkpoint)" in found_problem
 
 
-def by_hand(weights, x):
+def reference_output(weights, x):
     hidden = torch.tanh(F.linear(x, weights["body.weight"], weights["body.bias"]))
     return F.linear(hidden, weights["head.weight"], weights["head.bias"])
 
 
-def test_rematerialising_is_what_checkpoints_are_for():
-    """What preflight advises instead."""
+def test_rematerialise_replaces_checkpoints():
+    """Preflight advises this option instead."""
     module, loss, make_task = given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), 5)
     meta = inner.init(given.weights())
@@ -207,11 +207,11 @@ def test_rematerialising_is_what_checkpoints_are_for():
     assert_close(found.grads.weights, right.grads.weights, 1e-12)
 
 
-def test_torchs_attention_cannot_be_differentiated_twice_by_its_default_kernel():
-    """It fails aloud; ours takes the kernel that can."""
+def test_the_default_attention_kernel_cannot_be_differentiated_twice():
+    """Torch raises an error; ours uses the math kernel, which can be differentiated twice."""
     module, loss, make_task = given = problem("sequence_attention")
     weights, task = given.weights(), make_task()
-    inner = om.Inner(raw(module, loss), om.rules.sgd(lr=LR), STEPS)
+    inner = om.Inner(raw_loss(module, loss), om.rules.sgd(lr=LR), STEPS)
     with pytest.raises(RuntimeError, match=r"scaled_dot_product.* is not implemented"):
         om.exact(inner)(inner.init(weights), task)
     found = ours(module, loss, weights, task)
@@ -219,21 +219,23 @@ def test_torchs_attention_cannot_be_differentiated_twice_by_its_default_kernel()
 
 
 def test_running_statistics_are_not_a_function_of_the_weights():
-    """Under ``torch.func`` torch fails aloud; in plain autograd a loss changes its module: preflight refuses both."""
+    """Under ``torch.func`` torch raises; in plain autograd a loss changes its module. Preflight refuses both."""
     torch.manual_seed(0)
     module = between(nn.BatchNorm1d(6)).double()
     weights = {n: w.detach().clone() for n, w in module.named_parameters()}
     batch, before = regression_task().support, module[2].running_mean.clone()
     with pytest.raises(RuntimeError, match="in-place operation"):
-        torch.func.vmap(torch.func.grad(raw(module, "mse")), (None, 0))(weights, om.Batch(*(t[None] for t in batch)))
-    raw(module, "mse")(weights, batch)
+        torch.func.vmap(torch.func.grad(raw_loss(module, "mse")), (None, 0))(
+            weights, om.Batch(*(t[None] for t in batch))
+        )
+    raw_loss(module, "mse")(weights, batch)
     assert not torch.equal(module[2].running_mean, before)
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=LR), STEPS)
-    (told,) = om.preflight(inner, om.Meta(weights, {}), [regression_task()]).problems
-    assert "layer '2' (BatchNorm1d) keeps running statistics" in told
+    (found_problem,) = om.preflight(inner, om.Meta(weights, {}), [regression_task()]).problems
+    assert "layer '2' (BatchNorm1d) keeps running statistics" in found_problem
 
 
-def test_statistics_that_are_frozen_are_constants_and_right():
+def test_frozen_running_statistics_are_accepted():
     torch.manual_seed(0)
     module = between(nn.BatchNorm1d(6)).double().eval()
     weights = {n: w.detach().clone() for n, w in module.named_parameters()}

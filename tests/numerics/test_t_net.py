@@ -1,4 +1,4 @@
-"""T-nets and MT-nets."""
+"""T-nets and MT-nets descend in a learned metric, and MT-nets with masks over rows."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 import online_meta as om
 from online_meta.inner import init_carry
 from online_meta.testing.compare import assert_close
-from tests.numerics.by_hand import STEPS, assert_is_by_hand, shifted
+from tests.numerics.by_hand import STEPS, check_against_reference, shifted
 from tests.numerics.problems import problem
 
 LR = 0.1
@@ -15,19 +15,19 @@ every_fast = pytest.mark.parametrize("fast", [("*",), ("head.*",), ("body.*",)],
 
 
 def matrix_of(rule, name):
-    """Return T of the layer of a weight, or None; the layers of the problems have a weight and a bias each."""
+    """Return T of the layer of a weight, or None; each layer of the problems has one weight and one bias."""
     return rule.get(name.replace("bias", "weight"))
 
 
 def times(matrix, value):
-    """Return T W or T b, T along the first dimension."""
+    """Return T W or T b, with T along the first dimension."""
     return torch.einsum("ab,b...->a...", matrix, value)
 
 
 def loop(mask=lambda rule, name, value: 1.0):
-    """Return the loop by hand: W and b descend, the model computes with T W and T b."""
+    """Return the reference loop: W and b descend, and the model computes with T W and T b."""
 
-    def by_hand(weights, adapts, rule, gradient):
+    def reference(weights, adapts, rule, gradient):
         def see(phi):
             everything = {**weights, **phi}
             transformed = {n: matrix_of(rule, n) for n in everything if matrix_of(rule, n) is not None}
@@ -39,16 +39,16 @@ def loop(mask=lambda rule, name, value: 1.0):
             phi = {name: phi[name] - LR * mask(rule, name, phi[name]) * grads[name] for name in phi}
         return see(phi)
 
-    return by_hand
+    return reference
 
 
 @every_fast
 @every_problem
 def test_a_t_net_descends_in_a_learned_metric(name, fast):
-    assert_is_by_hand(om.rules.t_net(lr=LR), loop(), name, fast)
+    check_against_reference(om.rules.t_net(lr=LR), loop(), name, fast)
 
 
-def test_the_layers_own_weight_moves_by_t_t_transposed_times_its_gradient():
+def test_an_effective_weight_moves_by_t_t_transposed_times_its_gradient():
     given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(given.module, given.loss), om.rules.t_net(lr=LR), 1)
     meta = inner.init(given.weights())
@@ -64,7 +64,7 @@ def test_the_layers_own_weight_moves_by_t_t_transposed_times_its_gradient():
 
 
 @pytest.mark.parametrize("make", [om.rules.t_net, om.rules.mt_net])
-def test_a_matrix_for_every_layer_and_none_for_norms_contexts_and_slow_layers(make):
+def test_every_layer_has_a_matrix_except_norms_contexts_and_slow_layers(make):
     def matrices(name, fast):
         given = problem(name)
         inner = om.Inner(om.model_loss(given.module, given.loss), make(), 1, fast)
@@ -77,7 +77,7 @@ def test_a_matrix_for_every_layer_and_none_for_norms_contexts_and_slow_layers(ma
     assert make().init({"context": torch.zeros(3)}) == {}
 
 
-def test_each_matrix_of_a_layer_shares_its_own_with_its_own_bias():
+def test_each_weight_of_a_layer_shares_its_matrix_with_its_own_bias():
     shapes = {"rnn.weight_ih_l0": (6, 3), "rnn.weight_hh_l0": (6, 2), "rnn.bias_ih_l0": (6,), "rnn.bias_hh_l0": (6,)}
     weights = {name: torch.randn(shape) for name, shape in shapes.items()}
     rule = om.rules.t_net()
@@ -90,17 +90,17 @@ def test_each_matrix_of_a_layer_shares_its_own_with_its_own_bias():
 
 
 @every_problem
-def test_at_its_start_a_t_net_is_gradient_descent(name):
+def test_a_t_net_starts_as_gradient_descent(name):
     given = problem(name)
-    leader_likelihood = []
+    adapted = []
     for rule in (om.rules.sgd(lr=LR), om.rules.t_net(lr=LR)):
         inner = om.Inner(om.model_loss(given.module, given.loss), rule, STEPS)
-        leader_likelihood.append(inner.adapt(inner.init(given.weights()), given.task().support))
-    assert_close(*leader_likelihood, 1e-12)
+        adapted.append(inner.adapt(inner.init(given.weights()), given.task().support))
+    assert_close(*adapted, 1e-12)
 
 
-def drawn(name, rule, seed, fast):
-    """Return what the rule draws for a task, by the weight whose rows it is for."""
+def draw_noise(name, rule, seed, fast):
+    """Return the noise that the rule draws for a task, by the weight whose rows it masks."""
     given = problem(name)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, 0, fast)
     state = init_carry(inner, inner.init(given.weights()), given.task(seed).support).state
@@ -122,16 +122,16 @@ def test_an_mt_net_masks_rows_by_gumbel_softmax(name, fast, temperature):
         return (ahead / (ahead + 1)).reshape(-1, *[1] * (value.ndim - 1))
 
     plain = loop(mask)
-    turn = iter([0, 0, 1, 1])  # assert_is_by_hand runs it twice for each of two tasks
+    turn = iter([0, 0, 1, 1])  # check_against_reference runs it twice for each of two tasks
 
-    def by_hand(*given):
-        draws.append(drawn(name, rule, next(turn), fast))
+    def reference(*given):
+        draws.append(draw_noise(name, rule, next(turn), fast))
         return plain(*given)
 
-    assert_is_by_hand(rule, by_hand, name, fast)
+    check_against_reference(rule, reference, name, fast)
 
 
-def test_what_is_drawn_is_the_difference_of_two_gumbel_variables():
+def test_the_noise_is_the_difference_of_two_gumbel_variables():
     torch.manual_seed(1)
     weights = {"head.weight": torch.zeros(20000, 1)}
     rule = om.rules.mt_net()
@@ -142,39 +142,39 @@ def test_what_is_drawn_is_the_difference_of_two_gumbel_variables():
     torch.testing.assert_close(below, torch.sigmoid(levels), rtol=0, atol=5e-3)  # the logistic distribution
 
 
-def test_a_mask_is_one_a_task_and_another_for_another():
+def test_each_task_has_its_own_mask():
     rule = om.rules.mt_net()
-    first, again, other = (drawn("mlp_tanh", rule, seed, ("*",)) for seed in (0, 0, 1))
+    first, again, other = (draw_noise("mlp_tanh", rule, seed, ("*",)) for seed in (0, 0, 1))
     assert list(first) == ["body.0.weight", "body.2.weight", "head.weight"]
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not any(torch.equal(first[n], other[n]) for n in first)
 
 
-def test_rounded_masks_leave_rows_where_they_are_and_keep_the_relaxed_derivative():
+def test_rounded_masks_keep_rows_fixed_and_use_the_relaxed_derivative():
     given, task = problem("mlp_tanh"), problem("mlp_tanh").task()
     rule = om.rules.mt_net(lr=LR, straight_through=True)
     inner = om.Inner(om.model_loss(given.module, given.loss), rule, 1)
     meta = inner.init(given.weights())
-    leader_likelihood, noise = inner.adapt(meta, task.support), drawn("mlp_tanh", rule, 0, ("*",))
+    adapted, noise = inner.adapt(meta, task.support), draw_noise("mlp_tanh", rule, 0, ("*",))
     plain = om.Inner(inner.loss, om.rules.sgd(lr=LR), 1)
     moved = plain.adapt(plain.init(given.weights()), task.support)
     rows = torch.cat([noise["body.0.weight"] > 0, noise["body.2.weight"] > 0])
     assert rows.any()
     assert not rows.all()
-    for name, value in leader_likelihood.items():
+    for name, value in adapted.items():
         open_rows = noise[name.replace("bias", "weight")] > 0
         torch.testing.assert_close(value[open_rows], moved[name][open_rows], rtol=1e-12, atol=1e-14)
         assert torch.equal(value[~open_rows], meta.weights[name][~open_rows])
     grads = om.exact(inner)(meta, task).grads.rule
     right = {}  # d f / d mask_j = -LR <grad f, grad L> over row j, d mask / d logit = p (1 - p)
-    leaves = {n: v.clone().requires_grad_() for n, v in leader_likelihood.items()}
-    evaluation_loss = dict(
+    leaves = {n: v.clone().requires_grad_() for n, v in adapted.items()}
+    query_grads = dict(
         zip(leaves, torch.autograd.grad(inner.loss(leaves, task.query), [*leaves.values()]), strict=True)
     )
     for name, draw in noise.items():
         share = torch.sigmoid(draw)
         pair = [name, name.replace("weight", "bias")]
-        steps = [evaluation_loss[n] * (moved[n] - meta.weights[n]) for n in pair]
+        steps = [query_grads[n] * (moved[n] - meta.weights[n]) for n in pair]
         along = sum(step.reshape(len(draw), -1).sum(1) for step in steps)
         right[f"{name}.logits"] = along * share * (1 - share)
     assert_close({name: grads[name] for name in right}, right, 1e-10)

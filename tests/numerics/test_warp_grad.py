@@ -1,4 +1,4 @@
-"""Warped gradient descent against plain autograd, and against its objective."""
+"""Warped gradient descent agrees with plain autograd and with its objective."""
 
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,7 @@ from online_meta.testing.compare import assert_close, flat, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.oracle import CRITERIA, central_difference
 from online_meta.types import Carry
-from tests.numerics.by_hand import both, shifted
+from tests.numerics.by_hand import join_parts, shifted
 from tests.numerics.problems import problem
 
 STEPS = 4
@@ -44,8 +44,8 @@ def detached(values):
     return {name: value.detach() for name, value in values.items()}
 
 
-def by_hand(given, inner, meta, task):
-    """Return the last query loss, the warp's gradient and the end of the trajectory, step by step in plain autograd."""
+def reference(given, inner, meta, task):
+    """Return the last query loss, the warp's gradient and the end of the trajectory, computed with plain autograd."""
     rule, adapts = inner.rule, [n for n in meta.weights if any(fnmatchcase(n, glob) for glob in inner.fast)]
 
     def loss_of(weights, batch):
@@ -63,7 +63,7 @@ def by_hand(given, inner, meta, task):
         constant = Carry(detached(phi), detached(carry.state))
         carry = rule.update(learned, constant, dict(zip(phi, grads, strict=True)), k)
         loss = loss_of(rule.view(learned, {**slow, **carry.phi}), task.query)
-        omega = both(om.Meta(slow, learned))
+        omega = join_parts(om.Meta(slow, learned))
         shares = torch.autograd.grad(loss, [*omega.values()], materialize_grads=True) if omega else ()
         for key, share in zip(omega, shares, strict=True):
             total[key] = total.get(key, 0.0) + share / inner.steps
@@ -74,15 +74,15 @@ def by_hand(given, inner, meta, task):
 @pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm"])
 @every_fast
 @every_rule
-def test_the_warp_is_trained_on_each_step_and_the_start_by_reptile(rule, fast, name):
+def test_the_warp_learns_from_each_step_and_the_start_by_reptile(rule, fast, name):
     given, inner, meta = setting(name, rule, fast)
     for seed in range(2):
         task = given.task(seed)
         found = warp_grad(inner)(meta, task)
-        loss, warp, ends = by_hand(given, inner, meta, task)
+        loss, warp, ends = reference(given, inner, meta, task)
         torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
         right = warp | {f"weights/{n}": meta.weights[n] - value for n, value in ends.items()}
-        assert_close(both(found.grads), right, 1e-10)
+        assert_close(join_parts(found.grads), right, 1e-10)
 
 
 @pytest.mark.parametrize("rule", [RULES["t_net"], RULES["meta_sgd"]], ids=["t_net", "meta_sgd"])
@@ -99,16 +99,16 @@ def test_the_warps_gradient_is_the_slope_of_its_objective(rule):
         ends = [step(inner, here, carry, task.support, k).phi for k, carry in enumerate(carries[:-1])]
         return torch.stack([query_loss(inner, here, phi, task.query) for phi in ends]).mean()
 
-    at = both(held)
+    at = join_parts(held)
     random = torch.Generator().manual_seed(5)
     along = {n: torch.randn(v.shape, generator=random, dtype=v.dtype) for n, v in at.items()}
-    found = both(warp_grad(inner)(meta, task).grads)
+    found = join_parts(warp_grad(inner)(meta, task).grads)
     slope = central_difference(objective, at, along)
     assert float(flat({n: found[n] for n in at}) @ flat(along)) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
 @every_rule
-def test_the_start_can_get_its_first_order_gradient(rule):
+def test_the_start_can_use_the_first_order_gradient(rule):
     given, inner, meta = setting("mlp_tanh", rule, ("body.0.*", "head.*"))
     task = given.task()
     found, reptile = (warp_grad(inner, initialisation=by)(meta, task) for by in ("first_order", "reptile"))
@@ -122,10 +122,10 @@ def test_the_start_can_get_its_first_order_gradient(rule):
 
 
 @pytest.mark.parametrize("rule", [RULES["t_net"], RULES["meta_sgd"]], ids=["t_net", "meta_sgd"])
-def test_it_is_not_the_gradient_through_the_trajectory_but_for_one_step(rule):
+def test_the_warp_gradient_equals_the_exact_one_only_for_one_step(rule):
     for steps, same in ((1, True), (STEPS, False)):
         given, inner, meta = setting("mlp_tanh", rule, ("head.*",), steps)
-        found, exact = (both(make(inner)(meta, given.task()).grads) for make in (warp_grad, om.exact))
+        found, exact = (join_parts(make(inner)(meta, given.task()).grads) for make in (warp_grad, om.exact))
         warp = [key for key in found if not key.startswith("weights/head.")]
         error = relative_error({key: found[key] for key in warp}, {key: exact[key] for key in warp})
         assert error < 1e-12 if same else error > 1e-3

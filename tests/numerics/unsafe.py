@@ -1,4 +1,4 @@
-"""Models that cannot be meta-learned as they are, (n, 4) -> (n, 2), one for each mistake that is known."""
+"""Models, (n, 4) -> (n, 2), that cannot be meta-learned as they are: one for each known mistake."""
 
 import random as pythons
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Between(nn.Module):
-    """Two layers, and what is done ``between`` them."""
+    """Two layers with a function ``between`` them."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def plain() -> nn.Module:
 
 
 class WrongSlope(torch.autograd.Function):
-    """x^3, with 2 x^2 for its derivative."""
+    """x^3 with the wrong derivative 2 x^2."""
 
     @staticmethod
     def forward(ctx, x):
@@ -55,7 +55,7 @@ class WrongSlope(torch.autograd.Function):
 
 
 class WrongCurvature(WrongSlope):
-    """x^3, whose derivative 3 x^2 counts as a constant."""
+    """x^3 whose derivative 3 x^2 is treated as a constant."""
 
     @staticmethod
     def backward(ctx, grad):
@@ -64,7 +64,7 @@ class WrongCurvature(WrongSlope):
 
 
 class Once(WrongSlope):
-    """x^3, which can be differentiated once; ``torch.autograd.grad`` raises no error and takes 0 for the second."""
+    """x^3, differentiable once; ``torch.autograd.grad`` raises no error and uses 0 for the second derivative."""
 
     @staticmethod
     @once_differentiable
@@ -90,7 +90,7 @@ def doubled_in_place(x: Tensor) -> Tensor:
 
 
 class Counting(nn.Module):
-    """It counts its calls in a buffer."""
+    """A layer that counts its calls in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Counting(nn.Module):
 
 
 class Remembering(nn.Module):
-    """Its answer depends on how often it was asked."""
+    """A layer whose output depends on its number of calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,13 +142,13 @@ class Checkpointed(nn.Module):
         return torch.tanh(self.body(x))
 
 
-class Deaf(nn.Linear):
+class IgnoresWeights(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :2] + 0 * super().forward(x)
 
 
 class Norm(nn.Module):
-    """Weight normalisation in plain operations, a parametrisation: w = g * v / ||v||, of each row."""
+    """Weight normalisation in plain operations, as a parametrisation: w = g * v / ||v|| for each row."""
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
         return g * v / v.norm(dim=1, keepdim=True)
@@ -158,7 +158,7 @@ class Norm(nn.Module):
 
 
 def weight_normed(how: str) -> nn.Module:
-    """A layer under weight normalisation: by torch "rows" or the "whole", or by "plain" operations."""
+    """Return a model with weight normalisation by torch over "rows" or the "whole", or by "plain" operations."""
     layer = nn.Linear(6, 6)
     if how == "plain":
         nn.utils.parametrize.register_parametrization(layer, "weight", Norm())
@@ -169,7 +169,7 @@ def weight_normed(how: str) -> nn.Module:
 
 NO_SLOPE = "is not its slope"
 UNSAFE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    # name: (the model, what its problem must say: where it is, and what would be right)
+    # name: (the model, parts of the expected message: the place, and the advice)
     "running statistics": (
         lambda: between(nn.BatchNorm1d(6)),
         ("layer '2' (BatchNorm1d) keeps running statistics", "build it with track_running_stats=False"),
@@ -219,5 +219,5 @@ UNSAFE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "remembers": (lambda: between(Remembering()), ("keeps state between calls",)),
     "checkpoint": (lambda: Checkpointed(False), ("layer 'body' (Linear)", "torch.utils.checkpoint", "rematerialise")),
     "reentrant checkpoint": (lambda: Checkpointed(True), ("torch.utils.checkpoint", "rematerialise")),
-    "deaf": (lambda: Deaf(4, 2), ("depends on none of the weights",)),
+    "deaf": (lambda: IgnoresWeights(4, 2), ("depends on none of the weights",)),
 }
