@@ -1,4 +1,4 @@
-"""A browser, and pages that watch themselves for errors, refused content and requests to other hosts."""
+"""A browser, and pages that record errors, refused content, and requests to other hosts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A page open on a daemon's dashboard, with what went wrong in it."""
+    """A page open on a daemon's dashboard, and the problems found in it."""
 
     page: Page
     daemon: Daemon
@@ -30,11 +30,11 @@ class Visit:
     complaints: list[str]
 
     def text(self, name: str) -> Any:
-        """An assertion on the field ``name``, which waits for it to hold."""
+        """Return an assertion on the field ``name`` that waits until it holds."""
         return expect(self.page.locator(f'[data-field="{name}"]'))
 
     def pass_time(self, seconds: float) -> None:
-        """Lets the page's timers run as if so much time had gone by."""
+        """Run the page's timers as if this many seconds had passed."""
         self.page.clock.fast_forward(int(seconds * 1000))
 
     def asked(self, path: str) -> list[str]:
@@ -53,7 +53,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
             stack.callback(context.close)
             page = context.new_page()
             visit = Visit(page, daemon, f"http://127.0.0.1:{port}", [])
-            listen(visit)
+            record_problems(visit)
             page.clock.install()
             page.goto(visit.origin + "/")
             expect(page.locator('.pill:not([data-state="connecting"])')).to_be_visible()
@@ -62,7 +62,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
         yield start
 
 
-def listen(visit: Visit) -> None:
+def record_problems(visit: Visit) -> None:
     def check(url: str) -> None:
         if not url.startswith(visit.origin + "/"):
             visit.complaints.append(f"asked another host: {url}")

@@ -1,4 +1,4 @@
-"""The learning efficiency on the page: its chart, its column of the table, and neither where nothing is asked."""
+"""The learning efficiency on the page: its chart and its table column, both hidden unless configured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ INKED = """(canvas, [from, to]) => {
 
 
 @dataclass
-class Reaching(Daemon):
-    """One learner that reaches the proficiency, a loss of 1, in some rounds alone, with 2 points each."""
+class DaemonWithReachedRounds(Daemon):
+    """A daemon with one learner that reaches the proficiency, a loss of 1, only in some rounds, with 2 points each."""
 
     reached: tuple[int, ...] = ()
     rounds: int = 15
@@ -44,7 +44,7 @@ def heading(shown: Visit) -> Locator:
     return shown.page.locator('[data-column="points"]')
 
 
-def test_the_points_needed_are_told_of_every_learner(visit: Open) -> None:
+def test_the_points_needed_are_shown_for_every_learner(visit: Open) -> None:
     daemon = Daemon(rounds=305, prefixes=PREFIXES, proficiency=0.75)
     shown = visit(daemon)
     expect(chart(shown).locator("h3")).to_have_text("Learning efficiency: support points to 75\u202f% accuracy")
@@ -66,7 +66,7 @@ def test_the_points_needed_are_told_of_every_learner(visit: Open) -> None:
     assert shown.complaints == []
 
 
-def test_it_is_left_out_where_nothing_is_asked(visit: Open) -> None:
+def test_the_chart_is_hidden_unless_configured(visit: Open) -> None:
     shown = visit(Daemon(rounds=305))
     expect(shown.page.locator('[data-chart="regret"] canvas')).to_be_visible()
     expect(chart(shown)).to_be_hidden()
@@ -74,17 +74,17 @@ def test_it_is_left_out_where_nothing_is_asked(visit: Open) -> None:
     expect(shown.page.locator('[data-field="learners"] tr').first.locator("td")).to_have_count(5)
 
 
-def test_prefixes_alone_are_a_line_each_of_the_own_learner(visit: Open) -> None:
+def test_prefixes_alone_are_one_line_each_for_the_main_learner(visit: Open) -> None:
     daemon = Daemon(rounds=19, prefixes=(1, 5))  # too few rounds for smoothing: the latest value is the last round's
     shown = visit(daemon)
     expect(chart(shown).locator("h3")).to_have_text("Learning efficiency: FTML\u2019s loss by number of support points")
     last = [daemon.asked().after(daemon.losses("ftml"), points)[-1] for points in (1, 5)]
-    told = [f"after 1 point{last[0]:.2f}", f"after 5 points{last[1]:.2f}"]
-    expect(chart(shown).locator(".entry")).to_have_text(told)
+    entries = [f"after 1 point{last[0]:.2f}", f"after 5 points{last[1]:.2f}"]
+    expect(chart(shown).locator(".entry")).to_have_text(entries)
     expect(heading(shown)).to_be_hidden()
 
 
-def test_a_proficiency_that_nobody_reached_is_told_so(visit: Open) -> None:
+def test_a_proficiency_that_no_learner_reached_is_reported(visit: Open) -> None:
     shown = visit(Daemon(rounds=19, prefixes=PREFIXES, proficiency=0.999))
     expect(chart(shown).locator(".note")).to_contain_text(
         "No learner reached 99.9\u202f% accuracy in the rounds shown."
@@ -93,8 +93,8 @@ def test_a_proficiency_that_nobody_reached_is_told_so(visit: Open) -> None:
     expect(shown.page.locator('[data-field="learners"] tr').first).to_contain_text("never reached")
 
 
-def test_where_it_was_not_reached_there_is_a_gap(visit: Open) -> None:
-    shown = visit(Reaching(reached=(0, 1, 2, 3, 11, 12)))
+def test_rounds_without_the_proficiency_leave_a_gap(visit: Open) -> None:
+    shown = visit(DaemonWithReachedRounds(reached=(0, 1, 2, 3, 11, 12)))
     canvas = chart(shown).locator("canvas")
     expect(canvas).to_be_visible()
     assert canvas.evaluate(INKED, [0.0, 0.3]) > 50
@@ -109,14 +109,14 @@ def test_where_it_was_not_reached_there_is_a_gap(visit: Open) -> None:
     expect(entry).to_have_text("FTML\u2013")
 
 
-def test_a_mean_of_many_rounds_passes_over_those_that_did_not_reach_it(visit: Open) -> None:
-    shown = visit(Reaching(rounds=40, reached=(20,)))
+def test_a_mean_skips_rounds_that_did_not_reach_the_proficiency(visit: Open) -> None:
+    shown = visit(DaemonWithReachedRounds(rounds=40, reached=(20,)))
     expect(chart(shown).locator(".note")).to_contain_text("mean of the last 5 rounds")
     expect(chart(shown).locator(".entry")).to_have_text("FTML2.00 at round 25")
 
 
-def test_a_round_that_alone_reached_it_is_a_dot(visit: Open) -> None:
-    canvas = chart(visit(Reaching(reached=(7,)))).locator("canvas")
+def test_a_single_round_with_the_proficiency_is_a_dot(visit: Open) -> None:
+    canvas = chart(visit(DaemonWithReachedRounds(reached=(7,)))).locator("canvas")
     expect(canvas).to_be_visible()
     assert canvas.evaluate(INKED, [0.4, 0.7]) > 5
 
@@ -131,9 +131,7 @@ def test_a_round_that_alone_reached_it_is_a_dot(visit: Open) -> None:
     ],
     ids=["five", "four without accuracy", "four", "three"],
 )
-def test_the_last_of_an_odd_number_of_charts_has_its_row_to_itself(
-    visit: Open, daemon: Daemon, last: str | None
-) -> None:
+def test_the_last_of_an_odd_number_of_charts_fills_its_row(visit: Open, daemon: Daemon, last: str | None) -> None:
     page = visit(daemon).page
     expect(page.locator('[data-chart="regret"] canvas')).to_be_visible()
     widths = "(all) => all.filter((one) => one.clientWidth > 1000).map((one) => one.dataset.chart)"

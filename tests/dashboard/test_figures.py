@@ -8,7 +8,7 @@ from tests.support.dashboard_stand_in import Daemon
 Open = Callable[..., Visit]
 
 
-def test_the_numbers_of_the_daemon_are_on_the_page(visit: Open) -> None:
+def test_the_page_shows_the_daemons_numbers(visit: Open) -> None:
     daemon = Daemon(rounds=305)
     shown = visit(daemon)
     status = daemon.status()
@@ -30,7 +30,7 @@ def test_the_numbers_of_the_daemon_are_on_the_page(visit: Open) -> None:
     expect(rows.nth(2)).to_contain_text(f"{status['learners']['train_on_everything']['cumulative_loss']:.1f}")
 
 
-def test_it_follows_the_daemon(visit: Open) -> None:
+def test_the_page_follows_the_daemon(visit: Open) -> None:
     shown = visit(Daemon(rounds=305))
     latest = shown.page.locator('[data-chart="adaptation"] .when')
     expect(latest).to_have_text("latest: round 305")
@@ -55,7 +55,7 @@ def test_the_ledger_is_fetched_only_when_it_has_changed(visit: Open) -> None:
     assert len(shown.asked("/v1/regret")) == 1
 
 
-def test_regret_is_told_in_words_too(visit: Open) -> None:
+def test_regret_is_also_given_in_words(visit: Open) -> None:
     shown = visit(Daemon(rounds=305))
     ahead = -shown.daemon.regrets()["from_scratch"]["value"]
     regret = shown.page.locator('[data-field="regret"]')
@@ -70,7 +70,7 @@ def test_regret_is_told_in_words_too(visit: Open) -> None:
     expect(shown.page.get_by_text("Negative means that FTML is ahead")).to_be_visible()
 
 
-def test_a_baseline_that_leads_is_told_so(visit: Open) -> None:
+def test_a_leading_baseline_is_reported(visit: Open) -> None:
     entry = {"value": 12.5, "standard_error": 0.0, "as_of_round": 60, "kind": "baseline"}
     shown = visit(Daemon(rounds=60, extra={"regret": {"from_scratch": entry}}))
     expect(shown.page.locator('[data-field="regret"]')).to_contain_text("FTML is behind by 12.5")
@@ -114,7 +114,7 @@ def test_a_name_is_never_markup(visit: Open) -> None:
     assert shown.page.locator('img[src="x"]').count() == 0
 
 
-def test_the_range_control_asks_for_the_last_rounds(visit: Open) -> None:
+def test_the_range_control_requests_the_last_rounds(visit: Open) -> None:
     shown = visit(Daemon(rounds=1305))
     note = shown.page.locator('[data-chart="adaptation"] > .note')
     expect(note).to_contain_text("means of 4 rounds")

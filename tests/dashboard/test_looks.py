@@ -27,12 +27,12 @@ def test_nothing_is_wider_than_the_screen(visit: Open, state: str, width: int) -
     shown = visit(STATES[state], width=width)
     shown.page.get_by_text("What am I looking at?").click()
     assert shown.page.evaluate("document.documentElement.scrollWidth") == width
-    if width < 600:  # there each row of the table is a card, and nothing of it is out of sight
+    if width < 600:  # here each table row is a card, and all of it is visible
         table = shown.page.locator(".scroll")
         assert table.evaluate("(one) => one.scrollWidth <= one.clientWidth")
 
 
-def test_it_keeps_to_its_own_host_and_policy(visit: Open) -> None:
+def test_the_page_keeps_to_its_own_host_and_policy(visit: Open) -> None:
     shown = visit(Daemon(rounds=305))
     page = shown.page
     expect(page.locator('[data-chart="regret"] canvas')).to_be_visible()
@@ -51,23 +51,23 @@ def test_it_keeps_to_its_own_host_and_policy(visit: Open) -> None:
 def test_the_cursor_moves_in_all_charts_at_once(visit: Open) -> None:
     page = visit(Daemon(rounds=305)).page
     page.locator('[data-chart="adaptation"] .u-over').hover()
-    told = page.locator('[data-chart="adaptation"] .when')
-    expect(told).to_have_text(re.compile(r"^round 1\d\d$"))
+    when = page.locator('[data-chart="adaptation"] .when')
+    expect(when).to_have_text(re.compile(r"^round 1\d\d$"))
     for name in ("learners", "regret", "accuracy"):
-        expect(page.locator(f'[data-chart="{name}"] .when')).to_have_text(told.inner_text())
+        expect(page.locator(f'[data-chart="{name}"] .when')).to_have_text(when.inner_text())
 
 
-def test_a_chart_is_read_with_the_keyboard(visit: Open) -> None:
+def test_a_chart_can_be_read_with_the_keyboard(visit: Open) -> None:
     shown = visit(Daemon(rounds=305))
     canvas = shown.page.locator('[data-chart="learners"] .canvas')
     canvas.focus()
     for key in ("End", "ArrowLeft", "ArrowLeft"):
         canvas.press(key)
-    told = shown.page.locator('[data-chart="learners"] .when')
-    expect(told).to_have_text("round 303")
+    when = shown.page.locator('[data-chart="learners"] .when')
+    expect(when).to_have_text("round 303")
     shown.text("announce").to_contain_text("round 303: FTML 0.")
     canvas.press("Escape")
-    expect(told).to_have_text("latest: round 305")
+    expect(when).to_have_text("latest: round 305")
 
 
 def test_a_line_can_be_hidden_and_shown(visit: Open) -> None:
@@ -83,20 +83,20 @@ def test_a_line_can_be_hidden_and_shown(visit: Open) -> None:
     expect(entry).to_have_attribute("aria-pressed", "true")
 
 
-def lightness(color: str) -> float:
-    """Relative luminance of "rgb(r, g, b)", as WCAG 2 defines it."""
+def luminance(color: str) -> float:
+    """Return the relative luminance of "rgb(r, g, b)" as WCAG 2 defines it."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(one: str, other: str) -> float:
-    low, high = sorted([lightness(one), lightness(other)])
+    low, high = sorted([luminance(one), luminance(other)])
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_all_colours_can_be_read(visit: Open, theme: str) -> None:
+def test_all_colours_have_enough_contrast(visit: Open, theme: str) -> None:
     page = visit(Daemon(rounds=3), theme=theme).page
     texts = ["text", "muted", "accent", "good", "warn", "bad"]
     pairs = [(text, ground, 4.5) for text, ground in product(texts, ["ground", "card"])]
@@ -108,24 +108,24 @@ def test_all_colours_can_be_read(visit: Open, theme: str) -> None:
     assert low == {}
 
 
-def test_dark_follows_the_system_and_the_choice_is_remembered(visit: Open) -> None:
+def test_the_theme_follows_the_system_and_a_choice_is_remembered(visit: Open) -> None:
     shown = visit(Daemon(rounds=305), theme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
-    assert lightness(shown.page.evaluate(ground)) < 0.05
+    assert luminance(shown.page.evaluate(ground)) < 0.05
     canvas = shown.page.locator('[data-chart="adaptation"] canvas')
     dark = canvas.evaluate("(canvas) => canvas.toDataURL()")
     shown.page.get_by_role("button", name="Switch to the light theme").click()
-    assert lightness(shown.page.evaluate(ground)) > 0.8
+    assert luminance(shown.page.evaluate(ground)) > 0.8
     assert canvas.evaluate("(canvas) => canvas.toDataURL()") != dark
     shown.page.reload()
-    assert lightness(shown.page.evaluate(ground)) > 0.8
+    assert luminance(shown.page.evaluate(ground)) > 0.8
     shown.page.get_by_role("button", name="Switch to the dark theme").click()
-    assert lightness(shown.page.evaluate(ground)) < 0.05
+    assert luminance(shown.page.evaluate(ground)) < 0.05
 
 
-def test_the_vendored_files_are_those_that_are_told() -> None:
+def test_the_vendored_files_match_their_checksums() -> None:
     folder = DASHBOARD / "vendor" / "uplot"
-    told = dict(re.findall(r"`([\w.]+)` \| `([0-9a-f]{64})`", (folder / "VENDORED.md").read_text()))
-    assert told == {
+    listed = dict(re.findall(r"`([\w.]+)` \| `([0-9a-f]{64})`", (folder / "VENDORED.md").read_text()))
+    assert listed == {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir() if file.suffix != ".md"
     }

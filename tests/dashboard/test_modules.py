@@ -1,4 +1,4 @@
-"""The page's pure functions, called in the browser that will run them."""
+"""The page's pure functions, called in a browser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ def call(visit: Callable[..., Visit]) -> Callable[..., Any]:
     return lambda module, name, *args: page.evaluate(CALL, [module, name, list(args)])
 
 
-# Narrow spaces, minus signs and the dash for "not known" stand here as " ", "-" and "?".
+# Here " ", "-" and "?" stand for narrow spaces, minus signs, and the dash for an unknown value.
 FORMATS = [
     ("formatCompact", 1234, "1.23 k"),
     ("formatCompact", 999_999, "1 M"),
@@ -72,8 +72,8 @@ def test_series(call: Callable[..., Any]) -> None:
 def test_learning_efficiency_in_words(call: Callable[..., Any]) -> None:
     assert call("wording", "nameProficiency", 0.9, True) == "90\u202f% accuracy"
     assert call("wording", "nameProficiency", 0.05, False) == "a loss of 0.05"
-    told = {"reached": 0.82, "mean_points_needed": 3.2}
-    assert call("wording", "describePoints", told) == "3.20 (reached in 82.0\u202f%)"
+    efficiency = {"reached": 0.82, "mean_points_needed": 3.2}
+    assert call("wording", "describePoints", efficiency) == "3.20 (reached in 82.0\u202f%)"
     assert call("wording", "describePoints", {"reached": 0, "mean_points_needed": None}) == "never reached"
     assert call("wording", "describePoints", {"reached": None, "mean_points_needed": None}) == "\u2013"
     assert call("wording", "describePoints") == "\u2013"

@@ -9,7 +9,7 @@ from tests.support.dashboard_stand_in import Daemon, serve
 Open = Callable[..., Visit]
 
 
-def test_before_the_first_round_it_says_how_to_submit(visit: Open) -> None:
+def test_before_the_first_round_the_page_explains_how_to_submit(visit: Open) -> None:
     shown = visit(Daemon(pending=0, state="idle"))
     expect(shown.page.get_by_role("heading", name="No rounds yet")).to_be_visible()
     shown.text("command").to_have_text(f"online-meta submit FILE... --url {shown.origin}")
@@ -21,7 +21,7 @@ def test_before_the_first_round_it_says_how_to_submit(visit: Open) -> None:
     assert shown.complaints == []
 
 
-def test_a_lost_connection_is_told_and_the_figures_stay(visit: Open) -> None:
+def test_a_lost_connection_is_reported_and_the_figures_stay(visit: Open) -> None:
     daemon = Daemon(rounds=305)
     with serve(daemon) as port:
         shown = visit(daemon, port=port)
@@ -36,14 +36,14 @@ def test_a_lost_connection_is_told_and_the_figures_stay(visit: Open) -> None:
     shown.text("learned").to_have_text("305")
     daemon.rounds = 310
     with serve(daemon, port):
-        for _ in range(3):  # a try that was under way may have met the closed door once more
+        for _ in range(3):  # an attempt in progress may have failed once more
             shown.pass_time(31)
         expect(banner).to_be_hidden()
         shown.text("learned").to_have_text("310")
         shown.text("state").to_have_text("Running")
 
 
-def test_it_tries_again_when_told_to(visit: Open) -> None:
+def test_the_button_reconnects_at_once(visit: Open) -> None:
     daemon = Daemon(rounds=305)
     with serve(daemon) as port:
         shown = visit(daemon, port=port)
@@ -55,7 +55,7 @@ def test_it_tries_again_when_told_to(visit: Open) -> None:
         expect(banner).to_be_hidden()
 
 
-def test_it_asks_for_the_token_and_sends_it(visit: Open) -> None:
+def test_the_page_asks_for_the_token_and_sends_it(visit: Open) -> None:
     shown = visit(Daemon(rounds=305, token="correct horse"))
     form = shown.page.locator('[data-panel="token"]')
     expect(form).to_be_visible()
@@ -66,7 +66,7 @@ def test_it_asks_for_the_token_and_sends_it(visit: Open) -> None:
     shown.page.get_by_label("Bearer token").fill("wrong")
     shown.page.get_by_role("button", name="Connect").click()
     shown.text("token-error").to_have_text("The daemon rejected this token.")
-    assert len(shown.asked("/v1/")) == asked + 1  # nothing is asked in vain while the form waits
+    assert len(shown.asked("/v1/")) == asked + 1  # no request is sent while the form waits
     shown.page.get_by_label("Bearer token").fill("correct horse")
     shown.page.get_by_label("Bearer token").press("Enter")
     shown.text("learned").to_have_text("305")
@@ -77,7 +77,7 @@ def test_it_asks_for_the_token_and_sends_it(visit: Open) -> None:
     assert stored == [{"online-meta.token": "correct horse"}, {}, ""]
 
 
-def test_a_trainer_that_is_down_is_told(visit: Open) -> None:
+def test_a_stopped_trainer_is_reported(visit: Open) -> None:
     shown = visit(Daemon(rounds=305, state="trainer_down"))
     notice = shown.page.locator('[data-banner="notice"]')
     expect(notice).to_contain_text("The trainer is restarting")
@@ -100,11 +100,11 @@ def test_a_trainer_that_is_down_is_told(visit: Open) -> None:
     ],
     ids=["draining", "full", "nearly full"],
 )
-def test_what_needs_attention_is_told(visit: Open, daemon: Daemon, notice: str) -> None:
+def test_states_that_need_attention_are_reported(visit: Open, daemon: Daemon, notice: str) -> None:
     expect(visit(daemon).page.locator('[data-banner="notice"]')).to_contain_text(notice)
 
 
-def test_a_hidden_tab_asks_for_nothing(visit: Open) -> None:
+def test_a_hidden_tab_sends_no_requests(visit: Open) -> None:
     shown = visit(Daemon(rounds=305))
     shown.text("learned").to_have_text("305")
     turn = "(hidden) => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"

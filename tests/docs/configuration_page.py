@@ -1,4 +1,4 @@
-"""The reference page of the configuration: every section, key, and option of what a key can name."""
+"""The reference page of the configuration: every section, every key, and the options of every named entry."""
 
 from collections.abc import Iterator
 from typing import get_type_hints

@@ -199,7 +199,7 @@ def render_http() -> str:
 
 
 def _openapi() -> dict[str, Any]:
-    """Return the OpenAPI document of the daemon's routes, which needs no running daemon."""
+    """Return the OpenAPI document of the daemon's routes, without a running daemon."""
     app = FastAPI(title="online-meta")
     app.include_router(routes.router)
     return app.openapi()
@@ -232,7 +232,7 @@ def _operation_section(method: str, path: str, operation: dict[str, Any], descri
 
 
 def _contents(contents: dict[str, Any], described: dict[str, Any] | None = None) -> str:
-    """Return the media types of a body, and the fields of a JSON object; an empty JSON schema beside others is none."""
+    """Return the media types of a body and the fields of a JSON object; skip an empty JSON schema among others."""
     shown = []
     for media, content in contents.items():
         schema = content.get("schema", {})

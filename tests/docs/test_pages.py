@@ -1,4 +1,4 @@
-"""What the pages show and name exists: configurations, modules, commands, make targets."""
+"""Everything that the pages show and name exists: configurations, modules, commands, make targets."""
 
 import importlib
 import re
@@ -13,7 +13,7 @@ from tests.docs.pages import DOCS, ROOT, blocks_of
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text(encoding="utf-8")
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
-    if page.parent.name != "results" or page.name == "README.md"  # the tables are rendered by the experiments
+    if page.parent.name != "results" or page.name == "README.md"  # the experiments render the tables
 }
 RUN: dict[str, dict[str, Any]] = {
     "run": {"path": "x"},
@@ -37,7 +37,7 @@ def test_each_toml_block_is_a_configuration(page: str, text: str) -> None:
 
 
 def resolve(name: str) -> object:
-    """Return the module, or the attribute of one, that a dotted name stands for."""
+    """Return the module, or its attribute, with a dotted name."""
     parts = name.replace(":", ".").split(".")
     found, at = importlib.import_module(parts[0]), 1
     while at < len(parts):

@@ -21,7 +21,7 @@ SECONDS = 400.0
 
 
 class Reader:
-    """Somebody who follows the page in an empty folder: one daemon, and commands that run to their end."""
+    """Follows the page in an empty folder: starts one daemon, and runs the other commands to their end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,7 +103,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 def shape(line: str) -> str:
-    """Return a line of output without what differs from run to run: numbers, names of files, padding."""
+    """Return a line of output without what differs between runs: numbers, file names, padding."""
     line = re.sub(r"\d{8}T\S+\.body", "FILE", line)
     line = re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "N", line)
     return re.sub(r"\s+", " ", line).strip()
@@ -118,7 +118,7 @@ def assert_shown(shown: str, printed: str) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_tutorial_runs_as_it_is_written(reader: Reader) -> None:
+def test_the_tutorial_runs_as_written(reader: Reader) -> None:
     printed: dict[str, str] = {}
     output = ""
     rounds = (149, 151)
@@ -150,6 +150,6 @@ def test_the_tutorial_runs_as_it_is_written(reader: Reader) -> None:
     assert predicted == pytest.approx([float(answer) for answer in right.groups()], abs=0.7)
 
 
-def test_it_installs_as_the_page_on_installing_says() -> None:
+def test_the_tutorial_installs_as_the_installation_page_says() -> None:
     (install,) = (block.text for block in blocks_of(PAGE) if block.title == "install")
     assert install == code_of(read_page("how-to/install.md"), "sh")[0]

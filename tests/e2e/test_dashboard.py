@@ -1,4 +1,4 @@
-"""The dashboard as the daemon serves it, in a real browser, while tasks come in."""
+"""The dashboard as the daemon serves it, in a real browser while tasks arrive."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from tests.support.browser import open_browser
 from tests.support.daemon import running_daemon, write_sinusoid
 
 
-def watched(page: Page) -> tuple[list[str], list[str]]:
-    """Return the lists that the page's requests and console errors are noted in from now on."""
+def record_requests_and_errors(page: Page) -> tuple[list[str], list[str]]:
+    """Return two lists that record the page's requests and console errors from now on."""
     requests: list[str] = []
     errors: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -21,7 +21,7 @@ def watched(page: Page) -> tuple[list[str], list[str]]:
 def test_the_dashboard_follows_the_run(tmp_path: Path) -> None:
     with running_daemon(write_sinusoid(tmp_path)) as daemon, open_browser() as browser:
         page = browser.new_page()
-        requests, errors = watched(page)
+        requests, errors = record_requests_and_errors(page)
         page.goto(daemon.url)
         expect(page.get_by_text("online-meta submit")).to_be_visible(timeout=90_000)
         daemon.submit(*range(7))
@@ -38,10 +38,10 @@ def test_the_dashboard_follows_the_run(tmp_path: Path) -> None:
         assert errors == []
 
 
-def test_the_api_page_needs_no_other_host(tmp_path: Path) -> None:
+def test_the_api_page_contacts_no_other_host(tmp_path: Path) -> None:
     with running_daemon(write_sinusoid(tmp_path)) as daemon, open_browser() as browser:
         page = browser.new_page()
-        requests, errors = watched(page)
+        requests, errors = record_requests_and_errors(page)
         page.goto(f"{daemon.url}/docs")
         expect(page.get_by_text("/v1/tasks", exact=True).first).to_be_visible(timeout=90_000)
         assert [url for url in requests if not url.startswith((daemon.url, "data:"))] == []

@@ -1,6 +1,6 @@
 """Fuzz every target for its share of the minutes: ``python -m tests.fuzz --minutes 5``.
 
-An input that breaks a target is written into its folder of the corpus, where ``pytest tests/fuzz`` replays it.
+An input that breaks a target is saved in the target's corpus folder, and ``pytest tests/fuzz`` replays it.
 """
 
 import argparse
@@ -20,8 +20,8 @@ LONGEST = 8192
 
 
 def fuzz(target: str, seconds: int) -> bool:
-    """Fuzz one target; say how many inputs it was given, and whether it withstood them all."""
-    memory = Path("/dev/shm")  # where there is one: thousands of files a second
+    """Fuzz one target; print how many inputs it got, and return whether it passed on all of them."""
+    memory = Path("/dev/shm")  # in memory if possible, because the target writes thousands of files per second
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as found:
         command = [
             *(sys.executable, "-m", "tests.fuzz.one", target),
@@ -30,7 +30,7 @@ def fuzz(target: str, seconds: int) -> bool:
             f"-artifact_prefix={CORPUS / target}/",
             *(found, str(CORPUS / target)),
         ]
-        # libFuzzer ends without a farewell, so what the target leaves lies in the folder that is removed here.
+        # libFuzzer exits without cleanup, so the target's files are in the folder that is removed here.
         environment = {**os.environ, "TMPDIR": found}
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     executed = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
@@ -43,7 +43,7 @@ def fuzz(target: str, seconds: int) -> bool:
 
 
 def main() -> None:
-    """Exit 1 if a target broke."""
+    """Fuzz the targets; exit with 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--minutes", type=float, default=5.0, help="for all targets together")
     parser.add_argument("--only", choices=TARGETS, help="one target")

@@ -1,4 +1,4 @@
-"""Mutations that know a format's checksums and lengths, so that what is behind them is reached as well."""
+"""Mutations that respect a format's checksums and lengths, so that they also reach the code after those checks."""
 
 import gzip
 import random
@@ -14,7 +14,7 @@ Mutate = Callable[[bytes, int], bytes]
 
 
 def mutate(target: str, data: bytes, most: int, seed: int, blindly: Mutate) -> bytes:
-    """Return a mutation of an input of at most ``most`` bytes; ``blindly`` changes bytes without knowing them."""
+    """Return a mutation of at most ``most`` bytes; ``blindly`` mutates bytes without knowing the format."""
     chance = random.Random(seed)
     inside = INSIDE.get(target)
     if inside is not None and chance.random() < 0.6:
@@ -25,7 +25,7 @@ def mutate(target: str, data: bytes, most: int, seed: int, blindly: Mutate) -> b
 
 
 def _safetensors(data: bytes, chance: random.Random, change: Callable[[bytes], bytes]) -> bytes | None:
-    """Change the header or the numbers; the header's length is put right."""
+    """Change the header or the numbers, and correct the length of the header."""
     if len(data) < 8 or (length := struct.unpack("<Q", data[:8])[0]) > len(data) - 8:
         return None
     header, numbers = data[8 : 8 + length], data[8 + length :]
@@ -37,7 +37,7 @@ def _safetensors(data: bytes, chance: random.Random, change: Callable[[bytes], b
 
 
 def _npz(data: bytes, chance: random.Random, change: Callable[[bytes], bytes]) -> bytes | None:
-    """Change an array; the zip around it is whole."""
+    """Change an array inside an intact zip file."""
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             members = {
@@ -66,7 +66,7 @@ def _npz(data: bytes, chance: random.Random, change: Callable[[bytes], bytes]) -
 
 
 def _compressed(data: bytes, chance: random.Random, change: Callable[[bytes], bytes]) -> bytes | None:
-    """Change what was compressed, and compress it again."""
+    """Change the decompressed content and compress it again."""
     try:
         if data[:1] in (b"\x00", b"\x04"):
             plain = zstandard.ZstdDecompressor(max_window_size=2**20).stream_reader(data[1:]).read(100_000)

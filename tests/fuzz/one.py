@@ -11,7 +11,7 @@ from tests.fuzz.mutators import mutate
 
 
 def main() -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Fuzz one target. Never returns, because libFuzzer exits the process."""
     name = sys.argv.pop(1)
 
     def change(data: bytes, most: int, seed: int) -> bytes:

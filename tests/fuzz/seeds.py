@@ -1,4 +1,4 @@
-"""The inputs that fuzzing begins with: ``python -m tests.fuzz.seeds`` writes them into the corpus."""
+"""The initial inputs of fuzzing: ``python -m tests.fuzz.seeds`` writes them into the corpus."""
 
 import gzip
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 def tensors(which: int, query: bool = True) -> dict[str, torch.Tensor]:
-    """Return a small task of a spec by name."""
+    """Return the tensors of a small task of one spec."""
     spec, random = SPECS[which], torch.Generator().manual_seed(which)
     found = {}
     for part, n in (("support", 4), ("query", 2))[: 1 + query]:
@@ -29,14 +29,14 @@ def tensors(which: int, query: bool = True) -> dict[str, torch.Tensor]:
 
 
 def npz(which: int, packed: bool) -> bytes:
-    """Return that task as NumPy writes it."""
+    """Return that task as an .npz file."""
     buffer = BytesIO()
     (np.savez_compressed if packed else np.savez)(buffer, **{name: t.numpy() for name, t in tensors(which).items()})
     return buffer.getvalue()
 
 
 def arrow(which: int, **options: str) -> bytes:
-    """Return that task as columns."""
+    """Return that task as an Arrow file."""
     named = tensors(which)
     x, y = (torch.cat([named[f"support_{name}"], named[f"query_{name}"]]).numpy() for name in "xy")
     columns = {"x": _column(x), "y": _column(y), "query": np.arange(len(y)) >= 4}

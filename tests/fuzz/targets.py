@@ -1,6 +1,6 @@
-"""What is fuzzed: each target takes any bytes and raises unless they are a task of the run, or refused with a reason.
+"""The fuzz targets. A target takes any bytes and raises unless they are a valid task or are refused with a reason.
 
-A target is a plain function, so that the fuzzer, the tests that replay the corpus and hypothesis share it.
+A target is a plain function, so that the fuzzer, the corpus tests and hypothesis share it.
 """
 
 import tempfile
@@ -27,12 +27,12 @@ SPECS = (
     TaskSpec(x_shape=(), x_dtype="float64", y="real", y_shape=()),
 )
 OPEN = 2
-"""The one of them whose samples differ in size."""
+"""The spec with samples of different sizes."""
 ID_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
 
 
 def outcome(read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what ``read`` gives, None if it was refused as it should be."""
+    """Return the result of ``read``, or None if it refused its input with a known reason."""
     try:
         return read(*arguments)
     except Rejected as refusal:
@@ -46,7 +46,7 @@ def outcome(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_batch(batch: Batch, spec: TaskSpec) -> None:
-    """Raise unless a batch is one of the run."""
+    """Raise unless a batch is valid for the run."""
     right = (
         1 <= len(batch.x) == len(batch.y) <= LIMITS.samples
         and fits(tuple(batch.x.shape[1:]), spec.x_shape)
@@ -62,7 +62,7 @@ def check_batch(batch: Batch, spec: TaskSpec) -> None:
 
 
 def check_task(task: Task, spec: TaskSpec) -> None:
-    """Raise unless a task is one of the run, and comes back from the history as it is."""
+    """Raise unless a task is valid for the run and survives storage unchanged."""
     for batch in task:
         check_batch(batch, spec)
     if task.support.x.shape[1:] != task.query.x.shape[1:]:
@@ -73,7 +73,7 @@ def check_task(task: Task, spec: TaskSpec) -> None:
 
 
 def safetensors(data: bytes) -> None:
-    """A body as it is posted, a task or a request to adapt."""
+    """Decode a posted body: a task or an adapt request."""
     for spec in SPECS:
         task = outcome(wire.decode, data, spec, LIMITS)
         if task is not None:
@@ -84,7 +84,7 @@ def safetensors(data: bytes) -> None:
 
 
 def compressed(data: bytes) -> None:
-    """A body whose first byte chooses the encoding that it claims."""
+    """Decompress a body; its first byte selects the claimed encoding."""
     encoding = ("zstd", "gzip", "identity", "br")[data[0] % 4] if data else ""
     body = outcome(decompress, data[1:], encoding, LIMITS)
     if body is not None:
@@ -94,17 +94,17 @@ def compressed(data: bytes) -> None:
 
 
 def npz(data: bytes) -> None:
-    """A file of arrays."""
+    """Read an .npz file."""
     _task_file("a.npz", data)
 
 
 def arrow(data: bytes) -> None:
-    """A file of columns."""
+    """Read an Arrow file."""
     _task_file("a.arrow", data)
 
 
 def rows(data: bytes) -> None:
-    """Lines of JSON or CSV, for the spec that the first byte chooses; a restart in between makes no difference."""
+    """Read lines of JSON or CSV for the spec that the first byte selects; a restart in between changes nothing."""
     which, kind = data[0] // 2 % len(SPECS) if data else 0, "csv" if data and data[0] % 2 else "jsonl"
     whole = b"x,y,k\n" + data[1:] if kind == "csv" else data[1:]
     options: dict[str, Any] = {"count": 3} if which % 2 else {"key": "k", "most": 5}
@@ -154,7 +154,7 @@ def _task_file(name: str, data: bytes) -> None:
 
 
 def ids(data: bytes) -> None:
-    """An id in any text that a source could make of bytes."""
+    """Check an id from any text that a source could decode from bytes."""
     for encoding, errors in (("latin-1", "strict"), ("utf-8", "surrogateescape"), ("utf-16-le", "replace")):
         id = data.decode(encoding, errors)
         good = 0 < len(id) <= LIMITS.id_length and set(id) <= ID_CHARACTERS and id[0].isalnum()

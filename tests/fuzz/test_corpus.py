@@ -1,4 +1,4 @@
-"""Every input that fuzzing begins with, or once broke something, is withstood; so is what hypothesis makes of it."""
+"""Every initial input of fuzzing, every input that once broke something, and their mutations pass."""
 
 import tracemalloc
 
@@ -12,7 +12,7 @@ from tests.fuzz.targets import TARGETS
 
 INPUTS = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 MOST_BYTES = 8_000_000
-"""What Python and NumPy may allocate for an input of some kilobytes, under limits of 100,000 bytes."""
+"""The allocation limit of Python and NumPy for an input of a few kB, under limits of 100,000 bytes."""
 
 
 def test_every_target_has_inputs() -> None:
@@ -21,9 +21,9 @@ def test_every_target_has_inputs() -> None:
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_an_input_of_the_corpus_is_withstood(path) -> None:
+def test_an_input_of_the_corpus_passes(path) -> None:
     data = path.read_bytes()
-    TARGETS[path.parent.name](data)  # once before, for what is allocated the first time only
+    TARGETS[path.parent.name](data)  # a first run, for one-time allocations
     tracemalloc.start()
     try:
         TARGETS[path.parent.name](data)
@@ -33,7 +33,7 @@ def test_an_input_of_the_corpus_is_withstood(path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_any_bytes_are_withstood(target: str) -> None:
+def test_any_bytes_pass(target: str) -> None:
     @settings(max_examples=150, deadline=None)
     @given(st.binary(max_size=300))
     def check(data: bytes) -> None:
@@ -43,7 +43,7 @@ def test_any_bytes_are_withstood(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_changed_inputs_are_withstood(target: str) -> None:
+def test_mutated_inputs_pass(target: str) -> None:
     known = [path.read_bytes() for path in INPUTS if path.parent.name == target]
 
     @settings(max_examples=150, deadline=None)
@@ -67,8 +67,8 @@ def test_changed_inputs_are_withstood(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", INSIDE)
-def test_a_mutation_of_the_inside_keeps_what_is_around_it_whole(target: str) -> None:
-    """What is not changed inside is the same task, so that a change reaches what is behind lengths and checksums."""
+def test_an_inner_mutation_keeps_the_container_valid(target: str) -> None:
+    """An unchanged inner part gives the same task, so changes reach the code after lengths and checksums."""
     for name, data in [(name, data) for kind, name, data in seeds() if kind == target]:
         for seed in range(20):
             assert mutate(target, data, 10**6, seed, lambda part, most: part) is not None, name

@@ -1,4 +1,4 @@
-"""What the tests of the layout share."""
+"""Fixtures shared by the tests of the layout."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.house.sources import FLOORS, modules
 
 @pytest.fixture
 def tree(tmp_path):
-    """A synthetic tree of the four packages, of the files that a test gives."""
+    """Return a writer of a synthetic tree of the four packages with the given files."""
 
     def write(files):
         for floor in FLOORS:

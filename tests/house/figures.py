@@ -1,4 +1,4 @@
-"""Print the figures of the layout: ``python -m tests.house.figures``. ``test_figures.py`` holds their bounds."""
+"""Print the figures of the layout: ``python -m tests.house.figures``. ``test_figures.py`` holds their limits."""
 
 import ast
 from collections import defaultdict
@@ -8,9 +8,9 @@ from pathlib import Path
 from tests.house.sources import FLOORS, ROOT, Module, imports, modules
 
 MOST_LOOSE_MODULES = 12
-"""On each floor, next to its folders."""
+"""The limit for each floor, for modules directly in the floor's folder."""
 MOST_SINGLE_IMPORTERS = 20
-"""Files of all floors that exactly one other file uses, without the entries of registries."""
+"""The limit for files that exactly one other file uses, over all floors, without the entries of registries."""
 REGISTRIES = (
     "online_meta/rules",
     "online_meta/metagrads",
@@ -39,13 +39,13 @@ def is_entry(module: Module) -> bool:
 
 
 def counted(known: dict[str, Module]) -> list[Module]:
-    """Return the modules that the rules about files hold for: neither entries nor the tests that a floor ships."""
+    """Return the modules that the rules about files apply to: without entries and without the tests in a floor."""
     files = (module for module in known.values() if module.path.name not in PROGRAM_FILES)
     return [module for module in files if not is_entry(module) and module.place.split("/")[1] != "testing"]
 
 
 def loose_modules(known: dict[str, Module]) -> dict[str, list[str]]:
-    """Return the files of each floor that lie in no folder of it."""
+    """Return the files directly in the folder of each floor."""
     found: dict[str, list[str]] = {floor: [] for floor in FLOORS}
     for module in known.values():
         if module.place.count("/") == 1 and module.path.name not in PROGRAM_FILES:
@@ -54,7 +54,7 @@ def loose_modules(known: dict[str, Module]) -> dict[str, list[str]]:
 
 
 def users(known: dict[str, Module]) -> dict[str, set[str]]:
-    """Return what uses each module: modules that import it or run it by its name, and ``python -m`` for a program."""
+    """Return the users of each module: modules that import or run it by name, and ``python -m`` for a program."""
     found: dict[str, set[str]] = {name: set() for name in known}
     for module in known.values():
         if any(isinstance(node, ast.If) and ast.unparse(node.test) == PROGRAM for node in module.tree.body):
@@ -72,7 +72,7 @@ def users(known: dict[str, Module]) -> dict[str, set[str]]:
 
 
 def single_importers(known: dict[str, Module]) -> list[str]:
-    """Return the files that exactly one other file uses, each with that one."""
+    """Return the files that exactly one other file uses, each with its user."""
     used_by = users(known)
     return [
         f"{module.place} <- {', '.join(used_by[module.name])}"
@@ -82,7 +82,7 @@ def single_importers(known: dict[str, Module]) -> list[str]:
 
 
 def repeated_files(known: dict[str, Module]) -> list[str]:
-    """Return the file names that stand twice on one floor, each with its places."""
+    """Return the file names that occur twice on one floor, with their places."""
     places = defaultdict(list)
     for module in counted(known):
         places[module.place.split("/")[0], module.path.name].append(module.place)
@@ -90,7 +90,7 @@ def repeated_files(known: dict[str, Module]) -> list[str]:
 
 
 def repeated_classes(known: dict[str, Module]) -> list[str]:
-    """Return the class names that stand in two places, each with its places; a registry's ``Settings`` may."""
+    """Return the class names that occur in two places, with their places, except ``Settings`` of registry entries."""
     places = defaultdict(list)
     for module in known.values():
         for node in ast.walk(module.tree):
@@ -100,7 +100,7 @@ def repeated_classes(known: dict[str, Module]) -> list[str]:
 
 
 def path_aliases(files: Iterable[Path]) -> list[str]:
-    """Return the places where ``pathlib.Path`` is imported by another name."""
+    """Return the places where ``pathlib.Path`` is imported under another name."""
     return [
         f"{file}:{node.lineno}"
         for file in files
@@ -112,12 +112,12 @@ def path_aliases(files: Iterable[Path]) -> list[str]:
 
 
 def python_files(root: Path = ROOT) -> list[Path]:
-    """Return all files of Python of the floors and of the tests."""
+    """Return all Python files of the floors and of the tests."""
     return [file for folder in (*FLOORS, "tests") for file in sorted((root / folder).rglob("*.py"))]
 
 
 def main() -> None:
-    """Print every figure, and what makes it."""
+    """Print every figure and the files behind it."""
     known = modules()
     for floor, loose in loose_modules(known).items():
         print(f"{len(loose):3} loose modules of {floor} (at most {MOST_LOOSE_MODULES})")

@@ -1,4 +1,4 @@
-"""The project's modules as syntax trees: what they import, define and call."""
+"""The project's modules as syntax trees: their imports, definitions and calls."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ FLOORS = ("online_meta", "streams", "trainers", "deploy")
 
 
 class Module(NamedTuple):
-    """A module by its dotted name, its file, and the file's path relative to the root."""
+    """A module: its dotted name, its file, and the file's path relative to the root."""
 
     name: str
     path: Path
@@ -49,7 +49,7 @@ def modules(root: Path = ROOT) -> dict[str, Module]:
 
 
 def imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
-    """Yield every import, wherever it stands; ``from a import b`` is a.b where that is a module, else a."""
+    """Yield every import in a module; ``from a import b`` is a.b if that is a module, else a."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             yield from (Import(module, node.lineno, alias.name) for alias in node.names)
@@ -73,7 +73,7 @@ def _origin(module: Module, node: ast.ImportFrom) -> str:
 
 
 def dotted(node: ast.AST) -> str:
-    """Return an expression such as ``os.environ`` as it is written, "" for any other."""
+    """Return a dotted expression such as ``os.environ`` as text, "" for any other expression."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""What no file of the packages may hold."""
+"""Rules that every file of the packages keeps."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def long_functions(module):
-    """Return the functions that are too long, with their place and length."""
+    """Return the functions that are too long, with place and length."""
     functions = [node for node in ast.walk(module.tree) if isinstance(node, DEFINITIONS[:2])]
     lengths = [(node, (node.end_lineno or 0) - node.lineno + 1) for node in functions]
     return [f"{module.place}:{f.lineno} {f.name}: {n} lines" for f, n in lengths if n > MOST_LINES_OF_A_FUNCTION]
@@ -31,20 +31,20 @@ def words(name):
 
 
 def vague_names(module):
-    """Return the names of the file, its classes and functions that say nothing."""
+    """Return the vague names of the file, its classes and its functions."""
     names = [module.path.stem, *(node.name for node in ast.walk(module.tree) if isinstance(node, DEFINITIONS))]
     return [f"{module.place}: {name}" for name in names if words(name) & VAGUE]
 
 
 def pickling(module):
-    """Return imports and calls through which foreign bytes could run code."""
+    """Return imports and calls through which untrusted bytes could run code."""
     imported = [found.target for found in imports(module, {}) if found.target.split(".")[0] in PICKLING]
     called = [dotted(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)]
     return imported + [call for call in called if call in PICKLING_CALLS]
 
 
 def environment_reads(module):
-    """Return the lines that touch the process environment."""
+    """Return the lines that read or change the process environment."""
     if module.place.startswith(MAY_READ_THE_ENVIRONMENT):
         return []
     nodes = [node for node in ast.walk(module.tree) if dotted(node) in ENVIRONMENT]
@@ -64,13 +64,13 @@ def test_a_file_is_short_well_named_and_free_of_pickle_and_environment(module):
 
 
 @pytest.mark.parametrize("floor", FLOORS)
-def test_a_package_says_that_it_is_typed(floor):
+def test_a_package_declares_its_types(floor):
     assert (ROOT / floor / "py.typed").is_file()
 
 
 @pytest.fixture
-def written(tmp_path):
-    """Make a module of code, as if it lay at a place of the project."""
+def make_module(tmp_path):
+    """Return a function that makes a module from code, at a place of the project."""
 
     def write(code, place="streams/formats/wire.py"):
         path = tmp_path / place
@@ -99,8 +99,8 @@ def written(tmp_path):
         (environment_reads, "from os import environ"),
     ],
 )
-def test_an_offence_is_caught(written, check, code):
-    assert len(check(written(code))) == 1
+def test_a_violation_is_caught(make_module, check, code):
+    assert len(check(make_module(code))) == 1
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_an_offence_is_caught(written, check, code):
         (environment_reads, "import os\nos.replace('a', 'b')"),
     ],
 )
-def test_what_is_right_is_left_alone(written, check, code):
-    assert check(written(code)) == []
+def test_valid_code_is_accepted(make_module, check, code):
+    assert check(make_module(code)) == []
 
 
-def test_a_file_name_can_be_vague(written):
-    assert vague_names(written("", "streams/utils.py")) == ["streams/utils.py: utils"]
+def test_a_file_name_can_be_vague(make_module):
+    assert vague_names(make_module("", "streams/utils.py")) == ["streams/utils.py: utils"]
 
 
-def test_the_command_line_may_read_the_environment(written):
-    assert environment_reads(written("import os\nos.environ['A']", "deploy/commands/serve.py")) == []
+def test_the_command_line_may_read_the_environment(make_module):
+    assert environment_reads(make_module("import os\nos.environ['A']", "deploy/commands/serve.py")) == []

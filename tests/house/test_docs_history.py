@@ -1,4 +1,4 @@
-"""What docs/how-to/history.md shows works as it stands there."""
+"""The examples in docs/how-to/history.md work as printed."""
 
 import tomllib
 from pathlib import Path
@@ -27,7 +27,7 @@ def block(language: str) -> str:
     return found
 
 
-def test_the_configuration_is_one() -> None:
+def test_the_configuration_is_valid() -> None:
     history = make_config({**RUN, **tomllib.loads(block("toml"))}, "docs/how-to/history.md").history
     assert history.archive == "s3://my-bucket/runs/first"
     assert history.sealing == SealingSettings(), "what is shown as a default is one"

@@ -1,4 +1,4 @@
-"""How the floors are laid out: few loose modules, few files for one importer, no name twice."""
+"""The layout of the floors: few loose modules, few files with one importer, no repeated name."""
 
 import ast
 
@@ -8,7 +8,7 @@ from tests.house import figures
 from tests.house.sources import FLOORS, modules
 
 
-def test_few_modules_lie_loose_on_a_floor():
+def test_a_floor_has_few_loose_modules():
     for floor, loose in figures.loose_modules(modules()).items():
         assert 0 < len(loose) <= figures.MOST_LOOSE_MODULES, (floor, loose)
 
@@ -18,19 +18,19 @@ def test_few_files_have_one_importer():
     assert len(found) <= figures.MOST_SINGLE_IMPORTERS, found
 
 
-def test_no_file_name_stands_twice_on_a_floor():
+def test_no_file_name_occurs_twice_on_a_floor():
     assert figures.repeated_files(modules()) == []
 
 
-def test_no_class_name_stands_in_two_places():
+def test_no_class_name_occurs_in_two_places():
     assert figures.repeated_classes(modules()) == []
 
 
-def test_path_has_no_other_name():
+def test_path_is_imported_under_its_own_name():
     assert figures.path_aliases(figures.python_files()) == []
 
 
-def test_every_registry_is_there_and_has_a_contract():
+def test_every_registry_exists_and_has_a_contract():
     known = {module.place: module for module in modules().values()}
     for registry in figures.REGISTRIES:
         assert sum(figures.is_entry(module) and place.startswith(f"{registry}/") for place, module in known.items()) > 1
@@ -64,18 +64,18 @@ def test_loose_modules_are_counted(tree):
         "import importlib\nimportlib.import_module('streams.room.a')\n",
     ],
 )
-def test_a_file_with_one_importer_is_found_however_it_is_used(tree, use):
+def test_a_file_with_one_importer_is_found_for_every_kind_of_use(tree, use):
     files = {"streams/room/a.py": "thing = 1\n", "streams/b.py": use}
     assert figures.single_importers(tree(files)) == ["streams/room/a.py <- streams.b"]
     assert figures.single_importers(tree({**files, "streams/c.py": "from streams.room.a import thing\n"})) == []
 
 
-def test_a_file_is_no_importer_of_its_own(tree):
+def test_a_file_does_not_count_as_its_own_importer(tree):
     known = tree({"streams/a.py": "NAME = 'streams.a'\n", "streams/b.py": "import streams.a\n"})
     assert figures.single_importers(known) == ["streams/a.py <- streams.b"]
 
 
-def test_a_program_is_used_by_whoever_runs_it(tree):
+def test_a_program_counts_as_used(tree):
     known = tree({"deploy/a.py": "if __name__ == '__main__':\n    pass\n", "deploy/b.py": "import deploy.a\n"})
     assert figures.single_importers(known) == []
 
@@ -87,7 +87,7 @@ def test_entries_of_registries_may_have_one_importer(tree):
     assert found == ["streams/sources/_shared.py <- streams.b"]
 
 
-def test_a_file_name_that_stands_twice_is_found(tree):
+def test_a_repeated_file_name_is_found(tree):
     known = tree(
         {
             "streams/a.py": "",
@@ -101,7 +101,7 @@ def test_a_file_name_that_stands_twice_is_found(tree):
     assert figures.repeated_files(known) == ["a.py: streams/a.py, streams/room/a.py"]
 
 
-def test_a_class_name_that_stands_twice_is_found(tree):
+def test_a_repeated_class_name_is_found(tree):
     known = tree(
         {
             "streams/sources/a.py": "class Settings: ...\n",
@@ -113,7 +113,7 @@ def test_a_class_name_that_stands_twice_is_found(tree):
     assert figures.repeated_classes(known) == ["Twice: streams/a.py:1, deploy/b.py:2"]
 
 
-def test_settings_outside_registries_stand_once(tree):
+def test_settings_outside_registries_must_be_unique(tree):
     known = tree({"streams/a.py": "class Settings: ...\n", "deploy/b.py": "class Settings: ...\n"})
     assert figures.repeated_classes(known) == ["Settings: streams/a.py:1, deploy/b.py:1"]
 

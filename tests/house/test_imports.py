@@ -1,4 +1,4 @@
-"""Imports go down the floors and never round in a circle."""
+"""A floor imports only lower floors, and no imports are circular."""
 
 from graphlib import CycleError, TopologicalSorter
 
@@ -8,7 +8,7 @@ from tests.house.sources import FLOORS, imports, modules
 
 
 def upward_imports(known):
-    """Return the imports of a higher floor; what starts the program, ``__main__.py``, may."""
+    """Return the imports of a higher floor, except those of ``__main__.py``, which starts the program."""
     return [
         f"{found.module.place}:{found.line} imports {found.target}"
         for module in known.values()
@@ -18,8 +18,8 @@ def upward_imports(known):
     ]
 
 
-def circle(known):
-    """Return the names of modules that import each other in a circle, [] when there is none."""
+def find_circular_imports(known):
+    """Return the names of modules with circular imports, [] if there are none."""
     graph = {
         module.name: {_module_of(found.target, known) for found in imports(module, known)} - {module.name, None}
         for module in known.values()
@@ -42,11 +42,11 @@ def test_no_floor_imports_a_higher_one():
     assert upward_imports(modules()) == []
 
 
-def test_no_imports_go_round_in_a_circle():
-    assert circle(modules()) == []
+def test_no_imports_are_circular():
+    assert find_circular_imports(modules()) == []
 
 
-def test_every_floor_is_walked():
+def test_every_floor_is_checked():
     known = modules()
     for floor in FLOORS:
         assert sum(name.split(".")[0] == floor for name in known) > 3, floor
@@ -71,7 +71,7 @@ def test_an_upward_import_is_caught(tree, code):
     assert "imports trainers" in found
 
 
-def test_a_downward_import_and_that_of_main_are_not(tree):
+def test_downward_imports_and_those_of_main_are_accepted(tree):
     known = tree(
         {
             "streams/formats/wire.py": "from online_meta import types\nimport online_meta.types\n",
@@ -81,7 +81,7 @@ def test_a_downward_import_and_that_of_main_are_not(tree):
         }
     )
     assert upward_imports(known) == []
-    assert circle(known) == []
+    assert find_circular_imports(known) == []
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_downward_import_and_that_of_main_are_not(tree):
         "from .a import thing\n",
     ],
 )
-def test_a_circle_is_caught(tree, back):
+def test_a_circular_import_is_caught(tree, back):
     known = tree(
         {"streams/a.py": "from streams.b import x\n", "streams/b.py": "import streams.c\n", "streams/c.py": back}
     )
-    assert set(circle(known)) == {"streams.a", "streams.b", "streams.c"}
+    assert set(find_circular_imports(known)) == {"streams.a", "streams.b", "streams.c"}

@@ -1,4 +1,4 @@
-"""A notebook needs torch and numpy; the command line says which packages it lacks, and how to install them."""
+"""A notebook needs only torch and numpy. The command line reports which packages it lacks and how to install them."""
 
 import re
 import subprocess
@@ -26,14 +26,14 @@ MODULES = {"google-crc32c": "google_crc32c", "prometheus-client": "prometheus_cl
 
 
 def daemon_modules() -> set[str]:
-    """Return the modules of the extra "daemon"."""
+    """Return the modules that the extra "daemon" installs."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = {re.split(r"[\[<>=~]", line)[0] for line in extras["daemon"]}
     return {MODULES.get(name, name) for name in names}
 
 
 def run(code: str, blocked: set[str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run code in a process in which the ``blocked`` modules are not installed."""
+    """Run code in a process without the ``blocked`` modules."""
     text = f"BLOCKED = {sorted(blocked)!r}\n{BLOCK}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", text, *arguments],
@@ -43,13 +43,13 @@ def run(code: str, blocked: set[str], *arguments: str) -> "subprocess.CompletedP
     )
 
 
-def test_the_extra_holds_all_but_what_a_notebook_needs() -> None:
+def test_the_extra_holds_everything_that_a_notebook_does_not_need() -> None:
     base = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert {re.split(r"[<>=]", line)[0] for line in base} == {"annotated-types", "numpy", "torch"}
     assert {"click", "fastapi", "httpx", "pydantic", "rich", "safetensors", "zarr"} <= daemon_modules()
 
 
-def test_the_readme_s_notebook_runs_with_torch_and_numpy_alone() -> None:
+def test_the_readmes_notebook_runs_with_torch_and_numpy_alone() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     done = run(code, daemon_modules() | {"annotated_types"})
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_the_command_line_needs_the_whole_extra() -> None:
     assert done.stdout.split() == [re.split(r"[<>=]", line)[0] for line in extras["daemon"]]
 
 
-def test_the_demo_says_what_to_install_before_it_starts_a_daemon(tmp_path: Path) -> None:
+def test_the_demo_reports_what_to_install_before_it_starts_a_daemon(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     code = f"import sys\nsys.argv[1:] = ['demo', '--out', {str(out)!r}, '--port', '0']\n"
     done = run(f"{code}from online_meta.__main__ import main\nmain()", {"mlxtend"})

@@ -1,4 +1,4 @@
-"""What the README and the guides that it leads to show works as it stands there."""
+"""The examples in the README and the guides that it links to work as printed."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def with_sections(config: str, further: str) -> str:
-    """Put the sections of a later chapter in the place of those that the first configuration has under their names."""
+    """Replace the sections that both texts have by those of the later chapter, and add its other sections."""
     sections = dict(re.findall(r"^(\[\w+\])$(.*?)(?=^\[|\Z)", further, flags=re.DOTALL | re.MULTILINE))
     for name, body in sections.items():
         before, found, after = config.partition(f"\n{name}\n")
@@ -46,7 +46,7 @@ def test_the_configurations_pass_their_check(tmp_path: Path, further: str) -> No
     assert "finite meta-gradient" in done.stdout
 
 
-def test_the_example_of_a_task_writes_one(tmp_path: Path) -> None:
+def test_the_example_writes_a_task(tmp_path: Path) -> None:
     (make_task,) = code_of(SERVE, "python")
     (tmp_path / "make_task.py").write_text(make_task)
     assert run("make_task.py", cwd=tmp_path).returncode == 0
@@ -63,12 +63,12 @@ def test_the_notebooks_run(tmp_path: Path, page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_local_link_leads_somewhere(page: Path) -> None:
+def test_every_local_link_has_a_target(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page} links to {link}, which is not there"
 
 
-def test_every_link_of_the_readme_to_a_heading_finds_it() -> None:
+def test_every_heading_that_the_readme_links_to_exists() -> None:
     for link, heading in re.findall(r"\]\((?!https?:)([^)#]+)#([^)]+)\)", README):
         titles = re.findall(r"(?m)^#+ (.+)$", (ROOT / link).read_text(encoding="utf-8"))
         assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]

@@ -1,4 +1,4 @@
-"""A daemon among producers and faults, for minutes or for a night: `make soak MINUTES=30`."""
+"""Run a daemon with producers and faults, for minutes or for a night: `make soak MINUTES=30`."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ MOUNTED = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@"'
 @click.option("--faketime", type=click.Path(exists=True, path_type=Path), help="libfaketime, for clock jumps.")
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(minutes: float, every: float, faketime: Path | None, folder: Path | None) -> None:
-    """Let tasks arrive, make one fault after the other, and check at the end that nothing shows."""
+    """Let tasks arrive, inject one fault after another, and check at the end that nothing was lost."""
     if folder is None:
         with tempfile.TemporaryDirectory() as made:
             sys.exit(run_on_a_small_disk(Path(made)))
@@ -60,23 +60,23 @@ def main(minutes: float, every: float, faketime: Path | None, folder: Path | Non
     redis = Redis(folder / "redis")
     redis.start()
     more = MORE.format(backlog=BACKLOG, spool=spool, redis=redis.url)
-    served = RestartedDaemon(folder, 8, more, ("regret.baselines=[]",), clock and clock.surroundings)
+    served = RestartedDaemon(folder, 8, more, ("regret.baselines=[]",), clock and clock.environment)
     scene = Scene(served, redis, clock, acknowledged)
     watcher = Watcher(served)
     watcher.start()
     with producing(folder, served.url, notes, {"files": str(spool), "redis": f"{redis.url}?stream=tasks"}):
-        harm(scene, minutes * 60, every)
+        inject_faults(scene, minutes * 60, every)
     for file in notes.iterdir():
         acknowledged += map(json.loads, file.read_text().splitlines())
     results = list(finish(served, watcher, folder, acknowledged))
     redis.stop()
     print(f"after {minutes:g} minutes")
-    tell(results)
+    print_results(results)
     sys.exit(not all(holds for _, holds, _ in results))
 
 
 def run_on_a_small_disk(folder: Path) -> int:
-    """Start again with the run's folder a disk of its own that can be filled; without one, where that is forbidden."""
+    """Start again with the run's folder on its own small disk, or without one if mounting is forbidden."""
     (folder / "run").mkdir()
     command = [sys.executable, "-m", "tests.soak", *sys.argv[1:], "--folder", str(folder)]
     if can_mount():
@@ -86,7 +86,7 @@ def run_on_a_small_disk(folder: Path) -> int:
 
 @contextmanager
 def producing(folder: Path, url: str, notes: Path, others: dict[str, str]) -> Iterator[None]:
-    """Let producers bring tasks until the end of the block."""
+    """Run producers until the end of the block."""
     stop = folder / "stop"
     kinds = [("http", url)] * PRODUCERS + list(others.items())
     command = [sys.executable, "-m", "tests.soak.arriving"]
@@ -103,12 +103,12 @@ def producing(folder: Path, url: str, notes: Path, others: dict[str, str]) -> It
     assert ends == [0] * len(started), f"producers ended with {ends}"
 
 
-def harm(scene: Scene, seconds: float, every: float) -> None:
-    """Make the possible faults in turn, so many seconds after the one before is over."""
+def inject_faults(scene: Scene, seconds: float, every: float) -> None:
+    """Inject the possible faults in turn, each ``every`` seconds after the end of the one before."""
     began = time.monotonic()
     able = possible(scene)
     for name in sorted(FAULTS.keys() - set(able)):
-        print(f"cannot be made here: {name}")
+        print(f"not possible here: {name}")
     for name in itertools.cycle(able):
         if time.monotonic() + every > began + seconds:
             break
@@ -122,7 +122,7 @@ def harm(scene: Scene, seconds: float, every: float) -> None:
 def finish(
     served: RestartedDaemon, watcher: Watcher, folder: Path, acknowledged: list[dict[str, Any]]
 ) -> Iterator[Result]:
-    """Wait until all is learned, drain, and check."""
+    """Wait until everything is learned, drain the daemon, and check."""
 
     def learned() -> dict[str, Any] | None:
         status = served.status()
@@ -142,7 +142,7 @@ def finish(
     yield check_log((folder / "daemon.log").read_text())
 
 
-def tell(results: list[Result]) -> None:
+def print_results(results: list[Result]) -> None:
     for what, holds, figures in results:
         print(f"{'holds ' if holds else 'BROKEN'}  {what:40} {figures}")
 

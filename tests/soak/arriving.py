@@ -1,8 +1,8 @@
-"""A producer in a process of its own: tasks at an uneven rate, each noted once it is acknowledged.
+"""A producer in its own process: tasks at an uneven rate, each recorded once it is acknowledged.
 
-``python -m tests.soak.arriving http URL NAME NOTES STOP`` submits to a daemon; with ``files FOLDER`` in the place of
-``http URL`` it renames files into a spool, with ``redis URL`` it writes to a stream. It ends, whatever it was at, after
-the file STOP has appeared.
+``python -m tests.soak.arriving http URL NAME NOTES STOP`` submits to a daemon. ``files FOLDER`` in place of
+``http URL`` renames files into a spool; ``redis URL`` writes to a stream. The producer ends after the file STOP has
+appeared.
 """
 
 import json
@@ -20,17 +20,17 @@ from streams.sources.sinusoid import make_task
 
 MEAN_SECONDS = 0.5
 FLURRY = 10
-PATIENCE = 600.0
+RETRY_SECONDS = 600.0
 
 
 def body_of(id: str) -> bytes:
-    """The task of an id, so that whoever finds it can tell whether it is whole."""
+    """Return the task of an id, so that a check can tell whether a stored task is intact."""
     producer, _, number = id.rpartition("-")
     return wire.encode(make_task(sum(producer.encode()), int(number), 5, 5))
 
 
 def pauses(seed: str) -> Iterator[float]:
-    """Seconds between tasks: mostly some, at times none at all."""
+    """Yield the seconds between tasks, at times 0."""
     chance = random.Random(seed)
     while True:
         if chance.random() < 0.02:
@@ -39,47 +39,47 @@ def pauses(seed: str) -> Iterator[float]:
 
 
 def submit_to(url: str) -> Callable[[str], dict[str, Any]]:
-    """Return what brings the task of an id to a daemon, every fifth of them twice."""
+    """Return a function that submits the task of an id to a daemon, every fifth task twice."""
     client = connect(url, None)
 
-    def bring(id: str) -> dict[str, Any]:
-        receipt = submit(url, id, body_of(id), client=client, retry_seconds=PATIENCE)
+    def send_task(id: str) -> dict[str, Any]:
+        receipt = submit(url, id, body_of(id), client=client, retry_seconds=RETRY_SECONDS)
         if receipt.round % 5 == 0:
-            again = submit(url, id, body_of(id), client=client, retry_seconds=PATIENCE)
+            again = submit(url, id, body_of(id), client=client, retry_seconds=RETRY_SECONDS)
             assert (again.round, again.duplicate) == (receipt.round, True), again
         return {"id": id, "round": receipt.round}
 
-    return bring
+    return send_task
 
 
 def drop_into(folder: Path) -> Callable[[str], dict[str, Any]]:
-    """Return what puts the task of an id into a spool."""
+    """Return a function that writes the task of an id into a spool."""
 
-    def bring(id: str) -> dict[str, Any]:
+    def send_task(id: str) -> dict[str, Any]:
         new = folder / f".{id}"
         new.write_bytes(body_of(id))
         new.rename(folder / f"{id}.safetensors")
         return {"id": id, "round": None}
 
-    return bring
+    return send_task
 
 
 def write_to(url: str) -> Callable[[str], dict[str, Any]]:
-    """Return what writes the task of an id to a broker, as often as it takes."""
-    producer = open_producer(url, retry_seconds=PATIENCE)
+    """Return a function that writes the task of an id to a broker, retrying until it succeeds."""
+    producer = open_producer(url, retry_seconds=RETRY_SECONDS)
 
-    def bring(id: str) -> dict[str, Any]:
+    def send_task(id: str) -> dict[str, Any]:
         producer.send(id, body_of(id))
         return {"id": id, "round": None}
 
-    return bring
+    return send_task
 
 
 def main(kind: str, where: str, name: str, notes: str, stop: str) -> None:
-    bring = {"http": submit_to, "files": lambda folder: drop_into(Path(folder)), "redis": write_to}[kind](where)
+    send_task = {"http": submit_to, "files": lambda folder: drop_into(Path(folder)), "redis": write_to}[kind](where)
     with open(notes, "a", encoding="utf-8") as said:
         for number, pause in enumerate(pauses(name)):
-            said.write(json.dumps(bring(f"{name}-{number}")) + "\n")
+            said.write(json.dumps(send_task(f"{name}-{number}")) + "\n")
             said.flush()
             if os.path.exists(stop):
                 return

@@ -1,4 +1,4 @@
-"""What must hold after a soak, whatever happened."""
+"""What must hold after a soak, whichever faults there were."""
 
 import json
 import subprocess
@@ -17,11 +17,11 @@ from tests.soak.watching import Sample, trend
 from tests.support.daemon import RestartedDaemon, hash_of, wait_for
 
 Result = tuple[str, bool, str]
-"""What was checked, whether it holds, and the figures."""
+"""The checked property, whether it holds, and the figures."""
 
 
 def check_tasks(history: Path, acknowledged: list[dict[str, Any]]) -> Iterator[Result]:
-    """Compare the history with what was acknowledged: {"id", "round" (None: the one who brought it knows none)}."""
+    """Compare the history with the acknowledgements {"id", "round"}; "round" is None if unknown."""
     lost, changed = [], []
     with History.open(history, write=False) as opened:
         rounds = len(opened)
@@ -37,12 +37,12 @@ def check_tasks(history: Path, acknowledged: list[dict[str, Any]]) -> Iterator[R
     yield "every acknowledged task is there", not lost, f"{len(acknowledged)} acknowledged, lost {len(lost)} {lost[:3]}"
     yield "with the bytes that were sent", not changed, f"changed {len(changed)}"
     yield "once", not doubled, f"{rounds} rounds, doubled {doubled}"
-    yield "and nothing else", not strange, f"not acknowledged {len(strange)} {sorted(strange)[:3]}"
+    yield "no other task is there", not strange, f"not acknowledged {len(strange)} {sorted(strange)[:3]}"
     yield "verify is clean", (said := verify(history)).clean, "clean" if said.clean else str(said)
 
 
 def check_counts(status: dict[str, Any], run: Path) -> Iterator[Result]:
-    """The daemon's own numbers add up, and each round was scored once."""
+    """Check that the daemon's own numbers add up and that each round was scored once."""
     rounds = status["rounds"]
     whole = rounds["ingested"] == rounds["learned"] + rounds["skipped"] + rounds["pending"]
     figures = ", ".join(f"{name} {rounds[name]}" for name in ("ingested", "learned", "skipped", "pending"))
@@ -52,7 +52,7 @@ def check_counts(status: dict[str, Any], run: Path) -> Iterator[Result]:
 
 
 def check_replay(served: RestartedDaemon, out: Path) -> Iterator[Result]:
-    """The same rounds, played again without a daemon and without faults, come to the same bits."""
+    """Check that replaying the rounds without a daemon and without faults gives the same bits."""
     command = [sys.executable, "-m", "online_meta", "replay", str(served.config), "--out", str(out)]
     done = subprocess.run(
         [*command, *served.overrides, "--set", "regret.comparator=[]"],
@@ -68,7 +68,7 @@ def check_replay(served: RestartedDaemon, out: Path) -> Iterator[Result]:
 
 
 def check_flat(lives: dict[tuple[str, int], list[Sample]]) -> Iterator[Result]:
-    """Memory and descriptors of files of no process grow after its first minute."""
+    """Check that no process grows in memory or open files after its first minute."""
     long = sum(trend(samples) is not None for samples in lives.values())
     yield "processes lived long enough to measure", long > 0, f"{long} of {len(lives)} for 90 s or more"
     for (role, pid), samples in sorted(lives.items()):
@@ -77,11 +77,11 @@ def check_flat(lives: dict[tuple[str, int], list[Sample]]) -> Iterator[Result]:
         files = f"{min(s.files for s in samples)}-{max(s.files for s in samples)} files"
         if found is not None:
             slopes = f"{found.mib_per_minute:+.2f} MiB/min, {found.files_per_minute:+.2f} files/min"
-            yield f"{role} {pid} stays as large", found.flat, f"{slopes}; {series} MiB; {files}"
+            yield f"{role} {pid} does not grow", found.flat, f"{slopes}; {series} MiB; {files}"
 
 
 def check_sockets(served: RestartedDaemon) -> Result:
-    """The daemon keeps no connection of a client that has gone."""
+    """Check that the daemon keeps no connection of a client that has gone."""
 
     def clients() -> list[str]:
         connections = psutil.Process(served.process.pid).net_connections("tcp")
@@ -94,7 +94,7 @@ def check_sockets(served: RestartedDaemon) -> Result:
 
 
 def check_log(said: str) -> Result:
-    """The daemon met no exception that nobody had thought of."""
+    """Check that the daemon logged no unexpected exception."""
     wrong = [line for line in said.splitlines() if line.startswith("Traceback")]
     last = said[said.rindex("Traceback") :][:600] if wrong else ""
     return "no traceback in the daemon's log", not wrong, f"{len(wrong)} {last}"

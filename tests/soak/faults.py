@@ -1,4 +1,4 @@
-"""What happens to a daemon in the course of months, a fault a minute."""
+"""The faults that a daemon meets within months, one per minute."""
 
 import os
 import time
@@ -11,7 +11,7 @@ import psutil
 
 from streams.producers import submit
 from tests.deploy.fill_disk import fill
-from tests.soak.arriving import PATIENCE, body_of
+from tests.soak.arriving import RETRY_SECONDS, body_of
 from tests.soak.clock import Clock
 from tests.soak.numbers import negative_numbers
 from tests.support.daemon import RestartedDaemon, wait_for
@@ -23,7 +23,7 @@ CLIENTS = 16
 
 
 class Scene(NamedTuple):
-    """A served run, its broker, its clock (None: it cannot be shifted), and what was acknowledged here."""
+    """A served run, its broker, its clock (None if it cannot be shifted), and the tasks acknowledged here."""
 
     served: RestartedDaemon
     redis: Redis
@@ -67,19 +67,19 @@ def kill_broker(scene: Scene) -> str:
 
 
 def fill_disk(scene: Scene) -> str:
-    """Take all space for some seconds; a task is refused meanwhile, and taken afterwards."""
+    """Fill the disk for some seconds; meanwhile a task is refused."""
     filler = scene.served.run / "filler"
     try:
         fill(filler)
-        status = wait_for("a task is refused", lambda: refused(scene), 120)
+        status = wait_for("a task is refused", lambda: refusal_status(scene), 120)
         time.sleep(HELD_SECONDS)
     finally:
         filler.unlink()
     return f"answered {status}, {HELD_SECONDS:g} s more"
 
 
-def refused(scene: Scene) -> int | None:
-    """Return how the next task is refused: 507, or 429 where as many wait as may; one that finds room is noted."""
+def refusal_status(scene: Scene) -> int | None:
+    """Return the status that refuses the next task, 507 or 429 (backlog full), or None; record an accepted task."""
     id = f"full-{len(scene.acknowledged)}"
     headers = {"Idempotency-Key": id}
     answer = httpx.post(f"{scene.served.url}/v1/tasks", content=body_of(id), headers=headers, timeout=60)
@@ -89,7 +89,7 @@ def refused(scene: Scene) -> int | None:
 
 
 def jump_clock(scene: Scene) -> str:
-    """Shift the wall clock to and fro; what the daemon tells of itself is sound at each moment."""
+    """Shift the wall clock back and forth; no number that the daemon reports may become negative."""
     assert scene.clock is not None
     negative = []
     for shift in ("+5h", "-3h", "+9d", "-2d", "+0"):
@@ -101,17 +101,17 @@ def jump_clock(scene: Scene) -> str:
 
 
 def burst(scene: Scene) -> str:
-    """Send more at once than may wait; the daemon says 429, the clients try again."""
+    """Send more tasks at once than the backlog holds; the daemon answers 429 and the clients retry."""
     first = len(scene.acknowledged)
-    said = [f"burst-{number}" for number in range(first, first + 2 * BACKLOG)]
+    ids = [f"burst-{number}" for number in range(first, first + 2 * BACKLOG)]
 
-    def bring(id: str) -> dict[str, object]:
-        receipt = submit(scene.served.url, id, body_of(id), retry_seconds=PATIENCE)
+    def send_task(id: str) -> dict[str, object]:
+        receipt = submit(scene.served.url, id, body_of(id), retry_seconds=RETRY_SECONDS)
         return {"id": id, "round": receipt.round}
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        scene.acknowledged.extend(pool.map(bring, said))
-    return f"{len(said)} tasks from {CLIENTS} clients, {BACKLOG} may wait"
+        scene.acknowledged.extend(pool.map(send_task, ids))
+    return f"{len(ids)} tasks from {CLIENTS} clients, {BACKLOG} may wait"
 
 
 FAULTS: dict[str, Callable[[Scene], str]] = {
@@ -127,6 +127,6 @@ FAULTS: dict[str, Callable[[Scene], str]] = {
 
 
 def possible(scene: Scene) -> list[str]:
-    """Return the faults that can be made here, in turn."""
+    """Return the names of the faults that are possible here, in order."""
     able = {"disk full": os.path.ismount(scene.served.run), "clock jumps": scene.clock is not None}
     return [name for name in FAULTS if able.get(name, True)]

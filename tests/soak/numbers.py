@@ -1,4 +1,4 @@
-"""What a daemon tells of itself: no duration, count or rate is negative, whatever its clock does."""
+"""Check that no duration, count or rate that a daemon reports is negative, whatever its clock does."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ NOT_BELOW_ZERO = ("seconds", "_total", "_count", "_sum", "_bucket", "_bytes", "r
 
 
 def negative_numbers(served: RestartedDaemon) -> list[tuple[str, float]]:
-    """Return those of the daemon's metrics and of its status that are below zero and must not be."""
+    """Return the numbers in the daemon's metrics and status that must not be negative but are."""
     metrics = httpx.get(f"{served.url}/metrics", timeout=30).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
     numbers = [(sample.name, sample.value) for sample in samples] + list(flatten("", served.status()))
@@ -20,7 +20,7 @@ def negative_numbers(served: RestartedDaemon) -> list[tuple[str, float]]:
 
 
 def flatten(name: str, said: Any) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a JSON document with the names that lead to them."""
+    """Yield the numbers of a JSON document, each with its path."""
     if isinstance(said, dict):
         for key, value in said.items():
             yield from flatten(f"{name}.{key}", value)

@@ -1,4 +1,4 @@
-"""The resident memory and the open descriptors of each process of a daemon, over its life."""
+"""The resident memory and the open descriptors of each process of a daemon over its life."""
 
 import os
 import threading
@@ -17,16 +17,16 @@ from tests.support.daemon import RestartedDaemon
 Floats = NDArray[np.float64]
 WARM_UP_SECONDS = 60.0
 MOST_PER_MINUTE = (2.0, 0.5)
-"""How many MiB and descriptors of files a minute pass for flat; in a long life these are what counts."""
+"""The largest growth in MiB and in files per minute that counts as flat; this limit matters in a long life."""
 MOST_AT_ALL = (8.0, 3.0)
-"""By how much a life may grow altogether; in a short one, of which a minute says little, these count."""
+"""The largest total growth; this limit matters in a short life, in which the growth per minute is noisy."""
 FEWEST_SAMPLES = 30
 MOST_SAMPLES = 600
-"""A longer life is looked at in so many pieces; the work grows with the square."""
+"""A longer life is thinned to this many samples, because the work grows with the square."""
 
 
 class Sample(NamedTuple):
-    """``files`` are the descriptors that are no sockets: those come and go with the clients."""
+    """A measurement; ``files`` excludes sockets, because they come and go with the clients."""
 
     second: float
     mib: float
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class Trend(NamedTuple):
-    """What the samples after the warm-up come to, in so many ``minutes``."""
+    """The slopes of the samples after the warm-up, over ``minutes``."""
 
     minutes: float
     mib_per_minute: float
@@ -42,13 +42,13 @@ class Trend(NamedTuple):
 
     @property
     def flat(self) -> bool:
-        """Whether both slopes are within the bounds above."""
+        """Return whether both slopes are within the limits above."""
         found = zip(self[1:], MOST_PER_MINUTE, MOST_AT_ALL, strict=True)
         return all(slope <= max(slow, most / self.minutes) for slope, slow, most in found)
 
 
 def trend(samples: Sequence[Sample]) -> Trend | None:
-    """Fit lines to a process's life after its warm-up; None where that is too short to say."""
+    """Fit lines to the samples after the warm-up; None if there are too few."""
     warm = [sample for sample in samples if sample.second - samples[0].second >= WARM_UP_SECONDS]
     if len(warm) < FEWEST_SAMPLES:
         return None
@@ -57,13 +57,13 @@ def trend(samples: Sequence[Sample]) -> Trend | None:
 
 
 def slope_of(times: Floats, values: Floats) -> float:
-    """Return the median of the slopes of all pairs (Theil and Sen): a quarter of the values may be anything."""
+    """Return the median slope of all pairs (Theil and Sen), which tolerates outliers in a quarter of the values."""
     one, other = np.triu_indices(len(times), 1)
     return float(np.median((values[other] - values[one]) / (times[other] - times[one])))
 
 
 class Watcher(threading.Thread):
-    """Looks at the processes every second until ``enough`` is set; ``lives`` are by (role, process id)."""
+    """Measures the processes every second until ``enough`` is set; ``lives`` are by (role, process id)."""
 
     def __init__(self, served: RestartedDaemon) -> None:
         super().__init__(daemon=True)
@@ -76,18 +76,18 @@ class Watcher(threading.Thread):
         while not self.enough.wait(1.0):
             try:
                 daemon = psutil.Process(self.served.process.pid)
-                self._look("daemon", daemon)
+                self._measure("daemon", daemon)
                 for child in daemon.children():
-                    self._look(role_of(child), child)
+                    self._measure(role_of(child), child)
             except (psutil.Error, FileNotFoundError):
-                continue  # It has just been killed.
+                continue  # the process has just been killed
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop measuring."""
         self.enough.set()
         self.join()
 
-    def _look(self, role: str, process: psutil.Process) -> None:
+    def _measure(self, role: str, process: psutil.Process) -> None:
         with process.oneshot():
             second = time.monotonic() - self.began
             mib, files = process.memory_info().rss / 2**20, process.num_fds() - count_sockets(process.pid)
@@ -99,12 +99,12 @@ def count_sockets(pid: int) -> int:
     count = 0
     with os.scandir(f"/proc/{pid}/fd") as listing:
         for item in listing:
-            with suppress(FileNotFoundError):  # It has just been closed.
+            with suppress(FileNotFoundError):  # the descriptor has just been closed
                 count += os.readlink(item.path).startswith("socket:")
     return count
 
 
 def role_of(process: psutil.Process) -> str:
-    """Return the name of a child of the daemon: "trainer", "comparators" or what else it may be."""
+    """Return the name of a child of the daemon, such as "trainer" or "comparators", else its program's name."""
     named = [word for word in process.cmdline() if word.startswith("deploy.")]
     return named[0].removeprefix("deploy.") if named else process.name()
