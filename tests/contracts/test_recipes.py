@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md work as they stand: one new file each, and no edit elsewhere."""
+"""The recipes of CONTRIBUTING.md work as written: one new file each, and no edit elsewhere."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ MOST_LINES = 80
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project with the files of the recipes added."""
+    """Return a copy of the project that includes the files of the recipes."""
     copy = tmp_path_factory.mktemp("copy") / "project"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs", "build", "*.egg-info"))
     for place, code in RECIPES.items():
@@ -25,12 +25,12 @@ def project(tmp_path_factory):
 
 
 def run(project, *command):
-    """Run a module of Python in the copy; return its exit code and output."""
+    """Run a Python module in the copy; return its exit code and output."""
     done = subprocess.run([sys.executable, "-m", *command], cwd=project, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
-def test_there_is_one_of_each_kind():
+def test_there_is_one_recipe_for_each_registry():
     folders = ["online_meta/rules", "streams/sources", "trainers/comparators", "deploy/telemetry/metrics"]
     assert [place.rsplit("/", 1)[0] for place in RECIPES] == folders
 
@@ -40,7 +40,7 @@ def test_a_recipe_is_short(place):
     assert len(RECIPES[place].splitlines()) < MOST_LINES
 
 
-def test_a_recipe_is_held_to_the_contracts_and_keeps_them(project):
+def test_every_recipe_is_found_by_the_contract_tests_and_passes(project):
     names = [place.rsplit("/", 1)[1].removesuffix(".py") for place in RECIPES]
     floors = [f"{floor}/testing" for floor in FLOORS]
     chosen = [*floors, "tests/house/test_code.py", "-k", " or ".join(names)]

@@ -1,4 +1,4 @@
-"""A folder is a registry, and says what it has."""
+"""A folder is a registry of its modules."""
 
 import pytest
 
@@ -7,7 +7,7 @@ import online_meta.metagrads
 from online_meta import registry
 
 
-def test_a_rule_goes_by_the_name_of_its_file():
+def test_a_rule_has_the_name_of_its_file():
     assert "sgd" in registry.names(om.rules)
     assert registry.load(om.rules, "sgd") is om.rules.sgd
 
@@ -19,7 +19,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
         om.rules.sdg  # noqa: B018
 
 
-def test_files_that_begin_with_an_underscore_are_not_offered(tmp_path, monkeypatch):
+def test_files_that_begin_with_an_underscore_are_not_listed(tmp_path, monkeypatch):
     (tmp_path / "shelf").mkdir()
     for name in ("__init__", "_shared", "open"):
         (tmp_path / "shelf" / f"{name}.py").write_text("open = 'opened'\n")

@@ -1,4 +1,4 @@
-"""What every inner rule keeps, on the models of ``trainers.models``."""
+"""The contract of every inner rule, checked on the models of ``trainers.models``."""
 
 import pytest
 

@@ -10,7 +10,7 @@ from tests.house.sources import ROOT
 
 
 @pytest.mark.parametrize("name", [*WAYS, *LIKELIHOODS])
-def test_the_page_names_each_with_its_options_and_defaults(name):
+def test_the_page_lists_every_name_with_its_options_and_defaults(name):
     page = (ROOT / "docs" / "concepts" / "streams-without-boundaries.md").read_text(encoding="utf-8")
     (listed,) = re.findall(rf"(?m)^\| `{name}` \| .* \| (.*) \|$", page)
     parameters = inspect.signature({**WAYS, **LIKELIHOODS}[name]).parameters.values()

@@ -1,4 +1,4 @@
-"""What every engine has to learn alike: algorithms, and a run of each over a short stream, in single precision."""
+"""Algorithms that every engine must learn equally, and a run of each over a short stream in single precision."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +36,7 @@ CASES = {
     "rmsprop": Case("sgd", "exact", 1.0, "rmsprop"),
     "sgd": Case("sgd", "exact", 1.0, "sgd"),
 }
-"""Clipped to 0.05, every step is."""
+"""Clipping to 0.05 affects every step."""
 
 
 def single(tree):
@@ -52,23 +52,23 @@ def settings(case: Case, kind: str, **engine: object) -> TrainerSettings:
 
 
 def learner(case: Case, engine: Callable[[om.Meta], Engine]) -> FollowTheMetaLeader:
-    """A learner of ``case`` that steps by ``engine``; of its first meta-steps most ranks have no task."""
+    """Return a learner of ``case`` with ``engine``; in its first meta-steps most ranks have no task."""
     module = net().float()
     inner = om.Inner(om.model_loss(module, "mse"), getattr(om.rules, case.rule)(lr=0.05), STEPS)
-    made = replace(
+    context = replace(
         setup(inner=inner, gradient=getattr(om, case.gradient)(inner), engine=engine),
         start=inner.init(weights_of(module)),
         batch=BATCH,
         steps_per_round=STEPS_PER_ROUND,
     )
-    return build(made)
+    return build(context)
 
 
 def play(one: FollowTheMetaLeader, rounds: range = range(ROUNDS)) -> list[tuple[float, str | None]]:
-    """Learn some rounds of the stream; return the report of every meta-step."""
-    said = []
+    """Learn the given rounds of the stream; return the report of every meta-step."""
+    reports = []
     tasks = [single(task) for task in stream(rounds.stop)]
     for task in tasks[rounds.start :]:
         one.score(task)
-        said += [tuple(report) for report in one.learn(task).steps]
-    return said
+        reports += [tuple(report) for report in one.learn(task).steps]
+    return reports

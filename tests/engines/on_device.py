@@ -1,6 +1,7 @@
-"""All stages by one rank on a device, against one process: ``on_device.py DEVICE [CASE ...]``; a line of JSON for each.
+"""Compare one rank at every ZeRO stage on a device with one process: ``on_device.py DEVICE [CASE ...]``.
 
-``python -m tests.engines.on_device cuda`` checks NCCL and a GPU, which the tests do without.
+Prints a line of JSON per check. ``python -m tests.engines.on_device cuda`` checks NCCL and a GPU; the test suite uses
+cpu.
 """
 
 import itertools
@@ -23,11 +24,11 @@ from trainers.settings import EngineSettings
 
 NEAR = 1e-5
 PLACES = [*((stage, False) for stage in range(4)), *((stage, True) for stage in (1, 2, 3))]
-"""Stages of ZeRO, and whether the optimizer's state is kept in the host's memory."""
+"""ZeRO stages, and whether the optimizer's state is kept in host memory."""
 
 
 def learner(case: Case, engine, device: str) -> FollowTheMetaLeader:
-    """Like that of ``cases``, on a device."""
+    """Return a learner like that of ``cases``, on a device."""
     module = net().float().to(device)
     inner = om.Inner(om.model_loss(module, "mse"), getattr(om.rules, case.rule)(lr=0.05), STEPS)
     return build(
@@ -55,7 +56,7 @@ def error(found: om.Params, right: om.Params) -> float:
 
 
 def check(name: str, stage: int, offload: bool, device: str) -> dict[str, object]:
-    """Return how far an engine on the GPU is from one process on the CPU, and a resumed one from itself."""
+    """Return an engine's error on the device against one process on the CPU, and a resumed engine's against it."""
     case = CASES[name]
     alone = learner(case, partial(trainers.engines.local.build, settings(case, "local")), "cpu")
     play(alone, "cpu")
@@ -78,14 +79,14 @@ def check(name: str, stage: int, offload: bool, device: str) -> dict[str, object
 
 
 def main(device: str, *cases: str) -> int:
-    """Print a line for each case, stage and place of the optimizer's state; return 1 when one is off."""
+    """Print a line for each case, stage and place of the optimizer's state; return 1 if any error is too large."""
     torch.backends.cudnn.allow_tf32 = False
     found = []
     with join_process_group(EngineSettings("deepspeed", device=device)):
         for name, (stage, offload) in itertools.product(cases or CASES, PLACES):
             try:
                 line = check(name, stage, offload, device)
-            except Exception as problem:  # One that fails is told with the others.
+            except Exception as problem:  # A failure is reported like any other result.
                 line = {"case": name, "stage": stage, "offload": offload, "problem": repr(problem)[:300]}
             found.append(line)
             print(json.dumps(line), flush=True)

@@ -1,4 +1,4 @@
-"""One rank of a test: ``rank_program.py WHAT FOLDER``, with torchrun's variables; leaves what it saw in FOLDER."""
+"""One rank of a test: ``rank_program.py WHAT FOLDER``, with torchrun's variables; writes its results into FOLDER."""
 
 import json
 import os
@@ -21,14 +21,14 @@ HALF = 5
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 
 
-def keep(folder: Path, name: str, rank: int, one, said) -> None:
-    """Leave a learner's full state and its reports."""
+def save_results(folder: Path, name: str, rank: int, one, reports) -> None:
+    """Save a learner's full state and its reports."""
     save_file({key: value.contiguous() for key, value in one.save().items()}, folder / f"{name}-{rank}.safetensors")
     save_file(
         {key: value.contiguous() for key, value in flatten_meta(one.engine.meta()).items()},
         folder / f"{name}-{rank}-meta.safetensors",
     )
-    (folder / f"{name}-{rank}.json").write_text(json.dumps(said))
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(reports))
 
 
 def sharded(case, stage, **more):
@@ -40,11 +40,11 @@ def every_case(folder: Path, rank: int) -> None:
     for name, case in CASES.items():
         for stage in STAGES:
             one = sharded(case, stage)
-            keep(folder, f"{name}, stage {stage}", rank, one, play(one))
+            save_results(folder, f"{name}, stage {stage}", rank, one, play(one))
 
 
 def not_finite(folder: Path, rank: int) -> None:
-    """The last rank's sums are not finite once."""
+    """Make the last rank's sums not finite in one step."""
     for stage in STAGES:
         one = sharded(CASES["maml"], stage)
         play(one, range(HALF))
@@ -55,32 +55,34 @@ def not_finite(folder: Path, rank: int) -> None:
         report = one.engine.apply(sums, weight)
         after = one.save()
         same = all(torch.equal(before[key], after[key]) for key in before)
-        keep(folder, f"spoilt, stage {stage}", rank, one, [[report.skipped, same], *play(one, range(HALF, HALF + 2))])
+        save_results(
+            folder, f"spoilt, stage {stage}", rank, one, [[report.skipped, same], *play(one, range(HALF, HALF + 2))]
+        )
 
 
 def resume(folder: Path, rank: int) -> None:
-    """Take up what lies in FOLDER/saved and go on, by each stage; leave a half-way state of each as well."""
+    """Load FOLDER/saved and continue at each stage; save the loaded state of each as well."""
     saved = load_file(folder / "saved.safetensors")
     for name in ("meta-sgd", "nadam"):
         mine = {key.removeprefix(f"{name}/"): value for key, value in saved.items() if key.startswith(f"{name}/")}
         for stage in STAGES:
             one = sharded(CASES[name], stage)
-            play(one, range(1))  # what it has learned of its own is forgotten
+            play(one, range(1))  # loading replaces what it has learned
             one.load(mine, HALF)
             for task in range(HALF):
                 one._buffer.add(task, one._buffer[0])
-            keep(folder, f"{name} loaded, stage {stage}", rank, one, [])
+            save_results(folder, f"{name} loaded, stage {stage}", rank, one, [])
 
 
 def in_order(folder: Path, rank: int) -> None:
     for deterministic in (True, False):
         for stage in STAGES:
             one = sharded(CASES["maml"], stage, deterministic=deterministic, batching="loop")
-            keep(folder, f"{deterministic}, stage {stage}", rank, one, play(one))
+            save_results(folder, f"{deterministic}, stage {stage}", rank, one, play(one))
 
 
 def starts_nothing(folder: Path, rank: int) -> None:
-    """No compiler, no numactl, nothing: leaves the commands that were run, and whether a compiler was imported."""
+    """Write the commands that were run, which must be none, and whether a compiler was imported."""
     commands = []
     sys.addaudithook(lambda event, given: commands.append(str(given[:2])) if event in STARTS else None)
     for stage in STAGES:
@@ -90,7 +92,7 @@ def starts_nothing(folder: Path, rank: int) -> None:
 
 
 def hang(folder: Path, rank: int) -> None:
-    """Rank 1 stops for good before a step; the others wait for it no longer than they were told to."""
+    """Stop rank 1 forever before a step; the other rank waits no longer than its timeout."""
     one = sharded(CASES["maml"], int(os.environ["STAGE"]), timeout_seconds=4.0)
     play(one, range(2))
     if rank == 1:
@@ -104,4 +106,4 @@ if __name__ == "__main__":
     place = Path(sys.argv[2])
     with join_process_group(EngineSettings("deepspeed")) as rank_group:
         globals()[sys.argv[1]](place, rank_group.rank)
-    os._exit(0)  # as the trainer ends: threads of the process group may abort one that unwinds
+    os._exit(0)  # as in the trainer: threads of the process group may abort a process that unwinds

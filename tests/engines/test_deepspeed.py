@@ -1,4 +1,4 @@
-"""The DeepSpeed engine gives the answer of one process, at every stage, by any number of ranks."""
+"""The DeepSpeed engine agrees with one process at every stage, for any number of ranks."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ def played_alone(name):
 
 
 def assert_near(found, right, near=NEAR):
-    """Relative to the largest entry: what is nearly 0 has rounding of its own."""
+    """Check relative to the largest entry: values near 0 have larger relative rounding errors."""
     assert found.keys() == right.keys()
     for name, value in right.items():
         torch.testing.assert_close(found[name], value, rtol=near, atol=near * float(value.abs().max()), msg=name)
@@ -41,7 +41,7 @@ def assert_near(found, right, near=NEAR):
 
 @pytest.fixture(scope="module", params=[1, 2, 4], ids=["1 rank", "2 ranks", "4 ranks"])
 def played(request, tmp_path_factory):
-    """All cases at all stages by so many ranks."""
+    """Return the number of ranks and the folder with their results for all cases and stages."""
     folder = tmp_path_factory.mktemp("ranks")
     run_ranks("every_case", folder, request.param)
     return request.param, folder
@@ -49,7 +49,7 @@ def played(request, tmp_path_factory):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", CASES)
-def test_twenty_steps_are_those_of_one_process(played, name, stage):
+def test_twenty_steps_agree_with_one_process(played, name, stage):
     world, folder = played
     right, reports = played_alone(name)
     for rank in range(world):
@@ -64,7 +64,7 @@ def test_twenty_steps_are_those_of_one_process(played, name, stage):
 
 
 def test_the_cases_differ():
-    """So a wrong algorithm, or a clipping that is left out, would be seen."""
+    """A wrong algorithm or a missing clipping would therefore be detected."""
     found = {}
     for name in CASES:
         one = alone(name)
@@ -76,7 +76,7 @@ def test_the_cases_differ():
             assert float((found[first] - found[second]).norm() / found[first].norm()) > 100 * NEAR, (first, second)
 
 
-def test_what_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
+def test_sums_that_are_not_finite_on_one_rank_are_skipped_on_all(tmp_path):
     run_ranks("not_finite", tmp_path, 2)
     right = alone("maml")
     play(right, range(HALF + 2))
@@ -88,8 +88,8 @@ def test_what_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
             assert_near(load_file(tmp_path / f"spoilt, stage {stage}-{rank}.safetensors"), right.save())
 
 
-def test_any_number_of_ranks_at_any_stage_takes_up_what_another_saved(tmp_path):
-    """What the local engine saved is loaded and saved again by 2 ranks, then by 1, at each stage: bit for bit."""
+def test_any_number_of_ranks_at_any_stage_loads_the_state_of_another(tmp_path):
+    """The local engine's state is loaded and saved by 2 ranks, then by 1, at each stage, bit for bit."""
     saved = {}
     for name in ("meta-sgd", "nadam"):
         one = alone(name)
@@ -107,8 +107,8 @@ def test_any_number_of_ranks_at_any_stage_takes_up_what_another_saved(tmp_path):
                     assert_near(load_file(folder / f"{name} loaded, stage {stage}-{rank}.safetensors"), right, 0.0)
 
 
-def test_deterministic_ranks_learn_the_same_bits_whatever_their_number(tmp_path):
-    """Those of the local engine, too; and others without, so that an order by ranks would be seen."""
+def test_deterministic_ranks_learn_the_same_bits_for_any_number_of_ranks(tmp_path):
+    """They equal the bits of the local engine; without ``deterministic`` the bits depend on the number of ranks."""
     right = alone("maml")
     play(right)
     bits, others = frozen(right.save()), set()
@@ -123,8 +123,8 @@ def test_deterministic_ranks_learn_the_same_bits_whatever_their_number(tmp_path)
     assert len(others) > 1
 
 
-def test_the_optimizers_state_may_lie_in_the_hosts_memory_and_a_run_goes_on_from_it():
-    """With and without, at every stage, against one process; a half-way state is taken up by another engine."""
+def test_the_optimizer_state_can_be_offloaded_to_host_memory_and_resumed():
+    """This is checked with and without offloading, at every stage, against one process and after a resume."""
     command = [sys.executable, "-m", "tests.engines.on_device", "cpu", "maml clipped", "nadam"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     *lines, summary = done.stdout.splitlines()
@@ -132,18 +132,18 @@ def test_the_optimizers_state_may_lie_in_the_hosts_memory_and_a_run_goes_on_from
     assert summary == f"# {len(lines)} of 14 within 1e-05 on cpu"
 
 
-def test_one_process_needs_no_torchrun_and_runs_no_command(tmp_path):
+def test_a_single_process_needs_no_torchrun_and_runs_no_command(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in places(1)[0]}
     command = [sys.executable, "-m", "tests.engines.rank_program", "starts_nothing", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "commands.json").read_text()) == []
-    assert json.loads((tmp_path / "compilers.json").read_text()) == []  # It would make each start 2 s longer.
+    assert json.loads((tmp_path / "compilers.json").read_text()) == []  # A compiler import would add 2 s to each start.
     assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("stage", ["0", "2", "3"])
-def test_a_rank_that_hangs_hangs_no_other(tmp_path, stage):
+def test_a_hanging_rank_does_not_block_the_others(tmp_path, stage):
     first, stopped = ranks = start_ranks("hang", tmp_path, 2, STAGE=stage)
     try:
         assert first.wait(60) not in (0, None)

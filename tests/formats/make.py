@@ -1,7 +1,7 @@
 """Make the fixtures of the version that is checked out: ``python -m tests.formats.make tests/formats/VERSION``.
 
-The folder holds a configuration for each run, ``<run>.toml``. A real daemon serves it; its run folder is copied next to
-the configuration, without what only a running daemon needs. ``expected.json`` says what this version reads from it.
+The folder holds a configuration for each run, ``<run>.toml``. A real daemon serves it. Its run folder is copied next to
+the configuration, without the files of a running daemon. ``expected.json`` holds what this version reads from it.
 """
 
 import json
@@ -28,7 +28,7 @@ def count_lines(file: Path, **values: object) -> int:
 
 
 def ask(run: Path, question: str) -> int:
-    """Ask the ledger of a run for a number."""
+    """Query the ledger of a run for a number."""
     ledger = sqlite3.connect(f"file:{run}/history/ledger.sqlite?mode=ro", uri=True)
     try:
         return int(ledger.execute(question).fetchall()[0][0])
@@ -37,7 +37,7 @@ def ask(run: Path, question: str) -> int:
 
 
 def wait(daemon: Daemon, run: Path, rounds: int, comparator: str | None, idle_updates: int = 0) -> None:
-    """Wait until these rounds are learned and compared, and updates on past rounds were made after them."""
+    """Wait until the rounds are learned and compared, and until the idle updates after them are made."""
     daemon.wait_until_learned(rounds)
     if comparator:
         compared = {"kind": comparator, "as_of_round": rounds}
@@ -48,7 +48,7 @@ def wait(daemon: Daemon, run: Path, rounds: int, comparator: str | None, idle_up
 
 
 def serve_run(config: Path, run: Path) -> None:
-    """Serve twelve rounds, and refuse one task."""
+    """Serve twelve rounds, and reject one task."""
     with running_daemon(config) as daemon:
         daemon.post(b"this is no task", "no-task")
         wait(daemon, run, 12, "hindsight")
@@ -56,7 +56,7 @@ def serve_run(config: Path, run: Path) -> None:
 
 
 def serve_archived(config: Path, run: Path) -> None:
-    """Serve ten rounds, rest, serve seven more; seal fifteen of them."""
+    """Serve ten rounds, idle, serve seven more, and seal fifteen of them."""
     with running_daemon(config) as daemon:
         wait(daemon, run, 10, "dynamic", idle_updates=2)
         assert daemon.drain() == 0
@@ -107,14 +107,14 @@ SERVE = {
 
 
 def main(target: Path) -> None:
-    """Make all fixtures in ``target``; what was there is replaced."""
+    """Make all fixtures in ``target``, replacing existing ones."""
     expected: dict[str, object] = {}
     for name, serve in SERVE.items():
         run = make_run(serve, target / f"{name}.toml", name)
         shutil.rmtree(target / name, ignore_errors=True)
         left_out = RUNNING if name == "run" else (*RUNNING, *PICTURES)
         shutil.copytree(run, target / name, ignore=shutil.ignore_patterns(*left_out))
-        expected[name] = what_is_read(target, name)
+        expected[name] = read_all(target, name)
     run = make_run(serve_by_ranks, target / "run.toml", "run_deepspeed")
     shutil.rmtree(target / "checkpoint_deepspeed", ignore_errors=True)
     shutil.copytree(run / "checkpoints/12", target / "checkpoint_deepspeed")
@@ -123,7 +123,7 @@ def main(target: Path) -> None:
 
 
 def make_run(serve: Callable[[Path, Path], None], config: Path, name: str) -> Path:
-    """Serve a run by a copy of its configuration, next to which the daemon's log lies; return the run's folder."""
+    """Serve a run with a copy of its configuration, so that the log is temporary; return the run's folder."""
     run = ROOT / "runs" / name
     shutil.rmtree(run, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +131,7 @@ def make_run(serve: Callable[[Path, Path], None], config: Path, name: str) -> Pa
     return run
 
 
-def what_is_read(target: Path, name: str) -> dict[str, object]:
+def read_all(target: Path, name: str) -> dict[str, object]:
     """Return what this version reads from a run folder, and how it continues the run by two tasks."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(shutil.copytree(target / name, Path(folder) / "run"))

@@ -1,4 +1,4 @@
-"""Read a run folder and continue the run; the results are plain data that JSON can hold."""
+"""Read a run folder and continue the run; the results are plain data for JSON."""
 
 import hashlib
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_tasks(folder: Path) -> list[dict[str, Any]]:
-    """Return what a history says of each round: its entry, its payload, its tensors."""
+    """Return what a history holds for each round: its entry, its payload, its tensors."""
     with History.open(folder, write=False) as history:
         return [_read_task(history, round) for round in range(len(history))]
 
@@ -70,7 +70,7 @@ def read_weights(file: Path) -> dict[str, Any]:
 
 
 def play(config: Config, files: RunFiles, history: History, rounds: int) -> None:
-    """Open a run where its last checkpoint is, and play until so many rounds are learned."""
+    """Open a run at its last checkpoint, and play until ``rounds`` rounds are learned."""
     check_tasks(history, config.task, files.history)
     check_same_run(config, files)
     run = open_run(config.trainer(), files, history)
@@ -81,7 +81,7 @@ def play(config: Config, files: RunFiles, history: History, rounds: int) -> None
 
 
 def continue_run(config_file: Path, run: Path, more: int) -> dict[str, Any]:
-    """Continue a run where it stopped, with ``more`` tasks; return their lines and the leader's weights."""
+    """Continue a run with ``more`` tasks; return their lines and the leader's weights."""
     config, files = config_of(config_file, run), RunFiles(run)
     with History.open(files.history, write=True) as history:
         first = len(history)
@@ -95,7 +95,7 @@ def continue_run(config_file: Path, run: Path, more: int) -> dict[str, Any]:
 
 
 def read_rounds(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's rounds, without the time that they took."""
+    """Return the lines of a run's rounds without their durations."""
     lines = LineReader(RunFiles(run).rounds).refresh()
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
@@ -106,7 +106,7 @@ def _record(t: int) -> Record:
 
 
 def compare(config_file: Path, run: Path) -> list[dict[str, Any]]:
-    """Let the comparators of a run cover the rounds that are new; return their new lines."""
+    """Let the comparators of a run cover its new rounds; return their new lines."""
     config, files, stop = config_of(config_file, run), RunFiles(run), Event()
     wanted = len(config.regret.comparator)
     known = len(LineReader(files.comparators).refresh())

@@ -1,4 +1,4 @@
-"""Read what version 0.1.0 wrote: histories, archives, checkpoints, run folders. See ``0.1.0/README.md``."""
+"""The current version reads what version 0.1.0 wrote: histories, archives, checkpoints, runs (``0.1.0/README.md``)."""
 
 import json
 import logging
@@ -37,9 +37,9 @@ WRITTEN = Path(__file__).parent / "0.1.0"
 EXPECTED: dict[str, Any] = json.loads((WRITTEN / "expected.json").read_text())
 RUNS = ("run", "run_archived", "run_rolled_back", "run_thinned")
 WHOLE = ("run", "run_archived", "run_rolled_back")
-"""Retention has removed nothing from these, so they can be replayed."""
+"""Runs without discarded rounds: they can be replayed."""
 NEAR = 1e-4
-"""Relative: what is computed again may differ in rounding on another machine."""
+"""Relative tolerance: recomputed numbers may round differently on another machine."""
 APPENDED = (
     "rounds.jsonl",
     "comparators.jsonl",
@@ -54,7 +54,7 @@ Cli = Callable[..., str]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process, to its end without an error; return what it printed."""
+    """Return a function that runs a command in this process, checks its exit code and returns its output."""
 
     def run(*arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["online-meta", *map(str, arguments)])
@@ -73,12 +73,12 @@ def config_file(name: str) -> Path:
 
 
 def copy(name: str, folder: Path) -> Path:
-    """Copy a run folder: SQLite puts files next to a ledger that is read."""
+    """Copy a run folder, because SQLite creates files next to a ledger that it reads."""
     return Path(shutil.copytree(WRITTEN / name, folder / "copy"))
 
 
 def assert_near(found: Any, right: Any, near: float = NEAR, where: str = "") -> None:
-    """Compare what JSON can hold: numbers nearly, all else exactly, the keys of objects too."""
+    """Compare JSON values: numbers approximately, everything else exactly, including the keys of objects."""
     if isinstance(right, dict):
         assert isinstance(found, dict), where
         assert found.keys() == right.keys(), where
@@ -102,12 +102,12 @@ def test_a_history_verifies(cli: Cli, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_task_is_read_as_it_was_committed(tmp_path: Path, name: str) -> None:
+def test_every_committed_task_is_read_unchanged(tmp_path: Path, name: str) -> None:
     assert read_tasks(copy(name, tmp_path) / "history") == EXPECTED[name]["tasks"]
 
 
-def test_the_fixtures_hold_what_they_are_for(tmp_path: Path) -> None:
-    """Sealed rounds, thinned rounds, shared updates, updates at rest, rollbacks, paths, several shards."""
+def test_the_fixtures_cover_every_feature(tmp_path: Path) -> None:
+    """These are sealed and subsampled rounds, shared and idle updates, rollbacks, execution plans and shards."""
 
     def count(name: str, table: str) -> int:
         with History.open(tmp_path / name / "history", write=False) as history:
@@ -139,7 +139,7 @@ def test_checkpoints_and_the_published_leader_load(cli: Cli, tmp_path: Path, nam
     assert read_weights(run / "leader.safetensors") == right["leader"]
     cli("export", run / "checkpoints" / str(newest.rounds), tmp_path / "exported.safetensors")
     exported = read_weights(tmp_path / "exported.safetensors")
-    learned_at_rest = name == "run_archived"  # After its last checkpoint.
+    learned_at_rest = name == "run_archived"  # Idle updates after its last checkpoint.
     assert (exported == right["leader"]) != learned_at_rest
 
 
@@ -151,11 +151,11 @@ def test_settings_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_report_is_that_of_the_files(caplog: pytest.LogCaptureFixture, tmp_path: Path, name: str) -> None:
+def test_the_report_agrees_with_the_files(caplog: pytest.LogCaptureFixture, tmp_path: Path, name: str) -> None:
     files = RunFiles(copy(name, tmp_path))
     config, right = config_of(config_file(name), files.folder), json.loads((WRITTEN / name / "report.json").read_text())
     view = open_view(files, config.regret)
-    assert view.learned() == right["rounds"], "the sums are taken from their file"
+    assert view.learned() == right["rounds"], "the running sums are read from their file"
     view.refresh()
     report = make_report(view, config)
     for key in ("rounds", "skipped", "learners", "regret"):
@@ -168,7 +168,7 @@ def test_the_report_is_that_of_the_files(caplog: pytest.LogCaptureFixture, tmp_p
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_replay_obeys_the_plans_and_gives_the_same_losses(cli: Cli, tmp_path: Path, name: str) -> None:
+def test_a_replay_follows_the_logged_plans_and_gives_the_same_losses(cli: Cli, tmp_path: Path, name: str) -> None:
     run, again = copy(name, tmp_path), tmp_path / "again"
     cli("replay", config_file(name), "--history", run / "history", "--out", again, "--set", "regret.comparator=[]")
     assert_near(read_rounds(again), read_rounds(run))
@@ -180,7 +180,7 @@ def test_a_replay_obeys_the_plans_and_gives_the_same_losses(cli: Cli, tmp_path: 
 
 
 def assert_same_state(found: Path, right: Path, near: float = NEAR) -> None:
-    """Compare two checkpoints, the names of their learners and tensors too."""
+    """Compare two checkpoints, including the names of their learners and tensors."""
     first, second = load_checkpoint(found), load_checkpoint(right)
     assert first.rounds == second.rounds
     assert first.learners.keys() == second.learners.keys()
@@ -193,7 +193,7 @@ def assert_same_state(found: Path, right: Path, near: float = NEAR) -> None:
 
 
 def assert_same_keys(found: Path, right: Path) -> None:
-    """Check that what is written today has the keys that 0.1.0 wrote."""
+    """Check that files written today have the keys that 0.1.0 wrote."""
     for file in ("rounds.sums.json", f"checkpoints/{(right / 'checkpoints/LATEST').read_text().strip()}/manifest.json"):
         assert json.loads((found / file).read_text()).keys() == json.loads((right / file).read_text()).keys(), file
     ours, theirs = ((run / "checkpoints.jsonl").read_text().splitlines()[0] for run in (found, right))
@@ -204,8 +204,8 @@ def assert_same_keys(found: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_is_continued(caplog: pytest.LogCaptureFixture, cli: Cli, tmp_path: Path, name: str) -> None:
-    """Two more tasks give the losses and weights that 0.1.0 got: no part of the state is lost."""
+def test_a_run_can_be_continued(caplog: pytest.LogCaptureFixture, cli: Cli, tmp_path: Path, name: str) -> None:
+    """Two more tasks give the losses and weights of 0.1.0, so no part of the state is lost."""
     run, before = copy(name, tmp_path), WRITTEN / name
     caplog.set_level(logging.WARNING)
     assert_near(continue_run(config_file(name), run, 2), EXPECTED[name]["continued"])
@@ -225,13 +225,13 @@ def test_a_run_is_continued(caplog: pytest.LogCaptureFixture, cli: Cli, tmp_path
 
 
 def names(folder: Path) -> set[str]:
-    """List a folder, without what is there only while a run is played."""
+    """Return the names in a folder, except files that exist only while a run is played."""
     found = {file.name for file in folder.iterdir() if not file.name.endswith((".lock", "-wal", "-shm"))}
     return found - {"ranks.json"}
 
 
 @pytest.mark.parametrize("name", ["run", "run_archived", "run_thinned"])
-def test_rounds_after_a_checkpoint_are_played_again_as_they_were_planned(tmp_path: Path, name: str) -> None:
+def test_rounds_after_a_checkpoint_are_replayed_as_logged(tmp_path: Path, name: str) -> None:
     run, before = copy(name, tmp_path), WRITTEN / name
     rounds = len(EXPECTED[name]["tasks"])
     shutil.rmtree(run / "checkpoints" / str(rounds))
@@ -244,7 +244,7 @@ def test_rounds_after_a_checkpoint_are_played_again_as_they_were_planned(tmp_pat
             assert (run / file).read_bytes() == (before / file).read_bytes(), file
 
 
-def test_the_local_engine_continues_what_ranks_of_deepspeed_saved(tmp_path: Path) -> None:
+def test_the_local_engine_continues_a_checkpoint_of_deepspeed_ranks(tmp_path: Path) -> None:
     saved, run = WRITTEN / "checkpoint_deepspeed", copy("run", tmp_path)
     assert read_checkpoint(saved) == EXPECTED["checkpoint_deepspeed"]
     assert_same_state(saved, run / "checkpoints/12")
@@ -262,7 +262,7 @@ def test_dead_letters_are_read_and_written(cli: Cli, tmp_path: Path) -> None:
     assert {*written, "body"} == {*letter}
 
 
-def test_a_new_ledger_has_the_tables_that_0_1_0_made(tmp_path: Path) -> None:
+def test_a_new_ledger_has_the_tables_of_0_1_0(tmp_path: Path) -> None:
     History.open(tmp_path / "new", write=True).close()
     written = copy("run", tmp_path) / "history"
     assert schema(tmp_path / "new/ledger.sqlite") == schema(written / "ledger.sqlite")

@@ -1,4 +1,4 @@
-"""The ledger's sum against exact arithmetic, on sums made to be hard."""
+"""The ledger's running sum against exact arithmetic, on ill-conditioned sums."""
 
 import math
 from fractions import Fraction
@@ -16,31 +16,31 @@ cancelling = st.lists(
 UNIT = Fraction(1, 2**53)
 
 
-def added(values):
+def sum_with_ledger(values):
     total = RunningSum()
     for value in values:
         total = total.plus(value)
     return total.value()
 
 
-def off_by(values):
-    """Return the error, exactly."""
-    return abs(Fraction(added(values)) - sum(map(Fraction, values), Fraction(0)))
+def error_of(values):
+    """Return the exact error of the sum."""
+    return abs(Fraction(sum_with_ledger(values)) - sum(map(Fraction, values), Fraction(0)))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(losses, max_size=100))
-def test_losses_are_summed_to_an_ulp(values):
+def test_losses_are_summed_to_within_one_ulp(values):
     right = math.fsum(values)
-    assert abs(added(values) - right) <= math.ulp(right)
+    assert abs(sum_with_ledger(values) - right) <= math.ulp(right)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.lists(sizes, max_size=60), cancelling))
-def test_sums_of_either_sign_err_by_an_ulp_and_second_order_terms(values):
+def test_signed_sums_are_within_one_ulp_and_second_order_terms(values):
     right = abs(sum(map(Fraction, values), Fraction(0)))
     most = 2 * UNIT * right + len(values) ** 2 * UNIT**2 * sum(abs(Fraction(value)) for value in values)
-    assert off_by(values) <= most
+    assert error_of(values) <= most
 
 
 def test_many_small_losses_after_a_large_one_are_not_lost():
@@ -55,4 +55,4 @@ def test_many_small_losses_after_a_large_one_are_not_lost():
 
 
 def test_the_textbook_case():
-    assert added([1.0, 1e100, 1.0, -1e100]) == 2.0
+    assert sum_with_ledger([1.0, 1e100, 1.0, -1e100]) == 2.0

@@ -1,4 +1,4 @@
-"""A served run that falls off: it stops with exit 70 where it is told to, and goes on by itself where it is not."""
+"""A served run that diverges stops with exit code 70 if it is set to stop, and rolls back and continues if not."""
 
 import json
 
@@ -15,7 +15,7 @@ RANKS = '\n[engine]\nkind = "deepspeed"\nprocesses = 2\nbatching = "loop"\n'
 
 @pytest.fixture
 def serve(tmp_path):
-    """Start a daemon, which is killed in the end."""
+    """Yield a function that starts a daemon; every daemon is killed at the end."""
     started = []
 
     def start(*overrides, more=""):
@@ -29,7 +29,7 @@ def serve(tmp_path):
 
 
 @pytest.mark.parametrize("more", ["", RANKS], ids=["alone", "2 ranks"])
-def test_it_ends_with_exit_70_and_nothing_acknowledged_is_lost(tmp_path, serve, more):
+def test_a_stopping_run_exits_with_70_and_loses_nothing_acknowledged(tmp_path, serve, more):
     served = serve("meta.when_diverged=stop", more=more)
     for number in range(4):
         assert submit(served.url, f"t{number}", body(number)).round == number
@@ -42,7 +42,7 @@ def test_it_ends_with_exit_70_and_nothing_acknowledged_is_lost(tmp_path, serve, 
     assert json.loads((served.run / "report.json").read_text())["rounds"] == 4
 
 
-def test_it_goes_back_and_on_by_itself(tmp_path, serve):
+def test_a_diverged_run_rolls_back_and_continues(tmp_path, serve):
     served = serve()
     for number in range(40):
         submit(served.url, f"t{number}", body(number))

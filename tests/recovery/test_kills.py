@@ -1,4 +1,4 @@
-"""Kill -9 everything, again and again: nothing acknowledged is lost, and the bits come out the same."""
+"""Repeated SIGKILLs of every process lose nothing that was acknowledged and change no bit."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from tests.support.daemon import RestartedDaemon, hash_of, wait_for
 
 SEED = 11
 SEALED = "[history.sealing]\nsegment_rounds = 7\nledger_bytes = 0\n"
-"""All that can be sealed is, and is then read from the archive alone."""
+"""Seal every full segment, and keep its rounds only in the archive."""
 
 
 def body(number: int) -> bytes:
@@ -28,17 +28,17 @@ def body(number: int) -> bytes:
 
 
 class Client(threading.Thread):
-    """Submits tasks one after the other, each until it is acknowledged; notes what was."""
+    """Submits tasks one after the other, each until it is acknowledged, and records the acknowledged ones."""
 
     def __init__(self, served: RestartedDaemon) -> None:
         super().__init__(daemon=True)
         self.served = served
         self.acknowledged: dict[str, int] = {}
-        self.enough = threading.Event()
+        self.stop = threading.Event()
 
     def run(self) -> None:
         number = 0
-        while not self.enough.is_set():
+        while not self.stop.is_set():
             receipt = submit(self.served.url, f"t{number}", body(number))
             self.acknowledged[receipt.id] = receipt.round
             number += 1
@@ -64,12 +64,12 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     for victim in victims:
         time.sleep(chance.uniform(0.0, 1.5))
         wait_for(f"there is a {victim} to kill", partial(served.kill, victim))
-    client.enough.set()
+    client.stop.set()
     client.join(120)
     assert not client.is_alive()
     acknowledged = client.acknowledged
     markers, full = served.run / "history" / "archive" / "markers", len(acknowledged) // 7 if together == 1 else 0
-    # Sealing gives way to all else, so on a busy machine it is behind.
+    # Sealing yields to all other work, so it lags behind on a busy machine.
     wait_for("all that can be sealed is", lambda: len([*markers.glob("*.json")]) == full, 240)
     finish(served, len(acknowledged))
 
@@ -88,7 +88,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     subprocess.run([*command, "--set", "regret.comparator=[]"], check=True, stdout=subprocess.DEVNULL)
     assert served.hash() == hash_of(replayed / "checkpoints")
 
-    if together == 1:  # With more, timing decides how rounds share updates: only the replay of the plan can repeat it.
+    if together == 1:  # With 8, timing decides which rounds share an update, and only a replay repeats it.
         unharmed = RestartedDaemon(tmp_path / "unharmed")
         for number in range(len(acknowledged)):
             submit(unharmed.url, f"t{number}", body(number))
@@ -99,7 +99,7 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
         assert max(plan["rounds"] for plan in plans) > 1, "some rounds shared an update"
 
 
-def test_ingest_goes_on_while_the_trainer_is_dead(tmp_path: Path) -> None:
+def test_ingest_continues_while_the_trainer_is_dead(tmp_path: Path) -> None:
     served = RestartedDaemon(tmp_path)
     for number in range(30):
         served.kill("trainer")
@@ -107,7 +107,7 @@ def test_ingest_goes_on_while_the_trainer_is_dead(tmp_path: Path) -> None:
     finish(served, 30)
 
 
-def test_sigterm_drains_and_the_next_daemon_goes_on(tmp_path: Path) -> None:
+def test_sigterm_drains_and_the_next_daemon_continues(tmp_path: Path) -> None:
     served = RestartedDaemon(tmp_path)
     for number in range(40):
         submit(served.url, f"t{number}", body(number))

@@ -1,4 +1,4 @@
-"""A second machine takes part, is lost, comes back and is cut off: the run goes on, and its bits are the same."""
+"""A second machine joins, dies, rejoins and is disconnected: the run continues and gives the same bits."""
 
 import json
 from contextlib import nullcontext
@@ -24,42 +24,42 @@ TASKS = 34
 
 
 @pytest.fixture
-def by(monkeypatch):
-    """How the two reach each other: by a cable where one may be laid."""
-    with cable() if allowed() else nullcontext(LOOPBACK) as laid:
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", laid.interface_here)
-        yield laid
+def link(monkeypatch):
+    """Yield the connection of the two machines: a virtual cable if this user may create one, else loopback."""
+    with cable() if allowed() else nullcontext(LOOPBACK) as link:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", link.interface_here)
+        yield link
 
 
 @pytest.mark.timeout(400)
-def test_a_machine_joins_is_lost_and_joins_again(tmp_path, by):
+def test_a_machine_can_join_die_and_rejoin(tmp_path, link):
     port = free_port()
-    served = RestartedDaemon(tmp_path / "daemon", more=ENGINE.format(address=by.here, port=port))
+    served = RestartedDaemon(tmp_path / "daemon", more=ENGINE.format(address=link.here, port=port))
     config = served.config.read_text().replace(str(served.run), str(tmp_path / "node" / "run"))
     node = None
     try:
         feed(served, 0, 5)
         settle(served, 5)
-        node = Node(tmp_path / "node", config, port, by)
+        node = Node(tmp_path / "node", config, port, link)
         wait_for("it takes part", lambda: node.joined() == 1)
         feed(served, 5, 15)
         settle(served, 15)
         node.die()
         feed(served, 15, 20)
         settle(served, 20)
-        node = Node(tmp_path / "node", config, port, by)
+        node = Node(tmp_path / "node", config, port, link)
         wait_for("it takes part again", lambda: node.joined() == 2)
         feed(served, 20, 25)
         settle(served, 25)
-        if by.inside:
-            by.pull(up=False)
+        if link.inside:
+            link.pull(up=False)
             feed(served, 25, 30)
             settle(served, 30)
-            by.pull(up=True)
+            link.pull(up=True)
             node.die()
-            node = Node(tmp_path / "node", config, port, by)
+            node = Node(tmp_path / "node", config, port, link)
             wait_for("it takes part once more", lambda: node.joined() == 3)
-        feed(served, 30 if by.inside else 25, TASKS)
+        feed(served, 30 if link.inside else 25, TASKS)
         settle(served, TASKS)
         assert served.drain() == 0
         assert node.process.wait(60) == 0
@@ -67,7 +67,7 @@ def test_a_machine_joins_is_lost_and_joins_again(tmp_path, by):
         for process in (served.process, *([node.process] if node else [])):
             process.kill()
             process.wait()
-    assert not (tmp_path / "node" / "run" / "history").exists(), "its tasks came over the network"
+    assert not (tmp_path / "node" / "run" / "history").exists(), "its tasks arrived over the network"
     unharmed = RestartedDaemon(tmp_path / "unharmed", more=ENGINE.format(address="127.0.0.1", port=free_port()))
     feed(unharmed, 0, TASKS)
     settle(unharmed, TASKS)

@@ -1,4 +1,4 @@
-"""Two ranks that die, hang and are started again: nothing is lost, and the bits come out the same."""
+"""Two ranks that die, hang and are restarted lose nothing and change no bit."""
 
 import json
 import os
@@ -27,32 +27,32 @@ TASKS = 22
 FAULTS_AT = (5, 11, 17)
 
 
-def rank_dies(served: RestartedDaemon, number: int) -> None:
+def kill_rank(served: RestartedDaemon, number: int) -> None:
     os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGKILL)
 
 
-def agent_dies(served: RestartedDaemon, _: int) -> None:
+def kill_agent(served: RestartedDaemon, _: int) -> None:
     wait_for("there are ranks", lambda: served.rank(1))
     ranks = [served.rank(number) for number in range(2)]
     assert served.kill("ranks")
     wait_for("no rank survives as an orphan", lambda: not any(psutil.pid_exists(pid) for pid in ranks if pid))
 
 
-def daemon_dies(served: RestartedDaemon, _: int) -> None:
-    """With it the agent and its ranks, which ``kill`` waits for."""
+def kill_daemon(served: RestartedDaemon, _: int) -> None:
+    """Kill the daemon together with its agent and ranks; ``kill`` waits until they have ended."""
     wait_for("there are ranks", lambda: served.rank(1))
     assert served.kill("daemon")
 
 
 FAULTS = {
-    "the agent is killed": agent_dies,
-    "the daemon is killed": daemon_dies,
+    "the agent is killed": kill_agent,
+    "the daemon is killed": kill_daemon,
 }
 
 
 @pytest.fixture
 def serve(tmp_path):
-    """Start a daemon, which is killed in the end."""
+    """Yield a function that starts a daemon; every daemon is killed at the end."""
     started = []
 
     def start() -> RestartedDaemon:
@@ -66,7 +66,7 @@ def serve(tmp_path):
 
 
 def feed(served: RestartedDaemon, first: int, last: int) -> None:
-    """Submit some tasks, each acknowledged whatever the ranks do."""
+    """Submit tasks; each must be acknowledged in any state of the ranks."""
     for number in range(first, last):
         assert submit(served.url, f"t{number}", body(number)).round == number
 
@@ -77,7 +77,7 @@ def settle(served: RestartedDaemon, tasks: int) -> None:
 
 @pytest.fixture(scope="module")
 def unharmed(tmp_path_factory):
-    """The SHA-256 of a run without a fault."""
+    """Return the SHA-256 of a run without a fault."""
     served = RestartedDaemon(tmp_path_factory.mktemp("unharmed"), more=ENGINE)
     feed(served, 0, TASKS)
     settle(served, TASKS)
@@ -87,12 +87,12 @@ def unharmed(tmp_path_factory):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_run_goes_on_by_itself_as_if_nothing_had_been(tmp_path, serve, unharmed, fault):
+def test_the_run_recovers_by_itself_with_the_same_bits(tmp_path, serve, unharmed, fault):
     served = serve()
     fed = 0
-    for number, at in enumerate(FAULTS_AT[: 2 if fault is daemon_dies else None]):
+    for number, at in enumerate(FAULTS_AT[: 2 if fault is kill_daemon else None]):
         feed(served, fed, at)
-        time.sleep(0.3 * number)  # In the midst of a round, of a checkpoint, of a start.
+        time.sleep(0.3 * number)  # During a round, a checkpoint or a start.
         fault(served, number % 2)
         fed = at
         if number % 2:
@@ -122,7 +122,7 @@ POINTS = {
 
 
 @pytest.mark.timeout(600)
-def test_wherever_a_rank_ends_the_run_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_rank_fault_at_any_point_changes_no_bit(tmp_path):
     """Every acknowledged task is learned once, and no fault leaves a trace in the parameters."""
     build = ("model.build=tests.support.faults:faulty", f'model.args.folder="{tmp_path}"', "checkpoint.every_rounds=2")
     runs = {}
@@ -134,7 +134,7 @@ def test_wherever_a_rank_ends_the_run_goes_on_as_if_nothing_had_been(tmp_path):
                     arm(tmp_path, points[point])
                 feed(served, 4 * number, 4 * number + 4)
                 settle(served, 4 * number + 4)
-                assert not armed(tmp_path), f"{point} never came"
+                assert not armed(tmp_path), f"{point} never happened"
             assert served.drain() == 0
         finally:
             served.process.kill()

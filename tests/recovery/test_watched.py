@@ -1,4 +1,4 @@
-"""Two ranks under watch: one is slow, one is killed; metrics and log lines tell which, and in which round."""
+"""A slow rank and a killed rank of two are identified by metrics and log lines, with their rounds."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from tests.recovery.test_ranks import ENGINE, feed, settle
 from tests.support.daemon import RestartedDaemon, wait_for
 
 STOP_SECONDS = 1.5
-"""How long a rank is stopped, so that the other one gets to where it waits for it."""
+"""How long a rank is stopped, so that the other rank gets to the point where it waits."""
 COUNTED_SECONDS = 1000.0
-"""How far the clock that ranks are measured by goes on while one is stopped."""
+"""How far the clock of rank statistics advances while a rank is stopped."""
 TASKS = 18
 Samples = dict[tuple[str, str | None], float]
 
@@ -33,13 +33,13 @@ def samples(served: RestartedDaemon) -> Samples:
     }
 
 
-def told(served: RestartedDaemon, rounds: int) -> Samples:
-    """Return the metrics once every rank has been heard of ``rounds`` rounds since the last start."""
+def wait_for_reports(served: RestartedDaemon, rounds: int) -> Samples:
+    """Return the metrics once every rank has reported ``rounds`` rounds since the last start."""
 
-    def all_told() -> bool:
+    def is_reported() -> bool:
         return [rank["steps"] for rank in trainer(served)["ranks"]] == [rounds, rounds]
 
-    wait_for(f"the ranks told of {rounds} rounds", all_told)
+    wait_for(f"the ranks reported {rounds} rounds", is_reported)
     return samples(served)
 
 
@@ -49,7 +49,7 @@ def trainer(served: RestartedDaemon) -> dict[str, Any]:
 
 
 class Watched(NamedTuple):
-    """Metrics before, after calm rounds, after rounds with a slow rank, while a rank is dead, and after all."""
+    """Metrics at the start, after calm rounds, after rounds with a slow rank, while a rank is dead, and at the end."""
 
     start: Samples
     calm: Samples
@@ -78,10 +78,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def watch(served: RestartedDaemon, clock: Path) -> Watched:
     feed(served, 0, 2)
     settle(served, 2)
-    start = told(served, 2)
+    start = wait_for_reports(served, 2)
     feed(served, 2, 6)
     settle(served, 6)
-    calm = told(served, 6)
+    calm = wait_for_reports(served, 6)
     slow_one = wait_for("there is a rank", lambda: served.rank(1))
     os.kill(slow_one, signal.SIGSTOP)
     feed(served, 6, 10)
@@ -90,43 +90,43 @@ def watch(served: RestartedDaemon, clock: Path) -> Watched:
     (clock.parent / "later").replace(clock)
     os.kill(slow_one, signal.SIGCONT)
     settle(served, 10)
-    slow = told(served, 10)
+    slow = wait_for_reports(served, 10)
     os.kill(slow_one, signal.SIGKILL)
-    wait_for("it is missed", lambda: trainer(served)["world_size"] == 0)
+    wait_for("its loss is noticed", lambda: trainer(served)["world_size"] == 0)
     dead = samples(served)
     feed(served, 10, TASKS)
     settle(served, TASKS)
-    wait_for("they play", lambda: trainer(served)["world_size"] == 2)
-    after = told(served, TASKS)  # The last checkpoint was none: all is played again.
+    wait_for("both ranks play", lambda: trainer(served)["world_size"] == 2)
+    after = wait_for_reports(served, TASKS)  # There was no checkpoint, so all rounds are played again.
     status = trainer(served)
     assert served.drain() == 0
     lines = [json.loads(line) for line in (served.folder / "daemon.log").read_text().splitlines()]
     return Watched(start, calm, slow, dead, after, status, lines)
 
 
-def grown(before: Samples, after: Samples, name: str, rank: int) -> float:
+def increase(before: Samples, after: Samples, name: str, rank: int) -> float:
     return after[name, str(rank)] - before[name, str(rank)]
 
 
 @pytest.mark.timeout(400)
-def test_the_others_wait_for_a_slow_rank_and_work_no_longer(watched: Watched) -> None:
+def test_the_other_rank_waits_for_a_slow_rank_without_working_longer(watched: Watched) -> None:
     waited = [
-        grown(*pair, "rank_waiting_seconds_total", 0)
+        increase(*pair, "rank_waiting_seconds_total", 0)
         for pair in ((watched.start, watched.calm), (watched.calm, watched.slow))
     ]
-    assert waited == [0, pytest.approx(COUNTED_SECONDS, abs=1)], "all of it, but for the pause of a rank at rest"
-    assert grown(watched.calm, watched.slow, "rank_step_seconds_total", 0) == 0
-    assert grown(watched.calm, watched.slow, "rank_steps_total", 0) == 4
+    assert waited == [0, pytest.approx(COUNTED_SECONDS, abs=1)], "the whole time, except the pause of an idle rank"
+    assert increase(watched.calm, watched.slow, "rank_step_seconds_total", 0) == 0
+    assert increase(watched.calm, watched.slow, "rank_steps_total", 0) == 4
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_rank_is_one_restart_of_all(watched: Watched) -> None:
+def test_a_killed_rank_restarts_all_ranks_once(watched: Watched) -> None:
     restarts, world = ("restarts_total", None), ("world_size", None)
     assert [seen[restarts] for seen in (watched.start, watched.slow, watched.after)] == [0, 0, 1]
     assert [seen[world] for seen in (watched.start, watched.dead, watched.after)] == [2, 0, 2]
     assert (watched.status["alive"], watched.status["restarts"], watched.status["world_size"]) == (True, 1, 2)
     for rank in range(2):
-        assert watched.after["rank_steps_total", str(rank)] == 10 + TASKS, "a counter goes on where ranks begin again"
+        assert watched.after["rank_steps_total", str(rank)] == 10 + TASKS, "a counter continues when ranks restart"
 
 
 def of_rank(watched: Watched, rank: int) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def of_rank(watched: Watched, rank: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_line_of_a_rank_names_it_and_its_round(watched: Watched, rank: int) -> None:
     pids = list(dict.fromkeys(line["pid"] for line in of_rank(watched, rank)))
-    assert len(pids) == 2, "it was started twice"
+    assert len(pids) == 2, "the rank was started twice"
     for pid, rounds in zip(pids, (10, TASKS), strict=True):
         lines = [line for line in of_rank(watched, rank) if line["pid"] == pid]
         played = [line["round"] for line in lines if line["logger"] == "talkative" and line["round"] is not None]
@@ -150,14 +150,14 @@ def test_every_line_of_a_rank_names_it_and_its_round(watched: Watched, rank: int
 
 
 @pytest.mark.timeout(400)
-def test_what_is_no_line_becomes_one(watched: Watched) -> None:
+def test_output_that_is_not_a_log_line_becomes_one(watched: Watched) -> None:
     wrapped = {line["message"] for line in watched.lines if line["logger"] == "deploy.trainer"}
     assert {"the model prints", "a native library writes"} <= wrapped
 
 
 @pytest.mark.timeout(400)
 def test_every_process_writes_json(watched: Watched) -> None:
-    """That all lines are JSON was seen as they were read."""
+    """All lines were parsed as JSON when they were read."""
     assert {line["process"] for line in watched.lines} >= {"daemon", "trainer", "agent"}
     died = [line for line in watched.lines if line["process"] == "agent" and "exitcode: -9" in line["message"]]
     assert len(died) == 1

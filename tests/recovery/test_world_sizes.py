@@ -1,4 +1,4 @@
-"""A run goes on by another number of ranks, at another stage of ZeRO, by the other engine: with the same bits."""
+"""A run continues with another number of ranks, ZeRO stage or engine, with the same bits."""
 
 import json
 
@@ -13,22 +13,22 @@ kind = "deepspeed"
 batching = "loop"
 deterministic = true
 """
-CREWS = ((2, 3), (1, 0), (4, 1))
-"""How many ranks at which stage, one after the other."""
+WORLD_SIZES_AND_STAGES = ((2, 3), (1, 0), (4, 1))
+"""The number of ranks and the ZeRO stage of each start."""
 
 
 @pytest.mark.timeout(300)
-def test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped(tmp_path):
+def test_any_number_of_ranks_at_any_stage_continues_a_run(tmp_path):
     alone = RestartedDaemon(tmp_path / "alone", more='\n[engine]\nbatching = "loop"\n')
     try:
-        feed(alone, 0, 5 * len(CREWS))
-        settle(alone, 5 * len(CREWS))
+        feed(alone, 0, 5 * len(WORLD_SIZES_AND_STAGES))
+        settle(alone, 5 * len(WORLD_SIZES_AND_STAGES))
         assert alone.drain() == 0
     finally:
         alone.process.kill()
         alone.process.wait()
     shards = []
-    for number, (processes, stage) in enumerate(CREWS):
+    for number, (processes, stage) in enumerate(WORLD_SIZES_AND_STAGES):
         overrides = (f"engine.processes={processes}", f"engine.zero_stage={stage}")
         served = RestartedDaemon(tmp_path / "crews", more=RANKS, overrides=overrides)
         try:
@@ -40,7 +40,7 @@ def test_any_number_of_ranks_at_any_stage_goes_on_where_others_stopped(tmp_path)
             served.process.wait()
         newest = served.run / "checkpoints" / str(5 * number + 5)
         shards.append(len(list(newest.glob("ftml.*.safetensors"))))
-    assert shards == [processes for processes, _ in CREWS], "each rank writes its own"
+    assert shards == [processes for processes, _ in WORLD_SIZES_AND_STAGES], "each rank writes its own shard"
     assert served.hash() == alone.hash()
     lines = [json.loads(line) for line in (served.run / "rounds.jsonl").read_text().splitlines()]
-    assert [line["round"] for line in lines] == list(range(5 * len(CREWS)))
+    assert [line["round"] for line in lines] == list(range(5 * len(WORLD_SIZES_AND_STAGES)))

@@ -1,4 +1,4 @@
-"""What runs in the processes that the crash tests kill: they append, and say what was acknowledged."""
+"""Functions for the processes that the crash tests kill: they append records and report what was acknowledged."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from streams.types import Record
 
 
 def payload(seed: int, number: int) -> bytes:
-    """Return bytes that depend on the task alone, of some 100 B to 60 kB."""
+    """Return between 100 B and 60 kB that are a function of the task alone."""
     chance = random.Random(f"{seed}-{number}")
     return chance.randbytes(chance.choice((100, 5_000, 60_000)))
 
@@ -23,20 +23,20 @@ def record(seed: int, number: int) -> Record:
     return Record(f"t-{seed}-{number}", body, digest(body), "s", str(number), 0.0)
 
 
-def append_for_ever(folder: str, seed: int, said: Connection) -> None:
-    """Append batches of 1 to 9 new records, with a duplicate now and then, and tell each receipt."""
+def append_for_ever(folder: str, seed: int, connection: Connection) -> None:
+    """Append batches of 1 to 9 new records, with occasional duplicates, and send each receipt."""
     chance = random.Random(seed)
     number = 0
     with History.open(folder, write=True) as history:
         while True:
-            many = chance.randint(1, 9)
-            batch = [record(seed, n) for n in range(max(0, number - chance.randint(0, 2)), number + many)]
-            number += many
-            said.send([tuple(answer) for answer in history.append(batch)])
+            size = chance.randint(1, 9)
+            batch = [record(seed, n) for n in range(max(0, number - chance.randint(0, 2)), number + size)]
+            number += size
+            connection.send([tuple(answer) for answer in history.append(batch)])
 
 
 class _Dying(sqlite3.Connection):
-    """A connection that kills its process just before, or just after, the n-th statement that begins with a word."""
+    """A connection that kills its process just before or after the n-th statement that begins with a word."""
 
     word, count, after = "", 0, False
 
@@ -52,13 +52,13 @@ class _Dying(sqlite3.Connection):
         return cursor
 
 
-def die_at(folder: str, word: str, count: int, after: bool, said: Connection) -> None:
-    """Append 5 records, tell them, and die at the given point of the append of 4 more."""
+def die_at(folder: str, word: str, count: int, after: bool, connection: Connection) -> None:
+    """Append 5 records, send their receipts, and die at the given point of appending 4 more."""
     sqlite3.connect = functools.partial(sqlite3.connect, factory=_Dying)  # type: ignore[assignment]
     history = History.open(folder, write=True)
-    said.send([tuple(answer) for answer in history.append([record(0, n) for n in range(5)])])
+    connection.send([tuple(answer) for answer in history.append([record(0, n) for n in range(5)])])
     writer = history._writer
     assert isinstance(writer, _Dying)
     writer.word, writer.count, writer.after = word, count, after
     history.append([record(0, n) for n in range(3, 9)])
-    said.send("survived")
+    connection.send("survived")

@@ -1,4 +1,4 @@
-"""One face for the three brokers: make a stream, produce to it, read it into a history."""
+"""A common interface to the three brokers: make a stream, produce to it, read it into a history."""
 
 import os
 import signal
@@ -26,10 +26,10 @@ MODULES: dict[str, ModuleType] = {"redis": redis, "kafka": kafka, "nats": nats}
 
 
 class Broker:
-    """A server behind a network of its own, of the kind that a source goes by."""
+    """A broker behind a proxy of its own, as a source connects to it."""
 
     def __init__(self, kind: str, folder: Path, bucketed: Bucketed | None = None) -> None:
-        """Start it; with a bucket, which only Kafka's needs for that, its data outlives it."""
+        """Start the broker; with ``bucketed`` (Kafka only) its data survives a restart."""
         self.kind = kind
         self.network = Proxy()
         self.server: Any = (
@@ -49,20 +49,20 @@ class Broker:
         return f"127.0.0.1:{self.network.port}"
 
     def make_stream(self, name: str, partitions: int = 2) -> None:
-        """Make an empty stream; only Kafka's have partitions."""
+        """Make an empty stream; only streams of Kafka have partitions."""
         if self.kind == "kafka":
             self.server.make_topic(name, partitions)
         if self.kind == "nats":
             self.server.ask(lambda stream: stream.add_stream(name=name, subjects=[name]))
 
     def url(self, name: str) -> str:
-        """Where a producer writes to the stream."""
+        """Return the URL that a producer writes to."""
         if self.kind == "redis":
             return f"redis://{self.address}/0?stream={name}"
         return f"{self.kind}://{self.address}/{name}"
 
     def options(self, name: str, **more: Any) -> dict[str, Any]:
-        """The settings of a source that reads the stream, quick to notice a dead connection."""
+        """Return the settings of a source that reads the stream and notices a dead connection quickly."""
         where = {
             "redis": {"url": f"redis://{self.address}/0", "stream": name},
             "kafka": {"brokers": self.address, "topic": name},
@@ -80,7 +80,7 @@ class Broker:
         return opened
 
     def produce(self, name: str, bodies: dict[str, bytes]) -> None:
-        """Write tasks; returns when all are acknowledged."""
+        """Write tasks, and return when all are acknowledged."""
         producer = open_producer(self.url(name), retry_seconds=60)
         try:
             for id, body in bodies.items():
@@ -89,7 +89,7 @@ class Broker:
             producer.close()
 
     def produce_raw(self, name: str, body: bytes | None, headers: dict[str, bytes]) -> None:
-        """Write an entry that is whatever it is."""
+        """Write an entry with any body and headers, valid or not."""
         if self.kind == "redis":
             fields = dict(headers) if body is None else {"body": body, **headers}
             with self.server.client() as client:
@@ -101,12 +101,12 @@ class Broker:
             producer.produce(name, body, partition=0, headers=list(headers.items()))
             assert producer.flush(30) == 0
         else:
-            said = {key: value.decode() for key, value in headers.items()} or None
-            self.server.ask(lambda stream: stream.publish(name, body or b"", headers=said))
+            text_headers = {key: value.decode() for key, value in headers.items()} or None
+            self.server.ask(lambda stream: stream.publish(name, body or b"", headers=text_headers))
 
 
 class Run:
-    """A history that one source fills."""
+    """A history filled by one source."""
 
     def __init__(self, history: History, counts: Counts, ingest: Ingest) -> None:
         self.history, self.counts, self.ingest = history, counts, ingest
@@ -129,8 +129,8 @@ def running(folder: Path, source: TaskSource, **limits: int) -> Iterator[Run]:
             SPEC,
             Limits(**limits),
             lambda: counts.learned,
-            lambda *said: counts.rejected.append(said),
-            lambda *said: counts.committed.append(said),
+            lambda *event: counts.rejected.append(event),
+            lambda *event: counts.committed.append(event),
         )
         try:
             ingest.pull("broker", source)
@@ -140,7 +140,7 @@ def running(folder: Path, source: TaskSource, **limits: int) -> Iterator[Run]:
 
 
 def ingest_until_killed(kind: str, options: dict[str, Any], folder: Path, dies: str, when: int) -> None:
-    """Ingest, in a process of its own, until it kills itself ``before`` or ``after`` the n-th commit."""
+    """Ingest in a separate process until it kills itself ``before`` or ``after`` the n-th commit."""
 
     class Dying(History):
         appended = 0

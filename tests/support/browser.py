@@ -22,10 +22,10 @@ FLAGS = (
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Starts headless Chromium with a fresh profile, and ends it with all its pages.
+    """Start headless Chromium with a fresh profile, and close it with all its pages.
 
     Yields:
-        The browser; ``browser.new_page()`` gives a page with cookies and storage of its own.
+        The browser; ``browser.new_page()`` returns a page with its own cookies and storage.
 
     Raises:
         FileNotFoundError: Chromium isn't installed.

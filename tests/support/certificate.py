@@ -1,4 +1,4 @@
-"""A certificate for this machine."""
+"""A self-signed certificate for this machine."""
 
 import datetime
 import ipaddress
@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 
 
 def write_certificate(folder: Path) -> None:
-    """Write a certificate for 127.0.0.1 that vouches for itself."""
+    """Write a self-signed certificate for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)

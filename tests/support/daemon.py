@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, for the tests that need one."""
+"""A real daemon in a process of its own, for tests."""
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ port = {port}
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -62,7 +62,7 @@ def free_port() -> int:
 
 
 def write_sinusoid(folder: Path, more: str = "") -> Path:
-    """Write a tiny configuration whose run lies under ``folder``; return its path."""
+    """Write a small configuration with its run under ``folder``; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.toml"
     path.write_text(SINUSOID.format(path=folder / "run", port=free_port()) + more)
@@ -70,7 +70,7 @@ def write_sinusoid(folder: Path, more: str = "") -> Path:
 
 
 def sinusoid(t: int, query: bool = True) -> bytes:
-    """Return task t of the sinusoid stream as a body, 5 samples to adapt on and 5 to be judged on."""
+    """Return task t of the sinusoid stream as a body, with 5 support and 5 query samples."""
     task = make_task(0, t, 5, 5)
     if query:
         return wire.encode(task)
@@ -93,7 +93,7 @@ def decode(body: bytes) -> Task:
 
 
 def write_request(folder: Path, t: int) -> tuple[Path, Path]:
-    """Write what ``adapt`` is given for a task of the stream."""
+    """Write the support and query files of a task of the stream for ``adapt``; return their paths."""
     task = decode(sinusoid(t))
     support, query = folder / "support.safetensors", folder / "query.safetensors"
     support.write_bytes(encode({"support_x": task.support.x, "support_y": task.support.y}))
@@ -102,11 +102,11 @@ def write_request(folder: Path, t: int) -> tuple[Path, Path]:
 
 
 PATIENCE = 200.0
-"""Seconds until what is waited for has failed: on a busy machine a process that is nice takes a minute to start."""
+"""Seconds until a wait has failed: on a busy machine a process with low priority takes a minute to start."""
 
 
 def wait_for(what: str, true: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Return the first true value that ``true`` gives; fail when none comes in time."""
+    """Return the first true value of ``true``; fail if there is none in time."""
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
@@ -116,7 +116,7 @@ def wait_for(what: str, true: Callable[[], Any], seconds: float = PATIENCE) -> A
 
 @dataclass
 class Daemon:
-    """A daemon that listens at ``url``; ``client`` carries its token, ``log`` is what it writes to stderr."""
+    """A daemon that listens at ``url``; ``client`` sends its token, and ``log`` is its stderr."""
 
     url: str
     process: "subprocess.Popen[bytes]"
@@ -135,7 +135,7 @@ class Daemon:
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
-        """Stop a child by SIGSTOP for the time of the block."""
+        """Suspend a child with SIGSTOP for the duration of the block."""
         child = self.child(name)
         child.suspend()
         try:
@@ -144,7 +144,7 @@ class Daemon:
             child.resume()
 
     def submit(self, *tasks: int) -> list[httpx.Response]:
-        """Submit tasks of the sinusoid stream under the ids sin-0, sin-1, ..."""
+        """Submit tasks of the sinusoid stream with the ids sin-0, sin-1, ..."""
         return [self.post(sinusoid(t), f"sin-{t}") for t in tasks]
 
     def post(self, body: bytes, id: str | None = None) -> httpx.Response:
@@ -157,7 +157,7 @@ class Daemon:
         return found
 
     def wait_until_learned(self, rounds: int, seconds: float = PATIENCE) -> dict[str, Any]:
-        """Return the status as soon as so many rounds are played."""
+        """Return the status as soon as ``rounds`` rounds are played."""
 
         def look() -> dict[str, Any] | None:
             status = self.status()
@@ -167,7 +167,7 @@ class Daemon:
         return found
 
     def wait_until_compared(self, rounds: int) -> dict[str, Any]:
-        """Return the status as soon as the hindsight comparator covers so many rounds."""
+        """Return the status as soon as the hindsight comparator covers ``rounds`` rounds."""
 
         def look() -> dict[str, Any] | None:
             status = self.status()
@@ -178,18 +178,17 @@ class Daemon:
         return found
 
     def drain(self) -> int:
-        """Stop the daemon by SIGTERM; return its exit code."""
+        """Stop the daemon with SIGTERM; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
 
 
 @contextmanager
 def running_daemon(config: Path, *sets: str, verify: Any = True, program: str = "online_meta") -> Iterator[Daemon]:
-    """Serve a configuration until the end of the block; give the daemon once it answers.
+    """Serve a configuration until the end of the block; yield the daemon once it responds.
 
-    ``sets`` are ``--set`` arguments; ``verify`` is what httpx trusts where the daemon speaks TLS;
-    ``program`` is the module that takes the command line. The log lies beside
-    the configuration. Fails with the log when the daemon does not start.
+    ``sets`` are ``--set`` arguments. ``verify`` is what httpx trusts if the daemon uses TLS. ``program`` is the module
+    with the command line. The log is next to the configuration. Fails with the log if the daemon does not start.
     """
     settings = read_config(config, sets)
     token = check_exposure(settings.serve)
@@ -225,7 +224,7 @@ def _answers(client: httpx.Client) -> bool:
 
 
 def run_cli(*arguments: str | Path, seconds: float = 120.0, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run ``online-meta`` with these arguments in a process of its own, to its end."""
+    """Run ``online-meta`` with these arguments in a separate process until it ends."""
     command = [sys.executable, "-m", "online_meta", *map(str, arguments)]
     variables = {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=seconds, env=variables)
@@ -258,7 +257,7 @@ port = {port}
 
 
 class RestartedDaemon:
-    """One run and the daemon that serves it now."""
+    """A run and the daemon that serves it, which is restarted after a kill."""
 
     def __init__(
         self,
@@ -270,7 +269,7 @@ class RestartedDaemon:
     ) -> None:
         """Write a configuration into ``folder``, with ``more`` sections, and start the daemon with ``overrides``.
 
-        ``surroundings`` are the environment variables of the daemon, if not those of this process.
+        ``surroundings`` are the environment variables of the daemon; by default those of this process.
         """
         self.surroundings = surroundings
         self.overrides = [word for override in overrides for word in ("--set", override)]
@@ -292,14 +291,14 @@ class RestartedDaemon:
         assert self.process.poll() is None, (self.folder / "daemon.log").read_text()
 
     def answers(self) -> bool:
-        """Whether the daemon is alive."""
+        """Return whether the daemon is alive."""
         try:
             return httpx.get(f"{self.url}/healthz", timeout=5).is_success
         except httpx.TransportError:
             return False
 
     def children(self, name: str) -> list[int]:
-        """Return the process ids of the daemon's children of that name."""
+        """Return the process ids of the daemon's children with that name."""
         try:
             found = psutil.Process(self.process.pid).children()
             return [child.pid for child in found if f"deploy.processes.{name}" in child.cmdline()]
@@ -307,18 +306,18 @@ class RestartedDaemon:
             return []
 
     def rank(self, number: int) -> int | None:
-        """Return the process id of a rank of the trainer that is alive now."""
+        """Return the process id of a live rank of the trainer, or None."""
         for agent in self.children("ranks"):
             try:
                 for child in psutil.Process(agent).children():
                     if child.environ().get("RANK") == str(number) and child.status() != psutil.STATUS_ZOMBIE:
                         return child.pid
-            except psutil.Error:  # It has just ended.
+            except psutil.Error:  # The process has just ended.
                 continue
         return None
 
     def kill(self, name: str) -> bool:
-        """Kill -9 the daemon itself or one of its children, if it lives; a killed daemon is started again."""
+        """Kill the daemon or one of its children; return whether it was alive. A killed daemon is restarted."""
         if name != "daemon":
             pids = self.children(name)
             for pid in pids:
@@ -337,7 +336,7 @@ class RestartedDaemon:
         return found
 
     def drain(self) -> int:
-        """Stop the daemon by SIGTERM; return its exit code."""
+        """Stop the daemon with SIGTERM; return its exit code."""
         self.process.terminate()
         return self.process.wait(120)
 
@@ -347,7 +346,7 @@ class RestartedDaemon:
 
 
 def hash_of(checkpoints: Path) -> str:
-    """Return the SHA-256 of everything in the newest checkpoint that is learned."""
+    """Return the SHA-256 of everything learned in the newest checkpoint."""
     newest = load_latest(checkpoints)
     assert newest is not None
     assert newest.rounds == list_checkpoints(checkpoints)[-1]

@@ -1,4 +1,4 @@
-"""A small real HTTP server with the dashboard's files and a daemon's answers, whose figures a test sets."""
+"""A small HTTP server with the dashboard's files and a daemon's responses, whose figures a test sets."""
 
 import json
 import random
@@ -23,7 +23,7 @@ LEVELS = {"ftml": (2.2, 0.32, 70.0), "train_on_everything": (2.3, 0.95, 60.0), "
 
 @dataclass
 class Daemon:
-    """What the server answers with, and the requests that it saw."""
+    """The figures that the server responds with, and the requests that it received."""
 
     rounds: int = 0
     pending: int = 7
@@ -38,7 +38,7 @@ class Daemon:
     seen: list[str] = field(default_factory=list)
 
     def losses(self, name: str) -> list[float]:
-        """Losses after adaptation of ``name``: noisy, and falling to its level."""
+        """Return the losses after adaptation of ``name``: noisy, and decreasing to its level."""
         first, last, pace = LEVELS.get(name, (2.0, 1.0, 100.0))
         noise = random.Random(name)
         return [
@@ -108,8 +108,8 @@ class Daemon:
     def efficiency(self, losses: list[float]) -> dict[str, Any]:
         if not self.prefixes:
             return {}
-        looked_for = {} if self.proficiency is None else {"proficiency": self.proficiency}
-        return {"learning_efficiency_last_100": {**self.asked().part(losses, mean_of_known), **looked_for}}
+        requested = {} if self.proficiency is None else {"proficiency": self.proficiency}
+        return {"learning_efficiency_last_100": {**self.asked().part(losses, mean_of_known), **requested}}
 
     def regrets(self) -> dict[str, Any]:
         points = self.points()
@@ -147,7 +147,9 @@ class Daemon:
         ends = sorted({min(self.rounds, end) for end in range(first + each, self.rounds + each, each)})
         cut = partial(bucket_means, ends=ends, first=first)
         blank: list[float | None] = [None] * len(ends)
-        told = {"efficiency": {"prefixes": self.prefixes, "proficiency": self.proficiency}} if self.prefixes else {}
+        efficiency_settings = (
+            {"efficiency": {"prefixes": self.prefixes, "proficiency": self.proficiency}} if self.prefixes else {}
+        )
         learners = {
             name: {
                 "loss": cut(losses),
@@ -165,7 +167,7 @@ class Daemon:
             "loss_after": cut(self.losses("ftml")),
             "accuracy": cut(self.accuracies()) if self.accuracy else blank,
             "learners": learners if self.rounds else {},
-            **told,
+            **efficiency_settings,
             "comparators": self.points(),
         }
 
@@ -217,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(daemon: Daemon, port: int = 0) -> Iterator[int]:
-    """Serves the page on 127.0.0.1 for the length of the block; yields the port."""
+    """Serve the page on 127.0.0.1 during the block; yield the port."""
     server = ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, daemon))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -1,4 +1,4 @@
-"""What runs in the processes that tests kill: they write, and say what is done."""
+"""Functions for the processes that tests kill: they write and report what is done."""
 
 import itertools
 import os
@@ -27,16 +27,16 @@ def checkpoint(rounds: int, floats: int = 3000) -> Checkpoint:
     )
 
 
-def save_for_ever(folder: str, rounds: int, said: Connection) -> None:
-    """Save one checkpoint after the other from ``rounds`` + 1 on, and tell the round of each that is saved."""
+def save_for_ever(folder: str, rounds: int, connection: Connection) -> None:
+    """Save checkpoints one after the other from ``rounds`` + 1 on, and send the round of each saved one."""
     while True:
         rounds += 1
         save_checkpoint(Path(folder), checkpoint(rounds, 100_000), keep=2)
-        said.send(rounds)
+        connection.send(rounds)
 
 
-def save_dying(folder: str, rounds: int, point: int, said: Connection) -> None:
-    """Save one checkpoint, and die before the ``point``-th time that the file system is touched on the way."""
+def save_dying(folder: str, rounds: int, point: int, connection: Connection) -> None:
+    """Save one checkpoint, and die just before the ``point``-th access to the file system."""
     left = point
 
     def count(event: str, arguments: tuple[object, ...]) -> None:
@@ -49,13 +49,13 @@ def save_dying(folder: str, rounds: int, point: int, said: Connection) -> None:
     state = checkpoint(rounds)
     sys.addaudithook(count)
     save_checkpoint(Path(folder), state, keep=2)
-    said.send("survived")
+    connection.send("survived")
 
 
-def append_for_ever(path: str, seed: int, said: Connection) -> None:
-    """Append lines of 30 B to 300 kB, and say that the first is there."""
+def append_for_ever(path: str, seed: int, connection: Connection) -> None:
+    """Append lines of 30 B to 300 kB forever, and report when the first is written."""
     chance, writer = random.Random(seed), LineWriter(Path(path))
     for number in itertools.count():
         writer.append({"number": number, "text": "é" * chance.choice((0, 10, 1000, 150_000)), "end": number})
         if number == 0:
-            said.send("begun")
+            connection.send("begun")

@@ -1,4 +1,4 @@
-"""A model that ends its rank at a named point: in the midst of a meta-step, or of a checkpoint."""
+"""A model that stops its rank at a chosen point of a meta-step or of a checkpoint."""
 
 import copy
 import json
@@ -16,9 +16,9 @@ FORWARD = "forward"
 
 
 class Fault(NamedTuple):
-    """Rank ``rank`` gets a ``signal`` before it does for the ``nth`` time what ``event`` and ``what`` say.
+    """Rank ``rank`` receives ``signal`` just before the ``nth`` occurrence of ``event`` with ``what``.
 
-    ``event`` is FORWARD, the model's, or an audit event of Python, such as "open", whose arguments name ``what``.
+    ``event`` is FORWARD, or an audit event of Python, such as "open", whose arguments contain ``what``.
     """
 
     rank: int
@@ -29,19 +29,19 @@ class Fault(NamedTuple):
 
 
 def arm(folder: Path, fault: Fault) -> None:
-    """Let a fault happen once."""
+    """Make a fault happen once."""
     new = folder / "fault.new"
     new.write_text(json.dumps(fault))
     new.rename(folder / "fault.json")
 
 
 def armed(folder: Path) -> bool:
-    """Whether the fault is yet to come."""
+    """Return whether the fault has not happened yet."""
     return (folder / "fault.json").exists()
 
 
 class Watch:
-    """Counts what happens in this process towards the fault in ``folder``."""
+    """Counts the events of this process towards the fault in ``folder``."""
 
     def __init__(self, folder: str) -> None:
         self.file = Path(folder) / "fault.json"
@@ -49,7 +49,7 @@ class Watch:
         sys.addaudithook(lambda event, given: self.note(event, given) if event != "os.kill" else None)
 
     def note(self, event: str, given: tuple[object, ...]) -> None:
-        """Send the signal when it is time."""
+        """Count an event, and send the signal at the chosen one."""
         if event not in (FORWARD, "open", "os.rename") or str(self.file) in map(str, given[:1]):
             return
         try:
@@ -66,7 +66,7 @@ class Watch:
 
 
 class Faulty(nn.Module):
-    """A model that says whenever it is asked."""
+    """A model that notifies ``watch`` of each forward."""
 
     def __init__(self, model: nn.Module, watch: Watch) -> None:
         super().__init__()
@@ -89,4 +89,4 @@ def faulty(folder: str, **args: object) -> nn.Module:
 
 
 WATCHES: dict[str, Watch] = {}
-"""A process builds its model more than once, and cannot take an audit hook off again."""
+"""One watch per folder: a process builds its model more than once, and audit hooks cannot be removed."""

@@ -1,4 +1,4 @@
-"""Iterators of tasks, for the source that reads them by import path."""
+"""Iterators of tasks for the source that reads them by import path."""
 
 from collections.abc import Iterator
 
@@ -42,7 +42,7 @@ def needy(path: str, after: int) -> Iterator[Task]:
 
 
 def pairs(labels: bool = False, lengths: tuple[int, ...] = (30, 22, 41, 35)) -> Iterator[object]:
-    """Give the samples of runs one by one, and now and then nothing."""
+    """Yield the samples of runs one by one, and sometimes None."""
     for at, pair in enumerate((draw_classes if labels else draw_lines)(0, [*lengths])):
         if at % 7 == 3:
             yield None
@@ -55,13 +55,13 @@ def pairs_behind(after: int = 0, labels: bool = False) -> Iterator[object]:
 
 
 def pairs_with(others: dict[str, object]) -> Iterator[object]:
-    """Give the samples of runs with labels, others in the place of some."""
+    """Yield the samples of runs with labels, some of them replaced by ``others``."""
     for at, pair in enumerate(pair for pair in pairs(labels=True) if pair is not None):
         yield others.get(str(at), pair)
 
 
 def one_buffer() -> Iterator[object]:
-    """Give samples that are written over by the next."""
+    """Yield samples that the next one overwrites."""
     x, y = torch.zeros(2), torch.zeros(1)
     for at in range(6):
         x.fill_(at)
@@ -69,7 +69,7 @@ def one_buffer() -> Iterator[object]:
 
 
 def sequences(lengths: list[int]) -> Iterator[Task]:
-    """Give tasks of sequences of 3 features, (n, length, 3), each task of one length and 4 classes."""
+    """Yield tasks of sequences with 3 features, (n, length, 3), one length per task, and 4 classes."""
     for t, length in enumerate(lengths):
         random = torch.Generator().manual_seed(t)
         x, y = torch.randn(8, length, 3, generator=random), torch.arange(8) % 4

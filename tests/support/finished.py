@@ -1,4 +1,4 @@
-"""A run that was served to its end, for the tests that look at what it left."""
+"""A run that was served until it drained, for tests of the files that it left."""
 
 import fcntl
 import hashlib
@@ -16,7 +16,7 @@ ROUNDS = 12
 
 
 class Finished(NamedTuple):
-    """A drained run: its configuration, its folder, and the leader that the daemon gave at its end."""
+    """A drained run: its configuration, its folder, and the daemon's last published leader."""
 
     config: Path
     run: Path
@@ -26,7 +26,7 @@ class Finished(NamedTuple):
 
 
 def finish_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
-    """Return the finished run; the first test process that asks makes it for all."""
+    """Return the finished run; the first test process makes it for all."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "finished"
     with open(folder.with_suffix(".lock"), "w") as lock:
@@ -38,7 +38,7 @@ def finish_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Fin
 
 
 def make_run(folder: Path) -> None:
-    """Serve a run to its end; keep beside it what the daemon answered before it drained."""
+    """Serve a run until it drains, and save next to it the daemon's last responses."""
     with running_daemon(write_sinusoid(folder)) as daemon:
         daemon.submit(*range(ROUNDS))
         daemon.wait_until_learned(ROUNDS)
@@ -57,7 +57,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def leader_hash(run: Path) -> str:
-    """Return the SHA-256 of all that every learner is, in the newest checkpoint."""
+    """Return the SHA-256 of the state of every learner in the newest checkpoint."""
     newest = load_latest(run / "checkpoints")
     assert newest is not None
     parts = [(learner, name, tensor) for learner, found in newest.learners.items() for name, tensor in found.items()]

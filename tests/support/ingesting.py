@@ -15,7 +15,7 @@ Arrive = Callable[..., Arrival]
 
 
 class Faulty(History):
-    """A history whose appends fail on demand, and that says what each append brought."""
+    """A history whose appends fail on demand; it records the ids of each append."""
 
     fault: Exception | None = None
     poison: str = ""
@@ -34,7 +34,7 @@ class Faulty(History):
 
 
 class Counts:
-    """What an Ingest told, and how many rounds are learned."""
+    """The callbacks' records of an Ingest, and the number of learned rounds."""
 
     def __init__(self) -> None:
         self.learned = 0
@@ -45,5 +45,5 @@ class Counts:
 def until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + DEADLINE
     while not holds():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Ranks of ``rank_program`` as processes, on loopback, without an agent."""
+"""Ranks of ``rank_program`` as processes on loopback, without an agent."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def places(world: int) -> list[dict[str, str]]:
-    """Return what torchrun would put into the environment of each of so many ranks on this machine."""
+    """Return the environment variables that torchrun would set for each of ``world`` ranks on this machine."""
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def start_ranks(what: str, folder: Path, world: int, **environment: str) -> list["subprocess.Popen[bytes]"]:
-    """Start so many ranks; what they say goes to FOLDER/rank-<n>.log."""
+    """Start ``world`` ranks; their output goes to FOLDER/rank-<n>.log."""
     ranks = []
     for rank, place in enumerate(places(world)):
         with (folder / f"rank-{rank}.log").open("wb") as log:
@@ -34,7 +34,7 @@ def start_ranks(what: str, folder: Path, world: int, **environment: str) -> list
 
 
 def run_ranks(what: str, folder: Path, world: int, **environment: str) -> None:
-    """Run so many ranks to their end; raises ``AssertionError`` with the log of one that failed."""
+    """Run ``world`` ranks to their end; raise ``AssertionError`` with the log of a failed one."""
     ranks = start_ranks(what, folder, world, **environment)
     try:
         codes = [rank.wait(200) for rank in ranks]

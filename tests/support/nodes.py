@@ -1,4 +1,4 @@
-"""Another machine that takes part in a served run: torchrun, in a network namespace of its own where root allows."""
+"""A second machine of a served run: torchrun, in its own network namespace if this user may create one."""
 
 import os
 import signal
@@ -15,11 +15,11 @@ from tests.support.launch_ranks import ROOT
 
 NAME = f"om{os.getpid() % 100_000}"
 HERE, THERE = (f"10.{64 + os.getpid() % 64}.{os.getpid() // 64 % 256}.{end}" for end in (1, 2))
-"""Of this process alone: a run that was killed may have left its own."""
+"""Specific to this process, because a killed run may have left its own behind."""
 
 
 class Cable(NamedTuple):
-    """How two machines reach each other: an address and a network interface of each, what the other is run with."""
+    """The connection of two machines: their addresses and network interfaces, and the command prefix of the other."""
 
     here: str
     there: str
@@ -28,7 +28,7 @@ class Cable(NamedTuple):
     inside: tuple[str, ...]
 
     def pull(self, up: bool) -> None:
-        """Cut the other machine off, or let it on again."""
+        """Disconnect the other machine, or connect it again."""
         subprocess.run([*self.inside, "ip", "link", "set", self.interface_there, "up" if up else "down"], check=True)
 
 
@@ -36,7 +36,7 @@ LOOPBACK = Cable("127.0.0.1", "127.0.0.1", "lo", "lo", ())
 
 
 def allowed() -> bool:
-    """Return whether this user may make network namespaces."""
+    """Return whether this user may create network namespaces."""
     try:
         made = subprocess.run(["ip", "netns", "add", f"{NAME}try"], capture_output=True, check=False)
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def allowed() -> bool:
 
 @contextmanager
 def cable() -> Iterator[Cable]:
-    """Lay a cable to a network namespace of its own, and take it up in the end."""
+    """Create a network namespace with a virtual cable to it, and delete it at the end."""
     own, other = f"{NAME}a", f"{NAME}b"
     inside = ("ip", "netns", "exec", NAME)
     steps = [
@@ -69,10 +69,10 @@ def cable() -> Iterator[Cable]:
 
 
 class Node:
-    """The other machine."""
+    """The second machine."""
 
     def __init__(self, folder: Path, config: str, port: int, by: Cable) -> None:
-        """Start torchrun there, with a configuration in a folder of its own."""
+        """Start torchrun there, with a configuration in its own folder."""
         folder.mkdir(exist_ok=True)
         (folder / "config.toml").write_text(config)
         self.log = folder / "node.log"
@@ -105,11 +105,11 @@ class Node:
             )
 
     def joined(self) -> int:
-        """Return how often it has taken part so far."""
+        """Return how often it has joined so far."""
         return self.log.read_text().count("the trainer continues at round")
 
     def die(self) -> None:
-        """Lose power: everything there ends at once."""
+        """Simulate a power loss: kill every process at once."""
         ranks = psutil.Process(self.process.pid).children(recursive=True)
         for process in (self.process, *ranks):
             process.send_signal(signal.SIGKILL)

@@ -22,7 +22,7 @@ class Bucketed(NamedTuple):
 
 @contextlib.contextmanager
 def running(log: Path, port: int = 0) -> Iterator[Bucketed]:
-    """Start the server with one bucket; stop it by its own process."""
+    """Start the server with one bucket; stop its process at the end."""
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
     with log.open("ab") as output:

@@ -1,4 +1,4 @@
-"""Start a process that tells what it does, and kill it."""
+"""Start a process that reports over a connection, and kill it."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ START.set_forkserver_preload(["tests.support.dying"])
 
 
 def start(target: Callable[..., None], *arguments: object) -> tuple[multiprocessing.Process, Connection]:
-    """Start ``target(*arguments, connection)``; return the process and the end to hear it by."""
+    """Start ``target(*arguments, connection)``; return the process and the receiving end."""
     here, there = START.Pipe(duplex=False)
     process = START.Process(target=target, args=(*arguments, there), daemon=True)
     process.start()
@@ -21,13 +21,13 @@ def start(target: Callable[..., None], *arguments: object) -> tuple[multiprocess
 
 
 def hear(connection: Connection) -> list[Any]:
-    """Return all that is told until the process ends."""
-    said = []
+    """Return everything that is sent until the process ends."""
+    received = []
     try:
         while True:
-            said.append(connection.recv())
+            received.append(connection.recv())
     except (EOFError, OSError):
-        return said
+        return received
 
 
 def kill(process: multiprocessing.Process) -> None:

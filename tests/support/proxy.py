@@ -1,4 +1,4 @@
-"""A network between a client and a server that can be cut, can swallow what is sent, and heals."""
+"""A network between a client and a server that can be cut, can swallow data, and can be healed."""
 
 import socket
 import threading
@@ -8,13 +8,13 @@ from tests.support.daemon import free_port
 
 
 class Proxy:
-    """Carries TCP connections to a port of this machine."""
+    """Forwards TCP connections to a port of this machine."""
 
     def __init__(self, port: int | None = None) -> None:
-        """Listen; ``port`` is where to, and may be set later."""
+        """Listen; ``port`` is the target, and may be set later."""
         self.to = port
         self.port = free_port()
-        self._open = threading.Event()  # not set: nothing is carried, connections stay
+        self._open = threading.Event()  # not set: no data is forwarded, and connections stay open
         self._open.set()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._changing = threading.Lock()
@@ -26,20 +26,20 @@ class Proxy:
         self._thread.start()
 
     def cut(self) -> None:
-        """Drop all connections, and each new one."""
+        """Drop all connections, and refuse new ones."""
         self._refusing = True
         self._drop()
 
     def swallow(self) -> None:
-        """Carry nothing, and keep the connections: nobody is told."""
+        """Forward no data but keep the connections open, so that neither end notices."""
         self._open.clear()
 
     def lose_next_reply(self, least: int) -> None:
-        """Drop the connection over which the server next sends so many bytes at once, and those bytes."""
+        """Drop the connection on which the server next sends ``least`` bytes or more at once, with those bytes."""
         self._losing = least
 
     def heal(self) -> None:
-        """Carry everything again; what was swallowed is lost with its connections, as after a long outage."""
+        """Forward everything again; swallowed data is lost with its connections, as after a long outage."""
         if not self._open.is_set():
             self._drop()
         self._refusing = False

@@ -1,4 +1,4 @@
-"""A short history of small tasks, and runs over it."""
+"""A short history of small tasks, and runs on it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ SETTINGS = TrainerSettings(
 
 
 def changed(settings: TrainerSettings, **sections: dict[str, Any]) -> TrainerSettings:
-    """Return the settings with some keys of some sections changed."""
+    """Return the settings with the given keys of the given sections changed."""
     parts = {name: replace(getattr(settings, name), **keys) for name, keys in sections.items()}
     return replace(settings, **parts)
 
@@ -52,7 +52,7 @@ def task(seed: int, size: float = 1.0) -> Task:
 
 
 def fill(history: History, tasks: list[Task]) -> None:
-    """Append the tasks, named by their place."""
+    """Append the tasks, with ids from their rounds."""
     first = len(history)
     bodies = [wire.encode(one) for one in tasks]
     history.append([Record(f"t{first + i}", b, wire.digest(b), "s", None, 1.0) for i, b in enumerate(bodies)])
@@ -60,7 +60,7 @@ def fill(history: History, tasks: list[Task]) -> None:
 
 @contextlib.contextmanager
 def opened(folder: Path, history: History, settings: TrainerSettings = SETTINGS) -> Iterator[Run]:
-    """Open a run and close its files whatever happens, as the end of a process does."""
+    """Open a run, and close its files in any case, as the end of a process does."""
     run = open_run(settings, RunFiles(folder), history)
     try:
         yield run
@@ -69,7 +69,7 @@ def opened(folder: Path, history: History, settings: TrainerSettings = SETTINGS)
 
 
 def play(folder: Path, history: History, until: int | None, settings: TrainerSettings = SETTINGS) -> dict[str, Params]:
-    """Play until so many rounds are learned; return the bits of every learner."""
+    """Play until ``until`` rounds are learned; return the bits of every learner."""
     with opened(folder, history, settings) as run:
         assert play_rounds(run, Event(), until) == run.round
         return bits(run)
@@ -80,11 +80,11 @@ def bits(run: Run) -> dict[str, Any]:
 
 
 class Killed(Exception):
-    """Stands for the end of a process that could tidy nothing up."""
+    """Simulates the end of a process that could not clean up."""
 
 
 class KilledAfter(Event):
-    """A stop event that, asked after so many updates, ends the process instead of answering."""
+    """A stop event that ends the process when it is checked after ``updates`` updates."""
 
     def __init__(self, updates: int) -> None:
         super().__init__()
@@ -98,12 +98,12 @@ class KilledAfter(Event):
 
 
 def kill(folder: Path, history: History, updates: int, settings: TrainerSettings = SETTINGS) -> None:
-    """Play so many updates and stop dead."""
+    """Play ``updates`` updates and stop without closing the run in order."""
     with contextlib.suppress(Killed), opened(folder, history, settings) as run:
         play_rounds(run, KilledAfter(updates))
         raise AssertionError("there was nothing to play")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the rounds without what timing decides."""
+    """Return the lines of the rounds without their durations."""
     return [{k: v for k, v in line.items() if k != "seconds"} for line in LineReader(RunFiles(folder).rounds).refresh()]

@@ -1,4 +1,4 @@
-"""The brokers again, for those who know the password, over TLS."""
+"""The brokers with passwords, tokens and TLS."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ USER, PASSWORD = "alice", "open-sesame-7"
 
 
 class SecureRedis(Redis):
-    """For one user, over TLS, who shows a certificate, too."""
+    """Redis for one user, over TLS with a client certificate."""
 
     def command(self) -> list[str]:
         write_certificate(self.folder)
@@ -23,9 +23,9 @@ class SecureRedis(Redis):
         program, *others = super().command()
         at = others.index("--port")
         tls = {"tls-port": self.port, "tls-cert-file": "cert.pem", "tls-key-file": "key.pem"}
-        asked = [word for name, value in tls.items() for word in (f"--{name}", str(value))]
+        flags = [word for name, value in tls.items() for word in (f"--{name}", str(value))]
         others[at + 1] = "0"
-        return [program, str(users), *others, *asked, "--tls-ca-cert-file", "cert.pem"]
+        return [program, str(users), *others, *flags, "--tls-ca-cert-file", "cert.pem"]
 
     def client(self) -> Any:
         import redis
@@ -37,7 +37,7 @@ class SecureRedis(Redis):
 
 
 class SecureNats(Nats):
-    """For one user, over TLS."""
+    """NATS for one user, over TLS."""
 
     def command(self) -> list[str]:
         write_certificate(self.folder)
@@ -53,7 +53,7 @@ class SecureNats(Nats):
 
 
 class TokenNats(Nats):
-    """For those who know a token."""
+    """NATS with a token."""
 
     def command(self) -> list[str]:
         command = super().command()
@@ -66,10 +66,10 @@ class TokenNats(Nats):
 
 
 class TlsFront:
-    """Speaks TLS with clients, and carries what they say to a server that does not."""
+    """Terminates TLS, and forwards the data to a server without TLS."""
 
     def __init__(self, folder: Path) -> None:
-        """Listen, with a certificate that is written into the folder; ``to`` is set later."""
+        """Listen, with a certificate written into the folder; ``to`` is set later."""
         folder.mkdir(parents=True, exist_ok=True)
         write_certificate(folder)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -102,7 +102,7 @@ async def _carry(here: asyncio.StreamReader, there: asyncio.StreamWriter) -> Non
 
 
 class SecureKafka(Kafka):
-    """Over TLS, for everybody."""
+    """Kafka over TLS, without a login."""
 
     def __init__(self, folder: Path) -> None:
         self.front = TlsFront(folder)
@@ -121,7 +121,7 @@ class SecureKafka(Kafka):
 
 
 class ClosedKafka(Kafka):
-    """For nobody: the broker asks who one is, and keeps no users where its data is in memory."""
+    """Kafka that requires a login and has no users, because its data is in memory."""
 
     def command(self) -> list[str]:
         return [*super().command(), "--authentication"]
@@ -130,5 +130,5 @@ class ClosedKafka(Kafka):
         return is_calm(lambda: socket.create_connection(("127.0.0.1", self.port)).close())
 
     def properties(self) -> dict[str, str]:
-        said = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "SCRAM-SHA-512"}
-        return {**said, "sasl.username": USER, "sasl.password": PASSWORD}
+        sasl = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "SCRAM-SHA-512"}
+        return {**sasl, "sasl.username": USER, "sasl.password": PASSWORD}

@@ -1,4 +1,4 @@
-"""Real brokers on loopback, each a process of the test's own with its data in a folder of the test's own."""
+"""Real brokers on loopback, each a process of one test with its own data folder."""
 
 import json
 import os
@@ -22,7 +22,7 @@ START_SECONDS = 60.0
 
 
 def steady_port() -> int:
-    """Return a port that is free, and that no outgoing connection is given while its server is down."""
+    """Return a free port outside the range of outgoing connections, so that it stays free while its server is down."""
     while True:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
@@ -31,10 +31,10 @@ def steady_port() -> int:
 
 
 class Server(ABC):
-    """A broker that is started, killed, started again on the same data, and stopped."""
+    """A broker that can be started, killed, restarted on the same data, and stopped."""
 
     def __init__(self, folder: Path, seen_port: int | None = None) -> None:
-        """Keep data in ``folder``; ``seen_port`` is where clients see it, if not where it listens."""
+        """Keep data in ``folder``; ``seen_port`` is the port that clients see, if it is another than the server's."""
         self.folder = folder
         self.port = steady_port()
         self.seen_port = seen_port or self.port
@@ -43,18 +43,18 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """What is run."""
+        """Return the command line of the server."""
 
     def environment(self) -> dict[str, str]:
-        """What its environment has beside ours."""
+        """Return the environment variables of the server in addition to ours."""
         return {}
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether it is ready."""
+        """Return whether the server is ready."""
 
     def start(self) -> None:
-        """Start it and wait until it is ready."""
+        """Start the server and wait until it is ready."""
         command = self.command()
         with open(self.folder / "log", "ab") as log:
             environment = os.environ | self.environment()
@@ -66,23 +66,23 @@ class Server(ABC):
         return self.process is None or self.process.poll() is not None
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """Kill the server with SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def pause(self) -> None:
-        """Stop it by SIGSTOP: its connections stay, and nothing is answered."""
+        """Suspend the server with SIGSTOP: its connections stay open, and it answers nothing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it run again."""
+        """Let the server run again."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it, whatever state it is in."""
+        """Kill the server in any state."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
 
@@ -103,7 +103,7 @@ class Redis(Server):
             return is_calm(client.ping)
 
     def client(self):
-        """Return a client that goes past whatever lies between clients and the server."""
+        """Return a client that connects directly, past any proxy."""
         import redis
 
         return redis.Redis(port=self.port, protocol=2, socket_timeout=30)
@@ -137,7 +137,7 @@ class Kafka(Server):
         return AdminClient({"log_level": 0, **self.connecting()})
 
     def connecting(self) -> dict[str, Any]:
-        """Where it is, past whatever lies between, and how to log in."""
+        """Return the options of a direct connection, with its login."""
         return {"bootstrap.servers": f"127.0.0.1:{self.port}"}
 
     def make_topic(self, name: str, partitions: int = 1) -> None:
@@ -148,7 +148,7 @@ class Kafka(Server):
 
 
 class StoredKafka(Kafka):
-    """The same broker with its data in an object store, which outlives it."""
+    """The same broker with its data in an object store, so that the data survives the broker."""
 
     storage = "s3://tasks/"
 
@@ -164,17 +164,17 @@ class StoredKafka(Kafka):
         return {f"AWS_{name.upper()}": value for name, value in given.items()}
 
     def add_partition(self, topic: str) -> None:
-        """Add one; the broker answers no CreatePartitions, but reads anew every few seconds what topics there are."""
+        """Add a partition in the store: the broker has no CreatePartitions, but soon rereads its topics."""
         place = f"clusters/{self.folder.name}/meta.json"
         known = json.loads(bytes(obstore.get(self.store, place).bytes()))
         known["topics"][topic]["topic"]["num_partitions"] += 1
         obstore.put(self.store, place, json.dumps(known).encode())
 
     def end(self, topic: str, partition: int) -> int:
-        """Return the offset behind the last of a partition, 0 for one that nobody wrote to.
+        """Return the offset after the last record of a partition, 0 for an empty one.
 
-        The broker's own answer is the end of the batch whose object is the youngest, and objects are as young as each
-        other for a second.
+        The broker's own answer is the end of the batch with the youngest object, and the age of objects has a
+        resolution of one second.
         """
         place = f"clusters/{self.folder.name}/topics/{topic}/partitions/{partition:010}/watermark.json"
         try:
@@ -201,11 +201,11 @@ class Nats(Server):
         return is_calm(lambda: self.ask(lambda stream: stream.account_info()))
 
     def connecting(self) -> dict[str, Any]:
-        """How to log in."""
+        """Return the options of the login."""
         return {}
 
     def ask(self, question):
-        """Return the answer of a coroutine that is given the server's JetStream."""
+        """Return the result of a coroutine that takes the server's JetStream."""
         import asyncio
 
         import nats
@@ -227,7 +227,7 @@ async def _quiet(error: Exception) -> None:
 
 
 def is_calm(question) -> bool:
-    """Whether a question is answered without an error."""
+    """Return whether a question succeeds without an error."""
     try:
         question()
     except Exception:

@@ -1,4 +1,4 @@
-"""A network that logs, warns and prints whenever it is used; it also sets the clock that its rank is measured by."""
+"""A network that logs, warns and prints at each forward; it also sets the clock of its rank's statistics."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ log = logging.getLogger("talkative")
 
 
 class Talkative(nn.Sequential):
-    """Logs, warns, prints, and, as a rank, writes to standard error as a native library would."""
+    """Logs, warns and prints, and, in a rank, writes to standard error like a native library."""
 
     def forward(self, x: Tensor) -> Tensor:
         log.info("forward")
@@ -27,6 +27,6 @@ class Talkative(nn.Sequential):
 
 
 def mlp(clock: str, **_: object) -> nn.Module:
-    """Return the network; from now on the rank's work and waiting are measured by the time that the file holds."""
+    """Return the network; from now on the rank's statistics use the time that the file ``clock`` holds."""
     rank_stats.time = SimpleNamespace(monotonic=lambda: float(Path(clock).read_text()))  # type: ignore[assignment]
     return Talkative(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 1))
