@@ -98,7 +98,7 @@ def read_numbers(folder: Path) -> list[int]:
     for body, head in read_letters(folder) if folder.exists() else ():
         numbers.append(int(head["id"].removeprefix("letter-")))
         kept = body.read_bytes()
-        assert len(kept) == head["kept_bytes"], f"{body} is cut"
+        assert len(kept) == head["kept_bytes"], f"{body} is truncated"
         assert head["cut"] or hashlib.sha256(kept).hexdigest() == head["sha256"], f"{body} was changed"
     return numbers
 
@@ -111,7 +111,7 @@ def check_letters(folder: Path, acknowledged: Acknowledged) -> None:
     write_letters(range(100, 104), folder, acknowledged.append)
     assert read_numbers(folder) == [101, 102, 103]
     stems = {file.name.split(".body")[0].split(".json")[0] for file in folder.iterdir()}
-    assert len(stems) == LETTERS, f"{len(stems)} letters lie in a folder that holds {LETTERS}"
+    assert len(stems) == LETTERS, f"{len(stems)} letters are in a folder that holds {LETTERS}"
 
 
 def make_spool_life(processed: Processed) -> tuple[Callable[..., None], Callable[..., None]]:

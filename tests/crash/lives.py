@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.crash.chance import make_random_life
 from tests.crash.checks import Acknowledged, check
 from tests.crash.edges import check_letters, fill_spool, make_spool_life, write_letters
-from tests.crash.mending import check_mended, check_rebuilt, damage, lose_ledger, mend, rebuild
+from tests.crash.random_lives import make_random_life
+from tests.crash.repairs import check_rebuilt, check_repaired, damage, lose_ledger, rebuild, run_repair
 from tests.crash.scenarios import Play, ingest, keep, recover, retain, seal
 
 RANDOM = "random-"
@@ -34,7 +34,7 @@ HISTORY = {"ingest": Life(ingest), "seal": Life(seal), "retain": Life(retain, pr
 _move, _check_moved = make_spool_life("move")
 _keep, _check_kept = make_spool_life("keep")
 SCENARIOS = HISTORY | {
-    "repair": Life(mend, check_mended, damage, mend),
+    "repair": Life(run_repair, check_repaired, damage, run_repair),
     "rebuild": Life(rebuild, check_rebuilt, lose_ledger, rebuild),
     "move": Life(_move, _check_moved, fill_spool, _move),
     "keep": Life(_keep, _check_kept, fill_spool, _keep),

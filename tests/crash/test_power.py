@@ -38,7 +38,7 @@ def test_a_power_loss_loses_nothing_acknowledged(
 ) -> None:
     folder, life = lives[scenario]
     found = [survive(life, folder, seed, walker.folder / "disk") for seed in range(STATES[scenario])]
-    assert len(set(found)) >= 3, "power was lost early and late"
+    assert len(set(found)) >= 3, "power losses must come early and late"
 
 
 @pytest.mark.parametrize("scenario", HISTORY)

@@ -101,7 +101,7 @@ def test_a_point_can_be_read_back() -> None:
     for point in (first, first._replace(call="fsync", kind="error=ENOSPC", when="2+", first=first)):
         assert read_point(str(point)) == point
     for wrong in ("seal", "seal/a:b:1/a:b:2/a:b:3"):
-        with pytest.raises(ValueError, match="is no point"):
+        with pytest.raises(ValueError, match="is not a point"):
             read_point(wrong)
 
 

@@ -47,7 +47,9 @@ def read_point(said: str) -> Point:
         call, kind, when = fault.split(":")
         point = Point(scenario, call, kind, when, point)
     if point is None or len(faults) > 2:
-        raise ValueError(f"{said!r} is no point; one is scenario/call:kind:when, and the second fault likewise")
+        raise ValueError(
+            f"{said!r} is not a point; write scenario/call:kind:when, and append /call:kind:when for a second fault"
+        )
     return point
 
 
@@ -192,7 +194,9 @@ def walk(walker: Walker, point: Point) -> dict[str, int]:
     file = acknowledged_file(folder)
     acknowledged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     exact = point.scenario == "ingest" and point.first is None  # elsewhere, the split among threads varies
-    assert status == -signal.SIGKILL or not exact or not point.kind.startswith("signal"), f"{point}: it lived on"
+    assert status == -signal.SIGKILL or not exact or not point.kind.startswith("signal"), (
+        f"{point}: it survived the kill"
+    )
     counted = {"acknowledged": len(acknowledged), "harmed": int(status != 0)}
     try:
         check_once_unlocked(find_life(point.scenario), folder, acknowledged)

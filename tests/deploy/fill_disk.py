@@ -36,7 +36,7 @@ def send_until_full(daemon: Daemon, first: int) -> int:
             assert "free some space" in answer.json()["detail"], answer.text
             return t
         assert (answer.status_code, answer.json()["round"]) == (201, t), answer.text
-    raise AssertionError("the disk is never full")
+    raise AssertionError("the disk never filled up")
 
 
 def fill(file: Path) -> None:
@@ -63,10 +63,12 @@ def run_until_full_and_recover(config: Path, run: Path) -> None:
         assert daemon.status()["rounds"]["ingested"] == kept
         assert send(daemon, 0).status_code == 200
         fill(run / "filler")
-        assert daemon.post(bytes(100_000), "no-task").status_code == 422, "there is no room for a dead letter either"
+        assert daemon.post(bytes(100_000), "no-task").status_code == 422, "there is no room for a dead letter"
         daemon.child("trainer").resume()
-        wait_for("the trainer died of it and was started again", lambda: daemon.status()["trainer"]["restarts"] >= 1)
-        wait_for("that is told", lambda: daemon.client.get("/readyz").status_code == 503)
+        wait_for(
+            "the full disk killed the trainer and it restarts", lambda: daemon.status()["trainer"]["restarts"] >= 1
+        )
+        wait_for("the daemon reports it", lambda: daemon.client.get("/readyz").status_code == 503)
         assert daemon.client.get("/metrics").is_success
         assert daemon.drain() == 75, "there was no room for the report"
     log = daemon.log.read_text()

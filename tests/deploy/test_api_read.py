@@ -55,7 +55,7 @@ def test_predictions_use_the_current_weights_after_two_steps(daemon: Daemon) -> 
     predictions, expected, round = adapt(daemon, 1000)
     assert round == rounds
     torch.testing.assert_close(predictions, expected, rtol=1e-5, atol=1e-6)
-    assert len(rounds_of(daemon)) == rounds, "adapting kept something"
+    assert len(rounds_of(daemon)) == rounds, "adapting stored something"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_an_unknown_path_or_method_gets_a_json_error(
 
 def test_the_api_describes_itself(daemon: Daemon) -> None:
     described = daemon.client.get("/openapi.json").json()
-    assert "Duplicate Operation ID" not in daemon.log.read_text(), "a route is there twice"
+    assert "Duplicate Operation ID" not in daemon.log.read_text(), "a route is defined twice"
     validate(described)
     assert {"/v1/tasks", "/v1/tasks/{id}", "/v1/adapt", "/v1/weights", "/v1/regret", "/v1/status"} <= set(
         described["paths"]

@@ -46,7 +46,7 @@ def test_the_default_id_is_the_hash_of_the_body(daemon: Daemon) -> None:
 
 def test_a_query_is_optional(daemon: Daemon) -> None:
     assert daemon.post(sinusoid(400, query=False), "no-query").status_code == 201
-    wait_for("it is learned", lambda: daemon.client.get("/v1/tasks/no-query").json()["status"] == "learned")
+    wait_for("the task is learned", lambda: daemon.client.get("/v1/tasks/no-query").json()["status"] == "learned")
 
 
 REFUSED: dict[str, tuple[dict[str, torch.Tensor] | bytes, str, str]] = {
@@ -111,7 +111,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(daemon: D
         except (TimeoutError, ConnectionError):
             pass  # the daemon has stopped reading
         assert connection.recv(12) == b"HTTP/1.1 413"
-        assert sent < 50_000_000, "the daemon reads on for ever"
+        assert sent < 50_000_000, "the daemon never stops reading"
     assert daemon.client.get("/healthz").is_success
 
 
@@ -130,7 +130,7 @@ def test_a_compressed_body_is_the_same_task(daemon: Daemon, encoding: str) -> No
     packed = zstandard.compress(body) if encoding == "zstd" else gzip.compress(body)
     first = daemon.client.post("/v1/tasks", content=packed, headers={"Content-Encoding": encoding})
     assert (first.status_code, first.json()["id"]) == (201, hashlib.sha256(body).hexdigest())
-    assert daemon.post(body).status_code == 200, "plain, it is a duplicate"
+    assert daemon.post(body).status_code == 200, "uncompressed, it is a duplicate"
     task = decode(body)
     request = {"support_x": task.support.x, "support_y": task.support.y, "query_x": task.query.x}
     squeeze = zstandard.compress if encoding == "zstd" else gzip.compress
@@ -198,9 +198,9 @@ def test_bytes_beyond_the_content_length_are_not_part_of_the_body(daemon: Daemon
         connection.sendall(head.encode() + body + b"\x00 and this is no request\r\n\r\n")
         said = b"".join(iter(lambda: connection.recv(65536), b""))
     answers = [line for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.1")]
-    assert {line[9:12] for line in answers} <= {b"201", b"400"}, "what follows is a request of its own, and a bad one"
+    assert {line[9:12] for line in answers} <= {b"201", b"400"}, "the rest counts as a second, invalid request"
     assert b"400" in {line[9:12] for line in answers}
-    assert daemon.post(body, "longer").status_code in (200, 201), "the first is a task, whether or not it was answered"
+    assert daemon.post(body, "longer").status_code in (200, 201), "the first request is a task, answered or not"
 
 
 def test_a_client_that_sends_too_slowly_is_disconnected(daemon: Daemon) -> None:
@@ -237,7 +237,7 @@ def test_the_status_of_a_task(daemon: Daemon) -> None:
         waiting = daemon.client.get("/v1/tasks/fate").json()
         assert waiting == {"status": "pending", "round": round, "loss_before": None, "loss_after": None}
     fate = wait_for(
-        "it is learned", lambda: (f := daemon.client.get("/v1/tasks/fate").json())["status"] != "pending" and f
+        "the task is learned", lambda: (f := daemon.client.get("/v1/tasks/fate").json())["status"] != "pending" and f
     )
     line = json.loads((daemon.log.parent / "run/rounds.jsonl").read_text().splitlines()[round])
     assert line["id"] == "fate"

@@ -31,9 +31,9 @@ def test_a_daemon_learns_tasks_submitted_to_its_broker(tmp_path: Path, cli: Cli)
         assert "sources  queue (3 entries there)\n" in ended.out
         with running_daemon(config) as daemon:
             daemon.wait_until_learned(3)
-            wait_for("nothing waits", lambda: 'online_meta_source_lag{source="queue"} 0.0' in metrics(daemon.client))
+            wait_for("the lag is 0", lambda: 'online_meta_source_lag{source="queue"} 0.0' in metrics(daemon.client))
             server.kill()
-            wait_for("it is said", lambda: "queue failed and will be read again" in daemon.log.read_text())
+            wait_for("the failure is logged", lambda: "queue failed and will be read again" in daemon.log.read_text())
             server.start()
             assert cli("submit", *write_tasks(tmp_path, 2, 3), "--url", address).code == 0
             daemon.wait_until_learned(4)

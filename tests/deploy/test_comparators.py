@@ -106,5 +106,5 @@ def test_an_unavailable_comparator_is_skipped_and_the_others_continue(
     assert (line["kind"], line["as_of_round"], line["standard_error"]) == ("hindsight", 2, 0.0)
     assert {"settled", "timestamp"} < line.keys()
     refresh_until_stopped(files, 2000)
-    assert asked_for == [2, 2], "the next process asks again"
-    assert len(LineReader(files.comparators).refresh()) == 1, "what was answered is not asked again"
+    assert asked_for == [2, 2], "the next process tries again"
+    assert len(LineReader(files.comparators).refresh()) == 1, "a finished comparator is not computed again"

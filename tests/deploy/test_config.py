@@ -21,7 +21,7 @@ def test_the_configuration_without_mistakes_is_valid(cli: Cli, config: Path) -> 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_explained(cli: Cli, config: Path, mistake: str) -> None:
     right, wrong, message = MISTAKES[mistake]
-    assert config.read_text().count(right) == 1, "the mistake is not made"
+    assert config.read_text().count(right) == 1, "the text to replace must occur once"
     config.write_text(config.read_text().replace(right, wrong))
     ended = cli("check", config)
     assert ended.code == 78

@@ -58,7 +58,7 @@ def serving(**limits: int) -> Iterator[Callable[[], socket.socket]]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        wait_for("it serves", lambda: server.started)
+        wait_for("the server has started", lambda: server.started)
         yield lambda: socket.create_connection(listener.getsockname(), timeout=60)
     finally:
         server.should_exit = True
@@ -110,7 +110,7 @@ def serving_by(loop: ManualClockLoop, **limits: int) -> Iterator[Callable[[], so
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        wait_for("it serves", lambda: server.started)
+        wait_for("the server has started", lambda: server.started)
         yield lambda: socket.create_connection(listener.getsockname(), timeout=60)
     finally:
         server.should_exit = True
@@ -180,7 +180,9 @@ def test_an_incomplete_request_is_disconnected_and_an_active_one_is_not() -> Non
             answer = read_to_end(held[case])
             assert answer.startswith(said), case
             assert bool(answer) == bool(said), case
-            assert (b"408" in answer) == (begin.endswith(HEAD) or begin == b"POST"), "no answer to what is no request"
+            assert (b"408" in answer) == (begin.endswith(HEAD) or begin == b"POST"), (
+                "only a request that has begun gets a 408"
+            )
         loop.pass_seconds(SHORT)  # a body has its own time limit
         working.sendall(REQUEST[-2:])
         take_answer(working)
@@ -255,7 +257,7 @@ def test_the_number_of_connections_is_bounded() -> None:
         assert b"Retry-After: 1\r\n" in said
         assert b"too_many_connections" in said
         held[0].sendall(REQUEST)
-        assert b"4 bytes" in held[0].recv(65536), "who is there is served"
+        assert b"4 bytes" in held[0].recv(65536), "open connections are still served"
         for connection in held:
             connection.close()
 
@@ -267,7 +269,7 @@ def test_the_number_of_connections_is_bounded() -> None:
                 except OSError:
                     return False
 
-        wait_for("there is room again", taken)
+        wait_for("a connection is free again", taken)
 
 
 def test_the_descriptor_limit_fits_the_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,9 @@ def test_a_run_reports_how_many_points_its_tasks_needed(cli: Cli, finished: Fini
     ended = cli(*ask, *asked)
     assert ended.code == 0, ended.err
     played, before = lines(tmp_path / "rounds.jsonl"), lines(finished.run / "rounds.jsonl")
-    assert [line["learners"] for line in played] == [line["learners"] for line in before], "the rest stays as it is"
+    assert [line["learners"] for line in played] == [line["learners"] for line in before], (
+        "the other figures do not change"
+    )
     report = json.loads(ended.out)["learners"]
     for name in NAMES:
         measured = [line["efficiency"][name] for line in played]

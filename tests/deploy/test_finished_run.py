@@ -81,7 +81,7 @@ def damage(history: Path, round: int) -> None:
     ledger.close()
     whole = bytearray((history / "ledger.sqlite").read_bytes())
     at = whole.find(payload[-64:])
-    assert at > 0, "the payload is not there in one piece"
+    assert at > 0, "the payload is not contiguous in the file"
     whole[at + 5] ^= 1
     (history / "ledger.sqlite").write_bytes(whole)
 

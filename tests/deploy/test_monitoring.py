@@ -59,7 +59,7 @@ def test_the_metrics_agree_with_the_status(daemon: Daemon) -> None:
     assert value(text, "online_meta_restarts_total") == 0
     assert value(text, 'online_meta_rank_steps_total{rank="0"}') == rounds
     assert value(text, 'online_meta_rank_step_seconds_total{rank="0"}') > 0
-    assert value(text, 'online_meta_rank_waiting_seconds_total{rank="0"}') == 0, "it is alone"
+    assert value(text, 'online_meta_rank_waiting_seconds_total{rank="0"}') == 0, "a single rank never waits"
     assert value(text, 'online_meta_task_loss{stage="before"}') == status["last"]["loss_before"]
     assert value(text, 'online_meta_task_loss{stage="after"}') == status["last"]["loss_after"]
     assert value(text, "online_meta_meta_gradient_norm") > 0
@@ -72,7 +72,9 @@ def test_the_metrics_agree_with_the_status(daemon: Daemon) -> None:
         assert value(text, f'online_meta_regret{{against="{against}"}}') == regret["value"]
         per_round = value(text, f'online_meta_regret_per_round{{against="{against}"}}')
         assert per_round == pytest.approx(regret["value"] / regret["as_of_round"])
-    assert "nan" in str(value(text, "online_meta_task_accuracy")), "a regression has none; 0 would be a claim"
+    assert "nan" in str(value(text, "online_meta_task_accuracy")), (
+        "a regression has no accuracy, so the value must be NaN"
+    )
 
 
 def test_promtool_finds_no_problem(daemon: Daemon) -> None:

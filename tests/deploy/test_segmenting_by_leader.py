@@ -41,7 +41,7 @@ def test_segmenting_uses_the_current_leader_and_a_kill_loses_no_row(tmp_path: Pa
         daemon.process.wait()
     with running_daemon(config, *SETS) as daemon:
         with History.open(tmp_path / "run/history", write=False) as history:
-            wait_for("all is read", lambda: history.cursor("samples") == str(rows.stat().st_size))
+            wait_for("all rows are read", lambda: history.cursor("samples") == str(rows.stat().st_size))
             daemon.wait_until_learned(len(history))
         assert "cannot be read" not in daemon.log.read_text()
     assert verify(tmp_path / "run/history").clean
@@ -52,4 +52,4 @@ def test_segmenting_uses_the_current_leader_and_a_kill_loses_no_row(tmp_path: Pa
     begins = [ends.index(int(entry.id.removeprefix("samples-"))) for entry in entries]
     assert [len(x) for x in found] == [end - begin for begin, end in pairwise([*begins, len(text)])]
     assert sum(map(len, found)) == len(text), "each row is in one task"
-    assert len(found) < len(text) / 5, "and they are not cut to pieces"
+    assert len(found) < len(text) / 5, "the tasks are not too short"

@@ -114,7 +114,7 @@ def assert_shown(shown: str, printed: str) -> None:
     lines = iter([shape(line) for line in printed.splitlines()])
     for line in shown.splitlines():
         if line != "...":
-            assert shape(line) in lines, f"{line!r} is not, in this order, in:\n{printed}"
+            assert shape(line) in lines, f"{line!r} is missing, or in another order, in:\n{printed}"
 
 
 @pytest.mark.timeout(900)

@@ -38,7 +38,7 @@ def outcome(read: Callable[..., Any], *arguments: Any) -> Any:
     except Rejected as refusal:
         rejection = refusal
     if rejection.reason not in REASONS:
-        raise AssertionError(f"{rejection.reason!r} is no known reason")
+        raise AssertionError(f"{rejection.reason!r} is not a known reason")
     if not 0 < len(rejection.detail) < 1000:
         raise AssertionError(f"a detail of {len(rejection.detail)} characters")
     rejection.detail.encode("utf-8")
@@ -58,7 +58,7 @@ def check_batch(batch: Batch, spec: TaskSpec) -> None:
         and (spec.y == "real" or 0 <= int(batch.y.min()) <= int(batch.y.max()) < (spec.ways or 0))
     )
     if not right:
-        raise AssertionError(f"no batch of {spec}: {batch}")
+        raise AssertionError(f"not a batch of {spec}: {batch}")
 
 
 def check_task(task: Task, spec: TaskSpec) -> None:
@@ -69,7 +69,7 @@ def check_task(task: Task, spec: TaskSpec) -> None:
         raise AssertionError("samples of two shapes")
     kept = wire.encode(task)
     if wire.encode(wire.decode_payload(kept)) != kept or wire.encode(wire.decode(kept, spec, LIMITS)) != kept:
-        raise AssertionError("another task comes back")
+        raise AssertionError("storage changes the task")
 
 
 def safetensors(data: bytes) -> None:
@@ -161,7 +161,7 @@ def ids(data: bytes) -> None:
         rejection: list[str] = []
         outcome(lambda id, rejection: _check_id(id, rejection), id, rejection)
         if good == bool(rejection):
-            raise AssertionError(f"{id!r} is {'refused' if rejection else 'taken'}")
+            raise AssertionError(f"{id!r} is {'refused' if rejection else 'accepted'}")
 
 
 def _check_id(id: str, rejection: list[str]) -> None:

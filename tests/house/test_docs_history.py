@@ -30,7 +30,7 @@ def block(language: str) -> str:
 def test_the_configuration_is_valid() -> None:
     history = make_config({**RUN, **tomllib.loads(block("toml"))}, "docs/how-to/history.md").history
     assert history.archive == "s3://my-bucket/runs/first"
-    assert history.sealing == SealingSettings(), "what is shown as a default is one"
+    assert history.sealing == SealingSettings(), "a value shown as a default is not the default"
 
 
 def test_tasks_are_read_with_zarr_alone(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_notebooks_run(tmp_path: Path, page: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_local_link_has_a_target(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / link).exists(), f"{page} links to {link}, which is not there"
+        assert (page.parent / link).exists(), f"{page} links to {link}, which does not exist"
 
 
 def test_every_heading_that_the_readme_links_to_exists() -> None:

@@ -66,14 +66,14 @@ def test_every_message_arrives_once_in_order_and_the_lag_is_right(
             assert run.history.payload(round) == produced[id]
         broker.produce(stream, bodies(40, 45))
         wait_for("more arrive", lambda: len(run.history) >= 45)
-        wait_for("nothing waits", lambda: lag(broker, stream, run.cursor) == 0)
+        wait_for("the lag is 0", lambda: lag(broker, stream, run.cursor) == 0)
         cursor = run.cursor
     broker.produce(stream, bodies(45, 52))
     assert lag(broker, stream, cursor) == 7
     with running(tmp_path, broker.source(stream)) as run:
         wait_for("the rest arrives", lambda: len(run.history) >= 52)
         assert sorted(run.ids()) == list(bodies(0, 52))
-        assert len(run.counts.committed) == 7, "what was committed is not read again"
+        assert len(run.counts.committed) == 7, "committed messages are not read again"
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def test_a_kill_around_a_commit_loses_and_duplicates_nothing(
         wait_for("the next one arrives", lambda: len(run.history) >= 31)
         assert sorted(run.ids()) == list(bodies(0, 31))
         assert run.counts.rejected == []
-        wait_for("nothing waits", lambda: lag(broker, stream, run.cursor) == 0)
+        wait_for("the lag is 0", lambda: lag(broker, stream, run.cursor) == 0)
 
 
 def produce_in_the_background(broker: Broker, stream: str, produced: dict[str, bytes]) -> threading.Thread:
@@ -148,7 +148,7 @@ def test_a_temporary_failure_of_network_or_broker_loses_and_duplicates_nothing(
         fail()
         producing = produce_in_the_background(broker, fault, dict(list(produced.items())[40:]))
         if fault != "cut":
-            wait_for("it is noticed", lambda: "the source broker" in caplog.text)
+            wait_for("the failure is logged", lambda: "the source broker" in caplog.text)
         else:
             with pytest.raises(Exception):  # noqa: B017, PT011 - the error differs by library
                 lag(broker, fault, run.cursor)
@@ -166,12 +166,12 @@ def test_invalid_messages_are_counted_and_skipped(broker: Broker, stream: str, b
     broker.produce_raw(stream, good, {})
     broker.produce_raw(stream, good, {"id": b"good"})
     with running(tmp_path, broker.source(stream)) as run:
-        wait_for("the good ones arrive", lambda: len(run.history) >= 2)
+        wait_for("the valid tasks arrive", lambda: len(run.history) >= 2)
         own, named = run.ids()
         assert named == "good"
-        assert own.startswith(f"{stream}:"), "a task without an id goes by its position"
+        assert own.startswith(f"{stream}:"), "the id is derived from the position"
         assert sorted(reason for _, reason in run.counts.rejected) == ["bad_id", "unreadable", "unreadable"]
-        wait_for("nothing waits", lambda: lag(broker, stream, run.cursor) == 0)
+        wait_for("the lag is 0", lambda: lag(broker, stream, run.cursor) == 0)
 
 
 def test_a_task_without_an_id_is_identified_by_its_position(
@@ -188,7 +188,7 @@ def read(broker: Broker, stream: str, count: int, after: str | None = None) -> l
     """Return ids and cursors of the first arrivals after a position."""
     found: list[tuple[str, str | None]] = []
     arrivals = broker.source(stream).read(after)
-    wait_for("arrivals come", lambda: _take(arrivals, found) >= count)
+    wait_for("enough messages arrive", lambda: _take(arrivals, found) >= count)
     arrivals.close()
     return found
 
@@ -217,7 +217,7 @@ def test_backpressure_pauses_reading_without_dropping_the_consumer(
             run.counts.learned = learned
             wait_for("one more", lambda learned=learned: len(run.history) == learned + 4)
         assert sorted(run.ids()) == list(bodies(0, 30))
-    assert "again" not in caplog.text, "it was never read again"
+    assert "again" not in caplog.text, "the source never failed"
 
 
 def test_an_unreachable_broker_is_reported(
@@ -226,7 +226,7 @@ def test_an_unreachable_broker_is_reported(
     broker.network.cut()
     try:
         with running(tmp_path, broker.source(stream)):
-            wait_for("it is said", lambda: "cannot be read, trying again" in caplog.text)
+            wait_for("the failure is logged", lambda: "cannot be read, trying again" in caplog.text)
         with pytest.raises(SubmitError) as caught:
             open_producer(broker.url(stream), retry_seconds=0.1).send("a", b"")
         assert caught.value.reason == "unreachable"

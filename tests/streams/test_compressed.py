@@ -92,7 +92,7 @@ def test_a_bomb_is_refused_at_the_first_byte_over_the_limit(how: str) -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 12_000_000
-    assert decompress(nested, encoding, Limits(expansion=10_000)) == bomb, "one layer is taken off and no more"
+    assert decompress(nested, encoding, Limits(expansion=10_000)) == bomb, "exactly one layer is decompressed"
 
 
 @every_packer
@@ -109,7 +109,7 @@ def header_size(frame: bytes) -> int:
 @pytest.mark.parametrize("claim", [0, 1, len(PLAIN) - 1, len(PLAIN) + 1])
 def test_a_frame_with_a_false_size_is_refused(claim: int) -> None:
     body = zstd(PLAIN)
-    assert header_size(body) == 7, "a descriptor, no window, the size in two bytes, 256 less"
+    assert header_size(body) == 7, "a descriptor without a window; the size minus 256 in two bytes"
     blocks = body[header_size(body) :]
     lying = body[:4] + bytes([0xA0]) + claim.to_bytes(4, "little") + blocks
     assert decompress(body[:4] + bytes([0xA0]) + len(PLAIN).to_bytes(4, "little") + blocks, "zstd", LIMITS) == PLAIN

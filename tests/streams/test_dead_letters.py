@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_letter_records_the_body_and_the_reason(folder: Path) -> None:
     letters = DeadLetters(folder, 10, 10_000, clock=lambda: 1_700_000_000.25)
-    assert not folder.exists(), "no folder before there is something in it"
+    assert not folder.exists(), "the folder is created with the first letter"
     letters.put(letter(0), refusal())
     ((body, known),) = read_letters(folder)
     assert body.read_bytes() == b"body 0"
@@ -85,7 +85,7 @@ def test_the_oldest_letters_go_first_across_restarts_and_clock_jumps(folder: Pat
         assert len(list(folder.iterdir())) == 2 * min(4, 3 * restart + 3)
     assert details(folder) == ["detail 5", "detail 6", "detail 7", "detail 8"]
     DeadLetters(folder, 2, 10_000)
-    assert details(folder) == ["detail 7", "detail 8"], "a smaller bound holds at once"
+    assert details(folder) == ["detail 7", "detail 8"], "a smaller bound applies at once"
 
 
 def test_the_bound_on_bytes_always_holds(folder: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_full_disk_is_harmless_and_reported_once(
         for where in (".json.new", ".body"):
             full[0] = where
             letters.put(letter(1), refusal(1))
-            assert len(list(folder.iterdir())) == 2, "what was begun is removed"
+            assert len(list(folder.iterdir())) == 2, "an unfinished letter is removed"
     assert caplog.text.count("No space left on device") == 1
     full[0] = "nothing"
     letters.put(letter(2), refusal(2))
@@ -262,14 +262,14 @@ def test_only_a_letter_without_another_copy_is_synced(folder: Path, synced: list
     assert len(letters._unsynced) == 4
     letters.sync()
     assert find_at_risk(folder, synced) == set()
-    assert len(synced) == 4 * 2 + 2, "what was driven out is not synced, and the folders once"
+    assert len(synced) == 4 * 2 + 2, "evicted letters are not synced, and each folder once"
     letters.sync()
     assert len(synced) == 10
     letters.put(letter(0), refusal(), only_copy=True)
     for n in range(4):
         letters.put(letter(n), refusal(n))
     letters.sync()
-    assert synced[10:] == [folder, folder.parent], "driven out by others"
+    assert synced[10:] == [folder, folder.parent], "the letter was evicted"
 
 
 def test_a_concurrent_sync_waits_for_the_running_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_a_letter_is_durable_before_its_ack_and_before_later_positions(
         one.submit(letter(7), wait=False)
     count = len(synced)
     one.submit(arrive(5), wait=False).result(DEADLINE)
-    assert len(synced) == count, "an HTTP client that was refused still has its task"
+    assert len(synced) == count, "an HTTP client still has its refused task"
 
 
 class AckingSource:

@@ -51,7 +51,7 @@ def check(folder: Path, seed: int, said: Said) -> int:
             _, of, number = id.split("-")
             assert history.payload(round) == appending.payload(int(of), int(number))
         mine = [int(id.split("-")[2]) for id in ids if id.startswith(f"t-{seed}-")]
-        assert mine == list(range(len(mine))), "what is there is a prefix of what was sent, in order"
+        assert mine == list(range(len(mine))), "the history is a prefix of what was sent, in order"
         if mine:
             assert history.cursor("s") == str(mine[-1])
     found = verify(folder)

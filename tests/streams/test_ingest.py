@@ -33,7 +33,7 @@ def test_the_query_is_split_off_before_storing(open_ingest: Open, faulty: Faulty
     open_ingest().submit(Arrival("a", body, "http", None), wait=False).result(DEADLINE)
     assert faulty[0].query.y.tolist() == [0, 1, 2]
     assert faulty[0].support.y.dtype == torch.int64
-    assert faulty.entry(0).digest == wire.digest(body), "the digest is of the body as it came"
+    assert faulty.entry(0).digest == wire.digest(body), "the digest is of the received body"
 
 
 def test_a_rejected_task_is_counted_and_harmless(

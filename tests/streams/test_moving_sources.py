@@ -72,7 +72,7 @@ def test_the_window_of_a_walk_moves_by_the_step_and_stays_inside():
     inside = (low[:-1] > 1.7) & (low[:-1] < 2.9)  # three steps from the ends, where few steps are reflected
     assert np.diff(low)[inside].std() == pytest.approx(0.4, rel=0.2)
     others = [drifting_sinusoids.lowest_amplitude(settings, seed, 0) for seed in range(20)]
-    assert np.std(others) > 0.5, "each seed begins elsewhere"
+    assert np.std(others) > 0.5, "each seed starts at another place"
 
 
 def test_a_walk_has_independent_normal_steps():
@@ -80,7 +80,7 @@ def test_a_walk_has_independent_normal_steps():
     assert random_walk(0, 1, t=0) == 0
     assert abs(steps.mean()) < 0.1
     assert steps.std() == pytest.approx(1.0, abs=0.05)
-    assert steps.std(axis=0).min() > 0.7, "at all times, the midpoints and the ends of bridges"
+    assert steps.std(axis=0).min() > 0.7, "the variance is 1 at all times"
     correlations = np.corrcoef(steps.T) - np.eye(32)
     assert abs(correlations).max() < 0.55
     assert correlations.std() < 0.16, "1 / sqrt(60) is 0.13"
@@ -107,7 +107,7 @@ def test_families_take_turns_by_spell():
 def test_the_order_of_spells_can_be_uniformly_random():
     settings = replace(RECUR, spell=2, order="random")
     names = [recurring_functions.family_of(settings, 4, t) for t in range(1200)]
-    assert names[::2] == names[1::2], "a spell is of one family"
+    assert names[::2] == names[1::2], "a spell has one family"
     assert [names.count(family) / 1200 for family in settings.families] == pytest.approx([1 / 3] * 3, abs=0.06)
     assert names[:60] != [recurring_functions.family_of(settings, 5, t) for t in range(60)]
 

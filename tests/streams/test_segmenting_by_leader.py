@@ -123,7 +123,7 @@ def test_a_task_ends_where_the_leader_errs(tmp_path: Path, spec: TaskSpec) -> No
     assert sum(near) >= 4
     assert len(found) <= 2 * len(true)
     assert ends(tasks(cut_by(Run(spec, steps=1, offset=40.0 if spec is REAL else 0.0))), text) != found, (
-        "it is the leader's loss"
+        "the cuts must depend on the leader"
     )
 
 
@@ -161,7 +161,9 @@ def test_expected_errors_start_from_the_last_rounds(tmp_path: Path) -> None:
         shorter = Task(Batch(task.support.x[:size], task.support.y[:size]), task.query)
         scores.append(score_task(run.inner, run.meta(), shorter, None, (1, 2, 5, 10)))
     assert found == cut_in_memory(run, REAL, scores, **OPTIONS["change_options"])
-    assert found != ends(tasks(follow(tmp_path / "rows.jsonl", Run(), **options)), text), "what is expected matters"
+    assert found != ends(tasks(follow(tmp_path / "rows.jsonl", Run(), **options)), text), (
+        "the expected errors must matter"
+    )
 
 
 def test_a_task_starts_with_the_leader_that_learned_the_tasks_before(tmp_path: Path) -> None:
@@ -170,16 +172,16 @@ def test_a_task_starts_with_the_leader_that_learned_the_tasks_before(tmp_path: P
     source = follow(tmp_path / "rows.jsonl", run, **JUMP)
     stream = source.read(None)
     first = next(stream)
-    assert [next(stream) for _ in range(3)] == [None] * 3, "it is not durable yet"
+    assert [next(stream) for _ in range(3)] == [None] * 3, "the first task is not durable yet"
     source.ack([first])
     run.rounds = 1
-    assert [next(stream) for _ in range(3)] == [None] * 3, "it is not learned yet"
+    assert [next(stream) for _ in range(3)] == [None] * 3, "the first task is not learned yet"
     run.learned, run.offset = 1, 1e4
     second = next(stream)
     assert run.served_offsets[-1] == 1e4
     straight = tasks(follow(tmp_path / "rows.jsonl", Run(), **JUMP))
     assert [first] == straight[:1]
-    assert ends([second], text) != ends(straight[1:2], text), "another leader cuts otherwise"
+    assert ends([second], text) != ends(straight[1:2], text), "another leader must cut differently"
 
 
 class InterruptedSource:

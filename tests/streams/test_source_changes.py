@@ -51,7 +51,7 @@ def test_a_task_ends_where_its_rows_change(tmp_path: Path, options: dict[str, An
     path, text = tmp_path / "rows.jsonl", lines(spec)
     path.write_text("".join(text))
     found = tasks(path, spec, **options)
-    assert ends(found, text) == pytest.approx([30, 52, 93], abs=5), "of the last run more may come"
+    assert ends(found, text) == pytest.approx([30, 52, 93], abs=5), "the last task may still grow"
     begins = [0, *(arrival.cursor for arrival in found)]
     assert [arrival.id for arrival in found] == [f"rows-{begin}" for begin in begins[:-1]]
     whole = tasks(path, spec, **options, grows=False)
@@ -98,7 +98,7 @@ def test_a_bad_row_refuses_its_task_and_shifts_no_cut(tmp_path: Path, bad: str) 
     again = tasks(path, REAL, **WAYS[0])
     assert ends(again, text) == [end + 2 for end in ends(found, [*text[:10], *text[12:]])]
     assert [arrival.body for arrival in again[1:]] == [arrival.body for arrival in found[1:]]
-    assert (again[0].rejection is not None) == ("NaN" not in bad), "what is not finite is refused when it is decoded"
+    assert (again[0].rejection is not None) == ("NaN" not in bad), "non-finite values are refused by the decoder"
     assert again[0].body != before.body
 
 

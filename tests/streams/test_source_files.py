@@ -52,12 +52,12 @@ def test_files_are_read_once_in_name_order_and_stay(tmp_path: Path, drop: Callab
     stream = spool(tmp_path, now).read(None)
     assert listing(stream) == ["a.x", "b"]
     drop("0.safetensors")
-    assert listing(stream) == [], "it is not listed again before poll_seconds are over"
+    assert listing(stream) == [], "the folder is not listed again before poll_seconds"
     now[0] = 0.5
-    assert listing(stream) == ["0"], "an earlier name that came later is not lost"
+    assert listing(stream) == ["0"], "a late file with an earlier name is not lost"
     drop("b.safetensors", b"other bytes")
     now[0] = 1.0
-    assert listing(stream) == ["b"], "a file that was replaced is offered again"
+    assert listing(stream) == ["b"], "a replaced file is read again"
     assert sorted(file.name for file in tmp_path.glob("[0-9a-b]*")) == [
         "0.safetensors",
         "a.x.safetensors",
@@ -204,7 +204,7 @@ def test_files_are_moved_once_durable_or_refused(moving: MovingSpool, drop: Call
     assert len(moving.names("done")) == 2, "a duplicate is moved as well, next to its namesake"
     drop("a.safetensors", wire.encode(Task(*[Batch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2)))
     moving.run_until(["keep.txt"])
-    assert "a.safetensors" in moving.names("rejected"), "other bytes under an id that is taken"
+    assert "a.safetensors" in moving.names("rejected"), "other bytes under a known id"
     assert len(moving.history) == 1
     assert [reason for _, reason in moving.rejected].count("conflict") == 1
 

@@ -65,7 +65,7 @@ def test_an_added_partition_is_read_from_its_start(
             assert json.loads(run.cursor or "{}").keys() == {"0", "1", "2"}
         with running(tmp_path, broker.source("grows")) as run:
             broker.produce("grows", bodies(60, 70))
-            wait_for("more of all three", lambda: len(run.history) == 70)
+            wait_for("more messages arrive from all three", lambda: len(run.history) == 70)
             assert sorted(run.ids()) == list(bodies(0, 70))
     finally:
         broker.close()
@@ -93,7 +93,7 @@ def test_messages_deleted_before_reading_are_reported(
     monkeypatch.setattr(source, "_offset_range", lambda consumer, partition: (5, 8))
     assert source.lag('{"0":2}') == 3
     stream = source.read('{"0":2}')
-    wait_for("one arrives", lambda: (found := next(stream)) is not None and found.id == "task-005")
+    wait_for("a task arrives", lambda: (found := next(stream)) is not None and found.id == "task-005")
     assert "deleted the offsets 2 to 4 of partition 0 of short" in caplog.text
     stream.close()
 

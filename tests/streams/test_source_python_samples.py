@@ -61,7 +61,7 @@ def test_samples_are_cut_like_the_rows_of_a_file(tmp_path: Path, options: dict[s
     assert [arrival.cursor for arrival in found] == [str(end) for end in ends]
     assert [arrival.id for arrival in found] == [f"mine-{begin}" for begin in [0, *ends[:-1]]]
     if options is RUN_LENGTH:
-        assert ends == pytest.approx([30, 52, 93, 128], abs=5), "at the end of the iterator what is left is a task"
+        assert ends == pytest.approx([30, 52, 93, 128], abs=5), "the rest at the end of the iterator is a task"
 
 
 @every_way

@@ -25,7 +25,7 @@ def test_the_digits_are_the_known_five_thousand(digits: np.ndarray) -> None:
     assert digits.max() == 255
     assert len(np.unique(digits.reshape(5000, -1), axis=0)) > 4_990
     middle, side = digits[:, :, 12:16, 12:16].mean(axis=(1, 2, 3)), digits[:, :, 12:16, 4:8].mean(axis=(1, 2, 3))
-    assert middle[1] > 150 > 60 > middle[0], "a one has ink in the middle, a nought has none"
+    assert middle[1] > 150 > 60 > middle[0], "a one has ink in the middle, a zero has none"
     assert side[0] > side[1]
 
 
@@ -74,7 +74,7 @@ def test_a_pass_shows_no_image_twice_and_passes_differ(monkeypatch: pytest.Monke
         assert all([label for label, _ in task] == sorted(7 * list(range(10))) for task in tasks)
     assert first[0] != second[0]
     order = [[index for label, index in first[0] if label == digit] for digit in range(10)]
-    assert len({tuple(indices) for indices in order}) == 10, "each class has its own pile"
+    assert len({tuple(indices) for indices in order}) == 10, "each class is shuffled on its own"
 
 
 def test_every_transformation_comes_before_one_repeats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_an_entry_is_acknowledged_only_when_its_task_is_durable(
     produce(0, 20)
     faulty.gate = threading.Event()
     open_ingest().pull("broker", broker.source("s"))
-    wait_for("all are given", lambda: client.exists("s") and pending(client) == 20)
+    wait_for("all are delivered", lambda: client.exists("s") and pending(client) == 20)
     assert len(faulty) == 0
     faulty.gate.set()
     wait_for("all are acknowledged", lambda: pending(client) == 0)
@@ -70,12 +70,12 @@ def test_invalid_entries_are_acknowledged_and_a_clean_stop_leaves_none_pending(
     client.xadd("s", {"id": "poison", "body": b"nonsense"})
     produce(0, 5)
     with running(tmp_path, broker.source("s")) as run:
-        wait_for("they are kept", lambda: len(run.history) == 5)
+        wait_for("they are stored", lambda: len(run.history) == 5)
         wait_for("all are acknowledged", lambda: pending(client) == 0)
         produce(5, 9)
-        wait_for("the others, too", lambda: len(run.history) == 9)
+        wait_for("the others are stored", lambda: len(run.history) == 9)
     assert pending(client) == 0
-    assert client.xlen("s") == 10, "entries stay unless they are to be deleted"
+    assert client.xlen("s") == 10, "entries stay unless deletion is configured"
 
 
 def test_durable_entries_are_deleted_if_configured(broker: Broker, client, produce: Produce, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_durable_entries_are_deleted_if_configured(broker: Broker, client, produ
         wait_for("all are deleted", lambda: client.xlen("s") == 0)
         assert run.ids() == ids
         produce(12, 13)
-        wait_for("the next, too", lambda: len(run.history) == 13 and client.xlen("s") == 0)
+        wait_for("the next is deleted", lambda: len(run.history) == 13 and client.xlen("s") == 0)
         assert source.lag(run.cursor) == 0
 
 
@@ -115,7 +115,7 @@ def test_entries_of_a_dead_consumer_are_claimed(
         wait_for("all are acknowledged", lambda: pending(client) == 0)
         assert sorted(run.ids()) == sorted([*first, *held, *later])
         last = produce(8, 9)
-        wait_for("the position moves on", lambda: run.cursor == client.xrevrange("s", count=1)[0][0].decode())
+        wait_for("the position advances", lambda: run.cursor == client.xrevrange("s", count=1)[0][0].decode())
         assert run.ids()[-1:] == last
         assert run.counts.rejected == []
 
@@ -128,7 +128,7 @@ def test_nothing_is_lost_with_the_group(
         wait_for("the first arrive", lambda: len(run.history) == 5)
         places = add_held_by_dead_consumer(client, held)
         later = produce(5, 8)
-        wait_for("what nobody held arrives", lambda: len(run.history) == 8)
+        wait_for("the other entries arrive", lambda: len(run.history) == 8)
         assert tuple(map(int, run.cursor.split("-"))) < tuple(map(int, places[0].split("-")))
         assert client.xgroup_destroy("s", GROUP)
         wait_for("all arrive", lambda: len(run.history) == 13)
@@ -211,7 +211,7 @@ def test_large_entries_are_requested_in_small_batches(broker: Broker, client) ->
     for _ in range(8):
         next(stream)
     assert len(source._unacked) == 8
-    assert pending(client) <= 12, "16 MiB are asked for at once, and a task more"
+    assert pending(client) <= 12, "a request is for 16 MiB and one task"
     stream.close()
 
 

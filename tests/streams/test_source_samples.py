@@ -96,7 +96,7 @@ def test_a_task_ends_where_the_key_changes(tmp_path: Path, ending: str) -> None:
     whole = [[0.5, 1.5, 2.5, 3.5], [4.5, 5.5, 6.5, 7.5], [8.5, 9.5]]
     assert first_columns(tasks(path, key="k", grows=False)) == whole
     if ending in rows.LINES:
-        assert first_columns(tasks(path, key="k")) == whole[:2], "more of the last may come"
+        assert first_columns(tasks(path, key="k")) == whole[:2], "the last task may still grow"
 
 
 @every_ending

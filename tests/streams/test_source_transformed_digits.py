@@ -37,7 +37,7 @@ def test_a_task_is_a_pure_function_of_seed_and_number(digits: np.ndarray) -> Non
     assert task.support.x.shape == (60, 28, 28)
     assert task.query.x.shape == (10, 28, 28)
     assert task.support.x.dtype == torch.uint8
-    assert task.support.y.tolist() == 6 * list(range(10)), "each prefix of tens has each class as often"
+    assert task.support.y.tolist() == 6 * list(range(10)), "every ten images contain each class equally often"
     assert task.query.y.tolist() == list(range(10))
 
 
@@ -78,7 +78,7 @@ def test_a_transformation_is_affine() -> None:
         ink = transform(dots, 7, t).double()
         ink = 255 - ink if ink[0, 0, 0] else ink
         sums = ink.sum((1, 2))
-        assert torch.allclose(sums, sums.mean(), rtol=0.15), "ink changes with the area alone"
+        assert torch.allclose(sums, sums.mean(), rtol=0.15), "the ink changes only with the area"
         centres = torch.stack([(ink.sum(other) * torch.arange(28.0)).sum(1) / sums for other in (2, 1)], dim=1)
         assert torch.allclose(centres[1], (centres[0] + centres[2]) / 2, atol=0.4)
         (down, right), (aside_down, aside_right) = (
@@ -86,7 +86,7 @@ def test_a_transformation_is_affine() -> None:
             (centres[3] - centres[1]).tolist(),
         )
         sides.append((down > 0, right > 0, down * aside_right > right * aside_down))
-    assert len(set(sides)) == 8, "turned every way, flipped and not"
+    assert len(set(sides)) == 8, "rotated in every direction, flipped and not"
 
 
 def test_the_source_refuses_other_runs_and_too_many_images() -> None:

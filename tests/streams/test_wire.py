@@ -243,7 +243,7 @@ def test_locating_a_nan_takes_little_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert refusal(body, spec, Limits()).reason == "not_finite"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 150_000, f"{grown} kB; a list of the places would have some 240,000"
+    assert grown < 150_000, f"{grown} kB; a list of the positions would take about 240,000"
     at_last = tensors(query_x=torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))
     assert "query_x has NaN or infinity (or exceeds float32) at sample 1" in refusal(save(at_last)).detail
 

@@ -69,7 +69,7 @@ def test_a_damaged_payload_is_restored_from_the_archive(folder: Path, make_recor
     found = verify(folder)
     assert (found.damaged, found.stray, found.archive) == ((3, 12), (99,), ())
     assert repair(folder, found) == Repairs((3,), (), (99,), ())
-    assert verify(folder).damaged == (12,), "it is in no segment yet: there is no second copy"
+    assert verify(folder).damaged == (12,), "the round is not sealed yet, so it has no second copy"
     with History.open(folder, write=False) as history:
         assert history.payload(3) == make_record(3).payload
 
@@ -85,7 +85,7 @@ def test_a_damaged_segment_is_rewritten_if_the_ledger_has_all_its_rounds(
     done = repair(folder, found)
     if evicted:
         assert done == Repairs((), (), (), (name,))
-        assert verify(folder) == found, "nothing that is the only copy is touched"
+        assert verify(folder) == found, "repair does not touch an only copy"
         return
     assert done == Repairs((), (f"{name[:-1]}1",), (), ())
     assert verify(folder).clean
@@ -124,7 +124,7 @@ def test_a_lost_ledger_is_rebuilt_from_the_archive(folder: Path, make_record: Ma
     with History.open(folder, write=True) as history:
         assert [history.entry(n) for n in range(10)] == entries
         assert [history.payload(n) for n in range(10)] == [make_record(n).payload for n in range(10)]
-        assert history.cursor("s") == "9", "the source brings again what was lost with the ledger"
+        assert history.cursor("s") == "9", "the source sends again what was lost with the ledger"
         assert history.append([make_record(4)])[0].duplicate
         assert history.append([make_record(11)])[0].round == 10
 

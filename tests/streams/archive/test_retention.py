@@ -109,7 +109,7 @@ def test_early_and_late_rounds_stay_equally_represented(count: int) -> None:
     kept = np.flatnonzero(select_retained(some, RetentionSettings(rounds=most, **OVER_TIME)))
     length = 1 << int(np.ceil(np.log2(count / most))) + 1
     whole = np.bincount(kept // length)[: count // length]
-    assert whole.min() >= 1, "every stretch"
+    assert whole.min() >= 1, "every block keeps a round"
     assert whole.max() <= 4
     tenths = np.histogram(kept, bins=10, range=(0, count))[0]
     assert tenths.min() >= 6
@@ -178,12 +178,12 @@ def test_a_decision_applies_to_later_rounds(history: History, make_record: Make)
     history.append([make_record(n) for n in range(30)])
     assert subsample(history, TEN) == 20
     first = kept_after(history, 31)
-    assert kept_after(history, 30) == list(range(30)), "round 29 was there before"
+    assert kept_after(history, 30) == list(range(30)), "round 29 came before the decision"
     assert len(first) == 11
     assert first[-1] == 30
     history.append([make_record(n) for n in range(30, 60)])
     assert subsample(history, TEN) == 30
-    assert kept_after(history, 31) == first, "who plays round 30 again does as before"
+    assert kept_after(history, 31) == first, "a replay of round 30 sees the same rounds"
     assert kept_after(history, 60)[:10] == first[:10]
     assert kept_after(history, 60)[10:] == list(range(30, 60))
     assert len(kept_after(history, 61)) == 11
@@ -200,7 +200,7 @@ def test_rounds_that_no_checkpoint_needs_are_removed(history: History, make_reco
     history.append([make_record(n) for n in range(30, 33)])
     subsample(history, TEN)
     kept = kept_after(history, 34)[:-1]
-    assert compact(history, 32, 5) == 0, "there is a checkpoint of before"
+    assert compact(history, 32, 5) == 0, "a checkpoint is older than the decision"
     assert [history.payload(n) for n in range(33)] == [make_record(n).payload for n in range(33)]
     assert count_discarded(history.query) == 0
     assert compact(history, 33, 5) == 23
@@ -215,8 +215,8 @@ def test_rounds_that_no_checkpoint_needs_are_removed(history: History, make_reco
             history.payload(round)
     assert verify(history.path).clean
     assert remove_orphans(history) == []
-    assert len(history.archive.names()) <= 3, "what is left of six segments is put together"
-    assert history.append([make_record(3)])[0].duplicate, "an id is known for ever"
+    assert len(history.archive.names()) <= 3, "the rest of six segments is merged"
+    assert history.append([make_record(3)])[0].duplicate, "an id is never forgotten"
     assert history.append([make_record(33)])[0].round == 33
 
 
@@ -275,7 +275,7 @@ def test_maintenance_subsamples_and_compacts_by_itself(tmp_path: Path, make_reco
             history.append([make_record(n)])
             learned = max(0, n - 3)
         learned = 80
-        wait_for("all but some are gone", lambda: count_discarded(history.query) >= 65)
+        wait_for("most rounds are discarded", lambda: count_discarded(history.query) >= 65)
         maintenance.close()
         assert 80 - count_discarded(history.query) <= 15
         kept = kept_after(history, 81)

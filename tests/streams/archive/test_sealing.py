@@ -24,7 +24,7 @@ from tests.support.object_store import Bucketed, free_port, running
 Make = Callable[..., Record]
 FIVE = SealingSettings(segment_rounds=5, ledger_bytes=0)
 ROUNDS = 23
-PATIENCE = 200.0
+TIMEOUT_SECONDS = 200.0
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def set_archive(history: History, bucketed: Bucketed) -> None:
 def test_full_segments_are_sealed_and_then_leave_the_ledger(filled: History) -> None:
     before = [filled.payload(round) for round in range(ROUNDS)]
     assert seal_all(filled) == 4
-    assert in_ledger(filled) == list(range(ROUNDS)), "sealing takes nothing away"
+    assert in_ledger(filled) == list(range(ROUNDS)), "sealing evicts nothing"
     assert evict_payloads(filled, 0) == 4
     assert in_ledger(filled) == [20, 21, 22]
     assert [filled.payload(round) for round in range(ROUNDS)] == before
@@ -84,11 +84,11 @@ def test_the_ledger_evicts_only_what_it_must_and_its_file_shrinks(history: Histo
     assert full > 10_000_000
     evict_payloads(history, full // 2)
     left = in_ledger(history)
-    assert left == list(range(left[0], 200)), "the oldest go first"
+    assert left == list(range(left[0], 200)), "the oldest rounds are evicted first"
     assert full // 4 < archive_index.ledger_bytes(history.query) <= full // 2
     with history.borrow_writer() as writer:
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    assert (history.path / ledger.FILE).stat().st_size < 0.6 * full, "the space is given back"
+    assert (history.path / ledger.FILE).stat().st_size < 0.6 * full, "the space is released"
     assert verify(history.path).clean
 
 
@@ -147,7 +147,7 @@ def test_the_only_copy_of_a_round_is_never_removed(filled: History) -> None:
 
 
 def test_maintenance_runs_while_rounds_arrive_and_are_read(history: History, make_record: Make) -> None:
-    upkeep = Maintenance(history, FIVE, RetentionSettings(), lambda: 0)
+    maintenance = Maintenance(history, FIVE, RetentionSettings(), lambda: 0)
     wrong: list[object] = []
     stop = threading.Event()
 
@@ -160,10 +160,10 @@ def test_maintenance_runs_while_rounds_arrive_and_are_read(history: History, mak
     reading.start()
     for n in range(60):
         history.append([make_record(n)])
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while in_ledger(history) and time.monotonic() < deadline:
         time.sleep(0.05)
-    upkeep.close()
+    maintenance.close()
     stop.set()
     reading.join()
     assert in_ledger(history) == []

@@ -29,12 +29,12 @@ def damage(folder: Path, acknowledge: Acknowledge) -> None:
     assert not verify(folder).clean
 
 
-def mend(folder: Path, acknowledge: Acknowledge) -> None:
+def run_repair(folder: Path, acknowledge: Acknowledge) -> None:
     repair(folder, verify(folder))
 
 
-def check_mended(folder: Path, acknowledged: Acknowledged) -> None:
-    mend(folder, lambda said: None)
+def check_repaired(folder: Path, acknowledged: Acknowledged) -> None:
+    run_repair(folder, lambda said: None)
     check(folder, acknowledged)
 
 

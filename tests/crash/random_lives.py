@@ -43,7 +43,9 @@ def make_random_life(seed: str) -> Callable[[Path, Acknowledge], None]:
     def play(folder: Path, acknowledge: Acknowledge) -> None:
         chance = random.Random(seed)
         tasks = TaskSequence(chance)
-        steps = [chance.choice(["append", "append", "seal", "relieve", "thin", "sweep", "start"]) for _ in range(STEPS)]
+        steps = [
+            chance.choice(["append", "append", "seal", "evict", "subsample", "compact", "start"]) for _ in range(STEPS)
+        ]
         history = History.open(folder, write=True)
         for step in ["append", *steps]:
             if step == "start":
@@ -63,9 +65,9 @@ def maintain(history: History, step: str, chance: random.Random) -> None:
     """Run one maintenance step, as the daemon does from time to time."""
     if step == "seal":
         seal_next(history, SealingSettings(segment_rounds=chance.randint(1, 4), ledger_bytes=0))
-    elif step == "relieve":
+    elif step == "evict":
         evict_payloads(history, chance.choice([0, 20_000]))
-    elif step == "thin":
+    elif step == "subsample":
         subsample(history, RetentionSettings(rounds=chance.randint(1, 6)))
     else:
         compact(history, len(history), 3)
