@@ -10,25 +10,25 @@ from streams.history.retention import count_discarded
 from streams.history.verify import verify
 from tests.deploy.conftest import Cli
 from tests.support.daemon import running_daemon, wait_for, write_sinusoid
-from tests.support.object_store import Bucketed, free_port, running
+from tests.support.object_store import BucketServer, free_port, running
 
 SEALING = "[history.sealing]\nsegment_rounds = 5\nledger_bytes = 0\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Bucketed:
+def server(tmp_path_factory: pytest.TempPathFactory) -> BucketServer:
     with running(tmp_path_factory.mktemp("s3") / "log") as bucketed:
         yield bucketed
 
 
-def section(bucketed: Bucketed, **more: str) -> str:
+def section(bucketed: BucketServer, **more: str) -> str:
     options = "".join(
         f"{name} = {value!r}\n" for name, value in {**bucketed.options, "allow_http": "true", **more}.items()
     )
     return f'[history]\narchive = "{bucketed.url}"\n[history.archive_options]\n{options}'
 
 
-def test_check_reports_the_content_of_the_archive(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+def test_check_reports_the_content_of_the_archive(cli: Cli, tmp_path: Path, server: BucketServer) -> None:
     ended = cli("check", write_sinusoid(tmp_path / "beside"))
     assert (ended.code, f"{tmp_path}/beside/run/history/archive holds 0 segments" in ended.out) == (0, True)
     ended = cli("check", write_sinusoid(tmp_path / "s3", section(server)))
@@ -58,14 +58,16 @@ def test_wrong_settings_are_refused(cli: Cli, tmp_path: Path, lines: str, code: 
     assert message in ended.err
 
 
-def test_check_reports_an_unreachable_object_store(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+def test_check_reports_an_unreachable_object_store(cli: Cli, tmp_path: Path, server: BucketServer) -> None:
     away = section(server, endpoint=f"http://127.0.0.1:{free_port()}") + "retry_config = { max_retries = 0 }\n"
     ended = cli("check", write_sinusoid(tmp_path, away))
     assert ended.code == 75
     assert f"[history] archive = '{server.url}' cannot be reached" in ended.err
 
 
-def test_a_daemon_seals_into_an_object_store_and_learns_from_there(cli: Cli, tmp_path: Path, server: Bucketed) -> None:
+def test_a_daemon_seals_into_an_object_store_and_learns_from_there(
+    cli: Cli, tmp_path: Path, server: BucketServer
+) -> None:
     config = write_sinusoid(tmp_path, section(server) + SEALING)
     with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]") as daemon:
         daemon.submit(*range(12))

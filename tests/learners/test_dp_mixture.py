@@ -204,8 +204,8 @@ def test_an_unused_component_is_pruned_and_its_slot_reused():
     learner._sampler = other._sampler  # Both revisit only the new round.
     play(learner, [task])
     play(other, [task])
-    anew, first = learner.save(), other.save()
-    assert {n[2:]: v for n, v in frozen(anew).items() if n.startswith("1.")} == {
+    restarted, first = learner.save(), other.save()
+    assert {n[2:]: v for n, v in frozen(restarted).items() if n.startswith("1.")} == {
         n[2:]: v for n, v in frozen(first).items() if n.startswith("0.")
     }, "it begins with the run's first parameters and an optimizer that has made no step"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import online_meta as om
-from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import problem
+from tests.numerics.reference_loop import STEPS, check_against_reference
 
 LR, FAST = 0.5, ("context",)
 

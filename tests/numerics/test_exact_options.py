@@ -11,9 +11,9 @@ import online_meta as om
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.unrolled import Loop
-from tests.numerics.by_hand import join_parts, shifted
 from tests.numerics.meter import MemoryMeter, bytes_of
 from tests.numerics.problems import problem
+from tests.numerics.reference_loop import join_parts, shifted
 
 RULES = {
     "sgd": om.rules.sgd(lr=0.1),

@@ -10,8 +10,8 @@ import online_meta as om
 from online_meta.metagrads.implicit import implicit
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.types import Carry
-from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import MODELS, problem, regression_task
+from tests.numerics.reference_loop import STEPS, check_against_reference
 
 STRENGTH = 0.5
 

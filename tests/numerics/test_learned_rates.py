@@ -5,8 +5,8 @@ import torch
 
 import online_meta as om
 from online_meta.testing.compare import assert_close
-from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import problem
+from tests.numerics.reference_loop import STEPS, check_against_reference
 
 PROBLEMS = ["mlp_tanh", "conv_batch_norm"]
 every_problem = pytest.mark.parametrize("name", PROBLEMS)

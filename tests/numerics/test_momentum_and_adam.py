@@ -9,8 +9,8 @@ from torch import nn
 import online_meta as om
 from online_meta.testing.compare import assert_close
 from online_meta.testing.oracle import CRITERIA
-from tests.numerics.by_hand import STEPS, check_against_reference
 from tests.numerics.problems import Net, problem
+from tests.numerics.reference_loop import STEPS, check_against_reference
 
 every_problem = pytest.mark.parametrize("name", ["mlp_tanh", "conv_group_norm"])
 every_fast = pytest.mark.parametrize("fast", [("*",), ("head.*",)], ids=["all", "head"])

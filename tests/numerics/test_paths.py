@@ -69,9 +69,9 @@ def test_compiled_programs_are_right_and_give_the_same_bits_when_reloaded(tmp_pa
     assert kept.stat().st_mtime_ns == made, "the program was compiled twice"
     assert all(torch.equal(found.grads.weights[n], repeated.grads.weights[n]) for n in meta.weights)
     kept.unlink()  # A recompiled program gives the same bits, too.
-    anew = TaskSum(gradient, tmp_path)
-    anew.follow([plan])
-    once_more = anew(meta, tasks, weights)
+    recompiled = TaskSum(gradient, tmp_path)
+    recompiled.follow([plan])
+    once_more = recompiled(meta, tasks, weights)
     assert all(torch.equal(found.grads.weights[n], once_more.grads.weights[n]) for n in meta.weights)
 
 

@@ -17,8 +17,8 @@ from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.oracle import reptile_by_hand, unrolled_maml
 from online_meta.testing.unrolled import Loop
-from tests.numerics.by_hand import join_parts, shifted
 from tests.numerics.problems import RANDOM, problem
+from tests.numerics.reference_loop import join_parts, shifted
 from trainers.build import build_loss, build_module
 from trainers.models import transformer
 from trainers.settings import ModelSettings

@@ -6,8 +6,8 @@ import torch
 import online_meta as om
 from online_meta.inner import init_carry
 from online_meta.testing.compare import assert_close
-from tests.numerics.by_hand import STEPS, check_against_reference, shifted
 from tests.numerics.problems import problem
+from tests.numerics.reference_loop import STEPS, check_against_reference, shifted
 
 LR = 0.1
 every_problem = pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm"])

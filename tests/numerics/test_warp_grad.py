@@ -15,8 +15,8 @@ from online_meta.testing.compare import assert_close, flat, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.oracle import CRITERIA, central_difference
 from online_meta.types import Carry
-from tests.numerics.by_hand import join_parts, shifted
 from tests.numerics.problems import problem
+from tests.numerics.reference_loop import join_parts, shifted
 
 STEPS = 4
 RULES = {

@@ -7,7 +7,7 @@ import pytest
 
 from tests.recovery.test_ranks import feed, settle
 from tests.support.daemon import RestartedDaemon, free_port, wait_for
-from tests.support.nodes import LOOPBACK, Node, allowed, cable
+from tests.support.nodes import LOOPBACK, Node, can_create_namespaces, lay_cable
 
 ENGINE = """
 [engine]
@@ -26,7 +26,7 @@ TASKS = 34
 @pytest.fixture
 def link(monkeypatch):
     """Yield the connection of the two machines: a virtual cable if this user may create one, else loopback."""
-    with cable() if allowed() else nullcontext(LOOPBACK) as link:
+    with lay_cable() if can_create_namespaces() else nullcontext(LOOPBACK) as link:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", link.interface_here)
         yield link
 

@@ -15,11 +15,11 @@ from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Record
 from tests.support import object_store
 from tests.support.ingesting import Counts, Faulty, Open
-from tests.support.object_store import Bucketed
+from tests.support.object_store import BucketServer
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucketed]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServer]:
     """A real S3 server with an empty bucket."""
     with object_store.running(tmp_path_factory.mktemp("s3") / "log") as bucketed:
         yield bucketed

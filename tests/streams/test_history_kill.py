@@ -64,7 +64,7 @@ def test_kills_at_random_moments_lose_no_acknowledged_round(tmp_path: Path) -> N
     chance = random.Random(20)
     before = acknowledged = 0
     for seed in range(14):
-        process, connection = start(appending.append_for_ever, str(tmp_path), seed)
+        process, connection = start(appending.append_forever, str(tmp_path), seed)
         first = connection.recv()
         wait = chance.uniform(0.0, 0.25)
         process.join(wait)  # the process never ends by itself, so this is a random moment

@@ -13,7 +13,7 @@ from streams.formats import wire
 from streams.sources import kafka
 from tests.support.brokers import SPEC, Broker, running
 from tests.support.daemon import wait_for
-from tests.support.object_store import Bucketed
+from tests.support.object_store import BucketServer
 
 Bodies = Callable[[int, int], dict[str, bytes]]
 
@@ -49,7 +49,7 @@ def test_each_partition_keeps_its_order(broker: Broker, bodies: Bodies, tmp_path
 
 
 def test_an_added_partition_is_read_from_its_start(
-    bodies: Bodies, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, server: Bucketed
+    bodies: Bodies, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, server: BucketServer
 ) -> None:
     broker = Broker("kafka", tmp_path_factory.mktemp("kafka"), server)
     try:

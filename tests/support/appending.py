@@ -23,7 +23,7 @@ def record(seed: int, number: int) -> Record:
     return Record(f"t-{seed}-{number}", body, digest(body), "s", str(number), 0.0)
 
 
-def append_for_ever(folder: str, seed: int, connection: Connection) -> None:
+def append_forever(folder: str, seed: int, connection: Connection) -> None:
     """Append batches of 1 to 9 new records, with occasional duplicates, and send each receipt."""
     chance = random.Random(seed)
     number = 0

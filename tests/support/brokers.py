@@ -16,7 +16,7 @@ from streams.sources import kafka, nats, redis
 from streams.spec import Limits, TaskSpec
 from streams.types import TaskSource
 from tests.support.ingesting import Counts
-from tests.support.object_store import Bucketed
+from tests.support.object_store import BucketServer
 from tests.support.proxy import Proxy
 from tests.support.servers import Kafka, Nats, Redis, Server, StoredKafka
 
@@ -28,7 +28,7 @@ MODULES: dict[str, ModuleType] = {"redis": redis, "kafka": kafka, "nats": nats}
 class Broker:
     """A broker behind a proxy of its own, as a source connects to it."""
 
-    def __init__(self, kind: str, folder: Path, bucketed: Bucketed | None = None) -> None:
+    def __init__(self, kind: str, folder: Path, bucketed: BucketServer | None = None) -> None:
         """Start the broker; with ``bucketed`` (Kafka only) its data survives a restart."""
         self.kind = kind
         self.network = Proxy()

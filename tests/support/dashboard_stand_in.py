@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.dashboard_states import Asked, bucket_means, mean_of_known
+from tests.support.dashboard_states import EfficiencySettings, bucket_means, mean_of_known
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
 CONTENT_SECURITY_POLICY = "default-src 'self'"
@@ -53,8 +53,8 @@ class Daemon:
         noise = random.Random("accuracy")
         return [min(1.0, max(0.2, 1 - 0.3 * loss + noise.gauss(0, 0.03))) for loss in self.losses(name)]
 
-    def asked(self) -> Asked:
-        return Asked(self.prefixes, self.proficiency, self.accuracy)
+    def efficiency_settings(self) -> EfficiencySettings:
+        return EfficiencySettings(self.prefixes, self.proficiency, self.accuracy)
 
     def status(self) -> dict[str, Any]:
         last = self.rounds - 1
@@ -109,7 +109,7 @@ class Daemon:
         if not self.prefixes:
             return {}
         requested = {} if self.proficiency is None else {"proficiency": self.proficiency}
-        return {"learning_efficiency_last_100": {**self.asked().part(losses, mean_of_known), **requested}}
+        return {"learning_efficiency_last_100": {**self.efficiency_settings().part(losses, mean_of_known), **requested}}
 
     def regrets(self) -> dict[str, Any]:
         points = self.points()
@@ -147,7 +147,7 @@ class Daemon:
         ends = sorted({min(self.rounds, end) for end in range(first + each, self.rounds + each, each)})
         cut = partial(bucket_means, ends=ends, first=first)
         blank: list[float | None] = [None] * len(ends)
-        efficiency_settings = (
+        efficiency_part = (
             {"efficiency": {"prefixes": self.prefixes, "proficiency": self.proficiency}} if self.prefixes else {}
         )
         learners = {
@@ -155,7 +155,7 @@ class Daemon:
                 "loss": cut(losses),
                 "accuracy": cut(self.accuracies(name)) if self.accuracy else blank,
                 "cumulative_loss": [sum(losses[:end]) for end in ends],
-                **({"efficiency": self.asked().part(losses, cut)} if self.prefixes else {}),
+                **({"efficiency": self.efficiency_settings().part(losses, cut)} if self.prefixes else {}),
             }
             for name, losses in ((name, self.losses(name)) for name in self.learners)
         }
@@ -167,7 +167,7 @@ class Daemon:
             "loss_after": cut(self.losses("ftml")),
             "accuracy": cut(self.accuracies()) if self.accuracy else blank,
             "learners": learners if self.rounds else {},
-            **efficiency_settings,
+            **efficiency_part,
             "comparators": self.points(),
         }
 

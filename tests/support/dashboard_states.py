@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 Values = list[float | None]
 
 
-class Asked(NamedTuple):
+class EfficiencySettings(NamedTuple):
     """The settings of learning efficiency; ``proficiency`` is an accuracy with ``accuracy``, else a loss."""
 
     prefixes: tuple[int, ...]

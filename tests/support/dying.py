@@ -27,7 +27,7 @@ def checkpoint(rounds: int, floats: int = 3000) -> Checkpoint:
     )
 
 
-def save_for_ever(folder: str, rounds: int, connection: Connection) -> None:
+def save_forever(folder: str, rounds: int, connection: Connection) -> None:
     """Save checkpoints one after the other from ``rounds`` + 1 on, and send the round of each saved one."""
     while True:
         rounds += 1
@@ -52,7 +52,7 @@ def save_dying(folder: str, rounds: int, point: int, connection: Connection) -> 
     connection.send("survived")
 
 
-def append_for_ever(path: str, seed: int, connection: Connection) -> None:
+def append_forever(path: str, seed: int, connection: Connection) -> None:
     """Append lines of 30 B to 300 kB forever, and report when the first is written."""
     chance, writer = random.Random(seed), LineWriter(Path(path))
     for number in itertools.count():

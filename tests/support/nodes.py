@@ -35,7 +35,7 @@ class Cable(NamedTuple):
 LOOPBACK = Cable("127.0.0.1", "127.0.0.1", "lo", "lo", ())
 
 
-def allowed() -> bool:
+def can_create_namespaces() -> bool:
     """Return whether this user may create network namespaces."""
     try:
         made = subprocess.run(["ip", "netns", "add", f"{NAME}try"], capture_output=True, check=False)
@@ -47,7 +47,7 @@ def allowed() -> bool:
 
 
 @contextmanager
-def cable() -> Iterator[Cable]:
+def lay_cable() -> Iterator[Cable]:
     """Create a network namespace with a virtual cable to it, and delete it at the end."""
     own, other = f"{NAME}a", f"{NAME}b"
     inside = ("ip", "netns", "exec", NAME)

@@ -14,14 +14,16 @@ import httpx
 PATIENCE = 200.0
 
 
-class Bucketed(NamedTuple):
+class BucketServer(NamedTuple):
+    """A running server with one bucket: the URL of a run's prefix, the options of a client, and the endpoint."""
+
     url: str
     options: dict[str, Any]
     endpoint: str
 
 
 @contextlib.contextmanager
-def running(log: Path, port: int = 0) -> Iterator[Bucketed]:
+def running(log: Path, port: int = 0) -> Iterator[BucketServer]:
     """Start the server with one bucket; stop its process at the end."""
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
@@ -38,7 +40,7 @@ def running(log: Path, port: int = 0) -> Iterator[Bucketed]:
             "access_key_id": "tester",
             "secret_access_key": "secret",
         }
-        yield Bucketed("s3://tasks/one-run", options, endpoint)
+        yield BucketServer("s3://tasks/one-run", options, endpoint)
     finally:
         process.kill()
         process.wait()

@@ -20,7 +20,7 @@ def start(target: Callable[..., None], *arguments: object) -> tuple[multiprocess
     return process, here
 
 
-def hear(connection: Connection) -> list[Any]:
+def receive_all(connection: Connection) -> list[Any]:
     """Return everything that is sent until the process ends."""
     received = []
     try:

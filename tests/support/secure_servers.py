@@ -8,7 +8,7 @@ from typing import Any
 
 from streams.brokers.nats import EventLoopThread
 from tests.support.certificate import write_certificate
-from tests.support.servers import Kafka, Nats, Redis, is_calm
+from tests.support.servers import Kafka, Nats, Redis, succeeds
 
 USER, PASSWORD = "alice", "open-sesame-7"
 
@@ -47,7 +47,7 @@ class SecureNats(Nats):
             config.write('tls { cert_file: "cert.pem", key_file: "key.pem" }\n')
         return command
 
-    def connecting(self) -> dict[str, Any]:
+    def connection_options(self) -> dict[str, Any]:
         trust = ssl.create_default_context(cafile=str(self.folder / "cert.pem"))
         return {"user": USER, "password": PASSWORD, "tls": trust}
 
@@ -61,7 +61,7 @@ class TokenNats(Nats):
             config.write(f'authorization {{ token: "{PASSWORD}" }}\n')
         return command
 
-    def connecting(self) -> dict[str, Any]:
+    def connection_options(self) -> dict[str, Any]:
         return {"token": PASSWORD}
 
 
@@ -109,7 +109,7 @@ class SecureKafka(Kafka):
         super().__init__(folder, self.front.port)
         self.front.to = self.port
 
-    def connecting(self) -> dict[str, Any]:
+    def connection_options(self) -> dict[str, Any]:
         return {"bootstrap.servers": self.brokers, **self.properties()}
 
     def properties(self) -> dict[str, str]:
@@ -127,7 +127,7 @@ class ClosedKafka(Kafka):
         return [*super().command(), "--authentication"]
 
     def answers(self) -> bool:
-        return is_calm(lambda: socket.create_connection(("127.0.0.1", self.port)).close())
+        return succeeds(lambda: socket.create_connection(("127.0.0.1", self.port)).close())
 
     def properties(self) -> dict[str, str]:
         sasl = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "SCRAM-SHA-512"}

@@ -16,12 +16,12 @@ from typing import Any
 import obstore
 
 from tests.support.daemon import wait_for
-from tests.support.object_store import Bucketed
+from tests.support.object_store import BucketServer
 
 START_SECONDS = 60.0
 
 
-def steady_port() -> int:
+def find_steady_port() -> int:
     """Return a free port outside the range of outgoing connections, so that it stays free while its server is down."""
     while True:
         with socket.socket() as probe, suppress(OSError):
@@ -36,7 +36,7 @@ class Server(ABC):
     def __init__(self, folder: Path, seen_port: int | None = None) -> None:
         """Keep data in ``folder``; ``seen_port`` is the port that clients see, if it is another than the server's."""
         self.folder = folder
-        self.port = steady_port()
+        self.port = find_steady_port()
         self.seen_port = seen_port or self.port
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class Server(ABC):
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let the server run again."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
@@ -100,7 +100,7 @@ class Redis(Server):
 
     def answers(self) -> bool:
         with self.client() as client:
-            return is_calm(client.ping)
+            return succeeds(client.ping)
 
     def client(self):
         """Return a client that connects directly, past any proxy."""
@@ -129,14 +129,14 @@ class Kafka(Server):
         return f"127.0.0.1:{self.seen_port}"
 
     def answers(self) -> bool:
-        return is_calm(lambda: self.admin().list_topics(timeout=2))
+        return succeeds(lambda: self.admin().list_topics(timeout=2))
 
     def admin(self):
         from confluent_kafka.admin import AdminClient
 
-        return AdminClient({"log_level": 0, **self.connecting()})
+        return AdminClient({"log_level": 0, **self.connection_options()})
 
-    def connecting(self) -> dict[str, Any]:
+    def connection_options(self) -> dict[str, Any]:
         """Return the options of a direct connection, with its login."""
         return {"bootstrap.servers": f"127.0.0.1:{self.port}"}
 
@@ -152,7 +152,7 @@ class StoredKafka(Kafka):
 
     storage = "s3://tasks/"
 
-    def __init__(self, folder: Path, seen_port: int | None, bucketed: Bucketed) -> None:
+    def __init__(self, folder: Path, seen_port: int | None, bucketed: BucketServer) -> None:
         super().__init__(folder, seen_port)
         self.bucketed = bucketed
         self.store: Any = obstore.store.S3Store("tasks", **bucketed.options)
@@ -198,9 +198,9 @@ class Nats(Server):
         return f"nats://127.0.0.1:{self.seen_port}"
 
     def answers(self) -> bool:
-        return is_calm(lambda: self.ask(lambda stream: stream.account_info()))
+        return succeeds(lambda: self.ask(lambda stream: stream.account_info()))
 
-    def connecting(self) -> dict[str, Any]:
+    def connection_options(self) -> dict[str, Any]:
         """Return the options of the login."""
         return {}
 
@@ -213,7 +213,7 @@ class Nats(Server):
         async def ask():
             once = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.05}
             address = f"nats://127.0.0.1:{self.port}"
-            connection = await nats.connect(address, error_cb=_quiet, **once, **self.connecting())
+            connection = await nats.connect(address, error_cb=_quiet, **once, **self.connection_options())
             try:
                 return await question(connection.jetstream(timeout=30))
             finally:
@@ -226,7 +226,7 @@ async def _quiet(error: Exception) -> None:
     pass
 
 
-def is_calm(question) -> bool:
+def succeeds(question) -> bool:
     """Return whether a question succeeds without an error."""
     try:
         question()

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from online_meta.testing.learner_problems import frozen
 from tests.support import dying
-from tests.support.processes import hear, kill, start
+from tests.support.processes import kill, receive_all, start
 from trainers.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, load_latest, save_checkpoint
 
 
@@ -178,11 +178,11 @@ def test_an_older_checkpoint_of_another_format_is_ignored(tmp_path):
 def test_kills_at_random_moments_lose_no_acknowledged_checkpoint(tmp_path):
     chance, last, acknowledged = random.Random(5), 0, 0
     for _ in range(12):
-        process, connection = start(dying.save_for_ever, str(tmp_path), last)
+        process, connection = start(dying.save_forever, str(tmp_path), last)
         first = connection.recv()
         process.join(chance.uniform(0.0, 0.15))  # the process never ends by itself, so this is a random moment
         kill(process)
-        acknowledgements = [first, *hear(connection)]
+        acknowledgements = [first, *receive_all(connection)]
         assert process.exitcode == -signal.SIGKILL
         found = load_latest(tmp_path)
         assert found.rounds in (acknowledgements[-1], acknowledgements[-1] + 1)
@@ -200,7 +200,7 @@ def test_a_kill_at_any_step_of_a_save_leaves_a_whole_checkpoint(tmp_path):
         folder = tmp_path / str(points)
         save_rounds(folder, 1, 2, keep=2)
         process, connection = start(dying.save_dying, str(folder), 3, points)
-        survived = hear(connection) == ["survived"]
+        survived = receive_all(connection) == ["survived"]
         process.join()
         found = load_latest(folder)
         assert found.rounds == list_checkpoints(folder)[-1], "the newest listed checkpoint is whole"

@@ -179,7 +179,7 @@ def test_opening_a_whole_file_does_not_change_it(path):
 def test_a_concurrent_reader_sees_every_line_whole_and_once(path):
     for seed in range(2):
         path.unlink(missing_ok=True)
-        process, connection = start(dying.append_for_ever, str(path), seed)
+        process, connection = start(dying.append_forever, str(path), seed)
         assert connection.recv() == "begun"
         reader, numbers, deadline = LineReader(path), [], time.monotonic() + 60
         refreshes = 0

@@ -126,7 +126,7 @@ def test_an_unreadable_round_fails_where_it_is_requested(
         buffer[round]
     assert same(buffer[13], history[13])
     buffer.prefetch("me", [14])
-    wait_for("it goes on", lambda: 14 in history.read)
+    wait_for("it continues", lambda: 14 in history.read)
 
 
 def test_the_prefetch_thread_ends_with_close(history: ObservedHistory) -> None:

@@ -10,14 +10,14 @@ from streams.history.archive import BlobStore
 from streams.history.archive.segment import StoredRound
 from streams.history.archive.stores import open_store
 from streams.history.ledger import RoundEntry
-from tests.support.object_store import Bucketed
+from tests.support.object_store import BucketServer
 
 
 @pytest.fixture(params=["folder", "object store"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     if request.param == "folder":
         return open_store(str(tmp_path / "some" / "archive"), {})
-    bucketed: Bucketed = request.getfixturevalue("server")
+    bucketed: BucketServer = request.getfixturevalue("server")
     return open_store(f"{bucketed.url}/{tmp_path.name}", bucketed.options)
 
 

@@ -13,7 +13,7 @@ from streams.history.archive.archive import Archive
 from streams.history.archive.segment import Segment, StoredRound, write_segment
 from streams.history.archive.stores import is_url, open_store
 from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFormatError
-from tests.support.object_store import Bucketed, free_port
+from tests.support.object_store import BucketServer, free_port
 
 Keep = Callable[..., StoredRound]
 
@@ -154,7 +154,7 @@ def test_the_size_of_open_segments_is_bounded(tmp_path: Path, keep: Keep, monkey
     assert sum(segment.memory_bytes for segment in archive._open.values()) <= 7 * one
 
 
-def test_an_unreachable_object_store_is_not_damage(server: Bucketed, rounds: list[StoredRound]) -> None:
+def test_an_unreachable_object_store_is_not_damage(server: BucketServer, rounds: list[StoredRound]) -> None:
     gone = {**server.options, "endpoint": f"http://127.0.0.1:{free_port()}"}
     archive = Archive(open_store(server.url, {**gone, "retry_config": {"max_retries": 0}}))
     with pytest.raises(ArchiveUnreachable, match="cannot be reached"):

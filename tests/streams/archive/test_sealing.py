@@ -19,7 +19,7 @@ from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
 from streams.history.verify import verify
 from streams.types import Record
-from tests.support.object_store import Bucketed, free_port, running
+from tests.support.object_store import BucketServer, free_port, running
 
 Make = Callable[..., Record]
 FIVE = SealingSettings(segment_rounds=5, ledger_bytes=0)
@@ -41,7 +41,7 @@ def in_ledger(history: History) -> list[int]:
     return [round for (round,) in history.query("SELECT round FROM payloads ORDER BY round")]
 
 
-def set_archive(history: History, bucketed: Bucketed) -> None:
+def set_archive(history: History, bucketed: BucketServer) -> None:
     with history.borrow_writer() as writer:
         record_location(writer, Location(bucketed.url, bucketed.options))
 
@@ -171,7 +171,7 @@ def test_maintenance_runs_while_rounds_arrive_and_are_read(history: History, mak
     assert verify(history.path).clean
 
 
-def test_rounds_go_to_an_object_store_and_come_back(filled: History, server: Bucketed, tmp_path: Path) -> None:
+def test_rounds_go_to_an_object_store_and_come_back(filled: History, server: BucketServer, tmp_path: Path) -> None:
     set_archive(filled, server._replace(url=f"{server.url}/{tmp_path.name}"))
     before = [filled.payload(round) for round in range(ROUNDS)]
     seal_all(filled)
