@@ -50,7 +50,7 @@ def test_the_points_needed_are_shown_for_every_learner(visit: Open) -> None:
     expect(chart(shown).locator("h3")).to_have_text("Learning efficiency: support points to 75\u202f% accuracy")
     expect(chart(shown).locator(".entry")).to_have_count(3)
     expect(chart(shown).locator(".note")).to_contain_text("Lines: mean of the last 20 rounds. Lower is better.")
-    needed = daemon.asked().needed(daemon.losses("ftml"))
+    needed = daemon.efficiency_settings().needed(daemon.losses("ftml"))
     latest, last_100 = mean_of_known(needed[-20:]), mean_of_known(needed[-100:])
     assert latest is not None
     assert last_100 is not None
@@ -78,7 +78,7 @@ def test_prefixes_alone_are_one_line_each_for_the_main_learner(visit: Open) -> N
     daemon = Daemon(rounds=19, prefixes=(1, 5))  # too few rounds for smoothing: the latest value is the last round's
     shown = visit(daemon)
     expect(chart(shown).locator("h3")).to_have_text("Learning efficiency: FTML\u2019s loss by number of support points")
-    last = [daemon.asked().after(daemon.losses("ftml"), points)[-1] for points in (1, 5)]
+    last = [daemon.efficiency_settings().after(daemon.losses("ftml"), points)[-1] for points in (1, 5)]
     entries = [f"after 1 point{last[0]:.2f}", f"after 5 points{last[1]:.2f}"]
     expect(chart(shown).locator(".entry")).to_have_text(entries)
     expect(heading(shown)).to_be_hidden()
