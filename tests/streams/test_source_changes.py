@@ -77,7 +77,7 @@ def test_the_same_tasks_come_from_any_position_and_file_length(
         assert first + tasks(path, spec, first[-1].cursor if first else None, **options, most=40) == whole
 
 
-def test_a_task_has_at_least_least_and_at_most_most_rows(tmp_path: Path) -> None:
+def test_least_and_most_bound_the_rows_of_a_task(tmp_path: Path) -> None:
     path, text = tmp_path / "rows.jsonl", lines(REAL, [12, 30])
     path.write_text("".join(text))
     assert ends(tasks(path, REAL, change="run_length", most=20), text) == [12, 32]

@@ -112,7 +112,7 @@ def test_an_unknown_setting_of_the_library_is_refused(tmp_path: Path, text: str,
         kafka.create_source(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
 
 
-def test_library_settings_apply_and_cannot_take_over_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_settings_apply_but_cannot_override_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "client.properties").write_text("client.id = me\nenable.auto.commit = true\n")
     made: list[dict] = []
     monkeypatch.setattr(streams.brokers.kafka, "Consumer", made.append)
