@@ -1,4 +1,4 @@
-"""The disk after a power loss: synced data is there; of the rest anything may be there, in pieces.
+"""The disk after a power loss: synced data is there; any other data may be there in full, in part, or not at all.
 
 The model is stricter than any file system in use. A name survives only if its folder was synced. Each write that was
 not synced survives or not, independently, and some survive only in sectors. Names in a folder that was not synced

@@ -94,7 +94,7 @@ def test_every_block_has_one_first_round(block: int, height: int) -> None:
 
 
 def test_the_first_round_of_a_block_is_random() -> None:
-    """Each round of a block is equally likely, and neighbouring blocks differ, because streams are often periodic."""
+    """Each round of a block is equally likely, whichever is first in the next block: streams are often periodic."""
     firsts = stratified_priorities(np.arange(16 * 4000, dtype=np.int64)).reshape(-1, 16).argmin(axis=1)
     counts = np.bincount(firsts, minlength=16)
     assert ((counts - 250) ** 2 / 250).sum() < 45, "15 degrees of freedom: the 1e-4 quantile is 44"
