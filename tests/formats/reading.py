@@ -116,7 +116,11 @@ def compare(config_file: Path, run: Path) -> list[dict[str, Any]]:
         watching = Thread(target=refresh_with_rounds, args=(config.trainer(), files, history, stop))
         watching.start()
         try:
-            wait_for("they are compared", lambda: len(LineReader(files.comparators).refresh()) == known + wanted, 60)
+            wait_for(
+                "the comparators cover the new rounds",
+                lambda: len(LineReader(files.comparators).refresh()) == known + wanted,
+                60,
+            )
         finally:
             stop.set()
             watching.join()

@@ -207,7 +207,7 @@ def test_an_unused_component_is_pruned_and_its_slot_reused():
     restarted, first = learner.save(), other.save()
     assert {n[2:]: v for n, v in frozen(restarted).items() if n.startswith("1.")} == {
         n[2:]: v for n, v in frozen(first).items() if n.startswith("0.")
-    }, "it begins with the run's first parameters and an optimizer that has made no step"
+    }, "it starts with the run's first parameters and a new optimizer"
 
 
 # Saving and loading.

@@ -63,14 +63,14 @@ def test_kill_every_process_at_random_moments(tmp_path: Path, kills: int, togeth
     chance.shuffle(victims)
     for victim in victims:
         time.sleep(chance.uniform(0.0, 1.5))
-        wait_for(f"there is a {victim} to kill", partial(served.kill, victim))
+        wait_for(f"the {victim} is alive and is killed", partial(served.kill, victim))
     client.stop.set()
     client.join(120)
     assert not client.is_alive()
     acknowledged = client.acknowledged
     markers, full = served.run / "history" / "archive" / "markers", len(acknowledged) // 7 if together == 1 else 0
     # Sealing yields to all other work, so it lags behind on a busy machine.
-    wait_for("all that can be sealed is", lambda: len([*markers.glob("*.json")]) == full, 240)
+    wait_for("every full segment is sealed", lambda: len([*markers.glob("*.json")]) == full, 240)
     finish(served, len(acknowledged))
 
     assert sorted(acknowledged.values()) == list(range(len(acknowledged))), "each task is one round"

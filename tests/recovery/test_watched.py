@@ -92,7 +92,7 @@ def watch(served: RestartedDaemon, clock: Path) -> Watched:
     settle(served, 10)
     slow = wait_for_reports(served, 10)
     os.kill(slow_one, signal.SIGKILL)
-    wait_for("its loss is noticed", lambda: trainer(served)["world_size"] == 0)
+    wait_for("the dead rank is noticed", lambda: trainer(served)["world_size"] == 0)
     dead = samples(served)
     feed(served, 10, TASKS)
     settle(served, TASKS)

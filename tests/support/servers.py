@@ -143,7 +143,7 @@ class Kafka(Server):
     def make_topic(self, name: str, partitions: int = 1) -> None:
         from confluent_kafka.admin import NewTopic
 
-        admin = self.admin()  # it must outlive its answer
+        admin = self.admin()  # the client must live until its answer arrives
         admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
 
 

@@ -31,7 +31,9 @@ def test_a_refresh_continues_from_saved_sums_and_reads_each_round_once():
         assert found.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:rounds]), rel=1e-9, abs=1e-12)
     assert accessed == [*range(ROUNDS)]
     again = refresh(setup, REGRET, RefreshRequest(5, 0), saved)
-    assert again.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:5]), rel=1e-9), "it starts over"
+    assert again.comparator.cumulative_loss == pytest.approx(best_fixed_loss(TASKS[:5]), rel=1e-9), (
+        "the sum starts over"
+    )
 
 
 def test_skipped_rounds_are_left_out():

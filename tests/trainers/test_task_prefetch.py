@@ -65,9 +65,9 @@ def same(one: Task, other: Task) -> bool:
 def test_expected_rounds_are_read_before_they_are_requested(history: ObservedHistory, buffer: HistoryBuffer) -> None:
     wanted = [7, 3, 3, 30]
     buffer.prefetch("me", wanted)
-    wait_for("it is read", lambda: sorted(history.read) == [3, 7, 30])
+    wait_for("the expected rounds are read", lambda: sorted(history.read) == [3, 7, 30])
     buffer.prefetch("me", [*wanted, 5])
-    wait_for("what is new is read", lambda: history.read[3:] == [5])
+    wait_for("the new round is read", lambda: history.read[3:] == [5])
     given = [buffer[round] for round in (*wanted, 5)]
     assert len(history.read) == 4, "nothing was read twice or on request"
     assert all(same(task, history[round]) for task, round in zip(given, (*wanted, 5), strict=True))
@@ -89,7 +89,7 @@ def test_each_consumer_has_its_own_expected_rounds(history: ObservedHistory, buf
 def test_a_request_for_a_round_being_read_waits_for_it(history: ObservedHistory, buffer: HistoryBuffer) -> None:
     history.gate = threading.Event()
     buffer.prefetch("me", [1])
-    wait_for("it is being read", lambda: history.read == [1])
+    wait_for("the round is being read", lambda: history.read == [1])
     given: list[Task] = []
     asking = threading.Thread(target=lambda: given.append(buffer[1]))
     asking.start()
@@ -108,7 +108,7 @@ def test_the_number_and_size_of_prefetched_tasks_are_bounded(
     monkeypatch.setattr(task_prefetch, "MAX_BYTES", 9 * size if most == "bytes" else 1_000_000)
     buffer.prefetch("me", range(ROUNDS))
     at_most = 9 if most == "tasks" else 16  # a batch that is being read when the limit is reached still completes
-    wait_for("it stops", lambda: len(history.read) == at_most)
+    wait_for("prefetching stops", lambda: len(history.read) == at_most)
     given = [buffer[round] for round in range(ROUNDS)]
     assert all(same(task, history[round]) for round, task in enumerate(given))
 
@@ -120,13 +120,13 @@ def test_an_unreadable_round_fails_where_it_is_requested(
     with history.borrow_writer() as writer:
         writer.execute("UPDATE payloads SET payload = zeroblob(50) WHERE round = 12")
     buffer.prefetch("me", [11, round, 13])
-    wait_for("it was tried", lambda: set(history.read) == {11, round, 13})
+    wait_for("every round was tried", lambda: set(history.read) == {11, round, 13})
     assert same(buffer[11], history[11])
     with pytest.raises((HistoryDamaged, IndexError), match=f"round {round}"):
         buffer[round]
     assert same(buffer[13], history[13])
     buffer.prefetch("me", [14])
-    wait_for("it continues", lambda: 14 in history.read)
+    wait_for("prefetching continues", lambda: 14 in history.read)
 
 
 def test_the_prefetch_thread_ends_with_close(history: ObservedHistory) -> None:
