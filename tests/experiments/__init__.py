@@ -1,1 +1,1 @@
-"""Experiments: tables of the field on the project's own machinery; each entry resumes where it was stopped."""
+"""Experiments that reproduce tables of the field with this project; each of them resumes after an interruption."""

@@ -1,4 +1,4 @@
-"""FTML by three meta-gradients and two replay policies, beside the baselines, on two streams and several seeds."""
+"""Compare FTML with three meta-gradients and two replay policies to baselines, on two streams and several seeds."""
 
 import json
 import sys
@@ -17,14 +17,14 @@ from rich.progress import Progress
 from streams.atomic_files import replace_file
 
 from tests.experiments.common.histories import make_history
-from tests.experiments.common.tables import commit, tell_mean
+from tests.experiments.common.tables import format_mean, read_commit
 
-BESIDE = ("regret.comparator=[]",)
-ALONE = ("regret.baselines=[]", *BESIDE)
+NO_COMPARATOR = ("regret.comparator=[]",)
+FTML_ONLY = ("regret.baselines=[]", *NO_COMPARATOR)
 
 
 class Stream(NamedTuple):
-    """A stream of the table: its source, its configuration, its rounds, and those of full replay, which cost more."""
+    """A stream of the table: its source, its configuration, its rounds, and the fewer rounds of full replay."""
 
     source: str
     config: str
@@ -52,25 +52,25 @@ REPTILE = {
 }
 
 
-def entries(seeds: Sequence[int]) -> list[Entry]:
-    """List all runs; those with the baselines first, then seed by seed."""
+def list_entries(seeds: Sequence[int]) -> list[Entry]:
+    """List all runs, sorted so that those with the baselines come first, then by seed."""
     found = []
     for name, stream in STREAMS.items():
         for seed in seeds:
             whole = stream.rounds
             found += [
-                Entry(name, "exact", seed, whole, BESIDE),
-                Entry(name, "first order", seed, whole, ("meta.gradient=first_order", *ALONE)),
-                Entry(name, "reptile", seed, whole, (*REPTILE[name], *ALONE)),
+                Entry(name, "exact", seed, whole, NO_COMPARATOR),
+                Entry(name, "first order", seed, whole, ("meta.gradient=first_order", *FTML_ONLY)),
+                Entry(name, "reptile", seed, whole, (*REPTILE[name], *FTML_ONLY)),
             ]
-        # Full replay costs more with every round: one seed and fewer rounds, beside uniform replay of the same.
-        found.append(Entry(name, "full replay", 0, stream.full_rounds, ("meta.replay=all", *ALONE)))
-        found.append(Entry(name, "uniform replay", 0, stream.full_rounds, ALONE))
+        # Full replay costs more with every round, so it has one seed and fewer rounds, as has uniform replay.
+        found.append(Entry(name, "full replay", 0, stream.full_rounds, ("meta.replay=all", *FTML_ONLY)))
+        found.append(Entry(name, "uniform replay", 0, stream.full_rounds, FTML_ONLY))
     return sorted(found, key=lambda entry: (entry.variant != "exact", entry.seed))
 
 
 def run_entry(entry: Entry, work: Path) -> dict[str, Any]:
-    """Play one run, or take up where it was stopped; return its line of the table."""
+    """Start or resume one run, and return its line of the table."""
     stream = STREAMS[entry.stream]
     config = read_config(
         Path(str(package_files("deploy") / stream.config)), (*entry.overrides, f"run.seed={entry.seed}")
@@ -83,8 +83,8 @@ def run_entry(entry: Entry, work: Path) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--seeds", default=3, show_default=True, help="How many seeds, from 0.")
-@click.option("--jobs", default=2, show_default=True, help="How many runs at once.")
+@click.option("--seeds", default=3, show_default=True, help="Number of seeds, starting at 0.")
+@click.option("--jobs", default=2, show_default=True, help="Number of parallel runs.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(seeds: int, jobs: int, work: Path, out: Path) -> None:
@@ -93,7 +93,7 @@ def main(seeds: int, jobs: int, work: Path, out: Path) -> None:
     for name, stream in STREAMS.items():
         for seed in range(seeds):
             make_history(work / name / str(seed) / "history", stream.source, seed, stream.rounds)
-    todo = entries(range(seeds))
+    todo = list_entries(range(seeds))
     lines: list[dict[str, Any]] = []
     with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         bar = progress.add_task("runs", total=len(todo))
@@ -105,10 +105,10 @@ def main(seeds: int, jobs: int, work: Path, out: Path) -> None:
 
 
 def _write(out: Path, lines: list[dict[str, Any]], wall_seconds: float) -> None:
-    """Write the table as far as it has come."""
+    """Write the table with the runs so far."""
     lines.sort(key=lambda line: (line["stream"], line["variant"], line["seed"]))
     out.mkdir(parents=True, exist_ok=True)
-    about = {"command": " ".join(["python -m tests.experiments.first_table", *sys.argv[1:]]), "commit": commit()}
+    about = {"command": " ".join(["python -m tests.experiments.first_table", *sys.argv[1:]]), "commit": read_commit()}
     result = {**about, "wall_seconds": wall_seconds, "runs": lines}
     replace_file(out / "first_table.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / "first_table.md", render(result).encode(), durable=False)
@@ -141,7 +141,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _spread(learners: list[dict[str, Any]], key: str) -> str:
-    return tell_mean([learner[key] for learner in learners if learner[key] is not None], ".3f")
+    return format_mean([learner[key] for learner in learners if learner[key] is not None], ".3f")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""FTML's regret on strongly convex quadratics grows like log T, below the theorem's bound; fixed weights' like T."""
+"""Compute regret on strongly convex quadratics: log T and below the bound for FTML, T for fixed weights."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from tests.experiments.common.tables import Row, commit, tell_mean, write_files
+from tests.experiments.common.tables import Row, format_mean, read_commit, write_files
 
 Array = NDArray[np.float64]
 
 
 class Quadratics(NamedTuple):
-    """A stream of T tasks of d weights: ``support`` A and ``query`` B (T, d, d), their minima a and b (T, d), alpha."""
+    """T tasks with d weights: ``support`` A and ``query`` B (T, d, d), their minima a and b (T, d), and ``alpha``."""
 
     support: Array
     support_minima: Array
@@ -45,7 +45,7 @@ def draw_quadratics(rounds: int, weights: int, seed: int, alpha: float = 0.25) -
         return np.asarray((bases * values) @ bases.transpose(0, 2, 1))
 
     steep, other = random.uniform(low, high, (2, rounds))
-    # Steep tasks lie elsewhere than flat ones, so that what an inner step does to the gradient matters.
+    # The minima depend on the steepness, so that the effect of an inner step on the gradient matters.
     towards, common = (each / np.linalg.norm(each) for each in random.standard_normal((2, weights)))
     centres = 3 * common + 2 * steep[:, None] * towards + random.uniform(-1.0, 1.0, (rounds, weights))
     apart = random.uniform(-0.5, 0.5, (rounds, weights))
@@ -59,44 +59,44 @@ def adapt_all(tasks: Quadratics) -> MetaLosses:
     return MetaLosses(maps @ tasks.query @ maps, np.asarray(np.linalg.solve(maps, pulls[..., None])[..., 0]))
 
 
-def lead(losses: MetaLosses, start: Array) -> Array:
-    """Return w_1 .. w_{T+1}, (T + 1, d): what FTML plays, ``start`` first, each argmin of the sum of all before it."""
+def compute_leaders(losses: MetaLosses, start: Array) -> Array:
+    """Return w_1 .. w_{T+1}, (T + 1, d), the weights of FTML: ``start``, then w_{t+1} = argmin_w sum_{s<=t} F_s(w)."""
     curvature, pull = losses.curvature.cumsum(0), _times(*losses).cumsum(0)
     return np.concatenate([start[None], np.linalg.solve(curvature, pull[..., None])[..., 0]])
 
 
-def suffer(losses: MetaLosses, played: Array) -> Array:
+def compute_losses(losses: MetaLosses, played: Array) -> Array:
     """Return F_t(w_t), (T,), for weights ``played``, (T, d), or one (d,) for all rounds."""
     apart = played - losses.minima
     return np.asarray(0.5 * (apart * _times(losses.curvature, apart)).sum(1))
 
 
-def best_sums(losses: MetaLosses) -> Array:
+def minimise_prefix_sums(losses: MetaLosses) -> Array:
     """Return min_w sum_{t<=T} F_t(w) for each T, (T,): the comparator in closed form."""
-    leaders = lead(losses, losses.minima[0])[1:]
+    leaders = compute_leaders(losses, losses.minima[0])[1:]
     pull = _times(*losses).cumsum(0)
     constant = 0.5 * (losses.minima * _times(*losses)).sum(1).cumsum()
     return np.asarray(constant - 0.5 * (leaders * pull).sum(1))
 
 
-def regret(losses: MetaLosses, played: Array) -> Array:
+def compute_regret(losses: MetaLosses, played: Array) -> Array:
     """Return the regret after each round, (T,), of weights ``played``, (T, d) or (d,)."""
-    return np.asarray(suffer(losses, played).cumsum() - best_sums(losses))
+    return np.asarray(compute_losses(losses, played).cumsum() - minimise_prefix_sums(losses))
 
 
-def bound_slope(losses: MetaLosses, played: Array) -> float:
-    """Return G~^2 / (2 mu~), of log T in the bound, with the largest gradient and least curvature that were met."""
+def compute_bound_slope(losses: MetaLosses, played: Array) -> float:
+    """Return G~^2 / (2 mu~), the factor of log T in the bound, from the largest gradient and the smallest curvature."""
     steepest = np.linalg.norm(_times(losses.curvature, played - losses.minima), axis=1).max()
     return float(steepest**2 / (2 * np.linalg.eigvalsh(losses.curvature).min()))
 
 
-def expected_slope(losses: MetaLosses) -> float:
-    """Return tr(H^-1 E[g g']) / 2, the slope of FTML's regret against log T for tasks that are drawn independently.
+def compute_expected_slope(losses: MetaLosses) -> float:
+    """Return tr(H^-1 E[g g']) / 2, the slope of FTML's regret over log T for independent tasks.
 
-    H is the mean curvature, g the gradients at the best weights: w_t is off by a covariance of H^-1 E[g g'] H^-1 / t,
-    and the expected loss by half of that, weighed by H.
+    H is the mean curvature, and g are the gradients at the best weights. The error of w_t has the covariance
+    H^-1 E[g g'] H^-1 / t, so the expected excess loss is half the trace of H times this covariance.
     """
-    best = lead(losses, losses.minima[0])[-1]
+    best = compute_leaders(losses, losses.minima[0])[-1]
     gradients = _times(losses.curvature, best - losses.minima)
     spread = gradients.T @ gradients / len(gradients)
     return float(np.trace(np.linalg.solve(losses.curvature.mean(0), spread)) / 2)
@@ -127,8 +127,8 @@ def fit_line(x: ArrayLike, y: ArrayLike) -> tuple[float, float, float]:
     return float(slope), float(intercept), float(1 - left / np.square(y - y.mean()).sum())
 
 
-def rounds_shown(most: int) -> list[int]:
-    """Return the T of the fits, evenly spaced in log T."""
+def choose_rounds(most: int) -> list[int]:
+    """Return the values of T for the fits, evenly spaced in log T."""
     return [*np.unique(np.geomspace(LEAST, most, POINTS).round().astype(int)).tolist()]
 
 
@@ -136,9 +136,9 @@ def run_seed(seed: int, rounds: int) -> Row:
     """Return the curves and fits of one stream; regret at round T is index T - 1."""
     losses = adapt_all(draw_quadratics(rounds, WEIGHTS, seed))
     start = np.zeros(WEIGHTS)
-    played = lead(losses, start)[:-1]
-    shown = rounds_shown(rounds)
-    ftml, fixed = regret(losses, played), regret(losses, start)
+    played = compute_leaders(losses, start)[:-1]
+    shown = choose_rounds(rounds)
+    ftml, fixed = compute_regret(losses, played), compute_regret(losses, start)
     at = np.array(shown) - 1
     slope, _, straight = fit_line(np.log(shown), ftml[at])
     return {
@@ -148,16 +148,16 @@ def run_seed(seed: int, rounds: int) -> Row:
         "fixed": fixed[at].tolist(),
         "slope": slope,
         "straight": straight,
-        "expected": expected_slope(losses),
-        "bound": bound_slope(losses, played),
-        "kept": _is_below(ftml, bound_slope(losses, played)),
+        "expected": compute_expected_slope(losses),
+        "bound": compute_bound_slope(losses, played),
+        "kept": _is_below(ftml, compute_bound_slope(losses, played)),
         "fixed_slope": fit_line(shown, fixed[at])[0],
         "fixed_straight": fit_line(shown, fixed[at])[2],
     }
 
 
 def _is_below(found: Array, slope: float) -> bool:
-    """Return whether the regret after every single round is within the bound."""
+    """Return whether the regret is within the bound after every round."""
     return bool((found <= slope * (1 + np.log(np.arange(1, len(found) + 1)))).all())
 
 
@@ -167,7 +167,7 @@ def render(result: dict[str, Any]) -> str:
     last = rows[0]["rounds"][-1]
 
     def cell(key: str, digits: int = 3) -> str:
-        return tell_mean([row[key] for row in rows], f".{digits}f")
+        return format_mean([row[key] for row in rows], f".{digits}f")
 
     return f"""# Regret in theory
 
@@ -192,7 +192,7 @@ The bound uses the largest gradient and the smallest curvature of the stream, so
 """
 
 
-def draw(rows: list[Row]) -> bytes:
+def plot(rows: list[Row]) -> bytes:
     """Return a PNG: FTML's regret against T on a log axis, with the bound; both learners on two log axes."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -208,25 +208,27 @@ def draw(rows: list[Row]) -> bytes:
     right.plot(shown, bound, color="black", linestyle=":", label="bound of FTML")
     right.plot([], [], color="#3182bd", label="FTML")
     right.plot([], [], color="#e6862d", label="fixed weights")
-    right.set(xscale="log", yscale="log", xlabel="T", ylabel="regret", title="beside the bound, and fixed weights")
+    right.set(xscale="log", yscale="log", xlabel="T", ylabel="regret", title="with the bound, and fixed weights")
     left.legend()
     right.legend()
     return as_png(figure, dpi=110)
 
 
 @click.command()
-@click.option("--seeds", default=20, show_default=True, help="How many streams, from seed 0.")
-@click.option("--rounds", default=MOST, show_default=True, help="How long each is; more than 100.")
+@click.option("--seeds", default=20, show_default=True, help="Number of streams, starting at seed 0.")
+@click.option("--rounds", default=MOST, show_default=True, help="Length of each stream, more than 100.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(seeds: int, rounds: int, out: Path) -> None:
     """Write regret_theory.json, .md and .png into OUT; takes seconds."""
     if rounds <= LEAST or seeds < 1:
-        raise click.BadParameter(f"--rounds is {rounds} and --seeds {seeds}: more than {LEAST}, and 1 or more")
+        raise click.BadParameter(
+            f"--rounds is {rounds} and --seeds is {seeds}; they must be more than {LEAST} and at least 1"
+        )
     began = time.monotonic()
     rows = [run_seed(seed, rounds) for seed in range(seeds)]
     command = " ".join([f"python -m tests.experiments.{NAME}", *sys.argv[1:]])
-    result = {"command": command, "commit": commit(), "wall_seconds": time.monotonic() - began, "rows": rows}
-    write_files(out, NAME, result, render(result), draw(rows))
+    result = {"command": command, "commit": read_commit(), "wall_seconds": time.monotonic() - began, "rows": rows}
+    write_files(out, NAME, result, render(result), plot(rows))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 

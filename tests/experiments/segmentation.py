@@ -1,4 +1,4 @@
-"""Streams without task boundaries, segmented online: delay and false alarms against the known truth."""
+"""Segment streams without task boundaries online, and measure delay and false alarms against the known changes."""
 
 import math
 import time
@@ -28,11 +28,11 @@ from torch import Tensor
 from trainers.build import build_module
 from trainers.settings import ModelSettings
 
-from tests.experiments.common.tables import Row, keep, read_kept, run_rows, tell_mean, write_table
+from tests.experiments.common.tables import Row, format_mean, load_row, run_rows, save_row, write_table
 from tests.experiments.sinusoid_known_answers import draw_tasks
 
 NAME = "segmentation"
-LEAST, MEAN_LENGTH, NOISE, WITHIN = 10, 50, 0.1, 10
+MIN_LENGTH, MEAN_LENGTH, NOISE, TOLERANCE = 10, 50, 0.1, 10
 TRAINING = 3_000
 
 Samples = list[tuple[Tensor, Tensor]]
@@ -40,7 +40,7 @@ Samples = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Way:
-    """One row of a table: how a stream is cut, and by which likelihood."""
+    """One row of a table: the stream, the method that cuts it, and the likelihood."""
 
     stream: str
     method: str
@@ -64,11 +64,11 @@ WAYS = (
 
 
 def draw_stream(stream: str, seed: int, samples: int) -> tuple[Samples, list[int]]:
-    """Return a stream of (x, y) and the places of the first samples of all its tasks but the first.
+    """Return a stream of (x, y), and the index of the first sample of every task except the first.
 
-    A task lasts 10 samples and then on, each further one with probability 39/40: 50 on the mean. Tasks are sinusoids as
-    ``sinusoid_known_answers`` has them, with noise of standard deviation 0.1, or the centres of three classes in four
-    dimensions, each number ~ N(0, 1.5^2), with noise of standard deviation 1.
+    A task lasts 10 samples, and continues with probability 39/40 after each further one: 50 samples on average. Tasks
+    are the sinusoids of ``sinusoid_known_answers`` with noise of standard deviation 0.1, or three class centres in four
+    dimensions, with coordinates ~ N(0, 1.5^2), and noise of standard deviation 1.
     """
     random = torch.Generator().manual_seed(seed)
     found: Samples = []
@@ -76,7 +76,7 @@ def draw_stream(stream: str, seed: int, samples: int) -> tuple[Samples, list[int
     draw = _draw_sinusoid if stream == "sinusoid" else _draw_classes
     length, task = 0, draw(random)
     for at in range(samples):
-        if length >= LEAST and float(torch.rand((), generator=random)) < 1 / (MEAN_LENGTH - LEAST):
+        if length >= MIN_LENGTH and float(torch.rand((), generator=random)) < 1 / (MEAN_LENGTH - MIN_LENGTH):
             changes.append(at)
             length, task = 0, draw(random)
         found.append(_sample(stream, task, random))
@@ -101,9 +101,9 @@ def _sample(stream: str, task: Tensor, random: torch.Generator) -> tuple[Tensor,
 
 
 def train_leader(seed: int, steps: int, work: Path) -> Likelihood:
-    """Return the likelihood of a leader that was meta-trained on whole sinusoids, to adapt to 1, 2, 5 or 10 samples.
+    """Return the likelihood of a leader that is meta-trained on whole sinusoids to adapt to 1, 2, 5 or 10 samples.
 
-    The leader is kept in ``work``, and not trained again.
+    The leader is saved in ``work``, and loaded from there if it exists.
     """
     module = build_module(ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1}), seed)
     inner = Inner(model_loss(module, "mse"), meta_sgd(lr=0.01), 3)
@@ -125,8 +125,8 @@ def train_leader(seed: int, steps: int, work: Path) -> Likelihood:
     return leader_likelihood(inner, engine.meta(), torch.zeros(1), torch.zeros(1), errors=errors)
 
 
-def cut_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) -> tuple[list[TaskSegment], float]:
-    """Return the segments, and the processor's seconds that it took to cut, without those to train a leader."""
+def segment_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) -> tuple[list[TaskSegment], float]:
+    """Return the segments, and the CPU seconds for segmenting, without the training of a leader."""
     if way.method == "count":
         ends = [*range(way.options["count"], len(stream), way.options["count"]), len(stream)]
         return [TaskSegment(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)], 0.0
@@ -136,39 +136,41 @@ def cut_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) 
         "gaussian_classes": lambda: gaussian_classes(4, 3),
         "the leader's loss": lambda: train_leader(seed, training, work),
     }[way.likelihood]()
-    segmenter = registry.load(online_meta.changepoints.detectors, way.method)(likelihood, least=LEAST, **way.options)
+    segmenter = registry.load(online_meta.changepoints.detectors, way.method)(
+        likelihood, least=MIN_LENGTH, **way.options
+    )
     began = time.process_time()
     return list(segment_samples(segmenter, stream, 1_000)), time.process_time() - began
 
 
 def run_row(way: Way, seed: int, samples: int, training: int, work: Path) -> Row:
-    """Cut one stream in one way and return what came of it; what was finished before is read and not run again."""
+    """Segment one stream in one way and return the metrics; a saved row is loaded instead of computed."""
     asked = {**asdict(way), "seed": seed, "samples": samples, "training": training}
     options = "_".join(f"{name}_{value}" for name, value in way.options.items())
     label = "-".join([way.stream, way.method, way.likelihood, options, str(seed), str(samples), str(training)])
     file = work / f"{label.replace(' ', '_').replace(',', '')}.json"
-    if before := read_kept(file, asked):
+    if before := load_row(file, asked):
         return before
     torch.set_num_threads(1)
     stream, changes = draw_stream(way.stream, seed, samples)
-    segments, seconds = cut_stream(way, stream, seed, training, work)
-    found = evaluate_segments(changes, segments, WITHIN)
+    segments, seconds = segment_stream(way, stream, seed, training, work)
+    found = evaluate_segments(changes, segments, TOLERANCE)
     row = {"asked": asked, **found._asdict(), "delays": [*found.delays], "misplaced": [*found.misplaced]}
     row |= {"mean_delay": found.mean_delay, "max_delay": max(found.delays, default=0)}
     row |= {"missed_share": found.missed / found.changes, "false_per_thousand": found.false_per_thousand}
-    return keep(file, {**row, "microseconds": seconds / samples * 1e6})
+    return save_row(file, {**row, "microseconds": seconds / samples * 1e6})
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the table as Markdown, a line for each way, the mean over its seeds ± standard error."""
+    """Return the table as Markdown: one line for each way, with the mean over its seeds ± standard error."""
     first = result["rows"][0]["asked"]
     about = f"""# Streams without task boundaries, segmented online
 
 `{result["command"]}`, commit {result["commit"]}.
 
-{first["samples"]:,} samples per stream. A task lasts at least {LEAST} samples, and {MEAN_LENGTH} on average.
+{first["samples"]:,} samples per stream. A task lasts at least {MIN_LENGTH} samples, and {MEAN_LENGTH} on average.
 *sinusoid*: amplitude 0.1..5, phase 0..pi, noise {NOISE}. *classes*: three Gaussian classes in four dimensions; each
-task has new class centres. A change counts as detected if a reported change lies within {WITHIN} samples of it. The
+task has new class centres. A change counts as detected if a reported change lies within {TOLERANCE} samples of it. The
 delay is the number of samples of the new task that had arrived when the change was reported; it covers detected changes
 only. Purity is the share of samples that belong to the main task of their segment. Mean over the seeds ± standard
 error. *The leader's loss* is that of a network 1-40-40-1, meta-trained with {first["training"]:,} steps of exact MAML
@@ -201,20 +203,20 @@ def _cells(rows: list[Row]) -> list[str]:
 
 
 def _spread(values: list[float], digits: int) -> str:
-    return tell_mean([value for value in values if math.isfinite(value)], f",.{digits}f")
+    return format_mean([value for value in values if math.isfinite(value)], f",.{digits}f")
 
 
 @click.command()
-@click.option("--samples", default=1_000, show_default=True, help="Of each stream.")
+@click.option("--samples", default=1_000, show_default=True, help="Samples of each stream.")
 @click.option("--training", default=TRAINING, show_default=True, help="Meta-steps of the leader.")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--jobs", default=2, show_default=True, help="How many rows at once.")
+@click.option("--jobs", default=2, show_default=True, help="Number of parallel rows.")
 @click.option(
     "--work", type=click.Path(path_type=Path), default=Path("runs/experiments/segmentation"), show_default=True
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(samples: int, training: int, seeds: int, jobs: int, work: Path, out: Path) -> None:
-    """Write segmentation.json and .md into OUT; rows that are finished in WORK are not run again."""
+    """Write segmentation.json and .md into OUT; rows that are finished in WORK are reused."""
     work.mkdir(parents=True, exist_ok=True)
     asked = [(way, seed, samples, training, work) for way in WAYS for seed in range(seeds)]
     run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, samples, rows, render))

@@ -1,4 +1,4 @@
-"""Sinusoid regression by every algorithm: 10-shot, the protocol of Finn et al. (ICML 2017), beside known answers."""
+"""Run 10-shot sinusoid regression by the protocol of Finn et al. (ICML 2017) with every algorithm."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from trainers.build import build_module
 from trainers.settings import ModelSettings
 
 from tests.experiments.common.algorithms import Algorithm, build_algorithm
-from tests.experiments.common.tables import Row, choose_labels, keep, read_kept, run_rows, write_table
+from tests.experiments.common.tables import Row, choose_labels, load_row, run_rows, save_row, write_table
 
 NAME = "sinusoid_known_answers"
 SHOTS = 10
@@ -27,7 +27,7 @@ TEST_TASKS, TEST_QUERIES = 600, 100
 CONTEXT = 5
 GLOBS = {"all": ("*",), "head": ("5.*",), "body": ("1.*", "3.*"), "context": ("context",)}
 KNOWN = {"MAML": 0.67, "Meta-SGD": 0.31}
-"""Mean square errors that a public reimplementation reports for this protocol; ours are to be no larger."""
+"""Mean squared errors that a public reimplementation reports for this protocol; ours must be no larger."""
 
 ALGORITHMS = (
     Algorithm("MAML", "Finn et al., 2017"),
@@ -92,7 +92,7 @@ def draw_tasks(random: torch.Generator, tasks: int, queries: int = SHOTS) -> Tas
 
 
 def evaluate(inner: Inner, meta: Meta) -> tuple[float, float]:
-    """Return the mean square error after adaptation over fresh tasks, and its standard error."""
+    """Return the mean squared error after adaptation over fresh tasks, and its standard error."""
     tasks = unstack(draw_tasks(torch.Generator().manual_seed(2**31), TEST_TASKS, TEST_QUERIES))
     with torch.no_grad():
         errors: Tensor = torch.stack([inner.loss(inner.adapt(meta, task.support), task.query) for task in tasks])
@@ -100,10 +100,10 @@ def evaluate(inner: Inner, meta: Meta) -> tuple[float, float]:
 
 
 def run_row(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> Row:
-    """Meta-train by one algorithm and return its row; a row that was finished before is read and not run again."""
+    """Meta-train with one algorithm and return its row; a saved row is loaded instead of computed."""
     asked = {**dataclasses.asdict(algorithm), "iterations": iterations, "seed": seed}
     kept = work / f"{algorithm.label.lower().replace(' ', '_').replace(',', '')}-{iterations}-{seed}.json"
-    if before := read_kept(kept, asked):
+    if before := load_row(kept, asked):
         return before
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def run_row(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> Row
     error, spread = evaluate(inner, engine.meta())
     row = {"asked": asked, "error": error, "standard_error": spread, "skipped": skipped}
     row["seconds"] = time.monotonic() - began
-    return keep(kept, row)
+    return save_row(kept, row)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -159,13 +159,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 @click.command()
 @click.option("--iterations", default=70_000, show_default=True, help="Meta-steps of each row.")
-@click.option("--only", multiple=True, metavar="LABEL", help="A row by its label; again for more. All by default.")
+@click.option("--only", multiple=True, metavar="LABEL", help="The label of a row; may be repeated. All by default.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--jobs", default=2, show_default=True, help="How many rows at once.")
+@click.option("--jobs", default=2, show_default=True, help="Number of parallel rows.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments/sinusoid"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(iterations: int, only: tuple[str, ...], seed: int, jobs: int, work: Path, out: Path) -> None:
-    """Write sinusoid_known_answers.json and .md into OUT; rows that are finished in WORK are not run again."""
+    """Write sinusoid_known_answers.json and .md into OUT; rows that are finished in WORK are reused."""
     labels = choose_labels(only, [algorithm.label for algorithm in ALGORITHMS])
     work.mkdir(parents=True, exist_ok=True)
     asked = [(algorithm, iterations, seed, work) for algorithm in ALGORITHMS if algorithm.label in labels]

@@ -1,4 +1,4 @@
-"""The table of MOML's protocol, at a size that takes seconds."""
+"""The table of MOML's protocol, at a small size."""
 
 import json
 from dataclasses import replace
@@ -11,9 +11,9 @@ from trainers.build import build_context, build_learners
 
 from tests.experiments.common.playing import play_stream
 from tests.experiments.moml import __main__
-from tests.experiments.moml.__main__ import CHOSEN, Entry, make_tasks, run_entry, settings_of
+from tests.experiments.moml.__main__ import CHOSEN, Entry, make_settings, make_tasks, run_entry
 from tests.experiments.moml.page import plot, render
-from tests.experiments.moml.tuning import SEED, list_tries
+from tests.experiments.moml.tuning import SEED, list_candidates
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def digits():
 
 
 @pytest.fixture(autouse=True)
-def read_once(digits, monkeypatch):
+def load_digits_once(digits, monkeypatch):
     monkeypatch.setattr(__main__, "load_digits", lambda: digits)
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Play without a program, which takes longer to record than a few rounds take, and look at all tasks twice."""
-    usual = __main__.settings_of
+    """Run without recording a program, which takes longer than a few rounds, and score all tasks twice."""
+    usual = __main__.make_settings
 
     def settings(label, seed):
         made = usual(label, seed)
@@ -37,14 +37,14 @@ def quick(monkeypatch):
             made, model=replace(made.model, args={"hidden": [8]}), engine=replace(made.engine, batching="loop")
         )
 
-    monkeypatch.setattr(__main__, "settings_of", settings)
+    monkeypatch.setattr(__main__, "make_settings", settings)
     monkeypatch.setattr(__main__, "CHECKS", (2,))
     return settings
 
 
-def row(label, seed, losses, long_term, buffer=0):
+def make_row(label, seed, losses, long_term, buffer=0):
     asked = {"label": label, "rounds": len(losses), "seed": seed, "chosen": CHOSEN[label]._asdict()}
-    checks = [{"rounds": many, "loss": loss, "accuracy": loss / 10} for many, loss in long_term]
+    checks = [{"rounds": count, "loss": loss, "accuracy": loss / 10} for count, loss in long_term]
     costs = {"state_bytes": 1_500_000, "past_bytes": buffer, "seconds": 8.0, "checking": 2.0}
     found = {"losses": losses, "accuracies": [0.5] * len(losses)}
     tuned = {"tuned": {**found, "losses": [loss / 2 for loss in losses]}} if label == "ftml" else {}
@@ -52,8 +52,8 @@ def row(label, seed, losses, long_term, buffer=0):
 
 
 @pytest.mark.parametrize("label", CHOSEN)
-def test_each_learner_is_built_as_chosen_and_its_past_is_counted_if_it_remembers(label):
-    settings, buffer = settings_of(label, 3), MemoryReplayBuffer()
+def test_each_learner_is_built_with_its_choice_and_only_replay_learners_store_tasks(label):
+    settings, buffer = make_settings(label, 3), MemoryReplayBuffer()
     learner = build_learners(settings, build_context(settings, buffer))[label]
     [task] = make_tasks(3, 1)
     learner.score(task)
@@ -67,15 +67,15 @@ def test_each_learner_is_built_as_chosen_and_its_past_is_counted_if_it_remembers
             buffer[0]
 
 
-def test_no_learner_was_tried_more_often_than_another_and_what_was_chosen_was_tried():
+def test_all_learners_have_nine_candidates_that_include_the_chosen_one():
     for label, chosen in CHOSEN.items():
-        assert len(list_tries(label)) == 9
-        assert chosen in list_tries(label)
+        assert len(list_candidates(label)) == 9
+        assert chosen in list_candidates(label)
     assert SEED not in range(3)
 
 
 @pytest.mark.parametrize("label", CHOSEN)
-def test_looking_at_past_tasks_leaves_a_learner_as_it_was(label, quick, tmp_path):
+def test_scoring_past_tasks_does_not_change_a_learner(label, quick, tmp_path):
     found = run_entry(Entry(label, 4, 0), tmp_path)
     tasks = make_tasks(0, 4)
     played = list(play_stream(quick(label, 0), label, tasks, tmp_path))
@@ -97,13 +97,13 @@ def test_looking_at_past_tasks_leaves_a_learner_as_it_was(label, quick, tmp_path
     parameters = 4 * (784 * 8 + 8 + 8 * 10 + 10)
     vectors = {"moml": 5, "aruba": 7, "c_maml": 4}.get(
         label, 3
-    )  # Weights, Adam's two, and its own; ARUBA's are doubles.
+    )  # The weights, Adam's two moments, and the learner's own vectors; ARUBA's are float64.
     assert parameters * vectors <= found["state_bytes"] < parameters * vectors + 1000
     a_task = 70 * (28 * 28 + 8)
     assert found["past_bytes"] == (0 if label in {"moml", "aruba", "c_maml"} else 4 * a_task)
 
 
-def test_a_run_is_played_once_and_kept(quick, tmp_path, monkeypatch):
+def test_a_finished_run_is_loaded(quick, tmp_path, monkeypatch):
     found = run_entry(Entry("aruba", 2, 0), tmp_path)
     monkeypatch.setattr(__main__, "make_tasks", None)
     assert run_entry(Entry("aruba", 2, 0), tmp_path) == found
@@ -112,9 +112,9 @@ def test_a_run_is_played_once_and_kept(quick, tmp_path, monkeypatch):
         run_entry(Entry("aruba", 2, 0), tmp_path)
 
 
-def test_the_page_compares_seed_by_seed_with_ftml():
-    rows = [row("ftml", seed, [4.0, 2.0, 1.0, 1.0 + seed], [(2, 1.5), (4, 1.0)], 9_000_000) for seed in range(2)]
-    rows += [row("moml", seed, [4.0, 2.0, 2.0, 2.0 + seed], [(2, 2.5), (4, 1.25)]) for seed in range(2)]
+def test_the_page_compares_with_ftml_seed_by_seed():
+    rows = [make_row("ftml", seed, [4.0, 2.0, 1.0, 1.0 + seed], [(2, 1.5), (4, 1.0)], 9_000_000) for seed in range(2)]
+    rows += [make_row("moml", seed, [4.0, 2.0, 2.0, 2.0 + seed], [(2, 2.5), (4, 1.25)]) for seed in range(2)]
     result = {"command": "c", "commit": "abc", "iterations": 4, "rows": rows}
     lines = [line for line in render(result).splitlines() if line.startswith(("| FTML", "| MOML", "| learner"))]
     even, half = "0.500 ± 0.000", "1.250 ± 0.250"

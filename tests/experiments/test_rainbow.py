@@ -1,4 +1,4 @@
-"""The table of rainbow digits by the protocol of Follow the Meta-Leader, at a size that takes seconds."""
+"""The table of rainbow digits by the protocol of Follow the Meta-Leader, at a small size."""
 
 from dataclasses import replace
 
@@ -17,22 +17,22 @@ from tests.experiments.rainbow.page import judge, plot, render
 from tests.experiments.rainbow.runs import (
     DRAWS,
     PREFIXES,
-    DrawnPast,
     Entry,
+    MinibatchBuffer,
     digits_mlp,
+    make_settings,
     make_tasks,
     run_entry,
-    settings_of,
 )
 
 
-def row(label, seed, *curves):
+def make_row(label, seed, *curves):
     points = (10, 100, 900)
-    told = [[[many, right] for many, right in zip(points, curve, strict=True)] for curve in curves]
-    return {"asked": {"label": label, "seed": seed}, "curves": told, "seconds": 60.0}
+    pairs = [[[count, right] for count, right in zip(points, curve, strict=True)] for curve in curves]
+    return {"asked": {"label": label, "seed": seed}, "curves": pairs, "seconds": 60.0}
 
 
-def test_images_come_in_random_order_and_none_is_judged_that_was_learned():
+def test_images_are_shuffled_and_support_and_query_are_disjoint():
     task, again = make_tasks(0, 2)[1], make_tasks(0, 2)[1]
     assert torch.equal(task.support.x, again.support.x)
     assert torch.equal(task.support.y.bincount(), torch.full((10,), 90))
@@ -41,21 +41,21 @@ def test_images_come_in_random_order_and_none_is_judged_that_was_learned():
     assert not learned & {image.numpy().tobytes() for image in task.query.x}
 
 
-def test_every_look_at_a_past_task_shows_other_images_and_none_in_both_sets():
+def test_every_access_to_a_past_task_draws_new_disjoint_minibatches():
     whole = Batch(torch.arange(900), torch.arange(900))
-    buffer, again = DrawnPast(3), DrawnPast(3)
+    buffer, again = MinibatchBuffer(3), MinibatchBuffer(3)
     for one in (buffer, again):
         one.add(0, Task(whole, whole))
-    looks = [buffer[0] for _ in range(50)]
-    assert torch.equal(looks[0].support.x, again[0].support.x)
-    assert all((len(look.support.x), len(look.query.x)) == DRAWS for look in looks)
-    assert all(not set(look.support.x.tolist()) & set(look.query.x.tolist()) for look in looks)
-    seen = torch.cat([look.support.x for look in looks])
+    draws = [buffer[0] for _ in range(50)]
+    assert torch.equal(draws[0].support.x, again[0].support.x)
+    assert all((len(draw.support.x), len(draw.query.x)) == DRAWS for draw in draws)
+    assert all(not set(draw.support.x.tolist()) & set(draw.query.x.tolist()) for draw in draws)
+    seen = torch.cat([draw.support.x for draw in draws])
     assert len(seen.unique()) > 500
     assert 350 < float(seen.double().mean()) < 550
 
 
-def test_the_colour_of_the_ground_alone_says_nothing_to_the_network():
+def test_the_network_ignores_the_colour_of_a_plain_background():
     network = digits_mlp()
     grounds = torch.tensor([[255, 0, 0], [75, 0, 130]], dtype=torch.uint8)[:, :, None, None].expand(2, 3, 28, 28)
     first, second = network(grounds)
@@ -63,26 +63,26 @@ def test_the_colour_of_the_ground_alone_says_nothing_to_the_network():
 
 
 @pytest.mark.parametrize("label", ["FTML", "MOML", "online Reptile"])
-def test_a_run_is_judged_behind_the_warm_up_and_kept(label, tmp_path, monkeypatch):
-    usual = runs.settings_of(label, 0)
+def test_a_run_is_scored_after_the_warm_up_and_saved(label, tmp_path, monkeypatch):
+    usual = runs.make_settings(label, 0)
     meta, regret = (
         replace(usual.meta, steps_per_round=1, batch=2),
         replace(usual.regret, options={"moml": {"steps": 2}}),
     )
     options = regret if label == "MOML" else usual.regret
     quick = replace(usual, meta=meta, regret=options, engine=replace(usual.engine, batching="loop"))
-    monkeypatch.setattr(runs, "settings_of", lambda label, seed: quick)
+    monkeypatch.setattr(runs, "make_settings", lambda label, seed: quick)
     monkeypatch.setattr(runs, "WARM_UP", 1)
     (tmp_path / "programs").mkdir()
     found = run_entry(Entry(label, 3, 0), tmp_path)
     assert [[points for points, _ in curve] for curve in found["curves"]] == [[10, 20, 50, 100, 200, 400, 900]] * 2
-    assert len(found["tuned"]) == (2 if label == "FTML" else 0), "one for each judged task"
+    assert len(found["tuned"]) == (2 if label == "FTML" else 0), "one for each scored task"
     monkeypatch.setattr(runs, "make_tasks", None)
     assert run_entry(Entry(label, 3, 0), tmp_path) == found
 
 
-def test_a_leader_is_trained_as_from_scratch_trains_its_own():
-    settings, task = settings_of("from scratch", 0), make_tasks(0, 1)[0]
+def test_a_leader_is_trained_as_from_scratch_trains_random_weights():
+    settings, task = make_settings("from scratch", 0), make_tasks(0, 1)[0]
     few = task._replace(support=Batch(*(values[:30] for values in task.support)))
     setup = build_context(settings, MemoryReplayBuffer())
     learners = build_learners(settings, replace(setup, start=Meta(setup.draw_weights(0), {})))
@@ -94,29 +94,29 @@ def test_a_leader_is_trained_as_from_scratch_trains_its_own():
         train_leader(settings, training, learners["from_scratch"], few)
 
 
-def test_the_table_tells_points_needed_and_how_often_that_was_enough():
-    good = row("FTML", 0, (0.5, 0.85, 0.95), (0.9, 0.92, 0.91))
-    other = row("FTML", 1, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95))
+def test_the_table_has_the_points_needed_and_the_share_of_tasks_reached():
+    good = make_row("FTML", 0, (0.5, 0.85, 0.95), (0.9, 0.92, 0.91))
+    other = make_row("FTML", 1, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95))
     assert judge(good, 0.9) == pytest.approx((0.93, 1.0, 455.0))
     assert judge(other, 0.9) == pytest.approx((0.825, 0.5, 500.0))
-    rows = [good, other, row("MOML", 0, (0.1, 0.2, 0.3), (0.1, 0.2, 0.5))]
+    rows = [good, other, make_row("MOML", 0, (0.1, 0.2, 0.3), (0.1, 0.2, 0.5))]
     lines = render({"command": "c", "commit": "abc", "iterations": 22, "rows": rows}).splitlines()
-    told = [line for line in lines if line.startswith(("| FTML", "| MOML"))]
-    assert told[0].startswith("| FTML | 2 | 87.8% ± 5.2% | 82.5% ± 12.5% | 93.0% ± 2.0% | 478 ± 22 | 75% ± 25% | ")
-    assert told[1] == "| MOML | 1 | 40.0% | 30.0% | 50.0% | 900 | 0% | 900 | 0% | 60 |"
+    shown = [line for line in lines if line.startswith(("| FTML", "| MOML"))]
+    assert shown[0].startswith("| FTML | 2 | 87.8% ± 5.2% | 82.5% ± 12.5% | 93.0% ± 2.0% | 478 ± 22 | 75% ± 25% | ")
+    assert shown[1] == "| MOML | 1 | 40.0% | 30.0% | 50.0% | 900 | 0% | 900 | 0% | 60 |"
     assert plot(rows).startswith(b"\x89PNG")
 
 
-def test_what_a_start_is_worth_stands_beside_the_run_that_it_came_of():
-    curves = row("FTML", 0, (0.5, 0.9, 1.0), (0.9, 0.9, 1.0))["curves"]
-    run = row("FTML", 0, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95)) | {"tuned": curves}
+def test_the_row_of_the_trained_leader_follows_that_of_ftml():
+    curves = make_row("FTML", 0, (0.5, 0.9, 1.0), (0.9, 0.9, 1.0))["curves"]
+    run = make_row("FTML", 0, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95)) | {"tuned": curves}
     lines = render({"command": "c", "commit": "abc", "iterations": 22, "rows": [run]}).splitlines()
     at = next(place for place, line in enumerate(lines) if line.startswith("| FTML |"))
     assert lines[at + 1] == f"| {TUNED} | 1 | 100.0% | 100.0% | 100.0% | 55 | 100% | 55 | 100% | - |"
-    assert "; 1 minutes of one core" in "\n".join(lines), "its time is not counted twice"
+    assert "; 1 minutes of one core" in "\n".join(lines), "the time is not counted twice"
 
 
-def test_the_command_refuses_what_leaves_nothing_to_judge(tmp_path):
+def test_the_command_refuses_runs_without_scored_tasks(tmp_path):
     found = CliRunner().invoke(main, ["--rounds", "20", "--work", str(tmp_path), "--out", str(tmp_path)])
     assert found.exit_code == 2
     assert "more than the 20 of the warm-up" in found.output

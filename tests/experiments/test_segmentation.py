@@ -1,4 +1,4 @@
-"""The table of segmented streams, at a size that takes seconds."""
+"""The table of segmented streams, at a small size."""
 
 import math
 from itertools import pairwise
@@ -10,7 +10,7 @@ from tests.experiments.segmentation import WAYS, Way, draw_stream, render, run_r
 
 
 @pytest.mark.parametrize("stream", ["sinusoid", "classes"])
-def test_a_stream_changes_where_it_says(stream):
+def test_a_stream_changes_only_at_the_returned_positions(stream):
     samples, changes = draw_stream(stream, 1, 600)
     again, same = draw_stream(stream, 1, 600)
     assert changes == same
@@ -21,7 +21,9 @@ def test_a_stream_changes_where_it_says(stream):
     ends = [0, *changes, 600]
     assert min(b - a for a, b in zip(ends, changes, strict=False)) >= 10
     assert 5 <= len(changes) <= 24
-    if stream == "sinusoid":  # y = A sin(x - p) + noise: between changes two weights of sin x and cos x leave the noise
+    if (
+        stream == "sinusoid"
+    ):  # y = A sin(x - p) + noise, so a fit of sin x and cos x between changes leaves only the noise
         for begin, end in pairwise(ends):
             x, y = (torch.stack([pair[half] for pair in samples[begin:end]]) for half in (0, 1))
             waves = torch.cat([x.sin(), x.cos()], 1)
@@ -29,7 +31,7 @@ def test_a_stream_changes_where_it_says(stream):
             assert 0.03 < float(off.std()) < 0.2
 
 
-def test_a_row_is_cut_compared_kept_and_rendered(tmp_path):
+def test_a_row_is_computed_saved_and_rendered(tmp_path):
     ways = [
         next(way for way in WAYS if way.method == method and way.stream == "classes")
         for method in ("count", "run_length")
@@ -45,7 +47,7 @@ def test_a_row_is_cut_compared_kept_and_rendered(tmp_path):
     assert f" | {share:.3f} ± " in text
 
 
-def test_the_leader_is_trained_and_its_loss_is_a_likelihood(tmp_path):
+def test_the_loss_of_a_trained_leader_is_used_as_likelihood(tmp_path):
     row = run_row(Way("sinusoid", "loss_jump", "the leader's loss", {"jump": 1.0}), 0, 60, 1, tmp_path)
     assert [file.suffix for file in tmp_path.glob("leader*")] == [".safetensors"]
     assert row["samples"] == 60

@@ -1,4 +1,4 @@
-"""The table of known answers on sinusoids, at a size that takes seconds."""
+"""The table of known answers on sinusoids, at a small size."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ def test_tasks_are_distinct_sinusoids():
     assert torch.equal(tasks.query.y, again.query.y)
     assert tasks.support.x.shape == tasks.query.y.shape == (50, 10, 1)
     assert len(torch.unique(tasks.support.y[:, 0, 0])) == 50
-    # y = A sin(x - p) for support and query alike: three unknown weights of sin x and cos x fit both.
+    # y = A sin(x - p) in support and query, so one fit of sin x and cos x matches both.
     for k in range(50):
         x = torch.cat([tasks.support.x[k], tasks.query.x[k]])
         y = torch.cat([tasks.support.y[k], tasks.query.y[k]])
@@ -31,7 +31,7 @@ def test_tasks_are_distinct_sinusoids():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.label)
-def test_every_row_is_an_algorithm(algorithm):
+def test_every_algorithm_computes_a_finite_loss(algorithm):
     module = mlp(1, 1, context=5 if algorithm.fast == "context" else 0)
     inner, gradient = build_algorithm(algorithm, model_loss(module, "mse"), GLOBS)
     meta = inner.init(dict(module.named_parameters()))
@@ -40,7 +40,7 @@ def test_every_row_is_an_algorithm(algorithm):
     assert torch.isfinite(gradient(meta, task).loss)
 
 
-def test_a_row_learns_is_kept_and_rendered(tmp_path):
+def test_a_row_learns_and_is_saved_and_rendered(tmp_path):
     algorithm = dataclasses.replace(ALGORITHMS[0], how="vmap", batch=10)
     untrained, trained = (run_row(algorithm, n, 0, tmp_path) for n in (0, 300))
     assert trained["error"] < 0.8 * untrained["error"]

@@ -12,13 +12,13 @@ from online_meta.replay.all import all
 from tests.experiments import regret_theory
 from tests.experiments.regret_theory import (
     adapt_all,
-    best_sums,
-    bound_slope,
+    compute_bound_slope,
+    compute_expected_slope,
+    compute_leaders,
+    compute_losses,
+    compute_regret,
     draw_quadratics,
-    expected_slope,
-    lead,
-    regret,
-    suffer,
+    minimise_prefix_sums,
 )
 
 WEIGHTS, ROUNDS, SEEDS = 3, 10_000, 10
@@ -34,7 +34,7 @@ def streams():
 
 def slope_of(losses, played):
     """Return the slope of the regret over log T, and R^2."""
-    slope, _, r_squared = regret_theory.fit_line(np.log(SHOWN), regret(losses, played)[SHOWN - 1])
+    slope, _, r_squared = regret_theory.fit_line(np.log(SHOWN), compute_regret(losses, played)[SHOWN - 1])
     return slope, r_squared
 
 
@@ -47,7 +47,7 @@ def newest_half(losses):
 
 def oldest_half(losses):
     """Return the leader of only the older half of the past rounds."""
-    leaders = lead(losses, START)
+    leaders = compute_leaders(losses, START)
     return leaders[(np.arange(ROUNDS) + 1) // 2]
 
 
@@ -71,7 +71,7 @@ def test_the_loss_after_adaptation_is_the_closed_form_quadratic():
     tasks = draw_quadratics(20, WEIGHTS, 7)
     losses = adapt_all(tasks)
     w = np.random.default_rng(0).standard_normal(WEIGHTS)
-    for t, found in enumerate(suffer(losses, w)):
+    for t, found in enumerate(compute_losses(losses, w)):
         adapted = w - tasks.alpha * tasks.support[t] @ (w - tasks.support_minima[t])
         apart = adapted - tasks.query_minima[t]
         assert found == pytest.approx(0.5 * apart @ tasks.query[t] @ apart, rel=1e-12)
@@ -82,30 +82,30 @@ def test_the_loss_after_adaptation_is_the_closed_form_quadratic():
 def test_no_weights_beat_the_closed_form_in_hindsight(streams):
     losses = streams[0][1]
     cut = type(losses)(*(part[:50] for part in losses))
-    leaders = lead(cut, START)
-    least = best_sums(cut)[-1]
-    assert suffer(cut, leaders[-1]).sum() == pytest.approx(least, rel=1e-12)
+    leaders = compute_leaders(cut, START)
+    least = minimise_prefix_sums(cut)[-1]
+    assert compute_losses(cut, leaders[-1]).sum() == pytest.approx(least, rel=1e-12)
     random = np.random.default_rng(1)
     for size in (1e-3, 0.1, 1.0):
-        assert suffer(cut, leaders[-1] + size * random.standard_normal(WEIGHTS)).sum() > least
+        assert compute_losses(cut, leaders[-1] + size * random.standard_normal(WEIGHTS)).sum() > least
 
 
 def test_ftml_regret_grows_like_log_t_below_the_bound_at_the_expected_rate(streams):
     found = []
     for _, losses in streams:
-        played = lead(losses, START)[:-1]
+        played = compute_leaders(losses, START)[:-1]
         slope, r_squared = slope_of(losses, played)
-        bound = bound_slope(losses, played)
+        bound = compute_bound_slope(losses, played)
         assert r_squared > 0.99
         assert 0 < slope < bound
-        assert (regret(losses, played) <= bound * (1 + np.log(np.arange(1, ROUNDS + 1)))).all()
-        found.append(slope / expected_slope(losses))
+        assert (compute_regret(losses, played) <= bound * (1 + np.log(np.arange(1, ROUNDS + 1)))).all()
+        found.append(slope / compute_expected_slope(losses))
     assert math.isclose(sum(found) / SEEDS, 1.0, abs_tol=0.1)
 
 
 def test_the_regret_of_fixed_weights_grows_like_t(streams):
     for _, losses in streams:
-        found = regret(losses, START)[SHOWN - 1]
+        found = compute_regret(losses, START)[SHOWN - 1]
         slope, _, r_squared = regret_theory.fit_line(SHOWN, found)
         assert r_squared > 0.999
         assert np.ptp(found / SHOWN) < 0.25 * slope
@@ -113,15 +113,15 @@ def test_the_regret_of_fixed_weights_grows_like_t(streams):
 
 @pytest.mark.parametrize("wrong", [newest_half, oldest_half])
 def test_a_leader_of_half_the_past_is_detected(streams, wrong):
-    found = [slope_of(losses, wrong(losses))[0] / expected_slope(losses) for _, losses in streams]
+    found = [slope_of(losses, wrong(losses))[0] / compute_expected_slope(losses) for _, losses in streams]
     assert sum(found) / SEEDS > 1.5
 
 
 def test_a_first_order_leader_is_detected(streams):
     grown = []
     for tasks, losses in streams:
-        found = regret(losses, first_order(tasks, losses))[[ROUNDS // 10 - 1, -1]]
-        grown.append(np.diff(found)[0] / (expected_slope(losses) * math.log(10)))
+        found = compute_regret(losses, first_order(tasks, losses))[[ROUNDS // 10 - 1, -1]]
+        grown.append(np.diff(found)[0] / (compute_expected_slope(losses) * math.log(10)))
     assert sum(grown) / SEEDS > 3  # times the growth of the leader's regret over the last nine tenths
 
 
@@ -155,13 +155,15 @@ def play(tasks, gradient, steps=20):
 def test_the_learner_plays_the_leader_and_has_its_regret():
     tasks = draw_quadratics(6, WEIGHTS, 3)
     losses = adapt_all(tasks)
-    leaders = lead(losses, START)
+    leaders = compute_leaders(losses, START)
     suffered, last = play(tasks, om.exact)
-    assert suffered == pytest.approx(suffer(losses, leaders[:-1]), rel=1e-3)
+    assert suffered == pytest.approx(compute_losses(losses, leaders[:-1]), rel=1e-3)
     assert last == pytest.approx(leaders[-1], abs=1e-3)
-    assert suffered.cumsum() - best_sums(losses) == pytest.approx(regret(losses, leaders[:-1]), rel=1e-2)
+    assert suffered.cumsum() - minimise_prefix_sums(losses) == pytest.approx(
+        compute_regret(losses, leaders[:-1]), rel=1e-2
+    )
     other, _ = play(tasks, om.first_order)
-    assert other != pytest.approx(suffer(losses, leaders[:-1]), rel=1e-2)
+    assert other != pytest.approx(compute_losses(losses, leaders[:-1]), rel=1e-2)
 
 
 def test_the_rendered_table_reports_whether_the_bound_holds(tmp_path):
@@ -170,4 +172,4 @@ def test_the_rendered_table_reports_whether_the_bound_holds(tmp_path):
     assert "within the bound in every round of every stream | yes" in text
     broken = [rows[0], {**rows[1], "kept": False}]
     assert "| NO |" in regret_theory.render({"command": "c", "commit": "d", "wall_seconds": 1.0, "rows": broken})
-    assert regret_theory.draw(rows).startswith(b"\x89PNG")
+    assert regret_theory.plot(rows).startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The algorithms that the tables compare: data, so that a table says what it ran."""
+"""Describe the algorithms that the tables compare as data, so that a table can state what it ran."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +12,12 @@ from online_meta.types import LossFn, MetaGradient
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row of a table: the inner loop, the estimator, and the outer optimizer.
+    """Describe one row of a table: the inner loop, the estimator of the meta-gradient, and the outer optimizer.
 
-    ``fast`` says in words which weights adapt: "all", "head", "body" or "context". ``batch`` tasks make a meta-step;
-    ``how`` is ``over_tasks``'s. ``draws`` says that the rule draws random numbers, which
-    tasks that are stacked cannot do.
+    Attributes:
+        fast: which weights adapt: "all", "head", "body" or "context".
+        batch: the number of tasks per meta-step.
+        how: the batching mode of ``over_tasks``.
     """
 
     label: str
@@ -37,9 +38,9 @@ class Algorithm:
 def build_algorithm(
     algorithm: Algorithm, loss: LossFn, globs: dict[str, tuple[str, ...]]
 ) -> tuple[Inner, MetaGradient]:
-    """Return the inner loop and the estimator of a row; ``globs`` names the weights of a model's parts.
+    """Return the inner loop and the estimator of a row; ``globs`` maps the values of ``fast`` to weight names.
 
-    Raises ``ValueError`` for a name that is not there.
+    Raises ``ValueError`` for an unknown name.
     """
     rule = registry.load(online_meta.rules, algorithm.rule)(lr=algorithm.lr, **algorithm.options)
     inner = Inner(loss, rule, algorithm.steps, globs[algorithm.fast])

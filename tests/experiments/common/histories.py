@@ -1,4 +1,4 @@
-"""Histories of generated streams, made once for all algorithms that are compared on them."""
+"""Create histories of generated streams, once for all algorithms that are compared on them."""
 
 import time
 from pathlib import Path
@@ -14,8 +14,8 @@ COMMIT = 50
 
 
 def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
-    """Return the folder of a history with at least ``rounds`` tasks of the source ``kind``; make what is missing."""
-    if _rounds_in(folder) >= rounds:  # Some sources take seconds to be opened.
+    """Return the folder of a history with at least ``rounds`` tasks of the source ``kind``; append missing tasks."""
+    if _rounds_in(folder) >= rounds:  # Some sources take seconds to open.
         return folder
     module = registry.load_module(streams.sources, kind)
     spec: TaskSpec = module.SPEC

@@ -1,4 +1,4 @@
-"""One learner on a stream of tasks in memory, as the tables of learners play it."""
+"""Run one learner on a stream of tasks in memory, for the tables that compare learners."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +22,13 @@ from trainers.settings import TrainerSettings
 
 
 class Centred(nn.Module):
-    """A network that sees each channel of an image without its mean.
+    """Subtract the mean of each channel from the images before they enter a network.
 
-    So the colour of the ground matters less, and an inverted image is the negative of what it was.
+    The colour of the background then matters less, and inverting an image flips its sign.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Put the images through ``network``."""
+        """Wrap ``network``."""
         super().__init__()
         self.network = network
 
@@ -40,18 +40,21 @@ class Centred(nn.Module):
 
 
 def centred_mlp(inputs: int, ways: int, hidden: Sequence[int]) -> nn.Module:
-    """Return a perceptron of images of so many numbers, with layers of ``hidden`` units."""
+    """Return a perceptron on images with ``inputs`` values, with layers of ``hidden`` units."""
     return Centred(mlp(inputs, ways, tuple(hidden)))
 
 
 TUNED = "FTML's start, trained as from scratch"
-"""What tables call the scores of ``train_leader``: no run of its own, it stands beside FTML's."""
+"""The label in the tables for the scores of ``train_leader``, which are a by-product of FTML's runs."""
 
 
 class Round(NamedTuple):
-    """A round that was played: its ``score`` came before the ``learner`` learned its task, ``seconds`` are the CPU's.
+    """Result of one round.
 
-    They are those of scoring and of learning.
+    Attributes:
+        learner: the learner, after it has learned the task.
+        score: the score on the task before it was learned.
+        seconds: CPU seconds for scoring and learning.
     """
 
     learner: Learner
@@ -68,13 +71,19 @@ def play_stream(
     prefixes_from: int = 0,
     look: Callable[[Learner, Task], None] = lambda learner, task: None,
 ) -> Iterator[Round]:
-    """Play a stream by the learner of a ``name``, FTML or one of the baselines of ``settings``; yield its rounds.
+    """Run a learner on a stream with one thread, and yield its rounds.
 
-    It takes one thread. Learners that sum meta-gradients go by a path for tasks like the first that they remember,
-    found (and compiled, if the settings say so) after its round; programs lie in the folder ``programs``. What
-    learners are made from is as ``change`` returns it, tasks lying in memory. Before the round ``prefixes_from`` no
-    prefix of a support set is judged. ``look`` is shown the learner and each task before it is learned; its time is
-    not counted.
+    After the first round, a learner that sums meta-gradients selects an execution plan for tasks of that shape. The
+    plan is compiled if the settings ask for it.
+
+    Args:
+        settings: the settings of the run.
+        name: the name of FTML or of one of the baselines in ``settings``.
+        tasks: the stream.
+        programs: the folder for compiled programs.
+        change: maps the context that the learner is built from.
+        prefixes_from: the first round in which prefixes of the support set are scored.
+        look: called with the learner and each task before it is scored. Its time is not counted.
     """
     torch.set_num_threads(1)
     context = change(build_context(settings, MemoryReplayBuffer(), programs))
@@ -86,22 +95,23 @@ def play_stream(
         learner.learn(task)
         yield Round(learner, score, time.process_time() - began)
         if round == 0 and hasattr(learner, "task_sum"):
-            _find_path(
+            _find_plan(
                 PlanSelector({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), context.buffer
             )
 
 
 class Training(NamedTuple):
-    """How *from scratch* trains a network on a support set: so many ``steps`` of Adam with the rate ``lr``."""
+    """How *from scratch* trains a network on a support set: ``steps`` of Adam with learning rate ``lr``."""
 
     steps: int
     lr: float
 
 
 def train_leader(settings: TrainerSettings, training: Training, learner: Learner, task: Task) -> Score:
-    """Return the score of a learner's leader that is trained on a task as *from scratch* trains random weights.
+    """Train a learner's leader on a task as *from scratch* trains random weights, and return its score.
 
-    What the start is worth where both adapt alike. Raises ``TypeError`` for a learner that follows no leader.
+    This measures the value of the initialisation when both adapt in the same way. Raises ``TypeError`` for a learner
+    that follows no leader.
     """
     if not isinstance(learner, FollowTheMetaLeader):
         raise TypeError(f"a {type(learner).__name__} has no leader")
@@ -110,34 +120,34 @@ def train_leader(settings: TrainerSettings, training: Training, learner: Learner
     return score_task(inner, Meta(learner.engine.meta().weights, {}), task, context.accuracy, settings.regret.prefixes)
 
 
-def set_up_past(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerContext:
-    """Return the set-up of a run whose rounds have all been played, its tasks lying in memory."""
+def build_past_context(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerContext:
+    """Return the context of a run that has learned all ``tasks``, which are kept in memory."""
     buffer = MemoryReplayBuffer()
     for t, task in enumerate(tasks):
         buffer.add(t, task)
     return build_context(settings, buffer)
 
 
-def find_own_bests(settings: TrainerSettings, tasks: Sequence[Task], programs: Path) -> Comparator:
-    """Return what each task's own best start would have lost, as ``dynamic`` estimates it.
+def find_task_optima(settings: TrainerSettings, tasks: Sequence[Task], programs: Path) -> Comparator:
+    """Estimate the loss of the best initialisation for each task, with the comparator ``dynamic``.
 
-    It is looked for from where FTML has come to in the end, as a daemon looks from its newest leader: from random
-    weights the steps end in poor minima, above what learners lose.
+    The search starts from FTML's last leader, as a daemon starts from its newest leader. From random weights it ends
+    in poor minima, above the loss of the learners.
     """
     *_, last = play_stream(without_prefixes(settings), MAIN_LEARNER, tasks, programs)
     assert isinstance(last.learner, FollowTheMetaLeader)
     request = RefreshRequest(len(tasks), warm_start=last.learner.engine.meta())
-    result = dynamic.refresh(set_up_past(settings, tasks), settings.regret, request, None)
-    assert result is not None, "nobody tells it to stop"
+    result = dynamic.refresh(build_past_context(settings, tasks), settings.regret, request, None)
+    assert result is not None, "nothing stops the search"
     return result.comparator
 
 
 def without_prefixes(settings: TrainerSettings) -> TrainerSettings:
-    """Return the settings of a run whose learning efficiency is not looked at."""
+    """Return the settings without the scoring of prefixes."""
     return replace(settings, regret=replace(settings.regret, prefixes=()))
 
 
-def _find_path(plan_selector: PlanSelector, buffer: ReplayBuffer) -> None:
+def _find_plan(plan_selector: PlanSelector, buffer: ReplayBuffer) -> None:
     like = [buffer[0]]
     plan_selector.find({}, like)
     plan_selector.wait()

@@ -1,4 +1,4 @@
-"""Five-way classification of letters of scripts never seen: every algorithm, and the embedding it has to beat."""
+"""Run five-way classification of letters of unseen scripts, with every algorithm and with embedding baselines."""
 
 import dataclasses
 import time
@@ -12,8 +12,13 @@ from online_meta.functional.model import accuracy_of, model_loss
 from online_meta.meta_optimizer import MetaOptimizer
 from online_meta.types import Task
 from tests.experiments.common.algorithms import Algorithm, build_algorithm
-from tests.experiments.common.tables import Row, choose_labels, keep, read_kept, run_rows, write_table
-from tests.experiments.glyphs.embedding import embed, embedding_accuracy, nearest_centroid, train_embedding
+from tests.experiments.common.tables import Row, choose_labels, load_row, run_rows, save_row, write_table
+from tests.experiments.glyphs.embedding import (
+    embed_task,
+    score_logistic_regression,
+    score_nearest_centroid,
+    train_embedding,
+)
 from tests.experiments.glyphs.fonts import find_fonts
 from tests.experiments.glyphs.tasks import Letters, draw_tasks, load_letters
 from tests.experiments.sinusoid_known_answers import ALGORITHMS as REGRESSION
@@ -27,7 +32,7 @@ MODEL = {"channels": 1, "size": 28, "ways": WAYS, "filters": 32}
 CONTEXT = 32
 GLOBS: dict[str, tuple[str, ...]] = {"all": ("*",), "head": ("head.*",), "body": ("body.*",), "context": ("context",)}
 CHANCE = 1 / WAYS
-ITS_OWN: dict[str, dict[str, Any]] = {
+OVERRIDES: dict[str, dict[str, Any]] = {
     "MAML++ multi-step loss": {"gradient_options": {"step_weights": [0.2, 0.3, 0.5]}},
     "Reptile": {"lr": 0.1, "steps": 5, "optimizer": "sgd", "meta_lr": 0.5},
     "Reptile, inner Adam": {"lr": 0.003, "steps": 5, "optimizer": "sgd", "meta_lr": 0.3},
@@ -43,37 +48,37 @@ ITS_OWN: dict[str, dict[str, Any]] = {
     "inner Adam": {"lr": 0.01},
     "CAVIA": {"lr": 50.0},
 }
-"""What differs from three steps of 0.4 and Adam's 3e-3, where an algorithm needs something else; set by hand."""
+"""Settings that differ from three inner steps of size 0.4 and Adam with 3e-3; chosen manually."""
 
 
-def algorithms() -> list[Algorithm]:
-    """Return the rows of the sinusoid table with the settings of this one."""
+def list_algorithms() -> list[Algorithm]:
+    """Return the algorithms of the sinusoid table with the settings of this table."""
     found = []
     for algorithm in REGRESSION:
         common: dict[str, Any] = {"lr": 0.4, "steps": 3, "meta_lr": 3e-3, "batch": 4, "how": "traced"}
-        found.append(dataclasses.replace(algorithm, **{**common, **ITS_OWN.get(algorithm.label, {})}))
+        found.append(dataclasses.replace(algorithm, **{**common, **OVERRIDES.get(algorithm.label, {})}))
     return found
 
 
 EMBEDDINGS = {
-    "good embedding, logistic regression": ("Tian et al., 2020", embedding_accuracy),
-    "good embedding, nearest centroid": ("Snell et al., 2017", nearest_centroid),
+    "good embedding, logistic regression": ("Tian et al., 2020", score_logistic_regression),
+    "good embedding, nearest centroid": ("Snell et al., 2017", score_nearest_centroid),
 }
 
 
 def build_network(algorithm: Algorithm, seed: int) -> nn.Module:
-    """Return the network of a row, with a context where the algorithm adapts one."""
+    """Return the network of a row, with a context vector if the algorithm adapts one."""
     context = CONTEXT if algorithm.fast == "context" else 0
     return build_module(ModelSettings("trainers.models:conv4", {**MODEL, "context": context}), seed)
 
 
-def test_tasks(letters: Letters, shots: int) -> list[Task]:
-    """Return the tasks that every row is judged on, of scripts held out."""
+def draw_test_tasks(letters: Letters, shots: int) -> list[Task]:
+    """Return the test tasks, which are the same for every row and use held-out scripts."""
     return draw_tasks(torch.Generator().manual_seed(2**31), letters.test, TEST_TASKS, WAYS, shots, TEST_QUERIES)
 
 
 def run_algorithm(algorithm: Algorithm, shots: int, iterations: int, seed: int, letters: Letters) -> list[float]:
-    """Meta-train by one algorithm; return its accuracy on each test task."""
+    """Meta-train with one algorithm, and return its accuracy on each test task."""
     module = build_network(algorithm, seed)
     loss = model_loss(module, "cross_entropy")
     inner, gradient = build_algorithm(algorithm, loss, GLOBS)
@@ -86,26 +91,27 @@ def run_algorithm(algorithm: Algorithm, shots: int, iterations: int, seed: int, 
     accuracy = accuracy_of(loss.output)
     with torch.no_grad():
         return [
-            float(accuracy(inner.adapt(engine.meta(), task.support), task.query)) for task in test_tasks(letters, shots)
+            float(accuracy(inner.adapt(engine.meta(), task.support), task.query))
+            for task in draw_test_tasks(letters, shots)
         ]
 
 
 def run_embedding(label: str, shots: int, iterations: int, seed: int, letters: Letters) -> list[float]:
-    """Train a classifier of all training letters; return the accuracy of its embedding on each test task."""
+    """Train a classifier of all training letters, and return the accuracy of its embedding on each test task."""
     module = build_module(ModelSettings("trainers.models:conv4", {**MODEL, "ways": len(letters.train)}), seed)
     train_embedding(module, letters.train, iterations, seed)
-    return [EMBEDDINGS[label][1](embed(module, task)) for task in test_tasks(letters, shots)]
+    return [EMBEDDINGS[label][1](embed_task(module, task)) for task in draw_test_tasks(letters, shots)]
 
 
 def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, fonts: Path) -> Row:
-    """Return one row; a row that was finished before, as it was asked for, is read and not run again."""
-    known = {algorithm.label: algorithm for algorithm in algorithms()}
+    """Return one row; a saved row with the same configuration is loaded instead of computed."""
+    known = {algorithm.label: algorithm for algorithm in list_algorithms()}
     settings = dataclasses.asdict(known[label]) if label in known else {"paper": EMBEDDINGS[label][0]}
     asked = {**settings, "label": label, "shots": shots, "iterations": iterations, "seed": seed}
     asked["model"] = {**MODEL, "context": CONTEXT}
     name = "".join(letter if letter.isalnum() else "_" for letter in label.lower())
     kept = work / f"{name}-{shots}-{iterations}-{seed}.json"
-    if before := read_kept(kept, asked):
+    if before := load_row(kept, asked):
         return before
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -123,7 +129,7 @@ def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, font
         "letters": [len(letters.train), len(letters.test)],
         "seconds": time.monotonic() - began,
     }
-    return keep(kept, row)
+    return save_row(kept, row)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -163,11 +169,15 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
 
 @click.command()
 @click.option("--iterations", default=300, show_default=True, help="Meta-steps of each row.")
-@click.option("--only", multiple=True, metavar="LABEL", help="A row by its label; again for more. All by default.")
+@click.option("--only", multiple=True, metavar="LABEL", help="The label of a row; may be repeated. All by default.")
 @click.option("--shots", multiple=True, type=int, default=(1, 5), show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--jobs", default=2, show_default=True, help="How many rows at once.")
-@click.option("--fonts", type=click.Path(path_type=Path), help="A folder with Noto's fonts, if not make's.")
+@click.option("--jobs", default=2, show_default=True, help="Number of parallel rows.")
+@click.option(
+    "--fonts",
+    type=click.Path(path_type=Path),
+    help="A folder with the Noto fonts, instead of the one that make creates.",
+)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments/glyphs"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(
@@ -180,8 +190,8 @@ def main(
     work: Path,
     out: Path,
 ) -> None:
-    """Write glyph_table.json and .md into OUT; rows that are finished in WORK are not run again."""
-    labels = choose_labels(only, [*EMBEDDINGS, *(algorithm.label for algorithm in algorithms())])
+    """Write glyph_table.json and .md into OUT; rows that are finished in WORK are reused."""
+    labels = choose_labels(only, [*EMBEDDINGS, *(algorithm.label for algorithm in list_algorithms())])
     try:
         place = find_fonts(fonts)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The baseline that needs no meta-learning: one classifier of all classes, and a simple one on its features."""
+"""Baselines without meta-learning: one classifier of all classes, and a simple classifier on its features."""
 
 import warnings
 from typing import NamedTuple
@@ -13,7 +13,7 @@ BATCH = 64
 
 
 class Embedded(NamedTuple):
-    """A task in the space of features: unit vectors (n, features), and their labels (n,)."""
+    """A task in feature space: unit vectors (n, features) and their labels (n,)."""
 
     support: Tensor
     support_y: Tensor
@@ -22,7 +22,7 @@ class Embedded(NamedTuple):
 
 
 def train_embedding(module: nn.Module, letters: Tensor, steps: int, seed: int) -> None:
-    """Train ``module`` to tell all ``letters`` apart, by ``steps`` steps of Adam that anneal to 0."""
+    """Train ``module`` to classify all ``letters``, with ``steps`` of Adam whose learning rate anneals to 0."""
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
@@ -35,8 +35,8 @@ def train_embedding(module: nn.Module, letters: Tensor, steps: int, seed: int) -
         schedule.step()
 
 
-def embed(module: nn.Module, task: Task) -> Embedded:
-    """Return a task's features before the last layer of a ``Conv4``, each of length 1."""
+def embed_task(module: nn.Module, task: Task) -> Embedded:
+    """Return a task's features before the last layer of a ``Conv4``, normalised to length 1."""
 
     def features(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -46,17 +46,17 @@ def embed(module: nn.Module, task: Task) -> Embedded:
     return Embedded(features(task.support.x), task.support.y, features(task.query.x), task.query.y)
 
 
-def embedding_accuracy(task: Embedded) -> float:
+def score_logistic_regression(task: Embedded) -> float:
     """Return the accuracy of logistic regression on the frozen embedding (Tian et al., ECCV 2020)."""
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a fit that would gain by more iterations
+        warnings.simplefilter("ignore")  # The fit warns that more iterations would improve it.
         model = LogisticRegression(C=10.0, max_iter=200).fit(task.support.numpy(), task.support_y.numpy())
     return float(model.score(task.query.numpy(), task.query_y.numpy()))
 
 
-def nearest_centroid(task: Embedded) -> float:
+def score_nearest_centroid(task: Embedded) -> float:
     """Return the accuracy of the nearest class mean on the frozen embedding."""
     classes = torch.unique(task.support_y)
     centroids = torch.stack([task.support[task.support_y == label].mean(0) for label in classes])

@@ -1,4 +1,4 @@
-"""The letters of many scripts as pictures, read from the fonts of Debian's package fonts-noto-core."""
+"""Render the letters of many scripts from the fonts of Debian's package fonts-noto-core."""
 
 import unicodedata
 from collections import defaultdict
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 MASTER = 56
-"""Pixels a side of a letter's picture, twice those of a drawing."""
+"""Side of a rendered letter in pixels, twice that of a task's image."""
 
 LETTERS = range(15, 300)
-"""How many letters a script may have to be an alphabet of the set."""
+"""Numbers of letters with which a script is used as an alphabet."""
 
 TOO_ALIKE = 0.9
-"""The correlation of two letters' pictures above which they are one class."""
+"""Correlation of two rendered letters above which they count as the same class."""
 
 PLACES = (Path(".venv/debian/usr/share/fonts/truetype/noto"), Path("/usr/share/fonts/truetype/noto"))
-"""Where the fonts are: unpacked by make, installed by Debian."""
+"""Folders with the fonts: unpacked by make, or installed by Debian."""
 
 _INK = 40
 _CATEGORIES = ("Lo", "Ll", "Lu")
@@ -27,7 +27,7 @@ _BLOCK = 500
 
 
 class Glyphs(NamedTuple):
-    """One picture of each letter; letters are sorted by script, then by code point.
+    """One rendered image of each letter; letters are sorted by script, then by code point.
 
     Attributes:
         masters: (letters, 56, 56) uint8, 0 is background and 255 ink.
@@ -43,17 +43,17 @@ class Glyphs(NamedTuple):
 
 
 class Alphabet(NamedTuple):
-    """The letters of one script that one font has."""
+    """The letters of one script in one font."""
 
     font: Path
     code_points: tuple[int, ...]
 
 
 def find_fonts(folder: Path | None = None) -> Path:
-    """Return the folder with the Noto fonts: ``folder``, or the first of ``PLACES`` that is there.
+    """Return the folder with the Noto fonts: ``folder``, or the first of ``PLACES`` that exists.
 
     Raises:
-        ValueError: if there are none; it says where they come from.
+        ValueError: if there are none; the message explains how to get them.
     """
     looked = PLACES if folder is None else (folder,)
     for place in looked:
@@ -62,12 +62,12 @@ def find_fonts(folder: Path | None = None) -> Path:
     places = " nor in ".join(str(place) for place in looked)
     raise ValueError(
         f"there are no Noto fonts in {places}: `make experiments` unpacks Debian's fonts-noto-core into .venv/debian; "
-        "--fonts names another folder with its files"
+        "--fonts selects another folder with these files"
     )
 
 
 def list_alphabets(folder: Path) -> dict[str, Alphabet]:
-    """Return, by script, its letters in the regular font of the folder that has most (the first by name of equals)."""
+    """Map each script to its letters in the regular font that has most of them (the first by name if equal)."""
     from fontTools import unicodedata as scripts  # type: ignore[import-untyped]
     from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
@@ -85,10 +85,10 @@ def list_alphabets(folder: Path) -> dict[str, Alphabet]:
 
 
 def render_glyphs(folder: Path) -> Glyphs:
-    """Render every letter of every alphabet in the folder; of letters that look alike the first stays.
+    """Render every letter of every alphabet in the folder, and keep the first of letters that look alike.
 
-    Takes some 10 seconds. Letters without ink are left out, and letters whose pictures correlate by more than
-    ``TOO_ALIKE``, so that no letter of a script that is held out has a twin in another script.
+    This takes about 10 seconds. Letters without ink are left out. Letters whose images correlate by more than
+    ``TOO_ALIKE`` are left out, too, so that no letter of a held-out script has a duplicate in another script.
     """
     alphabets = list_alphabets(folder)
     scripts = tuple(alphabets)
@@ -101,12 +101,12 @@ def render_glyphs(folder: Path) -> Glyphs:
                 code_points.append(code_point)
                 script_of.append(which)
     masters = np.stack(pictures)
-    kept = distinct(masters)
+    kept = find_distinct(masters)
     return Glyphs(masters[kept], np.array(code_points)[kept], np.array(script_of)[kept], scripts)
 
 
 def render_letter(font: Path, letter: str) -> NDArray[np.uint8] | None:
-    """Return a letter in the middle of a (56, 56) picture, its longer side 40 pixels; None if it has no ink."""
+    """Return a centred letter as a (56, 56) image with a longer side of 40 pixels; None if it has no ink."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
@@ -129,8 +129,8 @@ def render_letter(font: Path, letter: str) -> NDArray[np.uint8] | None:
     return picture if picture.any() else None
 
 
-def distinct(masters: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the indices of the pictures that no earlier one among them resembles, in order."""
+def find_distinct(masters: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the indices of the images that do not resemble an earlier returned one, in order."""
     small = masters.reshape(len(masters), MASTER // 4, 4, MASTER // 4, 4).mean(axis=(2, 4)).reshape(len(masters), -1)
     small = small - small.mean(axis=1, keepdims=True)
     small = (small / np.linalg.norm(small, axis=1, keepdims=True)).astype(np.float32)
@@ -143,7 +143,7 @@ def distinct(masters: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _first_ones(block: NDArray[np.float32], candidates: Iterable[int]) -> list[int]:
-    """Return those candidates of a block of unit vectors that are not too close to one that was returned before."""
+    """Return the candidates in a block of unit vectors that are not too close to an earlier returned one."""
     kept: list[int] = []
     for place in candidates:
         if not kept or (block[kept] @ block[place]).max() <= TOO_ALIKE:

@@ -1,4 +1,4 @@
-"""Few-shot tasks of letters that nobody has seen: whole scripts are held out, and each letter is drawn ever anew."""
+"""Few-shot tasks of letters; whole scripts are held out, and each image is a new random distortion of a letter."""
 
 import math
 from pathlib import Path
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 SIZE = 28
 HELD_OUT = 4
-"""Every fourth script, in a shuffled order, is for testing."""
+"""Every fourth script, in shuffled order, is a test script."""
 
 
 class Letters(NamedTuple):
-    """Pictures of letters, one each: (letters, 56, 56) float32 in 0..1; ``train`` and ``test`` share no script."""
+    """Images of letters, one each: (letters, 56, 56) float32 in 0..1; ``train`` and ``test`` share no script."""
 
     train: Tensor
     test: Tensor
@@ -27,7 +27,7 @@ class Letters(NamedTuple):
 
 
 def load_letters(fonts: Path, cache: Path) -> Letters:
-    """Return the letters of Debian's Noto fonts; rendered once, kept in the file ``cache``."""
+    """Return the letters of Debian's Noto fonts; they are rendered once and saved in the file ``cache``."""
     if not cache.exists():
         glyphs = render_glyphs(fonts)
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def load_letters(fonts: Path, cache: Path) -> Letters:
 def draw_tasks(random: torch.Generator, letters: Tensor, tasks: int, ways: int, shots: int, queries: int) -> list[Task]:
     """Return tasks of ``ways`` letters: images (n, 1, 28, 28) in 0..1, labels (n,) in the order 0, 1, ..., 0, 1, ...
 
-    ``shots`` and ``queries`` are numbers of drawings a letter; no drawing is like another.
+    ``shots`` and ``queries`` are numbers of images per letter; no two images are alike.
     """
     made = []
     for _ in range(tasks):
@@ -58,7 +58,7 @@ def draw_tasks(random: torch.Generator, letters: Tensor, tasks: int, ways: int, 
 
 
 def draw_letters(random: torch.Generator, masters: Tensor) -> Tensor:
-    """Return a drawing of each letter: turned, sized, slanted, moved and bent at random; (n, 1, 28, 28)."""
+    """Return a random distortion of each letter (rotation, scale, shear, shift, waves): (n, 1, 28, 28)."""
     count = len(masters)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -71,7 +71,7 @@ def draw_letters(random: torch.Generator, masters: Tensor) -> Tensor:
         torch.stack([turn.sin() * wide, turn.cos() * high, uniform(-0.12, 0.12)], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 1, SIZE, SIZE], align_corners=False)
-    # Bends: two slow waves a drawing, of random phase, along either side.
+    # Two slow waves per image, one along each axis, with random phases.
     phase = uniform(0, 2 * math.pi, 2, 1, 1)
     size = uniform(0.0, 0.07, 2, 1, 1)
     x, y = grid[..., 0], grid[..., 1]

@@ -1,4 +1,4 @@
-"""Digits under 1,000 transformations by the protocol of MOML: how well the next task goes, and all those before."""
+"""Run digits under 1,000 transformations by the protocol of MOML: the loss on the next task and on past tasks."""
 
 import time
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from tests.experiments.common.playing import Training, centred_mlp, play_stream,
 from tests.experiments.common.tables import (
     Row,
     choose_labels,
-    commit,
-    keep,
-    read_kept,
+    load_row,
+    read_commit,
     run_options,
     run_rows,
+    save_row,
     write_table,
 )
 from tests.experiments.moml.page import NAME, plot, render
@@ -35,22 +35,22 @@ from trainers.settings import (
 )
 
 STEPS = 2
-"""Of the inner loop."""
+"""Steps of the inner loop."""
 
 CHECKS = (100, 250, 500)
-"""After how many rounds all tasks so far are looked at, beside the end."""
+"""The rounds after which all tasks so far are scored, in addition to the last round."""
 
 
 class Entry(NamedTuple):
-    """One run: a learner by its name."""
+    """One run: a learner, the number of its rounds, and the seed."""
 
     label: str
     rounds: int
     seed: int
 
 
-class Chosen(NamedTuple):
-    """What was chosen for a learner: the inner learning rate, the outer one, and its own options."""
+class Choice(NamedTuple):
+    """Settings of a learner: the inner and the outer learning rate, and its own options."""
 
     inner: float
     outer: float
@@ -58,16 +58,16 @@ class Chosen(NamedTuple):
 
 
 CHOSEN = {
-    MAIN_LEARNER: Chosen(1.0, 0.001, {}),
-    "moml": Chosen(1.0, 0.0003, {"alpha": 1.0, "steps": 10}),
-    "aruba": Chosen(0.5, 0.003, {"eps": 0.05, "zeta": 0.1}),
-    "c_maml": Chosen(1.0, 0.001, {}),
-    "online_reptile": Chosen(0.5, 0.001, {}),
-    "ftl_fine_tune": Chosen(0.25, 0.0003, {}),
-    "train_on_everything": Chosen(1.0, 0.0008, {}),
-    "from_scratch": Chosen(1.0, 0.001, {"steps": 30, "lr": 0.001}),
+    MAIN_LEARNER: Choice(1.0, 0.001, {}),
+    "moml": Choice(1.0, 0.0003, {"alpha": 1.0, "steps": 10}),
+    "aruba": Choice(0.5, 0.003, {"eps": 0.05, "zeta": 0.1}),
+    "c_maml": Choice(1.0, 0.001, {}),
+    "online_reptile": Choice(0.5, 0.001, {}),
+    "ftl_fine_tune": Choice(0.25, 0.0003, {}),
+    "train_on_everything": Choice(1.0, 0.0008, {}),
+    "from_scratch": Choice(1.0, 0.001, {"steps": 30, "lr": 0.001}),
 }
-"""The best of nine tries, as ``moml_tuning`` makes them; the last two are set by hand."""
+"""The best of the nine candidates in ``tuning``; the last two were chosen manually."""
 
 
 def digits_mlp(hidden: Sequence[int] = (200,)) -> nn.Module:
@@ -75,7 +75,7 @@ def digits_mlp(hidden: Sequence[int] = (200,)) -> nn.Module:
     return centred_mlp(28 * 28, 10, hidden)
 
 
-def settings_of(label: str, seed: int, chosen: Chosen | None = None) -> TrainerSettings:
+def make_settings(label: str, seed: int, chosen: Choice | None = None) -> TrainerSettings:
     """Return the settings of a run, with what is ``CHOSEN`` for its learner by default."""
     inner, outer, options = chosen or CHOSEN[label]
     return TrainerSettings(
@@ -93,24 +93,24 @@ def settings_of(label: str, seed: int, chosen: Chosen | None = None) -> TrainerS
 
 
 def make_tasks(seed: int, rounds: int) -> list[Task]:
-    """Return the first tasks of a seed's stream: 60 images to adapt on, 10 to be judged on."""
+    """Return the first tasks of a seed's stream, with 60 support and 10 query images each."""
     torch.set_num_threads(1)
     digits = load_digits()
     return [make_task(digits, Settings(), seed, t) for t in range(rounds)]
 
 
 def run_entry(entry: Entry, work: Path) -> Row:
-    """Play one run and return its row; one that was finished before is read and not run again.
+    """Return the row of one run; a saved row with the same configuration is loaded instead of computed.
 
-    The row has the loss and accuracy on each task before it was learned, and after ``CHECKS`` and all rounds those on
-    all tasks so far.
+    The row has the loss and accuracy on each task before it was learned. It also has those on all tasks so far, after
+    the rounds in ``CHECKS`` and after the last round.
     """
-    settings = settings_of(entry.label, entry.seed)
+    settings = make_settings(entry.label, entry.seed)
     training = Training(**CHOSEN["from_scratch"].options) if entry.label == MAIN_LEARNER else None
     asked = {**entry._asdict(), "chosen": CHOSEN[entry.label]._asdict()}
     asked |= {"trained": training._asdict()} if training else {}
     kept = work / f"{'-'.join(map(str, entry))}.json"
-    if before := read_kept(kept, asked):
+    if before := load_row(kept, asked):
         return before
     tasks, scores, long_term, seconds, checking = make_tasks(entry.seed, entry.rounds), [], [], 0.0, 0.0
     tuned: list[Score] = []
@@ -124,20 +124,20 @@ def run_entry(entry: Entry, work: Path) -> Row:
         seconds += spent
         if len(scores) in {*CHECKS, entry.rounds}:
             began = time.process_time()
-            long_term.append({"rounds": len(scores), **tell(score_all(learner, tasks[: len(scores)], scores))})
+            long_term.append({"rounds": len(scores), **summarize(score_all(learner, tasks[: len(scores)], scores))})
             checking += time.process_time() - began
     row = {
         "asked": asked,
-        "commit": commit(),
+        "commit": read_commit(),
         **_each(scores),
         **({"tuned": _each(tuned)} if training else {}),
         "long_term": long_term,
         "state_bytes": sum(value.nbytes for value in learner.save().values()),
-        "past_bytes": bytes_of(tasks) if isinstance(learner, FollowTheMetaLeader) else 0,
+        "past_bytes": count_bytes(tasks) if isinstance(learner, FollowTheMetaLeader) else 0,
         "seconds": seconds,
         "checking": checking,
     }
-    return keep(kept, row)
+    return save_row(kept, row)
 
 
 def _each(scores: Sequence[Score]) -> Row:
@@ -146,18 +146,18 @@ def _each(scores: Sequence[Score]) -> Row:
 
 
 def score_all(learner: Learner, tasks: Sequence[Task], before: Sequence[Score]) -> list[Score]:
-    """Return the scores of past tasks, the last of which was learned last; leaves the learner as it was.
+    """Return the scores on all past tasks, and leave the learner unchanged.
 
-    A learner that keeps nothing answers as it did ``before``.
+    A learner without state has the same scores as ``before``.
     """
     if not (state := learner.save()):
         return [*before]
     scores = [learner.score(task) for task in tasks]
-    learner.load(state, len(tasks))  # Or it would wait for them to be learned.
+    learner.load(state, len(tasks))  # Otherwise it would expect to learn these tasks next.
     return scores
 
 
-def tell(scores: Sequence[Score]) -> Row:
+def summarize(scores: Sequence[Score]) -> Row:
     """Return the mean loss and accuracy."""
     return {
         "loss": mean(score.loss_after for score in scores),
@@ -165,15 +165,15 @@ def tell(scores: Sequence[Score]) -> Row:
     }
 
 
-def bytes_of(tasks: Sequence[Task]) -> int:
-    """Return how many bytes tasks take in memory."""
+def count_bytes(tasks: Sequence[Task]) -> int:
+    """Return the number of bytes that the tasks take in memory."""
     return sum(values.nbytes for task in tasks for batch in task for values in batch)
 
 
 @click.command()
 @run_options(NAME, rounds=1000, about="Tasks of each run.")
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
-    """Write moml_protocol.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
+    """Write moml_protocol.json, .md and .png into OUT; runs that are finished in WORK are reused."""
     labels = choose_labels(only, [*CHOSEN])
     (work / "programs").mkdir(parents=True, exist_ok=True)
     asked = [(Entry(label, rounds, seed), work) for seed in range(seeds) for label in labels]
@@ -186,9 +186,9 @@ def _write(out: Path, rounds: int, rows: list[Row]) -> None:
 
 
 def _rounded(row: Row) -> Row:
-    """Return a row whose losses have no more digits than a table needs."""
-    beside = {"tuned": _rounded(row["tuned"])} if "tuned" in row else {}
-    return {**row, "losses": [float(f"{loss:.5g}") for loss in row["losses"]], **beside}
+    """Round the losses of a row to the digits that the table needs."""
+    tuned = {"tuned": _rounded(row["tuned"])} if "tuned" in row else {}
+    return {**row, "losses": [float(f"{loss:.5g}") for loss in row["losses"]], **tuned}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page and the picture of ``moml_protocol``."""
+"""Render the page and the picture of ``moml_protocol``."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
@@ -8,16 +8,16 @@ import numpy as np
 from deploy.reports.report import COLOURS, as_png, style_axes
 from online_meta.regret.ledger import MAIN_LEARNER
 from tests.experiments.common.playing import TUNED
-from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.common.tables import Row, format_mean
 
 NAME = "moml_protocol"
 NAMES = {MAIN_LEARNER: "FTML", "moml": "MOML", "aruba": "ARUBA", "c_maml": "C-MAML", "ftl_fine_tune": "FTL, fine-tuned"}
-"""Of learners that are not called as the page calls them."""
+"""Names on the page of learners whose label is different."""
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the page as Markdown: means over the seeds and their standard errors."""
-    groups = by_label(result["rows"])
+    groups = group_by_label(result["rows"])
     leader = {row["asked"]["seed"]: row for row in groups.get(MAIN_LEARNER, [])}
     tuned = {TUNED: [{"asked": row["asked"], **row["tuned"]} for row in leader.values()]} if leader else {}
     text = [
@@ -39,7 +39,7 @@ def render(result: dict[str, Any]) -> str:
         "| learner | seeds | loss | accuracy | against FTML | last half: loss | accuracy | against FTML |",
         "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {name_of(label)} | {' | '.join(_current(rows, leader))} |"
+            f"| {display_name(label)} | {' | '.join(_current(rows, leader))} |"
             for label, rows in {**groups, **tuned}.items()
         ),
         "",
@@ -54,7 +54,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         "| learner | state, MB | past, MB | seconds per round | inner rate | outer rate | options |",
         "|---|---|---|---|---|---|---|",
-        *(f"| {name_of(label)} | {' | '.join(_cost(rows))} |" for label, rows in groups.items()),
+        *(f"| {display_name(label)} | {' | '.join(_cost(rows))} |" for label, rows in groups.items()),
         "",
         "Rates and options are the best of nine candidates per learner, over 150 rounds on another seed (`python -m",
         "tests.experiments.moml.tuning`). The authors chose those of *train on everything* and *from scratch*. All",
@@ -67,23 +67,23 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def by_label(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each learner, the seeds in order."""
+def group_by_label(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Group the rows by learner, with the seeds in order."""
     found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: int(row["asked"]["seed"])):
         found.setdefault(row["asked"]["label"], []).append(row)
     return found
 
 
-def name_of(label: str) -> str:
-    """Return a learner's name as the page has it."""
+def display_name(label: str) -> str:
+    """Return the name of a learner on the page."""
     return NAMES.get(label, label.replace("_", " "))
 
 
 def _current(rows: list[Row], leader: dict[int, Row]) -> list[str]:
     cells = [str(len(rows))]
     for part in (mean, _last_half):
-        cells += [_tell(part(row["losses"]) for row in rows), _tell(part(row["accuracies"]) for row in rows)]
+        cells += [_format(part(row["losses"]) for row in rows), _format(part(row["accuracies"]) for row in rows)]
         cells.append(_against(rows, leader, lambda row, part=part: part(row["losses"])))  # type: ignore[misc]
     return cells
 
@@ -95,14 +95,14 @@ def _last_half(values: Sequence[float]) -> float:
 def _long_term(groups: dict[str, list[Row]], leader: dict[int, Row]) -> list[str]:
     rounds = [check["rounds"] for check in next(iter(groups.values()))[0]["long_term"]]
     lines = [
-        f"| learner | {' | '.join(f'{many} tasks' for many in rounds)} | against FTML |",
+        f"| learner | {' | '.join(f'{count} tasks' for count in rounds)} | against FTML |",
         "|---" * (len(rounds) + 2) + "|",
     ]
     for label, rows in groups.items():
         checks = zip(*(row["long_term"] for row in rows), strict=True)
-        cells = ["; ".join(_tell(check[of] for check in seeds) for of in ("loss", "accuracy")) for seeds in checks]
+        cells = ["; ".join(_format(check[of] for check in seeds) for of in ("loss", "accuracy")) for seeds in checks]
         cells.append(_against(rows, leader, lambda row: float(row["long_term"][-1]["loss"])))
-        lines.append(f"| {name_of(label)} | {' | '.join(cells)} |")
+        lines.append(f"| {display_name(label)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -110,7 +110,7 @@ def _cost(rows: list[Row]) -> list[str]:
     chosen = rows[0]["asked"]["chosen"]
     return [
         *(f"{rows[0][of] / 1e6:.2f}" for of in ("state_bytes", "past_bytes")),
-        _tell((row["seconds"] / len(row["losses"]) for row in rows), ".4f"),
+        _format((row["seconds"] / len(row["losses"]) for row in rows), ".4f"),
         str(chosen["inner"]),
         str(chosen["outer"]),
         ", ".join(f"{name} {value}" for name, value in chosen["options"].items()),
@@ -118,27 +118,27 @@ def _cost(rows: list[Row]) -> list[str]:
 
 
 def _against(rows: list[Row], leader: dict[int, Row], found: Callable[[Row], float]) -> str:
-    """Return how far what is found in rows is above what is found in the leader's of the same seeds."""
+    """Return the mean difference of ``found`` between the rows and the leader's rows with the same seeds."""
     pairs = [(row, leader[row["asked"]["seed"]]) for row in rows if row["asked"]["seed"] in leader]
-    return _tell((found(mine) - found(other) for mine, other in pairs if mine is not other), "+.3f")
+    return _format((found(mine) - found(other) for mine, other in pairs if mine is not other), "+.3f")
 
 
-def _tell(values: Iterable[float], form: str = ".3f") -> str:
-    return tell_mean(values, form, none="")
+def _format(values: Iterable[float], form: str = ".3f") -> str:
+    return format_mean(values, form, none="")
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """Return a PNG: the running mean of the loss on the current task, and the loss on all tasks so far, by round."""
+    """Return a PNG: by round, the running mean of the loss on the current task, and the loss on all tasks so far."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")
     current, kept = figure.subplots(1, 2, sharey=True)
-    for (label, found), colour in zip(by_label(rows).items(), (*COLOURS, "#000000", "#888888"), strict=False):
+    for (label, found), colour in zip(group_by_label(rows).items(), (*COLOURS, "#000000", "#888888"), strict=False):
         losses = np.mean([row["losses"] for row in found], axis=0)
         rounds = np.arange(1, len(losses) + 1)
-        current.plot(rounds, np.cumsum(losses) / rounds, color=colour, label=name_of(label))
+        current.plot(rounds, np.cumsum(losses) / rounds, color=colour, label=display_name(label))
         checks = np.mean([[[check["rounds"], check["loss"]] for check in row["long_term"]] for row in found], axis=0)
-        kept.plot(*checks.T, "o-", color=colour, markersize=4, label=name_of(label))
+        kept.plot(*checks.T, "o-", color=colour, markersize=4, label=display_name(label))
     current.set_title("CTM: mean loss on the current tasks so far", fontsize=11)
     kept.set_title("LTM: mean loss on all tasks so far", fontsize=11)
     for axes in (current, kept):

@@ -1,4 +1,4 @@
-"""Streams that are not stationary: FTML by several replay policies, and a mixture of meta-initialisations."""
+"""Run FTML with several replay policies, and a mixture of meta-initialisations, on non-stationary streams."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.experiments.non_stationary.runs import COMPARATOR, LABELS, STREAMS, E
 @click.command()
 @run_options(NAME, rounds=100)
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
-    """Write non_stationary.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
+    """Write non_stationary.json, .md and .png into OUT; runs that are finished in WORK are reused."""
     labels = choose_labels(only, (*LABELS, COMPARATOR))
     (work / "programs").mkdir(parents=True, exist_ok=True)
     asked = [

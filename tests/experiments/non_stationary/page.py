@@ -1,4 +1,4 @@
-"""The page and the picture of the streams that are not stationary."""
+"""Render the page and the picture of the non-stationary streams."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from deploy.reports.report import COLOURS, as_png, style_axes
-from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.common.tables import Row, format_mean
 from tests.experiments.non_stationary.runs import (
     COMPARATOR,
     DYNAMIC_ROUNDS,
@@ -22,8 +22,8 @@ Runs = dict[tuple[str, str], list[Row]]
 """Rows by stream and label."""
 
 
-def by_run(rows: Sequence[Row]) -> Runs:
-    """Return the rows of each stream and label, the seeds in order."""
+def group_by_run(rows: Sequence[Row]) -> Runs:
+    """Group the rows by stream and label, with the seeds in order."""
     found: dict[tuple[str, str], list[Row]] = {(s, label): [] for s in STREAMS for label in (*LABELS, COMPARATOR)}
     for row in rows:
         found[row["asked"]["stream"], row["asked"]["label"]].append(row)
@@ -32,7 +32,7 @@ def by_run(rows: Sequence[Row]) -> Runs:
 
 def render(result: dict[str, Any]) -> str:
     """Return the table as Markdown: means over the seeds and their standard errors."""
-    groups = by_run(result["rows"])
+    groups = group_by_run(result["rows"])
     rows = [f"| {' | '.join([*key, *_cells(key, groups)])} |\n" for key in groups if key[1] != COMPARATOR]
     bests = [
         f"- {stream}: {_spread([row['total'] for row in found])}; the estimate for one seed has a standard error of "
@@ -82,15 +82,15 @@ def _cells(key: tuple[str, str], groups: Runs) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return tell_mean(values, ".2f", none="")
+    return format_mean(values, ".2f", none="")
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """Return a PNG: for each stream, how far each learner's cumulative loss is ahead of uniform replay's."""
+    """Return a PNG: for each stream, the cumulative loss of each learner minus that of uniform replay."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
-    groups = by_run(rows)
+    groups = group_by_run(rows)
     for axes, stream in zip(figure.subplots(1, len(STREAMS)), STREAMS, strict=True):
         for label, colour in zip(LABELS, (*COLOURS, "#000000", "#888888", "#7f3c8d"), strict=True):
             if (stream, label) in groups and (stream, "uniform") in groups:

@@ -1,4 +1,4 @@
-"""The runs of the table of streams that are not stationary: their streams, settings and rows."""
+"""Runs of the table of non-stationary streams: streams, settings and rows."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,8 +8,8 @@ import streams.sources
 from online_meta import registry
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Task
-from tests.experiments.common.playing import find_own_bests, play_stream
-from tests.experiments.common.tables import Row, keep, read_kept
+from tests.experiments.common.playing import find_task_optima, play_stream
+from tests.experiments.common.tables import Row, load_row, save_row
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -22,22 +22,22 @@ from trainers.settings import (
 WINDOW = 20
 MIXTURE = "dp_mixture"
 STEPS, MOST = 3, 6
-"""Meta-steps a round, and the components of a mixture, each of which makes as many."""
+"""Meta-steps per round and component, and the maximal number of components of the mixture."""
 
 COMPARATOR = "each task's own best"
 DYNAMIC_ROUNDS, DYNAMIC_STEPS = 50, 50
-"""Of how many rounds the best start is looked for, and by how many steps of L-BFGS."""
+"""The number of rounds for which the best initialisation is searched, and the steps of L-BFGS for each."""
 
 
 class Stream(NamedTuple):
-    """A stream of the table: the source, and its options for so many rounds."""
+    """A stream of the table: the source and its options."""
 
     source: str
     options: dict[str, Any]
 
 
 class Entry(NamedTuple):
-    """One run: a learner by its label on a stream."""
+    """One run: a learner on a stream."""
 
     stream: str
     label: str
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Played(NamedTuple):
-    """How a learner plays: FTML by a replay policy with its options, or a mixture of so many ``components``."""
+    """Settings of a learner: FTML with a replay policy, or a mixture with at most ``components`` components."""
 
     policy: str = "uniform"
     options: dict[str, Any] = {}  # noqa: RUF012  # never changed
@@ -72,8 +72,8 @@ LABELS = {
 }
 
 
-def settings_of(label: str, seed: int) -> TrainerSettings:
-    """Return the settings of a run: a small network and budget; the comparator adapts as the learners do."""
+def make_settings(label: str, seed: int) -> TrainerSettings:
+    """Return the settings of a run, with a small network and budget; the comparator adapts as the learners do."""
     played = LABELS.get(label, Played())
     baselines = (MIXTURE,) if played.components else ()
     return TrainerSettings(
@@ -102,29 +102,29 @@ def make_tasks(stream: Stream, seed: int, rounds: int) -> list[Task]:
 
 
 def run_entry(entry: Entry, work: Path) -> Row:
-    """Play one run, or find its comparator, and return its row; one that was finished before is read."""
-    settings = settings_of(entry.label, entry.seed)
+    """Return the row of a run or of its comparator; a saved row is loaded instead of computed."""
+    settings = make_settings(entry.label, entry.seed)
     asked = {**entry._asdict(), "meta": asdict(settings.meta), "regret": asdict(settings.regret)}
     kept = work / f"{'-'.join(map(str, entry)).replace(' ', '_')}.json"
-    if before := read_kept(kept, asked):
+    if before := load_row(kept, asked):
         return before
     tasks = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds)
     found = (compare if entry.label == COMPARATOR else play)(settings, tasks, work / "programs")
-    return keep(kept, {"asked": asked, **found})
+    return save_row(kept, {"asked": asked, **found})
 
 
 def play(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
-    """Return the losses of the rounds, how many components there were, and the seconds of them all."""
+    """Return the loss and the number of components in each round, and the total seconds."""
     name = MIXTURE if settings.regret.baselines else MAIN_LEARNER
     losses, components, seconds = [], [], 0.0
     for learner, score, spent in play_stream(settings, name, tasks, programs):
-        losses.append(float(f"{score.loss_after:.6g}"))  # No more digits than a table needs.
+        losses.append(float(f"{score.loss_after:.6g}"))  # The table needs no more digits.
         components.append(sum(count > 0 for count in getattr(learner, "counts", ())))
         seconds += spent
     return {"losses": losses, "components": components, "seconds": seconds}
 
 
 def compare(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:
-    """Return what each task's own best start would have lost, and the standard error of that estimate."""
-    found = find_own_bests(settings, tasks, programs)
+    """Return the cumulative loss of the best initialisation for each task, and the standard error of the estimate."""
+    found = find_task_optima(settings, tasks, programs)
     return {"total": found.cumulative_loss, "error": found.standard_error}

@@ -1,4 +1,4 @@
-"""Rainbow digits by the protocol of Follow the Meta-Leader: how many images each learner needs to reach 90 %."""
+"""Run rainbow digits by the protocol of Follow the Meta-Leader: the images each learner needs to reach 90 %."""
 
 from pathlib import Path
 
@@ -9,11 +9,13 @@ from tests.experiments.rainbow.runs import LABELS, WARM_UP, Entry, run_entry
 
 
 @click.command()
-@run_options(NAME, rounds=56, about="Tasks of each run, more than the warm-up has.")
+@run_options(NAME, rounds=56, about="Tasks of each run, more than in the warm-up.")
 def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, out: Path) -> None:
-    """Write rainbow_protocol.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
+    """Write rainbow_protocol.json, .md and .png into OUT; runs that are finished in WORK are reused."""
     if rounds <= WARM_UP:
-        raise click.BadParameter(f"--rounds is {rounds}: more than the {WARM_UP} of the warm-up, or none is judged")
+        raise click.BadParameter(
+            f"--rounds is {rounds}; it must be more than the {WARM_UP} of the warm-up, which are not scored"
+        )
     labels = choose_labels(only, [*LABELS])
     (work / "programs").mkdir(parents=True, exist_ok=True)
     asked = [(Entry(label, rounds, seed), work) for seed in range(seeds) for label in labels]

@@ -1,4 +1,4 @@
-"""The page of rainbow digits by the protocol of Follow the Meta-Leader."""
+"""Render the page of rainbow digits by the protocol of Follow the Meta-Leader."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -8,16 +8,16 @@ import numpy as np
 from deploy.reports.report import COLOURS, as_png, style_axes
 from online_meta.regret.ledger import MAIN_LEARNER
 from tests.experiments.common.playing import TUNED
-from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.common.tables import Row, format_mean
 from tests.experiments.rainbow.runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
 
 NAME = "rainbow_protocol"
 PROFICIENCY, FEWER = 0.9, 0.8
-"""Accuracies to be reached: the paper's, and an easier one."""
+"""The accuracies of the table: that of the paper, and a lower one."""
 
 
 class Efficiency(NamedTuple):
-    """Of one run: its final ``accuracy``, and the points it needed where it reached a proficiency, and how often."""
+    """Means over the tasks of a run: final ``accuracy``, share that ``reached`` the proficiency, ``points`` needed."""
 
     accuracy: float
     reached: float
@@ -25,7 +25,7 @@ class Efficiency(NamedTuple):
 
 
 def judge(row: Row, proficiency: float) -> Efficiency:
-    """Return what a run is worth: means over its tasks; one where the proficiency was not reached needed all points."""
+    """Return the efficiency of a run; a task on which the proficiency is not reached counts with all its points."""
     needed = [next((points for points, right in curve if right >= proficiency), None) for curve in row["curves"]]
     points = [curve[-1][0] if found is None else found for found, curve in zip(needed, row["curves"], strict=True)]
     final = [curve[-1][1] for curve in row["curves"]]
@@ -61,16 +61,16 @@ the tasks after the warm-up, then over the seeds, ± standard error over the see
 {head}
 |---|---|---|---|---|---|---|---|---|---|
 """
-    for label, mine in by_label(result["rows"]).items():
+    for label, mine in group_by_label(result["rows"]).items():
         text += f"| {label} | {len(mine)} | {' | '.join(_cells(mine))} |\n"
     return text + f"\n![Accuracy by points, and by task]({NAME}.png)\n"
 
 
-def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each learner that has any; of ``TUNED`` those that came of FTML's runs, beside them."""
-    beside = [{"asked": row["asked"] | {"label": TUNED}, "curves": row["tuned"]} for row in rows if row.get("tuned")]
+def group_by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group the rows by learner; ``TUNED`` follows FTML, with the curves from FTML's runs."""
+    tuned = [{"asked": row["asked"] | {"label": TUNED}, "curves": row["tuned"]} for row in rows if row.get("tuned")]
     labels = [name for label in LABELS for name in ((label, TUNED) if LABELS[label] == MAIN_LEARNER else (label,))]
-    found = {label: [row for row in (*rows, *beside) if row["asked"]["label"] == label] for label in labels}
+    found = {label: [row for row in (*rows, *tuned) if row["asked"]["label"] == label] for label in labels}
     return {label: mine for label, mine in found.items() if mine}
 
 
@@ -86,7 +86,7 @@ def _cells(rows: list[Row]) -> list[str]:
         ([found.reached for found in low], ".0%"),
         ([row["seconds"] for row in rows if "seconds" in row], ".0f"),
     ]
-    return [tell_mean(values, form) for values, form in columns]
+    return [format_mean(values, form) for values, form in columns]
 
 
 def _halves(values: list[float]) -> tuple[float, float]:
@@ -95,12 +95,12 @@ def _halves(values: list[float]) -> tuple[float, float]:
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """Return a PNG: accuracy by points, mean of the judged tasks, and accuracy on all points by task."""
+    """Return a PNG: the mean accuracy by number of points, and the accuracy with all points by task."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (label, mine), colour in zip(by_label(rows).items(), (*COLOURS, "#000000"), strict=False):
+    for (label, mine), colour in zip(group_by_label(rows).items(), (*COLOURS, "#000000"), strict=False):
         curves = np.array([row["curves"] for row in mine])
         left.plot(curves[0, 0, :, 0], curves[..., 1].mean((0, 1)), marker="o", color=colour, label=label)
         right.plot(WARM_UP + np.arange(curves.shape[1]), curves[:, :, -1, 1].mean(0), color=colour, label=label)

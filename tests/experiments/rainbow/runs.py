@@ -1,4 +1,4 @@
-"""Runs on rainbow digits by the protocol of Follow the Meta-Leader: their settings, tasks, minibatches and rows."""
+"""Runs on rainbow digits by the protocol of Follow the Meta-Leader: settings, tasks, minibatches and rows."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,7 +12,7 @@ from online_meta.replay import generator
 from online_meta.types import Batch, Learner, Meta, MetaGrad, PrefixScore, Score, Task
 from streams.sources.rainbow_digits import load_digits, make_task
 from tests.experiments.common.playing import Training, centred_mlp, play_stream, train_leader
-from tests.experiments.common.tables import Row, commit, keep, read_kept
+from tests.experiments.common.tables import Row, load_row, read_commit, save_row
 from torch import nn
 from trainers.settings import (
     EngineSettings,
@@ -26,19 +26,19 @@ from trainers.settings import (
 WARM_UP = 20
 HIDDEN = (100, 100)
 TRAIN, TEST = 90, 10
-"""Images of each class that a task brings to be learned, and to be judged on."""
+"""Training images and test images per class in a task."""
 
 PREFIXES = (10, 20, 50, 100, 200, 400)
 ORDER, DRAWN = 1, 2
-"""Set the draws of the order in which images come, and of minibatches, apart from others."""
+"""Separate the random draws of the order of images, and of minibatches, from others with the same seed."""
 
 
 Curve = list[list[float | None]]
-"""Of one task: the numbers of images adapted to, each with the accuracy."""
+"""The accuracies on one task: pairs of a number of images and the accuracy after adapting to them."""
 
 
 class Entry(NamedTuple):
-    """One run: a learner by its label over so many tasks."""
+    """One run: a learner, the number of its tasks, and the seed."""
 
     label: str
     rounds: int
@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "moml": {"alpha": 0.1, "steps": 5 * STEPS},
 }
 DRAWS = (20, 20)
-"""Images of a past task that a meta-gradient sees, of its support and of its query set."""
+"""Sizes of the support set and of the query set that a meta-gradient draws from a past task."""
 
 
 def digits_mlp() -> nn.Module:
@@ -67,7 +67,7 @@ def digits_mlp() -> nn.Module:
     return centred_mlp(3 * 28 * 28, 10, HIDDEN)
 
 
-def settings_of(label: str, seed: int) -> TrainerSettings:
+def make_settings(label: str, seed: int) -> TrainerSettings:
     """Return the settings of a run."""
     name = LABELS[label]
     others = () if name == MAIN_LEARNER else (name,)
@@ -83,7 +83,7 @@ def settings_of(label: str, seed: int) -> TrainerSettings:
 
 
 def make_tasks(seed: int, rounds: int) -> list[Task]:
-    """Return the first tasks of a seed's stream; their images come in random order."""
+    """Return the first tasks of a seed's stream, with their images in random order."""
     digits = load_digits()
     return [_shuffle(make_task(digits, seed, t, TRAIN, TEST), seed, t) for t in range(rounds)]
 
@@ -92,54 +92,54 @@ def _shuffle(task: Task, seed: int, t: int) -> Task:
     return task._replace(support=_take(task.support, len(task.support.x), seed, ORDER, t))
 
 
-def _take(batch: Batch, many: int, *key: int) -> Batch:
-    """Return so many random samples of a batch, all of it in random order if there are no more."""
-    chosen = torch.from_numpy(generator(*key).permutation(len(batch.x))[:many])
+def _take(batch: Batch, count: int, *key: int) -> Batch:
+    """Return ``count`` random samples of a batch, or all of them in random order if there are fewer."""
+    chosen = torch.from_numpy(generator(*key).permutation(len(batch.x))[:count])
     return Batch(batch.x[chosen], batch.y[chosen])
 
 
-class DrawnPast(MemoryReplayBuffer):
-    """Past tasks of which every look shows other images: the minibatches D_k^tr and D_k^val of the paper."""
+class MinibatchBuffer(MemoryReplayBuffer):
+    """A replay buffer that draws new images at every access: the minibatches D_k^tr and D_k^val of the paper."""
 
     def __init__(self, seed: int) -> None:
-        """Begin with no round; what is shown is a function of ``seed`` and of how often was looked."""
+        """Create an empty buffer; the images are a function of ``seed`` and of the number of accesses."""
         super().__init__()
-        self._seed, self._looks = seed, 0
+        self._seed, self._accesses = seed, 0
 
     def __getitem__(self, round: int, /) -> Task:
-        """A few images of the task of that round."""
+        """Return a minibatch of the task of that round."""
         return self.draw(super().__getitem__(round))
 
     def draw(self, task: Task) -> Task:
-        """Return a task of a few of the images that it brings to be learned, in both of its sets."""
-        self._looks += 1
-        few = _take(task.support, sum(DRAWS), self._seed, DRAWN, self._looks)
+        """Return a task whose support and query set are disjoint random samples of the support set of ``task``."""
+        self._accesses += 1
+        few = _take(task.support, sum(DRAWS), self._seed, DRAWN, self._accesses)
         return Task(Batch(few.x[: DRAWS[0]], few.y[: DRAWS[0]]), Batch(few.x[DRAWS[0] :], few.y[DRAWS[0] :]))
 
 
 def draw_minibatches(label: str, seed: int, context: LearnerContext) -> LearnerContext:
-    """Return the set-up of a learner whose meta-gradients see minibatches."""
-    buffer, gradient = DrawnPast(seed), context.gradient
+    """Return the context of a learner whose meta-gradients use minibatches."""
+    buffer, gradient = MinibatchBuffer(seed), context.gradient
 
     def drawn(meta: Meta, task: Task) -> MetaGrad:
         return gradient(meta, buffer.draw(task))
 
-    # What learns each task as it comes takes it whole, so it is the gradient that draws.
+    # MOML gets the whole new task instead of one from the buffer, so its gradient draws the minibatch.
     return replace(context, buffer=buffer, gradient=drawn if LABELS[label] == "moml" else gradient)
 
 
 def run_entry(entry: Entry, work: Path) -> Row:
-    """Play one run and return its row; one that was finished before is read and not run again.
+    """Return the row of one run; a saved row with the same configuration is loaded instead of computed.
 
-    Of each task behind the warm-up the row has the accuracies after each prefix of the support set, and all of it; of
-    FTML also those of its start when it is trained as *from scratch* trains its own.
+    For each task after the warm-up, the row has the accuracies after each prefix of the support set and after all of
+    it. For FTML it also has those of the leader when it is trained as *from scratch* trains random weights.
     """
-    settings = settings_of(entry.label, entry.seed)
+    settings = make_settings(entry.label, entry.seed)
     training = Training(**OPTIONS["from_scratch"]) if LABELS[entry.label] == MAIN_LEARNER else None
     asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
     asked |= {"trained": training._asdict()} if training else {}
     kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
-    if before := read_kept(kept, asked):
+    if before := load_row(kept, asked):
         return before
     seconds = 0.0
     curves: list[Curve] = []
@@ -155,11 +155,11 @@ def run_entry(entry: Entry, work: Path) -> Row:
     for task, (_, score, spent) in zip(tasks, played, strict=True):
         curves.append(_curve(score, task))
         seconds += spent
-    told = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": commit()}
-    return keep(kept, {"asked": asked, **told})
+    found = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": read_commit()}
+    return save_row(kept, {"asked": asked, **found})
 
 
 def _curve(score: Score, task: Task) -> Curve:
-    """Return the accuracies after each prefix and all of the support set, each with its number of points."""
+    """Return the accuracies after each prefix and after all of the support set, each with its number of points."""
     whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
     return [[found.points, found.accuracy] for found in (*score.prefixes, whole)]

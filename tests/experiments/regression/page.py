@@ -1,4 +1,4 @@
-"""The page of the table of regression streams: what came of the runs, as Markdown and as a picture."""
+"""Render the results on regression streams as Markdown and as a picture."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from deploy.reports.report import as_png, style_axes
 from matplotlib.figure import Figure
-from tests.experiments.common.tables import Row, tell_mean
+from tests.experiments.common.tables import Row, format_mean
 from tests.experiments.regression.data import EARLY, LATE, UNIT
 from tests.experiments.regression.runs import (
     BATCH,
@@ -24,11 +24,11 @@ from tests.experiments.regression.runs import (
 )
 
 By = dict[str, dict[int, Row]]
-"""The rows of a stream by label and seed."""
+"""The rows of a stream, by label and seed."""
 
 
-def by_stream(rows: Sequence[Row]) -> dict[str, By]:
-    """Return the rows by stream, label and seed, in the order of the table."""
+def group_by_stream(rows: Sequence[Row]) -> dict[str, By]:
+    """Group the rows by stream, label and seed, in the order of the table."""
     found: dict[str, By] = {stream: {label: {} for label in (*LEARNERS, COMPARATOR)} for stream in STREAMS}
     for row in sorted(rows, key=lambda row: int(row["asked"]["seed"])):
         found[row["asked"]["stream"]][row["asked"]["label"]][row["asked"]["seed"]] = row
@@ -38,7 +38,7 @@ def by_stream(rows: Sequence[Row]) -> dict[str, By]:
 def render(result: dict[str, Any]) -> str:
     """Return the tables as Markdown: means over the seeds and their standard errors."""
     seconds = sum(row["seconds"] for row in result["rows"])
-    streams = by_stream(result["rows"])
+    streams = group_by_stream(result["rows"])
     return "\n".join(
         [
             _about(result, seconds),
@@ -109,9 +109,9 @@ def _bests(by: By, rounds: int) -> list[str]:
     if not rows:
         return []
     static = [row["static"] / rounds for row in rows if row["static"] is not None]
-    best = f"The best fixed initialisation loses {tell_mean(static, '.4f')} per round; each" if static else "Each"
+    best = f"The best fixed initialisation loses {format_mean(static, '.4f')} per round; each" if static else "Each"
     return [
-        f"{best} task's own best loses {tell_mean([row['dynamic'] / rounds for row in rows], '.4f')} per round.",
+        f"{best} task's own best loses {format_mean([row['dynamic'] / rounds for row in rows], '.4f')} per round.",
         "",
     ]
 
@@ -125,24 +125,24 @@ def _losses(label: str, by: By) -> list[str]:
     ]
     return [
         str(len(rows)),
-        tell_mean([row["mean"] for row in rows.values()], ".4f"),
-        tell_mean([row["half"] for row in rows.values()], ".4f"),
-        tell_mean(against, "+.2f") if label != "ftml" else "",
-        *(tell_mean(regret, "+.2f") for regret in regrets),
-        tell_mean([1000 * row["round_seconds"] for row in rows.values()], ".0f"),
+        format_mean([row["mean"] for row in rows.values()], ".4f"),
+        format_mean([row["half"] for row in rows.values()], ".4f"),
+        format_mean(against, "+.2f") if label != "ftml" else "",
+        *(format_mean(regret, "+.2f") for regret in regrets),
+        format_mean([1000 * row["round_seconds"] for row in rows.values()], ".0f"),
     ]
 
 
 def _efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
     return [
-        *(tell_mean([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
-        tell_mean([100 * row["reached"] for row in rows], ".0f"),
-        tell_mean([row["points"] for row in rows if row["points"] is not None], ".1f"),
+        *(format_mean([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
+        format_mean([100 * row["reached"] for row in rows], ".0f"),
+        format_mean([row["points"] for row in rows if row["points"] is not None], ".1f"),
     ]
 
 
 def _choices(streams: dict[str, By]) -> list[str]:
-    """Say what each learner was set to."""
+    """Return the section with the settings of each learner."""
     text = [
         "## Settings",
         "",
@@ -166,16 +166,16 @@ def _choices(streams: dict[str, By]) -> list[str]:
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """Return a PNG: where the model is linear the exact regret over the rounds, else how far FTML is ahead."""
+    """Return a PNG: the exact static regret by round for linear models, else the difference to FTML."""
     figure = Figure(figsize=(13, 9), dpi=100, layout="constrained")
-    streams = by_stream(rows)
+    streams = group_by_stream(rows)
     for axes, name in zip(figure.subplots(2, 2).flat, STREAMS, strict=True):
         linear, by = STREAMS[name].linear, streams.get(name, {})
-        beside = COMPARATOR if linear else "ftml"
+        reference = COMPARATOR if linear else "ftml"
         for place, label in enumerate(LEARNERS):
-            both = [seed for seed in by.get(label, {}) if seed in by[beside]]
+            both = [seed for seed in by.get(label, {}) if seed in by[reference]]
             if both:
-                gaps = [np.subtract(by[label][seed]["curve"], by[beside][seed]["curve"]) for seed in both]
+                gaps = [np.subtract(by[label][seed]["curve"], by[reference][seed]["curve"]) for seed in both]
                 mean = np.mean(gaps, 0)
                 axes.plot(EVERY * np.arange(1, len(mean) + 1), mean, color=f"C{place}", label=label)
         axes.set_title(f"{STREAMS[name].about}: {'exact static regret' if linear else 'against FTML'}", fontsize=11)

@@ -1,4 +1,4 @@
-"""The runs of the table of regression streams: a learner, or what it is compared with, on one stream."""
+"""Runs of the table of regression streams: a learner, or the comparators, on one stream."""
 
 import time
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.regret.scoring import points_needed
 from online_meta.types import Score, Task
 from streams.sources import drifting_sinusoids
-from tests.experiments.common.playing import find_own_bests, play_stream, set_up_past
-from tests.experiments.common.tables import Row, keep, read_kept
+from tests.experiments.common.playing import build_past_context, find_task_optima, play_stream
+from tests.experiments.common.tables import Row, load_row, save_row
 from tests.experiments.regression.data import Sizes, draw_tasks, load_flights, load_pupils
 from trainers.settings import (
     EngineSettings,
@@ -31,12 +31,12 @@ STEPS, BATCH, INNER_STEPS = 3, 5, 3
 WINDOW = 50
 PREFIXES = (1, 2, 5, 10)
 EVERY = 10
-"""Curves have a point after so many rounds."""
+"""Number of rounds between two points of a curve."""
 DYNAMIC_ROUNDS, DYNAMIC_STEPS = 25, 50
 
 
 class Stream(NamedTuple):
-    """A stream: ``make(seed, rounds)`` gives its tasks; ``proficiency`` is a loss that counts as good enough."""
+    """A stream: ``make(seed, rounds)`` returns its tasks; ``proficiency`` is the loss that counts as reached."""
 
     about: str
     make: Callable[[int, int], list[Task]]
@@ -46,17 +46,17 @@ class Stream(NamedTuple):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The learners that play it; the mixture, the dearest by far, plays the sinusoids alone."""
+        """The learners on this stream; the mixture, by far the most expensive one, runs only on the sinusoids."""
         return tuple(label for label in LEARNERS if label != "dp_mixture" or self.make is _sinusoids)
 
     @property
     def linear(self) -> bool:
-        """Whether the model is linear, so that regret is known by algebra."""
+        """Whether the model is linear, so that regret has a closed form."""
         return not self.hidden
 
 
 class Entry(NamedTuple):
-    """One run: a learner by its label, or the comparators, on a stream."""
+    """One run: a learner, or the comparators, on a stream."""
 
     stream: str
     label: str
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a learner is set to: the step size of the inner loop, the outer optimizer's, the learner's ``options``."""
+    """Settings of a learner: the step sizes of the inner loop and of the outer optimizer, and its own ``options``."""
 
     inner_lr: float
     meta_lr: float = 0.01
@@ -101,7 +101,7 @@ LEARNERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def settings_of(entry: Entry, choice: Choice) -> TrainerSettings:
+def make_settings(entry: Entry, choice: Choice) -> TrainerSettings:
     """Return the settings of a run; the comparators adapt as FTML does."""
     stream = STREAMS[entry.stream]
     name, replay, options = LEARNERS["ftml" if entry.label == COMPARATOR else entry.label]
@@ -133,23 +133,23 @@ def settings_of(entry: Entry, choice: Choice) -> TrainerSettings:
 
 
 def run_entry(entry: Entry, choice: Choice, work: Path) -> Row:
-    """Play one run and return its row; one that was finished before with the same choice is read and not run again."""
+    """Return the row of one run; a saved row with the same choice is loaded instead of computed."""
     asked = {**entry._asdict(), "choice": vars(choice)}
     file = work / f"{'-'.join(map(str, entry))}.json"
-    if before := read_kept(file, asked):
+    if before := load_row(file, asked):
         return before
     began = time.process_time()
-    settings, stream = settings_of(entry, choice), STREAMS[entry.stream]
+    settings, stream = make_settings(entry, choice), STREAMS[entry.stream]
     tasks = stream.make(entry.seed, entry.rounds)
     run = compare if entry.label == COMPARATOR else partial(play, LEARNERS[entry.label][0])
     found = run(work / "programs", stream, settings, tasks)
-    return keep(file, {"asked": asked, **found, "seconds": time.process_time() - began})
+    return save_row(file, {"asked": asked, **found, "seconds": time.process_time() - began})
 
 
 def play(name: str, programs: Path, stream: Stream, settings: TrainerSettings, tasks: list[Task]) -> Row:
-    """Play the learner of a name; return its losses, and its learning efficiency over the last half of the rounds.
+    """Run a learner, and return its losses and its learning efficiency over the last half of the rounds.
 
-    Losses after few points are medians: a single task on which an inner loop diverges would be all of a mean.
+    Losses after a few points are medians, because one task on which an inner loop diverges would dominate a mean.
     """
     scores: list[Score] = []
     spent = 0.0
@@ -176,11 +176,11 @@ def play(name: str, programs: Path, stream: Stream, settings: TrainerSettings, t
 
 
 def compare(programs: Path, stream: Stream, settings: TrainerSettings, tasks: list[Task]) -> Row:
-    """Return the cumulative loss of the best fixed initialisation, where it is known, and of each task's own best."""
+    """Return the cumulative losses of the best fixed initialisation, if it is known, and of each task's own best."""
     if not stream.linear:
-        found = find_own_bests(settings, tasks, programs)
+        found = find_task_optima(settings, tasks, programs)
         return {"static": None, "dynamic": found.cumulative_loss, "dynamic_error": found.standard_error, "curve": []}
-    context = set_up_past(settings, tasks)
+    context = build_past_context(settings, tasks)
     total, own, curve = (
         zero_quadratic(sum(value.numel() for value in context.start.weights.values())),
         0.0,

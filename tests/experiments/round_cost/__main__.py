@@ -1,4 +1,4 @@
-"""What a round costs early and late by every replay policy, and what the bounded ones lose against all rounds."""
+"""Measure the cost of early and late rounds for every replay policy, and the loss of bounded replay."""
 
 import itertools
 import sys
@@ -13,18 +13,18 @@ from typing import Any
 import click
 from rich.progress import Progress
 from tests.experiments.common.histories import make_history
-from tests.experiments.common.tables import Row, choose_labels, commit, keep, read_kept, write_files
-from tests.experiments.round_cost.loss import PLAYED, POLICIES, finished_digits, make_digits, play_digits
+from tests.experiments.common.tables import Row, choose_labels, load_row, read_commit, save_row, write_files
+from tests.experiments.round_cost.loss import LABELS, POLICIES, load_digits_row, make_digits, play_digits
 from tests.experiments.round_cost.page import draw, render
 from tests.experiments.round_cost.runs import (
     SMALL,
     UNBOUNDED,
-    call_afresh,
+    call_in_new_process,
+    locate_state,
+    make_settings,
     make_state,
-    settings_of,
-    state_of,
+    measure_memory,
     time_rounds,
-    weigh_rounds,
 )
 
 NAME = "cost"
@@ -32,11 +32,18 @@ NAME = "cost"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done: costs are taken at ``rounds``, up to ``played`` of which all are played, beyond it walked.
+    """The size of the measurement.
 
-    ``turns`` blocks of ``block`` rounds are timed at each; full replay, whose rounds grow, goes to ``full`` rounds and
-    has ``full_turns`` blocks of one round. Losses are those of ``loss_rounds`` rounds by ``seeds`` seeds. Settings are
-    as ``overrides`` say beside those of the table.
+    Attributes:
+        rounds: the rounds at which costs are measured.
+        played: the last round up to which every round is played; later rounds are fast-forwarded.
+        turns: the number of timed blocks at each of ``rounds``.
+        block: the number of rounds in a block.
+        full: the last of ``rounds`` for full replay, whose rounds become slower.
+        full_turns: the number of timed blocks, of one round each, for full replay.
+        loss_rounds: the number of rounds whose losses are summed.
+        seeds: the number of seeds for the losses.
+        overrides: settings in addition to those of the table.
     """
 
     rounds: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
@@ -49,8 +56,8 @@ class Scale:
     seeds: int = 3
     overrides: tuple[str, ...] = ()
 
-    def of(self, policy: str) -> "Scale":
-        """Return the scale of a policy."""
+    def for_policy(self, policy: str) -> "Scale":
+        """Return the scale for a policy."""
         if policy != UNBOUNDED:
             return self
         rounds = tuple(round for round in self.rounds if round <= self.full)
@@ -72,64 +79,72 @@ Call = Callable[..., Any]
 
 
 class Unfinished(Exception):
-    """Something was to be made or measured, and nothing was to be done."""
+    """Raised instead of a measurement, if only finished ones are wanted."""
 
 
 def measure_policy(policy: str, scale: Scale, work: Path, call: Call) -> Row:
-    """Return the costs of a policy; what was made or measured before is not again. ``call`` calls a function."""
-    own = scale.of(policy)
-    settings = settings_of(policy, scale.overrides)
+    """Return the costs of a policy, and reuse finished parts. ``call(function, *args)`` runs a part."""
+    own = scale.for_policy(policy)
+    settings = make_settings(policy, scale.overrides)
     asked = {key: value for key, value in asdict(own).items() if key in ("played", "turns", "block")}
     said = [*SMALL, *POLICIES[policy], *scale.overrides]
     asked |= {"policy": policy, "rounds": [*own.rounds], "overrides": said}
-    file = state_of(work, policy, own.rounds[-1]).with_suffix(".json")
-    if before := read_kept(file, asked):
+    file = locate_state(work, policy, own.rounds[-1]).with_suffix(".json")
+    if before := load_row(file, asked):
         return before
     for begin, round in itertools.pairwise((0, *own.rounds)):
-        if not state_of(work, policy, round).exists():
+        if not locate_state(work, policy, round).exists():
             call(make_state, work, policy, settings, round, begin, round <= own.played)
     times = call(time_rounds, work, policy, settings, own.rounds, own.turns, own.block)
-    memory = [call(weigh_rounds, work, policy, settings, round, own.block) for round in own.rounds]
-    return keep(file, {"asked": asked, "commit": commit(), "times": times, "memory": memory})
+    memory = [call(measure_memory, work, policy, settings, round, own.block) for round in own.rounds]
+    return save_row(file, {"asked": asked, "commit": read_commit(), "times": times, "memory": memory})
 
 
 def measure_loss(policy: str, seed: int, scale: Scale, work: Path, call: Call) -> Row:
-    """Return the loss of a policy, if need be played by ``call``."""
+    """Return the loss of a policy, loaded or computed by ``call``."""
     asked = (policy, seed, scale.loss_rounds, work, scale.overrides)
-    row: Row = finished_digits(*asked) or call(play_digits, *asked)
+    row: Row = load_digits_row(*asked) or call(play_digits, *asked)
     return row
 
 
-def do_nothing(function: Call, *args: Any) -> Any:
-    """Call no function; raises ``Unfinished``."""
+def raise_unfinished(function: Call, *args: Any) -> Any:
+    """Raise ``Unfinished`` instead of calling the function."""
     raise Unfinished
 
 
 def call_here(function: Call, *args: Any) -> Any:
-    """Call a function in this process: quicker, but its memory is also that of all before."""
+    """Call a function in this process: faster, but the measured memory includes earlier calls."""
     return function(*args)
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A few rounds, in seconds: to see that it works; the figures mean nothing.")
-@click.option("--finished", is_flag=True, help="Write what is finished in WORK, and do nothing else.")
-@click.option("--only", multiple=True, metavar="POLICY", help="A policy; again for more. All by default.")
-@click.option("--played", type=int, help="Up to which round all are played; those beyond it are walked.  [10000]")
-@click.option("--seeds", type=int, help="How many seeds the losses have.  [3]")
+@click.option(
+    "--quick", is_flag=True, help="A few rounds, in seconds, to check that it works. The figures are meaningless."
+)
+@click.option("--finished", is_flag=True, help="Only write what is finished in WORK.")
+@click.option("--only", multiple=True, metavar="POLICY", help="A policy; may be repeated. All by default.")
+@click.option(
+    "--played",
+    type=int,
+    help="The last round up to which every round is played; later ones are fast-forwarded.  [10000]",
+)
+@click.option("--seeds", type=int, help="Number of seeds for the losses.  [3]")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments/cost"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(
     quick: bool, finished: bool, only: tuple[str, ...], played: int | None, seeds: int | None, work: Path, out: Path
 ) -> None:
-    """Write cost.json, .md and .png into OUT, as far as they have come; what is finished in WORK is not done again."""
+    """Write cost.json, .md and .png into OUT after each step; what is finished in WORK is reused."""
     scale = QUICK if quick else Scale()
     scale = replace(scale, played=played or scale.played, seeds=scale.seeds if seeds is None else seeds)
     if scale.played < scale.rounds[0]:
-        raise click.BadParameter(f"--played is {scale.played}: {scale.rounds[0]} or more, so that a run has begun")
-    began, names = time.monotonic(), choose_labels(only, PLAYED)
+        raise click.BadParameter(
+            f"--played is {scale.played}; it must be at least {scale.rounds[0]}, because fast-forwarding needs a run"
+        )
+    began, names = time.monotonic(), choose_labels(only, LABELS)
     if not finished:
         _make_histories(scale, work)
-    call: Call = do_nothing if finished else call_here if quick else call_afresh
+    call: Call = raise_unfinished if finished else call_here if quick else call_in_new_process
     bounded_first = sorted((name for name in names if name in POLICIES), key=lambda name: name == UNBOUNDED)
     todo: list[tuple[str, Call]] = [
         ("costs", partial(measure_policy, policy, scale, work, call)) for policy in bounded_first
@@ -158,7 +173,7 @@ def _make_histories(scale: Scale, work: Path) -> None:
 
 
 def _write(out: Path, scale: Scale, found: dict[str, list[Row]], wall_seconds: float, *, drawn: bool) -> None:
-    """Write the tables as far as they have come, and the picture if it is to be ``drawn``."""
+    """Write the tables with the results so far, and the picture if ``drawn``."""
     commits = sorted({row["commit"] for rows in found.values() for row in rows})
     about = {"command": " ".join([f"python -m tests.experiments.{NAME}", *sys.argv[1:]]), "commit": ", ".join(commits)}
     result = {**about, "wall_seconds": wall_seconds, "scale": asdict(scale), **found}

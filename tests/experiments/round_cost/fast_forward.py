@@ -1,8 +1,8 @@
-"""A run that begins at a late round: what it remembers and its files are as if all rounds before had been played.
+"""Fast-forward a run to a late round: its replay memory and files have the size they have after playing every round.
 
-No network learns on the way: the replay policy itself is asked and told, round by round, what a learner asks and tells
-it, but the measurements it is told are drawn from those of a few real meta-gradients. What such a run costs, it costs
-for the same reasons as one that was played; what it has learned means nothing.
+The network does not learn. In each round, the replay policy draws samples and observes measurements as in a real run,
+but the measurements are drawn from those of a few real meta-gradients. The cost of further rounds is therefore
+realistic. What the run has learned is not.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ from trainers.settings import TrainerSettings
 SAMPLES = 64
 
 
-def walk(settings: TrainerSettings, files: RunFiles, history: History, until: int) -> None:
-    """Bring the run in ``files`` from its last checkpoint, behind one round at least, to ``until`` rounds."""
+def fast_forward(settings: TrainerSettings, files: RunFiles, history: History, until: int) -> None:
+    """Advance the run in ``files`` from its last checkpoint, after at least one round, to ``until`` rounds."""
     run = open_run(settings, files, history)
     try:
         played = run.round
@@ -37,7 +37,9 @@ def walk(settings: TrainerSettings, files: RunFiles, history: History, until: in
         assert isinstance(learner, FollowTheMetaLeader)
         sampler = ReplaySampler(build_replay(settings.meta), settings.seed, settings.meta.batch, gather_single_process)
         weights = sampler.load(learner.save())
-        walk_policy(sampler, range(played, until), settings.meta.steps_per_round, _measured(run, learner, sampler))
+        fast_forward_policy(
+            sampler, range(played, until), settings.meta.steps_per_round, _measured(run, learner, sampler)
+        )
         learner.load({**weights, **sampler.save()}, until)
         _write_lines(files, range(played, until), run)
         run.round = until
@@ -47,8 +49,8 @@ def walk(settings: TrainerSettings, files: RunFiles, history: History, until: in
         close_run(run)
 
 
-def walk_policy(sampler: ReplaySampler, rounds: range, steps: int, measured: Iterator[list[float]]) -> None:
-    """Ask and tell a policy what a learner of ``steps`` meta-steps a round asks and tells it in these ``rounds``."""
+def fast_forward_policy(sampler: ReplaySampler, rounds: range, steps: int, measured: Iterator[list[float]]) -> None:
+    """Make the calls to a policy that a learner with ``steps`` meta-steps per round makes in ``rounds``."""
     for round in rounds:
         sampler.begin_round(round, range(round + 1))
         for step in range(steps):
@@ -60,7 +62,7 @@ def walk_policy(sampler: ReplaySampler, rounds: range, steps: int, measured: Ite
 
 
 def _measured(run: Run, learner: FollowTheMetaLeader, sampler: ReplaySampler) -> Iterator[list[float]]:
-    """Yield what the policy measures of a few real meta-gradients, in random order, each times a random factor."""
+    """Yield measurements of a few real meta-gradients in random order, each multiplied by a random factor."""
     if sampler.measure is None:
         return
     meta, gradient = run.leader(), learner.task_sum.gradient
@@ -76,7 +78,7 @@ def _vary(values: NDArray[np.float64]) -> Iterator[list[float]]:
 
 
 def _write_lines(files: RunFiles, rounds: range, run: Run) -> None:
-    """Write a line and a plan for each of ``rounds``, those of the last round that was played but for the number."""
+    """Write a record and an update plan for each of ``rounds``, copied from the last round that was played."""
     last = _last_line(files.rounds)
     assert run.journal is not None
     plans = LineWriter(files.update_log)
@@ -93,7 +95,7 @@ def _last_line(path: Path) -> Line:
 
 
 def play(settings: TrainerSettings, files: RunFiles, history: History, until: int) -> None:
-    """Play the run in ``files``, or go on with it, until it has learned ``until`` rounds."""
+    """Start or continue the run in ``files`` until it has learned ``until`` rounds."""
     run = open_run(settings, files, history)
     try:
         play_rounds(run, Event(), until)

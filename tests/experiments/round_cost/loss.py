@@ -1,4 +1,4 @@
-"""What a bounded replay policy loses against all rounds: cumulative loss on one stream, seed by seed."""
+"""Compare the cumulative loss of bounded replay policies with that of full replay, seed by seed."""
 
 import time
 from importlib.resources import files as package_files
@@ -9,7 +9,7 @@ from deploy.commands.replay import replay
 from deploy.config.config import read_config
 from online_meta.regret.ledger import MAIN_LEARNER
 from tests.experiments.common.histories import make_history
-from tests.experiments.common.tables import Row, commit, keep, read_kept, spread
+from tests.experiments.common.tables import Row, load_row, mean_and_error, read_commit, save_row
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from trainers.models import mlp
@@ -25,16 +25,16 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "prioritised by loss": ("meta.replay=prioritised", 'meta.replay_options={by="loss", exponent=0.6}'),
     "coreset": ("meta.replay=coreset",),
 }
-"""Every policy, with its own defaults, and what switches it on in a configuration."""
+"""Every policy, with its own defaults, and the overrides that select it."""
 
-DEARER: dict[str, tuple[str, tuple[str, ...]]] = {
+COSTLIER: dict[str, tuple[str, tuple[str, ...]]] = {
     "stratified, 100 tasks a step": ("stratified", ("meta.batch=100",)),
     "stratified, 4 steps a round": ("stratified", ("meta.steps_per_round=4",)),
 }
-"""Bounded policies with four times the meta-gradients a round: which, and what says so."""
+"""Variants with four times the meta-gradients per round: the policy, and the overrides."""
 
-PLAYED = (*POLICIES, *DEARER)
-PLAIN = (
+LABELS = (*POLICIES, *COSTLIER)
+COMMON = (
     "model.build=tests.experiments.round_cost.loss:digits_mlp",
     "model.args={}",
     "inner.lr=0.1",
@@ -47,10 +47,10 @@ PLAIN = (
 
 
 class Halved(nn.Module):
-    """A network that sees images of half the side."""
+    """Halve the side of images before they enter a network."""
 
     def __init__(self, network: nn.Module) -> None:
-        """Put the images through ``network`` once they are small, and in -0.5..0.5."""
+        """Wrap ``network``, which gets images in -0.5..0.5."""
         super().__init__()
         self.network = network
 
@@ -62,57 +62,57 @@ class Halved(nn.Module):
 
 
 def digits_mlp() -> nn.Module:
-    """Return a perceptron for rainbow digits, small enough for every past round to be revisited in every round."""
+    """Return a perceptron for rainbow digits that is small enough to replay all past rounds in every round."""
     return Halved(mlp(3 * 14 * 14, 10, HIDDEN))
 
 
 def make_digits(work: Path, seed: int, rounds: int) -> Path:
-    """Return the history of a seed, made if need be."""
-    return make_history(_history_of(work, seed), "rainbow_digits", seed, rounds)
+    """Return the history of a seed; create it if it is missing."""
+    return make_history(_locate_history(work, seed), "rainbow_digits", seed, rounds)
 
 
-def _history_of(work: Path, seed: int) -> Path:
+def _locate_history(work: Path, seed: int) -> Path:
     return work / "digits" / str(seed) / "history"
 
 
 def play_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row:
-    """Play the rounds of a seed's history by one of ``PLAYED``, or go on with it; a row that was finished is read."""
-    if before := finished_digits(policy, seed, rounds, work, overrides):
+    """Start or continue a run of one of ``LABELS`` on a seed's history; a finished row is loaded instead."""
+    if before := load_digits_row(policy, seed, rounds, work, overrides):
         return before
-    asked, place = _asked(policy, seed, rounds, overrides), _place_of(work, policy, seed, rounds)
+    asked, place = _asked(policy, seed, rounds, overrides), _locate_run(work, policy, seed, rounds)
     config = read_config(Path(str(package_files("deploy") / "demo.toml")), (*asked["settings"], f"run.seed={seed}"))
     began = time.process_time()
-    report = replay(config, _history_of(work, seed), place, rounds, lambda what, done, of: None)
+    report = replay(config, _locate_history(work, seed), place, rounds, lambda what, done, of: None)
     row = {
         "asked": asked,
-        "commit": commit(),
+        "commit": read_commit(),
         **report["learners"][MAIN_LEARNER],
         "cpu_seconds": time.process_time() - began,
     }
-    return keep(place.with_suffix(".json"), row)
+    return save_row(place.with_suffix(".json"), row)
 
 
-def finished_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row | None:
-    """Return the row of what was played to the end before."""
-    return read_kept(
-        _place_of(work, policy, seed, rounds).with_suffix(".json"), _asked(policy, seed, rounds, overrides)
+def load_digits_row(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row | None:
+    """Return the row of a finished run, or None."""
+    return load_row(
+        _locate_run(work, policy, seed, rounds).with_suffix(".json"), _asked(policy, seed, rounds, overrides)
     )
 
 
 def _asked(policy: str, seed: int, rounds: int, overrides: tuple[str, ...]) -> Row:
-    name, dearer = DEARER.get(policy, (policy, ()))
-    settings = [*POLICIES[name], *PLAIN, *dearer, *overrides]
+    name, costlier = COSTLIER.get(policy, (policy, ()))
+    settings = [*POLICIES[name], *COMMON, *costlier, *overrides]
     return {"policy": policy, "seed": seed, "rounds": rounds, "settings": settings}
 
 
-def _place_of(work: Path, policy: str, seed: int, rounds: int) -> Path:
+def _locate_run(work: Path, policy: str, seed: int, rounds: int) -> Path:
     return work / "digits" / str(seed) / f"{policy.replace(',', '').replace(' ', '_')}-{rounds}"
 
 
 def compare(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return for each policy its mean cumulative loss, with its standard error, and how far above that of ``all``.
+    """Return the mean cumulative loss of each policy, and its relative excess over ``all``, with standard errors.
 
-    What is above is a share, taken seed by seed: all policies of a seed play the same rounds.
+    The excess is computed seed by seed, because all policies of a seed play the same rounds.
     """
     losses: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -121,5 +121,5 @@ def compare(rows: list[Row]) -> list[dict[str, Any]]:
     table = []
     for policy, found in losses.items():
         above = [loss / everything[seed] - 1 for seed, loss in found.items() if seed in everything]
-        table.append({"policy": policy, "loss": spread([*found.values()]), "above_all": spread(above)})
+        table.append({"policy": policy, "loss": mean_and_error([*found.values()]), "above_all": mean_and_error(above)})
     return table

@@ -1,4 +1,4 @@
-"""The page and the picture of what a round costs."""
+"""Render the page and the picture of the cost of a round."""
 
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -7,28 +7,28 @@ from deploy.reports.report import as_png
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tests.experiments.common.tables import Row, tell_spread
+from tests.experiments.common.tables import Row, format_spread
 from tests.experiments.round_cost.loss import compare
 from tests.experiments.round_cost.runs import UNBOUNDED
 
-MOST_APART, MOST_ABOVE = 1.10, 0.02
-"""How far costs may lie apart, as a ratio, and how far above full replay the loss of the best bounded policy may be."""
+MAX_RATIO, MAX_EXCESS = 1.10, 0.02
+"""Limits: the ratio between any two costs, and the relative excess loss of the best bounded policy over full replay."""
 
 
 class Growth(NamedTuple):
-    """A cost at each round as a ratio to that at the first: the median, and half the range between the quartiles."""
+    """A cost at each round relative to that at the first round: the median, and half the interquartile range."""
 
     ratios: list[float]
     ranges: list[float]
 
     @property
-    def apart(self) -> float:
+    def max_ratio(self) -> float:
         """The largest ratio between any two of the costs."""
         return max(self.ratios) / min(self.ratios)
 
 
-def grow(times: list[Row], clock: str) -> Growth:
-    """Return how the seconds by a ``clock`` grow; ratios are taken turn by turn, for a machine has its moods."""
+def compute_growth(times: list[Row], clock: str) -> Growth:
+    """Return the growth of the seconds of ``clock``; ratios are taken turn by turn, because machine speed varies."""
     first = times[0][clock]
     ratios = [[late / early for late, early in zip(at[clock], first, strict=True)] for at in times]
     return Growth([median(found) for found in ratios], [_half_range(found) for found in ratios])
@@ -63,7 +63,7 @@ CPU milliseconds per round: the minimum over {scale["turns"]} blocks of {scale["
 blocks of one round for `all`). In brackets: the ratio to round {rounds[0]:,}, computed turn by turn, as median ± half
 the interquartile range.
 
-| policy | {head} | within {MOST_APART - 1:.0%} of each other |
+| policy | {head} | within {MAX_RATIO - 1:.0%} of each other |
 {line}
 {"".join(_time_row(row, rounds) for row in result["costs"])}
 Wall time relative to round {rounds[0]:,}. It includes other work on the machine.
@@ -76,7 +76,7 @@ Wall time relative to round {rounds[0]:,}. It includes other work on the machine
 Peak resident MB of a separate process that plays {2 * scale["block"]} rounds from that point. In brackets: anonymous
 memory (without pages of files) afterwards.
 
-| policy | {head} | within {MOST_APART - 1:.0%} of each other |
+| policy | {head} | within {MAX_RATIO - 1:.0%} of each other |
 {line}
 {"".join(_memory_row(row, rounds) for row in result["costs"])}
 {_losses(result)}
@@ -94,22 +94,22 @@ def _row(*cells: str) -> str:
 
 def _verdict(policy: str, apart: float) -> str:
     if policy == UNBOUNDED:
-        return f"grows {apart:.3g}-fold, as it should" if apart > MOST_APART else f"NO GROWTH: {apart:.3f}"
-    return f"yes: {apart:.3f}" if apart <= MOST_APART else f"NO: {apart:.3f}"
+        return f"grows {apart:.3g}-fold, as it should" if apart > MAX_RATIO else f"NO GROWTH: {apart:.3f}"
+    return f"yes: {apart:.3f}" if apart <= MAX_RATIO else f"NO: {apart:.3f}"
 
 
 def _time_row(row: Row, rounds: list[int]) -> str:
-    growth = grow(row["times"], "cpu")
+    growth = compute_growth(row["times"], "cpu")
     cells = [
         f"{min(at['cpu']) * 1e3:.2f} ({ratio:.3f} ± {half:.3f})"
         for at, ratio, half in zip(row["times"], *growth, strict=True)
     ]
     policy = row["asked"]["policy"]
-    return _row(policy, *_pad(cells, rounds), _verdict(policy, growth.apart))
+    return _row(policy, *_pad(cells, rounds), _verdict(policy, growth.max_ratio))
 
 
 def _wall_row(row: Row, rounds: list[int]) -> str:
-    cells = [f"{ratio:.3f} ± {half:.3f}" for ratio, half in zip(*grow(row["times"], "wall"), strict=True)]
+    cells = [f"{ratio:.3f} ± {half:.3f}" for ratio, half in zip(*compute_growth(row["times"], "wall"), strict=True)]
     return _row(row["asked"]["policy"], *_pad(cells, rounds))
 
 
@@ -129,8 +129,8 @@ def _losses(result: dict[str, Any]) -> str:
     rows = "".join(
         _row(
             one["policy"],
-            tell_spread(one["loss"], ".1f"),
-            tell_spread(one["above_all"], "+.2%"),
+            format_spread(one["loss"], ".1f"),
+            format_spread(one["above_all"], "+.2%"),
             str(one["loss"]["count"]),
         )
         for one in table
@@ -140,8 +140,8 @@ def _losses(result: dict[str, Any]) -> str:
     verdict = ""
     if best is not None:
         above = best["above_all"]["mean"]
-        said = "within" if above <= MOST_ABOVE else "NOT within"
-        verdict = f"The best bounded policy, {best['policy']}, is {said} {MOST_ABOVE:.0%} of `all`: {above:+.2%}.\n"
+        said = "within" if above <= MAX_EXCESS else "NOT within"
+        verdict = f"The best bounded policy, {best['policy']}, is {said} {MAX_EXCESS:.0%} of `all`: {above:+.2%}.\n"
     return f"""## Loss
 
 Rainbow digits, 10 classes, one support image and two query images per class, {scale["loss_rounds"]:,} rounds:
@@ -159,22 +159,22 @@ what *uniform* draws.
 
 
 def draw(result: dict[str, Any]) -> bytes:
-    """Return a PNG: time and peak memory by round, as ratios to those at the first."""
+    """Return a PNG with time and peak memory by round, relative to the first round."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for row in result["costs"]:
         rounds, name = [at["round"] for at in row["times"]], row["asked"]["policy"]
         peaks = [at["peak"] / row["memory"][0]["peak"] for at in row["memory"]]
-        growth = grow(row["times"], "cpu")
+        growth = compute_growth(row["times"], "cpu")
         left.errorbar(rounds, growth.ratios, growth.ranges, marker="o", capsize=3, label=name)
         right.plot(rounds, peaks, marker="o", label=name)
-    _finish(left, "Processor time a round / that at the first")
+    _finish(left, "CPU time per round / that at the first")
     _finish(right, "Peak resident memory / that at the first")
     return as_png(figure, dpi=110)
 
 
 def _finish(axes: Axes, title: str) -> None:
-    axes.axhspan(1 / MOST_APART, MOST_APART, color="grey", alpha=0.2)
+    axes.axhspan(1 / MAX_RATIO, MAX_RATIO, color="grey", alpha=0.2)
     axes.set(xscale="log", yscale="log", xlabel="round", title=title)
     axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Runs that stand at a round, and what the next rounds of each cost: processor time, wall time and memory."""
+"""Prepare runs that stand at given rounds, and measure their next rounds: CPU time, wall time and memory."""
 
 import gc
 import shutil
@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from deploy.config.config import read_config
 from streams.history.history import History
 from tests.experiments.common.tables import Row
-from tests.experiments.round_cost.fast_forward import play, walk
+from tests.experiments.round_cost.fast_forward import fast_forward, play
 from tests.experiments.round_cost.loss import POLICIES
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import close_run, open_run, play_rounds
@@ -35,46 +35,46 @@ SMALL = (
     "regret.comparator=[]",
     "regret.baselines=[]",
 )
-"""The sinusoid network of deploy/sinusoid.toml, one inner step and one meta-step of 10 tasks a round."""
+"""The sinusoid network of deploy/sinusoid.toml with one inner step and one meta-step of 10 tasks per round."""
 
 
-def settings_of(policy: str, overrides: tuple[str, ...] = ()) -> TrainerSettings:
-    """Return the settings of a policy's run."""
+def make_settings(policy: str, overrides: tuple[str, ...] = ()) -> TrainerSettings:
+    """Return the settings for a run of a policy."""
     file = Path(str(package_files("deploy") / "sinusoid.toml"))
     return read_config(file, (*SMALL, *POLICIES[policy], *overrides)).trainer()
 
 
-def state_of(work: Path, policy: str, round: int) -> Path:
-    """Return where the run of a policy that stands at a round is kept."""
+def locate_state(work: Path, policy: str, round: int) -> Path:
+    """Return the folder of a policy's run that stands at ``round``."""
     return work / "states" / f"{policy.replace(' ', '_')}-{round}"
 
 
 def make_state(work: Path, policy: str, settings: TrainerSettings, round: int, before: int, played: bool) -> None:
-    """Make the run that stands at a ``round`` from the one that stands at ``before``, 0 for none; keep it.
+    """Create the run that stands at ``round`` from the one that stands at ``before`` (0 for a new run), and save it.
 
-    It is ``played``, or else walked (see ``walking``).
+    Its rounds are played if ``played``, else fast-forwarded.
     """
-    target = state_of(work, policy, round)
+    target = locate_state(work, policy, round)
     unfinished = target.with_name(f".{target.name}")
     if target.exists():
         return
-    if not unfinished.exists() or not played:  # One that is being played goes on at its last checkpoint.
+    if not unfinished.exists() or not played:  # A played run continues from its last checkpoint.
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         if before:
-            shutil.copytree(state_of(work, policy, before), unfinished, dirs_exist_ok=True)
+            shutil.copytree(locate_state(work, policy, before), unfinished, dirs_exist_ok=True)
     with History.open(work / "history", write=False) as history:
-        (play if played else walk)(settings, RunFiles(unfinished), history, round)
+        (play if played else fast_forward)(settings, RunFiles(unfinished), history, round)
     unfinished.rename(target)
 
 
 def time_rounds(
     work: Path, policy: str, settings: TrainerSettings, rounds: Sequence[int], turns: int, block: int
 ) -> list[Row]:
-    """Return the seconds a round of runs that stand at different ``rounds``, ``block`` rounds at a time by turns.
+    """Return the seconds per round of runs that stand at ``rounds``, measured in blocks of ``block`` rounds.
 
-    By turns, so that whatever else the machine does falls upon all of them alike. A block ends with a checkpoint, as in
-    any run now and then.
+    The runs take turns, so that other work on the machine affects all of them equally. A block ends with a checkpoint,
+    which a normal run writes at intervals, too.
     """
     found: list[Row] = [{"round": round, "cpu": [], "wall": []} for round in rounds]
     with ExitStack() as stack:
@@ -91,28 +91,28 @@ def time_rounds(
     return found
 
 
-def weigh_rounds(work: Path, policy: str, settings: TrainerSettings, round: int, block: int) -> Row:
-    """Return the memory of a process that has opened the run that stands at a round and plays a few rounds."""
+def measure_memory(work: Path, policy: str, settings: TrainerSettings, round: int, block: int) -> Row:
+    """Return the memory of this process after it opens the run that stands at ``round`` and plays two blocks."""
     with ExitStack() as stack:
         run = _copied(stack, work, policy, settings, round)
         play_rounds(run, Event(), round + block)
         _reset_peak()
         play_rounds(run, Event(), round + 2 * block)
         gc.collect()
-        return memory()
+        return read_memory()
 
 
 def _copied(stack: ExitStack, work: Path, policy: str, settings: TrainerSettings, round: int) -> Run:
     folder = Path(stack.enter_context(TemporaryDirectory(dir=work / "copies")))
-    shutil.copytree(state_of(work, policy, round), folder, dirs_exist_ok=True)
+    shutil.copytree(locate_state(work, policy, round), folder, dirs_exist_ok=True)
     history = stack.enter_context(History.open(work / "history", write=False))
     run = open_run(settings, RunFiles(folder), history)
     stack.callback(close_run, run)
     return run
 
 
-def memory() -> Row:
-    """Return this process's bytes: ``resident`` in all, ``anonymous`` (not pages of files), and the ``peak``."""
+def read_memory() -> Row:
+    """Return the bytes of this process: ``resident``, ``anonymous`` (without pages of files), and ``peak``."""
     rollup = _kilobytes(Path("/proc/self/smaps_rollup"))
     status = _kilobytes(Path("/proc/self/status"))
     return {
@@ -131,7 +131,7 @@ def _kilobytes(file: Path) -> dict[str, int]:
     return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 3 and pair[2] == "kB"}
 
 
-def call_afresh(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what the function returns in a process of its own."""
+def call_in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the function in a new process, and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()

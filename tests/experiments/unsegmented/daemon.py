@@ -1,4 +1,4 @@
-"""A stream without task boundaries as a daemon takes it in, by ``[[source]] kind = "python"`` and its own leader."""
+"""Segment a stream as a daemon does, with ``[[source]] kind = "python"`` and the likelihood of its own leader."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,15 +16,17 @@ SPEC = TaskSpec(x_shape=(1,), y="real", y_shape=(1,))
 Samples = Sequence[tuple[Tensor, Tensor]]
 
 
-class Taken(NamedTuple):
-    """A segment, and the task that a daemon makes of it: half of its samples, drawn by its bytes, are the query."""
+class SegmentTask(NamedTuple):
+    """A segment, and the task that a daemon makes of it; a pseudorandom half of the samples is the query set."""
 
     segment: TaskSegment
     task: Task
 
 
-def take(learner: FollowTheMetaLeader, stream: Samples, change: str, options: dict[str, Any]) -> Iterator[Taken]:
-    """Yield what the source gives; whoever takes a task has ``learner`` learn it before asking for the next."""
+def segment_with_source(
+    learner: FollowTheMetaLeader, stream: Samples, change: str, options: dict[str, Any]
+) -> Iterator[SegmentTask]:
+    """Yield the segments of the source; the caller must let ``learner`` learn each task before the next."""
     seen = 0
 
     def count() -> Iterator[tuple[Tensor, Tensor]]:
@@ -33,25 +35,25 @@ def take(learner: FollowTheMetaLeader, stream: Samples, change: str, options: di
             seen += 1
             yield pair
 
-    path = f"{__name__}:{pass_on.__name__}"
+    path = f"{__name__}:{yield_samples.__name__}"
     settings = python.Settings(path, {"samples": count()}, change=change, change_options=options, likelihood="leader")
     follower = python.create_source(settings, SPEC, "stream", 0)
     assert isinstance(follower, NeedsLeader)
-    source: Any = follower.create(_lead(learner))
+    source: Any = follower.create(_make_context(learner))
     for arrival in source.read(None):
-        if arrival is None:  # each is learned at once, so that nothing comes means that the stream has ended
+        if arrival is None:  # Each task is learned at once, so None means that the stream has ended.
             return
         source.ack([arrival])
         begin = int(arrival.id.removeprefix("stream-"))
-        yield Taken(TaskSegment(begin, int(arrival.cursor), seen), wire.decode(arrival.body, SPEC, Limits()))
+        yield SegmentTask(TaskSegment(begin, int(arrival.cursor), seen), wire.decode(arrival.body, SPEC, Limits()))
 
 
-def pass_on(samples: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the samples."""
+def yield_samples(samples: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the samples unchanged, as the function that the source calls."""
     return samples
 
 
-def _lead(learner: FollowTheMetaLeader) -> LeaderContext:
+def _make_context(learner: FollowTheMetaLeader) -> LeaderContext:
     def count() -> int:
         return learner.round
 
