@@ -1,1 +1,1 @@
-"""Speed and memory beside peers: ``make bench``, which is ``python -m tests.benchmarks`` in ``.venv-bench/``."""
+"""Compare speed and memory with peers: ``make bench`` runs ``python -m tests.benchmarks`` in ``.venv-bench/``."""

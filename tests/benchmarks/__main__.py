@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks``: measure, and write bench.json, bench.md and bench.png as far as they have come."""
+"""``python -m tests.benchmarks``: measure, and write bench.json, bench.md and bench.png after each part."""
 
 import json
 import sys
@@ -16,8 +16,8 @@ from tests.benchmarks.contestants import PACKAGES
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.plot import draw
 from tests.benchmarks.race import race
-from tests.benchmarks.starts import first_start, import_seconds
-from tests.benchmarks.surroundings import bind_to_one_core, commit, machine, versions
+from tests.benchmarks.starts import time_first_start, time_imports
+from tests.benchmarks.surroundings import bind_to_one_core, describe_machine, read_commit, read_versions
 from tests.benchmarks.table import render
 from tests.benchmarks.works import WORKS
 
@@ -25,16 +25,19 @@ PARTS = ("first_start", *WORKS, "memory_growth")
 
 
 def measure(chosen: tuple[str, ...], rounds: int | None, programs: Path) -> Iterator[dict[str, Any]]:
-    """Yield the result again and again, each time with one part more."""
+    """Yield the result after each part that is measured."""
     began = time.monotonic()
-    about: dict[str, Any] = {"command": " ".join(["python -m tests.benchmarks", *sys.argv[1:]]), "commit": commit()}
-    about |= {"machine": machine(), "versions": versions(), "plot": "bench.png", "wall_seconds": 0.0}
+    about: dict[str, Any] = {
+        "command": " ".join(["python -m tests.benchmarks", *sys.argv[1:]]),
+        "commit": read_commit(),
+    }
+    about |= {"machine": describe_machine(), "versions": read_versions(), "plot": "bench.png", "wall_seconds": 0.0}
     result: dict[str, Any] = {"about": about, "works": {}}
     _say("imports")
-    result["imports"] = import_seconds(["online_meta", *PACKAGES.values()])
+    result["imports"] = time_imports(["online_meta", *PACKAGES.values()])
     if "first_start" in chosen:
         _say("first start to first step")
-        result["first_start"] = first_start()
+        result["first_start"] = time_first_start()
     bind_to_one_core()
     torch.set_num_threads(1)
     for name in (name for name in chosen if name in WORKS):
@@ -49,13 +52,17 @@ def measure(chosen: tuple[str, ...], rounds: int | None, programs: Path) -> Iter
 
 
 @click.command()
-@click.option("--only", type=click.Choice(PARTS), multiple=True, help="One part of it; may be given again.")
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of each race (left out: 2 to 15, as each can afford).")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="A part; may be repeated. All by default.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Where the files go: docs/results, or runs/bench with --only."
+    "--rounds", type=click.IntRange(1), help="Rounds of each race; by default 2 to 15, depending on the race."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The output folder; by default docs/results, or runs/bench with --only.",
 )
 def main(only: tuple[str, ...], rounds: int | None, out: Path | None) -> None:
-    """Print and write a table of time and memory beside peers, all taken in turn in one run."""
+    """Print and write a table of time and memory, with all contestants taking turns in one run."""
     out = out or Path("runs/bench" if only else "docs/results")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as programs:

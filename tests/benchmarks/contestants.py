@@ -1,4 +1,4 @@
-"""The contestants that are torch: each is prepared for a work, then called again and again."""
+"""The contestants in torch; each is prepared for a workload once, and then called repeatedly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,29 +15,29 @@ from tests.benchmarks.networks import CRITERIA
 from tests.benchmarks.works import Work
 
 Prepare = Callable[[Work, Params, list[Task], Path], Callable[[], MetaGrad]]
-"""(work, weights, tasks, a folder for compiled programs) -> what computes the mean meta-gradient over the tasks."""
+"""(work, weights, tasks, folder for compiled programs) -> a function that computes the mean meta-gradient."""
 
 
-def stacked(tasks: list[Task]) -> Task:
-    """Return the tasks as one, along a new first dimension."""
+def stack_tasks(tasks: list[Task]) -> Task:
+    """Stack the tasks along a new first dimension."""
     found: Task = tree_map(lambda *leaves: torch.stack(leaves), *tasks)
     return found
 
 
-def ours(how: str, *, rematerialise: bool = False) -> Prepare:
-    """The package, by one of its ways; all but the loop are given stacked tasks, as JAX is."""
+def prepare_ours(how: str, *, rematerialise: bool = False) -> Prepare:
+    """Return the contestant for a batching mode of this package; all but the loop get stacked tasks, like JAX."""
 
     def prepare(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
         inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
         mean = om.over_tasks(om.exact(inner, rematerialise=rematerialise), how, folder=programs)
-        meta, given = inner.init(weights), tasks if how == "loop" else stacked(tasks)
+        meta, given = inner.init(weights), tasks if how == "loop" else stack_tasks(tasks)
         return lambda: mean(meta, given)
 
     return prepare
 
 
-def unrolled(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
-    """Task by task, one graph through all inner steps, as learn2learn and others do it."""
+def prepare_unrolled(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
+    """Process one task at a time with one graph through all inner steps, like learn2learn and others."""
     module, criterion = work.module(), CRITERIA[work.loss]
     leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
 
@@ -56,8 +56,8 @@ def unrolled(work: Work, weights: Params, tasks: list[Task], programs: Path) -> 
     return call
 
 
-def with_higher(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
-    """The library higher: a patched module and a differentiable optimizer."""
+def prepare_higher(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
+    """Use the library higher: a patched module and a differentiable optimizer."""
     import higher
 
     module, criterion = _loaded(work, weights), CRITERIA[work.loss]
@@ -72,8 +72,8 @@ def with_higher(work: Work, weights: Params, tasks: list[Task], programs: Path) 
     return lambda: _accumulate(dict(module.named_parameters()), tasks, query_loss)
 
 
-def with_torchopt(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
-    """The library TorchOpt: an optimizer that writes differentiable parameters into the module."""
+def prepare_torchopt(work: Work, weights: Params, tasks: list[Task], programs: Path) -> Callable[[], MetaGrad]:
+    """Use the library TorchOpt: an optimizer that writes differentiable parameters into the module."""
     import torchopt
 
     module, criterion = _loaded(work, weights), CRITERIA[work.loss]
@@ -93,7 +93,7 @@ def with_torchopt(work: Work, weights: Params, tasks: list[Task], programs: Path
 
 
 def _accumulate(leaves: Params, tasks: list[Task], query_loss: Callable[[Task], Tensor]) -> MetaGrad:
-    """Return the mean loss and gradient; each task's graph is gone before the next one's is made."""
+    """Return the mean loss and gradient; the graph of each task is freed before the next one is built."""
     total = torch.zeros(())
     for task in tasks:
         loss = query_loss(task)
@@ -113,11 +113,11 @@ def _loaded(work: Work, weights: Params) -> nn.Module:
 
 
 CONTESTANTS: dict[str, Prepare] = {
-    **{f"ours, {how}": ours(how) for how in ("loop", "vmap", "traced", "compiled")},
-    "ours, rematerialised": ours("loop", rematerialise=True),
-    "unrolled": unrolled,
-    "higher": with_higher,
-    "torchopt": with_torchopt,
+    **{f"ours, {how}": prepare_ours(how) for how in ("loop", "vmap", "traced", "compiled")},
+    "ours, rematerialised": prepare_ours("loop", rematerialise=True),
+    "unrolled": prepare_unrolled,
+    "higher": prepare_higher,
+    "torchopt": prepare_torchopt,
 }
 PACKAGES = {"unrolled": "torch", "higher": "higher", "torchopt": "torchopt", "JAX": "jax"}
-"""What a contestant imports; all others import ``online_meta``."""
+"""The package that a contestant imports; the others import ``online_meta``."""

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.distributed``: what ranks bring and cost, in turn in one run, into docs/results."""
+"""``python -m tests.benchmarks.distributed``: measure the gain and the cost of several ranks, into docs/results."""
 
 import json
 import os
@@ -16,13 +16,13 @@ import click
 
 from streams.atomic_files import replace_file
 from streams.producers import submit
-from tests.benchmarks.goals import verdict
+from tests.benchmarks.goals import format_verdict
 from tests.benchmarks.one_rank import BATCH, SIDE
-from tests.benchmarks.stalls import share, time_stalls
-from tests.benchmarks.surroundings import commit, machine
+from tests.benchmarks.stalls import compute_share, time_stalls
+from tests.benchmarks.surroundings import describe_machine, read_commit
 from tests.recovery.test_kills import body
-from tests.recovery.test_ranks import ENGINE, rank_dies, wait_for
-from tests.support.daemon import RestartedDaemon
+from tests.recovery.test_ranks import ENGINE, kill_rank
+from tests.support.daemon import RestartedDaemon, wait_for
 from tests.support.launch_ranks import places
 from trainers.journal.jsonl import LineReader
 
@@ -31,7 +31,7 @@ WAYS = {"local, 1 rank": ("local", 1), "deepspeed, 1 rank": ("deepspeed", 1), "d
 
 
 def time_steps(kind: str, world: int, steps: int) -> float:
-    """Return the median seconds of a meta-step by so many ranks, each a process with one thread."""
+    """Return the median seconds of a meta-step on ``world`` ranks, each a process with one thread."""
     command = [sys.executable, "-m", "tests.benchmarks.one_rank", kind, "0", str(steps)]
     ranks = [
         subprocess.Popen(
@@ -43,13 +43,13 @@ def time_steps(kind: str, world: int, steps: int) -> float:
         )
         for place in places(world)
     ]
-    said = [rank.communicate(timeout=600)[0] for rank in ranks]
-    (line,) = [line for line in said[0].splitlines() if line.startswith("SECONDS")]
+    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
+    (line,) = [line for line in outputs[0].splitlines() if line.startswith("SECONDS")]
     return statistics.median(json.loads(line.removeprefix("SECONDS")))
 
 
 def race(rounds: int, steps: int) -> dict[str, list[float]]:
-    """Return the seconds a meta-step of each way, one number a round; the ways go in turn."""
+    """Return the seconds of a meta-step for each of ``WAYS``, one value per round; the ways take turns."""
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for round in range(rounds):
         for name, (kind, world) in WAYS.items():
@@ -59,20 +59,20 @@ def race(rounds: int, steps: int) -> dict[str, list[float]]:
 
 
 class Recoveries(NamedTuple):
-    """Seconds from each fault to the next round learned; restarts of ranks and agent; seconds of the rounds."""
+    """Seconds from each fault until the next round is learned; restarts of ranks and agent; seconds of the rounds."""
 
     taken: list[float]
     restarts: int
     rounds: list[float]
 
 
-def rank_stops(served: RestartedDaemon, number: int) -> None:
-    """Let a rank hang."""
+def stop_rank(served: RestartedDaemon, number: int) -> None:
+    """Stop a rank with SIGSTOP, so that it hangs."""
     os.kill(wait_for("there is a rank", lambda: served.rank(number)), signal.SIGSTOP)
 
 
 def time_recoveries(fault: Callable[[RestartedDaemon, int], None], times: int, folder: Path) -> Recoveries:
-    """Serve a tiny network by two ranks, and let a ``fault`` happen so many times."""
+    """Run a daemon with a tiny network on two ranks, and cause ``fault`` ``times`` times."""
     served = RestartedDaemon(folder, more=ENGINE)
     taken, fed = [], 0
     for number in range(times):
@@ -91,8 +91,8 @@ def time_recoveries(fault: Callable[[RestartedDaemon, int], None], times: int, f
     return Recoveries(taken, restarts, [line["seconds"] for line in LineReader(served.run / "rounds.jsonl").refresh()])
 
 
-def figures(result: dict[str, Any]) -> list[tuple[str, float, float, str]]:
-    """Return what each figure is, what was found, its goal, and the verdict."""
+def compute_figures(result: dict[str, Any]) -> list[tuple[str, float, float, str]]:
+    """Return for each figure its name, its value, its goal and the verdict."""
     seconds = {name: statistics.median(taken) for name, taken in result["steps"].items()}
     killed, stopped = (Recoveries(*result[name]) for name in ("killed", "stopped"))
     more = seconds["local, 1 rank"] / seconds["deepspeed, 2 ranks"]
@@ -108,7 +108,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, float, float, str]]:
             statistics.median(stopped.taken),
             3 * ninety_ninth + 10,
         ),
-        ("checkpoint after each round: time that training waits / time of a round, Conv4", share(stalls), 0.02),
+        ("checkpoint after each round: time that training waits / time of a round, Conv4", compute_share(stalls), 0.02),
         (
             "checkpoint after each round: time of a round with / without checkpoints",
             statistics.median(stalls["with"]) / statistics.median(stalls["without"]),
@@ -118,7 +118,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, float, float, str]]:
     first = ("tasks per second, 2 ranks / the local engine", more, 1.8, "met" if more >= 1.8 else "**missed**")
     restarts = killed.restarts / len(killed.taken)
     second = ("restarts per killed rank", restarts, 1.0, "met" if restarts == 1 else "**missed**")
-    return [first, second, *((what, found, most, verdict(found, most)) for what, found, most in at_most)]
+    return [first, second, *((what, found, most, format_verdict(found, most)) for what, found, most in at_most)]
 
 
 def render(result: dict[str, Any]) -> str:
@@ -139,23 +139,23 @@ the median meta-step.
         about += f"| {name} | {statistics.median(taken):.3f} s | {min(taken):.3f} to {max(taken):.3f} |\n"
     about += "\n| figure | found | goal | verdict |\n|---|---|---|---|\n"
     return about + "".join(
-        f"| {what} | {found:.3g} | {goal:g} | {outcome} |\n" for what, found, goal, outcome in figures(result)
+        f"| {what} | {found:.3g} | {goal:g} | {outcome} |\n" for what, found, goal, outcome in compute_figures(result)
     )
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="How often each number of ranks is timed.")
-@click.option("--steps", default=5, show_default=True, help="Meta-steps each time.")
+@click.option("--rounds", default=5, show_default=True, help="How many times each configuration is timed.")
+@click.option("--steps", default=5, show_default=True, help="Meta-steps per timing.")
 @click.option("--kills", default=20, show_default=True)
 @click.option("--stops", default=6, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(rounds: int, steps: int, kills: int, stops: int, out: Path) -> None:
-    """Print and write what ranks bring and cost."""
+    """Print and write the gain and the cost of several ranks."""
     result: dict[str, Any] = {"command": " ".join(["python -m tests.benchmarks.distributed", *sys.argv[1:]])}
-    result |= {"commit": commit(), "machine": machine(), "steps": race(rounds, steps)}
+    result |= {"commit": read_commit(), "machine": describe_machine(), "steps": race(rounds, steps)}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        result["killed"] = time_recoveries(rank_dies, kills, Path(folder) / "killed")
-        result["stopped"] = time_recoveries(rank_stops, stops, Path(folder) / "stopped")
+        result["killed"] = time_recoveries(kill_rank, kills, Path(folder) / "killed")
+        result["stopped"] = time_recoveries(stop_rank, stops, Path(folder) / "stopped")
         _say("checkpoints")
         result["stalls"] = time_stalls(20, Path(folder))
     replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)

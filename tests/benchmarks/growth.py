@@ -1,4 +1,4 @@
-"""How peak memory grows with the number of inner steps."""
+"""Measure the growth of peak memory with the number of inner steps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ MOST_PER_STEP, MOST_EXPONENT = 1.1, 0.6
 
 
 def measure_growth(programs: Path, say: Callable[[str], None], steps: Sequence[int] = STEPS) -> dict[str, Any]:
-    """Return the peaks of the transformer by number of steps, and what they grow like."""
+    """Return the peaks of the transformer by number of steps, the growth per step, and the exponent."""
     weights = transformer(1).weights()
     peaks: dict[str, list[int]] = {"ours, loop": [], "ours, rematerialised": []}
     for contestant, found in peaks.items():
@@ -39,7 +39,7 @@ def measure_growth(programs: Path, say: Callable[[str], None], steps: Sequence[i
 
 
 def fit_exponent(steps: Sequence[int], peaks: Sequence[int]) -> float:
-    """Return p of the least-squares fit peak = a + b K^p; a is the graph of one step, whatever K is."""
+    """Return p of the least-squares fit peak = a + b K^p, where a is the graph of one step."""
 
     def misfit(power: float) -> float:
         design = np.stack([np.ones(len(steps)), np.asarray(steps, float) ** power], 1)

@@ -1,4 +1,4 @@
-"""JAX in a process of its own, which waits at a pipe until it is its turn."""
+"""Run JAX in a separate process, which waits on a pipe for its turn."""
 
 import os
 import time
@@ -11,7 +11,7 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 class Order(NamedTuple):
-    """What to differentiate, as plain data: names of ``jax_networks``, arrays, how the tasks are gone through."""
+    """What to differentiate, as plain data: names from ``jax_networks``, arrays, and whether to use ``vmap``."""
 
     network: str
     loss: str
@@ -23,7 +23,7 @@ class Order(NamedTuple):
 
 
 def serve(pipe: Connection) -> None:
-    """Compile each ``Order`` that comes, and run the last one for every number of calls that comes; None ends it."""
+    """Compile each received ``Order``, run the last one for each received number of calls, and end on None."""
     os.environ["XLA_FLAGS"] = ONE_THREAD
     os.environ["JAX_PLATFORMS"] = "cpu"
     call = None
@@ -33,13 +33,13 @@ def serve(pipe: Connection) -> None:
                 call, answer = _prepare(asked)
             else:
                 answer = _run(call, asked)
-        except Exception as error:  # The parent shows it in its table.
+        except Exception as error:  # The parent process shows it in the table.
             answer = RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
         pipe.send(answer)
 
 
 def _prepare(order: Order) -> tuple[Any, dict[str, float]]:
-    """Compile; return what runs it, the seconds that it took, and the bytes that one call takes."""
+    """Compile; return the compiled function, the seconds of compiling, and the bytes that one call takes."""
     import jax
     import jax.numpy as jnp
 
@@ -78,7 +78,7 @@ def _prepare(order: Order) -> tuple[Any, dict[str, float]]:
 
 
 def _run(call: Any, count: int) -> tuple[float, float, dict[str, np.ndarray]]:
-    """Return the seconds of one of ``count`` calls, the loss, and the gradient."""
+    """Return the mean seconds of ``count`` calls, the loss, and the gradient."""
     import jax
 
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The networks of ``networks.py`` in JAX, and MAML's query loss on one task; imported by the child process alone."""
+"""The networks of ``networks.py`` in JAX, and MAML's query loss on one task; only the child process imports them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 Arrays = dict[str, Any]
 MOST_UNROLLED = 10
-"""Loops of more steps are a ``lax.scan``: unrolled, they take minutes to compile."""
+"""Longer loops use ``lax.scan``, because unrolled ones take minutes to compile."""
 
 
 def linear(p: Arrays, name: str, x: Any) -> Any:
@@ -22,7 +22,7 @@ def sinusoid_mlp(p: Arrays, x: Any) -> Any:
 
 
 def conv4(p: Arrays, x: Any) -> Any:
-    """Channels last, which XLA likes better; the head sees them in torch's order."""
+    """Four convolutional blocks with channels last, which is faster in XLA; the head gets torch's order."""
     x = x.transpose(0, 2, 3, 1)
     for first in (0, 4, 8, 12):
         weight, bias = p[f"{first}.weight"], p[f"{first}.bias"]
@@ -36,7 +36,7 @@ def conv4(p: Arrays, x: Any) -> Any:
 
 
 def transformer(p: Arrays, x: Any, heads: int = 4, layers: int = 4) -> Any:
-    """Pre-norm blocks; attention written out."""
+    """Pre-norm blocks with explicit attention."""
 
     def norm(name: str, x: Any) -> Any:
         centred = x - x.mean(-1, keepdims=True)

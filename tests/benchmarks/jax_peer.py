@@ -1,4 +1,4 @@
-"""JAX as a contestant: a child process that is asked in turn, so that its calls lie between the others'."""
+"""JAX as a contestant: a child process that takes its turn like the others."""
 
 from multiprocessing import get_context
 from types import TracebackType
@@ -7,26 +7,26 @@ from typing import Any
 import torch
 
 from online_meta.types import Meta, MetaGrad, Params, Task
-from tests.benchmarks.contestants import stacked
+from tests.benchmarks.contestants import stack_tasks
 from tests.benchmarks.jax_child import Order, serve
 from tests.benchmarks.works import Work
 
 
 class JaxPeer:
-    """A child process with one compiled program; it inherits the core that its parent is bound to."""
+    """A child process with one compiled program; it inherits the CPU affinity of its parent."""
 
     def __init__(self, work: Work, weights: Params, tasks: list[Task]) -> None:
-        """Compile ``work``; raises ``RuntimeError`` with the child's reason when it cannot."""
+        """Compile ``work``; raises ``RuntimeError`` with the child's reason if that fails."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
-        (support, query) = stacked(tasks)
+        (support, query) = stack_tasks(tasks)
         arrays = tuple(tensor.numpy() for tensor in (*support, *query))
-        self._names = [*weights]  # JAX gives dictionaries back sorted
+        self._names = [*weights]  # JAX returns sorted dictionaries.
         named = {name: value.numpy() for name, value in weights.items()}
-        vmap = work.network == "sinusoid_mlp"  # of larger ones vmap over weights is slower than one by one
+        vmap = work.network == "sinusoid_mlp"  # For larger networks, vmap is slower than a loop over tasks.
         order = Order(work.network, work.loss, work.lr, work.steps, named, arrays, vmap)
         try:
             self.prepared: dict[str, float] = self._ask(order)
@@ -46,11 +46,11 @@ class JaxPeer:
         self._process.join()
 
     def turn(self, calls: int) -> float:
-        """Return the seconds of one of ``calls`` calls, as the child measures them."""
+        """Return the mean seconds of ``calls`` calls, measured by the child."""
         return self._ask(calls)[0]
 
     def result(self) -> MetaGrad:
-        """Return what it computes, for comparison."""
+        """Return the computed meta-gradient, for comparison."""
         _, loss, grads = self._ask(1)
         return MetaGrad(torch.tensor(loss), Meta({name: torch.tensor(grads[name]) for name in self._names}, {}))
 

@@ -1,8 +1,8 @@
-"""``python -m tests.benchmarks.large_models --out DIR``: the largest transformer that one GPU meta-learns by MAML.
+"""``python -m tests.benchmarks.large_models --out DIR``: find the largest transformer that one GPU meta-learns by MAML.
 
-The exact meta-gradient of one task, K inner steps on all weights, by each way of saving memory, of transformers that
-grow in width until the memory is full. ``--tiny`` tries it out on a CPU, where a limit is made up. Of a GPU's memory
-less is lost between blocks with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+Each method of saving memory computes the exact meta-gradient of one task, with K inner steps on all weights, for
+transformers of growing width until the memory is full. ``--tiny`` tests this on a CPU with an artificial limit.
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True reduces fragmentation of the GPU's memory.
 """
 
 import gc
@@ -20,7 +20,7 @@ import online_meta as om
 from online_meta.memory import MemoryMeter, bytes_of
 from online_meta.preflight.preflight import unrolled
 from online_meta.types import Meta, MetaGrad, Task
-from tests.benchmarks.surroundings import commit
+from tests.benchmarks.surroundings import read_commit
 from trainers.memory_estimate import gradient_peak
 from trainers.models import transformer
 
@@ -29,7 +29,7 @@ WAYS, FEATURES = 5, 64
 
 
 class Scale(NamedTuple):
-    """What is tried: the transformers' widths and blocks, and the task."""
+    """The sizes that are tried: widths and blocks of the transformers, and the task."""
 
     widths: Sequence[int]
     layers: int
@@ -43,18 +43,18 @@ GPU = Scale((256, 384, 512, 640, 768, 896, *range(1024, 4097, 128)), 24, 16, 128
 TINY = Scale((16, 24, 32, 48, 64), 3, 2, 12, 3, 4)
 LIMIT_OF_TINY = 8_000_000
 
-WAYS_TO_SAVE: dict[str, tuple[dict[str, bool], tuple[str, ...]] | None] = {
+METHODS: dict[str, tuple[dict[str, bool], tuple[str, ...]] | None] = {
     "unrolled": None,
     "adjoint": ({}, ()),
     "rematerialised": ({"rematerialise": True}, ()),
     "rematerialised, blocks recomputed": ({"rematerialise": True}, ("body.*",)),
     "the same, offloaded": ({"rematerialise": True, "offload": True}, ("body.*",)),
 }
-"""Each way's options of ``exact`` and globs to recompute; None is the loop unrolled in one graph."""
+"""For each method, the options of ``exact`` and the globs to recompute; None is the loop unrolled in one graph."""
 
 
 class Setting(NamedTuple):
-    """A model to try: its inner loop of any number of steps, meta-parameters, a task."""
+    """A model to try: a function from the number of steps to its inner loop, meta-parameters, and a task."""
 
     inner: Callable[[int], om.Inner]
     meta: Meta
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """How a size did; ``peak`` and ``seconds`` are None where it did not fit."""
+    """The result for one width; ``peak`` and ``seconds`` are None if it did not fit."""
 
     width: int
     parameters: int
@@ -71,7 +71,7 @@ class Trial(NamedTuple):
 
 
 def make_setting(scale: Scale, width: int, globs: tuple[str, ...], device: torch.device) -> Setting:
-    """Return a transformer of a width, 5-way 1-shot sequences of features for it, and an inner loop of SGD."""
+    """Return a transformer of the given width, a 5-way 1-shot task of sequences, and an inner loop of SGD."""
     torch.manual_seed(0)
     with device:
         module = transformer(WAYS, scale.length, features=FEATURES, width=width, heads=scale.heads, layers=scale.layers)
@@ -85,26 +85,26 @@ def make_setting(scale: Scale, width: int, globs: tuple[str, ...], device: torch
     return Setting(lambda steps: om.Inner(loss, rule, steps), Meta(weights, {}), Task(*batches))
 
 
-def gradient_of(way: str, setting: Setting, steps: int) -> Callable[[Meta, Task], MetaGrad]:
-    """Return the meta-gradient by one of the ways."""
-    chosen = WAYS_TO_SAVE[way]
+def build_gradient(way: str, setting: Setting, steps: int) -> Callable[[Meta, Task], MetaGrad]:
+    """Return the function that computes the meta-gradient with a method."""
+    chosen = METHODS[way]
     return partial(unrolled, setting.inner(steps)) if chosen is None else om.exact(setting.inner(steps), **chosen[0])
 
 
-def globs_of(way: str) -> tuple[str, ...]:
-    """Return which layers a way recomputes."""
-    chosen = WAYS_TO_SAVE[way]
+def get_globs(way: str) -> tuple[str, ...]:
+    """Return the globs of the layers that a method recomputes."""
+    chosen = METHODS[way]
     return () if chosen is None else chosen[1]
 
 
 def try_width(scale: Scale, way: str, width: int, device: torch.device, *, timed: bool = False) -> Trial:
-    """Make the meta-gradient of one task, twice if it is ``timed``; everything is given back before and after."""
+    """Compute the meta-gradient of one task, twice if ``timed``; all memory is freed before and after."""
     parameters = 0
-    _give_back(device)
+    _free_memory(device)
     try:
-        setting = make_setting(scale, width, globs_of(way), device)
+        setting = make_setting(scale, width, get_globs(way), device)
         parameters = sum(weight.numel() for weight in setting.meta.weights.values())
-        gradient = gradient_of(way, setting, scale.steps)
+        gradient = build_gradient(way, setting, scale.steps)
         peak = _peak(lambda: gradient(setting.meta, setting.task), setting, device)
         began = time.perf_counter()
         if timed:
@@ -115,17 +115,17 @@ def try_width(scale: Scale, way: str, width: int, device: torch.device, *, timed
         return Trial(width, parameters, None, None)
     finally:
         setting = gradient = None  # type: ignore[assignment]
-        _give_back(device)
+        _free_memory(device)
 
 
-def _give_back(device: torch.device) -> None:
+def _free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _peak(work: Callable[[], Any], setting: Setting, device: torch.device) -> int:
-    """Return the bytes that are allocated at the peak of ``work``, meta-parameters and task among them."""
+    """Return the bytes allocated at the peak of ``work``, including meta-parameters and task."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         work()
@@ -135,7 +135,7 @@ def _peak(work: Callable[[], Any], setting: Setting, device: torch.device) -> in
         work()
     peak = meter.peak + bytes_of(setting.meta.weights)
     if peak > LIMIT_OF_TINY:
-        raise torch.OutOfMemoryError(f"{peak} bytes are more than the {LIMIT_OF_TINY} that were made up")
+        raise torch.OutOfMemoryError(f"{peak} bytes exceed the artificial limit of {LIMIT_OF_TINY}")
     return peak
 
 
@@ -144,8 +144,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def largest(scale: Scale, way: str, device: torch.device, deadline: float, first: int) -> tuple[Trial | None, bool]:
-    """Return the widest that fits by bisection, from a guess at its place, and whether the time sufficed."""
+def find_largest(
+    scale: Scale, way: str, device: torch.device, deadline: float, first: int
+) -> tuple[Trial | None, bool]:
+    """Find the largest width that fits by bisection from a first guess; also return whether the time sufficed."""
     fits, fails, found = -1, len(scale.widths), None
     place = first
     while fails - fits > 1:
@@ -158,15 +160,15 @@ def largest(scale: Scale, way: str, device: torch.device, deadline: float, first
             fails = place
         else:
             fits, found = place, trial
-        # A guess is rarely far off: look next to it, then further away, and halve what is left between two.
+        # The guess is usually close: search in steps around it, and bisect once both bounds are known.
         known = fits >= 0 and fails < len(scale.widths)
         place = (fits + fails) // 2 if known else place + 3 if trial.peak is not None else place - 3
     return found, True
 
 
-def estimated(scale: Scale, way: str, width: int, device: torch.device) -> int | None:
-    """Return the estimate of the peak, meta-parameters among it; None for the unrolled loop, which has none."""
-    chosen = WAYS_TO_SAVE[way]
+def estimate_peak(scale: Scale, way: str, width: int, device: torch.device) -> int | None:
+    """Return the estimated peak, including meta-parameters; None for the unrolled loop, which has no estimate."""
+    chosen = METHODS[way]
     if chosen is None:
         return None
     setting = make_setting(scale, width, chosen[1], device)
@@ -174,40 +176,40 @@ def estimated(scale: Scale, way: str, width: int, device: torch.device) -> int |
         peak = gradient_peak(
             lambda steps: om.exact(setting.inner(steps)), setting.meta, setting.task, scale.steps, **chosen[0]
         )
-    except torch.OutOfMemoryError:  # A machine whose tensors without memory fail runs the model in earnest.
+    except torch.OutOfMemoryError:  # Where tensors without memory fail, the estimate runs the real model.
         return None
     return peak.total + bytes_of(setting.meta.weights)
 
 
 def measure(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Return the widest of each way, its peak, time, and how far the estimate is off."""
+    """Return for each method the largest width, its peak, its time, and the error of the estimate."""
     began, rows = time.monotonic(), {}
     place = len(scale.widths) // 3
-    for number, way in enumerate(WAYS_TO_SAVE):
+    for number, way in enumerate(METHODS):
         _say(way)
-        deadline = began + seconds * (number + 1) / len(WAYS_TO_SAVE)
-        found, done = largest(scale, way, device, deadline, place)
+        deadline = began + seconds * (number + 1) / len(METHODS)
+        found, done = find_largest(scale, way, device, deadline, place)
         if found is None:
             rows[way] = {"fits": None, "done": done}
             continue
         place = scale.widths.index(found.width) + 1
         timed = try_width(scale, way, found.width, device, timed=True)
-        told = estimated(scale, way, found.width, device) if timed.peak else None
+        estimate = estimate_peak(scale, way, found.width, device) if timed.peak else None
         rows[way] = {
             **found._asdict(),
             "done": done,
             "seconds": timed.seconds,
             "tasks_per_second": 1 / timed.seconds if timed.seconds else None,
-            "estimate": told,
-            "estimate_error": told / timed.peak - 1 if told and timed.peak else None,
+            "estimate": estimate,
+            "estimate_error": estimate / timed.peak - 1 if estimate and timed.peak else None,
         }
         _say(f"  {json.dumps(rows[way])}")
     return rows
 
 
 def compare(scale: Scale, width: int, device: torch.device) -> dict[str, Any]:
-    """Return peak and time of every way for one model that all can hold."""
-    return {way: try_width(scale, way, width, device, timed=True)._asdict() for way in WAYS_TO_SAVE}
+    """Return peak and time of every method for one model that fits with all of them."""
+    return {way: try_width(scale, way, width, device, timed=True)._asdict() for way in METHODS}
 
 
 def render(result: dict[str, Any]) -> str:
@@ -254,13 +256,13 @@ def _say(what: str) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write to.")
-@click.option("--seconds", default=330.0, show_default=True, help="How long sizes are looked for.")
-@click.option("--tiny", is_flag=True, help="On a CPU, with a limit that is made up.")
+@click.option("--seconds", default=330.0, show_default=True, help="Time limit of the search for sizes.")
+@click.option("--tiny", is_flag=True, help="Run on a CPU with an artificial limit.")
 def main(out: Path, seconds: float, tiny: bool) -> None:
-    """Print and write the largest model of each way."""
+    """Print and write the largest model of each method."""
     scale, device = (TINY, torch.device("cpu")) if tiny else (GPU, torch.device("cuda"))
     result: dict[str, Any] = {
-        "commit": commit(),
+        "commit": read_commit(),
         "device": "CPU, tiny" if tiny else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "scale": scale._asdict(),

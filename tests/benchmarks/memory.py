@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.memory``: how far the estimate of a rank's peak memory is off, into docs/results."""
+"""``python -m tests.benchmarks.memory``: measure the error of the estimate of a rank's peak memory."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import click
 
 from streams.atomic_files import replace_file
 from tests.benchmarks.memory_child import NETWORKS, SAVINGS
-from tests.benchmarks.resident import GIVE_BACK
-from tests.benchmarks.surroundings import commit, machine
+from tests.benchmarks.resident import RETURN_MEMORY
+from tests.benchmarks.surroundings import describe_machine, read_commit
 from tests.support.launch_ranks import places
 
 NAME = "bench_memory"
@@ -22,7 +22,7 @@ GOAL = 0.15
 
 
 class Case(NamedTuple):
-    """What is measured in a process of its own."""
+    """A configuration that is measured in a separate process."""
 
     network: str
     steps: int
@@ -38,9 +38,9 @@ CASES = [
 
 
 def measure(case: Case) -> dict[str, int]:
-    """Return the bytes ``measured`` and the ``estimate``; raises ``RuntimeError`` with what the process said."""
+    """Return the bytes ``measured`` and the ``estimate``; raises ``RuntimeError`` with the output of the process."""
     command = [sys.executable, "-m", "tests.benchmarks.memory_child", *map(str, case)]
-    environment = {**os.environ, **GIVE_BACK, **places(1)[0]}
+    environment = {**os.environ, **RETURN_MEMORY, **places(1)[0]}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("PEAK")]
     if not lines:
@@ -49,15 +49,15 @@ def measure(case: Case) -> dict[str, int]:
     return found
 
 
-def error_of(row: dict[str, Any]) -> float:
-    """Return how much more the estimate is than what was measured, as a share of it."""
+def compute_error(row: dict[str, Any]) -> float:
+    """Return the relative error of the estimate."""
     return float(row["estimate"] / row["measured"] - 1)
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the table as Markdown."""
     rows, machine = result["rows"], result["machine"]
-    worst = max((abs(error_of(row)) for row in rows), default=0.0)
+    worst = max((abs(compute_error(row)) for row in rows), default=0.0)
     text = f"""# The estimate of a rank's peak memory
 
 `{result["command"]}`, commit {result["commit"]}; {machine["processor"]}, load {machine["load_before"]:.1f} before.
@@ -75,21 +75,21 @@ The largest error is {worst:.1%}; the goal is {GOAL:.0%}: {"met" if worst <= GOA
         engine = "local" if row["kind"] == "local" else f"DeepSpeed, stage {row['stage']}"
         measured, estimated = row["measured"] / 1e6, row["estimate"] / 1e6
         text += f"| {row['network']} | {row['steps']} | {row['saving']} | {engine} "
-        text += f"| {measured:.1f} MB | {estimated:.1f} MB | {error_of(row):+.1%} |\n"
+        text += f"| {measured:.1f} MB | {estimated:.1f} MB | {compute_error(row):+.1%} |\n"
     return text
 
 
 @click.command()
-@click.option("--only", default="", help="Networks whose names begin so.")
+@click.option("--only", default="", help="Only networks whose name starts with this.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(only: str, out: Path) -> None:
-    """Print and write how far the estimate is off."""
+    """Print and write the error of the estimate."""
     result: dict[str, Any] = {"command": " ".join(["python -m tests.benchmarks.memory", *sys.argv[1:]])}
-    result |= {"commit": commit(), "machine": machine(), "rows": []}
+    result |= {"commit": read_commit(), "machine": describe_machine(), "rows": []}
     for case in CASES:
         if case.network.startswith(only):
             result["rows"].append({**case._asdict(), **measure(case)})
-            click.echo(f"{time.strftime('%H:%M:%S')} {case}: {error_of(result['rows'][-1]):+.1%}", err=True)
+            click.echo(f"{time.strftime('%H:%M:%S')} {case}: {compute_error(result['rows'][-1]):+.1%}", err=True)
     replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
     click.echo(render(result))

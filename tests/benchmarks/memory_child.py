@@ -1,7 +1,7 @@
-"""The peak of one rank in a process of its own: ``memory_child.py NETWORK STEPS SAVING ENGINE STAGE``.
+"""Measure the peak of one rank in a separate process: ``memory_child.py NETWORK STEPS SAVING ENGINE STAGE``.
 
-Prints the resident bytes that two rounds of learning add at their peak, and what was estimated, as JSON. The allocator
-is told to give back what is freed; Linux alone can reset the peak (``clear_refs``, proc(5)).
+Prints the resident bytes that two rounds of learning add at their peak, and the estimate, as JSON. The allocator is
+configured to return freed memory. Only Linux can reset the peak (``clear_refs``, proc(5)).
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import trainers.engines
 from online_meta import registry
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.types import Task
-from tests.benchmarks.resident import kilobytes
+from tests.benchmarks.resident import read_kilobytes
 from tests.benchmarks.works import image_task, sequence_task
 from trainers.build import build_gradient, build_inner, build_loss, build_module
 from trainers.distributed.process_group import join_process_group
@@ -43,8 +43,8 @@ SAVINGS["both"] = (*SAVINGS["rematerialised"], *SAVINGS["recomputed"])
 SMALL = {"transformer": {"width": 16, "layers": 1}, "conv4": {"filters": 4, "size": 16}}
 
 
-def settings_of(network: str, steps: int, saving: str, kind: str, stage: int) -> TrainerSettings:
-    """Return what a case is configured with."""
+def make_settings(network: str, steps: int, saving: str, kind: str, stage: int) -> TrainerSettings:
+    """Return the settings of a case."""
     chosen = SAVINGS[saving]
     return TrainerSettings(
         replace(NETWORKS[network], recompute=BLOCKS[network] if "recompute" in chosen else ()),
@@ -54,18 +54,18 @@ def settings_of(network: str, steps: int, saving: str, kind: str, stage: int) ->
     )
 
 
-def tasks_of(network: str, side: int = 42) -> list[Task]:
-    """Return two tasks: a few samples, with which the optimizer's state comes to be, and then as many as are told of.
+def make_tasks(network: str, side: int = 42) -> list[Task]:
+    """Return a small task, with which the optimizer creates its state, and the task that is measured.
 
-    These are ten sequences to adapt on and ten to be judged on, or 5-way 1-shot with 5 query images a class.
+    The latter has ten support and ten query sequences, or 5-way 1-shot images with 5 query images per class.
     """
     if network == "transformer":
         return [sequence_task(size, 64, 16, seed) for seed, size in enumerate((1, 10))]
-    return [image_task(5, 1, evaluation_loss, seed, side) for seed, evaluation_loss in enumerate((1, 5))]
+    return [image_task(5, 1, queries, seed, side) for seed, queries in enumerate((1, 5))]
 
 
 def learn(settings: TrainerSettings, tasks: list[Task]) -> Callable[[], int]:
-    """Learn the tasks, a round each, as a rank does; return what estimates the peak."""
+    """Learn the tasks as a rank does, one per round; return a function that estimates the peak."""
     module = build_module(settings.model, 0)
     inner = build_inner(settings.inner, build_loss(settings.model, module))
     start = inner.init(dict(module.named_parameters()))
@@ -79,23 +79,23 @@ def learn(settings: TrainerSettings, tasks: list[Task]) -> Callable[[], int]:
 
 
 def main(network: str, steps: int, saving: str, kind: str, stage: int) -> None:
-    """Warm up by a small network of the kind, then measure."""
+    """Warm up with a small network of the same type, then measure."""
     torch.set_num_threads(1)
-    settings = settings_of(network, steps, saving, kind, stage)
+    settings = make_settings(network, steps, saving, kind, stage)
     small = replace(settings.model, args={**settings.model.args, **SMALL[network]})
     with ExitStack() as cleanup:
         if kind != "local":
             cleanup.enter_context(join_process_group(settings.engine))
-        tasks = tasks_of(network)
-        learn(replace(settings, model=small), tasks_of(network, 16))
+        tasks = make_tasks(network)
+        learn(replace(settings, model=small), make_tasks(network, 16))
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = kilobytes("VmRSS")
-        told = learn(settings, tasks)
-        measured = 1024 * (kilobytes("VmHWM") - before)
-        print("PEAK", json.dumps({"measured": measured, "estimate": told()}), flush=True)
-    os._exit(0)  # DeepSpeed's threads are not waited for.
+        before = read_kilobytes("VmRSS")
+        estimate = learn(settings, tasks)
+        measured = 1024 * (read_kilobytes("VmHWM") - before)
+        print("PEAK", json.dumps({"measured": measured, "estimate": estimate()}), flush=True)
+    os._exit(0)  # Do not wait for DeepSpeed's threads.
 
 
 if __name__ == "__main__":

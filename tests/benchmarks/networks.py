@@ -24,7 +24,7 @@ def conv4(ways: int, filters: int = 64, side: int = 84) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a LayerNorm and added to what came in."""
+    """Attention and a two-layer perceptron, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """(n, length, features) -> (n, 1): the mean of the last block's positions through a linear head."""
+    """(n, length, features) -> (n, 1): a linear head on the mean over the positions of the last block."""
 
     def __init__(self, features: int, length: int, width: int, heads: int, hidden: int, layers: int) -> None:
         super().__init__()

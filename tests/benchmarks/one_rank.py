@@ -1,4 +1,4 @@
-"""One rank of a timing: ``one_rank.py KIND STAGE STEPS``; rank 0 prints the seconds of each meta-step as JSON."""
+"""Time one rank: ``one_rank.py KIND STAGE STEPS``; rank 0 prints the seconds of each meta-step as JSON."""
 
 import json
 import os
@@ -21,7 +21,7 @@ BATCH, WAYS, SHOTS, QUERIES, SIDE = 32, 5, 1, 15, 28
 
 
 def measure(kind: str, stage: int, steps: int) -> list[float]:
-    """Return the seconds of each meta-step of MAML on ``BATCH`` tasks, one more than is warmed up with."""
+    """Return the seconds of each meta-step of MAML on ``BATCH`` tasks, after a warm-up."""
     torch.manual_seed(0)
     module = conv4(channels=3, size=SIDE, ways=WAYS)
     inner = om.Inner(om.model_loss(module, "cross_entropy"), om.rules.sgd(lr=0.1), 5)
@@ -32,7 +32,7 @@ def measure(kind: str, stage: int, steps: int) -> list[float]:
     tasks = [image_task(WAYS, SHOTS, QUERIES, seed, SIDE) for seed in range(BATCH)]
     for task in tasks:
         learner.score(task)
-    learner.learn(*tasks)  # warms up
+    learner.learn(*tasks)  # Warm-up.
     taken = []
     for task in tasks[:steps]:
         learner.score(task)

@@ -1,4 +1,4 @@
-"""The results as a picture."""
+"""Plot the results."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tests.benchmarks.goals import ratio
+from tests.benchmarks.goals import compute_ratio
 
 COLOURS = {
     "ours, compiled": "#08519c",
@@ -23,7 +23,7 @@ COLOURS = {
 
 
 def draw(result: Mapping[str, Any]) -> bytes:
-    """Return a PNG: time and memory as shares of the unrolled loop, ticks at the goals; memory by number of steps."""
+    """Return a PNG: time and memory relative to the unrolled loop with the goals, and memory by number of steps."""
     grown = "growth" in result
     figure = Figure(figsize=(18 if grown else 12, 9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -42,7 +42,7 @@ def _bars(axis: Axes, works: Mapping[str, Any], measure: str, first: bool) -> No
     place, ticks, labels = 0.0, [], []
     for name, work in works.items():
         rows = {row["contestant"]: row for row in work["rows"]}
-        shares = {who: ratio(rows, who, measure, "unrolled") for who in rows if who != "unrolled"}
+        shares = {who: compute_ratio(rows, who, measure, "unrolled") for who in rows if who != "unrolled"}
         goals = {
             g["contestant"]: g["most"] for g in work["goals"] if (g["measure"], g["peer"]) == (measure, "unrolled")
         }
@@ -68,6 +68,6 @@ def _growth(axis: Axes, growth: Mapping[str, Any]) -> None:
     per_step = growth["parameters"] / 1e6
     start = growth["peaks"]["ours, loop"][0] / 1e6
     line = [start + per_step * (step - growth["steps"][0]) for step in growth["steps"]]
-    axis.plot(growth["steps"], line, color="black", linewidth=0.8, linestyle=":", label="the parameters, once a step")
+    axis.plot(growth["steps"], line, color="black", linewidth=0.8, linestyle=":", label="the parameters, once per step")
     axis.set_title("Peak memory of the transformer, MB, by inner steps")
     axis.legend()

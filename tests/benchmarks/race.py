@@ -1,4 +1,4 @@
-"""One race: every contestant on the same work, checked first, then called in turn, round by round."""
+"""Run a race: check every contestant on the same workload, then let them take turns, round by round."""
 
 import gc
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import online_meta as om
 from online_meta.testing.oracle import unrolled_maml
 from online_meta.tree import to_float64
 from online_meta.types import MetaGrad, Params, Task
-from tests.benchmarks.racers import Racer, enter
-from tests.benchmarks.resident import resident_bytes
+from tests.benchmarks.racers import Racer, start_racer
+from tests.benchmarks.resident import measure_resident_bytes
 from tests.benchmarks.works import Work
 from tests.numerics.meter import MemoryMeter
 
@@ -23,19 +23,19 @@ Say = Callable[[str], None]
 
 
 def race(work: Work, rounds: int, programs: Path, say: Say) -> dict[str, Any]:
-    """Return the work's rows, a failed contestant's with the reason instead of figures."""
+    """Return the rows of a workload; that of a failed contestant has the reason instead of figures."""
     weights, tasks = work.weights(), [work.task(seed) for seed in range(work.timed)]
     say("float64 reference")
-    right = reference(work, weights, tasks)
+    right = compute_reference(work, weights, tasks)
     failed, racers = {}, []
     with ExitStack() as stack:
         for name in work.contestants:
             say(name)
             try:
-                racer = enter(name, work, weights, tasks, programs, stack)
-                racer.settle(right)
+                racer = start_racer(name, work, weights, tasks, programs, stack)
+                racer.calibrate(right)
                 racers.append(racer)
-            except Exception as error:  # Whatever stops one contestant, the others run.
+            except Exception as error:  # An error of one contestant does not stop the others.
                 failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
@@ -44,16 +44,16 @@ def race(work: Work, rounds: int, programs: Path, say: Say) -> dict[str, Any]:
                 racer = racers[(k + number) % len(racers)]
                 racer.turns.append(racer.turn(racer.calls))
         say("memory")
-        rows = [row(racer, work, programs) for racer in racers]
+        rows = [make_row(racer, work, programs) for racer in racers]
     rows += [{"contestant": name, "failed": reason} for name, reason in failed.items()]
-    judge(rows)
+    mark_wrong(rows)
     goals = [goal._asdict() for goal in work.goals]
     scale = work.tasks / work.timed
     return {"title": work.title, "tasks": work.tasks, "timed": work.timed, "scale": scale, "rows": rows, "goals": goals}
 
 
-def reference(work: Work, weights: Params, tasks: list[Task]) -> MetaGrad:
-    """Return the mean meta-gradient in float64: unrolled, or by the package's adjoint where that is too large."""
+def compute_reference(work: Work, weights: Params, tasks: list[Task]) -> MetaGrad:
+    """Return the mean meta-gradient in float64: unrolled, or with the package's adjoint if that is too large."""
     module, inner = work.module().double(), om.rules.sgd(lr=work.lr)
     weights, tasks = to_float64((weights, tasks))
     if work.reference == "adjoint":
@@ -63,12 +63,12 @@ def reference(work: Work, weights: Params, tasks: list[Task]) -> MetaGrad:
     return tree_map(lambda *leaves: sum(leaves) / len(leaves), *each)
 
 
-def row(racer: Racer, work: Work, programs: Path) -> dict[str, Any]:
-    """Return a contestant's figures; seconds are of all ``work.tasks`` tasks."""
+def make_row(racer: Racer, work: Work, programs: Path) -> dict[str, Any]:
+    """Return the figures of a contestant; seconds are scaled to all ``work.tasks`` tasks."""
     scale = work.tasks / work.timed
     middle = median(racer.turns)
     low, _, high = quantiles(racer.turns, n=4, method="inclusive") if len(racer.turns) > 1 else (middle,) * 3
-    used, by = memory(racer, work, programs)
+    used, by = measure_memory(racer, work, programs)
     return {
         "contestant": racer.name,
         "seconds": middle * scale,
@@ -83,26 +83,26 @@ def row(racer: Racer, work: Work, programs: Path) -> dict[str, Any]:
     }
 
 
-def memory(racer: Racer, work: Work, programs: Path) -> tuple[int | None, str]:
-    """Return the bytes that a call takes above what lives before it, and how that was found out."""
+def measure_memory(racer: Racer, work: Work, programs: Path) -> tuple[int | None, str]:
+    """Return the bytes that a call adds, and how they were measured."""
     if racer.call is None:
         return racer.bytes, "XLA's own account"
     if racer.name.endswith("compiled"):
-        return resident_bytes(work.name, racer.name, programs), "resident pages of a fresh process"
+        return measure_resident_bytes(work.name, racer.name, programs), "resident pages of a fresh process"
     gc.collect()
     with MemoryMeter() as meter:
         racer.call()
     return meter.peak, "live tensors"
 
 
-def judge(rows: list[dict[str, Any]]) -> None:
-    """Mark what is wrong: an error beyond 1e-4 and ``LEEWAY`` times that of the unrolled loop.
+def mark_wrong(rows: list[dict[str, Any]]) -> None:
+    """Mark rows whose error exceeds both 1e-4 and ``LEEWAY`` times that of the unrolled loop.
 
-    Where a value lies at a kink (ReLU, max-pooling), rounding decides on which side, and the gradient jumps: the
-    sums of one library may be that much less exact than another's. A missing step or term is off by more.
+    At a kink (ReLU, max-pooling), rounding decides between two sides, and the gradient jumps, so the errors of correct
+    libraries may differ by this factor. A missing step or term causes a larger error.
     """
     errors = {row["contestant"]: row["error"] for row in rows if "failed" not in row}
     allowed = max(1e-4, LEEWAY * errors.get("unrolled", 0.0))
     for row in rows:
         if "failed" not in row and not row["error"] <= allowed:
-            row["failed"] = f"wrong: its error is {row['error']:.1e}, and {allowed:.1e} is allowed"
+            row["failed"] = f"wrong: its error is {row['error']:.1e}; the limit is {allowed:.1e}"

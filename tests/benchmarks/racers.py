@@ -1,4 +1,4 @@
-"""A contestant at the start of a race: prepared, called once, found right or wrong."""
+"""Prepare a contestant for a race: call it once, and compare its result with the reference."""
 
 import math
 import time
@@ -18,9 +18,19 @@ LONG_SECONDS = 1.0
 
 @dataclass
 class Racer:
-    """``turn(calls)`` gives the seconds of one of so many calls; ``first`` are the seconds of the very first one.
+    """A prepared contestant.
 
-    ``error`` is relative to a float64 reference. ``call`` is None, and ``bytes`` known, where another process runs it.
+    Attributes:
+        name: the name in the table.
+        turn: maps a number of calls to the mean seconds of a call.
+        call: the function itself; None if another process runs it.
+        found: the computed meta-gradient.
+        first: seconds of the first call.
+        compiling: seconds of compiling, if known.
+        bytes: the memory of a call, if another process runs it.
+        error: the error relative to a float64 reference.
+        calls: the number of calls per turn.
+        turns: the seconds of the turns so far.
     """
 
     name: str
@@ -34,12 +44,12 @@ class Racer:
     calls: int = 1
     turns: list[float] = field(default_factory=list)
 
-    def settle(self, right: MetaGrad) -> None:
-        """Compare with what is right; choose how many calls make a turn that a clock can tell."""
+    def calibrate(self, right: MetaGrad) -> None:
+        """Compute the error, and choose a number of calls per turn that is long enough to time."""
         self.error = relative_error(self.found, right)
         if self.first - (self.compiling or 0.0) > LONG_SECONDS and not self.compiles:
             return
-        self.turn(1)  # The second call may still be a slow one.
+        self.turn(1)  # The second call may still be slow.
         self.calls = max(1, min(200, math.ceil(TURN_SECONDS / max(self.turn(1), 1e-6))))
 
     @property
@@ -48,8 +58,8 @@ class Racer:
         return self.name.endswith(("compiled", "traced"))
 
 
-def enter(name: str, work: Work, weights: Params, tasks: list[Task], programs: Path, stack: ExitStack) -> Racer:
-    """Prepare a contestant and call it once; raises whatever it raises."""
+def start_racer(name: str, work: Work, weights: Params, tasks: list[Task], programs: Path, stack: ExitStack) -> Racer:
+    """Prepare a contestant and call it once; its exceptions propagate."""
     began = time.perf_counter()
     if name == "JAX":
         from tests.benchmarks.jax_peer import JaxPeer

@@ -1,4 +1,4 @@
-"""For how long training stands still for its checkpoints, one after each round."""
+"""Measure how long training waits for its checkpoints, with one after each round."""
 
 import statistics
 from pathlib import Path
@@ -40,7 +40,7 @@ port = {{port}}
 
 
 def time_stalls(rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Return the seconds of rounds, with a checkpoint after each and without, and those that training stood still."""
+    """Return the seconds of rounds with and without a checkpoint after each, and the seconds that training waited."""
     found = {}
     for name, every in (("with", 1), ("without", 10_000)):
         config = folder / f"{name}.toml"
@@ -51,12 +51,14 @@ def time_stalls(rounds: int, folder: Path) -> dict[str, list[float]]:
                 submit(daemon.url, f"t{number}", body)
             daemon.wait_until_learned(BATCH + rounds, 600)
         lines = LineReader(folder / name / "rounds.jsonl").refresh()
-        found[name] = [line["seconds"] for line in lines[BATCH:]]  # Before, there are too few tasks for a whole batch.
+        found[name] = [
+            line["seconds"] for line in lines[BATCH:]
+        ]  # Earlier rounds have too few tasks for a whole batch.
         checkpoints = LineReader(folder / name / "checkpoints.jsonl").refresh()
         found["stall"] = found.get("stall") or [line["stall"] for line in checkpoints if line["round"] >= BATCH]
     return found
 
 
-def share(stalls: dict[str, list[float]]) -> float:
-    """Return which share of a round training stands still."""
+def compute_share(stalls: dict[str, list[float]]) -> float:
+    """Return the share of a round for which training waits."""
     return statistics.median(stalls["stall"]) / statistics.median(stalls["with"])

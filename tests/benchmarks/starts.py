@@ -1,6 +1,6 @@
-"""Cold starts, each in fresh processes: imports, and from the start to the first meta-step with ``how="auto"``.
+"""Time cold starts in fresh processes: imports, and the time to the first meta-step with ``how="auto"``.
 
-``python -m tests.benchmarks.starts`` runs the sinusoid until its compiled program has taken over; prints a JSON line.
+``python -m tests.benchmarks.starts`` runs the sinusoid until its compiled program is in use, and prints a JSON line.
 """
 
 import json
@@ -16,8 +16,8 @@ IMPORT = "import time; began = time.perf_counter(); import {}; print(time.perf_c
 WAIT_SECONDS = 180
 
 
-def import_seconds(packages: Iterable[str], rounds: int = 3) -> dict[str, float | None]:
-    """Return how long each package takes to import, the median over fresh processes; None where it is missing."""
+def time_imports(packages: Iterable[str], rounds: int = 3) -> dict[str, float | None]:
+    """Return the median import time of each package over fresh processes; None if it is missing."""
     found: dict[str, list[float]] = {package: [] for package in packages}
     for _ in range(rounds):
         for package, seconds in found.items():
@@ -28,18 +28,18 @@ def import_seconds(packages: Iterable[str], rounds: int = 3) -> dict[str, float 
     return {package: median(seconds) if seconds else None for package, seconds in found.items()}
 
 
-def first_start() -> dict[str, Any]:
-    """Return the seconds from a process's start to its first meta-step, and to the compiled program's first."""
+def time_first_start() -> dict[str, Any]:
+    """Return the seconds from the start of a process to its first meta-step, and to that of the compiled program."""
     command = [sys.executable, "-m", "tests.benchmarks.starts", str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
+        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def main(launched: float) -> None:
-    """Import, step, and go on stepping while the compiler works beside."""
+    """Import the package, and run meta-steps while the compiler works in the background."""
     imported = time.perf_counter()
     import torch
 
@@ -47,7 +47,7 @@ def main(launched: float) -> None:
 
     imported = time.perf_counter() - imported
 
-    from tests.benchmarks.contestants import stacked
+    from tests.benchmarks.contestants import stack_tasks
     from tests.benchmarks.works import WORKS
 
     torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def main(launched: float) -> None:
     logging.getLogger("online_meta").setLevel(logging.INFO)
     work = WORKS["sinusoid_k5"]
     inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
-    meta, tasks = inner.init(work.weights()), stacked([work.task(seed) for seed in range(work.tasks)])
+    meta, tasks = inner.init(work.weights()), stack_tasks([work.task(seed) for seed in range(work.tasks)])
     mean = om.over_tasks(om.exact(inner), "auto")
 
     def step() -> float:
@@ -76,7 +76,7 @@ def main(launched: float) -> None:
 
 
 class _Events(logging.Handler):
-    """Keeps what the package tells while it looks for the fastest way."""
+    """Collect the messages of the package while it selects the fastest batching mode."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark was run."""
+"""Describe the machine and the software of a benchmark."""
 
 import os
 import platform
@@ -10,8 +10,8 @@ from typing import Any
 PACKAGES = ("torch", "jax", "jaxlib", "higher", "torchopt", "numpy")
 
 
-def machine() -> dict[str, Any]:
-    """Return the processor, the system, and how busy it is."""
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, the system and its load."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -21,19 +21,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def read_versions() -> dict[str, str]:
     """Return the versions of the package and its peers."""
     return {name: _version(name) for name in PACKAGES}
 
 
-def commit() -> str:
-    """Return the commit, with a mark when files differ from it."""
+def read_commit() -> str:
+    """Return the commit, marked if files differ from it."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
 def bind_to_one_core() -> None:
-    """Keep this process and its children on one core, where the system lets it: XLA has a thread a core otherwise."""
+    """Bind this process and its children to one core if possible, because XLA otherwise uses one thread per core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 

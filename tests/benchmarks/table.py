@@ -1,10 +1,10 @@
-"""The results as Markdown."""
+"""Render the results as Markdown."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tests.benchmarks.contestants import PACKAGES
-from tests.benchmarks.goals import goal_lines, ratio, verdict
+from tests.benchmarks.goals import compute_ratio, format_goal_lines, format_verdict
 
 GOALS = ["", "| goal | found | at most | verdict |", "|---|---|---|---|"]
 HEAD = (
@@ -14,7 +14,7 @@ HEAD = (
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return all sections that there are by now."""
+    """Return the page with all sections that have results."""
     about, machine = result["about"], result["about"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     text = [
@@ -65,24 +65,36 @@ def _work(work: Mapping[str, Any], imports: Mapping[str, float | None]) -> list[
         if "failed" in row:
             text.append(f"| {name} | {row['failed'].replace('|', '/')} |" + " |" * (HEAD.count("|") - 3))
             continue
-        shares = [ratio(rows, name, *pair) for pair in (("seconds", "unrolled"), ("seconds", "JAX"))]
-        figures = [seconds(row["seconds"]), f"{row['spread']:.0%}", *map(share, shares), size(row["bytes"])]
+        shares = [compute_ratio(rows, name, *pair) for pair in (("seconds", "unrolled"), ("seconds", "JAX"))]
+        figures = [
+            format_seconds(row["seconds"]),
+            f"{row['spread']:.0%}",
+            *map(format_ratio, shares),
+            format_bytes(row["bytes"]),
+        ]
         loaded = imports.get(PACKAGES.get(name, "online_meta"))
-        figures += [share(ratio(rows, name, "bytes", "unrolled")), row["bytes_by"], f"{row['error']:.0e}"]
-        figures += [seconds(None if loaded is None else loaded + row["first_call"]), seconds(row["compiling"])]
+        figures += [
+            format_ratio(compute_ratio(rows, name, "bytes", "unrolled")),
+            row["bytes_by"],
+            f"{row['error']:.0e}",
+        ]
+        figures += [
+            format_seconds(None if loaded is None else loaded + row["first_call"]),
+            format_seconds(row["compiling"]),
+        ]
         text.append(f"| {name} | {' | '.join(figures)} |")
-    return text + ([*GOALS, *goal_lines(work)] if work["goals"] else [])
+    return text + ([*GOALS, *format_goal_lines(work)] if work["goals"] else [])
 
 
 def _growth(growth: Mapping[str, Any]) -> list[str]:
     text = [
         "## Peak memory of the transformer by the number of inner steps",
         "",
-        f"The parameters that adapt take {size(growth['parameters'])}. The peak counts live tensors.",
+        f"The parameters that adapt take {format_bytes(growth['parameters'])}. The peak counts live tensors.",
         "",
         "| K | " + " | ".join(map(str, growth["steps"])) + " |",
         "|---|" + "---|" * len(growth["steps"]),
-        *(f"| {name} | " + " | ".join(map(size, peaks)) + " |" for name, peaks in growth["peaks"].items()),
+        *(f"| {name} | " + " | ".join(map(format_bytes, peaks)) + " |" for name, peaks in growth["peaks"].items()),
     ]
     named = {
         "per_step": "growth per step / bytes of the parameters that adapt",
@@ -91,7 +103,7 @@ def _growth(growth: Mapping[str, Any]) -> list[str]:
     text += GOALS
     for key, what in named.items():
         most = growth["goals"][key]
-        text.append(f"| {what} | {growth[key]:.3g} | {most:g} | {verdict(growth[key], most)} |")
+        text.append(f"| {what} | {growth[key]:.3g} | {most:g} | {format_verdict(growth[key], most)} |")
     return text
 
 
@@ -107,29 +119,29 @@ def _first_start(start: Mapping[str, Any]) -> list[str]:
         "|---|---|",
         f"| `import online_meta` | {start['import']:.2f} |",
         f"| process start to the end of the first meta-step | {start['first_step']:.2f} |",
-        f"| process start to the compiled program's first step | {seconds(start['compiled_after'])} |",
-        f"| a meta-step before that | {seconds(start['step_before'])} |",
-        f"| a meta-step after that | {seconds(start['step_after'])} |",
+        f"| process start to the compiled program's first step | {format_seconds(start['compiled_after'])} |",
+        f"| a meta-step before that | {format_seconds(start['step_before'])} |",
+        f"| a meta-step after that | {format_seconds(start['step_after'])} |",
         "",
         "The log of this run: " + "; ".join(f"*{line}*" for line in start["log"]) + ".",
     ]
 
 
-def seconds(value: float | None) -> str:
-    """Return a time with the unit that fits it."""
+def format_seconds(value: float | None) -> str:
+    """Format a time with a suitable unit."""
     if value is None:
         return "-"
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
-def size(value: float | None) -> str:
-    """Return a number of bytes with the unit that fits it."""
+def format_bytes(value: float | None) -> str:
+    """Format a number of bytes with a suitable unit."""
     if value is None:
         return "-"
     unit = next((unit for unit in ((1e9, "GB"), (1e6, "MB")) if value >= unit[0]), (1e3, "kB"))
     return f"{value / unit[0]:.3g} {unit[1]}"
 
 
-def share(value: float | None) -> str:
-    """Return a ratio to three figures."""
+def format_ratio(value: float | None) -> str:
+    """Format a ratio with three significant digits."""
     return "-" if value is None else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The benchmark's own pieces are right; the peers themselves need not be installed."""
+"""The parts of the benchmark are correct; the peers need not be installed."""
 
 import json
 from functools import partial
@@ -10,12 +10,12 @@ import torch
 import online_meta as om
 from online_meta.batching.autotune import relative_error
 from online_meta.tree import to_float64
-from tests.benchmarks.contestants import CONTESTANTS, stacked, unrolled
-from tests.benchmarks.goals import verdict
+from tests.benchmarks.contestants import CONTESTANTS, prepare_unrolled, stack_tasks
+from tests.benchmarks.goals import format_verdict
 from tests.benchmarks.growth import fit_exponent
 from tests.benchmarks.networks import Transformer, conv4
 from tests.benchmarks.plot import draw
-from tests.benchmarks.race import judge, race, reference
+from tests.benchmarks.race import compute_reference, mark_wrong, race
 from tests.benchmarks.table import render
 from tests.benchmarks.works import WORKS, Goal, image_task, sequence_task
 
@@ -37,23 +37,26 @@ def work(request):
     return SMALL[request.param]
 
 
-def test_the_unrolled_loop_and_the_reference_are_the_exact_meta_gradient(work, monkeypatch):
+def test_the_unrolled_loop_and_the_reference_equal_the_exact_meta_gradient(work, monkeypatch):
     monkeypatch.setattr(torch, "zeros", partial(torch.zeros, dtype=torch.float64))
     weights = {name: value.double() for name, value in work.weights().items()}
     tasks = [to_float64(work.task(seed)) for seed in range(work.timed)]
     inner = om.Inner(om.model_loss(work.module(), work.loss), om.rules.sgd(lr=work.lr), work.steps)
     right = om.over_tasks(om.exact(inner), "loop")(inner.init(weights), tasks)
-    call = unrolled(work, weights, tasks, Path())
+    call = prepare_unrolled(work, weights, tasks, Path())
     assert relative_error(call(), right) < 1e-12
-    assert relative_error(call(), right) < 1e-12, "a second call starts where the first one did"
-    assert relative_error(reference(work, weights, tasks), right) < 1e-12
-    assert relative_error(reference(work._replace(reference="adjoint"), weights, tasks), right) < 1e-12
-    assert relative_error(unrolled(work, weights, tasks[:1], Path())(), _on(inner, weights, tasks[:1])) < 1e-12
+    assert relative_error(call(), right) < 1e-12, "a second call starts from the same state"
+    assert relative_error(compute_reference(work, weights, tasks), right) < 1e-12
+    assert relative_error(compute_reference(work._replace(reference="adjoint"), weights, tasks), right) < 1e-12
+    assert (
+        relative_error(prepare_unrolled(work, weights, tasks[:1], Path())(), _compute_exact(inner, weights, tasks[:1]))
+        < 1e-12
+    )
     shorter = inner.__class__(inner.loss, inner.rule, work.steps - 1)
-    assert relative_error(_on(shorter, weights, tasks), right) > 1e-4, "and one step less is seen"
+    assert relative_error(_compute_exact(shorter, weights, tasks), right) > 1e-4, "one step less makes a difference"
 
 
-def test_a_race_gives_rows_that_are_right_and_names_what_cannot_run(work, tmp_path):
+def test_a_race_returns_correct_rows_and_names_failed_contestants(work, tmp_path):
     absent = ("ours, loop", "unrolled", "nobody")
     found = race(work._replace(contestants=absent, rounds=2), 2, tmp_path, lambda what: None)
     ours, theirs, nobody = found["rows"]
@@ -65,25 +68,25 @@ def test_a_race_gives_rows_that_are_right_and_names_what_cannot_run(work, tmp_pa
     assert nobody == {"contestant": "nobody", "failed": "KeyError: 'nobody'"}
 
 
-def test_ours_by_any_way_is_given_the_same_tasks(tmp_path):
+def test_all_batching_modes_get_the_same_tasks(tmp_path):
     work = SMALL["sinusoid"]
     tasks = [work.task(seed) for seed in range(3)]
-    assert stacked(tasks).support.x.shape == (3, 10, 1)
+    assert stack_tasks(tasks).support.x.shape == (3, 10, 1)
     one, other = (CONTESTANTS[f"ours, {how}"](work, work.weights(), tasks, tmp_path)() for how in ("loop", "vmap"))
     assert relative_error(one, other) < 1e-5
 
 
-def test_what_is_wrong_is_not_compared():
+def test_wrong_results_are_marked_and_not_compared():
     rows = [{"contestant": "unrolled", "error": 1e-6}, {"contestant": "JAX", "error": 0.02}]
-    judge(rows)
+    mark_wrong(rows)
     assert "failed" not in rows[0]
     assert rows[1]["failed"].startswith("wrong: its error is 2.0e-02")
     rows = [{"contestant": "JAX", "error": float("nan")}]
-    judge(rows)
+    mark_wrong(rows)
     assert "failed" in rows[0]
 
 
-def _result(seconds, grown=1.0):
+def _make_result(seconds, grown=1.0):
     row = {"spread": 0.01, "raw": [1.0], "calls": 1, "first_call": 2.0, "compiling": None, "error": 1e-7}
     row |= {"bytes": 1000, "bytes_by": "live tensors"}
     rows = [
@@ -102,26 +105,26 @@ def _result(seconds, grown=1.0):
     return {"about": about, "works": works, "imports": {"torch": 1.0}, "growth": growth}
 
 
-def test_the_table_says_which_goals_are_met_and_by_what_the_others_are_missed():
-    met, missed = render(_result(1.0)), render(_result(1.2, grown=2.2))
+def test_the_table_states_which_goals_are_met_and_by_how_much_others_are_missed():
+    met, missed = render(_make_result(1.0)), render(_make_result(1.2, grown=2.2))
     assert "| time of ours, loop / unrolled | 0.5 | 0.5 | met |" in met
     assert "missed" not in met
-    assert "| time of ours, loop / unrolled | 0.6 | 0.5 | **missed**: 1.20 times what it should be |" in missed
-    assert "| 2.2 | 1.1 | **missed**: 2.00 times what it should be |" in missed
+    assert "| time of ours, loop / unrolled | 0.6 | 0.5 | **missed**: 1.20 times the goal |" in missed
+    assert "| 2.2 | 1.1 | **missed**: 2.00 times the goal |" in missed
     assert "| time of ours, loop / JAX | - | 0.7 | not measured |" in met
     assert "No module named 'jax'" in met
     assert "2 of the 4 tasks" in met
-    assert verdict(None, 1.0) == "not measured"
+    assert format_verdict(None, 1.0) == "not measured"
 
 
-def test_every_line_of_a_table_has_its_columns():
-    tables = [line for line in render(_result(1.0)).splitlines() if line.startswith("|")]
+def test_every_line_of_a_table_has_all_columns():
+    tables = [line for line in render(_make_result(1.0)).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} <= {4, 5, 12}
     assert sum(line.count("|") == 12 for line in tables) == 5
 
 
 def test_the_picture_is_drawn_and_the_result_is_plain_data():
-    result = _result(1.0)
+    result = _make_result(1.0)
     assert draw(result).startswith(b"\x89PNG")
     assert json.loads(json.dumps(result)) == result
 
@@ -132,5 +135,5 @@ def test_the_exponent_of_growth_is_found_above_a_constant(power):
     assert fit_exponent(steps, [5000 + 100 * k**power for k in steps]) == pytest.approx(power, abs=0.01)
 
 
-def _on(inner, weights, tasks):
+def _compute_exact(inner, weights, tasks):
     return om.over_tasks(om.exact(inner), "loop")(inner.init(weights), tasks)

@@ -1,4 +1,4 @@
-"""What is measured: networks, tasks, contestants, and the goals that they are held to."""
+"""The workloads: networks, tasks, contestants and goals."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +21,10 @@ class Goal(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One race: MAML's meta-gradient over ``tasks`` tasks by SGD with ``lr``, ``steps`` steps.
+    """A workload: MAML's meta-gradient over ``tasks`` tasks, with ``steps`` steps of SGD with rate ``lr``.
 
-    Only ``timed`` of the tasks are gone through; where that is fewer, the time is scaled up to ``tasks``: all
-    contestants go task by task. ``network`` names it in ``jax_networks``.
+    Only ``timed`` of the tasks are run. If these are fewer, the time is scaled up to ``tasks``, because all contestants
+    process one task at a time. ``network`` is the name in ``jax_networks``.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Work(NamedTuple):
     reference: str = "unrolled"
 
     def weights(self) -> Params:
-        """The same random weights for every contestant."""
+        """Return random weights that are the same for every contestant."""
         torch.manual_seed(0)
         return {name: value.detach().clone() for name, value in self.module().named_parameters()}
 
 
 def sinusoid_task(seed: int) -> Task:
-    """y = a sin(x + b), ten points to adapt on and ten to be judged on."""
+    """Return a task y = a sin(x + b) with ten support and ten query points."""
     random = torch.Generator().manual_seed(seed)
     size, shift = 0.1 + 4.9 * torch.rand(1, generator=random), 3.14159 * torch.rand(1, generator=random)
 
@@ -60,8 +60,8 @@ def sinusoid_task(seed: int) -> Task:
     return Task(batch(), batch())
 
 
-def image_task(ways: int, shots: int, evaluation_loss: int, seed: int, side: int = 84) -> Task:
-    """Noise around one random image a class; ``shots`` and ``evaluation_loss`` images a class, (n, 3, side, side)."""
+def image_task(ways: int, shots: int, queries: int, seed: int, side: int = 84) -> Task:
+    """Return a task of noisy copies of one random image per class, (n, 3, side, side)."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.randn(ways, 3, side, side, generator=random)
 
@@ -69,11 +69,11 @@ def image_task(ways: int, shots: int, evaluation_loss: int, seed: int, side: int
         y = torch.arange(ways).repeat(each)
         return Batch(centres[y] + torch.randn(len(y), 3, side, side, generator=random), y)
 
-    return Task(batch(shots), batch(evaluation_loss))
+    return Task(batch(shots), batch(queries))
 
 
 def sequence_task(size: int, length: int, features: int, seed: int) -> Task:
-    """The sine of a random projection of a sequence's mean, (size, length, features) -> (size, 1)."""
+    """Return a task with sequences (size, length, features); y is the sine of a projection of their mean."""
     random = torch.Generator().manual_seed(seed)
     projection = torch.randn(features, 1, generator=random)
 
@@ -103,13 +103,11 @@ def _sinusoid(steps: int) -> Work:
     )
 
 
-def _conv4(
-    name: str, ways: int, shots: int, evaluation_loss: int, tasks: int, timed: int, most: float, **more: object
-) -> Work:
+def _conv4(name: str, ways: int, shots: int, queries: int, tasks: int, timed: int, most: float, **more: object) -> Work:
     ours = "ours, loop"
     return Work(
         name,
-        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {evaluation_loss} query images a class, "
+        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {queries} query images a class, "
         f"{tasks} tasks, K = 5",
         "conv4",
         partial(conv4, ways),
@@ -118,7 +116,7 @@ def _conv4(
         5,
         tasks,
         timed,
-        partial(image_task, ways, shots, evaluation_loss),
+        partial(image_task, ways, shots, queries),
         (ours, "unrolled", "JAX"),
         (Goal(ours, "seconds", "unrolled", most), Goal(ours, "bytes", "unrolled", 0.5)),
         **more,
@@ -129,7 +127,7 @@ FEATURES, LENGTH, SIZE = 16, 32, 8
 
 
 def transformer(steps: int) -> Work:
-    """The transformer with ``steps`` inner steps."""
+    """Return the workload of the transformer with ``steps`` inner steps."""
     ours, again = "ours, loop", "ours, rematerialised"
     return Work(
         f"transformer_k{steps}",

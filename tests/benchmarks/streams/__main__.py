@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.streams``: how quick the streams and the history are, into docs/results."""
+"""``python -m tests.benchmarks.streams``: measure the speed of the streams and the history, into docs/results."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ import click
 
 from streams.atomic_files import replace_file
 from tests.benchmarks.streams import figures
-from tests.benchmarks.surroundings import commit, machine
+from tests.benchmarks.surroundings import describe_machine, read_commit
 
 NAME = "bench_streams"
 KNOWN = sorted(module.name for module in pkgutil.iter_modules(figures.__path__))
@@ -31,7 +31,7 @@ that are compared take turns within each round.
         module = importlib.import_module(f"{figures.__name__}.{name}")
         text += f"\n{module.TITLE} (load {measured['load_before']:.1f} before, {measured['seconds']:.0f} s).\n\n"
         text += "| figure | median | min to max | goal | verdict |\n|---|---|---|---|---|\n"
-        for one in module.judge(measured["samples"]):
+        for one in module.make_figures(measured["samples"]):
             goal = "" if one.goal is None else f"{'at least' if one.least else 'at most'} {one.goal:,g}"
             spread = f"{one.lowest:,.4g} to {one.highest:,.4g}"
             text += f"| {one.what} | {one.found:,.4g} | {spread} | {goal} | {one.verdict} |\n"
@@ -39,15 +39,17 @@ that are compared take turns within each round.
 
 
 @click.command()
-@click.option("--only", multiple=True, type=click.Choice(KNOWN), help="A figure; may be given several times.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(KNOWN), help="A group of figures; may be repeated. All by default."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(only: tuple[str, ...], out: Path) -> None:
     """Print and write the figures."""
     result: dict[str, Any] = {"command": " ".join(["python -m tests.benchmarks.streams", *sys.argv[1:]])}
-    result |= {"commit": commit(), "machine": machine(), "figures": {}}
+    result |= {"commit": read_commit(), "machine": describe_machine(), "figures": {}}
     for name in only or KNOWN:
         click.echo(f"{time.strftime('%H:%M:%S')} {name}", err=True)
-        load, began = machine()["load_before"], time.perf_counter()
+        load, began = describe_machine()["load_before"], time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             samples = importlib.import_module(f"{figures.__name__}.{name}").measure(Path(folder))
         seconds = time.perf_counter() - began

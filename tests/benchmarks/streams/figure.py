@@ -1,4 +1,4 @@
-"""What a figure was found to be."""
+"""A measured figure and its goal."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """What was found, as the median of several rounds with the least and the most of them, beside its goal.
+    """The median of several rounds, with their minimum and maximum, and the goal if there is one.
 
-    ``least`` says that the goal is to be reached, else it is not to be passed; without a goal it is only told.
+    ``least`` means that the goal is a lower limit; otherwise it is an upper limit.
     """
 
     what: str
@@ -20,7 +20,7 @@ class Figure(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return "met", or by what factor the goal is missed."""
+        """ "met", or the factor by which the goal is missed; empty without a goal."""
         if self.goal is None:
             return ""
         if self.found >= self.goal if self.least else self.found <= self.goal:
@@ -28,6 +28,6 @@ class Figure(NamedTuple):
         return f"**missed**: {self.found / self.goal:.2f} times the goal"
 
 
-def figure(what: str, values: Sequence[float], goal: float | None = None, *, least: bool = False) -> Figure:
-    """Return the median of ``values`` and their spread beside the goal."""
+def make_figure(what: str, values: Sequence[float], goal: float | None = None, *, least: bool = False) -> Figure:
+    """Return the median of ``values`` with their minimum and maximum, and the goal."""
     return Figure(what, statistics.median(values), min(values), max(values), goal, least)

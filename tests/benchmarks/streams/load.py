@@ -1,7 +1,8 @@
-"""``python -m tests.benchmarks.streams.load URL SECONDS CLIENTS NAME``: clients that take little processor time.
+"""``python -m tests.benchmarks.streams.load URL SECONDS CLIENTS NAME``: generate load with little CPU time.
 
-NAME makes the ids of this run's tasks its own. One thread holds all connections, and each asks anew as soon as it is
-answered; the tasks are made before. Prints the seconds from each request to its answer as JSON.
+NAME makes the ids of the tasks unique to this run. One thread holds all connections, and sends a new request on each as
+soon as the response has arrived. The tasks are created in advance. Prints the seconds from each request to its response
+as JSON.
 """
 
 import json
@@ -24,14 +25,14 @@ SAMPLES, SIDE, WAYS = 8, 16, 4  # 2 x 8 x 16 x 16 floats: 16 KiB
 
 @dataclass
 class Client:
-    """A connection, when it asked last, and what of the answer is still to come."""
+    """A connection, the time of its last request, and the part of the response received so far."""
 
     link: socket.socket
     asked: float = 0.0
     answer: bytes = b""
 
 
-def bodies() -> list[bytes]:
+def make_bodies() -> list[bytes]:
     """Return tasks of 16 KiB."""
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(SAMPLES) % WAYS
@@ -42,9 +43,9 @@ def bodies() -> list[bytes]:
     return [wire.encode(Task(batch(), batch())) for _ in range(BODIES)]
 
 
-def press(host: str, port: int, seconds: float, clients: int, name: str) -> list[float]:
-    """Return how long each task took to be answered by 201; raises ``RuntimeError`` for any other answer."""
-    sent, numbers = bodies(), count()
+def run_load(host: str, port: int, seconds: float, clients: int, name: str) -> list[float]:
+    """Return the seconds until the response 201 for each task; raises ``RuntimeError`` for any other response."""
+    sent, numbers = make_bodies(), count()
     selector = selectors.DefaultSelector()
 
     def ask(client: Client) -> None:
@@ -65,11 +66,11 @@ def press(host: str, port: int, seconds: float, clients: int, name: str) -> list
         for key, _ in selector.select():
             client = key.data
             client.answer += client.link.recv(65536)
-            if not client.answer.endswith(b"}"):  # an answer is one JSON object, nothing in it ends so before
+            if not client.answer.endswith(b"}"):  # The response is one flat JSON object.
                 continue
             now = time.perf_counter()
             if not client.answer.startswith(b"HTTP/1.1 201"):
-                raise RuntimeError(f"the answer was {client.answer.decode()}")
+                raise RuntimeError(f"the response was {client.answer.decode()}")
             taken.append(now - client.asked)
             if now < ends:
                 ask(client)
@@ -83,5 +84,5 @@ def press(host: str, port: int, seconds: float, clients: int, name: str) -> list
 if __name__ == "__main__":
     url = urlsplit(sys.argv[1])
     began = time.perf_counter()
-    found = press(url.hostname or "", url.port or 80, float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    found = run_load(url.hostname or "", url.port or 80, float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     print(json.dumps({"seconds": time.perf_counter() - began, "taken": found, "cpu": time.process_time()}))

@@ -1,6 +1,6 @@
-"""``python -m tests.benchmarks.streams.uncommitted serve CONFIG``: the daemon, but what it takes in is written nowhere.
+"""``python -m tests.benchmarks.streams.uncommitted serve CONFIG``: run the daemon without writing received tasks.
 
-All else is as it is: what is left of its time per task is what HTTP, checks and queueing take.
+Everything else is unchanged, so the remaining time per task is that of HTTP, checks and queueing.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""One figure of ``make bench-streams`` a file: ``TITLE``, ``measure(folder)`` and ``judge(samples)``."""
+"""The figures of ``make bench-streams``; each module has ``TITLE``, ``measure(folder)``, ``make_figures(samples)``."""

@@ -1,4 +1,4 @@
-"""Random meta-batches of 32 out of 100,000 tasks of 39 kB, warm, as tensors; in turn with one task at a time."""
+"""Read random meta-batches of 32 out of 100,000 tasks of 39 kB from a warm cache, in batches and one by one."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from streams.formats import wire
 from streams.history.history import History
 from streams.history.ledger import FILE
 from streams.types import Record
-from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.streams.figure import Figure, make_figure
 from tests.benchmarks.works import image_task
 
 TITLE = "Random reads by one thread, with checksums verified and tensors built; the whole history is in the page cache"
@@ -19,7 +19,7 @@ TOGETHER = 1_000
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Return tasks a second of each way, for each round."""
+    """Return tasks per second of each way, for each round."""
     with History.open(folder / "history", write=True) as history:
         size = _fill(history)
         _warm(history.path / FILE)
@@ -31,7 +31,7 @@ def measure(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"bytes": size, **{name: [] for name in ways}}
         for number in range(ROUNDS):
             for name, read in ways.items():
-                found[name].append(_rate(read, number))
+                found[name].append(_measure_rate(read, number))
     return found
 
 
@@ -49,7 +49,7 @@ def _warm(file: Path) -> None:
             pass
 
 
-def _rate(read: Callable[[list[int]], Any], seed: int) -> float:
+def _measure_rate(read: Callable[[list[int]], Any], seed: int) -> float:
     draws, done, began = random.Random(seed), 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
         read([draws.randrange(TASKS) for _ in range(BATCH)])
@@ -57,11 +57,11 @@ def _rate(read: Callable[[list[int]], Any], seed: int) -> float:
     return done / (time.perf_counter() - began)
 
 
-def judge(samples: dict[str, Any]) -> list[Figure]:
-    """Return the figures."""
+def make_figures(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures of the samples."""
     kilobytes = f"tasks of {samples['bytes'] / 1e3:.1f} kB"
     return [
-        figure(f"{kilobytes} per second, in batches of {BATCH}", samples["together"], 50_000, least=True),
-        figure("the same, bytes only", samples["bytes alone"]),
-        figure("tasks per second, one by one", samples["one by one"]),
+        make_figure(f"{kilobytes} per second, in batches of {BATCH}", samples["together"], 50_000, least=True),
+        make_figure("the same, bytes only", samples["bytes alone"]),
+        make_figure("tasks per second, one by one", samples["one by one"]),
     ]

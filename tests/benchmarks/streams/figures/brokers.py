@@ -1,4 +1,4 @@
-"""Durable ingest from Redis Streams and Kafka, of tasks that wait there."""
+"""Ingest tasks durably from Redis Streams and Kafka, where they already wait."""
 
 import time
 from pathlib import Path
@@ -8,8 +8,8 @@ from streams.history.history import History
 from streams.ingest.ingest import Ingest
 from streams.sources import kafka, redis
 from streams.spec import Limits, TaskSpec
-from tests.benchmarks.streams.figure import Figure, figure
-from tests.benchmarks.streams.load import SIDE, WAYS, bodies
+from tests.benchmarks.streams.figure import Figure, make_figure
+from tests.benchmarks.streams.load import SIDE, WAYS, make_bodies
 from tests.support.daemon import wait_for
 from tests.support.servers import Kafka, Redis
 
@@ -19,7 +19,7 @@ SPEC = TaskSpec(x_shape=(1, SIDE, SIDE), y="class", ways=WAYS)
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Return tasks a second of each broker, for each round, and of a Kafka consumer that throws them away."""
+    """Return tasks per second of each broker, and of a Kafka consumer that discards them, for each round."""
     found: dict[str, Any] = {"redis": [], "kafka": [], "thrown away": []}
     servers: dict[str, Any] = {"redis": Redis(folder / "redis"), "kafka": Kafka(folder / "kafka")}
     try:
@@ -28,8 +28,8 @@ def measure(folder: Path) -> dict[str, Any]:
         for number in range(ROUNDS):
             for name, server in servers.items():
                 source = {"redis": _fill_redis, "kafka": _fill_kafka}[name](server, f"tasks-{number}")
-                found[name].append(_rate(folder / f"{name}-{number}", source))
-            found["thrown away"].append(_rate_of_throwing_away(servers["kafka"], f"tasks-{number}"))
+                found[name].append(_measure_rate(folder / f"{name}-{number}", source))
+            found["thrown away"].append(_measure_discarding(servers["kafka"], f"tasks-{number}"))
     finally:
         for server in servers.values():
             server.stop()
@@ -37,7 +37,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def _fill_redis(server: Redis, stream: str) -> Any:
-    some = bodies()
+    some = make_bodies()
     with server.client() as client:
         for first in range(0, TASKS, 100):
             pipeline = client.pipeline(transaction=False)
@@ -50,7 +50,7 @@ def _fill_redis(server: Redis, stream: str) -> Any:
 def _fill_kafka(server: Kafka, topic: str) -> Any:
     from confluent_kafka import Producer
 
-    some = bodies()
+    some = make_bodies()
     server.make_topic(topic)
     producer = Producer({"bootstrap.servers": server.brokers, "linger.ms": 20})
     for number in range(TASKS):
@@ -61,8 +61,8 @@ def _fill_kafka(server: Kafka, topic: str) -> Any:
     return kafka.create_source(kafka.Settings(brokers=server.brokers, topic=topic), SPEC, "broker", 0)
 
 
-def _rate(folder: Path, source: Any) -> float:
-    """Read all that waits; the time goes from the beginning of the reading to the last commit."""
+def _measure_rate(folder: Path, source: Any) -> float:
+    """Ingest all tasks, and return tasks per second from the first read to the last commit."""
     with History.open(folder, write=True) as history:
         ingest = Ingest(history, SPEC, Limits(backlog=1 << 40), lambda: 0, lambda *_: None, lambda *_: None)
         began = time.perf_counter()
@@ -73,8 +73,8 @@ def _rate(folder: Path, source: Any) -> float:
     return TASKS / taken
 
 
-def _rate_of_throwing_away(server: Kafka, topic: str) -> float:
-    """Read the same as quickly as the client library can with settings of its own, and keep nothing."""
+def _measure_discarding(server: Kafka, topic: str) -> float:
+    """Read the same tasks with the client library and its default settings, discard them, and return the rate."""
     from confluent_kafka import Consumer, TopicPartition
 
     consumer = Consumer({"bootstrap.servers": server.brokers, "group.id": "none", "enable.auto.commit": False})
@@ -87,13 +87,13 @@ def _rate_of_throwing_away(server: Kafka, topic: str) -> float:
     return TASKS / taken
 
 
-def judge(samples: dict[str, Any]) -> list[Figure]:
-    """Return the figures."""
+def make_figures(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures of the samples."""
     pairs = zip(samples["kafka"], samples["thrown away"], strict=True)
     return [
         *(
-            figure(f"durable tasks per second from {name}", samples[name], 3000, least=True)
+            make_figure(f"durable tasks per second from {name}", samples[name], 3000, least=True)
             for name in ("redis", "kafka")
         ),
-        figure("from kafka / by a consumer that discards them", [kept / thrown for kept, thrown in pairs]),
+        make_figure("from kafka / by a consumer that discards them", [kept / thrown for kept, thrown in pairs]),
     ]

@@ -1,4 +1,4 @@
-"""Durable ingest over HTTP: 16 KiB tasks, 8 clients; in turn with the same daemon that writes nothing."""
+"""Ingest 16 KiB tasks durably over HTTP from 8 clients, in turn with a daemon that does not write them."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from streams.history.history import History
 from streams.history.maintenance import is_due
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
-from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.streams.figure import Figure, make_figure
 from tests.benchmarks.streams.load import SIDE, WAYS
 from tests.support.daemon import Daemon, free_port, running_daemon, wait_for
 
@@ -41,7 +41,7 @@ limits = {{{{ backlog = 100_000_000 }}}}
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Return tasks a second and the 99th percentile of the seconds to an answer, for each round."""
+    """Return tasks per second, and the median and 99th percentile of the response time, for each round."""
     found: dict[str, Any] = {name: {"rate": [], "p50": [], "p99": []} for name in PROGRAMS}
     with ExitStack() as cleanup:
         daemons = {}
@@ -50,37 +50,37 @@ def measure(folder: Path) -> dict[str, Any]:
             config.write_text(CONFIG.format(run=folder / str(number), port=free_port()))
             daemons[name] = cleanup.enter_context(running_daemon(config, program=program))
             cleanup.enter_context(daemons[name].paused("trainer"))
-            _press(daemons[name], "warm", 1)
+            _run_load(daemons[name], "warm", 1)
         for round in range(ROUNDS):
             for name, daemon in daemons.items():
-                told = _press(daemon, f"r{round}", SECONDS)
-                wait_for("sealing has caught up", lambda: not _seals(folder / "0"), SEALED_SECONDS)
-                taken = sorted(told["taken"])
-                found[name]["rate"].append(len(taken) / told["seconds"])
+                load = _run_load(daemon, f"r{round}", SECONDS)
+                wait_for("sealing has caught up", lambda: not _is_sealing_due(folder / "0"), SEALED_SECONDS)
+                taken = sorted(load["taken"])
+                found[name]["rate"].append(len(taken) / load["seconds"])
                 found[name]["p50"].append(taken[len(taken) // 2])
                 found[name]["p99"].append(taken[int(0.99 * len(taken))])
     return found
 
 
-def _seals(run: Path) -> bool:
+def _is_sealing_due(run: Path) -> bool:
     with History.open(run / "history", write=False) as history:
         return is_due(history, SealingSettings(), RetentionSettings())
 
 
-def _press(daemon: Daemon, name: str, seconds: int) -> dict[str, Any]:
+def _run_load(daemon: Daemon, name: str, seconds: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.streams.load", daemon.url, str(seconds), str(CLIENTS), name]
     found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     return found
 
 
-def judge(samples: dict[str, Any]) -> list[Figure]:
-    """Return the figures."""
+def make_figures(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures of the samples."""
     ours, bare = samples["durable"], samples["without the commit"]
     shares = [one / other for one, other in zip(ours["rate"], bare["rate"], strict=True)]
     return [
-        figure("durable tasks per second", ours["rate"], 2000, least=True),
-        figure("milliseconds to a response, p99", [1e3 * value for value in ours["p99"]], 20),
-        figure("milliseconds to a response, p50", [1e3 * value for value in ours["p50"]]),
-        figure("tasks per second / the same without the commit", shares, 0.6, least=True),
-        figure("tasks per second without the commit", bare["rate"]),
+        make_figure("durable tasks per second", ours["rate"], 2000, least=True),
+        make_figure("milliseconds to a response, p99", [1e3 * value for value in ours["p99"]], 20),
+        make_figure("milliseconds to a response, p50", [1e3 * value for value in ours["p50"]]),
+        make_figure("tasks per second / the same without the commit", shares, 0.6, least=True),
+        make_figure("tasks per second without the commit", bare["rate"]),
     ]

@@ -1,4 +1,4 @@
-"""Sealing into the archive, in turn with zarr writing the same arrays by itself; reads of what is only there."""
+"""Seal rounds into the archive, in turn with zarr alone on the same arrays; read tasks from the archive."""
 
 import random
 import time
@@ -18,7 +18,7 @@ from streams.history.archive.stores import FolderStore
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next, select_rounds
 from streams.types import Record
-from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.streams.figure import Figure, make_figure
 from tests.benchmarks.works import image_task
 
 TITLE = (
@@ -37,8 +37,8 @@ def measure(folder: Path) -> dict[str, Any]:
             first = number * SETTINGS.segment_rounds
             values = split_columns([kept.payload for kept in select_rounds(history, first, SETTINGS)]).values
             ways: dict[str, Callable[[], object]] = {
-                "plain": partial(_write_plainly, folder / f"plain-{number}", values),
-                "careful": partial(_write_carefully, folder / f"careful-{number}", values),
+                "plain": partial(_write, folder / f"plain-{number}", values),
+                "careful": partial(_write_and_verify, folder / f"careful-{number}", values),
                 "sealed": partial(seal_next, history, SETTINGS),
             }
             for name in [*ways][number % 3 :] + [*ways][: number % 3]:
@@ -47,12 +47,12 @@ def measure(folder: Path) -> dict[str, Any]:
                 found[name].append(time.perf_counter() - began)
         found["bytes"] = sum(array.nbytes for array in values.values())
         evict_payloads(history, 0)
-        found["cold reads"], found["cold batches"] = _read(history), _read_on(history)
+        found["cold reads"], found["cold batches"] = _read(history), _read_in_sequence(history)
     return found
 
 
-def _write_carefully(path: Path, values: dict[Any, Any]) -> None:
-    _write_plainly(path, values)
+def _write_and_verify(path: Path, values: dict[Any, Any]) -> None:
+    _write(path, values)
     FolderStore(path.parent).sync(path.name)
     group = zarr.open_group(path, mode="r")
     assert all(np.array_equal(np.asarray(group[column.name]), array) for column, array in values.items())
@@ -65,7 +65,7 @@ def _fill(history: History, number: int) -> None:
     history.append([Record(f"t{n}", bodies[n % 16], bytes(32), "s", None, 1.0) for n in records])
 
 
-def _write_plainly(path: Path, values: dict[Any, Any]) -> None:
+def _write(path: Path, values: dict[Any, Any]) -> None:
     group = zarr.open_group(path, mode="w", zarr_format=3)
     for column, array in values.items():
         chunk = min(len(array), CHUNK_BYTES // array.itemsize)
@@ -87,8 +87,8 @@ def _read(history: History) -> list[float]:
     return rates
 
 
-def _read_on(history: History) -> list[float]:
-    """Return tasks a second as a replay reads them: one behind the other, 64 at a time."""
+def _read_in_sequence(history: History) -> list[float]:
+    """Return tasks per second in sequential reads of 64, as `replay` reads them."""
     rates = []
     for number in range(ROUNDS):
         first, began = number * SETTINGS.segment_rounds, time.perf_counter()
@@ -98,16 +98,16 @@ def _read_on(history: History) -> list[float]:
     return rates
 
 
-def judge(samples: dict[str, Any]) -> list[Figure]:
-    """Return the figures."""
+def make_figures(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures of the samples."""
     ratios = [plain / ours for plain, ours in zip(samples["plain"], samples["sealed"], strict=True)]
     careful = [other / ours for other, ours in zip(samples["careful"], samples["sealed"], strict=True)]
     megabytes = samples["bytes"] / 1e6
     return [
-        figure("speed of sealing / zarr alone", ratios, 0.8, least=True),
-        figure("speed of sealing / zarr with verification", careful),
-        figure("MB per second, sealing", [megabytes / value for value in samples["sealed"]]),
-        figure("MB per second, zarr alone", [megabytes / value for value in samples["plain"]]),
-        figure("tasks per second from the archive, one by one", samples["cold reads"]),
-        figure("tasks per second from the archive, in sequence", samples["cold batches"]),
+        make_figure("speed of sealing / zarr alone", ratios, 0.8, least=True),
+        make_figure("speed of sealing / zarr with verification", careful),
+        make_figure("MB per second, sealing", [megabytes / value for value in samples["sealed"]]),
+        make_figure("MB per second, zarr alone", [megabytes / value for value in samples["plain"]]),
+        make_figure("tasks per second from the archive, one by one", samples["cold reads"]),
+        make_figure("tasks per second from the archive, in sequence", samples["cold batches"]),
     ]

@@ -1,4 +1,4 @@
-"""For how long a trainer waits for past tasks, as a share of its rounds: Conv4, 5-way 1-shot."""
+"""Measure how long a trainer waits for past tasks, as a share of its rounds: Conv4, 5-way 1-shot."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from streams.formats import wire
 from streams.history.history import History
 from streams.types import Record
 from tests.benchmarks.one_rank import BATCH, SIDE, WAYS
-from tests.benchmarks.streams.figure import Figure, figure
+from tests.benchmarks.streams.figure import Figure, make_figure
 from tests.benchmarks.works import image_task
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import close_run, open_run, play_rounds
@@ -20,7 +20,7 @@ ROUNDS = 5
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Return for each round its seconds and those of them that the trainer waited for tasks."""
+    """Return the seconds of each round, and the seconds in it that the trainer waited for tasks."""
     files, count = RunFiles(folder), BATCH + ROUNDS
     settings = TrainerSettings(
         model=ModelSettings("trainers.models:conv4", {"channels": 3, "size": SIDE, "ways": WAYS}, "cross_entropy")
@@ -40,11 +40,11 @@ def measure(folder: Path) -> dict[str, Any]:
     return found
 
 
-def judge(samples: dict[str, Any]) -> list[Figure]:
-    """Return the figures."""
+def make_figures(samples: dict[str, Any]) -> list[Figure]:
+    """Return the figures of the samples."""
     shares = [waited / seconds for waited, seconds in zip(samples["waited"], samples["seconds"], strict=True)]
     return [
-        figure("time waiting for tasks / time of a round", shares, 0.01),
-        figure("milliseconds waiting per round", [1e3 * waited for waited in samples["waited"]]),
-        figure("seconds per round", samples["seconds"]),
+        make_figure("time waiting for tasks / time of a round", shares, 0.01),
+        make_figure("milliseconds waiting per round", [1e3 * waited for waited in samples["waited"]]),
+        make_figure("seconds per round", samples["seconds"]),
     ]
