@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load
 
 from tests.deploy.conftest import Cli
-from tests.support.daemon import SINUSOID, Daemon, encode, free_port, running_daemon
+from tests.support.daemon import Daemon, encode, free_port, running_daemon, sinusoid_config
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("classes")
-    text = SINUSOID.format(path=folder / "run", port=free_port())
+    text = sinusoid_config(folder / "run", free_port())
     for old, new in (
         ('y = "real"\ny_shape = [1]', 'y = "class"\nways = 3'),
         ("outputs = 1", "outputs = 3"),

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import trainers.engines.local
@@ -40,11 +41,25 @@ def assert_near(found, right, near=NEAR):
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4], ids=["1 rank", "2 ranks", "4 ranks"])
-def played(request, tmp_path_factory):
-    """Return the number of ranks and the folder with their results for all cases and stages."""
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks("every_case", folder, request.param)
-    return request.param, folder
+def played(request, tmp_path_factory, worker_id):
+    """Return the number of ranks, and the folder with their results for every selected case at every stage.
+
+    The ranks run once, whichever of pytest's processes asks first.
+    """
+    world, base = request.param, tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / f"{world}-ranks"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir()
+            run_ranks("play_cases", folder, world, CASES=json.dumps(selected_cases(request.session, world)))
+            (folder / "done").touch()
+    return world, folder
+
+
+def selected_cases(session, world):
+    """Return the names of the cases that this run of pytest compares for a number of ranks."""
+    parameters = [item.callspec.params for item in session.items if "played" in getattr(item, "fixturenames", ())]
+    return sorted({one["name"] for one in parameters if one["played"] == world})
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -26,17 +26,7 @@ from trainers.checkpoint import list_checkpoints, load_latest
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0
-SINUSOID = """
-[run]
-path = "{path}"
-[task]
-x_shape = [1]
-y = "real"
-y_shape = [1]
-[model]
-build = "trainers.models:mlp"
-args = {{ inputs = 1, outputs = 1, hidden = [8] }}
-loss = "mse"
+SECTIONS = """
 [inner]
 steps = 2
 [meta]
@@ -45,11 +35,9 @@ batch = 2
 every_rounds = 5
 hindsight_steps = 1
 baselines = ["from_scratch"]
-options.from_scratch = {{ steps = 2 }}
+options.from_scratch = { steps = 2 }
 [checkpoint]
 every_rounds = 5
-[serve]
-port = {port}
 """
 
 
@@ -61,11 +49,30 @@ def free_port() -> int:
         return port
 
 
+def sinusoid_config(run: Path, port: int, hidden: int = 8, sections: str = SECTIONS) -> str:
+    """Return a configuration for the sinusoid stream: a small network, and the other ``sections`` as given."""
+    return f"""
+[run]
+path = "{run}"
+[task]
+x_shape = [1]
+y = "real"
+y_shape = [1]
+[model]
+build = "trainers.models:mlp"
+args = {{ inputs = 1, outputs = 1, hidden = [{hidden}] }}
+loss = "mse"
+{sections}
+[serve]
+port = {port}
+"""
+
+
 def write_sinusoid(folder: Path, more: str = "") -> Path:
     """Write a small configuration with its run under ``folder``; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.toml"
-    path.write_text(SINUSOID.format(path=folder / "run", port=free_port()) + more)
+    path.write_text(sinusoid_config(folder / "run", free_port()) + more)
     return path
 
 
@@ -231,16 +238,6 @@ def run_cli(*arguments: str | Path, seconds: float = 120.0, **environment: str) 
 
 
 RESTARTED = """
-[run]
-path = {path}
-[task]
-x_shape = [1]
-y = "real"
-y_shape = [1]
-[model]
-build = "trainers.models:mlp"
-args = {{ inputs = 1, outputs = 1, hidden = [16] }}
-loss = "mse"
 [inner]
 steps = 2
 [meta]
@@ -251,8 +248,6 @@ every_rounds = 20
 baselines = ["train_on_everything"]
 [checkpoint]
 every_rounds = 7
-[serve]
-port = {port}
 """
 
 
@@ -279,7 +274,8 @@ class RestartedDaemon:
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / "config.toml"
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(RESTARTED.format(path=f'"{self.run}"', port=self.port, together=together) + more)
+        sections = RESTARTED.format(together=together)
+        self.config.write_text(sinusoid_config(self.run, self.port, hidden=16, sections=sections) + more)
         self.start()
 
     def start(self) -> None:
