@@ -33,20 +33,20 @@ def measure(chosen: tuple[str, ...], rounds: int | None, programs: Path) -> Iter
     }
     about |= {"machine": describe_machine(), "versions": read_versions(), "plot": "bench.png", "wall_seconds": 0.0}
     result: dict[str, Any] = {"about": about, "works": {}}
-    _say("imports")
+    _log("imports")
     result["imports"] = time_imports(["online_meta", *PACKAGES.values()])
     if "first_start" in chosen:
-        _say("first start to first step")
+        _log("first start to first step")
         result["first_start"] = time_first_start()
     bind_to_one_core()
     torch.set_num_threads(1)
     for name in (name for name in chosen if name in WORKS):
         work = WORKS[name]
-        result["works"][name] = race(work, rounds or work.rounds, programs, lambda what, at=name: _say(f"{at}: {what}"))
+        result["works"][name] = race(work, rounds or work.rounds, programs, lambda what, at=name: _log(f"{at}: {what}"))
         about["wall_seconds"] = time.monotonic() - began
         yield result
     if "memory_growth" in chosen:
-        result["growth"] = measure_growth(programs, lambda what: _say(f"memory_growth: {what}"))
+        result["growth"] = measure_growth(programs, lambda what: _log(f"memory_growth: {what}"))
     about["wall_seconds"] = time.monotonic() - began
     yield result
 
@@ -73,7 +73,7 @@ def main(only: tuple[str, ...], rounds: int | None, out: Path | None) -> None:
     click.echo((out / "bench.md").read_text(encoding="utf-8"))
 
 
-def _say(what: str) -> None:
+def _log(what: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 

@@ -60,7 +60,7 @@ def prepare_higher(work: Work, weights: Params, tasks: list[Task], programs: Pat
     """Use the library higher: a patched module and a differentiable optimizer."""
     import higher
 
-    module, criterion = _loaded(work, weights), CRITERIA[work.loss]
+    module, criterion = _load_module(work, weights), CRITERIA[work.loss]
     optimizer = torch.optim.SGD(module.parameters(), lr=work.lr)
 
     def query_loss(task: Task) -> Tensor:
@@ -76,7 +76,7 @@ def prepare_torchopt(work: Work, weights: Params, tasks: list[Task], programs: P
     """Use the library TorchOpt: an optimizer that writes differentiable parameters into the module."""
     import torchopt
 
-    module, criterion = _loaded(work, weights), CRITERIA[work.loss]
+    module, criterion = _load_module(work, weights), CRITERIA[work.loss]
     leaves = dict(module.named_parameters())
     optimizer = torchopt.MetaSGD(module, lr=work.lr)
     start = torchopt.extract_state_dict(module, by="reference", detach_buffers=True)
@@ -106,7 +106,7 @@ def _accumulate(leaves: Params, tasks: list[Task], query_loss: Callable[[Task], 
     return MetaGrad(total / len(tasks), Meta(grads, {}))
 
 
-def _loaded(work: Work, weights: Params) -> nn.Module:
+def _load_module(work: Work, weights: Params) -> nn.Module:
     module = work.module()
     module.load_state_dict(weights)
     return module

@@ -53,7 +53,7 @@ def race(rounds: int, steps: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for round in range(rounds):
         for name, (kind, world) in WAYS.items():
-            _say(f"round {round + 1} of {rounds}: {name}")
+            _log(f"round {round + 1} of {rounds}: {name}")
             found[name].append(time_steps(kind, world, steps))
     return found
 
@@ -76,7 +76,7 @@ def time_recoveries(fault: Callable[[RestartedDaemon, int], None], times: int, f
     served = RestartedDaemon(folder, more=ENGINE)
     taken, fed = [], 0
     for number in range(times):
-        _say(f"{fault.__name__}, {number + 1} of {times}")
+        _log(f"{fault.__name__}, {number + 1} of {times}")
         submit(served.url, f"t{fed}", body(fed))
         fed += 1
         wait_for("it is learned", lambda fed=fed: served.status()["rounds"]["learned"] == fed, 120)
@@ -156,14 +156,14 @@ def main(rounds: int, steps: int, kills: int, stops: int, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result["killed"] = time_recoveries(kill_rank, kills, Path(folder) / "killed")
         result["stopped"] = time_recoveries(stop_rank, stops, Path(folder) / "stopped")
-        _say("checkpoints")
+        _log("checkpoints")
         result["stalls"] = time_stalls(20, Path(folder))
     replace_file(out / f"{NAME}.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / f"{NAME}.md", render(result).encode(), durable=False)
     click.echo(render(result))
 
 
-def _say(what: str) -> None:
+def _log(what: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 

@@ -15,13 +15,13 @@ STEPS = (8, 16, 32, 64, 128)
 MOST_PER_STEP, MOST_EXPONENT = 1.1, 0.6
 
 
-def measure_growth(programs: Path, say: Callable[[str], None], steps: Sequence[int] = STEPS) -> dict[str, Any]:
+def measure_growth(programs: Path, log: Callable[[str], None], steps: Sequence[int] = STEPS) -> dict[str, Any]:
     """Return the peaks of the transformer by number of steps, the growth per step, and the exponent."""
     weights = transformer(1).weights()
     peaks: dict[str, list[int]] = {"ours, loop": [], "ours, rematerialised": []}
     for contestant, found in peaks.items():
         for count in steps:
-            say(f"{contestant}, K = {count}")
+            log(f"{contestant}, K = {count}")
             work = transformer(count)
             call = CONTESTANTS[contestant](work, weights, [work.task(0)], programs)
             with MemoryMeter() as meter:

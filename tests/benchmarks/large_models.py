@@ -105,7 +105,7 @@ def try_width(scale: Scale, way: str, width: int, device: torch.device, *, timed
         setting = make_setting(scale, width, get_globs(way), device)
         parameters = sum(weight.numel() for weight in setting.meta.weights.values())
         gradient = build_gradient(way, setting, scale.steps)
-        peak = _peak(lambda: gradient(setting.meta, setting.task), setting, device)
+        peak = _measure_peak(lambda: gradient(setting.meta, setting.task), setting, device)
         began = time.perf_counter()
         if timed:
             gradient(setting.meta, setting.task)
@@ -124,7 +124,7 @@ def _free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _peak(work: Callable[[], Any], setting: Setting, device: torch.device) -> int:
+def _measure_peak(work: Callable[[], Any], setting: Setting, device: torch.device) -> int:
     """Return the bytes allocated at the peak of ``work``, including meta-parameters and task."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -155,7 +155,7 @@ def find_largest(
             return found, False
         place = min(max(place, fits + 1), fails - 1)
         trial = try_width(scale, way, scale.widths[place], device)
-        _say(f"  width {trial.width}: {trial.parameters / 1e6:.3g} M parameters, {_gigabytes(trial.peak)}")
+        _log(f"  width {trial.width}: {trial.parameters / 1e6:.3g} M parameters, {_format_gigabytes(trial.peak)}")
         if trial.peak is None:
             fails = place
         else:
@@ -186,7 +186,7 @@ def measure(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any
     began, rows = time.monotonic(), {}
     place = len(scale.widths) // 3
     for number, way in enumerate(METHODS):
-        _say(way)
+        _log(way)
         deadline = began + seconds * (number + 1) / len(METHODS)
         found, done = find_largest(scale, way, device, deadline, place)
         if found is None:
@@ -203,7 +203,7 @@ def measure(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any
             "estimate": estimate,
             "estimate_error": estimate / timed.peak - 1 if estimate and timed.peak else None,
         }
-        _say(f"  {json.dumps(rows[way])}")
+        _log(f"  {json.dumps(rows[way])}")
     return rows
 
 
@@ -234,7 +234,7 @@ meta-parameters, but no optimizer.
         off = "" if row["estimate_error"] is None else f"{row['estimate_error']:+.1%}"
         seconds, speed = (f"{row[key]:.3g}" if row[key] else "" for key in ("seconds", "tasks_per_second"))
         mark = "" if row["done"] else " (at least; the time limit was reached)"
-        text += f"| {way} | {row['width']}{mark} | {row['parameters'] / 1e6:.3g} M | {_gigabytes(row['peak'])} "
+        text += f"| {way} | {row['width']}{mark} | {row['parameters'] / 1e6:.3g} M | {_format_gigabytes(row['peak'])} "
         text += f"| {seconds} | {speed} | {off} |\n"
     text += "\nThe same model, the widest that fits with the unrolled loop, by every method:\n\n"
     text += "| method | peak | peak / unrolled | seconds per task |\n|---|---|---|---|\n"
@@ -242,15 +242,15 @@ meta-parameters, but no optimizer.
     for way, row in result["same_model"].items():
         share = f"{row['peak'] / base:.2f}" if row["peak"] and base else ""
         seconds = f"{row['seconds']:.3g}" if row["seconds"] else ""
-        text += f"| {way} | {_gigabytes(row['peak'])} | {share} | {seconds} |\n"
+        text += f"| {way} | {_format_gigabytes(row['peak'])} | {share} | {seconds} |\n"
     return text
 
 
-def _gigabytes(count: int | None) -> str:
+def _format_gigabytes(count: int | None) -> str:
     return "does not fit" if count is None else f"{count / 1e9:.3g} GB"
 
 
-def _say(what: str) -> None:
+def _log(what: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {what}", err=True)
 
 

@@ -29,16 +29,16 @@ def draw(result: Mapping[str, Any]) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3 if grown else 2, squeeze=False)[0]
     for axis, (measure, title) in zip(axes, (("seconds", "Time"), ("bytes", "Peak memory")), strict=False):
-        _bars(axis, result["works"], measure, first=measure == "seconds")
+        _plot_bars(axis, result["works"], measure, first=measure == "seconds")
         axis.set_title(f"{title} / unrolled loop (mark: goal)")
     if grown:
-        _growth(axes[2], result["growth"])
+        _plot_growth(axes[2], result["growth"])
     target = BytesIO()
     figure.savefig(target, format="png", dpi=110)
     return target.getvalue()
 
 
-def _bars(axis: Axes, works: Mapping[str, Any], measure: str, first: bool) -> None:
+def _plot_bars(axis: Axes, works: Mapping[str, Any], measure: str, first: bool) -> None:
     place, ticks, labels = 0.0, [], []
     for name, work in works.items():
         rows = {row["contestant"]: row for row in work["rows"]}
@@ -62,7 +62,7 @@ def _bars(axis: Axes, works: Mapping[str, Any], measure: str, first: bool) -> No
     axis.margins(x=0.12, y=0.01)
 
 
-def _growth(axis: Axes, growth: Mapping[str, Any]) -> None:
+def _plot_growth(axis: Axes, growth: Mapping[str, Any]) -> None:
     for name, peaks in growth["peaks"].items():
         axis.plot(growth["steps"], [peak / 1e6 for peak in peaks], marker="o", color=COLOURS[name], label=name)
     per_step = growth["parameters"] / 1e6

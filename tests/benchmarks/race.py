@@ -19,18 +19,18 @@ from tests.benchmarks.works import Work
 from tests.numerics.meter import MemoryMeter
 
 LEEWAY = 30
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def race(work: Work, rounds: int, programs: Path, say: Say) -> dict[str, Any]:
+def race(work: Work, rounds: int, programs: Path, log: Log) -> dict[str, Any]:
     """Return the rows of a workload; that of a failed contestant has the reason instead of figures."""
     weights, tasks = work.weights(), [work.task(seed) for seed in range(work.timed)]
-    say("float64 reference")
+    log("float64 reference")
     right = compute_reference(work, weights, tasks)
     failed, racers = {}, []
     with ExitStack() as stack:
         for name in work.contestants:
-            say(name)
+            log(name)
             try:
                 racer = start_racer(name, work, weights, tasks, programs, stack)
                 racer.calibrate(right)
@@ -38,12 +38,12 @@ def race(work: Work, rounds: int, programs: Path, say: Say) -> dict[str, Any]:
             except Exception as error:  # An error of one contestant does not stop the others.
                 failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         for number in range(rounds):
-            say(f"round {number + 1} of {rounds}")
+            log(f"round {number + 1} of {rounds}")
             gc.collect()
             for k in range(len(racers)):
                 racer = racers[(k + number) % len(racers)]
                 racer.turns.append(racer.turn(racer.calls))
-        say("memory")
+        log("memory")
         rows = [make_row(racer, work, programs) for racer in racers]
     rows += [{"contestant": name, "failed": reason} for name, reason in failed.items()]
     mark_wrong(rows)

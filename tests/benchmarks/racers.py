@@ -72,10 +72,10 @@ def start_racer(name: str, work: Work, weights: Params, tasks: list[Task], progr
         return Racer(name, peer.turn, None, found, first, compiling, bytes_of_call)
     call = CONTESTANTS[name](work, weights, tasks, programs)
     found = call()
-    return Racer(name, _timed(call), call, found, time.perf_counter() - began)
+    return Racer(name, _make_timer(call), call, found, time.perf_counter() - began)
 
 
-def _timed(call: Callable[[], MetaGrad]) -> Callable[[int], float]:
+def _make_timer(call: Callable[[], MetaGrad]) -> Callable[[int], float]:
     def turn(calls: int) -> float:
         began = time.perf_counter()
         for _ in range(calls):

@@ -23,7 +23,7 @@ def describe_machine() -> dict[str, Any]:
 
 def read_versions() -> dict[str, str]:
     """Return the versions of the package and its peers."""
-    return {name: _version(name) for name in PACKAGES}
+    return {name: _read_version(name) for name in PACKAGES}
 
 
 def read_commit() -> str:
@@ -38,7 +38,7 @@ def bind_to_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def _version(name: str) -> str:
+def _read_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -30,11 +30,11 @@ def render(result: Mapping[str, Any]) -> str:
         f"![Ratios to the unrolled loop, and memory by the number of steps]({about['plot']})",
     ]
     for work in result["works"].values():
-        text += ["", *_work(work, result.get("imports", {}))]
+        text += ["", *_render_work(work, result.get("imports", {}))]
     if "growth" in result:
-        text += ["", *_growth(result["growth"])]
+        text += ["", *_render_growth(result["growth"])]
     if "first_start" in result:
-        text += ["", *_first_start(result["first_start"])]
+        text += ["", *_render_first_start(result["first_start"])]
     return "\n".join([*text, ""])
 
 
@@ -51,7 +51,7 @@ NOTES = (
 )
 
 
-def _work(work: Mapping[str, Any], imports: Mapping[str, float | None]) -> list[str]:
+def _render_work(work: Mapping[str, Any], imports: Mapping[str, float | None]) -> list[str]:
     text = [f"## {work['title']}", ""]
     if work["scale"] != 1:
         text += [
@@ -86,7 +86,7 @@ def _work(work: Mapping[str, Any], imports: Mapping[str, float | None]) -> list[
     return text + ([*GOALS, *format_goal_lines(work)] if work["goals"] else [])
 
 
-def _growth(growth: Mapping[str, Any]) -> list[str]:
+def _render_growth(growth: Mapping[str, Any]) -> list[str]:
     text = [
         "## Peak memory of the transformer by the number of inner steps",
         "",
@@ -107,7 +107,7 @@ def _growth(growth: Mapping[str, Any]) -> list[str]:
     return text
 
 
-def _first_start(start: Mapping[str, Any]) -> list[str]:
+def _render_first_start(start: Mapping[str, Any]) -> list[str]:
     text = ['## First start to first step, `how="auto"`, sinusoid, K = 5', ""]
     if "failed" in start:
         return [*text, f"Not measured: {start['failed']}"]

@@ -84,7 +84,7 @@ def sequence_task(size: int, length: int, features: int, seed: int) -> Task:
     return Task(batch(), batch())
 
 
-def _sinusoid(steps: int) -> Work:
+def _make_sinusoid(steps: int) -> Work:
     ways = ("ours, compiled", "ours, traced", "ours, vmap", "ours, loop")
     return Work(
         f"sinusoid_k{steps}",
@@ -103,7 +103,9 @@ def _sinusoid(steps: int) -> Work:
     )
 
 
-def _conv4(name: str, ways: int, shots: int, queries: int, tasks: int, timed: int, most: float, **more: object) -> Work:
+def _make_conv4(
+    name: str, ways: int, shots: int, queries: int, tasks: int, timed: int, most: float, **more: object
+) -> Work:
     ours = "ours, loop"
     return Work(
         name,
@@ -154,11 +156,11 @@ def transformer(steps: int) -> Work:
 WORKS = {
     work.name: work
     for work in (
-        *map(_sinusoid, (1, 5, 10)),
-        _conv4("conv4_5way_4tasks", 5, 1, 15, 4, 4, 1.0, rounds=4),
-        _conv4("conv4_5way_few_queries", 5, 1, 1, 4, 4, 1.0, rounds=4),
-        _conv4("conv4_5way_32tasks", 5, 1, 15, 32, 8, 1.0, rounds=2),
-        _conv4("conv4_20way_4tasks", 20, 5, 5, 4, 1, 1.1, rounds=2, reference="adjoint"),
+        *map(_make_sinusoid, (1, 5, 10)),
+        _make_conv4("conv4_5way_4tasks", 5, 1, 15, 4, 4, 1.0, rounds=4),
+        _make_conv4("conv4_5way_few_queries", 5, 1, 1, 4, 4, 1.0, rounds=4),
+        _make_conv4("conv4_5way_32tasks", 5, 1, 15, 32, 8, 1.0, rounds=2),
+        _make_conv4("conv4_20way_4tasks", 20, 5, 5, 4, 1, 1.1, rounds=2, reference="adjoint"),
         transformer(32),
     )
 }

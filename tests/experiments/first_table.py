@@ -133,14 +133,14 @@ def render(result: dict[str, Any]) -> str:
     ]
     for (stream, label, rounds), learners in sorted(rows.items()):
         figures = [
-            _spread(learners, key)
+            _format_spread(learners, key)
             for key in ("mean_loss_last_100", "mean_accuracy_last_100", "cumulative_loss", "seconds")
         ]
         text.append(f"| {stream} | {label} | {rounds} | {' | '.join(figures)} |")
     return "\n".join([*text, ""])
 
 
-def _spread(learners: list[dict[str, Any]], key: str) -> str:
+def _format_spread(learners: list[dict[str, Any]], key: str) -> str:
     return format_mean([learner[key] for learner in learners if learner[key] is not None], ".3f")
 
 

@@ -1,4 +1,4 @@
-"""Compute regret on strongly convex quadratics: log T and below the bound for FTML, T for fixed weights."""
+"""Compute regret on strongly convex quadratics; it grows like log T for FTML, and like T for fixed weights."""
 
 import sys
 import time
@@ -55,27 +55,27 @@ def draw_quadratics(rounds: int, weights: int, seed: int, alpha: float = 0.25) -
 def adapt_all(tasks: Quadratics) -> MetaLosses:
     """Return each task's loss as a function of the weights before its inner step."""
     maps = np.eye(tasks.support.shape[1]) - tasks.alpha * tasks.support
-    pulls = tasks.query_minima - tasks.alpha * _times(tasks.support, tasks.support_minima)
+    pulls = tasks.query_minima - tasks.alpha * _multiply(tasks.support, tasks.support_minima)
     return MetaLosses(maps @ tasks.query @ maps, np.asarray(np.linalg.solve(maps, pulls[..., None])[..., 0]))
 
 
 def compute_leaders(losses: MetaLosses, start: Array) -> Array:
     """Return w_1 .. w_{T+1}, (T + 1, d), the weights of FTML: ``start``, then w_{t+1} = argmin_w sum_{s<=t} F_s(w)."""
-    curvature, pull = losses.curvature.cumsum(0), _times(*losses).cumsum(0)
+    curvature, pull = losses.curvature.cumsum(0), _multiply(*losses).cumsum(0)
     return np.concatenate([start[None], np.linalg.solve(curvature, pull[..., None])[..., 0]])
 
 
 def compute_losses(losses: MetaLosses, played: Array) -> Array:
     """Return F_t(w_t), (T,), for weights ``played``, (T, d), or one (d,) for all rounds."""
     apart = played - losses.minima
-    return np.asarray(0.5 * (apart * _times(losses.curvature, apart)).sum(1))
+    return np.asarray(0.5 * (apart * _multiply(losses.curvature, apart)).sum(1))
 
 
 def minimise_prefix_sums(losses: MetaLosses) -> Array:
     """Return min_w sum_{t<=T} F_t(w) for each T, (T,): the comparator in closed form."""
     leaders = compute_leaders(losses, losses.minima[0])[1:]
-    pull = _times(*losses).cumsum(0)
-    constant = 0.5 * (losses.minima * _times(*losses)).sum(1).cumsum()
+    pull = _multiply(*losses).cumsum(0)
+    constant = 0.5 * (losses.minima * _multiply(*losses)).sum(1).cumsum()
     return np.asarray(constant - 0.5 * (leaders * pull).sum(1))
 
 
@@ -86,7 +86,7 @@ def compute_regret(losses: MetaLosses, played: Array) -> Array:
 
 def compute_bound_slope(losses: MetaLosses, played: Array) -> float:
     """Return G~^2 / (2 mu~), the factor of log T in the bound, from the largest gradient and the smallest curvature."""
-    steepest = np.linalg.norm(_times(losses.curvature, played - losses.minima), axis=1).max()
+    steepest = np.linalg.norm(_multiply(losses.curvature, played - losses.minima), axis=1).max()
     return float(steepest**2 / (2 * np.linalg.eigvalsh(losses.curvature).min()))
 
 
@@ -97,12 +97,12 @@ def compute_expected_slope(losses: MetaLosses) -> float:
     H^-1 E[g g'] H^-1 / t, so the expected excess loss is half the trace of H times this covariance.
     """
     best = compute_leaders(losses, losses.minima[0])[-1]
-    gradients = _times(losses.curvature, best - losses.minima)
+    gradients = _multiply(losses.curvature, best - losses.minima)
     spread = gradients.T @ gradients / len(gradients)
     return float(np.trace(np.linalg.solve(losses.curvature.mean(0), spread)) / 2)
 
 
-def _times(matrices: Array, vectors: Array) -> Array:
+def _multiply(matrices: Array, vectors: Array) -> Array:
     """Return each matrix times its vector, (T, d)."""
     return np.asarray((matrices @ vectors[..., None])[..., 0])
 

@@ -79,7 +79,7 @@ def draw_stream(stream: str, seed: int, samples: int) -> tuple[Samples, list[int
         if length >= MIN_LENGTH and float(torch.rand((), generator=random)) < 1 / (MEAN_LENGTH - MIN_LENGTH):
             changes.append(at)
             length, task = 0, draw(random)
-        found.append(_sample(stream, task, random))
+        found.append(_draw_sample(stream, task, random))
         length += 1
     return found, changes
 
@@ -92,7 +92,7 @@ def _draw_classes(random: torch.Generator) -> Tensor:
     return 1.5 * torch.randn(3, 4, generator=random)
 
 
-def _sample(stream: str, task: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_sample(stream: str, task: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     if stream == "sinusoid":
         x = 10 * torch.rand(1, generator=random) - 5
         return x, task[0] * torch.sin(x - task[1]) + NOISE * torch.randn(1, generator=random)
@@ -185,24 +185,24 @@ the others keep 50. Microseconds are CPU time.
         ways.setdefault(str([row["asked"][key] for key in ("stream", "method", "likelihood", "options")]), []).append(
             row
         )
-    return about + "".join(f"| {' | '.join(_cells(rows))} |\n" for rows in ways.values())
+    return about + "".join(f"| {' | '.join(_format_cells(rows))} |\n" for rows in ways.values())
 
 
-def _cells(rows: list[Row]) -> list[str]:
+def _format_cells(rows: list[Row]) -> list[str]:
     asked = rows[0]["asked"]
     options = ", ".join(f"{name} {value:g}" for name, value in asked["options"].items() if name != "hypotheses")
     figures = [
-        _spread([row["mean_delay"] for row in rows], 1),
-        _spread([row["max_delay"] for row in rows], 0),
-        _spread([100 * row["missed_share"] for row in rows], 1),
-        _spread([row["false_per_thousand"] for row in rows], 1),
-        _spread([row["purity"] for row in rows], 3),
-        _spread([row["microseconds"] for row in rows], 0) if asked["method"] != "count" else "-",
+        _format_spread([row["mean_delay"] for row in rows], 1),
+        _format_spread([row["max_delay"] for row in rows], 0),
+        _format_spread([100 * row["missed_share"] for row in rows], 1),
+        _format_spread([row["false_per_thousand"] for row in rows], 1),
+        _format_spread([row["purity"] for row in rows], 3),
+        _format_spread([row["microseconds"] for row in rows], 0) if asked["method"] != "count" else "-",
     ]
     return [asked["stream"], asked["method"], asked["likelihood"], options, *figures]
 
 
-def _spread(values: list[float], digits: int) -> str:
+def _format_spread(values: list[float], digits: int) -> str:
     return format_mean([value for value in values if math.isfinite(value)], f",.{digits}f")
 
 

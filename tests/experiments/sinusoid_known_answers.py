@@ -102,8 +102,8 @@ def evaluate(inner: Inner, meta: Meta) -> tuple[float, float]:
 def run_row(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> Row:
     """Meta-train with one algorithm and return its row; a saved row is loaded instead of computed."""
     asked = {**dataclasses.asdict(algorithm), "iterations": iterations, "seed": seed}
-    kept = work / f"{algorithm.label.lower().replace(' ', '_').replace(',', '')}-{iterations}-{seed}.json"
-    if before := load_row(kept, asked):
+    file = work / f"{algorithm.label.lower().replace(' ', '_').replace(',', '')}-{iterations}-{seed}.json"
+    if before := load_row(file, asked):
         return before
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def run_row(algorithm: Algorithm, iterations: int, seed: int, work: Path) -> Row
     error, spread = evaluate(inner, engine.meta())
     row = {"asked": asked, "error": error, "standard_error": spread, "skipped": skipped}
     row["seconds"] = time.monotonic() - began
-    return save_row(kept, row)
+    return save_row(file, row)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -136,10 +136,10 @@ error after adaptation on {TEST_QUERIES} points of each of {TEST_TASKS} fresh ta
 | algorithm | paper | inner loop | meta-gradient | tasks per step | mean squared error | known | seconds |
 |---|---|---|---|---|---|---|---|
 """
-    return about + "".join(f"| {' | '.join(_cells(row))} |\n" for row in result["rows"])
+    return about + "".join(f"| {' | '.join(_format_cells(row))} |\n" for row in result["rows"])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _format_cells(row: dict[str, Any]) -> list[str]:
     asked = row["asked"]
     options = "".join(f", {key} {value}" for key, value in asked["options"].items())
     adapts = "" if asked["fast"] == "all" else f", {asked['fast']} only"

@@ -11,7 +11,7 @@ from trainers.models import conv4
 from tests.experiments.common.algorithms import build_algorithm
 from tests.experiments.glyphs import __main__
 from tests.experiments.glyphs.embedding import (
-    Embedded,
+    EmbeddedTask,
     embed_task,
     score_logistic_regression,
     score_nearest_centroid,
@@ -100,7 +100,7 @@ def test_an_embedding_learns_and_both_classifiers_use_it(letters):
     assert score_nearest_centroid(embedded) > max(before, 0.4)
     assert score_logistic_regression(embedded) > 0.4
     corners = torch.eye(2).repeat(3, 1)
-    known = Embedded(corners, torch.tensor([7, 3] * 3), corners, torch.tensor([7, 3] * 2 + [3, 7]))
+    known = EmbeddedTask(corners, torch.tensor([7, 3] * 3), corners, torch.tensor([7, 3] * 2 + [3, 7]))
     assert score_nearest_centroid(known) == score_logistic_regression(known) == pytest.approx(4 / 6)
 
 

@@ -13,7 +13,7 @@ from trainers.build import build_context, build_learners
 from tests.experiments.common.playing import TUNED, Training, train_leader
 from tests.experiments.rainbow import runs
 from tests.experiments.rainbow.__main__ import main
-from tests.experiments.rainbow.page import judge, plot, render
+from tests.experiments.rainbow.page import compute_efficiency, plot, render
 from tests.experiments.rainbow.runs import (
     DRAWS,
     PREFIXES,
@@ -97,8 +97,8 @@ def test_a_leader_is_trained_as_from_scratch_trains_random_weights():
 def test_the_table_has_the_points_needed_and_the_share_of_tasks_reached():
     good = make_row("FTML", 0, (0.5, 0.85, 0.95), (0.9, 0.92, 0.91))
     other = make_row("FTML", 1, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95))
-    assert judge(good, 0.9) == pytest.approx((0.93, 1.0, 455.0))
-    assert judge(other, 0.9) == pytest.approx((0.825, 0.5, 500.0))
+    assert compute_efficiency(good, 0.9) == pytest.approx((0.93, 1.0, 455.0))
+    assert compute_efficiency(other, 0.9) == pytest.approx((0.825, 0.5, 500.0))
     rows = [good, other, make_row("MOML", 0, (0.1, 0.2, 0.3), (0.1, 0.2, 0.5))]
     lines = render({"command": "c", "commit": "abc", "iterations": 22, "rows": rows}).splitlines()
     shown = [line for line in lines if line.startswith(("| FTML", "| MOML"))]

@@ -15,7 +15,7 @@ COMMIT = 50
 
 def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
     """Return the folder of a history with at least ``rounds`` tasks of the source ``kind``; append missing tasks."""
-    if _rounds_in(folder) >= rounds:  # Some sources take seconds to open.
+    if _count_rounds(folder) >= rounds:  # Some sources take seconds to open.
         return folder
     module = registry.load_module(streams.sources, kind)
     spec: TaskSpec = module.SPEC
@@ -26,21 +26,21 @@ def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
         while len(history) + len(records) < rounds:
             arrival = next(arrivals)
             if arrival is not None:
-                records.append(_record(arrival))
+                records.append(_make_record(arrival))
             if len(records) == COMMIT or len(history) + len(records) == rounds:
                 history.append(records)
                 records = []
     return folder
 
 
-def _rounds_in(folder: Path) -> int:
+def _count_rounds(folder: Path) -> int:
     if not folder.exists():
         return 0
     with History.open(folder, write=False) as history:
         return len(history)
 
 
-def _record(arrival: Arrival) -> Record:
+def _make_record(arrival: Arrival) -> Record:
     return Record(
         id=arrival.id,
         payload=arrival.body,

@@ -69,7 +69,7 @@ def play_stream(
     programs: Path,
     change: Callable[[LearnerContext], LearnerContext] = lambda context: context,
     prefixes_from: int = 0,
-    look: Callable[[Learner, Task], None] = lambda learner, task: None,
+    on_task: Callable[[Learner, Task], None] = lambda learner, task: None,
 ) -> Iterator[Round]:
     """Run a learner on a stream with one thread, and yield its rounds.
 
@@ -83,13 +83,13 @@ def play_stream(
         programs: the folder for compiled programs.
         change: maps the context that the learner is built from.
         prefixes_from: the first round in which prefixes of the support set are scored.
-        look: called with the learner and each task before it is scored. Its time is not counted.
+        on_task: called with the learner and each task before it is scored. Its time is not counted.
     """
     torch.set_num_threads(1)
     context = change(build_context(settings, MemoryReplayBuffer(), programs))
     learner = build_learners(settings, context)[name]
     for round, task in enumerate(tasks):
-        look(learner, task)
+        on_task(learner, task)
         began = time.process_time()
         score = learner.score(task, settings.regret.prefixes if round >= prefixes_from else ())
         learner.learn(task)

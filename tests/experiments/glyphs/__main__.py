@@ -110,8 +110,8 @@ def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, font
     asked = {**settings, "label": label, "shots": shots, "iterations": iterations, "seed": seed}
     asked["model"] = {**MODEL, "context": CONTEXT}
     name = "".join(letter if letter.isalnum() else "_" for letter in label.lower())
-    kept = work / f"{name}-{shots}-{iterations}-{seed}.json"
-    if before := load_row(kept, asked):
+    file = work / f"{name}-{shots}-{iterations}-{seed}.json"
+    if before := load_row(file, asked):
         return before
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -129,7 +129,7 @@ def run_row(label: str, shots: int, iterations: int, seed: int, work: Path, font
         "letters": [len(letters.train), len(letters.test)],
         "seconds": time.monotonic() - began,
     }
-    return save_row(kept, row)
+    return save_row(file, row)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -153,10 +153,12 @@ chosen by the authors: they compare algorithms under one small budget, and do no
 |---|---|---|---|---|---|
 """
     labels = list(dict.fromkeys(row["asked"]["label"] for row in rows))
-    return about + "".join(f"| {' | '.join(_cells([r for r in rows if r['asked']['label'] == n]))} |\n" for n in labels)
+    return about + "".join(
+        f"| {' | '.join(_format_cells([r for r in rows if r['asked']['label'] == n]))} |\n" for n in labels
+    )
 
 
-def _cells(rows: list[dict[str, Any]]) -> list[str]:
+def _format_cells(rows: list[dict[str, Any]]) -> list[str]:
     asked = rows[0]["asked"]
     inner = ""
     if "rule" in asked:

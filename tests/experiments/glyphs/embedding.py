@@ -12,7 +12,7 @@ from torch.nn import functional as F
 BATCH = 64
 
 
-class Embedded(NamedTuple):
+class EmbeddedTask(NamedTuple):
     """A task in feature space: unit vectors (n, features) and their labels (n,)."""
 
     support: Tensor
@@ -35,7 +35,7 @@ def train_embedding(module: nn.Module, letters: Tensor, steps: int, seed: int) -
         schedule.step()
 
 
-def embed_task(module: nn.Module, task: Task) -> Embedded:
+def embed_task(module: nn.Module, task: Task) -> EmbeddedTask:
     """Return a task's features before the last layer of a ``Conv4``, normalised to length 1."""
 
     def features(x: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def embed_task(module: nn.Module, task: Task) -> Embedded:
             maps: Tensor = module.features(x)  # type: ignore[operator]
             return F.normalize(maps.flatten(1))
 
-    return Embedded(features(task.support.x), task.support.y, features(task.query.x), task.query.y)
+    return EmbeddedTask(features(task.support.x), task.support.y, features(task.query.x), task.query.y)
 
 
-def score_logistic_regression(task: Embedded) -> float:
+def score_logistic_regression(task: EmbeddedTask) -> float:
     """Return the accuracy of logistic regression on the frozen embedding (Tian et al., ECCV 2020)."""
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
@@ -56,7 +56,7 @@ def score_logistic_regression(task: Embedded) -> float:
     return float(model.score(task.query.numpy(), task.query_y.numpy()))
 
 
-def score_nearest_centroid(task: Embedded) -> float:
+def score_nearest_centroid(task: EmbeddedTask) -> float:
     """Return the accuracy of the nearest class mean on the frozen embedding."""
     classes = torch.unique(task.support_y)
     centroids = torch.stack([task.support[task.support_y == label].mean(0) for label in classes])

@@ -138,11 +138,11 @@ def find_distinct(masters: NDArray[np.uint8]) -> NDArray[np.int64]:
     for first in range(0, len(small), _BLOCK):
         block = small[first : first + _BLOCK]
         alike_before = (block @ small[kept].T).max(axis=1, initial=-1.0) > TOO_ALIKE
-        kept += [first + place for place in _first_ones(block, np.flatnonzero(~alike_before))]
+        kept += [first + place for place in _select_distinct(block, np.flatnonzero(~alike_before))]
     return np.array(kept, dtype=np.int64)
 
 
-def _first_ones(block: NDArray[np.float32], candidates: Iterable[int]) -> list[int]:
+def _select_distinct(block: NDArray[np.float32], candidates: Iterable[int]) -> list[int]:
     """Return the candidates in a block of unit vectors that are not too close to an earlier returned one."""
     kept: list[int] = []
     for place in candidates:

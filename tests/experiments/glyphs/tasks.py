@@ -33,8 +33,8 @@ def load_letters(fonts: Path, cache: Path) -> Letters:
         cache.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"masters": torch.from_numpy(glyphs.masters), "script_of": torch.from_numpy(glyphs.script_of)}
         save_file(tensors, cache)
-    kept = load_file(cache)
-    pictures, script_of = kept["masters"].float() / 255, kept["script_of"]
+    saved = load_file(cache)
+    pictures, script_of = saved["masters"].float() / 255, saved["script_of"]
     scripts = np.unique(script_of.numpy())
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence(0))).permutation(scripts)
     held_out = torch.isin(script_of, torch.from_numpy(order[::HELD_OUT].copy()))

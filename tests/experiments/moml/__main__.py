@@ -76,7 +76,7 @@ def digits_mlp(hidden: Sequence[int] = (200,)) -> nn.Module:
 
 
 def make_settings(label: str, seed: int, chosen: Choice | None = None) -> TrainerSettings:
-    """Return the settings of a run, with what is ``CHOSEN`` for its learner by default."""
+    """Return the settings of a run, with its ``CHOSEN`` settings by default."""
     inner, outer, options = chosen or CHOSEN[label]
     return TrainerSettings(
         ModelSettings("tests.experiments.moml.__main__:digits_mlp"),
@@ -109,17 +109,17 @@ def run_entry(entry: Entry, work: Path) -> Row:
     training = Training(**CHOSEN["from_scratch"].options) if entry.label == MAIN_LEARNER else None
     asked = {**entry._asdict(), "chosen": CHOSEN[entry.label]._asdict()}
     asked |= {"trained": training._asdict()} if training else {}
-    kept = work / f"{'-'.join(map(str, entry))}.json"
-    if before := load_row(kept, asked):
+    file = work / f"{'-'.join(map(str, entry))}.json"
+    if before := load_row(file, asked):
         return before
     tasks, scores, long_term, seconds, checking = make_tasks(entry.seed, entry.rounds), [], [], 0.0, 0.0
     tuned: list[Score] = []
 
-    def look(learner: Learner, task: Task) -> None:
+    def train_and_score(learner: Learner, task: Task) -> None:
         if training:
             tuned.append(train_leader(settings, training, learner, task))
 
-    for learner, score, spent in play_stream(settings, entry.label, tasks, work / "programs", look=look):
+    for learner, score, spent in play_stream(settings, entry.label, tasks, work / "programs", on_task=train_and_score):
         scores.append(score)
         seconds += spent
         if len(scores) in {*CHECKS, entry.rounds}:
@@ -129,18 +129,18 @@ def run_entry(entry: Entry, work: Path) -> Row:
     row = {
         "asked": asked,
         "commit": read_commit(),
-        **_each(scores),
-        **({"tuned": _each(tuned)} if training else {}),
+        **_collect(scores),
+        **({"tuned": _collect(tuned)} if training else {}),
         "long_term": long_term,
         "state_bytes": sum(value.nbytes for value in learner.save().values()),
         "past_bytes": count_bytes(tasks) if isinstance(learner, FollowTheMetaLeader) else 0,
         "seconds": seconds,
         "checking": checking,
     }
-    return save_row(kept, row)
+    return save_row(file, row)
 
 
-def _each(scores: Sequence[Score]) -> Row:
+def _collect(scores: Sequence[Score]) -> Row:
     """Return the loss and accuracy on each task."""
     return {"losses": [score.loss_after for score in scores], "accuracies": [score.accuracy for score in scores]}
 
@@ -182,12 +182,12 @@ def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, 
 
 
 def _write(out: Path, rounds: int, rows: list[Row]) -> None:
-    write_table(out, NAME, rounds, [_rounded(row) for row in rows], render, plot(rows))
+    write_table(out, NAME, rounds, [_round_losses(row) for row in rows], render, plot(rows))
 
 
-def _rounded(row: Row) -> Row:
+def _round_losses(row: Row) -> Row:
     """Round the losses of a row to the digits that the table needs."""
-    tuned = {"tuned": _rounded(row["tuned"])} if "tuned" in row else {}
+    tuned = {"tuned": _round_losses(row["tuned"])} if "tuned" in row else {}
     return {**row, "losses": [float(f"{loss:.5g}") for loss in row["losses"]], **tuned}
 
 

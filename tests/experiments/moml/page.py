@@ -39,13 +39,13 @@ def render(result: dict[str, Any]) -> str:
         "| learner | seeds | loss | accuracy | against FTML | last half: loss | accuracy | against FTML |",
         "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {display_name(label)} | {' | '.join(_current(rows, leader))} |"
+            f"| {display_name(label)} | {' | '.join(_format_current(rows, leader))} |"
             for label, rows in {**groups, **tuned}.items()
         ),
         "",
         "## All tasks so far (LTM): loss; accuracy",
         "",
-        *_long_term(groups, leader),
+        *_format_long_term(groups, leader),
         "",
         "## Cost",
         "",
@@ -54,7 +54,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         "| learner | state, MB | past, MB | seconds per round | inner rate | outer rate | options |",
         "|---|---|---|---|---|---|---|",
-        *(f"| {display_name(label)} | {' | '.join(_cost(rows))} |" for label, rows in groups.items()),
+        *(f"| {display_name(label)} | {' | '.join(_format_cost(rows))} |" for label, rows in groups.items()),
         "",
         "Rates and options are the best of nine candidates per learner, over 150 rounds on another seed (`python -m",
         "tests.experiments.moml.tuning`). The authors chose those of *train on everything* and *from scratch*. All",
@@ -80,19 +80,19 @@ def display_name(label: str) -> str:
     return NAMES.get(label, label.replace("_", " "))
 
 
-def _current(rows: list[Row], leader: dict[int, Row]) -> list[str]:
+def _format_current(rows: list[Row], leader: dict[int, Row]) -> list[str]:
     cells = [str(len(rows))]
-    for part in (mean, _last_half):
+    for part in (mean, _mean_last_half):
         cells += [_format(part(row["losses"]) for row in rows), _format(part(row["accuracies"]) for row in rows)]
-        cells.append(_against(rows, leader, lambda row, part=part: part(row["losses"])))  # type: ignore[misc]
+        cells.append(_format_difference(rows, leader, lambda row, part=part: part(row["losses"])))  # type: ignore[misc]
     return cells
 
 
-def _last_half(values: Sequence[float]) -> float:
+def _mean_last_half(values: Sequence[float]) -> float:
     return mean(values[len(values) // 2 :])
 
 
-def _long_term(groups: dict[str, list[Row]], leader: dict[int, Row]) -> list[str]:
+def _format_long_term(groups: dict[str, list[Row]], leader: dict[int, Row]) -> list[str]:
     rounds = [check["rounds"] for check in next(iter(groups.values()))[0]["long_term"]]
     lines = [
         f"| learner | {' | '.join(f'{count} tasks' for count in rounds)} | against FTML |",
@@ -101,12 +101,12 @@ def _long_term(groups: dict[str, list[Row]], leader: dict[int, Row]) -> list[str
     for label, rows in groups.items():
         checks = zip(*(row["long_term"] for row in rows), strict=True)
         cells = ["; ".join(_format(check[of] for check in seeds) for of in ("loss", "accuracy")) for seeds in checks]
-        cells.append(_against(rows, leader, lambda row: float(row["long_term"][-1]["loss"])))
+        cells.append(_format_difference(rows, leader, lambda row: float(row["long_term"][-1]["loss"])))
         lines.append(f"| {display_name(label)} | {' | '.join(cells)} |")
     return lines
 
 
-def _cost(rows: list[Row]) -> list[str]:
+def _format_cost(rows: list[Row]) -> list[str]:
     chosen = rows[0]["asked"]["chosen"]
     return [
         *(f"{rows[0][of] / 1e6:.2f}" for of in ("state_bytes", "past_bytes")),
@@ -117,7 +117,7 @@ def _cost(rows: list[Row]) -> list[str]:
     ]
 
 
-def _against(rows: list[Row], leader: dict[int, Row], found: Callable[[Row], float]) -> str:
+def _format_difference(rows: list[Row], leader: dict[int, Row], found: Callable[[Row], float]) -> str:
     """Return the mean difference of ``found`` between the rows and the leader's rows with the same seeds."""
     pairs = [(row, leader[row["asked"]["seed"]]) for row in rows if row["asked"]["seed"] in leader]
     return _format((found(mine) - found(other) for mine, other in pairs if mine is not other), "+.3f")
@@ -132,19 +132,19 @@ def plot(rows: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")
-    current, kept = figure.subplots(1, 2, sharey=True)
+    current, past = figure.subplots(1, 2, sharey=True)
     for (label, found), colour in zip(group_by_label(rows).items(), (*COLOURS, "#000000", "#888888"), strict=False):
         losses = np.mean([row["losses"] for row in found], axis=0)
         rounds = np.arange(1, len(losses) + 1)
         current.plot(rounds, np.cumsum(losses) / rounds, color=colour, label=display_name(label))
         checks = np.mean([[[check["rounds"], check["loss"]] for check in row["long_term"]] for row in found], axis=0)
-        kept.plot(*checks.T, "o-", color=colour, markersize=4, label=display_name(label))
+        past.plot(*checks.T, "o-", color=colour, markersize=4, label=display_name(label))
     current.set_title("CTM: mean loss on the current tasks so far", fontsize=11)
-    kept.set_title("LTM: mean loss on all tasks so far", fontsize=11)
-    for axes in (current, kept):
+    past.set_title("LTM: mean loss on all tasks so far", fontsize=11)
+    for axes in (current, past):
         axes.set_xlabel("round")
         style_axes(axes)
     current.set_ylabel("query loss after adaptation")
     current.set_ylim(0, 2.6)
-    kept.legend(frameon=False, fontsize=9)
+    past.legend(frameon=False, fontsize=9)
     return as_png(figure)

@@ -47,8 +47,8 @@ def evaluate_candidate(label: str, tried: Choice, work: Path) -> Row:
     """Return the scores of a candidate on the stream; a saved row is loaded instead of computed."""
     asked = {"label": label, "tried": tried._asdict(), "rounds": ROUNDS, "seed": SEED}
     name = "-".join(map(str, (label, tried.inner, tried.outer, *tried.options.values())))
-    kept = work / f"try-{name}.json"
-    if before := load_row(kept, asked):
+    file = work / f"try-{name}.json"
+    if before := load_row(file, asked):
         return before
     played = [
         round.score for round in play_stream(make_settings(label, SEED, tried), label, stream(), work / "programs")
@@ -58,7 +58,7 @@ def evaluate_candidate(label: str, tried: Choice, work: Path) -> Row:
         "loss": mean(score.loss_after for score in half),
         "accuracy": mean(score.accuracy or 0.0 for score in half),
     }
-    return save_row(kept, {"asked": asked, **found})
+    return save_row(file, {"asked": asked, **found})
 
 
 @click.command()

@@ -33,9 +33,10 @@ def group_by_run(rows: Sequence[Row]) -> Runs:
 def render(result: dict[str, Any]) -> str:
     """Return the table as Markdown: means over the seeds and their standard errors."""
     groups = group_by_run(result["rows"])
-    rows = [f"| {' | '.join([*key, *_cells(key, groups)])} |\n" for key in groups if key[1] != COMPARATOR]
+    keys = [key for key in groups if key[1] != COMPARATOR]
+    rows = [f"| {' | '.join([*key, *_format_cells(key, groups)])} |\n" for key in keys]
     bests = [
-        f"- {stream}: {_spread([row['total'] for row in found])}; the estimate for one seed has a standard error of "
+        f"- {stream}: {_format_spread([row['total'] for row in found])}; the estimate for one seed has a standard error of "
         f"{mean(row['error'] for row in found):.2f}\n"
         for (stream, label), found in groups.items()
         if label == COMPARATOR
@@ -64,7 +65,7 @@ Cumulative loss of {COMPARATOR}:
 """
 
 
-def _cells(key: tuple[str, str], groups: Runs) -> list[str]:
+def _format_cells(key: tuple[str, str], groups: Runs) -> list[str]:
     rows, (stream, label) = groups[key], key
     totals = {row["asked"]["seed"]: sum(row["losses"]) for row in rows}
     even = {row["asked"]["seed"]: sum(row["losses"]) for row in groups.get((stream, "uniform"), [])}
@@ -72,16 +73,16 @@ def _cells(key: tuple[str, str], groups: Runs) -> list[str]:
     above = [[total - other[seed] for seed, total in totals.items() if seed in other] for other in (even, best)]
     return [
         str(len(rows)),
-        _spread([*totals.values()]),
-        _spread(above[0]) if label != "uniform" else "",
-        _spread(above[1]),
-        _spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
-        _spread([row["components"][-1] for row in rows]) if LABELS[label].components else "",
-        _spread([row["seconds"] for row in rows]),
+        _format_spread([*totals.values()]),
+        _format_spread(above[0]) if label != "uniform" else "",
+        _format_spread(above[1]),
+        _format_spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
+        _format_spread([row["components"][-1] for row in rows]) if LABELS[label].components else "",
+        _format_spread([row["seconds"] for row in rows]),
     ]
 
 
-def _spread(values: Sequence[float]) -> str:
+def _format_spread(values: Sequence[float]) -> str:
     return format_mean(values, ".2f", none="")
 
 

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     seed: int
 
 
-class Played(NamedTuple):
+class Variant(NamedTuple):
     """Settings of a learner: FTML with a replay policy, or a mixture with at most ``components`` components."""
 
     policy: str = "uniform"
@@ -60,21 +60,21 @@ STREAMS = {
     "heavy-tailed": Stream("heavy_tailed_functions", {}),
 }
 LABELS = {
-    "uniform": Played(),
-    "mixture": Played(components=MOST),
-    "one component": Played(components=1),
-    f"one component, {STEPS * MOST} steps": Played(components=1, steps=STEPS * MOST),
-    f"uniform, {STEPS * MOST} steps": Played(steps=STEPS * MOST),
-    "recent": Played("recent", {"window": WINDOW}),
-    "reservoir": Played("reservoir", {"size": WINDOW}),
-    "prioritised": Played("prioritised"),
-    "all": Played("all"),
+    "uniform": Variant(),
+    "mixture": Variant(components=MOST),
+    "one component": Variant(components=1),
+    f"one component, {STEPS * MOST} steps": Variant(components=1, steps=STEPS * MOST),
+    f"uniform, {STEPS * MOST} steps": Variant(steps=STEPS * MOST),
+    "recent": Variant("recent", {"window": WINDOW}),
+    "reservoir": Variant("reservoir", {"size": WINDOW}),
+    "prioritised": Variant("prioritised"),
+    "all": Variant("all"),
 }
 
 
 def make_settings(label: str, seed: int) -> TrainerSettings:
     """Return the settings of a run, with a small network and budget; the comparator adapts as the learners do."""
-    played = LABELS.get(label, Played())
+    played = LABELS.get(label, Variant())
     baselines = (MIXTURE,) if played.components else ()
     return TrainerSettings(
         ModelSettings("trainers.models:mlp", {"inputs": 1, "outputs": 1, "hidden": [40, 40]}, loss="mse"),
@@ -105,12 +105,12 @@ def run_entry(entry: Entry, work: Path) -> Row:
     """Return the row of a run or of its comparator; a saved row is loaded instead of computed."""
     settings = make_settings(entry.label, entry.seed)
     asked = {**entry._asdict(), "meta": asdict(settings.meta), "regret": asdict(settings.regret)}
-    kept = work / f"{'-'.join(map(str, entry)).replace(' ', '_')}.json"
-    if before := load_row(kept, asked):
+    file = work / f"{'-'.join(map(str, entry)).replace(' ', '_')}.json"
+    if before := load_row(file, asked):
         return before
     tasks = make_tasks(STREAMS[entry.stream], entry.seed, entry.rounds)
     found = (compare if entry.label == COMPARATOR else play)(settings, tasks, work / "programs")
-    return save_row(kept, {"asked": asked, **found})
+    return save_row(file, {"asked": asked, **found})
 
 
 def play(settings: TrainerSettings, tasks: list[Task], programs: Path) -> Row:

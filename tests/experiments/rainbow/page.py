@@ -24,7 +24,7 @@ class Efficiency(NamedTuple):
     points: float
 
 
-def judge(row: Row, proficiency: float) -> Efficiency:
+def compute_efficiency(row: Row, proficiency: float) -> Efficiency:
     """Return the efficiency of a run; a task on which the proficiency is not reached counts with all its points."""
     needed = [next((points for points, right in curve if right >= proficiency), None) for curve in row["curves"]]
     points = [curve[-1][0] if found is None else found for found, curve in zip(needed, row["curves"], strict=True)]
@@ -35,9 +35,9 @@ def judge(row: Row, proficiency: float) -> Efficiency:
 def render(result: Row) -> str:
     """Return the table as Markdown: means over the seeds and their standard errors."""
     minutes = sum(row["seconds"] for row in result["rows"]) / 60
-    judged = [f"accuracy on all {10 * TRAIN}", "first half", "last half"]
+    accuracies = [f"accuracy on all {10 * TRAIN}", "first half", "last half"]
     needed = [word for share in (PROFICIENCY, FEWER) for word in (f"points to {share:.0%}", "reached")]
-    head = f"| {' | '.join(['learner', 'seeds', *judged, *needed, 'seconds'])} |"
+    head = f"| {' | '.join(['learner', 'seeds', *accuracies, *needed, 'seconds'])} |"
     text = f"""# Rainbow digits by the protocol of Follow the Meta-Leader
 
 `{result["command"]}`, commit {result["commit"]}; {minutes:.0f} minutes of one core in all.
@@ -62,7 +62,7 @@ the tasks after the warm-up, then over the seeds, ± standard error over the see
 |---|---|---|---|---|---|---|---|---|---|
 """
     for label, mine in group_by_label(result["rows"]).items():
-        text += f"| {label} | {len(mine)} | {' | '.join(_cells(mine))} |\n"
+        text += f"| {label} | {len(mine)} | {' | '.join(_format_cells(mine))} |\n"
     return text + f"\n![Accuracy by points, and by task]({NAME}.png)\n"
 
 
@@ -74,9 +74,9 @@ def group_by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {label: mine for label, mine in found.items() if mine}
 
 
-def _cells(rows: list[Row]) -> list[str]:
-    high, low = ([judge(row, proficiency) for row in rows] for proficiency in (PROFICIENCY, FEWER))
-    halves = zip(*(_halves([curve[-1][1] for curve in row["curves"]]) for row in rows), strict=True)
+def _format_cells(rows: list[Row]) -> list[str]:
+    high, low = ([compute_efficiency(row, proficiency) for row in rows] for proficiency in (PROFICIENCY, FEWER))
+    halves = zip(*(_mean_halves([curve[-1][1] for curve in row["curves"]]) for row in rows), strict=True)
     columns: list[tuple[Sequence[float], str]] = [
         ([found.accuracy for found in high], ".1%"),
         *((half, ".1%") for half in halves),
@@ -89,7 +89,7 @@ def _cells(rows: list[Row]) -> list[str]:
     return [format_mean(values, form) for values, form in columns]
 
 
-def _halves(values: list[float]) -> tuple[float, float]:
+def _mean_halves(values: list[float]) -> tuple[float, float]:
     middle = max(len(values) // 2, 1)
     return mean(values[:middle]), mean(values[-middle:])
 

@@ -89,10 +89,10 @@ def make_tasks(seed: int, rounds: int) -> list[Task]:
 
 
 def _shuffle(task: Task, seed: int, t: int) -> Task:
-    return task._replace(support=_take(task.support, len(task.support.x), seed, ORDER, t))
+    return task._replace(support=_draw_samples(task.support, len(task.support.x), seed, ORDER, t))
 
 
-def _take(batch: Batch, count: int, *key: int) -> Batch:
+def _draw_samples(batch: Batch, count: int, *key: int) -> Batch:
     """Return ``count`` random samples of a batch, or all of them in random order if there are fewer."""
     chosen = torch.from_numpy(generator(*key).permutation(len(batch.x))[:count])
     return Batch(batch.x[chosen], batch.y[chosen])
@@ -113,7 +113,7 @@ class MinibatchBuffer(MemoryReplayBuffer):
     def draw(self, task: Task) -> Task:
         """Return a task whose support and query set are disjoint random samples of the support set of ``task``."""
         self._accesses += 1
-        few = _take(task.support, sum(DRAWS), self._seed, DRAWN, self._accesses)
+        few = _draw_samples(task.support, sum(DRAWS), self._seed, DRAWN, self._accesses)
         return Task(Batch(few.x[: DRAWS[0]], few.y[: DRAWS[0]]), Batch(few.x[DRAWS[0] :], few.y[DRAWS[0] :]))
 
 
@@ -138,28 +138,28 @@ def run_entry(entry: Entry, work: Path) -> Row:
     training = Training(**OPTIONS["from_scratch"]) if LABELS[entry.label] == MAIN_LEARNER else None
     asked = {**entry._asdict(), "settings": asdict(settings), "draws": DRAWS}
     asked |= {"trained": training._asdict()} if training else {}
-    kept = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
-    if before := load_row(kept, asked):
+    file = work / f"{entry.label.replace(' ', '_')}-{entry.rounds}-{entry.seed}.json"
+    if before := load_row(file, asked):
         return before
     seconds = 0.0
     curves: list[Curve] = []
     tuned: list[Curve] = []
 
-    def look(learner: Learner, task: Task) -> None:
+    def train_and_score(learner: Learner, task: Task) -> None:
         if training and len(curves) >= WARM_UP:
-            tuned.append(_curve(train_leader(settings, training, learner, task), task))
+            tuned.append(_make_curve(train_leader(settings, training, learner, task), task))
 
     change = partial(draw_minibatches, entry.label, entry.seed)
     tasks = make_tasks(entry.seed, entry.rounds)
-    played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP, look)
+    played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP, train_and_score)
     for task, (_, score, spent) in zip(tasks, played, strict=True):
-        curves.append(_curve(score, task))
+        curves.append(_make_curve(score, task))
         seconds += spent
     found = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": read_commit()}
-    return save_row(kept, {"asked": asked, **found})
+    return save_row(file, {"asked": asked, **found})
 
 
-def _curve(score: Score, task: Task) -> Curve:
+def _make_curve(score: Score, task: Task) -> Curve:
     """Return the accuracies after each prefix and after all of the support set, each with its number of points."""
     whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
     return [[found.points, found.accuracy] for found in (*score.prefixes, whole)]

@@ -64,14 +64,14 @@ def flight_samples(flights: Any) -> Samples:
     days = (flights[name].to_numpy() for name in ("month", "day"))
     hours = (flights["hour"] + flights["minute"] / 60).to_numpy() * (2 * np.pi / 24)
     x = [
-        _delay(flights["dep_delay"].to_numpy()),
+        _scale_delay(flights["dep_delay"].to_numpy()),
         (flights["distance"].to_numpy() - 1000) / 750,
         np.sin(hours),
         np.cos(hours),
         *(flights["origin"].to_numpy() == airport for airport in ("JFK", "LGA")),
     ]
-    y = _delay(flights["arr_delay"].to_numpy())
-    return _samples(x, y, _day_of_year(*days) // 7, flights["carrier"].to_numpy())
+    y = _scale_delay(flights["arr_delay"].to_numpy())
+    return _make_samples(x, y, _compute_day_of_year(*days) // 7, flights["carrier"].to_numpy())
 
 
 def pupil_samples(pupils: Any) -> Samples:
@@ -81,7 +81,7 @@ def pupil_samples(pupils: Any) -> Samples:
     """
     x = [pupils["gcsescore"].to_numpy() - 6, pupils["age"].to_numpy() / 4, pupils["gender"].to_numpy() == "F"]
     y = (pupils["score"].to_numpy() - 5) / 3
-    return _samples(x, y, np.zeros(len(y), np.int64), pupils["school"].to_numpy())
+    return _make_samples(x, y, np.zeros(len(y), np.int64), pupils["school"].to_numpy())
 
 
 def draw_tasks(samples: Samples, sizes: Sizes, seed: int, rounds: int) -> list[Task]:
@@ -96,27 +96,29 @@ def draw_tasks(samples: Samples, sizes: Sizes, seed: int, rounds: int) -> list[T
         for group in random.permutation(np.unique(samples.group[now])):
             members = random.permutation(now[samples.group[now] == group])
             if len(members) >= needed and len(found) < rounds:
-                found.append(Task(*(_batch(samples, part) for part in np.split(members[:needed], [sizes.support]))))
+                found.append(
+                    Task(*(_make_batch(samples, part) for part in np.split(members[:needed], [sizes.support])))
+                )
     if len(found) < rounds:
         raise ValueError(f"{rounds} rounds are requested, but only {len(found)} tasks have {needed} samples or more")
     return found
 
 
-def _delay(minutes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _scale_delay(minutes: NDArray[np.float64]) -> NDArray[np.float64]:
     return minutes.clip(EARLY, LATE) / UNIT
 
 
-def _day_of_year(month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.int64]:
+def _compute_day_of_year(month: NDArray[np.int64], day: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the day of the year 2013, starting at 0."""
     begins = np.datetime64("2013-01") + (month - 1).astype("timedelta64[M]")
     since = begins.astype("datetime64[D]") - np.datetime64("2013-01-01")
     return since.astype(np.int64) + day - 1
 
 
-def _samples(x: list[Any], y: NDArray[Any], time: NDArray[np.int64], group: NDArray[Any]) -> Samples:
+def _make_samples(x: list[Any], y: NDArray[Any], time: NDArray[np.int64], group: NDArray[Any]) -> Samples:
     numbers = np.unique(group.astype(str), return_inverse=True)[1].astype(np.int64)
     return Samples(np.stack(x, 1).astype(np.float32), y[:, None].astype(np.float32), time, numbers)
 
 
-def _batch(samples: Samples, rows: NDArray[np.int64]) -> Batch:
+def _make_batch(samples: Samples, rows: NDArray[np.int64]) -> Batch:
     return Batch(torch.from_numpy(samples.x[rows]), torch.from_numpy(samples.y[rows]))

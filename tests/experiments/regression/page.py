@@ -41,16 +41,16 @@ def render(result: dict[str, Any]) -> str:
     streams = group_by_stream(result["rows"])
     return "\n".join(
         [
-            _about(result, seconds),
-            *(line for name, by in streams.items() for line in _stream(STREAMS[name], by, result["iterations"])),
+            _render_introduction(result, seconds),
+            *(line for name, by in streams.items() for line in _render_stream(STREAMS[name], by, result["iterations"])),
             f"![Cumulative loss against FTML, and regret]({NAME}.png)",
             "",
-            *_choices(streams),
+            *_render_choices(streams),
         ]
     )
 
 
-def _about(result: dict[str, Any], seconds: float) -> str:
+def _render_introduction(result: dict[str, Any], seconds: float) -> str:
     return f"""# Learners on regression streams
 
 `{result["command"]}`, commit {result["commit"]}; {seconds / 60:.0f} minutes of one core in all.
@@ -85,7 +85,7 @@ support and query samples, and the order of the carriers in a week.
 """
 
 
-def _stream(stream: Stream, by: By, rounds: int) -> list[str]:
+def _render_stream(stream: Stream, by: By, rounds: int) -> list[str]:
     sizes = sorted({int(points) for label in LEARNERS for row in by[label].values() for points in row["prefixes"]})
     marks = " | ".join(f"{points}" for points in sizes)
     learners = [label for label in LEARNERS if by[label]]
@@ -94,17 +94,17 @@ def _stream(stream: Stream, by: By, rounds: int) -> list[str]:
         "",
         "| learner | seeds | loss | last half | against FTML | static regret | dynamic regret | ms per round |",
         "|---|---|---|---|---|---|---|---|",
-        *(f"| {label} | {' | '.join(_losses(label, by))} |" for label in learners),
+        *(f"| {label} | {' | '.join(_format_losses(label, by))} |" for label in learners),
         "",
-        *_bests(by, rounds),
+        *_render_optima(by, rounds),
         f"| learner; median loss after n points, n = | {marks} | reached {stream.proficiency:g}, % | points needed |",
         f"|---|{'---|' * len(sizes)}---|---|",
-        *(f"| {label} | {' | '.join(_efficiency([*by[label].values()], sizes))} |" for label in learners),
+        *(f"| {label} | {' | '.join(_format_efficiency([*by[label].values()], sizes))} |" for label in learners),
         "",
     ]
 
 
-def _bests(by: By, rounds: int) -> list[str]:
+def _render_optima(by: By, rounds: int) -> list[str]:
     rows = [*by[COMPARATOR].values()]
     if not rows:
         return []
@@ -116,7 +116,7 @@ def _bests(by: By, rounds: int) -> list[str]:
     ]
 
 
-def _losses(label: str, by: By) -> list[str]:
+def _format_losses(label: str, by: By) -> list[str]:
     rows, even, best = by[label], by["ftml"], by[COMPARATOR]
     against = [row["total"] - even[seed]["total"] for seed, row in rows.items() if seed in even]
     regrets = [
@@ -133,7 +133,7 @@ def _losses(label: str, by: By) -> list[str]:
     ]
 
 
-def _efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
+def _format_efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
     return [
         *(format_mean([row["prefixes"][str(points)] for row in rows], ".3g") for points in sizes),
         format_mean([100 * row["reached"] for row in rows], ".0f"),
@@ -141,7 +141,7 @@ def _efficiency(rows: list[Row], sizes: list[int]) -> list[str]:
     ]
 
 
-def _choices(streams: dict[str, By]) -> list[str]:
+def _render_choices(streams: dict[str, By]) -> list[str]:
     """Return the section with the settings of each learner."""
     text = [
         "## Settings",

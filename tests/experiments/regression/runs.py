@@ -47,7 +47,7 @@ class Stream(NamedTuple):
     @property
     def labels(self) -> tuple[str, ...]:
         """The learners on this stream; the mixture, by far the most expensive one, runs only on the sinusoids."""
-        return tuple(label for label in LEARNERS if label != "dp_mixture" or self.make is _sinusoids)
+        return tuple(label for label in LEARNERS if label != "dp_mixture" or self.make is _make_sinusoids)
 
     @property
     def linear(self) -> bool:
@@ -74,24 +74,24 @@ class Choice:
     optimizer: str = "adam"
 
 
-def _sinusoids(seed: int, rounds: int) -> list[Task]:
+def _make_sinusoids(seed: int, rounds: int) -> list[Task]:
     settings = drifting_sinusoids.Settings(support=20, query=20, period=60.0)
     return [drifting_sinusoids.make_task(settings, seed, t) for t in range(rounds)]
 
 
-def _flights(seed: int, rounds: int) -> list[Task]:
+def _make_flights(seed: int, rounds: int) -> list[Task]:
     return draw_tasks(load_flights(), Sizes(20, 50), seed, rounds)
 
 
-def _schools(seed: int, rounds: int) -> list[Task]:
+def _make_schools(seed: int, rounds: int) -> list[Task]:
     return draw_tasks(load_pupils(), Sizes(10, 10), seed, rounds)
 
 
 STREAMS = {
-    "sinusoids": Stream("Sinusoids of drifting amplitude, network 1-40-40-1", _sinusoids, 1, (40, 40), 1.0),
-    "flights": Stream("Flights, network 6-40-40-1", _flights, 6, (40, 40), 0.4),
-    "flights_linear": Stream("Flights, linear model", _flights, 6, (), 0.4),
-    "schools_linear": Stream("Schools, linear model", _schools, 3, (), 0.5),
+    "sinusoids": Stream("Sinusoids of drifting amplitude, network 1-40-40-1", _make_sinusoids, 1, (40, 40), 1.0),
+    "flights": Stream("Flights, network 6-40-40-1", _make_flights, 6, (40, 40), 0.4),
+    "flights_linear": Stream("Flights, linear model", _make_flights, 6, (), 0.4),
+    "schools_linear": Stream("Schools, linear model", _make_schools, 3, (), 0.5),
 }
 BASELINES = ("train_on_everything", "ftl_fine_tune", "from_scratch", "online_reptile", "moml", "aruba", "c_maml")
 LEARNERS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -87,8 +87,8 @@ def measure_policy(policy: str, scale: Scale, work: Path, call: Call) -> Row:
     own = scale.for_policy(policy)
     settings = make_settings(policy, scale.overrides)
     asked = {key: value for key, value in asdict(own).items() if key in ("played", "turns", "block")}
-    said = [*SMALL, *POLICIES[policy], *scale.overrides]
-    asked |= {"policy": policy, "rounds": [*own.rounds], "overrides": said}
+    overrides = [*SMALL, *POLICIES[policy], *scale.overrides]
+    asked |= {"policy": policy, "rounds": [*own.rounds], "overrides": overrides}
     file = locate_state(work, policy, own.rounds[-1]).with_suffix(".json")
     if before := load_row(file, asked):
         return before

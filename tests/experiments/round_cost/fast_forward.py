@@ -38,7 +38,7 @@ def fast_forward(settings: TrainerSettings, files: RunFiles, history: History, u
         sampler = ReplaySampler(build_replay(settings.meta), settings.seed, settings.meta.batch, gather_single_process)
         weights = sampler.load(learner.save())
         fast_forward_policy(
-            sampler, range(played, until), settings.meta.steps_per_round, _measured(run, learner, sampler)
+            sampler, range(played, until), settings.meta.steps_per_round, _yield_measurements(run, learner, sampler)
         )
         learner.load({**weights, **sampler.save()}, until)
         _write_lines(files, range(played, until), run)
@@ -61,17 +61,17 @@ def fast_forward_policy(sampler: ReplaySampler, rounds: range, steps: int, measu
             sampler.finish_step(samples)
 
 
-def _measured(run: Run, learner: FollowTheMetaLeader, sampler: ReplaySampler) -> Iterator[list[float]]:
+def _yield_measurements(run: Run, learner: FollowTheMetaLeader, sampler: ReplaySampler) -> Iterator[list[float]]:
     """Yield measurements of a few real meta-gradients in random order, each multiplied by a random factor."""
     if sampler.measure is None:
         return
     meta, gradient = run.leader(), learner.task_sum.gradient
     rounds = range(max(0, run.round - SAMPLES), run.round)
     values = np.array([sampler.measure(gradient(meta, run.buffer[round])).double().tolist() for round in rounds])
-    yield from _vary(values)
+    yield from _draw_varied(values)
 
 
-def _vary(values: NDArray[np.float64]) -> Iterator[list[float]]:
+def _draw_varied(values: NDArray[np.float64]) -> Iterator[list[float]]:
     random = generator(len(values))
     while True:
         yield (values[random.integers(len(values))] * random.lognormal(0.0, 0.5)).tolist()
@@ -79,7 +79,7 @@ def _vary(values: NDArray[np.float64]) -> Iterator[list[float]]:
 
 def _write_lines(files: RunFiles, rounds: range, run: Run) -> None:
     """Write a record and an update plan for each of ``rounds``, copied from the last round that was played."""
-    last = _last_line(files.rounds)
+    last = _read_last_line(files.rounds)
     assert run.journal is not None
     plans = LineWriter(files.update_log)
     for round in rounds:
@@ -89,7 +89,7 @@ def _write_lines(files: RunFiles, rounds: range, run: Run) -> None:
     plans.close()
 
 
-def _last_line(path: Path) -> Line:
+def _read_last_line(path: Path) -> Line:
     *_, last = LineReader(path).lines()
     return last
 

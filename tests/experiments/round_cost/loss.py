@@ -79,7 +79,7 @@ def play_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tupl
     """Start or continue a run of one of ``LABELS`` on a seed's history; a finished row is loaded instead."""
     if before := load_digits_row(policy, seed, rounds, work, overrides):
         return before
-    asked, place = _asked(policy, seed, rounds, overrides), _locate_run(work, policy, seed, rounds)
+    asked, place = _describe_run(policy, seed, rounds, overrides), _locate_run(work, policy, seed, rounds)
     config = read_config(Path(str(package_files("deploy") / "demo.toml")), (*asked["settings"], f"run.seed={seed}"))
     began = time.process_time()
     report = replay(config, _locate_history(work, seed), place, rounds, lambda what, done, of: None)
@@ -95,11 +95,11 @@ def play_digits(policy: str, seed: int, rounds: int, work: Path, overrides: tupl
 def load_digits_row(policy: str, seed: int, rounds: int, work: Path, overrides: tuple[str, ...] = ()) -> Row | None:
     """Return the row of a finished run, or None."""
     return load_row(
-        _locate_run(work, policy, seed, rounds).with_suffix(".json"), _asked(policy, seed, rounds, overrides)
+        _locate_run(work, policy, seed, rounds).with_suffix(".json"), _describe_run(policy, seed, rounds, overrides)
     )
 
 
-def _asked(policy: str, seed: int, rounds: int, overrides: tuple[str, ...]) -> Row:
+def _describe_run(policy: str, seed: int, rounds: int, overrides: tuple[str, ...]) -> Row:
     name, costlier = COSTLIER.get(policy, (policy, ()))
     settings = [*POLICIES[name], *COMMON, *costlier, *overrides]
     return {"policy": policy, "seed": seed, "rounds": rounds, "settings": settings}

@@ -31,10 +31,10 @@ def compute_growth(times: list[Row], clock: str) -> Growth:
     """Return the growth of the seconds of ``clock``; ratios are taken turn by turn, because machine speed varies."""
     first = times[0][clock]
     ratios = [[late / early for late, early in zip(at[clock], first, strict=True)] for at in times]
-    return Growth([median(found) for found in ratios], [_half_range(found) for found in ratios])
+    return Growth([median(found) for found in ratios], [_compute_half_range(found) for found in ratios])
 
 
-def _half_range(values: list[float]) -> float:
+def _compute_half_range(values: list[float]) -> float:
     low, _, high = quantiles(values, n=4, method="inclusive")
     return (high - low) / 2
 
@@ -65,12 +65,12 @@ the interquartile range.
 
 | policy | {head} | within {MAX_RATIO - 1:.0%} of each other |
 {line}
-{"".join(_time_row(row, rounds) for row in result["costs"])}
+{"".join(_format_time_row(row, rounds) for row in result["costs"])}
 Wall time relative to round {rounds[0]:,}. It includes other work on the machine.
 
 | policy | {head} |
 {line[4:]}
-{"".join(_wall_row(row, rounds) for row in result["costs"])}
+{"".join(_format_wall_row(row, rounds) for row in result["costs"])}
 ## Memory
 
 Peak resident MB of a separate process that plays {2 * scale["block"]} rounds from that point. In brackets: anonymous
@@ -78,8 +78,8 @@ memory (without pages of files) afterwards.
 
 | policy | {head} | within {MAX_RATIO - 1:.0%} of each other |
 {line}
-{"".join(_memory_row(row, rounds) for row in result["costs"])}
-{_losses(result)}
+{"".join(_format_memory_row(row, rounds) for row in result["costs"])}
+{_render_losses(result)}
 ![Time and memory by round](cost.png)
 """
 
@@ -88,46 +88,46 @@ def _pad(cells: list[str], rounds: list[int]) -> list[str]:
     return cells + ["-"] * (len(rounds) - len(cells))
 
 
-def _row(*cells: str) -> str:
+def _format_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _verdict(policy: str, apart: float) -> str:
+def _format_verdict(policy: str, apart: float) -> str:
     if policy == UNBOUNDED:
         return f"grows {apart:.3g}-fold, as it should" if apart > MAX_RATIO else f"NO GROWTH: {apart:.3f}"
     return f"yes: {apart:.3f}" if apart <= MAX_RATIO else f"NO: {apart:.3f}"
 
 
-def _time_row(row: Row, rounds: list[int]) -> str:
+def _format_time_row(row: Row, rounds: list[int]) -> str:
     growth = compute_growth(row["times"], "cpu")
     cells = [
         f"{min(at['cpu']) * 1e3:.2f} ({ratio:.3f} ± {half:.3f})"
         for at, ratio, half in zip(row["times"], *growth, strict=True)
     ]
     policy = row["asked"]["policy"]
-    return _row(policy, *_pad(cells, rounds), _verdict(policy, growth.max_ratio))
+    return _format_row(policy, *_pad(cells, rounds), _format_verdict(policy, growth.max_ratio))
 
 
-def _wall_row(row: Row, rounds: list[int]) -> str:
+def _format_wall_row(row: Row, rounds: list[int]) -> str:
     cells = [f"{ratio:.3f} ± {half:.3f}" for ratio, half in zip(*compute_growth(row["times"], "wall"), strict=True)]
-    return _row(row["asked"]["policy"], *_pad(cells, rounds))
+    return _format_row(row["asked"]["policy"], *_pad(cells, rounds))
 
 
-def _memory_row(row: Row, rounds: list[int]) -> str:
+def _format_memory_row(row: Row, rounds: list[int]) -> str:
     cells = [f"{at['peak'] / 1e6:.1f} ({at['anonymous'] / 1e6:.1f})" for at in row["memory"]]
     peaks = [at["peak"] for at in row["memory"]]
     policy = row["asked"]["policy"]
-    said = f"{_verdict(policy, max(peaks) / min(peaks))} ({(max(peaks) - min(peaks)) / 1e6:.1f} MB)"
-    return _row(policy, *_pad(cells, rounds), said)
+    verdict = f"{_format_verdict(policy, max(peaks) / min(peaks))} ({(max(peaks) - min(peaks)) / 1e6:.1f} MB)"
+    return _format_row(policy, *_pad(cells, rounds), verdict)
 
 
-def _losses(result: dict[str, Any]) -> str:
+def _render_losses(result: dict[str, Any]) -> str:
     if not result["losses"]:
         return ""
     scale = result["scale"]
     table = compare(result["losses"])
     rows = "".join(
-        _row(
+        _format_row(
             one["policy"],
             format_spread(one["loss"], ".1f"),
             format_spread(one["above_all"], "+.2%"),
@@ -140,8 +140,8 @@ def _losses(result: dict[str, Any]) -> str:
     verdict = ""
     if best is not None:
         above = best["above_all"]["mean"]
-        said = "within" if above <= MAX_EXCESS else "NOT within"
-        verdict = f"The best bounded policy, {best['policy']}, is {said} {MAX_EXCESS:.0%} of `all`: {above:+.2%}.\n"
+        relation = "within" if above <= MAX_EXCESS else "NOT within"
+        verdict = f"The best bounded policy, {best['policy']}, is {relation} {MAX_EXCESS:.0%} of `all`: {above:+.2%}.\n"
     return f"""## Loss
 
 Rainbow digits, 10 classes, one support image and two query images per class, {scale["loss_rounds"]:,} rounds:

@@ -78,7 +78,7 @@ def time_rounds(
     """
     found: list[Row] = [{"round": round, "cpu": [], "wall": []} for round in rounds]
     with ExitStack() as stack:
-        runs = [_copied(stack, work, policy, settings, round) for round in rounds]
+        runs = [_open_copy(stack, work, policy, settings, round) for round in rounds]
         for run in runs:
             play_rounds(run, Event(), run.round + block)
         for turn in range(turns):
@@ -94,7 +94,7 @@ def time_rounds(
 def measure_memory(work: Path, policy: str, settings: TrainerSettings, round: int, block: int) -> Row:
     """Return the memory of this process after it opens the run that stands at ``round`` and plays two blocks."""
     with ExitStack() as stack:
-        run = _copied(stack, work, policy, settings, round)
+        run = _open_copy(stack, work, policy, settings, round)
         play_rounds(run, Event(), round + block)
         _reset_peak()
         play_rounds(run, Event(), round + 2 * block)
@@ -102,7 +102,7 @@ def measure_memory(work: Path, policy: str, settings: TrainerSettings, round: in
         return read_memory()
 
 
-def _copied(stack: ExitStack, work: Path, policy: str, settings: TrainerSettings, round: int) -> Run:
+def _open_copy(stack: ExitStack, work: Path, policy: str, settings: TrainerSettings, round: int) -> Run:
     folder = Path(stack.enter_context(TemporaryDirectory(dir=work / "copies")))
     shutil.copytree(locate_state(work, policy, round), folder, dirs_exist_ok=True)
     history = stack.enter_context(History.open(work / "history", write=False))
@@ -113,8 +113,8 @@ def _copied(stack: ExitStack, work: Path, policy: str, settings: TrainerSettings
 
 def read_memory() -> Row:
     """Return the bytes of this process: ``resident``, ``anonymous`` (without pages of files), and ``peak``."""
-    rollup = _kilobytes(Path("/proc/self/smaps_rollup"))
-    status = _kilobytes(Path("/proc/self/status"))
+    rollup = _read_kilobytes(Path("/proc/self/smaps_rollup"))
+    status = _read_kilobytes(Path("/proc/self/status"))
     return {
         "resident": 1024 * rollup["Rss"],
         "anonymous": 1024 * rollup["Anonymous"],
@@ -126,7 +126,7 @@ def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _kilobytes(file: Path) -> dict[str, int]:
+def _read_kilobytes(file: Path) -> dict[str, int]:
     pairs = (line.split() for line in file.read_text().splitlines())
     return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 3 and pair[2] == "kB"}
 

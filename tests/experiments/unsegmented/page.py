@@ -47,11 +47,11 @@ end of the block. Mean over the seeds ± standard error.
         rows = [row for row in result["rows"] if row["asked"]["way"] == way]
         for place in range(len(rows[0]["blocks"]) if rows else 0):
             where = f"{place * BLOCK:,} to {(place + 1) * BLOCK:,}"
-            lines.append(f"| {way} | {where} | {' | '.join(_cells([row['blocks'][place] for row in rows]))} |\n")
-    return about + "".join(lines) + "\n" + _effort(result["rows"])
+            lines.append(f"| {way} | {where} | {' | '.join(_format_cells([row['blocks'][place] for row in rows]))} |\n")
+    return about + "".join(lines) + "\n" + _format_effort(result["rows"])
 
 
-def _cells(blocks: list[Row]) -> list[str]:
+def _format_cells(blocks: list[Row]) -> list[str]:
     delays = [sum(block["delays"]) / len(block["delays"]) for block in blocks if block["delays"]]
     return [
         format_mean(delays, ".1f"),
@@ -63,7 +63,7 @@ def _cells(blocks: list[Row]) -> list[str]:
     ]
 
 
-def _effort(rows: list[Row]) -> str:
+def _format_effort(rows: list[Row]) -> str:
     parts = []
     for way in WAYS:
         some = [row for row in rows if row["asked"]["way"] == way]
