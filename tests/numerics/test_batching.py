@@ -104,7 +104,7 @@ def test_a_digest_identifies_a_program_in_every_process():
     here = digest()
     assert here == digest()
     assert len({here, digest(lr=0.2), digest(steps=3), digest(dtype=torch.float32), digest(name="layer_norm")}) == 5
-    code = "import tests.numerics.test_paths as t; print(t.digest_of_the_default())"
+    code = "import tests.numerics.test_batching as t; print(t.digest_of_the_default())"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     torch.set_num_threads(1)
     assert output.strip() == digest_of_the_default()
