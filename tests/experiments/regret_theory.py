@@ -208,7 +208,7 @@ def plot(rows: list[Row]) -> bytes:
     right.plot(shown, bound, color="black", linestyle=":", label="bound of FTML")
     right.plot([], [], color="#3182bd", label="FTML")
     right.plot([], [], color="#e6862d", label="fixed weights")
-    right.set(xscale="log", yscale="log", xlabel="T", ylabel="regret", title="with the bound, and fixed weights")
+    right.set(xscale="log", yscale="log", xlabel="T", ylabel="regret", title="FTML, its bound, and fixed weights")
     left.legend()
     right.legend()
     return as_png(figure, dpi=110)

@@ -36,8 +36,8 @@ def render(result: dict[str, Any]) -> str:
     keys = [key for key in groups if key[1] != COMPARATOR]
     rows = [f"| {' | '.join([*key, *_format_cells(key, groups)])} |\n" for key in keys]
     bests = [
-        f"- {stream}: {_format_spread([row['total'] for row in found])}; the estimate for one seed has a standard error of "
-        f"{mean(row['error'] for row in found):.2f}\n"
+        f"- {stream}: {_format_spread([row['total'] for row in found])}; the estimate for one seed has a standard "
+        f"error of {mean(row['error'] for row in found):.2f}\n"
         for (stream, label), found in groups.items()
         if label == COMPARATOR
     ]

@@ -169,8 +169,8 @@ def draw(result: dict[str, Any]) -> bytes:
         growth = compute_growth(row["times"], "cpu")
         left.errorbar(rounds, growth.ratios, growth.ranges, marker="o", capsize=3, label=name)
         right.plot(rounds, peaks, marker="o", label=name)
-    _finish(left, "CPU time per round / that at the first")
-    _finish(right, "Peak resident memory / that at the first")
+    _finish(left, "CPU time per round, relative to the first")
+    _finish(right, "Peak resident memory, relative to the first")
     return as_png(figure, dpi=110)
 
 
