@@ -109,7 +109,7 @@ def _make_conv4(
     ours = "ours, loop"
     return Work(
         name,
-        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {queries} query images a class, "
+        f"Conv4-64 with BatchNorm, 84x84x3, {ways}-way {shots}-shot, {queries} query images per class, "
         f"{tasks} tasks, K = 5",
         "conv4",
         partial(conv4, ways),
