@@ -30,8 +30,8 @@ THIRD ?= $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) %
 # by chance, ARGS=... is passed on to what is run.
 PYTHON ?=
 ARGS ?=
-TABLE ?= first_table sinusoid_known_answers glyph_table regret_theory non_stationary segmentation \
-	unsegmented rainbow_protocol moml_protocol regression_streams
+TABLE ?= first_table sinusoid_known_answers glyphs regret_theory non_stationary segmentation \
+	unsegmented rainbow moml regression
 TORCH ?= 2.13.0
 MINUTES ?=
 SEED ?=
@@ -74,7 +74,7 @@ docs: $(READY)  ## the documentation as a site, site/index.html; fails on a stal
 	@$(BIN)/python -m tests.docs.reference --check
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --strict $(ARGS)
 
-experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; continues where it stopped; TABLE=glyph_table ARGS="--jobs 1"
+experiments: $(READY) $(FONTS)  ## the tables of docs/results, some hours; continues where it stopped; TABLE=glyphs ARGS="--jobs 1"
 	@for table in $(TABLE); do $(BIN)/python -m tests.experiments.$$table $(ARGS); done
 
 experiments-cost: $(READY)  ## the cost of a round stays constant, 80 minutes; continues where it stopped; ARGS="--quick --out /tmp"
@@ -83,13 +83,13 @@ experiments-cost: $(READY)  ## the cost of a round stays constant, 80 minutes; c
 bench: $(BENCH_READY)  ## time and memory next to peers, into docs/results, 25 minutes; ARGS="--only sinusoid_k5"
 	@exec $(BENCH)/python -m tests.benchmarks $(ARGS)
 
-bench-distributed: $(READY)  ## what ranks bring and cost, 8 minutes; ARGS="--kills 5"
+bench-distributed: $(READY)  ## gain and cost of several ranks, 8 minutes; ARGS="--kills 5"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.distributed $(ARGS)
 
-bench-memory: $(READY)  ## how far the estimate of peak memory is off, 10 minutes; ARGS="--only conv4"
+bench-memory: $(READY)  ## error of the estimate of peak memory, 10 minutes; ARGS="--only conv4"
 	@exec $(BIN)/python -m tests.benchmarks.memory $(ARGS)
 
-bench-streams: $(READY) $(BIN)/redis-server  ## how quick the streams and the history are, 8 minutes; ARGS="--only http_ingest"
+bench-streams: $(READY) $(BIN)/redis-server  ## speed of the streams and the history, 8 minutes; ARGS="--only http_ingest"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.streams $(ARGS)
 
 crash: $(READY) $(BIN)/strace  ## kill and harm the history at every system call that changes a file; SEED=1 ARGS="--every 10"

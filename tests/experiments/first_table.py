@@ -1,7 +1,6 @@
 """Compare FTML with three meta-gradients and two replay policies to baselines, on two streams and several seeds."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,7 +16,7 @@ from rich.progress import Progress
 from streams.atomic_files import replace_file
 
 from tests.experiments.common.histories import make_history
-from tests.experiments.common.tables import format_mean, read_commit
+from tests.experiments.common.tables import format_mean, read_command, read_commit
 
 NO_COMPARATOR = ("regret.comparator=[]",)
 FTML_ONLY = ("regret.baselines=[]", *NO_COMPARATOR)
@@ -108,7 +107,7 @@ def _write(out: Path, lines: list[dict[str, Any]], wall_seconds: float) -> None:
     """Write the table with the runs so far."""
     lines.sort(key=lambda line: (line["stream"], line["variant"], line["seed"]))
     out.mkdir(parents=True, exist_ok=True)
-    about = {"command": " ".join(["python -m tests.experiments.first_table", *sys.argv[1:]]), "commit": read_commit()}
+    about = {"command": read_command("tests.experiments.first_table"), "commit": read_commit()}
     result = {**about, "wall_seconds": wall_seconds, "runs": lines}
     replace_file(out / "first_table.json", json.dumps(result, indent=1).encode(), durable=False)
     replace_file(out / "first_table.md", render(result).encode(), durable=False)

@@ -1,6 +1,5 @@
 """Compute regret on strongly convex quadratics; it grows like log T for FTML, and like T for fixed weights."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from tests.experiments.common.tables import Row, format_mean, read_commit, write_files
+from tests.experiments.common.tables import Row, format_mean, read_command, read_commit, write_files
 
 Array = NDArray[np.float64]
 
@@ -226,7 +225,7 @@ def main(seeds: int, rounds: int, out: Path) -> None:
         )
     began = time.monotonic()
     rows = [run_seed(seed, rounds) for seed in range(seeds)]
-    command = " ".join([f"python -m tests.experiments.{NAME}", *sys.argv[1:]])
+    command = read_command(f"tests.experiments.{NAME}")
     result = {"command": command, "commit": read_commit(), "wall_seconds": time.monotonic() - began, "rows": rows}
     write_files(out, NAME, result, render(result), plot(rows))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))

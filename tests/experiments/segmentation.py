@@ -32,6 +32,7 @@ from tests.experiments.common.tables import Row, format_mean, load_row, run_rows
 from tests.experiments.sinusoid_known_answers import draw_tasks
 
 NAME = "segmentation"
+MODULE = f"tests.experiments.{NAME}"
 MIN_LENGTH, MEAN_LENGTH, NOISE, TOLERANCE = 10, 50, 0.1, 10
 TRAINING = 3_000
 
@@ -219,7 +220,7 @@ def main(samples: int, training: int, seeds: int, jobs: int, work: Path, out: Pa
     """Write segmentation.json and .md into OUT; rows that are finished in WORK are reused."""
     work.mkdir(parents=True, exist_ok=True)
     asked = [(way, seed, samples, training, work) for way in WAYS for seed in range(seeds)]
-    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, samples, rows, render))
+    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, MODULE, samples, rows, render))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 

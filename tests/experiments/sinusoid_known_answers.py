@@ -22,6 +22,7 @@ from tests.experiments.common.algorithms import Algorithm, build_algorithm
 from tests.experiments.common.tables import Row, choose_labels, load_row, run_rows, save_row, write_table
 
 NAME = "sinusoid_known_answers"
+MODULE = f"tests.experiments.{NAME}"
 SHOTS = 10
 TEST_TASKS, TEST_QUERIES = 600, 100
 CONTEXT = 5
@@ -169,7 +170,7 @@ def main(iterations: int, only: tuple[str, ...], seed: int, jobs: int, work: Pat
     labels = choose_labels(only, [algorithm.label for algorithm in ALGORITHMS])
     work.mkdir(parents=True, exist_ok=True)
     asked = [(algorithm, iterations, seed, work) for algorithm in ALGORITHMS if algorithm.label in labels]
-    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, iterations, rows, render))
+    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, MODULE, iterations, rows, render))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 

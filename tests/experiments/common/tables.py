@@ -52,6 +52,11 @@ def run_rows(jobs: int, run: Callable[..., Row], asked: Sequence[tuple[Any, ...]
             write([rows[place] for place in sorted(rows)])
 
 
+def read_command(module: str) -> str:
+    """Return the command line of this process, which runs ``module``."""
+    return " ".join(["python -m", module, *sys.argv[1:]])
+
+
 def read_commit() -> str:
     """Return the short hash of the checked-out commit."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -61,14 +66,14 @@ def read_commit() -> str:
 def write_table(
     out: Path,
     name: str,
+    module: str,
     iterations: int,
     rows: list[Row],
     render: Callable[[Row], str],
     picture: bytes | None = None,
 ) -> None:
-    """Write a table of ``rows`` with the command and commit that produced it, using ``write_files``."""
-    command = " ".join([f"python -m tests.experiments.{name}", *sys.argv[1:]])
-    result = {"command": command, "commit": read_commit(), "iterations": iterations, "rows": rows}
+    """Write a table of ``rows`` with the command of ``module`` and the commit, using ``write_files``."""
+    result = {"command": read_command(module), "commit": read_commit(), "iterations": iterations, "rows": rows}
     write_files(out, name, result, render(result), picture)
 
 

@@ -200,7 +200,7 @@ def main(
         raise click.UsageError(str(error)) from error
     load_letters(place, work / "letters.safetensors")
     asked = [(label, shot, iterations, seed, work, place) for shot in shots for label in labels]
-    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, iterations, rows, render))
+    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, __package__, iterations, rows, render))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 

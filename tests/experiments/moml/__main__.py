@@ -182,7 +182,7 @@ def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, 
 
 
 def _write(out: Path, rounds: int, rows: list[Row]) -> None:
-    write_table(out, NAME, rounds, [_round_losses(row) for row in rows], render, plot(rows))
+    write_table(out, NAME, __package__, rounds, [_round_losses(row) for row in rows], render, plot(rows))
 
 
 def _round_losses(row: Row) -> Row:

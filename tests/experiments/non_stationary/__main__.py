@@ -17,7 +17,7 @@ def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, 
     asked = [
         (Entry(stream, label, rounds, seed), work) for seed in range(seeds) for label in labels for stream in STREAMS
     ]
-    run_rows(jobs, run_entry, asked, lambda rows: write_table(out, NAME, rounds, rows, render, plot(rows)))
+    run_rows(jobs, run_entry, asked, lambda rows: write_table(out, NAME, __package__, rounds, rows, render, plot(rows)))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,7 @@ def main(rounds: int, seeds: int, only: tuple[str, ...], jobs: int, work: Path, 
     labels = choose_labels(only, [*LABELS])
     (work / "programs").mkdir(parents=True, exist_ok=True)
     asked = [(Entry(label, rounds, seed), work) for seed in range(seeds) for label in labels]
-    run_rows(jobs, run_entry, asked, lambda rows: write_table(out, NAME, rounds, rows, render, plot(rows)))
+    run_rows(jobs, run_entry, asked, lambda rows: write_table(out, NAME, __package__, rounds, rows, render, plot(rows)))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 

@@ -31,7 +31,7 @@ def main(
 
 def _write(out: Path, rounds: int, rows: list[Row]) -> None:
     rounded = [{**row, "curve": [float(f"{value:.6g}") for value in row["curve"]]} for row in rows]
-    write_table(out, NAME, rounds, rounded, render, plot(rows))
+    write_table(out, NAME, __package__, rounds, rounded, render, plot(rows))
 
 
 if __name__ == "__main__":

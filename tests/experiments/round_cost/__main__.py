@@ -1,7 +1,6 @@
 """Measure the cost of early and late rounds for every replay policy, and the loss of bounded replay."""
 
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +12,15 @@ from typing import Any
 import click
 from rich.progress import Progress
 from tests.experiments.common.histories import make_history
-from tests.experiments.common.tables import Row, choose_labels, load_row, read_commit, save_row, write_files
+from tests.experiments.common.tables import (
+    Row,
+    choose_labels,
+    load_row,
+    read_command,
+    read_commit,
+    save_row,
+    write_files,
+)
 from tests.experiments.round_cost.loss import LABELS, POLICIES, load_digits_row, make_digits, play_digits
 from tests.experiments.round_cost.page import draw, render
 from tests.experiments.round_cost.runs import (
@@ -175,7 +182,7 @@ def _make_histories(scale: Scale, work: Path) -> None:
 def _write(out: Path, scale: Scale, found: dict[str, list[Row]], wall_seconds: float, *, drawn: bool) -> None:
     """Write the tables with the results so far, and the picture if ``drawn``."""
     commits = sorted({row["commit"] for rows in found.values() for row in rows})
-    about = {"command": " ".join([f"python -m tests.experiments.{NAME}", *sys.argv[1:]]), "commit": ", ".join(commits)}
+    about = {"command": read_command(__package__), "commit": ", ".join(commits)}
     result = {**about, "wall_seconds": wall_seconds, "scale": asdict(scale), **found}
     write_files(out, NAME, result, render(result), draw(result) if drawn else None)
 

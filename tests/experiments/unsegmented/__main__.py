@@ -166,7 +166,7 @@ def main(blocks: int, seeds: int, jobs: int, work: Path, out: Path) -> None:
     """Write unsegmented.json and .md into OUT; rows that are finished in WORK are reused."""
     work.mkdir(parents=True, exist_ok=True)
     asked = [(way, seed, blocks * BLOCK, work) for seed in range(seeds) for way in WAYS]
-    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, blocks * BLOCK, rows, render))
+    run_rows(jobs, run_row, asked, lambda rows: write_table(out, NAME, __package__, blocks * BLOCK, rows, render))
     click.echo((out / f"{NAME}.md").read_text(encoding="utf-8"))
 
 
