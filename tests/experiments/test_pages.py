@@ -1,0 +1,57 @@
+"""The pages of docs/results agree with the code that renders them and with the commands that make them."""
+
+import json
+import re
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+
+from tests.house.sources import ROOT
+
+RESULTS = ROOT / "docs/results"
+RENDERERS = {
+    "bench": "benchmarks.table",
+    "bench_distributed": "benchmarks.distributed",
+    "bench_memory": "benchmarks.memory",
+    "bench_streams": "benchmarks.streams.__main__",
+    "cost": "experiments.round_cost.page",
+    "first_table": "experiments.first_table",
+    "glyph_table": "experiments.glyphs.__main__",
+    "large_models": "benchmarks.large_models",
+    "moml_protocol": "experiments.moml.page",
+    "non_stationary": "experiments.non_stationary.page",
+    "rainbow_protocol": "experiments.rainbow.page",
+    "regression_streams": "experiments.regression.page",
+    "regret_theory": "experiments.regret_theory",
+    "segmentation": "experiments.segmentation",
+    "sinusoid_known_answers": "experiments.sinusoid_known_answers",
+    "unsegmented": "experiments.unsegmented.page",
+}
+"""The module under ``tests`` whose ``render`` writes each page."""
+
+
+def test_every_page_has_a_renderer():
+    assert {page.stem for page in RESULTS.glob("*.md")} - {"README"} == RENDERERS.keys()
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_a_page_is_rendered_from_its_json(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    page = import_module(f"tests.{RENDERERS[name]}").render(result)
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_command_of_a_page_runs_an_existing_module(name):
+    page = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    (module,) = re.findall(r"^`python -m ([\w.]+)", page, re.MULTILINE)
+    assert find_spec(module)
+
+
+def test_make_experiments_runs_existing_modules():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (tables,) = re.findall(r"^TABLE \?= (.*)$", makefile, re.MULTILINE)
+    assert len(tables.split()) >= 10
+    for table in tables.split():
+        assert find_spec(f"tests.experiments.{table}"), table
