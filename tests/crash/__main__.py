@@ -78,8 +78,8 @@ def print_summary(points: Sequence[Point], failures: Sequence[Point], seconds: f
         print(f"{scenario:12} {fault:6} fault {kind:12} {count:6} points")
     twice = sum(point.first is not None for point in points)
     print(
-        f"{len(points)} points ({twice} of them a fault after a fault) in {seconds / 60:.1f} minutes; "
-        f"at {len(failures)} something was lost, doubled or damaged"
+        f"{len(points)} points ({twice} of them with a second fault) in {seconds / 60:.1f} minutes; "
+        f"at {len(failures)} something was lost, duplicated or damaged"
     )
 
 

@@ -32,12 +32,12 @@ def check_tasks(history: Path, acknowledged: list[dict[str, Any]]) -> Iterator[R
                 lost.append(said["id"])
             elif opened.payload(round) != body_of(said["id"]):
                 changed.append(said["id"])
-    doubled = rounds - len(set(found))
-    strange = set(found) - {said["id"] for said in acknowledged}
+    duplicated = rounds - len(set(found))
+    unknown = set(found) - {said["id"] for said in acknowledged}
     yield "every acknowledged task is there", not lost, f"{len(acknowledged)} acknowledged, lost {len(lost)} {lost[:3]}"
     yield "with the bytes that were sent", not changed, f"changed {len(changed)}"
-    yield "once", not doubled, f"{rounds} rounds, doubled {doubled}"
-    yield "no other task is there", not strange, f"not acknowledged {len(strange)} {sorted(strange)[:3]}"
+    yield "each of them once", not duplicated, f"{rounds} rounds, duplicated {duplicated}"
+    yield "no other task is there", not unknown, f"not acknowledged {len(unknown)} {sorted(unknown)[:3]}"
     yield "verify is clean", (said := verify(history)).clean, "clean" if said.clean else str(said)
 
 
@@ -90,7 +90,7 @@ def check_sockets(served: RestartedDaemon) -> Result:
     with suppress(AssertionError):
         wait_for("the clients' connections are closed", lambda: not clients(), 120)
     left = clients()
-    return "no connection is left open", not left, f"{len(left)} of clients that have gone"
+    return "no connection is left open", not left, f"{len(left)} connections of disconnected clients"
 
 
 def check_log(said: str) -> Result:
