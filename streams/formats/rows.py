@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
+from streams.formats.numbers import read_number
 from streams.formats.safetensors_header import Array
 from streams.spec import TaskSpec, is_dynamic
 from streams.types import Rejected
@@ -85,12 +86,17 @@ def _read_lines(path: Path, after: int, columns: Sequence[str], grows: bool) -> 
             names = _read_header(path, file, columns, grows)
             if names is None:
                 yield None
-        begin = max(after, file.tell())
+        header = file.tell()
+        begin = max(after, header)
         while True:
             size = file.seek(0, 2)
             if size < begin:
                 raise ValueError(
                     f"{path} has {size} bytes, fewer than the {begin} already read: rows may only be appended"
+                )
+            if size > begin > header and not _ends_line(file, begin):
+                raise ValueError(
+                    f"{path} has no line end before byte {begin}, where reading continues: was it replaced?"
                 )
             file.seek(begin)
             while (line := _read_line(file, grows)) is not None:
@@ -100,6 +106,12 @@ def _read_lines(path: Path, after: int, columns: Sequence[str], grows: bool) -> 
             if not grows:
                 return
             yield None
+
+
+def _ends_line(file: BinaryIO, position: int) -> bool:
+    """Return whether the byte before a position is a newline."""
+    file.seek(position - 1)
+    return file.read(1) == b"\n"
 
 
 def _read_header(path: Path, file: BinaryIO, columns: Sequence[str], grows: bool) -> list[str] | None:
@@ -162,11 +174,26 @@ def _read_table(path: Path, after: int, columns: Sequence[str]) -> Iterator[Row 
     at = 0
     for batch in table.scanner(columns=list(columns), use_threads=False).to_batches():
         if at + len(batch) > after:
-            for values in batch.slice(max(after - at, 0)).to_pylist():
-                position = max(after, at)
-                after = position + 1
-                yield Row(position, position + 1, values, b"")
+            for position, values in enumerate(_read_batch(batch.slice(max(after - at, 0))), max(after, at)):
+                fault = values if isinstance(values, str) else ""
+                yield Row(position, position + 1, None if isinstance(values, str) else values, b"", fault)
         at += len(batch)
+    if at < after:
+        raise ValueError(f"{path} has {at} rows, fewer than the {after} already read: rows may only be appended")
+
+
+def _read_batch(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Yield the values of each row, or why they cannot be read, for example a date that Python cannot hold."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError, ArithmeticError):
+        pass  # raised before the first row
+    for at in range(len(batch)):
+        try:
+            yield batch.slice(at, 1).to_pylist()[0]
+        except (ValueError, OverflowError, ArithmeticError) as error:
+            yield str(error)[:200]
 
 
 _MAX_DEPTH = 16
@@ -223,8 +250,10 @@ def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...],
     try:
         if is_dynamic(shape):
             shape = np.shape(row.values[columns[0]])
-        integral = np.dtype(dtype).kind in "iu"
-        numbers = [_number(value, integral) for name in columns for value in _flatten(row.values[name])]
+        whole = np.dtype(dtype).kind in "iu"
+        numbers = [read_number(value, whole=whole) for name in columns for value in _flatten(row.values[name])]
+        if whole and numbers and not np.iinfo(dtype).min <= min(numbers) <= max(numbers) <= np.iinfo(dtype).max:
+            raise ValueError(f"it lies outside {np.iinfo(dtype).min} .. {np.iinfo(dtype).max}")
         with np.errstate(over="ignore"):  # infinite values are rejected later
             values = np.array(numbers, dtype)
     except (ValueError, TypeError, OverflowError) as error:
@@ -238,19 +267,10 @@ def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...],
 
 
 def _flatten(value: Any, depth: int = 0) -> Iterator[Any]:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         yield value
     elif depth < _MAX_DEPTH:
         for item in value:
             yield from _flatten(item, depth + 1)
     else:
         raise ValueError(f"lists are nested more than {_MAX_DEPTH} deep")
-
-
-def _number(value: Any, integral: bool) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{str(value)[:80]!r} is not a number")
-    number = float(value) if not integral or isinstance(value, float) else int(value)
-    if integral and number != int(number):
-        raise ValueError(f"{value!r} is not a whole number")
-    return int(number) if integral else number

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from streams.formats.numbers import unify_key
 from streams.formats.rows import EncodeRow, Row, encode_rows, row_bytes
 from streams.types import Arrival, Rejected
 
@@ -107,7 +108,7 @@ def cut_by_key(key: str, most: int) -> Cut:
 
     def update(memory: _KeyState | None, row: Row) -> tuple[_KeyState, int]:
         memory = memory or _KeyState(0, row.begin, ())
-        value = memory.key if row.values is None else (row.values[key],)  # an unreadable row keeps the current key
+        value = memory.key if row.values is None else (unify_key(row.values[key]),)  # an unreadable row keeps the key
         if memory.key and memory.key != value:
             return memory, memory.rows_seen
         memory = _KeyState(memory.rows_seen + 1, memory.begin, value)

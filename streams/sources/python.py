@@ -105,8 +105,11 @@ def _row(number: int, pair: tuple[Any, Any]) -> Row:
     try:
         # Copy the values: samples wait until their task ends, and an iterator may reuse its buffers.
         x, y = (np.array(value.tolist() if isinstance(value, Tensor) else value) for value in pair)
-    except (ValueError, TypeError, OverflowError) as error:
-        return Row(number, number + 1, None, b"", str(error)[:200])
+        for values in (x, y):
+            if values.dtype.kind in "mM":  # tolist() would return numbers of nanoseconds
+                raise ValueError(f"a sample has values of type {values.dtype}, which are not numbers")
+    except Exception as error:  # conversions of a user's own types may raise anything
+        return Row(number, number + 1, None, b"", f"{type(error).__name__}: {error}"[:200])
     return Row(number, number + 1, {"x": x, "y": y}, b"")
 
 

@@ -166,7 +166,7 @@ def test_a_file_is_polled_only_after_the_interval(tmp_path: Path) -> None:
         ('{"a": "' + "x" * 2_000_000 + '"}\n', "unreadable", "at most 1048576 are read"),
         ('{"a": true, "b": 2, "t": 1}\n', "wrong_dtype", "'True' is not a number"),
         ('{"a": null, "b": 2, "t": 1}\n', "wrong_dtype", "'None' is not a number"),
-        ('{"a": "one", "b": 2, "t": 1}\n', "wrong_dtype", "could not convert string to float: 'one'"),
+        ('{"a": "one", "b": 2, "t": 1}\n', "wrong_dtype", "'one' is not a number: write it in the digits 0 to 9"),
         ('{"a": [1, 2], "b": 2, "t": 1}\n', "wrong_shape", "has 3 numbers for x"),
         ('{"a": 1, "b": [], "t": 1}\n', "wrong_shape", "has 1 numbers for x"),
         ('{"a": 1, "b": [[[[[[[[[[[[[[[[[[2]]]]]]]]]]]]]]]]]], "t": 1}\n', "wrong_dtype", "nested more than 16"),
