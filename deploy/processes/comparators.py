@@ -29,6 +29,7 @@ from streams.history.errors import ArchiveUnreachable, HistoryFull, RoundDiscard
 from streams.history.history import History
 from trainers.build import build_context
 from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest, RefreshResult
+from trainers.journal.heartbeat import PLAYING, WAITING, HeartbeatWriter
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.run_files import RunFiles
 from trainers.loop.task_prefetch import HistoryBuffer
@@ -51,11 +52,13 @@ def main(settings_file: str, logs: str = "text") -> int:
     die_with_parent()
     os.nice(10)  # Training has priority.
     files = RunFiles(Path(settings_file).parent)
+    heartbeat = HeartbeatWriter(None)
     try:
         with hold_lock(files.folder / "comparators.lock"):
+            heartbeat = HeartbeatWriter(files.heartbeat("comparators"))
             settings = read_settings(files.settings)
             with History.open(files.history, write=False) as history:
-                refresh_with_rounds(settings, files, history, stop)
+                refresh_with_rounds(settings, files, history, stop, heartbeat)
             return DONE
     except CommandError as error:
         log.error("%s", error)
@@ -63,10 +66,16 @@ def main(settings_file: str, logs: str = "text") -> int:
     except (OSError, HistoryFull, ArchiveUnreachable) as error:
         # For example a full disk; the next start continues from the saved state.
         log.error("%s", error)
+        heartbeat.end(error)
         return TRY_LATER
+    except Exception as error:
+        heartbeat.end(error)
+        raise
 
 
-def refresh_with_rounds(settings: TrainerSettings, files: RunFiles, history: History, stop: Event) -> None:
+def refresh_with_rounds(
+    settings: TrainerSettings, files: RunFiles, history: History, stop: Event, heartbeat: HeartbeatWriter | None = None
+) -> None:
     """Refresh each comparator after every ``regret.every_rounds`` learned rounds, and when the stream is idle.
 
     Args:
@@ -74,12 +83,15 @@ def refresh_with_rounds(settings: TrainerSettings, files: RunFiles, history: His
         files: of the run.
         history: of the run.
         stop: set to end.
+        heartbeat: of this process; None writes none.
     """
     torch.set_num_threads(settings.engine.threads)
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
         context = build_context(settings, buffer, files.programs)
-        _refresh_loop(ComparatorProcess(settings, context, files, writer, stop), history)
+        _refresh_loop(
+            ComparatorProcess(settings, context, files, writer, stop, heartbeat or HeartbeatWriter(None)), history
+        )
 
 
 class ComparatorProcess(NamedTuple):
@@ -90,6 +102,12 @@ class ComparatorProcess(NamedTuple):
     files: RunFiles
     writer: LineWriter
     stop: Event
+    heartbeat: HeartbeatWriter
+
+    def should_continue(self) -> bool:
+        """Return whether the refresh in progress should go on; comparators call this often."""
+        self.heartbeat.beat(PLAYING)
+        return not self.stop.is_set()
 
 
 def _refresh_loop(process: ComparatorProcess, history: History) -> None:
@@ -104,6 +122,7 @@ def _refresh_loop(process: ComparatorProcess, history: History) -> None:
         for line in takewhile(lambda _: not stop.is_set(), reader.lines()):
             learned, last_round_at = learned + 1, time.monotonic()
             skipped |= {line["round"]} if line["skipped"] else set()
+        process.heartbeat.beat(WAITING)
         idle = time.monotonic() - last_round_at > IDLE_SECONDS and learned >= len(history)
         every = process.settings.regret.every_rounds
         targets = {kind: next_target(done, learned, every, idle) for kind, done in covered.items()}
@@ -141,7 +160,7 @@ def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest,
     saved, regret = load_state(process.files.comparator(kind)), process.settings.regret
     options = regret.comparator_options.get(kind, {})
     try:
-        found = refresh(process.context, regret, request, saved, lambda: not process.stop.is_set(), **options)
+        found = refresh(process.context, regret, request, saved, process.should_continue, **options)
     except RoundDiscarded as error:  # Retention removed rounds meanwhile; try again with newer ones.
         log.warning("the refresh of %s as of round %d is abandoned: %s", kind, request.rounds, error)
         process.stop.wait(IDLE_SECONDS)

@@ -13,6 +13,7 @@ from deploy.processes.child import die_with_parent
 from deploy.processes.trainer import broadcast_settings, play_run
 from trainers.distributed.process_group import join_process_group, read_own_rank
 from trainers.journal.divergence import Diverged
+from trainers.journal.heartbeat import HeartbeatWriter
 from trainers.journal.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,13 @@ def main(config_file: str) -> int:
     try:
         with join_process_group(config.engine, has_storage=False) as rank_group:
             play_run(
-                broadcast_settings(rank_group, None), RunFiles(Path(config.run.path)), None, rank_group, Event(), origin
+                broadcast_settings(rank_group, None),
+                RunFiles(Path(config.run.path)),
+                None,
+                rank_group,
+                Event(),
+                origin,
+                HeartbeatWriter(None),
             )
             return DONE
     except Diverged:  # The daemon's machine logs the error.

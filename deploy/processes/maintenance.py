@@ -27,6 +27,7 @@ from streams.history.maintenance import Maintenance, is_due
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
 from trainers.checkpoint import list_checkpoints
+from trainers.journal.heartbeat import WAITING, HeartbeatWriter
 from trainers.journal.run_files import RunFiles
 
 NICE = 10
@@ -63,18 +64,24 @@ def main(settings_file: str, logs: str, settings_json: str) -> int:
     settings = TypeAdapter(MaintenanceSettings).validate_json(settings_json)
     files = RunFiles(Path(settings_file).parent)
 
+    heartbeat = HeartbeatWriter(files.heartbeat("maintenance"))
+
     def oldest() -> int:
         return next(iter(list_checkpoints(files.checkpoints)), 0)
+
+    def report(errors: str) -> None:
+        heartbeat.beat(WAITING, problem=errors)
 
     try:
         with (
             History.open_for_maintenance(files.history) as history,
-            closing(Maintenance(history, settings.sealing, settings.retention, oldest)),
+            closing(Maintenance(history, settings.sealing, settings.retention, oldest, report)),
         ):
             stop.wait()
         return DONE
     except (OSError, HistoryError) as error:
         log.error("%s", error)
+        heartbeat.end(error)
         return TRY_LATER
 
 

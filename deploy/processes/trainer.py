@@ -21,6 +21,7 @@ from trainers.checkpoint import CheckpointError
 from trainers.distributed.process_group import join_process_group, read_own_rank
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.divergence import Diverged
+from trainers.journal.heartbeat import HeartbeatWriter
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import close_run, open_run, play_rounds
 from trainers.settings import TrainerSettings
@@ -41,6 +42,7 @@ def main(settings_file: str, logs: str = "text") -> int:
     stop = stop_on_signals()
     die_with_parent()
     files = RunFiles(Path(settings_file).parent)
+    heartbeat = HeartbeatWriter(None)
     try:
         settings = read_settings(files.settings)
         with ExitStack() as cleanup:
@@ -49,6 +51,7 @@ def main(settings_file: str, logs: str = "text") -> int:
             )
             if rank_group is None or rank_group.is_coordinator:
                 cleanup.enter_context(hold_lock(files.folder / "trainer.lock"))
+                heartbeat = HeartbeatWriter(files.heartbeat("trainer"))
             history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
             play_run(
                 settings if rank_group is None else broadcast_settings(rank_group, settings),
@@ -57,6 +60,7 @@ def main(settings_file: str, logs: str = "text") -> int:
                 rank_group,
                 stop,
                 origin,
+                heartbeat,
             )
             return DONE
     except CommandError as error:
@@ -78,7 +82,11 @@ def main(settings_file: str, logs: str = "text") -> int:
         ArchiveUnreachable,
     ) as error:  # The next start continues from the last checkpoint.
         log.error("%s", error)
+        heartbeat.end(error)
         return TRY_LATER
+    except Exception as error:
+        heartbeat.end(error)
+        raise
 
 
 def broadcast_settings(rank_group: RankGroup, settings: TrainerSettings | None) -> TrainerSettings:
@@ -99,6 +107,7 @@ def play_run(
     rank_group: RankGroup | None,
     stop: Event,
     origin: Origin,
+    heartbeat: HeartbeatWriter,
 ) -> None:
     """Play the rounds of a run, from its newest checkpoint on, until ``stop`` is set.
 
@@ -109,8 +118,9 @@ def play_run(
         rank_group: None for the local engine.
         stop: set to drain.
         origin: filter of this process's log lines; it will add the current round.
+        heartbeat: of this process.
     """
-    run = open_run(settings, files, history, rank_group=rank_group)
+    run = open_run(settings, files, history, rank_group=rank_group, heartbeat=heartbeat)
     origin.round = lambda: run.round
     log.info("the trainer continues at round %d", run.round)
     rounds = play_rounds(run, stop)

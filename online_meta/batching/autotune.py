@@ -289,6 +289,10 @@ class Autotuner:
         """Return whether the signature of ``task`` has a plan."""
         return signature_of(task) in self._best
 
+    def is_compiling(self) -> bool:
+        """Return whether a program is being compiled or waits for its turn."""
+        return self._compiling is not None or bool(self._queue and self._folder is not None and self._compiles)
+
     def wait(self) -> None:
         """Wait until all queued programs are compiled."""
         while self._compiling or self._queue:

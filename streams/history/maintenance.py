@@ -39,15 +39,23 @@ class Maintenance:
         sealing: how rounds are moved into the archive.
         retention: which rounds are retained.
         oldest: returns the number of rounds that the oldest checkpoint has learned, 0 without a checkpoint.
+        report: called after each round of actions with the errors of those that failed last, as text; "" for none.
     """
 
     def __init__(
-        self, history: History, sealing: SealingSettings, retention: RetentionSettings, oldest: Callable[[], int]
+        self,
+        history: History,
+        sealing: SealingSettings,
+        retention: RetentionSettings,
+        oldest: Callable[[], int],
+        report: Callable[[str], None] = lambda errors: None,
     ) -> None:
         """Start the thread, which first removes what a killed writer left behind."""
         self._history, self._sealing, self._retention, self._oldest = history, sealing, retention, oldest
         self._checked_rounds, self._orphans_removed = 0, False
+        self._report = report
         self._paused: dict[str, float] = {}
+        self._errors: dict[str, str] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._thread.start()
@@ -63,6 +71,7 @@ class Maintenance:
             self._attempt("evicted from the ledger", self._evict)
             self._attempt("discarded", self._subsample)
             self._attempt("removed", self._compact)
+            self._report("; ".join(self._errors.values()))
             if not busy:
                 self._closing.wait(POLL_SECONDS)
 
@@ -71,12 +80,15 @@ class Maintenance:
         if self._closing.is_set() or time.monotonic() < self._paused.get(action, 0.0):
             return False
         try:
-            return bool(work())
+            done = bool(work())
+            self._errors.pop(action, None)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             _log.error("rounds cannot be %s, trying again in %g s: %s", action, PAUSE_SECONDS, message)
             self._paused[action] = time.monotonic() + PAUSE_SECONDS
-            return False
+            self._errors[action] = f"rounds cannot be {action}: {message}"
+            done = False
+        return done
 
     def _seal(self) -> bool:
         if not self._orphans_removed:

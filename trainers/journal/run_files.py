@@ -84,6 +84,10 @@ class RunFiles:
         """The number of times that the elastic agent has restarted the ranks."""
         return self.folder / "agent.json"
 
+    def heartbeat(self, process: str) -> Path:
+        """Return the path of the heartbeat of a process of the run, which is not durable."""
+        return self.folder / f"{process}.heartbeat"
+
     @property
     def settings(self) -> Path:
         """The complete settings of the run, written when the daemon starts."""

@@ -60,6 +60,10 @@ class PlanSelector:
         for name, learner in self._learners.items():
             learner.task_sum.follow(paths.get(name, ()))
 
+    def is_compiling(self) -> bool:
+        """Return whether a program is being compiled in the background."""
+        return any(tuner.is_compiling() for tuner in self._tuners.values())
+
     def wait(self) -> None:
         """Wait for all compilations in progress."""
         for tuner in self._tuners.values():

@@ -23,6 +23,7 @@ from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 from trainers.journal.divergence import Diverged
+from trainers.journal.heartbeat import COMPILING, PLAYING, REPLAYING, WAITING, HeartbeatWriter
 from trainers.journal.journal import RunJournal, close_journal, open_journal, publish_leader, record_round
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
 from trainers.journal.round_records import SupportSizes, make_round_records
@@ -93,6 +94,7 @@ def open_run(
     history: History | None,
     measure_after: float = MEASURE_AFTER_SECONDS,
     rank_group: RankGroup | None = None,
+    heartbeat: HeartbeatWriter | None = None,
 ) -> Run:
     """Open a run at its newest intact checkpoint, or at its beginning; a collective.
 
@@ -102,6 +104,7 @@ def open_run(
         history: of the run; None on a rank without storage.
         measure_after: seconds of computing meta-gradients before faster execution plans are measured.
         rank_group: of the run; None for a single process, which uses the local engine whatever the settings say.
+        heartbeat: of this process; None writes none.
 
     Raises:
         SettingsChanged: if the run was begun with settings that lead to other parameters.
@@ -135,6 +138,7 @@ def open_run(
         checkpoint_task=BackgroundTask("checkpoint"),
         rank_timeout=AdaptiveTimeout(settings.engine.timeout_seconds),
         journal=journal,
+        heartbeat=heartbeat or HeartbeatWriter(None),
         round=rounds,
         last_checkpoint=rounds,
     )
@@ -156,6 +160,7 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
         Diverged: if the run must stop because its meta-steps are no longer finite.
     """
     while (command := _next_command(run, stop, until)) is not Command.END:
+        _beat(run, command)
         if command is Command.CHECKPOINT:
             start_checkpoint(run)
         elif command is Command.REPORT_RANKS:
@@ -197,6 +202,17 @@ def _next_command(run: Run, stop: Event, until: int | None) -> Command | Play:
     if problem:
         raise Diverged(problem)
     return command
+
+
+def _beat(run: Run, command: Command | Play) -> None:
+    """Write a heartbeat that says what the run does next."""
+    replayed = len(run.journal.recorded_lines) if run.journal else 0
+    if replayed:
+        run.heartbeat.beat(REPLAYING, run.round, run.round + replayed - 1)
+    elif run.plan_selector.is_compiling():
+        run.heartbeat.beat(COMPILING, run.round)
+    else:
+        run.heartbeat.beat(WAITING if command is Command.WAIT else PLAYING, run.round)
 
 
 def _encode_command(command: Command | Play) -> str | int:

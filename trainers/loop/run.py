@@ -8,6 +8,7 @@ from streams.history.history import History
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats
 from trainers.distributed.ranks import RankGroup
+from trainers.journal.heartbeat import HeartbeatWriter
 from trainers.journal.journal import RunJournal
 from trainers.journal.run_files import RunFiles
 from trainers.loop.async_checkpoint import BackgroundTask
@@ -32,6 +33,7 @@ class Run:
     checkpoint_task: BackgroundTask
     rank_timeout: AdaptiveTimeout
     journal: RunJournal | None
+    heartbeat: HeartbeatWriter
     round: int = 0
     last_checkpoint: int = 0
     idle_steps: list[StepReport] = field(default_factory=list)
