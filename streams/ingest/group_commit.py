@@ -45,6 +45,8 @@ class Committer:
             wait.
         on_answered: called with each answered record, its answer and the seconds since ``began``.
         before_commit: called before each commit, to make durable what must be durable before it.
+
+    ``fault`` is the error of the last commit if the history could not be written, otherwise None.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Committer:
         self._queue: deque[_Pending] = deque()
         self._rounds = len(history)
         self._pending, self._pending_bytes = 0, 0  # queued or in the current commit
-        self._fault: Exception | None = None  # of the last commit
+        self.fault: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="ingest-commit", daemon=True)
         self._thread.start()
 
@@ -91,7 +93,7 @@ class Committer:
         with self._changed:
             while not known and not self._closing.is_set() and self._is_full_with(size):
                 if not blocking:
-                    fault = self._fault
+                    fault = self.fault
                     raise HistoryFull(*fault.args) if isinstance(fault, HistoryFull) else BacklogFull(1.0)
                 self._changed.wait(0.05)  # poll: no notification arrives when a round is learned
             if self._closing.is_set():
@@ -146,9 +148,9 @@ class Committer:
                 if new_fault is not None:
                     return batch[at:], new_fault
             return [], None
-        if self._fault is not None:
+        if self.fault is not None:
             _log.info("the history can be written again")
-        self._fault = None
+        self.fault = None
         self._release(batch, answers)
         for pending, answer in zip(batch, answers, strict=True):
             self._resolve(pending, answer)
@@ -167,9 +169,9 @@ class Committer:
         Non-blocking records in the queue fail too, because the next commit may consist of blocking records only. When
         closing, no record may advance a cursor past one that is not durable.
         """
-        if self._fault is None:
+        if self.fault is None:
             _log.error("the history cannot be written: %s", fault)
-        self._fault = fault
+        self.fault = fault
         with self._changed:
             stopping = self._closing.is_set()
             pending = [*remaining, *self._queue]

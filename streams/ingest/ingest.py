@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from streams.formats import wire
 from streams.formats.wire import canonical_bytes, is_canonical
@@ -33,6 +34,8 @@ class Ingest:
         on_committed: called with (source, seconds from arrival to durability) for each new round.
         clock: returns the Unix time in seconds, which is recorded as the time of arrival.
         dead_letters: keeps rejected arrivals; None keeps none.
+
+    ``source_states`` says how each source that is read answers.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Ingest:
         self._dead_letters = dead_letters
         self._closing = threading.Event()
         self._pull_threads: dict[str, threading.Thread] = {}
+        self.source_states = source_reader.SourceStates()
         self._committer = Committer(
             history, limits.commit_batch, self._is_full, self._note_answer, self._sync_dead_letters
         )
@@ -137,12 +141,17 @@ class Ingest:
         def submit(arrival: Arrival) -> "Future[Answer]":
             return self.submit(arrival._replace(source=source_name), wait=True)
 
-        arguments = (source_name, source, submit, self._history.cursor, self._closing, self._sync_dead_letters)
+        on_read = partial(self.source_states.note, source_name, "read")
+        arguments = (source_name, source, submit, self._history.cursor, self._closing, self._sync_dead_letters, on_read)
         thread = threading.Thread(
             target=source_reader.read_until_closed, args=arguments, name=f"pull-{source_name}", daemon=True
         )
         self._pull_threads[source_name] = thread
         thread.start()
+
+    def commit_error(self) -> Exception | None:
+        """Return the error of the last commit; None if it succeeded."""
+        return self._committer.fault
 
     def close(self, timeout: float = 10.0) -> None:
         """Accept no more tasks, commit the queue and stop the threads; the history stays open.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from math import nan
+from typing import NamedTuple
 
 from tenacity import RetryCallState, Retrying, sleep_using_event, stop_when_event_set, wait_random_exponential
 from tenacity.retry import retry_if_exception_type
@@ -19,6 +20,50 @@ INTERVAL_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
+class SourceState(NamedTuple):
+    """How a source answers, as of its last attempts.
+
+    Attributes:
+        answered: when it last yielded, by the clock of ``SourceStates``; None if it never has.
+        errors: the errors of the last attempts, by what was attempted.
+        failing_since: when the first of the failures in a row happened; None without an error.
+    """
+
+    answered: float | None = None
+    errors: tuple[tuple[str, str], ...] = ()
+    failing_since: float | None = None
+
+
+class SourceStates:
+    """The state of each source that is read; any thread may record and read.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start without a source."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._states: dict[str, SourceState] = {}
+
+    def note(self, source: str, attempt: str, error: str = "") -> None:
+        """Record the result of an attempt ("read" or "lag"); ``error`` is "" if the source answered."""
+        now = self._clock()
+        with self._lock:
+            before = self._states.get(source, SourceState())
+            errors = {**dict(before.errors), attempt: error}
+            left = tuple((key, text) for key, text in errors.items() if text)
+            since = None if not left else now if before.failing_since is None else before.failing_since
+            answered = now if attempt == "read" and not error else before.answered
+            self._states[source] = SourceState(answered, left, since)
+
+    def states(self) -> dict[str, SourceState]:
+        """Return the state of each source by its name."""
+        with self._lock:
+            return dict(self._states)
+
+
 class LagMonitor:
     """Threads that poll the lag of sources, one per source, so that a slow broker delays nothing else.
 
@@ -27,6 +72,7 @@ class LagMonitor:
         cursor: returns the committed position of a source by its name, None if there is none.
         on_lag: called with the name and the number of waiting entries; NaN if that is unknown.
         interval: seconds between two polls of a source.
+        on_polled: called with the name and the error of each poll, "" if the source answered.
     """
 
     def __init__(
@@ -35,9 +81,10 @@ class LagMonitor:
         cursor: Callable[[str], str | None],
         on_lag: Callable[[str, float], None],
         interval: float = INTERVAL_SECONDS,
+        on_polled: Callable[[str, str], None] = lambda name, error: None,
     ) -> None:
         """Start the threads."""
-        self._cursor, self._on_lag, self._interval = cursor, on_lag, interval
+        self._cursor, self._on_lag, self._interval, self._on_polled = cursor, on_lag, interval, on_polled
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._poll, args=(name, source), name=f"lag-{name}", daemon=True)
@@ -55,13 +102,15 @@ class LagMonitor:
 
     def _poll(self, name: str, source: ReportsLag) -> None:
         while not self._closing.is_set():
+            problem = ""
             try:
                 waiting = source.lag(self._cursor(name))
             except Exception as error:  # the thread that reads the source logs the cause and reconnects
                 _log.debug("the lag of the source %s is unknown: %s", name, error)
-                waiting = None
+                waiting, problem = None, f"{type(error).__name__}: {error}"
             if not self._closing.is_set():
                 self._on_lag(name, nan if waiting is None else float(waiting))
+                self._on_polled(name, problem)
             self._closing.wait(self._interval)
 
 
@@ -147,6 +196,7 @@ def read_until_closed(
     cursor: Callable[[str], str | None],
     closing: threading.Event,
     sync_dead_letters: Callable[[], None] = lambda: None,
+    on_read: Callable[[str], None] = lambda error: None,
 ) -> None:
     """Submit everything that a source yields until ``closing``, and reconnect with random exponential backoff.
 
@@ -161,6 +211,7 @@ def read_until_closed(
         cursor: returns the committed position of a source by its name, None if there is none.
         closing: set when reading must stop.
         sync_dead_letters: called before rejected arrivals are acknowledged, because the source then forgets them.
+        on_read: called with "" whenever the source yields, and with the error when it fails.
     """
     while not closing.is_set():
         reconnect = Retrying(
@@ -171,7 +222,7 @@ def read_until_closed(
             before_sleep=lambda state: _log_failure(name, state),
             retry_error_callback=lambda state: None,
         )
-        reconnect(_read, name, source, submit, cursor, closing, sync_dead_letters)
+        reconnect(_read, name, source, submit, cursor, closing, sync_dead_letters, on_read)
         closing.wait(0.5)
 
 
@@ -186,6 +237,7 @@ def _read(
     cursor: Callable[[str], str | None],
     closing: threading.Event,
     sync_dead_letters: Callable[[], None] = lambda: None,
+    on_read: Callable[[str], None] = lambda error: None,
 ) -> None:
     """Read until ``closing`` or until the source fails; raise only if it failed before it yielded an arrival."""
     last: Future[Receipt | Conflict] | None = None
@@ -195,6 +247,7 @@ def _read(
     try:
         arrivals = source.read(cursor(name))
         for arrival in arrivals:
+            on_read("")
             if arrival is not None:
                 received_any = True
                 last = _submit(name, arrival, submit, acks) or last
@@ -205,6 +258,7 @@ def _read(
     except IngestClosed:
         return
     except Exception as error:
+        on_read(f"{type(error).__name__}: {error}")
         if not received_any:
             raise _NoArrivalYet(f"{type(error).__name__}: {error}") from error
         _log.warning("the source %s failed and will be read again: %s: %s", name, type(error).__name__, error)
