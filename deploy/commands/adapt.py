@@ -39,7 +39,8 @@ def command(
     tensors = {**_pick(support, ("support_x", "support_y")), **_pick(query, ("query_x",))}
     if url is not None:
         with daemon_client(url, token_file) as client:
-            encoded = expect_success(client.post("/v1/adapt", content=save(tensors))).content
+            headers = {"Content-Type": "application/vnd.safetensors"}
+            encoded = expect_success(client.post("/v1/adapt", content=save(tensors), headers=headers)).content
     else:
         assert checkpoint is not None
         examples = Batch(tensors["support_x"], tensors["support_y"])

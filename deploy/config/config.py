@@ -117,6 +117,8 @@ class ServeSettings:
     Attributes:
         host: the address to listen at.
         port: the port; 0 takes a free one.
+        hosts: further host names by which clients may address the daemon, such as that of a proxy in front of it; it
+            always answers to loopback names and to the address at which it listens.
         token_file: a file with the token that clients must send.
         tls_cert: a file with the certificate chain, in PEM.
         tls_key: a file with the private key, in PEM.
@@ -125,6 +127,7 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8780
+    hosts: tuple[str, ...] = ()
     token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import online_meta
 from deploy.server import routes
 from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
+from deploy.server.origins import TENSOR_TYPES, AllowedHosts, WrongMediaType
 from deploy.server.state import DaemonState
 from streams.formats.compression import DECOMPRESSORS
 from streams.history.errors import HistoryDamaged, HistoryFull
@@ -107,20 +108,20 @@ def create_app(state: DaemonState) -> FastAPI:
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
     app.add_middleware(_TaskFastPath)
-    app.add_middleware(_SecurityMiddleware, token=state.token)
+    app.add_middleware(_SecurityMiddleware, token=state.token, allowed_hosts=AllowedHosts(state.config.serve))
     for kind, answer in _ERROR_HANDLERS.items():
         app.add_exception_handler(kind, answer)
     return app
 
 
 class _SecurityMiddleware:
-    """Middleware that requires the token, if one is configured, and sets security headers for browsers.
+    """Middleware that refuses foreign hosts and pages, requires the token, and sets security headers for browsers.
 
     It is plain ASGI, because Starlette's function middleware takes longer than the ingest of a task.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, allowed_hosts: AllowedHosts) -> None:
+        self._app, self._token, self._allowed_hosts = app, token, allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,9 +134,13 @@ class _SecurityMiddleware:
                 message["headers"] += [
                     (b"content-security-policy", policy.encode()),
                     (b"x-content-type-options", b"nosniff"),
+                    (b"cross-origin-resource-policy", b"same-origin"),
                 ]
             await send(message)
 
+        refusal = self._allowed_hosts.refuse(scope)
+        if refusal is not None:
+            return await _error_response(*refusal)(scope, receive, send_with_policy)
         open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
         if self._token is None or open_path or _has_token(self._token, Headers(scope=scope)):
             return await self._app(scope, receive, send_with_policy)
@@ -197,6 +202,10 @@ async def _rejected(_request: Request, error: Any) -> Response:
     return _error_response(status, error.reason, error.detail, **headers)
 
 
+async def _wrong_media_type(_request: Request, error: Any) -> Response:
+    return _error_response(415, "wrong_media_type", str(error), Accept=", ".join(TENSOR_TYPES))
+
+
 async def _too_slow(_request: Request, error: Any) -> Response:
     return _error_response(408, "too_slow", str(error), Connection="close")
 
@@ -230,6 +239,7 @@ _ERROR_HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _bad_parameter,
     HTTPException: _no_route,
     ClientDisconnect: _client_disconnected,
+    WrongMediaType: _wrong_media_type,
     Rejected: _rejected,
     TooSlow: _too_slow,
     BudgetExhausted: _budget_exhausted,

@@ -1,22 +1,23 @@
 """Open the daemon's listening socket, and check that it is safe to expose."""
 
 import errno
-import ipaddress
 import socket
 import ssl
 from pathlib import Path
 
 from deploy.config.config import ServeSettings, read_token
 from deploy.exits import TRY_LATER, CommandError, ConfigError
+from deploy.server.origins import AllowedHosts, is_loopback
 
 
 def check_exposure(settings: ServeSettings) -> str | None:
     """Return the token that requests must carry, or None if no token is configured.
 
     Raises:
-        ConfigError: if a host that other machines can reach has no TLS or no token, or if the files of either cannot be
-            used.
+        ConfigError: if a host that other machines can reach has no TLS or no token, if the files of either cannot be
+            used, or if ``hosts`` contains anything but host names.
     """
+    AllowedHosts(settings)
     file = settings.token_file
     token = read_token(None if file is None else Path(file), "[serve] token_file")
     if (settings.tls_cert is None) != (settings.tls_key is None):
@@ -45,14 +46,6 @@ def _check_certificate(cert: str, key: str) -> None:
             f"[serve] tls_cert {cert} and tls_key {key} must be a PEM certificate and its key, without a password: "
             f"{error}"
         ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(settings: ServeSettings) -> socket.socket:

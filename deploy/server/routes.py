@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from deploy.leader import encode_predictions
 from deploy.server.limits import read_body
+from deploy.server.origins import TENSOR_TYPES, require_tensors
 from deploy.server.state import DaemonState, status_of
 from deploy.telemetry.series import regret_series
 from streams.formats import wire
@@ -26,11 +27,14 @@ SMALL_BYTES = 128 * 1024
 """Tasks up to this size are validated in the event loop; larger ones in a thread."""
 
 
-TENSORS = "application/vnd.safetensors"
+TENSORS = TENSOR_TYPES[0]
 
 
 TENSOR_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {TENSORS: {"schema": {"type": "string", "format": "binary"}}}}
+    "requestBody": {
+        "required": True,
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in TENSOR_TYPES},
+    }
 }
 
 
@@ -72,7 +76,7 @@ TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
     409: {"description": "The id belongs to a task with a different body", **ERROR},
     408: {"description": "The body did not arrive in time", **ERROR},
     413: {"description": "The body exceeds a limit, as received or decompressed", **ERROR},
-    415: {"description": "The Content-Encoding is not supported; see Accept-Encoding", **ERROR},
+    415: {"description": "The Content-Type or Content-Encoding is not accepted; see Accept, Accept-Encoding", **ERROR},
     422: {"description": "Not a valid task of this run; `reason` is a fixed slug, `detail` a sentence", **ERROR},
     429: {"description": "Too many rounds are pending or bodies in progress; see Retry-After", **ERROR},
     503: {"description": "The daemon is draining", **ERROR},
@@ -95,6 +99,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     the SHA-256 of the body. A task that is sent again with the same id remains one round. `Content-Encoding` may be
     `zstd` or `gzip`; the id and the task are those of the decompressed body.
     """
+    require_tensors(request)
     state: DaemonState = request.app.state.daemon
     source = next((source.name for source in state.config.source if source.kind == "http"), None)
     if source is None:
@@ -129,6 +134,7 @@ async def adapt(request: Request) -> Response:
     Classifiers also return `labels`. The header `X-Online-Meta-Round` is the number of rounds that the meta-parameters
     have learned. The request is not stored and changes nothing.
     """
+    require_tensors(request)
     state: DaemonState = request.app.state.daemon
     limits = state.config.serve.limits
     with request.app.state.body_budget.reserve() as reservation:

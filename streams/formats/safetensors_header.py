@@ -1,6 +1,7 @@
 """Read the header of a safetensors body with bounds, before any tensor is created."""
 
 import json
+import string
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ HEADER_BYTES = 64 * 1024
 
 Array = NDArray[np.generic]
 """An array read from a file of another format than safetensors."""
+
+TEXT = string.printable.encode()
+"""The bytes of ASCII text; eight of them as a number are never the length of an accepted header."""
 
 _MAX_SIZE = 2**53
 
@@ -41,6 +45,11 @@ def read_header(body: bytes, body_bytes: int) -> dict[str, TensorInfo]:
         raise Rejected("too_large", f"the body has {len(body)} bytes; at most {body_bytes} are accepted")
     if len(body) < 8:
         raise _unreadable(f"the body has {len(body)} bytes; safetensors begins with the header's length in 8 bytes")
+    if not body[:8].translate(None, TEXT):
+        raise _unreadable(
+            f"it begins with the text {body[:20].decode('latin1')!r}, as JSON or CSV does; safetensors begins with the "
+            "header's length in 8 bytes"
+        )
     length = int.from_bytes(body[:8], "little")
     if length > min(len(body) - 8, HEADER_BYTES):
         raise _unreadable(

@@ -25,7 +25,7 @@ for name, task, build, bad in (
     save_file(weights, folder / "leader.safetensors", {"round": "0"})
     app = create_app(SimpleNamespace(config=config, adapter=Adapter(config.trainer(), folder / "leader.safetensors"), token=None))
     x, n = bad()
-    answer = TestClient(app, raise_server_exceptions=False).post("/v1/adapt", content=save({"support_x": x, "support_y": torch.arange(n) % 3, "query_x": x.clone()}))
+    answer = TestClient(app, raise_server_exceptions=False).post("/v1/adapt", headers={"Content-Type": "application/octet-stream"}, content=save({"support_x": x, "support_y": torch.arange(n) % 3, "query_x": x.clone()}))
     found[name] = answer.status_code; print(name, answer.status_code, answer.text[:150])
 bad = [name for name, code in found.items() if code >= 500]
 sys.exit(f"FAULT: status 500 for a client error: {bad}" if bad else 0)

@@ -21,6 +21,9 @@ GOOD = {
     "query_y": torch.zeros(2, 1),
 }
 
+POST = "POST /v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+"""The head of a request with tensors, up to its last headers."""
+
 
 def test_a_task_becomes_one_round_however_often_it_is_sent(daemon: Daemon) -> None:
     first = daemon.post(sinusoid(100), "again")
@@ -100,7 +103,7 @@ def test_an_invalid_id_is_refused(daemon: Daemon, id: str) -> None:
 def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(daemon: Daemon, framing: str) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=5) as connection:
-        head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nIdempotency-Key: big\r\n{framing}\r\n\r\n"
+        head = f"{POST}Idempotency-Key: big\r\n{framing}\r\n\r\n"
         connection.sendall(head.encode())
         piece = bytes(65536)
         sent = 0
@@ -193,7 +196,7 @@ def test_a_refused_task_is_kept_as_a_dead_letter(daemon: Daemon) -> None:
 
 def test_bytes_beyond_the_content_length_are_not_part_of_the_body(daemon: Daemon) -> None:
     body, url = sinusoid(710), httpx.URL(daemon.url)
-    head = f"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nIdempotency-Key: longer\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{POST}Idempotency-Key: longer\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
         connection.sendall(head.encode() + body + b"\x00 and this is no request\r\n\r\n")
         said = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -206,7 +209,7 @@ def test_bytes_beyond_the_content_length_are_not_part_of_the_body(daemon: Daemon
 def test_a_client_that_sends_too_slowly_is_disconnected(daemon: Daemon) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=60) as connection:
-        connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        connection.sendall(f"{POST}Content-Length: 1000\r\n\r\nhalf".encode())
         said = b"".join(iter(lambda: connection.recv(65536), b""))
     assert said.startswith(b"HTTP/1.1 408")
     assert b"4 bytes of the body arrived within 4 s" in said
@@ -227,7 +230,7 @@ def test_a_body_at_the_limit_is_read(daemon: Daemon) -> None:
 def test_a_client_that_hangs_up_does_not_harm_the_daemon(daemon: Daemon) -> None:
     url = httpx.URL(daemon.url)
     with socket.create_connection((url.host, url.port), timeout=5) as connection:
-        connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        connection.sendall(f"{POST}Content-Length: 1000\r\n\r\nhalf".encode())
     assert daemon.post(sinusoid(500), "after-hang-up").status_code == 201
 
 

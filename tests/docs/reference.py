@@ -176,8 +176,10 @@ def render_http() -> str:
             ("status", "reason", "meaning"),
             [
                 ["401", "`unauthorized`", "The token is missing or wrong."],
+                ["403", "`foreign_origin`", "A web page of another origin sent the request."],
                 ["404", "`not_found`", "There is no such path."],
                 ["405", "`wrong_method`", "The path does not have this method."],
+                ["421", "`unknown_host`", "The header Host names none of the daemon's hosts; see `[serve] hosts`."],
                 ["422", "`bad_parameter`", "A parameter is not of its type, or outside its range."],
                 ["500", "`history_damaged`", "A checksum of the history does not match its data."],
             ],

@@ -81,7 +81,7 @@ def fill_disk(scene: Scene) -> str:
 def refusal_status(scene: Scene) -> int | None:
     """Return the status that refuses the next task, 507 or 429 (backlog full), or None; record an accepted task."""
     id = f"full-{len(scene.acknowledged)}"
-    headers = {"Idempotency-Key": id}
+    headers = {"Idempotency-Key": id, "Content-Type": "application/octet-stream"}
     answer = httpx.post(f"{scene.served.url}/v1/tasks", content=body_of(id), headers=headers, timeout=60)
     if answer.is_success:
         scene.acknowledged.append({"id": id, "round": answer.json()["round"]})

@@ -21,8 +21,8 @@ FLAGS = (
 
 
 @contextmanager
-def open_browser() -> Iterator[Browser]:
-    """Start headless Chromium with a fresh profile, and close it with all its pages.
+def open_browser(*flags: str) -> Iterator[Browser]:
+    """Start headless Chromium with a fresh profile and further ``flags``, and close it with all its pages.
 
     Yields:
         The browser; ``browser.new_page()`` returns a page with its own cookies and storage.
@@ -34,7 +34,7 @@ def open_browser() -> Iterator[Browser]:
     if program is None:
         raise FileNotFoundError("no Chromium on the PATH: install it (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, chromium_sandbox=False, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=program, chromium_sandbox=False, args=[*FLAGS, *flags])
         try:
             yield browser
         finally:

@@ -206,7 +206,8 @@ def running_daemon(config: Path, *sets: str, verify: Any = True, program: str = 
             [*command, *(part for one in sets for part in ("--set", one))], stdout=output, stderr=output, cwd=ROOT
         )
     url = f"{'https' if settings.serve.tls_cert else 'http'}://{settings.serve.host}:{settings.serve.port}"
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers = {"Content-Type": "application/octet-stream"}
+    headers |= {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=30.0, verify=verify, trust_env=False) as client:
             daemon = Daemon(url, process, client, log)

@@ -52,6 +52,7 @@ def run_load(host: str, port: int, seconds: float, clients: int, name: str) -> l
         number = next(numbers)
         body = sent[number % len(sent)]
         head = f"POST /v1/tasks HTTP/1.1\r\nHost: {host}\r\nIdempotency-Key: {name}-{number}\r\n"
+        head += "Content-Type: application/octet-stream\r\n"
         client.asked, client.answer = time.perf_counter(), b""
         client.link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 

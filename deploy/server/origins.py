@@ -1,0 +1,172 @@
+"""Keep web pages of other origins out: check a request's Host, its Origin and the media type of its body.
+
+A page can make a browser on the same machine send requests to 127.0.0.1. By DNS rebinding, a name of its own leads
+there, and the browser then lets the page read the answers.
+"""
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+from fastapi import Request
+from starlette.types import Scope
+
+from deploy.config.config import ServeSettings
+from deploy.exits import ConfigError
+
+TENSOR_TYPES = ("application/vnd.safetensors", "application/octet-stream")
+"""Media types of tensors; a page of another origin cannot send them unless a CORS preflight allows it."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?")
+
+
+class Host(NamedTuple):
+    """A host name in lower case or an IP address, and the port if there is one."""
+
+    name: str
+    port: int | None
+
+
+class Refusal(NamedTuple):
+    """The answer to a request that is refused."""
+
+    status: int
+    reason: str
+    detail: str
+
+
+class WrongMediaType(Exception):
+    """The body of a request is not declared as tensors."""
+
+
+def parse_host(text: str) -> Host | None:
+    """Return the host and port in ``text``, written as in the header Host; None for anything else."""
+    found = HOST.fullmatch(text)
+    if found is None:
+        return None
+    port = None if found["port"] is None else int(found["port"])
+    return Host(_normalise(found["v6"] or found["name"]), port)
+
+
+def _normalise(name: str) -> str:
+    """Return a name in lower case without the last dot, and an address as ``ipaddress`` writes it."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower().removesuffix(".")
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class AllowedHosts:
+    """The hosts that requests may name: loopback, the address at which the daemon listens, and ``[serve] hosts``.
+
+    Args:
+        settings: ``host`` and ``hosts`` are used.
+
+    Raises:
+        ConfigError: if an entry of ``hosts`` is not a host name.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        """Parse the entries of ``hosts``."""
+        configured = []
+        for entry in settings.hosts:
+            parsed = parse_host(entry)
+            if parsed is None:
+                raise ConfigError(
+                    f"[serve] hosts contains {entry!r}, which is not a host name: write names only, without scheme "
+                    'and path, such as "meta.example.com" or "meta.example.com:8443"'
+                )
+            configured.append(parsed)
+        self._configured = frozenset(configured)
+        self._names = frozenset((*LOOPBACK, _normalise(settings.host), *(host.name for host in configured)))
+
+    def refuse(self, scope: Scope) -> Refusal | None:
+        """Return why a request is refused; None if neither a foreign page nor a foreign name is behind it.
+
+        The header Host must name an allowed host: under a rebound name, a page could read every answer. An Origin must
+        be the daemon's own. ``Sec-Fetch-Site: cross-site`` is refused unless the user follows a link to the daemon.
+
+        Args:
+            scope: of an HTTP request; its ``server`` is the local address of the connection.
+        """
+        hosts, origins, fetch = [], [], dict[bytes, bytes]()
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts.append(value.decode("latin1"))
+            elif name == b"origin":
+                origins.append(value.decode("latin1"))
+            elif name.startswith(b"sec-fetch-"):
+                fetch[name] = value
+        host = parse_host(hosts[0]) if len(hosts) == 1 else None
+        if host is None or not self._is_allowed(host.name, (scope.get("server") or ("",))[0]):
+            return self._refuse_host(", ".join(hosts))
+        foreign = next((origin for origin in origins if not self._is_own_origin(origin, host)), None)
+        if foreign is not None:
+            return _refuse_page(f"a page of {foreign!r}")
+        if fetch.get(b"sec-fetch-site") == b"cross-site" and not _follows_link(scope["method"], fetch):
+            return _refuse_page("a page of another site")
+        return None
+
+    def _is_allowed(self, name: str, local_address: str) -> bool:
+        return name in self._names or is_loopback(name) or name == _normalise(local_address)
+
+    def _is_own_origin(self, origin: str, host: Host) -> bool:
+        """Return whether an origin is the host of the request, or an entry of ``hosts``.
+
+        A proxy may replace the header Host, so that the origin differs from it.
+        """
+        scheme, separator, rest = origin.partition("://")
+        default, found = DEFAULT_PORTS.get(scheme), parse_host(rest)
+        if not separator or default is None or found is None:
+            return False  # "null", extensions, files
+        own = [host, *self._configured]
+        return any((found.name, found.port or default) == (name, port or default) for name, port in own)
+
+    def _refuse_host(self, host: str) -> Refusal:
+        names = ", ".join(sorted(self._names))
+        detail = (
+            f"the header Host names {host[:200]!r}, and this daemon answers only to {names}: use one of these in the "
+            "address, or add the name to [serve] hosts"
+        )
+        return Refusal(421, "unknown_host", detail)
+
+
+def _refuse_page(who: str) -> Refusal:
+    detail = (
+        f"{who} may not use this daemon: only its own pages and programs may; if the page is the daemon's own, behind "
+        "a proxy, add the proxy's host name to [serve] hosts"
+    )
+    return Refusal(403, "foreign_origin", detail)
+
+
+def _follows_link(method: str, fetch: dict[bytes, bytes]) -> bool:
+    """Return whether the user opens the address in a tab; the page with the link cannot read the answer."""
+    destination = (fetch.get(b"sec-fetch-mode"), fetch.get(b"sec-fetch-dest"))
+    return method in ("GET", "HEAD") and destination == (b"navigate", b"document")
+
+
+def require_tensors(request: Request) -> None:
+    """Raise ``WrongMediaType`` if the body of a request is not declared as one of ``TENSOR_TYPES``.
+
+    A page of another origin can send a body without a media type, as text or as a form; it cannot send these.
+    """
+    declared = request.headers.getlist("content-type")
+    kinds = [kind.partition(";")[0].strip().lower() for kind in declared]
+    if len(kinds) == 1 and kinds[0] in TENSOR_TYPES:
+        return
+    was = f"is declared as {', '.join(declared)[:200]!r}" if declared else "has no media type"
+    raise WrongMediaType(
+        f"the body {was}: send tensors in safetensors format with the header `Content-Type: {TENSOR_TYPES[0]}` "
+        f"or `Content-Type: {TENSOR_TYPES[1]}` (curl: -H 'Content-Type: {TENSOR_TYPES[0]}'); see /docs"
+    )
