@@ -1,11 +1,21 @@
 """What every test runs under."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from online_meta.testing.conditions import fixed_conditions
+from streams.private_files import private_umask
 from tests import tiers
 
 __all__ = ["fixed_conditions"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_files() -> Iterator[None]:
+    """Let all tests write private files, because secrets that others can read are refused."""
+    with private_umask():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ import click
 
 from deploy.checks.preflight import check_all
 from deploy.config.config import config_file_context, read_config
+from streams.private_files import private_umask
 
 
 @click.command("check")
@@ -15,5 +16,5 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Check CONFIG without starting a run: its keys, the model under meta-gradients, the history, sources, the port."""
     settings = read_config(config, overrides)
     click.echo(f"config   {config} is valid")
-    with config_file_context(config):
+    with config_file_context(config), private_umask():
         check_all(settings, lambda what, detail: click.echo(f"{what:<8} {detail}"))

@@ -25,6 +25,7 @@ from deploy.reports.report import display_name, summary_table
 from deploy.server.listener import bind
 from online_meta import registry
 from online_meta.regret.ledger import MAIN_LEARNER
+from streams.private_files import private_umask
 from streams.producers import connect, submit
 from streams.types import TaskSource
 
@@ -74,8 +75,10 @@ def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
     Raises:
         CommandError: if the daemon does not start or ends with an error.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as output:
+    with private_umask():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = open(log, "ab")  # noqa: SIM115 - closed below
+    with output:
         daemon = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         with connect(url) as client:

@@ -27,6 +27,7 @@ from online_meta.learners import LearnerContext
 from online_meta.regret.ledger import Comparator
 from streams.history.history import History
 from streams.history.retention import count_discarded
+from streams.private_files import private_umask
 from trainers.build import build_context
 from trainers.checkpoint import CheckpointError
 from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
@@ -59,7 +60,7 @@ def command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty()) as progress:
         bars = {what: progress.add_task(what, total=None) for what in ("rounds", *settings.regret.comparator)}
-        with config_file_context(config):
+        with config_file_context(config), private_umask():
             report = replay(
                 settings,
                 history or files.history,

@@ -8,6 +8,7 @@ import click
 from deploy.config.config import config_file_context, read_config
 from deploy.daemon import serve
 from deploy.logs import Origin, log_to_stderr
+from streams.private_files import private_umask
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,6 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Run the daemon with CONFIG until SIGTERM. A restarted run continues from its last checkpoint."""
     settings = read_config(config, overrides)
     log_to_stderr(Origin("daemon"), settings.run.logs)
-    with config_file_context(config):
+    with config_file_context(config), private_umask():
         serve(settings, lambda url: log.info("listening on %s: dashboard at /, API at /docs, metrics at /metrics", url))
     log.info("drained; report: %s/report.html", settings.run.path)

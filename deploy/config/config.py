@@ -32,6 +32,7 @@ from online_meta import registry
 from streams.atomic_files import replace_file
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
+from streams.private_files import SecretExposed, check_private
 from streams.spec import Limits, TaskSpec
 from trainers.seams import BASELINES, COMPARATORS, SEAMS, list_choices, list_options
 from trainers.settings import (
@@ -48,12 +49,16 @@ from trainers.settings import (
 def read_token(file: Path | None, option: str) -> str | None:
     """Return the token in ``file``; None without a file.
 
-    Raises ``ConfigError`` that names the ``option`` when there is none that an HTTP header could carry.
+    Raises ``ConfigError`` that names the ``option`` when there is none that an HTTP header could carry, or when other
+    users can read the file.
     """
     if file is None:
         return None
     try:
+        check_private(file)
         token = file.read_text(encoding="ascii").strip()
+    except SecretExposed as error:
+        raise ConfigError(f"{option} {error}") from error
     except OSError as error:
         raise ConfigError(f"{option} {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from deploy.exits import CONFIG, DONE, CommandError
 from deploy.logs import Origin, log_to_stderr
 from deploy.processes.child import die_with_parent
 from deploy.processes.trainer import broadcast_settings, play_run
+from streams.private_files import PRIVATE_UMASK
 from trainers.distributed.process_group import join_process_group, read_own_rank
 from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import HeartbeatWriter
@@ -32,6 +33,7 @@ def main(config_file: str) -> int:
         return error.code
     origin = Origin("trainer", read_own_rank(), plays=True)
     log_to_stderr(origin, config.run.logs)
+    os.umask(PRIVATE_UMASK)
     die_with_parent()
     try:
         with join_process_group(config.engine, has_storage=False) as rank_group:

@@ -8,6 +8,7 @@ from pathlib import Path
 from deploy.config.config import ServeSettings, read_token
 from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.server.origins import AllowedHosts, is_loopback
+from streams.private_files import SecretExposed, check_private
 
 
 def check_exposure(settings: ServeSettings) -> str | None:
@@ -38,6 +39,10 @@ def _check_certificate(cert: str, key: str) -> None:
             Path(file).read_bytes()
         except OSError as error:
             raise ConfigError(f"[serve] {name} {file} cannot be read: {error.strerror}") from error
+    try:
+        check_private(key)
+    except SecretExposed as error:
+        raise ConfigError(f"[serve] tls_key {error}") from error
     try:
         # The password callback prevents OpenSSL from asking for a password on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")

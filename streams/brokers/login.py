@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
+from streams.private_files import check_private
+
 
 @contextmanager
 def translate_import_errors(extra: str) -> Iterator[None]:
@@ -91,7 +93,7 @@ def make_tls_context(login: Login) -> ssl.SSLContext | None:
 
     Raises:
         OSError: if a file cannot be read; the message names the file.
-        ValueError: if a file does not contain the expected certificates or key.
+        ValueError: if a file does not contain the expected certificates or key, or others can read the key.
     """
     if login.key_file is not None and login.certificate_file is None:
         raise ValueError("key_file is the key of a certificate: set certificate_file, too")
@@ -100,6 +102,8 @@ def make_tls_context(login: Login) -> ssl.SSLContext | None:
     for file in (login.ca_file, login.certificate_file, login.key_file):
         if file is not None:
             Path(file).read_bytes()  # the errors of the library do not name the file
+    if login.certificate_file is not None:
+        check_private(login.key_file or login.certificate_file)
     try:
         context = ssl.create_default_context(cafile=login.ca_file)
     except ssl.SSLError as error:
@@ -158,7 +162,11 @@ def hide_secrets(address: str) -> str:
 
 
 def read_secret(file: str) -> str:
-    """Read the secret in a file of one line; raise ``OSError`` or ``ValueError`` that names the file."""
+    """Read the secret in a file of one line that only this user can read.
+
+    Raises ``OSError`` or ``ValueError`` that names the file.
+    """
+    check_private(file)
     secret = Path(file).read_text(encoding="utf-8").strip()
     if not secret or "\n" in secret:
         raise ValueError(f"{file} must contain exactly one line")
@@ -170,8 +178,10 @@ def read_properties(file: str) -> dict[str, str]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if a line is not a setting; the message names the line.
+        ValueError: if a line is not a setting; the message names the line. Also if others can read the file or the
+            private key that it names.
     """
+    check_private(file)
     properties = {}
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
         name, equals, value = line.partition("=")
@@ -182,4 +192,6 @@ def read_properties(file: str) -> dict[str, str]:
                 f"{file}, line {number}: write it as name = value, for example security.protocol = SASL_SSL"
             )
         properties[name.strip()] = value.strip()
+    if key := properties.get("ssl.key.location"):
+        check_private(key)
     return properties

@@ -25,6 +25,7 @@ from streams.brokers.login import (
     translate_login_errors,
 )
 from streams.brokers.settings import NatsSettings as Settings
+from streams.private_files import check_private
 from streams.types import Arrival
 
 Result = TypeVar("Result")
@@ -153,6 +154,7 @@ def read_login(login: NatsLogin) -> dict[str, Any]:
     if login.token_file is not None:
         options["token"] = read_secret(login.token_file)
     if login.credentials_file is not None:
+        check_private(login.credentials_file)
         with open(login.credentials_file, "rb"):  # the errors of the library do not name the file
             options["user_credentials"] = login.credentials_file
     return options

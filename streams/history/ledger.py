@@ -420,7 +420,7 @@ def acquire_lock(folder: Path, name: str = WRITER_LOCK, timeout: float = 0.0) ->
         HistoryBusy: if another process holds the lock.
     """
     with translate_errors(folder):
-        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + timeout
     while True:
         try:
