@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -24,14 +25,17 @@ from deploy.logs import copy_lines
 from deploy.processes.maintenance import MaintenanceSupervisor
 from deploy.processes.supervisor import SupervisedProcess
 from deploy.reports.report import write_report
-from deploy.server.app import create_app
+from deploy.server.app import create_app, create_probe_app
 from deploy.server.limits import allow_descriptors, make_bounded_protocol
-from deploy.server.listener import bind, check_exposure
+from deploy.server.listener import ProbeServer, bind, bind_probes, check_exposure
 from deploy.server.state import DaemonState
+from deploy.telemetry.monitor import ArchiveMonitor, HealthMonitor
+from deploy.telemetry.process_monitor import ProcessMonitor, reset_heartbeats
 from deploy.telemetry.prometheus import make_instruments, start_metrics
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import open_view
 from streams.history.history import History
+from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
@@ -62,24 +66,35 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
     files = RunFiles(Path(config.run.path))
     with ExitStack() as cleanup:
         listener = cleanup.enter_context(contextlib.closing(bind(config.serve)))
+        probes = cleanup.enter_context(contextlib.closing(ProbeServer(bind_probes(config.serve), config.serve.limits)))
         history = cleanup.enter_context(open_history(files, config.history))
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
         sources = open_sources(config, history)
         write_settings(files.settings, config)
-        state = make_state(config, files, history, token, cleanup)
+        state, children = make_state(config, files, history, token, cleanup)
         state.refresh()
-        cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
+        upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
-        lag = state.instruments["source_lag"]
-        watch = LagMonitor(sources, history.cursor, lambda name, waiting: lag.labels(source=name).set(waiting))
+        lag, note = state.instruments["source_lag"], state.ingest.source_states.note
+        watch = LagMonitor(
+            sources,
+            history.cursor,
+            lambda name, waiting: lag.labels(source=name).set(waiting),
+            on_polled=lambda name, error: note(name, "lag", error),
+        )
         cleanup.callback(watch.close)
+        archive = cleanup.enter_context(contextlib.closing(ArchiveMonitor(lambda: reach_archive(history))))
+        processes = make_monitors(files, children, upkeep, state.ranks_view)
+        monitor = HealthMonitor(state, processes, sources, archive)
+        state.check(monitor.look())
+        probes.start(create_probe_app(state))
         scheme = "https" if config.serve.tls_cert else "http"
         host, port = listener.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        _run_server(state, listener, lambda: ready(f"{scheme}://{where}"))
+        _run_server(state, monitor, listener, lambda: ready(f"{scheme}://{where}"))
         state.draining = True
         log.info("draining")
     state.view.refresh()
@@ -94,8 +109,10 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         raise CommandError(BROKEN, "drained, because the trainer cannot continue: see its last messages above")
 
 
-def make_state(config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack) -> DaemonState:
-    """Start the child processes and ingest, and return the daemon's state.
+def make_state(
+    config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack
+) -> tuple[DaemonState, dict[str, SupervisedProcess]]:
+    """Start the child processes and ingest; return the daemon's state, and the children by name.
 
     Args:
         config: of the run.
@@ -110,7 +127,8 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
     view = open_view(files, config.regret)
     start_metrics(instruments, config.engine.kind, view)
     ranks_view = RanksView(files, lambda: children["trainer"].restarts)
-    children, broken = {}, Event()
+    reset_heartbeats(files)
+    children, broken = dict[str, SupervisedProcess](), Event()
     for name in (*(["comparators"] if config.regret.comparator else []), "trainer"):
         program = "ranks" if name == "trainer" and config.engine.is_distributed else name
         command = [sys.executable, "-m", f"deploy.processes.{program}", str(files.settings), config.run.logs]
@@ -129,7 +147,7 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         dead_letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
     )
     cleanup.callback(ingest.close)
-    return DaemonState(
+    state = DaemonState(
         config=config,
         files=files,
         history=history,
@@ -143,6 +161,30 @@ def make_state(config: Config, files: RunFiles, history: History, token: str | N
         broken=broken,
         token=token,
     )
+    return state, children
+
+
+def make_monitors(
+    files: RunFiles, children: dict[str, SupervisedProcess], upkeep: MaintenanceSupervisor, ranks_view: RanksView
+) -> dict[str, ProcessMonitor]:
+    """Return the monitors of the daemon's child processes by name.
+
+    Args:
+        files: of the run.
+        children: the processes that run from the start.
+        upkeep: starts the maintenance process when it is needed.
+        ranks_view: counts the restarts of the trainer or its ranks.
+    """
+
+    def count_restarts(name: str) -> int:
+        return ranks_view.restarts if name == "trainer" else children[name].restarts
+
+    found = {
+        name: ProcessMonitor(files.heartbeat(name), partial(children.get, name), partial(count_restarts, name))
+        for name in children
+    }
+    count = lambda: upkeep.child.restarts if upkeep.child else 0  # noqa: E731
+    return found | {"maintenance": ProcessMonitor(files.heartbeat("maintenance"), lambda: upkeep.child, count)}
 
 
 def _drain(child: SupervisedProcess) -> None:
@@ -160,7 +202,7 @@ def _count_commit(instruments: dict[str, object], source: str, seconds: float) -
     instruments["ingest_duration_seconds"].observe(seconds)  # type: ignore[attr-defined]
 
 
-def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _run_server(state: DaemonState, monitor: HealthMonitor, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve HTTP until SIGTERM or SIGINT; finish the requests in progress."""
     settings = state.config.serve
     server = uvicorn.Server(
@@ -181,7 +223,7 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
     before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
 
     async def run() -> None:
-        refreshing = asyncio.create_task(_refresh_periodically(state, server))
+        refreshing = asyncio.create_task(_refresh_periodically(state, monitor, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for this
             await asyncio.sleep(0.01)
@@ -196,12 +238,20 @@ def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[],
         signal.signal(kind, handler)
 
 
-async def _refresh_periodically(state: DaemonState, server: uvicorn.Server) -> None:
+async def _refresh_periodically(state: DaemonState, monitor: HealthMonitor, server: uvicorn.Server) -> None:
     while True:
         try:
-            await asyncio.to_thread(state.refresh)
+            await asyncio.to_thread(_refresh, state, monitor)
         except Exception:  # A file that is unreadable for a while must not end the updates of the metrics.
             log.exception("the run's files cannot be read; retrying in %.0f s", RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
         server.should_exit |= state.broken.is_set()
         await asyncio.sleep(REFRESH_SECONDS)
+
+
+def _refresh(state: DaemonState, monitor: HealthMonitor) -> None:
+    """Read what the children have written, and compute the health of the run from it."""
+    state.refresh()
+    facts = monitor.look()
+    state.check(facts)
+    monitor.kill_hung(facts, state.checks)

@@ -13,7 +13,7 @@ from deploy.checks.run_folder import check_archive, check_same_run, check_tasks,
 from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.leader import leader_of
-from deploy.server.listener import bind, check_exposure
+from deploy.server.listener import bind, bind_probes, check_exposure
 from online_meta import registry
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.regret.ledger import MAIN_LEARNER
@@ -152,7 +152,11 @@ def check_port(config: Config) -> str:
     """Listen for a moment where the daemon will."""
     with closing(bind(config.serve)) as listener:
         host, port = listener.getsockname()[:2]
-        return f"{host}:{port} is free"
+        probes = bind_probes(config.serve)
+        if probes is None:
+            return f"{host}:{port} is free"
+        probes.close()
+        return f"{host}:{port} and {config.serve.probes} are free"
 
 
 def check_all(config: Config, report: Callable[[str, str], None]) -> None:

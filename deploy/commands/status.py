@@ -1,6 +1,7 @@
 """online-meta status: print the state of a daemon."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def status_table(status: dict[str, Any]) -> Table:
     table = Table(
         title=f"{status['run']}: {status['state'].replace('_', ' ')}", show_header=False, title_justify="left"
     )
+    for row in health_rows(status["health"]):
+        table.add_row(*row)
     pending = f"{rounds['pending']} pending, {rounds['skipped']} skipped"
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
@@ -57,10 +60,27 @@ def status_table(status: dict[str, Any]) -> Table:
     return table
 
 
+def health_rows(health: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return table rows with the level of the run's health, and each check that is not ok, what fails first."""
+    found = sorted((check for check in health["checks"] if check["level"] != "ok"), key=lambda one: one["level"])
+    if not found:
+        return [("health", "ok")]
+    rows = [("health", f"{len(found)} of {len(health['checks'])} checks need attention")]
+    return rows + [
+        (f"{'FAILS' if check['level'] == 'fail' else 'warning'}: {check['name']}", _advise(check)) for check in found
+    ]
+
+
+def _advise(check: dict[str, Any]) -> str:
+    since = datetime.fromtimestamp(check["since"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{check['evidence']}, since {since}\n{check['what_to_do']}"
+
+
 def trainer_rows(trainer: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return table rows that say whether the trainer is alive and, for several ranks, how each rank spends its time."""
+    """Return table rows that say what the trainer does and, for several ranks, how each rank spends its time."""
     alive, ranks = "alive" if trainer["alive"] else "DOWN", trainer["world_size"]
-    rows = [("trainer", f"{alive}, {ranks} {'rank' if ranks == 1 else 'ranks'}, {trainer['restarts']} restarts")]
+    counts = f"{ranks} {'rank' if ranks == 1 else 'ranks'}, {trainer['restarts']} restarts"
+    rows = [("trainer", f"{alive}, {counts}; {trainer['doing']}")]
     if len(trainer["ranks"]) > 1:
         for rank in trainer["ranks"]:
             times = f"{rank['step_seconds']:.1f} s, and {rank['waiting_seconds']:.1f} s waiting for other ranks"

@@ -127,6 +127,8 @@ class ServeSettings:
         token_file: a file with the token that clients must send.
         tls_cert: a file with the certificate chain, in PEM.
         tls_key: a file with the private key, in PEM.
+        probes: "host:port" of a second listener, for supervisors and Prometheus: it serves /healthz, /readyz and
+            /metrics in plain HTTP, without the token, whatever happens on the first one.
         limits: see below.
     """
 
@@ -136,7 +138,21 @@ class ServeSettings:
     token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    probes: str | None = None
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Refuse an address of the probes that is none."""
+        if self.probes is not None:
+            split_probes(self.probes)
+
+
+def split_probes(address: str) -> tuple[str, int]:
+    """Return the host and the port of ``[serve] probes``; raises ``ValueError`` for anything else."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise ValueError(f'probes = {address!r}: write it as host:port, such as "127.0.0.1:8781"')
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ class MaintenanceSupervisor:
         history: checked every ``CHECK_SECONDS``.
         config: of the daemon.
         files: of the run.
+
+    ``child`` is the process, None before it is needed.
     """
 
     def __init__(self, history: History, config: Config, files: RunFiles) -> None:
@@ -121,6 +123,7 @@ class MaintenanceSupervisor:
         ]
         self._copy = copy_lines if config.run.logs == "json" else None
         self._closing = threading.Event()
+        self.child: SupervisedProcess | None = None
         self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
         self._thread.start()
 
@@ -134,7 +137,7 @@ class MaintenanceSupervisor:
             if self._closing.wait(CHECK_SECONDS):
                 return
         # The kernel kills the child when the thread that started it ends, so this thread must stay alive.
-        child = SupervisedProcess("upkeep", self._command, copy=self._copy)
+        self.child = child = SupervisedProcess("upkeep", self._command, copy=self._copy)
         self._closing.wait()
         code = child.stop(STOP_SECONDS)
         if code != DONE:

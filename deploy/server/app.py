@@ -114,6 +114,17 @@ def create_app(state: DaemonState) -> FastAPI:
     return app
 
 
+def create_probe_app(state: DaemonState) -> FastAPI:
+    """Return the application of ``[serve] probes``: /healthz, /readyz and /metrics, without a token."""
+    app = FastAPI(openapi_url=None)
+    app.state.daemon = state
+    app.include_router(routes.probes)
+    app.add_middleware(_SecurityMiddleware, token=None, allowed_hosts=AllowedHosts(state.config.serve))
+    for kind, answer in _ERROR_HANDLERS.items():
+        app.add_exception_handler(kind, answer)
+    return app
+
+
 class _SecurityMiddleware:
     """Middleware that refuses foreign hosts and pages, requires the token, and sets security headers for browsers.
 

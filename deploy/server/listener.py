@@ -3,12 +3,22 @@
 import errno
 import socket
 import ssl
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from deploy.config.config import ServeSettings, read_token
+import uvicorn
+
+from deploy.config.config import ServeSettings, read_token, split_probes
 from deploy.exits import TRY_LATER, CommandError, ConfigError
+from deploy.server.limits import make_bounded_protocol
 from deploy.server.origins import AllowedHosts, is_loopback
 from streams.private_files import SecretExposed, check_private
+from streams.spec import Limits
+
+MAX_PROBES = 64
+"""Connections to the listener of the probes."""
 
 
 def check_exposure(settings: ServeSettings) -> str | None:
@@ -51,6 +61,60 @@ def _check_certificate(cert: str, key: str) -> None:
             f"[serve] tls_cert {cert} and tls_key {key} must be a PEM certificate and its key, without a password: "
             f"{error}"
         ) from error
+
+
+def bind_probes(settings: ServeSettings) -> socket.socket | None:
+    """Return the listening socket of ``[serve] probes``; None if there is none. Raises as ``bind`` does."""
+    if settings.probes is None:
+        return None
+    host, port = split_probes(settings.probes)
+    try:
+        return bind(replace(settings, host=host, port=port))
+    except CommandError as error:
+        raise CommandError(error.code, f"[serve] probes = {settings.probes!r}: {error}") from error
+
+
+class ProbeServer:
+    """A second HTTP server in a thread of its own, with limits of its own.
+
+    Args:
+        listener: its socket; None serves nothing.
+        limits: of a request; the number of connections is ``MAX_PROBES``.
+    """
+
+    def __init__(self, listener: socket.socket | None, limits: Limits) -> None:
+        """Prepare; the socket accepts connections that wait until ``start``."""
+        self._listener, self._limits = listener, replace(limits, connections=MAX_PROBES)
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, app: Any) -> None:
+        """Serve an ASGI application."""
+        if self._listener is None:
+            return
+        protocol: Any = make_bounded_protocol(self._limits)
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+        )
+        self._server = uvicorn.Server(settings)
+        arguments = {"sockets": [self._listener]}
+        self._thread = threading.Thread(target=self._server.run, kwargs=arguments, name="probes", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving, and close the socket."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(timeout=5)
+        if self._listener is not None:
+            self._listener.close()
 
 
 def bind(settings: ServeSettings) -> socket.socket:

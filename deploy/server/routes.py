@@ -1,6 +1,6 @@
 """The routes of the HTTP API: submit tasks, adapt, read weights, regret, status and metrics."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -11,13 +11,19 @@ from starlette.concurrency import run_in_threadpool
 from deploy.leader import encode_predictions
 from deploy.server.limits import read_body
 from deploy.server.origins import TENSOR_TYPES, require_tensors
-from deploy.server.state import DaemonState, status_of
+from deploy.server.state import DaemonState, health_of, status_of
+from deploy.telemetry.health import list_failing
 from deploy.telemetry.series import regret_series
 from streams.formats import wire
 from streams.types import Arrival, Conflict, Rejected
 from trainers.journal.leader_file import encode_leader
 
 router = APIRouter()
+probes = APIRouter()
+"""The routes that `[serve] probes` serves, too."""
+
+REASONS = {"trainer": "trainer_down"}
+"""The reason by the name of a check that fails, where it is not that name."""
 
 
 PATH = "/v1/tasks"
@@ -50,6 +56,23 @@ ERROR: dict[str, Any] = {
                 "type": "object",
                 "properties": {"reason": {"type": "string"}, "detail": {"type": "string"}},
                 "required": ["reason", "detail"],
+            }
+        }
+    }
+}
+
+
+FAILING: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "reason": {"type": "string"},
+                    "detail": {"type": "string"},
+                    "failing": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["reason", "detail", "failing"],
             }
         }
     }
@@ -205,26 +228,51 @@ def status(request: Request) -> dict[str, Any]:
     return status_of(request.app.state.daemon)
 
 
-@router.get("/healthz")
-def health() -> dict[str, str]:
+@router.get("/v1/health")
+def health(request: Request) -> dict[str, Any]:
+    """Return the health of the run: the worst level of all checks, and the checks.
+
+    A check has a `name`, a `level` ("ok", "warn" or "fail"), the `evidence`, advice on `what_to_do`, the areas that do
+    not work if it fails (`of`), and the Unix time `since` which it has had its level.
+    """
+    return health_of(request.app.state.daemon)
+
+
+@probes.get("/healthz")
+def alive() -> dict[str, str]:
     """Return 200 while the daemon is alive."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses={503: {"description": "Not ready, and why", **ERROR}})
-def ready(request: Request) -> Any:
-    """Return 200 while the daemon accepts tasks and the trainer runs, otherwise 503 and the reason."""
+@probes.get("/readyz", responses={503: {"description": "Not ready: the checks that fail, and why", **FAILING}})
+def ready(
+    request: Request,
+    of: Annotated[
+        Literal["ingest", "answers", "learning"] | None,
+        Query(description="what must work: taking tasks in, answering or learning; by default all of it"),
+    ] = None,
+) -> Any:
+    """Return 200 while no check of the run's health fails, otherwise 503 and the checks that fail.
+
+    A run that is idle, or starts, compiles or replays with progress, is ready. A run in which tasks wait without
+    progress is not.
+    """
     state: DaemonState = request.app.state.daemon
-    phase = state.phase()
-    if phase in ("draining", "trainer_down"):
-        details = {"draining": "the daemon is draining", "trainer_down": "the trainer is down and will be restarted"}
-        return JSONResponse({"reason": phase, "detail": details[phase]}, 503)
-    return {"status": "ready"}
+    failing = list_failing(state.health(), of)
+    if not failing:
+        return {"status": "ready"}
+    names = [check.name for check in failing]
+    reason = "draining" if state.draining else REASONS.get(names[0], names[0].partition(":")[0])
+    detail = "; ".join(f"{check.name}: {check.evidence}" for check in failing)
+    return JSONResponse({"reason": reason, "detail": detail, "failing": names}, 503)
 
 
-@router.get("/metrics", include_in_schema=False)
+@probes.get("/metrics", include_in_schema=False)
 def metrics(request: Request) -> Response:
     """Return the metrics in the Prometheus text format."""
     state: DaemonState = request.app.state.daemon
     state.update_gauges()
     return Response(generate_latest(state.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+router.include_router(probes)

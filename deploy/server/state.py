@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 import online_meta
 from deploy.config.config import Config
 from deploy.leader import Adapter
+from deploy.telemetry.health import AREAS, Check, Facts, date_checks, judge, list_failing, worst_level
 from deploy.telemetry.metrics import Instruments, MetricState
 from deploy.telemetry.prometheus import count_checkpoint, count_ranks, count_round, update_gauges
 from deploy.telemetry.ranks_view import RanksView
@@ -23,6 +24,8 @@ from streams.ingest.ingest import Ingest
 from trainers.journal.run_files import RunFiles
 
 WINDOW_SECONDS = 30.0
+STALE_SECONDS = 10.0
+"""Checks that are older than this say nothing."""
 
 
 class RecentRate:
@@ -70,6 +73,8 @@ class DaemonState:
     token: str | None
     started: float = field(default_factory=time.time)
     draining: bool = False
+    checks: tuple[Check, ...] = ()
+    checked: float | None = None
     learned_rate: RecentRate = field(default_factory=RecentRate)
     ingested_rate: RecentRate = field(default_factory=RecentRate)
     refresh_lock: Lock = field(default_factory=Lock)
@@ -81,6 +86,19 @@ class DaemonState:
             self.learned_rate.record(self.view.learned())
             self.ingested_rate.record(len(self.history))
             count_ranks(self.instruments, *self.ranks_view.refresh())
+
+    def check(self, facts: Facts) -> None:
+        """Compute the checks from observed facts; one thread calls this, a few times a second."""
+        self.checks = date_checks(self.checks, judge(facts), time.time())
+        self.checked = time.monotonic()
+
+    def health(self) -> tuple[Check, ...]:
+        """Return the checks; if they are no longer computed, as on a disk that does not answer, "daemon" fails."""
+        if self.draining or self.checked is None or time.monotonic() - self.checked > STALE_SECONDS:
+            what = "it is draining" if self.draining else "its own state cannot be read"
+            stale = Check("daemon", "fail", what, "See the daemon's lines in the log.", AREAS, time.time())
+            return (stale, *(check for check in self.checks if check.name != "daemon"))
+        return self.checks
 
     def pending(self) -> int:
         """Return the number of rounds that are durable and not yet learned."""
@@ -97,13 +115,18 @@ class DaemonState:
         """Update all gauges."""
         self.refresh()
         size, ranks = self.history.size_bytes(), self.ranks_view.world_size()
-        update_gauges(self.instruments, MetricState(self.view, self.pending(), self.oldest_pending_age, size, ranks))
+        state = MetricState(self.view, self.pending(), self.oldest_pending_age, size, ranks, self.health())
+        update_gauges(self.instruments, state)
+
+    def is_trainer_down(self) -> bool:
+        """Return whether the trainer has ended or does not respond, and has not come back."""
+        return not self.trainer_alive() or any(check.name == "trainer" for check in list_failing(self.checks))
 
     def phase(self) -> str:
         """Return the daemon's phase: "draining", "trainer_down", "running" or "idle"."""
         if self.draining:
             return "draining"
-        if not self.trainer_alive():
+        if self.is_trainer_down():
             return "trainer_down"
         return "running" if self.pending() else "idle"
 
@@ -134,10 +157,18 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         "regret": view.regret(),
         "checkpoint": view.checkpoint,
         "trainer": {
-            "alive": state.trainer_alive(),
+            "alive": not state.is_trainer_down(),
+            "doing": next((check.evidence for check in state.checks if check.name == "trainer"), "starting"),
             "restarts": state.ranks_view.restarts,
             "world_size": state.ranks_view.world_size(),
             "ranks": state.ranks_view.ranks(),
         },
         "backlog_limit": state.config.serve.limits.backlog,
+        "health": health_of(state),
     }
+
+
+def health_of(state: DaemonState) -> dict[str, Any]:
+    """Return the answer of ``/v1/health``: the worst level, and every check."""
+    checks = state.health()
+    return {"level": worst_level(checks), "checks": [asdict(check) for check in checks]}

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 from streams.history import archive_index
+from streams.history.archive.stores import is_url
+from streams.history.errors import HistoryDamaged
 from streams.history.history import History
 from streams.history.retention import RetentionSettings, compact, last_decision, subsample
 from streams.history.sealing import SealingSettings, evict_payloads, remove_orphans, seal_next
@@ -26,6 +28,25 @@ def is_due(history: History, sealing: SealingSettings, retention: RetentionSetti
     rounds, size = history.query(sql, (first, sealing.segment_rounds))[0]
     full = rounds == sealing.segment_rounds or (size or 0) >= sealing.segment_bytes
     return full or (first > 0 and archive_index.ledger_bytes(history.query) > sealing.ledger_bytes)
+
+
+def reach_archive(history: History) -> None:
+    """Read a small file of the archive, if the archive is in use; a short request to an object store.
+
+    Raises:
+        Exception: if the archive cannot be reached, of a type that depends on the store.
+        HistoryDamaged: if the newest segment's marker is missing, as it is when a disk is not mounted.
+    """
+    newest = "SELECT name FROM segments ORDER BY first DESC LIMIT 1"
+    while found := history.query(newest):
+        try:
+            history.archive.marker(found[0][0])
+            return
+        except HistoryDamaged:
+            if history.query(newest) == found:  # Otherwise retention has just replaced the segment.
+                raise
+    if is_url(archive_index.read_location(history.query).url or ""):
+        history.archive.names()
 
 
 class Maintenance:

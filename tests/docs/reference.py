@@ -50,6 +50,7 @@ LABELS = {
     "version": "The version of online-meta.",
     "torch": "The version of PyTorch.",
     "engine": "The kind of engine.",
+    "check": "The name of a check, see [Health](../how-to/health.md#checks).",
 }
 """The values of each label of a metric."""
 
@@ -57,8 +58,10 @@ TAGS = {
     "Tasks": "Send tasks, and ask what became of them. [Serve a run](../how-to/serve.md#send-a-task) shows how to make "
     "a body, [Handle bad input](../how-to/bad-input.md) has the limits and all reasons for a refusal.",
     "Meta-parameters": "Use what the run has learned so far.",
-    "The run": "Read the state of the run and its regret. [Watch a run](../how-to/watching.md) is about metrics.",
-    "Probes": "For a supervisor or a load balancer. `/healthz` needs no token.",
+    "The run": "Read the state of the run and its regret. [Watch a run](../how-to/watching.md) is about metrics, and "
+    "[Health](../how-to/health.md) about the checks.",
+    "Probes": "For a supervisor or a load balancer. `/healthz` needs no token. [Probes](../how-to/health.md#probes) "
+    "shows how to use them, and how to give them a listener of their own.",
 }
 """The introduction of each group of paths."""
 

@@ -16,6 +16,7 @@ Other packages add such modules through entry points of the group ``online_meta.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from deploy.telemetry.health import Check
 from deploy.telemetry.run_view import RunView
 
 Instruments = dict[str, Any]
@@ -51,6 +52,7 @@ class MetricState(NamedTuple):
         oldest_pending_age: returns the age in seconds of the oldest of these, None if there is none.
         history_bytes: the size of the history on disk.
         world_size: the number of ranks that play now.
+        checks: the health of the run.
     """
 
     view: RunView
@@ -58,3 +60,4 @@ class MetricState(NamedTuple):
     oldest_pending_age: Callable[[], float | None]
     history_bytes: int
     world_size: int
+    checks: tuple[Check, ...] = ()
