@@ -10,6 +10,7 @@ from torch import nn
 import online_meta.learners
 import trainers.engines
 from online_meta import registry
+from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import ModelLoss, accuracy_of, model_loss
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, gather_single_process
@@ -95,6 +96,7 @@ def build_context(
     engine: str = LOCAL,
     rank_stats: RankStats | None = None,
     gather: Callable[[Any], list[Any]] = gather_single_process,
+    failures: TaskFailures | None = None,
 ) -> LearnerContext:
     """Return what all learners of the run share; compiled programs lie in the folder ``programs``.
 
@@ -129,6 +131,7 @@ def build_context(
         schedule=build_schedule(settings.meta),
         memory_limit=settings.engine.memory_limit,
         gather=gather,
+        failures=failures,
     )
 
 

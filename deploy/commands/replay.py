@@ -18,7 +18,7 @@ import trainers.comparators
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import check_tasks
 from deploy.config.config import Config, config_file_context, read_config
-from deploy.exits import CONFIG, TRY_LATER, CommandError
+from deploy.exits import BROKEN, CONFIG, TRY_LATER, CommandError
 from deploy.leader import find_leader
 from deploy.reports.report import summary_table, write_report
 from deploy.telemetry.run_view import open_view
@@ -32,8 +32,11 @@ from trainers.build import build_context
 from trainers.checkpoint import CheckpointError
 from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
 from trainers.journal.jsonl import LineReader, LineWriter
+from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.recovery import RepeatFailed
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import close_run
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import RegretSettings
 from trainers.settings_fingerprint import SettingsChanged
@@ -114,6 +117,8 @@ def replay(
             while run.round < total:
                 play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
                 progress("rounds", run.round, total)
+        except (RepeatFailed, TooManyQuarantined) as error:
+            raise CommandError(BROKEN, f"{out}: {error}") from error
         finally:
             close_run(run)
         if total:
@@ -127,9 +132,8 @@ def replay(
 def _copy_logs(history_folder: Path, files: RunFiles) -> None:
     """Copy the logs of decisions that depended on timing, so that the replay reuses them."""
     played = RunFiles(history_folder.parent)
-    pairs = [
-        (history_folder / file.name, file) for file in (files.update_log, files.execution_plan_log, files.rollback_log)
-    ]
+    logs = (files.update_log, files.execution_plan_log, files.rollback_log, files.quarantine_log)
+    pairs = [(history_folder / file.name, file) for file in logs]
     pairs += [(program, files.programs / program.name) for program in played.programs.glob("*.pt2")]
     for source, target in pairs:
         if source.exists() and not target.exists():

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
@@ -22,8 +23,11 @@ from trainers.distributed.process_group import join_process_group, read_own_rank
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import HeartbeatWriter
+from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.recovery import RepeatFailed
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import Run, close_run
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import SettingsChanged
 
@@ -66,10 +70,10 @@ def main(settings_file: str, logs: str = "text") -> int:
     except CommandError as error:
         log.error("%s", error)
         return error.code
-    except (SettingsChanged, CheckpointError) as error:
+    except (SettingsChanged, CheckpointError, RepeatFailed) as error:
         log.error("%s", error)
         return CONFIG
-    except Diverged as error:
+    except (Diverged, TooManyQuarantined) as error:
         log.error("%s", error)
         # All ranks agree on this; with another exit code the agent would restart them.
         return DONE if settings.engine.is_distributed else BROKEN
@@ -120,13 +124,21 @@ def play_run(
         origin: filter of this process's log lines; it will add the current round.
         heartbeat: of this process.
     """
-    run = open_run(settings, files, history, rank_group=rank_group, heartbeat=heartbeat)
+    run = open_run(settings, files, history, rank_group=rank_group, heartbeat=heartbeat, count_deaths=True)
+    threading.Thread(target=_note_stop, args=(run, stop), name="note-stop", daemon=True).start()
     origin.round = lambda: run.round
     log.info("the trainer continues at round %d", run.round)
     rounds = play_rounds(run, stop)
     close_run(run)
     run.rank_group.broadcast(None)  # Ranks end together: one that ends early would count as dead.
     log.info("the trainer drained after %d rounds", rounds)
+
+
+def _note_stop(run: Run, stop: Event) -> None:
+    """Log a request to stop as soon as it comes: a process that is killed while it drains has not died of its task."""
+    stop.wait()
+    if run.journal:
+        run.journal.quarantine_log.note_stop()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from online_meta.batching.failures import TaskFailures
 from online_meta.inner import Inner
 from online_meta.replay import ReplayPolicy
 from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, ReplayBuffer, Schedule, Task
@@ -75,6 +76,7 @@ class LearnerContext:
         batching: how the meta-gradients of a batch are computed, see ``Autotuner``.
         memory_limit: bytes that stacked tasks may take.
         gather: ``gather(value)`` returns, on every rank, the list of all ranks' values, as JSON gives them back.
+        failures: collects the model's exceptions on revisited tasks; None lets them propagate.
     """
 
     inner: Inner
@@ -93,3 +95,4 @@ class LearnerContext:
     batching: str = "loop"
     memory_limit: int | None = None
     gather: Callable[[Any], list[Any]] = gather_single_process
+    failures: TaskFailures | None = None

@@ -7,7 +7,8 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
-from online_meta.batching.all_reduce import distribute_samples, local_samples, sum_gradients
+from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
+from online_meta.batching.failures import is_task_failure
 from online_meta.batching.task_sum import SkippingSum, TaskSum, sum_skipping_nonfinite
 from online_meta.functional.model import evaluation_loss
 from online_meta.learners import LearnerContext
@@ -92,7 +93,7 @@ class DirichletProcessMixture:
         self._round = 0
         self._loss = evaluation_loss(context.inner.loss)
         self.task_sum = TaskSum(context.gradient, context.programs)
-        self._gradient = _skip_unassigned(sum_skipping_nonfinite(self.task_sum))
+        self._gradient_sum = GradientSum(_skip_unassigned(sum_skipping_nonfinite(self.task_sum)), context.failures)
         # Policies that measure the leader's gradients do not apply: there are several leaders here.
         replay = context.replay if context.replay.measure is None else uniform()
         self._sampler = ReplaySampler(replay, context.seed + SEED_OFFSET, context.batch, context.gather)
@@ -145,11 +146,12 @@ class DirichletProcessMixture:
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Make ``steps_per_round`` more meta-steps with each component, for ``update`` 0, 1, ... of the round."""
         self._scored.check_none()
-        if not self._components():
+        available = self._context.buffer.available(self._round)
+        if not (self._components() and len(available)):
             return ()
         for engine in self._engines:
             engine.lr_scale = self._schedule(self._round - 1)
-        self._sampler.resume_round(self._round - 1, self._context.buffer.available(self._round))
+        self._sampler.resume_round(self._round - 1, available)
         steps = self._context.steps_per_round
         first = (update + 1) * steps
         return tuple(
@@ -191,10 +193,7 @@ class DirichletProcessMixture:
         buffer, gather = self._context.buffer, self._context.gather
         distribute_samples(self.engine, buffer, samples)
         metas = self._metas()
-        own = [
-            self._responsibilities(buffer[sample.round], metas).tolist()
-            for sample in local_samples(self.engine, samples)
-        ]
+        own = [self._try_responsibilities(sample.round, metas) for sample in local_samples(self.engine, samples)]
         by_rank: list[list[list[float]]] = gather(own)
         shares = [by_rank[at % self.engine.world][at // self.engine.world] for at in range(len(samples))]
         reports = []
@@ -206,8 +205,20 @@ class DirichletProcessMixture:
                     for p, b in zip(samples, responsibility, strict=True)
                 ]
                 engine = self._engines[component]
-                reports.append(engine.apply(*sum_gradients(engine, self._gradient, buffer, weighted)))
+                reports.append(engine.apply(*sum_gradients(engine, self._gradient_sum, buffer, weighted)))
         return reports
+
+    def _try_responsibilities(self, round: int, metas: Sequence[Meta]) -> list[float]:
+        """Return the responsibilities of a revisited task; zeros if the model fails and failures are collected."""
+        task, failures = self._context.buffer[round], self._context.failures
+        try:
+            found: list[float] = self._responsibilities(task, metas).tolist()
+            return found
+        except Exception as error:
+            if failures is None or not is_task_failure(error):
+                raise
+            failures.add(round, error)
+            return [0.0] * len(metas)
 
     def _predicted_rounds(self) -> Iterator[int]:
         """Yield the existing rounds that this rank will probably revisit next."""

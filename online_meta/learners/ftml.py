@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from online_meta.batching.all_reduce import distribute_samples, local_samples, sum_gradients
+from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
+from online_meta.batching.failures import TaskFailures
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, MemoryReplayBuffer, gather_single_process
@@ -52,6 +53,7 @@ class FollowTheMetaLeader:
         programs: Path | None = None,
         schedule: Schedule | None = None,
         gather: Callable[[Any], list[Any]] = gather_single_process,
+        failures: TaskFailures | None = None,
     ) -> None:
         """Start at round 0 with the engine's meta-parameters.
 
@@ -68,6 +70,7 @@ class FollowTheMetaLeader:
             programs: folder of compiled programs, used if ``task_sum`` follows a compiled plan.
             schedule: factor of the engine's learning rate by round; None for 1. ``lr_scale`` is a further factor.
             gather: returns on every rank the list of all ranks' values.
+            failures: collects the model's exceptions on revisited tasks; None to let them propagate.
 
         Raises:
             ValueError: if ``batch`` or ``steps_per_round`` is below 1.
@@ -82,11 +85,12 @@ class FollowTheMetaLeader:
         self._steps = steps_per_round
         self._sampler = ReplaySampler(uniform() if replay is None else replay, seed, batch, gather)
         measure = self._sampler.measure
-        self._gradient = (
+        sum_tasks = (
             sum_skipping_nonfinite(self.task_sum)
             if measure is None
             else sum_with_measurements(gradient, measure, self._sampler.observe)
         )
+        self._gradient_sum = GradientSum(sum_tasks, failures)
         self._buffer: ReplayBuffer = MemoryReplayBuffer() if buffer is None else buffer
         self._accuracy = accuracy
         self._schedule: Schedule = constant() if schedule is None else schedule
@@ -121,13 +125,14 @@ class FollowTheMetaLeader:
     def learn_more(self, update: int) -> tuple[StepReport, ...]:
         """Make ``steps_per_round`` more meta-steps on past rounds, for ``update`` number 0, 1, ... of the round.
 
-        Before the first round it does nothing. Raises ``OrderError`` if scored tasks have not been learned.
+        Without a past round it does nothing. Raises ``OrderError`` if scored tasks have not been learned.
         """
         self._scored.check_none()
-        if not self.round:
+        available = self._buffer.available(self.round)
+        if not len(available):
             return ()
         self.engine.lr_scale = self.lr_scale * self._schedule(self.round - 1)
-        self._sampler.resume_round(self.round - 1, self._buffer.available(self.round))
+        self._sampler.resume_round(self.round - 1, available)
         first = (update + 1) * self._steps
         return tuple(self._step(step)[1] for step in range(first, first + self._steps))
 
@@ -139,7 +144,7 @@ class FollowTheMetaLeader:
     def _step(self, step: int) -> tuple[list[int], StepReport]:
         samples = self._sampler.draw_samples(step)
         distribute_samples(self.engine, self._buffer, samples)
-        total = sum_gradients(self.engine, self._gradient, self._buffer, samples)
+        total = sum_gradients(self.engine, self._gradient_sum, self._buffer, samples)
         self._sampler.finish_step(local_samples(self.engine, samples))
         return [sample.round for sample in samples], self.engine.apply(*total)
 
@@ -169,4 +174,5 @@ def build(context: LearnerContext) -> FollowTheMetaLeader:
         programs=context.programs,
         schedule=context.schedule,
         gather=context.gather,
+        failures=context.failures,
     )

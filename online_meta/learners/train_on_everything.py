@@ -43,4 +43,5 @@ def build_follower(
         programs=context.programs,
         schedule=context.schedule,
         gather=context.gather,
+        failures=context.failures,
     )

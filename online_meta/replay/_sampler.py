@@ -76,7 +76,8 @@ class ReplaySampler:
         """End the draw: gather the measurements of all ranks and record them; ``own`` are this rank's samples."""
         if self.measure is None:
             return
-        mine = [[sample.round, *values] for sample, values in zip(own, self._measured, strict=True)]
+        # A sum that failed has measured only some of its samples; whoever plays the update discards it.
+        mine = [[sample.round, *values] for sample, values in zip(own, self._measured, strict=False)]
         rows = sorted(row for share in self._gather(mine) for row in share)
         rounds, values = [int(row[0]) for row in rows], torch.tensor([row[1:] for row in rows], dtype=torch.float64)
         self._memory = self._replay.record(self._memory, self._request, rounds, values)

@@ -161,20 +161,36 @@ class Candidates(NamedTuple):
     bytes: NDArray[np.int64]
 
 
-class RetainedRounds(Sequence[int]):
-    """The retained rounds below ``count``: a ``sample`` of the rounds below ``decided``, and all later rounds."""
+_NO_ROUNDS: NDArray[np.int64] = np.array([], np.int64)
 
-    def __init__(self, sample: NDArray[np.int64], decided: int, count: int) -> None:
-        """Take the ``sample`` in ascending order."""
-        self._sample, self._rest = sample, range(decided, count)
+
+class RetainedRounds(Sequence[int]):
+    """The rounds below ``count`` that may be revisited: a sample of those below ``decided``, and later ones.
+
+    Args:
+        sample: of the rounds below ``decided``, in ascending order.
+        decided: number of rounds when retention made its last decision; 0 if there was none.
+        count: number of rounds.
+        excluded: rounds from ``decided`` on that are left out, in ascending order.
+    """
+
+    def __init__(
+        self, sample: NDArray[np.int64], decided: int, count: int, excluded: NDArray[np.int64] = _NO_ROUNDS
+    ) -> None:
+        """Prepare to find a round by its index."""
+        excluded = excluded[: np.searchsorted(excluded, count)]
+        self._sample, self._rest, self._excluded = sample, range(decided, count), excluded
+        self._gaps = excluded - decided - np.arange(len(excluded))
+        """How many later rounds that are not excluded come before each excluded one."""
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.int64]:
         """Return the rounds as an int64 array of shape (len(self),)."""
-        return np.concatenate([self._sample, np.arange(self._rest.start, self._rest.stop)])
+        rest = np.arange(self._rest.start, self._rest.stop)
+        return np.concatenate([self._sample, np.setdiff1d(rest, self._excluded, assume_unique=True)])
 
     def __len__(self) -> int:
-        """Return the number of retained rounds."""
-        return len(self._sample) + len(self._rest)
+        """Return the number of rounds."""
+        return len(self._sample) + len(self._rest) - len(self._excluded)
 
     @overload
     def __getitem__(self, at: int, /) -> int: ...
@@ -187,7 +203,10 @@ class RetainedRounds(Sequence[int]):
         if not -len(self) <= at < len(self):
             raise IndexError(f"index {at} is out of range: {len(self)} rounds are retained")
         at %= len(self)
-        return int(self._sample[at]) if at < len(self._sample) else self._rest[at - len(self._sample)]
+        if at < len(self._sample):
+            return int(self._sample[at])
+        later = at - len(self._sample)
+        return self._rest[later + int(np.searchsorted(self._gaps, later, side="right"))]
 
 
 def last_decision(query: Query, count: int) -> int:

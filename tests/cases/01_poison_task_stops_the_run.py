@@ -11,7 +11,8 @@ from streams.formats import wire
 from streams.types import Record
 from streams.history.history import History
 from streams.spec import Limits, TaskSpec
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import close_run
 from trainers.journal.run_files import RunFiles
 from trainers.settings import *
 

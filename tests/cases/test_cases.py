@@ -1,6 +1,6 @@
-"""Known faults. Each numbered file in this folder demonstrates one, and exits with "FAULT: ..." until it is fixed.
+"""Small inputs that once showed a fault, each in a file of its own, which exits with "FAULT: ..." if it shows it.
 
-A fault is an expected failure. A case whose fault is fixed fails, so that it gets noticed.
+``KNOWN`` are the faults that are not fixed yet: they are expected failures.
 """
 
 import os
@@ -23,13 +23,26 @@ def run_case(case: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+KNOWN = {
+    "02_embedding_padding_idx_refused",
+    "04_frozen_bfloat16_backbone",
+    "05_buffers_lose_precision_silently",
+    "07_targets_that_broadcast",
+    "09_advice_that_misleads",
+    "11_state_dict_as_weights",
+    "14_redis_trimmed_entries_lost_without_a_word",
+    "17_adapt_answers_500",
+    "18_inference_mode_does_not_adapt",
+}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
 def test_the_fault_is_fixed(case: Path) -> None:
     done = run_case(case)
-    if done.returncode:
-        fault = done.stderr.strip().splitlines()[-1]
-        assert fault.startswith("FAULT: "), f"{case.name} does not reach its own fault:\n{done.stderr}"
-        pytest.xfail(fault)
-    raise AssertionError(
-        f"{case.name} no longer shows its fault: move it to a test of the code that it covers, and remove it here"
-    )
+    if case.stem not in KNOWN:
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    assert done.returncode, f"{case.name} no longer shows its fault: remove it from KNOWN"
+    fault = done.stderr.strip().splitlines()[-1]
+    assert fault.startswith("FAULT: "), f"{case.name} does not reach its own fault:\n{done.stderr}"
+    pytest.xfail(fault)

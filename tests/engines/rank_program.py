@@ -49,7 +49,7 @@ def not_finite(folder: Path, rank: int) -> None:
         one = sharded(CASES["maml"], stage)
         play(one, range(HALF))
         before = {key: value.clone() for key, value in one.save().items()}
-        sums, weight = one._gradient(one.engine.meta(), [one._buffer[0]], [ReplaySample(0)])
+        sums, weight = one._gradient_sum.sum_tasks(one.engine.meta(), [one._buffer[0]], [ReplaySample(0)])
         if rank == one.engine.world - 1:
             next(iter(sums.grads.weights.values())).view(-1)[0] = torch.nan
         report = one.engine.apply(sums, weight)

@@ -22,7 +22,8 @@ from tests.support.daemon import wait_for
 from trainers.checkpoint import load_checkpoint
 from trainers.journal.jsonl import LineReader
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import close_run
 
 
 def config_of(file: Path, run: Path) -> Config:

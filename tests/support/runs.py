@@ -16,7 +16,8 @@ from streams.history.history import History
 from streams.types import Record
 from trainers.journal.jsonl import LineReader
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import Run, close_run, open_run, play_rounds
+from trainers.loop.rounds import Run, open_run, play_rounds
+from trainers.loop.run import close_run
 from trainers.settings import (
     CheckpointSettings,
     InnerSettings,

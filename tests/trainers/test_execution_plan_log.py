@@ -10,7 +10,8 @@ from streams.history.history import History
 from tests.support.runs import SETTINGS, bits, changed, fill, lines, task
 from trainers.journal.plans import ExecutionPlanLog
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_update, start_checkpoint
+from trainers.loop.rounds import open_run, play_update, start_checkpoint
+from trainers.loop.run import close_run
 from trainers.settings_fingerprint import reproducibility_key
 
 ROUNDS = 8

@@ -13,7 +13,8 @@ from trainers.distributed import rank_stats as rank_stats_module
 from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import POLL_SECONDS, close_run, open_run, play_rounds
+from trainers.loop.rounds import POLL_SECONDS, open_run, play_rounds
+from trainers.loop.run import close_run
 
 
 class Clock:

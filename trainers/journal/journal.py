@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from online_meta.types import Meta
@@ -12,6 +13,7 @@ from trainers.journal.divergence import RollbackLog, SkipStreak, read_skip_strea
 from trainers.journal.jsonl import Line, LineReader, LineWriter, find_line, read_line
 from trainers.journal.leader_file import Published, encode_leader, read_published_leader
 from trainers.journal.plans import ExecutionPlanLog, UpdateLog
+from trainers.journal.quarantine import QuarantineLog
 from trainers.journal.round_records import find_difference
 from trainers.journal.run_files import RunFiles
 from trainers.settings import TrainerSettings
@@ -22,18 +24,25 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunJournal:
-    """The open files of a run; ``recorded_lines`` are an earlier process's round records after the checkpoint."""
+    """The open files of a run.
+
+    ``recorded_lines`` are an earlier process's round records after the checkpoint. ``interrupted_round`` is the first
+    round of the update in which an earlier process died, until it is played again; None if there is none.
+    """
 
     settings: TrainerSettings
     files: RunFiles
     update_log: UpdateLog
     execution_plan_log: ExecutionPlanLog
     rollback_log: RollbackLog
+    quarantine_log: QuarantineLog
+    quarantine_requests: LineReader
     streak: SkipStreak
     lines: LineWriter
     recorded_lines: list[Line]
     checkpoints: LineWriter
     published: Published
+    interrupted_round: int | None = None
     last_reported: tuple[int, float] = field(default=(-1, 0.0))
     started: float = field(default_factory=time.time)
 
@@ -53,12 +62,17 @@ def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> Run
     update_log, lines = UpdateLog(files.update_log, rounds), LineWriter(files.rounds, position)
     own = fingerprint(settings)
     rollback_log = RollbackLog(files.rollback_log, own)
+    quarantine_log, requests = QuarantineLog(files.quarantine_log, own), LineReader(files.quarantine_requests)
+    for _ in islice(requests.lines(), quarantine_log.requests):
+        pass  # These requests are in the log already.
     return RunJournal(
         settings=settings,
         files=files,
         update_log=update_log,
         execution_plan_log=ExecutionPlanLog(files.execution_plan_log, own, update_log.end),
         rollback_log=rollback_log,
+        quarantine_log=quarantine_log,
+        quarantine_requests=requests,
         streak=read_skip_streak(files.rounds, rounds, rollback_log.before(rounds)),
         lines=lines,
         recorded_lines=LineReader(files.rounds, position).refresh(),
@@ -80,6 +94,20 @@ def _find_resume_position(path: Path, rounds: int) -> int:
         problem = f"{path} is damaged: {line_count} lines are intact, but the checkpoint is of round {rounds}"
         raise CheckpointError(f"{problem}. Restore the file, or run `online-meta replay` on the history")
     return 0
+
+
+def note_process_start(journal: RunJournal, rounds: int) -> None:
+    """Log the start of a process that plays the run, and find the update in which the last process died.
+
+    Args:
+        journal: of the run; its ``interrupted_round`` is set.
+        rounds: number of rounds in the checkpoint from which the run continues.
+    """
+    first = rounds + len(journal.recorded_lines)
+    plan = journal.update_log.find(first)
+    played_last = plan is not None and journal.update_log.end == first + plan.rounds
+    journal.interrupted_round = first if played_last and not journal.quarantine_log.stopped else None
+    journal.quarantine_log.note_start()
 
 
 def record_round(journal: RunJournal, line: Line) -> None:
@@ -118,5 +146,6 @@ def close_journal(journal: RunJournal) -> None:
     journal.update_log.close()
     journal.execution_plan_log.close()
     journal.rollback_log.close()
+    journal.quarantine_log.close()
     journal.lines.close()
     journal.checkpoints.close()

@@ -112,6 +112,15 @@ class UpdateLog:
             return plan
         return self._plans.pop(round)
 
+    def find(self, round: int) -> UpdatePlan | None:
+        """Return the logged update that starts at ``round``; None if there is none."""
+        return self._plans.get(round)
+
+    def amend(self, round: int, rounds: int) -> None:
+        """Log that the update from ``round`` on has only ``rounds`` rounds, in place of what was logged before."""
+        self._plans[round] = UpdatePlan(round, rounds)
+        self._write(self._plans[round])
+
     def add_idle_update(self, round: int) -> None:
         """Log one more update on past rounds before ``round``."""
         self._write(UpdatePlan(round, 0))

@@ -8,6 +8,7 @@ from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.regret.scoring import points_needed
 from online_meta.types import Learned, Score, StepReport
 from trainers.journal.jsonl import Line
+from trainers.journal.quarantine import QUARANTINED, Quarantine
 
 
 class HistoryEntry(Protocol):
@@ -83,6 +84,33 @@ def make_round_records(
                 n: _efficiency_to_json(score, size, support.proficiency) for n, score in own.items()
             }
     return lines
+
+
+def make_quarantine_record(entry: HistoryEntry, quarantine: Quarantine, idle_steps: Sequence[StepReport] = ()) -> Line:
+    """Return the record of a round that no learner scores or learns.
+
+    Args:
+        entry: of the round in the history.
+        quarantine: why the round is quarantined.
+        idle_steps: meta-steps on past rounds before it.
+    """
+    line: Line = {
+        "round": entry.round,
+        "id": entry.id,
+        "source": entry.source,
+        "loss_before": None,
+        "loss_after": None,
+        "accuracy": None,
+        "replayed": 0,
+        "seconds": 0.0,
+        "skipped": QUARANTINED,
+        "learners": {},
+        "steps": [],
+        "quarantine": {"reason": quarantine.reason, "detail": quarantine.detail},
+    }
+    if idle_steps:
+        line["more_steps"] = [_step_to_json(step.norm, step.skipped) for step in idle_steps]
+    return line
 
 
 def find_difference(before: Line, now: Line) -> str | None:

@@ -36,6 +36,16 @@ class RunFiles:
         return self.history / "rollbacks.jsonl"
 
     @property
+    def quarantine_log(self) -> Path:
+        """The log of quarantined rounds, next to the history."""
+        return self.history / "quarantine.jsonl"
+
+    @property
+    def quarantine_requests(self) -> Path:
+        """The operators' requests to quarantine rounds, one line per request, written by the daemon."""
+        return self.folder / "quarantine-requests.jsonl"
+
+    @property
     def programs(self) -> Path:
         """Compiled programs, each named by its digest."""
         return self.folder / "programs"

@@ -1,10 +1,13 @@
-"""Save, restore and roll back the state of a run's learners with checkpoints."""
+"""Save, restore and roll back the state of a run's learners with checkpoints, and quarantine rounds that fail."""
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from online_meta.batching.failures import is_task_failure
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.meta_optimizer import flatten_meta
 from online_meta.regret.ledger import MAIN_LEARNER
@@ -19,10 +22,12 @@ from trainers.checkpoint import (
 )
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.divergence import Diverged, Rollback, list_rollback_targets
-from trainers.journal.journal import RunJournal
+from trainers.journal.journal import RunJournal, record_round
+from trainers.journal.quarantine import DEATHS, TooManyQuarantined, make_quarantine
+from trainers.journal.round_records import make_quarantine_record
 from trainers.journal.run_files import RunFiles
 from trainers.loop.async_checkpoint import Snapshot, complete_checkpoint, make_shard_filter, write_own_shard
-from trainers.loop.run import Run
+from trainers.loop.run import Run, close_run
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import check_same_settings
 
@@ -158,3 +163,130 @@ def rollback(run: Run, back_to: int) -> None:
             back_to,
             leader.lr_scale,
         )
+
+
+UNKNOWN_ROUND = -1
+"""Stands for the round of an exception when several rounds may have caused it."""
+
+
+class RepeatFailed(RuntimeError):
+    """The model fails on a round that it learned before, so that the run cannot be repeated."""
+
+
+@contextmanager
+def collect_failure(run: Run, round: int) -> Iterator[None]:
+    """Add the model's exception on a task of ``round`` in this block to the run's failures."""
+    try:
+        yield
+    except Exception as error:
+        if not is_task_failure(error):
+            raise
+        log.error("the model failed on a task of round %d or of a later one of its update", run.round, exc_info=True)
+        run.failures.add(round, error)
+
+
+def quarantine_failures(run: Run) -> bool:
+    """Quarantine the rounds on which the model failed on any rank, and reopen the run without them; a collective.
+
+    A failure that several rounds may have caused splits the update instead: its first round is then played alone.
+
+    Args:
+        run: to change; its ``failures`` are those of this rank.
+
+    Returns:
+        Whether a round failed. The run is then at its newest checkpoint again.
+
+    Raises:
+        TooManyQuarantined: if too many of the last rounds are quarantined.
+        RepeatFailed: if an earlier process has learned the rounds of this update without a failure.
+    """
+    own = [[round, text] for round, text in run.failures.found.items()]
+    failed = {round: text for share in run.rank_group.gather(own) for round, text in share}
+    if not failed:
+        return False
+    journal = run.journal
+    repeat, too_many = run.rank_group.broadcast(_log_failures(run, journal, failed) if journal else None)
+    if repeat:
+        raise RepeatFailed(repeat)
+    if too_many:
+        raise TooManyQuarantined(too_many)
+    close_run(run)
+    interrupted = journal.interrupted_round if journal else None
+    vars(run).update(vars(run.reopen()))
+    if run.journal:
+        run.journal.interrupted_round = interrupted
+    return True
+
+
+def _log_failures(run: Run, journal: RunJournal, failed: dict[int, str]) -> list[str | None]:
+    """Log the quarantine of failed rounds; return why the rounds cannot be repeated, and why the run must stop."""
+    if journal.recorded_lines:
+        what = f"the model fails on round {max(failed)}, which it learned before: {failed[max(failed)]}"
+        return [f"{what}. Has its code or a library changed? Start the version that began the run, or replay it", None]
+    known = [round for round in sorted(failed) if round != UNKNOWN_ROUND]
+    if not known:
+        log.error("round %d is played alone, because its update failed: %s", run.round, failed[UNKNOWN_ROUND])
+        journal.update_log.amend(run.round, 1)
+        return [None, None]
+    for round in known:
+        log.error("round %d is quarantined: %s", round, failed[round])
+    journal.quarantine_log.add(make_quarantine(round, run.round, "model_error", failed[round]) for round in known)
+    try:
+        journal.quarantine_log.check_count(max(run.round, *known))
+    except TooManyQuarantined as error:
+        return [None, str(error)]
+    return [None, None]
+
+
+def retry_interrupted(journal: RunJournal, round: int, rounds: int) -> int:
+    """Decide how to retry the update in which an earlier process died, and log it.
+
+    The update is tried again after the first death. After the second one, its first round is played alone, or
+    quarantined if it was alone already.
+
+    Args:
+        journal: of the run.
+        round: first round of the update.
+        rounds: number of its rounds.
+
+    Returns:
+        The number of rounds to play; 0 if the round is quarantined.
+    """
+    journal.interrupted_round = None
+    deaths = 1 + journal.quarantine_log.count_attempts(round, rounds)
+    if deaths < DEATHS:
+        journal.quarantine_log.add_attempt(round, rounds)
+        return rounds
+    if rounds > 1:
+        log.error("round %d is played alone, because the process died %d times in its update", round, deaths)
+        journal.update_log.amend(round, 1)
+        return 1
+    detail = f"the process died {deaths} times in the update of this round"
+    log.error("round %d is quarantined: %s", round, detail)
+    journal.quarantine_log.add([make_quarantine(round, round, "process_death", detail)])
+    return 0
+
+
+def skip_round(run: Run) -> None:
+    """Record the next round as quarantined; the learners count it, but learn nothing. A collective."""
+    for learner in run.learners.values():
+        learner.load(learner.save(), run.round + 1)
+    if run.journal and run.history is not None:
+        quarantine = run.journal.quarantine_log.find(run.round)
+        assert quarantine is not None
+        record_round(run.journal, make_quarantine_record(run.history.entry(run.round), quarantine, run.idle_steps))
+    run.round += 1
+    run.idle_updates, run.idle_steps = 0, []
+
+
+def take_requests(run: Run, journal: RunJournal) -> None:
+    """Log the quarantines that operators have requested; they take effect from the next update on."""
+    path, requests = run.files.quarantine_requests, journal.quarantine_requests
+    planned = journal.recorded_lines or journal.update_log.is_planned(run.round)
+    if planned or not path.exists() or path.stat().st_size == requests.position:
+        return
+    for line in requests.refresh():
+        # Idle updates at this round were made with the rounds that were available then.
+        at = run.round + 1 if run.idle_updates and line["round"] < run.round else run.round
+        journal.quarantine_log.add([make_quarantine(line["round"], at, "operator", line["reason"])])
+        log.warning("round %d is quarantined by an operator: %s", line["round"], line["reason"])

@@ -8,14 +8,16 @@ import socket
 import time
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
+from online_meta.batching.failures import TaskFailures, is_task_failure
 from online_meta.regret.ledger import MAIN_LEARNER
-from online_meta.types import Task
+from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from trainers.build import LOCAL, build_context, build_learners
@@ -24,13 +26,24 @@ from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
 from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import COMPILING, PLAYING, REPLAYING, WAITING, HeartbeatWriter
-from trainers.journal.journal import RunJournal, close_journal, open_journal, publish_leader, record_round
+from trainers.journal.journal import RunJournal, note_process_start, open_journal, publish_leader, record_round
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
 from trainers.journal.round_records import SupportSizes, make_round_records
 from trainers.journal.run_files import RunFiles
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
-from trainers.loop.recovery import plan_rollback, restore, rollback, start_checkpoint
+from trainers.loop.recovery import (
+    UNKNOWN_ROUND,
+    collect_failure,
+    plan_rollback,
+    quarantine_failures,
+    restore,
+    retry_interrupted,
+    rollback,
+    skip_round,
+    start_checkpoint,
+    take_requests,
+)
 from trainers.loop.run import Run
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
@@ -95,6 +108,7 @@ def open_run(
     measure_after: float = MEASURE_AFTER_SECONDS,
     rank_group: RankGroup | None = None,
     heartbeat: HeartbeatWriter | None = None,
+    count_deaths: bool = False,
 ) -> Run:
     """Open a run at its newest intact checkpoint, or at its beginning; a collective.
 
@@ -105,23 +119,25 @@ def open_run(
         measure_after: seconds of computing meta-gradients before faster execution plans are measured.
         rank_group: of the run; None for a single process, which uses the local engine whatever the settings say.
         heartbeat: of this process; None writes none.
+        count_deaths: whether a process that ended in the middle of an update has died; two deaths quarantine a round.
 
     Raises:
         SettingsChanged: if the run was begun with settings that lead to other parameters.
         CheckpointError: if all checkpoints are damaged, or lines of rounds before the checkpoint are missing.
     """
-    torch.set_num_threads(settings.engine.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
+    _configure_torch(settings.engine.threads)
+    reopen = partial(open_run, settings, files, history, measure_after, rank_group, heartbeat)
     kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
     rank_stats = RankStats()
     timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
     buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
-    learners = build_learners(
-        settings, build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather)
-    )
+    failures = TaskFailures()
+    context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
+    learners = build_learners(settings, context)
     rounds = restore(settings, files, learners, rank_group)
     journal = open_journal(settings, files, rounds) if rank_group.is_coordinator else None
+    if journal and count_deaths:
+        note_process_start(journal, rounds)
     rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
     learners[MAIN_LEARNER].lr_scale = 0.5**rollback_count  # type: ignore[attr-defined]  # FTML has this attribute
     share = -(-settings.meta.batch // rank_group.world)
@@ -139,9 +155,17 @@ def open_run(
         rank_timeout=AdaptiveTimeout(settings.engine.timeout_seconds),
         journal=journal,
         heartbeat=heartbeat or HeartbeatWriter(None),
+        failures=failures,
+        reopen=reopen,
         round=rounds,
         last_checkpoint=rounds,
     )
+
+
+def _configure_torch(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
 
 
 def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
@@ -244,6 +268,7 @@ def _choose_command(run: Run, journal: RunJournal, committed: int, stop: Event, 
         return Command.IDLE_UPDATE
     if ends:
         return Command.END
+    take_requests(run, journal)
     available = committed - run.round
     if available:
         return Play(available if until is None else min(available, until - run.round))
@@ -264,28 +289,36 @@ def _choose_idle_command(run: Run, journal: RunJournal, new: int) -> Command:
 def play_update(run: Run, available: int) -> None:
     """Play one update: score its rounds with every learner, let each learner learn them, and record them; a collective.
 
+    If the model raises an exception on a task, the task's round is quarantined and the run goes back to its newest
+    checkpoint. A round that is quarantined before it was learned is only recorded.
+
     Args:
         run: to change.
         available: largest number of rounds in the update.
     """
     # Decisions that depend on timing are logged before they take effect, and broadcast.
-    rounds, back_to = run.rank_group.broadcast(_plan_update(run, available, run.journal) if run.journal else None)
-    if back_to is not None:
-        rollback(run, back_to)
-    new_rounds = range(run.round, run.round + rounds)
+    update = Update(*run.rank_group.broadcast(_plan_update(run, available, run.journal) if run.journal else None))
+    if update.back_to is not None:
+        rollback(run, update.back_to)
+    _exclude(run, update.excluded)
+    if update.quarantined:
+        skip_round(run)
+        return
+    new_rounds = range(run.round, run.round + update.rounds)
     run.buffer.distribute([new_rounds] * run.rank_group.world)
     tasks: list[Task] = [run.buffer[round] for round in new_rounds]
+    start_time = time.monotonic()
+    scores = _score(run, tasks)
+    if quarantine_failures(run):
+        return
     run.plan_selector.follow(
         execution_plans_from_json(
             run.rank_group.broadcast(_choose_execution_plans(run, tasks, run.journal) if run.journal else None)
         )
     )
-    start_time, regret = time.monotonic(), run.settings.regret
-    with run.rank_stats.measure_work():
-        scores = {
-            name: [learner.score(task, regret.prefixes) for task in tasks] for name, learner in run.learners.items()
-        }
-        learned = {name: learner.learn(*tasks) for name, learner in run.learners.items()}
+    learned = _learn(run, tasks)
+    if quarantine_failures(run):
+        return
     run.rank_stats.steps += len(learned[MAIN_LEARNER].steps)
     seconds = time.monotonic() - start_time
     run.rank_timeout.observe(seconds)
@@ -293,53 +326,117 @@ def play_update(run: Run, available: int) -> None:
         run.rank_group.set_timeout(run.rank_timeout.seconds())
     if run.journal and run.history is not None:
         entries = [run.history.entry(round) for round in new_rounds]
+        regret = run.settings.regret
         support = SupportSizes([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
         for line in make_round_records(entries, scores, learned[MAIN_LEARNER], seconds, support, run.idle_steps):
             record_round(run.journal, line)
-    run.round += rounds
+    run.round += update.rounds
     run.idle_updates, run.idle_steps = 0, []
+
+
+def _score(run: Run, tasks: list[Task]) -> dict[str, list[Score]]:
+    """Score the tasks of an update with every learner, each task by itself; add exceptions to the run's failures."""
+    scores: dict[str, list[Score]] = {name: [] for name in run.learners}
+    with run.rank_stats.measure_work():
+        for name, learner in run.learners.items():
+            for round, task in enumerate(tasks, run.round):
+                with collect_failure(run, round):
+                    scores[name].append(learner.score(task, run.settings.regret.prefixes))
+    return scores
+
+
+def _learn(run: Run, tasks: list[Task]) -> dict[str, Learned]:
+    """Let every learner learn the tasks; add exceptions to the run's failures, without a round if it is not known."""
+    learned: dict[str, Learned] = {}
+    with run.rank_stats.measure_work(), collect_failure(run, run.round if len(tasks) == 1 else UNKNOWN_ROUND):
+        for name, learner in run.learners.items():
+            learned[name] = learner.learn(*tasks)
+    return learned
 
 
 def play_idle_update(run: Run) -> None:
     """Let each learner make one update on past rounds, which is logged already; a collective."""
-    plans = execution_plans_to_json(run.journal.execution_plan_log.at(run.round - 1)) if run.journal else None
-    # Use the plans of the last round: a restart may begin here.
-    run.plan_selector.follow(execution_plans_from_json(run.rank_group.broadcast(plans)))
+    plans, excluded = None, None
+    if run.journal:
+        # Use the plans of the last round: a restart may begin here.
+        plans = execution_plans_to_json(run.journal.execution_plan_log.at(run.round - 1))
+        excluded = run.journal.quarantine_log.excluded(run.round, run.excluded)
+    plans, excluded = run.rank_group.broadcast([plans, excluded])
+    _exclude(run, excluded)
+    run.plan_selector.follow(execution_plans_from_json(plans))
     with run.rank_stats.measure_work():
         reports = {name: learner.learn_more(run.idle_updates) for name, learner in run.learners.items()}
+    if quarantine_failures(run):
+        return
     run.rank_stats.steps += len(reports[MAIN_LEARNER])
     run.idle_steps += reports[MAIN_LEARNER]
     run.idle_updates += 1
 
 
-def _plan_update(run: Run, available: int, journal: RunJournal) -> tuple[int, int | None]:
-    """Return how many rounds share the next update, and the round to which the leader rolls back before it."""
+class Update(NamedTuple):
+    """The decisions on the next update.
+
+    Attributes:
+        rounds: number of rounds.
+        back_to: round to which the leader rolls back before; None for no rollback.
+        excluded: quarantined rounds that are not revisited from now on, in addition to earlier ones.
+        quarantined: whether the update is one quarantined round, which is only recorded.
+    """
+
+    rounds: int
+    back_to: int | None
+    excluded: list[int]
+    quarantined: bool
+
+
+def _plan_update(run: Run, available: int, journal: RunJournal) -> Update:
+    """Return the decisions on the next update, which are logged."""
+    quarantine_log = journal.quarantine_log
+    excluded = quarantine_log.excluded(run.round, run.excluded)
+    if quarantine_log.find(run.round) is not None:
+        return Update(1, _plan_rollback_target(run, journal), excluded, True)
+    limit = quarantine_log.next_after(run.round)
+    if limit is not None:
+        available = min(available, limit - run.round)
     plan = journal.update_log.choose_rounds(run.round, available, run.settings.meta.max_rounds_per_update)
+    rounds = plan.rounds if limit is None else min(plan.rounds, limit - run.round)
+    if journal.interrupted_round == run.round:
+        rounds = retry_interrupted(journal, run.round, rounds)
+    back_to = _plan_rollback_target(run, journal)
+    if not rounds:
+        return Update(1, back_to, quarantine_log.excluded(run.round, run.excluded), True)
+    return Update(rounds, back_to, excluded, False)
+
+
+def _plan_rollback_target(run: Run, journal: RunJournal) -> int | None:
+    """Return the round to which the leader rolls back before the next round; None for no rollback."""
     back_to = journal.rollback_log.at(run.round)
     if back_to is not None:
         run.checkpoint_task.finish()  # The rollback may need the checkpoint in progress.
-    return plan.rounds, back_to
+    return back_to
+
+
+def _exclude(run: Run, rounds: list[int]) -> None:
+    if rounds:
+        run.buffer.exclude(rounds)
+        run.excluded += len(rounds)
 
 
 def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) -> dict[str, Any]:
     """Return the execution plans of the next update as a JSON value."""
     # Rounds that were played before use the same plans again.
     if not (journal.recorded_lines or journal.execution_plan_log.is_bound(run.round)):
-        journal.execution_plan_log.record(
-            run.round, run.plan_selector.find(journal.execution_plan_log.at(run.round), tasks)
-        )
+        known = journal.execution_plan_log.at(run.round)
+        try:
+            found = run.plan_selector.find(known, tasks)
+        except Exception as error:
+            if not is_task_failure(error):
+                raise
+            found = known  # If the model fails on a task, learning the task will show it.
+        journal.execution_plan_log.record(run.round, found)
     return execution_plans_to_json(journal.execution_plan_log.at(run.round))
 
 
 def _publish(run: Run) -> None:
     if run.journal:
         publish_leader(run.journal, run.leader(), run.round, run.idle_updates)
-
-
-def close_run(run: Run) -> None:
-    """Stop compilations and prefetching, finish the checkpoint in progress, and close the run's files."""
-    run.plan_selector.close()
-    run.checkpoint_task.close()
-    run.buffer.close()
-    if run.journal:
-        close_journal(run.journal)

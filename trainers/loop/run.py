@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from online_meta.batching.failures import TaskFailures
 from online_meta.types import Learner, Meta, StepReport
 from streams.history.history import History
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.heartbeat import HeartbeatWriter
-from trainers.journal.journal import RunJournal
+from trainers.journal.journal import RunJournal, close_journal
 from trainers.journal.run_files import RunFiles
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
@@ -19,7 +20,10 @@ from trainers.settings import TrainerSettings
 
 @dataclass
 class Run:
-    """The state of an open run on one rank; only the coordinator has a ``journal``."""
+    """The state of an open run on one rank.
+
+    Only the coordinator has a ``journal``. ``reopen`` opens the run again at its newest checkpoint; a collective.
+    """
 
     settings: TrainerSettings
     files: RunFiles
@@ -34,8 +38,21 @@ class Run:
     rank_timeout: AdaptiveTimeout
     journal: RunJournal | None
     heartbeat: HeartbeatWriter
+    failures: TaskFailures
+    reopen: Callable[[], "Run"]
     round: int = 0
     last_checkpoint: int = 0
+    excluded: int = 0
+    """Number of quarantined rounds that the buffer leaves out."""
     idle_steps: list[StepReport] = field(default_factory=list)
     idle_updates: int = 0
     """Number of updates on past rounds since the last round; ``idle_steps`` are their meta-steps."""
+
+
+def close_run(run: Run) -> None:
+    """Stop compilations and prefetching, finish the checkpoint in progress, and close the run's files."""
+    run.plan_selector.close()
+    run.checkpoint_task.close()
+    run.buffer.close()
+    if run.journal:
+        close_journal(run.journal)

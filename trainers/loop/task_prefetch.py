@@ -5,6 +5,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,6 +144,12 @@ class HistoryBuffer:
         self._prefetcher = None if history is None else TaskPrefetcher(history)
         self.waited_seconds = 0.0
         self._decided, self._sample = 0, np.array([], np.int64)
+        self._excluded = np.array([], np.int64)
+
+    def exclude(self, rounds: Iterable[int]) -> None:
+        """Leave out quarantined rounds from now on, in addition to those that are left out already."""
+        self._excluded = np.union1d(self._excluded, np.fromiter(rounds, np.int64))
+        self._sample = np.setdiff1d(self._sample, self._excluded, assume_unique=True)
 
     def __getitem__(self, round: int, /) -> Task:
         """Return the task of a round."""
@@ -167,17 +174,17 @@ class HistoryBuffer:
             self._prefetcher.close()
 
     def available(self, count: int) -> Sequence[int]:
-        """Return which of the first ``count`` rounds retention has not excluded; a collective."""
+        """Return which of the first ``count`` rounds are retained and not quarantined; a collective."""
         rank_group = self._rank_group
         decided = last_decision(self._history.query, count) if self._history is not None else 0
         decided = rank_group.broadcast(decided) if rank_group.remote else decided
         if decided != self._decided:
-            sample = [] if self._history is None else retained_rounds(self._history.query, decided).tolist()
-            self._decided, self._sample = (
-                decided,
-                np.array(rank_group.broadcast(sample) if rank_group.remote else sample, np.int64),
-            )
-        return RetainedRounds(self._sample, decided, count) if decided else range(count)
+            sample: Any = [] if self._history is None else retained_rounds(self._history.query, decided).tolist()
+            sample = np.array(rank_group.broadcast(sample) if rank_group.remote else sample, np.int64)
+            self._decided, self._sample = decided, np.setdiff1d(sample, self._excluded, assume_unique=True)
+        if not (decided or len(self._excluded)):
+            return range(count)
+        return RetainedRounds(self._sample, decided, count, self._excluded[np.searchsorted(self._excluded, decided) :])
 
     def distribute(self, shares: Sequence[Sequence[int]]) -> None:
         """Send each rank without storage the tasks of its rounds; a collective.

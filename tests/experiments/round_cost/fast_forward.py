@@ -21,8 +21,8 @@ from trainers.build import build_replay
 from trainers.journal.jsonl import Line, LineReader, LineWriter
 from trainers.journal.run_files import RunFiles
 from trainers.loop.recovery import start_checkpoint
-from trainers.loop.rounds import close_run, open_run, play_rounds
-from trainers.loop.run import Run
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import Run, close_run
 from trainers.settings import TrainerSettings
 
 SAMPLES = 64

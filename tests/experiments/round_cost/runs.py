@@ -19,8 +19,8 @@ from tests.experiments.common.tables import Row
 from tests.experiments.round_cost.fast_forward import fast_forward, play
 from tests.experiments.round_cost.loss import POLICIES
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
-from trainers.loop.run import Run
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import Run, close_run
 from trainers.settings import TrainerSettings
 
 P = ParamSpec("P")

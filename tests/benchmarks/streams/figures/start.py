@@ -18,7 +18,8 @@ from tests.benchmarks.streams.figure import Figure, make_figure
 from tests.support.daemon import free_port, running_daemon, wait_for
 from trainers.journal.run_files import RunFiles
 from trainers.loop.recovery import start_checkpoint
-from trainers.loop.rounds import close_run, open_run
+from trainers.loop.rounds import open_run
+from trainers.loop.run import close_run
 
 TITLE = "Time from the command to the first response of a daemon (imports included), and its memory at that point"
 FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000

@@ -12,7 +12,8 @@ from tests.benchmarks.one_rank import BATCH, SIDE, WAYS
 from tests.benchmarks.streams.figure import Figure, make_figure
 from tests.benchmarks.works import image_task
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import close_run
 from trainers.settings import ModelSettings, TrainerSettings
 
 TITLE = f"Waiting for past tasks: exact MAML, Conv4-32, {SIDE} x {SIDE}, {BATCH} tasks per meta-step, one thread"
