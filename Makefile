@@ -20,7 +20,7 @@ TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 3 --dist wor
 TEST_TOOLS := $(READY) chromium $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)
 # Mathematics, contracts, formats, configuration: nothing that starts a daemon.
 QUICK_TESTS := --ignore tests/numerics/test_batching.py --ignore tests/learners/test_dp_mixture.py tests/numerics tests/learners tests/properties tests/contracts tests/formats tests/house/test_code.py \
-	tests/house/test_imports.py tests/house/test_figures.py tests/deploy/test_config.py tests/streams/test_wire.py \
+	tests/house/test_imports.py tests/house/test_figures.py tests/deploy/test_config.py tests/deploy/test_health.py tests/deploy/test_monitor.py tests/streams/test_wire.py \
 	tests/streams/test_spec.py tests/streams/test_tensor_files.py tests/trainers/test_build.py \
 	online_meta/testing streams/testing trainers/testing deploy/testing
 # Which third of the slow tests `make check` runs: commits take turns.
