@@ -28,7 +28,11 @@ def daemon_client(url: str, token_file: Path | None) -> Iterator[httpx.Client]:
     if not is_address(url):
         raise ConfigError(f"--url {url!r} is not an address: write it like http://127.0.0.1:8780")
     try:
-        with connect(url, read_token(token_file, "--token-file")) as client:
+        client = connect(url, read_token(token_file, "--token-file"))
+    except ValueError as error:
+        raise ConfigError(f"--url {error}") from error
+    try:
+        with client:
             yield client
     except httpx.TransportError as error:
         raise CommandError(TRY_LATER, f"no daemon answers at {url}: {error}. {_advice(error)}") from error

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streams.brokers.login import PREFETCH_BYTES, KafkaLogin, LoginRefused, read_properties
+from streams.brokers.login import PREFETCH_BYTES, KafkaLogin, LoginRefused, hide_secrets, read_properties
 from streams.brokers.settings import KafkaSettings as Settings
 from streams.types import Arrival
 
@@ -28,14 +29,49 @@ AUTH_ERRORS = (
 Client = TypeVar("Client")
 
 
+_BROKER = re.compile(r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+RESERVED = {
+    **dict.fromkeys(("bootstrap.servers", "metadata.broker.list"), "it is `brokers`, or the address"),
+    **dict.fromkeys(
+        ("socket.timeout.ms", "socket.connection.setup.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"),
+        "it is `timeout_seconds`, or fixed for a producer",
+    ),
+    **dict.fromkeys(
+        ("enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store", "auto.offset.reset"),
+        "the history holds the positions",
+    ),
+    **dict.fromkeys(("max.poll.interval.ms", "enable.partition.eof"), "the source may pause for days"),
+    **dict.fromkeys(
+        ("isolation.level", "check.crcs", "acks", "request.required.acks"), "nothing may be lost or doubled"
+    ),
+}
+"""Settings of librdkafka that ``properties_file`` may not have, and why."""
+
+
 def read_login(login: KafkaLogin) -> dict[str, str]:
     """Return the settings of librdkafka in the properties file of a login.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if a line is not a setting; the message names the line.
+        ValueError: if a line is not a setting, or the setting is reserved; the message names the line or the setting.
     """
-    return {} if login.properties_file is None else read_properties(login.properties_file)
+    found = {} if login.properties_file is None else read_properties(login.properties_file)
+    for name in found:
+        if name in RESERVED:
+            raise ValueError(
+                f"properties_file: {login.properties_file} sets {name}, which is reserved: {RESERVED[name]}"
+            )
+    return found
+
+
+def check_brokers(brokers: str) -> None:
+    """Raise ``ValueError`` unless each of some brokers, separated by commas, is a host and a port."""
+    for broker in brokers.split(","):
+        if not _BROKER.fullmatch(broker.strip()):
+            shown = hide_secrets(f"//{broker.strip()}").removeprefix("//")
+            raise ValueError(f"brokers: {shown!r} is not host:port; a login belongs into properties_file")
 
 
 def make_client(make: Callable[[dict[str, Any]], Client], settings: Mapping[str, Any]) -> Client:
@@ -183,12 +219,13 @@ class KafkaTopic:
 
 
 def check_properties(settings: Settings) -> None:
-    """Check the settings in ``properties_file`` without connecting.
+    """Check the brokers and the settings in ``properties_file`` without connecting.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if a line is not a setting, or librdkafka does not know a setting.
+        ValueError: if a broker is invalid, a line is not a setting, or a setting is reserved or unknown to librdkafka.
     """
+    check_brokers(settings.brokers)
     _make_consumer(replace(settings, brokers="127.0.0.1:1"), lambda error: None).close()
 
 

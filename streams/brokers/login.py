@@ -2,12 +2,12 @@
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from streams.private_files import check_private
 
@@ -80,12 +80,65 @@ class LoginRefused(ValueError):
 LoginType = TypeVar("LoginType", Login, NatsLogin, KafkaLogin)
 
 
-def split_login(kind: type[LoginType], query: dict[str, str]) -> tuple[LoginType, dict[str, str]]:
-    """Split the query of an address into a login of the given kind and the remaining parameters."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: query[name] for name in query if name in names}), {
-        name: query[name] for name in query if name not in names
+def read_query(query: str, known: Sequence[str]) -> dict[str, str]:
+    """Return the options in the query of an address by name.
+
+    A client library would take any option that it knows, instead of what the settings say: another password, no
+    verification of certificates, other timeouts. Therefore only the ``known`` ones are accepted.
+
+    Raises:
+        ValueError: if an option is not among ``known``, has no value, or occurs twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            options = f"the options are {', '.join(known)}" if known else "it takes no options"
+            raise ValueError(f"unknown option {name[:80]} in the address; {options}")
+        if not value or name in found:
+            raise ValueError(f"the option {name} in the address has {'no value' if not value else 'several values'}")
+        found[name] = value
+    return found
+
+
+def split_login(kind: type[LoginType], query: str, *others: str) -> tuple[LoginType, dict[str, str]]:
+    """Split the query of an address into a login of the given kind and the parameters ``others``.
+
+    Raises:
+        ValueError: as ``read_query`` does.
+    """
+    names: list[str] = [field.name for field in fields(kind)]
+    found = read_query(query, [*others, *names])
+    return kind(**{name: found[name] for name in names if name in found}), {
+        name: found[name] for name in others if name in found
     }
+
+
+def check_address(setting: str, address: str, schemes: Sequence[str], path: str, options: Sequence[str] = ()) -> None:
+    """Raise ``ValueError`` unless an address consists of a scheme, a host and what its client does not set itself.
+
+    Args:
+        setting: the name of the setting, for the message.
+        address: one address; without "://", the first of ``schemes`` is assumed.
+        schemes: the schemes that the client speaks.
+        path: a regular expression for its path.
+        options: the options that its query may have.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"{schemes[0]}://{address}")
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{setting}: {hide_secrets(address)!r} is not an address: {error}") from error
+    shown = f"{setting}: {parts.scheme}://{parts.hostname or ''}"
+    if parts.scheme not in schemes:
+        raise ValueError(f"{shown}: the schemes are {', '.join(f'{scheme}://' for scheme in schemes)}")
+    if not parts.hostname or port == 0:
+        raise ValueError(f"{shown} names no host and port")
+    try:
+        read_query(parts.query, options)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}; everything else is a setting of its own") from error
+    if not re.fullmatch(path, parts.path) or parts.fragment:
+        raise ValueError(f"{shown}: {f'{parts.path}#{parts.fragment}'.rstrip('#')[:80]!r} after the host is not read")
 
 
 def make_tls_context(login: Login) -> ssl.SSLContext | None:

@@ -18,6 +18,7 @@ from nats.js.client import JetStreamContext
 from streams.brokers.login import (
     LoginRefused,
     NatsLogin,
+    check_address,
     hide_secrets,
     make_tls_context,
     next_fetch_count,
@@ -90,10 +91,11 @@ class Connection:
 
         Raises:
             LoginRefused: if the server refuses the login, or its certificate is not trusted.
-            ValueError: if a login file is invalid.
+            ValueError: if an address or a login file is invalid.
             OSError: if a login file cannot be read, or no server can be reached.
             nats.errors.Error: for any other error of the client library.
         """
+        check_servers(servers, login)
         options = read_login(login)
         if "tls" in options or "tls://" in servers:
             self.client = _TlsOnlyClient()
@@ -136,6 +138,14 @@ class Connection:
         """Close the connection and wait for its end; a lost connection may still be closing itself."""
         await self.client.close()
         await self._closed.wait()
+
+
+def check_servers(servers: str, login: NatsLogin) -> None:
+    """Raise ``ValueError`` unless each of some addresses, separated by commas, is one of a NATS server."""
+    for server in servers.split(","):
+        check_address("servers", server, ("nats", "tls"), "/?")
+        if "@" in server and (login.user or login.token_file or login.credentials_file):
+            raise ValueError(f"{hide_secrets(server)}: the address contains a login, and the settings another one")
 
 
 def read_login(login: NatsLogin) -> dict[str, Any]:

@@ -11,7 +11,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from streams.brokers.login import Login, make_tls_context, next_fetch_count, read_secret, translate_login_errors
+from streams.brokers.login import (
+    Login,
+    check_address,
+    make_tls_context,
+    next_fetch_count,
+    read_secret,
+    translate_login_errors,
+)
 from streams.brokers.settings import RedisSettings as Settings
 from streams.types import Arrival
 
@@ -23,7 +30,8 @@ def connect(url: str, login: Login, seconds: float) -> redis.Redis:
     """Create a client that connects on first use and never retries.
 
     Args:
-        url: an address with redis:// or, for TLS, rediss://.
+        url: an address with redis:// or, for TLS, rediss://, a host and the number of a database. Other options are
+            refused, because the library would prefer them to those of ``login``.
         login: the login; its files are read by this call.
         seconds: the timeout for answers.
 
@@ -31,6 +39,9 @@ def connect(url: str, login: Login, seconds: float) -> redis.Redis:
         ValueError: if the address or a login file is invalid.
         OSError: if a login file cannot be read.
     """
+    check_address("url", url, ("redis", "rediss"), "/?[0-9]*", () if urlsplit(url).path.strip("/") else ("db",))
+    if urlsplit(url).password and login.password_file is not None:
+        raise ValueError("the url contains a password, and password_file names another: remove one of them")
     options: dict[str, Any] = {}
     if login.password_file is not None:
         options["password"] = read_secret(login.password_file)

@@ -3,6 +3,7 @@
 import email.utils
 import time
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -19,7 +20,16 @@ def connect(url: str, token: str | None = None) -> httpx.Client:
     Args:
         url: the address of the daemon, such as "http://127.0.0.1:8780".
         token: the bearer token to send with each request.
+
+    Raises:
+        ValueError: if the address has a user, which the library would send instead of the token, a query or a fragment.
     """
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        raise ValueError(
+            f"{shown}: the address of a daemon has no user, query or fragment; its token is sent separately"
+        )
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     timeout = httpx.Timeout(30.0, connect=5.0)  # a commit waits for the disk, so an answer may take a while
     return httpx.Client(base_url=url, headers=headers, timeout=timeout)

@@ -4,7 +4,7 @@ from collections import deque
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from streams.brokers.kafka import find_auth_error, make_client, read_login
+from streams.brokers.kafka import check_brokers, find_auth_error, make_client, read_login
 from streams.brokers.login import KafkaLogin
 from streams.producers.errors import UNREACHABLE, RetryLater, SubmitError, check_task_id, retry
 
@@ -23,6 +23,7 @@ class KafkaProducer:
 
     def __init__(self, brokers: str, topic: str, login: KafkaLogin, retry_seconds: float) -> None:
         """Create a client for ``brokers``, host:port or several separated by commas; raises as ``read_login`` does."""
+        check_brokers(brokers)
         self._where, self._topic, self._retry_seconds = f"kafka://{brokers}", topic, retry_seconds
         self._errors: deque[KafkaError] = deque(maxlen=32)
         self._producer = make_client(

@@ -7,7 +7,7 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from streams.brokers.login import LoginRefused, NatsLogin, hide_secrets
-from streams.brokers.nats import Connection, EventLoopThread, read_login
+from streams.brokers.nats import Connection, EventLoopThread, check_servers, read_login
 from streams.producers.errors import UNREACHABLE, RetryLater, SubmitError, check_task_id, retry
 
 TIMEOUT_SECONDS = 10.0
@@ -21,6 +21,7 @@ class NatsProducer:
 
     def __init__(self, server: str, target: str, login: NatsLogin, retry_seconds: float) -> None:
         """Take the subject ``target``, or the name of a stream with one subject; raises as ``read_login`` does."""
+        check_servers(server, login)
         read_login(login)
         self._address, self._server = server, hide_secrets(server)
         self._target, self._login, self._retry_seconds = target, login, retry_seconds

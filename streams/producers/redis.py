@@ -1,7 +1,7 @@
 """Send tasks to a Redis stream."""
 
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlencode
+from urllib.parse import SplitResult, urlencode
 
 import redis
 
@@ -20,7 +20,7 @@ class RedisProducer:
 
     def __init__(self, url: SplitResult, retry_seconds: float) -> None:
         """Take an address that names the stream in ``?stream=``; raise ``ValueError`` if it names none."""
-        login, others = split_login(Login, dict(parse_qsl(url.query)))
+        login, others = split_login(Login, url.query, "stream", "db")
         self._stream = others.pop("stream", "")
         self._where = redact_url(url.geturl())
         if not self._stream:

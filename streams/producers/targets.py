@@ -1,10 +1,9 @@
 """Open the producer for an address."""
 
-from dataclasses import fields
 from typing import Protocol
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from streams.brokers.login import KafkaLogin, LoginType, NatsLogin, split_login, translate_import_errors
+from streams.brokers.login import KafkaLogin, NatsLogin, read_query, split_login, translate_import_errors
 from streams.producers.errors import RETRY_SECONDS
 from streams.types import Receipt
 
@@ -57,6 +56,7 @@ def open_producer(url: str, token: str | None = None, retry_seconds: float = RET
     """
     parts = split_address(url)
     if parts.scheme == "file":
+        read_query(parts.query, ())
         from streams.producers.files import FileProducer
 
         return FileProducer(_path(parts))
@@ -88,20 +88,13 @@ def _open_broker(parts: SplitResult, retry_seconds: float) -> Producer:
     if parts.scheme == "kafka":
         with translate_import_errors("kafka"):
             from streams.producers.kafka import KafkaProducer
-        return KafkaProducer(parts.netloc, _path(parts).strip("/"), _parse_login(KafkaLogin, parts), retry_seconds)
+        return KafkaProducer(
+            parts.netloc, _path(parts).strip("/"), split_login(KafkaLogin, parts.query)[0], retry_seconds
+        )
     with translate_import_errors("nats"):
         from streams.producers.nats import NatsProducer
-    server, login = f"{parts.scheme}://{parts.netloc}", _parse_login(NatsLogin, parts)
+    server, login = f"{parts.scheme}://{parts.netloc}", split_login(NatsLogin, parts.query)[0]
     return NatsProducer(server, _path(parts).strip("/"), login, retry_seconds)
-
-
-def _parse_login(kind: type[LoginType], parts: SplitResult) -> LoginType:
-    """Parse the login in the query of an address; raise ``ValueError`` for any other parameter."""
-    login, others = split_login(kind, dict(parse_qsl(parts.query)))
-    if others:
-        known = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"unknown option {', '.join(others)} in the address; the options are {known}")
-    return login
 
 
 def _path(parts: SplitResult) -> str:

@@ -18,12 +18,13 @@ def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> T
 
     Raises:
         ImportError: if the client library is not installed.
-        ValueError: if ``servers`` contains a secret, or a login file is invalid.
+        ValueError: if ``servers`` is invalid or contains a secret, or a login file is invalid.
         OSError: if a login file cannot be read.
     """
     with translate_import_errors("nats"):
-        from streams.brokers.nats import NatsStream, read_login
+        from streams.brokers.nats import NatsStream, check_servers, read_login
     for server in settings.servers.split(","):
         refuse_secrets("servers", server, 'write user = "..." and password_file = "...", or token_file', users=False)
+    check_servers(settings.servers, settings)
     read_login(settings)
     return NatsStream(settings, name)

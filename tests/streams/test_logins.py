@@ -1,5 +1,6 @@
 """Passwords and TLS on real brokers. A secret reaches only the broker that it is for."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from online_meta.types import Task
-from streams.brokers.login import LoginRefused
+from streams.brokers.login import Login, LoginRefused
+from streams.brokers.redis import connect
 from streams.formats import wire
 from streams.producers import SubmitError, open_producer
 from streams.sources import kafka, nats, redis
@@ -228,8 +230,93 @@ def test_an_invalid_login_is_refused_before_connecting(
     assert "hush" not in str(caught.value)
 
 
-def test_an_unknown_option_in_an_address_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="unknown option pasword_file in the address; the options are password_file, ca_file"
-    ):
-        open_producer("nats://127.0.0.1:4222/tasks?pasword_file=x")
+OPTIONS = ("socket_timeout=1", "ssl_cert_reqs=none", "ssl_check_hostname=0", "username=a", "retry_on_timeout=1", "x=")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    ("module", "setting", "address"),
+    [
+        (redis, "url", "redis://127.0.0.1:1/0"),
+        (redis, "url", "rediss://127.0.0.1:1"),
+        (nats, "servers", "nats://127.0.0.1:1"),
+        (nats, "servers", "nats://127.0.0.1:1,tls://127.0.0.1:2"),
+    ],
+)
+def test_an_address_of_a_source_cannot_set_options_of_the_client(
+    module: Any, setting: str, address: str, option: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: .*unknown option {option.partition('=')[0]} in the address"):
+        module.create_source(module.Settings(**{setting: f"{address}?{option}"}), SPEC, "s", 0)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "address",
+    ["redis://127.0.0.1:1/0?stream=s&", "kafka://127.0.0.1:1/t?", "nats://127.0.0.1:1/s?", "file:///tmp?"],
+)
+def test_an_address_of_a_producer_cannot_set_options_of_the_client(address: str, option: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown option {option.partition('=')[0]} in the address"):
+        open_producer(f"{address}{option}")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "nats://127.0.0.1:1/s?pasword_file=x",
+            "unknown option pasword_file in the address; the options are pass",
+        ),
+        ("redis://127.0.0.1:1/0?stream=a&stream=b", "the option stream in the address has several values"),
+        ("redis://127.0.0.1:1/0?stream=a&password_file=", "the option password_file in the address has no value"),
+        ("redis://127.0.0.1:1/0?stream=a&db=1", "unknown option db in the address"),
+        ("redis://127.0.0.1:1/first?stream=a", "'/first' after the host is not read"),
+        ("redis://127.0.0.1:1/0/1?stream=a", "'/0/1' after the host is not read"),
+        ("redis://127.0.0.1:1/0?stream=a#part", "after the host is not read"),
+        (
+            "redis://:hush@127.0.0.1:1/0?stream=a&password_file=f",
+            "the url contains a password, and password_file",
+        ),
+        ("nats://me:hush@127.0.0.1:1/s?token_file=f", "the address contains a login, and the settings another one"),
+        (
+            "kafka://me:hush@127.0.0.1:1/t",
+            "brokers: '127.0.0.1:1' is not host:port; a login belongs into properties_file",
+        ),
+        ("http://me:hush@127.0.0.1:1", "http://127.0.0.1:1: the address of a daemon has no user, query or fragment"),
+        ("http://127.0.0.1:1?token=hush", "the address of a daemon has no user, query or fragment"),
+    ],
+)
+def test_an_ambiguous_address_of_a_producer_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        open_producer(address)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "message"),
+    [
+        (redis, {"url": "unix:///run/redis.sock"}, "the schemes are redis://, rediss://"),
+        (redis, {"url": "redis:///0"}, "names no host and port"),
+        (redis, {"url": "redis://127.0.0.1:99999"}, "is not an address"),
+        (redis, {"url": "redis://127.0.0.1/db1"}, "'/db1' after the host is not read"),
+        (nats, {"servers": "wss://127.0.0.1"}, "the schemes are nats://, tls://"),
+        (nats, {"servers": "nats://127.0.0.1/stream"}, "'/stream' after the host is not read"),
+        (nats, {"servers": "nats://127.0.0.1,"}, "names no host and port"),
+        (kafka, {"brokers": "kafka://127.0.0.1:9092"}, "'kafka://127.0.0.1:9092' is not host:port"),
+        (kafka, {"brokers": "127.0.0.1:9092?ssl.ca.location=x"}, "is not host:port"),
+        (kafka, {"brokers": "me:hush@127.0.0.1:9092"}, "brokers: '127.0.0.1:9092' is not host:port"),
+    ],
+)
+def test_an_invalid_address_of_a_source_is_refused(module: Any, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        module.create_source(module.Settings(**settings), SPEC, "s", 0)
+    assert "hush" not in str(caught.value)
+
+
+def test_the_database_is_the_path_or_an_option() -> None:
+    for url in ("redis://127.0.0.1:1/3", "redis://127.0.0.1:1?db=3", "redis://me@127.0.0.1:1/?db=3"):
+        with connect(url, Login(), 1.0) as client:
+            assert client.connection_pool.connection_kwargs["db"] == 3
+    assert nats.create_source(nats.Settings(servers="127.0.0.1:4222,nats://b"), SPEC, "n", 0) is not None
+    brokers = "a-b.c:9092, SASL_SSL://[::1]:9093"
+    assert kafka.create_source(kafka.Settings(brokers=brokers), SPEC, "k", 0) is not None

@@ -10,6 +10,7 @@ import pytest
 import streams.brokers.kafka
 from online_meta.types import Task
 from streams.formats import wire
+from streams.producers import open_producer
 from streams.sources import kafka
 from tests.support.brokers import SPEC, Broker, running
 from tests.support.daemon import wait_for
@@ -112,10 +113,20 @@ def test_an_unknown_setting_of_the_library_is_refused(tmp_path: Path, text: str,
         kafka.create_source(kafka.Settings(properties_file=str(tmp_path / "client.properties")), SPEC, "k", 0)
 
 
-def test_library_settings_apply_but_cannot_override_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "client.properties").write_text("client.id = me\nenable.auto.commit = true\n")
+def test_library_settings_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client.properties").write_text("client.id = me\n")
     made: list[dict] = []
     monkeypatch.setattr(streams.brokers.kafka, "Consumer", made.append)
     streams.brokers.kafka._make_consumer(kafka.Settings(properties_file=str(tmp_path / "client.properties")), print)
     assert made[0]["client.id"] == "me"
     assert made[0]["enable.auto.commit"] is False
+
+
+@pytest.mark.parametrize("name", streams.brokers.kafka.RESERVED)
+def test_a_reserved_setting_of_the_library_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "client.properties"
+    file.write_text(f"{name} = 1\n")
+    with pytest.raises(ValueError, match=f"sets {name}, which is reserved: "):
+        kafka.create_source(kafka.Settings(properties_file=str(file)), SPEC, "k", 0)
+    with pytest.raises(ValueError, match=f"sets {name}, which is reserved: "):
+        open_producer(f"kafka://127.0.0.1:1/t?properties_file={file}")
