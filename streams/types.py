@@ -1,6 +1,6 @@
 """Define the types that pass from a source to the history, and the interface of a source."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 REASONS = {
@@ -93,6 +93,22 @@ class Record(NamedTuple):
     arrived: float
 
 
+class Gap(NamedTuple):
+    """Entries of a stream that its broker deleted before they were read.
+
+    Attributes:
+        where: the stream or partition.
+        first: the first missing position.
+        last: the last missing position.
+        entries: how many are missing; None if it is unknown.
+    """
+
+    where: str
+    first: str
+    last: str
+    entries: int | None
+
+
 class TaskSource(Protocol):
     """A stream of arrivals that can be read again from the ``cursor`` of any arrival; see ``streams.sources``."""
 
@@ -138,6 +154,14 @@ class ReportsLag(TaskSource, Protocol):
         Args:
             after: the committed ``cursor``; None if there is none.
         """
+
+
+@runtime_checkable
+class ReportsGaps(TaskSource, Protocol):
+    """A source whose broker may delete entries before they are read, and which notices it."""
+
+    def listen_for_gaps(self, listener: Callable[[Gap], None]) -> None:
+        """Call ``listener``, in the reading thread, with each gap that is found from now on."""
 
 
 class BacklogFull(Exception):

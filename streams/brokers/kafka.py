@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from streams.brokers.gaps import GapLog
 from streams.brokers.login import PREFETCH_BYTES, KafkaLogin, LoginRefused, hide_secrets, read_properties
 from streams.brokers.settings import KafkaSettings as Settings
-from streams.types import Arrival
+from streams.types import Arrival, Gap
 
 AUTH_ERRORS = (
     KafkaError._AUTHENTICATION,
@@ -101,11 +102,16 @@ Positions = dict[int, int]
 
 
 class KafkaTopic:
-    """A ``TaskSource`` that ``ReportsLag``; its cursor is a JSON object of the next offset by partition."""
+    """A ``TaskSource`` that ``ReportsLag`` and ``ReportsGaps``; its cursor is JSON: the next offset by partition."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         """Take the settings and the source's name; ``read`` connects."""
         self._settings, self._name = settings, name
+        self._gaps = GapLog(name)
+
+    def listen_for_gaps(self, listener: Callable[[Gap], None]) -> None:
+        """Call ``listener`` with the offsets that a broker deleted before they were read."""
+        self._gaps.listen(listener)
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the messages after the positions; a partition without a position is read from its first message.
@@ -171,11 +177,7 @@ class KafkaTopic:
                         "was the topic recreated? Give the source another name to read it from its start"
                     )
                 if position < low and partition not in assigned:
-                    _log.error(
-                        "the source %s: the broker deleted the offsets %d to %d of partition %d of %s before "
-                        "they were read; reading continues at %d: increase the topic's retention",
-                        *(self._name, position, low - 1, partition, topic, low),
-                    )
+                    self._note_gap(partition, position, low)
                     position = low
             if partition not in assigned:
                 new_partitions.append(
@@ -184,6 +186,15 @@ class KafkaTopic:
                 assigned.add(partition)
         if new_partitions:
             consumer.incremental_assign(new_partitions)
+
+    def _note_gap(self, partition: int, position: int, low: int) -> None:
+        """Note that the offsets from ``position`` to ``low`` - 1 are gone."""
+        gap = Gap(f"partition {partition} of {self._settings.topic}", str(position), str(low - 1), low - position)
+        self._gaps.note(
+            gap,
+            f"the broker deleted the offsets {gap.first} to {gap.last} of {gap.where} before they were read; "
+            f"reading continues at {low}: increase the topic's retention",
+        )
 
     def _make_arrival(self, message: Message, positions: Positions) -> Arrival:
         partition, offset = message.partition(), message.offset()

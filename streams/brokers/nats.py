@@ -1,7 +1,6 @@
 """Read a NATS JetStream stream as a source, and connect sources and producers to NATS."""
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.client import JetStreamContext
 
+from streams.brokers.gaps import GapLog
 from streams.brokers.login import (
     LoginRefused,
     NatsLogin,
@@ -27,7 +27,7 @@ from streams.brokers.login import (
 )
 from streams.brokers.settings import NatsSettings as Settings
 from streams.private_files import check_private
-from streams.types import Arrival
+from streams.types import Arrival, Gap
 
 Result = TypeVar("Result")
 
@@ -173,19 +173,21 @@ def read_login(login: NatsLogin) -> dict[str, Any]:
 WAIT_SECONDS = 0.25
 
 
-_log = logging.getLogger(__name__)
-
-
 Run = Callable[..., Any]
 """Runs a coroutine and returns its result."""
 
 
 class NatsStream:
-    """A ``TaskSource`` that ``ReportsLag``; its cursor is the sequence number of a message in the stream."""
+    """A ``TaskSource`` that ``ReportsLag`` and ``ReportsGaps``; its cursor is a message's sequence number."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         """Take the settings and the source's name; ``read`` connects."""
         self._settings, self._name = settings, name
+        self._gaps = GapLog(name)
+
+    def listen_for_gaps(self, listener: Callable[[Gap], None]) -> None:
+        """Call ``listener`` with the messages that the server deleted before they were read."""
+        self._gaps.listen(listener)
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the messages after the position.
@@ -206,9 +208,15 @@ class NatsStream:
                     yield None
                     continue
                 count = min(next_fetch_count(self._settings.batch, [len(one.data) for one in messages]), 4 * count)
+                if position and self._settings.subject is not None and _sequence_of(messages[0]) > position + 1:
+                    run(self._find_gap(stream, position))
                 for message in messages:
                     delivered += 1
-                    yield self._make_arrival(message, delivered)
+                    arrival = self._make_arrival(message, delivered)
+                    if position and self._settings.subject is None and _sequence_of(message) > position + 1:
+                        self._note_gap(position, _sequence_of(message))
+                    position = _sequence_of(message)
+                    yield arrival
 
     def lag(self, after: str | None) -> int | None:
         """Return the number of messages after the position."""
@@ -245,12 +253,7 @@ class NatsStream:
                 f"the stream {self._settings.stream} ends at {state.last_seq}, before the committed position "
                 f"{position}: was it recreated? Give the source another name to read it from its start"
             )
-        if position and state.first_seq > position + 1:
-            _log.error(
-                "the source %s: the messages %d to %d of the stream %s were deleted before they were read; increase "
-                "the stream's retention",
-                *(self._name, position + 1, state.first_seq - 1, self._settings.stream),
-            )
+        await self._find_gap(stream, position)
         consumer = await self._add_consumer(stream, position)
         return await stream.pull_subscribe_bind(consumer=consumer.name, stream=self._settings.stream)
 
@@ -266,6 +269,23 @@ class NatsStream:
         )
         return await stream.add_consumer(self._settings.stream, config)
 
+    async def _find_gap(self, stream: JetStreamContext, position: int) -> None:
+        """Note it if the stream begins after the message that follows a position."""
+        first = (await stream.stream_info(self._settings.stream)).state.first_seq
+        if position and first > position + 1:
+            self._note_gap(position, first)
+
+    def _note_gap(self, position: int, found: int) -> None:
+        """Note that the messages between two sequence numbers are gone; of a subject, perhaps none were of this one."""
+        count = found - position - 1 if self._settings.subject is None else None
+        gap = Gap(f"the stream {self._settings.stream}", str(position + 1), str(found - 1), count)
+        some = "" if count is not None else f" (and some may have been of the subject {self._settings.subject})"
+        self._gaps.note(
+            gap,
+            f"the messages {gap.first} to {gap.last} of {gap.where} were deleted before they were read{some}; increase "
+            "the stream's retention",
+        )
+
     async def _count(self, stream: JetStreamContext, position: int) -> int:
         consumer = await self._add_consumer(stream, position)
         await stream.delete_consumer(self._settings.stream, consumer.name)
@@ -278,6 +298,11 @@ class NatsStream:
             raise ConnectionError(f"message {delivered} was lost in transit; {number.consumer} arrived")
         id = (message.headers or {}).get("id", f"{self._settings.stream}:{number.stream}")
         return Arrival(id, message.data, self._name, str(number.stream))
+
+
+def _sequence_of(message: Msg) -> int:
+    """Return the sequence number of a message in its stream."""
+    return int(message.metadata.sequence.stream)
 
 
 async def _fetch(subscription: JetStreamContext.PullSubscription, count: int) -> list[Msg]:

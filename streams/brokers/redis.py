@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -11,6 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from streams.brokers.gaps import GapLog
 from streams.brokers.login import (
     Login,
     check_address,
@@ -20,7 +21,7 @@ from streams.brokers.login import (
     translate_login_errors,
 )
 from streams.brokers.settings import RedisSettings as Settings
-from streams.types import Arrival
+from streams.types import Arrival, Gap
 
 AUTH_ERRORS = (redis.AuthenticationError, redis.exceptions.NoPermissionError)
 """The errors of Redis for a refused login or a missing permission."""
@@ -74,6 +75,9 @@ BLOCK_MILLISECONDS = 250
 START = "0-0"
 
 
+ADVICE = "let the stream keep its entries for longer (MAXLEN)"
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -85,8 +89,46 @@ class _Entry(NamedTuple):
     fields: dict[bytes, bytes] | None
 
 
+class _State(NamedTuple):
+    """The state of a stream and of a group at one moment.
+
+    Attributes:
+        length: the number of entries.
+        first: the id of the first entry, "0-0" if there is none.
+        last: the id of the entry that was added last, even if it is gone.
+        added: how many entries were ever added; None before Redis 7.
+        delivered: the id of the last entry that was given to the group; "0-0" without a group.
+        read: how many entries were added up to ``delivered``, by Redis' own account; None if it does not know.
+        consumers: the number of consumers of the group.
+    """
+
+    length: int
+    first: str
+    last: str
+    added: int | None
+    delivered: str
+    read: int | None
+    consumers: int
+
+    def count_waiting(self, page: Sequence[_Entry] = ()) -> int | None:
+        """Return the number of entries after ``delivered``; None if an entry before the ``page`` still exists.
+
+        Args:
+            page: the entries up to ``delivered`` that were read last.
+        """
+        if self.last == self.delivered or self.length == 0:
+            return 0
+        first = _parse_id(self.first)
+        if first > _parse_id(self.delivered):
+            return self.length
+        return None if not page or first < page[0].order else self.length - sum(one.order >= first for one in page)
+
+
 class RedisStream:
-    """A ``TaskSource`` that ``Acknowledges`` and ``ReportsLag``.
+    """A ``TaskSource`` that ``Acknowledges``, ``ReportsLag`` and ``ReportsGaps``.
+
+    Redis does not report trimmed entries. How many are missing follows from the number of entries that were ever added,
+    of those that exist, and of those that were read (``_ordinal``).
 
     Its cursor is an entry id up to which every entry is committed. Entries are delivered in order and therefore
     committed in order, and the cursor stays below entries that other consumers of the group received but have not
@@ -100,6 +142,12 @@ class RedisStream:
         self._unacked: set[str] = set()  # delivered but not acknowledged
         self._count = 1
         self._next_claim = 0.0
+        self._ordinal: int | None = None  # how many entries were ever added before the next one to read, if known
+        self._gaps = GapLog(name)
+
+    def listen_for_gaps(self, listener: Callable[[Gap], None]) -> None:
+        """Call ``listener`` with entries that were trimmed or deleted before they were read."""
+        self._gaps.listen(listener)
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the entries after the position: first those that were delivered but not committed, then new ones.
@@ -114,17 +162,21 @@ class RedisStream:
             self._client, self._unacked, self._next_claim = client, set(), 0.0
             watermark, delivered = self._join_group(client, after)
             self._ack_committed(client, watermark)
+            missing = self._list_pending(client, delivered)
             while _parse_id(watermark) < _parse_id(delivered):
                 page = self._parse_page(client.xrange(stream, f"({watermark}", delivered, self._count))
                 if not page:
                     break
                 for entry in page:
                     watermark = entry.entry_id
+                    missing.discard(entry.order)
                     yield from self._make_arrival([entry], watermark)
+            self._note_missing(client, missing)
             watermark = max(watermark, delivered, key=_parse_id)
+            self._find_first_gap(client, after)
             while True:
                 yield from self._make_arrival(self._claim(client), watermark)
-                new = self._read_new(client)
+                new = self._read_new(client, watermark)
                 others = self._oldest_of_others(client) if new else None
                 for entry in new:
                     watermark = entry.entry_id if others is None or entry.order < others else watermark
@@ -142,9 +194,14 @@ class RedisStream:
             if after is None or not client.exists(self._settings.stream):
                 return int(client.xlen(self._settings.stream))
             group = self._find_group(client)
-            if group is None or group.get("lag") is None:
+            if group is None:
                 return None
-            return int(group["lag"]) + int(group["pending"])
+            waiting = group.get("lag")
+            if waiting != 0:  # Redis counts trimmed entries, too, and cannot count after a deletion
+                state = self._read_state(client)
+                counted = state.count_waiting()
+                waiting = counted if counted is not None or waiting is None else min(int(waiting), state.length)
+            return None if waiting is None else int(waiting) + int(group["pending"])
 
     @contextmanager
     def _connect(self) -> Iterator[Any]:
@@ -177,8 +234,28 @@ class RedisStream:
         return start, START if found is None else found["last-delivered-id"].decode()
 
     def _find_group(self, client: Any) -> dict[str, Any] | None:
-        name = self._settings.group.encode()
-        return next((one for one in client.xinfo_groups(self._settings.stream) if one["name"] == name), None)
+        return self._choose_group(client.xinfo_groups(self._settings.stream)) or None
+
+    def _choose_group(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return this source's group; {} if there is none."""
+        return next((one for one in groups if one["name"] == self._settings.group.encode()), {})
+
+    def _read_state(self, client: Any) -> _State:
+        """Return the state of the stream and the group; the server sends the first and the last entry with it."""
+        with client.pipeline(transaction=True) as pipeline:
+            pipeline.xinfo_stream(self._settings.stream)
+            pipeline.xinfo_groups(self._settings.stream)
+            stream, groups = pipeline.execute()
+        group = self._choose_group(groups)
+        return _State(
+            length=int(stream["length"]),
+            first=START if stream["first-entry"] is None else stream["first-entry"][0].decode(),
+            last=stream["last-generated-id"].decode(),
+            added=stream.get("entries-added"),
+            delivered=group.get("last-delivered-id", START.encode()).decode(),
+            read=group.get("entries-read"),
+            consumers=int(group.get("consumers", 0)),
+        )
 
     def _ack_committed(self, client: Any, watermark: str) -> None:
         """Acknowledge the entries that this consumer received up to the position, because they are durable."""
@@ -194,12 +271,92 @@ class RedisStream:
             pipeline.execute()
         self._unacked.difference_update(entries)
 
-    def _read_new(self, client: Any) -> list[_Entry]:
-        stream = self._settings.stream
+    def _read_new(self, client: Any, before: str) -> list[_Entry]:
+        """Return the next entries; note it if entries between ``before`` and them are gone."""
+        stream, count = self._settings.stream, self._count
         answer = client.xreadgroup(
-            self._settings.group, self._consumer, {stream: ">"}, count=self._count, block=BLOCK_MILLISECONDS
+            self._settings.group, self._consumer, {stream: ">"}, count=count, block=BLOCK_MILLISECONDS
         )
-        return self._parse_page(answer[0][1] if answer else [])
+        page = self._parse_page(answer[0][1] if answer else [])
+        if page and self._may_have_gap(client, page, len(page) < count):
+            self._find_gap(client, before, page)
+        return page
+
+    def _find_first_gap(self, client: Any, after: str | None) -> None:
+        """Note the entries that are gone between the last one that was given to the group and the first that exists."""
+        state = self._read_state(client)
+        waiting, read = state.count_waiting(), state.read
+        self._ordinal = read if waiting is None or state.added is None else state.added - waiting
+        is_new = after is None and state.delivered == START
+        if waiting is None or state.last == state.delivered or is_new:
+            return  # an earlier entry still exists, so none was trimmed after it, or there is none to read
+        if read is not None and self._ordinal is not None:
+            self._note_between(client, state, state.delivered, state.first, self._ordinal - read)
+        elif not self._settings.delete:  # otherwise this source has deleted the entries that it read
+            self._note_between(client, state, state.delivered, state.first, None)
+
+    def _may_have_gap(self, client: Any, page: Sequence[_Entry], was_last: bool) -> bool:
+        """Return whether entries may be gone before a page, by numbers that are cheaper than ``_read_state``.
+
+        Without a gap, the stream holds at least the page and the entries that wait after it. ``was_last`` says that
+        none waited when the page was read.
+        """
+        with client.pipeline(transaction=True) as pipeline:
+            pipeline.xlen(self._settings.stream)
+            pipeline.xinfo_groups(self._settings.stream)
+            length, groups = pipeline.execute()
+        group = self._choose_group(groups)
+        read, lag = group.get("entries-read"), group.get("lag")
+        others = group.get("consumers", 0) > 1  # whose entries this source does not see
+        self._ordinal = read if self._ordinal is None or others else self._ordinal + len(page)
+        if self._ordinal is None or read is None or lag is None:
+            return True
+        waiting = read + lag - self._ordinal  # too many by the entries that are gone
+        return waiting < 0 or length < len(page) + waiting or (was_last and waiting > 0)
+
+    def _find_gap(self, client: Any, before: str, page: Sequence[_Entry]) -> None:
+        """Note the entries that are gone between ``before`` and a page that was read just now."""
+        state = self._read_state(client)
+        waiting = state.count_waiting(page) if state.delivered == page[-1].entry_id else None
+        if waiting is None or state.added is None:
+            return
+        known, self._ordinal = self._ordinal, state.added - waiting
+        if known is not None:
+            self._note_between(client, state, before, page[0].entry_id, self._ordinal - known)
+
+    def _note_between(self, client: Any, state: _State, before: str, found: str, entries: int | None) -> None:
+        """Note that ``entries`` between two others are gone, and correct the group's own count of what was read."""
+        if entries is not None and entries <= 0:
+            return
+        number = "some entries may have been" if entries is None else f"{entries} entries were"
+        first, last = f"after {before}", "before the next entry" if found == START else f"before {found}"
+        gap = Gap(f"the stream {self._settings.stream}", first, last, entries)
+        message = f"{number} trimmed or deleted before they were read: those {first} and {last} of {gap.where}"
+        self._gaps.note(gap, f"{message}; {ADVICE}")
+        if self._ordinal is not None and state.consumers == 1:
+            with suppress(redis.ResponseError):  # it corrects only the lag
+                client.xgroup_setid(
+                    self._settings.stream, self._settings.group, state.delivered, entries_read=self._ordinal
+                )
+
+    def _list_pending(self, client: Any, delivered: str) -> set[tuple[int, int]]:
+        """Return the ids of the entries up to ``delivered`` that this consumer received and has not acknowledged."""
+        stream, group, first = self._settings.stream, self._settings.group, "-"
+        found: set[tuple[int, int]] = set()
+        while page := client.xpending_range(stream, group, first, delivered, 1000, self._consumer):
+            found.update(_parse_id(one["message_id"].decode()) for one in page)
+            first = f"({page[-1]['message_id'].decode()}"
+        return found
+
+    def _note_missing(self, client: Any, missing: Iterable[tuple[int, int]]) -> None:
+        """Note and acknowledge entries that were given to a consumer and are gone before they were stored."""
+        gone = [f"{first}-{second}" for first, second in sorted(missing)]
+        if not gone:
+            return
+        gap = Gap(f"the stream {self._settings.stream}", gone[0], gone[-1], len(gone))
+        message = f"{len(gone)} entries from {gone[0]} to {gone[-1]} of {gap.where} were trimmed or deleted before they"
+        self._gaps.note(gap, f"{message} were stored; {ADVICE}")
+        self._ack(client, gone)
 
     def _parse_page(self, answer: Any) -> list[_Entry]:
         """Return the entries of an answer, and set the next request's count according to their sizes."""
@@ -226,7 +383,9 @@ class RedisStream:
         idle = round(1000 * self._settings.claim_seconds)
         stream, group, entry_id = self._settings.stream, self._settings.group, START
         while True:
-            next_at, page, *_ = client.xautoclaim(stream, group, self._consumer, idle, entry_id, count=self._count)
+            found = client.xautoclaim(stream, group, self._consumer, idle, entry_id, count=self._count)
+            next_at, page, *deleted = found
+            self._note_missing(client, [_parse_id(one.decode()) for one in (deleted[0] if deleted else ())])
             yield from (entry for entry in self._parse_page(page) if entry.entry_id not in self._unacked)
             entry_id = next_at.decode()
             if entry_id == START:
@@ -236,8 +395,8 @@ class RedisStream:
     def _make_arrival(self, entries: Iterable[_Entry], watermark: str) -> Iterator[Arrival]:
         cursor = None if watermark == START else watermark
         for entry in entries:
-            if entry.fields is None:  # deleted while it was pending: there is nothing left to store
-                self._ack(self._client, [entry.entry_id])
+            if entry.fields is None:  # deleted while it was pending
+                self._note_missing(self._client, [entry.order])
                 continue
             self._unacked.add(entry.entry_id)
             id = entry.fields.get(b"id", f"{self._settings.stream}:{entry.entry_id}".encode()).decode(errors="replace")

@@ -35,6 +35,10 @@ A ``TaskSource`` (``streams.types``) keeps this contract:
 ``lag(after) -> int | None``
     Optional (``streams.types.ReportsLag``): returns the number of entries that wait after the position, None if it is
     unknown. It is called in another thread than ``read``, so it needs its own connection.
+
+``listen_for_gaps(listener)``
+    Optional (``streams.types.ReportsGaps``): a source whose broker deletes entries, by age or size, notices entries
+    that were deleted before they were read, logs them once with their range, and calls the listener with each ``Gap``.
 """
 
 FUNCTION = "create_source"
