@@ -39,6 +39,7 @@ from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
+from streams.types import Gap
 from trainers.journal.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -145,6 +146,7 @@ def make_state(
         lambda source, reason: instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc(),
         lambda source, seconds: _count_commit(instruments, source, seconds),
         dead_letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
+        on_gap=partial(_count_gap, instruments),
     )
     cleanup.callback(ingest.close)
     state = DaemonState(
@@ -200,6 +202,11 @@ def _drain(child: SupervisedProcess) -> None:
 def _count_commit(instruments: dict[str, object], source: str, seconds: float) -> None:
     instruments["tasks_ingested_total"].labels(source=source).inc()  # type: ignore[attr-defined]
     instruments["ingest_duration_seconds"].observe(seconds)  # type: ignore[attr-defined]
+
+
+def _count_gap(instruments: dict[str, object], source: str, gap: Gap) -> None:
+    instruments["source_gaps_total"].labels(source=source).inc()  # type: ignore[attr-defined]
+    instruments["source_lost_entries_total"].labels(source=source).inc(gap.entries or 0)  # type: ignore[attr-defined]
 
 
 def _run_server(state: DaemonState, monitor: HealthMonitor, listener: socket.socket, ready: Callable[[], None]) -> None:

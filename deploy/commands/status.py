@@ -55,6 +55,10 @@ def status_table(status: dict[str, Any]) -> Table:
         else "none yet"
     )
     table.add_row("last checkpoint", age)
+    for name, gaps in status.get("gaps", {}).items():
+        last = gaps["last"]
+        where = f"the last in {last['where']}, {last['first']} to {last['last']}"
+        table.add_row(f"source {name}", f"LOST {gaps['lost_entries']} entries in {gaps['gaps']} gaps, {where}")
     for row in trainer_rows(status["trainer"]):
         table.add_row(*row)
     return table

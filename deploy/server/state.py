@@ -163,6 +163,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
             "world_size": state.ranks_view.world_size(),
             "ranks": state.ranks_view.ranks(),
         },
+        "gaps": _list_gaps(state),
         "backlog_limit": state.config.serve.limits.backlog,
         "health": health_of(state),
     }
@@ -172,3 +173,12 @@ def health_of(state: DaemonState) -> dict[str, Any]:
     """Return the answer of ``/v1/health``: the worst level, and every check."""
     checks = state.health()
     return {"level": worst_level(checks), "checks": [asdict(check) for check in checks]}
+
+
+def _list_gaps(state: DaemonState) -> dict[str, Any]:
+    """Return the gaps of each source whose broker has deleted entries before they were read, since the daemon began."""
+    return {
+        name: {"gaps": found.gaps, "lost_entries": found.lost_entries, "last": found.last_gap._asdict()}
+        for name, found in state.ingest.source_states.states().items()
+        if found.last_gap is not None
+    }

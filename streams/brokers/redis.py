@@ -167,9 +167,11 @@ class RedisStream:
                 page = self._parse_page(client.xrange(stream, f"({watermark}", delivered, self._count))
                 if not page:
                     break
+                passed = {entry for entry in missing if entry <= page[-1].order}
+                self._note_missing(client, passed - {entry.order for entry in page})
+                missing -= passed
                 for entry in page:
                     watermark = entry.entry_id
-                    missing.discard(entry.order)
                     yield from self._make_arrival([entry], watermark)
             self._note_missing(client, missing)
             watermark = max(watermark, delivered, key=_parse_id)
@@ -312,17 +314,22 @@ class RedisStream:
         if self._ordinal is None or read is None or lag is None:
             return True
         waiting = read + lag - self._ordinal  # too many by the entries that are gone
-        return waiting < 0 or length < len(page) + waiting or (was_last and waiting > 0)
+        return read > self._ordinal or waiting < 0 or length < len(page) + waiting or (was_last and waiting > 0)
 
     def _find_gap(self, client: Any, before: str, page: Sequence[_Entry]) -> None:
         """Note the entries that are gone between ``before`` and a page that was read just now."""
         state = self._read_state(client)
-        waiting = state.count_waiting(page) if state.delivered == page[-1].entry_id else None
-        if waiting is None or state.added is None:
-            return
-        known, self._ordinal = self._ordinal, state.added - waiting
-        if known is not None:
+        if state.delivered != page[-1].entry_id or state.added is None:
+            return  # another consumer reads, too
+        waiting, known = state.count_waiting(page), self._ordinal
+        if waiting is not None:
+            self._ordinal = state.added - waiting
+        elif state.read is not None and known is not None and state.read > known:
+            self._ordinal = state.read  # Redis noticed a deletion within the page
+        if known is not None and self._ordinal is not None and self._ordinal > known:
             self._note_between(client, state, before, page[0].entry_id, self._ordinal - known)
+        elif state.read is None:
+            self._correct_count(client, state)
 
     def _note_between(self, client: Any, state: _State, before: str, found: str, entries: int | None) -> None:
         """Note that ``entries`` between two others are gone, and correct the group's own count of what was read."""
@@ -333,8 +340,12 @@ class RedisStream:
         gap = Gap(f"the stream {self._settings.stream}", first, last, entries)
         message = f"{number} trimmed or deleted before they were read: those {first} and {last} of {gap.where}"
         self._gaps.note(gap, f"{message}; {ADVICE}")
+        self._correct_count(client, state)
+
+    def _correct_count(self, client: Any, state: _State) -> None:
+        """Correct the group's count of entries, which Redis derives wrongly after a gap; a restart relies on it."""
         if self._ordinal is not None and state.consumers == 1:
-            with suppress(redis.ResponseError):  # it corrects only the lag
+            with suppress(redis.ResponseError):  # without the permission, the lag is too large
                 client.xgroup_setid(
                     self._settings.stream, self._settings.group, state.delivered, entries_read=self._ordinal
                 )

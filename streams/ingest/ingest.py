@@ -14,7 +14,7 @@ from streams.ingest import source_reader
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.group_commit import Answer, Committer
 from streams.spec import Limits, TaskSpec
-from streams.types import Arrival, Conflict, Receipt, Record, Rejected, TaskSource
+from streams.types import Arrival, Conflict, Gap, Receipt, Record, Rejected, ReportsGaps, TaskSource
 
 QUEUE_BYTES = 64 * 1024 * 1024
 """How many bytes of payloads may wait to be committed."""
@@ -34,6 +34,7 @@ class Ingest:
         on_committed: called with (source, seconds from arrival to durability) for each new round.
         clock: returns the Unix time in seconds, which is recorded as the time of arrival.
         dead_letters: keeps rejected arrivals; None keeps none.
+        on_gap: called with (source, gap) for each gap that a source finds in its stream.
 
     ``source_states`` says how each source that is read answers.
     """
@@ -48,6 +49,7 @@ class Ingest:
         on_committed: Callable[[str, float], None],
         clock: Callable[[], float] = time.time,
         dead_letters: DeadLetters | None = None,
+        on_gap: Callable[[str, Gap], None] = lambda source, gap: None,
     ) -> None:
         """Start the thread that commits."""
         self._history = history
@@ -58,6 +60,7 @@ class Ingest:
         self._on_committed = on_committed
         self._clock = clock
         self._dead_letters = dead_letters
+        self._on_gap = on_gap
         self._closing = threading.Event()
         self._pull_threads: dict[str, threading.Thread] = {}
         self.source_states = source_reader.SourceStates()
@@ -141,6 +144,8 @@ class Ingest:
         def submit(arrival: Arrival) -> "Future[Answer]":
             return self.submit(arrival._replace(source=source_name), wait=True)
 
+        if isinstance(source, ReportsGaps):
+            source.listen_for_gaps(partial(self._note_gap, source_name))
         on_read = partial(self.source_states.note, source_name, "read")
         arguments = (source_name, source, submit, self._history.cursor, self._closing, self._sync_dead_letters, on_read)
         thread = threading.Thread(
@@ -197,6 +202,10 @@ class Ingest:
                 self._dead_letter(arrival, _conflict_rejection(answer), only_copy=record.source in self._pull_threads)
         elif not answer.duplicate:
             self._on_committed(record.source, seconds)
+
+    def _note_gap(self, source: str, gap: Gap) -> None:
+        self.source_states.note_gap(source, gap)
+        self._on_gap(source, gap)
 
     def _count_rejected(self, source: str, reason: str) -> None:
         try:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tenacity import RetryCallState, Retrying, sleep_using_event, stop_when_event_set, wait_random_exponential
 from tenacity.retry import retry_if_exception_type
 
-from streams.types import Acknowledges, Arrival, Conflict, IngestClosed, Receipt, Rejected, ReportsLag, TaskSource
+from streams.types import Acknowledges, Arrival, Conflict, Gap, IngestClosed, Receipt, Rejected, ReportsLag, TaskSource
 
 INTERVAL_SECONDS = 5.0
 
@@ -27,11 +27,17 @@ class SourceState(NamedTuple):
         answered: when it last yielded, by the clock of ``SourceStates``; None if it never has.
         errors: the errors of the last attempts, by what was attempted.
         failing_since: when the first of the failures in a row happened; None without an error.
+        gaps: how often entries were found to be deleted before they were read.
+        lost_entries: how many these were, as far as their number is known.
+        last_gap: the last such gap.
     """
 
     answered: float | None = None
     errors: tuple[tuple[str, str], ...] = ()
     failing_since: float | None = None
+    gaps: int = 0
+    lost_entries: int = 0
+    last_gap: Gap | None = None
 
 
 class SourceStates:
@@ -56,7 +62,14 @@ class SourceStates:
             left = tuple((key, text) for key, text in errors.items() if text)
             since = None if not left else now if before.failing_since is None else before.failing_since
             answered = now if attempt == "read" and not error else before.answered
-            self._states[source] = SourceState(answered, left, since)
+            self._states[source] = before._replace(answered=answered, errors=left, failing_since=since)
+
+    def note_gap(self, source: str, gap: Gap) -> None:
+        """Record a gap in a source's stream."""
+        with self._lock:
+            before = self._states.get(source, SourceState())
+            lost = before.lost_entries + (gap.entries or 0)
+            self._states[source] = before._replace(gaps=before.gaps + 1, lost_entries=lost, last_gap=gap)
 
     def states(self) -> dict[str, SourceState]:
         """Return the state of each source by its name."""

@@ -15,6 +15,8 @@ PUBLIC = {
     "online_meta_tasks_ingested_total": ("source",),
     "online_meta_tasks_rejected_total": ("source", "reason"),
     "online_meta_source_lag": ("source",),
+    "online_meta_source_gaps_total": ("source",),
+    "online_meta_source_lost_entries_total": ("source",),
     "online_meta_rounds_total": (),
     "online_meta_rounds_pending": (),
     "online_meta_round_duration_seconds": (),

@@ -8,6 +8,8 @@ METRICS = (
     Metric("online_meta_tasks_ingested_total", "counter", "Tasks made durable.", ("source",)),
     Metric("online_meta_tasks_rejected_total", "counter", "Tasks refused.", ("source", "reason")),
     Metric("online_meta_source_lag", "gauge", "Entries at a source's broker that are not durable here.", ("source",)),
+    Metric("online_meta_source_gaps_total", "counter", "Gaps in a broker's stream, deleted before read.", ("source",)),
+    Metric("online_meta_source_lost_entries_total", "counter", "Entries in these gaps, where known.", ("source",)),
     Metric("online_meta_ingest_duration_seconds", "histogram", "From request to durable.", (), INGEST_SECONDS),
     Metric("online_meta_rounds_pending", "gauge", "Rounds that are durable and not yet learned."),
     Metric("online_meta_oldest_pending_task_age_seconds", "gauge", "Age of the oldest task not yet learned."),
