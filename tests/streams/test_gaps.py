@@ -307,8 +307,9 @@ def test_the_status_command_says_what_was_lost() -> None:
         "learners": {},
         "regret": {},
         "checkpoint": None,
-        "trainer": {"alive": True, "world_size": 1, "restarts": 0, "ranks": []},
+        "trainer": {"alive": True, "doing": "idle", "world_size": 1, "restarts": 0, "ranks": []},
         "gaps": gaps,
+        "health": {"level": "ok", "checks": []},
     }
     cells = [list(column.cells) for column in status_table(status).columns]
     assert cells[1][cells[0].index("source queue")] == "LOST 3 entries in 2 gaps, the last in the stream s, 9 to 9"
