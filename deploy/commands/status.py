@@ -36,6 +36,8 @@ def status_table(status: dict[str, Any]) -> Table:
     for row in health_rows(status["health"]):
         table.add_row(*row)
     pending = f"{rounds['pending']} pending, {rounds['skipped']} skipped"
+    if rounds["quarantined"]:
+        pending += f", {rounds['quarantined']} quarantined"
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
     if last and not last["skipped"]:

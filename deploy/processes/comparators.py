@@ -22,6 +22,7 @@ from deploy.leader import find_leader
 from deploy.logs import Origin, log_to_stderr
 from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
 from online_meta import registry
+from online_meta.batching.failures import is_task_failure
 from online_meta.learners import LearnerContext
 from online_meta.types import Params
 from streams.atomic_files import replace_file
@@ -168,6 +169,12 @@ def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest,
     except ComparatorUnavailable as error:
         log.error("%s is no longer refreshed: %s", kind, error)
         del covered[kind]
+        return
+    except Exception as error:
+        if not is_task_failure(error):
+            raise
+        log.exception("the refresh of %s as of round %d failed; the next one tries again", kind, request.rounds)
+        covered[kind] = request.rounds
         return
     if found is not None:
         covered[kind] = request.rounds

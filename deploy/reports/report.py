@@ -136,6 +136,7 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
     return {
         "rounds": view.learned(),
         "skipped": view.skipped,
+        "quarantined": view.quarantined,
         "learners": view.learners(),
         "regret": view.regret(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),

@@ -6,6 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from deploy.leader import encode_predictions
@@ -15,8 +16,10 @@ from deploy.server.state import DaemonState, health_of, status_of
 from deploy.telemetry.health import list_failing
 from deploy.telemetry.series import regret_series
 from streams.formats import wire
+from streams.history.errors import RoundDiscarded
 from streams.types import Arrival, Conflict, Rejected
 from trainers.journal.leader_file import encode_leader
+from trainers.journal.quarantine import QUARANTINED, Quarantine
 
 router = APIRouter()
 probes = APIRouter()
@@ -114,6 +117,13 @@ ADAPT_ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+QUARANTINE_ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such round", **ERROR},
+    409: {"description": "The round is in quarantine already", **ERROR},
+    410: {"description": "Retention has removed the task of this round", **ERROR},
+}
+
+
 @router.post(PATH, status_code=201, responses=TASK_RESPONSES, openapi_extra=TENSOR_BODY)
 async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Submit a task: a safetensors body with `support_x`, `support_y`, `query_x`, `query_y` (the query is optional).
@@ -176,16 +186,88 @@ async def adapt(request: Request) -> Response:
 
 @router.get("/v1/tasks/{id}", responses={404: {"description": "Unknown id", **ERROR}})
 def task_status(request: Request, id: str) -> Any:
-    """Return the status of a task (pending, learned or skipped), its round and its losses."""
+    """Return the status of a task (pending, learned, skipped or quarantined), its round and its losses.
+
+    For a quarantined task, `reason` and `detail` say why. Its losses are null unless it was learned before.
+    """
     state: DaemonState = request.app.state.daemon
     round = state.history.find(id)
     if round is None:
         return JSONResponse({"reason": "unknown_task", "detail": f"no task with the id {id!r} was accepted"}, 404)
     state.refresh()
     line = state.view.round(round)
+    quarantine = state.view.quarantine.by_round.get(round)
     status = "pending" if line is None else "skipped" if line["skipped"] else "learned"
     losses = {key: None if line is None else line[key] for key in ("loss_before", "loss_after")}
-    return {"status": status, "round": round, **losses}
+    if quarantine is None:
+        return {"status": status, "round": round, **losses}
+    return {
+        "status": QUARANTINED,
+        "round": round,
+        **losses,
+        "reason": quarantine.reason,
+        "detail": quarantine.detail,
+    }
+
+
+class QuarantineRequest(BaseModel):
+    """An operator's request to quarantine a round."""
+
+    round: Annotated[int, Field(ge=0)]
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+@router.get("/v1/quarantine")
+def list_quarantined(request: Request) -> dict[str, Any]:
+    """Return the quarantined rounds, in the order in which they were quarantined.
+
+    `was_learned` rounds were learned before, and are not revisited from round `at` on.
+    """
+    state: DaemonState = request.app.state.daemon
+    state.refresh()
+    return {"rounds": [_quarantine_to_json(state, one) for one in state.view.quarantine.by_round.values()]}
+
+
+def _quarantine_to_json(state: DaemonState, quarantine: Quarantine) -> dict[str, Any]:
+    entry = state.history.entry(quarantine.round)
+    return {"id": entry.id, "source": entry.source, **quarantine._asdict(), "was_learned": quarantine.was_learned}
+
+
+@router.post("/v1/quarantine", status_code=202, responses=QUARANTINE_ERRORS)
+def quarantine_round(request: Request, wanted: QuarantineRequest) -> Any:
+    """Quarantine a round: from the next update on, no learner learns or revisits it.
+
+    No earlier figure changes. The request is durable when the response is sent.
+    """
+    state: DaemonState = request.app.state.daemon
+    if wanted.round >= len(state.history):
+        detail = f"the run has {len(state.history)} rounds, the first of which is round 0"
+        return JSONResponse({"reason": "unknown_round", "detail": detail}, 404)
+    state.refresh()
+    if wanted.round in state.view.quarantine.by_round:
+        detail = f"round {wanted.round} is in quarantine already"
+        return JSONResponse({"reason": "conflict", "detail": detail}, 409)
+    state.request_quarantine(wanted.round, wanted.reason)
+    return {"round": wanted.round, "reason": wanted.reason}
+
+
+@router.post("/v1/quarantine/{round}/retry", status_code=201, responses={**QUARANTINE_ERRORS, **TASK_RESPONSES})
+async def retry_round(request: Request, round: int) -> Response:
+    """Submit the task of a quarantined round again, as a new task whose id ends in `.retry-ROUND`."""
+    state: DaemonState = request.app.state.daemon
+    if round not in state.view.quarantine.by_round:
+        detail = f"round {round} is not in quarantine: GET /v1/quarantine lists the rounds that are"
+        return JSONResponse({"reason": "unknown_round", "detail": detail}, 404)
+    entry = state.history.entry(round)
+    try:
+        body = await run_in_threadpool(state.history.payload, round)
+    except RoundDiscarded as error:
+        return JSONResponse({"reason": "discarded", "detail": str(error)}, 410)
+    suffix = f".retry-{round}"
+    id = entry.id[: state.config.serve.limits.id_length - len(suffix)] + suffix
+    future = await run_in_threadpool(state.ingest.submit, Arrival(id, body, entry.source, None), wait=False)
+    receipt = await request.app.state.future_bridge.wait_for(future)
+    return JSONResponse({"id": id, "round": receipt.round}, 200 if receipt.duplicate else 201)
 
 
 @router.get("/v1/weights", responses={**TENSOR_RESPONSE, 503: {"description": "None published yet", **ERROR}})

@@ -1,8 +1,10 @@
 """The state of a running daemon, which its HTTP routes and background tasks share."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,14 +18,20 @@ from deploy.config.config import Config
 from deploy.leader import Adapter
 from deploy.telemetry.health import AREAS, Check, Facts, date_checks, judge, list_failing, worst_level
 from deploy.telemetry.metrics import Instruments, MetricState
-from deploy.telemetry.prometheus import count_checkpoint, count_ranks, count_round, update_gauges
+from deploy.telemetry.prometheus import count_checkpoint, count_quarantine, count_ranks, count_round, update_gauges
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import RunView
+from streams.history.errors import HistoryError
 from streams.history.history import History
+from streams.ingest.dead_letters import read_letters
 from streams.ingest.ingest import Ingest
+from streams.types import Arrival, Rejected
+from trainers.journal.jsonl import LineWriter
+from trainers.journal.quarantine import QUARANTINED, Quarantine
 from trainers.journal.run_files import RunFiles
 
 WINDOW_SECONDS = 30.0
+log = logging.getLogger(__name__)
 STALE_SECONDS = 10.0
 """Checks that are older than this say nothing."""
 
@@ -78,14 +86,44 @@ class DaemonState:
     learned_rate: RecentRate = field(default_factory=RecentRate)
     ingested_rate: RecentRate = field(default_factory=RecentRate)
     refresh_lock: Lock = field(default_factory=Lock)
+    quarantined_letters: set[str] | None = None
+    """Ids of the quarantined tasks that are dead letters; None until they are needed."""
 
     def refresh(self) -> None:
         """Read what the trainer has written since the last call, and update the counters; thread-safe."""
         with self.refresh_lock:
-            self.view.refresh(partial(count_round, self.instruments), partial(count_checkpoint, self.instruments))
+            self.view.refresh(
+                partial(count_round, self.instruments),
+                partial(count_checkpoint, self.instruments),
+                self._note_quarantine,
+            )
             self.learned_rate.record(self.view.learned())
             self.ingested_rate.record(len(self.history))
             count_ranks(self.instruments, *self.ranks_view.refresh())
+
+    def _note_quarantine(self, quarantine: Quarantine) -> None:
+        """Count a quarantined round, and keep its task as a dead letter unless it is kept already."""
+        count_quarantine(self.instruments, quarantine)
+        entry = self.history.entry(quarantine.round)
+        if self.quarantined_letters is None:
+            letters = read_letters(self.files.dead_letters)
+            self.quarantined_letters = {letter["id"] for _, letter in letters if letter["reason"] == QUARANTINED}
+        if entry.id in self.quarantined_letters:
+            return
+        self.quarantined_letters.add(entry.id)
+        try:
+            body = self.history.payload(quarantine.round)
+        except HistoryError as error:
+            log.warning("round %d cannot be kept as a dead letter: %s", quarantine.round, error)
+            return
+        rejection = Rejected(QUARANTINED, f"round {quarantine.round}, {quarantine.reason}: {quarantine.detail}")
+        self.ingest.keep(Arrival(entry.id, body, entry.source, None), rejection)
+
+    def request_quarantine(self, round: int, reason: str) -> None:
+        """Ask the trainer, durably, to quarantine a round; thread-safe."""
+        with self.refresh_lock, closing(LineWriter(self.files.quarantine_requests)) as writer:
+            writer.append({"round": round, "reason": reason, "timestamp": time.time()})
+            writer.sync()
 
     def check(self, facts: Facts) -> None:
         """Compute the checks from observed facts; one thread calls this, a few times a second."""
@@ -144,8 +182,9 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         "now": now,
         "rounds": {
             "ingested": ingested,
-            "learned": view.learned() - view.skipped,
+            "learned": view.learned() - view.skipped - view.quarantined,
             "skipped": view.skipped,
+            "quarantined": view.quarantined,
             "pending": state.pending(),
             "learned_per_second": state.learned_rate.per_second(),
             "ingested_per_second": state.ingested_rate.per_second(),

@@ -11,6 +11,7 @@ from deploy.telemetry.metrics import Instruments, Metric, MetricState
 from deploy.telemetry.run_view import RunView
 from online_meta import registry
 from trainers.journal.jsonl import Line
+from trainers.journal.quarantine import Quarantine
 
 PREFIX = "online_meta_"
 
@@ -50,6 +51,11 @@ def count_round(instruments: Instruments, line: Line) -> None:
 def count_checkpoint(instruments: Instruments, line: Line) -> None:
     """Count a new checkpoint."""
     _call("count_checkpoint", instruments, line)
+
+
+def count_quarantine(instruments: Instruments, quarantine: Quarantine) -> None:
+    """Count a quarantined round."""
+    _call("count_quarantine", instruments, quarantine)
 
 
 def count_ranks(instruments: Instruments, restarts: int, done: Mapping[int, Mapping[str, float]]) -> None:

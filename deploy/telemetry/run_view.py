@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deploy.telemetry.efficiency import EfficiencySums
 from online_meta.regret.ledger import MAIN_LEARNER, Comparator, RegretLedger, RunningSum, add_values
 from streams.atomic_files import replace_file, sync_path
+from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
 from trainers.journal.round_records import list_steps
 from trainers.journal.run_files import RunFiles
@@ -121,9 +122,10 @@ class RunningSumsFile:
         self._rows = Rows(written, [])
 
 
-LINE_LENGTH, SKIPPED, LOSS_BEFORE, STEPS, SKIPPED_STEPS = (
+LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, STEPS, SKIPPED_STEPS = (
     "line length",
     "skipped",
+    "quarantined",
     "loss before",
     "meta steps",
     "skipped steps",
@@ -132,12 +134,13 @@ LINE_LENGTH, SKIPPED, LOSS_BEFORE, STEPS, SKIPPED_STEPS = (
 
 
 LineCallback = Callable[[Line], None]
+QuarantineCallback = Callable[[quarantine.Quarantine], None]
 
 
 log = logging.getLogger(__name__)
 
 
-def _ignore(line: Line) -> None:
+def _ignore(_: object) -> None:
     pass
 
 
@@ -184,7 +187,7 @@ class RunView:
             column(name) for name in learners for column in (accuracy_column, accuracy_count_column)
         ] + self.efficiency.columns()
         self.sums = RunningSumsFile(
-            files.sums, (LINE_LENGTH, SKIPPED, LOSS_BEFORE, STEPS, SKIPPED_STEPS, *learners, *extra)
+            files.sums, (LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, STEPS, SKIPPED_STEPS, *learners, *extra)
         )
         self.comparators: list[Comparator] = []
         self.refreshed: dict[str, float] = {}
@@ -195,6 +198,7 @@ class RunView:
         self.ledger = RegretLedger(learners, self.sums)
         self._position = int(self.total(LINE_LENGTH))
         self._rounds = LineReader(files.rounds, self._position)
+        self.quarantine = quarantine.QuarantineReader(files.quarantine_log)
         self._comparators, self._checkpoints = LineReader(files.comparators), LineReader(files.checkpoint_log)
         self._lock = Lock()
 
@@ -211,12 +215,18 @@ class RunView:
         self.sums.clear()
         return None
 
-    def refresh(self, on_round: LineCallback = _ignore, on_checkpoint: LineCallback = _ignore) -> None:
+    def refresh(
+        self,
+        on_round: LineCallback = _ignore,
+        on_checkpoint: LineCallback = _ignore,
+        on_quarantine: QuarantineCallback = _ignore,
+    ) -> None:
         """Read new lines of the run's files; thread-safe.
 
         Args:
             on_round: called with each new line of ``rounds.jsonl``.
             on_checkpoint: called with each new line of the checkpoint log.
+            on_quarantine: called with each new quarantine of a round.
         """
         with self._lock:
             for line in self._rounds.lines():
@@ -235,6 +245,8 @@ class RunView:
             for line in self._checkpoints.lines():
                 self.checkpoint = line
                 on_checkpoint(line)
+            for found in self.quarantine.refresh():
+                on_quarantine(found)
 
     def close(self) -> None:
         """Write the sums, so that the next view of the run does not have to compute them."""
@@ -253,6 +265,11 @@ class RunView:
     def skipped(self) -> int:
         """The number of skipped rounds."""
         return int(self.total(SKIPPED))
+
+    @property
+    def quarantined(self) -> int:
+        """The number of rounds that were quarantined before any learner learned them."""
+        return int(self.total(QUARANTINED))
 
     def round(self, round: int) -> Line | None:
         """Return the line of a round; None if it has not been played."""
@@ -290,7 +307,8 @@ class RunView:
         played, steps = line["learners"], list_steps(line)
         extra = {
             LINE_LENGTH: float(self._rounds.position - self._position),
-            SKIPPED: float(line["skipped"] is not None),
+            SKIPPED: float(line["skipped"] not in (None, quarantine.QUARANTINED)),
+            QUARANTINED: float(line["skipped"] == quarantine.QUARANTINED),
             LOSS_BEFORE: line["loss_before"] or 0.0,
             STEPS: len(steps),
             SKIPPED_STEPS: sum(step["skipped"] is not None for step in steps),

@@ -1,9 +1,11 @@
 """Tell a model's exception on a task from a fault of the machine, and collect such exceptions on every rank."""
 
 import errno
+import logging
 
 import torch
 
+log = logging.getLogger(__name__)
 _MACHINE_FAULTS = (
     MemoryError,
     OSError,
@@ -45,5 +47,7 @@ class TaskFailures:
         self.found: dict[int, str] = {}
 
     def add(self, round: int, error: Exception) -> None:
-        """Add the exception of a round; the first one of a round stays."""
+        """Add the exception of a round, and log it with its traceback; the first one of a round stays."""
+        if round not in self.found:
+            log.error("the model failed on a task: %s", describe_failure(error), exc_info=error)
         self.found.setdefault(round, describe_failure(error))

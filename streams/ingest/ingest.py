@@ -132,6 +132,10 @@ class Ingest:
         self._count_rejected(arrival.source, rejection.reason)
         self._dead_letter(arrival, rejection, complete)
 
+    def keep(self, arrival: Arrival, rejection: Rejected) -> None:
+        """Keep a task that was accepted, but cannot be learned, as a dead letter; this may wait for the disk."""
+        self._dead_letter(arrival, rejection)
+
     def pull(self, source_name: str, source: TaskSource) -> None:
         """Read a source in its own thread until ``close``, starting after its last committed task.
 

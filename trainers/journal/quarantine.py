@@ -194,10 +194,6 @@ class QuarantineReader:
         self.by_round |= {one.round: one for one in new}
         return new
 
-    def count_unlearned(self, rounds: int) -> int:
-        """Return how many of the first ``rounds`` rounds were quarantined before they were learned."""
-        return sum(not one.was_learned and one.round < rounds for one in self.by_round.values())
-
 
 def make_quarantine(round: int, at: int, reason: Reason, detail: str) -> Quarantine:
     """Return the quarantine of a round from now on."""

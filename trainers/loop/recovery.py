@@ -181,7 +181,6 @@ def collect_failure(run: Run, round: int) -> Iterator[None]:
     except Exception as error:
         if not is_task_failure(error):
             raise
-        log.error("the model failed on a task of round %d or of a later one of its update", run.round, exc_info=True)
         run.failures.add(round, error)
 
 

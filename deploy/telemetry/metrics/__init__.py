@@ -7,6 +7,7 @@ instruments, by name without the prefix "online_meta_":
 - ``count_existing(instruments, view)``: once, for the rounds that the run had before.
 - ``count_round(instruments, line)``: for each new line of rounds.jsonl.
 - ``count_checkpoint(instruments, line)``: for each new line of checkpoints.jsonl.
+- ``count_quarantine(instruments, quarantine)``: for each quarantined round.
 - ``count_ranks(instruments, restarts, done)``: the new restarts, and for each rank the amounts since the last call.
 - ``update(instruments, state)``: before the metrics are read; ``state`` is a ``MetricState``.
 
