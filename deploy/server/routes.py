@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
@@ -252,7 +252,9 @@ def quarantine_round(request: Request, wanted: QuarantineRequest) -> Any:
 
 
 @router.post("/v1/quarantine/{round}/retry", status_code=201, responses={**QUARANTINE_ERRORS, **TASK_RESPONSES})
-async def retry_round(request: Request, round: int) -> Response:
+async def retry_round(
+    request: Request, round: Annotated[int, Path(ge=0, description="the quarantined round")]
+) -> Response:
     """Submit the task of a quarantined round again, as a new task whose id ends in `.retry-ROUND`."""
     state: DaemonState = request.app.state.daemon
     if round not in state.view.quarantine.by_round:

@@ -74,6 +74,8 @@ def render_command_line() -> str:
         command = group.get_command(context, name)
         assert command is not None
         commands[name] = command
+        if isinstance(command, click.Group):
+            commands |= {f"{name} {sub}": one for sub, one in command.commands.items()}
     parts = [
         "# Command line",
         NOTICE,
@@ -84,7 +86,7 @@ def render_command_line() -> str:
         _table(
             ("command", "what it does"),
             (
-                [f"[`{name}`](#online-meta-{name})", _mark_code(_paragraphs(one)[0], _argument_names(one))]
+                [f"[`{name}`](#online-meta-{name.replace(' ', '-')})", _mark_code(_paragraphs(one)[0], _argument_names(one))]
                 for name, one in commands.items()
             ),
         ),
