@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from online_meta.functional.autodiff import gradient
+from online_meta.functional.autodiff import gradient, outside_inference_mode
 from online_meta.functional.randomness import INIT_STEP, seeded
+from online_meta.functional.stateless import select_learned
 from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params
 
 
@@ -40,22 +41,30 @@ class Inner:
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
 
+    @outside_inference_mode
     def init(self, weights: Params) -> Meta:
         """Return initial meta-parameters: detached copies of ``weights`` and the rule's initial parameters.
 
-        Weights that the loss has frozen are left out. Raises ``ValueError`` if all weights are frozen, or if a glob of
-        ``fast`` matches no weight.
+        Weights that the loss has frozen are left out; of a tied weight's names, the first is kept. So
+        ``module.state_dict()`` serves for a module without buffers. Raises ``ValueError`` if all weights are frozen, if
+        a glob of ``fast`` matches no weight, if a weight is not floating-point, and, with a loss of ``om.model_loss``,
+        if the names and shapes are not those of the model's weights.
         """
         frozen: frozenset[str] = getattr(self.loss, "frozen", frozenset())
-        weights = {name: value for name, value in weights.items() if name not in frozen}
-        if frozen and not weights:
+        if frozen and not weights.keys() - frozen:
             raise ValueError("the model has no weight to learn: all are frozen (requires_grad is False)")
+        tensors = getattr(self.loss, "tensors", None)
+        weights = select_learned(tensors, weights) if tensors else {n: w for n, w in weights.items() if n not in frozen}
+        discrete = [name for name, value in weights.items() if not (value.is_floating_point() or value.is_complex())]
+        if discrete:
+            raise ValueError(f"{', '.join(discrete)} are integers, of which there is no gradient: they are no weights")
         for pattern in self.fast:
             if not any(fnmatchcase(name, pattern) for name in weights):
                 raise ValueError(f"fast = {pattern!r} matches none of the weights {sorted(weights)}")
         copies = {name: value.detach().clone() for name, value in weights.items()}
         return Meta(copies, self.rule.init(fast_weights(self, copies)))
 
+    @outside_inference_mode
     def adapt(self, meta: Meta, support: Batch) -> Params:
         """Return the model's parameters after adapting to ``support``, without an autograd graph."""
         with torch.no_grad():
@@ -108,6 +117,7 @@ def apply_update(inner: Inner, meta: Meta, carry: Carry, grads: Params, support:
         return inner.rule.update(meta.rule, carry, grads, k)
 
 
+@outside_inference_mode
 def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
     """Return the carry after the last step, without an autograd graph."""
     with torch.no_grad():

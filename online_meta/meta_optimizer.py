@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.registry import nearest
 from online_meta.types import Meta, MetaGrad, Params, StepReport, TensorFilter
 
@@ -41,6 +42,7 @@ class MetaOptimizer:
     gather = None
     lr_scale = 1.0
 
+    @outside_inference_mode
     def __init__(self, meta: Meta, name: str = "adam", lr: float = 1e-3, clip_norm: float | None = None) -> None:
         """Copy ``meta`` and prepare the optimizer.
 
@@ -68,6 +70,7 @@ class MetaOptimizer:
         """Return the current meta-parameters, shared with the optimizer; do not write to them."""
         return self._meta
 
+    @outside_inference_mode
     def apply(self, sums: MetaGrad, weight: float) -> StepReport:
         """Make one step with the gradient ``sums`` / ``weight``; report its norm before clipping."""
         grads, report = average_and_clip(sums, weight, self._clip_norm)
@@ -90,6 +93,7 @@ class MetaOptimizer:
         }
         return {name: copy_to_cpu(value) for name, value in {**parameters, **state}.items() if not keep or keep(name)}
 
+    @outside_inference_mode
     def load(self, saved: Params) -> None:
         """Restore exactly the state that ``save`` returned.
 

@@ -44,10 +44,18 @@ def build_module(model: ModelSettings, *seed: int) -> nn.Module:
 
 
 def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
-    """Return the model's loss as a pure function; raises ``ValueError`` for an unknown loss or glob."""
+    """Return the model's loss as a pure function; raises ``ValueError`` for an unknown loss, glob or row."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
     dtype = None if model.precision == "float32" else getattr(torch, model.precision)
-    return model_loss(module, criterion, random=model.random, recompute=model.recompute, precision=dtype)
+    return model_loss(
+        module,
+        criterion,
+        random=model.random,
+        recompute=model.recompute,
+        precision=dtype,
+        surrogate=model.surrogate,
+        frozen_rows=model.frozen_rows,
+    )
 
 
 def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:

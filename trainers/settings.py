@@ -31,6 +31,10 @@ class ModelSettings:
         precision: the dtype the model computes in. Parameters, the inner loop and meta-gradients are float32.
         recompute: globs of layer names whose activations are computed again in the backward pass instead of stored:
             less memory, more time.
+        surrogate: globs of layers whose gradient is a surrogate on purpose, such as a straight-through estimator; the
+            checks accept it there, and check everything around these layers.
+        frozen_rows: rows that a weight holds constant on purpose, a list for its name; the checks find out whether
+            their gradient is zero. The ``padding_idx`` of embedding layers is known without it.
     """
 
     build: str
@@ -39,6 +43,8 @@ class ModelSettings:
     random: bool | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: tuple[str, ...] = ()
+    surrogate: tuple[str, ...] = changeable(())
+    frozen_rows: dict[str, tuple[int, ...]] = changeable(factory=dict)
 
 
 @dataclass(frozen=True)

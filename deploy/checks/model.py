@@ -14,7 +14,7 @@ from online_meta.learners import LearnerContext
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
 from online_meta.types import Batch, Engine, Meta, MetaGrad, Task
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
-from trainers.build import build_learners
+from trainers.build import build_learners, build_loss, build_module
 from trainers.comparators import load_comparator
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
 
@@ -55,7 +55,11 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         if isinstance(gradient, MetaGrad):
             _check_finite(config, gradient)
         second = config.meta.gradient not in FIRST_DERIVATIVES
-        report = preflight(context.inner, context.start, tasks, second=second, remarks=remarks)
+        # The loss is compared with the module itself, which its own loss does not keep alive.
+        settings = config.trainer()
+        module = build_module(settings.model, settings.seed).to(device)
+        inner = replace(context.inner, loss=build_loss(settings.model, module))
+        report = preflight(inner, context.start, tasks, second=second, remarks=remarks)
         problems = [problem for problem in report.problems if problem != NO_DEPENDENCE]
         if problems:
             raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")

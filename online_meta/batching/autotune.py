@@ -29,6 +29,7 @@ from online_meta.batching.plan import (
     vmapped,
 )
 from online_meta.batching.task_sum import TaskSum, sum_in_loop
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.memory import peak_bytes
 from online_meta.registry import nearest
 from online_meta.tree import scale, to_float64
@@ -408,6 +409,8 @@ def over_tasks(
 
     def mean(meta: Meta, tasks: Sequence[Task] | Task) -> MetaGrad:
         nonlocal tuner
+        if torch.is_inference_mode_enabled():
+            return outside_inference_mode(mean)(meta, tasks)
         count = len(tasks.support.x) if isinstance(tasks, Task) else len(tasks)
         if not count:
             raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")

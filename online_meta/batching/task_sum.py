@@ -22,6 +22,7 @@ from online_meta.batching.plan import (
     unstack_one,
     vmapped,
 )
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.replay import ReplaySample
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
@@ -65,6 +66,8 @@ class TaskSum:
 
     def __call__(self, meta: Meta, tasks: Sequence[Task], weights: Sequence[float]) -> MetaGrad:
         """Return the weighted sum; raise ``ValueError`` for no tasks."""
+        if torch.is_inference_mode_enabled():
+            return outside_inference_mode(self.__call__)(meta, tasks, weights)
         total: MetaGrad | None = None
         began = time.perf_counter()
         for group in group_tasks(tasks, weights, self.plans):
@@ -75,6 +78,7 @@ class TaskSum:
         self.seconds += time.perf_counter() - began
         return total
 
+    @outside_inference_mode
     def sum_stacked(self, meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         """Return the weighted sum over tasks that are already stacked along their first dimension."""
         plan = self.plans.get(signature_of(unstack_one(stacked, 0)), LOOP_PLAN)

@@ -1,7 +1,8 @@
 """Differentiate functions of nested tensors: with plain autograd, or with ``torch.func`` inside its transforms."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,42 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from online_meta.types import Params
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return ``function`` so that it can differentiate, whatever the mode of its caller.
+
+    Under ``torch.inference_mode()`` torch records no graph, even where gradients are enabled, and all gradients would
+    silently be zero. The function leaves that mode while it runs. Inference tensors among its arguments, which no graph
+    may hold, are replaced by copies. The caller's ``torch.no_grad()`` stays in force.
+    """
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        inside = torch.is_inference_mode_enabled()
+        if not (inside or _holds_inference_tensor(args) or _holds_inference_tensor(kwargs)):
+            return function(*args, **kwargs)
+        # Leaving inference mode enables gradients: restore the caller's choice.
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled() and not inside):
+            args, kwargs = tree_map(_copy_inference_tensor, (args, kwargs))
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _holds_inference_tensor(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_inference()
+    if isinstance(value, dict):
+        return any(map(_holds_inference_tensor, value.values()))
+    return isinstance(value, tuple | list) and any(map(_holds_inference_tensor, value))
+
+
+def _copy_inference_tensor(leaf: object) -> object:
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
 def is_transformed() -> bool:

@@ -1,18 +1,28 @@
 """Turn an ``nn.Module`` into pure functions of its parameters; the module itself is never changed."""
 
-import copy
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from online_meta.functional.activation_checkpoint import recompute_blocks
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward
+from online_meta.functional.guard import Criterion, LossGuard, explain_misfit, find_running_statistics
+from online_meta.functional.intent import Intent, declare_intent
+from online_meta.functional.stateless import (
+    ModuleItself,
+    ModuleTensors,
+    SkeletonPerThread,
+    capture_tensors,
+    check_names,
+    copy_without_weights,
+    place_constants,
+)
 from online_meta.memory import bytes_of
 from online_meta.registry import nearest
 from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
@@ -21,19 +31,16 @@ from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
 def in_precision(output: OutputFn, dtype: torch.dtype) -> OutputFn:
     """Return ``output`` computed in ``dtype``, e.g. bfloat16: floating-point parameters and x are cast first.
 
-    The result is cast back to the parameters' dtype, and gradients have that dtype too, so the inner loop, which adds
-    small steps to large weights, stays in float32.
+    An x of another dtype than the parameters keeps it. The result is cast back to the parameters' dtype, and gradients
+    have that dtype too, so the inner loop, which adds small steps to large weights, stays in float32.
     """
 
     def cast(params: Params, x: Tensor) -> Tensor:
-        own = next((value.dtype for value in params.values() if value.is_floating_point()), torch.float32)
+        own = [value.dtype for value in params.values() if value.is_floating_point()] or [torch.float32]
         low = {name: value.to(dtype) if value.is_floating_point() else value for name, value in params.items()}
-        return output(low, x.to(dtype) if x.is_floating_point() else x).to(own)
+        return output(low, x.to(dtype) if x.dtype in own else x).to(own[0])
 
     return cast
-
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 LOSSES: dict[str, Criterion] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
@@ -44,8 +51,10 @@ def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bo
     """Return ``module`` as a pure function (params, x) -> output.
 
     The function holds a skeleton of the module on the meta device, so it stores no learned weight. It copies buffers
-    and frozen weights (``requires_grad`` is false) now; they need not be passed. Tied weights use the name that
-    ``named_parameters`` lists. Attention uses torch's math kernel, the only one that can be differentiated twice.
+    and frozen weights (``requires_grad`` is false) now, in their own dtypes; they need not be passed. Tied weights use
+    the name that ``named_parameters`` lists. Attention uses torch's math kernel, the only one that can be
+    differentiated twice. A module that cannot be copied (it holds a lock, or a function that refers to it) is called
+    itself, by one thread at a time, and is left as it was.
 
     Args:
         module: the model; it takes one tensor and returns one.
@@ -57,59 +66,38 @@ def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bo
         parameter name; torch itself would compute with uninitialised memory.
 
     Raises:
-        ValueError: if a glob matches no layer.
+        ValueError: if a glob matches no layer, or if weights of the module have no shape yet.
     """
-    return _output(module, _skeleton(module), _constants(module), recompute, random)
+    return _output(module, capture_tensors(module), recompute, random)
 
 
 def _output(
-    module: nn.Module, skeleton: nn.Module, constants: Params, recompute: Sequence[str], random: bool
+    module: nn.Module, tensors: ModuleTensors, recompute: Sequence[str], random: bool, evaluate: bool = False
 ) -> OutputFn:
-    needed = frozenset(name for name, weight in module.named_parameters() if weight.requires_grad)
-    known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
-    own = _SkeletonPerThread(skeleton, recompute, random)
+    skeleton = copy_without_weights(module)
+    if skeleton is None and recompute:
+        raise ValueError(
+            f"recompute = {[*recompute]} needs a model that can be copied (copy.deepcopy): keep locks, open files and "
+            "functions that refer to the model out of its attributes"
+        )
+    if skeleton is None:
+        return _as_output(tensors, ModuleItself(module, evaluate=evaluate))
+    skeleton = skeleton.eval() if evaluate else skeleton
+    return _as_output(tensors, SkeletonPerThread(skeleton, partial(_prepare, recompute, random)))
 
+
+def _prepare(recompute: Sequence[str], random: bool, skeleton: nn.Module) -> None:
+    use_fast_double_backward(skeleton)
+    recompute_blocks(skeleton, recompute, random=random)
+
+
+def _as_output(tensors: ModuleTensors, own: Callable[[Params, Tensor], Tensor]) -> OutputFn:
     def output(params: Params, x: Tensor) -> Tensor:
-        if not needed <= params.keys() <= known:
-            lacks, unknown = sorted(needed - params.keys()), sorted(params.keys() - known)
-            raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
-        here = {name: _like(value, x, params) for name, value in constants.items()}
+        check_names(tensors, params)
         with math_attention():
-            result: Tensor = functional_call(own.skeleton, {**here, **params}, (x,))
-        return result
+            return own({**place_constants(tensors, params, x), **params}, x)
 
     return output
-
-
-class _SkeletonPerThread(threading.local):
-    """One skeleton per thread, because ``functional_call`` writes the parameters into the module while it runs."""
-
-    def __init__(self, skeleton: nn.Module, recompute: Sequence[str], random: bool) -> None:
-        """Copy ``skeleton`` in each thread that uses it; the copies share the (empty) tensors."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*skeleton.parameters(), *skeleton.buffers())}
-        self.skeleton = copy.deepcopy(skeleton, shared)
-        recompute_blocks(self.skeleton, recompute, random=random)
-
-
-def _constants(module: nn.Module) -> Params:
-    """Return copies of the buffers and of the frozen weights, by name."""
-    named = {**dict(module.named_buffers()), **{n: w for n, w in module.named_parameters() if not w.requires_grad}}
-    return {name: value.detach().clone() for name, value in named.items()}
-
-
-def _like(buffer: Tensor, x: Tensor, params: Params) -> Tensor:
-    """Move a buffer to the device of ``x``; cast a floating-point one to the parameters' dtype like ``Module.to``."""
-    some = next((value for value in params.values() if value.is_floating_point()), None)
-    return buffer.to(x.device, some.dtype if some is not None and buffer.is_floating_point() else buffer.dtype)
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """Return a copy on the meta device; unlike ``Module.to("meta")``, it keeps tied weights tied."""
-    tensors: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
-    tensors |= {id(b): b.to("meta") for b in module.buffers()}
-    skeleton = copy.deepcopy(module, tensors)
-    use_fast_double_backward(skeleton)
-    return skeleton
 
 
 @dataclass(frozen=True)
@@ -124,6 +112,9 @@ class ModelLoss:
         frozen: names of the weights that are not learned, of which the loss holds copies.
         constant_bytes: memory of the frozen weights and buffers, in bytes.
         without_recompute: the same loss without recomputation, for layer checks; None if nothing is recomputed.
+        tensors: what was captured of the module; None for a loss that was not made by ``model_loss``.
+        guards: refuse what would silently be another loss, in training and in evaluation mode; None for no checks.
+        intent: what is declared about the model's gradients.
     """
 
     output: OutputFn
@@ -133,13 +124,23 @@ class ModelLoss:
     frozen: frozenset[str] = frozenset()
     constant_bytes: int = 0
     without_recompute: "ModelLoss | None" = None
+    tensors: ModuleTensors | None = None
+    guards: tuple[LossGuard, LossGuard] | None = None
+    intent: Intent = Intent()
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        """Return the scalar loss of ``batch`` under ``params`` in training mode."""
+        """Return the scalar loss of ``batch`` under ``params`` in training mode.
+
+        Raises ``ValueError`` if the module is no function of its weights, or output and targets do not fit the loss.
+        """
+        if self.guards is not None:
+            return self.guards[0].run(self.training, self.criterion, params, batch)
         return self.criterion(self.training(params, batch.x), batch.y)
 
     def evaluate(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in evaluation mode, without dropout."""
+        if self.guards is not None:
+            return self.guards[1].run(self.output, self.criterion, params, batch)
         return self.criterion(self.output(params, batch.x), batch.y)
 
 
@@ -150,10 +151,14 @@ def model_loss(
     random: bool | None = None,
     recompute: Sequence[str] = (),
     precision: torch.dtype | None = None,
+    surrogate: Sequence[str] = (),
+    frozen_rows: Mapping[str, Sequence[int]] | None = None,
 ) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
-    Weights with ``requires_grad`` false are not learned; the loss holds copies of them.
+    Weights with ``requires_grad`` false are not learned; the loss holds copies of them. When the loss is first called,
+    and for each new shape, it compares its output with that of the module, and checks that output and targets fit the
+    loss. It refuses a module that keeps running statistics.
 
     Args:
         module: the model; it takes one tensor and returns one.
@@ -163,37 +168,108 @@ def model_loss(
         recompute: globs of layer names, e.g. ("body.*",), whose activations are recomputed in the backward pass.
         precision: the dtype the model computes in, e.g. ``torch.bfloat16``; None for the parameters' own. Parameters,
             gradients and the loss keep their dtype.
+        surrogate: globs of the names of layers whose gradient is not their slope on purpose, such as a straight-through
+            estimator. ``preflight`` accepts it there, and checks everything around these layers.
+        frozen_rows: by name of a weight, rows whose gradient is zero on purpose. ``preflight`` checks that it is zero.
+            The ``padding_idx`` of embedding layers is found without it.
 
     Returns:
         The loss.
 
     Raises:
-        ValueError: if a loss name is unknown or a glob matches no layer.
+        ValueError: if a loss name is unknown or the loss is a class, a glob matches no layer, or a row does not exist.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
         loss = LOSSES[loss]
+    if isinstance(loss, type):
+        raise ValueError(f"the loss is the class {loss.__name__}: give a function of (output, y), or an instance")
     if random is None:
-        random = any(_has_dropout(layer) for layer in module.modules())
-    constants = _constants(module)
-    frozen = frozenset(name for name, weight in module.named_parameters() if not weight.requires_grad)
+        random = any(_is_random(layer) for layer in module.modules())
+    tensors = capture_tensors(module)
+    intent = declare_intent(module, surrogate, frozen_rows or {})
+    faults = tuple(find_running_statistics(module))
+
+    def guard(evaluate: bool) -> LossGuard:
+        return LossGuard(faults, tensors, _reference(module, tensors, evaluate))
+
+    guards = guard(False), guard(random)
 
     def build(criterion: Criterion, again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
-        training = _output(module, _skeleton(module), constants, again, random)
-        output = _output(module, _skeleton(module).eval(), constants, again, False) if random else training
-        if precision is not None:
-            training, output = in_precision(training, precision), in_precision(output, precision)
-        return ModelLoss(output, criterion, training, random, frozen, bytes_of(constants), without_recompute)
+        training = _precise(_output(module, tensors, again, random), precision)
+        output = _precise(_output(module, tensors, again, False, evaluate=True), precision) if random else training
+        size = bytes_of(tensors.constants)
+        return ModelLoss(
+            output, criterion, training, random, tensors.frozen, size, without_recompute, tensors, guards, intent
+        )
 
     return build(loss, recompute, build(loss, (), None) if recompute else None)
 
 
-def _has_dropout(layer: nn.Module) -> bool:
-    """Return whether a torch layer is dropout, or contains it as attention and recurrent layers do."""
+def _precise(output: OutputFn, precision: torch.dtype | None) -> OutputFn:
+    return output if precision is None else in_precision(output, precision)
+
+
+def _reference(module: nn.Module, tensors: ModuleTensors, evaluate: bool) -> OutputFn:
+    """Return the module itself as a pure function of its weights, with the tensors that were captured as they are."""
+    itself = ModuleItself(module, evaluate=evaluate, keep=False)
+
+    def reference(params: Params, x: Tensor) -> Tensor:
+        with math_attention():
+            return itself({**tensors.constants, **params}, x)
+
+    return reference
+
+
+def _is_random(layer: nn.Module) -> bool:
+    """Return whether a torch layer draws random numbers, itself or as attention and recurrent layers do."""
+    if isinstance(layer, nn.RReLU):
+        return layer.training and layer.lower < layer.upper
     share = getattr(layer, "dropout", 0.0)  # a number in MultiheadAttention and RNNs, a module in transformer layers
     own = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else share
     return layer.training and isinstance(own, float | int) and own > 0
+
+
+def find_misfits(loss: LossFn, params: Params, batches: Iterable[Batch]) -> Iterator[str]:
+    """Yield a sentence for the first batch whose output and targets do not fit a ``ModelLoss``; none for other losses.
+
+    A batch for which the model raises an error is left out.
+    """
+    if not isinstance(loss, ModelLoss):
+        return
+    for batch in batches:
+        with suppress(Exception):
+            misfit = explain_misfit(loss.criterion, loss.output(params, batch.x), batch.y)
+            if misfit:
+                yield misfit
+                return
+
+
+def find_unfaithful_outputs(loss: LossFn, params: Params, batches: Iterable[Batch]) -> Iterator[str]:
+    """Yield a sentence if the output of a ``ModelLoss`` is not that of its module, in its own dtypes and modes.
+
+    They are compared at ``params`` and at others, because a copy of a module may have kept some of the old ones. An
+    input for which the model raises an error is left out. Torch's random generator is seeded.
+    """
+    if not isinstance(loss, ModelLoss) or loss.guards is None:
+        return
+    random = torch.Generator().manual_seed(0)
+    others = {
+        name: value + 0.01 * torch.randn(value.shape, generator=random, dtype=torch.float64).to(value)
+        for name, value in params.items()
+    }
+    inputs = [batch.x for batch in batches]
+    for guard, output in zip(loss.guards, (loss.training, loss.output), strict=True):
+        for at, x in product((params, others), inputs):
+            with suppress(Exception):
+                torch.manual_seed(0)
+                found = output(at, x)
+                torch.manual_seed(0)
+                difference = guard.explain_difference(found, at, x)
+                if difference:
+                    yield difference
+                    return
 
 
 def evaluation_loss(loss: LossFn) -> LossFn:
@@ -202,17 +278,51 @@ def evaluation_loss(loss: LossFn) -> LossFn:
     return evaluate
 
 
-def accuracy_of(output: OutputFn) -> AccuracyFn:
+IGNORED_CLASS = -100
+"""The class of samples and pixels that ``F.cross_entropy`` leaves out."""
+
+
+def accuracy_of(output: OutputFn, *, dim: int | None = None) -> AccuracyFn:
     """Return a function (params, batch) -> classification accuracy, a float64 scalar in [0, 1].
 
-    The predicted class is the index of the largest value of ``output(params, x)``, of shape (n, classes); the batch's y
-    holds integer classes, shape (n,).
+    The predicted class is the index of the largest value of ``output(params, x)`` over its dimension of classes. The
+    batch's y holds integer classes, of the output's shape without that dimension, or probabilities of the output's own
+    shape, of which the largest counts. Entries of class -100 do not count, as in ``F.cross_entropy``; without others
+    the accuracy is NaN.
+
+    Args:
+        output: the model's output.
+        dim: the dimension of the classes; None for that of ``F.cross_entropy``, (n, classes, ...), or the last one,
+            (n, ..., classes), where only this fits y.
+
+    Returns:
+        The function. It raises ``ValueError`` for an output and y of other shapes.
     """
 
     def accuracy(params: Params, batch: Batch) -> Tensor:
-        return (output(params, batch.x).argmax(-1) == batch.y).to(torch.float64).mean()
+        found, y = output(params, batch.x), batch.y
+        over = _class_dimension(found.shape, y, dim)
+        if y.shape == found.shape:
+            y = y.argmax(over)
+        right, counts = found.argmax(over) == y, y != IGNORED_CLASS
+        return (right & counts).to(torch.float64).sum() / counts.sum()
 
     return accuracy
+
+
+def _class_dimension(shape: torch.Size, y: Tensor, dim: int | None) -> int:
+    if dim is None and y.shape == shape and y.is_floating_point():
+        return min(1, len(shape) - 1)
+    choices = [1, len(shape) - 1] if dim is None else [dim % max(len(shape), 1)]
+    for choice in choices:
+        if choice < len(shape) and (*shape[:choice], *shape[choice + 1 :]) == tuple(y.shape):
+            return choice
+    if dim is not None and y.shape == shape and y.is_floating_point():
+        return dim
+    raise ValueError(
+        f"the output has shape {tuple(shape)} and y {tuple(y.shape)}: accuracy needs an output (n, classes, ...) and "
+        "classes (n, ...)"
+    )
 
 
 __all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "evaluation_loss", "model_loss", "model_output"]

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from online_meta.batching.task_sum import is_finite
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, support_gradient
 from online_meta.learners import LearnerContext
 from online_meta.learners._online_step import apply_from_first_rank, concat_support_query, copy_state, restore_state
@@ -105,6 +106,7 @@ class AdaptiveRates:
         self._round += 1
         return report
 
+    @outside_inference_mode
     def _train_on(self, task: Task) -> TrainedTask:
         """Train on the task; return the results for the entries that adapt."""
         inner, meta, batch = self._inner, self.meta(), concat_support_query(task)

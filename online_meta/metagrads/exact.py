@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import Inner, step
 from online_meta.metagrads._adjoint import StepFn, pull_back
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
@@ -40,7 +41,7 @@ def exact(
 
         return pull_back(inner, meta, task, run_step, rematerialise=rematerialise, offload=offload, weights=weights)
 
-    return gradient
+    return outside_inference_mode(gradient)
 
 
 def _fitting(step_weights: Sequence[float], steps: int) -> Sequence[float]:

@@ -1,5 +1,6 @@
 """First-order MAML: treats the inner gradients as constants."""
 
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import Inner, apply_update, support_gradient
 from online_meta.metagrads._adjoint import StepFn, pull_back
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
@@ -29,4 +30,4 @@ def first_order(inner: Inner) -> MetaGradient:
 
         return pull_back(inner, meta, task, run_step)
 
-    return gradient
+    return outside_inference_mode(gradient)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from online_meta.functional.autodiff import vjp
+from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.inner import Inner, query_loss, run_inner_loop, slow_weights, step
 from online_meta.metagrads._adjoint import pull_back_through_init
 from online_meta.tree import add, scale, zeros
@@ -72,7 +72,7 @@ def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, dam
             start = Carry(zeros(carry.phi), state)
             return MetaGrad(loss, pull_back_through_init(inner, meta, task, add(direct, share), start))
 
-    return gradient
+    return outside_inference_mode(gradient)
 
 
 def _solve(matrix: Callable[[Params], Params], right: Params, iterations: int, tolerance: float) -> Params:

@@ -2,6 +2,7 @@
 
 import torch
 
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import Inner, query_loss, run_inner_loop
 from online_meta.tree import zeros
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
@@ -29,4 +30,4 @@ def reptile(inner: Inner) -> MetaGradient:
             loss = query_loss(inner, meta, phi, task.query)
             return MetaGrad(loss, Meta({**zeros(meta.weights), **moved}, zeros(meta.rule)))
 
-    return gradient
+    return outside_inference_mode(gradient)

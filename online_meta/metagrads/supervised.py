@@ -2,7 +2,7 @@
 
 import torch
 
-from online_meta.functional.autodiff import vjp
+from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.inner import Inner, query_loss
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
@@ -26,4 +26,4 @@ def supervised(inner: Inner) -> MetaGradient:
             (grads,) = pull(torch.ones_like(loss))
             return MetaGrad(loss, grads)
 
-    return gradient
+    return outside_inference_mode(gradient)

@@ -2,7 +2,7 @@
 
 import torch
 
-from online_meta.functional.autodiff import vjp
+from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.first_order import first_order
 from online_meta.tree import add, scale, zeros
@@ -50,7 +50,7 @@ def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
             weights = {**warp.weights, **fast}
             return MetaGrad(loss, Meta({name: weights[name] for name in meta.weights}, warp.rule))
 
-    return gradient
+    return outside_inference_mode(gradient)
 
 
 def _warp_gradient(inner: Inner, slow: Meta, carry: Carry, task: Task, k: int) -> tuple[torch.Tensor, Meta, Carry]:

@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator
 
-from torch import nn
-
+from online_meta.functional.guard import explain_statistics
 from online_meta.preflight.layer_trace import LayerTrace
-
-NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 DETACHING_OPERATIONS = {
     "item": ".item()",
@@ -54,6 +51,12 @@ def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) ->
             "(torch._weight_norm); leave it out, normalise the whole tensor (dim=None), or register "
             "g * v / v.norm(dim=..., keepdim=True) with torch.nn.utils.parametrize"
         )
+    if "embedding" in trace.operations_by_layer("embedding".__eq__).get(name, ()):
+        return (
+            f"the {order} of {trace.describe_layer(name)} is not its slope: its forward calls F.embedding, whose "
+            "padding_idx makes a row a constant, and whose scale_grad_by_freq scales the gradient; if this is "
+            f"intended, declare frozen_rows = {{ WEIGHT = [ROW] }} or {_declaration(name)}"
+        )
     ways = sorted(
         DETACHING_OPERATIONS[operation]
         for operation in trace.operations_by_layer(DETACHING_OPERATIONS.__contains__).get(name, ())
@@ -62,14 +65,23 @@ def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) ->
         return (
             f"the {order} of {trace.describe_layer(name)} is not its slope: its forward uses "
             f"{', '.join(ways)}, behind which "
-            "autograd sees a constant; compute with tensors all the way"
+            f"autograd sees a constant; compute with tensors all the way, or, if this is intended (a straight-through "
+            f"estimator), declare {_declaration(name)}"
         )
     return (
         f"the {order} of {trace.describe_layer(name)} is not its slope (by central differences): "
         "a torch.autograd.Function in "
         "its forward may have a backward that is wrong or cannot be differentiated (once_differentiable), which "
-        "torch.autograd.gradgradcheck would find, or values may leave torch on the way"
+        "torch.autograd.gradgradcheck would find, or values may leave torch on the way; if the gradient is a surrogate "
+        f"on purpose, declare {_declaration(name)}"
     )
+
+
+def _declaration(name: str) -> str:
+    """Say how to declare a surrogate gradient in the layer ``name``."""
+    if name:
+        return f"surrogate = [{name!r}] (in [model], or of om.model_loss)"
+    return "surrogate = ['NAME'] for it (in [model], or of om.model_loss), in a layer NAME of its own (an nn.Module)"
 
 
 def find_weight_norm(trace: LayerTrace, name: str) -> str | None:
@@ -81,8 +93,11 @@ def find_weight_norm(trace: LayerTrace, name: str) -> str | None:
     return None
 
 
-def explain_error(trace: LayerTrace, error: Exception) -> str:
-    """Explain what an error means and how to fix it; return an unknown error's own message."""
+def explain_error(trace: LayerTrace, error: Exception, name: str | None = None) -> str:
+    """Explain what an error means and how to fix it; return an unknown error's own message.
+
+    ``name`` is the layer that fails by itself, or None if no single layer does.
+    """
     message = str(error)
     if trace.recomputed or "device meta" in message or "checkpoint" in message.lower():
         return (
@@ -99,11 +114,19 @@ def explain_error(trace: LayerTrace, error: Exception) -> str:
             "attention by torch's default kernel cannot be differentiated twice: make the loss with om.model_loss, or "
             "call the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
         )
-    if "derivative for" in message and "not implemented" in message:
+    if "torch.compile" in message or "donated buffer" in message:
         return (
-            f"{summarize_error(error)}: an operation of the model has one derivative only; write it in plain operations"
+            "a part of the model is compiled (torch.compile), and its programs have one derivative only: take the "
+            "module before it is compiled; the meta-gradient is compiled as a whole (batching = 'compiled')"
         )
-    return f"the loss cannot be differentiated: {summarize_error(error)}"
+    if "derivative for" in message and "not implemented" in message:
+        where = f" in {trace.describe_layer(name)}" if name is not None else ""
+        return (
+            f"{summarize_error(error)}: an operation{where or ' of the model'} has one derivative only; write it in "
+            "plain operations"
+        )
+    where = f"{trace.describe_layer(name)}: " if name else ""
+    return f"the loss cannot be differentiated: {where}{summarize_error(error)}"
 
 
 def summarize_error(error: Exception) -> str:
@@ -142,9 +165,6 @@ def explain_randomness(trace: LayerTrace, repeats: bool) -> str:
 def explain_running_statistics(trace: LayerTrace) -> Iterator[str]:
     """Yield a sentence for each layer that keeps running statistics in addition to its weights."""
     for name, layer in trace.layers.items():
-        if isinstance(layer, NORM_LAYERS) and layer.track_running_stats and layer.training:
-            yield (
-                f"{trace.describe_layer(name)} keeps running statistics, which a pure function of the "
-                "weights cannot; build it "
-                "with track_running_stats=False, or use GroupNorm"
-            )
+        found = explain_statistics(name, layer)
+        if found:
+            yield found

@@ -1,6 +1,7 @@
 """Compare autograd's first and second derivatives with central differences, and find the layer that is wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -9,10 +10,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from online_meta.preflight.layer_trace import LayerCall, LayerTrace
+from online_meta.functional.intent import Intent
+from online_meta.preflight.layer_trace import LayerCall, LayerTrace, cut_layers
 from online_meta.types import Params
 
 Verdict = Literal["right", "wrong", "unclear"]
+
+NO_INTENT = Intent()
 
 
 DIRECTIONS = 3
@@ -105,11 +109,25 @@ def _compare(
     return _Comparison(*(float(tensor.norm()) for tensor in (derivative, narrow, derivative - narrow, wide - narrow)))
 
 
+def precision_of(dtypes: Iterable[torch.dtype]) -> Precision | None:
+    """Return the precision of the coarsest of the floating-point ``dtypes``; None if it is too coarse to compare."""
+    inexact = [dtype for dtype in dtypes if dtype.is_floating_point]
+    coarsest = max(inexact, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+    return PRECISIONS.get(coarsest)
+
+
+def _precision_at(at: Params) -> Precision:
+    precision = precision_of(value.dtype for value in at.values())
+    if precision is None:
+        raise TypeError("these tensors are too coarse for derivatives to be compared with differences")
+    return precision
+
+
 def check_gradient(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
     """Check autograd's gradient of ``objective`` against central differences."""
     found = autograd_gradient(objective, at)
     with torch.no_grad():
-        return check_derivative(objective, directional_derivative(found), at, PRECISIONS[next(iter(at.values())).dtype])
+        return check_derivative(objective, directional_derivative(found), at, _precision_at(at))
 
 
 def check_second_derivative(objective: Callable[[Params], Tensor], at: Params) -> Verdict:
@@ -130,7 +148,7 @@ def check_second_derivative(objective: Callable[[Params], Tensor], at: Params) -
         lambda at: flatten(autograd_gradient(objective, at)),
         derivative_along,
         at,
-        PRECISIONS[next(iter(at.values())).dtype],
+        _precision_at(at),
     )
 
 
@@ -152,26 +170,88 @@ def flatten(params: Params) -> Tensor:
     return torch.cat([value.flatten() for value in params.values()])
 
 
-def find_wrong_layer(trace: LayerTrace, verdict: Callable[[Callable[[Params], Tensor], Params], Verdict]) -> str | None:
-    """Return the name of the innermost layer that fails or whose ``verdict`` is "wrong"; None if there is none."""
+Objective = Callable[[Params], Tensor]
+
+
+def hold_rows(objective: Objective, rows: Mapping[str, Sequence[int]], base: Params) -> Objective:
+    """Return ``objective`` as a function in which some rows of some parameters stay those of ``base``."""
+    held = {name: chosen for name, chosen in rows.items() if name in base}
+    if not held:
+        return objective
+    masks = {name: torch.zeros(len(base[name]), dtype=torch.bool) for name in held}
+    for name, chosen in held.items():
+        masks[name][[*chosen]] = True
+        masks[name] = masks[name].to(base[name].device).view(-1, *[1] * (base[name].dim() - 1))
+    return lambda at: objective(
+        {name: torch.where(masks[name], base[name], v) if name in masks else v for name, v in at.items()}
+    )
+
+
+def cut_out(objective: Objective, at: Params, is_cut: Callable[[str], bool]) -> tuple[list[Objective], Params]:
+    """Cut ``objective`` at layers: return the functions that it is made of without them, and their arguments.
+
+    A layer's outputs become arguments, in addition to ``at``, and its inputs become values (in a random projection). So
+    the derivatives of everything around these layers can be checked, at any order, and those of the layers play no
+    part. Without such a layer, return ``objective`` and ``at``.
+    """
+    with torch.no_grad(), cut_layers(is_cut) as first:
+        objective(at)
+    if not first.outputs:
+        return [objective], at
+    places = [f"output {i}" for i in range(len(first.outputs))]
+
+    def run(at: Params) -> tuple[Tensor, list[Tensor]]:
+        with cut_layers(is_cut, [at[place] for place in places]) as cut:
+            return objective({name: value for name, value in at.items() if name not in places}), cut.inputs
+
+    def project_inputs(at: Params) -> Tensor:
+        return _project(run(at)[1])
+
+    functions: list[Objective] = [lambda at: run(at)[0]]
+    return functions + [project_inputs] * bool(first.inputs), {**at, **dict(zip(places, first.outputs, strict=True))}
+
+
+def _project(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a scalar: the tensors in a random projection that is always the same."""
+    random = torch.Generator().manual_seed(1)
+    shares = [torch.randn(one.shape, generator=random, dtype=torch.float64).to(one) for one in tensors]
+    return torch.stack([(one * share).sum() for one, share in zip(tensors, shares, strict=True)]).sum()
+
+
+def find_wrong_layer(
+    trace: LayerTrace, verdict: Callable[[Objective, Params], Verdict], intent: Intent = NO_INTENT
+) -> str | None:
+    """Return the name of the innermost layer that fails or whose ``verdict`` is "wrong"; None if there is none.
+
+    Declared surrogates count as right, also within other layers.
+    """
     tried = set()
     for call in trace.calls:  # The calls of sublayers end before that of their parent.
-        if call.name in tried:
+        if call.name in tried or intent.is_surrogate(call.name):
             continue
         tried.add(call.name)
-        objective, at = _isolate_call(call)
+        objective, at = isolate_call(call, intent)
         if not at:
             continue
         try:
-            if verdict(objective, at) == "wrong":
+            parts, at = cut_out(objective, at, partial(_is_surrogate_within, intent, call.name))
+            if any(verdict(part, at) == "wrong" for part in parts):
                 return call.name
         except Exception:  # An operation that fails in the whole model fails in its layer.
             return call.name
     return None
 
 
-def _isolate_call(call: LayerCall) -> tuple[Callable[[Params], Tensor], Params]:
-    """Return a layer's call as a scalar function of its weights and floating-point inputs, and their values."""
+def _is_surrogate_within(intent: Intent, layer: str, name: str) -> bool:
+    """Return whether the layer ``name`` of the layer ``layer`` is a surrogate; the empty name is ``layer`` itself."""
+    return bool(name) and intent.is_surrogate(f"{layer}.{name}" if layer else name)
+
+
+def isolate_call(call: LayerCall, intent: Intent = NO_INTENT) -> tuple[Objective, Params]:
+    """Return a layer's call as a scalar function of its weights and floating-point inputs, and their values.
+
+    Rows of its weights that are constants stay as they are.
+    """
     leaves, structure = tree_flatten((call.args, call.kwargs))
     inputs = {
         f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()
@@ -184,8 +264,12 @@ def _isolate_call(call: LayerCall) -> tuple[Callable[[Params], Tensor], Params]:
         torch.manual_seed(0)
         result: Any = functional_call(call.layer, {**call.buffers, **state}, args, kwargs)
         outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        random = torch.Generator().manual_seed(1)
-        shares = [torch.randn(one.shape, generator=random, dtype=torch.float64).to(one) for one in outputs]
-        return torch.stack([(one * share).sum() for one, share in zip(outputs, shares, strict=True)]).sum()
+        # The square depends on the output at second order, too, as a loss does.
+        return _project([output + output.square() / 2 for output in outputs])
 
-    return objective, {**weights, **inputs}
+    at = {**weights, **inputs}
+    within = f"{call.name}." if call.name else ""
+    rows = {
+        f"weight {name.removeprefix(within)}": rows for name, rows in intent.rows.items() if name.startswith(within)
+    }
+    return hold_rows(objective, rows, at), at

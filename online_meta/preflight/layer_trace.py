@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from online_meta.functional.guard import describe
 from online_meta.types import Params
 
 
@@ -85,8 +86,7 @@ class LayerTrace(TorchFunctionMode):
 
     def describe_layer(self, name: str) -> str:
         """Describe a layer by its name and class."""
-        kind = type(self.layers[name]).__name__
-        return f"the layer {name!r} ({kind})" if name else f"the model itself ({kind})"
+        return describe(name, self.layers[name])
 
     def operations_by_layer(self, matches: Callable[[str], bool]) -> dict[str, list[str]]:
         """Return the operations whose names match, each once and sorted, by the layer that calls them."""
@@ -100,25 +100,81 @@ class LayerTrace(TorchFunctionMode):
 @contextmanager
 def trace_layers() -> Iterator[LayerTrace]:
     """Record every layer and operation that this thread runs within the context, without changing the results."""
-    trace, thread = LayerTrace(), threading.get_ident()
+    trace = LayerTrace()
+    with _hooked(trace.on_enter, trace.on_exit), trace, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield trace
+        finally:
+            trace.warnings += [str(warning.message) for warning in caught]
 
-    def on_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+
+@contextmanager
+def _hooked(enter: Callable[[nn.Module], None], leave: Callable[..., Any]) -> Iterator[None]:
+    """Call ``enter`` before and ``leave`` after every layer that this thread calls; ``leave`` may return an output."""
+    thread = threading.get_ident()
+
+    def on_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *seen: hook(*seen) if threading.get_ident() == thread else None
 
-    before = register_module_forward_pre_hook(on_this_thread(lambda layer, args: trace.on_enter(layer)))
-    after = register_module_forward_hook(
-        on_this_thread(lambda layer, args, kwargs, output: trace.on_exit(layer, args, kwargs, output)),
-        with_kwargs=True,
-        always_call=True,
-    )
+    before = register_module_forward_pre_hook(on_this_thread(lambda layer, args: enter(layer)))
+    after = register_module_forward_hook(on_this_thread(leave), with_kwargs=True, always_call=True)
     try:
-        with trace, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield trace
+        yield
     finally:
-        trace.warnings += [str(warning.message) for warning in caught]
         before.remove()
         after.remove()
+
+
+class LayerCut:
+    """Cuts a model at layers: collects their inputs, and replaces their floating-point outputs by given ones.
+
+    ``inputs`` and ``outputs`` are the floating-point tensors that the layers got and gave, in the order of the calls.
+    """
+
+    def __init__(self, is_cut: Callable[[str], bool], replacements: Sequence[Tensor] | None) -> None:
+        """Cut the outermost layers whose names ``is_cut`` accepts; without ``replacements``, leave the outputs."""
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self._is_cut = is_cut
+        self._replacements = None if replacements is None else [*replacements]
+        self._names: dict[int, str] = {}
+        self._stack: list[nn.Module] = []
+        self._depth: int | None = None
+
+    def on_enter(self, layer: nn.Module) -> None:
+        """Note whether the layer is one to cut."""
+        if not self._stack:
+            self._names |= {id(one): name for name, one in layer.named_modules()}
+        if self._depth is None and self._is_cut(self._names.get(id(layer), "")):
+            self._depth = len(self._stack)
+        self._stack.append(layer)
+
+    def on_exit(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Return what replaces the output of a layer to cut; None to keep the output."""
+        self._stack.pop()
+        if self._depth != len(self._stack):
+            return None
+        self._depth = None
+        self.inputs += filter(_is_floating, tree_leaves((args, kwargs)))
+        leaves, structure = tree_flatten(output)
+        self.outputs += [leaf.detach() for leaf in leaves if _is_floating(leaf)]
+        if self._replacements is None:
+            return None
+        given = self._replacements
+        return tree_unflatten([given.pop(0) if _is_floating(leaf) else leaf for leaf in leaves], structure)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+@contextmanager
+def cut_layers(is_cut: Callable[[str], bool], replacements: Sequence[Tensor] | None = None) -> Iterator[LayerCut]:
+    """Cut the models that this thread runs within the context; see ``LayerCut``."""
+    cut = LayerCut(is_cut, replacements)
+    with _hooked(cut.on_enter, cut.on_exit):
+        yield cut
 
 
 def _copied(tree: Any) -> Any:

@@ -1,9 +1,10 @@
 """Check on a few small tasks whether a model is safe to meta-learn, and explain each problem to the user."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from online_meta.functional.autodiff import outside_inference_mode
+from online_meta.functional.guard import PURE
+from online_meta.functional.intent import Intent
+from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.inner import Inner, fast_weights, query_loss, run_inner_loop
 from online_meta.metagrads.exact import exact
@@ -23,16 +28,22 @@ from online_meta.preflight.diagnosis import (
 )
 from online_meta.preflight.gradcheck import (
     PRECISIONS,
+    Precision,
     Verdict,
     autograd_gradient,
     check_derivative,
     check_gradient,
     check_second_derivative,
+    cut_out,
     directional_derivative,
     find_wrong_layer,
     flatten,
+    hold_rows,
+    isolate_call,
+    precision_of,
 )
-from online_meta.preflight.layer_trace import LayerTrace, trace_layers
+from online_meta.preflight.layer_trace import LayerCall, LayerTrace, trace_layers
+from online_meta.registry import nearest
 from online_meta.tree import to_float64
 from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Params, Task
 
@@ -52,6 +63,11 @@ class Probe:
     inner: Inner
     meta: Meta
     tasks: tuple[Task, ...]
+    intent: Intent = Intent()
+
+    def held_loss(self, weights: Params) -> Tensor:
+        """Return the loss on the first support set as a function in which constant rows of the weights stay."""
+        return hold_rows(self.loss, self.intent.rows, self.meta.weights)(weights)
 
     def loss(self, weights: Params, batch: Batch | None = None) -> Tensor:
         """Return the loss of ``weights`` on a batch (by default the first support set), seeded like a query loss."""
@@ -67,7 +83,7 @@ class ProbeResult:
     modified: list[str] = field(default_factory=list)
 
 
-def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task]) -> Probe:
+def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task], intent: Intent) -> Probe:
     """Make a probe of the first samples of the first tasks; it copies all tensors that the model could write to."""
 
     def first(task: Task) -> Task:
@@ -75,7 +91,7 @@ def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task]) -> Probe:
 
     small = tuple(first(task) for task in tasks[:MAX_TASKS])
     copied: Meta = tree_map(lambda leaf: leaf.detach().clone(), meta)
-    return Probe(replace(inner, steps=min(inner.steps, MAX_STEPS)), copied, small)
+    return Probe(replace(inner, steps=min(inner.steps, MAX_STEPS)), copied, small, intent)
 
 
 def in_float64(probe: Probe) -> Probe:
@@ -120,10 +136,7 @@ def _differentiate(loss: Tensor, leaves: Params, second: bool) -> None:
 def find_impurities(probe: Probe, result: ProbeResult) -> Iterator[str]:
     """Yield a sentence if the model writes to its inputs, or if repeated calls give different losses."""
     for name in dict.fromkeys(result.modified):
-        yield (
-            f"forward edits {name}, and a pure function must not: make a new tensor (y = y + x, not y += x), and keep "
-            "no state between calls"
-        )
+        yield (f"forward edits {name}, and {PURE}")
     if result.modified or result.error is not None:
         return
     if not _is_repeatable(lambda: probe.loss(probe.meta.weights)):
@@ -188,6 +201,9 @@ def _seeded_if_random(inner: Inner, batch: Batch, step: int) -> AbstractContextM
     return seeded(batch, step) if random else nullcontext()
 
 
+PADDING = "the padding row of"
+
+
 NO_DEPENDENCE = "the loss depends on none of the weights"
 
 
@@ -201,6 +217,7 @@ class Preflight(NamedTuple):
     notes: tuple[str, ...]
 
 
+@outside_inference_mode
 def preflight(
     inner: Inner,
     meta: Meta,
@@ -209,13 +226,16 @@ def preflight(
     gradient: MetaGradient | None = None,
     second: bool = True,
     remarks: bool = True,
+    surrogate: Sequence[str] = (),
+    frozen_rows: Mapping[str, Sequence[int]] | None = None,
 ) -> Preflight:
     """Check whether this loss and rule can be differentiated correctly; return problems and notes.
 
     The checks use a few samples of a few tasks, at most two inner steps, and float64 if the model supports it. They
-    compare the gradient and second derivative of the support loss, and the gradient of the adapted query loss, with
-    central differences, and ``om.exact`` with the inner loop unrolled in one graph. A failure is then located layer by
-    layer. Torch's random generators are left unchanged.
+    compare the output of a loss of ``om.model_loss`` with that of the module, in its own dtypes and modes, and the
+    shapes of output and targets with what the loss needs. They compare the gradient and second derivative of the
+    support loss, and the gradient of the adapted query loss, with central differences, and ``om.exact`` with the inner
+    loop unrolled in one graph. A failure is then located layer by layer. Torch's random generators are left unchanged.
 
     Args:
         inner: the inner loop.
@@ -225,6 +245,9 @@ def preflight(
         second: whether wrong second derivatives are problems; use False for estimators that do not need them
             (``first_order``, ``reptile``), which turns them into notes.
         remarks: whether to run the checks that only produce notes; they take about a second longer.
+        surrogate: globs of layers whose gradient is not their slope on purpose, in addition to those that the loss
+            declares (see ``om.model_loss``). Everything around them is checked.
+        frozen_rows: by name of a weight, further rows whose gradient must be zero.
 
     Returns:
         The problems, none if the model is safe, and the notes.
@@ -236,9 +259,14 @@ def preflight(
         raise ValueError("there is no task to check the model on: give at least one")
     devices = sorted({leaf.device.index or 0 for leaf in tree_leaves((meta, [*tasks])) if leaf.is_cuda})
     found = _Diagnosis([], [])
+    declared: Intent = getattr(inner.loss, "intent", Intent())
+    intent = declared._replace(
+        surrogate=(*declared.surrogate, *surrogate),
+        frozen_rows={**declared.frozen_rows, **{name: tuple(rows) for name, rows in (frozen_rows or {}).items()}},
+    )
     with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch repeats these warnings in training
-        _examine(make_probe(inner, meta, tasks), found, gradient, second, remarks)
+        _examine(make_probe(inner, meta, tasks, intent), found, gradient, second, remarks)
     return Preflight(tuple(dict.fromkeys(found.problems)), tuple(dict.fromkeys(found.notes)))
 
 
@@ -250,21 +278,78 @@ class _Diagnosis(NamedTuple):
 def _examine(original: Probe, found: _Diagnosis, gradient: MetaGradient | None, second: bool, remarks: bool) -> None:
     """Run the checks in order; skip those that depend on one that failed."""
     # Check layers without recomputation, which would call them again in the backward pass.
-    without_recompute = getattr(original.inner.loss, "without_recompute", None) or original.inner.loss
-    probe, result = _first_run(replace(original, inner=replace(original.inner, loss=without_recompute)), found, second)
+    loss = getattr(original.inner.loss, "without_recompute", None) or original.inner.loss
+    unguarded = replace(loss, guards=None) if isinstance(loss, ModelLoss) else loss
+    probe, result = _first_run(replace(original, inner=replace(original.inner, loss=unguarded)), found, second)
     found.problems.extend(explain_running_statistics(result.trace))
+    if not found.problems:
+        found.problems.extend(_find_misfits(original, result.trace))
     if not found.problems:
         found.problems.extend(find_impurities(probe, result))
     if result.error is not None and not found.problems:
-        found.problems.append(explain_error(result.trace, result.error))
+        where = find_wrong_layer(result.trace, check_second_derivative if second else check_gradient, probe.intent)
+        found.problems.append(explain_error(result.trace, result.error, where))
+    if not found.problems:
+        found.problems.extend(find_unfaithful_outputs(original.inner.loss, original.meta.weights, _batches(original)))
+    if not found.problems:
+        _check_intent(probe, found, result)
     if not found.problems:
         _check_derivatives(probe, found, result, second)
     if second and not found.problems:
-        _check_exact(probe, original.inner, found)
+        _check_exact(probe, original.inner, found, result)
     if gradient is not None and not found.problems:
         found.problems.extend(_check_estimator(original, gradient))
     if remarks and not found.problems:
         found.notes.extend(_find_notes(probe, original.inner, result))
+
+
+def _batches(probe: Probe) -> list[Batch]:
+    return [batch for task in probe.tasks for batch in task]
+
+
+def _find_misfits(original: Probe, trace: LayerTrace) -> Iterator[str]:
+    """Yield a sentence if output and targets of a task do not fit the loss."""
+    loss = original.inner.loss
+    yield from find_misfits(loss, original.meta.weights, _batches(original))
+    # Of a loss of the user's own, only torch's warning is known.
+    warned = any("different to the input size" in warning for warning in trace.warnings)
+    if warned and not isinstance(loss, ModelLoss):
+        yield "the loss compares an output and targets of other shapes, by broadcasting: give them the same shape"
+
+
+def _check_intent(probe: Probe, found: _Diagnosis, result: ProbeResult) -> None:
+    """Verify what is declared: rows without a gradient, and layers that exist."""
+    intent, layers = probe.intent, result.trace.layers
+    for glob in intent.surrogate:
+        if not any(fnmatchcase(name, glob) for name in layers):
+            found.problems.append(f"surrogate = {glob!r} matches none of the model's layers: {nearest(glob, layers)}")
+    grads = _gradients(probe)
+    for name, rows in intent.frozen_rows.items():
+        if name not in grads:
+            found.problems.append(f"frozen_rows: {name!r} is none of the weights: {nearest(name, grads)}")
+        elif bool(grads[name][[*rows]].any()):
+            found.problems.append(f"frozen_rows: the rows {[*rows]} of {name} have a gradient, so they are learned")
+    learned = [name for name, rows in intent.padding.items() if name in grads and bool(grads[name][[*rows]].any())]
+    for name in learned:
+        found.notes.append(f"{PADDING} {name} has a gradient all the same: another layer uses this weight, too")
+    surrogates = [name for name in layers if intent.is_surrogate(name) and not intent.is_surrogate(_above(name))]
+    if surrogates:
+        found.notes.append(f"the gradient of {', '.join(map(repr, surrogates))} is a surrogate; the rest is checked")
+    for call in result.trace.calls:
+        if call.name in surrogates and _is_slope(call):
+            found.notes.append(f"the gradient of {result.trace.describe_layer(call.name)} is its slope: no surrogate")
+
+
+def _above(name: str) -> str:
+    return name.rpartition(".")[0] or "."
+
+
+def _is_slope(call: LayerCall) -> bool:
+    objective, at = isolate_call(call)
+    try:
+        return bool(at) and all(check(objective, at) == "right" for check in (check_gradient, check_second_derivative))
+    except Exception:  # An operation with one derivative, or one too coarse to compare.
+        return False
 
 
 def _first_run(original: Probe, found: _Diagnosis, second: bool) -> tuple[Probe, ProbeResult]:
@@ -283,30 +368,32 @@ def _first_run(original: Probe, found: _Diagnosis, second: bool) -> tuple[Probe,
     return original, again
 
 
+def _precision(probe: Probe, trace: LayerTrace) -> Precision | None:
+    """Return the precision that the model computes in; None if it is too coarse for comparisons."""
+    return precision_of({*(value.dtype for value in probe.meta.weights.values()), *trace.dtypes})
+
+
 def _check_derivatives(probe: Probe, found: _Diagnosis, result: ProbeResult, second: bool) -> None:
     """Compare the first and second derivatives of the support loss with central differences."""
-    weights = probe.meta.weights
-    if next(iter(weights.values())).dtype not in PRECISIONS:
+    trace, intent, weights = result.trace, probe.intent, probe.meta.weights
+    if _precision(probe, trace) is None:
         found.notes.append("the model computes too coarsely for its derivatives to be compared with differences")
         return
-    verdict = check_gradient(probe.loss, weights)
-    if verdict == "wrong":
-        found.problems.append(
-            explain_wrong_derivative(result.trace, find_wrong_layer(result.trace, check_gradient), "gradient")
-        )
+    parts, at = cut_out(probe.held_loss, weights, intent.is_surrogate)
+    verdicts = [check_gradient(part, at) for part in parts]
+    if "wrong" in verdicts:
+        name = find_wrong_layer(trace, check_gradient, intent)
+        found.problems.append(explain_wrong_derivative(trace, name, "gradient"))
         return
     messages = found.problems if second else found.notes
     try:
-        verdicts = (verdict, check_second_derivative(probe.loss, weights))
+        verdicts += [check_second_derivative(part, at) for part in parts]
     except Exception as error:  # Torch has many ways of saying that an operation has one derivative only.
-        messages.append(explain_error(result.trace, error))
+        messages.append(explain_error(trace, error, find_wrong_layer(trace, check_second_derivative, intent)))
         return
     if "wrong" in verdicts:
-        messages.append(
-            explain_wrong_derivative(
-                result.trace, find_wrong_layer(result.trace, check_second_derivative), "second derivative"
-            )
-        )
+        name = find_wrong_layer(trace, check_second_derivative, intent)
+        messages.append(explain_wrong_derivative(trace, name, "second derivative"))
     if "unclear" in verdicts:
         found.notes.append(
             "its derivatives could not be compared with central differences: the loss has kinks everywhere, or is not "
@@ -316,9 +403,9 @@ def _check_derivatives(probe: Probe, found: _Diagnosis, result: ProbeResult, sec
         found.problems.append(NO_DEPENDENCE)
 
 
-def _check_exact(probe: Probe, inner: Inner, found: _Diagnosis) -> None:
+def _check_exact(probe: Probe, inner: Inner, found: _Diagnosis, result: ProbeResult) -> None:
     """Compare ``exact`` with the unrolled loop, and with central differences of the adapted query loss."""
-    precision = PRECISIONS.get(next(iter(probe.meta.weights.values())).dtype)
+    precision = _precision(probe, result.trace)
     if precision is None:
         return
     gradient = exact(inner)
@@ -333,19 +420,24 @@ def _check_exact(probe: Probe, inner: Inner, found: _Diagnosis) -> None:
                 "one graph: the loss or the inner rule is not a function of what it is given"
             )
             return
-    task = probe.tasks[0]
+    task, intent = probe.tasks[0], probe.intent
+    if any(map(intent.is_surrogate, result.trace.layers)) or any(note.startswith(PADDING) for note in found.notes):
+        return  # The adapted loss depends on gradients that are no slopes, and so has no slope to compare with.
 
     def adapted_query_loss(at: Params) -> Tensor:
         meta = _unflatten_meta(at)
         return query_loss(probe.inner, meta, run_inner_loop(probe.inner, meta, task.support).phi, task.query)
 
-    grads = _flatten_meta(gradient(probe.meta, task).grads)
+    at, grads = _flatten_meta(probe.meta), _flatten_meta(gradient(probe.meta, task).grads)
+    rows = {f"w{name}": rows for name, rows in intent.rows.items()}
+    for name, constant in rows.items():
+        grads[name][[*constant]] = 0
     verdict: Verdict = check_derivative(
-        adapted_query_loss, directional_derivative(grads), _flatten_meta(probe.meta), precision
+        hold_rows(adapted_query_loss, rows, at), directional_derivative(grads), at, precision
     )
     if verdict == "wrong":
         # Of many kinks close together, float32's wide differences cannot tell what is hidden: no reason to refuse.
-        fine = next(iter(probe.meta.weights.values())).dtype == torch.float64
+        fine = precision is PRECISIONS[torch.float64]
         hides = "the inner rule hides something from autograd (.detach(), torch.no_grad())"
         (found.problems if fine else found.notes).append(
             "the exact meta-gradient is not the slope of the adapted query loss (by central differences), though the "

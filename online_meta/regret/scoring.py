@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.model import evaluation_loss
 from online_meta.inner import Inner, effective_params
 from online_meta.types import AccuracyFn, Batch, Meta, PrefixScore, Score, Task
@@ -13,6 +14,7 @@ class OrderError(RuntimeError):
     """Tasks were learned and scored in the wrong order, so a score could depend on its own task."""
 
 
+@outside_inference_mode
 def score_task(
     inner: Inner, meta: Meta, task: Task, accuracy: AccuracyFn | None = None, prefixes: Sequence[int] = ()
 ) -> Score:

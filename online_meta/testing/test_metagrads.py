@@ -104,3 +104,13 @@ def test_tasks_may_have_one_sample(name):
     given, inner, meta, _ = setting("mlp_tanh", plainest(name)(), 2)
     found = ESTIMATORS[name](inner)(meta, given.task(0, 1, 1))
     assert all(torch.isfinite(leaf).all() for leaf in tree_leaves(found))
+
+
+@every_estimator
+def test_inference_mode_changes_nothing(name):
+    _, inner, meta, task = setting("mlp_tanh", plainest(name)(), 2)
+    right = ESTIMATORS[name](inner)(meta, task)
+    with torch.inference_mode():
+        found = ESTIMATORS[name](inner)(*tree_map(torch.clone, (meta, task)))
+    assert all(torch.equal(a, b) for a, b in zip(tree_leaves(found), tree_leaves(right), strict=True))
+    assert not any(leaf.is_inference() for leaf in tree_leaves(found))

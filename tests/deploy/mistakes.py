@@ -76,6 +76,46 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         'loss = "cross_entropy"',
         "'cross_entropy' is for classes, but [task] y = 'real'",
     ),
+    "loss of all pairs": (
+        BUILD + "\n" + GOOD_ARGS + '\nloss = "mse"',
+        f'build = "{MODELS}:Squeezed"\nloss = "torch.nn.functional:huber_loss"',
+        "Squeezed: the loss (huber_loss) compares element by element, but the output has shape (4,) and the targ",
+    ),
+    "loss of all pairs by hand": (
+        BUILD + "\n" + GOOD_ARGS + '\nloss = "mse"',
+        f'build = "{MODELS}:Squeezed"\nloss = "{MODELS}:squared"',
+        "Squeezed: the loss compares an output of shape (4,) with targets of shape (4, 1) in all pairs of their s",
+    ),
+    "class of a loss": (
+        'loss = "mse"',
+        'loss = "torch.nn:HuberLoss"',
+        "[model] the loss is the class HuberLoss: give a function of (output, y), or an instance",
+    ),
+    "surrogate": (
+        GOOD_ARGS,
+        GOOD_ARGS + '\nsurrogate = ["act"]',
+        "[model] surrogate = 'act' matches none of the model's layers",
+    ),
+    "frozen row": (
+        GOOD_ARGS,
+        GOOD_ARGS + '\nfrozen_rows = { "1.weight" = [8] }',
+        "[model] frozen_rows: 1.weight has 8 rows, so there is no row 8",
+    ),
+    "row with a gradient": (
+        GOOD_ARGS,
+        GOOD_ARGS + '\nfrozen_rows = { "1.weight" = [0, 1, 2] }',
+        "frozen_rows: the rows [0, 1, 2] of 1.weight have a gradient, so they are learned",
+    ),
+    "another model": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:Copied"',
+        "Copied: the loss does not compute what the model does (off by ",
+    ),
+    "frozen batch norm": (
+        BUILD + "\n" + GOOD_ARGS,
+        f'build = "{MODELS}:frozen_statistics"',
+        "the layer '1' (BatchNorm1d) is frozen, but keeps running statistics, which a pure function of the weights can",
+    ),
     "batch norm": (
         BUILD + "\n" + GOOD_ARGS,
         f'build = "{MODELS}:running_statistics"',

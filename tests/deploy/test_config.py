@@ -127,6 +127,20 @@ def test_batch_norm_with_batch_statistics_is_allowed(cli: Cli, config: Path) -> 
     assert cli("check", config, *sets).code == 0
 
 
+@pytest.mark.parametrize("gradient", ["exact", "first_order", "reptile"])
+def test_a_declared_surrogate_gradient_is_accepted_under_every_estimator(cli: Cli, config: Path, gradient: str) -> None:
+    text = config.read_text().replace(BUILD + "\n" + GOOD_ARGS, f'build = "{MODELS}:Rounded"')
+    config.write_text(text.replace("[meta]", f'[meta]\ngradient = "{gradient}"'))
+    refused = cli("check", config)
+    assert refused.code == 78
+    assert "the gradient of the layer 'act' (Rounding) is not its slope" in refused.err
+    assert "declare surrogate = ['act'] (in [model]" in refused.err
+    config.write_text(config.read_text().replace(':Rounded"', ':Rounded"\nsurrogate = ["act"]'))
+    ended = cli("check", config)
+    assert (ended.code, ended.err) == (0, "")
+    assert "the gradient of 'act' is a surrogate; the rest is checked" in " ".join(ended.out.split())
+
+
 def test_notes_on_the_model_are_printed(cli: Cli, config: Path) -> None:
     sets = ("--set", f"model.build={MODELS}:Idle", "--set", "model.args={}")
     ended = cli("check", config, *sets)

@@ -10,6 +10,55 @@ def running_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
 
+def frozen_statistics() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4).requires_grad_(False), nn.Linear(4, 1))
+
+
+class Squeezed(nn.Module):
+    """Its output has shape (n,), where y has shape (n, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, 0]
+
+
+def squared(output: Tensor, y: Tensor) -> Tensor:
+    return ((output - y) ** 2).mean()
+
+
+class Copied(nn.Module):
+    """Each copy of it computes something else."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(1, 1), scale
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Copied":
+        return Copied(self.scale + 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x)
+
+
+class Rounded(nn.Module):
+    """A straight-through estimator between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.act, self.head = nn.Linear(1, 8), Rounding(), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.layer(x)))
+
+
+class Rounding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x.round() - x).detach()
+
+
 def own_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ LOW_RANK = "*.lora_[ab]"
 class LowRankLinear(nn.Linear):
     """A linear layer with a low-rank addition, W x + b + (alpha / r) B A x (Hu et al., ICLR 2022, eq. 3).
 
-    A has the shape (r, inputs), B the shape (outputs, r).
+    A has the shape (r, inputs), B the shape (outputs, r). Next to weights in half precision, A and B are float32, so
+    that small steps are not lost; x is converted for them, and the sum back.
 
     Args:
         linear: whose weights W and b are used.
@@ -31,14 +33,16 @@ class LowRankLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.scale = alpha / rank
-        self.lora_a = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
-        self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+        self.lora_a = nn.Parameter(linear.weight.new_empty(rank, linear.in_features, dtype=dtype))
+        self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank, dtype=dtype))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs)."""
-        low = F.linear(F.linear(x, self.lora_a), self.lora_b)
-        return super().forward(x) + self.scale * low
+        high = super().forward(x)
+        low = F.linear(F.linear(x.to(self.lora_a.dtype), self.lora_a), self.lora_b)
+        return high + (self.scale * low).to(high.dtype)
 
 
 def lora(

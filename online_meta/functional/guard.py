@@ -1,0 +1,288 @@
+"""Refuse, before it is used, a loss that would silently be another one than the user wrote.
+
+Each question is asked once for each shape of output and targets, so that a step costs a look-up.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from online_meta.functional.autodiff import is_transformed
+from online_meta.functional.randomness import capture_generator_state
+from online_meta.functional.stateless import ModuleTensors
+from online_meta.types import Batch, OutputFn, Params
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+ELEMENTWISE = frozenset(
+    {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits}
+    | {F.poisson_nll_loss, F.kl_div, F.soft_margin_loss, F.multilabel_soft_margin_loss, F.hinge_embedding_loss}
+    | {torch.poisson_nll_loss, torch.kl_div, torch.hinge_embedding_loss, torch.binary_cross_entropy_with_logits}
+)
+"""Torch's losses that compare the output with a target of the same shape; most broadcast if the shapes differ."""
+
+OF_CLASSES = frozenset({F.cross_entropy, F.nll_loss})
+
+
+def describe(name: str, layer: nn.Module) -> str:
+    """Describe a layer by its name and class."""
+    kind = type(layer).__name__
+    return f"the layer {name!r} ({kind})" if name else f"the model itself ({kind})"
+
+
+def find_running_statistics(module: nn.Module) -> Iterator[str]:
+    """Yield a sentence for each layer of ``module`` that changes statistics of its own when it is called."""
+    for name, layer in module.named_modules():
+        found = explain_statistics(name, layer)
+        if found:
+            yield found
+
+
+def explain_statistics(name: str, layer: nn.Module) -> str | None:
+    """Say why ``layer`` is no function of its weights, and the cure; None if its class keeps no statistics."""
+    if not layer.training:
+        return None
+    here = describe(name, layer)
+    if isinstance(layer, NORM_LAYERS) and layer.track_running_stats:
+        weights = [*layer.parameters()]
+        if weights and not any(weight.requires_grad for weight in weights):
+            return (
+                f"{here} is frozen, but keeps running statistics, which a pure function of the weights cannot: call "
+                f".eval() on that layer to use the statistics that it has"
+            )
+        return (
+            f"{here} keeps running statistics, which a pure function of the weights cannot; build it "
+            "with track_running_stats=False, or use GroupNorm; if its statistics are those of a pretrained model, call "
+            ".eval() on that layer"
+        )
+    kinds = {type(one).__name__ for one in (layer, *layer._forward_pre_hooks.values())}
+    if kinds & {"_SpectralNorm", "SpectralNorm"}:  # the class of a parametrisation and, deprecated, of a hook
+        owner = name.partition("parametrizations.")[0].rstrip(".") or name
+        return (
+            f"the layer {owner!r} is under spectral normalisation, which changes its estimate of the largest singular "
+            "value in every call in training mode: call .eval() on that layer after some calls in training mode"
+        )
+    return None
+
+
+def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
+    """Say how the shapes of a model's ``output`` and of the targets ``y`` do not fit the loss; None if they fit.
+
+    Torch's element-wise losses need equal shapes. Any other loss that broadcasts output and targets to all pairs is
+    tried with single samples: the mean or sum over samples must be the loss of the batch.
+    """
+    if not isinstance(output, Tensor):
+        return None
+    watch = _LossWatch(output, y)
+    value: Any = None
+    try:
+        with torch.no_grad(), watch:
+            value = criterion(watch.output, watch.y)
+    except Exception:  # The loss raises the same error where it is used, if there is no better one.
+        return watch.explain()
+    misfit = watch.explain()
+    if misfit:
+        return misfit
+    if watch.all_pairs and output.shape != y.shape and not _is_sum(criterion, output, y):
+        return (
+            f"the loss compares an output of shape {tuple(output.shape)} with targets of shape {tuple(y.shape)} in all "
+            f"pairs of their samples, by broadcasting: return an output of shape {tuple(y.shape)}, for example by "
+            ".squeeze or .unsqueeze, or reshape in the loss"
+        )
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return None
+    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return f"the loss returns {found}; it must return a scalar, the mean over the batch (no reduction='none')"
+
+
+class _LossWatch(TorchFunctionMode):
+    """Watches a loss while it runs: whether torch's own losses get equal shapes, and what is broadcast to all pairs."""
+
+    def __init__(self, output: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.output, self.y = output.detach().clone(), y.detach().clone()
+        self.all_pairs = False
+        self._misfits: list[str] = []
+        self._from_output, self._from_y = {id(self.output)}, {id(self.y)}
+        self._alive: list[Any] = []  # an id is that of one tensor as long as the tensor is alive
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._misfits += self._find_misfits(function, tensors)
+        result = function(*args, **kwargs)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._alive.append(made)
+        mixes = True
+        for known in (self._from_output, self._from_y):
+            derived = any(id(tensor) in known for tensor in tensors)
+            known |= {id(tensor) for tensor in made} if derived else set()
+            mixes = mixes and derived
+        if mixes and made:
+            together = _broadcast([tensor.shape for tensor in tensors])
+            grown = together is not None and together.numel() > max(tensor.numel() for tensor in tensors)
+            is_loss = getattr(function, "__module__", None) == F.__name__  # which reduces what it has broadcast
+            self.all_pairs |= grown and (together == made[0].shape or is_loss)
+        return result
+
+    def explain(self) -> str | None:
+        """Say how the shapes do not fit a loss of torch's that was called; None if they fit."""
+        return next(iter(self._misfits), None)
+
+    def _find_misfits(self, function: Any, tensors: list[Tensor]) -> Iterator[str]:
+        if len(tensors) < 2:
+            return
+        output, y = tensors[:2]
+        if function in ELEMENTWISE and output.shape != y.shape:
+            if output is self.output and y is self.y:
+                yield (
+                    f"the loss ({function.__name__}) compares element by element, but the output has shape "
+                    f"{tuple(output.shape)} and the targets {tuple(y.shape)}: return an output of shape "
+                    f"{tuple(y.shape)}"
+                )
+        elif function in OF_CLASSES and output.dim() < 2:
+            yield (
+                f"the loss ({function.__name__}) needs an output of shape (n, classes), but it has shape "
+                f"{tuple(output.shape)}, which counts as the classes of one sample"
+            )
+
+
+def _broadcast(shapes: list[torch.Size]) -> torch.Size | None:
+    try:
+        together: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        return together
+    except RuntimeError:
+        return None
+
+
+def _is_sum(criterion: Criterion, output: Tensor, y: Tensor) -> bool:
+    """Return whether the loss of a batch is the mean or the sum of the losses of its samples."""
+    if output.dim() == 0 or y.dim() == 0 or len(output) != len(y):
+        return False
+    random = torch.Generator().manual_seed(0)
+
+    def vary(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        share = [torch.rand(tensor.shape, generator=random, dtype=torch.float64).to(tensor.device) for _ in range(2)]
+        # Equal samples would hide the difference; values in (0, 1), such as probabilities, stay there.
+        return tensor.detach().double() * (1 - 0.1 * share[0]) + 0.01 * share[1]
+
+    output, y = vary(output), vary(y)
+    try:
+        with torch.no_grad():
+            whole = float(criterion(output, y))
+            each = [float(criterion(output[i : i + 1], y[i : i + 1])) for i in range(len(y))]
+    except Exception:  # A loss that cannot take one sample is no mean over samples.
+        return False
+    total = sum(each)
+    return any(abs(whole - value) <= 1e-6 * (abs(value) + 1e-12) for value in (total, total / len(each)))
+
+
+def _compare_outputs(found: Any, right: Any, dtypes: set[torch.dtype]) -> str | None:
+    """Say by how much two outputs differ, beyond the rounding of the coarsest of ``dtypes``; None if they agree."""
+    if not (isinstance(found, Tensor) and isinstance(right, Tensor)):
+        return None
+    if found.shape != right.shape or found.dtype != right.dtype:
+        return f"{found.dtype} of shape {tuple(found.shape)} instead of {right.dtype} of shape {tuple(right.shape)}"
+    if not (found.is_floating_point() or found.is_complex()):
+        return None if torch.equal(found, right) else "other integers"
+    coarsest = max((torch.finfo(dtype).eps for dtype in (*dtypes, right.dtype) if _is_inexact(dtype)), default=0.0)
+    finite = torch.isfinite(right)
+    if not torch.equal(torch.isfinite(found), finite):
+        return "not finite where it is finite, or the other way round"
+    wide = torch.complex128 if right.is_complex() else torch.float64
+    ours, theirs = found.detach()[finite].to(wide), right.detach()[finite].to(wide)
+    error, size = float((ours - theirs).norm()), float(theirs.norm())
+    return None if error <= min(1e3 * coarsest, 0.05) * size else f"off by {error:.1e} of {size:.1e}"
+
+
+def _is_inexact(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+@dataclass
+class LossGuard:
+    """Checks a loss when it is called first, and when it is called with new shapes.
+
+    Attributes:
+        faults: sentences on what makes the module no function of its weights; any call is refused.
+        tensors: what the loss holds of the module; a forward pass must not edit its constants.
+        reference: (params, x) -> what the user's own module gives. It raises when the module is gone.
+    """
+
+    faults: tuple[str, ...]
+    tensors: ModuleTensors
+    reference: OutputFn
+    _fitting: set[Any] = field(default_factory=set)
+    _compared: bool = False
+
+    def run(self, output: OutputFn, criterion: Criterion, params: Params, batch: Batch) -> Tensor:
+        """Return the loss of ``batch``. Raises ``ValueError`` if it is not the one that the user's model has."""
+        if self.faults:
+            raise ValueError("; ".join(self.faults))
+        known = self._compared or _is_abstract()
+        found = output(params, batch.x) if known else self._compare(output, params, batch.x)
+        key = (getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
+        if key not in self._fitting and not _is_abstract():
+            misfit = explain_misfit(criterion, found, batch.y)
+            if misfit is not None:
+                raise ValueError(misfit)
+            self._fitting.add(key)
+        return criterion(found, batch.y)
+
+    def _compare(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
+        """Return the output, after a check that it is that of the module, and that nothing given was edited."""
+        given = {f"the weight {name!r}": value for name, value in params.items()}
+        given |= {f"the buffer {name!r}": value for name, value in self.tensors.constants.items()}
+        given["its input x"] = x
+        before = {name: value._version for name, value in given.items() if not value.is_inference()}
+        again = capture_generator_state([x.device.index or 0] if x.is_cuda else [])
+        found = output(params, x)
+        edited = [name for name, version in before.items() if given[name]._version != version]
+        if edited:
+            raise ValueError(f"forward edits {', '.join(edited)}, and {PURE}")
+        with again():
+            difference = self.explain_difference(found, params, x)
+        if difference is not None:
+            raise ValueError(difference)
+        self._compared = True
+        return found
+
+    def explain_difference(self, found: Any, params: Params, x: Tensor) -> str | None:
+        """Say how the output ``found`` differs from that of the module; None if it does not, or cannot be compared."""
+        learned = self.tensors.learned
+        if any(value.dtype != learned[name][1] for name, value in params.items() if name in learned):
+            return None
+        try:
+            with torch.no_grad():
+                right = self.reference(params, x)
+        except Exception:  # The module is gone or was changed since, so that there is nothing to compare with.
+            return None
+        dtypes = {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
+        difference = _compare_outputs(found, right, dtypes)
+        return difference and f"the loss does not compute what the model does ({difference}): {REMAKE}"
+
+
+PURE = (
+    "a pure function must not: make a new tensor (y = y + x, not y += x), and keep no state between calls; if a layer "
+    "only does so in training mode, call .eval() on that layer"
+)
+
+REMAKE = (
+    "if the model was changed since, make the loss again; otherwise a copy of the model behaves differently, so keep "
+    "all that forward uses in attributes of the model"
+)
+
+
+def _is_abstract() -> bool:
+    """Return whether tensors have no values of their own here: under ``vmap``, while tracing, or under another mode."""
+    return is_transformed() or torch._C._len_torch_dispatch_stack() > 0

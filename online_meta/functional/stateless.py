@@ -1,0 +1,286 @@
+"""Call a module with tensors in place of its own: what the call needs is captured once, when the loss is made."""
+
+import copy
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from online_meta.types import Params
+
+
+class ModuleTensors(NamedTuple):
+    """The tensors of a module by name.
+
+    Attributes:
+        learned: shape and dtype of each weight that is learned.
+        aliases: further names of tied weights, with the name that ``named_parameters`` lists.
+        frozen: names of the weights with ``requires_grad`` false.
+        buffers: names of the buffers, shared ones under each of their names.
+        constants: copies of the buffers and of the frozen weights.
+    """
+
+    learned: dict[str, tuple[torch.Size, torch.dtype]]
+    aliases: dict[str, str]
+    frozen: frozenset[str]
+    buffers: frozenset[str]
+    constants: Params
+
+
+def capture_tensors(module: nn.Module) -> ModuleTensors:
+    """Copy the buffers and frozen weights of ``module``, and record what its learned weights are.
+
+    Raises ``ValueError`` for a lazy module whose weights have no shape yet, and for one of ``torch.jit``.
+    """
+    scripted = [name for name, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
+    if scripted:
+        raise ValueError(
+            f"{f'the layer {scripted[0]!r}' if scripted[0] else 'the model'} is a module of torch.jit, which cannot be "
+            "called with other weights: make the loss of the Python module that it was made from"
+        )
+    named = dict(module.named_parameters())
+    lazy = [name for name, value in (*named.items(), *module.named_buffers()) if isinstance(value, UNINITIALIZED)]
+    if lazy:
+        raise ValueError(f"{', '.join(lazy)} of the model have no shape yet: call the model once on an input first")
+    listed = {id(weight): name for name, weight in named.items()}
+    every = module.named_parameters(remove_duplicate=False)
+    frozen = {name: weight for name, weight in named.items() if not weight.requires_grad}
+    with torch.inference_mode(False), torch.no_grad():
+        constants = {n: v.detach().clone() for n, v in (*module.named_buffers(), *frozen.items())}
+    return ModuleTensors(
+        {name: (weight.shape, weight.dtype) for name, weight in named.items() if name not in frozen},
+        {name: listed[id(weight)] for name, weight in every if listed[id(weight)] != name},
+        frozenset(frozen),
+        frozenset(name for name, _ in module.named_buffers(remove_duplicate=False)),
+        constants,
+    )
+
+
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
+
+
+def check_names(tensors: ModuleTensors, params: Params) -> None:
+    """Raise ``ValueError`` if a learned weight is missing in ``params``, or a name is none of the model's weights."""
+    learned = tensors.learned.keys()
+    if params.keys() == learned:
+        return
+    others = tensors.frozen | tensors.aliases.keys()
+    lacks, unknown = sorted(learned - params.keys()), sorted(params.keys() - learned - others)
+    if lacks or unknown:
+        raise ValueError(f"these are not the model's parameters: {lacks} are missing, {unknown} are unknown")
+
+
+def select_learned(tensors: ModuleTensors, weights: Params) -> Params:
+    """Return those of ``weights`` that are learned, each tied weight under one name.
+
+    Raises ``ValueError`` for names that are none of the model's weights, such as those of buffers in a ``state_dict``;
+    for names that are missing; for other shapes; and for frozen or tied weights with other values than the model's.
+    """
+    buffers = sorted(weights.keys() & tensors.buffers)
+    if buffers:
+        raise ValueError(
+            f"{', '.join(buffers)} are buffers, not weights; the loss has captured them: "
+            "pass dict(module.named_parameters()), not module.state_dict()"
+        )
+    named: Params = {}
+    for name, value in weights.items():
+        known = named.setdefault(tensors.aliases.get(name, name), value)
+        if known is not value and not _is_same(known, value):
+            raise ValueError(f"{name} is tied to {tensors.aliases.get(name, name)}, but their values differ")
+    check_names(tensors, named)
+    for name, (shape, _) in tensors.learned.items():
+        if named[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(named[name].shape)}; the model's has {tuple(shape)}")
+    other = [n for n in tensors.frozen & named.keys() if not _is_same(named[n], tensors.constants[n])]
+    if other:
+        raise ValueError(
+            f"the frozen weights {', '.join(sorted(other))} differ from those that the loss has captured: load them "
+            "into the model before the loss is made"
+        )
+    return {name: named[name] for name in named if name in tensors.learned}
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(left.detach().to(right), right.detach())
+
+
+def place_constants(tensors: ModuleTensors, params: Params, x: Tensor) -> Params:
+    """Return the constants on the device of ``x``, each in its own dtype.
+
+    Only if all learned weights are given in another dtype than the module's, as ``Module.to(dtype)`` would do, do the
+    constants of the learned weights' dtype follow them; all do if that dtype is float64.
+    """
+    constants = tensors.constants
+    if not constants:
+        return {}
+    learned = tensors.learned.items()
+    if all(name not in params or params[name].dtype is dtype for name, (_, dtype) in learned):
+        return {name: value.to(x.device) for name, value in constants.items()}
+    given = {params[name].dtype for name, _ in learned if name in params and params[name].is_floating_point()}
+    own = {dtype for _, (_, dtype) in learned}
+    if len(given) != 1 or given <= own:
+        return {name: value.to(x.device) for name, value in constants.items()}
+    (target,) = given
+    return {name: value.to(x.device, _moved_dtype(value.dtype, own, target)) for name, value in constants.items()}
+
+
+def _moved_dtype(dtype: torch.dtype, own: set[torch.dtype], target: torch.dtype) -> torch.dtype:
+    if dtype.is_complex and target is torch.float64:
+        return torch.complex128
+    moves = dtype.is_floating_point and (dtype in own or target is torch.float64)
+    return target if moves else dtype
+
+
+def copy_without_weights(module: nn.Module) -> nn.Module | None:
+    """Return a copy on the meta device that keeps tied weights tied; None if there is no faithful copy.
+
+    There is none of a module that ``copy.deepcopy`` refuses (a lock, a tensor with a graph), or whose copy still refers
+    to the original, as a lambda or a hook that uses ``self`` does: the copy would compute with the original's weights.
+    """
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
+    memo |= {id(b): b.to("meta") for b in module.buffers()}
+    try:
+        skeleton = copy.deepcopy(module, memo)
+    except Exception:  # Any object in a module may refuse to be copied, each in its own way.
+        return None
+    originals = {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
+    skeleton = _without_compiler(skeleton)
+    return None if _refers_to(skeleton, originals) else skeleton
+
+
+class Uncompiled(nn.Module):
+    """Stands in for a module of ``torch.compile``, whose programs have no second derivative; keeps its names."""
+
+    def __init__(self, compiled: nn.Module) -> None:
+        """Take the module that was compiled."""
+        super().__init__()
+        self._orig_mod = compiled.get_submodule("_orig_mod")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it without compiling."""
+        return self._orig_mod(*args, **kwargs)
+
+
+def _is_compiled(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "OptimizedModule"  # importing its class takes a second
+
+
+def _without_compiler(skeleton: nn.Module) -> nn.Module:
+    """Return ``skeleton`` with the modules of ``torch.compile`` replaced by what they compile; edits it in place."""
+    for name, layer in [*skeleton.named_modules()]:
+        if name and _is_compiled(layer):
+            parent, _, own = name.rpartition(".")
+            setattr(skeleton.get_submodule(parent), own, Uncompiled(layer))
+    return Uncompiled(skeleton) if _is_compiled(skeleton) else skeleton
+
+
+def _refers_to(root: nn.Module, wanted: set[int]) -> bool:
+    """Return whether any of the objects ``wanted`` (by id) can be reached from ``root`` in a usual way."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        found: Any = waiting.pop()
+        if id(found) in wanted:
+            return True
+        if id(found) not in seen:
+            seen.add(id(found))
+            waiting += _referents(found)
+    return False
+
+
+def _referents(found: Any) -> Iterator[Any]:
+    if isinstance(found, dict):
+        yield from found.values()
+    elif isinstance(found, list | tuple | set | frozenset):
+        yield from found
+    elif isinstance(found, types.FunctionType):
+        yield from _cell_contents(found)
+        yield from (*(found.__defaults__ or ()), *(found.__kwdefaults__ or {}).values(), *vars(found).values())
+        # Of a function's globals, only what may be a part of the model counts.
+        named = (found.__globals__.get(name) for name in found.__code__.co_names)
+        yield from (one for one in named if isinstance(one, nn.Module | Tensor))
+    elif isinstance(found, types.MethodType):
+        yield from (found.__self__, found.__func__)
+    elif isinstance(found, partial):
+        yield from (found.func, found.args, found.keywords)
+    elif isinstance(found, weakref.ref):
+        yield found()
+    elif isinstance(found, weakref.ProxyTypes):
+        yield getattr(getattr(found, "forward", None), "__self__", None)
+    elif not isinstance(found, type | types.ModuleType | Tensor) and hasattr(found, "__dict__"):
+        yield from vars(found).values()
+
+
+def _cell_contents(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+
+
+class ModuleItself:
+    """Calls the user's own module with given tensors, in the modes it had when this was made; leaves it unchanged.
+
+    It is the reference that a copy is compared with, and stands in where there is no copy. One thread at a time calls
+    it, because ``functional_call`` writes into the module. Attributes that ``forward`` sets are restored.
+    """
+
+    def __init__(self, module: nn.Module, *, evaluate: bool = False, keep: bool = True) -> None:
+        """Remember the modes (evaluation if ``evaluate``); hold the module itself only to ``keep`` it alive."""
+        self._module = weakref.ref(module)
+        self._kept = module if keep else None
+        self._training = {name: layer.training and not evaluate for name, layer in module.named_modules()}
+        self._lock = threading.RLock()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the module is still alive."""
+        return self._module() is not None
+
+    def __call__(self, state: Params, x: Tensor) -> Tensor:
+        """Return module(x) with the tensors ``state``, by name. Raises ``ReferenceError`` if the module is gone."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module no longer exists")
+        compiled = any(map(_is_compiled, module.modules()))
+        with self._lock, torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            before = [(layer, dict(vars(layer))) for layer in module.modules()]
+            try:
+                for name, layer in module.named_modules():
+                    layer.training = self._training.get(name, layer.training)
+                result: Tensor = functional_call(module, state, (x,))
+            finally:
+                for layer, attributes in before:
+                    _restore(vars(layer), attributes)
+        return result
+
+
+def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    for name, value in before.items():
+        if attributes.get(name, attributes) is not value:
+            attributes[name] = value
+
+
+class SkeletonPerThread(threading.local):
+    """One skeleton per thread, because ``functional_call`` writes the parameters into the module while it runs."""
+
+    def __init__(self, skeleton: nn.Module, prepare: Callable[[nn.Module], None]) -> None:
+        """Copy ``skeleton`` in each thread that uses it, and ``prepare`` the copy; copies share the (empty) tensors."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*skeleton.parameters(), *skeleton.buffers())}
+        self.skeleton = copy.deepcopy(skeleton, shared)
+        prepare(self.skeleton)
+
+    def __call__(self, state: Params, x: Tensor) -> Tensor:
+        """Return the skeleton's output for x with the tensors ``state``, by name."""
+        result: Tensor = functional_call(self.skeleton, state, (x,))
+        return result

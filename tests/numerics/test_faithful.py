@@ -1,0 +1,474 @@
+"""The pure function of a module gives what the module itself gives: in its dtypes, in its modes, whatever it holds."""
+
+import copy
+import threading
+import types
+import weakref
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+import online_meta as om
+from online_meta.testing.compare import assert_close, relative_error
+from online_meta.testing.oracle import unrolled_maml
+from tests.numerics.problems import regression_task
+from tests.numerics.unsafe import Counting, between
+from trainers.models.lora import LowRankLinear
+
+
+def with_buffer(value, use):
+    """Return a model 4 -> 2 that computes ``use(x, value)`` first."""
+
+    class WithBuffer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("value", value)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(use(x, self.value))
+
+    return WithBuffer()
+
+
+class FrozenBackbone(nn.Module):
+    """A frozen body in low precision, as large pretrained models are loaded, and a float32 head."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8).to(dtype).requires_grad_(False), nn.Linear(8, 2)
+        self.dtype = dtype
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x.to(self.dtype))).float())
+
+
+class LearnedInHalf(nn.Module):
+    """A learned bfloat16 embedding before a float32 buffer and head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Parameter(torch.randn(4, 8).bfloat16())
+        self.register_buffer("mean", torch.tensor([1000.1]))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head((x.bfloat16() @ self.embed).float() + (self.mean - 1000))
+
+
+class SharedBuffer(nn.Module):
+    """Two layers with one buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = with_buffer(torch.randn(4).double(), lambda x, v: (x * v).float()), nn.Linear(4, 4)
+        self.b.register_buffer("again", self.a.value)
+
+    def forward(self, x):
+        return self.a(self.b(x) * self.b.again.float())
+
+
+MODELS = {
+    "a float64 buffer": lambda: with_buffer(
+        torch.tensor(1_700_000_037.0, dtype=torch.float64), lambda x, v: (x + 1_700_000_000.0 - v).float()
+    ),
+    "a bfloat16 buffer": lambda: with_buffer(torch.tensor([1.1]).bfloat16(), lambda x, v: x * v),
+    "a complex buffer": lambda: with_buffer(torch.randn(4, dtype=torch.complex64), lambda x, v: (x * v).real),
+    "an integer buffer": lambda: with_buffer(torch.tensor([3, 1, 0, 2]), lambda x, v: x[:, v]),
+    "a buffer of booleans": lambda: with_buffer(torch.tensor([True, False, True, True]), lambda x, v: x * v),
+    "a shared buffer": SharedBuffer,
+    "a frozen bfloat16 body": lambda: FrozenBackbone(torch.bfloat16),
+    "a frozen float16 body": lambda: FrozenBackbone(torch.float16),
+    "a learned bfloat16 embedding": LearnedInHalf,
+    "no lower precision": lambda: between(nn.BatchNorm1d(6, track_running_stats=False)),
+    "batch norm in evaluation mode": lambda: between(nn.BatchNorm1d(6)).eval(),
+    "spectral norm in evaluation mode": lambda: between(parametrizations.spectral_norm(nn.Linear(6, 6))).eval(),
+}
+
+
+def batch(rows=6, seed=0, outputs=2):
+    random = torch.Generator().manual_seed(seed)
+    return om.Batch(torch.randn(rows, 4, generator=random), torch.randn(rows, outputs, generator=random))
+
+
+def learned(module):
+    return {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def moved(module, seed=0):
+    """Return a copy of a module with other learned weights, and these weights."""
+    random = torch.Generator().manual_seed(seed)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for weight in other.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=random).to(weight)
+    return other, learned(other)
+
+
+def setting(module, **options):
+    inner = om.Inner(om.model_loss(module, "mse", **options), om.rules.sgd(lr=0.1), 2)
+    return inner, inner.init(dict(module.named_parameters()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_output_is_that_of_the_module_to_the_bit(name):
+    torch.manual_seed(0)
+    module = MODELS[name]()
+    output, x = om.model_output(module), batch().x
+    for other, weights in (moved(module), (module, learned(module))):
+        assert torch.equal(output(weights, x), other(x).detach())
+        assert output(weights, x).dtype == other(x).dtype
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_such_models_adapt_like_plain_autograd_and_have_no_problem(name):
+    torch.manual_seed(0)
+    module = MODELS[name]()
+    inner, meta = setting(module)
+    task = om.Task(batch(), batch(seed=1))
+    found, other = inner.adapt(meta, task.support), copy.deepcopy(module)
+    names = [name for name, weight in other.named_parameters() if weight.requires_grad]
+    for _ in range(2):
+        weights = [dict(other.named_parameters())[name] for name in names]
+        grads = torch.autograd.grad(F.mse_loss(other(task.support.x), task.support.y), weights)
+        with torch.no_grad():
+            for weight, grad in zip(weights, grads, strict=True):
+                weight -= 0.1 * grad
+    for name in names:
+        torch.testing.assert_close(found[name], dict(other.named_parameters())[name].detach(), rtol=1e-5, atol=1e-6)
+    assert om.preflight(inner, meta, [task]).problems == ()
+
+
+def test_a_model_in_another_precision_takes_its_constants_along():
+    """As ``Module.to(dtype)`` would: the checks run models in float64, and ``precision`` in bfloat16."""
+    torch.manual_seed(0)
+    module = with_buffer(torch.randn(4), lambda x, v: x * v)
+    module.head.bias.requires_grad_(False)
+    wide = {name: weight.double() for name, weight in learned(module).items()}
+    found = om.model_output(module)(wide, batch().x.double())
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, copy.deepcopy(module).double()(batch().x.double()).detach(), rtol=1e-12, atol=0)
+    low = om.model_loss(module, "mse", precision=torch.bfloat16).output(learned(module), batch().x)
+    right = copy.deepcopy(module).bfloat16()(batch().x.bfloat16()).detach().float()
+    assert torch.equal(low, right)
+
+
+class Holding(nn.Module):
+    """A model that holds something that a copy may not take along."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.body, self.other, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.held = make(self)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.body(x))
+        held = self.held
+        if isinstance(held, weakref.ref):
+            hidden = held().other(hidden)
+        elif callable(held):
+            hidden = held(hidden)
+        else:
+            with held if hasattr(held, "acquire") else nullcontext():
+                hidden = self.other(hidden)
+        return self.head(hidden)
+
+
+def hooked():
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    module.add_module("3", nn.Linear(2, 2))
+    last = module[3]
+    module[2].register_forward_hook(lambda layer, args, output: output + last(output))
+    return module
+
+
+class NoCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        raise TypeError("of this there is only one")
+
+
+class SameCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        return self
+
+
+HELD = {
+    "a lock": lambda: Holding(lambda self: threading.Lock()),
+    "a random generator": lambda: Holding(lambda self: torch.Generator()),
+    "a Python generator": lambda: Holding(lambda self: (value for value in range(3))),
+    "a module of Python": lambda: Holding(lambda self: types),
+    "a lambda that uses self": lambda: Holding(lambda self: lambda x: self.other(x)),
+    "a default that is a layer": lambda: Holding(lambda self: lambda x, layer=self.other: layer(x)),
+    "a partial of a method": lambda: Holding(lambda self: partial(self.other.forward)),
+    "a partial of a lambda": lambda: Holding(lambda self: partial(lambda x: self.other(x))),
+    "a bound method": lambda: Holding(lambda self: self.other.forward),
+    "a weak reference": lambda: Holding(lambda self: weakref.ref(self)),
+    "a hook that uses a layer": hooked,
+    "a layer that refuses copies": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), NoCopy(6, 2)),
+    "a layer that copies itself": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), SameCopy(6, 2)),
+    "a pruned layer": lambda: between(prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_a_module_holds_changes_neither_outputs_nor_gradients(name):
+    torch.manual_seed(0)
+    module = HELD[name]().double()
+    module(torch.randn(3, 4, dtype=torch.float64))  # Hooks then hold tensors with a graph.
+    weights = learned(module)
+    task, before = regression_task(), {name: weight.clone() for name, weight in weights.items()}
+    output = om.model_output(module)
+    assert torch.equal(output(weights, task.query.x), module(task.query.x).detach())
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 3)
+    found = om.exact(inner)(inner.init(weights), task)
+    right = unrolled_maml(module, "mse", weights, task, lr=0.1, steps=3)
+    assert_close(found.grads.weights, right.grads.weights, 1e-10)
+    assert all(float(grad.abs().sum()) > 0 for name, grad in right.grads.weights.items() if "body" in name)
+    assert om.preflight(inner, inner.init(weights), [task]).problems == ()
+    assert all(torch.equal(weight, before[name]) for name, weight in learned(module).items()), "the module is unchanged"
+    assert module.training
+
+
+def test_a_module_that_cannot_be_copied_is_in_evaluation_mode_only_while_it_is_scored():
+    torch.manual_seed(0)
+    module = nn.Sequential(Holding(lambda self: threading.Lock()), nn.Dropout(0.5)).double()
+    loss, task = om.model_loss(module, "mse"), regression_task()
+    assert loss.random
+    assert torch.equal(loss.output(learned(module), task.query.x), module[0](task.query.x).detach())
+    assert not torch.equal(loss.training(learned(module), task.query.x), module[0](task.query.x).detach())
+    assert module[1].training
+
+
+def test_threads_share_a_module_that_cannot_be_copied():
+    torch.manual_seed(0)
+    module = Holding(lambda self: threading.Lock())
+    output, x, wrong = om.model_output(module), batch().x, []
+    pairs = [moved(Holding(lambda self: None), seed)[1] for seed in range(3)]
+    right = [output(weights, x) for weights in pairs]
+
+    def compare(weights, answer):
+        wrong.extend(name for name in range(200) if not torch.equal(output(weights, x), answer))
+
+    threads = [threading.Thread(target=compare, args=pair) for pair in zip(pairs, right, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_module_that_cannot_be_copied_cannot_be_recomputed():
+    with pytest.raises(ValueError, match=r"recompute = .* needs a model that can be copied"):
+        om.model_loss(Holding(lambda self: threading.Lock()), "mse", recompute=("body",))
+
+
+def test_a_compiled_model_counts_as_the_module_that_it_was_made_from():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    for module in (torch.compile(plain, backend="eager"), nn.Sequential(torch.compile(plain, backend="eager"))):
+        inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 2)
+        meta = inner.init(dict(module.named_parameters()))
+        found = om.exact(inner)(meta, regression_task()).grads.weights
+        right = unrolled_maml(plain, "mse", learned(plain), regression_task(), lr=0.1, steps=2).grads.weights
+        torch.testing.assert_close([*found.values()], [*right.values()], rtol=1e-10, atol=1e-14)
+        assert om.preflight(inner, meta, [regression_task()]).problems == ()
+
+
+def test_modules_that_cannot_be_called_with_other_weights_are_refused_with_a_reason():
+    with pytest.raises(ValueError, match=r"0\.weight, 0\.bias of the model have no shape yet: call the model once"):
+        om.model_loss(nn.Sequential(nn.LazyLinear(3)), "mse")
+
+
+class Stale(nn.Module):
+    """A model whose copy computes something else: it counts its copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.scale = nn.Linear(4, 2), 1.0
+
+    def __deepcopy__(self, memo):
+        other = Stale()
+        other.load_state_dict(self.state_dict())
+        other.scale = self.scale + 1.0
+        return other
+
+    def forward(self, x):
+        return self.scale * self.head(x)
+
+
+def test_a_copy_that_computes_something_else_is_found_by_preflight_and_by_every_loss():
+    torch.manual_seed(0)
+    module = Stale()
+    inner, meta = setting(module)
+    task = om.Task(batch(), batch(seed=1))
+    (found,) = om.preflight(inner, meta, [task]).problems
+    assert "the loss does not compute what the model does (off by " in found
+    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
+    for call in (lambda: learner.score(task), lambda: inner.adapt(meta, task.support)):
+        with pytest.raises(ValueError, match="the loss does not compute what the model does"):
+            call()
+
+
+def test_a_module_that_changed_since_is_noticed_and_one_that_is_gone_is_not_missed():
+    torch.manual_seed(0)
+    module = Stale()
+    module.__class__ = type("Scaled", (nn.Module,), {"forward": Stale.forward})
+    inner, meta = setting(module)
+    module.scale = 3.0
+    with pytest.raises(ValueError, match="if the model was changed since, make the loss again"):
+        inner.adapt(meta, batch())
+    inner, meta = setting(nn.Linear(4, 2))
+    assert torch.isfinite(inner.adapt(meta, batch())["weight"]).all()
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_running_statistics_are_refused_where_a_loss_is_used(steps):
+    """Without this, a notebook's learner silently scores with the statistics of the query set, which it changes."""
+    torch.manual_seed(0)
+    module = between(nn.BatchNorm1d(6))
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), steps)
+    meta = inner.init(dict(module.named_parameters()))
+    task = om.Task(batch(), batch(seed=1))
+    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
+    message = r"layer '2' \(BatchNorm1d\) keeps running statistics, .*track_running_stats=False"
+    calls = [
+        lambda: learner.score(task),
+        lambda: om.exact(inner)(meta, task),
+        lambda: om.over_tasks(om.exact(inner), "vmap")(meta, [task]),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    (found,) = om.preflight(inner, meta, [task]).problems
+    with pytest.raises(ValueError, match="keeps running statistics") as raised:
+        inner.loss(meta.weights, task.support)
+    assert str(raised.value) == found, "one message, one cure"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: nn.BatchNorm1d(6).requires_grad_(False),
+            ("layer '2' (BatchNorm1d) is frozen", ".eval() on that layer"),
+        ),
+        (lambda: nn.BatchNorm1d(6, affine=False), ("layer '2'", ".eval() on that layer")),
+        (lambda: nn.InstanceNorm1d(6, track_running_stats=True), ("layer '2' (InstanceNorm1d)", "track_running_stats")),
+        (lambda: parametrizations.spectral_norm(nn.Linear(6, 6)), ("layer '2' is under spectral", ".eval() on that")),
+        (Counting, ("forward edits the buffer '2.calls'", ".eval() on that layer")),
+        (lambda: nn.Embedding(7, 6, max_norm=0.1), ("forward edits the weight '2.weight'",)),
+    ],
+)
+def test_layers_with_a_state_are_refused_with_their_name_and_cure(make, words):
+    torch.manual_seed(0)
+    layer = make()
+    module = between(layer) if not isinstance(layer, nn.Embedding) else Tokens(layer)
+    inner, meta = setting(module)
+    b = batch() if not isinstance(layer, nn.Embedding) else om.Batch(torch.arange(6), torch.randn(6, 2))
+    (found,) = om.preflight(inner, meta, [om.Task(b, b)]).problems
+    with pytest.raises(ValueError, match=r"forward edits|running stat|spectral") as raised:
+        inner.adapt(meta, b)
+    for message in (found, str(raised.value)):
+        assert all(word in message for word in words)
+
+
+class Tokens(nn.Module):
+    def __init__(self, embedding):
+        super().__init__()
+        self.add_module("2", embedding)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.get_submodule("2")(x))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.h = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.h(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+def test_a_state_dict_serves_as_weights_if_it_holds_weights_only():
+    torch.manual_seed(0)
+    module = Tied().double()
+    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 2)
+    meta = inner.init(module.state_dict())
+    assert [*meta.weights] == [name for name, _ in module.named_parameters()]
+    right = unrolled_maml(module, "mse", learned(module), regression_task(), lr=0.1, steps=2)
+    assert_close(om.exact(inner)(meta, regression_task()).grads.weights, right.grads.weights, 1e-10)
+
+
+def test_weights_that_are_not_those_of_the_model_are_refused_with_their_names():
+    module, tied = between(nn.BatchNorm1d(6)).eval(), Tied()
+    body = between(nn.Linear(6, 6))
+    body[0].requires_grad_(False)
+    state = body.state_dict()
+
+    def message(module, weights):
+        inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 1)
+        with pytest.raises(ValueError) as raised:  # noqa: PT011 - the caller compares the message
+            inner.init(weights)
+        return str(raised.value)
+
+    assert "2.num_batches_tracked, 2.running_mean, 2.running_var are buffers" in message(module, module.state_dict())
+    assert "b.weight is tied to a.weight, but their values differ" in message(
+        tied, {**tied.state_dict(), "b.weight": torch.zeros(4, 4)}
+    )
+    assert "['3.bias'] are missing" in message(body, {n: v for n, v in state.items() if n != "3.bias"})
+    assert "['extra'] are unknown" in message(body, {**state, "extra": torch.zeros(1)})
+    assert "3.bias has shape (1,); the model's has (2,)" in message(body, {**state, "3.bias": torch.zeros(1)})
+    assert "frozen weights 0.bias differ from" in message(body, {**state, "0.bias": torch.zeros(6)})
+    inner = om.Inner(lambda params, batch: params["w"].sum(), om.rules.sgd(lr=0.1), 1)
+    with pytest.raises(ValueError, match="w are integers"):
+        inner.init({"w": torch.arange(3)})
+
+
+def test_low_rank_additions_to_a_frozen_half_precision_model():
+    torch.manual_seed(0)
+    base = nn.Linear(6, 6).bfloat16().requires_grad_(False)
+    module = nn.Sequential(nn.Linear(4, 6), InHalf(LowRankLinear(base, 2, 2.0)), nn.Linear(6, 2))
+    module[0].requires_grad_(False)
+    inner, meta = setting(module)
+    assert {name for name in meta.weights if "lora" in name} == {"1.inner.lora_a", "1.inner.lora_b"}
+    assert {value.dtype for value in meta.weights.values()} == {torch.float32}
+    task = om.Task(batch(), batch(seed=1))
+    grads = om.exact(inner)(meta, task).grads.weights
+    assert float(grads["1.inner.lora_b"].abs().sum()) > 0
+    assert om.preflight(inner, meta, [task]).problems == ()
+
+
+class InHalf(nn.Module):
+    """Runs a layer in bfloat16 between float32 layers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.bfloat16()).float()
+
+
+def test_the_exact_gradient_of_a_frozen_half_precision_body_is_of_second_order():
+    torch.manual_seed(0)
+    module = FrozenBackbone(torch.bfloat16)
+    inner, meta = setting(module)
+    task = om.Task(batch(), batch(seed=1))
+    found = om.exact(inner)(meta, task).grads.weights
+    features = (
+        torch.tanh(module.body(task.support.x.bfloat16())).float(),
+        torch.tanh(module.body(task.query.x.bfloat16())).float(),
+    )
+    head = copy.deepcopy(module.head).double()
+    wide = om.Task(*(om.Batch(x.double(), b.y.double()) for x, b in zip(features, task, strict=True)))
+    right = unrolled_maml(head, "mse", learned(head), wide, lr=0.1, steps=2).grads.weights
+    assert relative_error({n.removeprefix("head."): g.double() for n, g in found.items()}, right) < 1e-5
