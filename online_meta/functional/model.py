@@ -179,12 +179,7 @@ def model_loss(
     Raises:
         ValueError: if a loss name is unknown or the loss is a class, a glob matches no layer, or a row does not exist.
     """
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
-        loss = LOSSES[loss]
-    if isinstance(loss, type):
-        raise ValueError(f"the loss is the class {loss.__name__}: give a function of (output, y), or an instance")
+    criterion = _find_criterion(loss)
     if random is None:
         random = any(_is_random(layer) for layer in module.modules())
     tensors = capture_tensors(module)
@@ -204,7 +199,18 @@ def model_loss(
             output, criterion, training, random, tensors.frozen, size, without_recompute, tensors, guards, intent
         )
 
-    return build(loss, recompute, build(loss, (), None) if recompute else None)
+    return build(criterion, recompute, build(criterion, (), None) if recompute else None)
+
+
+def _find_criterion(loss: str | Criterion) -> Criterion:
+    """Return the loss of a name, or the given one; raises ``ValueError`` for an unknown name or a class."""
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
+        return LOSSES[loss]
+    if isinstance(loss, type):
+        raise ValueError(f"the loss is the class {loss.__name__}: give a function of (output, y), or an instance")
+    return loss
 
 
 def _precise(output: OutputFn, precision: torch.dtype | None) -> OutputFn:
