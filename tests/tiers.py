@@ -67,6 +67,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_rematerialisation_needs_memory_of_the_order_of_the_root_of_the_steps": ("rule0-1",),
     "test_rematerialisation_changes_no_bit": ("meta_sgd", "momentum", "sgd"),
     # Statistics over many draws, minima that are searched for.
+    "test_all_intervals_of_a_run_contain_the_mean_at_once": ("drift",),
     "test_full_batches_reach_the_minimum": NONE,
     "test_the_comparator_is_trained_until_its_loss_stops_falling": NONE,
     "test_the_standard_error_of_a_sampled_evaluation_covers_the_truth": ("40-20",),

@@ -125,6 +125,10 @@ class RegretSettings:
         hindsight_rounds: rounds that ``hindsight`` is evaluated on, at most.
         dynamic_steps: meta-steps of ``dynamic`` on one task, at most.
         dynamic_rounds: tasks that ``dynamic`` takes in a refresh, at most.
+        loss_cap: what a loss that is not finite is charged at, at least; see the game and its regret. Set it above the
+            losses that usually occur.
+        level_margin: two learners count as level while the interval of their mean difference lies within this share of
+            the other's mean loss.
         baselines: learners that play the same rounds.
         options: options of baselines, a table under the name of each.
         prefixes: rising numbers n of support points; each task is also scored after its first n points.
@@ -141,6 +145,8 @@ class RegretSettings:
     hindsight_rounds: Annotated[int, Ge(2)] = changeable(1000)
     dynamic_steps: Annotated[int, Ge(0)] = changeable(100)
     dynamic_rounds: Annotated[int, Ge(2)] = changeable(50)
+    loss_cap: Annotated[float, Gt(0), Le(1e100)] = changeable(1000.0)
+    level_margin: Annotated[float, Ge(0)] = changeable(0.01)
     baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     prefixes: tuple[Annotated[int, Ge(1)], ...] = changeable(())

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from deploy.config.config import Config, ServeSettings, read_config
 from deploy.exits import BROKEN, TRY_LATER, USAGE, CommandError, ConfigError
-from deploy.reports.report import display_name, summary_table
+from deploy.reports.report import describe_regret, display_name, format_losses, format_mean, summary_table
 from deploy.server.listener import bind
 from online_meta import registry
 from online_meta.regret.ledger import MAIN_LEARNER
@@ -253,16 +253,15 @@ def live_table(status: dict[str, Any], pace: float) -> Table:
     last = status["last"]
     if last and not last["skipped"]:
         accuracy = "" if last["accuracy"] is None else f", accuracy {last['accuracy']:.0%}"
-        table.add_row("last task", f"loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}{accuracy}")
+        table.add_row("last task", f"{format_losses(last)}{accuracy}")
     table.add_row("pace", f"{pace:.2f} tasks/s, {status['rounds']['pending']} waiting")
     for name, learner in status["learners"].items():
         if learner["mean_loss_last_100"] is not None:
             label = "FTML" if name == MAIN_LEARNER else display_name(name)
-            table.add_row(f"{label}, last 100", f"loss {learner['mean_loss_last_100']:.3f}")
+            mean = format_mean(learner["mean_loss_last_100"], learner["rounds_last_100"], "loss {:.3f}")
+            table.add_row(f"{label}, last 100", mean)
     for against, regret in status["regret"].items():
-        table.add_row(
-            f"regret against {display_name(against)}", f"{regret['value']:+.1f} as of round {regret['as_of_round']}"
-        )
+        table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
     return table
 
 
@@ -275,7 +274,7 @@ def status_line(status: dict[str, Any], pace: float, left: int) -> str:
         left: number of tasks still to learn.
     """
     last, regrets = status["last"], status["regret"]
-    losses = f"loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}" if last and not last["skipped"] else ""
+    losses = format_losses(last) if last and not last["skipped"] else ""
     reported = ", ".join(f"{display_name(against)} {regret['value']:+.1f}" for against, regret in regrets.items())
     learned = status["rounds"]["learned"]
     return (

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.commands._client import daemon_client, expect_success
-from deploy.reports.report import display_name
+from deploy.reports.report import describe_regret, display_name, format_losses, format_mean
 
 
 @click.command("status")
@@ -41,16 +41,20 @@ def status_table(status: dict[str, Any]) -> Table:
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
     if last and not last["skipped"]:
-        table.add_row("last round", f"{last['round']}: loss {last['loss_before']:.3f} -> {last['loss_after']:.3f}")
+        table.add_row(
+            "last round", f"{last['round'] + 1}: {format_losses(last)}"
+        )  # Rounds are counted from 1, as on the page.
     for name, learner in status["learners"].items():
         if learner["mean_loss_last_100"] is not None:
-            table.add_row(f"{display_name(name)}, last 100", f"loss {learner['mean_loss_last_100']:.4f}")
+            charged = learner["charged_rounds_last_100"]
+            note = f", {charged} of them not finite" if charged else ""
+            mean = format_mean(learner["mean_loss_last_100"], learner["rounds_last_100"], "loss {:.4f}")
+            table.add_row(f"{display_name(name)}, last 100", mean + note)
     for against, regret in status["regret"].items():
-        kind = "" if regret["kind"] == "baseline" else " (an estimate)"
-        table.add_row(
-            f"regret against {display_name(against)}",
-            f"{regret['value']:+.2f} as of round {regret['as_of_round']}{kind}",
-        )
+        table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
+    if status["leaks"]["rounds"]:
+        kinds = f"{status['leaks']['duplicates']} repeated tasks, {status['leaks']['overlaps']} with shared samples"
+        table.add_row("query sets seen before", f"{status['leaks']['rounds']} rounds: {kinds}")
     age = (
         f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago"
         if checkpoint

@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,10 @@ from online_meta.regret.ledger import MAIN_LEARNER
 from streams.atomic_files import replace_file
 from trainers.comparators import describe_target, is_exact
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INKS = ("#0b66c3", "#c2500a", "#00856a", "#a8388f", "#8a6d00", "#5b4bc4", "#7a4a2b")
+DARK = "#2b3440"
+MUTED = "#6b7685"
+"""The dashboard's colours --ink-0 to --ink-6, --ink-dark and --ink-muted under the light theme."""
 
 
 WINDOW = 20
@@ -40,25 +45,43 @@ def plot_regret(series: dict[str, Any]) -> bytes:
     """
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     losses, regrets = figure.subplots(1, 2)
-    rounds = np.array(series["rounds"])
-    for (name, curves), colour in zip(series["learners"].items(), COLOURS * 9, strict=False):
+    rounds = np.array(series["rounds"], int) + 1  # Rounds are counted from 1, as on the page.
+    kinds = order_comparators(point["kind"] for point in series["comparators"])
+    colours = assign_colours(series["learners"], kinds)
+    for name, curves in series["learners"].items():
         label = name.replace("_", " ") if name != MAIN_LEARNER else "FTML"
-        losses.plot(rounds, trailing_mean(curves["loss"]), color=colour, label=label)
+        losses.plot(rounds, trailing_mean(curves["loss"]), color=colours[name], label=label)
         if name != MAIN_LEARNER:
-            regret = np.array(series["learners"][MAIN_LEARNER]["cumulative_loss"]) - np.array(curves["cumulative_loss"])
-            regrets.plot(rounds, regret, color=colour, label=f"against {label}")
-    losses.plot(rounds, trailing_mean(series["loss_before"]), color="#888888", ls="--", label="FTML before adaptation")
-    for kind, mark in zip(dict.fromkeys(point["kind"] for point in series["comparators"]), "osD^v" * 9, strict=False):
-        points = [
-            (c["as_of_round"], c["regret"], c["standard_error"]) for c in series["comparators"] if c["kind"] == kind
-        ]
-        at, values, errors = zip(*points, strict=True)
-        label = f"against {kind.replace('_', ' ')} ({'exact' if is_exact(kind) else 'estimate'})"
-        regrets.errorbar(at, values, errors, fmt=f"{mark}-", color="black", markersize=4, capsize=2, label=label)
+            regrets.plot(rounds, curves["regret"], color=colours[name], label=f"against {label}")
+    losses.plot(rounds, trailing_mean(series["loss_before"]), color=MUTED, ls="--", label="FTML before adaptation")
+    for kind, mark in zip(kinds, "osD^v" * 9, strict=False):
+        found = [point for point in series["comparators"] if point["kind"] == kind]
+        at, values, errors = zip(*((c["as_of_round"], c["regret"], c["standard_error"]) for c in found), strict=True)
+        label = f"against {kind.replace('_', ' ')} ({'exact' if found[-1]['exact'] else 'estimate'})"
+        style = {"fmt": f"{mark}-", "color": colours[kind], "markersize": 4, "capsize": 2}
+        regrets.errorbar(at, values, errors, label=label, **style)
     _label_axes(losses, f"Loss on new tasks (mean of {WINDOW} points)", "query loss")
     _label_axes(regrets, "Regret: cumulative loss of FTML minus the other's", "regret")
     regrets.axhline(0, color="#888888", lw=0.8)
     return as_png(figure)
+
+
+def order_comparators(kinds: Iterable[str]) -> list[str]:
+    """Return each kind of comparator once: hindsight first, the rest in alphabetical order, as on the page."""
+    return sorted(set(kinds), key=lambda kind: (kind != "hindsight", kind))
+
+
+def assign_colours(learners: Iterable[str], comparators: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each learner and comparator, the same as on the page (palette.js).
+
+    Args:
+        learners: FTML first, the rest in the order of the configuration.
+        comparators: from ``order_comparators``.
+    """
+    colours = {name: INKS[at % len(INKS)] for at, name in enumerate(learners)}
+    for at, name in enumerate(comparators):
+        colours[name] = DARK if at == 0 else INKS[len(INKS) - 1 - (at - 1) % len(INKS)]
+    return colours
 
 
 def as_png(figure: Figure, dpi: float | Literal["figure"] = "figure") -> bytes:
@@ -76,13 +99,11 @@ def style_axes(axes: Axes) -> None:
 
 def trailing_mean(values: list[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the mean of each value and up to ``WINDOW`` - 1 values before it; None values are ignored."""
-    known = np.array([np.nan if value is None else value for value in values], dtype=float)
-    present = np.isfinite(known)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(present, known, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(present)])
-    first = np.maximum(np.arange(len(known)) + 1 - WINDOW, 0)
-    last = np.arange(len(known)) + 1
-    return np.asarray((sums[last] - sums[first]) / np.maximum(counts[last] - counts[first], 1))
+    means = []
+    for end in range(1, len(values) + 1):
+        known = [value for value in values[max(end - WINDOW, 0) : end] if value is not None]
+        means.append(math.fsum(known) / len(known) if known else math.nan)
+    return np.array(means)
 
 
 def _label_axes(axes: Axes, title: str, unit: str) -> None:
@@ -119,8 +140,9 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     picture = plot_regret(regret_series(view, 0, None, POINTS))
     replace_file(folder / "regret.png", picture, durable=False)
     pages = Environment(loader=PackageLoader("deploy", "templates"), autoescape=select_autoescape())
+    kinds = order_comparators(name for name, regret in report["regret"].items() if regret["kind"] != "baseline")
     page = pages.get_template("report.html").render(
-        report=report, folder=folder, verdicts=verdicts(report), is_exact=is_exact
+        report=report, folder=folder, verdicts=verdicts(report), colours=assign_colours(report["learners"], kinds)
     )
     replace_file(folder / "report.html", page.encode(), durable=False)
     return report
@@ -137,6 +159,7 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
         "rounds": view.learned(),
         "skipped": view.skipped,
         "quarantined": view.quarantined,
+        "leaks": view.leaks(),
         "learners": view.learners(),
         "regret": view.regret(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),
@@ -145,34 +168,89 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
 
 
 def verdicts(report: dict[str, Any]) -> list[str]:
-    """Return one sentence for each baseline and comparator that compares FTML with it.
+    """Return one sentence for each baseline and comparator that compares FTML with it, and one on what is left out.
 
     Args:
         report: result of ``make_report``.
     """
-    sentences = []
-    for against, regret in report["regret"].items():
-        per_round = regret["value"] / max(regret["as_of_round"], 1)
-        if regret["kind"] == "baseline":
-            side = "lower" if regret["value"] < 0 else "higher"
-            sentences.append(
-                f"The loss of FTML is {abs(per_round):.3f} {side} per round than that of {display_name(against)}, "
-                f"over {regret['as_of_round']} rounds."
-            )
-        else:
-            error = f" (standard error {regret['standard_error']:.1f})" if regret["standard_error"] else ""
-            sentences.append(
-                f"Against the {display_name(against)} comparator, as of round {regret['as_of_round']}, the regret is "
-                f"{regret['value']:.1f}{error}, {per_round:.3f} per round. {_describe_comparator(against)}"
-            )
-    return sentences
+    sentences = [
+        _compare_with_baseline(against, regret)
+        if regret["kind"] == "baseline"
+        else _compare_with_comparator(against, regret)
+        for against, regret in report["regret"].items()
+    ]
+    return [*sentences, *_describe_exceptions(report)]
 
 
-def _describe_comparator(comparator: str) -> str:
-    if is_exact(comparator):
-        return f"The comparator is exact: {describe_target(comparator)}, by algebra."
+def _compare_with_baseline(against: str, regret: dict[str, Any]) -> str:
+    name, rounds = display_name(against), regret.get("rounds", regret["as_of_round"])
+    per_round = regret["value"] / max(rounds, 1)
+    if "verdict" not in regret:  # A report of 0.1.0.
+        side = "lower" if per_round < 0 else "higher"
+        return f"The loss of FTML is {abs(per_round):.3f} {side} per round than that of {name}, over {rounds} rounds."
+    low, high = (end / max(rounds, 1) for end in regret["interval"] or (0.0, 0.0))
+    interval = f" (95 % interval at all times: {low:+.3f} to {high:+.3f})" if regret["interval"] else ""
+    return f"FTML against {name}: {regret['verdict']}. {per_round:+.3f} per round{interval}, over {rounds} rounds."
+
+
+def _compare_with_comparator(against: str, regret: dict[str, Any]) -> str:
+    rounds = regret.get("rounds", regret["as_of_round"])
+    error = f" (standard error {regret['standard_error']:.1f})" if regret["standard_error"] else ""
+    first = f", over the rounds from {regret['first_round'] + 1} on" if regret.get("first_round") else ""
+    return (
+        f"Against the {display_name(against)} comparator, as of round {regret['as_of_round']}{first}, the regret is "
+        f"{regret['value']:.1f}{error}, {regret['value'] / max(rounds, 1):.3f} per round. "
+        f"{_describe_comparator(against, regret)}"
+    )
+
+
+def _describe_comparator(comparator: str, regret: dict[str, Any]) -> str:
     best = describe_target(comparator)
-    return f"The comparator is an estimate: it loses at least as much as {best}, so the regret shown is a lower bound."
+    if regret.get("exact", is_exact(comparator)):
+        return f"The comparator is exact: {best}, by algebra."
+    settled = "" if regret.get("settled", True) else " Its loss was still falling, so it is too high."
+    if regret.get("lower_bound"):
+        bound = f"it loses at least as much as {best}, so the regret shown is a lower bound"
+    else:
+        bound = f"it stands for {best}; it is computed from a sample of the rounds"
+    return f"The comparator is an estimate: {bound}.{settled}"
+
+
+def _describe_exceptions(report: dict[str, Any]) -> list[str]:
+    found, leaks = [], report.get("leaks", {"rounds": 0})
+    if report["skipped"]:
+        found.append(f"{report['skipped']} of {report['rounds']} rounds count for no learner.")
+    for name, learner in report["learners"].items():
+        if learner.get("charged_rounds"):
+            who = "FTML" if name == MAIN_LEARNER else display_name(name)
+            count = f"{learner['charged_rounds']} of {learner['rounds']}"
+            found.append(f"The loss of {who} was not finite in {count} rounds, and is charged at the cap there.")
+    if leaks["rounds"]:
+        found.append(
+            f"In {leaks['rounds']} rounds the query set may have been seen before: {leaks['duplicates']} repeat the "
+            f"content of an earlier round, in {leaks['overlaps']} the support and the query set share samples."
+        )
+    return found
+
+
+def describe_regret(regret: dict[str, Any]) -> str:
+    """Return an entry of ``regret`` in ``/v1/status`` as text."""
+    value = f"{regret['value']:+.2f} over {regret['rounds']} rounds"
+    if regret["kind"] != "baseline":
+        bound = ", a lower bound" if regret["lower_bound"] else ""
+        known = "exact" if regret["exact"] else f"an estimate{bound}{'' if regret['settled'] else ', not settled'}"
+        error = f", standard error {regret['standard_error']:.2f}" if regret["standard_error"] else ""
+        return f"{value}, as of round {regret['as_of_round']} ({known}{error})"
+    if regret["interval"] is None:
+        return f"{value}: {regret['verdict']}"
+    low, high = regret["interval"]
+    return f"{value}, 95 % interval {low:+.2f} to {high:+.2f}: {regret['verdict']}"
+
+
+def format_losses(last: dict[str, Any]) -> str:
+    """Return the losses of a round's record before and after adaptation as text."""
+    losses = (last["loss_before"], last["loss_after"])
+    return "loss " + " -> ".join("not finite" if loss is None else f"{loss:.3f}" for loss in losses)
 
 
 def display_name(name: str) -> str:
@@ -193,37 +271,53 @@ def summary_table(report: dict[str, Any]) -> Group:
     Args:
         report: result of ``make_report``.
     """
-    table = Table(title=f"{report['rounds']} rounds of the same stream", title_justify="left")
+    skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
+    table = Table(title=f"{report['rounds']} rounds of the same stream{skipped}", title_justify="left")
     table.add_column("learner")
-    for column in ("mean loss, last 100", "mean accuracy, last 100", "cumulative loss", "regret of FTML"):
+    columns = (
+        "mean loss, last 100",
+        "mean accuracy, last 100",
+        "cumulative loss",
+        "rounds",
+        "regret of FTML",
+        "FTML is",
+    )
+    for column in columns:
         table.add_column(column, justify="right")
     for name, learner in report["learners"].items():
-        regret = report["regret"].get(name)
+        regret = report["regret"].get(name, {})
         table.add_row(
             "[bold]FTML[/]" if name == MAIN_LEARNER else display_name(name),
-            _format_figure(learner["mean_loss_last_100"], "{:.4f}"),
-            _format_figure(learner["mean_accuracy_last_100"], "{:.1%}"),
+            format_mean(learner["mean_loss_last_100"], learner.get("rounds_last_100"), "{:.4f}"),
+            format_mean(learner["mean_accuracy_last_100"], learner.get("accuracy_rounds_last_100"), "{:.1%}"),
             f"{learner['cumulative_loss']:.2f}",
+            str(learner.get("rounds", "")),
             f"{regret['value']:+.2f}" if regret else "",
+            regret.get("verdict", ""),
         )
     for name, regret in report["regret"].items():
         if regret["kind"] != "baseline":
             ftml_loss = report["learners"][MAIN_LEARNER]["cumulative_loss"]
-            known = "exact" if is_exact(name) else "estimate"
+            known = "exact" if regret.get("exact", is_exact(name)) else "estimate"
             label = f"{display_name(name)} ({known}, as of round {regret['as_of_round']})"
             table.add_row(
                 label,
                 "",
                 "",
                 f"{ftml_loss - regret['value']:.2f}" if _covers_all_rounds(report, regret) else "",
+                str(regret.get("rounds", "")),
                 f"{regret['value']:+.2f}",
+                "",
             )
     return Group(table, *(Text(sentence) for sentence in verdicts(report)))
 
 
 def _covers_all_rounds(report: dict[str, Any], regret: dict[str, Any]) -> bool:
-    return bool(regret["as_of_round"] == report["rounds"])
+    return bool(regret["as_of_round"] == report["rounds"] and not regret.get("first_round"))
 
 
-def _format_figure(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+def format_mean(value: float | None, rounds: int | None, form: str) -> str:
+    """Return a mean as text, with the number of rounds that it is over if they are fewer than 100."""
+    if value is None:
+        return ""
+    return form.format(value) + (f" ({rounds} rounds)" if rounds is not None and rounds < 100 else "")

@@ -194,6 +194,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         and {k: v for k, v in view.last.items() if k not in ("learners", "steps", "more_steps", "efficiency")},
         "learners": view.learners(),
         "regret": view.regret(),
+        "leaks": view.leaks(),
         "checkpoint": view.checkpoint,
         "trainer": {
             "alive": not state.is_trainer_down(),

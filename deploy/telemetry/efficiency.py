@@ -13,6 +13,8 @@ Mean = Callable[[str, str], Any]
 
 The result is one value, or one value per bucket; None where no round is counted.
 """
+Count = Callable[[str], Any]
+"""Returns how many rounds a column counts, one value or one value per bucket."""
 
 
 class EfficiencySums(NamedTuple):
@@ -51,10 +53,12 @@ class EfficiencySums(NamedTuple):
             needed = scores["points_needed"]
             figures |= {_column(name, SCORED): 1.0, _column(name, REACHED): float(needed is not None)}
             figures[_column(name, POINTS)] = float(needed or 0)
+            charge = line["learners"].get(name, {}).get("charged")
             for points, loss, accuracy in scores["prefixes"]:
-                if points in self.prefixes and loss is not None:
+                counted = charge if loss is None else loss
+                if points in self.prefixes and counted is not None:
                     found = {
-                        LOSS: loss,
+                        LOSS: counted,
                         ACCURACY: accuracy or 0.0,
                         WITH_ACCURACY: float(accuracy is not None),
                         SCORED: 1.0,
@@ -68,18 +72,20 @@ class EfficiencySums(NamedTuple):
             return {}
         return {"efficiency": {"prefixes": [*self.prefixes], "proficiency": self.proficiency}}
 
-    def means(self, name: str, mean: Mean) -> dict[str, Any]:
+    def means(self, name: str, mean: Mean, count: Count) -> dict[str, Any]:
         """Return a learner's mean loss and accuracy after each prefix and, with a proficiency, how it was reached.
 
         Args:
             name: of the learner.
             mean: computes the mean of a column.
+            count: returns how many rounds a mean is over.
         """
         after = [
             {
                 "points": points,
                 "loss": mean(_column(name, points, LOSS), _column(name, points, SCORED)),
                 "accuracy": mean(_column(name, points, ACCURACY), _column(name, points, WITH_ACCURACY)),
+                "rounds": count(_column(name, points, SCORED)),
             }
             for points in self.prefixes
         ]
@@ -89,6 +95,8 @@ class EfficiencySums(NamedTuple):
             "prefixes": after,
             "reached": mean(_column(name, REACHED), _column(name, SCORED)),
             "mean_points_needed": mean(_column(name, POINTS), _column(name, REACHED)),
+            "rounds": count(_column(name, SCORED)),
+            "rounds_reached": count(_column(name, REACHED)),
         }
 
     def summarise(self, name: str, sums: Mapping[str, float]) -> dict[str, Any]:
@@ -101,7 +109,9 @@ class EfficiencySums(NamedTuple):
         if not self.prefixes:
             return {}
         target = {} if self.proficiency is None else {"proficiency": self.proficiency}
-        return {"learning_efficiency_last_100": {**self.means(name, make_mean(sums)), **target}}
+        return {
+            "learning_efficiency_last_100": {**self.means(name, make_mean(sums), lambda of: int(sums[of])), **target}
+        }
 
 
 def make_mean(sums: Mapping[str, float], unknown: float | None = None) -> Mean:

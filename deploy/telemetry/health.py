@@ -124,6 +124,7 @@ class WindowFacts:
         loss_after: sum of its losses after adaptation.
         rollbacks: rollbacks of the leader.
         quarantined: rounds in quarantine.
+        charged: rounds in which the leader's loss was not finite.
     """
 
     rounds: int = 0
@@ -134,6 +135,7 @@ class WindowFacts:
     loss_after: float = 0.0
     rollbacks: int = 0
     quarantined: float = 0.0
+    charged: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -413,9 +415,10 @@ def _judge_divergence(facts: Facts) -> Check:
     last = facts.last
     advice = "The leader diverges: lower meta.lr or meta.clip_norm, and compare with `online-meta replay`."
     steps = last.skipped_steps / last.steps if last.steps >= FEWEST_ROUNDS else 0.0
-    rounds = last.skipped / last.rounds if last.rounds >= FEWEST_ROUNDS else 0.0
-    evidence = f"of the last {last.rounds} rounds {last.skipped:.0f} were skipped, and {last.skipped_steps:.0f} of "
-    evidence += f"{last.steps:.0f} meta-steps; {last.rollbacks} rollbacks"
+    failed = last.skipped + last.charged
+    rounds = failed / last.rounds if last.rounds >= FEWEST_ROUNDS else 0.0
+    evidence = f"of the last {last.rounds} rounds {failed:.0f} had no finite loss, and {last.skipped_steps:.0f} of "
+    evidence += f"{last.steps:.0f} meta-steps were skipped; {last.rollbacks} rollbacks"
     if last.rollbacks >= 2 or max(steps, rounds) > 0.5:
         return Check("divergence", "fail", evidence, advice, (LEARNING,))
     if last.rollbacks or max(steps, rounds) > 0.05:

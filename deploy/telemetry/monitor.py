@@ -16,7 +16,7 @@ from deploy.config.config import Config
 from deploy.telemetry.health import WINDOW_ROUNDS, Check, Facts, ProcessFacts, SourceFacts, WindowFacts
 from deploy.telemetry.process_monitor import PROCESSES, ProcessMonitor, is_descendant
 from deploy.telemetry.run_view import LOSS_BEFORE, SKIPPED, SKIPPED_STEPS, STEPS, RunView
-from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.regret.ledger import MAIN_LEARNER, charged_column
 from streams.history.history import History
 from streams.ingest.ingest import Ingest
 from streams.types import ReportsLag, TaskSource
@@ -320,6 +320,7 @@ class HealthMonitor:
                 last[LOSS_BEFORE],
                 last[MAIN_LEARNER],
                 quarantined=last.get(QUARANTINED, 0.0),
+                charged=last[charged_column(MAIN_LEARNER)],
             )
         return replace(self._last, rollbacks=recent)
 

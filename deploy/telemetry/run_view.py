@@ -1,6 +1,7 @@
 """Follow the files of a run: rounds, regret, checkpoints; for the HTTP API, the metrics and the report."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -13,22 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.telemetry.efficiency import EfficiencySums
-from online_meta.regret.ledger import MAIN_LEARNER, Comparator, RegretLedger, RunningSum, add_values
+from online_meta.regret.ledger import (
+    LEVEL_MARGIN,
+    MAIN_LEARNER,
+    UNLEAKED,
+    Comparator,
+    LossSummary,
+    Regret,
+    RegretLedger,
+    charged_column,
+    ledger_columns,
+    rounds_column,
+)
+from online_meta.regret.running_sums import append_round, count_rows, order_values, read_sums, sum_windows
 from streams.atomic_files import replace_file, sync_path
+from trainers.comparators import is_exact, is_upper_bound
 from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
 from trainers.journal.round_records import list_steps
 from trainers.journal.run_files import RunFiles
 from trainers.settings import RegretSettings
 
-VERSION = 1
+VERSION = 2
 
 
 MAX_UNWRITTEN_ROWS = 4096
 
 
 class Rows(NamedTuple):
-    """The number of rows in the file and the following rows, not yet written; replaced together."""
+    """The number of rounds in the file and the rows after those, not yet written; replaced together."""
 
     written: int
     unwritten: list[NDArray[np.float64]]
@@ -37,9 +51,9 @@ class Rows(NamedTuple):
 class RunningSumsFile:
     """A file of running sums; it implements ``RunningSums``.
 
-    Each row has 8 bytes (float64) per column. A JSON file next to it has the number of valid rows. Rows stay in memory
-    until ``write``; ``should_write()`` says when to call it. One thread at a time may append and write; any thread may
-    read.
+    Its rows of 8 bytes (float64) per column are those of ``running_sums.count_rows``: the rounds' own values, and sums
+    of blocks. A JSON file next to it has the number of valid rounds. Rows stay in memory until ``write``;
+    ``should_write()`` says when to call it. One thread at a time may append and write; any thread may read.
 
     Args:
         path: of the file.
@@ -50,15 +64,15 @@ class RunningSumsFile:
         """Continue with the content of the file; start empty if it has other columns or cannot be read."""
         self.columns = tuple(columns)
         self._path, self._header_path = path, path.with_name(path.name + ".json")
-        self._rows, self._running = Rows(0, []), [RunningSum()] * len(self.columns)
+        self._rounds, self._rows = 0, Rows(0, [])
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             self._restore(json.loads(self._header_path.read_bytes()))
 
     def _restore(self, header: Mapping[str, Any]) -> None:
-        written, running = int(header["rounds"]), [RunningSum(*map(float, pair)) for pair in header["sums"]]
+        written = int(header["rounds"])
         same = header["version"] == VERSION and tuple(header["columns"]) == self.columns
-        if same and len(running) == len(self.columns) and self._path.stat().st_size >= written * self._row_bytes:
-            self._rows, self._running = Rows(written, []), running
+        if same and self._path.stat().st_size >= count_rows(written) * self._row_bytes:
+            self._rounds, self._rows = written, Rows(written, [])
 
     @property
     def _row_bytes(self) -> int:
@@ -66,40 +80,60 @@ class RunningSumsFile:
 
     def __len__(self) -> int:
         """Return the number of rounds that are summed."""
-        return self._rows.written + len(self._rows.unwritten)
+        return self._rounds
 
     def clear(self) -> None:
         """Start again without rounds; the file changes at the next ``write``."""
-        self._rows, self._running = Rows(0, []), [RunningSum()] * len(self.columns)
+        self._rounds, self._rows = 0, Rows(0, [])
+
+    def append_row(self, row: NDArray[np.float64]) -> None:
+        """Append a row of the store."""
+        self._rows.unwritten.append(row)
+
+    def take(self, places: Sequence[int]) -> NDArray[np.float64]:
+        """Return rows of the store: shape (places, columns). Raises ``OSError`` if the file cannot be read."""
+        found = np.zeros((len(places), len(self.columns)))
+        rounds, unwritten = self._rows
+        written = count_rows(rounds)
+        with contextlib.ExitStack() as open_files:
+            file = open_files.enter_context(open(self._path, "rb")) if min(places, default=written) < written else None
+            # Neighbouring rows of the file are read at once.
+            for _, group in itertools.groupby(enumerate(places), lambda item: (item[1] - item[0], item[1] < written)):
+                run = list(group)
+                (at, place), count = run[0], len(run)
+                if place >= written or file is None:
+                    found[at : at + count] = unwritten[place - written : place - written + count]
+                else:
+                    text = os.pread(file.fileno(), count * self._row_bytes, place * self._row_bytes)
+                    found[at : at + count] = np.frombuffer(text).reshape(count, -1)
+        return found
 
     def append(self, values: Mapping[str, float]) -> None:
         """Add the values of the next round; columns that are not named get 0."""
-        self._running = add_values(self._running, self.columns, values)
-        self._rows.unwritten.append(np.array([one.value() for one in self._running]))
+        append_round(self, self._rounds, order_values(self.columns, values))
+        self._rounds += 1
 
     def read(self, rounds: Sequence[int]) -> NDArray[np.float64]:
-        """Return the sums over the first n rounds, for each n in ``rounds``.
+        """Return the sums over the first r rounds for each r of ``rounds``: shape (rounds, columns)."""
+        return read_sums(self, rounds)
 
-        Returns:
-            An array (len(rounds), columns), float64.
+    def windows(self, edges: Sequence[int]) -> NDArray[np.float64]:
+        """Return the sums over the rounds ``edges[i]`` .. ``edges[i + 1]`` - 1: shape (edges - 1, columns)."""
+        return sum_windows(self, len(self.columns), edges)
 
-        Raises:
-            OSError: if the file cannot be read.
-        """
-        found = np.zeros((len(rounds), len(self.columns)))
-        written, unwritten = self._rows
-        with contextlib.ExitStack() as open_files:
-            file = open_files.enter_context(open(self._path, "rb")) if written else None
-            for at, round in enumerate(rounds):
-                if round > written:
-                    found[at] = unwritten[round - written - 1]
-                elif round and file is not None:
-                    found[at] = np.frombuffer(os.pread(file.fileno(), self._row_bytes, (round - 1) * self._row_bytes))
-        return found
+    def values(self, column: str) -> NDArray[np.float64]:
+        """Return the values of a column in every round, shape (rounds,); it reads the whole file."""
+        at, found = self.columns.index(column), []
+        for first in range(0, self._rounds, MAX_UNWRITTEN_ROWS):
+            rounds = range(first, min(first + MAX_UNWRITTEN_ROWS, self._rounds))
+            start = count_rows(first)
+            rows = self.take(range(start, count_rows(rounds.stop)))
+            found.append(rows[[count_rows(round) - start for round in rounds], at])
+        return np.concatenate(found) if found else np.zeros(0)
 
     def should_write(self) -> bool:
-        """Return whether at least ``MAX_UNWRITTEN_ROWS`` rows are in memory."""
-        return len(self._rows.unwritten) >= MAX_UNWRITTEN_ROWS
+        """Return whether at least ``MAX_UNWRITTEN_ROWS`` rounds are in memory."""
+        return self._rounds - self._rows.written >= MAX_UNWRITTEN_ROWS
 
     def write(self) -> None:
         """Write the rows in memory to the file; the lines of their rounds must be durable already.
@@ -112,25 +146,22 @@ class RunningSumsFile:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
-            file.seek(before * self._row_bytes)
+            file.seek(count_rows(before) * self._row_bytes)
             file.write(np.stack(unwritten).tobytes())
             file.flush()
             os.fsync(file.fileno())
-        written = before + len(unwritten)
-        header = {"version": VERSION, "columns": self.columns, "rounds": written, "sums": self._running}
+        header = {"version": VERSION, "columns": self.columns, "rounds": self._rounds}
         replace_file(self._header_path, json.dumps(header).encode(), durable=True)
-        self._rows = Rows(written, [])
+        self._rows = Rows(self._rounds, [])
 
 
-LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, STEPS, SKIPPED_STEPS = (
-    "line length",
-    "skipped",
-    "quarantined",
-    "loss before",
-    "meta steps",
-    "skipped steps",
-)
-"""Columns in addition to the learners' losses."""
+LINE_LENGTH, SKIPPED, QUARANTINED = "line length", "skipped", "quarantined"
+STEPS, SKIPPED_STEPS = "meta steps", "skipped steps"
+LOSS_BEFORE, ROUNDS_BEFORE = "loss before", "rounds before"
+CONTENT, DUPLICATES, OVERLAPS, LEAKS = "content", "duplicates", "overlaps", "leaks"
+"""Columns in addition to those of the ledger."""
+CONTENT_DIGITS = 13
+"""The hexadecimal digits of a content digest that ``CONTENT`` has: 52 bits, which a float64 holds exactly."""
 
 
 LineCallback = Callable[[Line], None]
@@ -161,17 +192,66 @@ def open_view(files: RunFiles, regret: RegretSettings) -> "RunView":
         files: of the run.
         regret: [regret] section of the configuration, which names the learners and what is scored.
     """
-    return RunView(files, (MAIN_LEARNER, *regret.baselines), regret.prefixes, regret.proficiency)
+    names = (MAIN_LEARNER, *regret.baselines)
+    return RunView(files, names, regret.prefixes, regret.proficiency, regret.level_margin)
+
+
+def describe_comparator(comparator: Comparator | None, regret: Regret) -> dict[str, Any]:
+    """Return how far a comparator can be trusted, for the report and the API.
+
+    Args:
+        comparator: a newest evaluation; None for nothing known.
+        regret: against it.
+
+    Returns:
+        ``exact``: whether its loss is known exactly; ``lower_bound``: whether the regret is a lower bound of the true
+        one; ``settled`` and ``gradient_norm`` of ``Comparator``; ``evaluated``: the rounds whose loss was computed.
+    """
+    if comparator is None:
+        return {}
+    return {
+        "exact": is_exact(comparator.kind),
+        "lower_bound": is_upper_bound(comparator, regret.rounds),
+        "settled": comparator.settled,
+        "evaluated": comparator.evaluated,
+        "gradient_norm": comparator.gradient_norm,
+    }
+
+
+class SeenContents:
+    """The contents of the rounds so far, in 8 bytes each.
+
+    Args:
+        contents: of the first rounds, as numbers; 0 is unknown.
+    """
+
+    def __init__(self, contents: NDArray[np.float64]) -> None:
+        """Start with the first rounds."""
+        self._sorted = np.unique(contents[contents > 0])
+        self._recent: set[float] = set()
+
+    def add(self, content: float) -> bool:
+        """Add the content of the next round, and return whether it has occurred before; 0 is unknown."""
+        if not content:
+            return False
+        at = int(np.searchsorted(self._sorted, content))
+        if content in self._recent or (at < len(self._sorted) and self._sorted[at] == content):
+            return True
+        self._recent.add(content)
+        if len(self._recent) >= MAX_UNWRITTEN_ROWS:
+            self._sorted, self._recent = np.union1d(self._sorted, [*self._recent]), set()
+        return False
 
 
 class RunView:
-    """A view of a run's files. Its sums over rounds are in a file, so that memory does not grow with the rounds.
+    """A view of a run's files. Its sums over rounds are in a file; memory grows by 8 bytes per round, for the contents.
 
     Args:
         files: of the run.
         learners: names of the learners.
         prefixes: lengths of the support set's prefixes after which tasks are scored.
         proficiency: loss or accuracy whose reaching is summed; None for none.
+        level_margin: the share of the other's mean loss within which two learners count as level.
     """
 
     def __init__(
@@ -180,22 +260,24 @@ class RunView:
         learners: tuple[str, ...],
         prefixes: tuple[int, ...] = (),
         proficiency: float | None = None,
+        level_margin: float = LEVEL_MARGIN,
     ) -> None:
         """Continue after the last round in the file of sums."""
         self.efficiency = EfficiencySums(learners, prefixes, proficiency)
-        extra = [
-            column(name) for name in learners for column in (accuracy_column, accuracy_count_column)
-        ] + self.efficiency.columns()
-        self.sums = RunningSumsFile(
-            files.sums, (LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, STEPS, SKIPPED_STEPS, *learners, *extra)
-        )
+        own = (LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, ROUNDS_BEFORE, STEPS, SKIPPED_STEPS)
+        leaks = (CONTENT, DUPLICATES, OVERLAPS, LEAKS)
+        accuracies = [column(name) for name in learners for column in (accuracy_column, accuracy_count_column)]
+        columns = (*own, *leaks, *ledger_columns(learners), *accuracies, *self.efficiency.columns())
+        self.sums = RunningSumsFile(files.sums, columns)
         self.comparators: list[Comparator] = []
+        self.comparator_regrets: list[Regret] = []
         self.refreshed: dict[str, float] = {}
         self._waiting: list[Comparator] = []
         self.checkpoint: Line | None = None
         self._files = files
         self.last = self._restore()
-        self.ledger = RegretLedger(learners, self.sums)
+        self.ledger = RegretLedger(learners, self.sums, level_margin=level_margin)
+        self._contents = SeenContents(self.sums.values(CONTENT))
         self._position = int(self.total(LINE_LENGTH))
         self._rounds = LineReader(files.rounds, self._position)
         self.quarantine = quarantine.QuarantineReader(files.quarantine_log)
@@ -207,7 +289,7 @@ class RunView:
         rounds = len(self.sums)
         if not rounds:
             return None
-        start, end = self.sums.read([rounds - 1, rounds])[:, 0]
+        start, end = self.sums.read([rounds - 1, rounds])[:, self.sums.columns.index(LINE_LENGTH)]
         found = read_line(self._files.rounds, int(start))
         if found is not None and found[0].get("round") == rounds - 1 and found[1] == int(end):
             return found[0]
@@ -240,8 +322,10 @@ class RunView:
                     self.refreshed[line["kind"]] = line["timestamp"]
             # After a power loss, a comparator's line can be on disk while rounds that it covers must be played again.
             while self._waiting and self._waiting[0].as_of_round <= len(self.ledger):
-                self.comparators.append(self._waiting.pop(0))
-                self.ledger.compare(self.comparators[-1])
+                comparator = self._waiting.pop(0)
+                self.ledger.compare(comparator)
+                self.comparator_regrets.append(self.ledger.regret_against(comparator))
+                self.comparators.append(comparator)
             for line in self._checkpoints.lines():
                 self.checkpoint = line
                 on_checkpoint(line)
@@ -281,44 +365,86 @@ class RunView:
     def last_100(self) -> dict[str, float]:
         """Return the sum of each column over the last 100 rounds."""
         rounds = len(self.sums)
-        early, late = self.sums.read([max(rounds - 100, 0), rounds])
-        return dict(zip(self.sums.columns, (late - early).tolist(), strict=True))
+        return dict(zip(self.sums.columns, self.sums.windows([max(rounds - 100, 0), rounds])[0].tolist(), strict=True))
 
     def learners(self) -> dict[str, dict[str, Any]]:
         """Return the summary of each learner, as in the report."""
         last = self.last_100()
+        return {name: self._summarise(name, last) for name in self.ledger.learners}
+
+    def _summarise(self, name: str, last: Mapping[str, float]) -> dict[str, Any]:
+        """Return a learner's sums and means, each mean with the number of rounds that it is over."""
+        whole, unleaked = (self.ledger.summarise(name, leaks=leaks) for leaks in (True, False))
+        recent, recent_unleaked = (
+            LossSummary(last[prefix + name], *(int(last[prefix + of(name)]) for of in (rounds_column, charged_column)))
+            for prefix in ("", UNLEAKED)
+        )
+        judged = last[accuracy_count_column(name)]
         return {
-            name: {
-                "cumulative_loss": self.ledger.cumulative_loss(name),
-                "mean_loss_last_100": self.ledger.mean_loss(name, 100),
-                "mean_accuracy_last_100": last[accuracy_column(name)] / last[accuracy_count_column(name)]
-                if last[accuracy_count_column(name)]
-                else None,
-                **self.efficiency.summarise(name, last),
-            }
-            for name in self.ledger.learners
+            "cumulative_loss": whole.total,
+            "rounds": whole.rounds,
+            "charged_rounds": whole.charged,
+            "mean_loss_last_100": recent.mean(),
+            "rounds_last_100": recent.rounds,
+            "charged_rounds_last_100": recent.charged,
+            "mean_accuracy_last_100": last[accuracy_column(name)] / judged if judged else None,
+            "accuracy_rounds_last_100": int(judged),
+            "without_leaks": {
+                "cumulative_loss": unleaked.total,
+                "rounds": unleaked.rounds,
+                "mean_loss_last_100": recent_unleaked.mean(),
+                "rounds_last_100": recent_unleaked.rounds,
+            },
+            **self.efficiency.summarise(name, last),
         }
+
+    def leaks(self) -> dict[str, int]:
+        """Return the number of rounds that repeat an earlier one's content, whose sets overlap, and of either kind."""
+        sums = dict(zip(self.sums.columns, self.sums.read([len(self.sums)])[0], strict=True))
+        return {"duplicates": int(sums[DUPLICATES]), "overlaps": int(sums[OVERLAPS]), "rounds": int(sums[LEAKS])}
 
     def regret(self) -> dict[str, dict[str, Any]]:
         """Return the regret against every baseline and comparator, as in the report."""
-        return {against: regret._asdict() for against, regret in self.ledger.regret().items()}
+        unleaked = self.ledger.regret(leaks=False)
+        found = {}
+        for against, regret in self.ledger.regret().items():
+            found[against] = regret._asdict()
+            if against in unleaked:
+                found[against]["without_leaks"] = unleaked[against]._asdict()
+            else:
+                found[against] |= describe_comparator(self.ledger.comparator(against), regret)
+        return found
 
     def _record(self, line: Line) -> None:
         played, steps = line["learners"], list_steps(line)
+        content = float(int(line.get("content", "0")[:CONTENT_DIGITS], 16))
+        duplicate, overlap = self._contents.add(content), bool(line.get("overlap"))
         extra = {
             LINE_LENGTH: float(self._rounds.position - self._position),
             SKIPPED: float(line["skipped"] not in (None, quarantine.QUARANTINED)),
             QUARANTINED: float(line["skipped"] == quarantine.QUARANTINED),
-            LOSS_BEFORE: line["loss_before"] or 0.0,
             STEPS: len(steps),
             SKIPPED_STEPS: sum(step["skipped"] is not None for step in steps),
+            CONTENT: content,
+            DUPLICATES: float(duplicate),
+            OVERLAPS: float(overlap),
+            LEAKS: float(duplicate or overlap),
         }
-        for name in self.ledger.learners if played else ():
-            known = played[name]["accuracy"] is not None
-            extra |= {accuracy_column(name): played[name]["accuracy"] or 0.0, accuracy_count_column(name): float(known)}
-        extra |= self.efficiency.figures(line)
-        losses = {name: played[name]["loss_after"] for name in self.ledger.learners} if played else None
-        self.ledger.record(losses, extra)
+        if line["skipped"] is not None or not played:
+            self.ledger.record(None, extra)
+        else:
+            charges = {name: one["charged"] for name, one in played.items() if "charged" in one}
+            before = played[MAIN_LEARNER]["loss_before"]
+            extra |= {LOSS_BEFORE: charges[MAIN_LEARNER] if before is None else before, ROUNDS_BEFORE: 1.0}
+            for name in self.ledger.learners:
+                accuracy = played[name]["accuracy"]
+                extra |= {
+                    accuracy_column(name): accuracy or 0.0,
+                    accuracy_count_column(name): float(accuracy is not None),
+                }
+            extra |= self.efficiency.figures(line)
+            losses = {name: played[name]["loss_after"] for name in self.ledger.learners}
+            self.ledger.record(losses, extra, charge=max(charges.values(), default=None), leaked=duplicate or overlap)
         self.last, self._position = line, self._rounds.position
 
     def _write(self) -> None:

@@ -5,8 +5,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.telemetry.run_view import LOSS_BEFORE, SKIPPED, RunView, accuracy_column, accuracy_count_column
-from online_meta.regret.ledger import MAIN_LEARNER
+from deploy.telemetry.run_view import (
+    LOSS_BEFORE,
+    ROUNDS_BEFORE,
+    QUARANTINED,
+    SKIPPED,
+    RunView,
+    accuracy_column,
+    accuracy_count_column,
+    describe_comparator,
+)
+from online_meta.regret.ledger import MAIN_LEARNER, charged_column, difference_columns, rounds_column
+from online_meta.regret.running_sums import RunningSum
 
 
 def regret_series(view: RunView, start: int, end: int | None, points: int) -> dict[str, Any]:
@@ -19,8 +29,9 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         points: maximum number of buckets.
 
     Returns:
-        The answer of ``/v1/regret``. Losses and accuracies are means over a bucket (None where unknown). Cumulative
-        losses are those at its end. ``rounds`` has the last round of each bucket. If prefixes of the support set are
+        The answer of ``/v1/regret``. Losses and accuracies are means over a bucket (None where no round counts);
+        ``rounds`` of a learner are those that count in it. Cumulative losses, and the ``regret`` of FTML against a
+        baseline, are those at its end. ``rounds`` has the last round of each bucket. If prefixes of the support set are
         scored, ``efficiency`` describes them, and the ``efficiency`` of each learner has one value per bucket.
     """
     total = view.learned()
@@ -28,14 +39,16 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
     start = min(max(start, 0), last)
     count = min(points, last - start)
     edges = [start + (last - start) * k // count for k in range(count + 1)] if count else [start]
-    sums = dict(zip(view.sums.columns, view.sums.read(edges).T, strict=True))
-    rounds = np.diff(edges)
-    scored = rounds - np.diff(sums[SKIPPED])
+    sums = dict(zip(view.sums.columns, view.sums.windows(edges).T, strict=True))
     learners = {
         name: {
-            "loss": (np.diff(sums[name]) / rounds).tolist(),
-            "accuracy": _means(sums[accuracy_column(name)], np.diff(sums[accuracy_count_column(name)])),
-            "cumulative_loss": sums[name][1:].tolist(),
+            "loss": _means(sums[name], sums[rounds_column(name)]),
+            "rounds": _counts(sums[rounds_column(name)]),
+            "charged_rounds": _counts(sums[charged_column(name)]),
+            "accuracy": _means(sums[accuracy_column(name)], sums[accuracy_count_column(name)]),
+            "accuracy_rounds": _counts(sums[accuracy_count_column(name)]),
+            "cumulative_loss": _accumulate(view.ledger.cumulative_loss(name, start), sums[name]),
+            **_regret(view, name, start, sums),
             **_efficiency(view, name, sums),
         }
         for name in view.ledger.learners
@@ -44,27 +57,49 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         "from": start,
         "to": last,
         "rounds": [edge - 1 for edge in edges[1:]],
-        "loss_before": _means(sums[LOSS_BEFORE], scored),
-        "loss_after": _means(sums[MAIN_LEARNER], scored),
+        "skipped_rounds": _counts(sums[SKIPPED] + sums[QUARANTINED]),
+        "loss_before": _means(sums[LOSS_BEFORE], sums[ROUNDS_BEFORE]),
+        "loss_after": learners[MAIN_LEARNER]["loss"],
         "accuracy": learners[MAIN_LEARNER]["accuracy"],
         "learners": learners,
         **view.efficiency.describe(),
         "comparators": [
-            {**comparator._asdict(), "regret": view.ledger.regret_against(comparator).value}
-            for comparator in view.comparators
+            {**comparator._asdict(), **describe_comparator(comparator, regret), "regret": regret.value}
+            for comparator, regret in zip(view.comparators, view.comparator_regrets, strict=True)
             if start < comparator.as_of_round <= last
         ],
         "regret": view.regret(),
     }
 
 
+def _regret(view: RunView, name: str, start: int, sums: dict[str, NDArray[np.float64]]) -> dict[str, list[float]]:
+    """Return the main learner's regret against a baseline at the end of each bucket."""
+    if name == MAIN_LEARNER:
+        return {}
+    (_, difference, _), before = difference_columns(name), view.ledger.differences(name, start)
+    return {"regret": _accumulate(before.total, sums[difference])}
+
+
 def _efficiency(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
     if not view.efficiency.prefixes:
         return {}
-    means = view.efficiency.means(name, lambda what, count: _means(sums[what], np.diff(sums[count])))
+    means = view.efficiency.means(name, lambda what, of: _means(sums[what], sums[of]), lambda of: _counts(sums[of]))
     return {"efficiency": means}
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float | None]:
-    """Return the mean in each bucket from running sums at its edges; None where nothing is counted."""
-    return [total / count if count else None for total, count in zip(np.diff(sums).tolist(), counts, strict=True)]
+    """Return the mean in each bucket; None where nothing is counted."""
+    return [total / count if count else None for total, count in zip(sums.tolist(), counts.tolist(), strict=True)]
+
+
+def _counts(sums: NDArray[np.float64]) -> list[int]:
+    return [int(count) for count in sums.tolist()]
+
+
+def _accumulate(before: float, sums: NDArray[np.float64]) -> list[float]:
+    """Return ``before`` plus the sums up to and with each bucket."""
+    total, found = RunningSum(before), []
+    for one in sums.tolist():
+        total = total.plus(one)
+        found.append(total.value())
+    return found

@@ -35,6 +35,10 @@ class Quadratic(NamedTuple):
         """Return the sum of two quadratics."""
         return Quadratic(*(mine + others for mine, others in zip(self, other, strict=True)))
 
+    def plus_constant(self, value: float) -> "Quadratic":
+        """Return the quadratic with ``value`` added to its offset."""
+        return self._replace(offset=self.offset + value)
+
 
 class Minimum(NamedTuple):
     """The minimum ``value`` of a quadratic, and its minimiser ``weights`` (d,) with the smallest norm."""

@@ -1,98 +1,37 @@
 """Keep the regret ledger: every learner's loss in each round, and the regret against every comparator."""
 
-import math
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-
-class RunningSum(NamedTuple):
-    """A float sum that keeps the rounding errors in a second term (Neumaier, 1974).
-
-    Its error is at most 1 ulp, plus n^2 * 2^-106 * sum |x_i| over n terms: 1 ulp over millions of losses of one sign.
-    """
-
-    total: float = 0.0
-    compensation: float = 0.0
-
-    def plus(self, value: float) -> "RunningSum":
-        """Return the sum with ``value`` added."""
-        total = self.total + value
-        big, small = (self.total, value) if abs(self.total) >= abs(value) else (value, self.total)
-        return RunningSum(total, self.compensation + ((big - total) + small))
-
-    def value(self) -> float:
-        """Return the sum as one float."""
-        return self.total + self.compensation
-
-
-class RunningSums(Protocol):
-    """Cumulative sums of named columns over the rounds, with one row after each round.
-
-    The mean over any interval of rounds is the difference of two rows divided by its length.
-    """
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the columns."""
-
-    def __len__(self) -> int:
-        """Return the number of rounds."""
-
-    def append(self, values: Mapping[str, float]) -> None:
-        """Add the values of the next round; columns that are not named get 0."""
-
-    def read(self, rounds: Sequence[int]) -> NDArray[np.float64]:
-        """Return the sums over the first r rounds for each r of ``rounds``: shape (rounds, columns)."""
-
-
-class MemoryRunningSums:
-    """``RunningSums`` in memory, with 8 bytes per round and column."""
-
-    def __init__(self, columns: Iterable[str]) -> None:
-        """Start before round 0 with these columns."""
-        self.columns = tuple(columns)
-        self._running = [RunningSum()] * len(self.columns)
-        self._rows = array("d", [0.0] * len(self.columns))
-
-    def __len__(self) -> int:
-        """Return the number of rounds."""
-        return len(self._rows) // len(self.columns) - 1
-
-    def append(self, values: Mapping[str, float]) -> None:
-        """Add the values of the next round; columns that are not named get 0."""
-        self._running = add_values(self._running, self.columns, values)
-        self._rows.extend(one.value() for one in self._running)
-
-    def read(self, rounds: Sequence[int]) -> NDArray[np.float64]:
-        """Return the sums over the first r rounds for each r of ``rounds``: shape (rounds, columns)."""
-        width = len(self.columns)
-        rows = [self._rows[round * width : (round + 1) * width] for round in rounds]
-        return np.array(rows).reshape(-1, width)
-
-
-def add_values(running: Sequence[RunningSum], columns: Sequence[str], values: Mapping[str, float]) -> list[RunningSum]:
-    """Return the running sums with the values of a round added; columns that are not named get 0."""
-    return [one.plus(values.get(column, 0.0)) for one, column in zip(running, columns, strict=True)]
-
+from online_meta.regret.differences import Differences, Verdict, confidence_sequence, judge
+from online_meta.regret.running_sums import MemoryRunningSums, RunningSums
 
 MAIN_LEARNER = "ftml"
 """The learner whose regret is computed."""
+LARGEST_LOSS = 1e100
+"""A loss of a larger size counts as not finite, so that sums of losses and of their squares are finite."""
+LOSS_CAP = 1000.0
+"""What a loss that is not finite is charged at, by default."""
+LEVEL_MARGIN = 0.01
+"""The share of the other's mean loss within which two learners count as level, by default."""
+UNLEAKED = "without leaks: "
+"""Prefix of the columns that leave out rounds whose query set may have been seen before."""
 
 
 class Comparator(NamedTuple):
-    """The cumulative loss of a comparator over the rounds 0..``as_of_round`` - 1.
+    """The cumulative loss of a comparator over the rounds ``first_round``..``as_of_round`` - 1.
 
     Attributes:
-        kind: ``closed_form``: the best fixed meta-parameters in closed form; ``hindsight``: an upper estimate of their
-            loss by training; ``dynamic``: an upper estimate of the loss of each task's own best parameters.
-        as_of_round: the number of rounds.
+        kind: ``closed_form``: the best fixed meta-parameters in closed form; ``hindsight``: an estimate of their
+            loss by training; ``dynamic``: an estimate of the loss of each task's own best parameters.
+        as_of_round: the number of rounds up to which it is evaluated.
         cumulative_loss: the sum of the query losses over these rounds, in nats or squared units of y.
         standard_error: the standard error of the cumulative loss, 0 if every round was evaluated.
         settled: whether the loss had stopped decreasing in the training of an estimate.
+        first_round: the first round that it covers; later than 0 if retention has discarded what came before.
+        evaluated: the number of rounds whose loss was computed, the others being estimated; None if it is not known.
+        gradient_norm: of an estimate, the global norm of the mean meta-gradient where it ended, a certificate of how
+            nearly stationary it is; None if it is not known.
     """
 
     kind: str
@@ -100,71 +39,159 @@ class Comparator(NamedTuple):
     cumulative_loss: float
     standard_error: float
     settled: bool = True
+    first_round: int = 0
+    evaluated: int | None = None
+    gradient_norm: float | None = None
 
 
 class Regret(NamedTuple):
-    """The regret sum_t f_t(U_t(w_t)) - comparator's loss over the first ``as_of_round`` rounds.
+    """The regret sum_t f_t(U_t(w_t)) - the other's loss.
 
-    A negative ``value`` means that the learner lost less than the comparator. ``kind`` is that of the comparator, or
-    "baseline" for another learner.
+    Attributes:
+        value: the regret; negative if the learner lost less than the other.
+        standard_error: of the value. Against a baseline: sqrt(n) times the standard deviation of a round's difference.
+        as_of_round: the number of rounds, skipped ones included, up to which it is computed.
+        kind: that of the comparator, or "baseline" for another learner.
+        rounds: the number n of rounds in which both have a loss.
+        interval: against a baseline, a confidence sequence for the value, see ``confidence_sequence``; None without
+            enough rounds.
+        verdict: against a baseline, what the interval shows: "ahead", "behind", "level" or "too early".
+        margin: the value up to which the two count as level.
+        first_round: the first round of the regret.
     """
 
     value: float
     standard_error: float
     as_of_round: int
     kind: str
+    rounds: int = 0
+    interval: tuple[float, float] | None = None
+    verdict: Verdict | None = None
+    margin: float | None = None
+    first_round: int = 0
+
+
+class LossSummary(NamedTuple):
+    """A learner's losses over some rounds: their sum, the rounds in which it has a loss, and how many were charged."""
+
+    total: float
+    rounds: int
+    charged: int
+
+    def mean(self) -> float | None:
+        """Return the mean loss; None if there is no round."""
+        return self.total / self.rounds if self.rounds else None
+
+
+def is_finite_loss(loss: float | None) -> bool:
+    """Return whether a loss counts as finite: it is a number of at most ``LARGEST_LOSS``."""
+    return loss is not None and abs(loss) <= LARGEST_LOSS
+
+
+def charge_for(losses: Iterable[float | None], loss_cap: float = LOSS_CAP) -> float:
+    """Return what losses of a round that are not finite are charged at.
+
+    It is ``loss_cap``, or the largest finite one of ``losses`` if that is higher, so that a learner never gains on
+    another by a loss that is not finite.
+    """
+    return max([loss_cap, *(loss for loss in losses if loss is not None and is_finite_loss(loss))])
+
+
+def rounds_column(learner: str) -> str:
+    """Return the name of the column that counts the rounds in which a learner has a loss."""
+    return f"rounds {learner}"
+
+
+def charged_column(learner: str) -> str:
+    """Return the name of the column that counts the rounds in which a learner's loss was not finite."""
+    return f"charged {learner}"
+
+
+def difference_columns(learner: str) -> tuple[str, str, str]:
+    """Return the columns of the paired differences from a learner: their number, sum and sum of squares."""
+    return f"common {learner}", f"difference {learner}", f"squared difference {learner}"
+
+
+def ledger_columns(learners: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns that a ledger of these learners needs."""
+    own: list[str] = []
+    for name in learners:
+        own += [name, rounds_column(name), charged_column(name)]
+        own += difference_columns(name) if name != MAIN_LEARNER else ()
+    return (*own, *(UNLEAKED + name for name in own))
 
 
 class RegretLedger:
     """The record of each learner's loss after adaptation, scored before learning, and of the regret.
 
     regret_T(against) = sum_{t<T} f_t(U_t(w_t)) - L_T(against) (Finn et al., ICML 2019, eq. 2). Baselines are compared
-    at the newest round, comparators at the round up to which they were evaluated.
+    at the newest round, over the rounds in which both have a loss; comparators at the round up to which they were
+    evaluated.
     """
 
-    def __init__(self, learners: Iterable[str], sums: RunningSums | None = None) -> None:
+    def __init__(
+        self,
+        learners: Iterable[str],
+        sums: RunningSums | None = None,
+        *,
+        loss_cap: float = LOSS_CAP,
+        level_margin: float = LEVEL_MARGIN,
+    ) -> None:
         """Continue the ledger stored in ``sums``, or start an empty one in memory.
 
         Args:
             learners: the names of the learners; "ftml" must be among them.
-            sums: the running sums, with a column for each learner; None for new sums in memory, which take 8 bytes per
-                round and learner.
+            sums: the running sums, with the columns of ``ledger_columns``; None for new sums in memory, which take some
+                100 bytes per round and learner.
+            loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
+            level_margin: the share of the other's mean loss within which two learners count as level.
 
         Raises:
-            ValueError: if "ftml" is not among the learners, or ``sums`` has no column for a learner.
+            ValueError: if "ftml" is not among the learners, or ``sums`` lacks a column.
         """
         self.learners = tuple(learners)
         if MAIN_LEARNER not in self.learners:
             raise ValueError(f"learners are {[*self.learners]}: the ledger needs {MAIN_LEARNER!r} among them")
-        self._sums: RunningSums = MemoryRunningSums(self.learners) if sums is None else sums
-        self._column = {name: self._sums.columns.index(name) for name in self.learners}
+        columns = ledger_columns(self.learners)
+        self._sums: RunningSums = MemoryRunningSums(columns) if sums is None else sums
+        self._column = {name: self._sums.columns.index(name) for name in columns}
+        self._loss_cap, self._level_margin = loss_cap, level_margin
         self._comparators: dict[str, Comparator] = {}
 
     def __len__(self) -> int:
         """Return the number of recorded rounds."""
         return len(self._sums)
 
-    def record(self, losses: Mapping[str, float] | None, extra: Mapping[str, float] | None = None) -> None:
+    def record(
+        self,
+        losses: Mapping[str, float | None] | None,
+        extra: Mapping[str, float] | None = None,
+        *,
+        charge: float | None = None,
+        leaked: bool = False,
+    ) -> None:
         """Record the next round.
 
         Args:
-            losses: each learner's query loss after adaptation, scored before it learned the task; None for a skipped
-                round, which adds 0 to every learner.
+            losses: each learner's query loss after adaptation, scored before it learned the task. One that is not
+                finite is charged and counted. None for a round that counts for no learner.
             extra: values for other columns of the sums.
+            charge: what a loss that is not finite is charged at; by default, ``charge_for`` of the losses.
+            leaked: whether the query set may have been seen before, so that the round is also left out of the figures
+                without leaks.
 
         Raises:
-            ValueError: if a learner is missing or unknown, or a loss is not finite.
+            ValueError: if a learner is missing or unknown.
         """
-        if losses is None:
-            losses = dict.fromkeys(self.learners, 0.0)
-        if losses.keys() != set(self.learners):
+        if losses is not None and losses.keys() != set(self.learners):
             learners = sorted(self.learners)
             raise ValueError(f"round {len(self)} has losses of {sorted(losses)}; the learners are {learners}")
-        if not all(map(math.isfinite, losses.values())):
-            raise ValueError(
-                f"round {len(self)} has losses {dict(losses)}: record None for a round whose losses are not finite"
-            )
-        self._sums.append({**losses, **(extra or {})})
+        values: dict[str, float] = {}
+        if losses:
+            amount = charge_for(losses.values(), self._loss_cap) if charge is None else charge
+            values = _round_values(losses, amount)
+        unleaked = {} if leaked else {UNLEAKED + column: value for column, value in values.items()}
+        self._sums.append({**values, **unleaked, **(extra or {})})
 
     def compare(self, comparator: Comparator) -> None:
         """Set the newest evaluation of a comparator.
@@ -175,39 +202,99 @@ class RegretLedger:
             raise ValueError(f"comparator is as of round {comparator.as_of_round}; the ledger has {len(self)} rounds")
         self._comparators[comparator.kind] = comparator
 
+    def summarise(self, learner: str, start: int = 0, end: int | None = None, *, leaks: bool = True) -> LossSummary:
+        """Return a learner's losses over the rounds ``start`` .. ``end`` - 1, by default all.
+
+        Args:
+            learner: its name.
+            start: the first round.
+            end: one past the last round; None for all.
+            leaks: whether rounds whose query set may have been seen before count.
+
+        Raises:
+            IndexError: if fewer rounds are recorded.
+        """
+        names = (learner, rounds_column(learner), charged_column(learner))
+        total, rounds, charged = self._read(names, start, end, leaks)
+        return LossSummary(total, int(rounds), int(charged))
+
+    def _read(self, names: Iterable[str], start: int, end: int | None, leaks: bool) -> list[float]:
+        end = len(self) if end is None else end
+        if not 0 <= start <= end <= len(self):
+            raise IndexError(f"rounds is {end}; the ledger has {len(self)} rounds")
+        row = self._sums.windows([start, end])[0]
+        return [float(row[self._column[name if leaks else UNLEAKED + name]]) for name in names]
+
     def cumulative_loss(self, learner: str, rounds: int | None = None) -> float:
         """Return a learner's loss summed over the first ``rounds`` rounds (all by default), in units of the loss.
 
         Raises ``IndexError`` if fewer rounds are recorded.
         """
-        rounds = len(self) if rounds is None else rounds
-        if not 0 <= rounds <= len(self):
-            raise IndexError(f"rounds is {rounds}; the ledger has {len(self)} rounds")
-        return float(self._sums.read([rounds])[0, self._column[learner]])
+        return self.summarise(learner, 0, rounds).total
 
     def mean_loss(self, learner: str, last: int) -> float | None:
         """Return a learner's mean loss over the last ``last`` rounds, or over all if fewer; None if there are none."""
-        count = min(last, len(self))
-        if count <= 0:
-            return None
-        return (self.cumulative_loss(learner) - self.cumulative_loss(learner, len(self) - count)) / count
+        return self.summarise(learner, max(len(self) - max(last, 0), 0)).mean()
 
     def comparator(self, kind: str) -> Comparator | None:
         """Return the newest evaluation of a comparator, or None."""
         return self._comparators.get(kind)
 
-    def regret(self) -> dict[str, Regret]:
-        """Return the regret against every evaluated comparator and every baseline, by comparator kind or learner."""
-        regrets = {kind: self.regret_against(comparator) for kind, comparator in self._comparators.items()}
+    def regret(self, *, leaks: bool = True) -> dict[str, Regret]:
+        """Return the regret against every evaluated comparator and every baseline, by comparator kind or learner.
+
+        Without ``leaks``, only that against baselines is known, over the other rounds.
+        """
+        kinds = self._comparators.items() if leaks else ()
+        regrets = {kind: self.regret_against(comparator) for kind, comparator in kinds}
         if len(self):
             for name in self.learners:
                 if name != MAIN_LEARNER:
-                    difference = self.cumulative_loss(MAIN_LEARNER) - self.cumulative_loss(name)
-                    regrets[name] = Regret(difference, 0.0, len(self), "baseline")
+                    regrets[name] = self._compare_with(name, leaks)
         return regrets
 
+    def differences(self, learner: str, rounds: int | None = None, *, leaks: bool = True) -> Differences:
+        """Return the paired differences "main learner minus ``learner``" over the first ``rounds`` rounds, or all."""
+        count, total, squares = self._read(difference_columns(learner), 0, rounds, leaks)
+        return Differences(int(count), total, squares)
+
+    def _compare_with(self, name: str, leaks: bool) -> Regret:
+        differences = self.differences(name, leaks=leaks)
+        mean = self.summarise(name, leaks=leaks).mean()
+        margin = abs(mean or 0.0) * self._level_margin
+        interval = confidence_sequence(differences)
+        return Regret(
+            value=differences.total,
+            standard_error=differences.standard_error(),
+            as_of_round=len(self),
+            kind="baseline",
+            rounds=differences.rounds,
+            interval=interval and (interval[0] * differences.rounds, interval[1] * differences.rounds),
+            verdict=judge(interval, margin),
+            margin=margin * differences.rounds,
+        )
+
     def regret_against(self, comparator: Comparator) -> Regret:
-        """Return the regret against one evaluation of a comparator, as of its round."""
-        lost = self.cumulative_loss(MAIN_LEARNER, comparator.as_of_round)
-        value = lost - comparator.cumulative_loss
-        return Regret(value, comparator.standard_error, comparator.as_of_round, comparator.kind)
+        """Return the regret against one evaluation of a comparator, over the rounds that it covers."""
+        lost = self.summarise(MAIN_LEARNER, comparator.first_round, comparator.as_of_round)
+        return Regret(
+            value=lost.total - comparator.cumulative_loss,
+            standard_error=comparator.standard_error,
+            as_of_round=comparator.as_of_round,
+            kind=comparator.kind,
+            rounds=lost.rounds,
+            first_round=comparator.first_round,
+        )
+
+
+def _round_values(losses: Mapping[str, float | None], charge: float) -> dict[str, float]:
+    """Return the values of the ledger's columns in a round."""
+    counted = {name: loss if loss is not None and is_finite_loss(loss) else charge for name, loss in losses.items()}
+    values: dict[str, float] = {}
+    for name, loss in counted.items():
+        values |= {name: loss, rounds_column(name): 1.0, charged_column(name): float(not is_finite_loss(losses[name]))}
+        if name != MAIN_LEARNER:
+            difference = counted[MAIN_LEARNER] - loss
+            columns = difference_columns(name)
+            values |= dict(zip(columns, (1.0, difference, difference * difference), strict=True))
+    return values

@@ -56,8 +56,13 @@ def test_a_run_reports_how_many_points_its_tasks_needed(cli: Cli, finished: Fini
         assert found["mean_points_needed"] == (pytest.approx(sum(reached) / len(reached)) if reached else None)
         for at, points in enumerate((1, 2, 4)):
             mean = sum(one["prefixes"][at][1] for one in measured) / ROUNDS
-            assert found["prefixes"][at] == {"points": points, "loss": pytest.approx(mean), "accuracy": None}
-        assert found["prefixes"][3] == {"points": 100, "loss": None, "accuracy": None}
+            assert found["prefixes"][at] == {
+                "points": points,
+                "loss": pytest.approx(mean),
+                "accuracy": None,
+                "rounds": ROUNDS,
+            }
+        assert found["prefixes"][3] == {"points": 100, "loss": None, "accuracy": None, "rounds": 0}
     assert len({line["efficiency"]["ftml"]["points_needed"] for line in played}) > 1, "all tasks need the same"
 
 
@@ -83,10 +88,15 @@ def test_rounds_without_a_curve_and_skipped_rounds_do_not_count(tmp_path: Path) 
     view = RunView(files, NAMES, (1, 2), 0.5)
     view.refresh()
     assert view.learners()["ftml"]["learning_efficiency_last_100"] == {
-        "prefixes": [{"points": 1, "loss": 0.8, "accuracy": None}, {"points": 2, "loss": 0.75, "accuracy": 0.5}],
+        "prefixes": [
+            {"points": 1, "loss": 0.8, "accuracy": None, "rounds": 1},
+            {"points": 2, "loss": 0.75, "accuracy": 0.5, "rounds": 1},
+        ],
         "proficiency": 0.5,
         "reached": 0.5,
         "mean_points_needed": 2.0,
+        "rounds": 2,
+        "rounds_reached": 1,
     }
     assert "learning_efficiency_last_100" not in RunView(files, NAMES).learners()["ftml"]
 
@@ -98,10 +108,17 @@ def test_the_ledger_has_one_value_per_bucket(tmp_path: Path) -> None:
     assert found["efficiency"] == {"prefixes": [1, 2, 9], "proficiency": 0.5}
     assert found["learners"]["from_scratch"]["efficiency"] == {
         "prefixes": [
-            {"points": 1, "loss": [None, None, 0.8, None], "accuracy": [None] * 4},
-            {"points": 2, "loss": [None, 0.75, None, None], "accuracy": [None, 0.5, None, None]},
-            {"points": 9, "loss": [None] * 4, "accuracy": [None] * 4},
+            {"points": 1, "loss": [None, None, 0.8, None], "accuracy": [None] * 4, "rounds": [0, 0, 1, 0]},
+            {
+                "points": 2,
+                "loss": [None, 0.75, None, None],
+                "accuracy": [None, 0.5, None, None],
+                "rounds": [0, 1, 0, 0],
+            },
+            {"points": 9, "loss": [None] * 4, "accuracy": [None] * 4, "rounds": [0] * 4},
         ],
+        "rounds": [0, 1, 1, 0],
+        "rounds_reached": [0, 1, 0, 0],
         "reached": [None, 1.0, 0.0, None],
         "mean_points_needed": [None, 2.0, None, None],
     }

@@ -10,6 +10,7 @@ from deploy.telemetry import run_view
 from deploy.telemetry.run_view import LINE_LENGTH, RunView
 from deploy.telemetry.series import regret_series
 from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.regret.running_sums import count_rows
 from trainers.journal.jsonl import LineWriter
 from trainers.journal.run_files import RunFiles
 
@@ -106,8 +107,10 @@ def test_the_view_agrees_with_the_records(files, lines):
         assert series["loss_before"][at] == pytest.approx(sum(one["loss_before"] for one in known) / len(known))
         assert series["loss_after"][at] == pytest.approx(sum(one["loss_after"] for one in known) / len(known))
         assert series["learners"][MAIN_LEARNER]["loss"][at] == pytest.approx(
-            sum(one["loss_after"] for one in known) / 10
+            sum(one["loss_after"] for one in known) / len(known)
         )
+        assert series["learners"][MAIN_LEARNER]["rounds"][at] == len(known)
+        assert series["skipped_rounds"][at] == 10 - len(known)
         right = [one["accuracy"] for one in known if one["accuracy"] is not None]
         assert series["accuracy"][at] == pytest.approx(sum(right) / len(right))
 
@@ -118,8 +121,14 @@ def test_a_run_without_rounds_has_an_empty_view(files):
     assert regret_series(view, 0, None, 10)["rounds"] == []
     assert view.learners()[MAIN_LEARNER] == {
         "cumulative_loss": 0.0,
+        "rounds": 0,
+        "charged_rounds": 0,
         "mean_loss_last_100": None,
+        "rounds_last_100": 0,
+        "charged_rounds_last_100": 0,
         "mean_accuracy_last_100": None,
+        "accuracy_rounds_last_100": 0,
+        "without_leaks": {"cumulative_loss": 0.0, "rounds": 0, "mean_loss_last_100": None, "rounds_last_100": 0},
     }
 
 
@@ -192,6 +201,86 @@ def test_the_header_of_the_sums_is_plain_json(files, lines):
     write(files, lines)
     follow(files, close=True)
     note = json.loads((files.folder / "rounds.sums.json").read_bytes())
-    assert (note["version"], note["rounds"]) == (1, ROUNDS)
-    assert len(note["columns"]) == len(note["sums"])
-    assert files.sums.stat().st_size == 8 * ROUNDS * len(note["columns"])
+    assert (note["version"], note["rounds"]) == (2, ROUNDS)
+    assert files.sums.stat().st_size == 8 * count_rows(ROUNDS) * len(note["columns"])
+
+
+def plain(round, losses, **more):
+    """Return a record with these losses after adaptation."""
+    learners = {name: {"loss_before": 2.0, "loss_after": loss, "accuracy": None} for name, loss in losses.items()}
+    nothing = {"loss_before": None, "loss_after": None, "accuracy": None}
+    own = learners.get(MAIN_LEARNER, nothing)
+    record = {"round": round, "id": f"t{round}", "source": "s", **own, "replayed": 0, "seconds": 0.1, "skipped": None}
+    return {**record, "learners": learners, "steps": [], **more}
+
+
+def test_skipped_and_quarantined_rounds_enter_no_mean(files):
+    losses = {MAIN_LEARNER: 0.5, OTHER: 1.0}
+    lines = [plain(round, losses) for round in range(4)]
+    lines += [plain(4, {}, skipped="quarantined"), plain(5, {}, skipped="not_finite"), plain(6, losses)]
+    write(files, lines)
+    view, _ = follow(files)
+    found = view.learners()[MAIN_LEARNER]
+    assert (found["mean_loss_last_100"], found["rounds_last_100"], found["rounds"]) == (0.5, 5, 5)
+    assert (view.learned(), view.skipped, view.quarantined) == (7, 1, 1)
+    regret = view.regret()[OTHER]
+    assert (regret["value"], regret["rounds"], regret["as_of_round"]) == (-2.5, 5, 7)
+    series = regret_series(view, 0, None, 7)
+    assert series["learners"][OTHER]["loss"] == [1.0] * 4 + [None, None, 1.0]
+    assert series["learners"][OTHER]["regret"] == [-0.5, -1.0, -1.5, -2.0, -2.0, -2.0, -2.5]
+
+
+def test_a_learner_whose_loss_is_not_finite_is_charged_and_the_others_count(files):
+    lines = [plain(round, {MAIN_LEARNER: 0.5, OTHER: 1.0}) for round in range(3)]
+    lines.append(plain(3, {MAIN_LEARNER: 0.5, OTHER: None}))
+    lines[3]["learners"][OTHER]["charged"] = 40.0
+    lines.append(plain(4, {MAIN_LEARNER: None, OTHER: 1.0}))
+    lines[4]["learners"][MAIN_LEARNER] |= {"charged": 40.0, "loss_before": None}
+    write(files, lines)
+    view, _ = follow(files)
+    own, other = (view.learners()[name] for name in LEARNERS)
+    assert (own["cumulative_loss"], own["rounds"], own["charged_rounds"]) == (42.0, 5, 1)
+    assert (other["cumulative_loss"], other["rounds"], other["charged_rounds_last_100"]) == (44.0, 5, 1)
+    assert view.regret()[OTHER]["value"] == -2.0
+    assert regret_series(view, 0, None, 1)["loss_before"] == [(4 * 2.0 + 40.0) / 5]
+
+
+def test_one_round_with_a_huge_loss_disturbs_no_later_figure(files):
+    lines = [plain(round, {MAIN_LEARNER: 0.227, OTHER: 0.5}) for round in range(250)]
+    lines[90] = plain(90, {MAIN_LEARNER: 1e38, OTHER: 2e38})
+    write(files, lines)
+    view, _ = follow(files)
+    assert view.learners()[MAIN_LEARNER]["mean_loss_last_100"] == pytest.approx(0.227, rel=1e-14)
+    series = regret_series(view, 0, None, 250)
+    assert series["loss_after"][91:] == [0.227] * 159
+    assert regret_series(view, 91, None, 3)["loss_after"] == pytest.approx([0.227] * 3, rel=1e-14)
+
+
+def test_repeated_contents_and_shared_samples_are_counted_and_figures_without_them_given(files):
+    contents = ["a" * 32, "b" * 32, "a" * 32, "c" * 32, "b" * 32, "d" * 32]
+    lines = [
+        plain(round, {MAIN_LEARNER: 1.0 + round, OTHER: 2.0}, content=content, overlap=int(round in (3, 4)))
+        for round, content in enumerate(contents)
+    ]
+    write(files, lines)
+    for seen in (follow(files, close=True)[0], follow(files)[0]):
+        assert seen.leaks() == {"duplicates": 2, "overlaps": 2, "rounds": 3}
+        found = seen.learners()[MAIN_LEARNER]
+        assert found["mean_loss_last_100"] == pytest.approx(3.5)
+        assert found["without_leaks"] == {
+            "cumulative_loss": 9.0,
+            "rounds": 3,
+            "mean_loss_last_100": 3.0,
+            "rounds_last_100": 3,
+        }
+        assert seen.regret()[OTHER]["value"] == 9.0
+        assert seen.regret()[OTHER]["without_leaks"]["value"] == 3.0
+
+
+@pytest.mark.parametrize("seen", [8, 31, ROUNDS])
+def test_a_content_from_before_a_restart_is_recognised(files, lines, seen):
+    lines = [{**line, "content": f"{at % 20 + 1:013x}{0:019x}", "overlap": 0} for at, line in enumerate(lines)]
+    write(files, lines[:seen])
+    follow(files, close=True)
+    write(files, lines[seen:])
+    assert follow(files)[0].leaks()["duplicates"] == 40

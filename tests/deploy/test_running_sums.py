@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from deploy.telemetry import run_view
 from deploy.telemetry.run_view import RunningSumsFile
-from online_meta.regret.ledger import MemoryRunningSums
+from online_meta.regret.running_sums import MemoryRunningSums
 
 COLUMNS = ("one", "other")
 ROWS = [{"one": 0.1 * n, "other": (-1.0) ** n / (n + 1)} for n in range(30)]
@@ -43,6 +45,38 @@ def test_a_sum_is_within_one_ulp(values):
         right += Fraction(value)
         found = float(sums.read([n + 1])[0, 0])
         assert abs(Fraction(found) - right) <= Fraction(math.ulp(float(right))) + Fraction(2) ** -80 * 10**18
+
+
+@pytest.mark.parametrize("large", [1e12, 1e20, 3.4e38, 1e100])
+def test_a_window_is_the_exact_sum_of_its_own_rounds_whatever_was_before_or_after(tmp_path, large):
+    chance = random.Random(3)
+    rows = [{"one": chance.lognormvariate(0, 3), "other": chance.gauss(0, 1)} for _ in range(700)]
+    for round in (100, 101, 600):
+        rows[round] = {"one": large, "other": -large}
+    file, memory = opened(tmp_path), in_memory(rows)
+    for n, row in enumerate(rows):
+        file.append(row)
+        if n in (250, 511, 512):
+            file.write()
+    edges = [0, 1, 17, 99, 100, 102, 102, 256, 257, 301, 600, 601, 699, 700]
+    right = [[math.fsum(row[name] for row in rows[start:end]) for name in COLUMNS] for start, end in pairwise(edges)]
+    assert file.windows(edges).tolist() == memory.windows(edges).tolist() == right
+
+
+def test_a_window_reads_few_rows_however_long_it_is():
+    class Counting(MemoryRunningSums):
+        taken = 0
+
+        def take(self, places):
+            self.taken += len(places)
+            return super().take(places)
+
+    sums = Counting(["x"])
+    for _ in range(5000):
+        sums.append({"x": 1.0})
+    sums.taken = 0
+    assert sums.windows([1, 4999])[0, 0] == 4998.0
+    assert sums.taken <= 30 * 2 * 4
 
 
 def test_missing_columns_count_as_zero_and_sums_start_at_zero():
@@ -80,10 +114,10 @@ def test_a_file_resumes_bit_exactly_where_it_was_written(tmp_path, rounds):
 
 DAMAGES = {
     "of other columns": lambda note: {**note, "columns": ["one", "another"]},
-    "of another version": lambda note: {**note, "version": 2},
+    "of version 0.1.0": lambda note: {**note, "version": 1, "sums": [[0.0, 0.0]] * 2},
     "longer than the file": lambda note: {**note, "rounds": note["rounds"] + 1},
-    "without its sums": lambda note: {**note, "sums": note["sums"][:1]},
-    "of no numbers": lambda note: {**note, "sums": [["a", "b"], ["c", "d"]]},
+    "without its number of rounds": lambda note: {key: value for key, value in note.items() if key != "rounds"},
+    "of no numbers": lambda note: {**note, "rounds": "a"},
     "no object": lambda note: [note],
 }
 

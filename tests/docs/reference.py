@@ -46,6 +46,9 @@ LABELS = {
     "against": "The comparator or baseline that the regret is measured against.",
     "comparator": "The comparator that was refreshed.",
     "stage": "`before` or `after` adaptation.",
+    "end": "`low` or `high`.",
+    "verdict": "`ahead`, `behind`, `level` or `too early`.",
+    "kind": "`duplicates`: the content of an earlier round; `overlaps`: support and query share samples.",
     "rank": "The number of the rank, from 0.",
     "version": "The version of online-meta.",
     "torch": "The version of PyTorch.",
@@ -86,7 +89,10 @@ def render_command_line() -> str:
         _table(
             ("command", "what it does"),
             (
-                [f"[`{name}`](#online-meta-{name.replace(' ', '-')})", _mark_code(_paragraphs(one)[0], _argument_names(one))]
+                [
+                    f"[`{name}`](#online-meta-{name.replace(' ', '-')})",
+                    _mark_code(_paragraphs(one)[0], _argument_names(one)),
+                ]
                 for name, one in commands.items()
             ),
         ),

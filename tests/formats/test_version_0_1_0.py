@@ -94,6 +94,24 @@ def assert_near(found: Any, right: Any, near: float = NEAR, where: str = "") -> 
         assert found == right, where
 
 
+def without_voided_results(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return round records without the results of rounds in which a loss was not finite: 0.1.0 voided all of them."""
+    results = ("skipped", "learners", "loss_before", "loss_after", "accuracy")
+    return [
+        {key: value for key, value in line.items() if line["skipped"] != "not_finite" or key not in results}
+        for line in lines
+    ]
+
+
+def keep_keys(found: Any, like: Any) -> Any:
+    """Return ``found`` without the keys that 0.1.0 did not write: new keys may come with a version."""
+    if isinstance(like, dict):
+        return {key: keep_keys(found[key], value) for key, value in like.items() if key in found}
+    if isinstance(like, list) and len(found) == len(like):
+        return [keep_keys(mine, theirs) for mine, theirs in zip(found, like, strict=True)]
+    return found
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_history_verifies(cli: Cli, tmp_path: Path, name: str) -> None:
     found = json.loads(cli("verify", copy(name, tmp_path) / "history", "--json"))
@@ -155,15 +173,21 @@ def test_the_report_agrees_with_the_files(caplog: pytest.LogCaptureFixture, tmp_
     files = RunFiles(copy(name, tmp_path))
     config, right = config_of(config_file(name), files.folder), json.loads((WRITTEN / name / "report.json").read_text())
     view = open_view(files, config.regret)
-    assert view.learned() == right["rounds"], "the running sums are read from their file"
+    assert view.learned() == 0, "the running sums of 0.1.0 are computed again"
     view.refresh()
     report = make_report(view, config)
+    for entries in right["regret"].values():
+        if entries["kind"] == "baseline":
+            del entries["standard_error"]  # 0.1.0 wrote 0.
+    played = right["rounds"] - right["skipped"]
+    for learner in right["learners"].values():
+        learner["mean_loss_last_100"] *= right["rounds"] / played  # In 0.1.0, skipped rounds entered the mean as 0.
     for key in ("rounds", "skipped", "learners", "regret"):
-        assert_near(report[key], right[key], 1e-12)
+        assert_near(keep_keys(report[key], right[key]), right[key], 1e-12)
     assert view.checkpoint is not None
     assert view.checkpoint["round"] == right["rounds"]
     assert caplog.record_tuples == []
-    assert len(verdicts(right)) == len(right["regret"])
+    assert len(verdicts(right)) == len(right["regret"]) + bool(right["skipped"])
     assert summary_table(right)
 
 
@@ -171,7 +195,8 @@ def test_the_report_agrees_with_the_files(caplog: pytest.LogCaptureFixture, tmp_
 def test_a_replay_follows_the_logged_plans_and_gives_the_same_losses(cli: Cli, tmp_path: Path, name: str) -> None:
     run, again = copy(name, tmp_path), tmp_path / "again"
     cli("replay", config_file(name), "--history", run / "history", "--out", again, "--set", "regret.comparator=[]")
-    assert_near(read_rounds(again), read_rounds(run))
+    right = without_voided_results(read_rounds(run))
+    assert_near(keep_keys(read_rounds(again), right), right)
     for file in ("plans.jsonl", "paths.jsonl", "rollbacks.jsonl"):
         assert (again / "history" / file).read_bytes() == (run / "history" / file).read_bytes()
     rounds = str(len(EXPECTED[name]["tasks"]))
@@ -194,8 +219,8 @@ def assert_same_state(found: Path, right: Path, near: float = NEAR) -> None:
 
 def assert_same_keys(found: Path, right: Path) -> None:
     """Check that files written today have the keys that 0.1.0 wrote."""
-    for file in ("rounds.sums.json", f"checkpoints/{(right / 'checkpoints/LATEST').read_text().strip()}/manifest.json"):
-        assert json.loads((found / file).read_text()).keys() == json.loads((right / file).read_text()).keys(), file
+    file = f"checkpoints/{(right / 'checkpoints/LATEST').read_text().strip()}/manifest.json"
+    assert json.loads((found / file).read_text()).keys() == json.loads((right / file).read_text()).keys()
     ours, theirs = ((run / "checkpoints.jsonl").read_text().splitlines()[0] for run in (found, right))
     assert json.loads(ours).keys() == json.loads(theirs).keys()
     assert (
@@ -208,10 +233,16 @@ def test_a_run_can_be_continued(caplog: pytest.LogCaptureFixture, cli: Cli, tmp_
     """Two more tasks give the losses and weights of 0.1.0, so no part of the state is lost."""
     run, before = copy(name, tmp_path), WRITTEN / name
     caplog.set_level(logging.WARNING)
-    assert_near(continue_run(config_file(name), run, 2), EXPECTED[name]["continued"])
+    right = EXPECTED[name]["continued"]
+    right = {**right, "rounds": without_voided_results(right["rounds"])}
+    assert_near(keep_keys(continue_run(config_file(name), run, 2), right), right)
     if name != "run_rolled_back":
         assert caplog.record_tuples == []
-    assert_near(compare(config_file(name), run), EXPECTED[name]["compared"])
+    compared, right = compare(config_file(name), run), EXPECTED[name]["compared"]
+    if name == "run_rolled_back":  # 0.1.0 skipped the first of the two rounds, in which FTML's loss is not finite.
+        assert compared[0].pop("cumulative_loss") > right[0]["cumulative_loss"]
+        right = [{key: value for key, value in line.items() if key != "cumulative_loss"} for line in right]
+    assert_near(keep_keys(compared, right), right)
     for file in APPENDED:
         if (before / file).exists():
             assert (run / file).read_bytes().startswith((before / file).read_bytes()), file
@@ -250,7 +281,8 @@ def test_the_local_engine_continues_a_checkpoint_of_deepspeed_ranks(tmp_path: Pa
     assert_same_state(saved, run / "checkpoints/12")
     shutil.rmtree(run / "checkpoints/12")
     shutil.copytree(saved, run / "checkpoints/12")
-    assert_near(continue_run(config_file("run"), run, 2), EXPECTED["run"]["continued"], 10 * NEAR)
+    right = EXPECTED["run"]["continued"]
+    assert_near(keep_keys(continue_run(config_file("run"), run, 2), right), right, 10 * NEAR)
 
 
 def test_dead_letters_are_read_and_written(cli: Cli, tmp_path: Path) -> None:

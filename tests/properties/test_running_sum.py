@@ -6,7 +6,7 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online_meta.regret.ledger import RunningSum
+from online_meta.regret.running_sums import RunningSum
 
 sizes = st.floats(-1e300, 1e300, allow_nan=False, allow_infinity=False, allow_subnormal=False)
 losses = st.floats(0.0, 1e300, allow_nan=False, allow_infinity=False, allow_subnormal=False)

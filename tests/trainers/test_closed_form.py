@@ -42,6 +42,13 @@ def test_skipped_rounds_are_left_out():
     assert found.cumulative_loss == pytest.approx(best_fixed_loss(left), rel=1e-10)
 
 
+def test_a_round_without_a_finite_loss_is_charged_at_the_cap():
+    tasks = [om.Task(*(om.Batch(x.float(), y.float()) for x, y in task)) for task in TASKS]
+    poison = tasks[0]._replace(query=om.Batch(tasks[0].query.x, tasks[0].query.y + 1e30))
+    found = refresh(regression([*tasks, poison]), REGRET, RefreshRequest(ROUNDS + 1), None).comparator
+    assert found.cumulative_loss == pytest.approx(best_fixed_loss(TASKS) + REGRET.loss_cap, rel=1e-6)
+
+
 def test_the_closed_form_differentiates_through_the_adaptation():
     """A comparator that ignored that U_t(w) = w - lr grad depends on w would have another value."""
     exact = refresh(regression(TASKS), REGRET, RefreshRequest(ROUNDS), None).comparator.cumulative_loss

@@ -89,6 +89,12 @@ def test_a_bad_gradient_never_makes_the_estimate_worse_than_the_start():
         assert refresh(wild, regret(50), request(ROUNDS), None).comparator.cumulative_loss <= start
 
 
+def test_a_round_without_a_finite_loss_is_charged_at_the_cap():
+    poison = TASKS[3]._replace(query=om.Batch(TASKS[3].query.x, TASKS[3].query.y * 1e200))
+    found = refresh(regression([poison]), regret(20), request(1), None).comparator
+    assert found.cumulative_loss == RegretSettings().loss_cap
+
+
 def test_a_refresh_without_available_rounds_raises_round_discarded():
     setup = regression(TASKS)
     setup.buffer.available = lambda count: [0, 1]

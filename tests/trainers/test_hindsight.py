@@ -192,6 +192,13 @@ def test_a_poison_round_skips_no_step_of_the_comparators_training():
     assert float(found.saved["0.optimizer.step.weights.weight"]) == 10
 
 
+def test_a_round_without_a_finite_loss_is_charged_at_the_cap():
+    poison = TASKS[3]._replace(query=om.Batch(TASKS[3].query.x, TASKS[3].query.y * 1e200))
+    with_poison = refresh_hindsight(regression([*TASKS, poison]), ROUNDS + 1, 0, 100, None).comparator
+    alone = refresh_hindsight(regression(TASKS), ROUNDS, 0, 100, None).comparator
+    assert with_poison.cumulative_loss == pytest.approx(alone.cumulative_loss + RegretSettings().loss_cap, rel=1e-9)
+
+
 def losses_only(losses, seed):
     """Return a learner context whose task t has loss losses[t] for any weights."""
 

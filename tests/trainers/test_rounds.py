@@ -10,13 +10,15 @@ from safetensors import safe_open
 
 from online_meta.regret.scoring import score_task
 from online_meta.testing.learner_problems import frozen
-from online_meta.types import Batch, Meta, Task
+from online_meta.types import Batch, Learned, Meta, PrefixScore, Score, Task
 from streams.history.history import History
+from streams.history.ledger import RoundEntry
 from tests.support.runs import SETTINGS, changed, fill, lines, opened, play, task
 from tests.trainers.conftest import ROUNDS
 from trainers.checkpoint import list_checkpoints, load_latest
 from trainers.journal.jsonl import LineReader
 from trainers.journal.plans import read_plans
+from trainers.journal.round_records import SupportSizes, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import play_rounds, play_update
 from trainers.loop.task_prefetch import HistoryBuffer
@@ -29,7 +31,7 @@ def test_every_round_has_a_complete_line(tmp_path, history):
     found = LineReader(RunFiles(tmp_path).rounds).refresh()
     assert [line["round"] for line in found] == list(range(ROUNDS))
     for line in found:
-        keys = "round id source loss_before loss_after accuracy replayed seconds skipped learners steps"
+        keys = "round id source loss_before loss_after accuracy replayed seconds skipped learners steps content overlap"
         assert list(line) == keys.split()
         assert (line["id"], line["source"], line["skipped"]) == (f"t{line['round']}", "s", None)
         assert line["replayed"] == min(line["round"] + 1, 4)
@@ -135,16 +137,59 @@ def poison():
     return Task(good.support, Batch(good.query.x * 1e38 * 3, good.query.y))
 
 
-def test_a_round_that_is_not_finite_is_skipped_for_all_learners_and_harms_no_other_round(tmp_path, empty):
+def test_losses_that_are_not_finite_are_charged_and_harm_no_other_round(tmp_path, empty):
     fill(empty, [task(0), task(1), poison(), task(2), task(3)])
     play(tmp_path, empty, 5)
     found = lines(tmp_path)
-    assert [line["skipped"] for line in found] == [None, None, "not_finite", None, None]
-    assert (found[2]["loss_before"], found[2]["loss_after"], found[2]["accuracy"]) == (None, None, None)
-    assert found[2]["learners"] == {}
+    assert [line["skipped"] for line in found] == [None] * 5
+    assert [any("charged" in own for own in line["learners"].values()) for line in found] == [
+        at == 2 for at in range(5)
+    ]
+    failed = [own for own in found[2]["learners"].values() if own["loss_after"] is None]
+    finite = [own["loss_after"] for own in found[2]["learners"].values() if own["loss_after"] is not None]
+    assert failed
+    assert all(own["charged"] >= max([1000.0, *finite]) for own in failed)
     for line in found:
         assert [step["skipped"] for step in line["steps"]] == [None], "every one of these steps revisits it"
-    assert [line["learners"].keys() for line in found if not line["skipped"]] == [LEARNERS] * 4
+        assert line["learners"].keys() == LEARNERS
+
+
+def test_a_learner_that_fails_voids_no_result_of_another():
+    good, bad = (
+        Score(2.0, 1.0, 0.5, (PrefixScore(1, 1.5, None),)),
+        Score(2.0, math.nan, 0.1, (PrefixScore(1, 3.0, None),)),
+    )
+    entry = RoundEntry(0, "t0", "s", b"", 0, 0.0, None)
+    scores = {"ftml": [good], "other": [bad], "worst": [Score(2.0, 5000.0, None)]}
+    (line,) = make_round_records([entry], scores, Learned((), ()), 1.0, SupportSizes([4]), loss_cap=10.0)
+    assert line["skipped"] is None
+    assert line["learners"] == {
+        "ftml": {"loss_before": 2.0, "loss_after": 1.0, "accuracy": 0.5},
+        "other": {"loss_before": 2.0, "loss_after": None, "accuracy": 0.1, "charged": 5000.0},
+        "worst": {"loss_before": 2.0, "loss_after": 5000.0, "accuracy": None},
+    }
+    assert line["efficiency"]["other"]["prefixes"] == [(1, 3.0, None)]
+
+
+def test_a_content_is_known_by_its_samples_and_not_by_their_order():
+    one = task(0)
+    order = torch.randperm(len(one.support.x), generator=torch.Generator().manual_seed(0))
+    mixed = Task(Batch(one.support.x[order], one.support.y[order]), one.query)
+    assert read_content(one) == read_content(mixed)
+    assert read_content(one).overlap == 0
+    assert len(read_content(one).digest) == 32
+    others = [task(1), Task(one.query, one.support), Task(one.support, Batch(one.query.x, one.query.y.roll(1, 0)))]
+    others.append(Task(Batch(one.support.x[1:], one.support.y[1:]), one.query))
+    assert len({read_content(found).digest for found in (one, *others)}) == 5
+
+
+def test_samples_in_both_sets_are_counted():
+    one = task(0)
+    query = Batch(*(torch.cat([mine[:2], others]) for mine, others in zip(one.support, one.query, strict=True)))
+    assert read_content(Task(one.support, query)).overlap == 2
+    relabelled = Batch(one.support.x, one.support.y.roll(1, 0))
+    same = sum(bool(a == b) for a, b in zip(one.support.y, relabelled.y, strict=True))
+    assert read_content(Task(one.support, relabelled)).overlap == same, "the same x with another y is no overlap"
 
 
 def test_a_step_on_poison_rounds_only_is_skipped_and_recorded(tmp_path, empty):

@@ -5,7 +5,8 @@ continues from the state ``saved`` by its last call (None: there is none), and r
 became false first. The parameters after these five, with types and defaults, are the options of
 ``[regret.comparator_options.NAME]``. A file may also offer
 
-- ``EXACT = True``: the loss is known exactly. Otherwise it is an upper bound of ``STANDS_FOR``.
+- ``EXACT = True``: the loss is known exactly. Otherwise it is an estimate, and an upper bound of ``STANDS_FOR`` if it
+  was evaluated on every round.
 - ``STANDS_FOR``: what it estimates, "the best fixed meta-parameters" by default.
 - ``check(context, task)``: raises ``ValueError`` if the comparator cannot be computed for such a task.
 """
@@ -70,10 +71,29 @@ def load_comparator(kind: str) -> ModuleType:
 
 
 def is_exact(kind: str) -> bool:
-    """Return whether a comparator's loss is known exactly, so that it is no estimate."""
-    return getattr(load_comparator(kind), "EXACT", False)
+    """Return whether a comparator's loss is known exactly, so that it is no estimate; False if it cannot be loaded."""
+    try:
+        return bool(getattr(load_comparator(kind), "EXACT", False))
+    except ValueError:  # A comparator of another package, in a run of an earlier environment.
+        return False
+
+
+def is_upper_bound(comparator: Comparator, rounds: int) -> bool:
+    """Return whether an estimate's loss is at least that of what it stands for, so that regret is a lower bound.
+
+    It is if its loss was computed on each of the ``rounds`` that count. A sum that is estimated from a sample of the
+    rounds may be too low.
+    """
+    if is_exact(comparator.kind):
+        return False
+    if comparator.evaluated is None:  # Lines of 0.1.0: without sampling there was no standard error.
+        return comparator.standard_error == 0
+    return comparator.evaluated >= rounds
 
 
 def describe_target(kind: str) -> str:
     """Return what a comparator stands for, such as "the best fixed meta-parameters"."""
-    return getattr(load_comparator(kind), "STANDS_FOR", "the best fixed meta-parameters")
+    try:
+        return str(getattr(load_comparator(kind), "STANDS_FOR", "the best fixed meta-parameters"))
+    except ValueError:
+        return "the best that it knows"

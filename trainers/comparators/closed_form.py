@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+import torch
+
 from online_meta.learners import LearnerContext
 from online_meta.regret.closed_form import Quadratic, minimise, quadratic_of, zero_quadratic
-from online_meta.regret.ledger import Comparator
-from online_meta.types import Params, Task
+from online_meta.regret.ledger import Comparator, is_finite_loss
+from online_meta.regret.scoring import score_task
+from online_meta.types import Meta, Params, Task
 from trainers.comparators import ComparatorUnavailable, RefreshRequest, RefreshResult, always_continue
 from trainers.comparators._sampling import list_eligible_rounds
 from trainers.settings import RegretSettings
@@ -27,7 +30,8 @@ def refresh(
 ) -> RefreshResult | None:
     """Return min_w sum_{t<rounds} f_t(U_t(w)) from the sum of the rounds' quadratics; its standard error is 0.
 
-    Each round is read once, whatever the number of refreshes: the state is the sum's matrix and vector.
+    Each round is read once, whatever the number of refreshes: the state is the sum's matrix and vector. A round whose
+    loss is not finite even at the run's start is charged at ``loss_cap``, as it is for the learners.
 
     Raises:
         ComparatorUnavailable: if an f_t(U_t(w)) is not quadratic, or a round was discarded before it was read.
@@ -43,13 +47,23 @@ def refresh(
     for round in eligible:
         if not should_continue():
             return None
-        try:
-            total = total.plus(quadratic_of(context.inner, context.start, context.buffer[int(round)]))
-        except ValueError as error:
-            raise ComparatorUnavailable(f"round {round}: {error}") from error
+        total = total.plus(_find_quadratic(context, int(round), regret.loss_cap))
     comparator = Comparator("closed_form", request.rounds, minimise(total).value, 0.0)
     state = {"matrix": total.matrix, "slope": total.slope, "offset": total.offset}
     return RefreshResult(comparator, {**state, "rounds": total.offset.new_tensor(request.rounds)})
+
+
+def _find_quadratic(context: LearnerContext, round: int, loss_cap: float) -> Quadratic:
+    """Return the quadratic of a round; a constant if the task gives no finite loss, as learners are charged then."""
+    task = context.buffer[round]
+    dtype = task.query.x.dtype if task.query.x.is_floating_point() else torch.get_default_dtype()
+    start = Meta({name: weight.to(dtype) for name, weight in context.start.weights.items()}, context.start.rule)
+    if not is_finite_loss(score_task(context.inner, start, task).loss_after):
+        return zero_quadratic(sum(value.numel() for value in context.start.weights.values())).plus_constant(loss_cap)
+    try:
+        return quadratic_of(context.inner, context.start, task)
+    except ValueError as error:
+        raise ComparatorUnavailable(f"round {round}: {error}") from error
 
 
 def _restore(context: LearnerContext, request: RefreshRequest, saved: Params | None) -> tuple[Quadratic, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from online_meta.learners import LearnerContext
-from online_meta.regret.ledger import Comparator
+from online_meta.regret.ledger import Comparator, is_finite_loss
 from online_meta.regret.scoring import score_task
 from online_meta.types import Meta, Params, Task
 from streams.history.errors import RoundDiscarded
@@ -48,7 +48,7 @@ def refresh(
         )
         if loss is None:
             return None
-        losses.append(loss)
+        losses.append(loss if is_finite_loss(loss) else regret.loss_cap)
     found = estimate_sum(losses, sample.weights)
     total, variance = before.total + found.total, before.variance + found.variance
     state = {"total": total, "variance": variance, "rounds": request.rounds}

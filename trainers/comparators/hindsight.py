@@ -7,7 +7,7 @@ from typing import NamedTuple
 from online_meta.batching.autotune import Autotuner
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite
 from online_meta.learners import LearnerContext
-from online_meta.regret.ledger import Comparator
+from online_meta.regret.ledger import Comparator, is_finite_loss
 from online_meta.regret.scoring import score_task
 from online_meta.replay import ReplayRequest
 from online_meta.replay.uniform import uniform
@@ -73,7 +73,15 @@ def refresh(
         compiles=False,
     )
     training = _TrainingContext(
-        context, eligible, sample, steps_per_pass, regret.hindsight_max_passes, should_continue, total, tuner
+        context,
+        eligible,
+        sample,
+        steps_per_pass,
+        regret.hindsight_max_passes,
+        regret.loss_cap,
+        should_continue,
+        total,
+        tuner,
     )
     found: list[Trained] = []
     for start in range(regret.hindsight_restarts):
@@ -97,6 +105,7 @@ class _TrainingContext(NamedTuple):
     sample: Sample
     steps_per_pass: int
     max_passes: int
+    loss_cap: float
     should_continue: Callable[[], bool]
     total: TaskSum
     tuner: Autotuner
@@ -157,5 +166,6 @@ def _evaluate(context: _TrainingContext, meta: Meta) -> Estimate | None:
     for round in context.sample.rounds:
         if not context.should_continue():
             return None
-        losses.append(score_task(context.learner_context.inner, meta, context.learner_context.buffer[round]).loss_after)
+        loss = score_task(context.learner_context.inner, meta, context.learner_context.buffer[round]).loss_after
+        losses.append(loss if is_finite_loss(loss) else context.loss_cap)
     return estimate_sum(losses, context.sample.weights)

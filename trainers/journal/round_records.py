@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
-from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.regret.ledger import LOSS_CAP, MAIN_LEARNER, charge_for, is_finite_loss
 from online_meta.regret.scoring import points_needed
-from online_meta.types import Learned, Score, StepReport
+from online_meta.types import Batch, Learned, Score, StepReport, Task
 from trainers.journal.jsonl import Line
 from trainers.journal.quarantine import QUARANTINED, Quarantine
 
@@ -34,6 +35,34 @@ class SupportSizes(NamedTuple):
     proficiency: float | None = None
 
 
+class TaskContent(NamedTuple):
+    """What identifies the content of a task, whatever its id.
+
+    Attributes:
+        digest: 32 hexadecimal digits; equal for the same samples in any order, of the support and of the query set.
+        overlap: the number of query samples that are support samples, too, with equal x and y.
+    """
+
+    digest: str
+    overlap: int
+
+
+def read_content(task: Task) -> TaskContent:
+    """Return the digest of a task's samples, and how many its support and query set share."""
+    support, query = (_sample_digests(batch) for batch in task)
+    found = blake2b(b"".join(sorted(support)), digest_size=16)
+    found.update(b"query" + b"".join(sorted(query)))
+    known = set(support)
+    return TaskContent(found.hexdigest(), sum(sample in known for sample in query))
+
+
+def _sample_digests(batch: Batch) -> list[bytes]:
+    x, y = (part.detach().cpu().contiguous().numpy() for part in batch)
+    layout = f"{x.dtype}{x.shape[1:]}{y.dtype}{y.shape[1:]}".encode()
+    pairs = zip(x, y, strict=True)
+    return [blake2b(layout + one.tobytes() + target.tobytes(), digest_size=16).digest() for one, target in pairs]
+
+
 def make_round_records(
     entries: Sequence[HistoryEntry],
     scores: Mapping[str, Sequence[Score]],
@@ -41,11 +70,13 @@ def make_round_records(
     seconds: float,
     support: SupportSizes | None = None,
     idle_steps: Sequence[StepReport] = (),
+    contents: Sequence[TaskContent] | None = None,
+    loss_cap: float = LOSS_CAP,
 ) -> list[Line]:
     """Return the records of the rounds of one update.
 
-    The last record contains the meta-steps of the update. A round in which any learner's score is not finite is
-    ``skipped``: it has no losses, so that all learners are summed over the same rounds.
+    The last record contains the meta-steps of the update. Each learner has its own result: a loss that is not finite is
+    null, and ``charged`` is what it counts as, so that a learner that fails voids no round for the others.
 
     Args:
         entries: of the rounds in the history.
@@ -54,31 +85,33 @@ def make_round_records(
         seconds: duration of the update, which is divided evenly among the rounds.
         support: if prefixes of the support sets were scored, their sizes.
         idle_steps: meta-steps on past rounds before the update; the first record contains them.
+        contents: of the rounds' tasks.
+        loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
     """
     lines = []
     for index, entry in enumerate(entries):
         own = {name: all_scores[index] for name, all_scores in scores.items()}
         last = index == len(entries) - 1
-        skipped = None if all(_is_finite(score) for score in own.values()) else "not_finite"
-        leader_score = own[MAIN_LEARNER]
+        charge = charge_for((loss for score in own.values() for loss in _losses(score)), loss_cap)
+        learners = {name: _score_to_json(score, charge) for name, score in own.items()}
         lines.append(
             {
                 "round": entry.round,
                 "id": entry.id,
                 "source": entry.source,
-                "loss_before": None if skipped else leader_score.loss_before,
-                "loss_after": None if skipped else leader_score.loss_after,
-                "accuracy": None if skipped else leader_score.accuracy,
+                **learners[MAIN_LEARNER],
                 "replayed": len(learned.replayed) if last else 0,
                 "seconds": round(seconds / len(entries), 6),
-                "skipped": skipped,
-                "learners": {} if skipped else {name: _losses_to_json(score) for name, score in own.items()},
+                "skipped": None,
+                "learners": learners,
                 "steps": [_step_to_json(step.norm, step.skipped) for step in learned.steps] if last else [],
             }
         )
+        if contents is not None:
+            lines[-1] |= {"content": contents[index].digest, "overlap": contents[index].overlap}
         if idle_steps and index == 0:
             lines[-1]["more_steps"] = [_step_to_json(step.norm, step.skipped) for step in idle_steps]
-        if support is not None and not skipped:
+        if support is not None:
             size = support.sizes[index]
             lines[-1]["efficiency"] = {
                 n: _efficiency_to_json(score, size, support.proficiency) for n, score in own.items()
@@ -120,11 +153,14 @@ def find_difference(before: Line, now: Line) -> str | None:
         before: record of an earlier process.
         now: record of this process.
     """
-    for key in ("id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "steps"):
-        if before[key] != now[key]:
-            return f"{key} was {before[key]!r} and is {now[key]!r}"
-    if before.get("more_steps") != now.get("more_steps"):
-        return f"more_steps was {before.get('more_steps')!r} and is {now.get('more_steps')!r}"
+    keys = ["id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "steps", "more_steps"]
+    if before["skipped"] == "not_finite":  # 0.1.0 kept no learner's result of a round in which one was not finite.
+        keys = ["id", "steps", "more_steps"]
+    if "content" in before:
+        keys += ["content", "overlap"]
+    for key in keys:
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
     return None
 
 
@@ -133,16 +169,22 @@ def list_steps(line: Line) -> list[Line]:
     return [*line.get("more_steps", ()), *line["steps"]]
 
 
-def _is_finite(score: Score) -> bool:
-    return math.isfinite(score.loss_before) and math.isfinite(score.loss_after)
+def _losses(score: Score) -> tuple[float, ...]:
+    return (score.loss_before, score.loss_after, *(prefix.loss for prefix in score.prefixes))
 
 
-def _losses_to_json(score: Score) -> Line:
-    return {"loss_before": score.loss_before, "loss_after": score.loss_after, "accuracy": score.accuracy}
+def _score_to_json(score: Score, charge: float) -> Line:
+    losses = {"loss_before": _finite_or_none(score.loss_before), "loss_after": _finite_or_none(score.loss_after)}
+    charged = {} if all(map(is_finite_loss, _losses(score))) else {"charged": charge}
+    return {**losses, "accuracy": score.accuracy, **charged}
+
+
+def _finite_or_none(loss: float) -> float | None:
+    return loss if is_finite_loss(loss) else None
 
 
 def _efficiency_to_json(score: Score, size: int, proficiency: float | None) -> Line:
-    prefixes = [(one.points, one.loss if math.isfinite(one.loss) else None, one.accuracy) for one in score.prefixes]
+    prefixes = [(one.points, _finite_or_none(one.loss), one.accuracy) for one in score.prefixes]
     needed = None if proficiency is None else points_needed(score, size, proficiency)
     return {"prefixes": prefixes, "points_needed": needed}
 

@@ -28,7 +28,7 @@ from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import COMPILING, PLAYING, REPLAYING, WAITING, HeartbeatWriter
 from trainers.journal.journal import RunJournal, note_process_start, open_journal, publish_leader, record_round
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
-from trainers.journal.round_records import SupportSizes, make_round_records
+from trainers.journal.round_records import SupportSizes, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
@@ -328,7 +328,17 @@ def play_update(run: Run, available: int) -> None:
         entries = [run.history.entry(round) for round in new_rounds]
         regret = run.settings.regret
         support = SupportSizes([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
-        for line in make_round_records(entries, scores, learned[MAIN_LEARNER], seconds, support, run.idle_steps):
+        lines = make_round_records(
+            entries,
+            scores,
+            learned[MAIN_LEARNER],
+            seconds,
+            support,
+            run.idle_steps,
+            [read_content(task) for task in tasks],
+            regret.loss_cap,
+        )
+        for line in lines:
             record_round(run.journal, line)
     run.round += update.rounds
     run.idle_updates, run.idle_steps = 0, []

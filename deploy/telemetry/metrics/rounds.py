@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from deploy.telemetry.metrics import Instruments, Metric
+from deploy.telemetry.metrics import Instruments, Metric, MetricState
 from deploy.telemetry.run_view import SKIPPED_STEPS, STEPS, RunView
 from trainers.journal.jsonl import Line
 from trainers.journal.quarantine import Quarantine, Reason
@@ -13,6 +13,7 @@ ROUND_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 METRICS = (
     Metric("online_meta_rounds_total", "counter", "Rounds scored and learned."),
     Metric("online_meta_quarantined_rounds_total", "counter", "Rounds in quarantine.", ("reason",)),
+    Metric("online_meta_skipped_rounds", "gauge", "Rounds that count for no learner."),
     Metric("online_meta_round_duration_seconds", "histogram", "Scoring and learning a round.", (), ROUND_SECONDS),
     Metric("online_meta_meta_steps_total", "counter", "Meta-steps made, skipped ones included."),
     Metric("online_meta_skipped_steps_total", "counter", "Meta-steps that changed nothing.", ("reason",)),
@@ -56,3 +57,8 @@ def count_round(instruments: Instruments, line: Line) -> None:
             instruments["skipped_steps_total"].labels(reason=step["skipped"]).inc()
         elif step["norm"] is not None:
             instruments["meta_gradient_norm"].set(step["norm"])
+
+
+def update(instruments: Instruments, state: MetricState) -> None:
+    """Set the number of skipped rounds."""
+    instruments["skipped_rounds"].set(state.view.skipped + state.view.quarantined)

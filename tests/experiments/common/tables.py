@@ -18,6 +18,9 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Row = dict[str, Any]
 """A row of a table: the requested configuration under ``asked``, and the results."""
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""The colours of lines in pictures (Okabe and Ito, 2008)."""
+
 
 def choose_labels(only: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Return the ``labels`` that are in ``only``, or all if it is empty; raises ``click.BadParameter`` for others."""

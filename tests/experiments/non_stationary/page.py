@@ -5,8 +5,8 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from deploy.reports.report import COLOURS, as_png, style_axes
-from tests.experiments.common.tables import Row, format_mean
+from deploy.reports.report import as_png, style_axes
+from tests.experiments.common.tables import COLOURS, Row, format_mean
 from tests.experiments.non_stationary.runs import (
     COMPARATOR,
     DYNAMIC_ROUNDS,

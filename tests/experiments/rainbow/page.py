@@ -5,10 +5,10 @@ from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
-from deploy.reports.report import COLOURS, as_png, style_axes
+from deploy.reports.report import as_png, style_axes
 from online_meta.regret.ledger import MAIN_LEARNER
 from tests.experiments.common.playing import TUNED
-from tests.experiments.common.tables import Row, format_mean
+from tests.experiments.common.tables import COLOURS, Row, format_mean
 from tests.experiments.rainbow.runs import DRAWS, HIDDEN, LABELS, OPTIONS, PREFIXES, STEPS, TEST, TRAIN, WARM_UP
 
 NAME = "rainbow_protocol"
