@@ -115,7 +115,8 @@ def test_an_empty_range_is_empty(daemon: Daemon, query: dict[str, int]) -> None:
     found = regret(daemon, **query)
     assert found["from"] == found["to"]
     assert (found["rounds"], found["loss_after"], found["comparators"]) == ([], [], [])
-    assert found["learners"]["ftml"] == {"loss": [], "accuracy": [], "cumulative_loss": []}
+    keys = ("loss", "rounds", "charged_rounds", "accuracy", "accuracy_rounds", "cumulative_loss")
+    assert found["learners"]["ftml"] == {key: [] for key in keys}
 
 
 @pytest.mark.parametrize("query", ["points=0", "points=10001", "from=-1", "to=-1", "from=x", "points=1.5"])
