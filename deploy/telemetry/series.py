@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from deploy.telemetry.run_view import (
     LOSS_BEFORE,
-    ROUNDS_BEFORE,
     QUARANTINED,
+    ROUNDS_BEFORE,
     SKIPPED,
     RunView,
     accuracy_column,

@@ -32,6 +32,8 @@ PUBLIC = {
     "online_meta_mean_loss_rounds": ("learner",),
     "online_meta_leaked_rounds": ("kind",),
     "online_meta_skipped_rounds": (),
+    "online_meta_quarantined_rounds_total": ("reason",),
+    "online_meta_health": ("check",),
     "online_meta_prefix_loss": ("learner", "points"),
     "online_meta_prefix_loss_rounds": ("learner", "points"),
     "online_meta_points_needed_rounds": ("learner",),
