@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from deploy.checks.preflight import check_learning, open_sources
+from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
 from deploy.checks.run_folder import check_same_run, check_tasks, open_history
 from deploy.config.config import Config, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
@@ -63,6 +63,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
     """
     token = check_exposure(config.serve)
     check_learning(config)
+    check_rendezvous(config.engine)
     allow_descriptors(config.serve.limits)
     files = RunFiles(Path(config.run.path))
     with ExitStack() as cleanup:

@@ -191,6 +191,8 @@ class EngineSettings:
             dead; all ranks then restart at the last checkpoint. Seconds.
         nodes: the least and the largest number of machines, this one counted, each with ``processes`` ranks.
         rendezvous: "host:port" where machines meet: an address of this machine that the others can reach.
+        trusted_network: whether only machines that may run code here can reach ``rendezvous`` and the ranks. Several
+            machines require it, because whoever reaches these ports controls every machine of the run.
         device: the device of torch, such as "cpu" or "cuda:0".
         threads: threads of each process.
         batching: how the meta-gradients of a batch are computed: "loop" one task after another, "vmap" stacked,
@@ -206,6 +208,7 @@ class EngineSettings:
     timeout_seconds: Annotated[float, Gt(0)] = changeable(60.0)
     nodes: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] = changeable((1, 1))
     rendezvous: str = changeable("127.0.0.1:0")
+    trusted_network: bool = changeable(False)
     device: str = "cpu"
     threads: Annotated[int, Ge(1), Le(256)] = 1
     batching: Literal["auto", "loop", "vmap", "traced", "compiled"] = changeable("auto")

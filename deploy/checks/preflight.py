@@ -23,7 +23,10 @@ from streams.history.history import History
 from streams.segmenting.by_leader import NeedsLeader
 from streams.types import Rejected, ReportsLag, TaskSource
 from trainers.build import build_context, build_inner, build_learners, build_loss, build_module
+from trainers.distributed.rendezvous import bind as bind_rendezvous
+from trainers.distributed.rendezvous import split_address
 from trainers.journal.run_files import RunFiles
+from trainers.settings import EngineSettings
 
 
 def check_learning(config: Config) -> LearnerContext:
@@ -63,6 +66,20 @@ def check_engine(config: Config) -> None:
             check(config.engine)
     if MAIN_LEARNER in config.regret.baselines:
         raise ConfigError(f"[regret] baselines = {MAIN_LEARNER!r} is the learner that the baselines are compared with")
+
+
+def check_rendezvous(settings: EngineSettings) -> None:
+    """Raise ``ConfigError`` if other machines would have to meet at an address that this machine does not have."""
+    if settings.nodes[1] == 1:
+        return
+    host, _ = split_address(settings.rendezvous)
+    try:
+        bind_rendezvous(host, 0).close()
+    except OSError as error:
+        raise ConfigError(
+            f"[engine] rendezvous = {settings.rendezvous!r}: {host} is not an address of this machine, which hosts "
+            f"the rendezvous: {error.strerror}"
+        ) from error
 
 
 @contextmanager
@@ -150,6 +167,7 @@ def check_history(config: Config) -> tuple[str, Task | None]:
 
 def check_port(config: Config) -> str:
     """Listen for a moment where the daemon will."""
+    check_rendezvous(config.engine)
     with closing(bind(config.serve)) as listener:
         host, port = listener.getsockname()[:2]
         probes = bind_probes(config.serve)

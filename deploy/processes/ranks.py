@@ -2,17 +2,20 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
 
 from deploy.config.config import read_settings
-from deploy.exits import BROKEN, DONE
+from deploy.exits import BROKEN, DONE, TRY_LATER
 from deploy.logs import Origin, log_to_stderr
 from deploy.processes.child import die_with_parent
 from streams.atomic_files import replace_file
 from trainers.distributed.elastic import launch_ranks
 from trainers.journal.run_files import RunFiles
+
+log = logging.getLogger(__name__)
 
 
 def main(settings_file: str, logs: str = "text") -> int:
@@ -26,13 +29,17 @@ def main(settings_file: str, logs: str = "text") -> int:
     die_with_parent()
     engine = read_settings(Path(settings_file)).engine
     command = [sys.executable, "-m", "deploy.processes.trainer", settings_file, logs]
-    file = RunFiles(Path(settings_file).parent).agent
+    files = RunFiles(Path(settings_file).parent)
 
     def restarted(restarts: int) -> None:
         with contextlib.suppress(OSError):  # A full disk must not prevent the ranks from starting.
-            replace_file(file, json.dumps({"pid": os.getpid(), "restarts": restarts}).encode(), durable=False)
+            replace_file(files.agent, json.dumps({"pid": os.getpid(), "restarts": restarts}).encode(), durable=False)
 
-    drained = launch_ranks(engine, command, restarted)
+    try:
+        drained = launch_ranks(engine, command, restarted, files.rendezvous)
+    except OSError as error:
+        log.error("[engine] rendezvous = %r: %s", engine.rendezvous, error)
+        return TRY_LATER
     return DONE if drained else BROKEN
 
 

@@ -1,4 +1,4 @@
-"""One rank of a test: ``rank_program.py WHAT FOLDER``, with torchrun's variables; writes its results into FOLDER."""
+"""One rank of a test: ``rank_program.py WHAT FOLDER``, with the agent's variables; writes its results into FOLDER."""
 
 import json
 import os

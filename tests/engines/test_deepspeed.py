@@ -147,7 +147,7 @@ def test_the_optimizer_state_can_be_offloaded_to_host_memory_and_resumed():
     assert summary == f"# {len(lines)} of 14 within 1e-05 on cpu"
 
 
-def test_a_single_process_needs_no_torchrun_and_runs_no_command(tmp_path):
+def test_a_single_process_needs_no_agent_and_runs_no_command(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in places(1)[0]}
     command = [sys.executable, "-m", "tests.engines.rank_program", "starts_nothing", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)

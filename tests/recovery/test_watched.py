@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.recovery.test_ranks import ENGINE, feed, settle
 from tests.support.daemon import RestartedDaemon, wait_for
+from tests.support.listeners import Listener, list_listeners
 
 STOP_SECONDS = 1.5
 """How long a rank is stopped, so that the other rank gets to the point where it waits."""
@@ -49,7 +50,10 @@ def trainer(served: RestartedDaemon) -> dict[str, Any]:
 
 
 class Watched(NamedTuple):
-    """Metrics at the start, after calm rounds, after rounds with a slow rank, while a rank is dead, and at the end."""
+    """Metrics at the start, after calm rounds, after rounds with a slow rank, while a rank is dead, and at the end.
+
+    ``listeners`` are those of all processes of the daemon at ``port``, before and after the ranks restart.
+    """
 
     start: Samples
     calm: Samples
@@ -58,6 +62,8 @@ class Watched(NamedTuple):
     after: Samples
     status: dict[str, Any]
     lines: list[dict[str, Any]]
+    listeners: set[Listener]
+    port: int
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,7 @@ def watch(served: RestartedDaemon, clock: Path) -> Watched:
     feed(served, 2, 6)
     settle(served, 6)
     calm = wait_for_reports(served, 6)
+    listeners = list_listeners(served.process.pid)
     slow_one = wait_for("there is a rank", lambda: served.rank(1))
     os.kill(slow_one, signal.SIGSTOP)
     feed(served, 6, 10)
@@ -99,9 +106,10 @@ def watch(served: RestartedDaemon, clock: Path) -> Watched:
     wait_for("both ranks play", lambda: trainer(served)["world_size"] == 2)
     after = wait_for_reports(served, TASKS)  # There was no checkpoint, so all rounds are played again.
     status = trainer(served)
+    listeners |= list_listeners(served.process.pid)
     assert served.drain() == 0
     lines = [json.loads(line) for line in (served.folder / "daemon.log").read_text().splitlines()]
-    return Watched(start, calm, slow, dead, after, status, lines)
+    return Watched(start, calm, slow, dead, after, status, lines, listeners, served.port)
 
 
 def increase(before: Samples, after: Samples, name: str, rank: int) -> float:
@@ -127,6 +135,12 @@ def test_a_killed_rank_restarts_all_ranks_once(watched: Watched) -> None:
     assert (watched.status["alive"], watched.status["restarts"], watched.status["world_size"]) == (True, 1, 2)
     for rank in range(2):
         assert watched.after["rank_steps_total", str(rank)] == 10 + TASKS, "a counter continues when ranks restart"
+
+
+@pytest.mark.timeout(400)
+def test_two_ranks_listen_on_loopback_and_for_one_another_only(watched: Watched) -> None:
+    ranks = watched.listeners - {Listener("online_meta", "tcp", "127.0.0.1", watched.port)}
+    assert {(one.process, one.address) for one in ranks} == {("deploy.processes.trainer", "127.0.0.1")}
 
 
 def of_rank(watched: Watched, rank: int) -> list[dict[str, Any]]:

@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from tests.support.daemon import free_port
+from trainers.distributed.rendezvous import STORE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 
 
 def places(world: int) -> list[dict[str, str]]:
-    """Return the environment variables that torchrun would set for each of ``world`` ranks on this machine."""
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    """Return the environment variables that the agent would set for each of ``world`` ranks on this machine."""
+    shared = {"WORLD_SIZE": str(world), STORE_VARIABLE: f"file:{Path(tempfile.mkdtemp(prefix='ranks-')) / 'store'}"}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 

@@ -1,4 +1,4 @@
-"""A second machine of a served run: torchrun, in its own network namespace if this user may create one."""
+"""A second machine of a served run, in its own network namespace if this user may create one."""
 
 import os
 import signal
@@ -71,24 +71,13 @@ def lay_cable() -> Iterator[Cable]:
 class Node:
     """The second machine."""
 
-    def __init__(self, folder: Path, config: str, port: int, by: Cable) -> None:
-        """Start torchrun there, with a configuration in its own folder."""
+    def __init__(self, folder: Path, config: str, by: Cable) -> None:
+        """Start its ranks, with a configuration in its own folder."""
         folder.mkdir(exist_ok=True)
         (folder / "config.toml").write_text(config)
         self.log = folder / "node.log"
         self.log.touch()
-        command = [
-            *by.inside,
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nnodes",
-            "1:2",
-            "--nproc-per-node",
-            "1",
-        ]
-        command += ["--rdzv-backend", "c10d", "--rdzv-id", "online-meta", "--rdzv-endpoint", f"{by.here}:{port}"]
-        command += ["--local-addr", by.there, "--max-restarts", "1000000", "-m", "deploy.processes.join", "config.toml"]
+        command = [*by.inside, sys.executable, "-m", "deploy.processes.join", "config.toml"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -96,12 +85,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-                    "GLOO_SOCKET_IFNAME": by.interface_there,
-                },
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
 
     def joined(self) -> int:

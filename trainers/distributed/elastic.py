@@ -2,32 +2,35 @@
 
 import contextlib
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 
+from trainers.distributed.rendezvous import HostingMachine, JoiningMachine, OneMachine, Rendezvous
 from trainers.settings import EngineSettings
 
 MAX_RESTARTS = 1_000_000
 GRACE_SECONDS = 2.0
 STOPPED_SECONDS = 3.0
 POLL_SECONDS = 0.1
-RUN_ID = "online-meta"
-"""The value of torchrun's option ``--rdzv-id`` on the other machines."""
-
-RENDEZVOUS = {"is_host": True, "join_timeout": 10**8, "last_call_timeout": 5, "keep_alive_interval": 2}
-"""A missing machine may join after days; a machine that is silent for three intervals counts as lost."""
+END_SECONDS = 30.0
+"""How long a machine whose ranks have ended waits for the ranks of the others."""
 
 
-def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Callable[[int], None]) -> bool:
-    """Run ``command`` as this machine's ranks until all of them end without an error.
+def launch_ranks(
+    settings: EngineSettings, command: Sequence[str], restarted: Callable[[int], None], folder: Path
+) -> bool:
+    """Run ``command`` as the ranks of the daemon's machine until all of them end without an error.
 
     SIGTERM and SIGINT are forwarded to the ranks, which then drain. When one rank dies, all are restarted. A rank that
     outlives another one by ``GRACE_SECONDS``, because it hangs, is killed so that the new ranks need not wait for it.
@@ -39,12 +42,14 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Ca
         command: command line of a rank.
         restarted: called at each start of the ranks with the number of restarts so far, 0 at the first start. torch's
             own count excludes restarts that are due to another machine that joins or leaves.
+        folder: for the files of the rendezvous; it is emptied, and no other user can open it.
 
     Returns:
         Whether the ranks ended because of a signal.
+
+    Raises:
+        OSError: if the address of the rendezvous does not belong to this machine, or its port is in use.
     """
-    # Needed for restarts: otherwise the agent keeps the port of the store that ended with the ranks.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     draining = threading.Event()
 
     def drain(signal_number: int, _frame: FrameType | None) -> None:
@@ -54,34 +59,85 @@ def launch_ranks(settings: EngineSettings, command: Sequence[str], restarted: Ca
 
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, drain)
+    _make_private(folder)
+    rendezvous = (
+        OneMachine(folder)
+        if settings.nodes[1] == 1
+        else HostingMachine(settings.rendezvous, settings.nodes, draining.is_set)
+    )
+    # For SIGTERM the agent would not wait until the ranks have drained.
+    succeeded = _run_agent(settings, command, rendezvous, folder, draining, restarted, "SIGQUIT")
+    return succeeded and draining.is_set()
+
+
+def join_ranks(settings: EngineSettings, command: Sequence[str], folder: Path) -> bool:
+    """Run ``command`` as the ranks of a machine that joins the run of the daemon at ``settings.rendezvous``.
+
+    SIGTERM, SIGINT and SIGHUP end the ranks at once; those of the other machines then continue without them.
+
+    Args:
+        settings: [engine] section of the configuration.
+        command: command line of a rank.
+        folder: for the files of the agent; it is emptied.
+
+    Returns:
+        Whether the ranks ended without an error, or because of a signal.
+
+    Raises:
+        RuntimeError: if the daemon's machine cannot be reached, or ends the rendezvous.
+    """
+    _make_private(folder)
+    rendezvous = JoiningMachine(settings.rendezvous)
+    try:
+        return _run_agent(
+            settings, command, rendezvous, folder, threading.Event(), lambda _: None, "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+        )
+    except SignalException:
+        return True
+
+
+def _make_private(folder: Path) -> None:
+    """Make an empty folder that no other user can open."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+
+
+def _run_agent(
+    settings: EngineSettings,
+    command: Sequence[str],
+    rendezvous: Rendezvous,
+    folder: Path,
+    draining: threading.Event,
+    restarted: Callable[[int], None],
+    signals: str,
+) -> bool:
+    """Run torch's agent until its ranks have ended; return whether they ended without an error."""
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
     threading.Thread(
         target=_kill_stale_ranks,
         args=(min(settings.timeout_seconds, STOPPED_SECONDS), draining, restarted),
         name="bury-ranks",
         daemon=True,
     ).start()
-    try:
-        elastic_launch(_config(settings), command[0])(*command[1:])
-    except ChildFailedError:
-        return False
-    return draining.is_set()
-
-
-def _config(settings: EngineSettings) -> LaunchConfig:
-    min_nodes, max_nodes = settings.nodes
-    single_node = max_nodes == 1
-    return LaunchConfig(
-        min_nodes=min_nodes,
-        max_nodes=max_nodes,
-        nproc_per_node=settings.processes,
-        run_id=str(uuid.uuid4()) if single_node else RUN_ID,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0" if single_node else settings.rendezvous,
-        rdzv_configs={} if single_node else RENDEZVOUS,
-        local_addr=None if single_node else settings.rendezvous.rpartition(":")[0],
-        max_restarts=MAX_RESTARTS,
-        signals_to_handle="SIGQUIT",  # For SIGTERM the agent would not wait until the ranks have drained.
+    agent = LocalElasticAgent(
+        WorkerSpec(
+            role="trainer",
+            local_world_size=settings.processes,
+            rdzv_handler=rendezvous,
+            entrypoint=command[0],
+            args=tuple(command[1:]),
+            max_restarts=MAX_RESTARTS,
+        ),
+        DefaultLogsSpecs(log_dir=str(folder / "logs")),
+        exit_barrier_timeout=END_SECONDS,
     )
+    try:
+        result = agent.run()
+    finally:
+        rendezvous.shutdown()
+    if result is None:  # The run ended while the agent waited for machines: there was no rank that could drain.
+        sys.exit(os.EX_TEMPFAIL)
+    return not result.is_failed()
 
 
 def _ranks() -> list[psutil.Process]:

@@ -1,7 +1,9 @@
-"""Join the process group of a run from torchrun's environment variables; without them, make a group of one process."""
+"""Join the process group of a run from the agent's environment variables; without them, make a group of one process."""
 
 import json
 import os
+import socket
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from online_meta.types import Params
 from trainers.distributed.ranks import SINGLE_PROCESS, PayloadsByRank, RankGroup
+from trainers.distributed.rendezvous import STORE_VARIABLE, open_store, split_address
 from trainers.settings import EngineSettings
 
 TIMEOUT_MIN_ROUNDS = 30
@@ -58,7 +62,7 @@ class AdaptiveTimeout:
 
 
 def read_own_rank() -> int | None:
-    """Return this process's rank from torchrun's environment; None if torchrun did not start it."""
+    """Return this process's rank from the agent's environment; None if no agent started it."""
     return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
@@ -74,11 +78,14 @@ def join_process_group(settings: EngineSettings, has_storage: bool = True) -> It
         has_storage: whether this process can access the run's files; the first rank that can is the coordinator.
 
     Raises:
-        ValueError: if only some of torchrun's variables are set, or no rank can access the run's files.
+        ValueError: if only some of the agent's variables are set, or no rank can access the run's files.
     """
-    variables = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ]
-    if variables and len(variables) < 4:
-        raise ValueError(f"the environment has only {', '.join(variables)}: start the ranks with torchrun")
+    variables = [name for name in ("RANK", "WORLD_SIZE", STORE_VARIABLE) if name in os.environ]
+    if variables and len(variables) < 3:
+        raise ValueError(
+            f"the environment has only {', '.join(variables)}: the ranks of a run are started by `online-meta serve` "
+            "and, on other machines, by `python -m deploy.processes.join CONFIG.toml`, not by torchrun"
+        )
     on_gpu = settings.device.startswith("cuda")
     # DeepSpeed requires the first. Without the second it calls numactl in each step; without the third it guesses.
     local_rank = os.environ.setdefault("LOCAL_RANK", "0")
@@ -86,19 +93,50 @@ def join_process_group(settings: EngineSettings, has_storage: bool = True) -> It
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     if on_gpu:
         torch.cuda.set_device(int(local_rank))
-    store, rank, world = (None, -1, -1) if variables else (torch._C._distributed_c10d.HashStore(), 0, 1)
+    _restrict_interfaces(settings)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=settings.timeout_seconds),
-        world_size=world,
-        rank=rank,
-        store=store,
+        world_size=int(os.environ["WORLD_SIZE"]) if variables else 1,
+        rank=int(os.environ["RANK"]) if variables else 0,
+        store=open_store(os.environ[STORE_VARIABLE], settings.timeout_seconds) if variables else HashStore(),
     )
     try:
         rank_group = _make_rank_group(has_storage)
         yield rank_group if rank_group.world > 1 else SINGLE_PROCESS
     finally:
         dist.destroy_process_group()
+
+
+def _restrict_interfaces(settings: EngineSettings) -> None:
+    """Let gloo and NCCL listen on one interface only.
+
+    On one machine it is the loopback interface. With several machines it is the interface towards the rendezvous,
+    unless the user has named another one.
+    """
+    os.environ.setdefault("NCCL_RAS_ENABLE", "0")  # NCCL would listen for a monitoring tool.
+    if settings.nodes[1] == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = (
+            "lo0" if sys.platform == "darwin" else "lo"
+        )
+        return
+    if interface := _find_interface(*split_address(settings.rendezvous)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _find_interface(host: str, port: int) -> str | None:
+    """Return the network interface whose address this machine uses towards ``host``, which may be its own."""
+    import psutil  # It belongs to the extra `deepspeed`.
+
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # Sends nothing: it only chooses the address.
+        own = probe.getsockname()[0].partition("%")[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address.partition("%")[0] == own for one in addresses):
+            return name
+    return None
 
 
 def _make_rank_group(has_storage: bool) -> RankGroup:

@@ -28,6 +28,7 @@ from online_meta.meta_optimizer import (
 from online_meta.types import Engine, Meta, MetaGrad, Params, StepReport, TensorFilter
 from trainers.distributed.process_group import set_timeouts
 from trainers.distributed.rank_stats import RankStats
+from trainers.distributed.rendezvous import split_address
 from trainers.settings import EngineSettings, TrainerSettings
 
 
@@ -162,18 +163,36 @@ def check(settings: EngineSettings) -> None:
             f"batching = {settings.batching!r} with deterministic = true: the order of the sum would depend on the "
             "number of ranks; set batching = 'loop'"
         )
+    _check_machines(settings)
+    if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():
+        raise ValueError(f"processes = {settings.processes}, but this machine has {torch.cuda.device_count()} GPUs")
+
+
+def _check_machines(settings: EngineSettings) -> None:
+    """Raise ``ValueError`` if the settings of several machines contradict each other, or name no private network."""
     min_nodes, max_nodes = settings.nodes
     if min_nodes > max_nodes:
         raise ValueError(
             f"nodes = {[*settings.nodes]}: the first is the smallest, the second the largest number of machines"
         )
-    if max_nodes > 1 and not re.fullmatch(r".+:[1-9][0-9]*", settings.rendezvous):
+    if max_nodes == 1:
+        return
+    if not re.fullmatch(r".+:[1-9][0-9]{0,4}", settings.rendezvous):
         raise ValueError(
             f"rendezvous = {settings.rendezvous!r} and nodes = {[*settings.nodes]}: set rendezvous to 'host:port', "
             "an address of this machine that the others can reach"
         )
-    if settings.device.startswith("cuda") and settings.processes > torch.cuda.device_count():
-        raise ValueError(f"processes = {settings.processes}, but this machine has {torch.cuda.device_count()} GPUs")
+    if split_address(settings.rendezvous)[0] in ("0.0.0.0", "::", "*"):
+        raise ValueError(
+            f"rendezvous = {settings.rendezvous!r} is every address of this machine: name the one on the private "
+            "network that joins the machines"
+        )
+    if not settings.trusted_network:
+        raise ValueError(
+            f"nodes = {[*settings.nodes]}: ranks on several machines neither authenticate nor encrypt anything, so "
+            "whoever reaches their ports can run code on every machine of the run. If only these machines can reach "
+            f"{settings.rendezvous} and each other, set trusted_network = true"
+        )
 
 
 def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = None) -> Engine:

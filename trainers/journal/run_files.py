@@ -99,6 +99,11 @@ class RunFiles:
         return self.folder / f"{process}.heartbeat"
 
     @property
+    def rendezvous(self) -> Path:
+        """The folder in which the ranks of this machine meet; only their user can open it."""
+        return self.folder / "rendezvous"
+
+    @property
     def settings(self) -> Path:
         """The complete settings of the run, written when the daemon starts."""
         return self.folder / "settings.json"
