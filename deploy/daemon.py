@@ -93,10 +93,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         monitor = HealthMonitor(state, processes, sources, archive)
         state.check(monitor.look())
         probes.start(create_probe_app(state))
-        scheme = "https" if config.serve.tls_cert else "http"
-        host, port = listener.getsockname()[:2]
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        _run_server(state, monitor, listener, lambda: ready(f"{scheme}://{where}"))
+        _run_server(state, monitor, listener, lambda: ready(_url(config, listener)))
         state.draining = True
         log.info("draining")
     state.view.refresh()
@@ -109,6 +106,11 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         ) from error
     if state.broken.is_set():
         raise CommandError(BROKEN, "drained, because the trainer cannot continue: see its last messages above")
+
+
+def _url(config: Config, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{'https' if config.serve.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_state(

@@ -47,6 +47,28 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         '[engine]\nkind = "deepspeed"\ndeterministic = true\n[serve]',
         "[engine] batching = 'auto' with deterministic = true: the order of the sum would depend on the number of",
     ),
+    "several machines on a network that nobody calls private": (
+        "[serve]",
+        '[engine]\nkind = "deepspeed"\nnodes = [1, 2]\nrendezvous = "127.0.0.1:29400"\n[serve]',
+        (
+            "[engine] nodes = [1, 2]: ranks on several machines neither authenticate nor encrypt anything, so whoever "
+            "reaches their ports can run code on every machine of the run. If only these machines can reach "
+            "127.0.0.1:29400 and each other, set trusted_network = true"
+        ),
+    ),
+    "machines that meet at every address": (
+        "[serve]",
+        '[engine]\nkind = "deepspeed"\nnodes = [1, 2]\nrendezvous = "0.0.0.0:29400"\ntrusted_network = true\n[serve]',
+        "[engine] rendezvous = '0.0.0.0:29400' is every address of this machine: name the one on the private network",
+    ),
+    "machines that meet at the address of another one": (
+        "[serve]",
+        (
+            '[engine]\nkind = "deepspeed"\nnodes = [1, 2]\nrendezvous = "203.0.113.7:29400"\ntrusted_network = true\n'
+            "[serve]"
+        ),
+        "[engine] rendezvous = '203.0.113.7:29400': 203.0.113.7 is not an address of this machine, which hosts the",
+    ),
     "stage": ("[serve]", '[engine]\nkind = "deepspeed"\nzero_stage = 4\n[serve]', "[engine] zero_stage = 4"),
     "device": (
         "[serve]",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deploy.commands.demo import choose_port
@@ -16,6 +17,7 @@ from deploy.server.listener import bind
 from streams.history.history import History
 from tests.deploy.conftest import Cli
 from tests.support.daemon import ROOT, Daemon
+from tests.support.listeners import Listener, list_listeners
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -32,6 +34,13 @@ def test_the_checks_before_a_start_do_not_import_torchs_compiler(config: Path) -
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (ended.stdout.strip(), ended.returncode) == ("False", 0), ended.stderr
+
+
+def test_a_running_daemon_listens_at_its_own_address_only(daemon: Daemon) -> None:
+    for name in ("trainer", "comparators"):
+        daemon.child(name)
+    url = httpx.URL(daemon.url)
+    assert list_listeners(daemon.process.pid) == {Listener("online_meta", "tcp", url.host, url.port)}
 
 
 def test_a_port_in_use(cli: Cli, config: Path) -> None:
