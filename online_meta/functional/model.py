@@ -187,7 +187,7 @@ def model_loss(
     faults = tuple(find_running_statistics(module))
 
     def guard(evaluate: bool) -> LossGuard:
-        return LossGuard(faults, tensors, _reference(module, tensors, evaluate))
+        return LossGuard(faults, tensors, _reference(module, tensors, evaluate, precision))
 
     guards = guard(False), guard(random)
 
@@ -217,15 +217,20 @@ def _precise(output: OutputFn, precision: torch.dtype | None) -> OutputFn:
     return output if precision is None else in_precision(output, precision)
 
 
-def _reference(module: nn.Module, tensors: ModuleTensors, evaluate: bool) -> OutputFn:
-    """Return the module itself as a pure function of its weights, with the tensors that were captured as they are."""
+def _reference(module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None) -> OutputFn:
+    """Return the module itself as a pure function of its weights, with the tensors that were captured as they are.
+
+    In a ``precision``, those of the learned weights' dtypes are cast like these.
+    """
     itself = ModuleItself(module, evaluate=evaluate, keep=False)
+    cast = set() if precision is None else {dtype for _, dtype in tensors.learned.values() if dtype.is_floating_point}
 
     def reference(params: Params, x: Tensor) -> Tensor:
+        constants = {n: v.to(precision) if v.dtype in cast else v for n, v in tensors.constants.items()}
         with math_attention():
-            return itself({**tensors.constants, **params}, x)
+            return itself({**constants, **params}, x)
 
-    return reference
+    return _precise(reference, precision)
 
 
 def _is_random(layer: nn.Module) -> bool:

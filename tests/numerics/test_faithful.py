@@ -159,6 +159,15 @@ def test_a_model_in_another_precision_takes_its_constants_along():
     assert torch.equal(low, right)
 
 
+def test_a_model_in_bfloat16_is_compared_with_the_module_in_bfloat16():
+    torch.manual_seed(0)
+    for module in (with_buffer(torch.randn(4), lambda x, v: x * v), between(nn.LayerNorm(6))):
+        inner, meta = setting(module, precision=torch.bfloat16)
+        task = om.Task(batch(), batch(seed=1))
+        assert torch.isfinite(om.exact(inner)(meta, task).loss)
+        assert om.preflight(inner, meta, [task]).problems == ()
+
+
 class Holding(nn.Module):
     """A model that holds something that a copy may not take along."""
 
