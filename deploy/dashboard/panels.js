@@ -1,29 +1,43 @@
 // Shows and hides parts of the page: the state pill, the banners, the token form, the empty state.
 
 import { daemonAddress } from "./api.js";
-import { field, fill, show } from "./dom.js";
+import { field, fill, make, show } from "./dom.js";
 import { formatDuration, plural } from "./format.js";
-import { chooseNotice, isTrainerDown, nameState } from "./wording.js";
+import { describeTrouble, fillHealth, healthLevel, isStarting } from "./health.js";
+import { chooseNotices, isTrainerDown, nameState } from "./wording.js";
 
 /** Shows a state in the pill and in the tab's title; `detail` precedes the title. */
-export function showState(state, word, detail) {
+export function showState(state, word, detail, level = "ok") {
   const pill = document.querySelector(".pill");
   if (pill.dataset.state !== state) pill.dataset.state = state;
+  if (pill.dataset.health !== level) pill.dataset.health = level;
   fill("state", word);
   const title = detail ? `${detail} · online-meta` : "online-meta";
   if (document.title !== title) document.title = title;
 }
 
-/** Shows the state in `status`, and its notice if there is one. */
+/** Shows the state in `status`, its health, and its notices. */
 export function showStatus(status) {
+  showPill(status);
+  fillHealth(status);
+  const notices = chooseNotices(status);
+  show('[data-banner="notice"]', notices.length > 0);
+  if (notices.length === 0) return;
+  document.querySelector('[data-banner="notice"]').className = `banner ${notices[0].level}`;
+  const lines = notices.map(({ title, text }) => make("p", "", make("strong", "", title), ` ${text}`));
+  if (field("notices").textContent !== lines.map((line) => line.textContent).join("")) {
+    field("notices").replaceChildren(...lines);
+  }
+}
+
+function showPill(status) {
   const state = isTrainerDown(status) ? "trainer_down" : status.state;
-  showState(state, nameState(state), `${nameState(state)}, ${plural(status.rounds.learned, "round")}`);
-  const notice = chooseNotice(status);
-  show('[data-banner="notice"]', notice !== null);
-  if (notice === null) return;
-  document.querySelector('[data-banner="notice"]').className = `banner ${notice.level}`;
-  fill("notice-title", notice.title);
-  fill("notice", notice.text);
+  const rounds = plural(status.rounds.learned, "round");
+  const trouble = state === "draining" ? null : describeTrouble(status);
+  if (trouble === null) return showState(state, nameState(state), `${nameState(state)}, ${rounds}`);
+  if (isStarting(status)) return showState("starting", "Starting", `Starting, ${rounds}`);
+  const word = state === "trainer_down" ? nameState(state) : trouble;
+  return showState(state, word, `${word}, ${rounds}`, healthLevel(status));
 }
 
 /** Shows the banner of a lost connection for {reason, since, retryAt} (times in milliseconds); null hides it. */

@@ -2,6 +2,8 @@
 
 import { formatCompact, formatCount, formatDuration, formatName, formatPercent, formatRate, formatReal, plural } from "./format.js";
 
+import { fails, healthLevel, isStarting, listNotices } from "./health.js";
+
 const STATES = { running: "Running", idle: "Idle", draining: "Draining", trainer_down: "Trainer down" };
 
 /** Returns the display name of a state; an unknown state is returned unchanged. */
@@ -58,6 +60,8 @@ export function describePace(status) {
 function judgePace(status, growth) {
   const { pending, ingested_per_second: arriving, oldest_pending_age_seconds: oldest } = status.rounds;
   const limit = status.backlog_limit;
+  if (["trainer", "restarts", "progress"].some((name) => fails(status, name))) return { verdict: "Stopped", level: "bad" };
+  if (healthLevel(status) === "fail" && !isStarting(status)) return { verdict: "Not well", level: "bad" };
   if (limit && pending >= limit) return { verdict: "Backlog full", level: "bad" };
   if (pending === 0) return { verdict: "Up to date", level: "good" };
   if (isTrainerDown(status)) return { verdict: "Waiting", level: "warn" };
@@ -72,33 +76,29 @@ export function isTrainerDown(status) {
   return status.state === "trainer_down" || status.trainer?.alive === false;
 }
 
-/** Returns the notice to show above the figures, {title, text, level}, or null if there is none. */
-export function chooseNotice(status) {
-  const { rounds, backlog_limit: limit } = status;
-  if (isTrainerDown(status)) {
-    return {
-      title: "Trainer down.",
-      level: "bad",
-      text: "The trainer is restarting. The daemon still accepts tasks, stores them, and learns them later.",
-    };
-  }
+/** Returns the notices to show above the figures, [{title, text, level}]. */
+export function chooseNotices(status) {
   if (status.state === "draining") {
-    return {
-      title: "Draining.",
-      level: "info",
-      text: "The daemon finishes its round, saves a checkpoint and stops. It learns pending tasks after the next start.",
-    };
+    const text =
+      "The daemon finishes its round, saves a checkpoint and stops. It learns pending tasks after the next start.";
+    return [{ title: "Draining.", level: "info", text }];
   }
-  if (limit && rounds.pending >= limit) {
-    return {
-      title: "Backlog full.",
-      level: "bad",
-      text: `Pending: ${plural(rounds.pending, "task")}. New tasks get status 429 until some are learned.`,
-    };
+  if (isStarting(status)) {
+    const text = "The trainer starts. The daemon already accepts tasks and stores them.";
+    return [{ title: "Starting.", level: "info", text }];
   }
-  return limit && rounds.pending >= 0.8 * limit
-    ? { title: "Backlog nearly full.", level: "warn", text: nearlyFull(rounds, limit) }
-    : null;
+  const { rounds, backlog_limit: limit } = status;
+  const full = limit && rounds.pending >= limit;
+  return listNotices(status, {
+    trainer: { title: "Trainer down." },
+    backlog: {
+      title: full ? "Backlog full." : "Backlog nearly full.",
+      level: full ? "bad" : "warn",
+      text: full
+        ? `Pending: ${plural(rounds.pending, "task")}. New tasks get status 429 until some are learned.`
+        : nearlyFull(rounds, limit),
+    },
+  });
 }
 
 function nearlyFull(rounds, limit) {

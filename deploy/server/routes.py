@@ -317,7 +317,8 @@ def health(request: Request) -> dict[str, Any]:
     """Return the health of the run: the worst level of all checks, and the checks.
 
     A check has a `name`, a `level` ("ok", "warn" or "fail"), the `evidence`, advice on `what_to_do`, the areas that do
-    not work if it fails (`of`), and the Unix time `since` which it has had its level.
+    not work if it fails (`of`), the Unix time `since` which it has had its level, and, if it stays ok although its
+    evidence is bad, the check that explains this (`because`).
     """
     return health_of(request.app.state.daemon)
 

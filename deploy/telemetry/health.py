@@ -45,6 +45,7 @@ class Check:
         what_to_do: advice; "" if the level is ok.
         of: the areas that do not work if the check fails.
         since: Unix time at which the check took this level.
+        because: the name of the check whose trouble explains this one's facts, so that this one stays ok; "" for none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Check:
     what_to_do: str = ""
     of: tuple[str, ...] = ()
     since: float = 0.0
+    because: str = ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def _name_causes(facts: Facts, checks: Iterable[Check]) -> tuple[Check, ...]:
     return tuple(
         next(
             (
-                replace(check, level="ok", evidence=f"{check.evidence}: see {cause}", what_to_do="")
+                replace(check, level="ok", what_to_do="", because=cause)
                 for cause in effects.get(name, ())
                 if check.level != "ok" and found[cause].level != "ok"
             ),

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from playwright.sync_api import expect
 
+from deploy.telemetry.health import Facts, SourceFacts
 from tests.dashboard.conftest import Visit
 from tests.support.dashboard_stand_in import DASHBOARD, Daemon
 
@@ -15,6 +16,7 @@ STATES = {
     "empty": Daemon(pending=0, state="idle"),
     "token": Daemon(rounds=305, token="t"),
     "trainer down": Daemon(rounds=3, state="trainer_down"),
+    "unwell": Daemon(rounds=305, facts=Facts(free_bytes=0, sources=(SourceFacts("x" * 60, "refused", 9.0),))),
     "efficiency": Daemon(rounds=305, prefixes=(1, 2, 5, 10), proficiency=0.75),
     "long names": Daemon(rounds=30, learners=("ftml", "x" * 60), extra={"run": "/" + "long" * 40}),
 }
@@ -28,8 +30,8 @@ def test_nothing_is_wider_than_the_screen(visit: Open, state: str, width: int) -
     shown.page.get_by_text("What am I looking at?").click()
     assert shown.page.evaluate("document.documentElement.scrollWidth") == width
     if width < 600:  # here each table row is a card, and all of it is visible
-        table = shown.page.locator(".scroll")
-        assert table.evaluate("(one) => one.scrollWidth <= one.clientWidth")
+        for table in shown.page.locator(".scroll").all():
+            assert table.evaluate("(one) => one.scrollWidth <= one.clientWidth")
 
 
 def test_the_page_keeps_to_its_own_host_and_policy(visit: Open) -> None:

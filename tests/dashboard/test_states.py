@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import expect
 
+from deploy.telemetry.health import Facts, ProcessFacts, SourceFacts, WindowFacts
 from tests.dashboard.conftest import Visit
 from tests.support.dashboard_stand_in import Daemon, serve
 
@@ -80,7 +81,7 @@ def test_the_page_asks_for_the_token_and_sends_it(visit: Open) -> None:
 def test_a_stopped_trainer_is_reported(visit: Open) -> None:
     shown = visit(Daemon(rounds=305, state="trainer_down"))
     notice = shown.page.locator('[data-banner="notice"]')
-    expect(notice).to_contain_text("The trainer is restarting")
+    expect(notice).to_contain_text("Trainer down. It ended 3 s ago and has not come back.")
     shown.text("state").to_have_text("Trainer down")
     shown.text("run").to_contain_text("trainer restarted 2 times")
     shown.daemon.state = "running"
@@ -102,6 +103,61 @@ def test_a_stopped_trainer_is_reported(visit: Open) -> None:
 )
 def test_states_that_need_attention_are_reported(visit: Open, daemon: Daemon, notice: str) -> None:
     expect(visit(daemon).page.locator('[data-banner="notice"]')).to_contain_text(notice)
+
+
+def test_a_failing_check_is_shown_everywhere_and_nothing_is_green(visit: Open) -> None:
+    shown = visit(Daemon(rounds=305))
+    pill, health = shown.page.locator(".pill"), shown.page.locator('[data-panel="health"]')
+    green = shown.page.locator('.figure[data-level="good"]')
+    shown.text("pace").to_have_text("Keeping up")
+    expect(green).to_have_count(1)
+    shown.text("health-summary").to_have_text("Health: all is well")
+    expect(health).not_to_have_attribute("open", "")
+    shown.daemon.facts = Facts(free_bytes=0, sources=(SourceFacts("queue", "refused", 9.0),))
+    shown.pass_time(2.1)
+    expect(pill).to_have_attribute("data-health", "fail")
+    shown.text("state").to_have_text("2 checks fail")
+    notice = shown.page.locator('[data-banner="notice"]')
+    expect(notice).to_contain_text("Disk fails. 0 MiB of 200.0 GiB are free. Free space on the disk of the run.")
+    expect(notice).to_contain_text("Source queue fails. Cannot be read for 9 s: refused.")
+    shown.text("pace").to_have_text("Not well")
+    expect(green).to_have_count(0)
+    colours = "(one) => [getComputedStyle(one).color, getComputedStyle(document.querySelector('.note')).color]"
+    trend = shown.page.locator('[data-field="loss-trend"]')
+    assert len(set(trend.evaluate(colours))) == 1, "the falling loss is not praised"
+    shown.text("health-summary").to_have_text("Health: 2 of 15 checks need attention")
+    expect(health).to_have_attribute("open", "")
+    first = health.locator("tbody tr").first
+    expect(first).to_contain_text("Disk")
+    expect(first).to_contain_text("fails")
+    shown.daemon.facts = Facts()
+    shown.pass_time(2.1)
+    shown.text("state").to_have_text("Running")
+    shown.text("pace").to_have_text("Keeping up")
+    expect(notice).to_be_hidden()
+    assert shown.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("daemon", "pill", "pace"),
+    [
+        (Daemon(rounds=60, pending=383, facts=Facts(stalled_seconds=45)), "Progress fails", "Stopped"),
+        (Daemon(rounds=60, facts=Facts(deaths=2)), "Restarts fail", "Stopped"),
+        (
+            Daemon(rounds=60, facts=Facts(trainer=ProcessFacts(suspended=True, silent_seconds=9))),
+            "Trainer fails",
+            "Stopped",
+        ),
+        (Daemon(rounds=60, facts=Facts(last=WindowFacts(100, rollbacks=2))), "Divergence fails", "Not well"),
+        (Daemon(rounds=60, facts=Facts(last=WindowFacts(100, rollbacks=1))), "1 warning", "Keeping up"),
+        (Daemon(pending=0, state="idle", facts=Facts(published=False)), "Starting", "Up to date"),
+    ],
+    ids=["stalled", "restarting", "stopped", "diverged", "rolled back", "starting"],
+)
+def test_the_pill_and_the_pace_follow_the_health(visit: Open, daemon: Daemon, pill: str, pace: str) -> None:
+    shown = visit(daemon)
+    shown.text("state").to_have_text(pill)
+    shown.text("pace").to_have_text(pace)
 
 
 def test_a_hidden_tab_sends_no_requests(visit: Open) -> None:

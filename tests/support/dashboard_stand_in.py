@@ -5,13 +5,14 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from deploy.telemetry.health import Facts, ProcessFacts, date_checks, judge, worst_level
 from tests.support.dashboard_states import EfficiencySettings, bucket_means, mean_of_known
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
@@ -34,6 +35,7 @@ class Daemon:
     comparators: tuple[str, ...] = ("hindsight",)
     prefixes: tuple[int, ...] = ()
     proficiency: float | None = None
+    facts: Facts = field(default_factory=Facts)
     extra: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
 
@@ -81,8 +83,17 @@ class Daemon:
             else None,
             "trainer": {"alive": self.state != "trainer_down", "restarts": 2 if self.state == "trainer_down" else 0},
             "backlog_limit": 1000,
+            "health": self.health(),
         }
         return answer | self.extra
+
+    def health(self) -> dict[str, Any]:
+        """Return the health that the daemon computes from ``facts``, the backlog and the state."""
+        down = ProcessFacts(alive=False, reported=False, seconds=3.0, restarts=2)
+        trainer = down if self.state == "trainer_down" else self.facts.trainer
+        facts = replace(self.facts, pending=self.pending, draining=self.state == "draining", trainer=trainer)
+        checks = date_checks((), judge(facts), NOW - 200)
+        return {"level": worst_level(checks), "checks": [asdict(check) for check in checks]}
 
     def last(self, index: int) -> dict[str, Any]:
         return {
