@@ -15,7 +15,7 @@ from typing import Protocol
 from deploy.config.config import Config
 from deploy.telemetry.health import WINDOW_ROUNDS, Check, Facts, ProcessFacts, SourceFacts, WindowFacts
 from deploy.telemetry.process_monitor import PROCESSES, ProcessMonitor, is_descendant
-from deploy.telemetry.run_view import LOSS_BEFORE, SKIPPED, SKIPPED_STEPS, STEPS, RunView
+from deploy.telemetry.run_view import LOSS_BEFORE, QUARANTINED, SKIPPED, SKIPPED_STEPS, STEPS, RunView
 from online_meta.regret.ledger import MAIN_LEARNER, charged_column
 from streams.history.history import History
 from streams.ingest.ingest import Ingest
@@ -37,8 +37,6 @@ PROBE_SECONDS = 5.0
 PACE_SECONDS = 60.0
 SETTLED_SECONDS = 30.0
 DEATHS_SECONDS = 600.0
-QUARANTINED = "quarantined"
-"""The column of the running sums that counts rounds in quarantine."""
 log = logging.getLogger(__name__)
 
 
@@ -319,7 +317,7 @@ class HealthMonitor:
                 last[SKIPPED_STEPS],
                 last[LOSS_BEFORE],
                 last[MAIN_LEARNER],
-                quarantined=last.get(QUARANTINED, 0.0),
+                quarantined=last[QUARANTINED],
                 charged=last[charged_column(MAIN_LEARNER)],
             )
         return replace(self._last, rollbacks=recent)

@@ -24,7 +24,8 @@ from trainers.journal.heartbeat import (
     reset_heartbeat,
 )
 from trainers.journal.run_files import RunFiles
-from trainers.loop.rounds import close_run, open_run, play_rounds
+from trainers.loop.rounds import open_run, play_rounds
+from trainers.loop.run import close_run
 
 
 class Times:
