@@ -49,6 +49,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_run_that_changed_its_plans_replays_bit_for_bit": NONE,
     # Daemons over a long run.
     "test_the_demo_writes_its_files": NONE,
+    "test_an_interrupted_demo_leaves_a_complete_run": NONE,
+    "test_whatever_ends_the_demo_drains_its_daemon": ("SIGTERM",),
     "test_a_full_disk_loses_nothing_acknowledged": NONE,
     "test_a_run_can_change_its_log_format_between_starts": NONE,
     "test_a_run_reports_how_many_points_its_tasks_needed": NONE,

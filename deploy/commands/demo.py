@@ -1,15 +1,18 @@
 """online-meta demo: start a daemon, stream handwritten digits to it, and report."""
 
+import ctypes
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -21,6 +24,7 @@ from rich.table import Table
 
 from deploy.config.config import Config, ServeSettings, read_config
 from deploy.exits import BROKEN, TRY_LATER, USAGE, CommandError, ConfigError
+from deploy.processes.child import PR_SET_PDEATHSIG
 from deploy.reports.report import describe_regret, display_name, format_losses, format_mean, summary_table
 from deploy.server.listener import bind
 from online_meta import registry
@@ -31,6 +35,10 @@ from streams.types import TaskSource
 
 MAX_PENDING_TASKS = 12
 """Limit of tasks sent but not yet learned: enough to keep the trainer busy, few enough to keep the display current."""
+
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the demo as Ctrl-C does."""
 
 
 START_SECONDS = 120.0
@@ -67,6 +75,9 @@ def demo_config(out: Path, port: int) -> tuple[Config, list[str]]:
 def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
     """Start the daemon, wait until it answers, and drain it at the end of the block.
 
+    SIGTERM, SIGHUP (a terminal that closes) and SIGINT (Ctrl-C) end the block, too. If this process is killed instead,
+    the kernel tells the daemon to drain (on Linux). A Ctrl-C while the daemon drains kills it.
+
     Args:
         command: command line of the daemon.
         url: address at which it will answer.
@@ -74,22 +85,54 @@ def start_daemon(command: list[str], url: str, log: Path) -> Iterator[Demo]:
 
     Raises:
         CommandError: if the daemon does not start or ends with an error.
+        SystemExit: on SIGTERM and SIGHUP, with 128 plus the number of the signal.
     """
     with private_umask():
         log.parent.mkdir(parents=True, exist_ok=True)
         output = open(log, "ab")  # noqa: SIM115 - closed below
-    with output:
-        daemon = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        with connect(url) as client:
-            _wait_until_ready(daemon, client, log)
-            yield Demo(daemon, client, url)
-    finally:
-        if daemon.poll() is None:
-            daemon.terminate()
-        code = daemon.wait()
+    # A session of its own, so that a terminal signals only this process, which then drains the daemon once.
+    with output, _exit_on_signals():
+        daemon = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, preexec_fn=_drain_with_parent()
+        )
+        try:
+            with connect(url) as client:
+                _wait_until_ready(daemon, client, log)
+                yield Demo(daemon, client, url)
+        finally:
+            for kind in END_SIGNALS:
+                signal.signal(kind, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, lambda *_: daemon.kill())
+            if daemon.poll() is None:
+                daemon.terminate()
+            code = daemon.wait()
     if code != 0:
         raise CommandError(BROKEN, f"the daemon ended with exit code {code}; its last messages are in {log}")
+
+
+@contextmanager
+def _exit_on_signals() -> Iterator[None]:
+    """Raise ``SystemExit`` on each of ``END_SIGNALS`` during the block, unless the signal is ignored (``nohup``)."""
+
+    def exit(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {kind: signal.getsignal(kind) for kind in (*END_SIGNALS, signal.SIGINT)}
+    for kind in END_SIGNALS:
+        if before[kind] is not signal.SIG_IGN:
+            signal.signal(kind, exit)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _drain_with_parent() -> Callable[[], object] | None:
+    """Return what a new process calls so that it receives SIGTERM when its parent dies; None if not on Linux."""
+    if sys.platform != "linux":
+        return None
+    return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_until_ready(daemon: "subprocess.Popen[bytes]", client: httpx.Client, log: Path) -> None:
@@ -209,7 +252,7 @@ def command(rounds: int, out: Path | None, port: int, keep_serving: bool) -> Non
         _play(demo, source, rounds, console)
         if keep_serving:
             console.print(f"all {rounds} tasks are learned; the dashboard remains at {url}/ until Ctrl-C")
-            _wait_for_interrupt()
+            _wait_for_end()
         console.print("draining: writing the last checkpoint and the report ...")
     console.print(summary_table(_read_report(folder)))
     for file, what in (
@@ -289,8 +332,9 @@ def _read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def _wait_for_interrupt() -> None:
+def _wait_for_end() -> None:
+    """Wait for Ctrl-C or another signal that ends the demo."""
     try:
         signal.pause()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         return

