@@ -3,14 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -43,24 +48,92 @@ from streams.types import Gap
 from trainers.journal.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
-DRAIN_SECONDS = 120.0
+SIGNAL_SECONDS = 0.1
+DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REQUEST_SECONDS = 10.0
+"""How long a drain waits for HTTP requests in progress."""
+COMPARATOR_SECONDS = 5.0
+"""How long a drain waits for the comparators. Killing them loses nothing, and the trainer needs their processor."""
+OVERDUE_SECONDS = 30.0
+"""How long after the deadline the daemon ends even if it is stuck, for example in the disconnection of a source."""
 RETRY_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-def serve(config: Config, ready: Callable[[str], None]) -> None:
-    """Run the daemon until SIGTERM or SIGINT, then drain it.
+class Drain:
+    """The drain of a daemon, which has one deadline for everything.
 
-    Draining stops intake, commits pending tasks, finishes the round, writes a checkpoint, and writes the report.
+    Args:
+        seconds: until the deadline, from ``begin`` on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Do not wait for signals yet."""
+        self.requested = False
+        self.undrained = ""
+        self.on_begin: list[Callable[[], None]] = []
+        self._seconds, self._deadline = seconds, math.inf
+        self._ended = Event()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def wait_for_signals(self) -> None:
+        """Let ``DRAIN_SIGNALS`` set ``requested``; none of them ends this process until ``end``."""
+        # With nohup, SIGHUP is ignored: the daemon then outlives its terminal.
+        kinds = [kind for kind in DRAIN_SIGNALS if signal.getsignal(kind) is not signal.SIG_IGN]
+        self._handlers = {kind: signal.signal(kind, self._request) for kind in kinds}
+
+    def _request(self, _signal: int, _frame: object) -> None:
+        self.requested = True
+
+    def begin(self) -> None:
+        """Start the time, and call the functions in ``on_begin``; does nothing if it has begun."""
+        if self._deadline < math.inf:
+            return
+        self._deadline = time.monotonic() + self._seconds
+        log.info("draining, for at most %g s", self._seconds)
+        threading.Thread(target=self._end_if_stuck, name="drain-deadline", daemon=True).start()
+        for stop in self.on_begin:
+            stop()
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline, at least 0."""
+        self.begin()
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def end(self) -> None:
+        """Restore the handlers of the signals."""
+        self._ended.set()
+        for kind, handler in self._handlers.items():
+            signal.signal(kind, handler)
+
+    def _end_if_stuck(self) -> None:
+        if not self._ended.wait(self._seconds + OVERDUE_SECONDS):
+            log.critical("the drain is stuck; the daemon ends without a report, and the next start loses nothing")
+            os._exit(TRY_LATER)
+
+
+def serve(config: Config, ready: Callable[[str], None]) -> None:
+    """Run the daemon until SIGTERM, SIGINT or SIGHUP, then drain it.
+
+    Draining stops comparators and compilers first. It stops intake, commits pending tasks, finishes the round, writes a
+    checkpoint, and writes the report. All of this has one deadline, ``[serve] drain_seconds``.
 
     Args:
         config: of the run.
         ready: called with the daemon's URL once it listens.
 
     Raises:
-        CommandError: if the daemon cannot start, the report cannot be written, or the trainer cannot continue.
-            Configuration errors are raised before a file is written or a process is started.
+        CommandError: if the daemon cannot start, the trainer did not drain, the report cannot be written, or the
+            trainer cannot continue. Configuration errors are raised before a file is written or a process is started.
     """
+    drain = Drain(config.serve.drain_seconds)
+    try:
+        _serve(config, ready, drain)
+    finally:
+        drain.end()
+
+
+def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
     token = check_exposure(config.serve)
     check_learning(config)
     check_rendezvous(config.engine)
@@ -74,9 +147,11 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         check_same_run(config, files)
         sources = open_sources(config, history)
         write_settings(files.settings, config)
-        state, children = make_state(config, files, history, token, cleanup)
+        drain.wait_for_signals()
+        state, children = make_state(config, files, history, token, cleanup, drain)
         state.refresh()
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
+        drain.on_begin.append(upkeep.ask_to_stop)
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
@@ -93,9 +168,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         monitor = HealthMonitor(state, processes, sources, archive)
         state.check(monitor.look())
         probes.start(create_probe_app(state))
-        _run_server(state, monitor, listener, lambda: ready(_url(config, listener)))
-        state.draining = True
-        log.info("draining")
+        _run_server(state, monitor, listener, lambda: ready(_url(config, listener)), drain)
     state.view.refresh()
     state.view.close()
     try:
@@ -106,6 +179,10 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
         ) from error
     if state.broken.is_set():
         raise CommandError(BROKEN, "drained, because the trainer cannot continue: see its last messages above")
+    if drain.undrained:
+        newest = state.view.newest_checkpoint()
+        start = "at the beginning" if newest is None else f"after round {newest}, which has the newest checkpoint"
+        raise CommandError(TRY_LATER, f"{drain.undrained}; no task is lost, and the next start continues {start}")
 
 
 def _url(config: Config, listener: socket.socket) -> str:
@@ -114,7 +191,7 @@ def _url(config: Config, listener: socket.socket) -> str:
 
 
 def make_state(
-    config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack
+    config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack, drain: Drain
 ) -> tuple[DaemonState, dict[str, SupervisedProcess]]:
     """Start the child processes and ingest; return the daemon's state, and the children by name.
 
@@ -125,6 +202,7 @@ def make_state(
         token: that requests must carry; None for none.
         cleanup: receives the callbacks that stop what is started here: ingest first, then the trainer, then the
             comparators.
+        drain: to register with.
     """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
@@ -138,7 +216,8 @@ def make_state(
         command = [sys.executable, "-m", f"deploy.processes.{program}", str(files.settings), config.run.logs]
         copy = copy_lines if config.run.logs == "json" else None
         child = SupervisedProcess(name, command, broken.set if name == "trainer" else None, copy)
-        cleanup.callback(_drain, child)
+        cleanup.callback(_wait_until_drained, child, drain)
+        drain.on_begin.append(child.ask_to_stop)
         children[name] = child
     limits = config.serve.limits
     ingest = Ingest(
@@ -166,6 +245,11 @@ def make_state(
         broken=broken,
         token=token,
     )
+    drain.on_begin.append(partial(setattr, state, "draining", True))
+    if "comparators" in children:
+        seconds = min(COMPARATOR_SECONDS, config.serve.drain_seconds / 2)
+        kill = threading.Thread(target=children["comparators"].stop, args=(seconds,), daemon=True)
+        drain.on_begin.append(kill.start)
     return state, children
 
 
@@ -192,14 +276,15 @@ def make_monitors(
     return found | {"maintenance": ProcessMonitor(files.heartbeat("maintenance"), lambda: upkeep.child, count)}
 
 
-def _drain(child: SupervisedProcess) -> None:
-    code = child.stop(DRAIN_SECONDS)
-    if code != DONE:
-        log.error(
-            "the %s ended with exit code %d and did not drain; the next start continues from its last checkpoint",
-            child.name,
-            code,
-        )
+def _wait_until_drained(child: SupervisedProcess, drain: Drain) -> None:
+    """Wait until a child has ended, and kill it at the deadline; note if the trainer did not drain."""
+    code = child.stop(drain.seconds_left())
+    if code in (DONE, -signal.SIGTERM):  # SIGTERM ends a process that is just starting
+        return
+    found = f"the {child.name} ended with exit code {code} and did not drain"
+    log.error("%s", found)
+    if child.name == "trainer":
+        drain.undrained = found
 
 
 def _count_commit(instruments: dict[str, object], source: str, seconds: float) -> None:
@@ -212,8 +297,10 @@ def _count_gap(instruments: dict[str, object], source: str, gap: Gap) -> None:
     instruments["source_lost_entries_total"].labels(source=source).inc(gap.entries or 0)  # type: ignore[attr-defined]
 
 
-def _run_server(state: DaemonState, monitor: HealthMonitor, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve HTTP until SIGTERM or SIGINT; finish the requests in progress."""
+def _run_server(
+    state: DaemonState, monitor: HealthMonitor, listener: socket.socket, ready: Callable[[], None], drain: Drain
+) -> None:
+    """Serve HTTP until a signal, then begin the drain and finish the requests in progress."""
     settings = state.config.serve
     server = uvicorn.Server(
         uvicorn.Config(
@@ -223,14 +310,12 @@ def _run_server(state: DaemonState, monitor: HealthMonitor, listener: socket.soc
             access_log=False,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=math.ceil(min(REQUEST_SECONDS, settings.drain_seconds / 2)),
             timeout_keep_alive=settings.limits.keep_alive_seconds,
             http=make_bounded_protocol(settings.limits),  # type: ignore[arg-type]
             ws="none",
         )
     )
-    # uvicorn re-raises the signal after its shutdown; the default handler would then kill this process.
-    before = {kind: signal.signal(kind, lambda *_: None) for kind in (signal.SIGTERM, signal.SIGINT)}
 
     async def run() -> None:
         refreshing = asyncio.create_task(_refresh_periodically(state, monitor, server))
@@ -239,13 +324,15 @@ def _run_server(state: DaemonState, monitor: HealthMonitor, listener: socket.soc
             await asyncio.sleep(0.01)
         if server.started:
             ready()
+        while not (server.should_exit or serving.done()):
+            server.should_exit |= drain.requested
+            await asyncio.sleep(SIGNAL_SECONDS)
+        await asyncio.to_thread(drain.begin)
         await serving
         refreshing.cancel()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
-    for kind, handler in before.items():
-        signal.signal(kind, handler)
 
 
 async def _refresh_periodically(state: DaemonState, monitor: HealthMonitor, server: uvicorn.Server) -> None:

@@ -1,13 +1,15 @@
 """Write log lines to standard error, as text or JSON, in the same format from all processes and libraries."""
 
+import errno
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -64,6 +66,29 @@ class JsonLines(JsonFormatter):
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """A handler that discards what is written to standard error once nobody can read it.
+
+    That is so when the terminal or the reader of the pipe has gone. A process must drain then as it does otherwise.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Redirect standard error to the null device if nobody can read it; otherwise print the error."""
+        if not discard_unreadable_stderr(sys.exc_info()[1]):
+            super().handleError(record)
+
+
+def discard_unreadable_stderr(error: BaseException | None) -> bool:
+    """Redirect standard output and error to the null device if ``error`` says that nobody can read standard error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EIO, errno.EPIPE):
+        return False
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+    return True
+
+
 def log_to_stderr(origin: Origin, style: str) -> None:
     """Send all log records, warnings and uncaught exceptions of this process to standard error.
 
@@ -75,7 +100,7 @@ def log_to_stderr(origin: Origin, style: str) -> None:
     """
     if logging.root.handlers:
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler(sys.stderr)
     handler.setFormatter(JsonLines() if style == "json" else logging.Formatter(TEXT))
     handler.addFilter(origin)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -113,8 +138,12 @@ def copy_lines(name: str, lines: BinaryIO) -> None:
     log = logging.getLogger(f"deploy.{name}")
     for line in lines:
         if _is_json(line):
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
+            try:
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+            except OSError as error:
+                if not discard_unreadable_stderr(error):
+                    raise
         elif line.strip():
             log.warning("%s", line.decode(errors="replace").rstrip())
 

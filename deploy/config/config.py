@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
@@ -124,6 +124,8 @@ class ServeSettings:
         port: the port; 0 takes a free one.
         hosts: further host names by which clients may address the daemon, such as that of a proxy in front of it; it
             always answers to loopback names and to the address at which it listens.
+        drain_seconds: how long a drain may take, from the first signal on. What has not ended by then is killed; the
+            report takes some seconds more.
         token_file: a file with the token that clients must send.
         tls_cert: a file with the certificate chain, in PEM.
         tls_key: a file with the private key, in PEM.
@@ -135,6 +137,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8780
     hosts: tuple[str, ...] = ()
+    drain_seconds: Annotated[float, Gt(0)] = 120.0
     token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None

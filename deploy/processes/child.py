@@ -21,7 +21,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def stop_on_signals() -> Event:
-    """Install handlers for SIGTERM and SIGINT; return the event that they set.
+    """Install handlers for SIGTERM and SIGINT; return the event that they set. SIGHUP is ignored.
+
+    A terminal that closes sends SIGHUP to all processes. The daemon then drains, and stops its children in order.
 
     A new thread sets the event. The main thread may hold the event's lock when the signal arrives, so that a handler
     which set the event itself would deadlock.
@@ -33,6 +35,7 @@ def stop_on_signals() -> Event:
 
     signal.signal(signal.SIGTERM, set_stop)
     signal.signal(signal.SIGINT, set_stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return stop
 
 

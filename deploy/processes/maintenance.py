@@ -92,7 +92,7 @@ if __name__ == "__main__":
 CHECK_SECONDS = 1.0
 
 
-STOP_SECONDS = 30.0
+STOP_SECONDS = 10.0
 """How long a drain waits for the segment in progress; after that the process is killed, which loses no data."""
 
 
@@ -112,6 +112,7 @@ class MaintenanceSupervisor:
     def __init__(self, history: History, config: Config, files: RunFiles) -> None:
         """Start the thread that checks the history."""
         self._history, self._settings = history, config.history
+        self._stop_seconds = min(STOP_SECONDS, config.serve.drain_seconds / 2)
         settings_json = dump_settings(MaintenanceSettings(config.history.sealing, config.history.retention))
         self._command = [
             sys.executable,
@@ -127,8 +128,12 @@ class MaintenanceSupervisor:
         self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
         self._thread.start()
 
+    def ask_to_stop(self) -> None:
+        """Let the process finish the segment in progress and end; return at once."""
+        self._closing.set()
+
     def close(self) -> None:
-        """Finish the segment in progress and end the process."""
+        """Let the process finish the segment in progress and end; kill it if that takes too long."""
         self._closing.set()
         self._thread.join()
 
@@ -139,7 +144,7 @@ class MaintenanceSupervisor:
         # The kernel kills the child when the thread that started it ends, so this thread must stay alive.
         self.child = child = SupervisedProcess("upkeep", self._command, copy=self._copy)
         self._closing.wait()
-        code = child.stop(STOP_SECONDS)
+        code = child.stop(self._stop_seconds)
         if code != DONE:
             log.error("the maintenance process ended with exit code %d; the next start removes incomplete files", code)
 

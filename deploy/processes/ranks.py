@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main(settings_file: str, logs: str = "text") -> int:
     """
     log_to_stderr(Origin("agent"), logs)
     die_with_parent()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The daemon drains when a terminal closes, and then stops the ranks.
     engine = read_settings(Path(settings_file)).engine
     command = [sys.executable, "-m", "deploy.processes.trainer", settings_file, logs]
     files = RunFiles(Path(settings_file).parent)

@@ -56,16 +56,21 @@ class SupervisedProcess:
         """Return whether the child is running."""
         return self._process.poll() is None
 
-    def stop(self, timeout_seconds: float) -> int:
-        """Send SIGTERM so that the child drains; kill it after ``timeout_seconds``; return its exit code."""
-        self._stopping.set()
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM so that the child drains, and do not restart it; return at once."""
         with self._starting:
-            if self.alive():
+            first = not self._stopping.is_set()
+            self._stopping.set()
+            if first and self.alive():
                 self._process.terminate()
+
+    def stop(self, timeout_seconds: float) -> int:
+        """Ask the child to stop; kill it after ``timeout_seconds``; return its exit code."""
+        self.ask_to_stop()
         try:
             code = self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            log.error("the %s did not drain within %.0f s; killing it", self.name, timeout_seconds)
+            log.error("the %s did not drain in time; killing it", self.name)
             self._process.kill()
             code = self._process.wait()
         self._thread.join()
@@ -74,10 +79,13 @@ class SupervisedProcess:
         return code
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # The child ends when its standard input closes, which happens whenever this process ends.
+        # The child ends when its standard input closes, which happens whenever this process ends. In a process group of
+        # its own, it gets no signal of a terminal: this process stops its children in order.
         if self._copy is None:
-            return subprocess.Popen(self._command, stdin=subprocess.PIPE)
-        child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            return subprocess.Popen(self._command, stdin=subprocess.PIPE, process_group=0)
+        child = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
+        )
         self._copying = threading.Thread(target=self._copy, args=(self.name, child.stdout), daemon=True)
         self._copying.start()
         return child

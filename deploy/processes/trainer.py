@@ -15,6 +15,7 @@ from deploy.config.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, CommandError
 from deploy.logs import Origin, log_to_stderr
 from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
+from online_meta.batching.compile import CompileStopped
 from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFull
 from streams.history.history import History
 from trainers.build import LOCAL
@@ -70,6 +71,9 @@ def main(settings_file: str, logs: str = "text") -> int:
     except CommandError as error:
         log.error("%s", error)
         return error.code
+    except CompileStopped as error:  # in the middle of an update, so that there is no checkpoint of the last rounds
+        log.warning("%s; the next start continues from the last checkpoint", error)
+        return TRY_LATER
     except (SettingsChanged, CheckpointError, RepeatFailed) as error:
         log.error("%s", error)
         return CONFIG

@@ -160,6 +160,7 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
         "skipped": view.skipped,
         "quarantined": view.quarantined,
         "leaks": view.leaks(),
+        "checkpoint": view.newest_checkpoint(),
         "learners": view.learners(),
         "regret": view.regret(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),

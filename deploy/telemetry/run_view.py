@@ -28,6 +28,7 @@ from online_meta.regret.ledger import (
 )
 from online_meta.regret.running_sums import append_round, count_rows, order_values, read_sums, sum_windows
 from streams.atomic_files import replace_file, sync_path
+from trainers.checkpoint import list_checkpoints
 from trainers.comparators import is_exact, is_upper_bound
 from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
@@ -336,6 +337,10 @@ class RunView:
         """Write the sums, so that the next view of the run does not have to compute them."""
         with self._lock:
             self._write()
+
+    def newest_checkpoint(self) -> int | None:
+        """Return the number of learned rounds in the newest complete checkpoint on disk; None if there is none."""
+        return max(list_checkpoints(self._files.checkpoints), default=None)
 
     def learned(self) -> int:
         """Return the number of rounds that have been played, including skipped ones."""

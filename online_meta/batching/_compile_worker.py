@@ -1,6 +1,7 @@
 """Compile one program: ``python -P _compile_worker.py SOURCE.pt2 TARGET.pt2 THREADS``; imports only torch."""
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -27,6 +28,8 @@ def _die_with_parent() -> None:
     """Exit as soon as standard input closes, which happens when the parent process dies."""
     while os.read(sys.stdin.fileno(), 1):
         pass
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # with the compilers that this process runs
     os._exit(TRY_LATER)
 
 

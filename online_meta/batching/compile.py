@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -121,6 +123,18 @@ class CompileError(RuntimeError):
     """A compilation failed; the other batching modes still work."""
 
 
+class CompileStopped(BaseException):
+    """A compilation was abandoned because the process is to end; like ``KeyboardInterrupt``, it is not an error."""
+
+
+STOP_CHECK_SECONDS = 0.2
+
+
+def always_continue() -> bool:
+    """Return True: nothing asks the process to end."""
+    return True
+
+
 def package_path(folder: Path, digest: str) -> Path:
     """Return the path in ``folder`` of the compiled program with ``digest``."""
     return folder / f"{digest}.pt2"
@@ -163,6 +177,7 @@ class Compilation:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                process_group=0,  # The compilers that it runs end with it, and a signal of the terminal ends neither.
             )
         log.info("compiling a program of %d operations in the background", traced.size)
 
@@ -183,11 +198,17 @@ class Compilation:
         self._log.unlink(missing_ok=True)
         return program
 
-    def wait(self) -> None:
-        """Wait until the child has finished; log the elapsed time now and then."""
+    def wait(self, should_continue: Callable[[], bool] = always_continue) -> None:
+        """Wait until the child has finished; log the elapsed time now and then.
+
+        Stops the child and raises ``CompileStopped`` as soon as ``should_continue`` returns False.
+        """
         while self._child.poll() is None:
+            if not should_continue():
+                self.close()
+                raise CompileStopped(f"stopped compiling after {time.monotonic() - self._began:.0f} s")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(PROGRESS_SECONDS)
+                self._child.wait(STOP_CHECK_SECONDS)
             self._log_progress()
 
     def _log_progress(self) -> None:
@@ -197,9 +218,10 @@ class Compilation:
             log.info("still compiling after %.0f s", now - self._began)
 
     def close(self) -> None:
-        """Stop the child if it is still compiling, and delete the files it needed."""
+        """Stop the child and its compilers if it is still compiling, and delete the files it needed."""
         if self._child.poll() is None:
-            self._child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
             self._log.unlink(missing_ok=True)
         if self._child.stdin is not None:
@@ -211,11 +233,19 @@ class Compilation:
         return lines[-1] if lines else "the compiler printed no output"
 
 
-def compile_now(traced: Traced, folder: Path) -> Program:
-    """Compile a program into ``folder``, wait for it and return it; raise ``CompileError`` if that fails."""
+def compile_now(traced: Traced, folder: Path, should_continue: Callable[[], bool] = always_continue) -> Program:
+    """Compile a program into ``folder``, wait for it and return it.
+
+    Raises ``CompileError`` if that fails, ``CompileStopped`` as soon as ``should_continue`` returns False.
+    """
     compilation = Compilation(traced, folder)
-    compilation.wait()
-    program = compilation.poll()
+    compilation.wait(should_continue)
+    try:
+        program = compilation.poll()
+    except CompileError as error:
+        if not should_continue():  # The signal that ends this process may have ended the compiler, too.
+            raise CompileStopped(str(error)) from error
+        raise
     assert program is not None
     return program
 

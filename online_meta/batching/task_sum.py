@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from online_meta.batching.compile import Program, as_stacked_sum, compile_now, load_program, trace
+from online_meta.batching.compile import (
+    Program,
+    always_continue,
+    as_stacked_sum,
+    compile_now,
+    load_program,
+    trace,
+)
 from online_meta.batching.plan import (
     LOOP_PLAN,
     ExecutionPlan,
@@ -45,7 +52,8 @@ class TaskSum:
     """A function (meta, tasks, weights) -> sum_i weights_i * gradient(meta, task_i).
 
     The tasks may differ in shape; tasks whose signature has no plan use the loop. The arguments and ``plans`` determine
-    the result to the bit. ``seconds`` is the total time of all sums so far.
+    the result to the bit. ``seconds`` is the total time of all sums so far. If ``should_continue``, which may be set,
+    returns False while a program is compiled, the compilation is abandoned with ``CompileStopped``.
     """
 
     def __init__(self, gradient: MetaGradient, folder: Path | None = None) -> None:
@@ -53,6 +61,7 @@ class TaskSum:
         self.gradient = gradient
         self.plans: dict[str, ExecutionPlan] = {}
         self.seconds = 0.0
+        self.should_continue: Callable[[], bool] = always_continue
         self._folder = folder
         self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
 
@@ -63,6 +72,13 @@ class TaskSum:
     def add_program(self, plan: ExecutionPlan, program: Program) -> None:
         """Register the compiled program of a plan, so that it need not be loaded from the folder."""
         self._stacked_sums[plan] = as_stacked_sum(program)
+
+    def prepare(self, meta: Meta, tasks: Sequence[Task]) -> None:
+        """Load or compile the programs of the plans for ``tasks``; raises ``CompileError`` or ``CompileStopped``."""
+        for group in group_tasks(tasks, [1.0] * len(tasks), self.plans):
+            plan = self.plans.get(group.signature, LOOP_PLAN)
+            if plan.batching == "compiled" and plan not in self._stacked_sums:
+                self._stacked_sum(plan, meta, *stack(group, plan.tasks, next(iter(meta.weights.values()))))
 
     def __call__(self, meta: Meta, tasks: Sequence[Task], weights: Sequence[float]) -> MetaGrad:
         """Return the weighted sum; raise ``ValueError`` for no tasks."""
@@ -118,7 +134,8 @@ class TaskSum:
             return as_stacked_sum(traced.graph)
         if self._folder is None:
             raise ValueError("a plan with batching 'compiled' needs a folder for its program")
-        return as_stacked_sum(load_program(self._folder, traced.digest) or compile_now(traced, self._folder))
+        program = load_program(self._folder, traced.digest)
+        return as_stacked_sum(program or compile_now(traced, self._folder, self.should_continue))
 
 
 SkippingSum = Callable[[Meta, Sequence[Task], Sequence[ReplaySample]], tuple[MetaGrad, float]]

@@ -1,15 +1,21 @@
 """Select the execution plans with which each learner sums meta-gradients."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS, Autotuner
-from online_meta.batching.plan import signature_of
+from online_meta.batching.compile import CompileStopped
+from online_meta.batching.plan import ExecutionPlan, signature_of
 from online_meta.types import Learner, Task
+from trainers.distributed.ranks import RankGroup
 from trainers.journal.plans import ExecutionPlans
 from trainers.settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 
 class PlanSelector:
@@ -34,6 +40,8 @@ class PlanSelector:
         """Create one tuner for each learner that has a ``task_sum``."""
         self._learners: dict[str, Any] = {n: learner for n, learner in learners.items() if hasattr(learner, "task_sum")}
         make = partial(Autotuner, batching=settings.batching, memory_limit=settings.memory_limit, folder=programs)
+        self._stop = Event()
+        self._prepared: set[tuple[str, ExecutionPlan]] = set()
         self._tuners = {
             n: make(learner.task_sum, batch, measure_after=measure_after) for n, learner in self._learners.items()
         }
@@ -50,7 +58,8 @@ class PlanSelector:
             by_signature = {path.signature: path for path in known.get(name, ())}
             compiled = {path.signature for path in by_signature.values() if path.batching == "compiled"}
             new = [task for task in tasks if signature_of(task) not in compiled]
-            by_signature |= {path.signature: path for path in tuner.find(self._learners[name].engine.meta(), new)}
+            if not self._stop.is_set():
+                by_signature |= {path.signature: path for path in tuner.find(self._learners[name].engine.meta(), new)}
             if by_signature:
                 found[name] = tuple(by_signature.values())
         return found
@@ -59,6 +68,51 @@ class PlanSelector:
         """Set the execution plans of the learners."""
         for name, learner in self._learners.items():
             learner.task_sum.follow(paths.get(name, ()))
+
+    def stop_with(self, stop: Event, on_waiting: Callable[[], None]) -> None:
+        """Search for no more plans and abandon compilations once ``stop`` is set.
+
+        Args:
+            stop: set when the run is to end.
+            on_waiting: called several times a second while a compilation is waited for.
+        """
+        self._stop = stop
+
+        def should_continue() -> bool:
+            on_waiting()
+            return not stop.is_set()
+
+        for learner in self._learners.values():
+            learner.task_sum.should_continue = should_continue
+
+    def prepare(self, tasks: list[Task], rank_group: RankGroup) -> bool:
+        """Load or compile the programs that the plans name for the shapes of ``tasks``; a collective.
+
+        It comes before an update, so that a run which must end while it compiles leaves the state of all learners as it
+        is after the last round.
+
+        Returns:
+            Whether every rank has its programs; False if one of them was stopped.
+        """
+        plans = {
+            (name, plan)
+            for name, learner in self._learners.items()
+            for signature in {signature_of(task) for task in tasks}
+            if (plan := learner.task_sum.plans.get(signature)) and plan.batching == "compiled"
+        } - self._prepared
+        if not plans:  # on every rank
+            return True
+        stopped = False
+        try:
+            for learner in self._learners.values():
+                learner.task_sum.prepare(learner.engine.meta(), tasks)
+        except CompileStopped as error:
+            log.info("%s; the round is played after the next start", error)
+            stopped = True
+        if any(rank_group.gather(stopped)):
+            return False
+        self._prepared |= plans
+        return True
 
     def is_compiling(self) -> bool:
         """Return whether a program is being compiled in the background."""

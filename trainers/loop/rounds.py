@@ -183,6 +183,7 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
         OSError: if a file cannot be written.
         Diverged: if the run must stop because its meta-steps are no longer finite.
     """
+    run.plan_selector.stop_with(stop, lambda: run.heartbeat.beat(COMPILING, run.round))
     while (command := _next_command(run, stop, until)) is not Command.END:
         _beat(run, command)
         if command is Command.CHECKPOINT:
@@ -291,6 +292,7 @@ def play_update(run: Run, available: int) -> None:
 
     If the model raises an exception on a task, the task's round is quarantined and the run goes back to its newest
     checkpoint. A round that is quarantined before it was learned is only recorded.
+    Nothing is played, either, if the run is to end while a program that the update needs is compiled.
 
     Args:
         run: to change.
@@ -316,6 +318,8 @@ def play_update(run: Run, available: int) -> None:
             run.rank_group.broadcast(_choose_execution_plans(run, tasks, run.journal) if run.journal else None)
         )
     )
+    if not run.plan_selector.prepare(tasks, run.rank_group):
+        return
     learned = _learn(run, tasks)
     if quarantine_failures(run):
         return
