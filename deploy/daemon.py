@@ -85,6 +85,13 @@ class Drain:
     def _request(self, _signal: int, _frame: object) -> None:
         self.requested = True
 
+    def add(self, child: SupervisedProcess) -> None:
+        """Ask a child to stop when the drain begins; comparators have less time than the others."""
+        self.on_begin.append(child.ask_to_stop)
+        if child.name == "comparators":
+            seconds = min(COMPARATOR_SECONDS, self._seconds / 2)
+            self.on_begin.append(threading.Thread(target=child.stop, args=(seconds,), daemon=True).start)
+
     def begin(self) -> None:
         """Start the time, and call the functions in ``on_begin``; does nothing if it has begun."""
         if self._deadline < math.inf:
@@ -217,7 +224,7 @@ def make_state(
         copy = copy_lines if config.run.logs == "json" else None
         child = SupervisedProcess(name, command, broken.set if name == "trainer" else None, copy)
         cleanup.callback(_wait_until_drained, child, drain)
-        drain.on_begin.append(child.ask_to_stop)
+        drain.add(child)
         children[name] = child
     limits = config.serve.limits
     ingest = Ingest(
@@ -246,10 +253,6 @@ def make_state(
         token=token,
     )
     drain.on_begin.append(partial(setattr, state, "draining", True))
-    if "comparators" in children:
-        seconds = min(COMPARATOR_SECONDS, config.serve.drain_seconds / 2)
-        kill = threading.Thread(target=children["comparators"].stop, args=(seconds,), daemon=True)
-        drain.on_begin.append(kill.start)
     return state, children
 
 
