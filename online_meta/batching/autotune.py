@@ -345,7 +345,7 @@ class Autotuner:
         if program is not None:
             self._queue.popleft()
             self._adopt_program(choice, program)
-        elif self._compiles:
+        elif self._compiles and self._task_sum.should_continue():
             self._queue.popleft()
             self._compiling = choice, Compilation(choice.traced, self._folder)
 
