@@ -96,6 +96,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_every_method_is_measured_and_rendered": NONE,
     "test_a_race_returns_correct_rows_and_names_failed_contestants": ("sinusoid",),
     "test_every_recipe_is_found_by_the_contract_tests_and_passes": NONE,
+    "test_a_failure_on_one_rank_quarantines_the_round_on_all": NONE,
+    "test_a_task_that_ends_the_trainer_twice_is_quarantined": NONE,
     "test_the_tutorial_runs_as_written": NONE,
     "test_the_thirds_hold_every_slow_test_once": NONE,
 }

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +102,14 @@ def test_an_operator_excludes_a_learned_round(daemon: Daemon) -> None:
 def test_the_daemon_drains_with_a_report(daemon: Daemon) -> None:
     assert daemon.drain() == 0, daemon.log.read_text()
     assert "Traceback" in daemon.log.read_text(), "the exception of the model is in the log"
+
+
+def test_a_task_that_ends_the_trainer_twice_is_quarantined(tmp_path: Path) -> None:
+    with running_daemon(write_sinusoid(tmp_path), *MODEL, 'model.args.error="exit"') as daemon:
+        daemon.submit(0)
+        daemon.wait_until_learned(1)
+        assert daemon.post(marked(), "marked").status_code == 201
+        daemon.submit(2)
+        wait_for("all rounds are played", lambda: is_settled(daemon, 3))
+        assert daemon.client.get("/v1/tasks/marked").json()["reason"] == "process_death"
+        assert daemon.status()["trainer"]["restarts"] == 2

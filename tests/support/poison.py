@@ -9,11 +9,11 @@ from torch import Tensor, nn
 import trainers.models
 
 MARK = 50.0
-ERRORS = {"ValueError": ValueError, "MemoryError": MemoryError, "OSError": OSError}
+ERRORS = {"ValueError": ValueError, "MemoryError": MemoryError, "OSError": OSError, "exit": None}
 
 
 class Poisoned(nn.Module):
-    """A perceptron that raises ``error`` on a marked input.
+    """A perceptron that raises ``error`` on a marked input, or ends the process if it is "exit".
 
     ``where`` is "forward" (always) or "backward" (only where gradients flow, so that scoring succeeds). If ``switch``
     is given, the model fails only while that file exists; if ``only_rank`` is, on that rank alone.
@@ -28,6 +28,8 @@ class Poisoned(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._fails() and float(_unwrap(x).max()) > MARK:
+            if self._error is None:
+                os._exit(9)
             raise self._error("a marked task")
         result: Tensor = self.net(x)
         return result

@@ -90,8 +90,6 @@ def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
         parts: flat parameters by name.
         saved: tensors under the names of ``MetaOptimizer.save``.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     optimizer, shards, saved_values = (
         get_torch_optimizer(engine, stage),
         _stepped_tensors(engine, stage),
@@ -113,10 +111,38 @@ def load_state(engine: Any, stage: int, parts: Params, saved: Params) -> None:
         if saved_values:
             engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, part in parts.items():
-        safe_set_full_fp32_param(part, saved[name].reshape(-1).to(part.device))
+        _set_value(part, stage, saved[name])
     for (key, name), value in saved_values.items():
         if key not in SCALAR_STATE:
-            safe_set_full_optimizer_state(parts[name], value.reshape(-1).to(parts[name].device), key)
+            _set_value(parts[name], stage, value, key)
+
+
+def _set_value(part: Tensor, stage: int, value: Tensor, key: str | None = None) -> None:
+    """Set a sharded parameter, or one ``key`` of its optimizer state, from the full ``value``, at stages 1 to 3."""
+    from deepspeed import utils
+
+    if stage == 3:
+        own = _own_shard(part, value)
+        if key is None:
+            utils.safe_set_local_fp32_param(part, own)
+        else:
+            utils.safe_set_local_optimizer_state(part, own, key)
+    elif key is None:
+        utils.safe_set_full_fp32_param(part, value.reshape(-1).to(part.device))
+    else:
+        utils.safe_set_full_optimizer_state(part, value.reshape(-1).to(part.device), key)
+
+
+def _own_shard(part: Tensor, value: Tensor) -> Tensor:
+    """Return this rank's shard of a full value, padded with zeros: DeepSpeed cuts values only if all shards are full.
+
+    Args:
+        part: sharded parameter, at stage 3.
+        value: of the whole parameter, of any shape.
+    """
+    size = part.ds_tensor.numel()  # type: ignore[attr-defined]  # set by DeepSpeed
+    own = value.reshape(-1)[size * dist.get_rank() :][:size].to(part.device)
+    return torch.cat([own, own.new_zeros(size - len(own))])
 
 
 def get_torch_optimizer(engine: Any, stage: int) -> torch.optim.Optimizer:
