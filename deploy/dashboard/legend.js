@@ -44,11 +44,11 @@ export function showValues({ plot, model, frame }) {
     place === null ? `latest: round ${formatCount(model.rounds[last])}` : `round ${formatCount(model.rounds[place])}`;
   model.lines.forEach((line, i) => {
     const index = place === null ? line.values.findLastIndex((value) => value !== null) : plot.cursor.idxs[i + 1];
-    if (frame.values[i]) frame.values[i].textContent = tell(line, model, index ?? -1, place ?? last);
+    if (frame.values[i]) frame.values[i].textContent = describeValue(line, model, index ?? -1, place ?? last);
   });
 }
 
-function tell(line, model, index, asked) {
+function describeValue(line, model, index, asked) {
   if (index < 0 || line.values[index] == null) return "–";
   const error = line.errors?.[index] > 0 ? ` ± ${formatReal(line.errors[index])}` : "";
   const when = line.look.marker || (line.gaps && index !== asked) ? ` at round ${formatCount(model.rounds[index])}` : "";

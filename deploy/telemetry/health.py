@@ -283,7 +283,7 @@ def _judge_process(name: str, process: ProcessFacts, worst: Level, of: tuple[str
 
     words = f" ({process.last_words})" if process.last_words else ""
     restarting = "The daemon restarts it. If that does not help, read its last lines in the log."
-    hung = "The daemon kills it and restarts it if this goes on. Continue it (SIGCONT) if you have stopped it."
+    hung = "The daemon kills it and restarts it if this lasts. Continue it (SIGCONT) if you have stopped it."
     if not process.needed:
         return Check(name, "ok", "not needed now", of=of)
     if not process.alive or not (process.reported or process.first_start):
@@ -358,7 +358,7 @@ def _judge_disk(facts: Facts) -> Check:
 
 
 def _judge_backlog(facts: Facts) -> Check:
-    """Judge how full the backlog is; a full one is no failure, for senders are told to wait."""
+    """Judge how full the backlog is; a full one is no failure: senders wait."""
     evidence = f"{facts.pending:,} of {facts.backlog_limit:,} tasks are pending"
     if facts.pending < 0.8 * facts.backlog_limit:
         return Check("backlog", "ok", evidence)

@@ -43,7 +43,7 @@ def unrolled_maml(
     return MetaGrad(query_loss.detach(), Meta(dict(zip(leaves, grads, strict=True)), {}))
 
 
-def reptile_by_hand(module: nn.Module, loss: str, task: Task, *, lr: float, steps: int) -> Params:
+def unrolled_reptile(module: nn.Module, loss: str, task: Task, *, lr: float, steps: int) -> Params:
     """Return w - phi_K, phi_K made by ``torch.optim.SGD`` on a copy of the module and all of the task's samples."""
     trained = copy.deepcopy(module)
     optimizer = torch.optim.SGD(trained.parameters(), lr=lr)

@@ -42,7 +42,7 @@ def test_what_makes_no_sense_is_refused(name, wrong):
         SCHEDULES[name](**wrong)
 
 
-def test_by_hand():
+def test_factors_equal_their_formulas():
     assert cosine(rounds=10, floor=0.2)(5) == pytest.approx(0.6)
     assert cosine(rounds=10, floor=0.2)(10_000) == pytest.approx(0.2)
     assert linear(rounds=10, floor=0.2)(5) == pytest.approx(0.6)

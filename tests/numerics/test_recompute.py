@@ -15,7 +15,7 @@ from online_meta.memory import peak_bytes
 from online_meta.preflight.preflight import preflight
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.learned_rules import whole_seam
-from online_meta.testing.oracle import reptile_by_hand, unrolled_maml
+from online_meta.testing.oracle import unrolled_maml, unrolled_reptile
 from online_meta.testing.unrolled import Loop
 from tests.numerics.problems import RANDOM, problem
 from tests.numerics.reference_loop import join_parts, shifted
@@ -107,7 +107,7 @@ def test_reptile_with_recomputation_equals_the_torch_reference():
     given = problem("sequence_transformer")
     inner = om.Inner(losses(given, ("body.*",))[0], om.rules.sgd(lr=0.1), 3)
     found = om.reptile(inner)(inner.init(given.weights()), given.task())
-    right = reptile_by_hand(given.module, given.loss, given.task(), lr=0.1, steps=3)
+    right = unrolled_reptile(given.module, given.loss, given.task(), lr=0.1, steps=3)
     assert_close(found.grads.weights, right, 1e-10)
 
 

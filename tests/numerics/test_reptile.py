@@ -3,7 +3,7 @@ import torch
 
 import online_meta as om
 from online_meta.testing.compare import assert_close
-from online_meta.testing.oracle import reptile_by_hand
+from online_meta.testing.oracle import unrolled_reptile
 from tests.numerics.problems import MODELS, problem
 
 LR = 0.1
@@ -15,7 +15,7 @@ def test_reptile_is_the_start_minus_the_end_of_sgd(name, steps):
     module, loss, make_task = given = problem(name)
     inner = om.Inner(om.model_loss(module, loss), om.rules.sgd(lr=LR), steps)
     found = om.reptile(inner)(inner.init(given.weights()), make_task())
-    assert_close(found.grads.weights, reptile_by_hand(module, loss, make_task(), lr=LR, steps=steps), 1e-10)
+    assert_close(found.grads.weights, unrolled_reptile(module, loss, make_task(), lr=LR, steps=steps), 1e-10)
 
 
 def test_reptile_is_zero_for_slow_weights_and_the_rule():

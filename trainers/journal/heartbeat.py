@@ -1,4 +1,4 @@
-"""The heartbeat of a process: a small file in which its main loop says that it goes on, and with what.
+"""The heartbeat of a process: a small file in which its main loop reports that it is alive, and its phase.
 
 The reader compares two contents with its own clock, so that no clock of another process matters. The file has a fixed
 size and is overwritten in place: a full disk does not stop a heartbeat.
@@ -66,7 +66,7 @@ class Heartbeat:
 class HeartbeatWriter:
     """Writes the heartbeats of this process; one thread at a time.
 
-    An error of the file is ignored: the process is then taken for silent, and goes on.
+    An error of the file is ignored: the process continues, but counts as silent.
 
     Args:
         path: of the file; None writes nothing.
@@ -93,7 +93,7 @@ class HeartbeatWriter:
         self._write()
 
     def beat(self, phase: str, first: int = 0, last: int | None = None, problem: str = "") -> None:
-        """Say that the process goes on; see ``Heartbeat`` for the arguments. Takes about a microsecond."""
+        """Report that the process is alive; see ``Heartbeat`` for the arguments. Takes about a microsecond."""
         now, before = self._clock(), self._last
         longest = before.longest
         if now - self._beat_at > longest:
