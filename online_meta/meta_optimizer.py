@@ -9,6 +9,7 @@ from torch import Tensor
 
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.registry import nearest
+from online_meta.tree import sum_of_squares
 from online_meta.types import Meta, MetaGrad, Params, StepReport, TensorFilter
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -140,7 +141,7 @@ def average_and_clip(sums: MetaGrad, weight: float, clip_norm: float | None) -> 
     """
     with torch.no_grad():
         mean = {name: grad.detach() / weight for name, grad in flatten_meta(sums.grads).items()}
-        norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in mean.values()))
+        norm = math.sqrt(sum(float(sum_of_squares(grad)) for grad in mean.values()))
         if not (math.isfinite(norm) and math.isfinite(float(sums.loss))):
             return mean, StepReport(norm, "not_finite")
         shrink = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-12))

@@ -29,13 +29,22 @@ def zeros(tree: Tree) -> Tree:
 
 def norm(tree: Any) -> Tensor:
     """Return the Euclidean norm over all leaves of ``tree``, a scalar in float64."""
-    squares = [leaf.detach().double().square().sum() for leaf in tree_leaves(tree)]
+    squares = [sum_of_squares(leaf.detach()) for leaf in tree_leaves(tree)]
     return torch.stack(squares).sum().sqrt()
 
 
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """Return the sum of the squared magnitudes of all entries, a scalar in float64."""
+    return (tensor.abs() if tensor.is_complex() else tensor).double().square().sum()
+
+
 def to_float64(tree: Tree) -> Tree:
-    """Convert all floating-point tensors of the tree to float64; leave everything else unchanged."""
-    wide: Tree = tree_map(
-        lambda leaf: leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, tree
-    )
+    """Convert all floating-point tensors of the tree to float64, complex ones to complex128; leave everything else."""
+
+    def widen(leaf: Any) -> Any:
+        if torch.is_tensor(leaf) and leaf.is_complex():
+            return leaf.to(torch.complex128)
+        return leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+
+    wide: Tree = tree_map(widen, tree)
     return wide

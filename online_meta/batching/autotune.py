@@ -27,12 +27,13 @@ from online_meta.batching.plan import (
     unstack,
     unstack_one,
     vmapped,
+    weights_like,
 )
 from online_meta.batching.task_sum import TaskSum, sum_in_loop
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.memory import peak_bytes
 from online_meta.registry import nearest
-from online_meta.tree import scale, to_float64
+from online_meta.tree import scale, sum_of_squares, to_float64
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 MAX_OPERATIONS = 10_000
@@ -158,8 +159,8 @@ def fit_task_count(gradient: MetaGradient, meta: Meta, task: Task, max_tasks: in
 def relative_error(found: MetaGrad, reference: MetaGrad) -> float:
     """Return ||found - reference|| / ||reference||, the Euclidean norm over the loss and all gradients."""
     pairs = list(zip(tree_leaves(found), tree_leaves(reference), strict=True))
-    far = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    return float((far / max(sum(float(b.double().square().sum()) for _, b in pairs), 1e-300)) ** 0.5)
+    far = sum(float(sum_of_squares(to_float64(a) - to_float64(b))) for a, b in pairs)
+    return float((far / max(sum(float(sum_of_squares(b)) for _, b in pairs), 1e-300)) ** 0.5)
 
 
 def count_operations(work: Callable[[], Any]) -> int:
@@ -420,7 +421,7 @@ def over_tasks(
             return scale(task_sum(meta, tasks, [1.0] * count), 1.0 / count)
         first = unstack_one(tasks, 0)
         task_sum.follow(tuner.find(meta, [first] if tuner.has_plan_for(first) else unstack(tasks)))
-        return task_sum.sum_stacked(meta, tasks, next(iter(meta.weights.values())).new_full((count,), 1.0 / count))
+        return task_sum.sum_stacked(meta, tasks, weights_like(_any_weight(meta), [1.0 / count] * count))
 
     if own and place is not None:
         weakref.finalize(mean, shutil.rmtree, place, ignore_errors=True)

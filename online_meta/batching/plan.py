@@ -83,7 +83,12 @@ def stack(group: Group, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
     spare = tasks - len(group.tasks)
     rows = [*group.tasks, *[group.tasks[0]] * spare]
     stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *rows)
-    return stacked, like.new_tensor([*group.weights, *[0.0] * spare])
+    return stacked, weights_like(like, [*group.weights, *[0.0] * spare])
+
+
+def weights_like(like: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return weights of tasks on the device of ``like``, in its dtype, or in float32 if that is coarser or complex."""
+    return torch.tensor([*weights], dtype=torch.promote_types(like.dtype.to_real(), torch.float32), device=like.device)
 
 
 def vmapped(gradient: MetaGradient) -> StackedSum:

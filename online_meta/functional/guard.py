@@ -3,6 +3,7 @@
 Each question is asked once for each shape of output and targets, so that a step costs a look-up.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from online_meta.functional.autodiff import is_transformed
 from online_meta.functional.randomness import capture_generator_state
 from online_meta.functional.stateless import ModuleTensors
-from online_meta.types import Batch, OutputFn, Params
+from online_meta.types import Batch, LossFn, OutputFn, Params
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,19 +40,24 @@ def describe(name: str, layer: nn.Module) -> str:
     return f"the layer {name!r} ({kind})" if name else f"the model itself ({kind})"
 
 
-def find_running_statistics(module: nn.Module) -> Iterator[str]:
-    """Yield a sentence for each layer of ``module`` that changes statistics of its own when it is called."""
+def find_stateful_layers(module: nn.Module) -> Iterator[str]:
+    """Yield a sentence for each layer of ``module`` that changes tensors of its own when it is called."""
     for name, layer in module.named_modules():
-        found = explain_statistics(name, layer)
+        found = explain_state(name, layer)
         if found:
             yield found
 
 
-def explain_statistics(name: str, layer: nn.Module) -> str | None:
-    """Say why ``layer`` is no function of its weights, and the cure; None if its class keeps no statistics."""
+def explain_state(name: str, layer: nn.Module) -> str | None:
+    """Say why ``layer`` is no function of its weights, and the cure; None if its class changes nothing when called."""
+    here = describe(name, layer)
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+        return (
+            f"{here} edits its weight in every call (max_norm), and a pure function must not: leave max_norm out, and "
+            "scale what the layer returns"
+        )
     if not layer.training:
         return None
-    here = describe(name, layer)
     if isinstance(layer, NORM_LAYERS) and layer.track_running_stats:
         weights = [*layer.parameters()]
         if weights and not any(weight.requires_grad for weight in weights):
@@ -270,6 +277,49 @@ class LossGuard:
         dtypes = {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
         difference = _compare_outputs(found, right, dtypes)
         return difference and f"the loss does not compute what the model does ({difference}): {REMAKE}"
+
+
+class CheckedLoss:
+    """A loss of the user's own that is checked when it is called first, as ``LossGuard`` does for ``om.model_loss``.
+
+    The layers that it calls may change no tensors of their own, and it may edit nothing that it is given. All its
+    attributes are those of the loss.
+    """
+
+    def __init__(self, loss: LossFn) -> None:
+        """Take the loss."""
+        self._loss, self._checked = loss, False
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loss."""
+        return getattr(self._loss, name)
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """Return the loss of ``batch``. Raises ``ValueError`` if it is no function of ``params`` and ``batch``."""
+        if self._checked or _is_abstract():
+            return self._loss(params, batch)
+        given = {f"the weight {name!r}": value for name, value in params.items()}
+        given |= {"its input x": batch.x, "the targets y": batch.y}
+        before = {name: value._version for name, value in given.items() if not value.is_inference()}
+        layers: dict[nn.Module, str] = {}
+        thread = threading.get_ident()
+
+        def enter(layer: nn.Module, args: Any) -> None:
+            if threading.get_ident() == thread and layer not in layers:  # A model is called before its layers.
+                layers.update({one: name for name, one in layer.named_modules()})
+
+        hook = register_module_forward_pre_hook(enter)
+        try:
+            found = self._loss(params, batch)
+        finally:
+            hook.remove()
+        edited = [name for name, version in before.items() if given[name]._version != version]
+        # Only now have the layers their own weights again, frozen or not.
+        faults = [fault for layer, name in layers.items() if (fault := explain_state(name, layer))]
+        if faults or edited:
+            raise ValueError(faults[0] if faults else f"forward edits {', '.join(edited)}, and {PURE}")
+        self._checked = True
+        return found
 
 
 PURE = (

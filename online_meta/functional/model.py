@@ -12,7 +12,13 @@ from torch.nn import functional as F
 
 from online_meta.functional.activation_checkpoint import recompute_blocks
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward
-from online_meta.functional.guard import Criterion, LossGuard, explain_misfit, find_running_statistics
+from online_meta.functional.guard import (
+    CheckedLoss,
+    Criterion,
+    LossGuard,
+    explain_misfit,
+    find_stateful_layers,
+)
 from online_meta.functional.intent import Intent, declare_intent
 from online_meta.functional.stateless import (
     ModuleItself,
@@ -184,7 +190,7 @@ def model_loss(
         random = any(_is_random(layer) for layer in module.modules())
     tensors = capture_tensors(module)
     intent = declare_intent(module, surrogate, frozen_rows or {})
-    faults = tuple(find_running_statistics(module))
+    faults = tuple(find_stateful_layers(module))
 
     def guard(evaluate: bool) -> LossGuard:
         return LossGuard(faults, tensors, _reference(module, tensors, evaluate, precision))
@@ -240,6 +246,11 @@ def _is_random(layer: nn.Module) -> bool:
     share = getattr(layer, "dropout", 0.0)  # a number in MultiheadAttention and RNNs, a module in transformer layers
     own = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else share
     return layer.training and isinstance(own, float | int) and own > 0
+
+
+def checked_loss(loss: LossFn) -> LossFn:
+    """Return the loss with a check when it is called first; a ``ModelLoss`` has its own."""
+    return loss if isinstance(loss, ModelLoss | CheckedLoss) else CheckedLoss(loss)
 
 
 def find_misfits(loss: LossFn, params: Params, batches: Iterable[Batch]) -> Iterator[str]:

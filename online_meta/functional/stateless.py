@@ -151,6 +151,9 @@ def copy_without_weights(module: nn.Module) -> nn.Module | None:
         skeleton = copy.deepcopy(module, memo)
     except Exception:  # Any object in a module may refuse to be copied, each in its own way.
         return None
+    for layer in skeleton.modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            layer.sparse = False  # The same gradient, in the layout that inner steps and optimizers take.
     originals = {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
     skeleton = _without_compiler(skeleton)
     return None if _refers_to(skeleton, originals) else skeleton

@@ -6,11 +6,12 @@ whole state as named tensors; see ``online_meta.types.Learner``.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from online_meta.batching.failures import TaskFailures
+from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
 from online_meta.replay import ReplayPolicy
 from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, ReplayBuffer, Schedule, Task
@@ -95,4 +96,9 @@ class LearnerContext:
     batching: str = "loop"
     memory_limit: int | None = None
     gather: Callable[[Any], list[Any]] = gather_single_process
+
+    def __post_init__(self) -> None:
+        """Check a loss of the user's own when it is called first."""
+        object.__setattr__(self, "inner", replace(self.inner, loss=checked_loss(self.inner.loss)))
+
     failures: TaskFailures | None = None

@@ -67,7 +67,9 @@ class AdaptiveRates:
         self._inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
         self._schedule = constant() if context.schedule is None else context.schedule
         # Sum in float64: in float32, small addends would be lost in a large sum.
-        adapting = {name: value.double() for name, value in fast_weights(context.inner, context.start.weights).items()}
+        adapting = {
+            name: value.abs().double() for name, value in fast_weights(context.inner, context.start.weights).items()
+        }
         self._moved: Params = tree_map(lambda value: torch.full_like(value, constants.eps**2), adapting)
         self._squares: Params = tree_map(lambda value: torch.full_like(value, constants.zeta**2), adapting)
         self._round = 0
@@ -114,7 +116,7 @@ class AdaptiveRates:
             carry, squares = init_carry(inner, meta, batch), zeros(self._squares)
             for k in range(inner.steps):
                 grads = support_gradient(inner, meta, carry.phi, batch, k)
-                squares = {name: total + grads[name].double().square() for name, total in squares.items()}
+                squares = {name: total + grads[name].abs().double().square() for name, total in squares.items()}
                 carry = apply_update(inner, meta, carry, grads, batch, k)
             displacement = {name: meta.weights[name] - value for name, value in carry.phi.items()}
             return TrainedTask(query_loss(inner, meta, carry.phi, task.query), displacement, squares)
@@ -124,7 +126,7 @@ class AdaptiveRates:
         eps, zeta, p = self._constants
         decay = (self._round + 2.0) ** -p
         moved = {
-            name: total + eps**2 * decay + found.displacement[name].double().square() / 2
+            name: total + eps**2 * decay + found.displacement[name].abs().double().square() / 2
             for name, total in self._moved.items()
         }
         squares = {name: total + zeta**2 * decay + found.squares[name] for name, total in self._squares.items()}

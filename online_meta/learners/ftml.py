@@ -1,12 +1,14 @@
 """Follow-the-Meta-Leader (FTML)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import TaskFailures
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
+from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, MemoryReplayBuffer, gather_single_process
 from online_meta.regret.scoring import ScoredTasks, score_task
@@ -77,7 +79,7 @@ class FollowTheMetaLeader:
         """
         if batch < 1 or steps_per_round < 1:
             raise ValueError(f"batch is {batch} and steps_per_round is {steps_per_round}; both must be 1 or more")
-        self.inner = inner
+        self.inner = replace(inner, loss=checked_loss(inner.loss))
         self.engine = engine
         self.round = 0
         self.lr_scale = 1.0

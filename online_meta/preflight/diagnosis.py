@@ -1,8 +1,10 @@
 """Explain why a model cannot be differentiated as meta-learning requires, and how to fix it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from online_meta.functional.guard import explain_statistics
+import torch
+
+from online_meta.functional.guard import explain_state
 from online_meta.preflight.layer_trace import LayerTrace
 
 DETACHING_OPERATIONS = {
@@ -39,6 +41,8 @@ def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) ->
     """
     if trace.recomputed or any("None of the inputs have requires_grad" in warning for warning in trace.warnings):
         return f"{trace.describe_layer([*trace.recomputed, name or ''][0])} {CHECKPOINTED}"
+    if trace.in_inference:
+        return _explain_inference(trace)
     if name is None:
         return (
             f"the {order} of the loss is not its slope (by central differences), though that of each layer is: the "
@@ -62,11 +66,12 @@ def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) ->
         for operation in trace.operations_by_layer(DETACHING_OPERATIONS.__contains__).get(name, ())
     )
     if ways:
+        cure = "freeze the weights that are used there (requires_grad_(False))" if ways == ["torch.no_grad()"] else ""
         return (
             f"the {order} of {trace.describe_layer(name)} is not its slope: its forward uses "
             f"{', '.join(ways)}, behind which "
-            f"autograd sees a constant; compute with tensors all the way, or, if this is intended (a straight-through "
-            f"estimator), declare {_declaration(name)}"
+            f"autograd sees a constant; compute with tensors all the way, or, if this is intended, "
+            f"{cure or f'declare {_declaration(name)}'}"
         )
     return (
         f"the {order} of {trace.describe_layer(name)} is not its slope (by central differences): "
@@ -74,6 +79,14 @@ def explain_wrong_derivative(trace: LayerTrace, name: str | None, order: str) ->
         "its forward may have a backward that is wrong or cannot be differentiated (once_differentiable), which "
         "torch.autograd.gradgradcheck would find, or values may leave torch on the way; if the gradient is a surrogate "
         f"on purpose, declare {_declaration(name)}"
+    )
+
+
+def _explain_inference(trace: LayerTrace) -> str:
+    where = trace.describe_layer(trace.in_inference[0]) if trace.in_inference else "a part of the model"
+    return (
+        f"{where} runs under torch.inference_mode(), so it has no gradient: leave that mode out of forward, and "
+        "freeze the weights that are used there (requires_grad_(False))"
     )
 
 
@@ -109,6 +122,8 @@ def explain_error(trace: LayerTrace, error: Exception, name: str | None = None) 
             f"a tensor that the gradient needs is edited in place{': ' * bool(where)}{where}; make a new one "
             "(y = y + x, not y += x; no inplace=True)"
         )
+    if trace.in_inference or "Inference tensors cannot be saved" in message:
+        return _explain_inference(trace)
     if "scaled_dot_product" in message:
         return (
             "attention by torch's default kernel cannot be differentiated twice: make the loss with om.model_loss, or "
@@ -162,9 +177,28 @@ def explain_randomness(trace: LayerTrace, repeats: bool) -> str:
     )
 
 
-def explain_running_statistics(trace: LayerTrace) -> Iterator[str]:
-    """Yield a sentence for each layer that keeps running statistics in addition to its weights."""
+def explain_stateful_layers(trace: LayerTrace) -> Iterator[str]:
+    """Yield a sentence for each layer whose class changes tensors of its own, such as running statistics."""
     for name, layer in trace.layers.items():
-        found = explain_statistics(name, layer)
+        found = explain_state(name, layer)
         if found:
             yield found
+
+
+def explain_unknown_parameters(trace: LayerTrace) -> Iterator[str]:
+    """Yield a sentence for each layer that uses parameters which no module has."""
+    for layer, shapes in trace.unknown.items():
+        yield (
+            f"{trace.describe_layer(layer)} uses parameters of shapes {', '.join(map(str, shapes))}, which no module "
+            "has, so they are constants: keep layers in attributes or nn.ModuleList, parameters in nn.ParameterList"
+        )
+
+
+def explain_half_precision(learned: Mapping[str, tuple[torch.Size, torch.dtype]]) -> Iterator[str]:
+    """Yield a sentence on what is lost if weights are learned in half precision; ``learned`` has their dtypes."""
+    half = [name for name, (_, dtype) in learned.items() if dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        yield (
+            f"{', '.join(half)} are learned in half precision, which loses steps below 1/256 (bfloat16) or 1/2048 "
+            "(float16) of a weight: learn in float32, and compute in half precision by model_loss(..., precision=...)"
+        )

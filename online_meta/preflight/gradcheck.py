@@ -76,8 +76,8 @@ def _check_at_steps(
 
 
 def directional_derivative(gradient: Params) -> Callable[[Params], Tensor]:
-    """Return v -> <gradient, v>."""
-    return lambda v: torch.stack([(gradient[name] * v[name]).sum() for name in gradient]).sum()
+    """Return v -> the real part of <gradient, v>, the derivative along v of a real function, of complex weights too."""
+    return lambda v: torch.stack([(gradient[name].conj() * v[name]).real.sum() for name in gradient]).sum()
 
 
 class _Comparison(NamedTuple):
@@ -95,9 +95,7 @@ def _compare(
     seed: int,
 ) -> _Comparison:
     random = torch.Generator().manual_seed(seed)
-    direction = {
-        name: torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(tensor) for name, tensor in at.items()
-    }
+    direction = {name: _draw_like(tensor, random) for name, tensor in at.items()}
 
     def difference(width: float) -> Tensor:
         ahead = value({name: tensor + width * direction[name] for name, tensor in at.items()})
@@ -111,7 +109,7 @@ def _compare(
 
 def precision_of(dtypes: Iterable[torch.dtype]) -> Precision | None:
     """Return the precision of the coarsest of the floating-point ``dtypes``; None if it is too coarse to compare."""
-    inexact = [dtype for dtype in dtypes if dtype.is_floating_point]
+    inexact = [dtype.to_real() for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
     coarsest = max(inexact, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
     return PRECISIONS.get(coarsest)
 
@@ -121,6 +119,11 @@ def _precision_at(at: Params) -> Precision:
     if precision is None:
         raise TypeError("these tensors are too coarse for derivatives to be compared with differences")
     return precision
+
+
+def _draw_like(tensor: Tensor, random: torch.Generator) -> Tensor:
+    dtype = torch.complex128 if tensor.is_complex() else torch.float64
+    return torch.randn(tensor.shape, generator=random, dtype=dtype).to(tensor)
 
 
 def check_gradient(objective: Callable[[Params], Tensor], at: Params) -> Verdict:

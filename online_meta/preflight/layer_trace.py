@@ -31,7 +31,9 @@ class LayerTrace(TorchFunctionMode):
     """The record of a run: layers by name, their calls in the order in which they ended, and operations by layer.
 
     ``modified`` has the names of buffers that a call changed, ``recomputed`` the layers called while ``in_backward``
-    was set, ``dtypes`` the dtypes of the layers' outputs, and ``warnings`` the messages of Python warnings.
+    was set, ``dtypes`` the dtypes of the layers' outputs, ``warnings`` the messages of Python warnings, and ``unknown``
+    the shapes of parameters that are in use, though no module has them, by the layer that uses them. ``in_inference``
+    has the layers called under ``torch.inference_mode()``.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,8 @@ class LayerTrace(TorchFunctionMode):
         self.recomputed: list[str] = []
         self.warnings: list[str] = []
         self.dtypes: set[torch.dtype] = set()
+        self.unknown: dict[str, list[tuple[int, ...]]] = {}
+        self.in_inference: list[str] = []
         self._names: dict[int, str] = {}
         self._stack: list[nn.Module] = []
         self._buffers: Params = {}
@@ -57,6 +61,10 @@ class LayerTrace(TorchFunctionMode):
         switched_on = name == "_set_grad_enabled" and args and args[0]
         if not switched_on:
             self.operations.append((name, self._current_layer()))
+        for given in args:  # The parameters of modules are replaced by other tensors while they run.
+            if type(given) is nn.Parameter and given.requires_grad and not given.is_meta:
+                shapes = self.unknown.setdefault(self._current_layer() or "", [])
+                shapes += [tuple(given.shape)] * (tuple(given.shape) not in shapes)
         return function(*args, **(kwargs or {}))
 
     def on_enter(self, layer: nn.Module) -> None:
@@ -65,6 +73,8 @@ class LayerTrace(TorchFunctionMode):
             self._names |= {id(one): name for name, one in layer.named_modules()}
             self.layers = {**dict(layer.named_modules()), **self.layers}
             self._buffers = _copied(dict(layer.named_buffers()))
+        if torch.is_inference_mode_enabled():
+            self.in_inference.append(self._names.get(id(layer), ""))
         if self.in_backward:
             self.recomputed.append(self._names.get(id(layer), ""))
         self._stack.append(layer)
@@ -178,5 +188,5 @@ def cut_layers(is_cut: Callable[[str], bool], replacements: Sequence[Tensor] | N
 
 
 def _copied(tree: Any) -> Any:
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad():
         return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)

@@ -21,8 +21,10 @@ from online_meta.inner import Inner, fast_weights, query_loss, run_inner_loop
 from online_meta.metagrads.exact import exact
 from online_meta.preflight.diagnosis import (
     explain_error,
+    explain_half_precision,
     explain_randomness,
-    explain_running_statistics,
+    explain_stateful_layers,
+    explain_unknown_parameters,
     explain_wrong_derivative,
     summarize_error,
 )
@@ -128,7 +130,7 @@ def _differentiate(loss: Tensor, leaves: Params, second: bool) -> None:
     tensors = [*leaves.values()]
     grads = torch.autograd.grad(loss, tensors, create_graph=second, allow_unused=True, materialize_grads=True)
     if second:
-        dot = torch.stack([(grad * grad).sum() for grad in grads]).sum()
+        dot = torch.stack([(grad * grad.conj()).real.sum() for grad in grads]).sum()
         if dot.requires_grad:
             torch.autograd.grad(dot, tensors, allow_unused=True)
 
@@ -281,7 +283,7 @@ def _examine(original: Probe, found: _Diagnosis, gradient: MetaGradient | None, 
     loss = getattr(original.inner.loss, "without_recompute", None) or original.inner.loss
     unguarded = replace(loss, guards=None) if isinstance(loss, ModelLoss) else loss
     probe, result = _first_run(replace(original, inner=replace(original.inner, loss=unguarded)), found, second)
-    found.problems.extend(explain_running_statistics(result.trace))
+    found.problems.extend(explain_stateful_layers(result.trace))
     if not found.problems:
         found.problems.extend(_find_misfits(original, result.trace))
     if not found.problems:
@@ -312,8 +314,7 @@ def _find_misfits(original: Probe, trace: LayerTrace) -> Iterator[str]:
     loss = original.inner.loss
     yield from find_misfits(loss, original.meta.weights, _batches(original))
     # Of a loss of the user's own, only torch's warning is known.
-    warned = any("different to the input size" in warning for warning in trace.warnings)
-    if warned and not isinstance(loss, ModelLoss):
+    if not isinstance(loss, ModelLoss) and any("different to the input size" in message for message in trace.warnings):
         yield "the loss compares an output and targets of other shapes, by broadcasting: give them the same shape"
 
 
@@ -476,6 +477,9 @@ def _find_notes(probe: Probe, inner: Inner, result: ProbeResult) -> Iterator[str
     unused = [name for name, grad in _gradients(probe).items() if not bool(grad.any())]
     if unused:
         yield f"at these weights the loss of the tasks tried has no gradient for {', '.join(unused)}"
+    yield from explain_unknown_parameters(result.trace)
+    tensors = getattr(inner.loss, "tensors", None)
+    yield from explain_half_precision({} if tensors is None else tensors.learned)
     if result.trace.operations_by_layer(ATTENTION.__contains__):
         yield "attention runs by torch's math kernel, the only one that can be differentiated twice"
     try:

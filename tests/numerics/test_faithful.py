@@ -15,50 +15,21 @@ from torch.nn.utils import parametrizations, prune
 
 import online_meta as om
 from online_meta.testing.compare import assert_close, relative_error
-from online_meta.testing.oracle import unrolled_maml
+from online_meta.testing.oracle import central_difference, unrolled_maml
+from online_meta.tree import to_float64
 from tests.numerics.problems import regression_task
-from tests.numerics.unsafe import Counting, between
+from tests.numerics.several_dtypes import (
+    FrozenBackbone,
+    InHalf,
+    LearnedInHalf,
+    Tokens,
+    batch,
+    learned,
+    setting,
+    with_buffer,
+)
+from tests.numerics.unsafe import between
 from trainers.models.lora import LowRankLinear
-
-
-def with_buffer(value, use):
-    """Return a model 4 -> 2 that computes ``use(x, value)`` first."""
-
-    class WithBuffer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("value", value)
-            self.head = nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.head(use(x, self.value))
-
-    return WithBuffer()
-
-
-class FrozenBackbone(nn.Module):
-    """A frozen body in low precision, as large pretrained models are loaded, and a float32 head."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 8).to(dtype).requires_grad_(False), nn.Linear(8, 2)
-        self.dtype = dtype
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.body(x.to(self.dtype))).float())
-
-
-class LearnedInHalf(nn.Module):
-    """A learned bfloat16 embedding before a float32 buffer and head."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Parameter(torch.randn(4, 8).bfloat16())
-        self.register_buffer("mean", torch.tensor([1000.1]))
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.head((x.bfloat16() @ self.embed).float() + (self.mean - 1000))
 
 
 class SharedBuffer(nn.Module):
@@ -91,15 +62,6 @@ MODELS = {
 }
 
 
-def batch(rows=6, seed=0, outputs=2):
-    random = torch.Generator().manual_seed(seed)
-    return om.Batch(torch.randn(rows, 4, generator=random), torch.randn(rows, outputs, generator=random))
-
-
-def learned(module):
-    return {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
-
-
 def moved(module, seed=0):
     """Return a copy of a module with other learned weights, and these weights."""
     random = torch.Generator().manual_seed(seed)
@@ -109,11 +71,6 @@ def moved(module, seed=0):
             if weight.requires_grad:
                 weight += 0.1 * torch.randn(weight.shape, generator=random).to(weight)
     return other, learned(other)
-
-
-def setting(module, **options):
-    inner = om.Inner(om.model_loss(module, "mse", **options), om.rules.sgd(lr=0.1), 2)
-    return inner, inner.init(dict(module.named_parameters()))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -289,157 +246,69 @@ def test_a_compiled_model_counts_as_the_module_that_it_was_made_from():
         assert om.preflight(inner, meta, [regression_task()]).problems == ()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_modules_that_cannot_be_called_with_other_weights_are_refused_with_a_reason():
     with pytest.raises(ValueError, match=r"0\.weight, 0\.bias of the model have no shape yet: call the model once"):
         om.model_loss(nn.Sequential(nn.LazyLinear(3)), "mse")
+    scripted = nn.Sequential(torch.jit.script(nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"the layer '0' is a module of torch.jit, .* the Python module"):
+        om.model_loss(scripted, "mse")
 
 
-class Stale(nn.Module):
-    """A model whose copy computes something else: it counts its copies."""
+class Complex(nn.Module):
+    """A model with complex weights."""
 
     def __init__(self):
         super().__init__()
-        self.head, self.scale = nn.Linear(4, 2), 1.0
-
-    def __deepcopy__(self, memo):
-        other = Stale()
-        other.load_state_dict(self.state_dict())
-        other.scale = self.scale + 1.0
-        return other
+        self.mix, self.head = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64)), nn.Linear(3, 2)
 
     def forward(self, x):
-        return self.scale * self.head(x)
+        return self.head((x.to(self.mix.dtype) @ self.mix).abs())
 
 
-def test_a_copy_that_computes_something_else_is_found_by_preflight_and_by_every_loss():
+def test_complex_weights_have_exact_gradients_and_count_in_the_norm():
     torch.manual_seed(0)
-    module = Stale()
+    module, task = Complex(), om.Task(batch(), batch(seed=1))
     inner, meta = setting(module)
-    task = om.Task(batch(), batch(seed=1))
-    (found,) = om.preflight(inner, meta, [task]).problems
-    assert "the loss does not compute what the model does (off by " in found
-    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
-    for call in (lambda: learner.score(task), lambda: inner.adapt(meta, task.support)):
-        with pytest.raises(ValueError, match="the loss does not compute what the model does"):
-            call()
+    assert om.preflight(inner, meta, [task]).problems == ()
+    wide, task = to_float64((meta, task))
+    grads = om.exact(inner)(wide, task).grads.weights
+    random = torch.Generator().manual_seed(0)
+    along = {n: torch.randn(v.shape, generator=random, dtype=v.dtype) for n, v in wide.weights.items()}
 
+    def adapted_loss(weights):
+        return inner.loss(inner.adapt(om.Meta(weights, {}), task.support), task.query)
 
-def test_a_module_that_changed_since_is_noticed_and_one_that_is_gone_is_not_missed():
-    torch.manual_seed(0)
-    module = Stale()
-    module.__class__ = type("Scaled", (nn.Module,), {"forward": Stale.forward})
-    inner, meta = setting(module)
-    module.scale = 3.0
-    with pytest.raises(ValueError, match="if the model was changed since, make the loss again"):
-        inner.adapt(meta, batch())
-    inner, meta = setting(nn.Linear(4, 2))
-    assert torch.isfinite(inner.adapt(meta, batch())["weight"]).all()
-
-
-@pytest.mark.parametrize("steps", [0, 2])
-def test_running_statistics_are_refused_where_a_loss_is_used(steps):
-    """Without this, a notebook's learner silently scores with the statistics of the query set, which it changes."""
-    torch.manual_seed(0)
-    module = between(nn.BatchNorm1d(6))
-    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), steps)
-    meta = inner.init(dict(module.named_parameters()))
-    task = om.Task(batch(), batch(seed=1))
-    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
-    message = r"layer '2' \(BatchNorm1d\) keeps running statistics, .*track_running_stats=False"
-    calls = [
-        lambda: learner.score(task),
-        lambda: om.exact(inner)(meta, task),
-        lambda: om.over_tasks(om.exact(inner), "vmap")(meta, [task]),
+    slope = central_difference(adapted_loss, wide.weights, along)
+    assert sum(float((g.conj() * along[n]).real.sum()) for n, g in grads.items()) == pytest.approx(slope, rel=1e-6)
+    report = om.MetaOptimizer(wide, clip_norm=1e-3).apply(om.MetaGrad(torch.zeros(()), om.Meta(grads, {})), 1.0)
+    squares = [
+        float(torch.view_as_real(g).square().sum() if g.is_complex() else g.square().sum()) for g in grads.values()
     ]
-    for call in calls:
-        with pytest.raises(ValueError, match=message):
-            call()
-    (found,) = om.preflight(inner, meta, [task]).problems
-    with pytest.raises(ValueError, match="keeps running statistics") as raised:
-        inner.loss(meta.weights, task.support)
-    assert str(raised.value) == found, "one message, one cure"
+    assert report.norm == pytest.approx(sum(squares) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (
-            lambda: nn.BatchNorm1d(6).requires_grad_(False),
-            ("layer '2' (BatchNorm1d) is frozen", ".eval() on that layer"),
-        ),
-        (lambda: nn.BatchNorm1d(6, affine=False), ("layer '2'", ".eval() on that layer")),
-        (lambda: nn.InstanceNorm1d(6, track_running_stats=True), ("layer '2' (InstanceNorm1d)", "track_running_stats")),
-        (lambda: parametrizations.spectral_norm(nn.Linear(6, 6)), ("layer '2' is under spectral", ".eval() on that")),
-        (Counting, ("forward edits the buffer '2.calls'", ".eval() on that layer")),
-        (lambda: nn.Embedding(7, 6, max_norm=0.1), ("forward edits the weight '2.weight'",)),
-    ],
-)
-def test_layers_with_a_state_are_refused_with_their_name_and_cure(make, words):
+def test_the_weights_of_tasks_are_not_rounded_to_the_dtype_of_the_first_weight():
     torch.manual_seed(0)
-    layer = make()
-    module = between(layer) if not isinstance(layer, nn.Embedding) else Tokens(layer)
-    inner, meta = setting(module)
-    b = batch() if not isinstance(layer, nn.Embedding) else om.Batch(torch.arange(6), torch.randn(6, 2))
-    (found,) = om.preflight(inner, meta, [om.Task(b, b)]).problems
-    with pytest.raises(ValueError, match=r"forward edits|running stat|spectral") as raised:
-        inner.adapt(meta, b)
-    for message in (found, str(raised.value)):
-        assert all(word in message for word in words)
+    inner, meta = setting(LearnedInHalf())
+    tasks = [om.Task(batch(seed=seed), batch(seed=seed + 10)) for seed in range(3)]
+    stacked = om.Task(*(om.Batch(*map(torch.stack, zip(*one, strict=True))) for one in zip(*tasks, strict=True)))
+    right = torch.stack([om.exact(inner)(meta, task).grads.weights["head.bias"] for task in tasks]).mean(0)
+    for given in (tasks, stacked):
+        found = om.over_tasks(om.exact(inner), "vmap")(meta, given).grads.weights["head.bias"]
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-7)
 
 
-class Tokens(nn.Module):
-    def __init__(self, embedding):
-        super().__init__()
-        self.add_module("2", embedding)
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.head(self.get_submodule("2")(x))
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.h = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.h(torch.tanh(self.b(torch.tanh(self.a(x)))))
-
-
-def test_a_state_dict_serves_as_weights_if_it_holds_weights_only():
+def test_an_embedding_with_sparse_gradients_has_dense_ones():
     torch.manual_seed(0)
-    module = Tied().double()
-    inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 2)
-    meta = inner.init(module.state_dict())
-    assert [*meta.weights] == [name for name, _ in module.named_parameters()]
-    right = unrolled_maml(module, "mse", learned(module), regression_task(), lr=0.1, steps=2)
-    assert_close(om.exact(inner)(meta, regression_task()).grads.weights, right.grads.weights, 1e-10)
-
-
-def test_weights_that_are_not_those_of_the_model_are_refused_with_their_names():
-    module, tied = between(nn.BatchNorm1d(6)).eval(), Tied()
-    body = between(nn.Linear(6, 6))
-    body[0].requires_grad_(False)
-    state = body.state_dict()
-
-    def message(module, weights):
-        inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd(lr=0.1), 1)
-        with pytest.raises(ValueError) as raised:  # noqa: PT011 - the caller compares the message
-            inner.init(weights)
-        return str(raised.value)
-
-    assert "2.num_batches_tracked, 2.running_mean, 2.running_var are buffers" in message(module, module.state_dict())
-    assert "b.weight is tied to a.weight, but their values differ" in message(
-        tied, {**tied.state_dict(), "b.weight": torch.zeros(4, 4)}
+    dense, sparse = (Tokens(nn.Embedding(7, 6, sparse=kind)) for kind in (False, True))
+    sparse.load_state_dict(dense.state_dict())
+    b = om.Batch(torch.arange(6), torch.randn(6, 2))
+    found, right = (
+        om.exact(inner)(meta, om.Task(b, b)).grads.weights for inner, meta in (setting(sparse), setting(dense))
     )
-    assert "['3.bias'] are missing" in message(body, {n: v for n, v in state.items() if n != "3.bias"})
-    assert "['extra'] are unknown" in message(body, {**state, "extra": torch.zeros(1)})
-    assert "3.bias has shape (1,); the model's has (2,)" in message(body, {**state, "3.bias": torch.zeros(1)})
-    assert "frozen weights 0.bias differ from" in message(body, {**state, "0.bias": torch.zeros(6)})
-    inner = om.Inner(lambda params, batch: params["w"].sum(), om.rules.sgd(lr=0.1), 1)
-    with pytest.raises(ValueError, match="w are integers"):
-        inner.init({"w": torch.arange(3)})
+    assert relative_error(found, right) == 0.0
+    assert sparse.get_submodule("2").sparse
 
 
 def test_low_rank_additions_to_a_frozen_half_precision_model():
@@ -454,17 +323,6 @@ def test_low_rank_additions_to_a_frozen_half_precision_model():
     grads = om.exact(inner)(meta, task).grads.weights
     assert float(grads["1.inner.lora_b"].abs().sum()) > 0
     assert om.preflight(inner, meta, [task]).problems == ()
-
-
-class InHalf(nn.Module):
-    """Runs a layer in bfloat16 between float32 layers."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x.bfloat16()).float()
 
 
 def test_the_exact_gradient_of_a_frozen_half_precision_body_is_of_second_order():
