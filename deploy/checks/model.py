@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deploy.config.config import Config
 from deploy.exits import ConfigError
-from online_meta.functional.model import ModelLoss
+from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
 from online_meta.types import Batch, Engine, Meta, MetaGrad, Task
@@ -55,11 +55,9 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         if isinstance(gradient, MetaGrad):
             _check_finite(config, gradient)
         second = config.meta.gradient not in FIRST_DERIVATIVES
-        # The loss is compared with the module itself, which its own loss does not keep alive.
-        settings = config.trainer()
-        module = build_module(settings.model, settings.seed).to(device)
-        inner = replace(context.inner, loss=build_loss(settings.model, module))
-        report = preflight(inner, context.start, tasks, second=second, remarks=remarks)
+        with _compared_loss(config) as loss:
+            inner = replace(context.inner, loss=loss)
+            report = preflight(inner, context.start, tasks, second=second, remarks=remarks)
         problems = [problem for problem in report.problems if problem != NO_DEPENDENCE]
         if problems:
             raise ConfigError(f"[model] {config.model.build}: {'; '.join(problems)}")
@@ -69,6 +67,29 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         for kind in config.regret.comparator:
             _check_comparator(kind, context, tasks[0])
     return report.notes
+
+
+def check_real_task(config: Config, context: LearnerContext, task: Task) -> None:
+    """Compare the loss with the module, and the shapes of output and targets, on a task that was not made up.
+
+    A task that the model cannot take is left to the run, which quarantines it. Raises ``ConfigError``.
+    """
+    moved = _to_device(task, torch.device(config.engine.device))
+    with _compared_loss(config) as loss, torch.random.fork_rng(devices=[]):
+        found = (
+            *find_misfits(loss, context.start.weights, moved),
+            *find_unfaithful_outputs(loss, context.start.weights, moved),
+        )
+    if found:
+        raise ConfigError(f"[model] {config.model.build}, on a task of the run: {'; '.join(found)}")
+
+
+@contextmanager
+def _compared_loss(config: Config) -> Iterator[ModelLoss]:
+    """Yield the model's loss, together with the module that it is compared with, which a loss does not keep alive."""
+    settings = config.trainer()
+    module = build_module(settings.model, settings.seed).to(config.engine.device)
+    yield build_loss(settings.model, module)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 import streams.sources
 import trainers.engines
-from deploy.checks.model import check_model, format_memory
+from deploy.checks.model import check_model, check_real_task, format_memory
 from deploy.checks.run_folder import check_archive, check_same_run, check_tasks, make_run_folder, open_history
 from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError, ConfigError
@@ -195,5 +195,8 @@ def check_all(config: Config, report: Callable[[str, str], None]) -> None:
     report("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
     sources, offered_task = check_sources(config)
     report("sources", sources)
-    report("memory", format_memory(config, context, stored_task or offered_task))
+    task = stored_task or offered_task
+    if task is not None:
+        check_real_task(config, context, task)
+    report("memory", format_memory(config, context, task))
     report("port", check_port(config))

@@ -141,6 +141,18 @@ def test_a_declared_surrogate_gradient_is_accepted_under_every_estimator(cli: Cl
     assert "the gradient of 'act' is a surrogate; the rest is checked" in " ".join(ended.out.split())
 
 
+def test_the_model_is_compared_with_the_module_on_a_real_task_too(cli: Cli, config: Path) -> None:
+    text = config.read_text().replace(BUILD + "\n" + GOOD_ARGS, f'build = "{MODELS}:CopiedForPositives"')
+    config.write_text(text)
+    assert cli("check", config).code == 0
+    config.write_text(text.replace("[serve]", '[[source]]\nkind = "sinusoid"\n[serve]'))
+    ended = cli("check", config)
+    assert ended.code == 78
+    assert (
+        "CopiedForPositives, on a task of the run: the loss does not compute what the model does (off by" in ended.err
+    )
+
+
 def test_notes_on_the_model_are_printed(cli: Cli, config: Path) -> None:
     sets = ("--set", f"model.build={MODELS}:Idle", "--set", "model.args={}")
     ended = cli("check", config, *sets)

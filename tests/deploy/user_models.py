@@ -43,6 +43,16 @@ class Copied(nn.Module):
         return self.scale * self.layer(x)
 
 
+class CopiedForPositives(Copied):
+    """Its copies are right for the inputs between 0 and 1 that a check makes up, and wrong for negative ones."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Copied":
+        return CopiedForPositives(self.scale + 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.where(x < 0, self.scale * x, x))
+
+
 class Rounded(nn.Module):
     """A straight-through estimator between two layers."""
 
