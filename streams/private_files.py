@@ -18,12 +18,16 @@ class SecretExposed(ValueError):
 def check_private(file: str | Path) -> None:
     """Raise ``SecretExposed`` if the group or others have any access to a file; pipes and terminals are not checked.
 
+    The group may read a file of root if this process is not root's: it has no other way to read it. So are the secrets
+    of Kubernetes.
+
     Raises:
         OSError: if the file does not exist; the message names it.
     """
     found = os.stat(file)
     mode = stat.S_IMODE(found.st_mode)
-    if stat.S_ISREG(found.st_mode) and mode & PRIVATE_UMASK:
+    allowed = stat.S_IRGRP if found.st_uid == 0 and os.geteuid() != 0 else 0
+    if stat.S_ISREG(found.st_mode) and mode & PRIVATE_UMASK & ~allowed:
         raise SecretExposed(
             f"{file} contains a secret and other users have access to it (its mode is {mode:04o}): "
             f"run `chmod {mode & ~PRIVATE_UMASK:o} {shlex.quote(str(file))}`"

@@ -11,7 +11,7 @@ import pytest
 
 from streams.brokers import kafka, nats, redis
 from streams.brokers.login import KafkaLogin, Login, NatsLogin
-from streams.private_files import SecretExposed
+from streams.private_files import SecretExposed, check_private
 from tests.deploy.conftest import Cli
 from tests.support.certificate import write_certificate
 from tests.support.daemon import running_daemon, wait_for, write_sinusoid
@@ -133,3 +133,21 @@ def test_a_secret_may_come_through_a_pipe(cli: Cli) -> None:
     ended = cli("status", "--url", "http://127.0.0.1:9", "--token-file", f"/dev/fd/{reading}")
     os.close(reading)
     assert ended.code == 75, "the token was read, and no daemon answers"
+
+
+@pytest.mark.parametrize(("mode", "accepted"), [(0o440, True), (0o640, True), (0o644, False), (0o660, False)])
+def test_the_group_may_read_a_secret_of_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, accepted: bool
+) -> None:
+    """A process of another user cannot read it otherwise."""
+    secret = tmp_path / "secret"
+    secret.write_text("word")
+    secret.chmod(mode)
+    found = os.stat(secret)
+    monkeypatch.setattr(os, "stat", lambda _: os.stat_result((*found[:4], 0, *found[5:])))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    if accepted:
+        check_private(secret)
+    else:
+        with pytest.raises(SecretExposed):
+            check_private(secret)
