@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
 from deploy.checks.run_folder import check_same_run, check_tasks, open_history
+from deploy.checks.trial import make_trial
 from deploy.config.config import Config, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
 from deploy.leader import Adapter
@@ -39,6 +40,7 @@ from deploy.telemetry.process_monitor import ProcessMonitor, reset_heartbeats
 from deploy.telemetry.prometheus import make_instruments, start_metrics
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import open_view
+from online_meta.types import Task
 from streams.history.history import History
 from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
@@ -142,7 +144,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
 
 def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
     token = check_exposure(config.serve)
-    check_learning(config)
+    context = check_learning(config)
     check_rendezvous(config.engine)
     allow_descriptors(config.serve.limits)
     files = RunFiles(Path(config.run.path))
@@ -155,7 +157,9 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         sources = open_sources(config, history)
         write_settings(files.settings, config)
         drain.wait_for_signals()
-        state, children = make_state(config, files, history, token, cleanup, drain)
+        trial = make_trial(config, context)
+        del context  # it holds a model
+        state, children = make_state(config, files, history, token, cleanup, drain, trial)
         state.refresh()
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         drain.on_begin.append(upkeep.ask_to_stop)
@@ -198,7 +202,13 @@ def _url(config: Config, listener: socket.socket) -> str:
 
 
 def make_state(
-    config: Config, files: RunFiles, history: History, token: str | None, cleanup: ExitStack, drain: Drain
+    config: Config,
+    files: RunFiles,
+    history: History,
+    token: str | None,
+    cleanup: ExitStack,
+    drain: Drain,
+    try_task: Callable[[Task], None] | None = None,
 ) -> tuple[DaemonState, dict[str, SupervisedProcess]]:
     """Start the child processes and ingest; return the daemon's state, and the children by name.
 
@@ -210,6 +220,7 @@ def make_state(
         cleanup: receives the callbacks that stop what is started here: ingest first, then the trainer, then the
             comparators.
         drain: to register with.
+        try_task: raises ``Rejected`` for a task that the model does not accept; None if tasks are not tried.
     """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
@@ -236,6 +247,8 @@ def make_state(
         lambda source, seconds: _count_commit(instruments, source, seconds),
         dead_letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
         on_gap=partial(_count_gap, instruments),
+        try_task=try_task,
+        outlier_sources=[source.name for source in config.source if source.outliers == "quarantine"],
     )
     cleanup.callback(ingest.close)
     state = DaemonState(

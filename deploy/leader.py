@@ -1,5 +1,7 @@
 """Adapt the published meta-parameters (the meta-leader) to support sets, outside the trainer process."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -12,12 +14,14 @@ from torch import Tensor
 
 from deploy.config.config import Config
 from deploy.exits import CONFIG, CommandError
+from online_meta.batching.failures import describe_failure
 from online_meta.functional.model import ModelLoss
 from online_meta.inner import Inner
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Batch, Meta, Task
 from streams.history.history import History
 from streams.segmenting.by_leader import LeaderContext
+from streams.types import Rejected
 from trainers.build import build_inner, build_loss, build_module
 from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
 from trainers.journal.run_files import RunFiles
@@ -90,11 +94,28 @@ class Adapter:
 
         Raises:
             FileNotFoundError: if no leader has been published.
+            Rejected: with the reason "model_error", if the model raises an exception.
         """
         leader = self.leader()
-        with torch.no_grad():
+        with model_error_context(), torch.no_grad():
             adapted = self.inner.adapt(leader.meta, support)
             return self._loss.output(adapted, query_x), leader.round
+
+    def answer(self, support: Batch, query_x: Tensor, classes: bool) -> tuple[bytes, int]:
+        """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as it does."""
+        output, round = self.predict(support, query_x)
+        with model_error_context():
+            return encode_predictions(output, classes), round
+
+
+@contextmanager
+def model_error_context() -> Iterator[None]:
+    """Raise ``Rejected`` with the reason "model_error" for every exception of a user's model or loss."""
+    try:
+        yield
+    except BaseException as error:  # a SystemExit would end the daemon
+        detail = f"the model does not accept the support or query set: {describe_failure(error)}"
+        raise Rejected("model_error", detail) from error
 
 
 def encode_predictions(output: Tensor, classes: bool) -> bytes:
@@ -188,5 +209,6 @@ def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tupl
     try:
         with torch.no_grad():
             return loss.output(inner.adapt(meta, support), query_x), settings.model.loss == "cross_entropy"
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {error}") from error
+    except Exception as error:  # a user's model may raise anything
+        detail = describe_failure(error)
+        raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {detail}") from error

@@ -1,6 +1,6 @@
 """Define the types that pass from a source to the history, and the interface of a source."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 REASONS = {
@@ -18,6 +18,8 @@ REASONS = {
     "empty_query": "the query set has no samples, and none can be held out from the support set",
     "not_finite": "a value is NaN or infinite, or a target exceeds the range of float32",
     "label_out_of_range": "a label is below 0 or not below ways",
+    "model_error": "the model raises an exception on the task",
+    "outlier": "the numbers are far larger than those of the source's tasks before",
     "conflict": "the id belongs to a task with a different body",
 }
 """The meaning of each reason. Reasons are labels of ``tasks_rejected_total`` and occur in dead letters: keep them."""
@@ -29,13 +31,15 @@ class Rejected(Exception):
     Attributes:
         reason: a key of ``REASONS``, also used as a metric label.
         detail: a sentence that explains the rejection.
+        evidence: the numbers behind it, for the dead letter; empty if there are none.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
-        """Store the reason and the detail."""
+    def __init__(self, reason: str, detail: str, evidence: Mapping[str, str | float] | None = None) -> None:
+        """Store the reason, the detail and the evidence."""
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.evidence = dict(evidence or {})
 
 
 class Arrival(NamedTuple):
@@ -73,6 +77,13 @@ class Conflict(NamedTuple):
     round: int
 
 
+class Scales(NamedTuple):
+    """The root mean squares of a task's inputs ``x`` and of its targets ``y``; None where there is none."""
+
+    x: float | None
+    y: float | None
+
+
 class Record(NamedTuple):
     """A task to append to the history.
 
@@ -83,6 +94,7 @@ class Record(NamedTuple):
         source: the name of the source.
         cursor: the source's position after the task; None if the source has none.
         arrived: the Unix time of arrival in seconds.
+        scales: the scales to keep with the task; None keeps none.
     """
 
     id: str
@@ -91,6 +103,7 @@ class Record(NamedTuple):
     source: str
     cursor: str | None
     arrived: float
+    scales: Scales | None = None
 
 
 class Gap(NamedTuple):

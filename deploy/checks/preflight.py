@@ -10,6 +10,7 @@ import streams.sources
 import trainers.engines
 from deploy.checks.model import check_model, check_real_task, format_memory
 from deploy.checks.run_folder import check_archive, check_same_run, check_tasks, make_run_folder, open_history
+from deploy.checks.trial import make_trial
 from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.leader import leader_of
@@ -112,17 +113,18 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
     return opened
 
 
-def check_sources(config: Config) -> tuple[str, Task | None]:
+def check_sources(config: Config, try_task: Callable[[Task], None] | None = None) -> tuple[str, Task | None]:
     """Open every source and look at what it offers first; return their names, and one of these tasks.
 
-    Of one that reads from a broker only the broker is asked, for reading leaves traces there.
+    Of one that reads from a broker only the broker is asked, for reading leaves traces there. ``try_task`` raises
+    ``Rejected`` for a task that the model does not accept.
     """
     first, report = None, []
     for name, source in open_sources(config).items():
         with error_context(f"[[source]] {name}:"):
             report.append(f"{name}{_format_lag(name, source)}" if isinstance(source, ReportsLag) else name)
             if source is not None and not isinstance(source, ReportsLag):
-                first = _check_first(config, source) or first
+                first = _check_first(config, source, try_task) or first
     return ", ".join(report), first
 
 
@@ -137,7 +139,7 @@ def _format_lag(name: str, source: ReportsLag) -> str:
     return f" ({waiting} entries there)"
 
 
-def _check_first(config: Config, source: TaskSource) -> Task | None:
+def _check_first(config: Config, source: TaskSource, try_task: Callable[[Task], None] | None) -> Task | None:
     arrivals = source.read(None)
     first = next(arrivals, None)
     close = getattr(arrivals, "close", None)  # an iterator may have one, as every generator has
@@ -148,7 +150,10 @@ def _check_first(config: Config, source: TaskSource) -> Task | None:
     try:
         if first.rejection is not None:
             raise first.rejection
-        return wire.decode(first.body, config.task, config.serve.limits)
+        task = wire.decode(first.body, config.task, config.serve.limits)
+        if try_task is not None:
+            try_task(task)
+        return task
     except Rejected as refusal:
         raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
 
@@ -193,7 +198,7 @@ def check_all(config: Config, report: Callable[[str, str], None]) -> None:
     store, stored_task = check_history(config)
     report("history", store)
     report("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
-    sources, offered_task = check_sources(config)
+    sources, offered_task = check_sources(config, make_trial(config, context))
     report("sources", sources)
     task = stored_task or offered_task
     if task is not None:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
-from deploy.config.describe import INTERNAL
+from deploy.config.describe import INTERNAL, describe_type
 from deploy.config.messages import (
     explain_error,
     find_nonfinite_numbers,
@@ -32,6 +32,7 @@ from online_meta import registry
 from streams.atomic_files import replace_file
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
+from streams.ingest.outliers import OutlierRule
 from streams.private_files import SecretExposed, check_private
 from streams.spec import Limits, TaskSpec
 from trainers.seams import BASELINES, COMPARATORS, SEAMS, list_choices, list_options
@@ -129,6 +130,10 @@ class ServeSettings:
         token_file: a file with the token that clients must send.
         tls_cert: a file with the certificate chain, in PEM.
         tls_key: a file with the private key, in PEM.
+        try_tasks: whether to try the model's forward pass on each task, from any source, before it is accepted. A task
+            on which the model raises an exception is refused.
+        try_seconds: the longest time that such a trial may take, as measured on synthetic tasks at the start. A task
+            that would take longer is accepted without a trial.
         probes: "host:port" of a second listener, for supervisors and Prometheus: it serves /healthz, /readyz and
             /metrics in plain HTTP, without the token, whatever happens on the first one.
         limits: see below.
@@ -141,6 +146,8 @@ class ServeSettings:
     token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    try_tasks: bool = True
+    try_seconds: Annotated[float, Gt(0)] = 0.05
     probes: str | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -160,11 +167,12 @@ def split_probes(address: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A ``[[source]]``: its file in ``streams/sources``, the name it goes by, its own settings."""
+    """A ``[[source]]``: its file in ``streams/sources``, its name and settings, and what it does with outliers."""
 
     kind: str
     name: str
     settings: Any
+    outliers: OutlierRule = "accept"
 
 
 @dataclass(frozen=True)
@@ -304,12 +312,15 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
             f"[{label}] name = {format_value(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}"
         )
         return None
-    unknown = find_unknown_keys(settings_type, options, label, ("kind", "name"))
+    outliers = options.pop("outliers", "accept")
+    if outliers not in get_args(OutlierRule):
+        problems.append(f"[{label}] outliers = {format_value(outliers)}: must be {describe_type(OutlierRule)}")
+    unknown = find_unknown_keys(settings_type, options, label, ("kind", "name", "outliers"))
     if unknown:
         problems += unknown
         return None
     try:
-        return SourceConfig(kind, name, _read(settings_type, options))
+        return SourceConfig(kind, name, _read(settings_type, options), outliers)
     except ValidationError as error:
         problems += [explain_error(item, label) for item in error.errors()]
         return None

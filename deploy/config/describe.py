@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 import streams.sources
 from online_meta import registry
+from streams.ingest.outliers import OutlierRule
 from trainers.seams import SEAMS, Seam, list_options
 from trainers.settings import CHANGEABLE, TrainerSettings
 
@@ -285,11 +286,13 @@ def _make_option_schema(parameter: inspect.Parameter) -> dict[str, Any]:
 
 def _list_source_schemas() -> Iterator[dict[str, Any]]:
     name = {"type": "string", "description": "the name of the source; by default its kind"}
+    choices = [*get_args(OutlierRule)]
+    outliers = {"enum": choices, "default": choices[0], "description": "whether to refuse far too large numbers"}
     for kind in registry.names(streams.sources):
         settings = get_type_hints(registry.load(streams.sources, kind))["settings"]
         schema = TypeAdapter(settings).json_schema()
         _add_texts(schema, settings, f"source, kind = {kind!r}")
-        properties = {"kind": {"const": kind}, "name": name, **schema["properties"]}
+        properties = {"kind": {"const": kind}, "name": name, "outliers": outliers, **schema["properties"]}
         yield {**schema, "properties": properties, "required": ["kind", *schema.get("required", ())]}
-    own = {"kind": {"type": "string", "pattern": IMPORT_PATH}, "name": name}
+    own = {"kind": {"type": "string", "pattern": IMPORT_PATH}, "name": name, "outliers": outliers}
     yield {"type": "object", "properties": own, "required": ["kind"]}

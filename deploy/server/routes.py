@@ -9,7 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from deploy.leader import encode_predictions
 from deploy.server.limits import read_body
 from deploy.server.origins import TENSOR_TYPES, require_tensors
 from deploy.server.state import DaemonState, health_of, status_of
@@ -130,7 +129,8 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
 
     The response is sent once the task is durable. The header `Idempotency-Key` is the id of the task; the default is
     the SHA-256 of the body. A task that is sent again with the same id remains one round. `Content-Encoding` may be
-    `zstd` or `gzip`; the id and the task are those of the decompressed body.
+    `zstd` or `gzip`; the id and the task are those of the decompressed body. A task on which the model raises an
+    exception is refused (422, `model_error`), if `[serve] try_tasks` is set and a trial is quick.
     """
     require_tensors(request)
     state: DaemonState = request.app.state.daemon
@@ -165,7 +165,8 @@ async def adapt(request: Request) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
     Classifiers also return `labels`. The header `X-Online-Meta-Round` is the number of rounds that the meta-parameters
-    have learned. The request is not stored and changes nothing.
+    have learned. The request is not stored and changes nothing. If the model raises an exception, the answer is 422
+    with the reason `model_error`.
     """
     require_tensors(request)
     state: DaemonState = request.app.state.daemon
@@ -174,13 +175,13 @@ async def adapt(request: Request) -> Response:
         body = await read_body(request, reservation)
         support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, limits)
     try:
-        output, round = await to_thread.run_sync(
-            state.adapter.predict, support, query_x, limiter=request.app.state.adapting
+        classes = state.config.task.y == "class"
+        encoded, round = await to_thread.run_sync(
+            state.adapter.answer, support, query_x, classes, limiter=request.app.state.adapting
         )
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    encoded = encode_predictions(output, state.config.task.y == "class")
     return Response(encoded, media_type=TENSORS, headers={"X-Online-Meta-Round": str(round)})
 
 

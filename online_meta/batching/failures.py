@@ -25,13 +25,21 @@ def is_task_failure(error: BaseException) -> bool:
         return False
     if getattr(error, "errno", None) in (errno.ENOMEM, errno.ENOSPC, errno.EIO):
         return False
-    return not (isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_MESSAGES))
+    return not (isinstance(error, RuntimeError) and any(part in _text(error) for part in _MEMORY_MESSAGES))
 
 
 def describe_failure(error: BaseException) -> str:
     """Return an exception as one line: its type and the first line of its message, at most 300 characters."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = (_text(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:300]
+
+
+def _text(error: BaseException) -> str:
+    """Return the message of an exception in valid Unicode; "" if the exception fails to write it."""
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        return ""
 
 
 class TaskFailures:

@@ -35,7 +35,7 @@ from streams.history.ledger import (
     truncate_wal,
     wal_size,
 )
-from streams.types import Conflict, Receipt, Record
+from streams.types import Conflict, Receipt, Record, Scales
 
 _BATCH_ROUNDS = 64
 
@@ -330,6 +330,10 @@ class History:
         """Return the position after the last committed task of a source, None if the source has none."""
         found = self.query("SELECT cursor FROM cursors WHERE source = ?", (source,))
         return str(found[0][0]) if found else None
+
+    def scales(self, source: str, count: int) -> list[Scales]:
+        """Return the scales of the newest ``count`` rounds of a source that were committed with any, oldest first."""
+        return ledger.read_scales(self.query, source, count)
 
     def size_bytes(self) -> int:
         """Return the total size of the database, its write-ahead log and the archive, in bytes."""

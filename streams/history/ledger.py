@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from streams.history.errors import (
     HistoryFull,
     HistoryMissing,
 )
-from streams.types import Conflict, Receipt, Record
+from streams.types import Conflict, Receipt, Record, Scales
 
 _STATEMENT_ROWS = 64
 """How many records one statement inserts."""
@@ -138,6 +138,24 @@ def _insert_rounds(writer: sqlite3.Connection, new: Sequence[tuple[int, Record]]
         writer, _INTO_ROUNDS, [(*entry, len(record.payload)) for entry, (_, record) in zip(entries, new, strict=True)]
     )
     _insert_many(writer, "INSERT INTO payloads", [(round, record.payload) for round, record in new])
+    scales = [(round, record.source, *record.scales) for round, record in new if record.scales is not None]
+    if scales:
+        writer.execute(SCALES_TABLE)
+        _insert_many(writer, "INSERT INTO scales", scales)
+
+
+def read_scales(query: Callable[..., list[Any]], source: str, count: int) -> list[Scales]:
+    """Return the scales of the newest ``count`` rounds of a source that have any, oldest first.
+
+    Args:
+        query: runs an SQL query on the ledger and returns all rows.
+        source: the name of the source.
+        count: the largest number of rounds.
+    """
+    if not query("SELECT 1 FROM sqlite_master WHERE name = 'scales'"):
+        return []
+    newest = query("SELECT x, y FROM scales WHERE source = ? ORDER BY round DESC LIMIT ?", (source, count))
+    return [Scales(x, y) for x, y in reversed(newest)]
 
 
 def insert_entry(writer: sqlite3.Connection, entry: RoundEntry, size: int) -> None:
@@ -233,6 +251,16 @@ CREATE {kind} thinned (                 -- those that it has not, until their sp
     round   INTEGER PRIMARY KEY,
     decided INTEGER NOT NULL
 );
+"""
+
+
+SCALES_TABLE = """
+CREATE TABLE IF NOT EXISTS scales (  -- made with the first task of a source that refuses outliers
+    round  INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    x      REAL,                     -- root mean squares; NULL where there is none
+    y      REAL
+)
 """
 
 

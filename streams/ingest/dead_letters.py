@@ -115,6 +115,7 @@ class DeadLetters:
         metadata = {
             "reason": rejection.reason,
             "detail": rejection.detail,
+            **({"evidence": rejection.evidence} if rejection.evidence else {}),
             "source": arrival.source,
             "id": arrival.id[:_ID_CHARACTERS],
             "arrived": now,

@@ -3,16 +3,18 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 
+from online_meta.types import Task
 from streams.formats import wire
 from streams.formats.wire import canonical_bytes, is_canonical
-from streams.history.history import History
+from streams.history.history import History, decode_view
 from streams.ingest import source_reader
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.group_commit import Answer, Committer
+from streams.ingest.outliers import WINDOW, OutlierFilter
 from streams.spec import Limits, TaskSpec
 from streams.types import Arrival, Conflict, Gap, Receipt, Record, Rejected, ReportsGaps, TaskSource
 
@@ -35,6 +37,8 @@ class Ingest:
         clock: returns the Unix time in seconds, which is recorded as the time of arrival.
         dead_letters: keeps rejected arrivals; None keeps none.
         on_gap: called with (source, gap) for each gap that a source finds in its stream.
+        try_task: raises ``Rejected`` for a task that the model cannot process; None if tasks are not tried.
+        outlier_sources: the names of the sources whose outliers are refused, see ``streams.ingest.outliers``.
 
     ``source_states`` says how each source that is read answers.
     """
@@ -50,6 +54,8 @@ class Ingest:
         clock: Callable[[], float] = time.time,
         dead_letters: DeadLetters | None = None,
         on_gap: Callable[[str, Gap], None] = lambda source, gap: None,
+        try_task: Callable[[Task], None] | None = None,
+        outlier_sources: Collection[str] = (),
     ) -> None:
         """Start the thread that commits."""
         self._history = history
@@ -61,6 +67,8 @@ class Ingest:
         self._clock = clock
         self._dead_letters = dead_letters
         self._on_gap = on_gap
+        self._try_task = try_task
+        self._outliers = {name: OutlierFilter(history.scales(name, WINDOW)) for name in outlier_sources}
         self._closing = threading.Event()
         self._pull_threads: dict[str, threading.Thread] = {}
         self.source_states = source_reader.SourceStates()
@@ -90,6 +98,11 @@ class Ingest:
         began = time.perf_counter()
         try:
             record, known = self._validate(arrival)
+            if known is None and (outliers := self._outliers.get(arrival.source)) is not None:
+                return outliers.submit(
+                    decode_view(record.payload),
+                    lambda scales: self._committer.put(record._replace(scales=scales), blocking=wait, began=began),
+                )
         except Rejected as rejection:
             self._count_rejected(arrival.source, rejection.reason)
             self._dead_letter(arrival, rejection, only_copy=wait)
@@ -106,14 +119,17 @@ class Ingest:
     def submit_nowait(self, arrival: Arrival) -> "Future[Answer] | None":
         """Queue a new arrival with a canonical body; return None, and queue nothing, for any other arrival.
 
-        An event loop can call this, because it takes no longer than reading the bytes. If it returns None, call
-        ``submit``, which also decodes, rejects and recognises duplicates.
+        An event loop can call this, because it takes no longer than reading the bytes. If it returns None, as it always
+        does where the model tries tasks or the source refuses outliers, call ``submit``, which also decodes, rejects
+        and recognises duplicates.
 
         Raises:
             BacklogFull: if there is no room.
             HistoryFull: if there is no room because the disk is full.
             IngestClosed: if this ``Ingest`` is closed.
         """
+        if self._try_task is not None or arrival.source in self._outliers:
+            return None
         began = time.perf_counter()
         fits = wire.is_valid_id(arrival.id, self._limits) and is_canonical(arrival.body, self._spec, self._limits)
         if not fits or self._history.find(arrival.id) is not None:
@@ -183,7 +199,10 @@ class Ingest:
         digest = wire.digest(arrival.body)
         round = self._history.find(arrival.id)
         if round is None:
-            return self._record(arrival, canonical_bytes(arrival.body, self._spec, self._limits), digest), None
+            payload = canonical_bytes(arrival.body, self._spec, self._limits)
+            if self._try_task is not None:
+                self._try_task(decode_view(payload))
+            return self._record(arrival, payload, digest), None
         same = self._history.entry(round).digest == digest
         answer = Receipt(arrival.id, round, duplicate=True) if same else Conflict(arrival.id, round)
         return self._record(arrival, b"", digest), answer

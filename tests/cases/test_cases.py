@@ -30,8 +30,6 @@ KNOWN = {
     "07_targets_that_broadcast",
     "09_advice_that_misleads",
     "11_state_dict_as_weights",
-    "14_redis_trimmed_entries_lost_without_a_word",
-    "17_adapt_answers_500",
     "18_inference_mode_does_not_adapt",
 }
 
