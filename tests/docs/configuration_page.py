@@ -74,7 +74,8 @@ def _sources() -> Iterator[str]:
     yield "## `[[source]]`\n"
     yield (
         "One table for each source of tasks. `kind` is required; `name`, by default the kind, begins the ids of tasks "
-        "and labels metrics.\n"
+        'and labels metrics. `outliers` is "accept", the default, or "quarantine", see [Handle bad '
+        "input](../how-to/bad-input.md#outliers).\n"
     )
     for kind in registry.names(streams.sources):
         settings = get_type_hints(registry.load(streams.sources, kind))["settings"]
