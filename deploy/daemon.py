@@ -35,6 +35,7 @@ from deploy.server.app import create_app, create_probe_app
 from deploy.server.limits import allow_descriptors, make_bounded_protocol
 from deploy.server.listener import ProbeServer, bind, bind_probes, check_exposure
 from deploy.server.state import DaemonState
+from deploy.telemetry.metrics import Instruments
 from deploy.telemetry.monitor import ArchiveMonitor, HealthMonitor
 from deploy.telemetry.process_monitor import ProcessMonitor, reset_heartbeats
 from deploy.telemetry.prometheus import make_instruments, start_metrics
@@ -237,19 +238,7 @@ def make_state(
         cleanup.callback(_wait_until_drained, child, drain)
         drain.add(child)
         children[name] = child
-    limits = config.serve.limits
-    ingest = Ingest(
-        history,
-        config.task,
-        limits,
-        view.learned,
-        lambda source, reason: instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc(),
-        lambda source, seconds: _count_commit(instruments, source, seconds),
-        dead_letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
-        on_gap=partial(_count_gap, instruments),
-        try_task=try_task,
-        outlier_sources=[source.name for source in config.source if source.outliers == "quarantine"],
-    )
+    ingest = open_ingest(config, files, history, instruments, view.learned, try_task)
     cleanup.callback(ingest.close)
     state = DaemonState(
         config=config,
@@ -267,6 +256,30 @@ def make_state(
     )
     drain.on_begin.append(partial(setattr, state, "draining", True))
     return state, children
+
+
+def open_ingest(
+    config: Config,
+    files: RunFiles,
+    history: History,
+    instruments: Instruments,
+    count_learned: Callable[[], int],
+    try_task: Callable[[Task], None] | None,
+) -> Ingest:
+    """Return the run's ingest, which counts what it does in ``instruments``; see ``make_state`` for the rest."""
+    limits = config.serve.limits
+    return Ingest(
+        history,
+        config.task,
+        limits,
+        count_learned,
+        lambda source, reason: instruments["tasks_rejected_total"].labels(source=source, reason=reason).inc(),
+        lambda source, seconds: _count_commit(instruments, source, seconds),
+        dead_letters=DeadLetters(files.dead_letters, limits.dead_letters, limits.dead_letter_bytes),
+        on_gap=partial(_count_gap, instruments),
+        try_task=try_task,
+        outlier_sources=[source.name for source in config.source if source.outliers == "quarantine"],
+    )
 
 
 def make_monitors(
