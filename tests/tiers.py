@@ -29,7 +29,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_the_run_recovers_by_itself_with_the_same_bits": NONE,
     "test_a_rank_fault_at_any_point_changes_no_bit": NONE,
     "test_a_machine_can_join_die_and_rejoin": NONE,
-    "test_a_run_without_ranks_listens_at_its_own_address_only": NONE,
+    "test_a_run_without_ranks_listens_at_its_own_addresses_only": NONE,
     "test_ranks_on_one_machine_listen_on_loopback_for_one_another_only": NONE,
     "test_several_machines_listen_at_the_addresses_that_join_them_only": NONE,
     "test_any_number_of_ranks_at_any_stage_continues_a_run": NONE,

@@ -13,10 +13,11 @@ import pytest
 from deploy.commands.demo import choose_port
 from deploy.config.config import ServeSettings
 from deploy.exits import CommandError, ConfigError
+from deploy.processes.join import main as join
 from deploy.server.listener import bind
 from streams.history.history import History
 from tests.deploy.conftest import Cli
-from tests.support.daemon import ROOT, Daemon
+from tests.support.daemon import ROOT, Daemon, write_sinusoid
 from tests.support.listeners import Listener, list_listeners
 
 
@@ -41,6 +42,21 @@ def test_a_running_daemon_listens_at_its_own_address_only(daemon: Daemon) -> Non
         daemon.child(name)
     url = httpx.URL(daemon.url)
     assert list_listeners(daemon.process.pid) == {Listener("online_meta", "tcp", url.host, url.port)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ('kind = "deepspeed"\nprocesses = 2', "[engine] nodes = [1, 1]: the run has one machine, the daemon's own"),
+        ('kind = "deepspeed"\nnodes = [1, 2]\nrendezvous = "127.0.0.1:29400"', "set trusted_network = true"),
+    ],
+    ids=["one machine", "no trusted network"],
+)
+def test_a_machine_that_may_not_join(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str, message: str
+) -> None:
+    assert join(str(write_sinusoid(tmp_path, f"[engine]\n{engine}\n"))) == 78
+    assert message in capsys.readouterr().err
 
 
 def test_a_port_in_use(cli: Cli, config: Path) -> None:

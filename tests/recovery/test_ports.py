@@ -59,9 +59,11 @@ def places(found: set[Listener]) -> set[tuple[str, str]]:
     return {(one.process, one.address) for one in found}
 
 
-def play(folder: Path, engine: str, mode: str, kill: bool = False) -> tuple[RestartedDaemon, set[Listener]]:
+def play(
+    folder: Path, engine: str, mode: str, *overrides: str, kill: bool = False
+) -> tuple[RestartedDaemon, set[Listener]]:
     """Run a daemon in which every process works; return what listened."""
-    served = RestartedDaemon(folder, more=SEALING + engine, overrides=("regret.every_rounds=4",))
+    served = RestartedDaemon(folder, more=SEALING + engine, overrides=("regret.every_rounds=4", *overrides))
     watch = Watch(served)
     try:
         feed(served, 0, TASKS // 2)
@@ -81,9 +83,10 @@ def play(folder: Path, engine: str, mode: str, kill: bool = False) -> tuple[Rest
 
 
 @pytest.mark.timeout(400)
-def test_a_run_without_ranks_listens_at_its_own_address_only(tmp_path: Path) -> None:
-    served, found = play(tmp_path, "", "local")
-    assert found == {Listener("online_meta", "tcp", "127.0.0.1", served.port)}
+def test_a_run_without_ranks_listens_at_its_own_addresses_only(tmp_path: Path) -> None:
+    probes = free_port()
+    served, found = play(tmp_path, "", "local", f"serve.probes=127.0.0.1:{probes}")
+    assert found == {Listener("online_meta", "tcp", "127.0.0.1", port) for port in (served.port, probes)}
 
 
 @pytest.mark.timeout(400)

@@ -16,6 +16,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
 from tests.support.daemon import free_port, wait_for
 from trainers.distributed import rendezvous
+from trainers.distributed.process_group import join_process_group
 from trainers.distributed.rendezvous import (
     LOST_SECONDS,
     STORE_VARIABLE,
@@ -24,6 +25,7 @@ from trainers.distributed.rendezvous import (
     OneMachine,
     open_store,
 )
+from trainers.settings import EngineSettings
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +164,17 @@ def test_the_store_does_not_grow_with_the_number_of_starts() -> None:
         hosting.next_rendezvous().store.set("key", "value")
         sizes.append(hosting._store.num_keys())
     assert sizes[-1] == sizes[2]
+
+
+def test_ranks_that_torchrun_starts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(STORE_VARIABLE)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ValueError, match=r"`python -m deploy.processes.join CONFIG.toml`, not by torchrun"),
+        join_process_group(EngineSettings("deepspeed")),
+    ):
+        pass
 
 
 class Payload:
