@@ -79,6 +79,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     # Statistics over many draws, minima that are searched for.
     "test_all_intervals_of_a_run_contain_the_mean_at_once": ("drift",),
     "test_full_batches_reach_the_minimum": NONE,
+    "test_900_steps_of_adam_find_no_much_lower_loss_on_sinusoids": NONE,
+    "test_the_estimate_approaches_each_tasks_own_minimum_from_above": NONE,
+    "test_the_estimate_approaches_the_minimum_from_above": NONE,
     "test_the_comparator_is_trained_until_its_loss_stops_falling": NONE,
     "test_the_standard_error_of_a_sampled_evaluation_covers_the_truth": ("40-20",),
     "test_the_expected_step_is_that_of_the_mean_over_all_rounds": ("all", "reservoir", "stratified", "uniform"),

@@ -123,7 +123,7 @@ class RegretSettings:
         hindsight_restarts: initialisations that ``hindsight`` is trained from.
         hindsight_max_passes: passes in a refresh, at most; another one follows only while the loss falls.
         hindsight_rounds: rounds that ``hindsight`` is evaluated on, at most.
-        dynamic_steps: meta-steps of ``dynamic`` on one task, at most.
+        dynamic_steps: steps of ``dynamic`` on one task from each start, and in each of the passes that follow.
         dynamic_rounds: tasks that ``dynamic`` takes in a refresh, at most.
         loss_cap: what a loss that is not finite is charged at, at least; see the game and its regret. Set it above the
             losses that usually occur.

@@ -1,6 +1,7 @@
 """online-meta status: print the state of a daemon."""
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,12 @@ def status_table(status: dict[str, Any]) -> Table:
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
     if last and not last["skipped"]:
-        table.add_row(
-            "last round", f"{last['round'] + 1}: {format_losses(last)}"
-        )  # Rounds are counted from 1, as on the page.
-    for name, learner in status["learners"].items():
-        if learner["mean_loss_last_100"] is not None:
-            charged = learner["charged_rounds_last_100"]
-            note = f", {charged} of them not finite" if charged else ""
-            mean = format_mean(learner["mean_loss_last_100"], learner["rounds_last_100"], "loss {:.4f}")
-            table.add_row(f"{display_name(name)}, last 100", mean + note)
+        # Rounds are counted from 1, as on the page.
+        table.add_row("last round", f"{last['round'] + 1}: {format_losses(last)}")
+    for row in (*loss_rows(status["learners"]), *leak_rows(status["leaks"], status["learners"])):
+        table.add_row(*row)
     for against, regret in status["regret"].items():
         table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
-    if status["leaks"]["rounds"]:
-        kinds = f"{status['leaks']['duplicates']} repeated tasks, {status['leaks']['overlaps']} with shared samples"
-        table.add_row("query sets seen before", f"{status['leaks']['rounds']} rounds: {kinds}")
     age = (
         f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago"
         if checkpoint
@@ -68,6 +61,27 @@ def status_table(status: dict[str, Any]) -> Table:
     for row in trainer_rows(status["trainer"]):
         table.add_row(*row)
     return table
+
+
+def loss_rows(learners: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield table rows with each learner's mean loss, the rounds that it is over, and those without a finite loss."""
+    for name, learner in learners.items():
+        if learner["mean_loss_last_100"] is not None:
+            charged = learner["charged_rounds_last_100"]
+            note = f", {charged} of them not finite" if charged else ""
+            mean = format_mean(learner["mean_loss_last_100"], learner["rounds_last_100"], "loss {:.4f}")
+            yield f"{display_name(name)}, last 100", mean + note
+
+
+def leak_rows(leaks: dict[str, int], learners: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield table rows on the rounds whose query set may have been seen before, and the mean losses without them."""
+    if not leaks["rounds"]:
+        return
+    kinds = f"{leaks['duplicates']} repeated tasks, {leaks['overlaps']} with shared samples"
+    yield "query sets seen before", f"{leaks['rounds']} rounds: {kinds}"
+    for name, learner in learners.items():
+        mean, rounds = (learner["without_leaks"][key] for key in ("mean_loss_last_100", "rounds_last_100"))
+        yield f"{display_name(name)}, last 100 without them", format_mean(mean, rounds, "loss {:.4f}")
 
 
 def health_rows(health: dict[str, Any]) -> list[tuple[str, str]]:

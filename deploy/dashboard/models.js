@@ -3,7 +3,6 @@
 import { findEfficiency } from "./efficiency.js";
 import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
 import { regretByRound, roundsPerPoint, smoothingWindow, trailingMean } from "./series.js";
-import { isExact } from "./wording.js";
 
 /** Returns the model of each chart by name; null if there is nothing to show. */
 export function modelCharts(ledger, names, kinds, looks) {
@@ -91,7 +90,9 @@ function modelRegret(context) {
   const comparators = [...points]
     .map(([name, found]) => ({
       name,
-      label: `against ${formatName(name)} (${isExact(name) ? "exact" : "estimate"})`,
+      label: `against ${formatName(name)} (${isExact(found) ? "exact" : "estimate"})`,
+      exact: isExact(found),
+      bounded: found.findLast((point) => point !== null)?.lowerBound ?? false,
       look: looks.get(name),
       values: found.map((point) => point && point.regret),
       errors: found.map((point) => point?.standardError ?? 0),
@@ -119,14 +120,18 @@ function explainSigns(own, comparators, rounds) {
   if (comparators.length === 0) return negative;
   const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
   const age = `last computed as of round ${formatCount(latest)}.`;
-  const estimates = comparators.map((line) => line.name).filter((name) => !isExact(name));
-  if (estimates.length === 0) return `${negative} Closed form is exact, by algebra; ${age}`;
-  const names = estimates.map(formatName).join(" and ");
-  return (
-    `${negative} ${names[0].toUpperCase()}${names.slice(1)} ${estimates.length > 1 ? "are estimates" : "is an estimate"}, ` +
-    "an upper bound of the true minimum, so the regret shown against it is a lower bound " +
-    `(bars: one standard error, where rounds were sampled); ${age}`
-  );
+  const exact = comparators.filter((line) => line.exact).map((line) => `${sentenceCase(line.name)} is exact, by algebra`);
+  const estimates = comparators.filter((line) => !line.exact).map(describeEstimate);
+  return `${negative} ${[...exact, ...estimates].join(". ")}; ${age}`;
+}
+
+const isExact = (points) => points.findLast((point) => point !== null)?.exact ?? false;
+const sentenceCase = (name) => formatName(name)[0].toUpperCase() + formatName(name).slice(1);
+
+function describeEstimate({ name, bounded }) {
+  return bounded
+    ? `${sentenceCase(name)} is an estimate, an upper bound of the true minimum, so the regret shown against it is a lower bound`
+    : `${sentenceCase(name)} is an estimate from a sample of the rounds (bars: one standard error)`;
 }
 
 function modelAccuracy(context) {

@@ -12,11 +12,11 @@ export function countRounds(ledger) {
   return { ...ledger, rounds: ledger.rounds.map((round) => round + shift) };
 }
 
-/** Returns all learners' names, the daemon's own first ("ftml", else the first in the data), the rest in order. */
+/** Returns all learners' names, the daemon's own first ("ftml", else the first), the rest as configured. */
 export function orderLearners(...sources) {
   const names = [...new Set(sources.flatMap((source) => Object.keys(source ?? NONE)))];
   const own = names.includes("ftml") ? "ftml" : names[0];
-  return own === undefined ? [] : [own, ...names.filter((name) => name !== own).sort()];
+  return own === undefined ? [] : [own, ...names.filter((name) => name !== own)];
 }
 
 /** Returns the kinds of comparator in the status and the ledger: hindsight first, the rest in alphabetical order. */
@@ -33,14 +33,11 @@ export function comparatorKinds(regret, comparators) {
  * With `across`, null values are skipped, and the result is null only where the whole window is null.
  */
 export function trailingMean(values, window, across = false) {
-  let sum = 0;
-  let count = 0;
   return values.map((value, i) => {
-    const leaving = i >= window ? values[i - window] : null;
-    if (leaving !== null) [sum, count] = [sum - leaving, count - 1];
-    if (value !== null) [sum, count] = [sum + value, count + 1];
-    const unknown = across ? count === 0 : value === null;
-    return unknown || i + 1 < Math.min(window, ENOUGH) ? null : sum / count;
+    // Each window is summed anew: after a huge value, subtracting what leaves the window would not restore the rest.
+    const known = values.slice(Math.max(0, i + 1 - window), i + 1).filter((one) => one !== null);
+    const unknown = across ? known.length === 0 : value === null;
+    return unknown || i + 1 < Math.min(window, ENOUGH) ? null : known.reduce((a, b) => a + b) / known.length;
   });
 }
 
@@ -73,7 +70,8 @@ export function relativeChange(values) {
  * Returns regret by round: the own learner's cumulative loss minus each baseline's, and the comparators' points.
  *
  * @returns {{rounds: number[], lines: Map<string, (number|null)[]>, points: Map<string, Object[]>}} `lines` has one
- *   value per round (null where only a comparator has one); `points` has {regret, standardError} or null per round.
+ *   value per round (null where only a comparator has one); `points` has {regret, standardError, exact,
+ *   lowerBound} or null per round.
  */
 export function regretByRound(ledger, names, kinds) {
   const seen = (point) => point.as_of_round >= ledger.from && point.as_of_round <= ledger.to;
@@ -87,13 +85,16 @@ export function regretByRound(ledger, names, kinds) {
     baselines.map((name) => [name, spread(difference(ledger, own, name), ledger.rounds, rounds, place)]),
   );
   const points = new Map(kinds.map((kind) => [kind, new Array(rounds.length).fill(null)]));
-  for (const { kind, as_of_round, regret, standard_error } of comparators) {
-    points.get(kind)[place.get(as_of_round)] = { regret, standardError: standard_error ?? 0 };
+  for (const { kind, as_of_round, regret, standard_error, exact, lower_bound } of comparators) {
+    const known = { exact: exact ?? false, lowerBound: lower_bound ?? false };
+    points.get(kind)[place.get(as_of_round)] = { regret, standardError: standard_error ?? 0, ...known };
   }
   return { rounds, lines, points };
 }
 
 function difference(ledger, own, name) {
+  const known = ledger.learners[name]?.regret;
+  if (known) return known;
   const [mine, theirs] = [own, name].map((learner) => ledger.learners[learner]?.cumulative_loss ?? []);
   return ledger.rounds.map((_, i) => (mine[i] == null || theirs[i] == null ? null : mine[i] - theirs[i]));
 }

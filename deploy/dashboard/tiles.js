@@ -12,7 +12,7 @@ import {
   plural,
 } from "./format.js";
 import { relativeChange } from "./series.js";
-import { describePace, explainRegret } from "./wording.js";
+import { describeLosses, describeMean, describePace, explainRegret, judgeVerdict } from "./wording.js";
 
 const ROWS = 4; // regrets in the tile; the table has all of them
 
@@ -36,8 +36,10 @@ function fillRounds({ ingested, learned, skipped }) {
 function fillLoss({ last, learners }, ledger, own) {
   fill("loss", formatReal(learners?.[own]?.mean_loss_last_100 ?? null));
   const change = ledger ? relativeChange(ledger.loss_after) : null;
-  fill("loss-trend", change === null ? "mean of the last 100" : `${describeChange(change)} over the rounds shown`);
-  fill("loss-note", last ? `last task ${formatReal(last.loss_before)} → ${formatReal(last.loss_after)}` : "");
+  const { rounds_last_100: rounds, charged_rounds_last_100: charged } = learners?.[own] ?? {};
+  const mean = describeMean(rounds, charged);
+  fill("loss-trend", change === null ? mean : `${mean}; ${describeChange(change)} over the rounds shown`);
+  fill("loss-note", last && !last.skipped ? `last task ${describeLosses(last)}` : "");
   field("loss-trend").dataset.level = change === null || Math.abs(change) < 0.02 ? "" : change < 0 ? "good" : "warn";
 }
 
@@ -51,7 +53,7 @@ function fillAccuracy({ last, learners }, own) {
   const mean = learners?.[own]?.mean_accuracy_last_100 ?? null;
   show('[data-tile="accuracy"]', mean !== null || last?.accuracy != null);
   fill("accuracy", formatPercent(mean ?? last?.accuracy ?? null));
-  fill("accuracy-when", mean === null ? "last task" : "mean of the last 100");
+  fill("accuracy-when", mean === null ? "last task" : describeMean(learners[own].accuracy_rounds_last_100));
   fill("accuracy-note", last?.accuracy != null && mean !== null ? `last task ${formatPercent(last.accuracy)}` : "");
 }
 
@@ -74,9 +76,11 @@ function describeAgainst(name, entry, own, looks) {
   const look = looks.get(name);
   const title = make("dt", "", ...(look ? [makeSwatch(look)] : []), `against ${formatName(name)}`);
   const error = entry.standard_error > 0 ? ` ± ${formatReal(entry.standard_error)}` : "";
-  const value = entry.kind === "baseline" ? formatSigned(entry.value) : `≥ ${formatReal(entry.value)}`;
+  const value = entry.kind === "baseline" ? formatSigned(entry.value) : (entry.lower_bound ? "≥ " : "") + formatReal(entry.value);
   const figure = make("dd", "sum", value + error);
-  return [title, figure, make("dd", "note", explainRegret(own, entry))];
+  const words = make("dd", "note", explainRegret(own, entry));
+  words.dataset.level = judgeVerdict(entry);
+  return [title, figure, words];
 }
 
 function fillPace(status) {

@@ -1,6 +1,6 @@
 // Describes the figures in words: pure functions of the status.
 
-import { formatCompact, formatCount, formatDuration, formatName, formatPercent, formatRate, formatReal, plural } from "./format.js";
+import { formatCompact, formatCount, formatDuration, formatName, formatPercent, formatRate, formatReal, formatSigned, plural } from "./format.js";
 
 import { fails, healthLevel, isStarting, listNotices } from "./health.js";
 
@@ -11,22 +11,64 @@ export function nameState(state) {
   return STATES[state] ?? formatName(String(state));
 }
 
-/** Describes a regret, for example "FTML is ahead by 81.0", because its sign alone is easily misread. */
+/** Describes a regret in words, with the verdict of its interval, because its sign alone is easily misread. */
 export function explainRegret(own, entry) {
-  const size = formatReal(Math.abs(entry.value));
-  const name = formatName(own);
-  if (entry.kind === "baseline") {
-    if (entry.value === 0) return `${name} is level with it`;
-    return entry.value < 0 ? `${name} is ahead by ${size}` : `${name} is behind by ${size}`;
-  }
-  const known = isExact(entry.kind) ? "exact" : "estimate, a lower bound";
-  const error = entry.standard_error > 0 ? ` (standard error ${formatReal(entry.standard_error)})` : "";
-  return `${known}${error}, as of round ${formatCount(entry.as_of_round)}`;
+  return entry.kind === "baseline" ? explainBaseline(formatName(own), entry) : explainComparator(entry);
 }
 
-/** Tells whether a comparator's loss is known by algebra; that of others is an estimate from above. */
-export function isExact(comparator) {
-  return comparator === "closed_form";
+function explainBaseline(name, { value, verdict, interval, rounds, standard_error: error }) {
+  const size = formatReal(Math.abs(value));
+  const over = rounds == null ? "" : ` over ${plural(rounds, "round")}`;
+  const words = {
+    ahead: `${name} is ahead by ${size}`,
+    behind: `${name} is behind by ${size}`,
+    level: `${name} is level with it`,
+  };
+  const range = interval
+    ? `; 95\u202f% interval ${formatSigned(interval[0])} to ${formatSigned(interval[1])}`
+    : error > 0
+      ? `; standard error ${formatReal(error)}`
+      : "";
+  return `${words[verdict] ?? "too early to say"}${over}${range}`;
+}
+
+function explainComparator(entry) {
+  const known = entry.exact ? "exact" : entry.lower_bound ? "estimate, a lower bound" : "estimate";
+  const error = entry.standard_error > 0 ? ` (standard error ${formatReal(entry.standard_error)})` : "";
+  const settled = entry.exact || entry.settled !== false ? "" : ", not settled";
+  const first = entry.first_round > 0 ? `, from round ${formatCount(entry.first_round + 1)} on` : "";
+  return `${known}${error}${settled}${first}, as of round ${formatCount(entry.as_of_round)}`;
+}
+
+/** Returns the level of a verdict, for its colour: green only once the interval excludes 0. */
+export function judgeVerdict({ kind, verdict }) {
+  if (kind !== "baseline") return "";
+  return { ahead: "good", behind: "warn" }[verdict] ?? "";
+}
+
+/** Describes what a mean is over: "mean of the last 100", or of fewer rounds, and how many were not finite. */
+export function describeMean(rounds, charged = 0) {
+  const over = rounds == null || rounds >= 100 ? "mean of the last 100" : `mean of ${plural(rounds, "round")}`;
+  return charged > 0 ? `${over}, ${formatCount(charged)} not finite` : over;
+}
+
+/** Describes the losses of a task before and after adaptation. */
+export function describeLosses({ loss_before: before, loss_after: after }) {
+  return [before, after].map((loss) => (loss == null ? "not finite" : formatReal(loss))).join(" → ");
+}
+
+/** Describes the rounds whose query set may have been seen before, and the means without them; "" if there are none. */
+export function describeLeaks({ leaks, learners }, names) {
+  if (!leaks?.rounds) return "";
+  const means = names.map((name) => {
+    const { mean_loss_last_100: mean, rounds_last_100: rounds } = learners[name]?.without_leaks ?? {};
+    return `${formatName(name)} ${formatReal(mean ?? null)} (${plural(rounds ?? 0, "round")})`;
+  });
+  return (
+    `In ${plural(leaks.rounds, "round")} the query set may have been seen before: ${formatCount(leaks.duplicates)} repeat ` +
+    `an earlier task, ${formatCount(leaks.overlaps)} share samples between support and query. ` +
+    `Mean loss of the last 100 rounds without them: ${means.join(", ")}.`
+  );
 }
 
 /** Returns the proficiency as text: "90 % accuracy" or "a loss of 0.5". */

@@ -27,7 +27,7 @@ def test_the_page_shows_the_daemons_numbers(visit: Open) -> None:
     rows = shown.page.locator('[data-field="learners"] tr')
     expect(rows).to_have_count(4)
     expect(rows.nth(0)).to_contain_text("FTML")
-    expect(rows.nth(2)).to_contain_text(f"{status['learners']['train_on_everything']['cumulative_loss']:.1f}")
+    expect(rows.nth(1)).to_contain_text(f"{status['learners']['train_on_everything']['cumulative_loss']:.1f}")
 
 
 def test_the_page_follows_the_daemon(visit: Open) -> None:
@@ -71,7 +71,15 @@ def test_regret_is_also_given_in_words(visit: Open) -> None:
 
 
 def test_a_leading_baseline_is_reported(visit: Open) -> None:
-    entry = {"value": 12.5, "standard_error": 0.0, "as_of_round": 60, "kind": "baseline"}
+    entry = {
+        "value": 12.5,
+        "standard_error": 3.0,
+        "as_of_round": 60,
+        "rounds": 60,
+        "kind": "baseline",
+        "interval": [2.5, 22.5],
+        "verdict": "behind",
+    }
     shown = visit(Daemon(rounds=60, extra={"regret": {"from_scratch": entry}}))
     expect(shown.page.locator('[data-field="regret"]')).to_contain_text("FTML is behind by 12.5")
 
@@ -103,7 +111,7 @@ def test_accuracy_is_shown_for_every_learner_that_has_it(visit: Open) -> None:
     entries = shown.page.locator('[data-chart="accuracy"] .entry')
     expect(entries).to_have_count(3)
     last = shown.daemon.accuracies("from_scratch")[-1]
-    expect(entries.nth(1)).to_contain_text(f"{last * 100:.1f}\u202f%")
+    expect(entries.nth(2)).to_contain_text(f"{last * 100:.1f}\u202f%")
 
 
 def test_a_name_is_never_markup(visit: Open) -> None:

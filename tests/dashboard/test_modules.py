@@ -1,12 +1,14 @@
 """The page's pure functions, called in a browser."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from deploy.reports.report import MUTED, assign_colours, order_comparators
 from tests.dashboard.conftest import Visit
-from tests.support.dashboard_stand_in import Daemon
+from tests.support.dashboard_stand_in import DASHBOARD, Daemon
 
 CALL = """([module, name, args]) => import(`/static/${module}.js`).then((found) => found[name](...args))"""
 
@@ -14,7 +16,12 @@ CALL = """([module, name, args]) => import(`/static/${module}.js`).then((found) 
 @pytest.fixture
 def call(visit: Callable[..., Visit]) -> Callable[..., Any]:
     page = visit(Daemon()).page
-    return lambda module, name, *args: page.evaluate(CALL, [module, name, list(args)])
+
+    def run(module: str, name: str, *args: Any) -> Any:
+        return page.evaluate(CALL, [module, name, list(args)])
+
+    run.page = page  # type: ignore[attr-defined]
+    return run
 
 
 # Here " ", "-" and "?" stand for narrow spaces, minus signs, and the dash for an unknown value.
@@ -64,9 +71,75 @@ def test_series(call: Callable[..., Any]) -> None:
     assert call("series", "findLonely", [1, None, 2, 3, None, 4]) == [0, 5]
     assert call("series", "relativeChange", [2.0] * 50 + [1.0] * 50) == -0.5
     assert call("series", "relativeChange", [1.0] * 5) is None
-    assert call("series", "orderLearners", {"b": 1, "ftml": 1}, {"a": 1}) == ["ftml", "a", "b"]
+    assert call("series", "orderLearners", {"b": 1, "ftml": 1}, {"a": 1}) == ["ftml", "b", "a"]
     regret = {"x": {"kind": "baseline"}, "dynamic": {"kind": "dynamic"}}
     assert call("series", "comparatorKinds", regret, [{"kind": "hindsight"}]) == ["hindsight", "dynamic"]
+
+
+def test_a_trailing_mean_recovers_after_a_huge_value(call: Callable[..., Any]) -> None:
+    found = call("series", "trailingMean", [0.227, 1e20, *[0.227] * 9], 3)
+    assert found[4:] == pytest.approx([0.227] * 7)
+
+
+BASELINE = {"kind": "baseline", "value": -81.0, "rounds": 305, "as_of_round": 305, "standard_error": 5.0}
+ESTIMATE = {"kind": "hindsight", "value": 4.0, "standard_error": 0.0, "as_of_round": 300, "exact": False}
+REGRETS = [
+    (
+        {**BASELINE, "verdict": "ahead", "interval": [-120, -40]},
+        "FTML is ahead by 81.0 over 305 rounds; 95 % interval",
+        "good",
+    ),
+    ({**BASELINE, "verdict": "behind", "interval": [1, 4]}, "FTML is behind by 81.0", "warn"),
+    ({**BASELINE, "verdict": "level", "interval": [-1, 1]}, "FTML is level with it", ""),
+    (
+        {**BASELINE, "verdict": "too early", "interval": [-200, 9]},
+        "too early to say over 305 rounds; 95 % interval",
+        "",
+    ),
+    (
+        {**BASELINE, "verdict": "too early", "interval": None},
+        "too early to say over 305 rounds; standard error 5.00",
+        "",
+    ),
+    ({**BASELINE}, "too early to say", ""),
+    ({**ESTIMATE, "lower_bound": True}, "estimate, a lower bound, as of round 300", ""),
+    ({**ESTIMATE, "lower_bound": False, "standard_error": 2.5}, "estimate (standard error 2.50), as of", ""),
+    ({**ESTIMATE, "lower_bound": True, "settled": False}, "estimate, a lower bound, not settled, as of", ""),
+    ({**ESTIMATE, "lower_bound": False, "first_round": 40}, "estimate, from round 41 on, as of round 300", ""),
+    ({**ESTIMATE, "kind": "another", "exact": True}, "exact, as of round 300", ""),
+]
+
+
+@pytest.mark.parametrize(("entry", "words", "level"), REGRETS)
+def test_regret_in_words_and_its_colour(
+    call: Callable[..., Any], entry: dict[str, Any], words: str, level: str
+) -> None:
+    found = call("wording", "explainRegret", "ftml", entry).translate({0x202F: " "})
+    assert found.startswith(words)
+    assert call("wording", "judgeVerdict", entry) == level
+
+
+def test_a_mean_names_its_rounds(call: Callable[..., Any]) -> None:
+    assert call("wording", "describeMean", 100) == "mean of the last 100"
+    assert call("wording", "describeMean", 7, 2) == "mean of 7 rounds, 2 not finite"
+    assert call("wording", "describeLosses", {"loss_before": None, "loss_after": 0.5}) == "not finite → 0.500"
+
+
+def test_learners_and_comparators_have_the_same_colour_on_the_page_and_in_the_report(call: Callable[..., Any]) -> None:
+    names = ["ftml", *(f"baseline_{at}" for at in range(9))]
+    kinds = ["hindsight", "closed_form", "dynamic", "other"]
+    sheet = (DASHBOARD / "colors.css").read_text()
+    light = dict(re.findall(r"--ink-(\w+): light-dark\((#[0-9a-f]{6})", sheet))
+    script = """([names, kinds]) => import("/static/palette.js").then(({ assignLooks }) =>
+        Object.fromEntries([...assignLooks(names, kinds)].map(([name, look]) => [name, String(look.color)])))"""
+    found = call.page.evaluate(script, [names, kinds])  # type: ignore[attr-defined]
+    assert {name: light[ink] for name, ink in found.items()} == assign_colours(names, kinds)
+    assert light["muted"] == MUTED
+    assert order_comparators(["dynamic", "hindsight", "closed_form", "hindsight"]) == [
+        "hindsight",
+        "closed_form",
+        "dynamic",
+    ]
 
 
 def test_learning_efficiency_in_words(call: Callable[..., Any]) -> None:

@@ -242,7 +242,8 @@ def test_a_run_can_be_continued(caplog: pytest.LogCaptureFixture, cli: Cli, tmp_
     if name == "run_rolled_back":  # 0.1.0 skipped the first of the two rounds, in which FTML's loss is not finite.
         assert compared[0].pop("cumulative_loss") > right[0]["cumulative_loss"]
         right = [{key: value for key, value in line.items() if key != "cumulative_loss"} for line in right]
-    assert_near(keep_keys(compared, right), right)
+    right = [{key: value for key, value in line.items() if key != "settled"} for line in right]
+    assert_near(keep_keys(compared, right), right, 0.05)  # Estimates are searched for in another way than in 0.1.0.
     for file in APPENDED:
         if (before / file).exists():
             assert (run / file).read_bytes().startswith((before / file).read_bytes()), file

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from deploy.telemetry.health import Facts, ProcessFacts, date_checks, judge, worst_level
+from online_meta.regret import differences
 from tests.support.dashboard_states import EfficiencySettings, bucket_means, mean_of_known
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
@@ -78,6 +79,7 @@ class Daemon:
             "last": None if self.rounds == 0 else self.last(last),
             "learners": {name: self.learner(name) for name in self.learners} if self.rounds else {},
             "regret": self.regrets(),
+            "leaks": {"duplicates": 0, "overlaps": 0, "rounds": 0},
             "checkpoint": {"round": self.rounds - self.rounds % 50, "timestamp": NOW - 42}
             if self.rounds > 50
             else None,
@@ -111,8 +113,14 @@ class Daemon:
         accuracy = mean(self.accuracies(name)[-100:]) if self.accuracy else None
         return {
             "cumulative_loss": sum(losses),
+            "rounds": self.rounds,
+            "charged_rounds": 0,
             "mean_loss_last_100": mean(losses[-100:]),
+            "rounds_last_100": min(self.rounds, 100),
+            "charged_rounds_last_100": 0,
             "mean_accuracy_last_100": accuracy,
+            "accuracy_rounds_last_100": min(self.rounds, 100) if self.accuracy else 0,
+            "without_leaks": {"mean_loss_last_100": mean(losses[-90:]), "rounds_last_100": min(self.rounds, 90)},
             **self.efficiency(losses[-100:]),
         }
 
@@ -131,12 +139,25 @@ class Daemon:
                 "standard_error": point["standard_error"],
                 "as_of_round": point["as_of_round"],
                 "kind": point["kind"],
+                "rounds": point["as_of_round"],
+                "exact": point["exact"],
+                "lower_bound": point["lower_bound"],
+                "settled": point["settled"],
+                "first_round": 0,
             }
             for point in points
         }
         for name in self.learners[1:] if self.rounds else ():
             value = own - sum(self.losses(name))
-            found[name] = {"value": value, "standard_error": 0.0, "as_of_round": self.rounds, "kind": "baseline"}
+            found[name] = {
+                "value": value,
+                "standard_error": 5.0,
+                "as_of_round": self.rounds,
+                "kind": "baseline",
+                "rounds": self.rounds,
+                "interval": [value - 20, value + 20] if self.rounds >= 50 else None,
+                "verdict": differences.judge((value - 20, value + 20) if self.rounds >= 50 else None, 0.0),
+            }
         return found
 
     def points(self) -> list[dict[str, Any]]:
@@ -148,6 +169,9 @@ class Daemon:
                 "cumulative_loss": sum(losses[:at]) - 0.9 * at**0.72,
                 "standard_error": 0.0 if kind == "hindsight" else 2.5,
                 "regret": 0.9 * at**0.72 * (1 + place / 4),
+                "exact": kind == "closed_form",
+                "lower_bound": kind == "hindsight",
+                "settled": True,
             }
             for place, kind in enumerate(self.comparators)
             for at in range(50, self.rounds + 1, 50)
@@ -165,6 +189,7 @@ class Daemon:
             name: {
                 "loss": cut(losses),
                 "accuracy": cut(self.accuracies(name)) if self.accuracy else blank,
+                "rounds": [each] * len(ends),
                 "cumulative_loss": [sum(losses[:end]) for end in ends],
                 **({"efficiency": self.efficiency_settings().part(losses, cut)} if self.prefixes else {}),
             }

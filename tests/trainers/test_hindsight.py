@@ -167,7 +167,7 @@ def test_skipped_rounds_are_neither_trained_on_nor_counted():
 def test_the_loss_is_zero_when_every_round_was_skipped():
     accessed = []
     found = refresh_hindsight(regression(TASKS, accessed=accessed), 3, 20, 100, None, {0, 1, 2})
-    assert found.comparator == om.Comparator("hindsight", 3, 0.0, 0.0)
+    assert found.comparator == om.Comparator("hindsight", 3, 0.0, 0.0, evaluated=0)
     assert accessed == []
 
 
@@ -209,7 +209,12 @@ def losses_only(losses, seed):
     tasks = [om.Task(batch, batch) for batch in (om.Batch(y, y) for y in losses[:, None])]
     base = regression(tasks, seed=seed)
     return LearnerContext(
-        **{**vars(base), "inner": inner, "start": inner.init({"w": torch.zeros((), dtype=torch.float64)})}
+        **{
+            **vars(base),
+            "inner": inner,
+            "gradient": om.exact(inner),
+            "start": inner.init({"w": torch.zeros((), dtype=torch.float64)}),
+        }
     )
 
 
@@ -286,8 +291,36 @@ def test_the_comparator_is_trained_until_its_loss_stops_falling():
         settled.append(found.settled)
     assert losses == sorted(losses, reverse=True)
     assert losses[2] < 0.97 * losses[1] < 0.97 * 0.97 * losses[0], "the loss was still falling"
-    assert settled == [False, False, False, True]
+    assert settled == [False] * 4, "ten steps are too few to judge"
     assert losses[3] < 1.05 * best_fixed_loss(TASKS)
+
+
+def test_it_settles_only_after_a_pass_that_is_long_enough_to_judge():
+    setup = regression(TASKS, batch=ROUNDS, lr=0.05)
+    found = [refresh_hindsight(setup, ROUNDS, steps, ROUNDS, None, max_passes=8).comparator for steps in (8, 60)]
+    assert [one.settled for one in found] == [False, True], "eight steps are too few to judge"
+    assert found[1].cumulative_loss == pytest.approx(best_fixed_loss(TASKS), rel=1e-2)
+    assert found[1].evaluated == ROUNDS
+
+
+def test_the_gradient_norm_certifies_a_minimum():
+    setup = regression(TASKS, batch=ROUNDS, lr=0.05)
+    start, end = (refresh_hindsight(setup, ROUNDS, steps, ROUNDS, None).comparator for steps in (0, 250))
+    grads = torch.stack([setup.gradient(setup.start, task).grads.weights["weight"] for task in TASKS])
+    assert start.gradient_norm == pytest.approx(float(grads.mean(0).norm()), rel=1e-12)
+    assert end.gradient_norm < 1e-3 * start.gradient_norm
+
+
+def test_it_starts_from_the_leader_too():
+    setup = valley(2.5)
+    leader = om.Meta({"w": torch.tensor(-1.8, dtype=torch.float64)}, {})
+    few = RegretSettings(hindsight_steps=20.0, hindsight_restarts=1, hindsight_max_passes=1)
+    alone, both = (refresh(setup, few, RefreshRequest(3, warm_start=start), None) for start in (None, leader))
+    assert both.comparator.cumulative_loss < 3 * 0.3 < 3 * 1.0 < alone.comparator.cumulative_loss
+    assert leader.weights["w"] == -1.8
+    worse = om.Meta({"w": torch.tensor(3.5, dtype=torch.float64)}, {})
+    later = refresh(setup, few, RefreshRequest(3, 3, warm_start=worse), both.saved)
+    assert later.comparator.cumulative_loss <= both.comparator.cumulative_loss, "the better of the two is continued"
 
 
 def test_a_pass_that_raises_the_loss_is_discarded():

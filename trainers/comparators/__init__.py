@@ -48,6 +48,9 @@ class ComparatorUnavailable(RuntimeError):
     """A comparator cannot be refreshed any more, in this run."""
 
 
+MIN_JUDGED_STEPS = 50
+"""A shorter pass of training shows nothing about whether the loss has stopped falling."""
+
 FUNCTION = "refresh"
 """Each file offers ``refresh``; see ``Refresh``."""
 

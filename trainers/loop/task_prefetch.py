@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from online_meta.types import Batch, Task
 from streams.formats.wire import decode_payload
@@ -185,6 +186,21 @@ class HistoryBuffer:
         if not (decided or len(self._excluded)):
             return range(count)
         return RetainedRounds(self._sample, decided, count, self._excluded[np.searchsorted(self._excluded, decided) :])
+
+    def retention_strata(self, rounds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the stratum of each round, int64: in a stratum, retention keeps each round with the same probability.
+
+        From the decision in force on, every round is kept; below it, the rounds of a source are a stratum.
+
+        Args:
+            rounds: in ascending order, int64.
+        """
+        if self._history is None or not self._decided:
+            return np.zeros(len(rounds), np.int64)
+        sources = self._history.query("SELECT source FROM rounds WHERE round < ? ORDER BY round", (self._decided,))
+        _, labels = np.unique(np.array([source for (source,) in sources], str), return_inverse=True)
+        below = rounds[rounds < len(labels)]
+        return np.concatenate([labels[below] + 1, np.zeros(len(rounds) - len(below), np.int64)])
 
     def distribute(self, shares: Sequence[Sequence[int]]) -> None:
         """Send each rank without storage the tasks of its rounds; a collective.
