@@ -46,7 +46,7 @@ class Progress(NamedTuple):
     norms: float = 0.0
 
 
-class Minimum(NamedTuple):
+class TaskMinimum(NamedTuple):
     """The least loss found for a task, whether it had stopped falling, and the norm of the gradient there."""
 
     loss: float
@@ -80,7 +80,7 @@ def refresh(
         before = Progress(first=coverage.first)
     sample = sample_rounds(coverage, regret.dynamic_rounds, context.seed)
     starts = [request.warm_start or context.start, *([context.start] if request.warm_start else [])]
-    found: list[Minimum] = []
+    found: list[TaskMinimum] = []
     for round in sample.rounds:
         try:
             found.append(_minimise_task_loss(context, starts, context.buffer[round], regret, should_continue))
@@ -134,7 +134,7 @@ def _minimise_task_loss(
     task: Task,
     regret: RegretSettings,
     should_continue: Callable[[], bool],
-) -> Minimum:
+) -> TaskMinimum:
     """Return the least f(U(w)) that is found from ``starts``; raises ``_Interrupted`` when it may not proceed."""
     search = _Search(context, task, should_continue)
     scale = search.score(starts[0])
@@ -148,8 +148,8 @@ def _minimise_task_loss(
         if settled:
             break
     if not is_finite_loss(search.loss):
-        return Minimum(regret.loss_cap, False, 0.0)
-    return Minimum(search.loss, settled and regret.dynamic_steps >= MIN_JUDGED_STEPS, search.gradient_norm())
+        return TaskMinimum(regret.loss_cap, False, 0.0)
+    return TaskMinimum(search.loss, settled and regret.dynamic_steps >= MIN_JUDGED_STEPS, search.gradient_norm())
 
 
 class _Search:

@@ -19,6 +19,7 @@ from online_meta.types import Engine, Meta, Params
 from trainers.comparators import MIN_JUDGED_STEPS, RefreshRequest, RefreshResult, always_continue
 from trainers.comparators._sampling import (
     SEED_OFFSET,
+    Coverage,
     Estimate,
     Sample,
     estimate_sum,
@@ -73,27 +74,7 @@ def refresh(
         min(request.rounds - request.covered, MAX_OVERDUE_REFRESHES * regret.every_rounds) if saved else request.rounds
     )
     steps_per_pass = math.ceil(regret.hindsight_steps * new) if len(eligible) else 0
-    total = TaskSum(context.gradient, context.programs)
-    batching, limit = context.batching, context.memory_limit
-    tuner = Autotuner(
-        total,
-        context.batch,
-        batching=batching,
-        memory_limit=limit,
-        folder=context.programs,
-        compiles=False,
-    )
-    training = _TrainingContext(
-        context,
-        eligible,
-        sample,
-        steps_per_pass,
-        regret.hindsight_max_passes,
-        regret.loss_cap,
-        should_continue,
-        total,
-        tuner,
-    )
+    training = _make_training(context, regret, coverage, sample, steps_per_pass, should_continue)
     found: dict[str, Trained] = {}
     for name, start in _list_starts(context, regret.hindsight_restarts, request.warm_start).items():
         trained = _train(training, _engine(training, name, start, saved))
@@ -113,6 +94,29 @@ def refresh(
     )
     return RefreshResult(
         comparator, {f"{name}.{key}": v for name, one in found.items() for key, v in one.saved.items()}
+    )
+
+
+def _make_training(
+    context: LearnerContext,
+    regret: RegretSettings,
+    coverage: Coverage,
+    sample: Sample,
+    steps_per_pass: int,
+    should_continue: Callable[[], bool],
+) -> "_TrainingContext":
+    total = TaskSum(context.gradient, context.programs)
+    tuner = Autotuner(
+        total,
+        context.batch,
+        batching=context.batching,
+        memory_limit=context.memory_limit,
+        folder=context.programs,
+        compiles=False,
+    )
+    passes, cap = regret.hindsight_max_passes, regret.loss_cap
+    return _TrainingContext(
+        context, coverage.rounds, sample, steps_per_pass, passes, cap, should_continue, total, tuner
     )
 
 
