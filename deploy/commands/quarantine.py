@@ -48,7 +48,7 @@ def list_rounds(url: str, token_file: Path | None, as_json: bool) -> None:
 def retry(round: int, url: str, token_file: Path | None) -> None:
     """Submit the task of the quarantined ROUND again, as a new task, for example after the model is fixed."""
     with daemon_client(url, token_file) as client:
-        receipt = expect_success(client.post(f"/v1/quarantine/{round}/retry")).json()
+        receipt = expect_success(client.post(f"/v1/quarantine/{round}/retry", json={})).json()
     click.echo(f"round {round} is submitted again as {receipt['id']!r}, round {receipt['round']}")
 
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import online_meta
 from deploy.server import routes
 from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
-from deploy.server.origins import TENSOR_TYPES, AllowedHosts, WrongMediaType
+from deploy.server.origins import JSON_TYPES, TENSOR_TYPES, AllowedHosts, refuse_media_type
 from deploy.server.state import DaemonState
 from streams.formats.compression import DECOMPRESSORS
 from streams.history.errors import HistoryDamaged, HistoryFull
@@ -153,11 +153,17 @@ class _SecurityMiddleware:
         if refusal is not None:
             return await _error_response(*refusal)(scope, receive, send_with_policy)
         open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
-        if self._token is None or open_path or _has_token(self._token, Headers(scope=scope)):
-            return await self._app(scope, receive, send_with_policy)
-        detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
-        response = _error_response(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
-        return await response(scope, receive, send_with_policy)
+        if not (self._token is None or open_path or _has_token(self._token, Headers(scope=scope))):
+            detail = "send the daemon's token as `Authorization: Bearer TOKEN`"
+            response = _error_response(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
+            return await response(scope, receive, send_with_policy)
+        if scope["method"] == "POST":
+            accepted = TENSOR_TYPES if path in (routes.PATH, routes.ADAPT_PATH) else JSON_TYPES
+            refusal = refuse_media_type(scope, accepted)
+            if refusal is not None:
+                response = _error_response(*refusal, Accept=", ".join(accepted))
+                return await response(scope, receive, send_with_policy)
+        return await self._app(scope, receive, send_with_policy)
 
 
 class _TaskFastPath:
@@ -213,10 +219,6 @@ async def _rejected(_request: Request, error: Any) -> Response:
     return _error_response(status, error.reason, error.detail, **headers)
 
 
-async def _wrong_media_type(_request: Request, error: Any) -> Response:
-    return _error_response(415, "wrong_media_type", str(error), Accept=", ".join(TENSOR_TYPES))
-
-
 async def _too_slow(_request: Request, error: Any) -> Response:
     return _error_response(408, "too_slow", str(error), Connection="close")
 
@@ -250,7 +252,6 @@ _ERROR_HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _bad_parameter,
     HTTPException: _no_route,
     ClientDisconnect: _client_disconnected,
-    WrongMediaType: _wrong_media_type,
     Rejected: _rejected,
     TooSlow: _too_slow,
     BudgetExhausted: _budget_exhausted,

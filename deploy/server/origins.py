@@ -8,7 +8,6 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-from fastapi import Request
 from starlette.types import Scope
 
 from deploy.config.config import ServeSettings
@@ -16,6 +15,8 @@ from deploy.exits import ConfigError
 
 TENSOR_TYPES = ("application/vnd.safetensors", "application/octet-stream")
 """Media types of tensors; a page of another origin cannot send them unless a CORS preflight allows it."""
+
+JSON_TYPES = ("application/json",)
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -35,10 +36,6 @@ class Refusal(NamedTuple):
     status: int
     reason: str
     detail: str
-
-
-class WrongMediaType(Exception):
-    """The body of a request is not declared as tensors."""
 
 
 def parse_host(text: str) -> Host | None:
@@ -156,17 +153,18 @@ def _follows_link(method: str, fetch: dict[bytes, bytes]) -> bool:
     return method in ("GET", "HEAD") and destination == (b"navigate", b"document")
 
 
-def require_tensors(request: Request) -> None:
-    """Raise ``WrongMediaType`` if the body of a request is not declared as one of ``TENSOR_TYPES``.
+def refuse_media_type(scope: Scope, accepted: tuple[str, ...]) -> Refusal | None:
+    """Return why the declared media type of a request is refused; None if it is one of ``accepted``.
 
-    A page of another origin can send a body without a media type, as text or as a form; it cannot send these.
+    A page of another origin can send a body as text, as a form, or without a media type. None of these is accepted
+    anywhere, also where the body is not read.
     """
-    declared = request.headers.getlist("content-type")
+    declared = [value.decode("latin1") for name, value in scope["headers"] if name == b"content-type"]
     kinds = [kind.partition(";")[0].strip().lower() for kind in declared]
-    if len(kinds) == 1 and kinds[0] in TENSOR_TYPES:
-        return
+    if len(kinds) == 1 and kinds[0] in accepted:
+        return None
     was = f"is declared as {', '.join(declared)[:200]!r}" if declared else "has no media type"
-    raise WrongMediaType(
-        f"the body {was}: send tensors in safetensors format with the header `Content-Type: {TENSOR_TYPES[0]}` "
-        f"or `Content-Type: {TENSOR_TYPES[1]}` (curl: -H 'Content-Type: {TENSOR_TYPES[0]}'); see /docs"
-    )
+    wanted = " or ".join(f"`Content-Type: {kind}`" for kind in accepted)
+    what = "tensors in safetensors format" if accepted == TENSOR_TYPES else "it"
+    detail = f"the body {was}: send {what} with the header {wanted} (curl: -H 'Content-Type: {accepted[0]}'); see /docs"
+    return Refusal(415, "wrong_media_type", detail)

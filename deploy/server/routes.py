@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from deploy.server.limits import read_body
-from deploy.server.origins import TENSOR_TYPES, require_tensors
+from deploy.server.origins import TENSOR_TYPES
 from deploy.server.state import DaemonState, health_of, status_of
 from deploy.telemetry.health import list_failing
 from deploy.telemetry.series import regret_series
@@ -29,6 +29,7 @@ REASONS = {"trainer": "trainer_down"}
 
 
 PATH = "/v1/tasks"
+ADAPT_PATH = "/v1/adapt"
 
 
 SMALL_BYTES = 128 * 1024
@@ -120,6 +121,10 @@ QUARANTINE_ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such round", **ERROR},
     409: {"description": "The round is in quarantine already", **ERROR},
     410: {"description": "Retention has removed the task of this round", **ERROR},
+    415: {
+        "description": "The request is not declared as `application/json`, which it must be even without a body",
+        **ERROR,
+    },
 }
 
 
@@ -132,7 +137,6 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     `zstd` or `gzip`; the id and the task are those of the decompressed body. A task on which the model raises an
     exception is refused (422, `model_error`), if `[serve] try_tasks` is set and a trial is quick.
     """
-    require_tensors(request)
     state: DaemonState = request.app.state.daemon
     source = next((source.name for source in state.config.source if source.kind == "http"), None)
     if source is None:
@@ -160,7 +164,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     return JSONResponse({"id": receipt.id, "round": receipt.round}, 200 if receipt.duplicate else 201)
 
 
-@router.post("/v1/adapt", responses={**TENSOR_RESPONSE, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
+@router.post(ADAPT_PATH, responses={**TENSOR_RESPONSE, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
 async def adapt(request: Request) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
@@ -168,7 +172,6 @@ async def adapt(request: Request) -> Response:
     have learned. The request is not stored and changes nothing. If the model raises an exception, the answer is 422
     with the reason `model_error`.
     """
-    require_tensors(request)
     state: DaemonState = request.app.state.daemon
     limits = state.config.serve.limits
     with request.app.state.body_budget.reserve() as reservation:

@@ -145,7 +145,7 @@ SENDABLE = [
     "multipart/form-data; boundary=x",
     "text/plain;charset=UTF-8",
 ]
-OTHERS = ["application/json", "application/x-npz", "text/plain; application/octet-stream", "", "application"]
+OTHERS = ["application/x-npz", "text/plain; application/octet-stream", "", "application"]
 
 
 def post_paths(daemon: Daemon) -> list[str]:
@@ -162,11 +162,20 @@ def test_a_body_must_be_declared_as_tensors(daemon: Daemon, media_type: str | No
             headers = {} if media_type is None else {"Content-Type": media_type}
             answer = client.post(path, content=sinusoid(0), headers=headers)
             assert (answer.status_code, answer.json()["reason"]) == (415, "wrong_media_type"), path
-            assert "`Content-Type: application/vnd.safetensors`" in answer.json()["detail"]
-            assert answer.headers["Accept"] == "application/vnd.safetensors, application/octet-stream"
+            accepted = answer.headers["Accept"].split(", ")
+            assert set(accepted) <= {"application/vnd.safetensors", TENSORS, "application/json"}
+            assert all(f"`Content-Type: {kind}`" in answer.json()["detail"] for kind in accepted)
             if media_type:
                 assert repr(media_type) in answer.json()["detail"]
     assert daemon.client.get("/metrics").text.count("wrong_media_type") == before, "a page must not fill dead letters"
+
+
+@pytest.mark.parametrize("path", ["/v1/tasks", "/v1/adapt"])
+def test_json_is_no_task(daemon: Daemon, path: str) -> None:
+    answer = daemon.client.post(path, content=b'{"support_x": [1]}', headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["reason"]) == (415, "wrong_media_type")
+    assert "the body is declared as 'application/json': send tensors in safetensors format" in answer.json()["detail"]
+    assert answer.headers["Accept"] == "application/vnd.safetensors, application/octet-stream"
 
 
 def test_two_media_types_are_refused(daemon: Daemon) -> None:
