@@ -131,7 +131,8 @@ def test_a_past_round_that_fails_is_not_revisited_from_then_on(tmp_path, make):
 def test_a_round_that_was_learned_and_now_fails_in_the_repetition_stops_the_start(tmp_path, make):
     history, folder, switch = make(4), tmp_path / "run", tmp_path / "fails"
     settings = poisoned(switch=switch, checkpoint={"every_rounds": 100})
-    kill(folder, history, 8, settings)
+    play(folder, history, 8, settings)
+    shutil.rmtree(RunFiles(folder).checkpoints)
     switch.touch()
     with pytest.raises(RepeatFailed, match="round 4, which it learned before: ValueError: a marked task"):
         play(folder, history, ROUNDS, settings)
