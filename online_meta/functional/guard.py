@@ -5,6 +5,7 @@ Each question is asked once for each shape of output and targets, so that a step
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,11 +225,13 @@ class LossGuard:
         faults: sentences on what makes the module no function of its weights; any call is refused.
         tensors: what the loss holds of the module; a forward pass must not edit its constants.
         reference: (params, x) -> what the user's own module gives. It raises when the module is gone.
+        repeatable: whether two calls must give the same output: the model counts as one without random numbers.
     """
 
     faults: tuple[str, ...]
     tensors: ModuleTensors
     reference: OutputFn
+    repeatable: bool
     _fitting: set[Any] = field(default_factory=set)
     _compared: bool = False
 
@@ -240,7 +243,8 @@ class LossGuard:
         found = output(params, batch.x) if known else self._compare(output, params, batch.x)
         key = (getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
         if key not in self._fitting and not _is_abstract():
-            misfit = explain_misfit(criterion, found, batch.y)
+            with _same_random_numbers(batch.x)():
+                misfit = explain_misfit(criterion, found, batch.y)
             if misfit is not None:
                 raise ValueError(misfit)
             self._fitting.add(key)
@@ -252,20 +256,38 @@ class LossGuard:
         given |= {f"the buffer {name!r}": value for name, value in self.tensors.constants.items()}
         given["its input x"] = x
         before = {name: value._version for name, value in given.items() if not value.is_inference()}
-        again = capture_generator_state([x.device.index or 0] if x.is_cuda else [])
+        again = _same_random_numbers(x)
         found = output(params, x)
         edited = [name for name, version in before.items() if given[name]._version != version]
         if edited:
             raise ValueError(f"forward edits {', '.join(edited)}, and {PURE}")
-        with again():
-            difference = self.explain_difference(found, params, x)
+        difference = self._explain_repetition(output, found, params, x) if self.repeatable else None
+        # A copy may have kept some weights of the original, so compare at other weights, too.
+        others = {name: 1.01 * value.detach() + 0.01 for name, value in params.items()}
+        for at in (params, others):
+            with again(), torch.no_grad():
+                one = output(at, x)
+            with again():
+                difference = difference or self.explain_difference(one, at, x)
         if difference is not None:
             raise ValueError(difference)
         self._compared = True
         return found
 
+    def _explain_repetition(self, output: OutputFn, found: Any, params: Params, x: Tensor) -> str | None:
+        """Say that the model draws random numbers or keeps state, if a second call gives another output."""
+        with _same_random_numbers(x)(), torch.no_grad():  # of after the first call, so that they are others
+            difference = _compare_outputs(output(params, x), found, self._dtypes(params))
+        return difference and f"repeated calls of the model differ ({difference}); {REPEATABLE}"
+
+    def _dtypes(self, params: Params) -> set[torch.dtype]:
+        return {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
+
     def explain_difference(self, found: Any, params: Params, x: Tensor) -> str | None:
-        """Say how the output ``found`` differs from that of the module; None if it does not, or cannot be compared."""
+        """Say how the output ``found`` differs from that of the module; None if it does not, or cannot be compared.
+
+        The module draws the same random numbers if torch's generator is in the state from before ``found``.
+        """
         learned = self.tensors.learned
         if any(value.dtype != learned[name][1] for name, value in params.items() if name in learned):
             return None
@@ -274,8 +296,7 @@ class LossGuard:
                 right = self.reference(params, x)
         except Exception:  # The module is gone or was changed since, so that there is nothing to compare with.
             return None
-        dtypes = {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
-        difference = _compare_outputs(found, right, dtypes)
+        difference = _compare_outputs(found, right, self._dtypes(params))
         return difference and f"the loss does not compute what the model does ({difference}): {REMAKE}"
 
 
@@ -292,6 +313,8 @@ class CheckedLoss:
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loss."""
+        if name == "_loss":  # of a copy that has none yet
+            raise AttributeError(name)
         return getattr(self._loss, name)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
@@ -327,10 +350,20 @@ PURE = (
     "only does so in training mode, call .eval() on that layer"
 )
 
+REPEATABLE = (
+    "a round must be repeatable, so draw in nn.Dropout layers, which are found and seeded, or use "
+    "model_loss(..., random=True)"
+)
+
 REMAKE = (
     "if the model was changed since, make the loss again; otherwise a copy of the model behaves differently, so keep "
     "all that forward uses in attributes of the model"
 )
+
+
+def _same_random_numbers(x: Tensor) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context that starts from torch's random state of now, and restores the one that it finds."""
+    return capture_generator_state([x.device.index or 0] if x.is_cuda else [])
 
 
 def _is_abstract() -> bool:

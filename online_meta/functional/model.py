@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
@@ -130,9 +130,9 @@ class ModelLoss:
     frozen: frozenset[str] = frozenset()
     constant_bytes: int = 0
     without_recompute: "ModelLoss | None" = None
-    tensors: ModuleTensors | None = None
-    guards: tuple[LossGuard, LossGuard] | None = None
-    intent: Intent = Intent()
+    tensors: ModuleTensors | None = field(default=None, compare=False)
+    guards: tuple[LossGuard, LossGuard] | None = field(default=None, compare=False)
+    intent: Intent = field(default=Intent(), compare=False)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in training mode.
@@ -186,6 +186,7 @@ def model_loss(
         ValueError: if a loss name is unknown or the loss is a class, a glob matches no layer, or a row does not exist.
     """
     criterion = _find_criterion(loss)
+    repeatable = random is None
     if random is None:
         random = any(_is_random(layer) for layer in module.modules())
     tensors = capture_tensors(module)
@@ -193,7 +194,8 @@ def model_loss(
     faults = tuple(find_stateful_layers(module))
 
     def guard(evaluate: bool) -> LossGuard:
-        return LossGuard(faults, tensors, _reference(module, tensors, evaluate, precision))
+        reference = _reference(module, tensors, evaluate, precision)
+        return LossGuard(faults, tensors, reference, repeatable and evaluate == random)
 
     guards = guard(False), guard(random)
 

@@ -172,17 +172,18 @@ class Uncompiled(nn.Module):
         return self._orig_mod(*args, **kwargs)
 
 
-def _is_compiled(layer: nn.Module) -> bool:
+def is_compiled(layer: nn.Module) -> bool:
+    """Return whether a layer is a module of ``torch.compile``."""
     return type(layer).__name__ == "OptimizedModule"  # importing its class takes a second
 
 
 def _without_compiler(skeleton: nn.Module) -> nn.Module:
     """Return ``skeleton`` with the modules of ``torch.compile`` replaced by what they compile; edits it in place."""
     for name, layer in [*skeleton.named_modules()]:
-        if name and _is_compiled(layer):
+        if name and is_compiled(layer):
             parent, _, own = name.rpartition(".")
             setattr(skeleton.get_submodule(parent), own, Uncompiled(layer))
-    return Uncompiled(skeleton) if _is_compiled(skeleton) else skeleton
+    return Uncompiled(skeleton) if is_compiled(skeleton) else skeleton
 
 
 def _refers_to(root: nn.Module, wanted: set[int]) -> bool:
@@ -253,7 +254,7 @@ class ModuleItself:
         module = self._module()
         if module is None:
             raise ReferenceError("the module no longer exists")
-        compiled = any(map(_is_compiled, module.modules()))
+        compiled = any(map(is_compiled, module.modules()))
         with self._lock, torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             before = [(layer, dict(vars(layer))) for layer in module.modules()]
             try:
