@@ -147,16 +147,17 @@ def copy_without_weights(module: nn.Module) -> nn.Module | None:
     """
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in module.parameters()}
     memo |= {id(b): b.to("meta") for b in module.buffers()}
+    originals = {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
     try:
-        skeleton = copy.deepcopy(module, memo)
-    except Exception:  # Any object in a module may refuse to be copied, each in its own way.
+        skeleton = _without_compiler(copy.deepcopy(module, memo))
+        if _refers_to(skeleton, originals):
+            return None
+    except Exception:  # Any object in a module may refuse to be copied or looked at, each in its own way.
         return None
     for layer in skeleton.modules():
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             layer.sparse = False  # The same gradient, in the layout that inner steps and optimizers take.
-    originals = {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
-    skeleton = _without_compiler(skeleton)
-    return None if _refers_to(skeleton, originals) else skeleton
+    return skeleton
 
 
 class Uncompiled(nn.Module):

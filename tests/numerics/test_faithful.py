@@ -140,6 +140,8 @@ class Holding(nn.Module):
         held = self.held
         if isinstance(held, weakref.ref):
             hidden = held().other(hidden)
+        elif isinstance(held, dict):
+            hidden = held["parent"].other(hidden)
         elif callable(held):
             hidden = held(hidden)
         else:
@@ -177,6 +179,8 @@ HELD = {
     "a partial of a lambda": lambda: Holding(lambda self: partial(lambda x: self.other(x))),
     "a bound method": lambda: Holding(lambda self: self.other.forward),
     "a weak reference": lambda: Holding(lambda self: weakref.ref(self)),
+    "a weak proxy": lambda: Holding(lambda self: {"parent": weakref.proxy(self)}),
+    "a proxy of what is gone": lambda: Holding(lambda self: [weakref.proxy(nn.Linear(1, 1)), weakref.ref(nn.ReLU())]),
     "a hook that uses a layer": hooked,
     "a layer that refuses copies": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), NoCopy(6, 2)),
     "a layer that copies itself": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), SameCopy(6, 2)),
