@@ -89,7 +89,7 @@ def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
     """
     if not isinstance(output, Tensor):
         return None
-    watch = _LossWatch(output, y)
+    watch = _LossWatch(output.detach().clone(), y.detach().clone())
     value: Any = None
     try:
         with torch.no_grad(), watch:
@@ -114,9 +114,9 @@ def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
 class _LossWatch(TorchFunctionMode):
     """Watches a loss while it runs: whether torch's own losses get equal shapes, and what is broadcast to all pairs."""
 
-    def __init__(self, output: Tensor, y: Tensor) -> None:
+    def __init__(self, output: Any, y: Tensor) -> None:
         super().__init__()
-        self.output, self.y = output.detach().clone(), y.detach().clone()
+        self.output, self.y = output, y
         self.all_pairs = False
         self._misfits: list[str] = []
         self._from_output, self._from_y = {id(self.output)}, {id(self.y)}
@@ -241,14 +241,20 @@ class LossGuard:
             raise ValueError("; ".join(self.faults))
         known = self._compared or _is_abstract()
         found = output(params, batch.x) if known else self._compare(output, params, batch.x)
-        key = (getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
-        if key not in self._fitting and not _is_abstract():
+        abstract = _is_abstract()
+        key = (abstract, getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
+        if key in self._fitting:
+            return criterion(found, batch.y)
+        if abstract:
+            loss = _watch_call(criterion, found, batch.y)
+        else:
             with _same_random_numbers(batch.x)():
                 misfit = explain_misfit(criterion, found, batch.y)
             if misfit is not None:
                 raise ValueError(misfit)
-            self._fitting.add(key)
-        return criterion(found, batch.y)
+            loss = criterion(found, batch.y)
+        self._fitting.add(key)
+        return loss
 
     def _compare(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
         """Return the output, after a check that it is that of the module, and that nothing given was edited."""
@@ -361,11 +367,29 @@ REMAKE = (
 )
 
 
+def _watch_call(criterion: Criterion, output: Any, y: Tensor) -> Tensor:
+    """Return the loss; raise ``ValueError`` if a loss of torch's got unequal shapes.
+
+    Where tensors are abstract, values cannot be compared, and a further call would be recorded: this watches the call.
+    """
+    watch = _LossWatch(output, y)
+    try:
+        with watch:
+            loss = criterion(output, y)
+    except Exception:
+        if watch.explain() is None:
+            raise
+    misfit = watch.explain()
+    if misfit is not None:
+        raise ValueError(misfit)
+    return loss
+
+
 def _same_random_numbers(x: Tensor) -> Callable[[], AbstractContextManager[None]]:
     """Return a context that starts from torch's random state of now, and restores the one that it finds."""
     return capture_generator_state([x.device.index or 0] if x.is_cuda else [])
 
 
 def _is_abstract() -> bool:
-    """Return whether tensors have no values of their own here: under ``vmap``, while tracing, or under another mode."""
+    """Return whether tensors have no values of their own here: under ``vmap``, or where operations are recorded."""
     return is_transformed() or torch._C._len_torch_dispatch_stack() > 0
