@@ -226,21 +226,23 @@ class LossGuard:
         tensors: what the loss holds of the module; a forward pass must not edit its constants.
         reference: (params, x) -> what the user's own module gives. It raises when the module is gone.
         repeatable: whether two calls must give the same output: the model counts as one without random numbers.
+        compares: whether the first call compares the output with that of a second call and of the module. Learners do.
     """
 
     faults: tuple[str, ...]
     tensors: ModuleTensors
     reference: OutputFn
     repeatable: bool
+    compares: bool = False
     _fitting: set[Any] = field(default_factory=set)
-    _compared: bool = False
+    _tried: bool = False
 
     def run(self, output: OutputFn, criterion: Criterion, params: Params, batch: Batch) -> Tensor:
         """Return the loss of ``batch``. Raises ``ValueError`` if it is not the one that the user's model has."""
         if self.faults:
             raise ValueError("; ".join(self.faults))
-        known = self._compared or _is_abstract()
-        found = output(params, batch.x) if known else self._compare(output, params, batch.x)
+        tried = self._tried or _is_abstract()
+        found = output(params, batch.x) if tried else self._call_first(output, params, batch.x)
         abstract = _is_abstract()
         key = (abstract, getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
         if key in self._fitting:
@@ -256,8 +258,8 @@ class LossGuard:
         self._fitting.add(key)
         return loss
 
-    def _compare(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
-        """Return the output, after a check that it is that of the module, and that nothing given was edited."""
+    def _call_first(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
+        """Return the output, after a check that nothing given was edited, and a comparison if this one ``compares``."""
         given = {f"the weight {name!r}": value for name, value in params.items()}
         given |= {f"the buffer {name!r}": value for name, value in self.tensors.constants.items()}
         given["its input x"] = x
@@ -267,6 +269,16 @@ class LossGuard:
         edited = [name for name, version in before.items() if given[name]._version != version]
         if edited:
             raise ValueError(f"forward edits {', '.join(edited)}, and {PURE}")
+        difference = self._compare(output, found, params, x, again) if self.compares else None
+        if difference is not None:
+            raise ValueError(difference)
+        self._tried = True
+        return found
+
+    def _compare(
+        self, output: OutputFn, found: Any, params: Params, x: Tensor, again: Callable[[], AbstractContextManager[None]]
+    ) -> str | None:
+        """Say what differs: a second call, or the module; ``again`` starts from the random state before ``found``."""
         difference = self._explain_repetition(output, found, params, x) if self.repeatable else None
         # A copy may have kept some weights of the original, so compare at other weights, too.
         others = {name: 1.01 * value.detach() + 0.01 for name, value in params.items()}
@@ -275,10 +287,7 @@ class LossGuard:
                 one = output(at, x)
             with again():
                 difference = difference or self.explain_difference(one, at, x)
-        if difference is not None:
-            raise ValueError(difference)
-        self._compared = True
-        return found
+        return difference
 
     def _explain_repetition(self, output: OutputFn, found: Any, params: Params, x: Tensor) -> str | None:
         """Say that the model draws random numbers or keeps state, if a second call gives another output."""

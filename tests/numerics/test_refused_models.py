@@ -1,4 +1,4 @@
-"""What would silently be another model is refused, by preflight and where it is used, with the layer and the cure."""
+"""What would silently be another model is refused, by preflight and by learners, with the layer and the cure."""
 
 import random
 
@@ -36,17 +36,21 @@ class Stale(nn.Module):
         return self.scale * self.head(x)
 
 
-def test_a_copy_that_computes_something_else_is_found_by_preflight_and_by_every_loss():
+def learner_of(inner, meta):
+    return om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
+
+
+def test_a_copy_that_computes_something_else_is_found_by_preflight_and_by_learners():
     torch.manual_seed(0)
     module = Stale()
     inner, meta = setting(module)
     task = om.Task(batch(), batch(seed=1))
     (found,) = om.preflight(inner, meta, [task]).problems
     assert "the loss does not compute what the model does (off by " in found
-    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
-    for call in (lambda: learner.score(task), lambda: inner.adapt(meta, task.support)):
-        with pytest.raises(ValueError, match="the loss does not compute what the model does"):
-            call()
+    for one in (learner_of(inner, meta), aruba.build(setup(inner=inner, start=meta))):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="the loss does not compute what the model does"):
+                one.score(task)
 
 
 def test_a_module_that_changed_since_is_noticed_and_one_that_is_gone_is_not_missed():
@@ -56,9 +60,9 @@ def test_a_module_that_changed_since_is_noticed_and_one_that_is_gone_is_not_miss
     inner, meta = setting(module)
     module.scale = 3.0
     with pytest.raises(ValueError, match="if the model was changed since, make the loss again"):
-        inner.adapt(meta, batch())
-    inner, meta = setting(nn.Linear(4, 2))
-    assert torch.isfinite(inner.adapt(meta, batch())["weight"]).all()
+        learner_of(inner, meta).score(om.Task(batch(), batch(seed=1)))
+    score = learner_of(*setting(nn.Linear(4, 2))).score(om.Task(batch(), batch(seed=1)))
+    assert score.loss_after == score.loss_after, "a number"
 
 
 class ByItsClass(nn.Linear):
@@ -75,7 +79,7 @@ def test_a_copy_that_keeps_the_first_weights_is_found_although_these_give_the_sa
     inner, meta = setting(module)
     assert torch.equal(inner.loss.output(meta.weights, batch().x), module(batch().x).detach())
     with pytest.raises(ValueError, match="the loss does not compute what the model does"):
-        inner.adapt(meta, batch())
+        learner_of(inner, meta).score(om.Task(batch(), batch(seed=1)))
     (found,) = om.preflight(inner, meta, [om.Task(batch(), batch(seed=1))]).problems
     assert "the loss does not compute what the model does" in found
 
@@ -85,13 +89,13 @@ def test_a_copy_that_keeps_the_first_weights_is_found_although_these_give_the_sa
     [lambda x: F.dropout(x, 0.5), lambda x: x + torch.randn_like(x), lambda x: x * random.random()],
     ids=["dropout", "noise", "Python's random"],
 )
-def test_random_numbers_that_nobody_seeds_are_refused_where_a_loss_is_used(does):
+def test_random_numbers_that_nobody_seeds_are_refused_by_learners(does):
     """The backward pass computes a step again: with other random numbers, the gradient is silently wrong."""
     torch.manual_seed(0)
     module = between(Middle(does))
     inner, meta = setting(module)
     with pytest.raises(ValueError, match=r"repeated calls of the model differ .* model_loss\(\.\.\., random=True\)"):
-        om.exact(inner)(meta, om.Task(batch(), batch(seed=1)))
+        learner_of(inner, meta).score(om.Task(batch(), batch(seed=1)))
     (found,) = om.preflight(inner, meta, [om.Task(batch(), batch(seed=1))]).problems
     assert "repeated calls give different losses" in found
 
@@ -111,11 +115,11 @@ def test_declared_random_numbers_are_seeded_and_the_checks_draw_none_of_them():
         found += [om.exact(inner)(meta, task).grads.weights for _ in range(2)]
     for one in found[1:]:
         assert all(torch.equal(one[name], found[0][name]) for name in one)
-    plain, weights = om.model_loss(between(nn.Tanh()), "mse"), learned(between(nn.Tanh()))
+    learner = learner_of(*setting(between(nn.Tanh())))
     torch.manual_seed(1)
     right = torch.rand(3)
     torch.manual_seed(1)
-    plain(weights, batch())
+    learner.score(task)
     assert torch.equal(torch.rand(3), right), "torch's own generator is as it was"
 
 
