@@ -57,6 +57,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_one_deadline_holds_for_everything": NONE,
     "test_further_signals_do_not_interrupt_a_drain": NONE,
     "test_a_full_disk_loses_nothing_acknowledged": NONE,
+    "test_dead_comparators_turn_their_check": NONE,
+    "test_a_task_that_ends_the_trainer_turns_restarts_until_it_is_in_quarantine": NONE,
+    "test_a_full_disk_turns_its_check": NONE,
     "test_a_run_can_change_its_log_format_between_starts": NONE,
     "test_a_run_reports_how_many_points_its_tasks_needed": NONE,
     "test_status_regret_and_metrics_agree": NONE,
@@ -101,7 +104,6 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_every_recipe_is_found_by_the_contract_tests_and_passes": NONE,
     "test_a_failure_on_one_rank_quarantines_the_round_on_all": NONE,
     "test_a_task_that_ends_the_trainer_twice_is_quarantined": NONE,
-    "test_the_fault_is_fixed": ("01_poison_task_stops_the_run",),
     "test_the_tutorial_runs_as_written": NONE,
     "test_the_thirds_hold_every_slow_test_once": NONE,
 }

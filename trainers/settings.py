@@ -131,9 +131,6 @@ class RegretSettings:
             the other's mean loss.
         baselines: learners that play the same rounds.
         options: options of baselines, a table under the name of each.
-        baseline_optimizer: what steps ``train_on_everything``, ``ftl_fine_tune`` and ``online_reptile``: "own" is the
-            ``optimizer`` and ``lr`` of their options, so that [meta] changes none of them; "meta" is that of [meta], as
-            in runs of 0.1.0, which continue so.
         prefixes: rising numbers n of support points; each task is also scored after its first n points.
         proficiency: the accuracy, 0 to 1 (for regression: the loss), whose cost in support points is reported as the
             learning efficiency. It needs ``prefixes``.
@@ -152,7 +149,6 @@ class RegretSettings:
     level_margin: Annotated[float, Ge(0)] = changeable(0.01)
     baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    baseline_optimizer: Literal["own", "meta"] = "own"
     prefixes: tuple[Annotated[int, Ge(1)], ...] = changeable(())
     proficiency: float | None = changeable()
 
@@ -192,7 +188,8 @@ class EngineSettings:
         deterministic: whether ranks add up task by task. Any number of ranks then gives the same bits, at the cost of
             one gathering of all gradients for each task.
         timeout_seconds: a rank that the others have waited for this long, or much longer than rounds take, counts as
-            dead; all ranks then restart at the last checkpoint. Seconds.
+            dead; all ranks then restart at the last checkpoint. A process that neither reports nor computes for twice
+            as long is restarted, too. Seconds.
         nodes: the least and the largest number of machines, this one counted, each with ``processes`` ranks.
         rendezvous: "host:port" where machines meet: an address of this machine that the others can reach.
         trusted_network: whether only machines that may run code here can reach ``rendezvous`` and the ranks. Several

@@ -1,7 +1,6 @@
 // Describes the figures in words: pure functions of the status.
 
 import { formatCompact, formatCount, formatDuration, formatName, formatPercent, formatRate, formatReal, formatSigned, plural } from "./format.js";
-
 import { fails, healthLevel, isStarting, listNotices } from "./health.js";
 
 const STATES = { running: "Running", idle: "Idle", draining: "Draining", trainer_down: "Trainer down" };
@@ -132,7 +131,7 @@ export function chooseNotices(status) {
   const { rounds, backlog_limit: limit } = status;
   const full = limit && rounds.pending >= limit;
   return listNotices(status, {
-    trainer: { title: "Trainer down." },
+    ...(fails(status, "trainer") && { trainer: { title: "Trainer down." } }),
     backlog: {
       title: full ? "Backlog full." : "Backlog nearly full.",
       level: full ? "bad" : "warn",

@@ -433,6 +433,8 @@ def _judge_adaptation(facts: Facts) -> Check:
     last, played = facts.last, facts.last.rounds - facts.last.skipped - facts.last.quarantined
     if played < FEWEST_ROUNDS:
         return Check("adaptation", "ok", f"judged after {FEWEST_ROUNDS} rounds")
+    if last.charged:
+        return Check("adaptation", "ok", f"not judged: {last.charged:.0f} of the last rounds had no finite loss")
     before, after = last.loss_before / played, last.loss_after / played
     evidence = f"mean loss {before:.4g} before adaptation and {after:.4g} after, last {played:.0f} rounds"
     if after > before:

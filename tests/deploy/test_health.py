@@ -129,8 +129,9 @@ def test_a_fault_turns_exactly_its_check(fault: str) -> None:
         Facts(rounds=76, checkpoint_seconds=59),
         Facts(rounds=1000, compared=0, checkpoint_round=1000),
         Facts(deaths=1),
+        Facts(last=replace(HEALTHY, charged=1.0, loss_after=1e6)),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_idle_starting_compiling_and_replaying_with_progress_is_well(facts: Facts) -> None:
     assert turned(facts) == {}
