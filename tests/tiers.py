@@ -104,6 +104,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_every_recipe_is_found_by_the_contract_tests_and_passes": NONE,
     "test_a_failure_on_one_rank_quarantines_the_round_on_all": NONE,
     "test_a_task_that_ends_the_trainer_twice_is_quarantined": NONE,
+    "test_the_fault_is_fixed": ("01_poison_task_stops_the_run",),
     "test_the_tutorial_runs_as_written": NONE,
     "test_the_thirds_hold_every_slow_test_once": NONE,
 }

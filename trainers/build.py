@@ -1,6 +1,7 @@
 """Build the model, the inner loop and the learners from the settings."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,23 @@ def build_context(
         schedule=build_schedule(settings.meta),
         memory_limit=settings.engine.memory_limit,
         gather=gather,
+        own_engine=_build_own_engine(settings, engine, rank_stats),
         failures=failures,
     )
+
+
+def _build_own_engine(
+    settings: TrainerSettings, kind: str, rank_stats: RankStats | None
+) -> Callable[[Meta, str, float], Engine] | None:
+    """Return a function that makes an engine which no setting of [meta] changes; None if baselines step as FTML."""
+    if settings.regret.baseline_optimizer == "meta":
+        return None
+
+    def engine(meta: Meta, optimizer: str, lr: float) -> Engine:
+        own = replace(settings, meta=MetaSettings(optimizer=optimizer, lr=lr))
+        return build_engine(own, kind, rank_stats)(meta)
+
+    return engine
 
 
 def build_learners(settings: TrainerSettings, context: LearnerContext) -> dict[str, Learner]:

@@ -3,6 +3,7 @@
 A checkpoint is either complete or invisible to readers.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -185,6 +186,15 @@ def _read_manifest(file: Path) -> dict[str, Any]:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def read_latest_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the settings in the newest manifest that can be read; None if there is none."""
+    for rounds in reversed(list_checkpoints(folder)):
+        with contextlib.suppress(CheckpointError, OSError):
+            settings: dict[str, Any] = _read_manifest(folder / str(rounds) / MANIFEST)["settings"]
+            return settings
+    return None
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

@@ -131,6 +131,9 @@ class RegretSettings:
             the other's mean loss.
         baselines: learners that play the same rounds.
         options: options of baselines, a table under the name of each.
+        baseline_optimizer: what steps ``train_on_everything``, ``ftl_fine_tune`` and ``online_reptile``: "own" is the
+            ``optimizer`` and ``lr`` of their options, so that [meta] changes none of them; "meta" is that of [meta], as
+            in runs of 0.1.0, which continue so.
         prefixes: rising numbers n of support points; each task is also scored after its first n points.
         proficiency: the accuracy, 0 to 1 (for regression: the loss), whose cost in support points is reported as the
             learning efficiency. It needs ``prefixes``.
@@ -149,6 +152,7 @@ class RegretSettings:
     level_margin: Annotated[float, Ge(0)] = changeable(0.01)
     baselines: tuple[str, ...] = ("train_on_everything", "from_scratch")
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    baseline_optimizer: Literal["own", "meta"] = "own"
     prefixes: tuple[Annotated[int, Ge(1)], ...] = changeable(())
     proficiency: float | None = changeable()
 

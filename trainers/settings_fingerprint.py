@@ -11,6 +11,10 @@ RENAMED = ("how",)
 """Keys of [engine] in the records of 0.1.0 that no field has any more."""
 
 
+ADOPTED = "baseline_optimizer"
+"""The key of [regret] whose value at the run's start holds for the run's life, whatever the configuration says."""
+
+
 class SettingsChanged(ValueError):
     """The run was started with other settings, on which its parameters depend."""
 
@@ -20,6 +24,14 @@ def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
     chosen = {name: value for name, value in _deciding(settings).items() if value != {}}
     plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
+
+
+def adopt_recorded_settings(settings: TrainerSettings, recorded: dict[str, Any] | None) -> TrainerSettings:
+    """Return the settings with what the run's checkpoint decides: how baselines step; 0.1.0 recorded nothing of it."""
+    if recorded is None:
+        return settings
+    value = recorded.get("regret", {}).get(ADOPTED, "meta")
+    return dataclasses.replace(settings, regret=dataclasses.replace(settings.regret, baseline_optimizer=value))
 
 
 def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> None:
@@ -36,9 +48,12 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
         before[section] = {key: value for key, value in before.get(section, {}).items() if key not in known}
     before["engine"] = {key: value for key, value in before["engine"].items() if key not in RENAMED}
     before.pop("checkpoint", None)
+    now = reproducibility_key(settings)
+    for regret in (before.get("regret", {}), now.get("regret", {})):
+        regret.pop(ADOPTED, None)
     changes = [
         f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
-        for section, key, old, new in _differences(before, reproducibility_key(settings))
+        for section, key, old, new in _differences(before, now)
     ]
     if changes:
         raise SettingsChanged(
@@ -50,6 +65,7 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
 def fingerprint(settings: TrainerSettings) -> str:
     """Return a hash of the settings that decide the parameters; a new setting at its default does not change it."""
     default, chosen = _default(settings), reproducibility_key(settings)
+    chosen["regret"].pop(ADOPTED, None)
     own = {
         section: {k: v for k, v in keys.items() if k not in default[section] or default[section][k] != v}
         for section, keys in chosen.items()

@@ -16,7 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from online_meta.batching.compile import Compilation, CompileError, Program, Traced, as_stacked_sum, load_program, trace
+from online_meta.batching.compile import (
+    Compilation,
+    CompileError,
+    Program,
+    Traced,
+    always_continue,
+    as_stacked_sum,
+    load_program,
+    trace,
+)
 from online_meta.batching.plan import (
     BATCHING_MODES,
     ExecutionPlan,
@@ -82,7 +91,12 @@ class PlanChoice(NamedTuple):
 
 
 def choose_plan(
-    gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], max_tasks: int, memory_limit: int | None
+    gradient: MetaGradient,
+    meta: Meta,
+    tasks: Sequence[Task],
+    max_tasks: int,
+    memory_limit: int | None,
+    should_continue: Callable[[], bool] = always_continue,
 ) -> PlanChoice:
     """Benchmark loop, vmap and traced on ``tasks`` of one signature; return the fastest plan with correct results.
 
@@ -90,6 +104,8 @@ def choose_plan(
     the loop in the tasks' own precision, or 1e-5 if that is larger: torch's compilers have given wrong results without
     an error. A batch has at most ``max_tasks`` tasks, fewer if the peak of live tensors would exceed ``memory_limit``
     bytes. Models that need more than ``SLOW_SECONDS`` for one task use the loop.
+
+    Raises ``CompileStopped`` as soon as ``should_continue`` returns False while a program is recorded.
     """
     benchmark = _benchmark_loop(gradient, meta, tasks, max_tasks)
     stacked_sum = vmapped(gradient)
@@ -110,7 +126,7 @@ def choose_plan(
     measured = [benchmark.loop, benchmark_plan(benchmark, plan, stacked_sum)]
     traced = None
     if operations <= MAX_OPERATIONS:
-        traced = trace(stacked_sum, meta, *_stack_rows(benchmark, size))
+        traced = trace(stacked_sum, meta, *_stack_rows(benchmark, size), should_continue)
         plan = ExecutionPlan("traced", size, benchmark.group.signature, traced.digest)
         measured.append(benchmark_plan(benchmark, plan, as_stacked_sum(traced.graph)))
     best = fastest(measured)
@@ -315,7 +331,10 @@ class Autotuner:
             plan = ExecutionPlan(self._batching, max(size, 1), signature_of(tasks[0]))
             self._best[plan.signature] = Measurement(plan, 0.0, 0.0, None)
             return
-        choice = choose_plan(self._task_sum.gradient, meta, tasks, self._max_tasks, self._memory_limit)
+        task_sum = self._task_sum
+        choice = choose_plan(
+            task_sum.gradient, meta, tasks, self._max_tasks, self._memory_limit, task_sum.should_continue
+        )
         best = next(measurement for measurement in choice.measured if measurement.plan == choice.plan)
         self._best[choice.benchmark.group.signature] = best
         timings = ", ".join(f"{measurement.plan.batching} {_describe(measurement)}" for measurement in choice.measured)
@@ -348,7 +367,7 @@ class Autotuner:
             self._adopt_program(choice, program)
         elif self._compiles and self._task_sum.should_continue():
             self._queue.popleft()
-            self._compiling = choice, Compilation(choice.traced, self._folder)
+            self._compiling = choice, Compilation(choice.traced, self._folder, self._task_sum.should_continue)
 
     def _adopt_program(self, choice: PlanChoice, program: Program) -> None:
         """Use a compiled program if its result is correct and it is faster than the current plan."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 
 from online_meta.batching.plan import StackedSum
@@ -27,6 +28,31 @@ Program = Callable[..., tuple[Tensor, ...]]
 
 
 ALIASING_OPERATIONS = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+class CompileStopped(BaseException):
+    """A compilation was abandoned because the process is to end; like ``KeyboardInterrupt``, it is not an error."""
+
+
+STOP_CHECK_SECONDS = 0.2
+
+
+def always_continue() -> bool:
+    """Return True: nothing asks the process to end."""
+    return True
+
+
+class _StopCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that asks before each tensor operation whether to continue, and raises ``CompileStopped`` if not."""
+
+    def __init__(self, should_continue: Callable[[], bool]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._should_continue = should_continue
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._should_continue():
+            raise CompileStopped("stopped before compiling")
+        return func(*args, **(kwargs or {}))
 
 
 class Traced(NamedTuple):
@@ -42,11 +68,18 @@ class Traced(NamedTuple):
         return len(self.graph.graph.nodes)
 
 
-def trace(stacked_sum: StackedSum, meta: Meta, stacked: Task, weights: Tensor) -> Traced:
+def trace(
+    stacked_sum: StackedSum,
+    meta: Meta,
+    stacked: Task,
+    weights: Tensor,
+    should_continue: Callable[[], bool] = always_continue,
+) -> Traced:
     """Record the operations that ``stacked_sum`` executes for tensors of these shapes.
 
     Equal computations are merged: the adjoint recursion recomputes each inner step in its backward pass, and the
-    program computes it once. Raises the model's own error if its Python code depends on tensor values.
+    program computes it once. Raises the model's own error if its Python code depends on tensor values, and
+    ``CompileStopped`` as soon as ``should_continue``, which is called before each operation, returns False.
     """
     given, structure = tree_flatten((meta, stacked, weights))
     # Clone each input: make_fx records a wrong program if one tensor is passed twice.
@@ -55,7 +88,8 @@ def trace(stacked_sum: StackedSum, meta: Meta, stacked: Task, weights: Tensor) -
     def program(*leaves: Tensor) -> tuple[Tensor, ...]:
         return tuple(tree_leaves(stacked_sum(*tree_unflatten(leaves, structure))))
 
-    recorded = make_fx(torch.func.functionalize(program))(*leaves)
+    with _StopCheck(should_continue):
+        recorded = make_fx(torch.func.functionalize(program))(*leaves)
     graph = GraphModule(recorded, _merge_equal_calls(recorded.graph))
     return Traced(graph, leaves, _digest(graph, leaves))
 
@@ -123,18 +157,6 @@ class CompileError(RuntimeError):
     """A compilation failed; the other batching modes still work."""
 
 
-class CompileStopped(BaseException):
-    """A compilation was abandoned because the process is to end; like ``KeyboardInterrupt``, it is not an error."""
-
-
-STOP_CHECK_SECONDS = 0.2
-
-
-def always_continue() -> bool:
-    """Return True: nothing asks the process to end."""
-    return True
-
-
 def package_path(folder: Path, digest: str) -> Path:
     """Return the path in ``folder`` of the compiled program with ``digest``."""
     return folder / f"{digest}.pt2"
@@ -158,8 +180,8 @@ class Compilation:
     The child exits when this process does. Compiling needs a C++ compiler on the machine.
     """
 
-    def __init__(self, traced: Traced, folder: Path) -> None:
-        """Write the program to ``folder`` and start to compile it there."""
+    def __init__(self, traced: Traced, folder: Path, should_continue: Callable[[], bool] = always_continue) -> None:
+        """Write the program to ``folder`` and start to compile it there; see ``trace`` for ``should_continue``."""
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{traced.digest}.*.part.pt2"):  # by one that was killed
             leftover.unlink()
@@ -168,7 +190,8 @@ class Compilation:
         self._source = folder / f"{traced.digest}.source.pt2"
         self._log = folder / f"{traced.digest}.log"
         self._began = self._last_logged = time.monotonic()
-        _export(traced, self._source)
+        with _StopCheck(should_continue):
+            _export(traced, self._source)
         # By its place, for a notebook may have found this package where its children would not; -P: not our types.py.
         command = [sys.executable, "-P", WORKER_SCRIPT, self._source, package_path(folder, self.digest)]
         with self._log.open("wb") as output:
@@ -238,7 +261,7 @@ def compile_now(traced: Traced, folder: Path, should_continue: Callable[[], bool
 
     Raises ``CompileError`` if that fails, ``CompileStopped`` as soon as ``should_continue`` returns False.
     """
-    compilation = Compilation(traced, folder)
+    compilation = Compilation(traced, folder, should_continue)
     compilation.wait(should_continue)
     try:
         program = compilation.poll()

@@ -125,7 +125,7 @@ class TaskSum:
         )
         if program is not None:
             return as_stacked_sum(program)
-        traced = trace(stacked_sum, meta, stacked, weights)
+        traced = trace(stacked_sum, meta, stacked, weights, self.should_continue)
         if plan.program and traced.digest != plan.program:
             log.warning(
                 "program %s cannot be reproduced here: the model, the torch version or the CPU may differ", plan.program

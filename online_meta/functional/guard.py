@@ -5,6 +5,7 @@ Each question is asked once for each shape of output and targets, so that a step
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
     """
     if not isinstance(output, Tensor):
         return None
-    watch = _LossWatch(output, y)
+    watch = _LossWatch(output.detach().clone(), y.detach().clone())
     value: Any = None
     try:
         with torch.no_grad(), watch:
@@ -113,9 +114,9 @@ def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
 class _LossWatch(TorchFunctionMode):
     """Watches a loss while it runs: whether torch's own losses get equal shapes, and what is broadcast to all pairs."""
 
-    def __init__(self, output: Tensor, y: Tensor) -> None:
+    def __init__(self, output: Any, y: Tensor) -> None:
         super().__init__()
-        self.output, self.y = output.detach().clone(), y.detach().clone()
+        self.output, self.y = output, y
         self.all_pairs = False
         self._misfits: list[str] = []
         self._from_output, self._from_y = {id(self.output)}, {id(self.y)}
@@ -224,48 +225,84 @@ class LossGuard:
         faults: sentences on what makes the module no function of its weights; any call is refused.
         tensors: what the loss holds of the module; a forward pass must not edit its constants.
         reference: (params, x) -> what the user's own module gives. It raises when the module is gone.
+        repeatable: whether two calls must give the same output: the model counts as one without random numbers.
+        compares: whether the first call compares the output with that of a second call and of the module. Learners do.
     """
 
     faults: tuple[str, ...]
     tensors: ModuleTensors
     reference: OutputFn
+    repeatable: bool
+    compares: bool = False
     _fitting: set[Any] = field(default_factory=set)
-    _compared: bool = False
+    _tried: bool = False
 
     def run(self, output: OutputFn, criterion: Criterion, params: Params, batch: Batch) -> Tensor:
         """Return the loss of ``batch``. Raises ``ValueError`` if it is not the one that the user's model has."""
         if self.faults:
             raise ValueError("; ".join(self.faults))
-        known = self._compared or _is_abstract()
-        found = output(params, batch.x) if known else self._compare(output, params, batch.x)
-        key = (getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
-        if key not in self._fitting and not _is_abstract():
-            misfit = explain_misfit(criterion, found, batch.y)
+        tried = self._tried or _is_abstract()
+        found = output(params, batch.x) if tried else self._call_first(output, params, batch.x)
+        abstract = _is_abstract()
+        key = (abstract, getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
+        if key in self._fitting:
+            return criterion(found, batch.y)
+        if abstract:
+            loss = _watch_call(criterion, found, batch.y)
+        else:
+            with _same_random_numbers(batch.x)():
+                misfit = explain_misfit(criterion, found, batch.y)
             if misfit is not None:
                 raise ValueError(misfit)
-            self._fitting.add(key)
-        return criterion(found, batch.y)
+            loss = criterion(found, batch.y)
+        self._fitting.add(key)
+        return loss
 
-    def _compare(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
-        """Return the output, after a check that it is that of the module, and that nothing given was edited."""
+    def _call_first(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
+        """Return the output, after a check that nothing given was edited, and a comparison if this one ``compares``."""
         given = {f"the weight {name!r}": value for name, value in params.items()}
         given |= {f"the buffer {name!r}": value for name, value in self.tensors.constants.items()}
         given["its input x"] = x
         before = {name: value._version for name, value in given.items() if not value.is_inference()}
-        again = capture_generator_state([x.device.index or 0] if x.is_cuda else [])
+        again = _same_random_numbers(x)
         found = output(params, x)
         edited = [name for name, version in before.items() if given[name]._version != version]
         if edited:
             raise ValueError(f"forward edits {', '.join(edited)}, and {PURE}")
-        with again():
-            difference = self.explain_difference(found, params, x)
+        difference = self._compare(output, found, params, x, again) if self.compares else None
         if difference is not None:
             raise ValueError(difference)
-        self._compared = True
+        self._tried = True
         return found
 
+    def _compare(
+        self, output: OutputFn, found: Any, params: Params, x: Tensor, again: Callable[[], AbstractContextManager[None]]
+    ) -> str | None:
+        """Say what differs: a second call, or the module; ``again`` starts from the random state before ``found``."""
+        difference = self._explain_repetition(output, found, params, x) if self.repeatable else None
+        # A copy may have kept some weights of the original, so compare at other weights, too.
+        others = {name: 1.01 * value.detach() + 0.01 for name, value in params.items()}
+        for at in (params, others):
+            with again(), torch.no_grad():
+                one = output(at, x)
+            with again():
+                difference = difference or self.explain_difference(one, at, x)
+        return difference
+
+    def _explain_repetition(self, output: OutputFn, found: Any, params: Params, x: Tensor) -> str | None:
+        """Say that the model draws random numbers or keeps state, if a second call gives another output."""
+        with _same_random_numbers(x)(), torch.no_grad():  # of after the first call, so that they are others
+            difference = _compare_outputs(output(params, x), found, self._dtypes(params))
+        return difference and f"repeated calls of the model differ ({difference}); {REPEATABLE}"
+
+    def _dtypes(self, params: Params) -> set[torch.dtype]:
+        return {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
+
     def explain_difference(self, found: Any, params: Params, x: Tensor) -> str | None:
-        """Say how the output ``found`` differs from that of the module; None if it does not, or cannot be compared."""
+        """Say how the output ``found`` differs from that of the module; None if it does not, or cannot be compared.
+
+        The module draws the same random numbers if torch's generator is in the state from before ``found``.
+        """
         learned = self.tensors.learned
         if any(value.dtype != learned[name][1] for name, value in params.items() if name in learned):
             return None
@@ -274,8 +311,7 @@ class LossGuard:
                 right = self.reference(params, x)
         except Exception:  # The module is gone or was changed since, so that there is nothing to compare with.
             return None
-        dtypes = {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
-        difference = _compare_outputs(found, right, dtypes)
+        difference = _compare_outputs(found, right, self._dtypes(params))
         return difference and f"the loss does not compute what the model does ({difference}): {REMAKE}"
 
 
@@ -292,6 +328,8 @@ class CheckedLoss:
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loss."""
+        if name == "_loss":  # of a copy that has none yet
+            raise AttributeError(name)
         return getattr(self._loss, name)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
@@ -327,12 +365,40 @@ PURE = (
     "only does so in training mode, call .eval() on that layer"
 )
 
+REPEATABLE = (
+    "a round must be repeatable, so draw in nn.Dropout layers, which are found and seeded, or use "
+    "model_loss(..., random=True)"
+)
+
 REMAKE = (
     "if the model was changed since, make the loss again; otherwise a copy of the model behaves differently, so keep "
     "all that forward uses in attributes of the model"
 )
 
 
+def _watch_call(criterion: Criterion, output: Any, y: Tensor) -> Tensor:
+    """Return the loss; raise ``ValueError`` if a loss of torch's got unequal shapes.
+
+    Where tensors are abstract, values cannot be compared, and a further call would be recorded: this watches the call.
+    """
+    watch = _LossWatch(output, y)
+    try:
+        with watch:
+            loss = criterion(output, y)
+    except Exception:
+        if watch.explain() is None:
+            raise
+    misfit = watch.explain()
+    if misfit is not None:
+        raise ValueError(misfit)
+    return loss
+
+
+def _same_random_numbers(x: Tensor) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context that starts from torch's random state of now, and restores the one that it finds."""
+    return capture_generator_state([x.device.index or 0] if x.is_cuda else [])
+
+
 def _is_abstract() -> bool:
-    """Return whether tensors have no values of their own here: under ``vmap``, while tracing, or under another mode."""
+    """Return whether tensors have no values of their own here: under ``vmap``, or where operations are recorded."""
     return is_transformed() or torch._C._len_torch_dispatch_stack() > 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 
@@ -130,9 +130,9 @@ class ModelLoss:
     frozen: frozenset[str] = frozenset()
     constant_bytes: int = 0
     without_recompute: "ModelLoss | None" = None
-    tensors: ModuleTensors | None = None
-    guards: tuple[LossGuard, LossGuard] | None = None
-    intent: Intent = Intent()
+    tensors: ModuleTensors | None = field(default=None, compare=False)
+    guards: tuple[LossGuard, LossGuard] | None = field(default=None, compare=False)
+    intent: Intent = field(default=Intent(), compare=False)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in training mode.
@@ -162,9 +162,9 @@ def model_loss(
 ) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
-    Weights with ``requires_grad`` false are not learned; the loss holds copies of them. When the loss is first called,
-    and for each new shape, it compares its output with that of the module, and checks that output and targets fit the
-    loss. It refuses a module that keeps running statistics.
+    Weights with ``requires_grad`` false are not learned; the loss holds copies of them. A call is refused if the module
+    keeps running statistics, if the first forward pass edits a tensor, or if output and targets do not fit the loss,
+    which is tried for each new shape. Learners also compare the first output with that of the module.
 
     Args:
         module: the model; it takes one tensor and returns one.
@@ -186,6 +186,7 @@ def model_loss(
         ValueError: if a loss name is unknown or the loss is a class, a glob matches no layer, or a row does not exist.
     """
     criterion = _find_criterion(loss)
+    repeatable = random is None
     if random is None:
         random = any(_is_random(layer) for layer in module.modules())
     tensors = capture_tensors(module)
@@ -193,7 +194,8 @@ def model_loss(
     faults = tuple(find_stateful_layers(module))
 
     def guard(evaluate: bool) -> LossGuard:
-        return LossGuard(faults, tensors, _reference(module, tensors, evaluate, precision))
+        reference = _reference(module, tensors, evaluate, precision)
+        return LossGuard(faults, tensors, reference, repeatable and evaluate == random)
 
     guards = guard(False), guard(random)
 
@@ -249,8 +251,13 @@ def _is_random(layer: nn.Module) -> bool:
 
 
 def checked_loss(loss: LossFn) -> LossFn:
-    """Return the loss with a check when it is called first; a ``ModelLoss`` has its own."""
-    return loss if isinstance(loss, ModelLoss | CheckedLoss) else CheckedLoss(loss)
+    """Return the loss with checks of its first call: whether it is repeatable and, of a ``ModelLoss``, its module's."""
+    if not isinstance(loss, ModelLoss):
+        return loss if isinstance(loss, CheckedLoss) else CheckedLoss(loss)
+    if loss.guards is None:
+        return loss
+    training, evaluation = (replace(guard, compares=True, _tried=False) for guard in loss.guards)
+    return replace(loss, guards=(training, evaluation))
 
 
 def find_misfits(loss: LossFn, params: Params, batches: Iterable[Batch]) -> Iterator[str]:

@@ -76,6 +76,8 @@ class LearnerContext:
         programs: the folder of compiled programs; None compiles nothing.
         batching: how the meta-gradients of a batch are computed, see ``Autotuner``.
         memory_limit: bytes that stacked tasks may take.
+        own_engine: ``own_engine(meta, optimizer, lr)`` makes a new optimizer that the settings of the outer loop do not
+            change; None makes baselines step with ``engine``.
         gather: ``gather(value)`` returns, on every rank, the list of all ranks' values, as JSON gives them back.
         failures: collects the model's exceptions on revisited tasks; None lets them propagate.
     """
@@ -96,6 +98,7 @@ class LearnerContext:
     batching: str = "loop"
     memory_limit: int | None = None
     gather: Callable[[Any], list[Any]] = gather_single_process
+    own_engine: Callable[[Meta, str, float], Engine] | None = None
 
     def __post_init__(self) -> None:
         """Check a loss of the user's own when it is called first."""

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from online_meta.functional.guard import explain_state
+from online_meta.functional.guard import REPEATABLE, explain_state
+from online_meta.functional.stateless import is_compiled
 from online_meta.preflight.layer_trace import LayerTrace
 
 DETACHING_OPERATIONS = {
@@ -112,6 +113,11 @@ def explain_error(trace: LayerTrace, error: Exception, name: str | None = None) 
     ``name`` is the layer that fails by itself, or None if no single layer does.
     """
     message = str(error)
+    if any(map(is_compiled, trace.layers.values())) or "torch.compile" in message:
+        return (
+            "a part of the model is compiled (torch.compile), and its programs have one derivative only: take the "
+            "module before it is compiled; the meta-gradient is compiled as a whole (batching = 'compiled')"
+        )
     if trace.recomputed or "device meta" in message or "checkpoint" in message.lower():
         return (
             f"{trace.describe_layer(trace.recomputed[0]) if trace.recomputed else 'a part of the model'} {CHECKPOINTED}"
@@ -128,11 +134,6 @@ def explain_error(trace: LayerTrace, error: Exception, name: str | None = None) 
         return (
             "attention by torch's default kernel cannot be differentiated twice: make the loss with om.model_loss, or "
             "call the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-        )
-    if "torch.compile" in message or "donated buffer" in message:
-        return (
-            "a part of the model is compiled (torch.compile), and its programs have one derivative only: take the "
-            "module before it is compiled; the meta-gradient is compiled as a whole (batching = 'compiled')"
         )
     if "derivative for" in message and "not implemented" in message:
         where = f" in {trace.describe_layer(name)}" if name is not None else ""
@@ -167,10 +168,7 @@ def explain_randomness(trace: LayerTrace, repeats: bool) -> str:
     """Explain why two calls gave different losses; ``repeats`` says whether seeding torch makes them equal."""
     where = _list_operations(trace, trace.operations_by_layer(RANDOM_OPERATIONS.__contains__), "draws by")
     if repeats:
-        return (
-            f"repeated calls give different losses{': ' * bool(where)}{where}; a round must be repeatable, so "
-            "draw in nn.Dropout layers, which are found and seeded, or use model_loss(..., random=True)"
-        )
+        return f"repeated calls give different losses{': ' * bool(where)}{where}; {REPEATABLE}"
     return (
         "repeated calls give different losses, even from the same torch seed: the model uses other random numbers "
         "(numpy's, Python's) or keeps state between calls; make it a function of its weights and its input"

@@ -430,7 +430,7 @@ def _check_exact(probe: Probe, inner: Inner, found: _Diagnosis, result: ProbeRes
         return query_loss(probe.inner, meta, run_inner_loop(probe.inner, meta, task.support).phi, task.query)
 
     at, grads = _flatten_meta(probe.meta), _flatten_meta(gradient(probe.meta, task).grads)
-    rows = {f"w{name}": rows for name, rows in intent.rows.items()}
+    rows = {f"w{name}": rows for name, rows in intent.rows.items() if name in probe.meta.weights}
     for name, constant in rows.items():
         grads[name][[*constant]] = 0
     verdict: Verdict = check_derivative(

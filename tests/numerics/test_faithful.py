@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
 
 import online_meta as om
@@ -29,6 +30,7 @@ from tests.numerics.several_dtypes import (
     with_buffer,
 )
 from tests.numerics.unsafe import between
+from trainers.models import lora, transformer
 from trainers.models.lora import LowRankLinear
 
 
@@ -138,6 +140,8 @@ class Holding(nn.Module):
         held = self.held
         if isinstance(held, weakref.ref):
             hidden = held().other(hidden)
+        elif isinstance(held, dict):
+            hidden = held["parent"].other(hidden)
         elif callable(held):
             hidden = held(hidden)
         else:
@@ -175,6 +179,8 @@ HELD = {
     "a partial of a lambda": lambda: Holding(lambda self: partial(lambda x: self.other(x))),
     "a bound method": lambda: Holding(lambda self: self.other.forward),
     "a weak reference": lambda: Holding(lambda self: weakref.ref(self)),
+    "a weak proxy": lambda: Holding(lambda self: {"parent": weakref.proxy(self)}),
+    "a proxy of what is gone": lambda: Holding(lambda self: [weakref.proxy(nn.Linear(1, 1)), weakref.ref(nn.ReLU())]),
     "a hook that uses a layer": hooked,
     "a layer that refuses copies": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), NoCopy(6, 2)),
     "a layer that copies itself": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), SameCopy(6, 2)),
@@ -339,3 +345,30 @@ def test_the_exact_gradient_of_a_frozen_half_precision_body_is_of_second_order()
     wide = om.Task(*(om.Batch(x.double(), b.y.double()) for x, b in zip(features, task, strict=True)))
     right = unrolled_maml(head, "mse", learned(head), wide, lr=0.1, steps=2).grads.weights
     assert relative_error({n.removeprefix("head."): g.double() for n, g in found.items()}, right) < 1e-5
+
+
+def test_low_rank_additions_to_a_transformer_in_bfloat16():
+    """The usual setting: all of a pretrained model in bfloat16 and frozen, additions in float32."""
+    torch.manual_seed(0)
+    build = {"build": "tests.numerics.test_faithful:pretrained", "freeze": True, "rank": 2}
+    module = lora(**build)
+    inner = om.Inner(om.model_loss(module, "cross_entropy"), om.rules.sgd(lr=0.5), 2)
+    meta = inner.init(dict(module.named_parameters()))
+    assert {value.dtype for value in meta.weights.values()} == {torch.float32}
+    random = torch.Generator().manual_seed(0)
+    one = om.Batch(torch.randint(7, (6, 5), generator=random), torch.arange(6) % 3)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.equal(inner.loss.output(meta.weights, one.x), module(one.x).detach())
+    task = om.Task(one, one)
+    assert all(float(g.abs().sum()) > 0 for n, g in om.exact(inner)(meta, task).grads.weights.items() if "lora_b" in n)
+    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta, lr=0.05))
+    scores = []
+    for _ in range(8):
+        scores.append(learner.score(task).loss_after)
+        learner.learn(task)
+    assert scores[-1] < scores[0]
+    assert om.preflight(inner, meta, [task]).problems == ()
+
+
+def pretrained():
+    return transformer(3, 5, tokens=7, width=8, heads=2, layers=1).bfloat16()

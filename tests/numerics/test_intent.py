@@ -272,6 +272,12 @@ def test_declared_rows_are_verified():
             setting(module, "cross_entropy", frozen_rows=rows)
 
 
+def test_a_frozen_embedding_with_padding_has_no_problem():
+    torch.manual_seed(0)
+    table = nn.Embedding.from_pretrained(torch.randn(7, 4), freeze=True, padding_idx=0)
+    assert om.preflight(*setting(tokens(table), "cross_entropy"), [token_task()]).problems == ()
+
+
 class TiedTokens(nn.Module):
     """A language model: the embedding, with padding, is the matrix of the head, too."""
 

@@ -194,6 +194,15 @@ def test_equal_outputs_of_an_untrained_head_do_not_hide_the_pairs():
         inner.loss(meta.weights, task.query)
 
 
+@pytest.mark.parametrize("batching", ["loop", "vmap", "traced"])
+def test_stacked_tasks_are_not_broadcast_either(batching):
+    inner, meta, task = report(network(squeezed=True), F.huber_loss, torch.rand(8, 1))
+    with pytest.raises(ValueError, match="compares element by element"):
+        om.over_tasks(om.exact(inner), batching)(meta, [task, task])
+    inner, meta, task = report(network(), F.huber_loss, torch.rand(8, 1))
+    assert torch.isfinite(om.over_tasks(om.exact(inner), batching)(meta, [task, task]).loss)
+
+
 def test_each_new_shape_is_tried_and_a_known_one_is_not():
     calls = []
 

@@ -1,4 +1,6 @@
-"""What would silently be another model is refused, by preflight and where it is used, with the layer and the cure."""
+"""What would silently be another model is refused, by preflight and by learners, with the layer and the cure."""
+
+import random
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from online_meta.testing.learner_problems import setup
 from online_meta.testing.oracle import unrolled_maml
 from tests.numerics.problems import regression_task
 from tests.numerics.several_dtypes import LearnedInHalf, Tokens, batch, learned, setting
-from tests.numerics.unsafe import Counting, between
+from tests.numerics.unsafe import Counting, Middle, between
 
 
 class Stale(nn.Module):
@@ -34,17 +36,21 @@ class Stale(nn.Module):
         return self.scale * self.head(x)
 
 
-def test_a_copy_that_computes_something_else_is_found_by_preflight_and_by_every_loss():
+def learner_of(inner, meta):
+    return om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
+
+
+def test_a_copy_that_computes_something_else_is_found_by_preflight_and_by_learners():
     torch.manual_seed(0)
     module = Stale()
     inner, meta = setting(module)
     task = om.Task(batch(), batch(seed=1))
     (found,) = om.preflight(inner, meta, [task]).problems
     assert "the loss does not compute what the model does (off by " in found
-    learner = om.FollowTheMetaLeader(inner, om.exact(inner), om.MetaOptimizer(meta))
-    for call in (lambda: learner.score(task), lambda: inner.adapt(meta, task.support)):
-        with pytest.raises(ValueError, match="the loss does not compute what the model does"):
-            call()
+    for one in (learner_of(inner, meta), aruba.build(setup(inner=inner, start=meta))):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="the loss does not compute what the model does"):
+                one.score(task)
 
 
 def test_a_module_that_changed_since_is_noticed_and_one_that_is_gone_is_not_missed():
@@ -54,9 +60,67 @@ def test_a_module_that_changed_since_is_noticed_and_one_that_is_gone_is_not_miss
     inner, meta = setting(module)
     module.scale = 3.0
     with pytest.raises(ValueError, match="if the model was changed since, make the loss again"):
-        inner.adapt(meta, batch())
-    inner, meta = setting(nn.Linear(4, 2))
-    assert torch.isfinite(inner.adapt(meta, batch())["weight"]).all()
+        learner_of(inner, meta).score(om.Task(batch(), batch(seed=1)))
+    score = learner_of(*setting(nn.Linear(4, 2))).score(om.Task(batch(), batch(seed=1)))
+    assert score.loss_after == score.loss_after, "a number"
+
+
+class ByItsClass(nn.Linear):
+    """A model that finds itself through its class: a copy would find the original there."""
+
+    def forward(self, x):
+        return F.linear(x, type(self).only.weight, self.bias)
+
+
+def test_a_copy_that_keeps_the_first_weights_is_found_although_these_give_the_same_output():
+    torch.manual_seed(0)
+    module = ByItsClass(4, 2)
+    ByItsClass.only = module
+    inner, meta = setting(module)
+    assert torch.equal(inner.loss.output(meta.weights, batch().x), module(batch().x).detach())
+    with pytest.raises(ValueError, match="the loss does not compute what the model does"):
+        learner_of(inner, meta).score(om.Task(batch(), batch(seed=1)))
+    (found,) = om.preflight(inner, meta, [om.Task(batch(), batch(seed=1))]).problems
+    assert "the loss does not compute what the model does" in found
+
+
+@pytest.mark.parametrize(
+    "does",
+    [lambda x: F.dropout(x, 0.5), lambda x: x + torch.randn_like(x), lambda x: x * random.random()],
+    ids=["dropout", "noise", "Python's random"],
+)
+def test_random_numbers_that_nobody_seeds_are_refused_by_learners(does):
+    """The backward pass computes a step again: with other random numbers, the gradient is silently wrong."""
+    torch.manual_seed(0)
+    module = between(Middle(does))
+    inner, meta = setting(module)
+    with pytest.raises(ValueError, match=r"repeated calls of the model differ .* model_loss\(\.\.\., random=True\)"):
+        learner_of(inner, meta).score(om.Task(batch(), batch(seed=1)))
+    (found,) = om.preflight(inner, meta, [om.Task(batch(), batch(seed=1))]).problems
+    assert "repeated calls give different losses" in found
+
+
+def test_declared_random_numbers_are_seeded_and_the_checks_draw_none_of_them():
+    torch.manual_seed(0)
+    module = between(Middle(lambda x: F.dropout(x, 0.5)))
+
+    def noisy(output, y):
+        return F.mse_loss(output + 0.1 * torch.randn_like(output), y)
+
+    task = om.Task(batch(), batch(seed=1))
+    found = []
+    for _ in range(2):  # The first call is checked, the second one is not.
+        inner = om.Inner(om.model_loss(module, noisy, random=True), om.rules.sgd(lr=0.1), 2)
+        meta = inner.init(dict(module.named_parameters()))
+        found += [om.exact(inner)(meta, task).grads.weights for _ in range(2)]
+    for one in found[1:]:
+        assert all(torch.equal(one[name], found[0][name]) for name in one)
+    learner = learner_of(*setting(between(nn.Tanh())))
+    torch.manual_seed(1)
+    right = torch.rand(3)
+    torch.manual_seed(1)
+    learner.score(task)
+    assert torch.equal(torch.rand(3), right), "torch's own generator is as it was"
 
 
 @pytest.mark.parametrize("steps", [0, 2])
@@ -173,6 +237,16 @@ def test_weights_that_no_module_has_and_weights_in_half_precision_are_notes():
     assert "the model itself (Forgetful) uses parameters of shapes (6, 4), (6,), which no module has" in " ".join(notes)
     notes = om.preflight(*setting(LearnedInHalf()), [task]).notes
     assert "embed are learned in half precision" in " ".join(notes)
+
+
+def test_a_compiled_module_in_a_loss_of_the_users_own_is_named():
+    torch.manual_seed(0)
+    module = torch.compile(between(nn.Tanh()), backend="aot_eager")
+    inner = om.Inner(lambda p, b: F.mse_loss(functional_call(module, p, (b.x,)), b.y), om.rules.sgd(lr=0.1), 2)
+    task = om.Task(batch(), batch(seed=1))
+    (found,) = om.preflight(inner, inner.init(dict(module.named_parameters())), [task]).problems
+    assert "a part of the model is compiled (torch.compile)" in found
+    assert "take the module before it is compiled" in found
 
 
 class FrozenByHand(nn.Module):

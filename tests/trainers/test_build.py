@@ -52,8 +52,8 @@ MISTAKES = {
         r"regret\.options\.from_scratch = \{'step': 2\} do not fit 'from_scratch': .*'step'",
     ),
     "option of a baseline that has none": (
-        {"regret": {"options": {"train_on_everything": {"lr": 2}}}},
-        r"regret\.options\.train_on_everything = .* do not fit 'train_on_everything': .*'lr'",
+        {"regret": {"options": {"train_on_everything": {"momentum": 2}}}},
+        r"regret\.options\.train_on_everything = .* do not fit 'train_on_everything': .*'momentum'",
     ),
     "option of a rule": (
         {"inner": {"options": {"momentum": 0.9}}},

@@ -11,7 +11,7 @@ import torch
 
 from online_meta.batching import compile
 from online_meta.batching.compile import CompileError, CompileStopped
-from online_meta.batching.plan import ExecutionPlan, signature_of
+from online_meta.batching.plan import ExecutionPlan, Group, signature_of, stack, vmapped
 from online_meta.batching.task_sum import TaskSum
 from online_meta.types import Batch, Meta, MetaGrad, Task
 from tests.support.daemon import wait_for
@@ -111,3 +111,21 @@ def test_a_stopped_compilation_ends_its_compilers(tmp_path: Path, monkeypatch: p
     if fails:
         with pytest.raises(CompileError):
             task_sum.prepare(META, [TASK])
+
+
+def test_recording_and_exporting_a_program_stop_between_operations(tmp_path: Path) -> None:
+    """Large programs take a minute each; what is recorded afterwards is as before."""
+    stacked, weights = stack(Group(PLAN.signature, [TASK, TASK], [1.0, 0.5]), 2, META.weights["w"])
+    calls: list[int] = []
+    program = compile.trace(vmapped(weighted), META, stacked, weights, lambda: calls.append(1) is None)
+    assert len(calls) > 3
+    for allowed in range(0, len(calls), 2):
+        left = iter([True] * allowed)
+        with pytest.raises(CompileStopped):
+            compile.trace(vmapped(weighted), META, stacked, weights, lambda left=left: next(left, False))
+    assert compile.trace(vmapped(weighted), META, stacked, weights).digest == program.digest
+    left = iter([True] * 3)
+    with pytest.raises(CompileStopped):
+        compile.Compilation(program, tmp_path, lambda: next(left, False))
+    assert not list(tmp_path.glob("*.log")), "no compiler was started"
+    assert torch.ones(2).add(1).tolist() == [2.0, 2.0]

@@ -269,3 +269,42 @@ def test_lines_are_durable_before_the_checkpoint_that_follows_them(tmp_path, his
     play(tmp_path, history, 4 if late else 3)
     once = ["rounds.jsonl", "manifest.json", "renamed"]
     assert operations == once * (2 if late else 1)
+
+
+STEPPED = ("train_on_everything", "ftl_fine_tune", "online_reptile")
+"""The baselines that step with an optimizer of their own."""
+
+
+def losses_of(folder, history, **sections):
+    """Return the losses of every learner over three rounds."""
+    regret = {"baselines": STEPPED, **sections.pop("regret", {})}
+    play(folder, history, 3, changed(SETTINGS, regret=regret, **sections))
+    return {name: [line["learners"][name]["loss_after"] for line in lines(folder)] for name in ("ftml", *STEPPED)}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"lr": 0.1}, {"optimizer": "sgd"}, {"clip_norm": 1e-3}, {"schedule": "cosine", "schedule_options": {"rounds": 3}}],
+)
+def test_the_optimizer_of_meta_changes_no_baseline(tmp_path, history, meta):
+    usual, other = losses_of(tmp_path / "usual", history), losses_of(tmp_path / "other", history, meta=meta)
+    for name in STEPPED:
+        assert usual[name] == other[name], name
+    assert usual["ftml"] != other["ftml"]
+
+
+@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("own", [{"lr": 0.1}, {"optimizer": "sgd"}, {"steps": 3}])
+def test_a_baseline_has_options_of_its_own(tmp_path, history, name, own):
+    usual = losses_of(tmp_path / "usual", history)
+    other = losses_of(tmp_path / "other", history, regret={"options": {name: own}})
+    assert {learner for learner in usual if usual[learner] != other[learner]} == {name}
+
+
+def test_baselines_step_with_meta_on_request_and_a_run_keeps_to_its_way(tmp_path, history):
+    old = changed(SETTINGS, regret={"baselines": STEPPED, "baseline_optimizer": "meta"}, meta={"lr": 0.1})
+    whole = losses_of(tmp_path / "whole", history, regret={"baseline_optimizer": "meta"}, meta={"lr": 0.1})
+    assert whole["ftl_fine_tune"] != losses_of(tmp_path / "own", history, meta={"lr": 0.1})["ftl_fine_tune"]
+    play(tmp_path / "cut", history, 2, old)
+    cut = losses_of(tmp_path / "cut", history, meta={"lr": 0.1})  # The configuration says "own" by now.
+    assert cut == whole

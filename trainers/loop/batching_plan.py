@@ -1,5 +1,6 @@
 """Select the execution plans with which each learner sums meta-gradients."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -58,11 +59,14 @@ class PlanSelector:
             by_signature = {path.signature: path for path in known.get(name, ())}
             compiled = {path.signature for path in by_signature.values() if path.batching == "compiled"}
             new = [task for task in tasks if signature_of(task) not in compiled]
-            if not self._stop.is_set():
-                by_signature |= {path.signature: path for path in tuner.find(self._learners[name].engine.meta(), new)}
+            with contextlib.suppress(CompileStopped):  # The run is to end: the known plans will do.
+                by_signature |= {path.signature: path for path in self._search(name, tuner, new)}
             if by_signature:
                 found[name] = tuple(by_signature.values())
         return found
+
+    def _search(self, name: str, tuner: Autotuner, tasks: list[Task]) -> tuple[ExecutionPlan, ...]:
+        return () if self._stop.is_set() else tuner.find(self._learners[name].engine.meta(), tasks)
 
     def follow(self, paths: ExecutionPlans) -> None:
         """Set the execution plans of the learners."""

@@ -21,6 +21,7 @@ from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from trainers.build import LOCAL, build_context, build_learners
+from trainers.checkpoint import read_latest_settings
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
@@ -47,6 +48,7 @@ from trainers.loop.recovery import (
 from trainers.loop.run import Run
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
+from trainers.settings_fingerprint import adopt_recorded_settings
 
 REPORT_SECONDS = 0.5
 
@@ -128,7 +130,7 @@ def open_run(
     _configure_torch(settings.engine.threads)
     reopen = partial(open_run, settings, files, history, measure_after, rank_group, heartbeat)
     kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
-    rank_stats = RankStats()
+    settings, rank_stats = _adopt_recorded(settings, files, rank_group), RankStats()
     timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
     buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
     failures = TaskFailures()
@@ -166,6 +168,12 @@ def _configure_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
+
+
+def _adopt_recorded(settings: TrainerSettings, files: RunFiles, rank_group: RankGroup) -> TrainerSettings:
+    """Return the settings with what the newest checkpoint decides; a collective."""
+    recorded = read_latest_settings(files.checkpoints) if rank_group.is_coordinator else None
+    return adopt_recorded_settings(settings, rank_group.broadcast(recorded))
 
 
 def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:

@@ -83,6 +83,7 @@ def make_settings(label: str, seed: int, chosen: Choice | None = None) -> Traine
         InnerSettings(steps=STEPS, lr=inner),
         MetaSettings(lr=outer, steps_per_round=2, batch=5),
         regret=RegretSettings(
+            baseline_optimizer="meta",
             comparator=(),
             baselines=() if label == MAIN_LEARNER else (label,),
             options={label: options} if options else {},

@@ -76,7 +76,9 @@ def make_settings(label: str, seed: int) -> TrainerSettings:
         ModelSettings("tests.experiments.rainbow.runs:digits_mlp"),
         InnerSettings(steps=5, lr=0.1),
         MetaSettings(lr=1e-3, steps_per_round=STEPS, batch=25),
-        regret=RegretSettings(comparator=(), baselines=others, options=own, prefixes=PREFIXES),
+        regret=RegretSettings(
+            comparator=(), baselines=others, options=own, prefixes=PREFIXES, baseline_optimizer="meta"
+        ),
         engine=EngineSettings(batching="traced"),
         seed=seed,
     )

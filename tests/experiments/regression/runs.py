@@ -120,6 +120,7 @@ def make_settings(entry: Entry, choice: Choice) -> TrainerSettings:
             replay_options=options,
         ),
         regret=RegretSettings(
+            baseline_optimizer="meta",
             comparator=(),
             baselines=baselines,
             options=dict.fromkeys(baselines, choice.options),
