@@ -110,13 +110,13 @@ function modelRegret(context) {
       zero: true,
       format: formatSigned,
       note: explainSigns(own, comparators, rounds),
-      sides: { above: `${own} behind`, below: `${own} ahead` },
+      sides: { above: `${own} lost more`, below: `${own} lost less` },
     },
   );
 }
 
 function explainSigns(own, comparators, rounds) {
-  const negative = `Negative against a baseline: ${own} is ahead of it.`;
+  const negative = `Negative against a baseline: ${own} lost less.`;
   if (comparators.length === 0) return negative;
   const latest = Math.max(...comparators.map((line) => rounds[line.values.findLastIndex((value) => value !== null)]));
   const age = `last computed as of round ${formatCount(latest)}.`;

@@ -40,7 +40,7 @@ function fillLoss({ last, learners }, ledger, own) {
   const mean = describeMean(rounds, charged);
   fill("loss-trend", change === null ? mean : `${mean}; ${describeChange(change)} over the rounds shown`);
   fill("loss-note", last && !last.skipped ? `last task ${describeLosses(last)}` : "");
-  field("loss-trend").dataset.level = change === null || Math.abs(change) < 0.02 ? "" : change < 0 ? "good" : "warn";
+  field("loss-trend").dataset.level = change === null || change < 0.02 ? "" : "warn";
 }
 
 function describeChange(change) {

@@ -63,11 +63,11 @@ def test_regret_is_also_given_in_words(visit: Open) -> None:
     expect(regret).to_contain_text(f"\u2212{ahead:.1f}")
     expect(regret).to_contain_text("estimate, a lower bound, as of round 300")
     note = shown.page.locator('[data-chart="regret"] > .note')
-    expect(note).to_contain_text("Negative against a baseline: FTML is ahead of it.")
+    expect(note).to_contain_text("Negative against a baseline: FTML lost less.")
     expect(note).to_contain_text("upper bound of the true minimum, so the regret shown against it is a lower bound")
     expect(note).to_contain_text("as of round 300")
     shown.page.get_by_text("What am I looking at?").click()
-    expect(shown.page.get_by_text("Negative means that FTML is ahead")).to_be_visible()
+    expect(shown.page.get_by_text("Negative means that FTML lost less")).to_be_visible()
 
 
 def test_a_leading_baseline_is_reported(visit: Open) -> None:
