@@ -79,6 +79,18 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_dropout_and_data_dependent_losses_are_estimated_too": ("recomputed",),
     "test_rematerialisation_needs_memory_of_the_order_of_the_root_of_the_steps": ("rule0-1",),
     "test_rematerialisation_changes_no_bit": ("meta_sgd", "momentum", "sgd"),
+    # Models that are refused, or accepted, with the layer's name: every kind.
+    "test_a_declared_surrogate_is_accepted_under_every_estimator": (
+        "straight-through-exact",
+        "a function that is differentiated once-first_order",
+        "inside another layer-reptile",
+    ),
+    "test_such_models_adapt_like_plain_autograd_and_have_no_problem": ("a float64 buffer", "a frozen bfloat16 body"),
+    "test_the_meta_gradient_over_tasks_is_that_of_the_unrolled_loop": ("loop-inference_mode", "vmap-inference_mode"),
+    "test_stacked_tasks_are_not_broadcast_either": ("loop", "vmap"),
+    "test_every_learner_plays_the_same_game_in_inference_mode": ("aruba", "c_maml", "ftml", "moml"),
+    "test_a_compiled_model_counts_as_the_module_that_it_was_made_from": NONE,
+    "test_a_declared_surrogate_gradient_is_accepted_in_a_configuration": ("exact",),
     # Statistics over many draws, minima that are searched for.
     "test_all_intervals_of_a_run_contain_the_mean_at_once": ("drift",),
     "test_full_batches_reach_the_minimum": NONE,

@@ -128,7 +128,7 @@ def test_batch_norm_with_batch_statistics_is_allowed(cli: Cli, config: Path) -> 
 
 
 @pytest.mark.parametrize("gradient", ["exact", "first_order", "reptile"])
-def test_a_declared_surrogate_gradient_is_accepted_under_every_estimator(cli: Cli, config: Path, gradient: str) -> None:
+def test_a_declared_surrogate_gradient_is_accepted_in_a_configuration(cli: Cli, config: Path, gradient: str) -> None:
     text = config.read_text().replace(BUILD + "\n" + GOOD_ARGS, f'build = "{MODELS}:Rounded"')
     config.write_text(text.replace("[meta]", f'[meta]\ngradient = "{gradient}"'))
     refused = cli("check", config)
