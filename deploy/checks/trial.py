@@ -16,7 +16,7 @@ from online_meta.learners import LearnerContext
 from online_meta.types import Batch, Params, Task
 from streams.types import Rejected
 
-REPEATS = 3
+REPEATS = 10
 """How often a forward pass is measured; the shortest time counts."""
 
 MEASURE_SECONDS = 1.0
@@ -103,6 +103,7 @@ def make_trial(
     assert isinstance(context.inner.loss, ModelLoss)
     if not config.serve.try_tasks:
         return None
+    torch.set_num_threads(config.engine.threads)
     weights = {name: value.detach().cpu() for name, value in context.start.weights.items()}
     small = make_synthetic_task(config.task, torch.device("cpu"))
     try:

@@ -147,7 +147,7 @@ class ServeSettings:
     tls_cert: str | None = None
     tls_key: str | None = None
     try_tasks: bool = True
-    try_seconds: Annotated[float, Gt(0)] = 0.05
+    try_seconds: Annotated[float, Gt(0)] = 0.005
     probes: str | None = None
     limits: Limits = field(default_factory=Limits)
 

@@ -104,6 +104,7 @@ class SourceFacts:
         seconds: since the first failure in a row; 0 without an error.
         silent_seconds: since it last answered; None if its silence means nothing.
         answered: whether it has answered since the daemon started.
+        lost: what its broker deleted before it was read; "" for nothing.
     """
 
     name: str
@@ -111,6 +112,7 @@ class SourceFacts:
     seconds: float = 0.0
     silent_seconds: float | None = None
     answered: bool = True
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -378,6 +380,8 @@ def _judge_source(facts: Facts, source: SourceFacts) -> Check:
     silent, full = source.silent_seconds, facts.pending >= facts.backlog_limit
     if silent is not None and silent > SOURCE_SILENT_SECONDS and not full:
         return Check(name, "warn", f"it has not answered for {_seconds(silent)}", advice, of)
+    if source.lost:
+        return Check(name, "warn", source.lost, "Let the broker keep its entries for longer, then restart.", of)
     return Check(name, "ok", "it answers" if source.answered else "connecting", of=of)
 
 

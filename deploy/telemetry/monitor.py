@@ -295,7 +295,8 @@ class HealthMonitor:
             self._source_ages[name] = (answered, silent, failing)
             error = state.errors[0][1] if state and state.errors else ""
             known = silent if isinstance(source, ReportsLag) else None
-            found.append(SourceFacts(name, error, failing, known, answered is not None))
+            lost = f"its broker deleted {state.lost_entries} entries unread" if state and state.gaps else ""
+            found.append(SourceFacts(name, error, failing, known, answered is not None, lost))
         return tuple(found)
 
     def _count_compared(self) -> int:

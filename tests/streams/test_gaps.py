@@ -13,6 +13,7 @@ import streams.brokers.redis
 from deploy import daemon
 from deploy.commands.status import status_table
 from deploy.server.state import _list_gaps
+from deploy.telemetry.health import SourceFacts, _judge_source
 from deploy.telemetry.prometheus import make_instruments
 from online_meta.types import Task
 from streams.formats import wire
@@ -291,6 +292,13 @@ def test_gaps_are_in_the_metrics_and_in_the_status(broker: Broker, client: Any, 
     text = generate_latest(metrics).decode()
     assert 'online_meta_source_lost_entries_total{source="broker"} 4.0' in text
     assert 'online_meta_source_gaps_total{source="broker"} 1.0' in text
+
+
+def test_the_health_of_a_source_says_what_was_lost() -> None:
+    facts = SimpleNamespace(takes_http=True, pending=0, backlog_limit=10)
+    check = _judge_source(facts, SourceFacts("queue", lost="its broker deleted 3 entries unread"))
+    assert (check.name, check.level, check.evidence) == ("source:queue", "warn", "its broker deleted 3 entries unread")
+    assert _judge_source(facts, SourceFacts("queue")).level == "ok"
 
 
 def test_the_status_command_says_what_was_lost() -> None:

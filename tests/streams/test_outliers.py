@@ -65,6 +65,8 @@ def open_ingest(faulty: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     yield make
     faulty.fault = None
+    if faulty.gate is not None:
+        faulty.gate.set()
     for one in opened:
         one.close()
 

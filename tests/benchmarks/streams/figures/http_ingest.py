@@ -36,6 +36,7 @@ baselines = []
 kind = "http"
 [serve]
 port = {{port}}
+try_tasks = false
 limits = {{{{ backlog = 100_000_000 }}}}
 """
 
