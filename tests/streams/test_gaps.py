@@ -310,7 +310,14 @@ def test_the_status_command_says_what_was_lost() -> None:
     status = {
         "run": "r",
         "state": "idle",
-        "rounds": {"learned": 1, "ingested": 1, "pending": 0, "skipped": 0, "learned_per_second": 0.0},
+        "rounds": {
+            "learned": 1,
+            "ingested": 1,
+            "pending": 0,
+            "skipped": 0,
+            "quarantined": 0,
+            "learned_per_second": 0.0,
+        },
         "last": None,
         "learners": {},
         "regret": {},
