@@ -54,10 +54,8 @@ def status_table(status: dict[str, Any]) -> Table:
         else "none yet"
     )
     table.add_row("last checkpoint", age)
-    for name, gaps in status.get("gaps", {}).items():
-        last = gaps["last"]
-        where = f"the last in {last['where']}, {last['first']} to {last['last']}"
-        table.add_row(f"source {name}", f"LOST {gaps['lost_entries']} entries in {gaps['gaps']} gaps, {where}")
+    for row in gap_rows(status["gaps"]):
+        table.add_row(*row)
     for row in trainer_rows(status["trainer"]):
         table.add_row(*row)
     return table
@@ -98,6 +96,16 @@ def health_rows(health: dict[str, Any]) -> list[tuple[str, str]]:
 def _advise(check: dict[str, Any]) -> str:
     since = datetime.fromtimestamp(check["since"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return f"{check['evidence']}, since {since}\n{check['what_to_do']}"
+
+
+def gap_rows(gaps: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a table row for each source whose broker has deleted entries before they were read."""
+    rows = []
+    for name, found in gaps.items():
+        last = found["last"]
+        where = f"the last in {last['where']}, {last['first']} to {last['last']}"
+        rows.append((f"source {name}", f"LOST {found['lost_entries']} entries in {found['gaps']} gaps, {where}"))
+    return rows
 
 
 def trainer_rows(trainer: dict[str, Any]) -> list[tuple[str, str]]:
