@@ -55,8 +55,9 @@ def test_before_the_first_leader(narrow: tuple[Daemon, list[str]]) -> None:
     weights, adapt, regret, status = narrow[1]
     assert weights == adapt == "503 1 not_ready"
     assert json.loads(regret) == [0, 0, [], [], {}]
-    nothing = {"cumulative_loss": 0.0, "mean_loss_last_100": None, "mean_accuracy_last_100": None}
-    assert json.loads(status) == [None, None, nothing, {}]
+    last, checkpoint, learner, regrets = json.loads(status)
+    assert (last, checkpoint, regrets) == (None, None, {})
+    assert {**learner, **{"cumulative_loss": 0.0, "rounds": 0, "mean_loss_last_100": None}} == learner
 
 
 def test_a_full_backlog_is_reported_until_it_drains(narrow: tuple[Daemon, list[str]]) -> None:

@@ -151,7 +151,8 @@ def test_a_reader_without_write_permission_gets_a_clear_error(make_record: Make)
     )
     with tempfile.TemporaryDirectory() as folder:
         History.open(folder, write=True).close()
-        os.chmod(folder, 0o755)
+        for readable in (Path(folder), *Path(folder).rglob("*")):
+            readable.chmod(0o755)
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=with_path())
     assert "must be writable" in done.stdout, done.stderr
     assert issubclass(HistoryMissing, HistoryError)

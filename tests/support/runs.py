@@ -85,23 +85,26 @@ class Killed(Exception):
 
 
 class KilledAfter(Event):
-    """A stop event that ends the process when it is checked after ``updates`` updates."""
+    """A stop event that ends the process when it is checked after ``updates`` updates of a run."""
 
-    def __init__(self, updates: int) -> None:
+    def __init__(self, run: Run, updates: int) -> None:
         super().__init__()
-        self.left = updates
+        self.run, self.left = run, updates
+        self.seen = (run.round, run.idle_updates)
 
     def is_set(self) -> bool:
+        now = (self.run.round, self.run.idle_updates)
+        self.left -= now != self.seen
+        self.seen = now
         if not self.left:
             raise Killed
-        self.left -= 1
         return super().is_set()
 
 
 def kill(folder: Path, history: History, updates: int, settings: TrainerSettings = SETTINGS) -> None:
     """Play ``updates`` updates and stop without closing the run in order."""
     with contextlib.suppress(Killed), opened(folder, history, settings) as run:
-        play_rounds(run, KilledAfter(updates))
+        play_rounds(run, KilledAfter(run, updates))
         raise AssertionError("there was nothing to play")
 
 
