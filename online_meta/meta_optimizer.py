@@ -178,6 +178,13 @@ def flatten_meta(meta: Meta) -> Params:
     }
 
 
+def order_like(meta: Meta, like: Meta) -> Meta:
+    """Return the meta-parameters with their names in the order of ``like``, which has the same names."""
+    if list(meta.weights) == list(like.weights) and list(meta.rule) == list(like.rule):
+        return meta
+    return Meta({name: meta.weights[name] for name in like.weights}, {name: meta.rule[name] for name in like.rule})
+
+
 def unflatten_meta(parameters: Params) -> Meta:
     """Return the meta-parameters that ``flatten_meta`` flattened."""
     weights = {n.removeprefix("weights."): value for n, value in parameters.items() if n.startswith("weights.")}

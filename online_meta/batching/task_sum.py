@@ -30,6 +30,7 @@ from online_meta.batching.plan import (
     vmapped,
 )
 from online_meta.functional.autodiff import outside_inference_mode
+from online_meta.meta_optimizer import order_like
 from online_meta.replay import ReplaySample
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
@@ -64,6 +65,7 @@ class TaskSum:
         self.should_continue: Callable[[], bool] = always_continue
         self._folder = folder
         self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
+        self._like: Meta | None = None
 
     def follow(self, plans: Iterable[ExecutionPlan]) -> None:
         """Use these plans from now on, in place of all earlier ones."""
@@ -86,6 +88,7 @@ class TaskSum:
             return outside_inference_mode(self.__call__)(meta, tasks, weights)
         total: MetaGrad | None = None
         began = time.perf_counter()
+        meta = self._in_order(meta)
         for group in group_tasks(tasks, weights, self.plans):
             share = self._sum(self.plans.get(group.signature, LOOP_PLAN), meta, group)
             total = share if total is None else add(total, share)
@@ -97,10 +100,17 @@ class TaskSum:
     @outside_inference_mode
     def sum_stacked(self, meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         """Return the weighted sum over tasks that are already stacked along their first dimension."""
+        meta = self._in_order(meta)
         plan = self.plans.get(signature_of(unstack_one(stacked, 0)), LOOP_PLAN)
         if plan.batching == "vmap" or (plan.batching != "loop" and plan.tasks == len(weights)):
             return self._stacked_sum(plan, meta, stacked, weights)(meta, stacked, weights)
         return self(meta, unstack(stacked), weights.tolist())
+
+    def _in_order(self, meta: Meta) -> Meta:
+        """Return the meta-parameters in the order of the first ones: a program takes tensors by position."""
+        if self._like is None:
+            self._like = Meta(*({name: value.new_empty(0) for name, value in part.items()} for part in meta))
+        return order_like(meta, self._like)
 
     def _sum(self, plan: ExecutionPlan, meta: Meta, group: Group) -> MetaGrad:
         if plan.batching == "loop":

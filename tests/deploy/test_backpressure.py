@@ -57,7 +57,7 @@ def test_before_the_first_leader(narrow: tuple[Daemon, list[str]]) -> None:
     assert json.loads(regret) == [0, 0, [], [], {}]
     last, checkpoint, learner, regrets = json.loads(status)
     assert (last, checkpoint, regrets) == (None, None, {})
-    assert {**learner, **{"cumulative_loss": 0.0, "rounds": 0, "mean_loss_last_100": None}} == learner
+    assert {**learner, "cumulative_loss": 0.0, "rounds": 0, "mean_loss_last_100": None} == learner
 
 
 def test_a_full_backlog_is_reported_until_it_drains(narrow: tuple[Daemon, list[str]]) -> None:

@@ -54,6 +54,18 @@ def test_tasks_of_several_shapes_are_grouped_cut_and_padded(mode, name):
     same(total(meta, tasks, weights), loop(gradient, meta, tasks, weights))
 
 
+@pytest.mark.parametrize("mode", BATCHING_MODES[:3])
+def test_the_order_of_the_names_of_weights_does_not_matter(mode):
+    """A program takes tensors by position; meta-parameters from a file have their names in another order."""
+    gradient, meta, task = setting()
+    tasks, weights = [task(0), task(1)], [1.0, 0.5]
+    total = TaskSum(gradient)
+    total.follow([ExecutionPlan(mode, 2, signature_of(tasks[0]))])
+    right = total(meta, tasks, weights)
+    backwards = om.Meta(dict(reversed(meta.weights.items())), dict(reversed(meta.rule.items())))
+    same(total(backwards, tasks, weights), right)
+
+
 def test_compiled_programs_are_right_and_give_the_same_bits_when_reloaded(tmp_path):
     gradient, meta, task = setting(steps=1)
     tasks, weights = [task(k) for k in range(5)], [1.0, 2.0, 0.5, 3.0, 0.1]

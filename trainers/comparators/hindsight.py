@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from online_meta.batching.autotune import Autotuner
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite
 from online_meta.learners import LearnerContext
+from online_meta.meta_optimizer import order_like
 from online_meta.regret.ledger import Comparator, is_finite_loss
 from online_meta.regret.scoring import score_task
 from online_meta.replay import ReplayRequest
@@ -124,7 +125,8 @@ def _list_starts(context: LearnerContext, restarts: int, warm_start: Meta | None
     """Return the starts by name: the run's, the leader if there is one, and random ones."""
     starts = {"0": context.start}
     if warm_start is not None:
-        starts[LEADER] = warm_start
+        # Programs take weights in the order of the run's start; a file does not keep that order.
+        starts[LEADER] = order_like(warm_start, context.start)
     for at in range(1, restarts):
         starts[str(at)] = context.inner.init(context.draw_weights(RESTART_SEED_OFFSET + at))
     return starts
