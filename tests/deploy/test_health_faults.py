@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -19,7 +20,9 @@ import torch
 
 from tests.deploy.conftest import Cli
 from tests.deploy.fill_disk import fill
+from tests.deploy.test_archive import SEALING, count_sealed_only, section
 from tests.deploy.test_start import can_mount
+from tests.support.brokers import Broker
 from tests.support.daemon import (
     ROOT,
     Daemon,
@@ -31,6 +34,8 @@ from tests.support.daemon import (
     wait_for,
     write_sinusoid,
 )
+from tests.support.object_store import running
+from tests.support.proxy import Proxy
 
 Unwell = dict[str, str]
 """The levels of the checks that are not ok."""
@@ -142,12 +147,65 @@ def test_a_killed_and_a_stopped_trainer_turn_its_check_in_every_face(tmp_path: P
         assert daemon.drain() == 0
 
 
+def test_a_hanging_trainer_is_killed_and_restarted(tmp_path: Path) -> None:
+    with running_daemon(write_sinusoid(tmp_path), *ALONE, "engine.timeout_seconds=4") as daemon:
+        daemon.submit(*range(3))
+        daemon.wait_until_learned(3)
+        trainer = daemon.child("trainer")
+        inject(daemon, "trainer stopped for good", ("trainer", "fail"), trainer.suspend, nothing)
+        assert not trainer.is_running()
+        daemon.submit(3)
+        daemon.wait_until_learned(4)
+        assert "has not reported for" in daemon.log.read_text()
+
+
 def test_dead_comparators_turn_their_check(tmp_path: Path) -> None:
     with running_daemon(write_sinusoid(tmp_path)) as daemon:
         daemon.submit(*range(3))
         daemon.wait_until_learned(3)
         kill = lambda: daemon.child("comparators").kill()  # noqa: E731
         inject(daemon, "comparators killed", ("comparators", "warn"), kill, nothing)
+
+
+@pytest.mark.parametrize("kind", ["redis", "kafka"])
+def test_a_broker_that_is_gone_turns_the_check_of_its_source(tmp_path: Path, kind: str) -> None:
+    broker = Broker(kind, tmp_path / "broker")
+    try:
+        broker.make_stream("tasks")
+        options = "".join(f"{name} = {json.dumps(value)}\n" for name, value in broker.options("tasks").items())
+        source = f'[[source]]\nkind = "{kind}"\nname = "queue"\n{options}'
+        with running_daemon(write_sinusoid(tmp_path / "run", source), *ALONE) as daemon:
+            inject(daemon, f"{kind} gone", ("source:queue", "fail"), broker.network.cut, broker.network.heal)
+            ready = daemon.client.get("/readyz?of=ingest")
+            assert ready.status_code == 200
+    finally:
+        broker.close()
+
+
+def test_an_archive_that_is_gone_turns_its_check(tmp_path: Path) -> None:
+    config, archive = write_sinusoid(tmp_path / "folder", SEALING), tmp_path / "folder/run/history/archive"
+    with running_daemon(config, *ALONE) as daemon:
+        daemon.submit(*range(6))
+        daemon.wait_until_learned(6)
+        wait_for("rounds are sealed", lambda: count_sealed_only(archive.parent) == 5)
+        away = archive.with_name("away")
+        inject(
+            daemon,
+            "folder of the archive gone",
+            ("archive", "warn"),
+            lambda: archive.rename(away),
+            lambda: away.rename(archive),
+        )
+    network = Proxy()
+    with running(tmp_path / "s3.log") as server:
+        network.to = httpx.URL(server.endpoint).port
+        options = {"endpoint": f"http://127.0.0.1:{network.port}"}
+        with running_daemon(write_sinusoid(tmp_path / "s3", section(server, **options) + SEALING), *ALONE) as daemon:
+            daemon.submit(*range(6))
+            daemon.wait_until_learned(6)
+            wait_for("rounds are sealed", lambda: count_sealed_only(tmp_path / "s3/run/history") == 5)
+            inject(daemon, "object store gone", ("archive", "warn"), network.swallow, network.heal)
+    network.close()
 
 
 CRASHING = """
