@@ -5,8 +5,11 @@ import logging
 
 import torch
 
+from online_meta.batching.compile import CompileError
+
 log = logging.getLogger(__name__)
 _MACHINE_FAULTS = (
+    CompileError,
     MemoryError,
     OSError,
     torch.OutOfMemoryError,
@@ -19,7 +22,7 @@ _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate m
 def is_task_failure(error: BaseException) -> bool:
     """Return whether an exception that was raised while a model computed on a task is due to the task.
 
-    Memory, device and I/O errors are due to the machine: the same task can succeed on another one, or later.
+    Memory, device, compiler and I/O errors are due to the machine: the same task can succeed on another one, or later.
     """
     if not isinstance(error, Exception) or isinstance(error, _MACHINE_FAULTS):
         return False

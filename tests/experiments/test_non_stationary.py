@@ -72,7 +72,8 @@ def test_the_search_for_the_best_initialisation_starts_from_the_last_leader(tmp_
     still = replace(usual, engine=replace(usual.engine, batching="loop"), regret=replace(usual.regret, dynamic_steps=0))
     *_, last = play_stream(still, MAIN_LEARNER, tasks, tmp_path)
     reached = [score_task(last.learner.inner, last.learner.engine.meta(), task).loss_after for task in tasks]
-    assert find_task_optima(still, tasks, tmp_path).cumulative_loss == pytest.approx(sum(reached))
+    found = find_task_optima(still, tasks, tmp_path).cumulative_loss
+    assert 0.99 * sum(reached) < found <= sum(reached) * (1 + 1e-6), "of a task's starts, the best one counts"
 
 
 def test_a_finished_run_is_loaded(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from threading import Event
 
 import pytest
 
+from online_meta.batching.compile import CompileError
 from online_meta.batching.failures import is_task_failure
 from online_meta.types import Batch, Task
 from streams.history.history import History
@@ -161,6 +162,7 @@ def test_faults_of_the_machine_are_told_from_those_of_tasks():
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("CUDA error: device-side assert triggered"),
+        CompileError("the compiler failed"),
         KeyboardInterrupt(),
     ):
         assert not is_task_failure(error), error
