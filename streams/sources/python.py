@@ -52,9 +52,18 @@ class IteratorSource(NamedTuple):
                 continue
             id, task = (f"{self.name}-{count}", item) if isinstance(item, Task) else _parse_item(item)
             count += 1
-            yield Arrival(id, encode(task), self.name, str(count))
+            yield _make_arrival(id, task, self.name, str(count))
         while True:
             yield None
+
+
+def _make_arrival(id: str, task: Task, name: str, cursor: str) -> Arrival:
+    """Return the arrival of a task; one that cannot be written as tensors is rejected, and the iterator continues."""
+    try:
+        return Arrival(id, encode(task), name, cursor)
+    except Exception as error:  # A user's own types may raise anything.
+        detail = f"item {int(cursor) - 1} is not a task of tensors: {type(error).__name__}: {error}"[:300]
+        return Arrival(id, b"", name, cursor, Rejected("unreadable", detail))
 
 
 def items_after(function: Callable[..., Any], args: dict[str, Any], count: int) -> Iterator[Any]:

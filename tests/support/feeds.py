@@ -12,6 +12,13 @@ calls: list[int] = []
 NOT_A_FUNCTION = 3
 
 
+def with_lists() -> Iterator[Task]:
+    """Yield three tasks; the second one has lists in place of tensors."""
+    for number in range(3):
+        task = make_task(0, number, 5, 5)
+        yield Task(Batch([1.0], [2.0]), task.query) if number == 1 else task  # type: ignore[arg-type]
+
+
 def plain(tasks: int = 5, seed: int = 0) -> Iterator[Task | None]:
     for t in range(tasks):
         if t % 2:
