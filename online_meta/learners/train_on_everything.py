@@ -72,4 +72,5 @@ def build_follower(
         programs=context.programs,
         schedule=context.schedule if make is None else None,
         gather=context.gather,
+        failures=context.failures,
     )
