@@ -100,7 +100,8 @@ def test_a_run_that_compiles_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         daemon.process.send_signal(signal.SIGINT)
         assert daemon.process.wait(200) == 0, daemon.log.read_text()
         assert "stopped compiling after" in daemon.log.read_text()
-    assert not [pid for pid in map(int, started.read_text().split()) if psutil.pid_exists(pid)]
+    compilers = [int(pid) for pid in started.read_text().split()]
+    wait_for("the compilers have ended", lambda: not any(_is_running(pid) for pid in compilers))
     report = check_report(tmp_path / "run")
     assert (report["rounds"], report["checkpoint"]) == (3, 3)
 
@@ -153,3 +154,11 @@ def test_a_report_of_nothing_names_nothing(config: Path) -> None:
     run.mkdir()
     write_report(run, open_view(RunFiles(run), settings.regret), settings)
     assert check_report(run)["checkpoint"] is None
+
+
+def _is_running(pid: int) -> bool:
+    """Return whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

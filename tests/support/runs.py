@@ -84,19 +84,24 @@ class Killed(Exception):
     """Simulates the end of a process that could not clean up."""
 
 
+IDLE_CHECKS = 100
+"""The number of checks without an update after which nothing is left to play."""
+
+
 class KilledAfter(Event):
-    """A stop event that ends the process when it is checked after ``updates`` updates of a run."""
+    """A stop event that ends the process when it is checked after ``updates`` updates of a run, or when it waits."""
 
     def __init__(self, run: Run, updates: int) -> None:
         super().__init__()
         self.run, self.left = run, updates
-        self.seen = (run.round, run.idle_updates)
+        self.seen, self.checks = (run.round, run.idle_updates), 0
 
     def is_set(self) -> bool:
         now = (self.run.round, self.run.idle_updates)
         self.left -= now != self.seen
+        self.checks = self.checks + 1 if now == self.seen else 0
         self.seen = now
-        if not self.left:
+        if not self.left or self.checks > IDLE_CHECKS:
             raise Killed
         return super().is_set()
 
