@@ -31,7 +31,7 @@ class Rejected(Exception):
     Attributes:
         reason: a key of ``REASONS``, also used as a metric label.
         detail: a sentence that explains the rejection.
-        evidence: the numbers behind it, for the dead letter; empty if there are none.
+        evidence: the numbers that led to the rejection, for the dead letter; empty if there are none.
     """
 
     def __init__(self, reason: str, detail: str, evidence: Mapping[str, str | float] | None = None) -> None:

@@ -106,7 +106,7 @@ class ComparatorProcess(NamedTuple):
     heartbeat: HeartbeatWriter
 
     def should_continue(self) -> bool:
-        """Return whether the refresh in progress should go on; comparators call this often."""
+        """Return whether the refresh in progress should continue; comparators call this often."""
         self.heartbeat.beat(PLAYING)
         return not self.stop.is_set()
 

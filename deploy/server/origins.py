@@ -89,7 +89,7 @@ class AllowedHosts:
         self._names = frozenset((*LOOPBACK, _normalise(settings.host), *(host.name for host in configured)))
 
     def refuse(self, scope: Scope) -> Refusal | None:
-        """Return why a request is refused; None if neither a foreign page nor a foreign name is behind it.
+        """Return why a request is refused; None if it comes from no foreign page and names no foreign host.
 
         The header Host must name an allowed host: under a rebound name, a page could read every answer. An Origin must
         be the daemon's own. ``Sec-Fetch-Site: cross-site`` is refused unless the user follows a link to the daemon.

@@ -103,7 +103,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         f'build = "{MODELS}:Squeezed"\nloss = "torch.nn.functional:huber_loss"',
         "Squeezed: the loss (huber_loss) compares element by element, but the output has shape (4,) and the targ",
     ),
-    "loss of all pairs by hand": (
+    "hand-written loss of all pairs": (
         BUILD + "\n" + GOOD_ARGS + '\nloss = "mse"',
         f'build = "{MODELS}:Squeezed"\nloss = "{MODELS}:squared"',
         "Squeezed: the loss compares an output of shape (4,) with targets of shape (4, 1) in all pairs of their s",

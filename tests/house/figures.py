@@ -117,7 +117,7 @@ def python_files(root: Path = ROOT) -> list[Path]:
 
 
 def main() -> None:
-    """Print every figure and the files behind it."""
+    """Print every figure and the files that it counts."""
     known = modules()
     for floor, loose in loose_modules(known).items():
         print(f"{len(loose):3} loose modules of {floor} (at most {MOST_LOOSE_MODULES})")

@@ -17,7 +17,7 @@ def same(found, right):
 @pytest.mark.parametrize("rematerialise", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 2, 7, 9])
 def test_every_point_except_the_last_is_offloaded_once_and_restored(monkeypatch, steps, rematerialise):
-    """Copies stand in for another device: a restored tensor is another tensor with the same bits."""
+    """Copies stand in for another device: a restored tensor is a new tensor with the same bits."""
     given = problem("mlp_tanh")
     inner = om.Inner(om.model_loss(given.module, given.loss), om.rules.momentum(lr=0.05), steps)
     meta, task = inner.init(given.weights()), given.task(1)

@@ -34,7 +34,7 @@ class Server(ABC):
     """A broker that can be started, killed, restarted on the same data, and stopped."""
 
     def __init__(self, folder: Path, seen_port: int | None = None) -> None:
-        """Keep data in ``folder``; ``seen_port`` is the port that clients see, if it is another than the server's."""
+        """Keep data in ``folder``; ``seen_port`` is the port that clients see, if it differs from the server's."""
         self.folder = folder
         self.port = find_steady_port()
         self.seen_port = seen_port or self.port

@@ -33,7 +33,7 @@ LOST_SECONDS = 3 * BEAT_SECONDS
 LAST_CALL_SECONDS = 5.0
 """How long further machines may join after the smallest number is there."""
 STOP_SECONDS = 60.0
-"""How long a machine may take to stop its ranks before the others go on without it."""
+"""How long a machine may take to stop its ranks before the others continue without it."""
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 60.0
 
