@@ -66,10 +66,10 @@ def refresh(
     At most ``dynamic_rounds`` of the rounds since the last refresh are optimised, spread evenly with a random offset;
     the sum of the earlier rounds is kept. For each, L-BFGS starts at ``warm_start`` and at the run's start and uses the
     run's own meta-gradients of its task, for at most ``dynamic_steps``. From the better of the two, the run's optimizer
-    continues in passes of ``dynamic_steps`` steps, in each of which the learning rate falls to 0, until a pass lowers the
-    loss by less than 1 % of that of ``warm_start``; the task has then settled, if the pass was long enough. A task's
-    result is never below its minimum, so the regret is a lower bound if every round was optimised. Rounds that are left
-    out give the standard error.
+    continues in passes of ``dynamic_steps`` steps, in each of which the learning rate falls to 0. It stops when a pass
+    lowers the loss by less than 1 % of that of ``warm_start``; the task has then settled, if the pass was long enough.
+    A task's result is never below its minimum, so the regret is a lower bound if every round was optimised. Rounds that
+    are left out give the standard error.
     """
     before = _restore(request, saved)
     new = range(before.rounds, request.rounds)
