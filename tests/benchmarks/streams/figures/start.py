@@ -15,7 +15,7 @@ from streams.history.history import History
 from streams.sources.sinusoid import make_task
 from streams.types import Record
 from tests.benchmarks.streams.figure import Figure, make_figure
-from tests.support.daemon import free_port, running_daemon, wait_for
+from tests.support.daemon import free_port, running_daemon, sinusoid_config, wait_for
 from trainers.journal.run_files import RunFiles
 from trainers.loop.recovery import start_checkpoint
 from trainers.loop.rounds import open_run
@@ -23,23 +23,12 @@ from trainers.loop.run import close_run
 
 TITLE = "Time from the command to the first response of a daemon (imports included), and its memory at that point"
 FEW, MANY, ROUNDS, TOGETHER = 1_000, 1_000_000, 3, 10_000
-CONFIG = """
-[run]
-path = "{run}"
-[task]
-x_shape = [1]
-y = "real"
-y_shape = [1]
-[model]
-build = "trainers.models:mlp"
-args = {{ inputs = 1, outputs = 1, hidden = [8] }}
-loss = "mse"
+NO_OTHERS = """
 [regret]
 comparator = []
 baselines = []
-[serve]
-port = {port}
 """
+"""Sections of a run in which the leader plays alone."""
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -65,7 +54,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def _build(folder: Path, count: int) -> Path:
     """Create the files of a run that has learned ``count`` small tasks; return its configuration."""
     files, config = RunFiles(folder / str(count)), folder / f"{count}.toml"
-    config.write_text(CONFIG.format(run=files.folder, port=free_port()))
+    config.write_text(sinusoid_config(files.folder, free_port(), sections=NO_OTHERS))
     body = wire.encode(make_task(0, 0, 5, 5))
     with History.open(files.history, write=True) as history:
         for first in range(0, count, TOGETHER):
