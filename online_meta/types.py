@@ -9,11 +9,19 @@ Params = dict[str, Tensor]
 """Parameters under flat dotted names, as ``dict(module.named_parameters())`` gives them."""
 
 
-class Batch(NamedTuple):
-    """n samples: inputs ``x`` of shape (n, ...) and labels or targets ``y`` of shape (n, ...)."""
+Tensors = Tensor | Params
+"""One tensor, or a flat dict of them: what a model is given, returns or is compared with."""
 
-    x: Tensor
-    y: Tensor
+
+class Batch(NamedTuple):
+    """n samples: inputs ``x`` and labels or targets ``y``, each a tensor (n, ...) or a flat dict of such tensors.
+
+    ``weight`` (n,) says how much each sample counts in a loss; 0 is padding, and None counts all alike.
+    """
+
+    x: Tensors
+    y: Tensors
+    weight: Tensor | None = None
 
 
 class Task(NamedTuple):
@@ -47,8 +55,64 @@ class Carry(NamedTuple):
 LossFn = Callable[[Params, Batch], Tensor]
 """The model as a pure function: (parameters, batch) -> scalar loss."""
 
-OutputFn = Callable[[Params, Tensor], Tensor]
-"""The model's prediction: (parameters, x) -> output."""
+OutputFn = Callable[[Params, Tensors], Tensors]
+"""The model as a pure function: (parameters, x) -> output, with the samples along the first dimension."""
+
+
+class Outcome(NamedTuple):
+    """What the output of a model says about a target; see ``online_meta/outcomes``.
+
+    All functions are pure and differentiable in ``output``, which is a tensor (n, ...) or a flat dict of such tensors.
+
+    Attributes:
+        nll: (output, y) -> negative log-likelihood of each row, (n,), in nats, summed over the row's own dimensions.
+            Of an outcome that is no distribution, the row's loss.
+        mean: output -> the expected target, (n, ...).
+        cdf: (output, y) -> P(target <= y) for each entry of y, (n, ...); None if there is none.
+        probabilities: output -> the probabilities of the classes, (n, classes, ...); None if there are none.
+        loss: (output, y) -> the scalar loss; None for the mean of ``nll`` over the rows.
+        pool: (outputs (S, n, ...), weights (S,)) -> the one output (n, ...) that says what the mixture of S outputs
+            says; None to mix by ``nll``.
+    """
+
+    nll: Callable[[Tensors, Tensors], Tensor]
+    mean: Callable[[Tensors], Tensor]
+    cdf: Callable[[Tensors, Tensors], Tensor] | None = None
+    probabilities: Callable[[Tensors], Tensor] | None = None
+    loss: Callable[[Tensors, Tensors], Tensor] | None = None
+    pool: Callable[[Tensors, Tensor], Tensors] | None = None
+
+
+class Component(NamedTuple):
+    """S outputs of one family: ``outputs`` with leading dimensions (S, n) and ``log_weights`` (S,)."""
+
+    outcome: Outcome
+    outputs: Tensors
+    log_weights: Tensor
+
+
+Prediction = tuple[Component, ...]
+"""The mixture of all outputs of all components, whose weights sum to 1; see ``online_meta/prediction.py``."""
+
+State = Params
+"""What a learner publishes: named tensors from which it answers."""
+
+
+class Belief(NamedTuple):
+    """What is believed of a task after adapting: parameters (S, ...) by name, and normalised ``log_weights`` (S,)."""
+
+    params: Params
+    log_weights: Tensor
+
+
+class Seen(NamedTuple):
+    """What a step of the inner loop sees of the support set: the scalar ``loss``, and its gradient by name.
+
+    ``grads`` is empty for a rule that sees the loss alone.
+    """
+
+    loss: Tensor
+    grads: Params
 
 Schedule = Callable[[int], float]
 """Round, from 0 -> the factor of the outer loop's learning rate in that round, in [0, 1]."""
