@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from online_meta.functional.activation_checkpoint import recompute_blocks
+from online_meta.functional.classes import find_right
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward
 from online_meta.functional.guard import (
     CheckedLoss,
@@ -307,10 +308,6 @@ def evaluation_loss(loss: LossFn) -> LossFn:
     return evaluate
 
 
-IGNORED_CLASS = -100
-"""The class of samples and pixels that ``F.cross_entropy`` leaves out."""
-
-
 def accuracy_of(output: OutputFn, *, dim: int | None = None) -> AccuracyFn:
     """Return a function (params, batch) -> classification accuracy, a float64 scalar in [0, 1].
 
@@ -329,29 +326,10 @@ def accuracy_of(output: OutputFn, *, dim: int | None = None) -> AccuracyFn:
     """
 
     def accuracy(params: Params, batch: Batch) -> Tensor:
-        found, y = output(params, batch.x), batch.y
-        over = _class_dimension(found.shape, y, dim)
-        if y.shape == found.shape:
-            y = y.argmax(over)
-        right, counts = found.argmax(over) == y, y != IGNORED_CLASS
-        return (right & counts).to(torch.float64).sum() / counts.sum()
+        right, counts = find_right(output(params, batch.x), batch.y, dim)
+        return right.to(torch.float64).sum() / counts.sum()
 
     return accuracy
-
-
-def _class_dimension(shape: torch.Size, y: Tensor, dim: int | None) -> int:
-    if dim is None and y.shape == shape and y.is_floating_point():
-        return min(1, len(shape) - 1)
-    choices = [1, len(shape) - 1] if dim is None else [dim % max(len(shape), 1)]
-    for choice in choices:
-        if choice < len(shape) and (*shape[:choice], *shape[choice + 1 :]) == tuple(y.shape):
-            return choice
-    if dim is not None and y.shape == shape and y.is_floating_point():
-        return dim
-    raise ValueError(
-        f"the output has shape {tuple(shape)} and y {tuple(y.shape)}: accuracy needs an output (n, classes, ...) and "
-        "classes (n, ...)"
-    )
 
 
 __all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "evaluation_loss", "model_loss", "model_output"]

@@ -17,6 +17,7 @@ REGISTRIES = (
     "online_meta/replay",
     "online_meta/schedules",
     "online_meta/learners",
+    "online_meta/outcomes",
     "online_meta/changepoints/detectors",
     "online_meta/changepoints/likelihoods",
     "streams/sources",
