@@ -17,7 +17,6 @@ from deploy.exits import CONFIG, CommandError
 from online_meta.batching.failures import describe_failure
 from online_meta.functional.model import ModelLoss
 from online_meta.inner import Inner
-from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Batch, Meta, Task
 from streams.history.history import History
 from streams.segmenting.by_leader import LeaderContext
@@ -201,7 +200,7 @@ def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tupl
         inner = build_inner(settings.inner, loss)
     except ValueError as error:
         raise CommandError(CONFIG, f"the model of {folder} cannot be built here: {error}") from error
-    saved = checkpoint.learners[MAIN_LEARNER]
+    saved = checkpoint.learners[checkpoint.leader]
     meta = Meta(
         {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")},
         {name.removeprefix("rule."): value for name, value in saved.items() if name.startswith("rule.")},

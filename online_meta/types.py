@@ -114,6 +114,7 @@ class Seen(NamedTuple):
     loss: Tensor
     grads: Params
 
+
 Schedule = Callable[[int], float]
 """Round, from 0 -> the factor of the outer loop's learning rate in that round, in [0, 1]."""
 
@@ -223,6 +224,16 @@ class Learned(NamedTuple):
 
 class Learner(Protocol):
     """An online learner: each task is first scored with ``score``, then learned with ``learn``."""
+
+    lr_scale: float
+    """The factor of the learning rate in the next meta-steps, in addition to a schedule; initially 1.
+
+    A run sets it after a rollback. A learner without an engine ignores it.
+    """
+
+    @property
+    def engine(self) -> Engine | None:
+        """The holder of its meta-parameters, of several the first one; None if it learns none."""
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         """Adapt to the next round's task and return the query losses; this does not change the learner.

@@ -45,6 +45,11 @@ class Checkpoint(NamedTuple):
     learners: dict[str, Params]
     settings: dict[str, Any]
 
+    @property
+    def leader(self) -> str:
+        """The name of the learner that leads: the first one."""
+        return next(iter(self.learners))
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> float:
     """Write the checkpoint ``folder``/<rounds>; after a kill it is complete or absent.
@@ -168,8 +173,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from the manifest")
-        learners.setdefault(name.split(".")[0], {}).update(load(data))
+        learners.setdefault(_learner_of(name, manifest["format"]), {}).update(load(data))
     return Checkpoint(manifest["rounds"], learners, manifest["settings"])
+
+
+def _learner_of(file: str, version: int) -> str:
+    """Return the name of the learner, which may contain dots, whose tensors are in a file of a checkpoint."""
+    name = file.removesuffix(".safetensors")
+    return name if version == 1 else name.rpartition(".")[0]
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from deploy.processes.child import PR_SET_PDEATHSIG
 from deploy.reports.report import describe_regret, display_name, format_losses, format_mean, summary_table
 from deploy.server.listener import bind
 from online_meta import registry
-from online_meta.regret.ledger import MAIN_LEARNER
 from streams.private_files import private_umask
 from streams.producers import connect, submit
 from streams.types import TaskSource
@@ -300,9 +299,8 @@ def live_table(status: dict[str, Any], pace: float) -> Table:
     table.add_row("pace", f"{pace:.2f} tasks/s, {status['rounds']['pending']} waiting")
     for name, learner in status["learners"].items():
         if learner["mean_loss_last_100"] is not None:
-            label = "FTML" if name == MAIN_LEARNER else display_name(name)
             mean = format_mean(learner["mean_loss_last_100"], learner["rounds_last_100"], "loss {:.3f}")
-            table.add_row(f"{label}, last 100", mean)
+            table.add_row(f"{display_name(name)}, last 100", mean)
     for against, regret in status["regret"].items():
         table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
     return table

@@ -7,7 +7,6 @@ from safetensors.torch import save
 
 from deploy.exits import CONFIG, CommandError
 from deploy.leader import open_checkpoint
-from online_meta.regret.ledger import MAIN_LEARNER
 from streams.atomic_files import replace_file
 from trainers.checkpoint import Checkpoint
 
@@ -30,7 +29,7 @@ def export_bytes(checkpoint: Checkpoint) -> bytes:
 
     Weights have their dotted names; the inner rule's parameters have the prefix ``rule.``.
     """
-    saved = checkpoint.learners[MAIN_LEARNER]
+    saved = checkpoint.learners[checkpoint.leader]
     tensors = {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")}
     tensors |= {name: value for name, value in saved.items() if name.startswith("rule.")}
     return save(tensors, metadata={"round": str(checkpoint.rounds)})

@@ -47,7 +47,7 @@ function render() {
   showLost(page.lost);
   showFigures(status);
   showStatus(status);
-  const names = orderLearners(status.learners, ledger?.learners);
+  const names = orderLearners(status.leader, status.learners, ledger?.learners);
   const kinds = comparatorKinds(status.regret, ledger?.comparators);
   const view = { status, ledger, names, kinds, looks: assignLooks(names, kinds), elapsed: elapsed() };
   fillHeader(status, view.elapsed);

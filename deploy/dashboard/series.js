@@ -12,10 +12,10 @@ export function countRounds(ledger) {
   return { ...ledger, rounds: ledger.rounds.map((round) => round + shift) };
 }
 
-/** Returns all learners' names, the daemon's own first ("ftml", else the first), the rest as configured. */
-export function orderLearners(...sources) {
+/** Returns the names of all learners in the sources: the one that leads first, the rest as configured. */
+export function orderLearners(leader, ...sources) {
   const names = [...new Set(sources.flatMap((source) => Object.keys(source ?? NONE)))];
-  const own = names.includes("ftml") ? "ftml" : names[0];
+  const own = names.includes(leader) ? leader : names[0];
   return own === undefined ? [] : [own, ...names.filter((name) => name !== own)];
 }
 

@@ -21,7 +21,6 @@ from rich.text import Text
 from deploy.config.config import Config
 from deploy.telemetry.run_view import RunView
 from deploy.telemetry.series import regret_series
-from online_meta.regret.ledger import MAIN_LEARNER
 from streams.atomic_files import replace_file
 from trainers.comparators import describe_target, is_exact
 
@@ -48,12 +47,13 @@ def plot_regret(series: dict[str, Any]) -> bytes:
     rounds = np.array(series["rounds"], int) + 1  # Rounds are counted from 1, as on the page.
     kinds = order_comparators(point["kind"] for point in series["comparators"])
     colours = assign_colours(series["learners"], kinds)
+    leader = display_name(series["leader"])
     for name, curves in series["learners"].items():
-        label = name.replace("_", " ") if name != MAIN_LEARNER else "FTML"
+        label = display_name(name)
         losses.plot(rounds, trailing_mean(curves["loss"]), color=colours[name], label=label)
-        if name != MAIN_LEARNER:
+        if "regret" in curves:
             regrets.plot(rounds, curves["regret"], color=colours[name], label=f"against {label}")
-    losses.plot(rounds, trailing_mean(series["loss_before"]), color=MUTED, ls="--", label="FTML before adaptation")
+    losses.plot(rounds, trailing_mean(series["loss_before"]), color=MUTED, ls="--", label=f"{leader} before adaptation")
     for kind, mark in zip(kinds, "osD^v" * 9, strict=False):
         found = [point for point in series["comparators"] if point["kind"] == kind]
         at, values, errors = zip(*((c["as_of_round"], c["regret"], c["standard_error"]) for c in found), strict=True)
@@ -61,7 +61,7 @@ def plot_regret(series: dict[str, Any]) -> bytes:
         style = {"fmt": f"{mark}-", "color": colours[kind], "markersize": 4, "capsize": 2}
         regrets.errorbar(at, values, errors, label=label, **style)
     _label_axes(losses, f"Loss on new tasks (mean of {WINDOW} points)", "query loss")
-    _label_axes(regrets, "Regret: cumulative loss of FTML minus the other's", "regret")
+    _label_axes(regrets, f"Regret: cumulative loss of {leader} minus the other's", "regret")
     regrets.axhline(0, color="#888888", lw=0.8)
     return as_png(figure)
 
@@ -75,7 +75,7 @@ def assign_colours(learners: Iterable[str], comparators: Iterable[str]) -> dict[
     """Return the colour of each learner and comparator, the same as on the page (palette.js).
 
     Args:
-        learners: FTML first, the rest in the order of the configuration.
+        learners: the leading one first, the rest in the order of the configuration.
         comparators: from ``order_comparators``.
     """
     colours = {name: INKS[at % len(INKS)] for at, name in enumerate(learners)}
@@ -142,7 +142,12 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     pages = Environment(loader=PackageLoader("deploy", "templates"), autoescape=select_autoescape())
     kinds = order_comparators(name for name, regret in report["regret"].items() if regret["kind"] != "baseline")
     page = pages.get_template("report.html").render(
-        report=report, folder=folder, verdicts=verdicts(report), colours=assign_colours(report["learners"], kinds)
+        report=report,
+        folder=folder,
+        verdicts=verdicts(report),
+        colours=assign_colours(report["learners"], kinds),
+        leader=find_leading(report),
+        display_name=display_name,
     )
     replace_file(folder / "report.html", page.encode(), durable=False)
     return report
@@ -161,6 +166,7 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
         "quarantined": view.quarantined,
         "leaks": view.leaks(),
         "checkpoint": view.newest_checkpoint(),
+        "leader": view.ledger.leader,
         "learners": view.learners(),
         "regret": view.regret(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),
@@ -169,13 +175,14 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
 
 
 def verdicts(report: dict[str, Any]) -> list[str]:
-    """Return one sentence for each baseline and comparator that compares FTML with it, and one on what is left out.
+    """Return a sentence for each baseline and comparator that compares the leader with it, and one on what is left out.
 
     Args:
         report: result of ``make_report``.
     """
+    leader = find_leading(report)
     sentences = [
-        _compare_with_baseline(against, regret)
+        _compare_with_baseline(leader, against, regret)
         if regret["kind"] == "baseline"
         else _compare_with_comparator(against, regret)
         for against, regret in report["regret"].items()
@@ -183,15 +190,22 @@ def verdicts(report: dict[str, Any]) -> list[str]:
     return [*sentences, *_describe_exceptions(report)]
 
 
-def _compare_with_baseline(against: str, regret: dict[str, Any]) -> str:
+def find_leading(report: dict[str, Any]) -> str:
+    """Return the display name of the learner that leads: the first one in a report."""
+    return display_name(next(iter(report["learners"])))
+
+
+def _compare_with_baseline(leader: str, against: str, regret: dict[str, Any]) -> str:
     name, rounds = display_name(against), regret.get("rounds", regret["as_of_round"])
     per_round = regret["value"] / max(rounds, 1)
     if "verdict" not in regret:  # A report of 0.1.0.
         side = "lower" if per_round < 0 else "higher"
-        return f"The loss of FTML is {abs(per_round):.3f} {side} per round than that of {name}, over {rounds} rounds."
+        return (
+            f"The loss of {leader} is {abs(per_round):.3f} {side} per round than that of {name}, over {rounds} rounds."
+        )
     low, high = (end / max(rounds, 1) for end in regret["interval"] or (0.0, 0.0))
     interval = f" (95 % interval at all times: {low:+.3f} to {high:+.3f})" if regret["interval"] else ""
-    return f"FTML against {name}: {regret['verdict']}. {per_round:+.3f} per round{interval}, over {rounds} rounds."
+    return f"{leader} against {name}: {regret['verdict']}. {per_round:+.3f} per round{interval}, over {rounds} rounds."
 
 
 def _compare_with_comparator(against: str, regret: dict[str, Any]) -> str:
@@ -223,7 +237,7 @@ def _describe_exceptions(report: dict[str, Any]) -> list[str]:
         found.append(f"{report['skipped']} of {report['rounds']} rounds count for no learner.")
     for name, learner in report["learners"].items():
         if learner.get("charged_rounds"):
-            who = "FTML" if name == MAIN_LEARNER else display_name(name)
+            who = display_name(name)
             count = f"{learner['charged_rounds']} of {learner['rounds']}"
             found.append(f"The loss of {who} was not finite in {count} rounds, and is charged at the cap there.")
     if leaks["rounds"]:
@@ -255,8 +269,8 @@ def format_losses(last: dict[str, Any]) -> str:
 
 
 def display_name(name: str) -> str:
-    """Return the name of a learner or comparator with spaces in place of underscores."""
-    return name.replace("_", " ")
+    """Return the name of a learner or comparator with spaces in place of underscores; "ftml" is "FTML"."""
+    return "FTML" if name == "ftml" else name.replace("_", " ")
 
 
 def _version(name: str) -> str | None:
@@ -275,20 +289,21 @@ def summary_table(report: dict[str, Any]) -> Group:
     skipped = f", {report['skipped']} skipped" if report["skipped"] else ""
     table = Table(title=f"{report['rounds']} rounds of the same stream{skipped}", title_justify="left")
     table.add_column("learner")
+    first, leader = next(iter(report["learners"])), find_leading(report)
     columns = (
         "mean loss, last 100",
         "mean accuracy, last 100",
         "cumulative loss",
         "rounds",
-        "regret of FTML",
-        "FTML is",
+        f"regret of {leader}",
+        f"{leader} is",
     )
     for column in columns:
         table.add_column(column, justify="right")
     for name, learner in report["learners"].items():
         regret = report["regret"].get(name, {})
         table.add_row(
-            "[bold]FTML[/]" if name == MAIN_LEARNER else display_name(name),
+            Text(leader, "bold") if name == first else display_name(name),
             format_mean(learner["mean_loss_last_100"], learner.get("rounds_last_100"), "{:.4f}"),
             format_mean(learner["mean_accuracy_last_100"], learner.get("accuracy_rounds_last_100"), "{:.1%}"),
             f"{learner['cumulative_loss']:.2f}",
@@ -298,14 +313,14 @@ def summary_table(report: dict[str, Any]) -> Group:
         )
     for name, regret in report["regret"].items():
         if regret["kind"] != "baseline":
-            ftml_loss = report["learners"][MAIN_LEARNER]["cumulative_loss"]
+            own_loss = report["learners"][first]["cumulative_loss"]
             known = "exact" if regret.get("exact", is_exact(name)) else "estimate"
             label = f"{display_name(name)} ({known}, as of round {regret['as_of_round']})"
             table.add_row(
                 label,
                 "",
                 "",
-                f"{ftml_loss - regret['value']:.2f}" if _covers_all_rounds(report, regret) else "",
+                f"{own_loss - regret['value']:.2f}" if _covers_all_rounds(report, regret) else "",
                 str(regret.get("rounds", "")),
                 f"{regret['value']:+.2f}",
                 "",

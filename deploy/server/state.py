@@ -192,6 +192,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         },
         "last": view.last
         and {k: v for k, v in view.last.items() if k not in ("learners", "steps", "more_steps", "efficiency")},
+        "leader": view.ledger.leader,
         "learners": view.learners(),
         "regret": view.regret(),
         "leaks": view.leaks(),

@@ -16,7 +16,7 @@ from deploy.config.config import Config
 from deploy.telemetry.health import WINDOW_ROUNDS, Check, Facts, ProcessFacts, SourceFacts, WindowFacts
 from deploy.telemetry.process_monitor import PROCESSES, ProcessMonitor, is_descendant
 from deploy.telemetry.run_view import LOSS_BEFORE, QUARANTINED, SKIPPED, SKIPPED_STEPS, STEPS, RunView
-from online_meta.regret.ledger import MAIN_LEARNER, charged_column
+from online_meta.regret.ledger import charged_column
 from streams.history.history import History
 from streams.ingest.ingest import Ingest
 from streams.types import ReportsLag, TaskSource
@@ -309,7 +309,7 @@ class HealthMonitor:
             self._rollback_rounds.append(line["round"])
         recent = sum(round > rounds - WINDOW_ROUNDS for round in self._rollback_rounds)
         if rounds != self._last_rounds:
-            last = self._daemon.view.last_100()
+            last, leader = self._daemon.view.last_100(), self._daemon.view.ledger.leader
             self._last_rounds = rounds
             self._last = WindowFacts(
                 min(rounds, WINDOW_ROUNDS),
@@ -317,9 +317,9 @@ class HealthMonitor:
                 last[STEPS],
                 last[SKIPPED_STEPS],
                 last[LOSS_BEFORE],
-                last[MAIN_LEARNER],
+                last[leader],
                 quarantined=last[QUARANTINED],
-                charged=last[charged_column(MAIN_LEARNER)],
+                charged=last[charged_column(leader)],
             )
         return replace(self._last, rollbacks=recent)
 

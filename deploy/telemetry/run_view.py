@@ -156,11 +156,11 @@ class RunningSumsFile:
         self._rows = Rows(self._rounds, [])
 
 
-LINE_LENGTH, SKIPPED, QUARANTINED = "line length", "skipped", "quarantined"
+LINE_LENGTH, SKIPPED, QUARANTINED = "line length", "skipped rounds", "quarantined rounds"
 STEPS, SKIPPED_STEPS = "meta steps", "skipped steps"
 LOSS_BEFORE, ROUNDS_BEFORE = "loss before", "rounds before"
-CONTENT, DUPLICATES, OVERLAPS, LEAKS = "content", "duplicates", "overlaps", "leaks"
-"""Columns in addition to those of the ledger."""
+CONTENT, DUPLICATES, OVERLAPS, LEAKS = "task content", "duplicate tasks", "overlapping tasks", "leaking tasks"
+"""Columns in addition to those of the ledger; no learner's name has a space."""
 CONTENT_DIGITS = 13
 """The hexadecimal digits of a content digest that ``CONTENT`` has: 52 bits, which a float64 holds exactly."""
 
@@ -249,7 +249,7 @@ class RunView:
 
     Args:
         files: of the run.
-        learners: names of the learners.
+        learners: names of the learners, the leading one first.
         prefixes: lengths of the support set's prefixes after which tasks are scored.
         proficiency: loss or accuracy whose reaching is summed; None for none.
         level_margin: the share of the other's mean loss within which two learners count as level.
@@ -439,8 +439,8 @@ class RunView:
             self.ledger.record(None, extra)
         else:
             charges = {name: one["charged"] for name, one in played.items() if "charged" in one}
-            before = played[MAIN_LEARNER]["loss_before"]
-            extra |= {LOSS_BEFORE: charges[MAIN_LEARNER] if before is None else before, ROUNDS_BEFORE: 1.0}
+            before = played[self.ledger.leader]["loss_before"]
+            extra |= {LOSS_BEFORE: charges[self.ledger.leader] if before is None else before, ROUNDS_BEFORE: 1.0}
             for name in self.ledger.learners:
                 accuracy = played[name]["accuracy"]
                 extra |= {

@@ -15,7 +15,7 @@ from deploy.telemetry.run_view import (
     accuracy_count_column,
     describe_comparator,
 )
-from online_meta.regret.ledger import MAIN_LEARNER, charged_column, difference_columns, rounds_column
+from online_meta.regret.ledger import charged_column, difference_columns, rounds_column
 from online_meta.regret.running_sums import RunningSum
 
 
@@ -30,9 +30,10 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
 
     Returns:
         The answer of ``/v1/regret``. Losses and accuracies are means over a bucket (None where no round counts);
-        ``rounds`` of a learner are those that count in it. Cumulative losses, and the ``regret`` of FTML against a
-        baseline, are those at its end. ``rounds`` has the last round of each bucket. If prefixes of the support set are
-        scored, ``efficiency`` describes them, and the ``efficiency`` of each learner has one value per bucket.
+        ``rounds`` of a learner are those that count in it. Cumulative losses, and the ``regret`` of the ``leader``
+        against a baseline, are those at its end. ``rounds`` has the last round of each bucket. If prefixes of the
+        support set are scored, ``efficiency`` describes them, and the ``efficiency`` of each learner has one value per
+        bucket.
     """
     total = view.learned()
     last = total if end is None else min(end, total)
@@ -59,8 +60,9 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         "rounds": [edge - 1 for edge in edges[1:]],
         "skipped_rounds": _counts(sums[SKIPPED] + sums[QUARANTINED]),
         "loss_before": _means(sums[LOSS_BEFORE], sums[ROUNDS_BEFORE]),
-        "loss_after": learners[MAIN_LEARNER]["loss"],
-        "accuracy": learners[MAIN_LEARNER]["accuracy"],
+        "loss_after": learners[view.ledger.leader]["loss"],
+        "accuracy": learners[view.ledger.leader]["accuracy"],
+        "leader": view.ledger.leader,
         "learners": learners,
         **view.efficiency.describe(),
         "comparators": [
@@ -73,8 +75,8 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
 
 
 def _regret(view: RunView, name: str, start: int, sums: dict[str, NDArray[np.float64]]) -> dict[str, list[float]]:
-    """Return the main learner's regret against a baseline at the end of each bucket."""
-    if name == MAIN_LEARNER:
+    """Return the leading learner's regret against a baseline at the end of each bucket."""
+    if name == view.ledger.leader:
         return {}
     (_, difference, _), before = difference_columns(name), view.ledger.differences(name, start)
     return {"regret": _accumulate(before.total, sums[difference])}

@@ -63,6 +63,7 @@ class AdaptiveRates:
                 f"eps is {constants.eps}, zeta {constants.zeta} and p {constants.p}: all of them must be above 0"
             )
         self.engine = context.engine(Meta(context.start.weights, {}))
+        self.lr_scale = 1.0
         self._context, self._constants = context, constants
         self._inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
         self._schedule = constant() if context.schedule is None else context.schedule
@@ -100,7 +101,7 @@ class AdaptiveRates:
         moved, squares = self._accumulate(found)
         # If the sums overflow, make the loss NaN so that the step is skipped and reported, too.
         loss = found.loss if is_finite(moved, squares) else found.loss * math.nan
-        self.engine.lr_scale = self._schedule(self._round)
+        self.engine.lr_scale = self.lr_scale * self._schedule(self._round)
         weights = self.engine.meta().weights
         report = apply_from_first_rank(self.engine, MetaGrad(loss, Meta({**zeros(weights), **found.displacement}, {})))
         if report.skipped is None:

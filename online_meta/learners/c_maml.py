@@ -67,6 +67,7 @@ class ContinualMaml:
         self.engine = context.engine(context.start)
         self._context, self._options, self._loss = context, options, evaluation_loss(context.inner.loss)
         self._schedule = constant() if context.schedule is None else context.schedule
+        self.lr_scale = 1.0
         self._carried = fast_weights(context.inner, context.start.weights)
         self._round = 0
         self._scored = ScoredTasks()
@@ -109,7 +110,7 @@ class ContinualMaml:
         found = self._context.gradient(self.engine.meta(), task)
         # Use the first rank's values: rounding may differ between machines, but all ranks must decide alike.
         continues, loss = self._context.gather([self._task_continues(task), float(found.loss)])[0]
-        self.engine.lr_scale = self._schedule(self._round) * self._lr_share(loss)
+        self.engine.lr_scale = self.lr_scale * self._schedule(self._round) * self._lr_share(loss)
         report = apply_from_first_rank(self.engine, found)
         if report.skipped is None:
             initial = self._with_carried() if continues else self.engine.meta()

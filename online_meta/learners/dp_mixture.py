@@ -89,6 +89,7 @@ class DirichletProcessMixture:
         _check(options)
         self._context, self._options = context, options
         self._engines = [context.engine(context.start) for _ in range(options.most)]
+        self.lr_scale = 1.0
         self._counts = [0.0] * options.most
         self._round = 0
         self._loss = evaluation_loss(context.inner.loss)
@@ -128,7 +129,7 @@ class DirichletProcessMixture:
         self._scored.take(tasks)
         context, first = self._context, self._round
         for engine in self._engines:
-            engine.lr_scale = self._schedule(first)
+            engine.lr_scale = self.lr_scale * self._schedule(first)
         for task in tasks:
             context.buffer.add(self._round, task)
             self._assign(task)
@@ -150,7 +151,7 @@ class DirichletProcessMixture:
         if not (self._components() and len(available)):
             return ()
         for engine in self._engines:
-            engine.lr_scale = self._schedule(self._round - 1)
+            engine.lr_scale = self.lr_scale * self._schedule(self._round - 1)
         self._sampler.resume_round(self._round - 1, available)
         steps = self._context.steps_per_round
         first = (update + 1) * steps

@@ -15,6 +15,9 @@ class FromScratch:
     It is a baseline of Finn et al., ICML 2019, section 5.
     """
 
+    engine = None
+    lr_scale = 1.0
+
     def __init__(self, context: LearnerContext, steps: int, lr: float) -> None:
         """Start at round 0; each model is trained with ``steps`` steps of Adam at learning rate ``lr``."""
         self._context = context

@@ -41,6 +41,7 @@ class MemoryEfficientLearner:
         self.engine = context.engine(context.start)
         self._context, self._alpha, self._steps = context, alpha, steps
         self._schedule = constant() if context.schedule is None else context.schedule
+        self.lr_scale = 1.0
         self._dual, self._anchor = zeros(context.start), context.start
         self._round = 0
         self._scored = ScoredTasks()
@@ -60,7 +61,7 @@ class MemoryEfficientLearner:
         return ()
 
     def _learn(self, task: Task) -> list[StepReport]:
-        self.engine.lr_scale = self._schedule(self._round)
+        self.engine.lr_scale = self.lr_scale * self._schedule(self._round)
         reports: list[StepReport] = []
         while len(reports) < self._steps and all(report.skipped is None for report in reports):
             reports.append(apply_from_first_rank(self.engine, self._objective_gradient(task)))

@@ -71,7 +71,7 @@ def test_series(call: Callable[..., Any]) -> None:
     assert call("series", "findLonely", [1, None, 2, 3, None, 4]) == [0, 5]
     assert call("series", "relativeChange", [2.0] * 50 + [1.0] * 50) == -0.5
     assert call("series", "relativeChange", [1.0] * 5) is None
-    assert call("series", "orderLearners", {"b": 1, "ftml": 1}, {"a": 1}) == ["ftml", "b", "a"]
+    assert call("series", "orderLearners", "ftml", {"b": 1, "ftml": 1}, {"a": 1}) == ["ftml", "b", "a"]
     regret = {"x": {"kind": "baseline"}, "dynamic": {"kind": "dynamic"}}
     assert call("series", "comparatorKinds", regret, [{"kind": "hindsight"}]) == ["hindsight", "dynamic"]
 

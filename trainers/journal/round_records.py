@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
-from online_meta.regret.ledger import LOSS_CAP, MAIN_LEARNER, charge_for, is_finite_loss
+from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
 from online_meta.regret.scoring import points_needed
 from online_meta.types import Batch, Learned, Score, StepReport, Task
 from trainers.journal.jsonl import Line
@@ -80,15 +80,15 @@ def make_round_records(
 
     Args:
         entries: of the rounds in the history.
-        scores: of each learner, one per round.
-        learned: result of the leader's update.
+        scores: of each learner, one per round; the first learner leads.
+        learned: result of the leading learner's update.
         seconds: duration of the update, which is divided evenly among the rounds.
         support: if prefixes of the support sets were scored, their sizes.
         idle_steps: meta-steps on past rounds before the update; the first record contains them.
         contents: of the rounds' tasks.
         loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
     """
-    lines = []
+    lines, leader = [], next(iter(scores))
     for index, entry in enumerate(entries):
         own = {name: all_scores[index] for name, all_scores in scores.items()}
         last = index == len(entries) - 1
@@ -99,7 +99,7 @@ def make_round_records(
                 "round": entry.round,
                 "id": entry.id,
                 "source": entry.source,
-                **learners[MAIN_LEARNER],
+                **learners[leader],
                 "replayed": len(learned.replayed) if last else 0,
                 "seconds": round(seconds / len(entries), 6),
                 "skipped": None,

@@ -8,11 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from online_meta.batching.failures import is_task_failure
-from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.meta_optimizer import flatten_meta
-from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Learner, Params
-from trainers.build import build_context
+from trainers.build import build_context, build_learners
 from trainers.checkpoint import (
     CheckpointError,
     begin_checkpoint,
@@ -139,20 +136,20 @@ def _is_loadable(files: RunFiles, rounds: int) -> bool:
 
 
 def rollback(run: Run, back_to: int) -> None:
-    """Restore the leader to its state after ``back_to`` rounds and halve its learning rate; a collective.
+    """Restore the leading learner to its state after ``back_to`` rounds and halve its learning rate; a collective.
 
     Args:
         run: to change.
-        back_to: round of a checkpoint, or 0 for the initial meta-parameters.
+        back_to: round of a checkpoint, or 0 for the beginning.
     """
-    leader = run.learners[MAIN_LEARNER]
-    assert isinstance(leader, FollowTheMetaLeader)
+    name = run.leader_name
+    leader = run.learners[name]
     if back_to:
         has_storage = run.rank_group.has_storage
-        saved = load_checkpoint(run.files.checkpoints / str(back_to)).learners[MAIN_LEARNER] if has_storage else None
+        saved = load_checkpoint(run.files.checkpoints / str(back_to)).learners[name] if has_storage else None
         leader.load(_broadcast_saved(run.rank_group, saved), run.round)
-    else:
-        leader.load(flatten_meta(build_context(run.settings, run.buffer).start), run.round)
+    else:  # What one rank has at the beginning, every engine can load.
+        leader.load(build_learners(run.settings, build_context(run.settings, run.buffer))[name].save(), run.round)
     leader.lr_scale /= 2
     if run.journal:
         run.journal.streak.reset()

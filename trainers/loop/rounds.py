@@ -16,8 +16,7 @@ import torch
 
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
-from online_meta.regret.ledger import MAIN_LEARNER
-from online_meta.types import Learned, Score, Task
+from online_meta.types import Learned, Learner, Meta, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from trainers.build import LOCAL, build_context, build_learners
@@ -141,14 +140,14 @@ def open_run(
     if journal and count_deaths:
         note_process_start(journal, rounds)
     rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
-    learners[MAIN_LEARNER].lr_scale = 0.5**rollback_count  # type: ignore[attr-defined]  # FTML has this attribute
+    next(iter(learners.values())).lr_scale = 0.5**rollback_count
     share = -(-settings.meta.batch // rank_group.world)
     return Run(
         settings=settings,
         files=files,
         history=history,
         learners=learners,
-        leader=learners[MAIN_LEARNER].engine.meta,  # type: ignore[attr-defined]  # FTML has an engine
+        leader=partial(_meta_of, next(iter(learners.values())), context.start),
         buffer=buffer,
         plan_selector=PlanSelector(learners, settings.engine, share, files.programs, measure_after),
         rank_group=timed_group,
@@ -162,6 +161,11 @@ def open_run(
         round=rounds,
         last_checkpoint=rounds,
     )
+
+
+def _meta_of(learner: Learner, start: Meta) -> Meta:
+    """Return a learner's meta-parameters, or ``start`` if it learns none."""
+    return start if learner.engine is None else learner.engine.meta()
 
 
 def _configure_torch(threads: int) -> None:
@@ -331,7 +335,7 @@ def play_update(run: Run, available: int) -> None:
     learned = _learn(run, tasks)
     if quarantine_failures(run):
         return
-    run.rank_stats.steps += len(learned[MAIN_LEARNER].steps)
+    run.rank_stats.steps += len(learned[run.leader_name].steps)
     seconds = time.monotonic() - start_time
     run.rank_timeout.observe(seconds)
     if run.rank_timeout.is_ready():
@@ -343,7 +347,7 @@ def play_update(run: Run, available: int) -> None:
         lines = make_round_records(
             entries,
             scores,
-            learned[MAIN_LEARNER],
+            learned[run.leader_name],
             seconds,
             support,
             run.idle_steps,
@@ -390,8 +394,8 @@ def play_idle_update(run: Run) -> None:
         reports = {name: learner.learn_more(run.idle_updates) for name, learner in run.learners.items()}
     if quarantine_failures(run):
         return
-    run.rank_stats.steps += len(reports[MAIN_LEARNER])
-    run.idle_steps += reports[MAIN_LEARNER]
+    run.rank_stats.steps += len(reports[run.leader_name])
+    run.idle_steps += reports[run.leader_name]
     run.idle_updates += 1
 
 

@@ -22,7 +22,8 @@ from trainers.settings import TrainerSettings
 class Run:
     """The state of an open run on one rank.
 
-    Only the coordinator has a ``journal``. ``reopen`` opens the run again at its newest checkpoint; a collective.
+    Only the coordinator has a ``journal``. The first of the ``learners`` leads: a run goes on, or rolls back, by its
+    meta-steps. ``reopen`` opens the run again at its newest checkpoint; a collective.
     """
 
     settings: TrainerSettings
@@ -47,6 +48,11 @@ class Run:
     idle_steps: list[StepReport] = field(default_factory=list)
     idle_updates: int = 0
     """Number of updates on past rounds since the last round; ``idle_steps`` are their meta-steps."""
+
+    @property
+    def leader_name(self) -> str:
+        """The name of the learner that leads: the first one."""
+        return next(iter(self.learners))
 
 
 def close_run(run: Run) -> None:
