@@ -170,12 +170,13 @@ def nll_of(prediction: Prediction, y: Tensors) -> Tensor:
             a loss that is a scalar for all rows.
     """
     parts = pool(prediction)
-    unfit = [part for part in parts if not _is_likelihood(part, y)] if len(_log_weights(parts)) > 1 else []
+    several = len(_log_weights(parts)) > 1
+    unfit = [place for place, part in enumerate(parts, 1) if several and not _is_likelihood(part, y)]
     if unfit and len(parts) > 1:
         raise ValueError(
-            f"a mixture of {len(parts)} kinds of outcomes needs a likelihood of each, but that of component "
-            f"{parts.index(unfit[0]) + 1} is a loss without one: use an outcome in nats, such as gaussian_of_noise in "
-            "place of mse, or a loss that returns the negative log-likelihoods of the rows, (n,)"
+            f"a mixture of {len(parts)} kinds of outcomes needs a likelihood of each, but kind {unfit[0]} is a loss "
+            "without one: use an outcome in nats, such as gaussian_of_noise in place of mse, or a loss that returns "
+            "the negative log-likelihoods of the rows, (n,)"
         )
     rows = [part.outcome.nll(output, y) for part in parts for output in _outputs(part)]
     if len(rows) == 1 or unfit:

@@ -3,12 +3,15 @@
 A file NAME.py defines ``build(**options) -> Outcome``; the registry finds it by its file name. Files whose names begin
 with _ are not entries.
 
-- All options are keyword-only with defaults. ``build`` raises ``ValueError`` for an option out of range.
+- All options are keyword-only with defaults. ``build`` raises ``ValueError`` for an option out of range. With the same
+  options it returns equal outcomes: those of several learners are then one family.
 - An output is a tensor (n, ...) or a flat dict of such tensors: n rows. Every function is pure and twice differentiable
   in the output, keeps its dtype, and works under ``torch.func.vmap``. Row i of a result depends only on row i.
 - ``nll(output, y)`` has shape (n,): the negative log-likelihood of each row in nats, with all constants, summed over
-  the row's own dimensions. So it sums or integrates to 1 over all targets. An outcome that is no distribution has a
+  the row's own dimensions: exp(-nll) sums or integrates to 1 over all targets. An outcome that is no distribution has a
   ``loss``, no ``cdf`` and no ``probabilities``; its ``nll`` is the loss of each row.
+- ``loss(output, y)`` is the mean of ``nll`` over the rows, or over all entries of all rows. It is only needed where the
+  outcome is no distribution, or where some entries do not count.
 - ``mean(output)`` is the expected target. Of classes, it is their probabilities.
 - ``cdf(output, y)`` has the shape of y. Of counts, it is the mid-distribution function P(Y < y) + P(Y = y) / 2.
 - ``probabilities(output)`` has shape (n, classes, ...) and sums to 1 over dimension 1.
@@ -119,8 +122,8 @@ def outcome_of(criterion: Callable[[Tensors, Tensors], Tensor]) -> Outcome:
         known: Outcome = registry.load(sys.modules[__name__], name)()
         if criterion is known.loss:
             return known
+    return Outcome(LossFunction(criterion, per_row=True), _own_mean, loss=LossFunction(criterion))
 
-    def mean(output: Tensors) -> Tensor:
-        return require_tensor("a loss function", output)
 
-    return Outcome(LossFunction(criterion, per_row=True), mean, loss=LossFunction(criterion))
+def _own_mean(output: Tensors) -> Tensor:
+    return require_tensor("a loss function", output)
