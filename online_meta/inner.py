@@ -7,15 +7,15 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from online_meta.functional.autodiff import gradient, outside_inference_mode
+from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
-from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params
+from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params, Seen
 
 
 @dataclass(frozen=True)
 class Inner:
-    """The inner loop phi_0 = fast weights of w, phi_{k+1} = update(phi_k, grad L(phi_k)), ``steps`` times.
+    """The inner loop phi_0 = start(fast weights of w, support), phi_{k+1} = update(phi_k, L(phi_k), grad L(phi_k)).
 
     With ``rules.sgd`` this is MAML (Finn et al., ICML 2017). The random numbers of a ``random`` loss or rule are a
     function of the task and the step.
@@ -28,7 +28,7 @@ class Inner:
             ("head.*",) is ANIL (Raghu et al., ICLR 2020) and ("body.*",) is BOIL (Oh et al., ICLR 2021).
 
     Raises:
-        ValueError: if ``steps`` is negative.
+        ValueError: if ``steps`` is negative, or the rule sees something else than "gradient" or "loss".
     """
 
     loss: LossFn
@@ -37,9 +37,11 @@ class Inner:
     fast: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        """Check the number of steps."""
+        """Check the number of steps and the rule."""
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
+        if self.rule.sees not in ("gradient", "loss"):
+            raise ValueError(f'the rule sees {self.rule.sees!r}: a rule sees the "gradient" or the "loss" alone')
 
     @outside_inference_mode
     def init(self, weights: Params) -> Meta:
@@ -88,19 +90,40 @@ def effective_params(inner: Inner, meta: Meta, phi: Params) -> Params:
 
 
 def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
-    """Return the carry before the first step: phi_0 and the rule's initial state."""
-    with _seeded_if_random(inner, support, INIT_STEP):
-        return inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
+    """Return the carry before the first step: phi_0 and the rule's initial state.
+
+    Raises ``ValueError`` if the rule's ``start`` leaves out a weight that adapts.
+    """
+    fast = fast_weights(inner, meta.weights)
+    with drawing(inner, support, INIT_STEP):
+        carry = inner.rule.start(meta.rule, fast, support)
+    if lost := fast.keys() - carry.phi.keys():
+        raise ValueError(
+            f"the inner rule's start leaves out {', '.join(sorted(lost))}: phi_0 has every weight that adapts, and may "
+            "have further names"
+        )
+    return carry
 
 
-def support_gradient(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Params:
-    """Return grad L(phi) on the support set at inner step ``k``; it can be differentiated again."""
+def see_support(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Seen:
+    """Return what inner step ``k`` sees: the loss L(phi) on the support set, and grad L(phi) if the rule sees it.
 
-    def objective(fast: Params) -> Tensor:
-        return inner.loss(effective_params(inner, meta, fast), support)
+    Both can be differentiated again.
+    """
+    if inner.rule.sees == "loss":
+        return Seen(support_loss(inner, meta, phi, support, k), {})
 
-    with _seeded_if_random(inner, support, k + 1):
-        return gradient(objective, phi)
+    def objective(phi: Params) -> Tensor:
+        return inner.loss(effective_params(inner, meta, phi), support)
+
+    with drawing(inner, support, k + 1):
+        return Seen(*value_and_gradient(objective, phi))
+
+
+def support_loss(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Tensor:
+    """Return the loss L(phi) on the support set at inner step ``k``."""
+    with drawing(inner, support, k + 1):
+        return inner.loss(effective_params(inner, meta, phi), support)
 
 
 def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carry:
@@ -108,13 +131,31 @@ def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carr
 
     ``meta.weights`` needs to hold only the slow weights; the fast ones are read from ``carry``.
     """
-    return apply_update(inner, meta, carry, support_gradient(inner, meta, carry.phi, support, k), support, k)
+    return apply_update(inner, meta, carry, see_support(inner, meta, carry.phi, support, k), support, k)
 
 
-def apply_update(inner: Inner, meta: Meta, carry: Carry, grads: Params, support: Batch, k: int) -> Carry:
-    """Return the carry after the rule's update ``k`` with the gradients ``grads``."""
-    with _seeded_if_random(inner, support, k + 1):
-        return inner.rule.update(meta.rule, carry, grads, k)
+def apply_update(inner: Inner, meta: Meta, carry: Carry, seen: Seen, support: Batch, k: int) -> Carry:
+    """Return the carry after the rule's update ``k``; raise ``ValueError`` if it changes names or shapes."""
+    with drawing(inner, support, k + 1):
+        after = inner.rule.update(meta.rule, carry, seen, k)
+    _require_same_tensors("phi", carry.phi, after.phi, k)
+    _require_same_tensors("the state", carry.state, after.state, k)
+    return after
+
+
+def _require_same_tensors(part: str, before: Params, after: Params, k: int) -> None:
+    if before.keys() != after.keys():
+        changed = ", ".join(sorted(before.keys() ^ after.keys()))
+        raise ValueError(
+            f"the inner rule's update at step {k} adds or leaves out {changed}: {part} keeps the names that it has "
+            "after start"
+        )
+    for name, value in before.items():
+        if after[name].shape != value.shape:
+            raise ValueError(
+                f"the inner rule's update at step {k} changes the shape of {name} from {[*value.shape]} to "
+                f"{[*after[name].shape]}: {part} keeps the shapes that it has after start"
+            )
 
 
 @outside_inference_mode
@@ -129,10 +170,11 @@ def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
     """Return the loss of ``phi`` on the query set, which meta-gradients differentiate."""
-    with _seeded_if_random(inner, query, INIT_STEP):
+    with drawing(inner, query, INIT_STEP):
         return inner.loss(effective_params(inner, meta, phi), query)
 
 
-def _seeded_if_random(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
+def drawing(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
+    """Return the context in which a random rule or loss draws for a batch and a step; it does nothing for others."""
     random = inner.rule.random or getattr(inner.loss, "random", False)
     return seeded(batch, step) if random else nullcontext()

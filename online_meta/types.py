@@ -1,7 +1,7 @@
 """The types shared by all packages: data are named tuples of tensors, behaviour is plain callables and protocols."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -129,20 +129,22 @@ class InnerRule(NamedTuple):
     """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
 
     ``init(weights) -> rule`` returns the rule's initial learned parameters for the weights that adapt;
-    ``start(rule, phi) -> carry`` starts a task: phi_0, made from the weights that adapt, and the rule's state between
-    steps, e.g. momentum;
-    ``update(rule, carry, grads, step) -> carry`` makes one step (``step`` counts from 0);
+    ``start(rule, phi, support) -> carry`` starts a task: phi_0, made from the weights that adapt and the support set,
+    and the rule's state between steps, e.g. momentum. phi_0 may have further tensors under names of their own;
+    ``update(rule, carry, seen, step) -> carry`` makes one step (``step`` counts from 0);
     ``view(rule, weights) -> weights`` returns the weights that the model is called with (a T-net transforms them; most
     rules do not).
     All must be differentiable and must not write to their arguments. ``start`` and ``update`` of a ``random`` rule may
-    draw torch's random numbers, which are seeded with the task and the step.
+    draw torch's random numbers, which are seeded with the task and the step. For a rule that ``sees`` the "loss" alone,
+    no gradient is computed.
     """
 
     init: Callable[[Params], Params]
-    start: Callable[[Params, Params], Carry]
-    update: Callable[[Params, Carry, Params, int], Carry]
+    start: Callable[[Params, Params, Batch], Carry]
+    update: Callable[[Params, Carry, Seen, int], Carry]
     view: Callable[[Params, Params], Params]
     random: bool = False
+    sees: Literal["gradient", "loss"] = "gradient"
 
 
 class StepReport(NamedTuple):

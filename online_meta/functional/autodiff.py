@@ -57,21 +57,23 @@ def is_transformed() -> bool:
     return peek_interpreter_stack() is not None
 
 
-def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
-    """Return d objective / d at, by name.
+def value_and_gradient(objective: Callable[[Params], Tensor], at: Params) -> tuple[Tensor, Params]:
+    """Return objective(at), a scalar, and d objective / d at by name, from one forward and one backward pass.
 
-    The result can be differentiated again if gradients are enabled, and inside a transform.
+    Both can be differentiated again if gradients are enabled, and inside a transform.
     """
     if is_transformed():
-        found: Params = torch.func.grad(objective)(at)
-        return found
+        found: Params
+        value: Tensor
+        found, value = torch.func.grad_and_value(objective)(at)
+        return value, found
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Values that are in a recorded graph stay in it; all others become new leaves.
         at = {n: v if create_graph and v.requires_grad else v.detach().requires_grad_() for n, v in at.items()}
         loss = objective(at)
         if not (at and loss.requires_grad):
-            return {name: torch.zeros_like(value) for name, value in at.items()}
+            return _keep(loss, create_graph), {name: torch.zeros_like(value) for name, value in at.items()}
         # A parameter that the loss does not depend on gets a gradient of zeros.
         # Run the backward pass in this thread, on a GPU too: this thread may hold the (reentrant) lock on torch's
         # random numbers, and recomputed dropout acquires it again.
@@ -79,7 +81,11 @@ def gradient(objective: Callable[[Params], Tensor], at: Params) -> Params:
             grads = torch.autograd.grad(
                 loss, [*at.values()], create_graph=create_graph, allow_unused=True, materialize_grads=True
             )
-    return dict(zip(at, grads, strict=True))
+    return _keep(loss, create_graph), dict(zip(at, grads, strict=True))
+
+
+def _keep(value: Tensor, graph: bool) -> Tensor:
+    return value if graph else value.detach()
 
 
 def vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.autodiff import outside_inference_mode
-from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, support_gradient
+from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, see_support
 from online_meta.learners import LearnerContext
 from online_meta.learners._online_step import apply_from_first_rank, concat_support_query, copy_state, restore_state
 from online_meta.regret.scoring import ScoredTasks, score_task
@@ -116,9 +116,9 @@ class AdaptiveRates:
         with torch.no_grad():
             carry, squares = init_carry(inner, meta, batch), zeros(self._squares)
             for k in range(inner.steps):
-                grads = support_gradient(inner, meta, carry.phi, batch, k)
-                squares = {name: total + grads[name].abs().double().square() for name, total in squares.items()}
-                carry = apply_update(inner, meta, carry, grads, batch, k)
+                seen = see_support(inner, meta, carry.phi, batch, k)
+                squares = {name: total + seen.grads[name].abs().double().square() for name, total in squares.items()}
+                carry = apply_update(inner, meta, carry, seen, batch, k)
             displacement = {name: meta.weights[name] - value for name, value in carry.phi.items()}
             return TrainedTask(query_loss(inner, meta, carry.phi, task.query), displacement, squares)
 

@@ -114,7 +114,8 @@ class ContinualMaml:
         report = apply_from_first_rank(self.engine, found)
         if report.skipped is None:
             initial = self._with_carried() if continues else self.engine.meta()
-            carried = run_inner_loop(self._context.inner, initial, concat_support_query(task)).phi
+            phi = run_inner_loop(self._context.inner, initial, concat_support_query(task)).phi
+            carried = {name: phi[name] for name in self._carried}
             self._carried = carried if is_finite(carried) else self._carried
         self._round += 1
         return report

@@ -1,14 +1,18 @@
 """First-order MAML: treats the inner gradients as constants."""
 
-from online_meta.functional.autodiff import outside_inference_mode
-from online_meta.inner import Inner, apply_update, support_gradient
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from online_meta.functional.autodiff import is_transformed, outside_inference_mode
+from online_meta.inner import Inner, apply_update, see_support, support_loss
 from online_meta.metagrads._adjoint import StepFn, pull_back
-from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Task
+from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Seen, Task
 
 
 def first_order(inner: Inner) -> MetaGradient:
     """Return the estimator that treats every inner gradient g_k = grad L(phi_k) as a constant.
 
+    The loss L(phi_k), if the rule reads it, is not held constant (Andrychowicz et al., NeurIPS 2016, section 2.1).
     For SGD the adjoint passes through the steps unchanged, so the gradient is grad f(phi_K): FOMAML (Finn et
     al., ICML 2017, section 5.2). A rule's own parameters get their first-order gradient too.
 
@@ -21,13 +25,28 @@ def first_order(inner: Inner) -> MetaGradient:
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         def run_step(slow: Meta, carry: Carry, k: int) -> tuple[Carry, StepFn]:
-            constant = support_gradient(inner, slow, carry.phi, task.support, k)
+            seen = see_support(inner, slow, carry.phi, task.support, k)
+            after, uses_loss = _apply_update(inner, slow, carry, seen, task.support, k)
 
             def step_fn(slow: Meta, carry: Carry) -> Carry:
-                return apply_update(inner, slow, carry, constant, task.support, k)
+                loss = support_loss(inner, slow, carry.phi, task.support, k) if uses_loss else seen.loss
+                return apply_update(inner, slow, carry, Seen(loss, seen.grads), task.support, k)
 
-            return step_fn(slow, carry), step_fn
+            return after, step_fn
 
         return pull_back(inner, meta, task, run_step)
 
     return outside_inference_mode(gradient)
+
+
+def _apply_update(inner: Inner, slow: Meta, carry: Carry, seen: Seen, support: Batch, k: int) -> tuple[Carry, bool]:
+    """Return the carry after step ``k``, and whether it may depend on the support loss, which few rules read.
+
+    Inside a transform the answer is always yes: the loss is computed once more, without a backward pass.
+    """
+    if is_transformed():
+        return apply_update(inner, slow, carry, seen, support, k), True
+    with torch.enable_grad():
+        leaf = seen.loss.detach().requires_grad_()
+        after = apply_update(inner, slow, carry, Seen(leaf, seen.grads), support, k)
+    return tree_map(torch.Tensor.detach, after), any(value.requires_grad for value in tree_leaves(after))

@@ -10,7 +10,7 @@ from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.inner import Inner, query_loss, run_inner_loop, slow_weights, step
 from online_meta.metagrads._adjoint import pull_back_through_init
 from online_meta.tree import add, scale, zeros
-from online_meta.types import Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Task
+from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, MetaGradient, Params, Seen, Task
 
 
 def implicit(inner: Inner, *, iterations: int = 20, tolerance: float = 1e-6, damping: float = 0.0) -> MetaGradient:
@@ -113,14 +113,28 @@ def _step_along(start: Params, length: Tensor, direction: Params) -> Params:
 
 
 def _pulls_back(rule: InnerRule) -> bool:
-    """Return whether a step with zero gradient moves towards the start from either side and keeps the state."""
+    """Return whether a step with zero gradient moves towards the start from either side and keeps the state.
+
+    Raises ``ValueError`` if the rule cannot be tried on a small task of its own.
+    """
+    try:
+        return _keeps_pulling_back(rule)
+    except Exception as error:  # A rule that reads its support set may need one of other shapes.
+        raise ValueError(
+            "implicit tries the inner rule on a support set of two rows, x and y of shape (2, 2), and it raised "
+            f"{type(error).__name__}: {error}; use another estimator, exact or first_order"
+        ) from error
+
+
+def _keeps_pulling_back(rule: InnerRule) -> bool:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         weights = {"probe.weight": torch.full((2, 2), 2.0), "probe.bias": torch.full((2,), 2.0)}
         learned = rule.init(weights)
-        phi, state = rule.start(learned, weights)
+        phi, state = rule.start(learned, weights, Batch(torch.ones(2, 2), torch.ones(2, 2)))
+        seen = Seen(torch.zeros(()), tree_map(torch.zeros_like, phi) if rule.sees == "gradient" else {})
         for side in (-1.0, 1.0):
             away = {name: torch.full_like(value, side) for name, value in phi.items()}
-            after = rule.update(learned, Carry(add(phi, away), state), tree_map(torch.zeros_like, phi), 0)
+            after = rule.update(learned, Carry(add(phi, away), state), seen, 0)
             moved = _dot(_minus(after.phi, add(phi, away)), away)
             if not moved < 0 or not all(map(torch.equal, tree_flatten(after.state)[0], tree_flatten(state)[0])):
                 return False

@@ -3,7 +3,7 @@
 import torch
 
 from online_meta.functional.autodiff import outside_inference_mode
-from online_meta.inner import Inner, query_loss, run_inner_loop
+from online_meta.inner import Inner, fast_weights, query_loss, run_inner_loop
 from online_meta.tree import zeros
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
@@ -26,7 +26,7 @@ def reptile(inner: Inner) -> MetaGradient:
         everything = Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
         phi = run_inner_loop(inner, meta, everything).phi
         with torch.no_grad():
-            moved = {name: meta.weights[name] - value for name, value in phi.items()}
+            moved = {name: value - phi[name] for name, value in fast_weights(inner, meta.weights).items()}
             loss = query_loss(inner, meta, phi, task.query)
             return MetaGrad(loss, Meta({**zeros(meta.weights), **moved}, zeros(meta.rule)))
 

@@ -44,7 +44,7 @@ def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
                 total = add(total, share)
             warp = scale(total, 1 / inner.steps)
             if initialisation == "reptile":
-                fast: Params = {name: meta.weights[name] - value for name, value in carry.phi.items()}
+                fast: Params = {n: value - carry.phi[n] for n, value in fast_weights(inner, meta.weights).items()}
             else:
                 fast = fast_weights(inner, first_order(inner)(meta, task).grads.weights)
             weights = {**warp.weights, **fast}

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,8 +15,8 @@ from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.guard import PURE
 from online_meta.functional.intent import Intent
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
-from online_meta.functional.randomness import INIT_STEP, seeded
-from online_meta.inner import Inner, fast_weights, query_loss, run_inner_loop
+from online_meta.functional.randomness import INIT_STEP
+from online_meta.inner import Inner, drawing, fast_weights, query_loss, run_inner_loop
 from online_meta.metagrads.exact import exact
 from online_meta.preflight.diagnosis import (
     explain_error,
@@ -47,7 +46,7 @@ from online_meta.preflight.gradcheck import (
 from online_meta.preflight.layer_trace import LayerCall, LayerTrace, trace_layers
 from online_meta.registry import nearest
 from online_meta.tree import to_float64
-from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Params, Task
+from online_meta.types import Batch, Carry, Meta, MetaGrad, MetaGradient, Params, Seen, Task
 
 MAX_SAMPLES = 8
 
@@ -176,31 +175,27 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
 
 def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
     """Return phi_K with its whole autograd graph."""
-    with _seeded_if_random(inner, support, INIT_STEP):
-        carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights))
+    with drawing(inner, support, INIT_STEP):
+        carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights), support)
     for k in range(inner.steps):
         # Values without a graph, e.g. CAVIA's zeros, become leaves, because the loop differentiates by them.
         named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}
         carry = Carry(named, carry.state)
         loss = _loss(inner, meta, named, support, k + 1)
-        phi = [*named.values()]
+        seen = named if inner.rule.sees == "gradient" else {}
+        phi = [*seen.values()]
         if phi and loss.requires_grad:
             grads = torch.autograd.grad(loss, phi, create_graph=True, allow_unused=True, materialize_grads=True)
         else:
             grads = tuple(torch.zeros_like(value) for value in phi)
-        with _seeded_if_random(inner, support, k + 1):
-            carry = inner.rule.update(meta.rule, carry, dict(zip(named, grads, strict=True)), k)
+        with drawing(inner, support, k + 1):
+            carry = inner.rule.update(meta.rule, carry, Seen(loss, dict(zip(seen, grads, strict=True))), k)
     return carry.phi
 
 
 def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, step: int) -> Tensor:
-    with _seeded_if_random(inner, batch, step):
+    with drawing(inner, batch, step):
         return inner.loss(inner.rule.view(meta.rule, {**meta.weights, **phi}), batch)
-
-
-def _seeded_if_random(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
-    random = inner.rule.random or getattr(inner.loss, "random", False)
-    return seeded(batch, step) if random else nullcontext()
 
 
 PADDING = "the padding row of"

@@ -6,10 +6,14 @@ it by its file name. Files whose names begin with _ are not entries.
 - Every argument has a default, and ``lr`` is the first one, so that a rule can be made from a learning rate alone. The
   function raises ``ValueError`` for an option out of range.
 - ``init(weights)`` returns the rule's learned parameters, a flat dict of tensors, empty if it learns nothing.
-- ``start(rule, phi)`` returns the carry before the first step: phi_0 and the rule's state, a flat dict of tensors.
-- ``update(rule, carry, grads, step)`` returns the carry after a step; ``step`` counts from 0.
-- ``view(rule, weights)`` returns the weights that the model is called with.
-- Weights, phi and views keep their names, shapes and dtypes; a state keeps them over all steps.
+- ``start(rule, phi, support)`` returns the carry before the first step: phi_0 and the rule's state, a flat dict of
+  tensors. phi_0 has all names of ``phi``. It may have more, of shapes that depend on the support set.
+- ``update(rule, carry, seen, step)`` returns the carry after a step; ``step`` counts from 0. ``seen.loss`` is the
+  support loss, and ``seen.grads`` its gradient by all names of phi. For a rule with ``sees="loss"`` no gradient is
+  computed, and ``seen.grads`` is empty.
+- ``view(rule, weights)`` returns the weights that the model is called with. It is given phi and the weights that do not
+  adapt, or the weights alone; it leaves out names that the model does not have.
+- phi and the state keep their names, shapes and dtypes over all steps; a view has those of the weights.
 - All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
   unless the rule is ``random``.
 - Only ``start`` and ``update`` of a rule with ``random=True`` may draw torch's random numbers; the inner loop seeds

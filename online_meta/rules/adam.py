@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Batch, Carry, InnerRule, Params, Seen
 
 
 def adam(lr: float = 0.001, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8) -> InnerRule:
@@ -35,14 +35,14 @@ def adam(lr: float = 0.001, betas: Sequence[float] = (0.9, 0.999), eps: float = 
         raise ValueError(f"eps is {eps}: it is positive, 1e-8 say")
     first, second = betas
 
-    def start(rule: Params, phi: Params) -> Carry:
+    def start(rule: Params, phi: Params, support: Batch) -> Carry:
         return Carry(
             phi, {f"{part}.{name}": torch.zeros_like(w) for part in ("mean", "square") for name, w in phi.items()}
         )
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        state = {f"mean.{n}": first * carry.state[f"mean.{n}"] + (1 - first) * grad for n, grad in grads.items()}
-        for name, grad in grads.items():
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        state = {f"mean.{n}": first * carry.state[f"mean.{n}"] + (1 - first) * grad for n, grad in seen.grads.items()}
+        for name, grad in seen.grads.items():
             state[f"square.{name}"] = second * carry.state[f"square.{name}"] + (1 - second) * grad * grad
         size, unbiased = lr / (1 - first ** (step + 1)), (1 - second ** (step + 1)) ** 0.5
         moved = {

@@ -1,7 +1,7 @@
 """CAVIA: adapt only context parameters, starting from zero for each task."""
 
 from online_meta.tree import zeros
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 
 def cavia(lr: float = 0.01) -> InnerRule:
@@ -23,12 +23,12 @@ def cavia(lr: float = 0.01) -> InnerRule:
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        return Carry({name: phi - lr * grads[name] for name, phi in carry.phi.items()}, carry.state)
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        return Carry({name: phi - lr * seen.grads[name] for name, phi in carry.phi.items()}, carry.state)
 
     return InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: Carry(zeros(phi), {}),
+        start=lambda rule, phi, support: Carry(zeros(phi), {}),
         update=update,
         view=lambda rule, weights: weights,
     )

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 MODES = ("out", "in", "filter")
 
@@ -35,13 +35,13 @@ def meta_curvature(lr: float = 0.01) -> InnerRule:
             for mode, size in zip(MODES, _sizes(weight)[: max(weight.ndim, 1)], strict=False)
         }
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        moved = {name: phi - lr * _transform(rule, name, grads[name]) for name, phi in carry.phi.items()}
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        moved = {name: phi - lr * _transform(rule, name, seen.grads[name]) for name, phi in carry.phi.items()}
         return Carry(moved, carry.state)
 
     return InnerRule(
         init=init,
-        start=lambda rule, phi: Carry(phi, {}),
+        start=lambda rule, phi, support: Carry(phi, {}),
         update=update,
         view=lambda rule, weights: weights,
     )

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 PER = ("parameter", "layer", "layer_and_step")
 
@@ -45,13 +45,13 @@ def meta_sgd(lr: float = 0.01, per: str = "parameter", steps: int = 5) -> InnerR
             return rule[name]
         return rule[_layer(name)][min(step, steps - 1)] if shape else rule[_layer(name)]
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        moved = {name: phi - rate(rule, name, step) * grads[name] for name, phi in carry.phi.items()}
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        moved = {name: phi - rate(rule, name, step) * seen.grads[name] for name, phi in carry.phi.items()}
         return Carry(moved, carry.state)
 
     return InnerRule(
         init=init,
-        start=lambda rule, phi: Carry(phi, {}),
+        start=lambda rule, phi, support: Carry(phi, {}),
         update=update,
         view=lambda rule, weights: weights,
     )

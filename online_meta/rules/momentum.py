@@ -1,7 +1,7 @@
 """Gradient descent with momentum."""
 
 from online_meta.tree import zeros
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 
 def momentum(lr: float = 0.01, momentum: float = 0.9, nesterov: bool = False) -> InnerRule:
@@ -25,14 +25,14 @@ def momentum(lr: float = 0.01, momentum: float = 0.9, nesterov: bool = False) ->
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}: it lies in [0, 1)")
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        velocity = {name: momentum * carry.state[name] + grad for name, grad in grads.items()}
-        along = {name: grad + momentum * velocity[name] for name, grad in grads.items()} if nesterov else velocity
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        velocity = {name: momentum * carry.state[name] + grad for name, grad in seen.grads.items()}
+        along = {name: grad + momentum * velocity[name] for name, grad in seen.grads.items()} if nesterov else velocity
         return Carry({name: phi - lr * along[name] for name, phi in carry.phi.items()}, velocity)
 
     return InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: Carry(phi, zeros(phi)),
+        start=lambda rule, phi, support: Carry(phi, zeros(phi)),
         update=update,
         view=lambda rule, weights: weights,
     )

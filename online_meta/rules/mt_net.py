@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from online_meta.rules.t_net import identities, owner_of, transform
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Batch, Carry, InnerRule, Params, Seen
 
 
 def mt_net(lr: float = 0.01, temperature: float = 1.0, straight_through: bool = False) -> InnerRule:
@@ -38,7 +38,7 @@ def mt_net(lr: float = 0.01, temperature: float = 1.0, straight_through: bool = 
         metric = identities(weights)
         return metric | {f"{name}.logits": weights[name].new_zeros(len(matrix)) for name, matrix in metric.items()}
 
-    def start(rule: Params, phi: Params) -> Carry:
+    def start(rule: Params, phi: Params, support: Batch) -> Carry:
         # The state holds the random draws; each step computes the mask from them, so every step depends on the logits.
         return Carry(phi, {name: _draw(logits) for name, logits in rule.items() if name.endswith(".logits")})
 
@@ -46,13 +46,13 @@ def mt_net(lr: float = 0.01, temperature: float = 1.0, straight_through: bool = 
         soft = torch.sigmoid((rule[name] + state[name]) / temperature)
         return soft + (soft.round() - soft).detach() if straight_through else soft
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
         masks = {name.removesuffix(".logits"): mask(rule, carry.state, name) for name in carry.state}
         moved = {}
         for name, phi in carry.phi.items():
             owner = owner_of(name)
             rows = masks[owner].reshape(-1, *[1] * (phi.ndim - 1)) if owner in masks else 1.0
-            moved[name] = phi - lr * rows * grads[name]
+            moved[name] = phi - lr * rows * seen.grads[name]
         return Carry(moved, carry.state)
 
     return InnerRule(init=init, start=start, update=update, view=transform, random=True)

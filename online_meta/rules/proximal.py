@@ -1,6 +1,6 @@
 """Gradient descent with a proximal term that pulls back to the start: the inner problem of implicit MAML."""
 
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 
 def proximal(lr: float = 0.01, strength: float = 1.0) -> InnerRule:
@@ -24,14 +24,14 @@ def proximal(lr: float = 0.01, strength: float = 1.0) -> InnerRule:
     if not 0 < strength < 2 / lr:
         raise ValueError(f"strength is {strength}: with lr = {lr} it is positive and below 2 / lr = {2 / lr:g}")
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
         start = carry.state
-        moved = {n: phi - lr * (grads[n] + strength * (phi - start[n])) for n, phi in carry.phi.items()}
+        moved = {n: phi - lr * (seen.grads[n] + strength * (phi - start[n])) for n, phi in carry.phi.items()}
         return Carry(moved, start)
 
     return InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: Carry(phi, phi),
+        start=lambda rule, phi, support: Carry(phi, phi),
         update=update,
         view=lambda rule, weights: weights,
     )

@@ -1,6 +1,6 @@
 """Gradient descent, the inner rule of MAML."""
 
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 
 def sgd(lr: float = 0.01) -> InnerRule:
@@ -18,12 +18,12 @@ def sgd(lr: float = 0.01) -> InnerRule:
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        return Carry({name: phi - lr * grads[name] for name, phi in carry.phi.items()}, carry.state)
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        return Carry({name: phi - lr * seen.grads[name] for name, phi in carry.phi.items()}, carry.state)
 
     return InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: Carry(phi, {}),
+        start=lambda rule, phi, support: Carry(phi, {}),
         update=update,
         view=lambda rule, weights: weights,
     )

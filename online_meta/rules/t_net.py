@@ -1,6 +1,6 @@
 """T-net: gradient descent in a meta-learned metric, with one matrix per layer."""
 
-from online_meta.types import Carry, InnerRule, Params
+from online_meta.types import Carry, InnerRule, Params, Seen
 
 
 def t_net(lr: float = 0.01) -> InnerRule:
@@ -23,12 +23,12 @@ def t_net(lr: float = 0.01) -> InnerRule:
     if not lr > 0:
         raise ValueError(f"lr is {lr}: an inner learning rate is positive")
 
-    def update(rule: Params, carry: Carry, grads: Params, step: int) -> Carry:
-        return Carry({name: phi - lr * grads[name] for name, phi in carry.phi.items()}, carry.state)
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        return Carry({name: phi - lr * seen.grads[name] for name, phi in carry.phi.items()}, carry.state)
 
     return InnerRule(
         init=identities,
-        start=lambda rule, phi: Carry(phi, {}),
+        start=lambda rule, phi, support: Carry(phi, {}),
         update=update,
         view=transform,
     )

@@ -12,15 +12,22 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 import online_meta as om
 from online_meta import registry
 from online_meta.functional.randomness import INIT_STEP, seeded
-from online_meta.inner import fast_weights, init_carry, support_gradient
+from online_meta.inner import fast_weights, init_carry, see_support
 from online_meta.testing import learned_rules
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.problems import EVERY as EVERY_MODEL
 from online_meta.testing.problems import problem
 from online_meta.testing.unrolled import Loop
+from online_meta.types import Seen
 
 RULES = {name: registry.load(om.rules, name) for name in registry.names(om.rules)}
-EVERY = {**RULES, "seam_whole": learned_rules.whole_seam}
+EVERY = {
+    **RULES,
+    "seam_whole": learned_rules.whole_seam,
+    "seam_support": learned_rules.reads_the_support,
+    "seam_loss": learned_rules.reads_the_loss,
+    "seam_loss_alone": learned_rules.sees_the_loss_alone,
+}
 RANDOM = {name for name, make in EVERY.items() if make().random}
 """Seeded by the bytes of a task, which ``vmap`` does not show: such rules are run in a loop."""
 FAST = [("*",), ("head.*",)]
@@ -28,6 +35,8 @@ PROBLEMS = ["mlp_tanh", "conv_batch_norm"]
 FORGETFUL = {RULES["cavia"]}
 """Start from zeros whatever the weights are: if all of them adapt, there is no meta-gradient; and if there are as many
 samples of each class, as in ``conv_batch_norm``, not even a gradient is left at a network of zeros."""
+BLIND = {make for make in EVERY.values() if make().sees == "loss"}
+"""See no gradient: they need not descend, and their first-order gradient is the exact one."""
 
 every_rule = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
 vectorised = pytest.mark.parametrize(
@@ -60,6 +69,12 @@ def is_like(found, right):
         assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype), name
 
 
+def what_is_seen(rule, phi):
+    """Return what a step of the rule could see: a loss, and a gradient in the shapes of phi."""
+    loss = torch.ones((), dtype=next(iter(phi.values())).dtype)
+    return Seen(loss, {} if rule.sees == "loss" else dict(phi))
+
+
 @own_rule
 def test_a_rule_is_made_of_a_learning_rate_alone(make):
     assert isinstance(make(), om.types.InnerRule)
@@ -81,10 +96,11 @@ def test_init_start_and_view_keep_names_shapes_and_dtypes(make, fast):
         assert {value.dtype for value in learned.values()} <= {dtype}
         assert all(torch.isfinite(value).all() for value in learned.values())
         is_like(rule.view(learned, weights), weights)
-        before = rule.start(learned, phi)
-        after = rule.update(learned, before, phi, 0)
-        is_like(before.phi, phi)
-        is_like(after.phi, phi)
+        support = problem("mlp_tanh").task().support
+        before = rule.start(learned, phi, support._replace(x=support.x.to(dtype), y=support.y.to(dtype)))
+        after = rule.update(learned, before, what_is_seen(rule, before.phi), 0)
+        is_like({name: before.phi[name] for name in phi}, phi)
+        is_like(after.phi, before.phi)
         is_like(after.state, before.state)
 
 
@@ -92,15 +108,15 @@ def test_init_start_and_view_keep_names_shapes_and_dtypes(make, fast):
 def test_the_four_functions_are_pure(make):
     _, inner, meta, task = setting("mlp_tanh", make())
     carry = init_carry(inner, meta, task.support)
-    grads = support_gradient(inner, meta, carry.phi, task.support, 0)
+    seen = see_support(inner, meta, carry.phi, task.support, 0)
     drawing = partial(seeded, task.support, INIT_STEP) if inner.rule.random else nullcontext
     calls = {
         "init": lambda: inner.rule.init(meta.weights),
-        "start": lambda: inner.rule.start(meta.rule, carry.phi),
-        "update": lambda: inner.rule.update(meta.rule, carry, grads, 1),
+        "start": lambda: inner.rule.start(meta.rule, meta.weights, task.support),
+        "update": lambda: inner.rule.update(meta.rule, carry, seen, 1),
         "view": lambda: inner.rule.view(meta.rule, meta.weights),
     }
-    given = tree_leaves((meta, carry, grads))
+    given = tree_leaves((meta, carry, seen))
     before = [(value._version, value.clone()) for value in given]
     for name, call in calls.items():
         with drawing():
@@ -178,6 +194,8 @@ def test_tasks_can_be_vectorised(make, name):
 @every_fast
 @every_rule
 def test_small_steps_reduce_the_support_loss(make, fast, name):
+    if make in BLIND:
+        return
     given, inner, _, task = setting(name, make(lr=1e-3), 1, fast)
     meta = inner.init(given.weights())
     still = make in FORGETFUL and fast == ("*",) and name == "conv_batch_norm"
@@ -201,7 +219,9 @@ def test_what_a_rule_learns_does_something(make):
 def test_the_first_order_gradient_is_not_the_exact_one(make, fast):
     _, inner, meta, task = setting("mlp_tanh", make(lr=0.05), 4, fast)
     found, exact = (gradient(inner)(meta, task).grads for gradient in (om.first_order, om.exact))
-    if make in FORGETFUL and fast == ("*",):
+    if make in BLIND:
+        assert relative_error(found.weights, exact.weights) < 1e-12
+    elif make in FORGETFUL and fast == ("*",):
         assert not any(grad.any() for grad in [*found.weights.values(), *exact.weights.values()])
     else:
         assert relative_error(found.weights, exact.weights) > 1e-3
@@ -223,3 +243,82 @@ def test_a_random_rule_draws_for_each_task_and_always_the_same(name):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not any(torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+def count_backward_passes(monkeypatch, work):
+    """Return how often ``work`` asks torch for gradients."""
+    calls = []
+    plain = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs))
+    work()
+    monkeypatch.undo()
+    return len(calls)
+
+
+@every_rule
+def test_a_rule_that_sees_the_loss_alone_costs_no_backward_pass(make, monkeypatch):
+    _, inner, meta, task = setting("mlp_tanh", make(), 4)
+    blind = make in BLIND
+    assert count_backward_passes(monkeypatch, lambda: inner.adapt(meta, task.support)) == (0 if blind else 4)
+    # One pass for the query loss and one for each step; a gradient that is differentiated again is one more.
+    passes = count_backward_passes(monkeypatch, lambda: om.exact(inner)(meta, task))
+    assert passes <= 6 if blind else passes > 8
+
+
+def test_the_first_order_gradient_passes_through_the_loss():
+    """Andrychowicz et al. (2016) hold the gradients constant that an optimizer is given, not the loss."""
+    given, inner, meta, task = setting("mlp_tanh", learned_rules.reads_the_loss(lr=0.1), 4)
+    held = inner.rule._replace(
+        update=lambda rule, carry, seen, step: inner.rule.update(
+            rule, carry, Seen(seen.loss.detach(), seen.grads), step
+        )
+    )
+    found = om.first_order(inner)(meta, task).grads.weights
+    right = Loop(given.module, given.loss, inner.rule, 4, ("*",)).gradient(meta, task, constant_gradients=True)
+    assert_close(found, right.grads.weights, 1e-10)
+    assert relative_error(om.first_order(replace(inner, rule=held))(meta, task).grads.weights, found) > 1e-3
+
+
+def test_phi_may_have_names_of_its_own_and_keeps_them():
+    _, inner, meta, task = setting("mlp_tanh", learned_rules.reads_the_support())
+    carry = init_carry(inner, meta, task.support)
+    assert carry.phi.keys() == meta.weights.keys() | {learned_rules.CONTEXT}
+    assert carry.phi[learned_rules.CONTEXT].shape == (len(task.support.x),)
+    assert inner.adapt(meta, task.support).keys() == meta.weights.keys()
+
+
+def broken(start=None, update=None):
+    """Return gradient descent whose ``start`` or ``update`` changes the phi that it returns."""
+    plain = om.rules.sgd()
+
+    def changed(change, carry):
+        return carry._replace(phi=change(carry.phi)) if change else carry
+
+    return plain._replace(
+        start=lambda *given: changed(start, plain.start(*given)),
+        update=lambda *given: changed(update, plain.update(*given)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (broken(start=lambda phi: {"head.bias": phi["head.bias"]}), "start leaves out body.0.bias, body.0.weight, .*"),
+        (broken(update=lambda phi: {}), "update at step 0 adds or leaves out body.0.bias, .*"),
+        (broken(update=lambda phi: {**phi, "more": phi["head.bias"]}), "update at step 0 adds or leaves out more"),
+        (
+            broken(update=lambda phi: {**phi, "head.bias": phi["head.bias"][:1]}),
+            r"update at step 0 changes the shape of head.bias from \[2\] to \[1\]",
+        ),
+    ],
+    ids=["start_loses", "update_loses", "update_adds", "update_reshapes"],
+)
+def test_a_rule_that_does_not_keep_names_and_shapes_is_refused(rule, message):
+    _, inner, meta, task = setting("mlp_tanh", rule, 1)
+    with pytest.raises(ValueError, match=message):
+        inner.adapt(meta, task.support)
+
+
+def test_a_rule_sees_a_gradient_or_a_loss():
+    with pytest.raises(ValueError, match="the rule sees 'hessian'"):
+        om.Inner(lambda params, batch: params["w"].sum(), om.rules.sgd()._replace(sees="hessian"))

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.testing.oracle import CRITERIA
-from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Task
+from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Seen, Task
 
 
 class Loop:
@@ -48,7 +48,7 @@ class Loop:
     def _carries(self, meta: Meta, support: Batch, constant_gradients: bool) -> Iterator[Carry]:
         phi = {name: w for name, w in meta.weights.items() if any(fnmatchcase(name, glob) for glob in self.fast)}
         with seeded(support, INIT_STEP):  # what a random rule draws is part of what it is given
-            carry = self.rule.start(meta.rule, phi)
+            carry = self.rule.start(meta.rule, phi, support)
         # A rule may start from weights that are no function of the given ones; gradients are taken there all the same.
         started = {
             n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()
@@ -57,9 +57,13 @@ class Loop:
         yield carry
         for k in range(self.steps):
             loss = self._loss(meta, carry.phi, support, k + 1)
-            grads = torch.autograd.grad(loss, list(carry.phi.values()), create_graph=True)
-            kept = [grad.detach() if constant_gradients else grad for grad in grads]
-            carry = self.rule.update(meta.rule, carry, dict(zip(carry.phi, kept, strict=True)), k)
+            grads = {}
+            if self.rule.sees == "gradient":
+                found = torch.autograd.grad(loss, list(carry.phi.values()), create_graph=True, materialize_grads=True)
+                grads = dict(zip(carry.phi, found, strict=True))
+            if constant_gradients:
+                grads = {name: grad.detach() for name, grad in grads.items()}
+            carry = self.rule.update(meta.rule, carry, Seen(loss, grads), k)
             yield carry
 
     def _loss(self, meta: Meta, phi: Params, batch: Batch, draw: int) -> Tensor:

@@ -261,8 +261,8 @@ def test_a_learner_can_be_built_from_the_public_names_alone():
 def test_the_parameters_of_the_rule_are_learned_too():
     """For a rule with a learned step size, w and lr follow the gradient of one function of both."""
 
-    def update(rule, carry, grads, step):
-        return carry._replace(phi={name: phi - rule["lr"] * grads[name] for name, phi in carry.phi.items()})
+    def update(rule, carry, seen, step):
+        return carry._replace(phi={name: phi - rule["lr"] * seen.grads[name] for name, phi in carry.phi.items()})
 
     rule = om.rules.sgd()._replace(init=lambda w: {"lr": torch.tensor(LR, dtype=torch.float64)}, update=update)
     inner = om.Inner(om.model_loss(net(), "mse"), rule, STEPS)

@@ -164,9 +164,9 @@ def decay(lr=0.1):
     """Return descent with weight decay: it pulls to zero, not to the start."""
     return om.types.InnerRule(
         init=lambda weights: {},
-        start=lambda rule, phi: Carry(phi, {}),
-        update=lambda rule, carry, grads, step: Carry(
-            {n: w - lr * (grads[n] + 0.5 * w) for n, w in carry.phi.items()}, {}
+        start=lambda rule, phi, support: Carry(phi, {}),
+        update=lambda rule, carry, seen, step: Carry(
+            {n: w - lr * (seen.grads[n] + 0.5 * w) for n, w in carry.phi.items()}, {}
         ),
         view=lambda rule, weights: weights,
     )
@@ -176,8 +176,8 @@ def pulled_by_a_moving_average(lr=0.1):
     """Return a rule that pulls to a moving average of the weights, which moves away from the start."""
     plain = om.rules.proximal(lr=lr)
 
-    def update(rule, carry, grads, step):
-        after = plain.update(rule, carry, grads, step).phi
+    def update(rule, carry, seen, step):
+        after = plain.update(rule, carry, seen, step).phi
         return Carry(after, {n: 0.9 * s + 0.1 * after[n] for n, s in carry.state.items()})
 
     return plain._replace(update=update)

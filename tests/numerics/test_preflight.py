@@ -101,8 +101,8 @@ def test_a_loss_without_layers_is_checked_too():
 
 
 def test_a_rule_that_detaches_gradients_is_found():
-    def update(rule, carry, grads, step):
-        return carry._replace(phi={n: w - 0.1 * grads[n].detach() for n, w in carry.phi.items()})
+    def update(rule, carry, seen, step):
+        return carry._replace(phi={n: w - 0.1 * seen.grads[n].detach() for n, w in carry.phi.items()})
 
     module = plain()
     inner = om.Inner(om.model_loss(module, "mse"), om.rules.sgd()._replace(update=update), 2)

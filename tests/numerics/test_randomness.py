@@ -8,7 +8,7 @@ from torch import nn
 
 import online_meta as om
 from online_meta.functional.randomness import seeded
-from online_meta.inner import init_carry, query_loss, support_gradient
+from online_meta.inner import init_carry, query_loss, see_support
 from online_meta.regret.scoring import score_task
 from tests.numerics.problems import RANDOM, problem, regression_task
 
@@ -90,7 +90,7 @@ def test_torchs_global_generator_is_left_unchanged(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     carry = init_carry(inner, meta, task.support)
-    support_gradient(inner, meta, carry.phi, task.support, 0)
+    see_support(inner, meta, carry.phi, task.support, 0)
     for gradient in (om.exact, om.first_order, om.reptile, om.supervised):
         gradient(inner)(meta, task)
     score_task(inner, meta, task)

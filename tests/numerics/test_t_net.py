@@ -136,7 +136,7 @@ def test_the_noise_is_the_difference_of_two_gumbel_variables():
     weights = {"head.weight": torch.zeros(20000, 1)}
     rule = om.rules.mt_net()
     logits = {"head.weight.logits": torch.zeros(200_000, dtype=torch.float64)}
-    (draws,) = rule.start(logits, weights).state.values()
+    (draws,) = rule.start(logits, weights, None).state.values()
     levels = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0], dtype=torch.float64)
     below = (draws[:, None] < levels).double().mean(0)
     torch.testing.assert_close(below, torch.sigmoid(levels), rtol=0, atol=5e-3)  # the logistic distribution

@@ -14,7 +14,7 @@ from online_meta.metagrads.warp_grad import warp_grad
 from online_meta.testing.compare import assert_close, flat, relative_error
 from online_meta.testing.learned_rules import whole_seam
 from online_meta.testing.oracle import CRITERIA, central_difference
-from online_meta.types import Carry
+from online_meta.types import Carry, Seen
 from tests.numerics.problems import problem
 from tests.numerics.reference_loop import join_parts, shifted
 
@@ -52,7 +52,7 @@ def reference(given, inner, meta, task):
         return CRITERIA[given.loss](functional_call(given.module, weights, (batch.x,)), batch.y)
 
     with seeded(task.support, INIT_STEP):
-        carry = rule.start(meta.rule, {name: meta.weights[name] for name in adapts})
+        carry = rule.start(meta.rule, {name: meta.weights[name] for name in adapts}, task.support)
     total = {}
     for k in range(inner.steps):
         slow = {n: w.clone().requires_grad_() for n, w in meta.weights.items() if n not in adapts}
@@ -61,7 +61,7 @@ def reference(given, inner, meta, task):
         support_loss = loss_of(rule.view(learned, {**slow, **phi}), task.support)
         grads = torch.autograd.grad(support_loss, [*phi.values()], create_graph=True)
         constant = Carry(detached(phi), detached(carry.state))
-        carry = rule.update(learned, constant, dict(zip(phi, grads, strict=True)), k)
+        carry = rule.update(learned, constant, Seen(support_loss, dict(zip(phi, grads, strict=True))), k)
         loss = loss_of(rule.view(learned, {**slow, **carry.phi}), task.query)
         omega = join_parts(om.Meta(slow, learned))
         shares = torch.autograd.grad(loss, [*omega.values()], materialize_grads=True) if omega else ()
