@@ -1,6 +1,7 @@
 """The inner loop: adapt meta-parameters to one task."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
+from online_meta.functional.keyed import Role, keyed
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
 from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params, Seen
@@ -26,15 +28,17 @@ class Inner:
         steps: the number of inner steps K, at least 0.
         fast: globs of the names of the weights that adapt. ("*",) adapts all; with a model of parts "body" and "head",
             ("head.*",) is ANIL (Raghu et al., ICLR 2020) and ("body.*",) is BOIL (Oh et al., ICLR 2021).
+        seed: of the numbers that a ``"keyed"`` rule or loss draws.
 
     Raises:
-        ValueError: if ``steps`` is negative, or the rule sees something else than "gradient" or "loss".
+        ValueError: if ``steps`` is negative, or a field of the rule has none of its values.
     """
 
     loss: LossFn
     rule: InnerRule
     steps: int = 5
     fast: tuple[str, ...] = ("*",)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the number of steps and the rule."""
@@ -42,6 +46,8 @@ class Inner:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
         if self.rule.sees not in ("gradient", "loss"):
             raise ValueError(f'the rule sees {self.rule.sees!r}: a rule sees the "gradient" or the "loss" alone')
+        if self.rule.random not in (True, False, "keyed"):
+            raise ValueError(f'the rule\'s random is {self.rule.random!r}: it is True, False or "keyed"')
 
     @outside_inference_mode
     def init(self, weights: Params) -> Meta:
@@ -95,7 +101,7 @@ def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
     Raises ``ValueError`` if the rule's ``start`` leaves out a weight that adapts.
     """
     fast = fast_weights(inner, meta.weights)
-    with drawing(inner, support, INIT_STEP):
+    with drawing(inner, support, INIT_STEP, "begin"):
         carry = inner.rule.start(meta.rule, fast, support)
     if lost := fast.keys() - carry.phi.keys():
         raise ValueError(
@@ -116,13 +122,13 @@ def see_support(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -
     def objective(phi: Params) -> Tensor:
         return inner.loss(effective_params(inner, meta, phi), support)
 
-    with drawing(inner, support, k + 1):
+    with drawing(inner, support, k + 1, "step"):
         return Seen(*value_and_gradient(objective, phi))
 
 
 def support_loss(inner: Inner, meta: Meta, phi: Params, support: Batch, k: int) -> Tensor:
     """Return the loss L(phi) on the support set at inner step ``k``."""
-    with drawing(inner, support, k + 1):
+    with drawing(inner, support, k + 1, "step"):
         return inner.loss(effective_params(inner, meta, phi), support)
 
 
@@ -136,7 +142,7 @@ def step(inner: Inner, meta: Meta, carry: Carry, support: Batch, k: int) -> Carr
 
 def apply_update(inner: Inner, meta: Meta, carry: Carry, seen: Seen, support: Batch, k: int) -> Carry:
     """Return the carry after the rule's update ``k``; raise ``ValueError`` if it changes names or shapes."""
-    with drawing(inner, support, k + 1):
+    with drawing(inner, support, k + 1, "update"):
         after = inner.rule.update(meta.rule, carry, seen, k)
     _require_same_tensors("phi", carry.phi, after.phi, k)
     _require_same_tensors("the state", carry.state, after.state, k)
@@ -170,11 +176,16 @@ def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
     """Return the loss of ``phi`` on the query set, which meta-gradients differentiate."""
-    with drawing(inner, query, INIT_STEP):
+    with drawing(inner, query, INIT_STEP, "query"):
         return inner.loss(effective_params(inner, meta, phi), query)
 
 
-def drawing(inner: Inner, batch: Batch, step: int) -> AbstractContextManager[None]:
-    """Return the context in which a random rule or loss draws for a batch and a step; it does nothing for others."""
-    random = inner.rule.random or getattr(inner.loss, "random", False)
-    return seeded(batch, step) if random else nullcontext()
+@contextmanager
+def drawing(inner: Inner, batch: Batch, step: int, role: Role) -> Iterator[None]:
+    """Let a random rule or loss draw in this context, for a batch, a step and a role; do nothing for others."""
+    kinds = {inner.rule.random, getattr(inner.loss, "random", False)}
+    with (
+        seeded(batch, step) if True in kinds else nullcontext(),
+        keyed(batch, step, role, inner.seed) if "keyed" in kinds else nullcontext(),
+    ):
+        yield

@@ -134,16 +134,17 @@ class InnerRule(NamedTuple):
     ``update(rule, carry, seen, step) -> carry`` makes one step (``step`` counts from 0);
     ``view(rule, weights) -> weights`` returns the weights that the model is called with (a T-net transforms them; most
     rules do not).
-    All must be differentiable and must not write to their arguments. ``start`` and ``update`` of a ``random`` rule may
-    draw torch's random numbers, which are seeded with the task and the step. For a rule that ``sees`` the "loss" alone,
-    no gradient is computed.
+    All must be differentiable and must not write to their arguments. If ``random`` is "keyed", all but ``init`` may
+    draw by the functions of ``online_meta/functional/keyed.py``. If it is True, ``start`` and ``update`` may draw
+    torch's random numbers, which are seeded with the task and the step; such a rule does not run under ``vmap``. For a
+    rule that ``sees`` the "loss" alone, no gradient is computed.
     """
 
     init: Callable[[Params], Params]
     start: Callable[[Params, Params, Batch], Carry]
     update: Callable[[Params, Carry, Seen, int], Carry]
     view: Callable[[Params, Params], Params]
-    random: bool = False
+    random: bool | Literal["keyed"] = False
     sees: Literal["gradient", "loss"] = "gradient"
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from online_meta.functional.keyed import capture_keyed_state
 from online_meta.replay import generator
 from online_meta.types import Batch
 
@@ -33,13 +34,14 @@ def capture_generator_state(devices: Sequence[int]) -> Callable[[], AbstractCont
     """Capture the state of torch's generators; return a reusable context that starts from this state.
 
     ``devices`` are the CUDA devices whose generators count in addition to the CPU's. Capturing and leaving the context
-    do not change the generators.
+    do not change the generators. Numbers drawn in a ``keyed`` context start from the captured state, too.
     """
+    keyed_again = capture_keyed_state()
     state, states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
 
     @contextmanager
     def restored() -> Iterator[None]:
-        with _generator_lock, torch.random.fork_rng(devices):
+        with _generator_lock, torch.random.fork_rng(devices), keyed_again():
             torch.set_rng_state(state)
             for device, known in zip(devices, states, strict=True):
                 torch.cuda.set_rng_state(known, device)

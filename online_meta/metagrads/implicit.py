@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from online_meta.functional.autodiff import outside_inference_mode, vjp
+from online_meta.functional.keyed import keyed
+from online_meta.functional.randomness import INIT_STEP
 from online_meta.inner import Inner, query_loss, run_inner_loop, slow_weights, step
 from online_meta.metagrads._adjoint import pull_back_through_init
 from online_meta.tree import add, scale, zeros
@@ -127,10 +129,11 @@ def _pulls_back(rule: InnerRule) -> bool:
 
 
 def _keeps_pulling_back(rule: InnerRule) -> bool:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    probe = Batch(torch.ones(2, 2), torch.ones(2, 2))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), keyed(probe, INIT_STEP, "begin"):
         weights = {"probe.weight": torch.full((2, 2), 2.0), "probe.bias": torch.full((2,), 2.0)}
         learned = rule.init(weights)
-        phi, state = rule.start(learned, weights, Batch(torch.ones(2, 2), torch.ones(2, 2)))
+        phi, state = rule.start(learned, weights, probe)
         seen = Seen(torch.zeros(()), tree_map(torch.zeros_like, phi) if rule.sees == "gradient" else {})
         for side in (-1.0, 1.0):
             away = {name: torch.full_like(value, side) for name, value in phi.items()}

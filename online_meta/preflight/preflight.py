@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.guard import PURE
 from online_meta.functional.intent import Intent
+from online_meta.functional.keyed import Role
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.functional.randomness import INIT_STEP
 from online_meta.inner import Inner, drawing, fast_weights, query_loss, run_inner_loop
@@ -164,7 +165,7 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
     """
     with torch.enable_grad():
         leaves = Meta(*({name: value.detach().requires_grad_() for name, value in part.items()} for part in meta))
-        loss = _loss(inner, leaves, _adapted(inner, leaves, task.support), task.query, INIT_STEP)
+        loss = _loss(inner, leaves, _adapted(inner, leaves, task.support), task.query, INIT_STEP, "query")
         tensors = [*leaves.weights.values(), *leaves.rule.values()]
         if not loss.requires_grad:
             grads = iter([torch.zeros_like(tensor) for tensor in tensors])
@@ -175,26 +176,26 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
 
 def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
     """Return phi_K with its whole autograd graph."""
-    with drawing(inner, support, INIT_STEP):
+    with drawing(inner, support, INIT_STEP, "begin"):
         carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights), support)
     for k in range(inner.steps):
         # Values without a graph, e.g. CAVIA's zeros, become leaves, because the loop differentiates by them.
         named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}
         carry = Carry(named, carry.state)
-        loss = _loss(inner, meta, named, support, k + 1)
+        loss = _loss(inner, meta, named, support, k + 1, "step")
         seen = named if inner.rule.sees == "gradient" else {}
         phi = [*seen.values()]
         if phi and loss.requires_grad:
             grads = torch.autograd.grad(loss, phi, create_graph=True, allow_unused=True, materialize_grads=True)
         else:
             grads = tuple(torch.zeros_like(value) for value in phi)
-        with drawing(inner, support, k + 1):
+        with drawing(inner, support, k + 1, "update"):
             carry = inner.rule.update(meta.rule, carry, Seen(loss, dict(zip(seen, grads, strict=True))), k)
     return carry.phi
 
 
-def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, step: int) -> Tensor:
-    with drawing(inner, batch, step):
+def _loss(inner: Inner, meta: Meta, phi: Params, batch: Batch, step: int, role: Role) -> Tensor:
+    with drawing(inner, batch, step, role):
         return inner.loss(inner.rule.view(meta.rule, {**meta.weights, **phi}), batch)
 
 

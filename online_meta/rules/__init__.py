@@ -15,9 +15,12 @@ it by its file name. Files whose names begin with _ are not entries.
   adapt, or the weights alone; it leaves out names that the model does not have.
 - phi and the state keep their names, shapes and dtypes over all steps; a view has those of the weights.
 - All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
-  unless the rule is ``random``.
+  unless ``random`` is True.
+- ``start``, ``update`` and ``view`` of a rule with ``random="keyed"`` may draw, by ``normal_like`` and ``uniform_like``
+  of ``online_meta/functional/keyed.py``. The numbers are functions of the seed, the task and the step, under ``vmap``
+  and in compiled programs, too.
 - Only ``start`` and ``update`` of a rule with ``random=True`` may draw torch's random numbers; the inner loop seeds
-  them with the task and the step.
+  them with the task and the step. Threads wait for each other there.
 """
 
 import sys

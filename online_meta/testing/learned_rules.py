@@ -2,6 +2,7 @@
 
 import torch
 
+from online_meta.functional.keyed import normal_like, uniform_like
 from online_meta.types import Batch, Carry, InnerRule, Params, Seen
 
 CONTEXT = "context.of.the.task"
@@ -87,3 +88,22 @@ def sees_the_loss_alone(lr: float = 0.05) -> InnerRule:
         return Carry({name: phi + size * rule[name] for name, phi in carry.phi.items()}, {"last": seen.loss})
 
     return InnerRule(init, start, update, lambda rule, weights: weights, sees="loss")
+
+
+def draws_by_key(lr: float = 0.05) -> InnerRule:
+    """Start around the weights, and add noise of a learned size to each step (Welling & Teh, ICML 2011)."""
+
+    def init(weights: Params) -> Params:
+        return {name: 0.05 * torch.ones_like(weight) for name, weight in weights.items()}
+
+    def start(rule: Params, phi: Params, support: Batch) -> Carry:
+        return Carry({name: value + rule[name] * normal_like(value) for name, value in phi.items()}, {})
+
+    def update(rule: Params, carry: Carry, seen: Seen, step: int) -> Carry:
+        moved = {
+            name: phi - lr * seen.grads[name] * (0.5 + uniform_like(phi)) + lr * rule[name] * normal_like(phi)
+            for name, phi in carry.phi.items()
+        }
+        return Carry(moved, carry.state)
+
+    return InnerRule(init, start, update, lambda rule, weights: weights, random="keyed")

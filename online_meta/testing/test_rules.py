@@ -1,6 +1,5 @@
 """What every inner rule keeps: those of ``online_meta.rules`` and those that use all of the seam."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -11,8 +10,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 import online_meta as om
 from online_meta import registry
-from online_meta.functional.randomness import INIT_STEP, seeded
-from online_meta.inner import fast_weights, init_carry, see_support
+from online_meta.functional.randomness import INIT_STEP
+from online_meta.inner import drawing, fast_weights, init_carry, see_support
 from online_meta.testing import learned_rules
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.problems import EVERY as EVERY_MODEL
@@ -27,8 +26,9 @@ EVERY = {
     "seam_support": learned_rules.reads_the_support,
     "seam_loss": learned_rules.reads_the_loss,
     "seam_loss_alone": learned_rules.sees_the_loss_alone,
+    "seam_keyed": learned_rules.draws_by_key,
 }
-RANDOM = {name for name, make in EVERY.items() if make().random}
+RANDOM = {name for name, make in EVERY.items() if make().random is True}
 """Seeded by the bytes of a task, which ``vmap`` does not show: such rules are run in a loop."""
 FAST = [("*",), ("head.*",)]
 PROBLEMS = ["mlp_tanh", "conv_batch_norm"]
@@ -97,8 +97,10 @@ def test_init_start_and_view_keep_names_shapes_and_dtypes(make, fast):
         assert all(torch.isfinite(value).all() for value in learned.values())
         is_like(rule.view(learned, weights), weights)
         support = problem("mlp_tanh").task().support
-        before = rule.start(learned, phi, support._replace(x=support.x.to(dtype), y=support.y.to(dtype)))
-        after = rule.update(learned, before, what_is_seen(rule, before.phi), 0)
+        support = support._replace(x=support.x.to(dtype), y=support.y.to(dtype))
+        with drawing(inner, support, INIT_STEP, "begin"):
+            before = rule.start(learned, phi, support)
+            after = rule.update(learned, before, what_is_seen(rule, before.phi), 0)
         is_like({name: before.phi[name] for name in phi}, phi)
         is_like(after.phi, before.phi)
         is_like(after.state, before.state)
@@ -109,7 +111,7 @@ def test_the_four_functions_are_pure(make):
     _, inner, meta, task = setting("mlp_tanh", make())
     carry = init_carry(inner, meta, task.support)
     seen = see_support(inner, meta, carry.phi, task.support, 0)
-    drawing = partial(seeded, task.support, INIT_STEP) if inner.rule.random else nullcontext
+    draws = partial(drawing, inner, task.support, INIT_STEP, "begin")
     calls = {
         "init": lambda: inner.rule.init(meta.weights),
         "start": lambda: inner.rule.start(meta.rule, meta.weights, task.support),
@@ -119,9 +121,9 @@ def test_the_four_functions_are_pure(make):
     given = tree_leaves((meta, carry, seen))
     before = [(value._version, value.clone()) for value in given]
     for name, call in calls.items():
-        with drawing():
+        with draws():
             first = tree_flatten(call())
-        with drawing():
+        with draws():
             second = tree_flatten(call())
         assert first[1] == second[1], name
         assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True)), name
@@ -235,11 +237,18 @@ def test_a_random_rule_says_that_it_cannot_be_vectorised(name):
         vmap(lambda task: inner.adapt(meta, task.support))(stacked)
 
 
-@pytest.mark.parametrize("name", sorted(RANDOM))
+def moved_weights(carry, meta):
+    """Return the weights that ``start`` changes."""
+    return {name: value for name, value in carry.phi.items() if not torch.equal(value, meta.weights[name])}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, make in EVERY.items() if make().random))
 def test_a_random_rule_draws_for_each_task_and_always_the_same(name):
     given, inner, meta, _ = setting("mlp_tanh", EVERY[name]())
     before = torch.random.get_rng_state()
-    states = [init_carry(inner, meta, given.task(seed).support).state for seed in (0, 0, 1)]
+    carries = [init_carry(inner, meta, given.task(seed).support) for seed in (0, 0, 1)]
+    states = [{**carry.state, **moved_weights(carry, meta)} for carry in carries]
+    assert states[0]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not any(torch.equal(states[0][key], states[2][key]) for key in states[0])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from online_meta.functional.keyed import Role, keyed
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.testing.oracle import CRITERIA
 from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Seen, Task
@@ -35,7 +36,7 @@ class Loop:
             *({name: value.detach().clone().requires_grad_() for name, value in part.items()} for part in meta)
         )
         _, *after = losses = [
-            self._loss(leaves, carry.phi, task.query, INIT_STEP)
+            self._loss(leaves, carry.phi, task.query, INIT_STEP, "query")
             for carry in self._carries(leaves, task.support, constant_gradients)
         ]
         loss = losses[-1]
@@ -47,7 +48,10 @@ class Loop:
 
     def _carries(self, meta: Meta, support: Batch, constant_gradients: bool) -> Iterator[Carry]:
         phi = {name: w for name, w in meta.weights.items() if any(fnmatchcase(name, glob) for glob in self.fast)}
-        with seeded(support, INIT_STEP):  # what a random rule draws is part of what it is given
+        with (
+            seeded(support, INIT_STEP),
+            keyed(support, INIT_STEP, "begin"),
+        ):  # what a random rule draws is part of what it is given
             carry = self.rule.start(meta.rule, phi, support)
         # A rule may start from weights that are no function of the given ones; gradients are taken there all the same.
         started = {
@@ -56,18 +60,19 @@ class Loop:
         carry = Carry(started, carry.state)
         yield carry
         for k in range(self.steps):
-            loss = self._loss(meta, carry.phi, support, k + 1)
+            loss = self._loss(meta, carry.phi, support, k + 1, "step")
             grads = {}
             if self.rule.sees == "gradient":
                 found = torch.autograd.grad(loss, list(carry.phi.values()), create_graph=True, materialize_grads=True)
                 grads = dict(zip(carry.phi, found, strict=True))
             if constant_gradients:
                 grads = {name: grad.detach() for name, grad in grads.items()}
-            carry = self.rule.update(meta.rule, carry, Seen(loss, grads), k)
+            with keyed(support, k + 1, "update"):
+                carry = self.rule.update(meta.rule, carry, Seen(loss, grads), k)
             yield carry
 
-    def _loss(self, meta: Meta, phi: Params, batch: Batch, draw: int) -> Tensor:
-        weights = self.rule.view(meta.rule, {**meta.weights, **phi})
+    def _loss(self, meta: Meta, phi: Params, batch: Batch, draw: int, role: Role) -> Tensor:
         # The masks of dropout are what the package says that they are: a function of the batch and the step.
-        with seeded(batch, draw), sdpa_kernel(SDPBackend.MATH):
+        with seeded(batch, draw), keyed(batch, draw, role), sdpa_kernel(SDPBackend.MATH):
+            weights = self.rule.view(meta.rule, {**meta.weights, **phi})
             return self.criterion(functional_call(self.module, weights, (batch.x,)), batch.y)

@@ -1,0 +1,179 @@
+"""Random numbers as arithmetic of tensors: functions of a task, a step and a role, also under ``vmap``."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from online_meta.functional.autodiff import is_transformed
+from online_meta.types import Batch
+
+Role = Literal["begin", "step", "update", "query", "posterior"]
+"""What numbers are drawn for: a rule's start, the support loss of a step, its update, a query loss, a belief."""
+
+ROLES: tuple[Role, ...] = ("begin", "step", "update", "query", "posterior")
+
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+"""The constants of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014, figure 17, with Stafford's mixers)."""
+
+
+@dataclass
+class _Stream:
+    """The numbers that one context draws: number ``drawn`` comes next."""
+
+    batch: Batch
+    salt: int
+    drawn: int = 0
+    key: Tensor | None = None
+
+
+_stream: ContextVar[_Stream | None] = ContextVar("keyed stream", default=None)
+
+
+@contextmanager
+def keyed(batch: Batch, step: int, role: Role, seed: int = 0) -> Iterator[None]:
+    """Let ``normal_like`` and ``uniform_like`` draw in this context, as a function of these arguments alone.
+
+    Nothing is global, so threads do not wait for each other. Under ``torch.func.vmap`` each task has its own numbers.
+
+    Args:
+        batch: the samples; every bit of them counts, and their order.
+        step: the number of the inner step.
+        role: what is drawn for, so that equal batches draw different numbers for different purposes.
+        seed: of the run, an integer.
+
+    Raises:
+        ValueError: if ``role`` is unknown.
+    """
+    if role not in ROLES:
+        raise ValueError(f"the role is {role!r}: it is one of {', '.join(ROLES)}")
+    token = _stream.set(_Stream(batch, hash_integers(seed, step, ROLES.index(role))))
+    try:
+        yield
+    finally:
+        _stream.reset(token)
+
+
+def normal_like(tensor: Tensor) -> Tensor:
+    """Draw standard normal numbers in the shape, dtype and device of ``tensor``, by Box & Muller's method (1958).
+
+    Each call in a ``keyed`` context draws further numbers. There is no gradient.
+
+    Raises:
+        RuntimeError: outside of a ``keyed`` context.
+        ValueError: if the dtype is not a real floating-point one.
+    """
+    count = tensor.numel()
+    pairs = (count + 1) // 2
+    uniform = _draw_uniform(tensor, 2 * pairs)
+    radius, angle = (-2.0 * uniform[:pairs].log()).sqrt(), (2.0 * math.pi) * uniform[pairs:]
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
+    return normal.reshape(tensor.shape).to(tensor.dtype)
+
+
+def uniform_like(tensor: Tensor) -> Tensor:
+    """Draw uniform numbers in (0, 1) in the shape, dtype and device of ``tensor``.
+
+    They are multiples of 2^-53 in float64 and of 2^-24 otherwise; half precision rounds them. Each call in a ``keyed``
+    context draws further numbers. Raises as ``normal_like`` does.
+    """
+    return _draw_uniform(tensor, tensor.numel()).reshape(tensor.shape).to(tensor.dtype)
+
+
+def capture_keyed_state() -> Callable[[], AbstractContextManager[None]]:
+    """Capture what the current context draws next; return a reusable context that starts from there."""
+    stream = _stream.get()
+    if stream is None:
+        return nullcontext
+    batch, salt, drawn = stream.batch, stream.salt, stream.drawn
+
+    @contextmanager
+    def restored() -> Iterator[None]:
+        token = _stream.set(_Stream(batch, salt, drawn))
+        try:
+            yield
+        finally:
+            _stream.reset(token)
+
+    return restored
+
+
+def hash_integers(*numbers: int) -> int:
+    """Return a hash of integers, as a signed number of 64 bits."""
+    found = 0
+    for number in numbers:
+        found = _mix_integer((found + GOLDEN_GAMMA) ^ number)
+    return _signed(found)
+
+
+def _draw_uniform(like: Tensor, count: int) -> Tensor:
+    if not like.is_floating_point():
+        raise ValueError(f"random numbers of dtype {like.dtype} are not drawn: give a tensor of floating-point numbers")
+    stream = _stream.get()
+    if stream is None:
+        raise RuntimeError(
+            'numbers are drawn only while a rule or a loss is run that says so: random="keyed", or keyed(...)'
+        )
+    stream.drawn += 1
+    key = _mix(_key_of(stream) ^ hash_integers(stream.drawn)).to(like.device)
+    bits = _mix(key + torch.arange(1, count + 1, device=like.device) * _signed(GOLDEN_GAMMA))
+    # An odd multiple of half the spacing is exact in the dtype, and neither 0 nor 1.
+    digits, dtype = (52, torch.float64) if like.dtype == torch.float64 else (23, torch.float32)
+    return (_shift_right(bits, 64 - digits).to(dtype) + 0.5) * 2.0**-digits
+
+
+def _key_of(stream: _Stream) -> Tensor:
+    """Return the hash of the batch and the salt, an int64 scalar.
+
+    Inside a transform it is computed anew each time: a tensor of an inner level must not be kept for an outer one.
+    """
+    if stream.key is not None and not is_transformed():
+        return stream.key
+    parts = (stream.batch.x, stream.batch.y, stream.batch.weight)
+    named = [dict(sorted(part.items())) if isinstance(part, dict) else part for part in parts]
+    bits = torch.cat([_bits_of(leaf.detach()).flatten() for leaf in tree_leaves(named) if leaf is not None])
+    places = torch.arange(1, len(bits) + 1, device=bits.device) * _signed(GOLDEN_GAMMA)
+    key = _mix(_mix(bits + places).sum() ^ stream.salt)
+    stream.key = None if is_transformed() else key
+    return key
+
+
+def _bits_of(tensor: Tensor) -> Tensor:
+    """Return the bits of each entry as int64."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_floating_point():
+        return tensor.to(torch.int64)
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(integers[tensor.dtype.itemsize]).to(torch.int64)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Return SplitMix64's mixture of each int64 entry; products are taken modulo 2^64."""
+    for shift, factor in MIXERS:
+        bits = (bits ^ _shift_right(bits, shift)) * _signed(factor)
+    return bits ^ _shift_right(bits, 31)
+
+
+def _shift_right(bits: Tensor, places: int) -> Tensor:
+    """Shift to the right and fill with zeros; torch would repeat the sign."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix_integer(number: int) -> int:
+    number %= 1 << 64
+    for shift, factor in MIXERS:
+        number = ((number ^ (number >> shift)) * factor) % (1 << 64)
+    return number ^ (number >> 31)
+
+
+def _signed(number: int) -> int:
+    """Return the signed integer of the same 64 bits."""
+    return number - (1 << 64) if number >= 1 << 63 else number
