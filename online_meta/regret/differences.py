@@ -55,6 +55,9 @@ def confidence_sequence(
     r^2 = (-2 log alpha + log(1 - 2 log alpha)) / ``best_at``. A paired t-interval would miss sooner or later, with
     certainty, if it is looked at often enough.
 
+    For one-sided differences that are rare or very skewed, more runs miss, because the standard deviation is that of
+    the rounds so far: 47 % for lognormal ones with sigma = 2, 62 % for differences in 1 % of the rounds.
+
     Args:
         differences: sums over the n rounds so far, s being their standard deviation.
         alpha: in (0, 1).

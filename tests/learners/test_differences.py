@@ -15,6 +15,13 @@ KINDS = {
     "two lognormal losses": lambda random, shape: random.lognormal(0, 1, shape) - random.lognormal(0, 1, shape),
     "drift": lambda random, shape: random.standard_normal(shape) + np.exp(-np.arange(shape[1]) / 100),
 }
+SKEWED = {
+    "exponential": (lambda random, shape: random.exponential(1, shape) - 1, -1.0, 0.07),
+    "lognormal": (lambda random, shape: random.lognormal(0, 1, shape) - math.exp(0.5), 0.04, 0.12),
+    "lognormal, sigma 2": (lambda random, shape: random.lognormal(0, 2, shape) - math.exp(2), 0.40, 0.65),
+    "1 % of the rounds": (lambda random, shape: (random.random(shape) < 0.01) - 0.01, 0.45, 0.75),
+}
+"""Differences with the mean 0, and the least and the largest share of runs that miss it, around what the docs state."""
 
 
 def sums_of(values):
@@ -70,13 +77,35 @@ def test_all_intervals_of_a_run_contain_the_mean_at_once(kind):
     missed = naive = 0
     for total, square in zip(totals, squares, strict=True):
         looks = rounds[MIN_ROUNDS - 1 :: 10]
-        spans = [confidence_sequence(Differences(int(n), total[n - 1], square[n - 1])) for n in looks]
-        low, high = np.array(spans).T
-        missed += bool(((truth[looks - 1] < low) | (truth[looks - 1] > high)).any())
+        missed += misses(total, square, truth, looks)
         spread = 1.96 * np.sqrt((square - total**2 / rounds) / rounds**2)[looks - 1]
         naive += bool((abs(total[looks - 1] / looks - truth[looks - 1]) > spread).any())
+    print(f"{kind}: from round {MIN_ROUNDS} {missed / RUNS:.1%}")
     assert missed <= RUNS * ALPHA + 2 * math.sqrt(RUNS * ALPHA * (1 - ALPHA))
     assert naive > 4 * RUNS * ALPHA, "an interval for a single look misses often"
+
+
+def misses(total, square, truth, looks):
+    """Return whether any of the intervals at ``looks`` misses the ``truth``, given the running sums of a run."""
+    spans = [confidence_sequence(Differences(int(n), total[n - 1], square[n - 1])) for n in looks]
+    low, high = np.array(spans).T
+    return bool(((truth[looks - 1] < low) | (truth[looks - 1] > high)).any())
+
+
+@pytest.mark.parametrize("kind", SKEWED)
+def test_one_sided_differences_are_missed_as_often_as_documented(kind):
+    """The intervals hold in the limit alone: rare large differences are missed by those who look early."""
+    draw, least, largest = SKEWED[kind]
+    random = np.random.default_rng(2)
+    values = draw(random, (RUNS, ROUNDS))
+    truth, rounds = np.zeros(ROUNDS), np.arange(1, ROUNDS + 1)
+    early = late = 0
+    for total, square in zip(values.cumsum(1), (values**2).cumsum(1), strict=True):
+        early += misses(total, square, truth, rounds[MIN_ROUNDS - 1 :: 10])
+        late += misses(total, square, truth, rounds[BEST_AT - 1 :: 10])
+    print(f"{kind}: from round {MIN_ROUNDS} {early / RUNS:.1%}, from round {BEST_AT} {late / RUNS:.1%}")
+    assert least < early / RUNS < largest
+    assert late <= early
 
 
 def test_too_few_rounds_have_no_interval():
