@@ -9,6 +9,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from online_meta.functional.classes import count_entries, find_right
 from online_meta.outcomes import LossFunction, average_outputs
@@ -63,7 +64,9 @@ def pool(prediction: Prediction) -> Prediction:
 
 
 def _can_join(first: Component, second: Component) -> bool:
-    return first.outcome == second.outcome and _row_shapes(first.outputs) == _row_shapes(second.outputs)
+    # A loss may have been wrapped in further checks since; the family is what the outcome says otherwise.
+    families = [component.outcome._replace(loss=None) for component in (first, second)]
+    return families[0] == families[1] and _row_shapes(first.outputs) == _row_shapes(second.outputs)
 
 
 def _row_shapes(outputs: Tensors) -> dict[str, torch.Size]:
@@ -146,12 +149,12 @@ def loss_of(prediction: Prediction, y: Tensors, weight: Tensor | None = None) ->
 
 
 def _loss(outcome: Outcome, output: Tensors, y: Tensors) -> Tensor:
-    """Return ``outcome.loss``, and raise the error of ``outcome.nll`` where torch would broadcast or raise another."""
+    """Return ``outcome.loss``; of torch's own, which may broadcast, raise the errors of ``outcome.nll``."""
     assert outcome.loss is not None
-    if isinstance(outcome.loss, LossFunction):
+    if getattr(outcome.loss, "__module__", None) != F.__name__:
         return outcome.loss(output, y)
-    compares = isinstance(output, Tensor) and isinstance(y, Tensor) and outcome.probabilities is None
-    if compares and output.shape != y.shape:  # type: ignore[union-attr]
+    same = isinstance(output, Tensor) and isinstance(y, Tensor) and output.shape == y.shape
+    if outcome.probabilities is None and not same:
         outcome.nll(output, y)
     try:
         return outcome.loss(output, y)

@@ -20,11 +20,12 @@ RUN: dict[str, dict[str, Any]] = {
     "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
     "model": {"build": "trainers.models:mlp", "args": {"inputs": 1, "outputs": 1}, "loss": "mse"},
 }
+RECIPES = re.compile("drifting_lines|heavy_ball|logistic")  # which CONTRIBUTING adds
 TOML = [
     pytest.param(page, block.text, id=f"{page}-{k}")
     for page, text in PAGES.items()
     for k, block in enumerate(blocks_of(text))
-    if block.language == "toml" and not re.search("drifting_lines|heavy_ball", block.text)  # CONTRIBUTING adds these
+    if block.language == "toml" and not RECIPES.search(block.text)
 ]
 NAME = re.compile(r"(?<![\w./-])(?:online_meta|streams|trainers|deploy)(?:\.[a-z_]\w*)+(?::\w+)?(?![\w/])")
 FILES = re.compile(r"\.(py|toml|md|json|html|so)$")

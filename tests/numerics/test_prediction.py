@@ -66,6 +66,9 @@ def test_learners_of_one_outcome_are_pooled_as_one_family():
     both = mix([point(build("mse"), first), point(build("mse"), second)], [math.log(3), 0.0])
     assert [len(part.log_weights) for part in pool(both)] == [1]
     torch.testing.assert_close(loss_of(both, y), F.mse_loss(0.75 * first + 0.25 * second, y))
+    checked = build("mse")._replace(loss=lambda output, y: F.mse_loss(output, y))
+    both = mix([point(checked, first), point(build("mse"), second)], [math.log(3), 0.0])
+    torch.testing.assert_close(loss_of(both, y), F.mse_loss(0.75 * first + 0.25 * second, y))
 
 
 def test_families_are_mixed_by_their_likelihoods():
@@ -123,6 +126,15 @@ def test_a_scalar_loss_of_the_users_own_is_averaged_over_outputs_and_takes_no_we
     torch.testing.assert_close(loss_of(rows, y), expected.mean())
     weight = torch.arange(6.0, dtype=DOUBLE)
     torch.testing.assert_close(loss_of(rows, y, weight), (weight @ expected) / weight.sum())
+
+
+def test_an_error_of_a_checked_loss_is_not_replaced():
+    def refuse(output, y):
+        raise ValueError("the check's own words")
+
+    for name in ("mse", "cross_entropy"):
+        with pytest.raises(ValueError, match="the check's own words"):
+            loss_of(point(build(name)._replace(loss=refuse), draw(6, 2)), draw(5, 1))
 
 
 @pytest.mark.parametrize("returned", [torch.zeros(5), torch.zeros(6, 1), "0", None])
