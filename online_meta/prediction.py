@@ -4,6 +4,7 @@ A prediction has components; a component has S outputs of one outcome, with thei
 Components of the same outcome count as one, so that an outcome that pools its outputs pools all of them.
 """
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -29,15 +30,20 @@ def mix(predictions: Sequence[Prediction], log_weights: Tensor | Sequence[float]
 
     Args:
         predictions: the predictions, for example of several learners.
-        log_weights: the logarithm of the weight of each; they need not be normalised, and may be -inf, but not all.
+        log_weights: the logarithm of the weight of each, which need not be normalised and may be -inf, but not of all.
 
     Returns:
         A prediction with all their components.
 
     Raises:
-        ValueError: if there is not one weight for each prediction, or no weight that is positive.
+        ValueError: if there is not one weight for each prediction, or if numbers are all -inf.
     """
-    log_weights = torch.as_tensor(log_weights, dtype=None if isinstance(log_weights, Tensor) else torch.float64)
+    if not isinstance(log_weights, Tensor):
+        if not any(log_weight > -math.inf for log_weight in log_weights):
+            raise ValueError(
+                f"log_weights are {[*log_weights]}: give one for each prediction, and one that is not -inf"
+            )
+        log_weights = torch.tensor(log_weights, dtype=torch.float64)
     if log_weights.shape != (len(predictions),) or not predictions:
         raise ValueError(
             f"{len(predictions)} predictions have log_weights of shape {tuple(log_weights.shape)}: give one for each"
@@ -205,12 +211,10 @@ def _mean_over_rows(parts: Prediction, rows: Tensor, y: Tensors, weight: Tensor 
     if weight is None and entries is None:
         return rows.mean()
     weight = torch.ones_like(rows) if weight is None else weight.to(rows)
-    if entries is None:
-        counts = weight
-    elif len(parts) == 1 and parts[0].outcome.pool is not None:  # a mean over all entries, see ``cross_entropy``
-        counts = weight * entries
-    else:
-        counts = weight * (entries > 0)
+    counts = weight if entries is None else weight * (entries > 0)
+    if of_classes and len(parts) == 1 and parts[0].outcome.pool is not None:  # see ``cross_entropy``: a mean of entries
+        assert isinstance(y, Tensor)
+        counts = weight * (y.shape[2:].numel() if entries is None else entries)
     return (weight * rows.where(weight != 0, 0)).sum() / counts.sum()
 
 

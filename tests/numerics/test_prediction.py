@@ -163,6 +163,9 @@ def test_weights_and_ignored_classes_count_entries_as_the_unweighted_loss_does()
         torch.testing.assert_close(
             loss_of(prediction, y, weight), loss_of(point(build(name), output[left]), y[left]), rtol=1e-6, atol=0
         )
+    soft, prediction = torch.rand(4, 3, 5).softmax(1), point(build("cross_entropy"), output)
+    torch.testing.assert_close(loss_of(prediction, soft), F.cross_entropy(output, soft))
+    torch.testing.assert_close(loss_of(prediction, soft, torch.ones(4)), F.cross_entropy(output, soft))
     broken = output.clone()
     broken[2] = math.nan
     assert bool(torch.isfinite(loss_of(point(build("cross_entropy"), broken), y, weight)))
@@ -199,7 +202,7 @@ def test_labels_have_an_accuracy_each():
 
 def test_predictions_and_weights_must_match():
     one = point(build("mse"), draw(6, 1))
-    for predictions, log_weights in (([one], [0.0, 0.0]), ([], [])):
+    for predictions, log_weights in (([one], [0.0, 0.0]), ([], []), ([one, one], [-math.inf, -math.inf])):
         with pytest.raises(ValueError, match="give one for each"):
             mix(predictions, log_weights)
     with pytest.raises(ValueError, match="cannot be mixed"):
