@@ -3,7 +3,7 @@
 This package exports the names that a notebook needs; import it as ``import online_meta as om``.
 """
 
-from online_meta import rules
+from online_meta import posteriors, rules
 from online_meta.batching.autotune import over_tasks
 from online_meta.functional.model import accuracy_of, model_loss, model_output
 from online_meta.inner import Inner
@@ -43,6 +43,7 @@ __all__ = [
     "model_loss",
     "model_output",
     "over_tasks",
+    "posteriors",
     "preflight",
     "reptile",
     "rules",

@@ -1,9 +1,10 @@
 """The inner loop: adapt meta-parameters to one task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,7 +13,28 @@ from online_meta.functional.autodiff import outside_inference_mode, value_and_gr
 from online_meta.functional.keyed import Role, keyed
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
-from online_meta.types import Batch, Carry, InnerRule, LossFn, Meta, Params, Seen
+from online_meta.types import Batch, Belief, Carry, InnerRule, LossFn, Meta, Params, Seen
+
+Posterior = Callable[["Inner", Meta, Batch, int, Sequence[int]], tuple[Belief, ...]]
+"""(inner, meta, support, samples, stops) -> what is believed after each number of inner steps in ``stops``.
+
+``online_meta/posteriors`` has them; its docstring says what they keep.
+"""
+
+
+def believe_in_point(
+    inner: "Inner", meta: Meta, support: Batch, samples: int, stops: Sequence[int]
+) -> tuple[Belief, ...]:
+    """Return the belief in the end of the inner loop alone, for each stop: the posterior ``point``."""
+    if samples != 1:
+        raise ValueError(f'samples is {samples}: posterior = "point" has 1 sample; use "samples" for more')
+    found = []
+    for carry in run_trajectory(inner, meta, support, stops):
+        params = view_adapted(inner, meta, carry.phi, support)
+        some = next(iter(params.values()))
+        weight = some.new_zeros(1, dtype=torch.promote_types(some.dtype.to_real(), torch.float32))
+        found.append(Belief({name: value[None] for name, value in params.items()}, weight))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -28,22 +50,32 @@ class Inner:
         steps: the number of inner steps K, at least 0.
         fast: globs of the names of the weights that adapt. ("*",) adapts all; with a model of parts "body" and "head",
             ("head.*",) is ANIL (Raghu et al., ICLR 2020) and ("body.*",) is BOIL (Oh et al., ICLR 2021).
-        seed: of the numbers that a ``"keyed"`` rule or loss draws.
+        posterior: what is believed of a task after adapting, e.g. ``posteriors.samples()``.
+        samples: the number of samples of a belief, at least 1.
+        answer_steps: further numbers of inner steps to answer after, each at least 0.
+        seed: of the numbers that a ``"keyed"`` rule or loss draws, an integer of 64 bits.
 
     Raises:
-        ValueError: if ``steps`` is negative, or a field of the rule has none of its values.
+        ValueError: if a number is out of range, or a field of the rule has none of its values.
     """
 
     loss: LossFn
     rule: InnerRule
     steps: int = 5
     fast: tuple[str, ...] = ("*",)
+    posterior: Posterior = believe_in_point
+    samples: int = 1
+    answer_steps: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the number of steps and the rule."""
+        """Check the numbers and the rule."""
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
+        if any(steps < 0 for steps in self.answer_steps):
+            raise ValueError(f"answer_steps are {[*self.answer_steps]}: each is 0 or more")
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}: a belief has 1 sample or more")
         if self.rule.sees not in ("gradient", "loss"):
             raise ValueError(f'the rule sees {self.rule.sees!r}: a rule sees the "gradient" or the "loss" alone')
         if self.rule.random not in (True, False, "keyed"):
@@ -74,9 +106,30 @@ class Inner:
 
     @outside_inference_mode
     def adapt(self, meta: Meta, support: Batch) -> Params:
-        """Return the model's parameters after adapting to ``support``, without an autograd graph."""
+        """Return the model's parameters after adapting to ``support``, without an autograd graph.
+
+        If the rule draws random numbers, it is the first sample of what is believed.
+        """
         with torch.no_grad():
-            return effective_params(self, meta, run_inner_loop(self, meta, support).phi)
+            return view_adapted(self, meta, run_inner_loop(self, meta, support).phi, support)
+
+    @outside_inference_mode
+    def believe(self, meta: Meta, support: Batch, stops: Sequence[int] | None = None) -> tuple[Belief, ...]:
+        """Return what is believed of a task after adapting to ``support``, without an autograd graph.
+
+        Args:
+            meta: the meta-parameters.
+            support: the support set; one of 0 rows takes no step.
+            stops: numbers of inner steps, at least 0 and ascending; None for ``steps`` alone.
+
+        Returns:
+            A belief for each stop, of ``samples`` samples, all from one trajectory of each sample.
+
+        Raises:
+            ValueError: if the posterior does not fit the rule, or the stops do not ascend.
+        """
+        with torch.no_grad():
+            return self.posterior(self, meta, support, self.samples, (self.steps,) if stops is None else stops)
 
 
 def fast_weights(inner: Inner, weights: Params) -> Params:
@@ -93,6 +146,12 @@ def slow_weights(inner: Inner, weights: Params) -> Params:
 def effective_params(inner: Inner, meta: Meta, phi: Params) -> Params:
     """Return the parameters that the model is called with: the rule's view of the slow weights and ``phi``."""
     return inner.rule.view(meta.rule, {**meta.weights, **phi})
+
+
+def view_adapted(inner: Inner, meta: Meta, phi: Params, support: Batch) -> Params:
+    """Return the parameters that the model is called with after adapting to ``support``; a random view draws once."""
+    with drawing(inner, support, INIT_STEP, "posterior"):
+        return effective_params(inner, meta, phi)
 
 
 def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
@@ -164,14 +223,33 @@ def _require_same_tensors(part: str, before: Params, after: Params, k: int) -> N
             )
 
 
+def count_steps(inner: Inner, support: Batch) -> int:
+    """Return the number of inner steps on a support set: ``inner.steps``, and 0 if the set has no rows."""
+    some = support.x if isinstance(support.x, Tensor) else next(iter(support.x.values()))
+    return inner.steps if len(some) else 0
+
+
 @outside_inference_mode
 def run_inner_loop(inner: Inner, meta: Meta, support: Batch) -> Carry:
-    """Return the carry after the last step, without an autograd graph."""
+    """Return the carry after the last step, without an autograd graph. Without support samples no step is taken."""
+    return run_trajectory(inner, meta, support, (inner.steps,))[0]
+
+
+def run_trajectory(inner: Inner, meta: Meta, support: Batch, stops: Sequence[int]) -> tuple[Carry, ...]:
+    """Return the carries after each number of steps in ``stops``, from one inner loop without an autograd graph.
+
+    Without support samples no step is taken. Raises ``ValueError`` unless the stops are at least 0 and ascend.
+    """
+    if not stops or any(b <= a for a, b in pairwise((-1, *stops))):
+        raise ValueError(f"the numbers of steps are {[*stops]}: give one or more that ascend, each at least 0")
     with torch.no_grad():
-        carry = init_carry(inner, meta, support)
-        for k in range(inner.steps):
-            carry = step(inner, meta, carry, support, k)
-        return carry
+        carry, found = init_carry(inner, meta, support), []
+        for k in range(stops[-1] + 1):
+            if k in stops:
+                found.append(carry)
+            if k < stops[-1] and count_steps(inner, support):
+                carry = step(inner, meta, carry, support, k)
+        return tuple(found)
 
 
 def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from online_meta.functional.autodiff import is_transformed, vjp
-from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights
+from online_meta.inner import Inner, count_steps, fast_weights, init_carry, query_loss, slow_weights
 from online_meta.tree import add, scale
 from online_meta.types import Carry, Meta, MetaGrad, Task
 
@@ -83,26 +83,27 @@ def pull_back(
     With ``rematerialise`` the trajectory is stored at every ceil(sqrt(K))-th step and the steps between are recomputed
     (Griewank, 1992), so the memory is of order sqrt(K). With ``offload`` the stored carries are in host memory (see
     ``offload_to_host``). With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and each lambda_k gains
-    v_k grad f(phi_k).
+    v_k grad f(phi_k). A support set without rows takes no step.
     """
     with torch.no_grad():
         slow = Meta(slow_weights(inner, meta.weights), meta.rule)
-        weights = [0.0] * inner.steps + [1.0] if weights is None else weights
-        segment_length = math.isqrt(max(inner.steps - 1, 0)) + 1 if rematerialise else max(inner.steps, 1)
+        count = count_steps(inner, task.support)
+        weights = [0.0] * count + [1.0] if weights is None else weights if count else [sum(weights)]
+        segment_length = math.isqrt(max(count - 1, 0)) + 1 if rematerialise else max(count, 1)
         store: StoreCarry = offload_to_host if offload else _store_on_device
         segment_starts: list[StoredCarry] = []
         carry = init_carry(inner, meta, task.support)
         recorded: list[InnerStep] = []
-        for first in range(0, inner.steps, segment_length):
+        for first in range(0, count, segment_length):
             segment_starts.append(store(carry))
             recorded.clear()
-            steps = range(first, min(first + segment_length, inner.steps))
+            steps = range(first, min(first + segment_length, count))
             recorded, carry = _record_steps(store, run_step, slow, segment_starts[-1], carry, steps)
 
-        loss, total, adjoint = _differentiate_query(inner, slow, carry, task, weights[inner.steps])
-        for first in reversed(range(0, inner.steps, segment_length)):
+        loss, total, adjoint = _differentiate_query(inner, slow, carry, task, weights[count])
+        for first in reversed(range(0, count, segment_length)):
             start = segment_starts.pop()
-            if first + segment_length < inner.steps:
+            if first + segment_length < count:
                 recorded = _record_steps(store, run_step, slow, start, start(), range(first, first + segment_length))[0]
             while recorded:
                 k, stored, step_fn = recorded.pop()

@@ -1,0 +1,57 @@
+"""Beliefs of random rules: which draws they have, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import online_meta as om
+from online_meta.testing.learned_rules import draws_by_key
+from tests.numerics.problems import problem
+from tests.numerics.test_keyed import bayes_by_gradient
+
+
+def setting(rule, **fields):
+    given = problem("mlp_tanh")
+    inner = om.Inner(om.model_loss(given.module, given.loss), rule, 2, **fields)
+    return inner, inner.init(given.weights()), given.task().support
+
+
+def test_fewer_samples_are_the_first_of_more():
+    inner, meta, support = setting(draws_by_key(), posterior=om.posteriors.samples(), samples=5)
+    (many,), (few,) = inner.believe(meta, support), replace(inner, samples=2).believe(meta, support)
+    for name, value in few.params.items():
+        assert torch.equal(value, many.params[name][:2])
+    assert few.log_weights.exp().tolist() == pytest.approx([0.5, 0.5], rel=1e-12)
+
+
+def test_samples_of_a_gaussian_view_have_its_mean_and_deviation():
+    """The model is called with m + exp(log_std) eps; without steps, m are the weights and the deviation is exp(-2)."""
+    inner, meta, support = setting(bayes_by_gradient(), posterior=om.posteriors.samples(), samples=400)
+    (belief,) = inner.believe(meta, support, (0,))
+    noise = torch.cat([((value - meta.weights[n]) / torch.e**-2).flatten(1) for n, value in belief.params.items()], 1)
+    assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
+    assert float(noise.std()) == pytest.approx(1.0, abs=4 / (2 * noise.numel()) ** 0.5)
+    assert len({one.item() for one in noise.flatten()}) == noise.numel()
+
+
+@pytest.mark.parametrize("rule", [om.rules.sgd(), om.rules.mt_net()], ids=["sgd", "mt_net"])
+def test_samples_of_a_rule_that_draws_nothing_by_key_are_refused(rule):
+    inner, meta, support = setting(rule, posterior=om.posteriors.samples(), samples=3)
+    with pytest.raises(ValueError, match=r'needs a rule that draws by key .* use posterior = "point"'):
+        inner.believe(meta, support)
+
+
+def test_several_samples_of_a_point_are_refused():
+    inner, meta, support = setting(om.rules.sgd(), samples=3)
+    with pytest.raises(ValueError, match='samples is 3: posterior = "point" has 1 sample; use "samples" for more'):
+        inner.believe(meta, support)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"samples": 0}, "samples is 0"), ({"answer_steps": (1, -1)}, r"answer_steps are \[1, -1\]: each is 0 or more")],
+)
+def test_wrong_numbers_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        setting(om.rules.sgd(), **fields)
