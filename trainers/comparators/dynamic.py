@@ -18,9 +18,15 @@ from trainers.settings import RegretSettings
 
 STEPS = 10
 MIN_RELATIVE_FALL = 0.01
-"""L-BFGS stops once 10 steps lower the loss by less than this share; training stops once a pass lowers it by less than
-this share of the loss at the start: the regret is then known to about this share of what the leader lost."""
-MAX_PASSES = 8
+"""L-BFGS stops once 10 steps lower the loss by less than this share, and training once a pass does."""
+NEGLIGIBLE_SHARE = 0.001
+"""Training also stops once a pass lowers the loss by less than this share of the leader's: more precision would not
+change the regret."""
+MAX_PASSES = 4
+"""Each pass has twice the steps of the one before. If a loss approaches its minimum like a power of the steps, the fall
+of such a pass is about what is left; that of passes of one length is a small part of it."""
+MIN_PASSES = 2
+"""The first pass may begin too fast after L-BFGS, and end no lower, so it is not judged."""
 STANDS_FOR = "each task's own best meta-parameters"
 
 
@@ -66,8 +72,9 @@ def refresh(
     At most ``dynamic_rounds`` of the rounds since the last refresh are optimised, spread evenly with a random offset;
     the sum of the earlier rounds is kept. For each, L-BFGS starts at ``warm_start`` and at the run's start and uses the
     run's own meta-gradients of its task, for at most ``dynamic_steps``. From the better of the two, the run's optimizer
-    continues in passes of ``dynamic_steps`` steps, in each of which the learning rate falls to 0. It stops when a pass
-    lowers the loss by less than 1 % of that of ``warm_start``; the task has then settled, if the pass was long enough.
+    continues in passes of ``dynamic_steps``, then 2, 4 and 8 times as many steps, in each of
+    which the learning rate falls to 0. It stops when a pass but the first lowers the loss by less than 1 %, or by less
+    than 0.1 % of that of ``warm_start``; the task has then settled, if the pass was long enough.
     A task's result is never below its minimum, so the regret is a lower bound if every round was optimised. Rounds that
     are left out give the standard error.
     """
@@ -141,11 +148,12 @@ def _minimise_task_loss(
     for start in starts:
         search.run_lbfgs(start, regret.dynamic_steps)
     settled = False
-    for _ in range(MAX_PASSES if regret.dynamic_steps and is_finite_loss(search.loss) else 0):
+    negligible = NEGLIGIBLE_SHARE * abs(scale) if is_finite_loss(scale) else 0.0
+    for index in range(MAX_PASSES if regret.dynamic_steps and is_finite_loss(search.loss) else 0):
         before = search.loss
-        search.run_pass(regret.dynamic_steps)
-        settled = not search.loss < before - MIN_RELATIVE_FALL * abs(scale if is_finite_loss(scale) else before)
-        if settled:
+        search.run_pass(regret.dynamic_steps * 2**index)
+        settled = not search.loss < before - max(MIN_RELATIVE_FALL * abs(before), negligible)
+        if settled and index + 1 >= MIN_PASSES:
             break
     if not is_finite_loss(search.loss):
         return TaskMinimum(regret.loss_cap, False, 0.0)
