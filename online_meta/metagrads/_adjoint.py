@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from online_meta.functional.autodiff import is_transformed, vjp
-from online_meta.inner import Inner, count_steps, fast_weights, init_carry, query_loss, slow_weights
-from online_meta.tree import add, scale
-from online_meta.types import Carry, Meta, MetaGrad, Task
+from online_meta.inner import Inner, count_steps, fast_weights, init_carry, query_loss, slow_weights, step
+from online_meta.tree import add, scale, zeros
+from online_meta.types import Batch, Carry, Meta, MetaGrad, Task
 
 Tree = TypeVar("Tree")
 
@@ -43,6 +43,10 @@ def _to_host(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned).copy_(tensor, non_blocking=pinned)
 
 
+Judge = Callable[[Meta, Carry], Tensor]
+"""(slow weights and rule, carry) -> the scalar that the meta-gradient differentiates, by default the query loss."""
+
+
 StepFn = Callable[[Meta, Carry], Carry]
 """One inner step as a function of (slow weights and rule, carry); the backward pass differentiates it."""
 
@@ -66,6 +70,35 @@ class InnerStep(NamedTuple):
     step_fn: StepFn
 
 
+def differentiate_steps(inner: Inner, support: Batch) -> RunStep:
+    """Return the steps of the inner loop on a support set; in each, everything is differentiated."""
+
+    def run_step(slow: Meta, carry: Carry, k: int) -> tuple[Carry, StepFn]:
+        def step_fn(slow: Meta, carry: Carry) -> Carry:
+            return step(inner, slow, carry, support, k)
+
+        return step_fn(slow, carry), step_fn
+
+    return run_step
+
+
+def require_step_weights(step_weights: Sequence[float], steps: int) -> list[float]:
+    """Return v_0 = 0 and the given v_1..v_K; raise ``ValueError`` unless they are K, not negative and not all 0."""
+    if len(step_weights) == steps and all(weight >= 0 for weight in step_weights) and sum(step_weights) > 0:
+        return [0.0, *step_weights]
+    raise ValueError(
+        f"step_weights are {[*step_weights]}: with {steps} inner steps they are {steps} numbers of 0 or more, "
+        "one for the loss after each step, and not all 0"
+    )
+
+
+def require_cut(cut: int | None) -> int | None:
+    """Return the number of steps between cuts; raise ``ValueError`` if it is below 1."""
+    if cut is None or cut >= 1:
+        return cut
+    raise ValueError(f"cut is {cut}: the gradient passes through at least 1 inner step")
+
+
 def pull_back(
     inner: Inner,
     meta: Meta,
@@ -75,6 +108,8 @@ def pull_back(
     rematerialise: bool = False,
     offload: bool = False,
     weights: Sequence[float] | None = None,
+    judge: Judge | None = None,
+    cut: int | None = None,
 ) -> MetaGrad:
     """Return the query loss and its gradient by lambda_k = (d step_k / d carry_k)^T lambda_{k+1}.
 
@@ -83,10 +118,13 @@ def pull_back(
     With ``rematerialise`` the trajectory is stored at every ceil(sqrt(K))-th step and the steps between are recomputed
     (Griewank, 1992), so the memory is of order sqrt(K). With ``offload`` the stored carries are in host memory (see
     ``offload_to_host``). With ``weights`` v_0..v_K the loss is sum_k v_k f(phi_k), and each lambda_k gains
-    v_k grad f(phi_k). A support set without rows takes no step.
+    v_k grad f(phi_k). With a ``judge``, f is judge(slow weights and rule, carry_k) instead of the query loss. With
+    ``cut`` = n, the adjoint of phi and state is set to 0 before steps n, 2n, ..., so that each loss reaches back to the
+    last of them only (truncated back-propagation: Williams & Peng, 1990). A support set without rows takes no step.
     """
     with torch.no_grad():
         slow = Meta(slow_weights(inner, meta.weights), meta.rule)
+        judge = judge or _judge_by_query(inner, task)
         count = count_steps(inner, task.support)
         weights = [0.0] * count + [1.0] if weights is None else weights if count else [sum(weights)]
         segment_length = math.isqrt(max(count - 1, 0)) + 1 if rematerialise else max(count, 1)
@@ -100,29 +138,46 @@ def pull_back(
             steps = range(first, min(first + segment_length, count))
             recorded, carry = _record_steps(store, run_step, slow, segment_starts[-1], carry, steps)
 
-        loss, total, adjoint = _differentiate_query(inner, slow, carry, task, weights[count])
+        found = _differentiate(judge, slow, carry, weights[count])
         for first in reversed(range(0, count, segment_length)):
             start = segment_starts.pop()
             if first + segment_length < count:
                 recorded = _record_steps(store, run_step, slow, start, start(), range(first, first + segment_length))[0]
             while recorded:
-                k, stored, step_fn = recorded.pop()
-                carry = stored()
-                pull = vjp(step_fn, slow, carry)[1]  # Drop the step's value: it is as large as all fast weights.
-                share, adjoint = pull(adjoint)
-                total = add(total, share)
-                if weights[k]:
-                    here = _differentiate_query(inner, slow, carry, task, weights[k])
-                    loss, total, adjoint = add(_QueryGradient(loss, total, adjoint), here)
-        return MetaGrad(loss, pull_back_through_init(inner, meta, task, total, adjoint))
+                found = _pull_back_step(judge, slow, recorded.pop(), found, weights, cut)
+        return MetaGrad(found.loss, pull_back_through_init(inner, meta, task, found.total, found.adjoint))
 
 
-class _QueryGradient(NamedTuple):
-    """A weighted query loss and its gradients with respect to (slow weights, rule) and to the carry."""
+class _Gradient(NamedTuple):
+    """A weighted loss and its gradients with respect to (slow weights, rule) and to the carry."""
 
     loss: Tensor
     total: Meta
     adjoint: Carry
+
+
+def _pull_back_step(
+    judge: Judge, slow: Meta, inner_step: InnerStep, after: _Gradient, weights: Sequence[float], cut: int | None
+) -> _Gradient:
+    """Pull the gradient after an inner step back to the carry before it, and add that of the loss there."""
+    k, stored, step_fn = inner_step
+    carry = stored()
+    pull = vjp(step_fn, slow, carry)[1]  # Drop the step's value: it is as large as all fast weights.
+    share, adjoint = pull(after.adjoint)
+    if cut is not None and k and k % cut == 0:
+        adjoint = zeros(adjoint)
+    found = _Gradient(after.loss, add(after.total, share), adjoint)
+    return add(found, _differentiate(judge, slow, carry, weights[k])) if weights[k] else found
+
+
+def _judge_by_query(inner: Inner, task: Task) -> Judge:
+    return lambda slow, carry: query_loss(inner, slow, carry.phi, task.query)
+
+
+def _differentiate(judge: Judge, slow: Meta, carry: Carry, weight: float) -> _Gradient:
+    loss, pull = vjp(judge, slow, carry)
+    result = _Gradient(loss, *pull(torch.ones_like(loss)))
+    return result if weight == 1.0 else scale(result, weight)
 
 
 def _store_on_device(carry: Carry) -> StoredCarry:
@@ -139,15 +194,6 @@ def _record_steps(
         recorded.append(InnerStep(k, start if k == steps.start else store(carry), step_fn))
         carry = next_carry
     return recorded, carry
-
-
-def _differentiate_query(inner: Inner, slow: Meta, carry: Carry, task: Task, weight: float) -> _QueryGradient:
-    def weighted_loss(slow: Meta, carry: Carry) -> Tensor:
-        return query_loss(inner, slow, carry.phi, task.query)
-
-    loss, pull = vjp(weighted_loss, slow, carry)
-    result = _QueryGradient(loss, *pull(torch.ones_like(loss)))
-    return result if weight == 1.0 else scale(result, weight)
 
 
 def pull_back_through_init(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:

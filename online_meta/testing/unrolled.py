@@ -27,17 +27,19 @@ class Loop:
         *,
         constant_gradients: bool = False,
         step_weights: Sequence[float] | None = None,
+        cut: int | None = None,
     ) -> MetaGrad:
         """Return the query loss and its gradient; ``constant_gradients`` detaches the inner ones (first order).
 
-        With ``step_weights`` the loss is their sum with the query losses after each step.
+        With ``step_weights`` the loss is their sum with the query losses after each step. With ``cut`` = n, the carry
+        is detached before steps n, 2n, ....
         """
         leaves = Meta(
             *({name: value.detach().clone().requires_grad_() for name, value in part.items()} for part in meta)
         )
         _, *after = losses = [
             self._loss(leaves, carry.phi, task.query, INIT_STEP, "query")
-            for carry in self._carries(leaves, task.support, constant_gradients)
+            for carry in self._carries(leaves, task.support, constant_gradients, cut)
         ]
         loss = losses[-1]
         if step_weights is not None:
@@ -46,7 +48,7 @@ class Loop:
         grads = iter(torch.autograd.grad(loss, given, materialize_grads=True))
         return MetaGrad(loss.detach(), Meta(*({name: next(grads) for name in part} for part in leaves)))
 
-    def _carries(self, meta: Meta, support: Batch, constant_gradients: bool) -> Iterator[Carry]:
+    def _carries(self, meta: Meta, support: Batch, constant_gradients: bool, cut: int | None) -> Iterator[Carry]:
         phi = {name: w for name, w in meta.weights.items() if any(fnmatchcase(name, glob) for glob in self.fast)}
         with (
             seeded(support, INIT_STEP),
@@ -60,6 +62,11 @@ class Loop:
         carry = Carry(started, carry.state)
         yield carry
         for k in range(self.steps):
+            if cut and k and k % cut == 0:
+                carry = Carry(
+                    {name: value.detach().requires_grad_() for name, value in carry.phi.items()},
+                    {name: value.detach() for name, value in carry.state.items()},
+                )
             loss = self._loss(meta, carry.phi, support, k + 1, "step")
             grads = {}
             if self.rule.sees == "gradient":
