@@ -50,7 +50,7 @@ def find_right(scores: Tensors, y: Tensors, dim: int | None = None) -> tuple[Ten
     if y.shape == scores.shape:
         y = y.argmax(over)
     counts = y != IGNORED_CLASS
-    return (scores.argmax(over) == y) & counts, counts
+    return scores.argmax(over) == y, counts
 
 
 def count_entries(y: Tensors) -> Tensor | None:

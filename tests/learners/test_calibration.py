@@ -164,6 +164,10 @@ def test_float32_counts_the_bins_of_float64():
     y = torch.tensor([[-40.0], [40.0], [0.0]])
     found = count_calibration(point(build("gaussian_of_noise"), mean), y)
     assert found.pit == (1, *[0] * 9, 1, *[0] * 8, 1)
+    prediction, y = classes(n=500)
+    low = prediction[0].outputs[0].float()
+    outcome = build("categorical")
+    assert count_calibration(point(outcome, low), y) == count_calibration(point(outcome, low.double()), y)
 
 
 def test_what_has_neither_a_cdf_nor_probabilities_has_no_counts():

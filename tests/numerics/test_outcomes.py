@@ -147,6 +147,15 @@ def outcome_pool_of_extremes(dtype):
     return outcome.nll(pooled, torch.tensor([1])) + 0.6931472
 
 
+def test_the_standard_deviation_is_exact_for_every_scale():
+    scale = torch.linspace(-60, 60, 241, dtype=DOUBLE)[:, None]
+    zero = torch.zeros_like(scale)
+    std = 1e-3 + torch.logaddexp(scale, zero)
+    expected = -distributions.Normal(zero, std).log_prob(zero).sum(1)
+    found = build("gaussian").nll({"mean": zero, "scale": scale}, zero)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
 def test_tasks_that_are_functions_or_environments_sum_their_output():
     values = draw(4, 3, 2)
     for y in (torch.zeros(4), {"goal": torch.zeros(4, 7)}):

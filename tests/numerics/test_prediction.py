@@ -71,6 +71,16 @@ def test_learners_of_one_outcome_are_pooled_as_one_family():
     torch.testing.assert_close(loss_of(both, y), F.mse_loss(0.75 * first + 0.25 * second, y))
 
 
+def test_a_pooled_family_keeps_its_weight_among_others():
+    outputs, y = draw(3, 6, 2), torch.randint(2, (6,))
+    names = ("cross_entropy", "cross_entropy", "categorical")
+    parts = [point(build(name), output) for name, output in zip(names, outputs, strict=True)]
+    mixed = mix(parts, torch.tensor([0.2, 0.3, 0.5], dtype=DOUBLE).log())
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=DOUBLE)
+    expected = F.nll_loss(torch.einsum("s,snc->nc", weights, outputs.softmax(-1)).log(), y, reduction="none")
+    torch.testing.assert_close(nll_of(mixed, y), expected)
+
+
 def test_families_are_mixed_by_their_likelihoods():
     mean, both, y = draw(6, 1), draw(2, 6, 2), draw(6, 1)
     narrow, wide = build("gaussian_of_noise", sigma=0.5), build("gaussian")
