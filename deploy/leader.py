@@ -1,4 +1,4 @@
-"""Adapt the published meta-parameters (the meta-leader) to support sets, outside the trainer process."""
+"""Answer from what a run publishes, outside the trainer process: adapt to support sets and predict."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +13,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from deploy.config.config import Config
-from deploy.exits import CONFIG, CommandError
+from deploy.exits import CONFIG, CommandError, ConfigError
+from online_meta.answers import pack_meta, unpack_meta
+from online_meta.batches import map_tensors, name_tensors
 from online_meta.batching.failures import describe_failure
-from online_meta.functional.model import ModelLoss
-from online_meta.inner import Inner
-from online_meta.types import Batch, Meta, Task
+from online_meta.learners import BelievingLearner, MemoryReplayBuffer
+from online_meta.prediction import mean_of, pool, probabilities_of
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import Batch, Belief, Meta, Prediction, State, Task, Tensors
 from streams.history.history import History
 from streams.segmenting.by_leader import LeaderContext
 from streams.types import Rejected
-from trainers.build import build_inner, build_loss, build_module
+from trainers.build import AnsweringLearner, build_answering_learner
 from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
 from trainers.journal.run_files import RunFiles
 from trainers.loop.task_prefetch import HistoryBuffer
@@ -29,30 +32,42 @@ from trainers.settings import TrainerSettings
 
 
 class Leader(NamedTuple):
-    """Published meta-parameters and the number of rounds that they have learned."""
+    """What a run has published: the ``state`` of the ``learner`` that answers, after ``round`` learned rounds."""
 
-    meta: Meta
+    state: State
     round: int
+    learner: str = MAIN_LEARNER
+
+    @property
+    def meta(self) -> Meta:
+        """The meta-parameters, of a learner that answers from one set of them."""
+        return unpack_meta(self.state)
 
 
 def read_leader(path: Path) -> Leader:
-    """Read the meta-parameters from the file that the trainer publishes.
+    """Read what the trainer publishes from its file.
 
     Raises:
-        FileNotFoundError: if none have been published yet.
+        FileNotFoundError: if nothing has been published yet.
     """
     if not path.exists():
         raise FileNotFoundError(path)
     with safe_open(path, "pt") as file:
-        round = int(file.metadata()["round"])
+        metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    rule = {name.removeprefix("rule."): value for name, value in tensors.items() if name.startswith("rule.")}
-    return Leader(Meta({n: v for n, v in tensors.items() if not n.startswith("rule.")}, rule), round)
+    return Leader(tensors, int(metadata["round"]), metadata.get("learner", MAIN_LEARNER))
 
 
-def find_leader(path: Path) -> Meta | None:
-    """Return the meta-parameters that the trainer has published; None if there are none yet."""
-    return read_leader(path).meta if path.exists() else None
+def find_leader(path: Path, like: Meta) -> Meta | None:
+    """Return the meta-parameters that the trainer has published.
+
+    Returns None if there are none yet, or if the learner that answers does not answer from parameters like ``like``.
+    """
+    if not path.exists():
+        return None
+    state, wanted = read_leader(path).state, pack_meta(like)
+    fits = {name: value.shape for name, value in state.items()} == {n: value.shape for n, value in wanted.items()}
+    return unpack_meta(state) if fits else None
 
 
 class Adapter:
@@ -60,15 +75,13 @@ class Adapter:
 
     Args:
         settings: of the run.
-        leader: file in which the trainer publishes the meta-parameters.
+        leader: file in which the trainer publishes what the run answers from.
     """
 
     def __init__(self, settings: TrainerSettings, leader: Path) -> None:
-        """Build the model and the inner loop once; each call reads the weights from the file if it has changed."""
+        """Build the learner once; each call reads its state from the file if it has changed."""
         torch.set_num_threads(settings.engine.threads)
-        module = build_module(settings.model, settings.seed)
-        self._loss: ModelLoss = build_loss(settings.model, module)
-        self.inner: Inner = build_inner(settings.inner, self._loss)
+        self.answering = build_answering_learner(settings, MemoryReplayBuffer())
         self._path = leader
         self._lock = Lock()
         self._cached: tuple[int, Leader] | None = None
@@ -81,30 +94,29 @@ class Adapter:
                 self._cached = (stamp, read_leader(self._path))
             return self._cached[1]
 
-    def predict(self, support: Batch, query_x: Tensor) -> tuple[Tensor, int]:
-        """Adapt the newest leader to a support set.
+    def predict(self, support: Batch, query_x: Tensors) -> tuple[Prediction, int]:
+        """Answer to a support set from what is published, by the function that scores the rounds.
 
         Args:
             support: x (n, ...) and y (n, ...).
             query_x: inputs to predict, (m, ...).
 
         Returns:
-            The adapted model's output (m, ...), and the number of rounds that the leader has learned.
+            The prediction, and the number of rounds that the leader has learned.
 
         Raises:
             FileNotFoundError: if no leader has been published.
             Rejected: with the reason "model_error", if the model raises an exception.
         """
         leader = self.leader()
-        with model_error_context(), torch.no_grad():
-            adapted = self.inner.adapt(leader.meta, support)
-            return self._loss.output(adapted, query_x), leader.round
-
-    def answer(self, support: Batch, query_x: Tensor, classes: bool) -> tuple[bytes, int]:
-        """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as it does."""
-        output, round = self.predict(support, query_x)
         with model_error_context():
-            return encode_predictions(output, classes), round
+            return self.answering.answer(leader.state, support, query_x), leader.round
+
+    def answer(self, support: Batch, query_x: Tensors) -> tuple[bytes, int]:
+        """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as it does."""
+        prediction, round = self.predict(support, query_x)
+        with model_error_context():
+            return encode_predictions(prediction), round
 
 
 @contextmanager
@@ -117,15 +129,27 @@ def model_error_context() -> Iterator[None]:
         raise Rejected("model_error", detail) from error
 
 
-def encode_predictions(output: Tensor, classes: bool) -> bytes:
-    """Return safetensors bytes with ``predictions`` (n, ...) and, if ``classes``, ``labels`` (n,) int64.
+def encode_predictions(prediction: Prediction) -> bytes:
+    """Return a prediction as safetensors bytes.
 
-    Labels are the argmax over the last dimension of the predictions.
+    Returns:
+        ``predictions`` (n, ...) is the model's output, or for a mixture, the output that says what it says as far as
+        one output can; ``labels`` (n,) int64, for classes, are the most probable ones. A mixture of several outputs has
+        each component k whole: ``component.k.outputs`` (S, n, ...) and ``component.k.log_weights`` (S,). If an output
+        is a dict, its keys follow the names after a dot.
     """
-    tensors = {"predictions": output.detach().cpu().contiguous()}
-    if classes:
-        tensors["labels"] = output.argmax(-1).cpu().contiguous()
-    return save(tensors)
+    pooled = pool(prediction)
+    single = len(pooled) == 1 and len(pooled[0].log_weights) == 1
+    output = map_tensors(lambda tensor: tensor[0], pooled[0].outputs) if single else mean_of(prediction)
+    tensors = name_tensors("predictions", output)
+    probabilities = probabilities_of(prediction)
+    if probabilities is not None:
+        tensors["labels"] = probabilities.argmax(1 if probabilities.dim() > 1 else 0)
+    if len(prediction) > 1 or len(prediction[0].log_weights) > 1:
+        for k, component in enumerate(prediction):
+            tensors |= name_tensors(f"component.{k}.outputs", component.outputs)
+            tensors[f"component.{k}.log_weights"] = component.log_weights
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def decode_predictions(body: bytes) -> dict[str, Tensor]:
@@ -143,13 +167,12 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         files: of the run.
         history: from which the latest tasks are read; None if the run has no rounds yet.
     """
-    settings = config.trainer()
-    adapter = Adapter(settings, files.leader)
-    start = adapter.inner.init(dict(build_module(settings.model, settings.seed).named_parameters()))
+    adapter = Adapter(config.trainer(), files.leader)
+    start = adapter.answering.learner.state()
     buffer = HistoryBuffer(history, torch.device("cpu"))
 
-    def latest_leader() -> tuple[Meta, int]:
-        return adapter.leader() if files.leader.exists() else (start, 0)
+    def latest_leader() -> tuple[State, int]:
+        return adapter.leader()[:2] if files.leader.exists() else (start, 0)
 
     def count_rounds() -> int:
         return 0 if history is None else len(history)
@@ -157,7 +180,19 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
     def latest_tasks(count: int) -> list[Task]:
         return [] if history is None else history.tasks(buffer.available(len(history))[-count:])
 
-    return LeaderContext(adapter.inner, config.model.loss == "mse", latest_leader, count_rounds, latest_tasks)
+    name, learner, suffix = adapter.answering
+    if not isinstance(learner, BelievingLearner):
+        raise ConfigError(
+            f"a [[source]] with likelihood = 'leader' needs a learner that answers by parameters of the model, and "
+            f"{name!r} does not: name another one in [serve] answers"
+        )
+
+    def believe(state: State, support: Batch) -> Belief:
+        return learner.believe(state, support)[suffix]
+
+    return LeaderContext(
+        believe, learner.inner.loss, config.model.loss == "mse", latest_leader, count_rounds, latest_tasks
+    )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -177,37 +212,38 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CommandError(CONFIG, str(error)) from error
 
 
-def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensor) -> tuple[Tensor, bool]:
-    """Adapt the meta-parameters of a checkpoint to a support set and predict.
+def adapt_from_checkpoint(folder: Path, support: Batch, query_x: Tensors) -> Prediction:
+    """Answer to a support set from a checkpoint, by the function that scores the rounds.
 
     Args:
         folder: of the checkpoint.
         support: x (n, ...) and y (n, ...).
         query_x: inputs to predict, (m, ...).
 
-    Returns:
-        The adapted model's output (m, ...), and whether the model is a classifier.
-
     Raises:
         CommandError: with exit code 78 if the checkpoint cannot be read, its model cannot be built, or the model does
             not accept the tensors.
+    """
+    answering, leader = restore_answering_learner(folder)
+    try:
+        return answering.answer(leader.state, support, query_x)
+    except Exception as error:  # a user's model may raise anything
+        detail = describe_failure(error)
+        raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {detail}") from error
+
+
+def restore_answering_learner(folder: Path) -> tuple[AnsweringLearner, Leader]:
+    """Return the learner that answers in the run of a checkpoint, and what it would have published there.
+
+    Raises:
+        CommandError: with exit code 78 if the checkpoint cannot be read, or its model cannot be built.
     """
     checkpoint = open_checkpoint(folder)
     settings = TypeAdapter(TrainerSettings).validate_python(checkpoint.settings)
     torch.set_num_threads(settings.engine.threads)
     try:
-        loss = build_loss(settings.model, build_module(settings.model, settings.seed))
-        inner = build_inner(settings.inner, loss)
+        answering = build_answering_learner(settings, MemoryReplayBuffer())
+        answering.learner.load(checkpoint.learners[answering.name], checkpoint.rounds)
     except ValueError as error:
         raise CommandError(CONFIG, f"the model of {folder} cannot be built here: {error}") from error
-    saved = checkpoint.learners[checkpoint.leader]
-    meta = Meta(
-        {name.removeprefix("weights."): value for name, value in saved.items() if name.startswith("weights.")},
-        {name.removeprefix("rule."): value for name, value in saved.items() if name.startswith("rule.")},
-    )
-    try:
-        with torch.no_grad():
-            return loss.output(inner.adapt(meta, support), query_x), settings.model.loss == "cross_entropy"
-    except Exception as error:  # a user's model may raise anything
-        detail = describe_failure(error)
-        raise CommandError(CONFIG, f"the model of {folder} does not accept these tensors: {detail}") from error
+    return answering, Leader(answering.learner.state(), checkpoint.rounds, answering.name)

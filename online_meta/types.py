@@ -1,7 +1,8 @@
 """The types shared by all packages: data are named tuples of tensors, behaviour is plain callables and protocols."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -13,15 +14,36 @@ Tensors = Tensor | Params
 """One tensor, or a flat dict of them: what a model is given, returns or is compared with."""
 
 
-class Batch(NamedTuple):
-    """n samples: inputs ``x`` and labels or targets ``y``, each a tensor (n, ...) or a flat dict of such tensors.
-
-    ``weight`` (n,) says how much each sample counts in a loss; 0 is padding, and None counts all alike.
-    """
-
+class _BatchFields(NamedTuple):
     x: Tensors
     y: Tensors
     weight: Tensor | None = None
+
+
+class Batch(_BatchFields):
+    """n samples: inputs ``x`` and labels or targets ``y``, each a tensor (n, ...) or a flat dict of such tensors.
+
+    ``weight`` (n,) says how much each sample counts in a loss; 0 is padding, and None counts all alike. A batch without
+    weights unpacks as the pair (x, y), so that only tensors are in it where torch looks into it.
+    """
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        """Return the number of fields that are given: 2 without weights."""
+        return 2 if self.weight is None else 3
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over x, y and, if it is given, weight."""
+        return islice(tuple.__iter__(self), len(self))
+
+    def _replace(self, **changes: Any) -> "Batch":
+        """Return a batch with some fields replaced."""
+        return Batch(**{**self._asdict(), **changes})
+
+    def _asdict(self) -> dict[str, Any]:
+        """Return the fields that are given, by name."""
+        return dict(zip(self._fields, self, strict=False))
 
 
 class Task(NamedTuple):
@@ -205,17 +227,36 @@ class PrefixScore(NamedTuple):
     accuracy: float | None
 
 
+class Calibration(NamedTuple):
+    """Additive counts of the targets of some rounds: of ``pit``, or of the three others.
+
+    Attributes:
+        pit: the number of targets in each of the 20 equal bins of F(y); empty for classes.
+        samples: the number of classified entries in each of the 15 equal bins of the confidence.
+        correct: those of them that were classified correctly.
+        confidence: the sum of their confidences, each rounded to a multiple of 2^-20.
+    """
+
+    pit: tuple[int, ...] = ()
+    samples: tuple[int, ...] = ()
+    correct: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
+
+
 class Score(NamedTuple):
     """The score of a task before it was learned: query losses before and after adaptation, in nats or y^2.
 
     ``accuracy`` is that after adaptation, in [0, 1], or None. ``prefixes`` are the scores of the requested prefixes
-    that are shorter than the support set.
+    that are shorter than the support set. ``nll`` is the mean negative log-likelihood of the query rows in nats, and
+    ``calibration`` counts how it was spread; both are None for an outcome that is no distribution.
     """
 
     loss_before: float
     loss_after: float
     accuracy: float | None
     prefixes: tuple[PrefixScore, ...] = ()
+    nll: float | None = None
+    calibration: Calibration | None = None
 
 
 class Learned(NamedTuple):
@@ -226,7 +267,27 @@ class Learned(NamedTuple):
 
 
 class Learner(Protocol):
-    """An online learner: each task is first scored with ``score``, then learned with ``learn``."""
+    """An online learner: each task is first scored with ``score``, then learned with ``learn``.
+
+    What is scored is what is served: a score is the loss of ``answers`` from ``state`` to the task.
+    """
+
+    def state(self) -> State:
+        """Return what the learner publishes: all that it answers from, as detached tensors by name. Collective."""
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return predictions for ``x`` from a published ``state`` and a support set; a pure function.
+
+        The learner's own answer has the key ""; further ones, such as "@10" after 10 inner steps, play next to it.
+        Without support samples this is the prediction before adaptation. Random draws depend on the run's seed and the
+        support set alone.
+        """
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Score each of ``answers`` to the next round's task; this does not change the learner.
+
+        For each of ``prefixes``, also score the answer to that number of first support samples.
+        """
 
     lr_scale: float
     """The factor of the learning rate in the next meta-steps, in addition to a schedule; initially 1.
@@ -239,10 +300,7 @@ class Learner(Protocol):
         """The holder of its meta-parameters, of several the first one; None if it learns none."""
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Adapt to the next round's task and return the query losses; this does not change the learner.
-
-        For each of ``prefixes``, also score the adaptation to that number of first support samples.
-        """
+        """Return the score of the learner's own answer, ``scores(task, prefixes)[""]``."""
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn all tasks scored since the last call, in the order in which they were scored."""

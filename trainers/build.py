@@ -1,9 +1,9 @@
 """Build the model, the inner loop and the learners from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,13 +12,25 @@ import online_meta.learners
 import trainers.engines
 from online_meta import registry
 from online_meta.batching.failures import TaskFailures
-from online_meta.functional.model import ModelLoss, accuracy_of, model_loss
+from online_meta.functional.model import ModelLoss, model_loss
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, gather_single_process
 from online_meta.registry import import_by_path
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.replay import ReplayPolicy, generator
-from online_meta.types import Engine, Learner, Meta, MetaGradient, Params, ReplayBuffer, Schedule
+from online_meta.types import (
+    Batch,
+    Engine,
+    Learner,
+    Meta,
+    MetaGradient,
+    Params,
+    Prediction,
+    ReplayBuffer,
+    Schedule,
+    State,
+    Tensors,
+)
 from trainers import seams
 from trainers.distributed.rank_stats import RankStats
 from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
@@ -119,8 +131,8 @@ def build_context(
     loss = build_loss(settings.model, module)
     inner = build_inner(settings.inner, loss)
 
-    def draw_weights(round: int) -> Params:
-        weights = build_module(settings.model, settings.seed, round).to(device).named_parameters()
+    def draw_weights(key: int) -> Params:
+        weights = build_module(settings.model, settings.seed, key).to(device).named_parameters()
         return {name: weight.detach() for name, weight in weights if name not in loss.frozen}
 
     return LearnerContext(
@@ -134,7 +146,6 @@ def build_context(
         steps_per_round=settings.meta.steps_per_round,
         seed=settings.seed,
         buffer=buffer,
-        accuracy=accuracy_of(loss.output) if settings.model.loss == "cross_entropy" else None,
         programs=programs,
         batching=settings.engine.batching,
         schedule=build_schedule(settings.meta),
@@ -157,6 +168,40 @@ def _build_own_engine(
         return build_engine(own, kind, rank_stats)(meta)
 
     return engine
+
+
+class AnsweringLearner(NamedTuple):
+    """The learner that answers in a run: its ``name``, and the ``suffix`` of the answer, such as "@10"."""
+
+    name: str
+    learner: Learner
+    suffix: str
+
+    def answer(self, state: State, support: Batch, x: Tensors) -> Prediction:
+        """Return the prediction for ``x`` from a published state and a support set, as it is scored."""
+        return self.learner.answers(state, support, x)[self.suffix]
+
+
+def find_answering_name(settings: TrainerSettings) -> str:
+    """Return the name of the learner that answers."""
+    return (settings.answers or MAIN_LEARNER).partition("@")[0]
+
+
+def build_answering_learner(settings: TrainerSettings, buffer: ReplayBuffer) -> AnsweringLearner:
+    """Return the learner that answers, in its initial state.
+
+    Raises ``ValueError`` if there is none of this name, or as ``build_learners`` does.
+    """
+    return find_answering_learner(settings, build_learners(settings, build_context(settings, buffer)))
+
+
+def find_answering_learner(settings: TrainerSettings, learners: Mapping[str, Learner]) -> AnsweringLearner:
+    """Return the one of a run's learners that answers. Raises ``ValueError`` if there is none of this name."""
+    name = find_answering_name(settings)
+    if name not in learners:
+        raise ValueError(f"no learner is called {name!r}: {registry.nearest(name, learners)}")
+    answers = settings.answers or name
+    return AnsweringLearner(name, learners[name], answers.removeprefix(name))
 
 
 def build_learners(settings: TrainerSettings, context: LearnerContext) -> dict[str, Learner]:

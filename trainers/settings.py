@@ -233,6 +233,7 @@ class TrainerSettings:
         model, inner, meta, regret, engine, checkpoint: the sections of the configuration.
         seed: the seed of the run.
         import_folder: the folder of the configuration file, where modules of import paths are looked for, too.
+        answers: the name of the learner that answers, "NAME" or "NAME@STEPS"; None for the first one.
     """
 
     model: ModelSettings
@@ -243,3 +244,4 @@ class TrainerSettings:
     checkpoint: CheckpointSettings = CheckpointSettings()
     seed: Annotated[int, Ge(0)] = 0
     import_folder: str | None = changeable()
+    answers: str | None = changeable()

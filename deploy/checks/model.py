@@ -9,10 +9,11 @@ from torch import Tensor
 
 from deploy.config.config import Config
 from deploy.exits import ConfigError
+from online_meta.batches import count_samples, map_tensors, only_tensor
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
-from online_meta.types import Batch, Engine, Meta, MetaGrad, Task
+from online_meta.types import Batch, Engine, Meta, MetaGrad, Task, Tensors
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
 from trainers.build import build_learners, build_loss, build_module
 from trainers.comparators import load_comparator
@@ -122,10 +123,12 @@ def _check_finite(config: Config, gradient: MetaGrad) -> None:
         )
 
 
-def _check_output(config: Config, output: Tensor, query: Batch) -> None:
+def _check_output(config: Config, output: Tensors, query: Batch) -> None:
     """Compare the output's shape with what a named loss requires; a user's own loss is not checked."""
+    if not isinstance(output, Tensor):
+        return
     found, build = tuple(output.shape), config.model.build
-    if config.model.loss == "mse" and found != tuple(query.y.shape):
+    if config.model.loss == "mse" and found != tuple(only_tensor(query.y).shape):
         expected = f"(n, {', '.join(map(str, config.task.y_shape))})" if config.task.y_shape else "(n,)"
         raise ConfigError(
             f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] y_shape = "
@@ -211,7 +214,7 @@ def format_memory(config: Config, context: LearnerContext, example: Task | None)
     varying = "; larger ones need more" if is_dynamic(config.task.x_shape) else ""
     return (
         f"{_format_bytes(found.peak)} per rank at its peak, estimated; excludes the process itself; for tasks of "
-        f"{len(task.support.x)} + {len(task.query.x)} samples{note}{varying}"
+        f"{count_samples(task.support)} + {count_samples(task.query)} samples{note}{varying}"
         f"{''.join(map(_format_part, _list_parts(found)))}"
     )
 
@@ -247,7 +250,7 @@ def _count_engines(config: Config, context: LearnerContext) -> int:
 
 
 def _to_device(task: Task, device: torch.device) -> Task:
-    return Task(*(Batch(*(tensor.to(device) for tensor in batch)) for batch in task))
+    return map_tensors(lambda tensor: tensor.to(device), task)
 
 
 def _format_bytes(count: int) -> str:

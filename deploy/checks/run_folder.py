@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from deploy.config.config import Config, HistorySettings, read_settings
 from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
+from online_meta.batches import only_tensor
 from streams.history.archive.archive import Archive
 from streams.history.archive_index import ARCHIVE_FOLDER, Location, open_store_at, record_location
 from streams.history.errors import ArchiveMoved, HistoryBusy, HistoryFormatError, HistoryFull
@@ -119,7 +120,8 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
     """
     if not len(history):
         return
-    x, y = history[len(history) - 1].support  # Retention never removes the newest round.
+    # Retention never removes the newest round.
+    x, y = (only_tensor(part) for part in history[len(history) - 1].support)
     found = {
         "x_shape": tuple(x.shape[1:]),
         "x_dtype": str(x.dtype).removeprefix("torch."),

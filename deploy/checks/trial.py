@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from deploy.checks.model import make_synthetic_task
 from deploy.config.config import Config
+from online_meta.batches import map_tensors
 from online_meta.batching.failures import describe_failure, is_task_failure
 from online_meta.functional.model import ModelLoss
 from online_meta.learners import LearnerContext
@@ -85,7 +87,7 @@ def run_forward(loss: ModelLoss, weights: Params, batch: Batch) -> None:
 
 def count_elements(task: Task) -> int:
     """Return the number of elements of the inputs of a task."""
-    return task.support.x.numel() + task.query.x.numel()
+    return sum(tensor.numel() for batch in task for tensor in tree_leaves(batch.x))
 
 
 def make_trial(
@@ -112,7 +114,7 @@ def make_trial(
             limit = config.serve.try_seconds
             log.info("tasks are not tried when they arrive: that takes %.2g s; [serve] try_seconds is %g", fixed, limit)
             return None
-        large = Task(*(Batch(*(torch.cat([tensor] * LARGER) for tensor in (batch.x, batch.y))) for batch in small))
+        large = map_tensors(lambda tensor: torch.cat([tensor] * LARGER), small)
         more = _measure(context.inner.loss, weights, large, clock) - fixed
     except Exception as error:  # a user's model may raise anything
         log.warning("tasks are not tried when they arrive: the model fails on the CPU: %s", describe_failure(error))

@@ -44,8 +44,7 @@ def command(
     else:
         assert checkpoint is not None
         examples = Batch(tensors["support_x"], tensors["support_y"])
-        output, classes = adapt_from_checkpoint(checkpoint, examples, tensors["query_x"])
-        encoded = encode_predictions(output, classes)
+        encoded = encode_predictions(adapt_from_checkpoint(checkpoint, examples, tensors["query_x"]))
     if out is not None:
         out.write_bytes(encoded)
         return

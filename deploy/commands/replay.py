@@ -149,9 +149,9 @@ def _refresh_comparators(
     settings = config.trainer()
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
-    request = RefreshRequest(rounds, 0, skipped, find_leader(files.leader))
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
         context = build_context(settings, buffer, files.programs)
+        request = RefreshRequest(rounds, 0, skipped, find_leader(files.leader, context.start))
         for kind in config.regret.comparator:
             if kind not in evaluated:
                 writer.append(_refresh_comparator(context, settings.regret, kind, request, progress)._asdict())

@@ -134,7 +134,9 @@ def _refresh_loop(process: ComparatorProcess, history: History) -> None:
                 _refresh_one(
                     process,
                     kind,
-                    RefreshRequest(target, covered[kind], skipped, find_leader(process.files.leader)),
+                    RefreshRequest(
+                        target, covered[kind], skipped, find_leader(process.files.leader, process.context.start)
+                    ),
                     covered,
                 )
 

@@ -168,9 +168,10 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
 async def adapt(request: Request) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
-    Classifiers also return `labels`. The header `X-Online-Meta-Round` is the number of rounds that the meta-parameters
-    have learned. The request is not stored and changes nothing. If the model raises an exception, the answer is 422
-    with the reason `model_error`.
+    Classifiers also return `labels`. A learner that answers with several outputs returns `component.K.outputs` and
+    `component.K.log_weights` of their mixture, too. The header `X-Online-Meta-Round` is the number of rounds that the
+    meta-parameters have learned. The request is not stored and changes nothing. If the model raises an exception, the
+    answer is 422 with the reason `model_error`.
     """
     state: DaemonState = request.app.state.daemon
     limits = state.config.serve.limits
@@ -178,9 +179,8 @@ async def adapt(request: Request) -> Response:
         body = await read_body(request, reservation)
         support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, limits)
     try:
-        classes = state.config.task.y == "class"
         encoded, round = await to_thread.run_sync(
-            state.adapter.answer, support, query_x, classes, limiter=request.app.state.adapting
+            state.adapter.answer, support, query_x, limiter=request.app.state.adapting
         )
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
@@ -288,7 +288,8 @@ def weights(request: Request) -> Response:
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    data = encode_leader(leader.meta, leader.round)  # The file may have been replaced since the round was read.
+    # The file may have been replaced since the round was read.
+    data = encode_leader(leader.state, leader.round, learner=leader.learner)
     return Response(data, media_type=TENSORS, headers={"X-Online-Meta-Round": str(leader.round)})
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from online_meta.batches import count_samples, map_tensors
 from online_meta.batching.compile import (
     Compilation,
     CompileError,
@@ -387,8 +388,8 @@ def _perturb(task: Task, k: int) -> Task:
     """Return a variant of ``task`` that differs for each k > 0, so that a program that mixes up tasks is noticed."""
 
     def vary(batch: Batch) -> Batch:
-        x = batch.x.roll(k, 0)
-        return Batch(x * (1 + k / 64) if x.is_floating_point() else x, batch.y)
+        x = map_tensors(lambda tensor: tensor.roll(k, 0), batch.x)
+        return batch._replace(x=map_tensors(lambda t: t * (1 + k / 64) if t.is_floating_point() else t, x))
 
     return Task(vary(task.support), vary(task.query)) if k else task
 
@@ -431,7 +432,7 @@ def over_tasks(
         nonlocal tuner
         if torch.is_inference_mode_enabled():
             return outside_inference_mode(mean)(meta, tasks)
-        count = len(tasks.support.x) if isinstance(tasks, Task) else len(tasks)
+        count = count_samples(tasks.support) if isinstance(tasks, Task) else len(tasks)
         if not count:
             raise ValueError("a meta-gradient over no tasks is not defined: give one task or more")
         tuner = tuner or find(count)

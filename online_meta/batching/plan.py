@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
+from online_meta.batches import count_samples, map_tensors
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 StackedSum = Callable[[Meta, Task, Tensor], MetaGrad]
@@ -44,23 +44,29 @@ class Group(NamedTuple):
 
 def signature_of(task: Task) -> str:
     """Return the shapes and dtypes of a task as readable text; tasks with equal signatures can share a program."""
-    (support_x, support_y), (query_x, query_y) = task
-    return _format_signature(
-        (support_x.shape, support_x.dtype, support_y.shape, support_y.dtype),
-        (query_x.shape, query_x.dtype, query_y.shape, query_y.dtype),
-    )
+    return _format_signature(*map(_list_layout, task))
+
+
+Layout = tuple[tuple[str, torch.Size, torch.dtype], ...]
+"""Name, shape and dtype of each tensor of a batch."""
+
+
+def _list_layout(batch: Batch) -> Layout:
+    found: list[tuple[str, torch.Size, torch.dtype]] = []
+    for part, value in batch._asdict().items():
+        if isinstance(value, Tensor):
+            found.append((part, value.shape, value.dtype))
+        elif value is not None:
+            found += [(f"{part}.{name}", one.shape, one.dtype) for name, one in value.items()]
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)
-def _format_signature(*batches: tuple[Any, ...]) -> str:
-    def one(batch: tuple[Any, ...]) -> str:
-        x_shape, x_dtype, y_shape, y_dtype = batch
-        return (
-            f"x {str(x_dtype).removeprefix('torch.')}{[*x_shape]} y {str(y_dtype).removeprefix('torch.')}{[*y_shape]}"
-        )
+def _format_signature(support: Layout, query: Layout) -> str:
+    def one(layout: Layout) -> str:
+        return " ".join(f"{name} {str(dtype).removeprefix('torch.')}{[*shape]}" for name, shape, dtype in layout)
 
-    support, query = map(one, batches)
-    return f"support {support}, query {query}"
+    return f"support {one(support)}, query {one(query)}"
 
 
 def group_tasks(tasks: Sequence[Task], weights: Sequence[float], plans: Mapping[str, ExecutionPlan]) -> Iterator[Group]:
@@ -82,7 +88,7 @@ def stack(group: Group, tasks: int, like: Tensor) -> tuple[Task, Tensor]:
     """Stack a group's tasks into one of ``tasks`` rows, and their weights; padding repeats the first with weight 0."""
     spare = tasks - len(group.tasks)
     rows = [*group.tasks, *[group.tasks[0]] * spare]
-    stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *rows)
+    stacked = map_tensors(lambda *leaves: torch.stack(leaves), *rows)
     return stacked, weights_like(like, [*group.weights, *[0.0] * spare])
 
 
@@ -96,7 +102,7 @@ def vmapped(gradient: MetaGradient) -> StackedSum:
 
     def stacked_sum(meta: Meta, stacked: Task, weights: Tensor) -> MetaGrad:
         each = vmap(gradient, in_dims=(None, 0))(meta, stacked)
-        total: MetaGrad = tree_map(lambda leaf: torch.tensordot(weights.to(leaf.dtype), leaf, 1), each)
+        total: MetaGrad = map_tensors(lambda leaf: torch.tensordot(weights.to(leaf.dtype), leaf, 1), each)
         return total
 
     return stacked_sum
@@ -104,10 +110,9 @@ def vmapped(gradient: MetaGradient) -> StackedSum:
 
 def unstack(stacked: Task) -> list[Task]:
     """Split a stack along its first dimension into tasks."""
-    return [unstack_one(stacked, k) for k in range(len(stacked.support.x))]
+    return [unstack_one(stacked, k) for k in range(count_samples(stacked.support))]
 
 
 def unstack_one(stacked: Task, k: int) -> Task:
     """Return task ``k`` of a stack."""
-    (support_x, support_y), (query_x, query_y) = stacked
-    return Task(Batch(support_x[k], support_y[k]), Batch(query_x[k], query_y[k]))
+    return map_tensors(lambda leaf: leaf[k], stacked)

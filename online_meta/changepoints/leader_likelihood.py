@@ -1,24 +1,32 @@
 """The likelihood of a sample under the leader, adapted to the samples of its run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from online_meta.answers import predict
+from online_meta.batches import count_samples
 from online_meta.changepoints.segments import Likelihood, add_prefix, strip_prefix
 from online_meta.inner import Inner
-from online_meta.types import Batch, Meta, Params, Task
+from online_meta.prediction import loss_of
+from online_meta.regret.scoring import score_task
+from online_meta.types import Batch, Belief, LossFn, Meta, Params, Task
 
 ADAPTATION_SIZES = (1, 2, 5, 10)
 _MAX_LOSS = 1e30
 _WEIGHT_PREFIX = "weight."
 
 
+Believe = Callable[[Batch], Belief]
+"""A support set, of any number of samples -> what the leader believes after adapting to it."""
+
+
 def leader_likelihood(
-    inner: Inner,
-    meta: Meta,
+    believe: Believe,
+    loss: LossFn,
     x: Tensor,
     y: Tensor,
     sizes: Sequence[int] = ADAPTATION_SIZES,
@@ -35,8 +43,8 @@ def leader_likelihood(
     adapting to n samples, and p is the Student-t given the errors of the run so far.
 
     Args:
-        inner: the inner loop that adapts the model.
-        meta: the leader's meta-parameters.
+        believe: adapts the leader, as it answers and is scored.
+        loss: the model's loss.
         x: any sample, without a batch dimension; its shape and dtype are used.
         y: the label or target of ``x``, of d values.
         sizes: the run lengths at which the model adapts, in samples, ascending from 1 or more.
@@ -53,11 +61,12 @@ def leader_likelihood(
     """
     _check(sizes, errors, shape)
     expected = None if errors is None else torch.tensor(errors, dtype=torch.float64)
-    leader = _Leader(inner, meta, tuple(sizes), expected, shape)
+    leader = _Leader(believe, loss, tuple(sizes), expected, shape)
 
     def start() -> Params:
         xs, ys = (torch.zeros((1, sizes[-1], *one.shape), dtype=one.dtype) for one in (x, y))
-        weights = {name: value[None] for name, value in inner.rule.view(meta.rule, meta.weights).items()}
+        belief = believe(Batch(xs[0, :0], ys[0, :0]))
+        weights = {name: value[None] for name, value in _pack_belief(belief).items()}
         count, total = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
         return {"x": xs, "y": ys, "counts": count, "squares": total, **add_prefix(_WEIGHT_PREFIX, weights)}
 
@@ -65,8 +74,8 @@ def leader_likelihood(
 
 
 class _Leader(NamedTuple):
-    inner: Inner
-    meta: Meta
+    believe: Believe
+    loss: LossFn
     sizes: tuple[int, ...]
     expected: Tensor | None
     shape: float
@@ -74,11 +83,12 @@ class _Leader(NamedTuple):
 
 def _run_losses(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the loss of each run's model and its expected error (None without ``errors``)."""
-    one = Batch(x[None], y[None])
+
+    def loss(packed: Params) -> Tensor:
+        return loss_of(predict(leader.loss, _unpack_belief(packed), x[None]), y[None])
+
     with torch.no_grad():
-        losses = torch.vmap(lambda weights: leader.inner.loss(weights, one))(
-            strip_prefix(_WEIGHT_PREFIX, runs)
-        ).double()
+        losses = torch.vmap(loss)(strip_prefix(_WEIGHT_PREFIX, runs)).double()
     # If adapting to a run diverged, the run gets a very low probability instead of NaN.
     losses = torch.nan_to_num(losses, nan=_MAX_LOSS, posinf=_MAX_LOSS).clamp(max=_MAX_LOSS)
     if leader.expected is None:
@@ -107,9 +117,20 @@ def _update(leader: _Leader, runs: Params, x: Tensor, y: Tensor) -> Params:
     for place, count in enumerate(found["counts"].tolist()):
         if count in leader.sizes:
             support = Batch(found["x"][place, :count], found["y"][place, :count])
-            for name, value in leader.inner.adapt(leader.meta, support).items():
+            for name, value in _pack_belief(leader.believe(support)).items():
                 found[_WEIGHT_PREFIX + name][place] = value
     return found
+
+
+_LOG_WEIGHTS = "log_weights"
+
+
+def _pack_belief(belief: Belief) -> Params:
+    return {**add_prefix("params.", belief.params), _LOG_WEIGHTS: belief.log_weights}
+
+
+def _unpack_belief(packed: Params) -> Belief:
+    return Belief(strip_prefix("params.", packed), packed[_LOG_WEIGHTS])
 
 
 def measure_errors(
@@ -120,18 +141,15 @@ def measure_errors(
     The list has one loss for 0 samples, then one for each of ``sizes``. Raises ``ValueError`` if there is no task, or
     one with fewer support samples than the largest of ``sizes``.
     """
-    if not tasks or any(len(task.support.x) < max(sizes) for task in tasks):
+    if not tasks or any(count_samples(task.support) < max(sizes) for task in tasks):
         raise ValueError(f"give at least one task, each with at least {max(sizes)} support samples")
-    with torch.no_grad():
-        before = [inner.loss(inner.rule.view(meta.rule, meta.weights), task.query) for task in tasks]
-        found = [sum(map(float, before)) / len(tasks)]
-        for size in sizes:
-            firsts = [Batch(task.support.x[:size], task.support.y[:size]) for task in tasks]
-            losses = [
-                inner.loss(inner.adapt(meta, first), task.query) for first, task in zip(firsts, tasks, strict=True)
-            ]
-            found.append(sum(map(float, losses)) / len(tasks))
-    return found
+    totals = dict.fromkeys((0, *sizes), 0.0)
+    for task in tasks:
+        score = score_task(inner, meta, task, sizes)
+        losses = {prefix.points: prefix.loss for prefix in score.prefixes}
+        losses |= {0: score.loss_before, count_samples(task.support): score.loss_after}
+        totals = {size: total + losses[size] for size, total in totals.items()}
+    return [total / len(tasks) for total in totals.values()]
 
 
 def _check(sizes: Sequence[int], errors: Sequence[float] | None, shape: float) -> None:

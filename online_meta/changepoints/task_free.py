@@ -11,7 +11,7 @@ from torch import Tensor
 from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood
 from online_meta.changepoints.segments import Likelihood, Segmenter, TaskSegment, segment_adaptively
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.types import Batch, Score, Task
+from online_meta.types import Batch, Belief, Score, Task
 
 Samples = Sequence[tuple[Tensor, Tensor]]
 """Samples (x, y), each without a batch dimension, in stream order."""
@@ -65,8 +65,13 @@ def play_task_free(
 
     def make_segmenter() -> Segmenter:
         errors = estimate_errors(scores, sizes, shape) if squared_error else None
-        meta = learner.engine.meta()
-        return segmenter(leader_likelihood(learner.inner, meta, *samples[0], sizes=sizes, errors=errors, shape=shape))
+        state = learner.state()
+
+        def believe(support: Batch) -> Belief:
+            return learner.believe(state, support)[""]
+
+        loss = learner.inner.loss
+        return segmenter(leader_likelihood(believe, loss, *samples[0], sizes=sizes, errors=errors, shape=shape))
 
     for segment in segment_adaptively(make_segmenter, samples, max_samples):
         task = make_task(samples[segment.begin : segment.end], sizes)

@@ -16,12 +16,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from online_meta.batches import first_tensor, name_tensors
 from online_meta.functional.autodiff import is_transformed
 from online_meta.functional.randomness import capture_generator_state
 from online_meta.functional.stateless import ModuleTensors
-from online_meta.types import Batch, LossFn, OutputFn, Params
+from online_meta.types import Batch, LossFn, OutputFn, Params, Tensors
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[[Any, Any], Tensor]
+"""(output, y) -> the scalar loss, or the losses of the samples, (n,)."""
 
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -81,13 +83,13 @@ def explain_state(name: str, layer: nn.Module) -> str | None:
     return None
 
 
-def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
+def explain_misfit(criterion: Criterion, output: Any, y: Tensors) -> str | None:
     """Say how the shapes of a model's ``output`` and of the targets ``y`` do not fit the loss; None if they fit.
 
     Torch's element-wise losses need equal shapes. Any other loss that broadcasts output and targets to all pairs is
     tried with single samples: the mean or sum over samples must be the loss of the batch.
     """
-    if not isinstance(output, Tensor):
+    if not (isinstance(output, Tensor) and isinstance(y, Tensor)):
         return None
     watch = _LossWatch(output.detach().clone(), y.detach().clone())
     value: Any = None
@@ -105,10 +107,10 @@ def explain_misfit(criterion: Criterion, output: Any, y: Tensor) -> str | None:
             f"pairs of their samples, by broadcasting: return an output of shape {tuple(y.shape)}, for example by "
             ".squeeze or .unsqueeze, or reshape in the loss"
         )
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and (value.numel() == 1 or value.shape == y.shape[:1]):
         return None
     found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    return f"the loss returns {found}; it must return a scalar, the mean over the batch (no reduction='none')"
+    return f"the loss returns {found}; it must return the losses of the samples, ({len(y)},), or a scalar, their mean"
 
 
 class _LossWatch(TorchFunctionMode):
@@ -197,6 +199,10 @@ def _is_sum(criterion: Criterion, output: Tensor, y: Tensor) -> bool:
 
 def _compare_outputs(found: Any, right: Any, dtypes: set[torch.dtype]) -> str | None:
     """Say by how much two outputs differ, beyond the rounding of the coarsest of ``dtypes``; None if they agree."""
+    if isinstance(found, dict) and isinstance(right, dict):
+        if found.keys() != right.keys():
+            return f"an output of {sorted(found)} instead of {sorted(right)}"
+        return next(filter(None, (_compare_outputs(found[name], right[name], dtypes) for name in right)), None)
     if not (isinstance(found, Tensor) and isinstance(right, Tensor)):
         return None
     if found.shape != right.shape or found.dtype != right.dtype:
@@ -239,30 +245,38 @@ class LossGuard:
 
     def run(self, output: OutputFn, criterion: Criterion, params: Params, batch: Batch) -> Tensor:
         """Return the loss of ``batch``. Raises ``ValueError`` if it is not the one that the user's model has."""
+        return self.judge(criterion, self.call(output, params, batch.x), batch.y)
+
+    def call(self, output: OutputFn, params: Params, x: Tensors) -> Tensors:
+        """Return the output for ``x``. Raises ``ValueError`` if it is not that of the user's model."""
         if self.faults:
             raise ValueError("; ".join(self.faults))
-        tried = self._tried or _is_abstract()
-        found = output(params, batch.x) if tried else self._call_first(output, params, batch.x)
+        return output(params, x) if self._tried or _is_abstract() else self._call_first(output, params, x)
+
+    def judge(self, criterion: Criterion, found: Tensors, y: Tensors) -> Tensor:
+        """Return the loss of the output ``found``. Raises ``ValueError`` if output and targets do not fit the loss."""
+        if not (isinstance(found, Tensor) and isinstance(y, Tensor)):
+            return criterion(found, y)
         abstract = _is_abstract()
-        key = (abstract, getattr(found, "shape", None), batch.y.shape, batch.y.dtype)
+        key = (abstract, found.shape, y.shape, y.dtype)
         if key in self._fitting:
-            return criterion(found, batch.y)
+            return criterion(found, y)
         if abstract:
-            loss = _watch_call(criterion, found, batch.y)
+            loss = _watch_call(criterion, found, y)
         else:
-            with _same_random_numbers(batch.x)():
-                misfit = explain_misfit(criterion, found, batch.y)
+            with _same_random_numbers(y)():
+                misfit = explain_misfit(criterion, found, y)
             if misfit is not None:
                 raise ValueError(misfit)
-            loss = criterion(found, batch.y)
+            loss = criterion(found, y)
         self._fitting.add(key)
         return loss
 
-    def _call_first(self, output: OutputFn, params: Params, x: Tensor) -> Tensor:
+    def _call_first(self, output: OutputFn, params: Params, x: Tensors) -> Tensors:
         """Return the output, after a check that nothing given was edited, and a comparison if this one ``compares``."""
         given = {f"the weight {name!r}": value for name, value in params.items()}
         given |= {f"the buffer {name!r}": value for name, value in self.tensors.constants.items()}
-        given["its input x"] = x
+        given |= name_tensors("its input x", x)
         before = {name: value._version for name, value in given.items() if not value.is_inference()}
         again = _same_random_numbers(x)
         found = output(params, x)
@@ -276,7 +290,12 @@ class LossGuard:
         return found
 
     def _compare(
-        self, output: OutputFn, found: Any, params: Params, x: Tensor, again: Callable[[], AbstractContextManager[None]]
+        self,
+        output: OutputFn,
+        found: Any,
+        params: Params,
+        x: Tensors,
+        again: Callable[[], AbstractContextManager[None]],
     ) -> str | None:
         """Say what differs: a second call, or the module; ``again`` starts from the random state before ``found``."""
         difference = self._explain_repetition(output, found, params, x) if self.repeatable else None
@@ -289,7 +308,7 @@ class LossGuard:
                 difference = difference or self.explain_difference(one, at, x)
         return difference
 
-    def _explain_repetition(self, output: OutputFn, found: Any, params: Params, x: Tensor) -> str | None:
+    def _explain_repetition(self, output: OutputFn, found: Any, params: Params, x: Tensors) -> str | None:
         """Say that the model draws random numbers or keeps state, if a second call gives another output."""
         with _same_random_numbers(x)(), torch.no_grad():  # of after the first call, so that they are others
             difference = _compare_outputs(output(params, x), found, self._dtypes(params))
@@ -298,7 +317,7 @@ class LossGuard:
     def _dtypes(self, params: Params) -> set[torch.dtype]:
         return {value.dtype for value in (*params.values(), *self.tensors.constants.values())}
 
-    def explain_difference(self, found: Any, params: Params, x: Tensor) -> str | None:
+    def explain_difference(self, found: Any, params: Params, x: Tensors) -> str | None:
         """Say how the output ``found`` differs from that of the module; None if it does not, or cannot be compared.
 
         The module draws the same random numbers if torch's generator is in the state from before ``found``.
@@ -337,7 +356,7 @@ class CheckedLoss:
         if self._checked or _is_abstract():
             return self._loss(params, batch)
         given = {f"the weight {name!r}": value for name, value in params.items()}
-        given |= {"its input x": batch.x, "the targets y": batch.y}
+        given |= name_tensors("its input x", batch.x) | name_tensors("the targets y", batch.y)
         before = {name: value._version for name, value in given.items() if not value.is_inference()}
         layers: dict[nn.Module, str] = {}
         thread = threading.get_ident()
@@ -394,8 +413,9 @@ def _watch_call(criterion: Criterion, output: Any, y: Tensor) -> Tensor:
     return loss
 
 
-def _same_random_numbers(x: Tensor) -> Callable[[], AbstractContextManager[None]]:
+def _same_random_numbers(like: Tensors) -> Callable[[], AbstractContextManager[None]]:
     """Return a context that starts from torch's random state of now, and restores the one that it finds."""
+    x = first_tensor(like)
     return capture_generator_state([x.device.index or 0] if x.is_cuda else [])
 
 

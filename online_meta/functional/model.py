@@ -1,15 +1,17 @@
 """Turn an ``nn.Module`` into pure functions of its parameters; the module itself is never changed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from online_meta import outcomes, registry
+from online_meta.batches import map_tensors
 from online_meta.functional.activation_checkpoint import recompute_blocks
 from online_meta.functional.classes import find_right
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward
@@ -31,8 +33,9 @@ from online_meta.functional.stateless import (
     place_constants,
 )
 from online_meta.memory import bytes_of
-from online_meta.registry import nearest
-from online_meta.types import AccuracyFn, Batch, LossFn, OutputFn, Params
+from online_meta.outcomes import LossFunction
+from online_meta.prediction import loss_of, point
+from online_meta.types import AccuracyFn, Batch, LossFn, Outcome, OutputFn, Params, Tensors
 
 
 def in_precision(output: OutputFn, dtype: torch.dtype) -> OutputFn:
@@ -42,16 +45,13 @@ def in_precision(output: OutputFn, dtype: torch.dtype) -> OutputFn:
     have that dtype too, so the inner loop, which adds small steps to large weights, stays in float32.
     """
 
-    def cast(params: Params, x: Tensor) -> Tensor:
+    def cast(params: Params, x: Tensors) -> Tensors:
         own = [value.dtype for value in params.values() if value.is_floating_point()] or [torch.float32]
         low = {name: value.to(dtype) if value.is_floating_point() else value for name, value in params.items()}
-        return output(low, x.to(dtype) if x.dtype in own else x).to(own[0])
+        given = map_tensors(lambda tensor: tensor.to(dtype) if tensor.dtype in own else tensor, x)
+        return map_tensors(lambda tensor: tensor.to(own[0]), output(low, given))
 
     return cast
-
-
-LOSSES: dict[str, Criterion] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
-"""The losses by name; each takes (output, y) and returns the mean over the batch."""
 
 
 def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bool = False) -> OutputFn:
@@ -64,7 +64,7 @@ def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bo
     itself, by one thread at a time, and is left as it was.
 
     Args:
-        module: the model; it takes one tensor and returns one.
+        module: the model; it takes one tensor, or one dict of tensors, and returns one.
         recompute: globs of layer names whose activations are recomputed in the backward pass.
         random: whether these layers may draw random numbers.
 
@@ -98,8 +98,8 @@ def _prepare(recompute: Sequence[str], random: bool, skeleton: nn.Module) -> Non
     recompute_blocks(skeleton, recompute, random=random)
 
 
-def _as_output(tensors: ModuleTensors, own: Callable[[Params, Tensor], Tensor]) -> OutputFn:
-    def output(params: Params, x: Tensor) -> Tensor:
+def _as_output(tensors: ModuleTensors, own: OutputFn) -> OutputFn:
+    def output(params: Params, x: Tensors) -> Tensors:
         check_names(tensors, params)
         with math_attention():
             return own({**place_constants(tensors, params, x), **params}, x)
@@ -109,11 +109,11 @@ def _as_output(tensors: ModuleTensors, own: Callable[[Params, Tensor], Tensor]) 
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """A ``LossFn`` criterion(model(params, x), y) that also provides the model's ``output``.
+    """A ``LossFn`` criterion(model(params, x), y) that also provides the model's ``output`` and its outcome.
 
     Attributes:
         output: the model in evaluation mode; scores and predictions use it.
-        criterion: the loss of (output, y), a scalar.
+        outcome: what the output says about a target.
         training: the model in its module's own mode, used to learn; the same as ``output`` unless ``random``.
         random: whether ``training`` draws random numbers (dropout); the inner loop then seeds them.
         frozen: names of the weights that are not learned, of which the loss holds copies.
@@ -125,7 +125,7 @@ class ModelLoss:
     """
 
     output: OutputFn
-    criterion: Criterion
+    outcome: Outcome
     training: OutputFn
     random: bool = False
     frozen: frozenset[str] = frozenset()
@@ -140,21 +140,55 @@ class ModelLoss:
 
         Raises ``ValueError`` if the module is no function of its weights, or output and targets do not fit the loss.
         """
-        if self.guards is not None:
-            return self.guards[0].run(self.training, self.criterion, params, batch)
-        return self.criterion(self.training(params, batch.x), batch.y)
+        guard = None if self.guards is None else self.guards[0]
+        return self._judge(guard, _call(guard, self.training, params, batch.x), batch)
 
     def evaluate(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in evaluation mode, without dropout."""
-        if self.guards is not None:
-            return self.guards[1].run(self.output, self.criterion, params, batch)
-        return self.criterion(self.output(params, batch.x), batch.y)
+        guard = None if self.guards is None else self.guards[1]
+        return self._judge(guard, _call(guard, self.output, params, batch.x), batch)
+
+    @property
+    def criterion(self) -> Criterion:
+        """The loss of (output, y), a scalar."""
+        return partial(mean_nll, self.outcome) if self.outcome.loss is None else self.outcome.loss
+
+    def _judge(self, guard: LossGuard | None, output: Tensors, batch: Batch) -> Tensor:
+        if batch.weight is not None:
+            return loss_of(point(self.outcome, output), batch.y, batch.weight)
+        criterion = self.criterion
+        return criterion(output, batch.y) if guard is None else guard.judge(criterion, output, batch.y)
+
+    def answer(self, params: Params, x: Tensors) -> Tensors:
+        """Return the output for ``x`` in evaluation mode. Raises ``ValueError`` if it is not that of the module."""
+        return _call(None if self.guards is None else self.guards[1], self.output, params, x)
+
+    @property
+    def answer_outcome(self) -> Outcome:
+        """The outcome of what ``answer`` returns; its loss refuses outputs and targets that do not fit."""
+        loss = self.outcome.loss
+        if self.guards is None or loss is None:  # The outcomes with nll alone check shapes themselves.
+            return self.outcome
+        judge = self.guards[1].judge
+        if isinstance(loss, LossFunction):
+            return self.outcome._replace(loss=replace(loss, function=partial(judge, loss.function)))
+        return self.outcome._replace(loss=partial(judge, loss))
+
+
+def _call(guard: LossGuard | None, output: OutputFn, params: Params, x: Tensors) -> Tensors:
+    return output(params, x) if guard is None else guard.call(output, params, x)
+
+
+def mean_nll(outcome: Outcome, output: Tensors, y: Tensors) -> Tensor:
+    """Return the mean negative log-likelihood of the rows, the loss of an outcome without a loss of its own."""
+    return outcome.nll(output, y).mean()
 
 
 def model_loss(
     module: nn.Module,
     loss: str | Criterion,
     *,
+    loss_options: Mapping[str, Any] | None = None,
     random: bool | None = None,
     recompute: Sequence[str] = (),
     precision: torch.dtype | None = None,
@@ -168,8 +202,9 @@ def model_loss(
     which is tried for each new shape. Learners also compare the first output with that of the module.
 
     Args:
-        module: the model; it takes one tensor and returns one.
-        loss: a name in ``LOSSES``, or a callable (output, y) -> scalar tensor.
+        module: the model; it takes one tensor, or one dict of tensors, and returns one.
+        loss: the name of one of ``online_meta/outcomes``, or a callable (output, y) -> losses (n,) or their mean.
+        loss_options: options of a named outcome, such as the ``sigma`` of "gaussian_of_noise".
         random: whether the module draws random numbers in training; None to look for dropout layers in training mode,
             which does not find calls of ``F.dropout``.
         recompute: globs of layer names, e.g. ("body.*",), whose activations are recomputed in the backward pass.
@@ -184,9 +219,9 @@ def model_loss(
         The loss.
 
     Raises:
-        ValueError: if a loss name is unknown or the loss is a class, a glob matches no layer, or a row does not exist.
+        ValueError: if a loss or an option is unknown, a glob matches no layer, or a row does not exist.
     """
-    criterion = _find_criterion(loss)
+    outcome = _find_outcome(loss, loss_options or {})
     repeatable = random is None
     if random is None:
         random = any(_is_random(layer) for layer in module.modules())
@@ -200,26 +235,33 @@ def model_loss(
 
     guards = guard(False), guard(random)
 
-    def build(criterion: Criterion, again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
+    def build(again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
         training = _precise(_output(module, tensors, again, random), precision)
         output = _precise(_output(module, tensors, again, False, evaluate=True), precision) if random else training
         size = bytes_of(tensors.constants)
         return ModelLoss(
-            output, criterion, training, random, tensors.frozen, size, without_recompute, tensors, guards, intent
+            output, outcome, training, random, tensors.frozen, size, without_recompute, tensors, guards, intent
         )
 
-    return build(criterion, recompute, build(criterion, (), None) if recompute else None)
+    return build(recompute, build((), None) if recompute else None)
 
 
-def _find_criterion(loss: str | Criterion) -> Criterion:
-    """Return the loss of a name, or the given one; raises ``ValueError`` for an unknown name or a class."""
+def _find_outcome(loss: str | Criterion, options: Mapping[str, Any]) -> Outcome:
+    """Return the outcome of a name or of a loss function; raises ``ValueError`` for an unknown name or a class."""
     if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"no loss is called {loss!r}: {nearest(loss, LOSSES)}")
-        return LOSSES[loss]
+        known = registry.names(outcomes)
+        if loss not in known:
+            raise ValueError(f"no loss is called {loss!r}: {registry.nearest(loss, known)}")
+        try:
+            outcome: Outcome = registry.load(outcomes, loss)(**options)
+        except TypeError as error:
+            raise ValueError(f"the options {dict(options)} do not fit the loss {loss!r}: {error}") from error
+        return outcome
     if isinstance(loss, type):
         raise ValueError(f"the loss is the class {loss.__name__}: give a function of (output, y), or an instance")
-    return loss
+    if options:
+        raise ValueError(f"the options {dict(options)} are for a named loss; bind those of a function to it")
+    return outcomes.outcome_of(loss)
 
 
 def _precise(output: OutputFn, precision: torch.dtype | None) -> OutputFn:
@@ -234,7 +276,7 @@ def _reference(module: nn.Module, tensors: ModuleTensors, evaluate: bool, precis
     itself = ModuleItself(module, evaluate=evaluate, keep=False)
     cast = set() if precision is None else {dtype for _, dtype in tensors.learned.values() if dtype.is_floating_point}
 
-    def reference(params: Params, x: Tensor) -> Tensor:
+    def reference(params: Params, x: Tensors) -> Tensors:
         constants = {n: v.to(precision) if v.dtype in cast else v for n, v in tensors.constants.items()}
         with math_attention():
             return itself({**constants, **params}, x)
@@ -332,4 +374,4 @@ def accuracy_of(output: OutputFn, *, dim: int | None = None) -> AccuracyFn:
     return accuracy
 
 
-__all__ = ["LOSSES", "LossFn", "ModelLoss", "accuracy_of", "evaluation_loss", "model_loss", "model_output"]
+__all__ = ["LossFn", "ModelLoss", "accuracy_of", "evaluation_loss", "model_loss", "model_output"]

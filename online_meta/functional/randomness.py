@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+from online_meta.batches import first_tensor
 from online_meta.functional.keyed import capture_keyed_state
 from online_meta.replay import generator
 from online_meta.types import Batch
@@ -24,9 +26,10 @@ def seeded(batch: Batch, step: int) -> Iterator[None]:
     So a recomputation in the backward pass, or a repeated round, draws the same numbers. Torch's generators are global,
     so only one thread at a time is inside the context.
     """
-    devices = [batch.x.device] if batch.x.device.type == "cuda" else []
+    device = first_tensor(batch.x).device
+    devices = [device] if device.type == "cuda" else []
     with _generator_lock, torch.random.fork_rng(devices):
-        torch.manual_seed(int(generator(_checksum(batch), step).integers(2**32)))
+        torch.manual_seed(int(generator(checksum(batch), step).integers(2**32)))
         yield
 
 
@@ -50,8 +53,9 @@ def capture_generator_state(devices: Sequence[int]) -> Callable[[], AbstractCont
     return restored
 
 
-def _checksum(batch: Batch) -> int:
-    checksum = 0
-    for tensor in batch:
-        checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), checksum)
-    return checksum
+def checksum(batch: Batch) -> int:
+    """Return the CRC-32 of all bytes of a batch."""
+    total = 0
+    for tensor in tree_leaves(batch):
+        total = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), total)
+    return total

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from online_meta.types import Params
+from online_meta.batches import first_tensor
+from online_meta.types import Params, Tensors
 
 
 class ModuleTensors(NamedTuple):
@@ -112,7 +113,7 @@ def _is_same(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left.detach().to(right), right.detach())
 
 
-def place_constants(tensors: ModuleTensors, params: Params, x: Tensor) -> Params:
+def place_constants(tensors: ModuleTensors, params: Params, x: Tensors) -> Params:
     """Return the constants on the device of ``x``, each in its own dtype.
 
     Only if all learned weights are given in another dtype than the module's, as ``Module.to(dtype)`` would do, do the
@@ -121,15 +122,16 @@ def place_constants(tensors: ModuleTensors, params: Params, x: Tensor) -> Params
     constants = tensors.constants
     if not constants:
         return {}
+    device = first_tensor(x).device
     learned = tensors.learned.items()
     if all(name not in params or params[name].dtype is dtype for name, (_, dtype) in learned):
-        return {name: value.to(x.device) for name, value in constants.items()}
+        return {name: value.to(device) for name, value in constants.items()}
     given = {params[name].dtype for name, _ in learned if name in params and params[name].is_floating_point()}
     own = {dtype for _, (_, dtype) in learned}
     if len(given) != 1 or given <= own:
-        return {name: value.to(x.device) for name, value in constants.items()}
+        return {name: value.to(device) for name, value in constants.items()}
     (target,) = given
-    return {name: value.to(x.device, _moved_dtype(value.dtype, own, target)) for name, value in constants.items()}
+    return {name: value.to(device, _moved_dtype(value.dtype, own, target)) for name, value in constants.items()}
 
 
 def _moved_dtype(dtype: torch.dtype, own: set[torch.dtype], target: torch.dtype) -> torch.dtype:
@@ -250,7 +252,7 @@ class ModuleItself:
         """Whether the module is still alive."""
         return self._module() is not None
 
-    def __call__(self, state: Params, x: Tensor) -> Tensor:
+    def __call__(self, state: Params, x: Tensors) -> Tensors:
         """Return module(x) with the tensors ``state``, by name. Raises ``ReferenceError`` if the module is gone."""
         module = self._module()
         if module is None:
@@ -261,7 +263,7 @@ class ModuleItself:
             try:
                 for name, layer in module.named_modules():
                     layer.training = self._training.get(name, layer.training)
-                result: Tensor = functional_call(module, state, (x,))
+                result: Tensors = functional_call(module, state, (x,))
             finally:
                 for layer, attributes in before:
                     _restore(vars(layer), attributes)
@@ -285,7 +287,7 @@ class SkeletonPerThread(threading.local):
         self.skeleton = copy.deepcopy(skeleton, shared)
         prepare(self.skeleton)
 
-    def __call__(self, state: Params, x: Tensor) -> Tensor:
+    def __call__(self, state: Params, x: Tensors) -> Tensors:
         """Return the skeleton's output for x with the tensors ``state``, by name."""
-        result: Tensor = functional_call(self.skeleton, state, (x,))
+        result: Tensors = functional_call(self.skeleton, state, (x,))
         return result

@@ -8,15 +8,38 @@ whole state as named tensors; see ``online_meta.types.Learner``.
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
 from online_meta.replay import ReplayPolicy
-from online_meta.types import AccuracyFn, Engine, Meta, MetaGradient, Params, ReplayBuffer, Schedule, Task
+from online_meta.types import (
+    Batch,
+    Belief,
+    Engine,
+    Learner,
+    Meta,
+    MetaGradient,
+    Params,
+    ReplayBuffer,
+    Schedule,
+    State,
+    Task,
+)
 
 FUNCTION = "build"
+
+
+@runtime_checkable
+class BelievingLearner(Learner, Protocol):
+    """A learner that answers by parameters of the model: ``answers`` is what they predict."""
+
+    inner: Inner
+    """The inner loop by which it adapts."""
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Return what is believed of the parameters after adapting to a support set, by the names of ``answers``."""
 
 
 class MemoryReplayBuffer:
@@ -64,14 +87,13 @@ class LearnerContext:
         inner: the inner loop.
         gradient: the estimator of the meta-gradient.
         start: the initial meta-parameters.
-        draw_weights: ``draw_weights(t)`` draws new random weights for round t.
+        draw_weights: ``draw_weights(k)`` draws new random weights as a function of k, an integer of at least 0.
         engine: makes a new optimizer for meta-parameters.
         replay: the replay policy.
         batch: the largest number of past rounds in a meta-step.
         steps_per_round: meta-steps after each round.
         seed: the seed of the run.
         buffer: the tasks of the rounds.
-        accuracy: the accuracy of a prediction, for classification.
         schedule: multiplies the learning rate of the engines.
         programs: the folder of compiled programs; None compiles nothing.
         batching: how the meta-gradients of a batch are computed, see ``Autotuner``.
@@ -92,7 +114,6 @@ class LearnerContext:
     steps_per_round: int
     seed: int
     buffer: ReplayBuffer
-    accuracy: AccuracyFn | None
     schedule: Schedule | None = None
     programs: Path | None = None
     batching: str = "loop"

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
 from online_meta.tree import zeros
-from online_meta.types import Batch, Engine, MetaGrad, Params, StepReport, Task, TensorFilter
+from online_meta.types import Engine, MetaGrad, Params, StepReport, TensorFilter
 
 
 def apply_from_first_rank(engine: Engine, found: MetaGrad) -> StepReport:
@@ -18,11 +17,6 @@ def apply_from_first_rank(engine: Engine, found: MetaGrad) -> StepReport:
     """
     mine = (found, 1.0) if engine.rank == 0 else (zeros(found), 0.0)
     return engine.apply(*(mine if engine.gather is None else engine.gather(*mine)[0]))
-
-
-def concat_support_query(task: Task) -> Batch:
-    """Concatenate the support and the query set of a task."""
-    return Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
 
 
 def copy_state(state: Mapping[str, Params], keep: TensorFilter | None) -> Params:

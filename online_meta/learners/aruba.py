@@ -8,16 +8,32 @@ from typing import NamedTuple
 import torch
 from torch.utils._pytree import tree_map
 
+from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
+from online_meta.batches import concat_support_query
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, see_support
 from online_meta.learners import LearnerContext
-from online_meta.learners._online_step import apply_from_first_rank, concat_support_query, copy_state, restore_state
-from online_meta.regret.scoring import ScoredTasks, score_task
+from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
+from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.rules.meta_sgd import meta_sgd
 from online_meta.schedules.constant import constant
 from online_meta.tree import zeros
-from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
+from online_meta.types import (
+    Batch,
+    Belief,
+    Learned,
+    Meta,
+    MetaGrad,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
 
 MOVED, SQUARES = "moved", "squares"
 """Prefixes of the names of the two sums in the saved state."""
@@ -65,7 +81,7 @@ class AdaptiveRates:
         self.engine = context.engine(Meta(context.start.weights, {}))
         self.lr_scale = 1.0
         self._context, self._constants = context, constants
-        self._inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
+        self.inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
         self._schedule = constant() if context.schedule is None else context.schedule
         # Sum in float64: in float32, small addends would be lost in a large sum.
         adapting = {
@@ -82,10 +98,26 @@ class AdaptiveRates:
         rates = {name: (moved / self._squares[name]).sqrt() for name, moved in self._moved.items()}
         return Meta(weights, {name: rate.to(weights[name].dtype) for name, rate in rates.items()})
 
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under phi and eta, without changing them."""
+    def state(self) -> State:
+        """Return phi and eta, from which the learner answers."""
+        return pack_meta(self.meta())
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Adapt phi at the rates eta in ``state`` to a support set; a pure function."""
+        return believe_by_inner_loop(self.inner, unpack_meta(state), support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
         self._scored.add(task)
-        return score_task(self._inner, self.meta(), task, self._context.accuracy, prefixes)
+        return score_answers(self.answers, self.state(), task, prefixes)
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""
@@ -112,7 +144,7 @@ class AdaptiveRates:
     @outside_inference_mode
     def _train_on(self, task: Task) -> TrainedTask:
         """Train on the task; return the results for the entries that adapt."""
-        inner, meta, batch = self._inner, self.meta(), concat_support_query(task)
+        inner, meta, batch = self.inner, self.meta(), concat_support_query(task)
         with torch.no_grad():
             carry, squares = init_carry(inner, meta, batch), zeros(self._squares)
             for k in range(inner.steps):

@@ -5,14 +5,29 @@ from typing import NamedTuple
 
 import torch
 
+from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
+from online_meta.batches import concat_support_query, count_samples
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.model import evaluation_loss
 from online_meta.inner import effective_params, fast_weights, run_inner_loop
 from online_meta.learners import LearnerContext
-from online_meta.learners._online_step import apply_from_first_rank, concat_support_query, copy_state, restore_state
-from online_meta.regret.scoring import ScoredTasks, score_learning_curve, score_task
+from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
+from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.schedules.constant import constant
-from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
+from online_meta.types import (
+    Batch,
+    Belief,
+    Learned,
+    Meta,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
 
 CARRIED = "carried"
 """Prefix of the names of the carried weights in the saved state."""
@@ -66,36 +81,46 @@ class ContinualMaml:
             )
         self.engine = context.engine(context.start)
         self._context, self._options, self._loss = context, options, evaluation_loss(context.inner.loss)
+        self.inner = context.inner
         self._schedule = constant() if context.schedule is None else context.schedule
         self.lr_scale = 1.0
         self._carried = fast_weights(context.inner, context.start.weights)
         self._round = 0
         self._scored = ScoredTasks()
 
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task; the support set alone decides where adaptation starts."""
+    def state(self) -> State:
+        """Return the slow and the carried weights, from which the learner answers."""
+        return {**pack_meta(self.engine.meta()), **_pack_carried(self._carried)}
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Adapt to a support set; a pure function of ``state``.
+
+        The support set alone decides where adaptation starts; without any sample, the carried weights are believed.
+        """
+        slow, carried = _unpack(state)
+        continues = not count_samples(support) or self._task_continues(slow, carried, support)
+        return believe_by_inner_loop(self.inner, carried if continues else slow, support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
         self._scored.add(task)
-        return score_learning_curve(self._judge, task, prefixes)
+        return score_answers(self.answers, self.state(), task, prefixes)
 
-    def _judge(self, task: Task) -> Score:
-        inner, carried = self._context.inner, self._with_carried()
-        initial = carried if self._task_continues(task) else self.engine.meta()
-        score = score_task(inner, initial, task, self._context.accuracy)
-        with torch.no_grad():
-            return score._replace(loss_before=float(self._loss(effective_params(inner, carried, {}), task.query)))
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
 
-    def _with_carried(self) -> Meta:
-        """Return the meta-parameters with the carried weights in place of the fast weights."""
-        slow = self.engine.meta()
-        return Meta({**slow.weights, **self._carried}, slow.rule)
-
-    def _task_continues(self, task: Task) -> bool:
+    def _task_continues(self, slow: Meta, carried: Meta, support: Batch) -> bool:
         """Return whether the previous task continues; False if a loss is NaN."""
-        inner, support = self._context.inner, task.support
+        inner = self.inner
         with torch.no_grad():
-            carried = self._loss(effective_params(inner, self._with_carried(), {}), support)
-            new = self._loss(inner.adapt(self.engine.meta(), support), support)
-        return float(carried) - float(new) < self._options.gamma
+            old = self._loss(effective_params(inner, carried, {}), support)
+            new = self._loss(inner.adapt(slow, support), support)
+        return float(old) - float(new) < self._options.gamma
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""
@@ -109,14 +134,17 @@ class ContinualMaml:
     def _learn(self, task: Task) -> StepReport:
         found = self._context.gradient(self.engine.meta(), task)
         # Use the first rank's values: rounding may differ between machines, but all ranks must decide alike.
-        continues, loss = self._context.gather([self._task_continues(task), float(found.loss)])[0]
+        slow, carried = _unpack(self.state())
+        own = [self._task_continues(slow, carried, task.support), float(found.loss)]
+        continues, loss = self._context.gather(own)[0]
         self.engine.lr_scale = self.lr_scale * self._schedule(self._round) * self._lr_share(loss)
         report = apply_from_first_rank(self.engine, found)
         if report.skipped is None:
-            initial = self._with_carried() if continues else self.engine.meta()
-            phi = run_inner_loop(self._context.inner, initial, concat_support_query(task)).phi
-            carried = {name: phi[name] for name in self._carried}
-            self._carried = carried if is_finite(carried) else self._carried
+            slow, carried = _unpack(self.state())
+            start = carried if continues else slow
+            phi = run_inner_loop(self.inner, start, concat_support_query(task)).phi
+            fast = {name: phi[name] for name in self._carried}
+            self._carried = fast if is_finite(fast) else self._carried
         self._round += 1
         return report
 
@@ -134,6 +162,18 @@ class ContinualMaml:
         self._carried = restore_state(rest, CARRIED, self._carried)
         self.engine.load(rest)
         self._round, self._scored = rounds, ScoredTasks()
+
+
+def _pack_carried(carried: Params) -> State:
+    return {f"{CARRIED}.{name}": value for name, value in carried.items()}
+
+
+def _unpack(state: State) -> tuple[Meta, Meta]:
+    """Return the slow meta-parameters, and those with the carried weights in place of the fast ones."""
+    start = f"{CARRIED}."
+    fast = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+    slow = unpack_meta({name: value for name, value in state.items() if not name.startswith(start)})
+    return slow, Meta({**slow.weights, **fast}, slow.rule)
 
 
 def build(context: LearnerContext, gamma: float = 0.1, level: float = 1.0, power: float = 1.0) -> ContinualMaml:

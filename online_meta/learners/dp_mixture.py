@@ -7,18 +7,35 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
+from online_meta.answers import believe_by_inner_loop, predict, predict_each
+from online_meta.batches import count_samples
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import is_task_failure
 from online_meta.batching.task_sum import SkippingSum, TaskSum, sum_skipping_nonfinite
-from online_meta.functional.model import evaluation_loss
 from online_meta.learners import LearnerContext
-from online_meta.meta_optimizer import flatten_meta
-from online_meta.regret.scoring import ScoredTasks, score_learning_curve, score_task
+from online_meta.meta_optimizer import flatten_meta, unflatten_meta
+from online_meta.prediction import loss_of
+from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.replay import ReplaySample
 from online_meta.replay._sampler import ReplaySampler
 from online_meta.replay.uniform import uniform
 from online_meta.schedules.constant import constant
-from online_meta.types import Engine, Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
+from online_meta.types import (
+    Batch,
+    Belief,
+    Engine,
+    Learned,
+    Meta,
+    MetaGrad,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
 
 
 def crp_prior(counts: Sequence[float], concentration: float) -> Tensor:
@@ -78,8 +95,9 @@ class DirichletProcessMixture:
 
     It uses stochastic expectation-maximisation. A task belongs to component l with the responsibility
     p(l | support) ~ n_l exp(-loss of U(w_l) on the support set / temperature), and to a new component, whose w is the
-    run's initial parameters, with the concentration in place of n_l. The most probable one is used to adapt; the query
-    set is not used for this choice. If it is the new one, it becomes a component. Then each component makes a meta-step
+    run's initial parameters, with the concentration in place of n_l. The learner answers with the mixture of all
+    components, adapted and weighted so; the query set is not used for this. If the new component is the most probable
+    one, it is kept when the task is learned. Then each component makes a meta-step
     on the replayed rounds, weighted by their current responsibilities. One of these rounds is always new, so that a
     young component learns at once; the replay policy draws the others.
     """
@@ -88,11 +106,11 @@ class DirichletProcessMixture:
         """Start at round 0 without components; raise ``ValueError`` if an option is out of range."""
         _check(options)
         self._context, self._options = context, options
+        self.inner = context.inner
         self._engines = [context.engine(context.start) for _ in range(options.most)]
         self.lr_scale = 1.0
         self._counts = [0.0] * options.most
         self._round = 0
-        self._loss = evaluation_loss(context.inner.loss)
         self.task_sum = TaskSum(context.gradient, context.programs)
         self._gradient_sum = GradientSum(_skip_unassigned(sum_skipping_nonfinite(self.task_sum)), context.failures)
         # Policies that measure the leader's gradients do not apply: there are several leaders here.
@@ -111,18 +129,38 @@ class DirichletProcessMixture:
         """The discounted number of tasks of the component in each slot; 0 for an unused slot."""
         return tuple(self._counts)
 
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under the component that its support set selects.
+    def state(self) -> State:
+        """Return the components' meta-parameters and numbers of tasks, from which the learner answers."""
+        metas = [flatten_meta(meta) for meta in self._metas()]
+        named = {f"{at}.{name}": value for at, meta in enumerate(metas) for name, value in meta.items()}
+        return {COUNTS: tensor(self._used_counts(), dtype=float64)} | named
 
-        For each of ``prefixes``, the first samples alone select the component.
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Adapt every component to a support set; a pure function of ``state``.
+
+        The weights are the responsibilities, with that of a new component; without any sample, their prior.
         """
-        self._scored.add(task)
-        return score_learning_curve(self._judge, task, prefixes)
+        counts: list[float] = state[COUNTS].tolist()
+        metas = [*(_component_meta(state, at) for at in range(len(counts))), self._context.start]
+        beliefs = [believe_by_inner_loop(self.inner, meta, support) for meta in metas]
+        shares = self._responsibilities(support, counts, [belief[""] for belief in beliefs])
+        if not shares.sum():  # All losses are not finite: the initial parameters answer.
+            shares[-1] = 1.0
+        used = [(belief, share.log()) for belief, share in zip(beliefs, shares, strict=True) if share]
+        return {suffix: _mix([(belief[suffix], share) for belief, share in used]) for suffix in beliefs[0]}
 
-    def _judge(self, task: Task) -> Score:
-        metas = [*self._metas(), self._context.start]
-        chosen = int(self._responsibilities(task, metas).argmax())
-        return score_task(self._context.inner, metas[chosen], task, self._context.accuracy)
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Predict with the mixture of all components, as ``believe`` weights them; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
+        self._scored.add(task)
+        return score_answers(self.answers, self.state(), task, prefixes)
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Assign the tasks scored since the last call to components, then make meta-steps with each component."""
@@ -165,17 +203,29 @@ class DirichletProcessMixture:
     def _metas(self) -> list[Meta]:
         return [self._engines[component].meta() for component in self._components()]
 
-    def _responsibilities(self, task: Task, metas: Sequence[Meta]) -> Tensor:
-        """Return the responsibilities of the components, and of a new one if ``metas`` has an additional entry."""
-        prior = crp_prior([self._counts[component] for component in self._components()], self._options.concentration)
-        losses = [float(self._loss(self._context.inner.adapt(meta, task.support), task.support)) for meta in metas]
-        return responsibilities(prior[: len(metas)], losses, len(task.support.y), self._options.temperature)
+    def _responsibilities(self, support: Batch, counts: Sequence[float], beliefs: Sequence[Belief]) -> Tensor:
+        """Return the responsibilities of the components, and of a new one if ``beliefs`` has an additional entry."""
+        prior, samples = crp_prior(counts, self._options.concentration)[: len(beliefs)], count_samples(support)
+        if not samples:
+            return prior
+        predictions = [predict(self.inner.loss, belief, support.x) for belief in beliefs]
+        losses = [float(loss_of(prediction, support.y, support.weight)) for prediction in predictions]
+        return responsibilities(prior, losses, samples, self._options.temperature)
+
+    def _assign_responsibilities(self, support: Batch, metas: Sequence[Meta]) -> Tensor:
+        """Return the responsibilities of the current components, and of a new one after them in ``metas``."""
+        beliefs = [believe_by_inner_loop(self.inner, meta, support)[""] for meta in metas]
+        return self._responsibilities(support, self._used_counts(), beliefs)
+
+    def _used_counts(self) -> list[float]:
+        return [self._counts[component] for component in self._components()]
 
     def _assign(self, task: Task) -> None:
         """Add a new task to the components' counts, or create a component for it; prune rarely used ones."""
         components, options = self._components(), self._options
         has_room = len(components) < options.most
-        shares = self._responsibilities(task, [*self._metas(), *([self._context.start] if has_room else [])])
+        metas = [*self._metas(), *([self._context.start] if has_room else [])]
+        shares = self._assign_responsibilities(task.support, metas)
         # Use the first rank's values: rounding may differ between machines, but all ranks must decide alike.
         own: list[float] = self._context.gather(shares.tolist())[0]
         counts = [count * (1 - 1 / options.horizon) for count in self._counts]
@@ -213,7 +263,7 @@ class DirichletProcessMixture:
         """Return the responsibilities of a revisited task; zeros if the model fails and failures are collected."""
         task, failures = self._context.buffer[round], self._context.failures
         try:
-            found: list[float] = self._responsibilities(task, metas).tolist()
+            found: list[float] = self._assign_responsibilities(task.support, metas).tolist()
             return found
         except Exception as error:
             if failures is None or not is_task_failure(error):
@@ -272,6 +322,17 @@ def _skip_unassigned(sum_tasks: SkippingSum) -> SkippingSum:
         return sum_tasks(meta, [task for task, _ in members], [sample for _, sample in members])
 
     return sum_members
+
+
+def _mix(beliefs: Sequence[tuple[Belief, Tensor]]) -> Belief:
+    """Return the mixture of beliefs, each with the logarithm of its share."""
+    params = {name: torch.cat([belief.params[name] for belief, _ in beliefs]) for name in beliefs[0][0].params}
+    return Belief(params, torch.cat([belief.log_weights + share.to(belief.log_weights) for belief, share in beliefs]))
+
+
+def _component_meta(state: State, component: int) -> Meta:
+    start = f"{component}."
+    return unflatten_meta({name.removeprefix(start): v for name, v in state.items() if name.startswith(start)})
 
 
 def _component_filter(component: int, keep: TensorFilter | None) -> Callable[[str], bool] | None:

@@ -3,10 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from online_meta.answers import believe_by_inner_loop, predict_each
+from online_meta.functional.randomness import checksum
 from online_meta.learners import LearnerContext
-from online_meta.regret.scoring import ScoredTasks, score_task
+from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.rules.adam import adam
-from online_meta.types import Learned, Meta, Params, Score, StepReport, Task, TensorFilter
+from online_meta.types import (
+    Batch,
+    Belief,
+    Learned,
+    Meta,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
 
 
 class FromScratch:
@@ -20,15 +35,31 @@ class FromScratch:
 
     def __init__(self, context: LearnerContext, steps: int, lr: float) -> None:
         """Start at round 0; each model is trained with ``steps`` steps of Adam at learning rate ``lr``."""
-        self._context = context
-        self._training = replace(context.inner, rule=adam(lr), steps=steps, fast=("*",))
+        self._draw_weights = context.draw_weights
+        self.inner = replace(context.inner, rule=adam(lr), steps=steps, fast=("*",), answer_steps=())
         self._round = 0
         self._scored = ScoredTasks()
 
+    def state(self) -> State:
+        """Return no tensors: the weights are drawn from the run's seed and the support set."""
+        return {}
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Train random weights on a support set, which decides which weights are drawn."""
+        return believe_by_inner_loop(self.inner, Meta(self._draw_weights(checksum(support)), {}), support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
+        self._scored.add(task)
+        return score_answers(self.answers, self.state(), task, prefixes)
+
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Train random weights on the support set; return the query losses before and after."""
-        weights = self._context.draw_weights(self._round + self._scored.add(task))
-        return score_task(self._training, Meta(weights, {}), task, self._context.accuracy, prefixes)
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn nothing; only count the rounds."""

@@ -5,29 +5,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import TaskFailures
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, MemoryReplayBuffer, gather_single_process
-from online_meta.regret.scoring import ScoredTasks, score_task
+from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.replay import ReplayPolicy
 from online_meta.replay._sampler import ReplaySampler
 from online_meta.replay.uniform import uniform
 from online_meta.schedules.constant import constant
 from online_meta.types import (
-    AccuracyFn,
+    Batch,
+    Belief,
     Engine,
     Learned,
     MetaGradient,
     Params,
+    Prediction,
     ReplayBuffer,
     Schedule,
     Score,
+    State,
     StepReport,
     Task,
     TensorFilter,
+    Tensors,
 )
 
 
@@ -51,7 +56,6 @@ class FollowTheMetaLeader:
         steps_per_round: int = 1,
         seed: int = 0,
         buffer: ReplayBuffer | None = None,
-        accuracy: AccuracyFn | None = None,
         programs: Path | None = None,
         schedule: Schedule | None = None,
         gather: Callable[[Any], list[Any]] = gather_single_process,
@@ -68,7 +72,6 @@ class FollowTheMetaLeader:
             steps_per_round: number of meta-steps per call of ``learn``, at least 1.
             seed: seed of the draws, at least 0.
             buffer: stores the tasks; None to store them in memory.
-            accuracy: computes the accuracy of a score; None to leave it out.
             programs: folder of compiled programs, used if ``task_sum`` follows a compiled plan.
             schedule: factor of the engine's learning rate by round; None for 1. ``lr_scale`` is a further factor.
             gather: returns on every rank the list of all ranks' values.
@@ -94,15 +97,29 @@ class FollowTheMetaLeader:
         )
         self._gradient_sum = GradientSum(sum_tasks, failures)
         self._buffer: ReplayBuffer = MemoryReplayBuffer() if buffer is None else buffer
-        self._accuracy = accuracy
         self._schedule: Schedule = constant() if schedule is None else schedule
         self._scored = ScoredTasks()
 
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under the current leader, without changing it."""
-        score = score_task(self.inner, self.engine.meta(), task, self._accuracy, prefixes)
+    def state(self) -> State:
+        """Return the current leader's meta-parameters, from which it answers."""
+        return pack_meta(self.engine.meta())
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Adapt the meta-parameters in ``state`` to a support set; a pure function."""
+        return believe_by_inner_loop(self.inner, unpack_meta(state), support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
         self._scored.add(task)
-        return score
+        return score_answers(self.answers, self.state(), task, prefixes)
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Store the tasks scored since the last call, then make ``steps_per_round`` meta-steps.
@@ -172,7 +189,6 @@ def build(context: LearnerContext) -> FollowTheMetaLeader:
         steps_per_round=context.steps_per_round,
         seed=context.seed,
         buffer=context.buffer,
-        accuracy=context.accuracy,
         programs=context.programs,
         schedule=context.schedule,
         gather=context.gather,

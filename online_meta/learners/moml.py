@@ -5,13 +5,28 @@ from collections.abc import Sequence
 import torch
 from torch.utils._pytree import tree_map
 
+from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
 from online_meta.learners import LearnerContext
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
-from online_meta.regret.scoring import ScoredTasks, score_task
+from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.schedules.constant import constant
 from online_meta.tree import zeros
-from online_meta.types import Learned, Meta, MetaGrad, Params, Score, StepReport, Task, TensorFilter
+from online_meta.types import (
+    Batch,
+    Belief,
+    Learned,
+    Meta,
+    MetaGrad,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
 
 DUAL, ANCHOR = "dual", "anchor"
 """Prefixes of the names of the two state vectors in the saved state."""
@@ -40,16 +55,33 @@ class MemoryEfficientLearner:
             raise ValueError(f"alpha is {alpha} and steps {steps}: alpha must be above 0, and steps at least 1")
         self.engine = context.engine(context.start)
         self._context, self._alpha, self._steps = context, alpha, steps
+        self.inner = context.inner
         self._schedule = constant() if context.schedule is None else context.schedule
         self.lr_scale = 1.0
         self._dual, self._anchor = zeros(context.start), context.start
         self._round = 0
         self._scored = ScoredTasks()
 
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the losses of the next round's task under w_t, without changing it."""
+    def state(self) -> State:
+        """Return w_t, from which the learner answers."""
+        return pack_meta(self.engine.meta())
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Adapt the meta-parameters in ``state`` to a support set; a pure function."""
+        return believe_by_inner_loop(self.inner, unpack_meta(state), support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
         self._scored.add(task)
-        return score_task(self._context.inner, self.engine.meta(), task, self._context.accuracy, prefixes)
+        return score_answers(self.answers, self.state(), task, prefixes)
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""

@@ -37,7 +37,7 @@ def build(
         steps: steps after each round; by default (inner steps + 1) times as many as FTML makes, so that both compute
             the same number of gradients.
     """
-    inner = replace(context.inner, steps=0)
+    inner = replace(context.inner, steps=0, answer_steps=())
     steps = context.steps_per_round * (context.inner.steps + 1) if steps is None else steps
     return build_follower(context, inner, supervised(inner), SEED_OFFSET, OwnStepping(optimizer, lr, steps))
 
@@ -68,7 +68,6 @@ def build_follower(
         steps_per_round=own.steps,
         seed=context.seed + seed_offset,
         buffer=context.buffer,
-        accuracy=context.accuracy,
         programs=context.programs,
         schedule=context.schedule if make is None else None,
         gather=context.gather,

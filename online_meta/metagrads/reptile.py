@@ -2,10 +2,11 @@
 
 import torch
 
+from online_meta.batches import concat_support_query
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import Inner, fast_weights, query_loss, run_inner_loop
 from online_meta.tree import zeros
-from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
+from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 
 def reptile(inner: Inner) -> MetaGradient:
@@ -23,7 +24,7 @@ def reptile(inner: Inner) -> MetaGradient:
     """
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
-        everything = Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
+        everything = concat_support_query(task)
         phi = run_inner_loop(inner, meta, everything).phi
         with torch.no_grad():
             moved = {name: value - phi[name] for name, value in fast_weights(inner, meta.weights).items()}

@@ -2,9 +2,10 @@
 
 import torch
 
+from online_meta.batches import concat_support_query
 from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.inner import Inner, query_loss
-from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
+from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 
 def supervised(inner: Inner) -> MetaGradient:
@@ -20,7 +21,7 @@ def supervised(inner: Inner) -> MetaGradient:
     """
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
-        everything = Batch(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
+        everything = concat_support_query(task)
         with torch.no_grad():
             loss, pull = vjp(lambda meta: query_loss(inner, meta, {}, everything), meta)
             (grads,) = pull(torch.ones_like(loss))

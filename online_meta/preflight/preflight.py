@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from online_meta.batches import map_tensors, name_tensors
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.guard import PURE
 from online_meta.functional.intent import Intent
@@ -89,10 +90,10 @@ def make_probe(inner: Inner, meta: Meta, tasks: Sequence[Task], intent: Intent) 
     """Make a probe of the first samples of the first tasks; it copies all tensors that the model could write to."""
 
     def first(task: Task) -> Task:
-        return Task(*(Batch(*(tensor[:MAX_SAMPLES].detach().clone() for tensor in batch)) for batch in task))
+        return map_tensors(lambda tensor: tensor[:MAX_SAMPLES].detach().clone(), task)
 
     small = tuple(first(task) for task in tasks[:MAX_TASKS])
-    copied: Meta = tree_map(lambda leaf: leaf.detach().clone(), meta)
+    copied: Meta = map_tensors(lambda leaf: leaf.detach().clone(), meta)
     return Probe(replace(inner, steps=min(inner.steps, MAX_STEPS)), copied, small, intent)
 
 
@@ -106,7 +107,7 @@ def run_probe(probe: Probe, second: bool) -> ProbeResult:
     """Differentiate the support loss once, or twice if ``second``; record errors instead of raising them."""
     leaves = {name: weight.clone().requires_grad_() for name, weight in probe.meta.weights.items()}
     original = probe.tasks[0].support
-    support = Batch(*(tensor.clone() for tensor in original))
+    support = map_tensors(torch.clone, original)
     probe = replace(probe, tasks=(probe.tasks[0]._replace(support=support),))
     with trace_layers() as trace, torch.enable_grad():
         result = ProbeResult(trace)
@@ -118,7 +119,9 @@ def run_probe(probe: Probe, second: bool) -> ProbeResult:
         except Exception as error:  # A user's model may raise anything; the error is a result of the check.
             result.error = error
     pairs = {f"the weight {name!r}": (leaf, probe.meta.weights[name]) for name, leaf in leaves.items()}
-    pairs |= {"its input x": (support.x, original.x), "the targets y": (support.y, original.y)}
+    for name, part in (("its input x", "x"), ("the targets y", "y")):
+        before = name_tensors(name, getattr(original, part))
+        pairs |= {name: (now, before[name]) for name, now in name_tensors(name, getattr(support, part)).items()}
     result.modified += [name for name, (now, before) in pairs.items() if not torch.equal(now, before)]
     result.modified += [f"the buffer {name!r}" for name in trace.modified]
     return result
@@ -480,7 +483,7 @@ def _find_notes(probe: Probe, inner: Inner, result: ProbeResult) -> Iterator[str
         yield "attention runs by torch's math kernel, the only one that can be differentiated twice"
     try:
         batch = probe.tasks[0].support
-        pair = type(batch)(*(torch.stack([tensor, tensor]) for tensor in batch))
+        pair = map_tensors(lambda tensor: torch.stack([tensor, tensor]), batch)
         torch.func.vmap(torch.func.grad(inner.loss), (None, 0), randomness="different")(probe.meta.weights, pair)
     except Exception as error:  # A model that vmap does not support may raise anything.
         yield f"the model does not run for many tasks at once by vmap ({summarize_error(error)}): the task loop is used"

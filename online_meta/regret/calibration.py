@@ -8,14 +8,13 @@ rounds, exactly, so coverage and calibration error are exact over any window.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from online_meta.functional.classes import class_dimension, find_right
 from online_meta.prediction import cdf_of, probabilities_of, to_double
-from online_meta.types import Prediction, Tensors
+from online_meta.types import Calibration, Prediction, Tensors
 
 PIT_BINS = 20
 """The number of equal bins of [0, 1] in which probability integral transforms are counted."""
@@ -25,22 +24,6 @@ CONFIDENCE_BINS = 15
 
 CONFIDENCE_UNIT = 2.0**-20
 """Each confidence is rounded to a multiple of this, so that sums of them in float64 are exact in any order."""
-
-
-class Calibration(NamedTuple):
-    """Additive counts of the targets of some rounds: of ``pit``, or of the three others.
-
-    Attributes:
-        pit: the number of targets in each of the ``PIT_BINS`` bins of F(y); empty for classes.
-        samples: the number of classified entries in each of the ``CONFIDENCE_BINS`` bins of the confidence.
-        correct: those of them that were classified correctly.
-        confidence: the sum of their confidences, each rounded to a multiple of 2^-20.
-    """
-
-    pit: tuple[int, ...] = ()
-    samples: tuple[int, ...] = ()
-    correct: tuple[int, ...] = ()
-    confidence: tuple[float, ...] = ()
 
 
 def count_calibration(prediction: Prediction, y: Tensors, weight: Tensor | None = None) -> Calibration | None:

@@ -1,13 +1,16 @@
 """Score tasks, and enforce that each task is scored before it is learned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from online_meta.answers import Answers, answer_by_inner_loop
+from online_meta.batches import count_samples, empty_like, select_samples
 from online_meta.functional.autodiff import outside_inference_mode
-from online_meta.functional.model import evaluation_loss
-from online_meta.inner import Inner, effective_params
-from online_meta.types import AccuracyFn, Batch, Meta, PrefixScore, Score, Task
+from online_meta.inner import Inner
+from online_meta.prediction import accuracy_of_prediction, loss_of, nll_of
+from online_meta.regret.calibration import count_calibration
+from online_meta.types import Meta, Prediction, PrefixScore, Score, State, Task
 
 
 class OrderError(RuntimeError):
@@ -15,45 +18,71 @@ class OrderError(RuntimeError):
 
 
 @outside_inference_mode
-def score_task(
-    inner: Inner, meta: Meta, task: Task, accuracy: AccuracyFn | None = None, prefixes: Sequence[int] = ()
-) -> Score:
-    """Return the query losses f(w) and f(U(w)) before and after adapting to the support set.
+def score_answers(answers: Answers, state: State, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+    """Score what a learner answers to a task: the losses of its predictions of the query set.
+
+    The loss before adaptation is that of the answer to an empty support set.
 
     Args:
-        inner: the inner loop U.
-        meta: the meta-parameters w.
+        answers: the learner's answers.
+        state: what it has published.
         task: the task.
-        accuracy: computes the accuracy after adaptation; None to leave it out.
-        prefixes: numbers of first support samples to adapt to as well; those not below the support size are ignored.
+        prefixes: numbers of first support samples to answer from as well; those not below the support size are ignored.
 
     Returns:
-        The score.
+        A score for each answer, by its suffix.
     """
-    loss = evaluation_loss(inner.loss)
-
-    def score_prefix(points: int) -> PrefixScore:
-        phi = inner.adapt(meta, truncate_support(task, points).support)
-        right = None if accuracy is None else float(accuracy(phi, task.query))
-        return PrefixScore(points, float(loss(phi, task.query)), right)
-
+    support, query = task
+    size = count_samples(support)
+    shorter = [points for points in prefixes if points < size]
     with torch.no_grad():
-        size = len(task.support.x)
-        before, whole = float(loss(effective_params(inner, meta, {}), task.query)), score_prefix(size)
-        shorter = tuple(score_prefix(points) for points in prefixes if points < size)
-        return Score(before, whole.loss, whole.accuracy, shorter)
+        before = answers(state, empty_like(support), query.x)
+        whole = answers(state, support, query.x)
+        parts = [answers(state, select_samples(support, slice(points)), query.x) for points in shorter]
+        return {
+            suffix: Score(
+                _loss(before[suffix], task),
+                _loss(prediction, task),
+                _accuracy(prediction, task),
+                tuple(
+                    PrefixScore(points, _loss(part[suffix], task), _accuracy(part[suffix], task))
+                    for points, part in zip(shorter, parts, strict=True)
+                ),
+                _nll(prediction, task),
+                count_calibration(prediction, query.y, query.weight),
+            )
+            for suffix, prediction in whole.items()
+        }
+
+
+def _loss(prediction: Prediction, task: Task) -> float:
+    return float(loss_of(prediction, task.query.y, task.query.weight))
+
+
+def _accuracy(prediction: Prediction, task: Task) -> float | None:
+    if any(component.outcome.probabilities is None for component in prediction):
+        return None
+    return float(accuracy_of_prediction(prediction, task.query.y, weight=task.query.weight))
+
+
+def _nll(prediction: Prediction, task: Task) -> float | None:
+    """Return the mean negative log-likelihood of the rows; None for an outcome that is no distribution."""
+    for outcome in (component.outcome for component in prediction):
+        if outcome.loss is not None and outcome.cdf is None and outcome.probabilities is None:
+            return None
+    rows, weight = nll_of(prediction, task.query.y), task.query.weight
+    return float(rows.mean() if weight is None else (weight * rows).sum() / weight.sum())
+
+
+def score_task(inner: Inner, meta: Meta, task: Task, prefixes: Sequence[int] = ()) -> Score:
+    """Return the query losses f(w) and f(U(w)) before and after adapting meta-parameters w with the inner loop U."""
+    answers: Answers = lambda state, support, x: answer_by_inner_loop(inner, meta, support, x)  # noqa: E731
+    return score_answers(answers, {}, task, prefixes)[""]
 
 
 def truncate_support(task: Task, points: int) -> Task:
     """Return the task with only the first ``points`` samples of its support set."""
-    return Task(Batch(task.support.x[:points], task.support.y[:points]), task.query)
-
-
-def score_learning_curve(score_fn: Callable[[Task], Score], task: Task, prefixes: Sequence[int]) -> Score:
-    """Score the task with ``score_fn``, also with its support set truncated to each of ``prefixes``."""
-    scored = [(points, score_fn(truncate_support(task, points))) for points in prefixes if points < len(task.support.x)]
-    shorter = tuple(PrefixScore(points, score.loss_after, score.accuracy) for points, score in scored)
-    return score_fn(task)._replace(prefixes=shorter)
+    return task._replace(support=select_samples(task.support, slice(points)))
 
 
 def points_needed(score: Score, size: int, proficiency: float) -> int | None:

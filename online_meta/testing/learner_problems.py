@@ -59,7 +59,6 @@ def setup(**changes: Any) -> LearnerContext:
         "steps_per_round": 2,
         "seed": 5,
         "buffer": MemoryReplayBuffer(),
-        "accuracy": None,
     }
     return LearnerContext(**{**fields, **changes})
 

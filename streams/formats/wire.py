@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from online_meta.batches import only_tensor, select_samples
 from online_meta.types import Batch, Task
 from streams.formats.safetensors_header import TensorInfo, read_header
 from streams.spec import DYNAMIC, Limits, TaskSpec, fits
@@ -68,7 +69,7 @@ def check_id(id: str, limits: Limits) -> None:
 
 def encode(task: Task) -> bytes:
     """Encode a task as a safetensors body; equal tasks give equal bytes."""
-    tensors = (*task.support, *task.query)
+    tensors = [only_tensor(part) for batch in task for part in (batch.x, batch.y)]
     named = zip(SUPPORT + QUERY, tensors, strict=True)
     # Clone each tensor: the format rejects tensors that share memory, such as slices of one tensor.
     return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in named})
@@ -157,11 +158,11 @@ def hold_out(support: Batch, spec: TaskSpec) -> Task:
         detail = "there is no query set and 1 support sample cannot be split: send query_x and query_y, or 2 samples"
         raise Rejected("empty_query", detail)
     q = min(max(round(n * spec.query_share), 1), n - 1)
-    order = torch.argsort(support.y, stable=True) if spec.y == "class" else torch.arange(n)
+    order = torch.argsort(only_tensor(support.y), stable=True) if spec.y == "class" else torch.arange(n)
     position = torch.arange(n)
     is_query = torch.zeros(n, dtype=torch.bool)
     is_query[order] = (position + 1) * q // n > position * q // n
-    return Task(Batch(support.x[~is_query], support.y[~is_query]), Batch(support.x[is_query], support.y[is_query]))
+    return Task(select_samples(support, ~is_query), select_samples(support, is_query))
 
 
 def _check_names(fields: dict[str, TensorInfo], expected: tuple[str, ...]) -> None:

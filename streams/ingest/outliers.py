@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from online_meta.batches import only_tensor
 from online_meta.types import Task
 from streams.types import Receipt, Rejected, Scales
 
@@ -45,7 +46,8 @@ def measure_scales(task: Task) -> Scales:
 
     Integers (pixels, tokens, labels) and sets of zeros have no scale; then it is None.
     """
-    return Scales(_scale(task.support.x, task.query.x), _scale(task.support.y, task.query.y))
+    x, y = ([only_tensor(getattr(batch, part)) for batch in task] for part in ("x", "y"))
+    return Scales(_scale(*x), _scale(*y))
 
 
 def _scale(*tensors: Tensor) -> float | None:

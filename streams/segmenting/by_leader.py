@@ -7,18 +7,20 @@ guarantees hold, because each task is committed together with the position where
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 
+from online_meta.answers import predict_each
+from online_meta.batches import count_samples
 from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood
 from online_meta.changepoints.segments import Likelihood, Segmenter
 from online_meta.changepoints.task_free import estimate_errors, make_task
-from online_meta.inner import Inner
-from online_meta.regret.scoring import score_task, truncate_support
-from online_meta.types import Meta, Score, Task
+from online_meta.regret.scoring import score_answers, truncate_support
+from online_meta.types import Batch, Belief, LossFn, Prediction, Score, State, Task, Tensors
 from streams.formats.rows import EncodeRow, Row
 from streams.segmenting.by_change import cut_by_change, read_sample
 from streams.segmenting.cutting import Cut, RowSource
@@ -30,16 +32,18 @@ class LeaderContext(NamedTuple):
     """The access to the run that a source needs which cuts by the leader.
 
     Attributes:
-        inner: the inner loop, which adapts the leader.
-        squared_error: whether its loss is a mean squared error; otherwise it counts as a negative log-likelihood.
-        latest_leader: returns the newest leader and the number of rounds that it has learned.
+        believe: adapts the published state of the learner that answers to a support set, as it does when it answers.
+        loss: the model's loss.
+        squared_error: whether it is a mean squared error; otherwise it counts as a negative log-likelihood.
+        latest_leader: returns the newest published state and the number of rounds that it has learned.
         count_rounds: returns the number of committed rounds.
         latest_tasks: returns the tasks of the newest n rounds, or fewer if fewer are retained.
     """
 
-    inner: Inner
+    believe: Callable[[State, Batch], Belief]
+    loss: LossFn
     squared_error: bool
-    latest_leader: Callable[[], tuple[Meta, int]]
+    latest_leader: Callable[[], tuple[State, int]]
     count_rounds: Callable[[], int]
     latest_tasks: Callable[[int], Sequence[Task]]
 
@@ -68,13 +72,13 @@ class _OpenTask(NamedTuple):
     """A task that has begun.
 
     Attributes:
-        meta: the leader that cuts it.
+        state: the published state of the leader that cuts it.
         cut: the cut by that leader.
         memory: the state of the cut.
         first: the first rows of the task.
     """
 
-    meta: Meta
+    state: State
     cut: Cut
     memory: object
     first: tuple[Row, ...]
@@ -107,29 +111,30 @@ def cut_by_leader(
     x, y = _empty_sample(spec)
     scores: deque[Score] = deque(maxlen=options.window)
 
-    def score_rows(meta: Meta, rows: Sequence[Row]) -> None:
+    def score_rows(state: State, rows: Sequence[Row]) -> None:
         samples = [read_sample(row, encode, spec.ways) for row in rows]
         task = make_task([sample for sample in samples if sample is not None], options.sizes)
         if task is not None:
-            scores.append(score_task(leader.inner, meta, task, None, options.sizes))
+            scores.append(_score(leader, state, task, options.sizes))
 
-    def likelihood(meta: Meta) -> Likelihood:
+    def likelihood(state: State) -> Likelihood:
         errors = estimate_errors(scores, options.sizes, options.shape) if leader.squared_error else None
-        return leader_likelihood(leader.inner, meta, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
+        believe = partial(leader.believe, state)
+        return leader_likelihood(believe, leader.loss, x, y, sizes=options.sizes, errors=errors, shape=options.shape)
 
     def start_task() -> _OpenTask:
-        meta, _ = leader.latest_leader()
+        state, _ = leader.latest_leader()
         if leader.squared_error and not scores:
-            scores.extend(_score_latest(leader, meta, options))
-        cut = cut_by_change(segmenter(likelihood(meta)), encode, spec.ways, most)
-        return _OpenTask(meta, cut, cut.start(), ())
+            scores.extend(_score_latest(leader, state, options))
+        cut = cut_by_change(segmenter(likelihood(state)), encode, spec.ways, most)
+        return _OpenTask(state, cut, cut.start(), ())
 
     def update(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
         open_task = open_task or start_task()
         memory, count = open_task.cut.update(open_task.memory, row)
         first = open_task.first if len(open_task.first) == 2 * max(options.sizes) else (*open_task.first, row)
         if count and leader.squared_error:
-            score_rows(open_task.meta, first[:count])
+            score_rows(open_task.state, first[:count])
         return open_task._replace(memory=memory, first=first), count
 
     checked = likelihood(leader.latest_leader()[0])
@@ -174,12 +179,21 @@ def _empty_sample(spec: TaskSpec) -> tuple[Tensor, Tensor]:
     return torch.zeros(spec.x_shape, dtype=getattr(torch, spec.x_dtype)), torch.zeros(spec.y_shape, dtype=y_dtype)
 
 
-def _score_latest(leader: LeaderContext, meta: Meta, options: LeaderOptions) -> Iterator[Score]:
+def _score_latest(leader: LeaderContext, state: State, options: LeaderOptions) -> Iterator[Score]:
     """Yield scores of the newest rounds, each with a support set of the size that ``make_task`` would give it."""
     for task in leader.latest_tasks(options.window):
-        size = max((size for size in options.sizes if size <= len(task.support.x)), default=0)
+        size = max((size for size in options.sizes if size <= count_samples(task.support)), default=0)
         if size:
-            yield score_task(leader.inner, meta, truncate_support(task, size), None, options.sizes)
+            yield _score(leader, state, truncate_support(task, size), options.sizes)
+
+
+def _score(leader: LeaderContext, state: State, task: Task, sizes: Sequence[int]) -> Score:
+    """Score the leader's answer to a task, also after the first ``sizes`` samples of its support set."""
+
+    def answers(state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        return predict_each(leader.loss, {"": leader.believe(state, support)}, x)
+
+    return score_answers(answers, state, task, sizes)[""]
 
 
 def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:

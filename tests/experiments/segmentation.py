@@ -10,6 +10,7 @@ import click
 import online_meta.changepoints.detectors
 import torch
 from online_meta import over_tasks, registry
+from online_meta.answers import bind_meta
 from online_meta.batching.plan import unstack
 from online_meta.changepoints.evaluation import evaluate_segments
 from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood, measure_errors
@@ -123,7 +124,7 @@ def train_leader(seed: int, steps: int, work: Path) -> Likelihood:
         replace_file(file, save(engine.save()), durable=False)
     judges = unstack(draw_tasks(torch.Generator().manual_seed(2**31 + seed), 100, 20))
     errors = measure_errors(inner, engine.meta(), judges)
-    return leader_likelihood(inner, engine.meta(), torch.zeros(1), torch.zeros(1), errors=errors)
+    return leader_likelihood(bind_meta(inner, engine.meta()), inner.loss, torch.zeros(1), torch.zeros(1), errors=errors)
 
 
 def segment_stream(way: Way, stream: Samples, seed: int, training: int, work: Path) -> tuple[list[TaskSegment], float]:

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import multivariate_t
 
 import online_meta as om
+from online_meta.answers import bind_meta
 from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.leader_likelihood import leader_likelihood, measure_errors
 from online_meta.changepoints.segments import segment_samples
@@ -20,9 +21,14 @@ TASK = problems.task(0, support=9)
 ERRORS = [2.0, 1.5, 1.0, 0.5]
 
 
+def leading(inner, meta):
+    """Return what ``leader_likelihood`` needs to know of a leader: how it adapts, and its loss."""
+    return bind_meta(inner, meta), inner.loss
+
+
 def build(**options):
     return leader_likelihood(
-        INNER, META, TASK.support.x[0], TASK.support.y[0], **{"sizes": (1, 2, 4), "errors": ERRORS, **options}
+        *leading(INNER, META), TASK.support.x[0], TASK.support.y[0], **{"sizes": (1, 2, 4), "errors": ERRORS, **options}
     )
 
 
@@ -101,14 +107,16 @@ def test_changes_of_the_task_are_detected():
     sizes = (1, 2, 4, 8)
     errors = measure_errors(inner, meta, [problems.task(seed, support=8) for seed in range(10, 20)], sizes)
     samples = [pair for task in tasks for pair in zip(*task.support, strict=True)]
-    likelihood = leader_likelihood(inner, meta, *samples[0], sizes=sizes, errors=errors)
+    likelihood = leader_likelihood(*leading(inner, meta), *samples[0], sizes=sizes, errors=errors)
     segments = list(segment_samples(run_length(likelihood, hypotheses=8), samples, 1000))
     assert [segment.end for segment in segments] == pytest.approx([20, 40, 60], abs=3)
 
 
 def test_a_run_whose_adaptation_diverged_is_improbable_but_not_nan():
     inner = om.Inner(INNER.loss, om.rules.sgd(lr=1e200), 3)
-    likelihood = leader_likelihood(inner, META, TASK.support.x[0], TASK.support.y[0], sizes=(1, 2, 4), errors=ERRORS)
+    likelihood = leader_likelihood(
+        *leading(inner, META), TASK.support.x[0], TASK.support.y[0], sizes=(1, 2, 4), errors=ERRORS
+    )
     runs, scores = likelihood.start(), []
     for x, y in zip(*TASK.support, strict=True):
         scores.append(float(likelihood.score(runs, x, y)))

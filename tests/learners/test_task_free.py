@@ -10,6 +10,7 @@ from scipy.special import digamma
 from torch import nn
 
 import online_meta as om
+from online_meta.answers import bind_meta
 from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.leader_likelihood import leader_likelihood
 from online_meta.changepoints.segments import Segmenter, segment_adaptively, segment_samples
@@ -93,7 +94,9 @@ def test_each_segment_is_cut_by_the_leader_that_then_scores_and_learns_it():
     reference, scores, begin = leader(), [], 0
     for segment, score in played:
         errors, meta = expected(scores[-window:], shape), reference.engine.meta()
-        likelihood = leader_likelihood(reference.inner, meta, *samples[0], sizes=SIZES, errors=errors, shape=shape)
+        likelihood = leader_likelihood(
+            bind_meta(reference.inner, meta), reference.inner.loss, *samples[0], sizes=SIZES, errors=errors, shape=shape
+        )
         assert said.pop(0) == pytest.approx(scores_of(likelihood, samples), rel=1e-5)
         first, *_ = segment_samples(SEGMENTER(likelihood), samples[begin:], 33)
         assert (segment.begin, segment.end, segment.detected_at) == (

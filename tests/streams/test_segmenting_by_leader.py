@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deploy.checks.preflight import open_sources
 from deploy.config.config import make_config
 from deploy.exits import ConfigError
+from online_meta.answers import believe_by_inner_loop, bind_meta, pack_meta, unpack_meta
 from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.leader_likelihood import leader_likelihood
 from online_meta.changepoints.segments import Segmenter, segment_adaptively
@@ -25,7 +26,7 @@ from online_meta.inner import Inner
 from online_meta.regret.scoring import score_task
 from online_meta.rules.sgd import sgd
 from online_meta.testing.segmented import draw_classes, draw_lines
-from online_meta.types import Batch, Meta, Score, Task
+from online_meta.types import Batch, Belief, Meta, Score, State, Task
 from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
@@ -68,14 +69,22 @@ class Run:
         outputs = 1 if self.spec is REAL else 3
         return self.inner.init({"weight": torch.zeros(outputs, 2), "bias": torch.full((outputs,), self.offset)})
 
-    def latest_leader(self) -> tuple[Meta, int]:
+    def latest_leader(self) -> tuple[State, int]:
         self.served_offsets.append(self.offset)
-        return self.meta(), self.learned
+        return pack_meta(self.meta()), self.learned
+
+    def believe(self, state: State, support: Batch) -> Belief:
+        return believe_by_inner_loop(self.inner, unpack_meta(state), support)[""]
 
     def leader_context(self) -> LeaderContext:
         squares = self.spec is REAL
         return LeaderContext(
-            self.inner, squares, self.latest_leader, lambda: self.rounds, lambda many: self.last[-many:]
+            self.believe,
+            self.inner.loss,
+            squares,
+            self.latest_leader,
+            lambda: self.rounds,
+            lambda many: self.last[-many:],
         )
 
 
@@ -133,13 +142,14 @@ def cut_in_memory(run: Run, spec: TaskSpec, known: list[Score], **options: Any) 
 
     def renew() -> Segmenter:
         errors = estimate_errors(scores[-3:]) if spec is REAL else None
-        return run_length(leader_likelihood(run.inner, run.meta(), *stream[0], errors=errors), **options)
+        believe = bind_meta(run.inner, run.meta())
+        return run_length(leader_likelihood(believe, run.inner.loss, *stream[0], errors=errors), **options)
 
     found = []
     for segment in segment_adaptively(renew, stream, 1_000):
         found.append(segment.end)
         if (task := make_task(stream[segment.begin : segment.end])) is not None:
-            scores.append(score_task(run.inner, run.meta(), task, None, (1, 2, 5, 10)))
+            scores.append(score_task(run.inner, run.meta(), task, (1, 2, 5, 10)))
     return found
 
 
@@ -159,7 +169,7 @@ def test_expected_errors_start_from_the_last_rounds(tmp_path: Path) -> None:
     run, scores = Run(), []
     for task, size in zip(known[1:], (5, 2, 10), strict=True):
         shorter = Task(Batch(task.support.x[:size], task.support.y[:size]), task.query)
-        scores.append(score_task(run.inner, run.meta(), shorter, None, (1, 2, 5, 10)))
+        scores.append(score_task(run.inner, run.meta(), shorter, (1, 2, 5, 10)))
     assert found == cut_in_memory(run, REAL, scores, **OPTIONS["change_options"])
     assert found != ends(tasks(follow(tmp_path / "rows.jsonl", Run(), **options)), text), (
         "the expected errors must matter"
@@ -252,7 +262,11 @@ def test_a_model_that_cannot_score_one_sample_is_reported_at_once(tmp_path: Path
     module = NeedsTwoSamples()
     inner = replace(run.inner, loss=model_loss(module, "mse"))
     meta = inner.init(dict(module.named_parameters()))
-    leader = run.leader_context()._replace(inner=inner, latest_leader=lambda: (meta, 0))
+    leader = run.leader_context()._replace(
+        believe=lambda state, support: bind_meta(inner, unpack_meta(state))(support),
+        loss=inner.loss,
+        latest_leader=lambda: (pack_meta(meta), 0),
+    )
     opened = samples.create_source(
         samples.Settings("x.jsonl", ("x",), ("y",), **JUMP, likelihood="leader"), REAL, "rows", 0
     )

@@ -122,11 +122,6 @@ def test_every_setting_reaches_the_learner_context():
     assert frozen(setup.start.weights) == frozen(dict(build_module(settings.model, 8).named_parameters()))
 
 
-def test_accuracy_is_defined_only_for_classification():
-    assert build_context(SETTINGS, MemoryReplayBuffer()).accuracy is not None
-    assert build_context(changed(SETTINGS, model={"loss": "mse"}), MemoryReplayBuffer()).accuracy is None
-
-
 def test_a_loss_can_be_a_custom_function():
     args = {"inputs": 2, "outputs": 1}
     settings = changed(SETTINGS, model={"args": args, "loss": "tests.trainers.test_build:mean_error"})

@@ -49,7 +49,6 @@ def regression(tasks, lr=0.05, batch=8, seed=0, accessed=None):
         steps_per_round=1,
         seed=seed,
         buffer=buffer,
-        accuracy=None,
     )
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import online_meta as om
 from deploy.leader import Adapter
+from online_meta.answers import pack_meta
 from online_meta.learners import MemoryReplayBuffer
 from online_meta.testing.compare import assert_close, relative_error
 from online_meta.testing.oracle import unrolled_maml
@@ -137,12 +138,12 @@ def test_a_separate_process_adapts_the_low_rank_leader_of_a_run(tmp_path):
             learner.learn(task)
     assert setup.draw_weights(1).keys() == setup.start.weights.keys()
     meta = setup.engine(setup.start).meta()
-    (tmp_path / "leader.safetensors").write_bytes(encode_leader(meta, 3))
+    (tmp_path / "leader.safetensors").write_bytes(encode_leader(pack_meta(meta), 3))
     adapter = Adapter(chosen, tmp_path / "leader.safetensors")
     found, round = adapter.predict(tasks[0].support, tasks[0].query.x)
     right = setup.inner.loss.output(setup.inner.adapt(meta, tasks[0].support), tasks[0].query.x)
     assert round == 3
-    assert torch.equal(found, right)
+    assert torch.equal(found[0].outputs[0], right)
 
 
 def test_the_model_starts_with_the_weights_of_a_file(tmp_path):

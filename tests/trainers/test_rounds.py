@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from online_meta.answers import unpack_meta
 from online_meta.regret.scoring import score_task
 from online_meta.testing.learner_problems import frozen
 from online_meta.types import Batch, Learned, Meta, PrefixScore, Score, Task
@@ -26,6 +27,11 @@ from trainers.loop.task_prefetch import HistoryBuffer
 LEARNERS = {"ftml", "train_on_everything", "from_scratch"}
 
 
+def leader_of(run):
+    """Return the meta-parameters that the run answers from."""
+    return unpack_meta(run.answering.learner.state())
+
+
 def test_every_round_has_a_complete_line(tmp_path, history):
     play(tmp_path, history, ROUNDS)
     found = LineReader(RunFiles(tmp_path).rounds).refresh()
@@ -36,7 +42,11 @@ def test_every_round_has_a_complete_line(tmp_path, history):
         assert (line["id"], line["source"], line["skipped"]) == (f"t{line['round']}", "s", None)
         assert line["replayed"] == min(line["round"] + 1, 4)
         assert line["learners"].keys() == LEARNERS
-        assert line["learners"]["ftml"] == {key: line[key] for key in ("loss_before", "loss_after", "accuracy")}
+        top = {key: line[key] for key in ("loss_before", "loss_after", "accuracy")}
+        assert line["learners"]["ftml"].items() >= top.items()
+        for own in line["learners"].values():
+            assert own["nll"] == pytest.approx(own["loss_after"], rel=1e-5), "cross-entropy is in nats"
+            assert sum(own["calibration"]["samples"]) == len(history[line["round"]].query.y)
         assert all(math.isfinite(own["loss_after"]) and 0 <= own["accuracy"] <= 1 for own in line["learners"].values())
         assert [step["skipped"] for step in line["steps"]] == [None]
         assert line["steps"][0]["norm"] > 0
@@ -47,10 +57,10 @@ def test_a_reported_score_belongs_to_the_leader_before_the_round(tmp_path, histo
     with opened(tmp_path, history) as run:
         learner = run.learners["ftml"]
         for round in range(4):
-            before = Meta({name: w.clone() for name, w in run.leader().weights.items()}, {})
+            before = Meta({name: w.clone() for name, w in leader_of(run).weights.items()}, {})
             play_update(run, 1)
             right = score_task(learner.inner, before, history[round])
-            seen = score_task(learner.inner, run.leader(), history[round])
+            seen = score_task(learner.inner, leader_of(run), history[round])
             line = lines(tmp_path)[round]
             assert (line["loss_before"], line["loss_after"]) == (right.loss_before, right.loss_after)
             assert line["loss_after"] != seen.loss_after
@@ -61,9 +71,9 @@ def test_the_leader_is_published_with_its_round(tmp_path, history):
         for until in (2, 5):
             play_rounds(run, Event(), until)
             with safe_open(RunFiles(tmp_path).leader, "pt") as published:
-                assert published.metadata() == {"round": str(until)}
+                assert published.metadata() == {"round": str(until), "learner": "ftml"}
                 found = {name: published.get_tensor(name) for name in published.keys()}  # noqa: SIM118 - no mapping
-            assert frozen(found) == frozen(run.leader().weights)
+            assert frozen(found) == frozen(leader_of(run).weights)
 
 
 def test_checkpoints_are_written_at_the_interval_and_at_the_end(tmp_path, history):
@@ -234,7 +244,7 @@ def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, h
     with opened(tmp_path, history, settings) as run:
         learner = run.learners["ftml"]
         for first, last in ((0, 4), (4, 8), (8, 9)):
-            leader = Meta({name: w.clone() for name, w in run.leader().weights.items()}, {})
+            leader = Meta({name: w.clone() for name, w in leader_of(run).weights.items()}, {})
             play_update(run, len(history) - run.round)
             fresh = lines(tmp_path)[first:]
             assert [line["round"] for line in fresh] == list(range(first, last))
@@ -242,7 +252,7 @@ def test_rounds_that_share_an_update_are_scored_with_the_same_leader(tmp_path, h
                 right = score_task(learner.inner, leader, history[line["round"]])
                 assert line["loss_after"] == right.loss_after
             assert [len(line["steps"]) for line in fresh] == [0] * (len(fresh) - 1) + [1]
-            assert not torch.equal(*(next(iter(meta.weights.values())) for meta in (leader, run.leader())))
+            assert not torch.equal(*(next(iter(meta.weights.values())) for meta in (leader, leader_of(run))))
     assert [tuple(plan) for plan in read_plans(RunFiles(tmp_path).update_log)] == [(0, 4), (4, 4), (8, 1)]
 
 

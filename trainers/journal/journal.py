@@ -2,12 +2,14 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from online_meta.types import Meta
+from online_meta.types import State
 from streams.atomic_files import replace_file
+from trainers.build import find_answering_name
 from trainers.checkpoint import CheckpointError
 from trainers.journal.divergence import RollbackLog, SkipStreak, read_skip_streak
 from trainers.journal.jsonl import Line, LineReader, LineWriter, find_line, read_line
@@ -77,7 +79,7 @@ def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> Run
         lines=lines,
         recorded_lines=LineReader(files.rounds, position).refresh(),
         checkpoints=LineWriter(files.checkpoint_log),
-        published=read_published_leader(files.leader),
+        published=read_published_leader(files.leader, find_answering_name(settings)),
     )
 
 
@@ -127,17 +129,20 @@ def record_round(journal: RunJournal, line: Line) -> None:
         log.error("round %d does not repeat: %s (another machine, torch or model code?)", line["round"], difference)
 
 
-def publish_leader(journal: RunJournal, meta: Meta, rounds: int, idle_updates: int = 0) -> None:
-    """Write the current leader to the file that other processes read, if it is newer than the published one.
+def publish_leader(
+    journal: RunJournal, learner: str, state: Callable[[], State], rounds: int, idle_updates: int = 0
+) -> None:
+    """Write what the run answers from to the file that other processes read, if it is newer than the published one.
 
     Args:
         journal: of the run.
-        meta: meta-parameters of the leader.
+        learner: the name of the learner that answers.
+        state: returns its state.
         rounds: number of rounds that it has learned.
         idle_updates: number of its updates on past rounds since.
     """
     if (rounds, idle_updates) > journal.published[:2]:
-        replace_file(journal.files.leader, encode_leader(meta, rounds, idle_updates), durable=True)
+        replace_file(journal.files.leader, encode_leader(state(), rounds, idle_updates, learner), durable=True)
         journal.published = Published(rounds, idle_updates, time.monotonic())
 
 

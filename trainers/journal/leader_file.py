@@ -1,4 +1,4 @@
-"""The file that publishes the current leader: its meta-parameters and the rounds it has learned."""
+"""The file that publishes what the run answers from: the state of a learner, and the rounds it has learned."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,7 +6,8 @@ from typing import NamedTuple
 from safetensors import safe_open
 from safetensors.torch import save
 
-from online_meta.types import Meta, Params
+from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.types import State
 
 
 class Published(NamedTuple):
@@ -23,33 +24,37 @@ class Published(NamedTuple):
     at: float
 
 
-def read_published_leader(leader: Path) -> Published:
-    """Return what is known of the published leader.
+def read_published_leader(leader: Path, learner: str = MAIN_LEARNER) -> Published:
+    """Return what is known of the published leader; nothing is, if it is another learner.
 
     With it, rounds that are played again after a kill are not published again, so that the published leader never gets
     older.
 
     Args:
         leader: path of the file.
+        learner: the name of the learner that answers.
     """
     if not leader.exists():
         return Published(-1, 0, 0.0)
     with safe_open(leader, "pt") as file:
         metadata = file.metadata()
+        if metadata.get("learner", MAIN_LEARNER) != learner:
+            return Published(-1, 0, 0.0)
         return Published(int(metadata["round"]), int(metadata.get("updates", 0)), 0.0)
 
 
-def encode_leader(meta: Meta, rounds: int, idle_updates: int = 0) -> bytes:
-    """Return meta-parameters as the bytes of a safetensors file.
+def encode_leader(state: State, rounds: int, idle_updates: int = 0, learner: str = MAIN_LEARNER) -> bytes:
+    """Return the state of a learner as the bytes of a safetensors file.
 
-    Weights have their names; the inner rule's parameters have the prefix ``rule.``. The metadata contain the round and,
-    if there are any, the idle updates.
+    Of meta-parameters, weights have their names; the inner rule's parameters have the prefix ``rule.``. The metadata
+    contain the round, the name of the learner and, if there are any, the idle updates.
 
     Args:
-        meta: to encode.
+        state: to encode.
         rounds: number of rounds learned.
         idle_updates: number of updates on past rounds since.
+        learner: its name.
     """
-    tensors: Params = {**meta.weights, **{f"rule.{name}": value for name, value in meta.rule.items()}}
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return save(plain, metadata={"round": str(rounds)} | ({"updates": str(idle_updates)} if idle_updates else {}))
+    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    metadata = {"round": str(rounds), "learner": learner} | ({"updates": str(idle_updates)} if idle_updates else {})
+    return save(plain, metadata=metadata)

@@ -1,9 +1,11 @@
 """Make the record (JSON line) of a round, and compare it with the one that an earlier process wrote."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
+
+from torch.utils._pytree import tree_leaves
 
 from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
 from online_meta.regret.scoring import points_needed
@@ -57,10 +59,14 @@ def read_content(task: Task) -> TaskContent:
 
 
 def _sample_digests(batch: Batch) -> list[bytes]:
-    x, y = (part.detach().cpu().contiguous().numpy() for part in batch)
-    layout = f"{x.dtype}{x.shape[1:]}{y.dtype}{y.shape[1:]}".encode()
-    pairs = zip(x, y, strict=True)
-    return [blake2b(layout + one.tobytes() + target.tobytes(), digest_size=16).digest() for one, target in pairs]
+    parts = [part.detach().cpu().contiguous().numpy() for part in tree_leaves(batch)]
+    layout = "".join(f"{part.dtype}{part.shape[1:]}" for part in parts).encode()
+    samples = zip(*parts, strict=True)
+    return [blake2b(layout + b"".join(p.tobytes() for p in one), digest_size=16).digest() for one in samples]
+
+
+LEADING_KEYS = ("loss_before", "loss_after", "accuracy", "charged")
+"""What a round's record says of the first learner at its top level, too."""
 
 
 def make_round_records(
@@ -99,7 +105,7 @@ def make_round_records(
                 "round": entry.round,
                 "id": entry.id,
                 "source": entry.source,
-                **learners[leader],
+                **{key: value for key, value in learners[leader].items() if key in LEADING_KEYS},
                 "replayed": len(learned.replayed) if last else 0,
                 "seconds": round(seconds / len(entries), 6),
                 "skipped": None,
@@ -158,10 +164,24 @@ def find_difference(before: Line, now: Line) -> str | None:
         keys = ["id", "steps", "more_steps"]
     if "content" in before:
         keys += ["content", "overlap"]
+    before, now = ({**line, "learners": results} for line, results in _align_results(before, now))
     for key in keys:
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
     return None
+
+
+CHANGED_ANSWERS = ("from_scratch", "dp_mixture")
+"""Learners that answer otherwise than in 0.1.0, whose lines have no content."""
+
+
+def _align_results(before: Line, now: Line) -> Iterator[tuple[Line, Line]]:
+    """Yield both lines, each with the learners' results that can be compared: another version may record less."""
+    left_out = () if "content" in before else CHANGED_ANSWERS
+    old, new = before["learners"], now["learners"]
+    kept = {name: old[name] for name in old if name not in left_out}
+    yield before, kept
+    yield now, {name: {key: new.get(name, {}).get(key) for key in result} for name, result in kept.items()}
 
 
 def list_steps(line: Line) -> list[Line]:
@@ -176,7 +196,15 @@ def _losses(score: Score) -> tuple[float, ...]:
 def _score_to_json(score: Score, charge: float) -> Line:
     losses = {"loss_before": _finite_or_none(score.loss_before), "loss_after": _finite_or_none(score.loss_after)}
     charged = {} if all(map(is_finite_loss, _losses(score))) else {"charged": charge}
-    return {**losses, "accuracy": score.accuracy, **charged}
+    return {**losses, "accuracy": score.accuracy, **charged, **_distribution_to_json(score)}
+
+
+def _distribution_to_json(score: Score) -> Line:
+    """Return the figures of a predicted distribution; none for an outcome that is no distribution."""
+    found: Line = {} if score.nll is None else {"nll": _finite_or_none(score.nll)}
+    if score.calibration is not None:
+        found["calibration"] = {key: value for key, value in score.calibration._asdict().items() if value}
+    return found
 
 
 def _finite_or_none(loss: float) -> float | None:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from online_meta.batches import count_samples
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
-from online_meta.types import Learned, Learner, Meta, Score, Task
+from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
-from trainers.build import LOCAL, build_context, build_learners
+from trainers.build import LOCAL, build_context, build_learners, find_answering_learner
 from trainers.checkpoint import read_latest_settings
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats, measure_collectives
@@ -147,7 +148,7 @@ def open_run(
         files=files,
         history=history,
         learners=learners,
-        leader=partial(_meta_of, next(iter(learners.values())), context.start),
+        answering=find_answering_learner(settings, learners),
         buffer=buffer,
         plan_selector=PlanSelector(learners, settings.engine, share, files.programs, measure_after),
         rank_group=timed_group,
@@ -161,11 +162,6 @@ def open_run(
         round=rounds,
         last_checkpoint=rounds,
     )
-
-
-def _meta_of(learner: Learner, start: Meta) -> Meta:
-    """Return a learner's meta-parameters, or ``start`` if it learns none."""
-    return start if learner.engine is None else learner.engine.meta()
 
 
 def _configure_torch(threads: int) -> None:
@@ -343,7 +339,8 @@ def play_update(run: Run, available: int) -> None:
     if run.journal and run.history is not None:
         entries = [run.history.entry(round) for round in new_rounds]
         regret = run.settings.regret
-        support = SupportSizes([len(task.support.x) for task in tasks], regret.proficiency) if regret.prefixes else None
+        sizes = [count_samples(task.support) for task in tasks]
+        support = SupportSizes(sizes, regret.proficiency) if regret.prefixes else None
         lines = make_round_records(
             entries,
             scores,
@@ -361,13 +358,14 @@ def play_update(run: Run, available: int) -> None:
 
 
 def _score(run: Run, tasks: list[Task]) -> dict[str, list[Score]]:
-    """Score the tasks of an update with every learner, each task by itself; add exceptions to the run's failures."""
-    scores: dict[str, list[Score]] = {name: [] for name in run.learners}
+    """Score the tasks of an update, by the name of each answer; add exceptions to the run's failures."""
+    scores: dict[str, list[Score]] = {}
     with run.rank_stats.measure_work():
         for name, learner in run.learners.items():
             for round, task in enumerate(tasks, run.round):
                 with collect_failure(run, round):
-                    scores[name].append(learner.score(task, run.settings.regret.prefixes))
+                    for suffix, score in learner.scores(task, run.settings.regret.prefixes).items():
+                        scores.setdefault(name + suffix, []).append(score)
     return scores
 
 
@@ -465,4 +463,5 @@ def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) ->
 
 def _publish(run: Run) -> None:
     if run.journal:
-        publish_leader(run.journal, run.leader(), run.round, run.idle_updates)
+        answering = run.answering
+        publish_leader(run.journal, answering.name, answering.learner.state, run.round, run.idle_updates)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from online_meta.batching.failures import TaskFailures
-from online_meta.types import Learner, Meta, StepReport
+from online_meta.types import Learner, StepReport
 from streams.history.history import History
+from trainers.build import AnsweringLearner
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats
 from trainers.distributed.ranks import RankGroup
@@ -30,7 +31,7 @@ class Run:
     files: RunFiles
     history: History | None
     learners: dict[str, Learner]
-    leader: Callable[[], Meta]
+    answering: AnsweringLearner
     buffer: HistoryBuffer
     plan_selector: PlanSelector
     rank_group: RankGroup

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_leaves
 
-from online_meta.types import Batch, Task
+from online_meta.batches import map_tensors
+from online_meta.types import Task
 from streams.formats.wire import decode_payload
 from streams.history.history import History
 from streams.history.retention import RetainedRounds, last_decision, retained_rounds
@@ -123,7 +125,7 @@ class TaskPrefetcher:
 
     def _bytes(self) -> int:
         tasks = (slot.task for slots in self._slots.values() for slot in slots.values())
-        return sum(tensor.nbytes for task in tasks if task is not None for batch in task for tensor in batch)
+        return sum(tensor.nbytes for task in tasks if task is not None for tensor in tree_leaves(task))
 
 
 class HistoryBuffer:
@@ -157,7 +159,7 @@ class HistoryBuffer:
         start_time = time.perf_counter()
         task = self._read(round)
         self.waited_seconds += time.perf_counter() - start_time
-        return Task(*(Batch(*(tensor.to(self._device) for tensor in batch)) for batch in task))
+        return map_tensors(lambda tensor: tensor.to(self._device), task)
 
     def _read(self, round: int) -> Task:
         if self._history is None or self._prefetcher is None:

@@ -117,7 +117,7 @@ def train_leader(settings: TrainerSettings, training: Training, learner: Learner
         raise TypeError(f"a {type(learner).__name__} has no leader")
     context = build_context(settings, MemoryReplayBuffer())
     inner = replace(context.inner, rule=adam(training.lr), steps=training.steps)
-    return score_task(inner, Meta(learner.engine.meta().weights, {}), task, context.accuracy, settings.regret.prefixes)
+    return score_task(inner, Meta(learner.engine.meta().weights, {}), task, settings.regret.prefixes)
 
 
 def build_past_context(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerContext:

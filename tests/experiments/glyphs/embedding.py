@@ -4,7 +4,8 @@ import warnings
 from typing import NamedTuple
 
 import torch
-from online_meta.types import Task
+from online_meta.batches import only_tensor
+from online_meta.types import Task, Tensors
 from tests.experiments.glyphs.tasks import draw_letters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,12 +39,17 @@ def train_embedding(module: nn.Module, letters: Tensor, steps: int, seed: int) -
 def embed_task(module: nn.Module, task: Task) -> EmbeddedTask:
     """Return a task's features before the last layer of a ``Conv4``, normalised to length 1."""
 
-    def features(x: Tensor) -> Tensor:
+    def features(x: Tensors) -> Tensor:
         with torch.no_grad():
             maps: Tensor = module.features(x)  # type: ignore[operator]
             return F.normalize(maps.flatten(1))
 
-    return EmbeddedTask(features(task.support.x), task.support.y, features(task.query.x), task.query.y)
+    return EmbeddedTask(
+        *(
+            only_tensor(part)
+            for part in (features(task.support.x), task.support.y, features(task.query.x), task.query.y)
+        )
+    )
 
 
 def score_logistic_regression(task: EmbeddedTask) -> float:

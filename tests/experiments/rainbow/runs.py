@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from online_meta.batches import select_samples
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.replay import generator
@@ -97,7 +98,7 @@ def _shuffle(task: Task, seed: int, t: int) -> Task:
 def _draw_samples(batch: Batch, count: int, *key: int) -> Batch:
     """Return ``count`` random samples of a batch, or all of them in random order if there are fewer."""
     chosen = torch.from_numpy(generator(*key).permutation(len(batch.x))[:count])
-    return Batch(batch.x[chosen], batch.y[chosen])
+    return select_samples(batch, chosen)
 
 
 class MinibatchBuffer(MemoryReplayBuffer):
@@ -116,7 +117,7 @@ class MinibatchBuffer(MemoryReplayBuffer):
         """Return a task whose support and query set are disjoint random samples of the support set of ``task``."""
         self._accesses += 1
         few = _draw_samples(task.support, sum(DRAWS), self._seed, DRAWN, self._accesses)
-        return Task(Batch(few.x[: DRAWS[0]], few.y[: DRAWS[0]]), Batch(few.x[DRAWS[0] :], few.y[DRAWS[0] :]))
+        return Task(select_samples(few, slice(DRAWS[0])), select_samples(few, slice(DRAWS[0], None)))
 
 
 def draw_minibatches(label: str, seed: int, context: LearnerContext) -> LearnerContext:

@@ -11,6 +11,7 @@ from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
+from online_meta.answers import unpack_meta
 from online_meta.learners import gather_single_process
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.regret.ledger import MAIN_LEARNER
@@ -65,7 +66,7 @@ def _yield_measurements(run: Run, learner: FollowTheMetaLeader, sampler: ReplayS
     """Yield measurements of a few real meta-gradients in random order, each multiplied by a random factor."""
     if sampler.measure is None:
         return
-    meta, gradient = run.leader(), learner.task_sum.gradient
+    meta, gradient = unpack_meta(run.answering.learner.state()), learner.task_sum.gradient
     rounds = range(max(0, run.round - SAMPLES), run.round)
     values = np.array([sampler.measure(gradient(meta, run.buffer[round])).double().tolist() for round in rounds])
     yield from _draw_varied(values)

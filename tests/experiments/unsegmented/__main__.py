@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 import torch
+from online_meta.answers import bind_meta
 from online_meta.batching.plan import ExecutionPlan, signature_of, unstack
 from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.evaluation import evaluate_blocks
@@ -104,8 +105,8 @@ def _play_true_boundaries(learner: FollowTheMetaLeader, stream: Samples, ends: l
     begin, left = 0, list(ends)
 
     def renew() -> Segmenter:
-        errors = estimate_errors(scores[-WINDOW:])
-        return run_length(leader_likelihood(learner.inner, learner.engine.meta(), *stream[0], errors=errors), **OPTIONS)
+        errors, believe = estimate_errors(scores[-WINDOW:]), bind_meta(learner.inner, learner.engine.meta())
+        return run_length(leader_likelihood(believe, learner.inner.loss, *stream[0], errors=errors), **OPTIONS)
 
     for segment in segment_adaptively(renew, stream, 1_000):
         report = Report(segment, [])

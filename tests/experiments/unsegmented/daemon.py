@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from online_meta.changepoints.segments import TaskSegment
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.types import Task
+from online_meta.types import Batch, Belief, State, Task
 from streams.formats import wire
 from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import python
@@ -57,4 +57,10 @@ def _make_context(learner: FollowTheMetaLeader) -> LeaderContext:
     def count() -> int:
         return learner.round
 
-    return LeaderContext(learner.inner, True, lambda: (learner.engine.meta(), learner.round), count, lambda many: [])
+    def believe(state: State, support: Batch) -> Belief:
+        return learner.believe(state, support)[""]
+
+    def latest() -> tuple[State, int]:
+        return learner.state(), learner.round
+
+    return LeaderContext(believe, learner.inner.loss, True, latest, count, lambda many: [])

@@ -1,0 +1,110 @@
+"""Answer from published meta-parameters: adapt to a support set, and predict. What is scored is what is served."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from online_meta.batches import map_tensors
+from online_meta.functional.autodiff import outside_inference_mode
+from online_meta.functional.model import evaluation_loss
+from online_meta.inner import Inner
+from online_meta.types import Batch, Belief, Component, LossFn, Meta, Outcome, Params, Prediction, State, Tensors
+
+Answers = Callable[[State, Batch, Tensors], dict[str, Prediction]]
+"""(what a learner publishes, a support set, inputs) -> predictions by suffix of the learner's name; a pure function.
+
+"" is the learner's own answer, "@10" that after 10 inner steps; see ``Inner.answer_steps``.
+"""
+
+RULE = "rule."
+"""Prefix of the names of the inner rule's parameters in what a learner publishes; weights have their own names."""
+
+
+def pack_meta(meta: Meta) -> State:
+    """Return meta-parameters as one dict of tensors."""
+    return {**meta.weights, **{f"{RULE}{name}": value for name, value in meta.rule.items()}}
+
+
+def unpack_meta(state: State) -> Meta:
+    """Return the meta-parameters that ``pack_meta`` packed."""
+    rule = {name.removeprefix(RULE): value for name, value in state.items() if name.startswith(RULE)}
+    return Meta({name: value for name, value in state.items() if not name.startswith(RULE)}, rule)
+
+
+@outside_inference_mode
+def believe_by_inner_loop(inner: Inner, meta: Meta, support: Batch) -> dict[str, Belief]:
+    """Adapt to a support set, without an autograd graph. One trajectory serves all numbers of steps.
+
+    Args:
+        inner: the inner loop.
+        meta: the meta-parameters.
+        support: the support set, of n samples; if n is 0, no step is taken.
+
+    Returns:
+        What is believed after ``inner.steps`` steps under "", and after each other number k of ``inner.answer_steps``
+        under "@k".
+    """
+    with torch.no_grad():
+        stops = sorted({inner.steps, *inner.answer_steps})
+        found = dict(zip(stops, inner.believe(meta, support, stops), strict=True))
+        return {"": found[inner.steps], **{f"@{k}": found[k] for k in inner.answer_steps if k != inner.steps}}
+
+
+def bind_meta(inner: Inner, meta: Meta) -> Callable[[Batch], Belief]:
+    """Return the function that adapts ``meta`` to a support set by the inner loop."""
+    return lambda support: believe_by_inner_loop(inner, meta, support)[""]
+
+
+@outside_inference_mode
+def predict_each(loss: LossFn, beliefs: dict[str, Belief], x: Tensors) -> dict[str, Prediction]:
+    """Return the prediction for ``x`` under each belief, by the same names."""
+    with torch.no_grad():
+        return {suffix: predict(loss, belief, x) for suffix, belief in beliefs.items()}
+
+
+def answer_by_inner_loop(inner: Inner, meta: Meta, support: Batch, x: Tensors) -> dict[str, Prediction]:
+    """Adapt to a support set by an inner loop, and predict; the names are those of ``believe_by_inner_loop``."""
+    return predict_each(inner.loss, believe_by_inner_loop(inner, meta, support), x)
+
+
+def predict(loss: LossFn, belief: Belief, x: Tensors) -> Prediction:
+    """Return the prediction for ``x`` under each of the believed parameters, as one component."""
+    model = _find_model(loss, x)
+    samples = [{name: values[s] for name, values in belief.params.items()} for s in range(len(belief.log_weights))]
+    outputs = [model.output(params, x) for params in samples]
+    stacked = map_tensors(lambda *each: torch.stack(each), *outputs) if len(outputs) > 1 else _add_dimension(outputs[0])
+    return (Component(model.outcome, stacked, belief.log_weights),)
+
+
+def _add_dimension(output: Tensors) -> Tensors:
+    return map_tensors(lambda tensor: tensor[None], output)
+
+
+class _Model(NamedTuple):
+    """A model in evaluation mode: its output, and what the output means."""
+
+    output: Callable[[Params, Tensors], Tensors]
+    outcome: Outcome
+
+
+def _find_model(loss: LossFn, x: Tensors) -> _Model:
+    """Return the model behind a loss.
+
+    Of a plain function of (parameters, batch) no output is known: its parameters themselves are the output, and the
+    outcome calls the function with them.
+    """
+    output = getattr(loss, "answer", None)
+    if output is not None:
+        return _Model(output, loss.answer_outcome)  # type: ignore[attr-defined]  # a ModelLoss
+    evaluate = evaluation_loss(loss)
+
+    def judge(output: Tensors, y: Tensors) -> Tensor:
+        assert isinstance(output, dict)
+        return evaluate(output, Batch(x, y))
+
+    def refuse(*arguments: object) -> Tensor:
+        raise ValueError("a loss of parameters and a batch gives no output to predict with: make it with om.model_loss")
+
+    return _Model(lambda params, x: params, Outcome(nll=refuse, mean=refuse, loss=judge))
