@@ -5,12 +5,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
-from online_meta.functional.keyed import Role, keyed
+from online_meta.functional.keyed import Role, keyed, normal_like
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
 from online_meta.types import Batch, Belief, Carry, InnerRule, LossFn, Meta, Params, Seen
@@ -53,7 +54,10 @@ class Inner:
         posterior: what is believed of a task after adapting, e.g. ``posteriors.samples()``.
         samples: the number of samples of a belief, at least 1.
         answer_steps: further numbers of inner steps to answer after, each at least 0.
-        seed: of the numbers that a ``"keyed"`` rule or loss draws, an integer of 64 bits.
+        seed: of the numbers that are drawn by key, an integer of 64 bits.
+        begin: "weights": each task starts from the meta-parameters' weights; "fresh": from weights of its own, drawn
+            like an initialisation of the model, as learned optimizers need. The weights that adapt are then not
+            learned.
 
     Raises:
         ValueError: if a number is out of range, or a field of the rule has none of its values.
@@ -67,6 +71,7 @@ class Inner:
     samples: int = 1
     answer_steps: tuple[int, ...] = ()
     seed: int = 0
+    begin: Literal["weights", "fresh"] = "weights"
 
     def __post_init__(self) -> None:
         """Check the numbers and the rule."""
@@ -78,6 +83,8 @@ class Inner:
             raise ValueError(f"samples is {self.samples}: a belief has 1 sample or more")
         if self.rule.sees not in ("gradient", "loss"):
             raise ValueError(f'the rule sees {self.rule.sees!r}: a rule sees the "gradient" or the "loss" alone')
+        if self.begin not in ("weights", "fresh"):
+            raise ValueError(f'begin is {self.begin!r}: it is "weights" or "fresh"')
         if self.rule.random not in (True, False, "keyed"):
             raise ValueError(f'the rule\'s random is {self.rule.random!r}: it is True, False or "keyed"')
 
@@ -154,13 +161,28 @@ def view_adapted(inner: Inner, meta: Meta, phi: Params, support: Batch) -> Param
         return effective_params(inner, meta, phi)
 
 
+def choose_start(inner: Inner, meta: Meta) -> Params:
+    """Return the weights that the rule's ``start`` is given: those that adapt, or fresh ones of ``begin`` = "fresh".
+
+    A fresh weight is normal with the mean and the standard deviation of the entries of that in ``meta``, which is held
+    constant. A weight whose entries are all equal, such as a bias of zeros, stays as it is.
+    """
+    fast = fast_weights(inner, meta.weights)
+    return fast if inner.begin == "weights" else {name: _draw_weight(value.detach()) for name, value in fast.items()}
+
+
+def _draw_weight(like: Tensor) -> Tensor:
+    spread = like.std(correction=0)
+    return torch.where(like.max() > like.min(), like.mean() + spread * normal_like(like), like)
+
+
 def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
     """Return the carry before the first step: phi_0 and the rule's initial state.
 
     Raises ``ValueError`` if the rule's ``start`` leaves out a weight that adapts.
     """
-    fast = fast_weights(inner, meta.weights)
     with drawing(inner, support, INIT_STEP, "begin"):
+        fast = choose_start(inner, meta)
         carry = inner.rule.start(meta.rule, fast, support)
     if lost := fast.keys() - carry.phi.keys():
         raise ValueError(
@@ -262,6 +284,7 @@ def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
 def drawing(inner: Inner, batch: Batch, step: int, role: Role) -> Iterator[None]:
     """Let a random rule or loss draw in this context, for a batch, a step and a role; do nothing for others."""
     kinds = {inner.rule.random, getattr(inner.loss, "random", False)}
+    kinds |= {"keyed"} if role == "begin" and inner.begin == "fresh" else set()
     with (
         seeded(batch, step) if True in kinds else nullcontext(),
         keyed(batch, step, role, inner.seed) if "keyed" in kinds else nullcontext(),

@@ -21,7 +21,11 @@ def reptile(inner: Inner) -> MetaGradient:
 
     Returns:
         A function (meta, task) -> the query loss and the direction.
+
+    Raises:
+        ValueError: if ``inner`` begins with fresh weights.
     """
+    require_learned_start(inner, "reptile")
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         everything = concat_support_query(task)
@@ -32,3 +36,12 @@ def reptile(inner: Inner) -> MetaGradient:
             return MetaGrad(loss, Meta({**zeros(meta.weights), **moved}, zeros(meta.rule)))
 
     return outside_inference_mode(gradient)
+
+
+def require_learned_start(inner: Inner, estimator: str) -> None:
+    """Raise ``ValueError`` if ``inner`` begins with fresh weights: then w - phi_K says nothing about w."""
+    if inner.begin != "weights":
+        raise ValueError(
+            f'{estimator} moves the weights that each task starts from, but begin = "{inner.begin}" draws them anew: '
+            'use begin = "weights", or another estimator, such as exact'
+        )

@@ -5,6 +5,7 @@ import torch
 from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.inner import Inner, fast_weights, init_carry, query_loss, slow_weights, step
 from online_meta.metagrads.first_order import first_order
+from online_meta.metagrads.reptile import require_learned_start
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Carry, Meta, MetaGrad, MetaGradient, Params, Task
 
@@ -28,12 +29,15 @@ def warp_grad(inner: Inner, *, initialisation: str = "reptile") -> MetaGradient:
         A function (meta, task) -> the query loss after the last step and the gradient.
 
     Raises:
-        ValueError: if ``initialisation`` is unknown or ``inner`` has no step.
+        ValueError: if ``initialisation`` is unknown, ``inner`` has no step, or it begins with fresh weights and
+            ``initialisation`` is "reptile".
     """
     if initialisation not in INITIALISATIONS:
         raise ValueError(f"initialisation is {initialisation!r}: it is one of {', '.join(INITIALISATIONS)}")
     if inner.steps < 1:
         raise ValueError(f"inner.steps is {inner.steps}; warp_grad needs at least 1 step")
+    if initialisation == "reptile":
+        require_learned_start(inner, 'warp_grad with initialisation = "reptile"')
 
     def gradient(meta: Meta, task: Task) -> MetaGrad:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from online_meta.functional.intent import Intent
 from online_meta.functional.keyed import Role
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.functional.randomness import INIT_STEP
-from online_meta.inner import Inner, drawing, fast_weights, query_loss, run_inner_loop
+from online_meta.inner import Inner, choose_start, drawing, query_loss, run_inner_loop
 from online_meta.metagrads.exact import exact
 from online_meta.preflight.diagnosis import (
     explain_error,
@@ -180,7 +180,7 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
 def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
     """Return phi_K with its whole autograd graph."""
     with drawing(inner, support, INIT_STEP, "begin"):
-        carry: Carry = inner.rule.start(meta.rule, fast_weights(inner, meta.weights), support)
+        carry: Carry = inner.rule.start(meta.rule, choose_start(inner, meta), support)
     for k in range(inner.steps):
         # Values without a graph, e.g. CAVIA's zeros, become leaves, because the loop differentiates by them.
         named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}
