@@ -49,6 +49,7 @@ from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
 from streams.types import Gap
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import list_learners
 
 REFRESH_SECONDS = 0.2
 SIGNAL_SECONDS = 0.1
@@ -225,7 +226,7 @@ def make_state(
     """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    view = open_view(files, config.regret)
+    view = open_view(files, config.regret, list_learners(config))
     start_metrics(instruments, config.engine.kind, view)
     ranks_view = RanksView(files, lambda: children["trainer"].restarts)
     reset_heartbeats(files)

@@ -1,8 +1,9 @@
 """Step meta-parameters with a torch optimizer: the single-process ``Engine``."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,44 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 """The torch optimizers by name."""
 
+OPTIONS: dict[str, dict[str, object]] = {
+    "adam": {"betas": 2, "eps": "above 0", "weight_decay": "0 or more", "amsgrad": bool},
+    "adamw": {"betas": 2, "eps": "above 0", "weight_decay": "0 or more", "amsgrad": bool},
+    "adamax": {"betas": 2, "eps": "above 0", "weight_decay": "0 or more"},
+    "adagrad": {
+        "eps": "above 0",
+        "weight_decay": "0 or more",
+        "lr_decay": "0 or more",
+        "initial_accumulator_value": "0 or more",
+    },
+    "nadam": {
+        "betas": 2,
+        "eps": "above 0",
+        "weight_decay": "0 or more",
+        "momentum_decay": "0 or more",
+        "decoupled_weight_decay": bool,
+    },
+    "radam": {"betas": 2, "eps": "above 0", "weight_decay": "0 or more", "decoupled_weight_decay": bool},
+    "rmsprop": {
+        "alpha": "below 1",
+        "eps": "above 0",
+        "weight_decay": "0 or more",
+        "momentum": "below 1",
+        "centered": bool,
+    },
+    "sgd": {"momentum": "below 1", "dampening": "below 1", "weight_decay": "0 or more", "nesterov": bool},
+}
+"""The options of each optimizer that may be set, under torch's names: the number of its shares from 0 to below 1, the
+range of a number, or bool."""
+
+RANGES: dict[object, Callable[[float], bool]] = {
+    "above 0": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "below 1": lambda value: 0 <= value < 1,
+}
+GROUPS = ("groups", "param_groups", "parameter_groups", "no_decay", "weight_decay_mask", "lr_groups", "layer_decay")
+"""Options by which other programs give parts of the parameters their own rates or no weight decay."""
+
 STATE_PREFIX = "optimizer."
 """Prefix of the names of saved optimizer state; the state's key and the parameter's name follow."""
 
@@ -44,7 +83,14 @@ class MetaOptimizer:
     lr_scale = 1.0
 
     @outside_inference_mode
-    def __init__(self, meta: Meta, name: str = "adam", lr: float = 1e-3, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        meta: Meta,
+        name: str = "adam",
+        lr: float = 1e-3,
+        clip_norm: float | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> None:
         """Copy ``meta`` and prepare the optimizer.
 
         Args:
@@ -52,11 +98,12 @@ class MetaOptimizer:
             name: a name in ``OPTIMIZERS``.
             lr: the learning rate, at least 0.
             clip_norm: the largest global norm of a gradient; None for no clipping.
+            options: options of the optimizer in ``OPTIONS``, such as ``{"betas": (0.9, 0.99)}``; by default torch's.
 
         Raises:
-            ValueError: if the name is unknown or ``lr`` is negative.
+            ValueError: if the name or an option is unknown, an option is out of its range, or ``lr`` is negative.
         """
-        check_optimizer_name(name)
+        self._options = read_options(name, options or {})
         if not lr >= 0:
             raise ValueError(f"lr is {lr}: a learning rate is 0 or more")
         self._meta = Meta(*({n: w.detach().clone() for n, w in part.items()} for part in meta))
@@ -65,7 +112,7 @@ class MetaOptimizer:
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
         """The torch optimizer, created on first use: creating one imports torch's compiler, which takes a second."""
-        return make_optimizer(self._name, flatten_meta(self._meta).values(), self._lr)
+        return make_optimizer(self._name, flatten_meta(self._meta).values(), self._lr, self._options)
 
     def meta(self) -> Meta:
         """Return the current meta-parameters, shared with the optimizer; do not write to them."""
@@ -128,10 +175,52 @@ def check_optimizer_name(name: str) -> None:
         raise ValueError(f"no optimizer is called {name!r}: {nearest(name, OPTIMIZERS)}")
 
 
-def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """Create the optimizer called ``name``; raise ``ValueError`` if the name is unknown."""
+def read_options(name: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the ``options`` of the optimizer called ``name`` as torch takes them.
+
+    Raises ``ValueError`` if the name or an option is unknown, or an option is out of its range.
+    """
     check_optimizer_name(name)
-    return OPTIMIZERS[name](list(parameters), lr=lr)  # type: ignore[call-arg]
+    known = OPTIONS[name]
+    for key, value in options.items():
+        if key in GROUPS:
+            raise ValueError(
+                f"optimizer_options.{key}: all meta-parameters have one learning rate and one weight decay. To leave "
+                "some out of the inner loop, set inner.fast; the rules meta_sgd and meta_curvature learn a rate for "
+                "each weight"
+            )
+        if key not in known:
+            raise ValueError(f"optimizer_options has no key {key!r} for {name!r}: {nearest(key, known)}")
+        if not _is_valid(value, known[key]):
+            raise ValueError(f"optimizer_options.{key} = {value!r}: must be {_describe(known[key])}")
+    found = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    if found.get("nesterov") and not (found.get("momentum", 0) and not found.get("dampening", 0)):
+        raise ValueError("optimizer_options.nesterov = true needs a momentum above 0, and no dampening")
+    return found
+
+
+def _is_valid(value: object, wanted: object) -> bool:
+    if wanted is bool:
+        return isinstance(value, bool)
+    if wanted == 2:
+        return isinstance(value, list | tuple) and len(value) == 2 and all(_is_valid(one, "below 1") for one in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and RANGES[wanted](value)
+
+
+def _describe(wanted: object) -> str:
+    if wanted is bool:
+        return "true or false"
+    return {2: "two numbers from 0 to below 1", "below 1": "a number from 0 to below 1"}.get(
+        wanted, f"a number {wanted}"
+    )
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[Tensor], lr: float, options: Mapping[str, object] | None = None
+) -> torch.optim.Optimizer:
+    """Create the optimizer called ``name``; raise ``ValueError`` if the name or an option is wrong."""
+    checked = read_options(name, options or {})
+    return OPTIMIZERS[name](list(parameters), lr=lr, **checked)  # type: ignore[call-arg]
 
 
 def average_and_clip(sums: MetaGrad, weight: float, clip_norm: float | None) -> tuple[Params, StepReport]:

@@ -16,7 +16,6 @@ from online_meta.functional.model import ModelLoss, model_loss
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, gather_single_process
 from online_meta.registry import import_by_path
-from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.replay import ReplayPolicy, generator
 from online_meta.types import (
     Batch,
@@ -33,7 +32,8 @@ from online_meta.types import (
 )
 from trainers import seams
 from trainers.distributed.rank_stats import RankStats
-from trainers.settings import InnerSettings, MetaSettings, ModelSettings, TrainerSettings
+from trainers.learner_settings import find_learner, find_repeated_names, list_learners, override_settings, steps_by_meta
+from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 LOCAL = "local"
 
@@ -182,36 +182,85 @@ class AnsweringLearner(NamedTuple):
         return self.learner.answers(state, support, x)[self.suffix]
 
 
-def find_answering_name(settings: TrainerSettings) -> str:
-    """Return the name of the learner that answers."""
-    return (settings.answers or MAIN_LEARNER).partition("@")[0]
-
-
 def build_answering_learner(settings: TrainerSettings, buffer: ReplayBuffer) -> AnsweringLearner:
     """Return the learner that answers, in its initial state.
 
     Raises ``ValueError`` if there is none of this name, or as ``build_learners`` does.
     """
-    return find_answering_learner(settings, build_learners(settings, build_context(settings, buffer)))
+    name = find_learner(settings, settings.answers).name
+    at = [learner.name for learner in list_learners(settings)].index(name)
+    return find_answering_learner(settings, {name: build_learner(settings, at, build_context(settings, buffer))})
 
 
 def find_answering_learner(settings: TrainerSettings, learners: Mapping[str, Learner]) -> AnsweringLearner:
     """Return the one of a run's learners that answers. Raises ``ValueError`` if there is none of this name."""
-    name = find_answering_name(settings)
-    if name not in learners:
-        raise ValueError(f"no learner is called {name!r}: {registry.nearest(name, learners)}")
-    answers = settings.answers or name
-    return AnsweringLearner(name, learners[name], answers.removeprefix(name))
+    name = find_learner(settings, settings.answers).name
+    return AnsweringLearner(name, learners[name], (settings.answers or name).removeprefix(name))
 
 
-def build_learners(settings: TrainerSettings, context: LearnerContext) -> dict[str, Learner]:
-    """Return FTML and the configured baselines by name, FTML first.
+def build_learners(
+    settings: TrainerSettings, context: LearnerContext, make_engines: "MakeEngines | None" = None
+) -> dict[str, Learner]:
+    """Return the learners of the run by name, the leading one first.
 
-    Raises ``ValueError`` for an unknown baseline, or options that it does not have.
+    Args:
+        settings: of the run.
+        context: what ``build_context`` made of the same settings.
+        make_engines: makes the engines of learners with settings of their own; by default, local ones.
+
+    Raises:
+        ValueError: for an unknown learner, options that it does not have, or a name that two learners have.
     """
-    choices = {choice.name: choice for choice in seams.list_choices(seams.BASELINES, settings.regret)}
-    for name in choices:
-        registry.load(online_meta.learners, name)
-    main = choices.get(MAIN_LEARNER, seams.Choice(MAIN_LEARNER, {}, f"regret.options.{MAIN_LEARNER}"))
-    chosen = (main, *(choices[name] for name in settings.regret.baselines))
-    return {choice.name: seams.build(seams.BASELINES, choice, context) for choice in chosen}
+    for choice in seams.list_choices(seams.BASELINES, settings.regret):
+        registry.load(online_meta.learners, choice.name)
+    learners = list_learners(settings)
+    for name in find_repeated_names(learners):
+        raise ValueError(f"two learners are called {name!r}: give one another name")
+    return {one.name: build_learner(settings, at, context, make_engines) for at, one in enumerate(learners)}
+
+
+def build_learner(
+    settings: TrainerSettings, at: int, context: LearnerContext, make_engines: "MakeEngines | None" = None
+) -> Learner:
+    """Return the learner number ``at`` of ``list_learners(settings)``; see ``build_learners``."""
+    chosen = list_learners(settings)[at]
+    own = override_context(settings, chosen, context, make_engines or make_local_engines)
+    if own.own_engine is not None and steps_by_meta(chosen, leads=at == 0):
+        own = replace(own, own_engine=None)
+    place = f"learner {chosen.name!r} options" if at < len(settings.learner) else f"regret.options.{chosen.name}"
+    learner: Learner = seams.build(seams.LEARNERS, seams.Choice(chosen.kind, chosen.options, place), own)
+    return learner
+
+
+MakeEngines = Callable[[TrainerSettings], Callable[[Meta], Engine]]
+"""Settings of a learner -> a function that makes its engines."""
+
+
+def make_local_engines(settings: TrainerSettings) -> Callable[[Meta], Engine]:
+    """Return a function that makes engines of this process alone."""
+    return build_engine(settings, LOCAL)
+
+
+def override_context(
+    settings: TrainerSettings,
+    learner: LearnerSettings,
+    context: LearnerContext,
+    make_engines: MakeEngines = make_local_engines,
+) -> LearnerContext:
+    """Return the context with what a learner's own settings change; the model and its loss are shared."""
+    own = override_settings(settings, learner)
+    if own is settings:
+        return context
+    assert isinstance(context.inner.loss, ModelLoss)
+    inner = build_inner(own.inner, context.inner.loss)
+    return replace(
+        context,
+        inner=inner,
+        gradient=build_gradient(own.meta, inner),
+        start=inner.init(context.start.weights),
+        engine=make_engines(own),
+        replay=build_replay(own.meta),
+        batch=own.meta.batch,
+        steps_per_round=own.meta.steps_per_round,
+        schedule=build_schedule(own.meta),
+    )

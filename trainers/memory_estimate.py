@@ -205,7 +205,7 @@ def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int)
         learned: bytes of the meta-parameters.
         largest: bytes of the largest tensor among them.
     """
-    engine, state = settings.engine, _state_numbers(settings.meta.optimizer)
+    engine, state = settings.engine, _state_numbers(settings.meta)
     averaging = 4 * largest  # Each gradient is squared in float64, one at a time.
     if engine.kind == "local":
         return EngineBytes((1 + state) * learned, max(3 * learned, 2 * learned + averaging))
@@ -218,11 +218,11 @@ def estimate_engine_bytes(settings: TrainerSettings, learned: int, largest: int)
     return EngineBytes(int(stored * learned), step + gathered * learned)
 
 
-def _state_numbers(optimizer: str) -> int:
+def _state_numbers(settings: MetaSettings) -> int:
     """Return how many numbers of state an optimizer has per parameter, from one step of it."""
     parameter = torch.zeros(2, requires_grad=True)
     parameter.grad = torch.ones(2)
-    made = make_optimizer(optimizer, [parameter], 0.1)
+    made = make_optimizer(settings.optimizer, [parameter], 0.1, settings.optimizer_options)
     made.step()
     return sum(isinstance(value, Tensor) and value.shape == (2,) for value in made.state[parameter].values())
 

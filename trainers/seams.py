@@ -44,10 +44,11 @@ SCHEDULE = Seam("meta", "schedule", online_meta.schedules, "schedule_options", (
 REPLAY = Seam("meta", "replay", online_meta.replay, "replay_options", ())
 ENGINE = Seam("engine", "kind", trainers.engines, "", ("settings", "meta", "rank_stats"))
 BASELINES = Seam("regret", "baselines", online_meta.learners, "options", ("context",))
+LEARNERS = Seam("learner", "kind", online_meta.learners, "options", ("context",))
 COMPARATORS = Seam("regret", "comparator", trainers.comparators, "comparator_options", trainers.comparators.PROVIDED)
 
 SEAMS = (RULE, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, COMPARATORS)
-"""Every seam of the trainers' settings. Sources are a list of tables of their own: see ``deploy.config``."""
+"""Every seam of a section. Learners and sources are lists of tables of their own: see ``deploy.config``."""
 
 
 class Choice(NamedTuple):

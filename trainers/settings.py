@@ -4,6 +4,7 @@ The attribute lists of the docstrings are the reference of the configuration. A 
 decide the parameters that a run learns, so that a restart may change it; every other field is fixed for a run's life.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -73,7 +74,9 @@ class MetaSettings:
     Attributes:
         gradient: the estimator of the meta-gradient.
         options: options of the estimator, such as ``rematerialise`` of exact.
-        optimizer: the optimizer of the meta-parameters: "sgd", "adam" or "adamw".
+        optimizer: the optimizer of the meta-parameters: "sgd", "adam", "adamw", or another of torch's.
+        optimizer_options: options of the optimizer under torch's names, such as ``betas``, ``eps``, ``weight_decay``,
+            ``momentum``, ``nesterov`` or ``amsgrad``; torch's defaults apply to the rest.
         lr: learning rate of the optimizer.
         schedule: the schedule of the learning rate over the rounds.
         schedule_options: options of the schedule, such as ``warmup``.
@@ -94,6 +97,7 @@ class MetaSettings:
     gradient: str = "exact"
     options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adam"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     lr: Annotated[float, Gt(0)] = 1e-3
     schedule: str = "constant"
     schedule_options: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +133,8 @@ class RegretSettings:
             losses that usually occur.
         level_margin: two learners count as level while the interval of their mean difference lies within this share of
             the other's mean loss.
-        baselines: learners that play the same rounds.
+        baselines: learners that play the same rounds, after those of the ``[[learner]]`` tables. If there are such
+            tables, the default is [].
         options: options of baselines, a table under the name of each.
         baseline_optimizer: what steps ``train_on_everything``, ``ftl_fine_tune`` and ``online_reptile``: "own" is the
             ``optimizer`` and ``lr`` of their options, so that [meta] changes none of them; "meta" is that of [meta], as
@@ -162,6 +167,34 @@ class RegretSettings:
             raise ValueError(f"prefixes = {[*self.prefixes]}: they rise, as [1, 2, 5, 10] does")
         if self.proficiency is not None and not self.prefixes:
             raise ValueError("proficiency is looked for among prefixes: give some, such as prefixes = [1, 2, 5, 10]")
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """A learner of the run. The first one leads: regret is that of its losses, and a run rolls back by its meta-steps.
+
+    Attributes:
+        kind: the learner, such as "ftml" or "moml".
+        name: its name in figures, files and metrics, of letters, digits, ".", "_" and "-"; by default the last part of
+            its kind.
+        meta: a table of keys of [meta] that have another value for this learner. A table of options in it replaces that
+            of [meta] as a whole. ``max_rounds_per_update``, ``idle_updates``, ``max_skipped`` and ``when_diverged``
+            count for the whole run.
+        inner: a table of keys of [inner] that have another value for this learner.
+        options: options of its kind. Where a kind has ``optimizer`` and ``lr`` among them, [meta] steps the learner all
+            the same if it leads and its options have neither, or if its own table ``meta`` says how to step.
+    """
+
+    kind: str
+    name: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    inner: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take the name from the kind where there is none."""
+        if not self.name:
+            object.__setattr__(self, "name", re.split(r"[.:]", self.kind)[-1])
 
 
 @dataclass(frozen=True)
@@ -233,7 +266,8 @@ class TrainerSettings:
         model, inner, meta, regret, engine, checkpoint: the sections of the configuration.
         seed: the seed of the run.
         import_folder: the folder of the configuration file, where modules of import paths are looked for, too.
-        answers: the name of the learner that answers, "NAME" or "NAME@STEPS"; None for the first one.
+        learner: the ``[[learner]]`` tables; see ``trainers.learner_settings.list_learners``.
+        answers: the name of the learner that answers, "NAME" or "NAME@STEPS"; None for the one that leads.
     """
 
     model: ModelSettings
@@ -244,4 +278,5 @@ class TrainerSettings:
     checkpoint: CheckpointSettings = CheckpointSettings()
     seed: Annotated[int, Ge(0)] = 0
     import_folder: str | None = changeable()
+    learner: tuple[LearnerSettings, ...] = ()
     answers: str | None = changeable()

@@ -3,9 +3,13 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from trainers.settings import CHANGEABLE, ModelSettings, TrainerSettings
+from online_meta.regret.ledger import MAIN_LEARNER
+from trainers.learner_settings import list_learners
+from trainers.settings import CHANGEABLE, LearnerSettings, ModelSettings, RegretSettings, TrainerSettings
 
 RENAMED = ("how",)
 """Keys of [engine] in the records of 0.1.0 that no field has any more."""
@@ -21,9 +25,28 @@ class SettingsChanged(ValueError):
 
 def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that decide the parameters, as JSON gives them back."""
-    chosen = {name: value for name, value in _deciding(settings).items() if value != {}}
+    chosen = {name: value for name, value in _deciding(_fold_learners(settings)).items() if value not in ({}, ())}
     plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
+
+
+def _fold_learners(settings: TrainerSettings) -> TrainerSettings:
+    """Return the settings with all learners as tables, or, if they are plain FTML and baselines, with no table at all.
+
+    So it does not matter in which of the two ways a configuration names them.
+    """
+    if not settings.learner:
+        return settings
+    learners = list_learners(settings)
+    plain = [one.kind == one.name and not (one.meta or one.inner) for one in learners]
+    if all(plain) and learners[0].name == MAIN_LEARNER:
+        names = tuple(one.name for one in learners[1:])
+        options = {one.name: one.options for one in learners if one.options}
+        learners = ()
+    else:
+        names, options = (), {}
+    regret = dataclasses.replace(settings.regret, baselines=names, options=options)
+    return dataclasses.replace(settings, learner=learners, regret=regret)
 
 
 def adopt_recorded_settings(settings: TrainerSettings, recorded: dict[str, Any] | None) -> TrainerSettings:
@@ -52,14 +75,44 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
     for regret in (before.get("regret", {}), now.get("regret", {})):
         regret.pop(ADOPTED, None)
     changes = [
-        f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
-        for section, key, old, new in _differences(before, now)
+        *_find_changed_learners(before, now),
+        *(
+            f"{section}.{key} was {old!r} and is {new!r}" if key else f"{section} was {old!r} and is {new!r}"
+            for section, key, old, new in _differences(before, now)
+        ),
     ]
     if changes:
         raise SettingsChanged(
             f"this run was begun with other settings: {'; '.join(changes)}. Set them back, give the new run "
             "another run.path, or play the same history with them by `online-meta replay`"
         )
+
+
+def _find_changed_learners(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Yield what changed in the learners, if either has tables of them, which are taken out of both."""
+    if not (before.get("learner") or now.get("learner")):
+        return
+    old, new = (
+        {one["name"]: one for one in map(asdict, list_learners(_learners_of(record)))} for record in (before, now)
+    )
+    for record in (before, now):
+        record.pop("learner", None)
+        for key in ("baselines", "options"):
+            record.get("regret", {}).pop(key, None)
+    if [*old] != [*new]:
+        yield f"the learners were {', '.join(old)} and are {', '.join(new)}"
+        return
+    for name, one in new.items():
+        for key in sorted(key for key in one if one[key] != old[name][key]):
+            yield f"{key} of the learner {name!r} was {old[name][key]!r} and is {one[key]!r}"
+
+
+def _learners_of(record: dict[str, Any]) -> TrainerSettings:
+    """Return settings with the learners of recorded ones."""
+    known = record.get("regret", {})
+    regret = {key: known[key] for key in ("baselines", "options") if key in known}
+    learners = tuple(LearnerSettings(**one) for one in record.get("learner", ()))
+    return TrainerSettings(ModelSettings(""), regret=RegretSettings(**regret), learner=learners)
 
 
 def fingerprint(settings: TrainerSettings) -> str:
@@ -93,7 +146,19 @@ def changeable_keys(settings: TrainerSettings) -> dict[str, list[str]]:
 def _deciding(settings: Any) -> dict[str, Any]:
     """Return the fields of ``settings``, and of the sections in it, that a restart may not change."""
     kept = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings) if not item.metadata}
-    return {name: _deciding(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
+    return {
+        name: _deciding(value)
+        if dataclasses.is_dataclass(value)
+        else tuple(map(_describe_learner, value))
+        if name == "learner"
+        else value
+        for name, value in kept.items()
+    }
+
+
+def _describe_learner(learner: LearnerSettings) -> dict[str, Any]:
+    """Return what a ``[[learner]]`` table says."""
+    return {key: value for key, value in asdict(learner).items() if value != {}}
 
 
 def _tuples_to_lists(value: Any) -> Any:

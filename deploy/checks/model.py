@@ -15,9 +15,11 @@ from online_meta.learners import LearnerContext
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
 from online_meta.types import Batch, Engine, Meta, MetaGrad, Task, Tensors
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
-from trainers.build import build_learners, build_loss, build_module
+from trainers.build import build_learners, build_loss, build_module, override_context
 from trainers.comparators import load_comparator
+from trainers.learner_settings import list_learners, override_settings
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
+from trainers.settings import LearnerSettings, TrainerSettings
 
 SAMPLES = 4
 
@@ -209,7 +211,14 @@ def format_memory(config: Config, context: LearnerContext, example: Task | None)
     """
     device = torch.device(config.engine.device)
     task = make_synthetic_task(config.task, device) if example is None else _to_device(example, device)
-    found = estimate_memory(config.trainer(), context.inner, context.start, task, _count_engines(config, context))
+    settings, engines = config.trainer(), _count_engines(config, context)
+    found = max(
+        (
+            estimate_memory(override_settings(settings, one), own.inner, own.start, task, engines)
+            for one, own in list_contexts(settings, context)
+        ),
+        key=lambda estimate: estimate.peak,
+    )
     note = "" if example else f", a synthetic task because no task is known yet{format_open_dimensions(config.task)}"
     varying = "; larger ones need more" if is_dynamic(config.task.x_shape) else ""
     return (
@@ -238,15 +247,25 @@ def _format_part(part: tuple[str, int]) -> str:
 
 
 def _count_engines(config: Config, context: LearnerContext) -> int:
-    """Return how many learners have an engine, which holds copies of the meta-parameters."""
+    """Return how many engines the learners have, each of which holds copies of the meta-parameters."""
     made = []
 
     def counted(meta: Meta) -> Engine:
         made.append(meta)
         return context.engine(meta)
 
-    build_learners(config.trainer(), replace(context, engine=counted))
+    own = None if context.own_engine is None else lambda meta, optimizer, lr: counted(meta)
+    build_learners(config.trainer(), replace(context, engine=counted, own_engine=own), lambda settings: counted)
     return len(made)
+
+
+def list_contexts(
+    settings: TrainerSettings, context: LearnerContext
+) -> Iterator[tuple[LearnerSettings, LearnerContext]]:
+    """Yield the leading learner, and each that has settings of its own, with their contexts."""
+    for at, learner in enumerate(list_learners(settings)):
+        if not at or learner.meta or learner.inner:
+            yield learner, override_context(settings, learner, context)
 
 
 def _to_device(task: Task, device: torch.device) -> Task:

@@ -2,31 +2,33 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import streams.sources
 import trainers.engines
-from deploy.checks.model import check_model, check_real_task, format_memory
+from deploy.checks.model import check_model, check_real_task, format_memory, list_contexts
 from deploy.checks.run_folder import check_archive, check_same_run, check_tasks, make_run_folder, open_history
 from deploy.checks.trial import make_trial
 from deploy.config.config import Config
+from deploy.config.learner_tables import label_learner
 from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.leader import leader_of
 from deploy.server.listener import bind, bind_probes, check_exposure
 from online_meta import registry
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
-from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Task
 from streams.formats import wire
 from streams.history.history import History
 from streams.segmenting.by_leader import NeedsLeader
 from streams.types import Rejected, ReportsLag, TaskSource
-from trainers.build import build_context, build_inner, build_learners, build_loss, build_module
+from trainers.build import build_context, build_inner, build_learner, build_loss, build_module
 from trainers.distributed.rendezvous import bind as bind_rendezvous
 from trainers.distributed.rendezvous import split_address
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import list_learners, override_settings
 from trainers.settings import EngineSettings
 
 
@@ -54,19 +56,25 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
         context = build_context(settings, MemoryReplayBuffer())
     with error_context("[meta]"):
         context.engine(context.start)
-    with error_context("[regret]"):
-        build_learners(settings, context)
-    return context, check_model(config, context, remarks)
+    for at, learner in enumerate(list_learners(settings)):
+        place = label_learner(at, learner.name) if at < len(settings.learner) else "regret"
+        with error_context(f"[{place}]"):
+            build_learner(settings, at, context)
+    notes: dict[str, None] = {}
+    for at, (learner, own) in enumerate(list_contexts(settings, context)):
+        mine = override_settings(config, learner)
+        if at:  # Comparators are those of the learner that leads.
+            mine = replace(mine, regret=replace(mine.regret, comparator=()))
+        notes |= dict.fromkeys(check_model(mine, own, remarks))
+    return context, tuple(notes)
 
 
 def check_engine(config: Config) -> None:
-    """Raise ``ConfigError`` for settings that the engine does not have, or a main learner among the baselines."""
+    """Raise ``ConfigError`` for settings that the engine does not have."""
     check = getattr(registry.load_module(trainers.engines, config.engine.kind), "check", None)
     with error_context("[engine]"):
         if check is not None:
             check(config.engine)
-    if MAIN_LEARNER in config.regret.baselines:
-        raise ConfigError(f"[regret] baselines = {MAIN_LEARNER!r} is the learner that the baselines are compared with")
 
 
 def check_rendezvous(settings: EngineSettings) -> None:

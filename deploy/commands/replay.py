@@ -34,6 +34,7 @@ from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import lead_settings, list_learners
 from trainers.loop.recovery import RepeatFailed
 from trainers.loop.rounds import open_run, play_rounds
 from trainers.loop.run import close_run
@@ -123,7 +124,7 @@ def replay(
             close_run(run)
         if total:
             _refresh_comparators(config, files, history, total, progress)
-    view = open_view(files, config.regret)
+    view = open_view(files, config.regret, list_learners(config))
     view.refresh()
     view.close()
     return write_report(out, view, config)
@@ -150,7 +151,7 @@ def _refresh_comparators(
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
-        context = build_context(settings, buffer, files.programs)
+        context = build_context(lead_settings(settings), buffer, files.programs)
         request = RefreshRequest(rounds, 0, skipped, find_leader(files.leader, context.start))
         for kind in config.regret.comparator:
             if kind not in evaluated:

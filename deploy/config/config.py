@@ -1,22 +1,21 @@
 """TOML -> checked, frozen configuration; unknown keys and wrong values are errors that say what would be right."""
 
 import dataclasses
-import inspect
 import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import TypeAdapter, ValidationError
 
 import streams.sources
+from deploy.config.choices import explain_name, find_wrong_choices_at, read_plain
 from deploy.config.describe import INTERNAL, describe_type
+from deploy.config.learner_tables import NAME, find_wrong_learners, make_learner
 from deploy.config.messages import (
     explain_error,
     find_nonfinite_numbers,
@@ -24,7 +23,6 @@ from deploy.config.messages import (
     find_unknown_keys,
     format_value,
     join_problems,
-    wrap_lone_strings,
 )
 from deploy.exits import CommandError, ConfigError
 from deploy.logs import Style
@@ -35,11 +33,13 @@ from streams.history.sealing import SealingSettings
 from streams.ingest.outliers import OutlierRule
 from streams.private_files import SecretExposed, check_private
 from streams.spec import Limits, TaskSpec
-from trainers.seams import BASELINES, COMPARATORS, SEAMS, list_choices, list_options
+from trainers.learner_settings import find_learner
+from trainers.seams import BASELINES, COMPARATORS, SEAMS
 from trainers.settings import (
     CheckpointSettings,
     EngineSettings,
     InnerSettings,
+    LearnerSettings,
     MetaSettings,
     ModelSettings,
     RegretSettings,
@@ -69,10 +69,6 @@ def read_token(file: Path | None, option: str) -> str | None:
     if not token.isprintable() or " " in token:
         raise ConfigError(f"{option} {file} holds more than a token: it must be one word on one line")
     return token
-
-
-SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Source names begin task ids and are labels of metrics."""
 
 
 RENAMED_KEYS = {
@@ -136,6 +132,7 @@ class ServeSettings:
             that would take longer is accepted without a trial.
         probes: "host:port" of a second listener, for supervisors and Prometheus: it serves /healthz, /readyz and
             /metrics in plain HTTP, without the token, whatever happens on the first one.
+        answers: the name of the learner whose answers are served; by default, that of the one that leads.
         limits: see below.
     """
 
@@ -149,6 +146,7 @@ class ServeSettings:
     try_tasks: bool = True
     try_seconds: Annotated[float, Gt(0)] = 0.005
     probes: str | None = None
+    answers: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -190,6 +188,7 @@ class Config:
     history: HistorySettings = HistorySettings()
     serve: ServeSettings = ServeSettings()
     source: tuple[SourceConfig, ...] = ()
+    learner: tuple[LearnerSettings, ...] = ()
     import_folder: str | None = field(default=None, metadata=INTERNAL)
 
     def trainer(self) -> TrainerSettings:
@@ -198,7 +197,14 @@ class Config:
             *(self.model, self.inner, self.meta, self.regret, self.engine, self.checkpoint),
             seed=self.run.seed,
             import_folder=self.import_folder,
+            learner=self.learner,
+            answers=self.serve.answers,
         )
+
+    @property
+    def answering(self) -> str:
+        """The name of the learner whose answers are served."""
+        return find_learner(self, self.serve.answers).name
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -222,22 +228,36 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 def make_config(raw: dict[str, Any], where: str) -> Config:
     """Check a configuration that was read from ``where``; raises ``ConfigError``."""
     raw = dict(raw)
-    tables = raw.pop("source", [{"kind": "http"}])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f'{where}: write each source as a table of its own: [[source]], then kind = "http"')
-    problems = [*find_unknown_keys(Config, raw, ""), *find_nonfinite_numbers({**raw, "source": tables})]
+    tables = _pop_tables(raw, "source", "http", where) or [{"kind": "http"}]
+    own = _pop_tables(raw, "learner", "ftml", where)
+    problems = [
+        *find_unknown_keys(Config, raw, ""),
+        *find_nonfinite_numbers({**raw, "source": tables, "learner": own}),
+    ]
+    if own and isinstance(regret := raw.get("regret", {}), dict):  # The tables name every learner.
+        raw["regret"] = {"baselines": [], **regret}
+    learners = [make_learner(table, index, problems) for index, table in enumerate(own)]
     sources = [_make_source(table, index, problems) for index, table in enumerate(tables)]
     names = [source.name for source in sources if source]
     problems += [f"[[source]] two are called {name!r}: give one another name" for name in find_repeated(names)]
     if problems:
         raise ConfigError(join_problems(where, problems))
     try:
-        config: Config = _read(Config, raw)
+        config: Config = read_plain(Config, raw)
     except ValidationError as error:
         raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
-    if problems := list(find_wrong_choices(config)):
+    config = dataclasses.replace(config, source=tuple(filter(None, sources)), learner=tuple(filter(None, learners)))
+    if problems := list(find_wrong_choices(config)) or list(find_wrong_learners(config, config.serve.answers)):
         raise ConfigError(join_problems(where, problems))
-    return dataclasses.replace(config, source=tuple(source for source in sources if source))
+    return config
+
+
+def _pop_tables(raw: dict[str, Any], name: str, kind: str, where: str) -> list[dict[str, Any]]:
+    """Remove the list of tables ``name`` from ``raw`` and return it, [] if there is none."""
+    tables = raw.pop(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f'{where}: write each {name} as a table of its own: [[{name}]], then kind = "{kind}"')
+    return tables
 
 
 def find_wrong_choices(config: Any) -> Iterator[str]:
@@ -247,43 +267,10 @@ def find_wrong_choices(config: Any) -> Iterator[str]:
         config: a ``Config`` or ``TrainerSettings``: it has the sections of ``trainers.seams.SEAMS``.
     """
     for seam in SEAMS:
-        section = getattr(config, seam.section)
-        for choice in list_choices(seam, section):
-            in_options = not isinstance(chosen := getattr(section, seam.key), str) and choice.name not in chosen
-            key = seam.options if in_options else seam.key
-            try:
-                known = list_options(seam, choice.name)
-            except Exception as error:  # an import path runs a user's module
-                reason = _explain_name(seam.package, choice.name, error)
-                yield f"[{seam.section}] {key} = {format_value(choice.name)}: {reason}"
-                continue
-            yield from find_wrong_options(choice.place, known, choice.options)
+        yield from find_wrong_choices_at(seam, getattr(config, seam.section))
     for seam in (BASELINES, COMPARATORS):
         for name in find_repeated([*getattr(config.regret, seam.key)]):
             yield f"[regret] {seam.key} names {name!r} more than once"
-
-
-def find_wrong_options(place: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each of the ``options`` at ``place`` that is unknown, missing, or of a wrong type."""
-    for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in options:
-            yield f"[{place}] {name} is missing"
-    for name, value in options.items():
-        if name not in known:
-            yield f"[{place}] has no key {name!r}: {registry.nearest(name, known) if known else 'it takes none'}"
-            continue
-        try:
-            TypeAdapter(known[name].annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            yield explain_error({**error.errors()[0], "loc": (name,)}, place)
-
-
-def _explain_name(package: ModuleType, name: Any, error: Exception) -> str:
-    """Say why a name cannot be loaded: the error of an import path, or the names that the registry has."""
-    known = registry.names(package)
-    if not isinstance(name, str) or (":" not in name and name not in known):
-        return registry.nearest(str(name), known)
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -305,9 +292,9 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
         settings_type = _find_settings_type(kind)
     except Exception as error:  # an import path runs a user's module
         problem = "kind is missing" if kind is None else f"kind = {format_value(kind)}"
-        problems.append(f"[{label}] {problem}: {_explain_name(streams.sources, kind, error)}")
+        problems.append(f"[{label}] {problem}: {explain_name(streams.sources, kind, error)}")
         return None
-    if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(
             f"[{label}] name = {format_value(name)}: must be letters, digits, '.', '_' or '-', such as {kind!r}"
         )
@@ -320,7 +307,7 @@ def _make_source(table: dict[str, Any], index: int, problems: list[str]) -> Sour
         problems += unknown
         return None
     try:
-        return SourceConfig(kind, name, _read(settings_type, options), outliers)
+        return SourceConfig(kind, name, read_plain(settings_type, options), outliers)
     except ValidationError as error:
         problems += [explain_error(item, label) for item in error.errors()]
         return None
@@ -334,11 +321,6 @@ def _find_settings_type(kind: Any) -> Any:
     if not dataclasses.is_dataclass(found):
         raise ValueError("its function needs a parameter `settings` whose type is a dataclass")
     return found
-
-
-def _read(kind: Any, raw: dict[str, Any]) -> Any:
-    """Make a dataclass of plain data by the rules of JSON: no number out of a string, no 1 out of true."""
-    return TypeAdapter(kind).validate_json(json.dumps(wrap_lone_strings(kind, raw), default=str), strict=True)
 
 
 def _set(raw: dict[str, Any], override: str) -> None:

@@ -17,8 +17,9 @@ from pydantic import TypeAdapter
 import streams.sources
 from online_meta import registry
 from streams.ingest.outliers import OutlierRule
-from trainers.seams import SEAMS, Seam, list_options
-from trainers.settings import CHANGEABLE, TrainerSettings
+from trainers.learner_settings import RUN_KEYS
+from trainers.seams import GRADIENT, LEARNERS, REPLAY, RULE, SCHEDULE, SEAMS, Seam, list_options
+from trainers.settings import CHANGEABLE, InnerSettings, LearnerSettings, MetaSettings, TrainerSettings
 
 INTERNAL = {"internal": True}
 """Metadata of a field that is no key of the configuration file."""
@@ -174,6 +175,10 @@ def make_example(kind: type[Any]) -> str:
             mark = "" if wanted is not None else "# "
             lines += [f"{mark}{key.name} = {value}" if value else f"# {key.name} is not set"]
         lines.append("")
+    lines += [
+        "# Learners that play side by side, by default FTML and the baselines of [regret], are tables of their own:"
+    ]
+    lines += ["# [[learner]], with `kind`, `name`, and the tables `meta`, `inner` and `options`.", ""]
     lines += ["# Where tasks come from. One such table for each source.", "[[source]]", 'kind = "http"']
     return "\n".join(lines) + "\n"
 
@@ -190,7 +195,9 @@ def make_schema(kind: type[Any]) -> dict[str, Any]:
     for seam in SEAMS:
         table = get_type_hints(kind)[seam.section]
         _add_seam(schema["$defs"][table.__name__], seam)
-    schema["$defs"].pop("SourceConfig", None)
+    for unused in ("SourceConfig", "LearnerSettings"):
+        schema["$defs"].pop(unused, None)
+    root["learner"] = {"type": "array", "items": {"oneOf": [*_list_learner_schemas()]}}
     root["source"] = {"type": "array", "items": {"oneOf": [*_list_source_schemas()]}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "additionalProperties": False}
 
@@ -282,6 +289,30 @@ def _make_option_schema(parameter: inspect.Parameter) -> dict[str, Any]:
     schema = TypeAdapter(parameter.annotation).json_schema()
     has_default = parameter.default is not parameter.empty and parameter.default is not None
     return {**schema, **({"default": json.loads(json.dumps(parameter.default))} if has_default else {})}
+
+
+def _list_learner_schemas() -> Iterator[dict[str, Any]]:
+    """Yield the schema of a ``[[learner]]`` table of each kind, and of one that an import path names."""
+    texts = describe_fields(LearnerSettings)
+    tables = {"meta": _make_own_schema(MetaSettings, "meta"), "inner": _make_own_schema(InnerSettings, "inner")}
+    name = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", "description": texts["name"]}
+    own = {"name": name, **{key: {**table, "description": texts[key]} for key, table in tables.items()}}
+    for kind in registry.names(LEARNERS.package):
+        properties = {"kind": {"const": kind}, **own, "options": make_options_schema(LEARNERS, kind)}
+        yield {"type": "object", "properties": properties, "required": ["kind"], "additionalProperties": False}
+    properties = {"kind": {"type": "string", "pattern": IMPORT_PATH}, **own, "options": {"type": "object"}}
+    yield {"type": "object", "properties": properties, "required": ["kind"], "additionalProperties": False}
+
+
+def _make_own_schema(kind: type[Any], section: str) -> dict[str, Any]:
+    """Return the schema of the keys of a ``section`` that a learner may have of its own."""
+    schema = TypeAdapter(kind).json_schema()
+    _add_texts(schema, kind, section)
+    for seam in (RULE, GRADIENT, SCHEDULE, REPLAY):
+        if seam.section == section:
+            _add_seam(schema, seam)
+    properties = {key: value for key, value in schema["properties"].items() if key not in RUN_KEYS}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _list_source_schemas() -> Iterator[dict[str, Any]]:

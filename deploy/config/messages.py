@@ -84,6 +84,13 @@ def explain_error(item: Any, section: str = "") -> str:
     return f"{_format_place(place)} = {format_value(item['input'])}: {message.split(', unable')[0].split(', got')[0]}"
 
 
+def relabel(problem: str, label: str) -> str:
+    """Return a problem of a section, such as "[meta] lr = 0: ...", as that of a table: "[label] meta.lr = 0: ..."."""
+    section, rest = problem.removeprefix("[").split("] ", 1)
+    joint = " " if rest.startswith("has no key") else "."
+    return f"[{label}] {section}{joint}{rest}"
+
+
 def format_value(value: object) -> str:
     """Return a value as it stands in a configuration."""
     return str(value).lower() if isinstance(value, bool) else repr(value)

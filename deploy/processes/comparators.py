@@ -33,6 +33,7 @@ from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest,
 from trainers.journal.heartbeat import PLAYING, WAITING, HeartbeatWriter
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import lead_settings
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
 
@@ -89,7 +90,7 @@ def refresh_with_rounds(
     torch.set_num_threads(settings.engine.threads)
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
-        context = build_context(settings, buffer, files.programs)
+        context = build_context(lead_settings(settings), buffer, files.programs)
         _refresh_loop(
             ComparatorProcess(settings, context, files, writer, stop, heartbeat or HeartbeatWriter(None)), history
         )
@@ -131,14 +132,8 @@ def _refresh_loop(process: ComparatorProcess, history: History) -> None:
             stop.wait(POLL_SECONDS)
         for kind, target in targets.items():
             if target is not None and not stop.is_set():
-                _refresh_one(
-                    process,
-                    kind,
-                    RefreshRequest(
-                        target, covered[kind], skipped, find_leader(process.files.leader, process.context.start)
-                    ),
-                    covered,
-                )
+                warm_start = find_leader(process.files.leader, process.context.start)
+                _refresh_one(process, kind, RefreshRequest(target, covered[kind], skipped, warm_start), covered)
 
 
 def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> int | None:

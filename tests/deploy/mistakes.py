@@ -3,6 +3,7 @@
 MODELS = "tests.deploy.user_models"
 GOOD_ARGS = "args = { inputs = 1, outputs = 1, hidden = [8] }"
 BUILD = 'build = "trainers.models:mlp"'
+FAST = '[[learner]]\nkind = "ftml"\n[[learner]]\nkind = "ftml"\nname = "fast"'
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
     # name: (text in the file, its replacement, the error message after the file's name)
@@ -177,6 +178,120 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         BUILD + "\n" + GOOD_ARGS,
         f'build = "{MODELS}:Endless"',
         "on a synthetic task is nan: it must be finite",
+    ),
+    "optimizer option": (
+        "batch = 2",
+        "optimizer_options = { beta = 0.9 }",
+        "[meta] optimizer_options has no key 'beta' for 'adam': did you mean 'betas'? known: amsgrad,",
+    ),
+    "parameter groups": (
+        "batch = 2",
+        "optimizer_options = { groups = {} }",
+        "[meta] optimizer_options.groups: all meta-parameters have one learning rate and one weight decay. To leave",
+    ),
+    "learners in one table": (
+        "[serve]",
+        '[learner]\nkind = "ftml"\n[serve]',
+        'write each learner as a table of its own: [[learner]], then kind = "ftml"',
+    ),
+    "no kind of learner": ("[serve]", '[[learner]]\nname = "a"\n[serve]', "[learner 1] kind is missing: known: aruba,"),
+    "kind of learner": (
+        "[serve]",
+        '[[learner]]\nkind = "ftlm"\n[serve]',
+        "[learner 1] kind = 'ftlm': did you mean 'ftml'? known: aruba, ",
+    ),
+    "key of a learner": (
+        "[serve]",
+        '[[learner]]\nkind = "ftml"\nlr = 0.1\n[serve]',
+        "[learner 1] has no key 'lr': known: inner, kind, meta, name, options",
+    ),
+    "name of a learner": (
+        "[serve]",
+        '[[learner]]\nkind = "ftml"\nname = "ftml@10"\n[serve]',
+        "[learner 1 \"ftml@10\"] name = 'ftml@10': must be letters, digits, '.', '_' or '-', such as 'fast'",
+    ),
+    "name of another kind": (
+        "[serve]",
+        '[[learner]]\nkind = "ftml"\nname = "moml"\n[serve]',
+        "[learner 1 \"moml\"] name = 'moml' is the name of another kind than 'ftml'",
+    ),
+    "name of a comparator": (
+        "[serve]",
+        '[[learner]]\nkind = "ftml"\nname = "hindsight"\n[serve]',
+        "[learner 1 \"hindsight\"] name = 'hindsight' is the name of a comparator: take another one",
+    ),
+    "learners of one name": (
+        "[serve]",
+        '[[learner]]\nkind = "ftml"\n[[learner]]\nkind = "ftml"\n[serve]',
+        "[[learner]] two are called 'ftml': give one another name",
+    ),
+    "baseline that is a learner": (
+        "[serve]",
+        '[[learner]]\nkind = "ftml"\n[[learner]]\nkind = "from_scratch"\n[serve]',
+        "[regret] baselines = 'from_scratch': a [[learner]] has this name already",
+    ),
+    "key of a learner's meta": (
+        "[serve]",
+        f"{FAST}\n[learner.meta]\nlrr = 0.1\n[serve]",
+        "[learner 2 \"fast\"] meta has no key 'lrr': did you mean 'lr'? known: batch, ",
+    ),
+    "range of a learner's rate": (
+        "[serve]",
+        f"{FAST}\n[learner.meta]\nlr = 0.0\n[serve]",
+        '[learner 2 "fast"] meta.lr = 0.0: must be greater than 0',
+    ),
+    "type of a learner's rate": (
+        "[serve]",
+        f'{FAST}\n[learner.meta]\nlr = "0.1"\n[serve]',
+        "[learner 2 \"fast\"] meta.lr = '0.1': must be a number",
+    ),
+    "a learner's meta is no table": (
+        "[serve]",
+        f"{FAST}\nmeta = 3\n[serve]",
+        '[learner 2 "fast"] meta = 3: it must be a table, [learner.meta]',
+    ),
+    "rule of a learner": (
+        "[serve]",
+        f'{FAST}\n[learner.inner]\nrule = "sdg"\n[serve]',
+        "[learner 2 \"fast\"] inner.rule = 'sdg': did you mean 'sgd'? known: ",
+    ),
+    "option of a learner's rule": (
+        "[serve]",
+        f'{FAST}\n[learner.inner]\nrule = "momentum"\noptions = {{ momentun = 0.5 }}\n[serve]',
+        "[learner 2 \"fast\"] inner.options has no key 'momentun': did you mean 'momentum'?",
+    ),
+    "glob of a learner": (
+        "[serve]",
+        f'{FAST}\n[learner.inner]\nfast = "head.*"\n[serve]',
+        "[learner 2 \"fast\"] fast = 'head.*' matches none of the weights",
+    ),
+    "optimizer of a learner": (
+        "[serve]",
+        f'{FAST}\n[learner.meta]\noptimizer = "adm"\n[serve]',
+        "[learner 2 \"fast\"] no optimizer is called 'adm': did you mean 'adam'?",
+    ),
+    "option of a learner": (
+        "[serve]",
+        f"{FAST}\n[learner.options]\nsteps = 3\n[serve]",
+        "[learner 2 \"fast\"] options has no key 'steps': it takes none",
+    ),
+    "key of the run in a learner": (
+        "[serve]",
+        f"{FAST}\n[learner.meta]\nmax_skipped = 3\n[serve]",
+        '[learner 2 "fast"] meta.max_skipped counts for the whole run: set it in [meta]',
+    ),
+    "two ways to step": (
+        "[serve]",
+        (
+            '[[learner]]\nkind = "ftml"\n[[learner]]\nkind = "online_reptile"\nmeta = { lr = 0.1 }\n'
+            "options = { lr = 0.2 }\n[serve]"
+        ),
+        '[learner 2 "online_reptile"] meta.lr and options both say how to step: keep one of them',
+    ),
+    "nobody answers": (
+        "[serve]",
+        '[serve]\nanswers = "ftlm"',
+        "[serve] answers = 'ftlm': no learner has this name; did you mean 'ftml'? known: from_scratch, ftml",
     ),
     "baseline": ('["from_scratch"]', '["scratch"]', "[regret] baselines = 'scratch': did you mean 'from_scratch'?"),
     "baseline is learner": ('["from_scratch"]', '["ftml"]', "[regret] baselines = 'ftml' is the learner that the"),

@@ -10,6 +10,7 @@ from deploy.exits import ConfigError
 from tests.deploy.conftest import Cli
 from tests.deploy.mistakes import BUILD, GOOD_ARGS, MISTAKES, MODELS
 from tests.support.daemon import run_cli
+from trainers.learner_settings import list_learners
 
 
 def test_the_configuration_without_mistakes_is_valid(cli: Cli, config: Path) -> None:
@@ -236,3 +237,49 @@ def test_strata_of_retention(config: Path) -> None:
     assert made.history.retention.strata == ("time",)
     with pytest.raises(ConfigError, match=r"strata.*'source'.*'time'|strata.*source.*time"):
         read_config(config, ['history.retention={ strata = ["times"] }'])
+
+
+LEARNERS = """
+[[learner]]
+kind = "ftml"
+name = "slow"
+[[learner]]
+kind = "ftml"
+name = "fast"
+meta = { lr = 1 }
+[learner.inner]
+rule = "meta_sgd"
+fast = "1.*"
+[[learner]]
+kind = "from_scratch"
+options = { steps = 2 }
+"""
+
+
+def test_learners_are_tables_with_settings_of_their_own(cli: Cli, config: Path, tmp_path: Path) -> None:
+    text = config.read_text().replace('baselines = ["from_scratch"]\n', "")
+    config.write_text(text + LEARNERS)
+    made = read_config(config, ("serve.answers=fast",))
+    assert [one.name for one in list_learners(made)] == ["slow", "fast", "from_scratch"]
+    assert made.learner[1].meta == {"lr": 1.0}
+    assert made.learner[1].inner == {"rule": "meta_sgd", "fast": ["1.*"]}
+    assert (made.answering, made.trainer().answers, read_config(config).answering) == ("fast", "fast", "slow")
+    write_settings(tmp_path / "settings.json", made)
+    assert read_settings(tmp_path / "settings.json") == made.trainer()
+    assert cli("check", config).code == 0
+
+
+def test_baselines_follow_the_tables_of_learners(config: Path) -> None:
+    config.write_text(config.read_text() + '[[learner]]\nkind = "ftml"\nname = "own"\n')
+    assert [one.name for one in list_learners(read_config(config))] == ["own", "from_scratch"]
+    config.write_text(config.read_text().replace('baselines = ["from_scratch"]\n', ""))
+    assert [one.name for one in list_learners(read_config(config))] == ["own"]
+
+
+def test_settings_without_learners_are_read(config: Path, tmp_path: Path) -> None:
+    made = read_config(config)
+    write_settings(tmp_path / "settings.json", made)
+    raw = json.loads((tmp_path / "settings.json").read_text())
+    del raw["learner"], raw["answers"], raw["meta"]["optimizer_options"]
+    (tmp_path / "settings.json").write_text(json.dumps(raw))
+    assert read_settings(tmp_path / "settings.json") == made.trainer()

@@ -31,6 +31,12 @@ WRONG = {
     "unknown source": {"source": [{"kind": "htp"}]},
     "key of a source": {"source": [{"kind": "sinusoid", "task": 3}]},
     "path of one's own": {"inner": {"rule": "mine.rule"}},
+    "unknown learner": {"learner": [{"kind": "ftlm"}]},
+    "name of a learner": {"learner": [{"kind": "ftml", "name": "a b"}]},
+    "key of a learner": {"learner": [{"kind": "ftml", "meta": {"lrr": 1}}]},
+    "key of the run": {"learner": [{"kind": "ftml", "meta": {"max_skipped": 1}}]},
+    "rule of a learner": {"learner": [{"kind": "ftml", "inner": {"rule": "sdg"}}]},
+    "option of a learner": {"learner": [{"kind": "moml", "options": {"alfa": 1.0}}]},
 }
 RIGHT = {
     "nothing more": {},
@@ -40,6 +46,13 @@ RIGHT = {
     "options of an import path": {"regret": {"options": {"mine:baseline": {"any": 1}}}},
     "a source": {"source": [{"kind": "sinusoid", "name": "waves", "tasks": 3}]},
     "a source of one's own": {"source": [{"kind": "mine:waves", "any": 3}]},
+    "learners": {
+        "learner": [
+            {"kind": "ftml", "meta": {"lr": 0.1}, "inner": {"rule": "momentum", "options": {"momentum": 0.5}}},
+            {"kind": "moml", "name": "moml.2", "options": {"alpha": 2.0}},
+            {"kind": "mine:learner", "options": {"any": 1}},
+        ]
+    },
     "a schedule": {"meta": {"schedule": "cosine", "schedule_options": {"rounds": 100}}},
 }
 PAGES = sorted({*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"})

@@ -8,6 +8,7 @@ from deploy.config.config import Config
 from deploy.config.describe import Key, describe_type, format_toml, list_keys, list_sections
 from online_meta import registry
 from trainers.seams import SEAMS, Seam, list_options
+from trainers.settings import LearnerSettings
 
 INTRODUCTION = """# Configuration
 
@@ -30,7 +31,7 @@ packages add names through entry points of the groups `online_meta.rules`, `onli
 
 def render_configuration() -> str:
     """Return the page as Markdown."""
-    return "\n".join([INTRODUCTION, *_sections(), *_sources()])
+    return "\n".join([INTRODUCTION, *_sections(), *_learners(), *_sources()])
 
 
 def _sections() -> Iterator[str]:
@@ -68,6 +69,16 @@ def _options(seam: Seam) -> str:
         ]
         lines.append(f"| `{name}` | {', '.join(options) or 'none'} |")
     return "\n".join(lines) + "\n"
+
+
+def _learners() -> Iterator[str]:
+    yield "## `[[learner]]`\n"
+    yield (
+        "One table for each learner, all of which play every round; the first one leads. Without such a table there is "
+        "one, FTML. The `baselines` of `[regret]` follow. See [Several learners](../how-to/several-learners.md).\n"
+    )
+    yield _table(list_keys(LearnerSettings, "learner"))
+    yield "The names of `kind` and their options are those of [`baselines`](#names-of-baselines).\n"
 
 
 def _sources() -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Algorithms that every engine must learn equally, and a run of each over a short stream in single precision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch.utils._pytree import tree_map
@@ -22,6 +23,7 @@ class Case(NamedTuple):
     gradient: str
     clip_norm: float | None
     optimizer: str = "adam"
+    options: Mapping[str, object] = MappingProxyType({})
 
 
 CASES = {
@@ -35,6 +37,10 @@ CASES = {
     "adagrad": Case("sgd", "exact", 1.0, "adagrad"),
     "rmsprop": Case("sgd", "exact", 1.0, "rmsprop"),
     "sgd": Case("sgd", "exact", 1.0, "sgd"),
+    "adamw with options": Case(
+        "sgd", "exact", 1.0, "adamw", {"betas": [0.8, 0.9], "weight_decay": 0.5, "eps": 1e-4, "amsgrad": True}
+    ),
+    "sgd with momentum": Case("sgd", "exact", 1.0, "sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05}),
 }
 """Clipping to 0.05 affects every step."""
 
@@ -46,7 +52,9 @@ def single(tree):
 def settings(case: Case, kind: str, **engine: object) -> TrainerSettings:
     return TrainerSettings(
         ModelSettings("trainers.models:mlp"),
-        meta=MetaSettings(optimizer=case.optimizer, lr=0.01, clip_norm=case.clip_norm),
+        meta=MetaSettings(
+            optimizer=case.optimizer, optimizer_options={**case.options}, lr=0.01, clip_norm=case.clip_norm
+        ),
         engine=EngineSettings(kind=kind, **engine),
     )
 

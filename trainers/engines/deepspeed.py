@@ -281,7 +281,8 @@ class ShardedOptimizer:
         self._lr, self.lr_scale = settings.meta.lr, 1.0
         self._shapes = {name: value.shape for name, value in flatten_meta(meta).items()}
         parameter_module = ParameterModule(flatten_meta(meta))
-        optimizer = make_optimizer(settings.meta.optimizer, parameter_module.parameters(), settings.meta.lr)
+        own = settings.meta
+        optimizer = make_optimizer(own.optimizer, parameter_module.parameters(), own.lr, own.optimizer_options)
         self.gather = self._gather_shares if settings.engine.deterministic else None
         size = sum(part.numel() for part in parameter_module.parts)
         self._engine = _initialize(parameter_module, optimizer, _config(settings, size))

@@ -24,4 +24,5 @@ def build(settings: TrainerSettings, meta: Meta, rank_stats: RankStats | None = 
         meta: initial meta-parameters.
         rank_stats: unused, because a single process never waits for other ranks.
     """
-    return MetaOptimizer(meta, settings.meta.optimizer, settings.meta.lr, settings.meta.clip_norm)
+    own = settings.meta
+    return MetaOptimizer(meta, own.optimizer, own.lr, own.clip_norm, own.optimizer_options)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from online_meta.types import State
 from streams.atomic_files import replace_file
-from trainers.build import find_answering_name
 from trainers.checkpoint import CheckpointError
 from trainers.journal.divergence import RollbackLog, SkipStreak, read_skip_streak
 from trainers.journal.jsonl import Line, LineReader, LineWriter, find_line, read_line
@@ -18,6 +17,7 @@ from trainers.journal.plans import ExecutionPlanLog, UpdateLog
 from trainers.journal.quarantine import QuarantineLog
 from trainers.journal.round_records import find_difference
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import find_learner
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import fingerprint
 
@@ -79,7 +79,7 @@ def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> Run
         lines=lines,
         recorded_lines=LineReader(files.rounds, position).refresh(),
         checkpoints=LineWriter(files.checkpoint_log),
-        published=read_published_leader(files.leader, find_answering_name(settings)),
+        published=read_published_leader(files.leader, find_learner(settings, settings.answers).name),
     )
 
 

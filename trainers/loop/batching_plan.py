@@ -25,7 +25,7 @@ class PlanSelector:
     Args:
         learners: by name.
         settings: [engine] section of the configuration.
-        batch: largest number of tasks that one rank sums in a meta-step.
+        batch: largest number of tasks that one rank sums in a meta-step, or that number for each learner.
         programs: folder of compiled programs.
         measure_after: seconds of computation before faster plans are measured.
     """
@@ -34,7 +34,7 @@ class PlanSelector:
         self,
         learners: Mapping[str, Learner],
         settings: EngineSettings,
-        batch: int,
+        batch: int | Mapping[str, int],
         programs: Path,
         measure_after: float = MEASURE_AFTER_SECONDS,
     ) -> None:
@@ -44,7 +44,8 @@ class PlanSelector:
         self._stop = Event()
         self._prepared: set[tuple[str, ExecutionPlan]] = set()
         self._tuners = {
-            n: make(learner.task_sum, batch, measure_after=measure_after) for n, learner in self._learners.items()
+            n: make(learner.task_sum, batch if isinstance(batch, int) else batch[n], measure_after=measure_after)
+            for n, learner in self._learners.items()
         }
 
     def find(self, known: ExecutionPlans, tasks: list[Task]) -> ExecutionPlans:

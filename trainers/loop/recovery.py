@@ -9,7 +9,7 @@ from pathlib import Path
 
 from online_meta.batching.failures import is_task_failure
 from online_meta.types import Learner, Params
-from trainers.build import build_context, build_learners
+from trainers.build import build_context, build_learner
 from trainers.checkpoint import (
     CheckpointError,
     begin_checkpoint,
@@ -149,7 +149,7 @@ def rollback(run: Run, back_to: int) -> None:
         saved = load_checkpoint(run.files.checkpoints / str(back_to)).learners[name] if has_storage else None
         leader.load(_broadcast_saved(run.rank_group, saved), run.round)
     else:  # What one rank has at the beginning, every engine can load.
-        leader.load(build_learners(run.settings, build_context(run.settings, run.buffer))[name].save(), run.round)
+        leader.load(build_learner(run.settings, 0, build_context(run.settings, run.buffer)).save(), run.round)
     leader.lr_scale /= 2
     if run.journal:
         run.journal.streak.reset()

@@ -20,7 +20,7 @@ from online_meta.batching.failures import TaskFailures, is_task_failure
 from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
-from trainers.build import LOCAL, build_context, build_learners, find_answering_learner
+from trainers.build import LOCAL, build_context, build_engine, build_learners, find_answering_learner
 from trainers.checkpoint import read_latest_settings
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats, measure_collectives
@@ -31,6 +31,7 @@ from trainers.journal.journal import RunJournal, note_process_start, open_journa
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
 from trainers.journal.round_records import SupportSizes, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import list_learners, override_settings
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
 from trainers.loop.recovery import (
@@ -135,14 +136,16 @@ def open_run(
     buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
     failures = TaskFailures()
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
-    learners = build_learners(settings, context)
+    learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
     rounds = restore(settings, files, learners, rank_group)
     journal = open_journal(settings, files, rounds) if rank_group.is_coordinator else None
     if journal and count_deaths:
         note_process_start(journal, rounds)
     rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
     next(iter(learners.values())).lr_scale = 0.5**rollback_count
-    share = -(-settings.meta.batch // rank_group.world)
+    shares = {
+        one.name: -(-override_settings(settings, one).meta.batch // rank_group.world) for one in list_learners(settings)
+    }
     return Run(
         settings=settings,
         files=files,
@@ -150,7 +153,7 @@ def open_run(
         learners=learners,
         answering=find_answering_learner(settings, learners),
         buffer=buffer,
-        plan_selector=PlanSelector(learners, settings.engine, share, files.programs, measure_after),
+        plan_selector=PlanSelector(learners, settings.engine, shares, files.programs, measure_after),
         rank_group=timed_group,
         rank_stats=rank_stats,
         checkpoint_task=BackgroundTask("checkpoint"),

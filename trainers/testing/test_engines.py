@@ -1,6 +1,7 @@
 """What every engine of ``trainers.engines`` keeps, as one process."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -34,10 +35,10 @@ def gradient(seed, size=1.0):
     return om.MetaGrad(torch.tensor(0.5, dtype=torch.float64), om.Meta(*parts))
 
 
-def make(kind, meta=None, optimizer="adam", lr=0.01, clip_norm=None):
+def make(kind, meta=None, optimizer="adam", lr=0.01, clip_norm=None, options=None):
     settings = TrainerSettings(
         ModelSettings("trainers.models:mlp"),
-        meta=MetaSettings(optimizer=optimizer, lr=lr, clip_norm=clip_norm),
+        meta=MetaSettings(optimizer=optimizer, optimizer_options=options or {}, lr=lr, clip_norm=clip_norm),
         engine=EngineSettings(kind=kind),
     )
     return registry.load_module(trainers.engines, kind).build(settings, meta or start())
@@ -51,12 +52,27 @@ def norm_of(grad, weight=1.0):
     return math.sqrt(sum(float((g / weight).square().sum()) for g in values(grad.grads)))
 
 
+OPTIONS = {
+    "adam": {"betas": [0.7, 0.9], "eps": 1e-3, "weight_decay": 0.1, "amsgrad": True},
+    "adamw": {"betas": [0.7, 0.9], "weight_decay": 0.2},
+    "adamax": {"betas": [0.7, 0.9], "eps": 1e-3, "weight_decay": 0.1},
+    "adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-3, "weight_decay": 0.1},
+    "nadam": {"betas": [0.7, 0.9], "momentum_decay": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "radam": {"betas": [0.7, 0.9], "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "rmsprop": {"alpha": 0.8, "momentum": 0.5, "centered": True, "weight_decay": 0.1},
+    "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+}
+"""Options of each optimizer, all of which change its steps."""
+
+
 @every_engine
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["defaults", "options"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_are_those_of_the_torch_optimizer_on_the_weighted_mean(kind, name):
-    engine = make(kind, optimizer=name)
+def test_steps_are_those_of_the_torch_optimizer_on_the_weighted_mean(kind, name, options):
+    own = options.get(name, {})
+    engine = make(kind, optimizer=name, options=own)
     mine = [value.clone().requires_grad_() for value in values(start())]
-    optimizer = OPTIMIZERS[name](mine, lr=0.01)
+    optimizer = OPTIMIZERS[name](mine, lr=0.01, **own)
     for step in range(5):
         sums, weight = gradient(step), 1.0 + step
         report = engine.apply(sums, weight)
@@ -133,14 +149,16 @@ def test_a_step_of_weight_zero_is_skipped(kind):
 
 @every_engine
 @pytest.mark.parametrize("stop", [0, 1, 3])
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["defaults", "options"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_was_saved_is_taken_up_exactly(kind, name, stop):
-    whole = make(kind, optimizer=name, clip_norm=2.0)
+def test_what_was_saved_is_taken_up_exactly(kind, name, options, stop):
+    own = options.get(name, {})
+    whole = make(kind, optimizer=name, clip_norm=2.0, options=own)
     for step in range(stop):
         whole.apply(gradient(step), 1.0)
     saved = whole.save()
     kept = frozen(saved)
-    other = make(kind, optimizer=name, clip_norm=2.0)
+    other = make(kind, optimizer=name, clip_norm=2.0, options=own)
     for step in range(7, 9):  # state of its own, which has to go
         other.apply(gradient(step), 1.0)
     other.load(saved)
@@ -184,6 +202,34 @@ def test_a_shape_or_name_that_is_not_the_models_is_refused_and_nothing_taken(kin
 def test_an_unknown_optimizer_is_refused_with_the_nearest(kind):
     with pytest.raises(ValueError, match=r"'adamm': did you mean 'adam'\? known: .*sgd"):
         make(kind, optimizer="adamm")
+
+
+WRONG_OPTIONS = {
+    "optimizer_options has no key 'beta' for 'adam': did you mean 'betas'": ("adam", {"beta": 0.9}),
+    "optimizer_options has no key 'maximize' for 'sgd'": ("sgd", {"maximize": True}),
+    "optimizer_options has no key 'lr' for 'adam'": ("adam", {"lr": 0.1}),
+    "optimizer_options.betas = [0.9]: must be two numbers from 0 to below 1": ("adam", {"betas": [0.9]}),
+    "optimizer_options.betas = [0.9, 1.0]: must be two numbers from 0": ("adamw", {"betas": [0.9, 1.0]}),
+    "optimizer_options.weight_decay = -0.1: must be a number 0 or more": ("adam", {"weight_decay": -0.1}),
+    "optimizer_options.eps = 0: must be a number above 0": ("adam", {"eps": 0}),
+    "optimizer_options.momentum = True: must be a number from 0 to below 1": ("sgd", {"momentum": True}),
+    "optimizer_options.amsgrad = 1: must be true or false": ("adam", {"amsgrad": 1}),
+    "optimizer_options.nesterov = true needs a momentum above 0, and no dampening": ("sgd", {"nesterov": True}),
+    "optimizer_options.param_groups: all meta-parameters have one learning rate and one": (
+        "adam",
+        {"param_groups": []},
+    ),
+    "optimizer_options.no_decay: all meta-parameters have one learning rate": ("adamw", {"no_decay": ["*.bias"]}),
+    "optimizer_options.groups: all meta-parameters have one learning rate": ("sgd", {"groups": {}}),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("message", WRONG_OPTIONS)
+def test_a_wrong_option_of_an_optimizer_is_refused(kind, message):
+    name, options = WRONG_OPTIONS[message]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(kind, optimizer=name, options=options)
 
 
 @every_engine
