@@ -228,8 +228,8 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 def make_config(raw: dict[str, Any], where: str) -> Config:
     """Check a configuration that was read from ``where``; raises ``ConfigError``."""
     raw = dict(raw)
-    tables = _pop_tables(raw, "source", "http", where) or [{"kind": "http"}]
-    own = _pop_tables(raw, "learner", "ftml", where)
+    tables = _pop_tables(raw, "source", [{"kind": "http"}], where)
+    own = _pop_tables(raw, "learner", [], where)
     problems = [
         *find_unknown_keys(Config, raw, ""),
         *find_nonfinite_numbers({**raw, "source": tables, "learner": own}),
@@ -252,10 +252,11 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
     return config
 
 
-def _pop_tables(raw: dict[str, Any], name: str, kind: str, where: str) -> list[dict[str, Any]]:
-    """Remove the list of tables ``name`` from ``raw`` and return it, [] if there is none."""
-    tables = raw.pop(name, [])
+def _pop_tables(raw: dict[str, Any], name: str, default: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Remove the list of tables ``name`` from ``raw`` and return it; without one, the ``default``."""
+    tables = raw.pop(name, default)
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        kind = {"source": "http", "learner": "ftml"}[name]
         raise ConfigError(f'{where}: write each {name} as a table of its own: [[{name}]], then kind = "{kind}"')
     return tables
 

@@ -143,9 +143,6 @@ def open_run(
         note_process_start(journal, rounds)
     rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
     next(iter(learners.values())).lr_scale = 0.5**rollback_count
-    shares = {
-        one.name: -(-override_settings(settings, one).meta.batch // rank_group.world) for one in list_learners(settings)
-    }
     return Run(
         settings=settings,
         files=files,
@@ -153,7 +150,9 @@ def open_run(
         learners=learners,
         answering=find_answering_learner(settings, learners),
         buffer=buffer,
-        plan_selector=PlanSelector(learners, settings.engine, shares, files.programs, measure_after),
+        plan_selector=PlanSelector(
+            learners, settings.engine, _share_batches(settings, rank_group), files.programs, measure_after
+        ),
         rank_group=timed_group,
         rank_stats=rank_stats,
         checkpoint_task=BackgroundTask("checkpoint"),
@@ -165,6 +164,12 @@ def open_run(
         round=rounds,
         last_checkpoint=rounds,
     )
+
+
+def _share_batches(settings: TrainerSettings, rank_group: RankGroup) -> dict[str, int]:
+    """Return the largest number of tasks that one rank sums in a meta-step of each learner."""
+    batches = {one.name: override_settings(settings, one).meta.batch for one in list_learners(settings)}
+    return {name: -(-batch // rank_group.world) for name, batch in batches.items()}
 
 
 def _configure_torch(threads: int) -> None:
