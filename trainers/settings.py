@@ -136,9 +136,8 @@ class RegretSettings:
         baselines: learners that play the same rounds, after those of the ``[[learner]]`` tables. If there are such
             tables, the default is [].
         options: options of baselines, a table under the name of each.
-        baseline_optimizer: what steps ``train_on_everything``, ``ftl_fine_tune`` and ``online_reptile``: "own" is the
-            ``optimizer`` and ``lr`` of their options, so that [meta] changes none of them; "meta" is that of [meta], as
-            in runs of 0.1.0, which continue so.
+        baseline_optimizer: what steps the baselines: "own" is the ``optimizer`` and ``lr`` of their options, so that
+            those of [meta] change none of them; "meta" is that of [meta], as in runs of 0.1.0, which continue so.
         prefixes: rising numbers n of support points; each task is also scored after its first n points.
         proficiency: the accuracy, 0 to 1 (for regression: the loss), whose cost in support points is reported as the
             learning efficiency. It needs ``prefixes``.

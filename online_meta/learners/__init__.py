@@ -30,6 +30,9 @@ from online_meta.types import (
 
 FUNCTION = "build"
 
+OPTIMIZER, LR = "adam", 1e-3
+"""What a baseline steps with, unless its options say otherwise."""
+
 
 @runtime_checkable
 class BelievingLearner(Learner, Protocol):
@@ -120,9 +123,19 @@ class LearnerContext:
     memory_limit: int | None = None
     gather: Callable[[Any], list[Any]] = gather_single_process
     own_engine: Callable[[Meta, str, float], Engine] | None = None
+    failures: TaskFailures | None = None
 
     def __post_init__(self) -> None:
         """Check a loss of the user's own when it is called first."""
         object.__setattr__(self, "inner", replace(self.inner, loss=checked_loss(self.inner.loss)))
 
-    failures: TaskFailures | None = None
+
+def use_own_optimizer(context: LearnerContext, optimizer: str, lr: float) -> LearnerContext:
+    """Return the context of a baseline whose engines step with an ``optimizer`` of its own at the constant rate ``lr``.
+
+    Without ``context.own_engine``, it returns ``context``: the baseline steps with the engine and the schedule of FTML.
+    """
+    make = context.own_engine
+    if make is None:
+        return context
+    return replace(context, engine=lambda meta: make(meta, optimizer, lr), schedule=None)

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Gt
 from torch.utils._pytree import tree_map
 
 from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
@@ -13,7 +14,7 @@ from online_meta.batches import concat_support_query
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, see_support
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.rules.meta_sgd import meta_sgd
@@ -65,8 +66,8 @@ class AdaptiveRates:
         b_{t+1} = b_t + eps^2 / (t+1)^p + (phi_t - theta_t)^2 / 2
         g_{t+1} = g_t + zeta^2 / (t+1)^p + sum_k g_k^2
 
-    and the run's optimizer makes one step of phi along phi_t - theta_t, as in Reptile: gradient descent with rate
-    beta gives phi_{t+1} = (1 - beta) phi_t + beta theta_t. Training uses support and query; a new task is adapted to
+    and an optimizer makes one step of phi along phi_t - theta_t, as in Reptile: gradient descent with rate beta
+    gives phi_{t+1} = (1 - beta) phi_t + beta theta_t. Training uses support and query; a new task is adapted to
     with as many steps at eta_t on its support set. The inner loop is the run's, except for its rule. Entries that do
     not adapt have no rate and do not learn. A task whose displacement or squares are not finite changes only the
     count t. Every rank computes the same.
@@ -177,7 +178,14 @@ class AdaptiveRates:
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def build(context: LearnerContext, eps: float = 0.01, zeta: float = 1.0, p: float = 1.0) -> AdaptiveRates:
+def build(
+    context: LearnerContext,
+    eps: float = 0.01,
+    zeta: float = 1.0,
+    p: float = 1.0,
+    optimizer: str = OPTIMIZER,
+    lr: Annotated[float, Gt(0)] = LR,
+) -> AdaptiveRates:
     """Create the ARUBA learner.
 
     Args:
@@ -185,8 +193,10 @@ def build(context: LearnerContext, eps: float = 0.01, zeta: float = 1.0, p: floa
         eps: prior scale of the displacement, above 0; the initial rate is ``eps / zeta``.
         zeta: prior scale of the gradients, above 0; the larger both are, the slower the rates change.
         p: power of the prior terms' decay with the task number, above 0.
+        optimizer: the optimizer of the initialisation, as in [meta]; "sgd" is that of the paper.
+        lr: its learning rate, above 0, constant over the rounds; the paper's beta for "sgd".
 
     Raises:
         ValueError: if an option is not positive.
     """
-    return AdaptiveRates(context, ArubaConstants(eps, zeta, p))
+    return AdaptiveRates(use_own_optimizer(context, optimizer, lr), ArubaConstants(eps, zeta, p))

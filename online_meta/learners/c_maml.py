@@ -1,16 +1,17 @@
 """Continual-MAML: keep fast weights while a task continues, and meta-learn slow weights as its fallback."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Gt
 
 from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
 from online_meta.batches import concat_support_query, count_samples
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.model import evaluation_loss
 from online_meta.inner import effective_params, fast_weights, run_inner_loop
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.schedules.constant import constant
@@ -66,8 +67,8 @@ class ContinualMaml:
 
     Differences from the paper: there the stream arrives in batches, and the slow weights learn from pairs of
     consecutive batches of one task. Here the support and query sets of a round are such a pair, so the slow weights
-    learn in each round, by the run's estimator and optimizer, and task changes are detected between rounds only. There
-    is no pre-training.
+    learn in each round, by the run's estimator and an optimizer of their own, and task changes are detected between
+    rounds only. There is no pre-training.
 
     A task whose gradient or loss is not finite changes nothing.
     """
@@ -176,6 +177,17 @@ def _unpack(state: State) -> tuple[Meta, Meta]:
     return slow, Meta({**slow.weights, **fast}, slow.rule)
 
 
-def build(context: LearnerContext, gamma: float = 0.1, level: float = 1.0, power: float = 1.0) -> ContinualMaml:
-    """Create the Continual-MAML learner; ``ContinualMamlOptions`` describes the options and their ranges."""
-    return ContinualMaml(context, ContinualMamlOptions(gamma, level, power))
+def build(
+    context: LearnerContext,
+    gamma: float = 0.1,
+    level: float = 1.0,
+    power: float = 1.0,
+    optimizer: str = OPTIMIZER,
+    lr: Annotated[float, Gt(0)] = LR,
+) -> ContinualMaml:
+    """Create the Continual-MAML learner; ``ContinualMamlOptions`` describes the first options and their ranges.
+
+    ``optimizer`` is the optimizer of the slow weights, as in [meta]; ``lr`` is its learning rate, above 0.
+    """
+    options = ContinualMamlOptions(gamma, level, power)
+    return ContinualMaml(use_own_optimizer(context, optimizer, lr), options)

@@ -12,7 +12,7 @@ from online_meta.batches import count_samples
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import is_task_failure
 from online_meta.batching.task_sum import SkippingSum, TaskSum, sum_skipping_nonfinite
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
 from online_meta.prediction import loss_of
 from online_meta.regret.scoring import ScoredTasks, score_answers
@@ -346,6 +346,13 @@ def build(
     most: Annotated[int, Ge(1)] = 6,
     horizon: Annotated[float, Gt(1)] = 1000.0,
     fewest: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    optimizer: str = OPTIMIZER,
+    lr: Annotated[float, Gt(0)] = LR,
 ) -> DirichletProcessMixture:
-    """Create the Dirichlet-process mixture; ``MixtureOptions`` describes the options."""
-    return DirichletProcessMixture(context, MixtureOptions(concentration, temperature, most, horizon, fewest))
+    """Create the Dirichlet-process mixture; ``MixtureOptions`` describes the first options.
+
+    ``optimizer`` is the optimizer of each component, as in [meta]; ``lr`` is its learning rate, above 0, constant over
+    the rounds.
+    """
+    options = MixtureOptions(concentration, temperature, most, horizon, fewest)
+    return DirichletProcessMixture(use_own_optimizer(context, optimizer, lr), options)

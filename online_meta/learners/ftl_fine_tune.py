@@ -5,9 +5,9 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.learners.train_on_everything import LR, OPTIMIZER, OwnStepping, Steps, build_follower
+from online_meta.learners.train_on_everything import Steps, build_follower
 from online_meta.metagrads.supervised import supervised
 
 SEED_OFFSET = 3
@@ -30,4 +30,4 @@ def build(
     """
     gradient = supervised(replace(context.inner, steps=0))
     steps = context.steps_per_round * (context.inner.steps + 1) if steps is None else steps
-    return build_follower(context, context.inner, gradient, SEED_OFFSET, OwnStepping(optimizer, lr, steps))
+    return build_follower(use_own_optimizer(context, optimizer, lr), context.inner, gradient, SEED_OFFSET, steps)

@@ -1,12 +1,14 @@
 """MOML: online meta-learning with constant memory, without revisiting tasks."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch.utils._pytree import tree_map
 
 from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
 from online_meta.regret.scoring import ScoredTasks, score_answers
@@ -43,10 +45,10 @@ class MemoryEfficientLearner:
         lambda_{t+1} = lambda_t - alpha (w_{t+1} - omega_t)
         omega_{t+1}  = (w_{t+1} + omega_t) / 2 - lambda_{t+1} / (2 alpha)
 
-    The minimum is approached from w_t by ``steps`` meta-steps with the run's estimator and optimizer (the paper uses
-    gradient descent). At the minimum, lambda_{t+1} is the gradient of f_t(U_t(w)), which represents this round in the
-    next ones. The inner rule's learned parameters are part of w. A step that is not finite ends its round; if it is the
-    first one, the task changes nothing.
+    The minimum is approached from w_t by ``steps`` meta-steps with the run's estimator and an optimizer of its own (the
+    paper uses gradient descent). At the minimum, lambda_{t+1} is the gradient of f_t(U_t(w)), which represents this
+    round in the next ones. The inner rule's learned parameters are part of w. A step that is not finite ends its round;
+    if it is the first one, the task changes nothing.
     """
 
     def __init__(self, context: LearnerContext, alpha: float = 1.0, steps: int = 10) -> None:
@@ -138,15 +140,23 @@ class MemoryEfficientLearner:
         self._round, self._scored = rounds, ScoredTasks()
 
 
-def build(context: LearnerContext, alpha: float = 1.0, steps: int = 10) -> MemoryEfficientLearner:
+def build(
+    context: LearnerContext,
+    alpha: float = 1.0,
+    steps: int = 10,
+    optimizer: str = OPTIMIZER,
+    lr: Annotated[float, Gt(0)] = LR,
+) -> MemoryEfficientLearner:
     """Create the MOML learner.
 
     Args:
         context: the stream's common settings.
         alpha: strength of the pull to the anchor, above 0; the larger, the slower the meta-parameters move.
         steps: number of meta-steps per round, at least 1.
+        optimizer: the optimizer of its meta-steps, as in [meta].
+        lr: its learning rate, above 0, constant over the rounds.
 
     Raises:
         ValueError: if an option is out of range.
     """
-    return MemoryEfficientLearner(context, alpha, steps)
+    return MemoryEfficientLearner(use_own_optimizer(context, optimizer, lr), alpha, steps)

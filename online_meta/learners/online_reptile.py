@@ -4,9 +4,9 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners.ftml import FollowTheMetaLeader
-from online_meta.learners.train_on_everything import LR, OPTIMIZER, OwnStepping, Steps, build_follower
+from online_meta.learners.train_on_everything import Steps, build_follower
 from online_meta.metagrads.reptile import reptile
 
 SEED_OFFSET = 4
@@ -24,5 +24,5 @@ def build(
         lr: its learning rate, above 0, constant over the rounds.
         steps: steps after each round; by default as many as FTML makes.
     """
-    own = OwnStepping(optimizer, lr, context.steps_per_round if steps is None else steps)
-    return build_follower(context, context.inner, reptile(context.inner), SEED_OFFSET, own)
+    context, steps = use_own_optimizer(context, optimizer, lr), context.steps_per_round if steps is None else steps
+    return build_follower(context, context.inner, reptile(context.inner), SEED_OFFSET, steps)

@@ -1,12 +1,12 @@
 """Train on everything: train one model jointly on all tasks, without adaptation."""
 
 from dataclasses import replace
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 
 from online_meta.inner import Inner
-from online_meta.learners import LearnerContext
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.metagrads.supervised import supervised
 from online_meta.types import MetaGradient
@@ -17,8 +17,6 @@ SEED_OFFSET = 1
 
 Steps = Annotated[int, Ge(1)] | None
 """Steps after each round; None for the baseline's default."""
-OPTIMIZER, LR = "adam", 1e-3
-"""What a baseline steps with, unless its options say otherwise."""
 
 
 def build(
@@ -39,37 +37,27 @@ def build(
     """
     inner = replace(context.inner, steps=0, answer_steps=())
     steps = context.steps_per_round * (context.inner.steps + 1) if steps is None else steps
-    return build_follower(context, inner, supervised(inner), SEED_OFFSET, OwnStepping(optimizer, lr, steps))
-
-
-class OwnStepping(NamedTuple):
-    """How a baseline steps: its ``optimizer``, its learning rate ``lr``, and its ``steps`` after each round."""
-
-    optimizer: str
-    lr: float
-    steps: int
+    return build_follower(use_own_optimizer(context, optimizer, lr), inner, supervised(inner), SEED_OFFSET, steps)
 
 
 def build_follower(
-    context: LearnerContext, inner: Inner, gradient: MetaGradient, seed_offset: int, own: OwnStepping
+    context: LearnerContext, inner: Inner, gradient: MetaGradient, seed_offset: int, steps: int
 ) -> FollowTheMetaLeader:
-    """Create a baseline that trains with another ``gradient`` and ``own`` steps.
+    """Create a baseline that makes ``steps`` after each round with another ``gradient``.
 
-    ``inner`` adapts to new tasks; ``seed_offset`` is added to the seed. Without ``context.own_engine``, it steps with
-    the engine and the schedule of FTML.
+    ``inner`` adapts to new tasks; ``seed_offset`` is added to the seed.
     """
-    make = context.own_engine
     return FollowTheMetaLeader(
         inner,
         gradient,
-        context.engine(context.start) if make is None else make(context.start, own.optimizer, own.lr),
+        context.engine(context.start),
         replay=context.replay,
         batch=context.batch,
-        steps_per_round=own.steps,
+        steps_per_round=steps,
         seed=context.seed + seed_offset,
         buffer=context.buffer,
         programs=context.programs,
-        schedule=context.schedule if make is None else None,
+        schedule=context.schedule,
         gather=context.gather,
         failures=context.failures,
     )

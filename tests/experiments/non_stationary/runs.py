@@ -83,6 +83,7 @@ def make_settings(label: str, seed: int) -> TrainerSettings:
             lr=0.005, steps_per_round=played.steps, batch=5, replay=played.policy, replay_options=played.options
         ),
         regret=RegretSettings(
+            baseline_optimizer="meta",
             comparator=(),
             baselines=baselines,
             options={name: {"most": played.components} for name in baselines},
