@@ -5,6 +5,7 @@ leader also depends on tasks from other sources, so another run may cut the same
 guarantees hold, because each task is committed together with the position where it ends.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from online_meta.answers import predict_each
 from online_meta.batches import count_samples
+from online_meta.batching.failures import describe_failure, is_task_failure
 from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood
 from online_meta.changepoints.segments import Likelihood, Segmenter
 from online_meta.changepoints.task_free import estimate_errors, make_task
@@ -25,7 +27,9 @@ from streams.formats.rows import EncodeRow, Row
 from streams.segmenting.by_change import cut_by_change, read_sample
 from streams.segmenting.cutting import Cut, RowSource
 from streams.spec import TaskSpec
-from streams.types import Arrival, TaskSource
+from streams.types import Arrival, Rejected, TaskSource
+
+log = logging.getLogger(__name__)
 
 
 class LeaderContext(NamedTuple):
@@ -76,12 +80,14 @@ class _OpenTask(NamedTuple):
         cut: the cut by that leader.
         memory: the state of the cut.
         first: the first rows of the task.
+        rows: the number of its rows.
     """
 
     state: State
     cut: Cut
     memory: object
     first: tuple[Row, ...]
+    rows: int
 
 
 def cut_by_leader(
@@ -96,6 +102,9 @@ def cut_by_leader(
 
     The expected errors are those of the last tasks, scored by the leader that cut them, before it learned them. At the
     start they are those of the newest rounds, which the leader may have learned, and therefore slightly too small.
+
+    If the model raises an exception on a row, the task ends before this row, and the next one begins with it. If the
+    model also fails on the row alone, the row is rejected with the reason "model_error".
 
     Args:
         leader: access to the run.
@@ -115,7 +124,7 @@ def cut_by_leader(
         samples = [read_sample(row, encode, spec.ways) for row in rows]
         task = make_task([sample for sample in samples if sample is not None], options.sizes)
         if task is not None:
-            scores.append(_score(leader, state, task, options.sizes))
+            scores.extend(_try_score(leader, state, task, options))
 
     def likelihood(state: State) -> Likelihood:
         errors = estimate_errors(scores, options.sizes, options.shape) if leader.squared_error else None
@@ -127,15 +136,22 @@ def cut_by_leader(
         if leader.squared_error and not scores:
             scores.extend(_score_latest(leader, state, options))
         cut = cut_by_change(segmenter(likelihood(state)), encode, spec.ways, most)
-        return _OpenTask(state, cut, cut.start(), ())
+        return _OpenTask(state, cut, cut.start(), (), 0)
 
     def update(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
         open_task = open_task or start_task()
-        memory, count = open_task.cut.update(open_task.memory, row)
+        try:
+            memory, count = open_task.cut.update(open_task.memory, row)
+        except (Exception, SystemExit) as error:
+            failure = _describe_model_failure(error)
+            if not open_task.rows:
+                raise Rejected("model_error", f"the model fails on the row at {row.begin}: {failure}") from error
+            log.warning("a task ends before the row at %d, on which the model fails: %s", row.begin, failure)
+            memory, count = open_task.memory, open_task.rows
         first = open_task.first if len(open_task.first) == 2 * max(options.sizes) else (*open_task.first, row)
         if count and leader.squared_error:
             score_rows(open_task.state, first[:count])
-        return open_task._replace(memory=memory, first=first), count
+        return open_task._replace(memory=memory, first=first, rows=open_task.rows + 1), count
 
     checked = likelihood(leader.latest_leader()[0])
     segmenter(checked)
@@ -184,7 +200,23 @@ def _score_latest(leader: LeaderContext, state: State, options: LeaderOptions) -
     for task in leader.latest_tasks(options.window):
         size = max((size for size in options.sizes if size <= count_samples(task.support)), default=0)
         if size:
-            yield _score(leader, state, truncate_support(task, size), options.sizes)
+            yield from _try_score(leader, state, truncate_support(task, size), options)
+
+
+def _try_score(leader: LeaderContext, state: State, task: Task, options: LeaderOptions) -> list[Score]:
+    """Return the score of a task; none if the model raises an exception on it."""
+    try:
+        return [_score(leader, state, task, options.sizes)]
+    except (Exception, SystemExit) as error:
+        log.warning("a task is not used for the expected errors: %s", _describe_model_failure(error))
+        return []
+
+
+def _describe_model_failure(error: BaseException) -> str:
+    """Return an exception of the model as one line; raise it if it is due to the machine."""
+    if is_task_failure(error) or isinstance(error, SystemExit):  # a SystemExit would end the thread
+        return describe_failure(error)
+    raise error
 
 
 def _score(leader: LeaderContext, state: State, task: Task, sizes: Sequence[int]) -> Score:

@@ -20,7 +20,7 @@ class Cut(NamedTuple):
         start: ``start() -> memory`` returns the state at the beginning of a task.
         update: ``update(memory, row) -> (memory, count)`` processes the next row. The first ``count`` rows since the
             start form a task; 0 means that the end is not known yet. The rows after them are processed again from a
-            new start.
+            new start. It may raise ``Rejected`` for the first row after a start, which is then no part of a task.
     """
 
     start: Callable[[], Any]
@@ -66,7 +66,12 @@ class RowSource(NamedTuple):
             pending = deque([next_row])
             while pending:
                 rows.append(pending.popleft())
-                memory, count = self.cut.update(memory, rows[-1])
+                try:
+                    memory, count = self.cut.update(memory, rows[-1])
+                except Rejected as rejection:
+                    yield self._reject(rows, rejection)
+                    rows, memory = [], self.cut.start()
+                    continue
                 if count:
                     yield self._make_arrival(rows[:count])
                     pending.extendleft(reversed(rows[count:]))
@@ -87,7 +92,11 @@ class RowSource(NamedTuple):
         try:
             return Arrival(id, encode_rows(rows, self.encode), self.name, position)
         except Rejected as rejection:
-            return Arrival(id, b"".join(map(row_bytes, rows)), self.name, position, rejection)
+            return self._reject(rows, rejection)
+
+    def _reject(self, rows: list[Row], rejection: Rejected) -> Arrival:
+        id, position = f"{self.name}-{rows[0].begin}", str(rows[-1].end)
+        return Arrival(id, b"".join(map(row_bytes, rows)), self.name, position, rejection)
 
 
 def cut_by_count(count: int) -> Cut:

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, count, pairwise
@@ -30,8 +30,8 @@ from online_meta.types import Batch, Belief, Meta, Score, State, Task
 from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
-from streams.types import Arrival
-from tests.support.ingesting import Faulty, Open, until
+from streams.types import Arrival, TaskSource
+from tests.support.ingesting import Counts, Faulty, Open, until
 
 REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
 LABELS = TaskSpec(x_shape=(2,), ways=3)
@@ -242,6 +242,106 @@ def test_each_row_is_in_one_round_across_restarts(tmp_path: Path, open_ingest: O
             until(lambda: sum(rows_of(faulty)) >= len(text))
         ingest.close()
     assert_each_row_is_stored_once(faulty, text)
+
+
+class Picky(nn.Module):
+    """A linear layer that raises ``error`` where ``refuses`` is true of its inputs."""
+
+    def __init__(self, refuses: Callable[[Tensor], bool], error: BaseException) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.refuses, self.error = refuses, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.refuses(x):
+            raise self.error
+        y: Tensor = self.layer(x)
+        return y
+
+
+def picky_context(run: Run, module: nn.Module) -> LeaderContext:
+    inner = replace(run.inner, loss=model_loss(module, "mse"))
+    meta = inner.init({name: torch.zeros_like(value) for name, value in module.named_parameters()})
+    return run.leader_context()._replace(inner=inner, latest_leader=lambda: (meta, run.learned))
+
+
+def follow_picky(path: Path, run: Run, refuses: Callable[[Tensor], bool], error: BaseException) -> TaskSource:
+    settings = samples.Settings(str(path), ("x",), ("y",), likelihood="leader", grows=False, **JUMP)
+    needs_leader = samples.create_source(settings, REAL, "rows", 0)
+    assert isinstance(needs_leader, NeedsLeader)
+    return needs_leader.create(picky_context(run, Picky(refuses, error)))
+
+
+MARK = 77.0
+"""The first input of marked rows."""
+
+
+def write_marked(path: Path, *marked: int) -> list[str]:
+    text = [
+        json.dumps({"x": [MARK, 0.0] if number in marked else x.tolist(), "y": y.tolist()}) + "\n"
+        for number, (x, y) in enumerate(drawn(REAL))
+    ]
+    path.write_text("".join(text))
+    return text
+
+
+def has_mark(x: Tensor) -> bool:
+    return bool((x == MARK).any())
+
+
+MARKED = (0, 12, 60, 61, 155)
+
+
+@pytest.mark.parametrize("error", [IndexError("index out of range"), SystemExit(3)], ids=["IndexError", "SystemExit"])
+def test_a_row_on_which_the_model_fails_is_rejected_and_the_source_continues(
+    tmp_path: Path,
+    open_ingest: Open,
+    faulty: Faulty,
+    counts: Counts,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    text = write_marked(tmp_path / "rows.jsonl", *MARKED)
+    ingest = open_ingest()
+    ingest.pull("rows", follow_picky(tmp_path / "rows.jsonl", Run(learned=1_000), has_mark, error))
+    until(lambda: sum(rows_of(faulty)) >= len(text) - len(MARKED) and len(counts.rejected) >= len(MARKED))
+    ingest.close()
+    assert counts.rejected == [("rows", "model_error")] * len(MARKED)
+    assert sum(rows_of(faulty)) == len(text) - len(MARKED)
+    assert not any(has_mark(x) for n in range(len(faulty)) for x in (faulty[n].support.x, faulty[n].query.x))
+    begins = [sum(map(len, text[:row])) for row in MARKED]
+    assert f"the model fails on the row at {begins[1]}: {type(error).__name__}: {error}" in caplog.text
+    assert f"a task ends before the row at {begins[1]}, on which the model fails" in caplog.text
+    assert "cannot be read" not in caplog.text
+
+
+def test_rows_on_which_the_model_fails_together_become_several_tasks(
+    tmp_path: Path, open_ingest: Open, faulty: Faulty, counts: Counts
+) -> None:
+    text = write(tmp_path / "rows.jsonl", REAL)[:40]
+    (tmp_path / "rows.jsonl").write_text("".join(text))
+    ingest = open_ingest()
+    adapts_to_five = lambda x: len(x) == 5  # noqa: E731
+    ingest.pull("rows", follow_picky(tmp_path / "rows.jsonl", Run(learned=1_000), adapts_to_five, ValueError("five")))
+    until(lambda: sum(rows_of(faulty)) >= len(text))
+    ingest.close()
+    assert_each_row_is_stored_once(faulty, text)
+    assert max(rows_of(faulty)) == 4
+    assert counts.rejected == []
+
+
+def test_earlier_tasks_on_which_the_model_fails_have_no_score(tmp_path: Path) -> None:
+    write_marked(tmp_path / "rows.jsonl")
+    known = [Task(Batch(torch.full((4, 2), MARK), torch.ones(4, 1)), Batch(torch.ones(4, 2), torch.ones(4, 1)))]
+    source = follow_picky(tmp_path / "rows.jsonl", Run(last=known), has_mark, ValueError("marked"))
+    assert tasks(source) == tasks(follow(tmp_path / "rows.jsonl", Run(), **JUMP))
+
+
+def test_an_error_of_the_machine_rejects_no_row(tmp_path: Path) -> None:
+    write_marked(tmp_path / "rows.jsonl", 12)
+    source = follow_picky(tmp_path / "rows.jsonl", Run(learned=1_000), has_mark, MemoryError())
+    with pytest.raises(MemoryError):
+        list(source.read(None))
 
 
 class NeedsTwoSamples(nn.Module):
