@@ -140,14 +140,7 @@ def cut_by_leader(
 
     def update(open_task: _OpenTask | None, row: Row) -> tuple[_OpenTask, int]:
         open_task = open_task or start_task()
-        try:
-            memory, count = open_task.cut.update(open_task.memory, row)
-        except (Exception, SystemExit) as error:
-            failure = _describe_model_failure(error)
-            if not open_task.rows:
-                raise Rejected("model_error", f"the model fails on the row at {row.begin}: {failure}") from error
-            log.warning("a task ends before the row at %d, on which the model fails: %s", row.begin, failure)
-            memory, count = open_task.memory, open_task.rows
+        memory, count = _update_cut(open_task, row)
         first = open_task.first if len(open_task.first) == 2 * max(options.sizes) else (*open_task.first, row)
         if count and leader.squared_error:
             score_rows(open_task.state, first[:count])
@@ -201,6 +194,21 @@ def _score_latest(leader: LeaderContext, state: State, options: LeaderOptions) -
         size = max((size for size in options.sizes if size <= count_samples(task.support)), default=0)
         if size:
             yield from _try_score(leader, state, truncate_support(task, size), options)
+
+
+def _update_cut(open_task: _OpenTask, row: Row) -> tuple[object, int]:
+    """Return what the cut of a task returns for its next row; if the model fails, the task ends before this row.
+
+    Raises ``Rejected`` if the model fails on the first row.
+    """
+    try:
+        return open_task.cut.update(open_task.memory, row)
+    except (Exception, SystemExit) as error:
+        failure = _describe_model_failure(error)
+        if not open_task.rows:
+            raise Rejected("model_error", f"the model fails on the row at {row.begin}: {failure}") from error
+        log.warning("a task ends before the row at %d, on which the model fails: %s", row.begin, failure)
+        return open_task.memory, open_task.rows
 
 
 def _try_score(leader: LeaderContext, state: State, task: Task, options: LeaderOptions) -> list[Score]:

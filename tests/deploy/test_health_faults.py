@@ -167,7 +167,7 @@ def test_dead_comparators_turn_their_check(tmp_path: Path) -> None:
         inject(daemon, "comparators killed", ("comparators", "warn"), kill, nothing)
 
 
-@pytest.mark.parametrize("kind", ["redis", "kafka"])
+@pytest.mark.parametrize("kind", ["redis", "kafka", "nats"])
 def test_a_broker_that_is_gone_turns_the_check_of_its_source(tmp_path: Path, kind: str) -> None:
     broker = Broker(kind, tmp_path / "broker")
     try:
@@ -253,6 +253,48 @@ def test_a_task_that_ends_the_trainer_turns_restarts_until_it_is_in_quarantine(t
         daemon.submit(4)
         daemon.wait_until_learned(4)
         wait_for("only the quarantine is left", lambda: read_unwell(daemon.client) == {"quarantine": "warn"})
+
+
+DIVERGING = """
+from pathlib import Path
+import torch
+from torch import nn
+from trainers.models import mlp
+
+class Diverging(nn.Module):
+    def __init__(self, switch):
+        super().__init__()
+        self.model, self.switch = mlp(inputs=1, outputs=1, hidden=[8]), Path(switch)
+    def forward(self, x):
+        y = self.model(x)
+        return y * torch.inf if self.switch.exists() else y
+
+def build(switch):
+    return Diverging(switch)
+"""
+
+
+def test_a_run_that_diverges_turns_its_check(tmp_path: Path) -> None:
+    (tmp_path / "diverging.py").write_text(DIVERGING)
+    switch, config = tmp_path / "switch", write_sinusoid(tmp_path)
+    text = config.read_text().replace('"trainers.models:mlp"', '"diverging:build"')
+    lines = [f'args = {{ switch = "{switch}" }}' if line.startswith("args =") else line for line in text.splitlines()]
+    config.write_text("\n".join(lines) + "\n")
+    with running_daemon(config, *ALONE, "engine.batching=loop", "meta.max_skipped=5") as daemon:
+        daemon.submit(*range(30))
+        daemon.wait_until_learned(30)
+
+        def diverge() -> None:
+            switch.touch()
+            daemon.submit(*range(30, 60))
+
+        def mend() -> None:
+            switch.unlink()
+            daemon.submit(*range(60, 200))
+
+        inject(daemon, "diverged (no finite loss)", ("divergence", "fail"), diverge, mend)
+        daemon.wait_until_learned(200)
+        assert "the leader is rolled back to its state" in daemon.log.read_text()
 
 
 def fill_and_free(config: Path, run: Path) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from deploy.config.config import read_config
 from tests.deploy.conftest import Cli
 from tests.support.certificate import write_certificate
-from tests.support.daemon import Daemon, running_daemon, sinusoid, write_sinusoid
+from tests.support.daemon import Daemon, free_port, running_daemon, sinusoid, wait_for, write_sinusoid
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -19,7 +20,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     write_certificate(folder)
     (folder / "token").write_text(f"{TOKEN}\n")
     files = {"token_file": "token", "tls_cert": "cert.pem", "tls_key": "key.pem"}
-    config = write_sinusoid(folder, "".join(f'{key} = "{folder / name}"\n' for key, name in files.items()))
+    settings = {key: folder / name for key, name in files.items()} | {"probes": f"127.0.0.1:{free_port()}"}
+    config = write_sinusoid(folder, "".join(f'{key} = "{value}"\n' for key, value in settings.items()))
     trust = ssl.create_default_context(cafile=str(folder / "cert.pem"))
     with running_daemon(config, "regret.comparator=[]", "regret.baselines=[]", verify=trust) as running:
         yield running
@@ -58,6 +60,21 @@ def test_the_token_grants_access(daemon: Daemon, header: str) -> None:
 @pytest.mark.parametrize("path", ["/", "/healthz", "/docs", "/openapi.json", "/static/app.js"])
 def test_pages_without_secrets_need_no_token(daemon: Daemon, path: str) -> None:
     assert daemon.client.get(path, headers={"Authorization": ""}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/readyz?of=learning", "/metrics"])
+def test_the_probes_need_no_token_at_their_own_address(daemon: Daemon, path: str) -> None:
+    address = read_config(daemon.log.with_suffix(".toml")).serve.probes
+    assert address is not None
+
+    def ask(path: str) -> int:
+        return httpx.get(f"http://{address}{path}", trust_env=False).status_code
+
+    wait_for(f"{path} is 200", lambda: ask(path) == 200)
+    at_the_door = daemon.client.get(path, headers={"Authorization": ""})
+    assert at_the_door.status_code == (200 if path == "/healthz" else 401)
+    for secret in ("/v1/status", "/v1/health", "/v1/weights", "/"):
+        assert ask(secret) == 404
 
 
 def test_the_commands_send_the_token(daemon: Daemon, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
