@@ -262,7 +262,16 @@ class Picky(nn.Module):
 def picky_context(run: Run, module: nn.Module) -> LeaderContext:
     inner = replace(run.inner, loss=model_loss(module, "mse"))
     meta = inner.init({name: torch.zeros_like(value) for name, value in module.named_parameters()})
-    return run.leader_context()._replace(inner=inner, latest_leader=lambda: (meta, run.learned))
+    return leading_context(run, inner, meta)
+
+
+def leading_context(run: Run, inner: Inner, meta: Meta) -> LeaderContext:
+    """Return the context of the run with another leader."""
+    return run.leader_context()._replace(
+        believe=lambda state, support: bind_meta(inner, unpack_meta(state))(support),
+        loss=inner.loss,
+        latest_leader=lambda: (pack_meta(meta), run.learned),
+    )
 
 
 def follow_picky(path: Path, run: Run, refuses: Callable[[Tensor], bool], error: BaseException) -> TaskSource:
@@ -362,11 +371,7 @@ def test_a_model_that_cannot_score_one_sample_is_reported_at_once(tmp_path: Path
     module = NeedsTwoSamples()
     inner = replace(run.inner, loss=model_loss(module, "mse"))
     meta = inner.init(dict(module.named_parameters()))
-    leader = run.leader_context()._replace(
-        believe=lambda state, support: bind_meta(inner, unpack_meta(state))(support),
-        loss=inner.loss,
-        latest_leader=lambda: (pack_meta(meta), 0),
-    )
+    leader = leading_context(run, inner, meta)
     opened = samples.create_source(
         samples.Settings("x.jsonl", ("x",), ("y",), **JUMP, likelihood="leader"), REAL, "rows", 0
     )
