@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from online_meta.batches import count_samples
 from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
-from online_meta.functional.keyed import Role, keyed, normal_like
+from online_meta.functional.keyed import Role, keyed, normal_like_all
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
 from online_meta.types import Batch, Belief, Carry, InnerRule, LossFn, Meta, Params, Seen
@@ -168,12 +169,14 @@ def choose_start(inner: Inner, meta: Meta) -> Params:
     constant. A weight whose entries are all equal, such as a bias of zeros, stays as it is.
     """
     fast = fast_weights(inner, meta.weights)
-    return fast if inner.begin == "weights" else {name: _draw_weight(value.detach()) for name, value in fast.items()}
+    if inner.begin == "weights" or not fast:
+        return fast
+    noise = normal_like_all(fast)
+    return {name: _make_fresh(value.detach(), noise[name]) for name, value in fast.items()}
 
 
-def _draw_weight(like: Tensor) -> Tensor:
-    spread = like.std(correction=0)
-    return torch.where(like.max() > like.min(), like.mean() + spread * normal_like(like), like)
+def _make_fresh(like: Tensor, noise: Tensor) -> Tensor:
+    return torch.where(like.max() > like.min(), like.mean() + like.std(correction=0) * noise, like)
 
 
 def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
@@ -247,8 +250,7 @@ def _require_same_tensors(part: str, before: Params, after: Params, k: int) -> N
 
 def count_steps(inner: Inner, support: Batch) -> int:
     """Return the number of inner steps on a support set: ``inner.steps``, and 0 if the set has no rows."""
-    some = support.x if isinstance(support.x, Tensor) else next(iter(support.x.values()))
-    return inner.steps if len(some) else 0
+    return inner.steps if count_samples(support) else 0
 
 
 @outside_inference_mode

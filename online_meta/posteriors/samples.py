@@ -27,8 +27,8 @@ def samples() -> Posterior:
 def _believe(inner: Inner, meta: Meta, support: Batch, samples: int, stops: Sequence[int]) -> tuple[Belief, ...]:
     if "keyed" not in (inner.rule.random, getattr(inner.loss, "random", False)) and inner.begin != "fresh":
         raise ValueError(
-            'posterior = "samples" needs a rule that draws by key (random="keyed"), or begin = "fresh"; now nothing is '
-            'drawn by key, so all samples would be equal: use posterior = "point", or a rule that draws'
+            'posterior = "samples" needs a rule that draws by key (random="keyed"), or begin = "fresh"; here nothing '
+            'is drawn by key, so all samples would be equal: use posterior = "point", or a rule that draws'
         )
     if samples < 1:
         raise ValueError(f"samples is {samples}: a belief has 1 sample or more")

@@ -41,7 +41,8 @@ def reads_the_support(lr: float = 0.05) -> InnerRule:
 
     def start(rule: Params, phi: Params, support: Batch) -> Carry:
         assert isinstance(support.x, torch.Tensor)
-        context = torch.tanh(support.x.flatten(1).mean(1))
+        some = next(iter(phi.values()))
+        context = torch.tanh(support.x.flatten(1).to(some.dtype).mean(1))
         moved = {name: value + rule[f"shift.{name}"] * context.mean() for name, value in phi.items()}
         return Carry(moved | {CONTEXT: context}, {})
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import online_meta as om
 from online_meta.functional.activation_checkpoint import recompute_on_backward
-from online_meta.functional.keyed import ROLES, keyed, normal_like, uniform_like
+from online_meta.functional.keyed import ROLES, keyed, normal_like, normal_like_all, uniform_like
 from online_meta.inner import query_loss, run_inner_loop, see_support
 from online_meta.testing.compare import relative_error
 from online_meta.testing.learned_rules import draws_by_key
@@ -111,6 +111,16 @@ def test_an_inner_loop_draws_differently_for_support_and_query():
     assert not torch.equal(first, query)
 
 
+def test_tensors_that_draw_together_have_the_numbers_of_one_vector():
+    x, y = (one[0] for one in tasks(1))
+    like = {"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float64), "c": torch.zeros(())}
+    with keyed(om.Batch(x, y), 1, "step"):
+        found = normal_like_all(like)
+    whole = draw(x, y, 12)[0]
+    assert [(one.shape, one.dtype) for one in found.values()] == [(one.shape, one.dtype) for one in like.values()]
+    assert torch.equal(torch.cat([one.flatten().double() for one in found.values()]).float(), whole.float())
+
+
 def test_flat_dicts_and_weights_are_part_of_the_key():
     x, y = (one[0] for one in tasks(1))
 
@@ -188,7 +198,8 @@ def bayes_by_gradient(lr=0.05):
     def view(rule, weights):
         means = {name: value for name, value in weights.items() if not name.endswith(".log_std")}
         spread = {n: weights[f"{n}.log_std"] for n in means if f"{n}.log_std" in weights}
-        return {n: m + spread[n].exp() * normal_like(m) if n in spread else m for n, m in means.items()}
+        noise = normal_like_all({name: means[name] for name in spread}) if spread else {}
+        return {n: m + spread[n].exp() * noise[n] if n in spread else m for n, m in means.items()}
 
     return InnerRule(
         init=lambda weights: {name: torch.full_like(weight, -2.0) for name, weight in weights.items()},
@@ -229,11 +240,12 @@ def test_the_meta_gradient_of_a_stochastic_rule_is_the_slope(make, name):
 @pytest.mark.parametrize("make", [bayes_by_gradient, draws_by_key])
 def test_stochastic_rules_run_under_vmap_and_as_programs(make, batching):
     given = problem("mlp_tanh")
-    inner = om.Inner(om.model_loss(given.module, given.loss), make(), 3)
+    inner = om.Inner(om.model_loss(given.module, given.loss), make(), 2)
     meta = inner.init(given.weights())
+    together, one_by_one = (om.over_tasks(om.exact(inner), how) for how in (batching, "loop"))
     for seeds in (range(3), range(3, 6)):
         batch = [given.task(seed) for seed in seeds]
-        found, right = (om.over_tasks(om.exact(inner), how)(meta, batch) for how in (batching, "loop"))
+        found, right = together(meta, batch), one_by_one(meta, batch)
         torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
         assert relative_error(join_parts(found.grads), join_parts(right.grads)) < 1e-10
 
