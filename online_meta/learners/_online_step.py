@@ -1,13 +1,122 @@
-"""Functions shared by learners that learn each task once when it arrives and revisit none."""
+"""What learners share that learn each task once when it arrives and revisit none."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from online_meta.answers import predict_each
+from online_meta.inner import Inner
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
-from online_meta.tree import zeros
-from online_meta.types import Engine, MetaGrad, Params, StepReport, TensorFilter
+from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.tree import norm, zeros
+from online_meta.types import (
+    Batch,
+    Belief,
+    Engine,
+    Learned,
+    MetaGrad,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
+
+Believe = Callable[[State, Batch], dict[str, Belief]]
+"""(what a learner publishes, a support set) -> what it believes of the parameters, by the suffixes of its answers."""
+
+Update = Callable[[State, Task, int], State]
+"""(what a learner publishes, a task, its round from 0) -> what it publishes after it has learned the task."""
+
+STATE = "state"
+"""Prefix of the names in which a ``FunctionalLearner`` saves what it publishes."""
+
+
+class FunctionalLearner:
+    """A learner made of two pure functions: it remembers nothing but what it publishes.
+
+    It answers by ``believe(state_t, support)`` in round t; then state_{t+1} = update(state_t, task, t). An update that
+    is not finite changes nothing. The report of a task has the norm of the change.
+    """
+
+    engine = None
+    lr_scale = 1.0
+
+    def __init__(self, inner: Inner, start: State, believe: Believe, update: Update | None = None) -> None:
+        """Start at round 0.
+
+        Args:
+            inner: the inner loop that adapts to a task.
+            start: what the learner publishes first.
+            believe: adapts to a support set.
+            update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
+        """
+        self.inner, self._believe, self._update = inner, believe, update
+        self._start, self._state, self._round = start, start, 0
+        self._scored = ScoredTasks()
+
+    def state(self) -> State:
+        """Return the state."""
+        return self._state
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Return what is believed after adapting to a support set; a pure function."""
+        return self._believe(state, support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner.loss, self.believe(state, support), x)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
+        self._scored.add(task)
+        return score_answers(self.answers, self.state(), task, prefixes)
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Learn the tasks scored since the last call, one by one."""
+        self._scored.take(tasks)
+        update = self._update
+        return Learned((), tuple(self._learn(update, task) for task in tasks) if update else ())
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Do nothing: this learner does not revisit past tasks."""
+        return ()
+
+    def save(self, keep: TensorFilter | None = None) -> Params:
+        """Return the state."""
+        return copy_state({STATE: self._state}, keep)
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
+        self._state, self._round = restore_state(dict(saved), STATE, self._start), rounds
+        self._scored = ScoredTasks()
+
+    def _learn(self, update: Update, task: Task) -> StepReport:
+        after = {name: value.detach() for name, value in update(self._state, task, self._round).items()}
+        found, needed = _describe(after), _describe(self._state)
+        if found != needed:
+            raise ValueError(f"update returns {found}: it keeps the names, shapes and dtypes of the state, {needed}")
+        self._round += 1
+        with torch.no_grad():
+            change = float(norm({name: value - self._state[name] for name, value in after.items()}))
+        if not math.isfinite(change):
+            return StepReport(change, "not_finite")
+        self._state = after
+        return StepReport(change, None)
+
+
+def _describe(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
 
 
 def apply_from_first_rank(engine: Engine, found: MetaGrad) -> StepReport:

@@ -20,7 +20,7 @@ RUN: dict[str, dict[str, Any]] = {
     "task": {"x_shape": [1], "y": "real", "y_shape": [1]},
     "model": {"build": "trainers.models:mlp", "args": {"inputs": 1, "outputs": 1}, "loss": "mse"},
 }
-RECIPES = re.compile("drifting_lines|heavy_ball|logistic")  # which CONTRIBUTING adds
+RECIPES = re.compile("drifting_lines|follow_the_average|heavy_ball|logistic")  # which CONTRIBUTING adds
 TOML = [
     pytest.param(page, block.text, id=f"{page}-{k}")
     for page, text in PAGES.items()

@@ -90,7 +90,7 @@ def test_a_leader_is_trained_as_from_scratch_trains_random_weights():
     found = train_leader(settings, training, learners[MAIN_LEARNER], few)
     assert found == learners["from_scratch"].score(few, PREFIXES)
     assert found.prefixes[0].accuracy != found.accuracy
-    with pytest.raises(TypeError, match="a FromScratch has no leader"):
+    with pytest.raises(TypeError, match="a FunctionalLearner has no leader"):
         train_leader(settings, training, learners["from_scratch"], few)
 
 
