@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from deploy.checks.model import list_answers
 from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
 from deploy.checks.run_folder import check_same_run, check_tasks, open_history
 from deploy.checks.trial import make_trial
@@ -159,9 +160,9 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         sources = open_sources(config, history)
         write_settings(files.settings, config)
         drain.wait_for_signals()
-        trial = make_trial(config, context)
+        trial, names = make_trial(config, context), list_answers(config, context)
         del context  # it holds a model
-        state, children = make_state(config, files, history, token, cleanup, drain, trial)
+        state, children = make_state(config, files, history, token, cleanup, drain, trial, names)
         state.refresh()
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         drain.on_begin.append(upkeep.ask_to_stop)
@@ -211,6 +212,7 @@ def make_state(
     cleanup: ExitStack,
     drain: Drain,
     try_task: Callable[[Task], None] | None = None,
+    learners: Sequence[str] = (),
 ) -> tuple[DaemonState, dict[str, SupervisedProcess]]:
     """Start the child processes and ingest; return the daemon's state, and the children by name.
 
@@ -223,10 +225,11 @@ def make_state(
             comparators.
         drain: to register with.
         try_task: raises ``Rejected`` for a task that the model does not accept; None if tasks are not tried.
+        learners: the names in the rounds, from ``list_answers``; by default those of the learners.
     """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    view = open_view(files, config.regret, list_learners(config))
+    view = open_view(files, config.regret, learners or [one.name for one in list_learners(config)])
     start_metrics(instruments, config.engine.kind, view)
     ranks_view = RanksView(files, lambda: children["trainer"].restarts)
     reset_heartbeats(files)

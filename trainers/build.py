@@ -63,6 +63,7 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
     return model_loss(
         module,
         criterion,
+        loss_options=model.loss_options,
         random=model.random,
         recompute=model.recompute,
         precision=dtype,
@@ -71,9 +72,19 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
     )
 
 
-def build_inner(settings: InnerSettings, loss: ModelLoss) -> Inner:
-    """Return the inner loop; raises ``ValueError`` for an unknown rule or option."""
-    return Inner(loss, _build_one(seams.RULE, settings, lr=settings.lr), settings.steps, settings.fast)
+def build_inner(settings: InnerSettings, loss: ModelLoss, seed: int = 0) -> Inner:
+    """Return the inner loop, which draws by ``seed``; raises ``ValueError`` for an unknown rule or option."""
+    return Inner(
+        loss,
+        _build_one(seams.RULE, settings, lr=settings.lr),
+        settings.steps,
+        settings.fast,
+        posterior=_build_one(seams.POSTERIOR, settings),
+        samples=settings.samples,
+        answer_steps=settings.answer_steps,
+        seed=seed,
+        begin=settings.begin,
+    )
 
 
 def build_gradient(settings: MetaSettings, inner: Inner) -> MetaGradient:
@@ -129,7 +140,7 @@ def build_context(
     device = torch.device(settings.engine.device)
     module = build_module(settings.model, settings.seed).to(device)
     loss = build_loss(settings.model, module)
-    inner = build_inner(settings.inner, loss)
+    inner = build_inner(settings.inner, loss, settings.seed)
 
     def draw_weights(key: int) -> Params:
         weights = build_module(settings.model, settings.seed, key).to(device).named_parameters()
@@ -252,7 +263,7 @@ def override_context(
     if own is settings:
         return context
     assert isinstance(context.inner.loss, ModelLoss)
-    inner = build_inner(own.inner, context.inner.loss)
+    inner = build_inner(own.inner, context.inner.loss, settings.seed)
     return replace(
         context,
         inner=inner,

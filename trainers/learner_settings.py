@@ -14,6 +14,7 @@ STEPPING_KEYS = ("optimizer", "optimizer_options", "lr", "clip_norm", "schedule"
 """Keys of [meta] that say how meta-parameters are stepped."""
 OPTIONS_OF = {
     "rule": "options",
+    "posterior": "posterior_options",
     "gradient": "options",
     "optimizer": "optimizer_options",
     "schedule": "schedule_options",

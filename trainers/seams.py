@@ -6,11 +6,12 @@ the reference of the configuration.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, get_type_hints
 
 import online_meta.learners
 import online_meta.metagrads
+import online_meta.posteriors
 import online_meta.replay
 import online_meta.rules
 import online_meta.schedules
@@ -39,6 +40,7 @@ class Seam(NamedTuple):
 
 
 RULE = Seam("inner", "rule", online_meta.rules, "options", ("lr",))
+POSTERIOR = Seam("inner", "posterior", online_meta.posteriors, "posterior_options", ())
 GRADIENT = Seam("meta", "gradient", online_meta.metagrads, "options", ("inner",))
 SCHEDULE = Seam("meta", "schedule", online_meta.schedules, "schedule_options", ())
 REPLAY = Seam("meta", "replay", online_meta.replay, "replay_options", ())
@@ -47,7 +49,7 @@ BASELINES = Seam("regret", "baselines", online_meta.learners, "options", ("conte
 LEARNERS = Seam("learner", "kind", online_meta.learners, "options", ("context",))
 COMPARATORS = Seam("regret", "comparator", trainers.comparators, "comparator_options", trainers.comparators.PROVIDED)
 
-SEAMS = (RULE, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, COMPARATORS)
+SEAMS = (RULE, POSTERIOR, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, COMPARATORS)
 """Every seam of a section. Learners and sources are lists of tables of their own: see ``deploy.config``."""
 
 
@@ -83,7 +85,10 @@ def list_options(seam: Seam, name: str) -> dict[str, inspect.Parameter]:
     Raises ``ValueError`` if there is no such entry.
     """
     entry = registry.load(seam.package, name)
-    types = get_type_hints(entry if inspect.isfunction(entry) else entry.__init__, include_extras=True)
+    function = entry if inspect.isfunction(entry) else entry.__init__
+    # What it returns may name types that its file does not import.
+    written = {key: value for key, value in function.__annotations__.items() if key != "return"}
+    types = get_type_hints(SimpleNamespace(__annotations__=written), function.__globals__, include_extras=True)
     found = {
         parameter.name: parameter.replace(annotation=types.get(parameter.name, Any))
         for parameter in inspect.signature(entry).parameters.values()

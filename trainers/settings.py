@@ -28,6 +28,7 @@ class ModelSettings:
             in the folder of the configuration file are found, too.
         args: keyword arguments of ``build``.
         loss: "cross_entropy", "mse", or the import path of a callable (output, y) -> scalar.
+        loss_options: options of a named loss.
         random: whether the model draws random numbers while it learns; by default, dropout layers are looked for.
         precision: the dtype the model computes in. Parameters, the inner loop and meta-gradients are float32.
         recompute: globs of layer names whose activations are computed again in the backward pass instead of stored:
@@ -41,6 +42,7 @@ class ModelSettings:
     build: str
     args: dict[str, Any] = field(default_factory=dict)
     loss: str = "cross_entropy"
+    loss_options: dict[str, Any] = field(default_factory=dict)
     random: bool | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: tuple[str, ...] = ()
@@ -58,6 +60,14 @@ class InnerSettings:
         lr: step size of the rule.
         fast: globs of the names of the weights that the inner loop adapts.
         options: options of the rule.
+        answer_steps: further numbers of inner steps, a list or one number. A learner NAME that adapts by inner steps is
+            also scored after each number K of them, as NAME@K, from the same trajectory.
+        posterior: what is believed of a task after adapting: "point" is the end of the inner loop, "samples" are the
+            ends of several ones that draw by key.
+        posterior_options: options of the posterior.
+        samples: samples of a belief; an answer is their mixture.
+        begin: where the weights of a task begin: at the meta-parameters' ("weights"), or at weights of its own that are
+            drawn like an initialisation of the model ("fresh"), as learned optimizers need.
     """
 
     rule: str = "sgd"
@@ -65,6 +75,11 @@ class InnerSettings:
     lr: Annotated[float, Gt(0)] = 0.01
     fast: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     options: dict[str, Any] = field(default_factory=dict)
+    answer_steps: tuple[Annotated[int, Ge(0)], ...] = ()
+    posterior: str = "point"
+    posterior_options: dict[str, Any] = field(default_factory=dict)
+    samples: Annotated[int, Ge(1)] = 1
+    begin: Literal["weights", "fresh"] = "weights"
 
 
 @dataclass(frozen=True)

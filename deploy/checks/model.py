@@ -1,6 +1,6 @@
 """Check on a synthetic task, before the first round, that a model can be meta-learned."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from deploy.config.config import Config
+from deploy.config.learner_tables import label_learner
 from deploy.exits import ConfigError
+from online_meta import registry
 from online_meta.batches import count_samples, map_tensors, only_tensor
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
 from online_meta.types import Batch, Engine, Meta, MetaGrad, Task, Tensors
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
-from trainers.build import build_learners, build_loss, build_module, override_context
+from trainers.build import build_learner, build_learners, build_loss, build_module, override_context
 from trainers.comparators import load_comparator
 from trainers.learner_settings import list_learners, override_settings
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
-from trainers.settings import LearnerSettings, TrainerSettings
+from trainers.settings import InnerSettings, LearnerSettings, TrainerSettings
 
 SAMPLES = 4
 
@@ -70,6 +72,36 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         for kind in config.regret.comparator:
             _check_comparator(kind, context, tasks[0])
     return report.notes
+
+
+def _answers_specially(inner: InnerSettings) -> bool:
+    """Return whether [inner] asks for more than the answer at the end of the inner loop."""
+    return bool(inner.answer_steps) or (inner.posterior, inner.samples, inner.begin) != ("point", 1, "weights")
+
+
+def list_answers(config: Config, context: LearnerContext) -> tuple[str, ...]:
+    """Return the names of the answers that rounds score: those of learners, and "NAME@K" after K inner steps.
+
+    Learners of a table, and all if [inner] says how to answer, answer on a synthetic task to find out. Raises
+    ``ConfigError`` if one cannot, or nobody gives the answers of [serve].
+    """
+    settings, task = config.trainer(), make_synthetic_task(config.task, torch.device(config.engine.device))
+    names: dict[str, None] = {}
+    for at, learner in enumerate(list_learners(settings)):
+        label = label_learner(at, learner.name) if at < len(settings.learner) else "inner"
+        suffixes: Iterable[str] = [""]
+        if at < len(settings.learner) or _answers_specially(settings.inner):
+            try:
+                made = build_learner(settings, at, context)
+                suffixes = made.answers(made.state(), task.support, only_tensor(task.query.x))
+            except Exception as error:  # A user's model may raise anything.
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                raise ConfigError(f"[{label}] {learner.name} cannot answer: {kind}{error}") from error
+        names |= dict.fromkeys(learner.name + suffix for suffix in suffixes)
+    if config.answering not in names:
+        known = registry.nearest(config.answering, names)
+        raise ConfigError(f"[serve] answers = {config.answering!r}: nobody gives this answer; {known}")
+    return tuple(names)
 
 
 def check_real_task(config: Config, context: LearnerContext, task: Task) -> None:

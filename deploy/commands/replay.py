@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import trainers.comparators
+from deploy.checks.model import list_answers
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import check_tasks
 from deploy.config.config import Config, config_file_context, read_config
@@ -34,7 +35,7 @@ from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import lead_settings, list_learners
+from trainers.learner_settings import lead_settings
 from trainers.loop.recovery import RepeatFailed
 from trainers.loop.rounds import open_run, play_rounds
 from trainers.loop.run import close_run
@@ -100,7 +101,7 @@ def replay(
     """
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
-        check_learning(config)
+        names = list_answers(config, check_learning(config))
         check_tasks(history, config.task, history_folder)
         total = len(history) if rounds is None else rounds
         if total > len(history):
@@ -124,7 +125,7 @@ def replay(
             close_run(run)
         if total:
             _refresh_comparators(config, files, history, total, progress)
-    view = open_view(files, config.regret, list_learners(config))
+    view = open_view(files, config.regret, names)
     view.refresh()
     view.close()
     return write_report(out, view, config)

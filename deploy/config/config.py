@@ -132,7 +132,8 @@ class ServeSettings:
             that would take longer is accepted without a trial.
         probes: "host:port" of a second listener, for supervisors and Prometheus: it serves /healthz, /readyz and
             /metrics in plain HTTP, without the token, whatever happens on the first one.
-        answers: the name of the learner whose answers are served; by default, that of the one that leads.
+        answers: the name of the learner whose answers are served, or "NAME@K" for those after another number K of inner
+            steps, from ``inner.answer_steps``; by default, the learner that leads.
         limits: see below.
     """
 
@@ -203,8 +204,8 @@ class Config:
 
     @property
     def answering(self) -> str:
-        """The name of the learner whose answers are served."""
-        return find_learner(self, self.serve.answers).name
+        """The name of the answer that is served: of a learner, or "NAME@K"."""
+        return self.serve.answers or find_learner(self, None).name
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -18,7 +18,7 @@ import streams.sources
 from online_meta import registry
 from streams.ingest.outliers import OutlierRule
 from trainers.learner_settings import RUN_KEYS
-from trainers.seams import GRADIENT, LEARNERS, REPLAY, RULE, SCHEDULE, SEAMS, Seam, list_options
+from trainers.seams import GRADIENT, LEARNERS, POSTERIOR, REPLAY, RULE, SCHEDULE, SEAMS, Seam, list_options
 from trainers.settings import CHANGEABLE, InnerSettings, LearnerSettings, MetaSettings, TrainerSettings
 
 INTERNAL = {"internal": True}
@@ -44,6 +44,9 @@ EXAMPLE_VALUES = {
     "model.loss": "mse",
 }
 """The values of the example, where it needs others than the defaults."""
+
+LONE_NUMBERS = ("answer_steps",)
+"""Lists of numbers for which one number may stand."""
 
 DECIDING = {item.name for item in fields(TrainerSettings)}
 """Sections with keys that decide the parameters of a run."""
@@ -236,8 +239,8 @@ def _add_texts(schema: dict[str, Any], kind: type[Any], section: str) -> None:
         entry = schema["properties"].get(name)
         if entry is None or "$ref" in entry:
             continue
-        if entry.get("type") == "array" and entry.get("items", {}).get("type") == "string":
-            entry = {"anyOf": [{key: value for key, value in entry.items() if key != "default"}, {"type": "string"}]}
+        if entry.get("type") == "array" and (name in LONE_NUMBERS or entry.get("items", {}).get("type") == "string"):
+            entry = {"anyOf": [{key: value for key, value in entry.items() if key != "default"}, entry["items"]]}
         schema["properties"][name] = {**entry, "description": text}
 
 
@@ -308,7 +311,7 @@ def _make_own_schema(kind: type[Any], section: str) -> dict[str, Any]:
     """Return the schema of the keys of a ``section`` that a learner may have of its own."""
     schema = TypeAdapter(kind).json_schema()
     _add_texts(schema, kind, section)
-    for seam in (RULE, GRADIENT, SCHEDULE, REPLAY):
+    for seam in (RULE, POSTERIOR, GRADIENT, SCHEDULE, REPLAY):
         if seam.section == section:
             _add_seam(schema, seam)
     properties = {key: value for key, value in schema["properties"].items() if key not in RUN_KEYS}

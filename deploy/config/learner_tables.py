@@ -19,7 +19,7 @@ from trainers.learner_settings import (
     list_learners,
     override_settings,
 )
-from trainers.seams import GRADIENT, LEARNERS, REPLAY, RULE, SCHEDULE, list_options
+from trainers.seams import GRADIENT, LEARNERS, POSTERIOR, REPLAY, RULE, SCHEDULE, list_options
 from trainers.settings import InnerSettings, LearnerSettings, MetaSettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -33,7 +33,7 @@ def find_wrong_learners(config: Settings, answers: str | None) -> Iterator[str]:
     """
     for at, learner in enumerate(config.learner):
         label, own = label_learner(at, learner.name), override_settings(config, learner)
-        for seam in (RULE, GRADIENT, SCHEDULE, REPLAY):
+        for seam in (RULE, POSTERIOR, GRADIENT, SCHEDULE, REPLAY):
             if getattr(learner, seam.section):
                 found = find_wrong_choices_at(seam, getattr(own, seam.section))
                 yield from (relabel(problem, label) for problem in found)
@@ -50,7 +50,8 @@ def find_wrong_learners(config: Settings, answers: str | None) -> Iterator[str]:
             yield f"[[learner]] two are called {name!r}: give one another name"
         else:
             yield f"[regret] baselines = {name!r} is the learner that the baselines are compared with"
-    if answers is not None and answers not in (known_names := [one.name for one in list_learners(config)]):
+    known_names = [one.name for one in list_learners(config)]
+    if answers is not None and answers.partition("@")[0] not in known_names:
         yield f"[serve] answers = {answers!r}: no learner has this name; {registry.nearest(answers, known_names)}"
 
 

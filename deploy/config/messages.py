@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_origin, get_type_hints
 
-from deploy.config.describe import EXAMPLES
+from deploy.config.describe import EXAMPLES, LONE_NUMBERS
 from online_meta import registry
 
 MESSAGE_REWRITES = {
@@ -58,11 +58,12 @@ def find_nonfinite_numbers(raw: Any, place: tuple[str | int, ...] = ()) -> Itera
 
 
 def wrap_lone_strings(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
-    """Return ``raw`` with a lone string put into a list wherever the dataclass ``kind`` takes a list."""
+    """Return ``raw`` with a lone string or number put into a list where the dataclass ``kind`` takes such a list."""
     types = get_type_hints(kind)
     changed = dict(raw)
     for key, value in raw.items():
-        if isinstance(value, str) and get_origin(types[key]) is tuple:
+        lone = isinstance(value, str) or (key in LONE_NUMBERS and not isinstance(value, list))
+        if lone and get_origin(types[key]) is tuple:
             changed[key] = [value]
         elif isinstance(value, dict) and dataclasses.is_dataclass(types[key]):
             changed[key] = wrap_lone_strings(types[key], value)

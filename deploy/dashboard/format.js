@@ -84,7 +84,7 @@ export function formatRate(perSecond) {
 
 /** The display name of a learner or comparator: "train_on_everything" -> "train on everything". */
 export function formatName(name) {
-  return name === "ftml" ? "FTML" : name.replaceAll("_", " ");
+  return name.replace(/^ftml(?=@|$)/, "FTML").replaceAll("_", " ");
 }
 
 /** "1 round", "2 rounds". */

@@ -270,7 +270,8 @@ def format_losses(last: dict[str, Any]) -> str:
 
 def display_name(name: str) -> str:
     """Return the name of a learner or comparator with spaces in place of underscores; "ftml" is "FTML"."""
-    return "FTML" if name == "ftml" else name.replace("_", " ")
+    learner, at, steps = name.partition("@")
+    return ("FTML" if learner == "ftml" else learner.replace("_", " ")) + at + steps
 
 
 def _version(name: str) -> str | None:

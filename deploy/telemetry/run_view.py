@@ -34,7 +34,7 @@ from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
 from trainers.journal.round_records import list_steps
 from trainers.journal.run_files import RunFiles
-from trainers.settings import LearnerSettings, RegretSettings
+from trainers.settings import RegretSettings
 
 VERSION = 2
 
@@ -186,15 +186,15 @@ def accuracy_count_column(learner: str) -> str:
     return f"judged {learner}"
 
 
-def open_view(files: RunFiles, regret: RegretSettings, learners: Sequence[LearnerSettings] = ()) -> "RunView":
+def open_view(files: RunFiles, regret: RegretSettings, learners: Sequence[str] = ()) -> "RunView":
     """Return a view of a run.
 
     Args:
         files: of the run.
         regret: [regret] section of the configuration, which names what is scored, and the baselines.
-        learners: all learners, from ``list_learners``; by default FTML and the baselines.
+        learners: the names in the rounds, the leading one first; by default FTML and the baselines.
     """
-    names = tuple(learner.name for learner in learners) or (MAIN_LEARNER, *regret.baselines)
+    names = tuple(learners) or (MAIN_LEARNER, *regret.baselines)
     return RunView(files, names, regret.prefixes, regret.proficiency, regret.level_margin)
 
 

@@ -288,6 +288,47 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         ),
         '[learner 2 "online_reptile"] meta.lr and options both say how to step: keep one of them',
     ),
+    "number of answer steps": (
+        "[inner]",
+        "[inner]\nanswer_steps = [2, -1]",
+        "[inner] answer_steps[1] = -1: must be at least 0",
+    ),
+    "type of answer steps": (
+        "[inner]",
+        '[inner]\nanswer_steps = "2"',
+        "[inner] answer_steps[0] = '2': must be a whole",
+    ),
+    "posterior": (
+        "[inner]",
+        '[inner]\nposterior = "pont"',
+        "[inner] posterior = 'pont': did you mean 'point'? known: ",
+    ),
+    "option of a posterior": (
+        "[inner]",
+        "[inner]\nposterior_options = { width = 1 }",
+        "[inner.posterior_options] has no key 'width': it takes none",
+    ),
+    "posterior of a rule that draws nothing": (
+        "[inner]",
+        '[inner]\nposterior = "samples"\nsamples = 2',
+        '[inner] ftml cannot answer: posterior = "samples" needs a rule that draws by key',
+    ),
+    "samples of a point": (
+        "[serve]",
+        f"{FAST}\n[learner.inner]\nsamples = 2\n[serve]",
+        '[learner 2 "fast"] fast cannot answer: samples is 2: posterior = "point" has 1 sample',
+    ),
+    "beginning": ("[inner]", '[inner]\nbegin = "cold"', "[inner] begin = 'cold': must be 'weights' or 'fresh'"),
+    "loss option": (
+        'loss = "mse"',
+        'loss = "mse"\nloss_options = { sigma = 1.0 }',
+        "[model] the options {'sigma': 1.0} do not fit the loss 'mse': ",
+    ),
+    "no such answer": (
+        "[serve]",
+        '[serve]\nanswers = "ftml@7"',
+        "[serve] answers = 'ftml@7': nobody gives this answer; did you mean 'ftml'? known: from_scratch, ftml",
+    ),
     "nobody answers": (
         "[serve]",
         '[serve]\nanswers = "ftlm"',

@@ -283,3 +283,9 @@ def test_settings_without_learners_are_read(config: Path, tmp_path: Path) -> Non
     del raw["learner"], raw["answers"], raw["meta"]["optimizer_options"]
     (tmp_path / "settings.json").write_text(json.dumps(raw))
     assert read_settings(tmp_path / "settings.json") == made.trainer()
+
+
+def test_one_number_of_answer_steps_is_a_list_of_one(config: Path) -> None:
+    made = read_config(config, ("inner.answer_steps=3", "inner.begin=fresh", "serve.answers=ftml@3"))
+    assert (made.inner.answer_steps, made.inner.begin, made.answering) == ((3,), "fresh", "ftml@3")
+    assert read_config(config, ("inner.answer_steps=[1, 10]",)).inner.answer_steps == (1, 10)

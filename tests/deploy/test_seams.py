@@ -230,7 +230,7 @@ def test_another_package_adds_entries_through_entry_points(module: str, tmp_path
         }
         config = make_config(RUN | chosen, "here.toml")
         assert {choice.name for seam in SEAMS for choice in list_choices(seam, getattr(config, seam.section))} == {
-            *("plugged", "exact", "constant", "local")
+            *("plugged", "point", "exact", "constant", "local")
         }
         check_learning(config)
         with pytest.raises(ConfigError, match=r"\[inner.options\] has no key 'faktor'"):

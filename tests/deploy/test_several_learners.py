@@ -12,7 +12,7 @@ from tests.deploy.conftest import Cli
 from tests.support.daemon import decode, encode, running_daemon, sinusoid, write_sinusoid
 
 LEARNERS = """
-answers = "fast"
+answers = "fast@1"
 [[learner]]
 kind = "from_scratch"
 name = "leader"
@@ -25,6 +25,7 @@ lr = 0.1
 [learner.inner]
 steps = 3
 lr = 0.05
+answer_steps = [1, 3]
 [[learner]]
 kind = "ftml"
 """
@@ -32,15 +33,14 @@ ROUNDS = 4
 
 
 def adapted(weights: dict[str, torch.Tensor], t: int) -> torch.Tensor:
-    """Return what plain torch predicts for a task after three steps from the weights."""
+    """Return what plain torch predicts for a task after one step from the weights."""
     task = decode(sinusoid(t))
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
     model.load_state_dict(weights)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for _ in range(3):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(task.support.x), task.support.y).backward()
-        optimizer.step()
+    optimizer.zero_grad()
+    nn.functional.mse_loss(model(task.support.x), task.support.y).backward()
+    optimizer.step()
     return model(task.query.x).detach()
 
 
@@ -55,8 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running_daemon(config) as daemon:
         assert [answer.status_code for answer in daemon.submit(*range(ROUNDS))] == [201] * ROUNDS
         status = daemon.wait_until_learned(ROUNDS)
-        assert (status["leader"], [*status["learners"]]) == ("leader", ["leader", "fast", "ftml"])
-        assert {"fast", "ftml"} <= status["regret"].keys()
+        assert (status["leader"], [*status["learners"]]) == ("leader", ["leader", "fast", "fast@1", "ftml"])
+        assert {"fast", "fast@1", "ftml"} <= status["regret"].keys()
         series = daemon.client.get("/v1/regret").json()
         assert series["leader"] == "leader"
         assert series["loss_after"] == series["learners"]["leader"]["loss"]
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_figure_names_the_learner_that_leads(folder: Path) -> None:
     report = json.loads((folder / "run" / "report.json").read_text())
-    assert (report["leader"], [*report["learners"]]) == ("leader", ["leader", "fast", "ftml"])
+    assert (report["leader"], [*report["learners"]]) == ("leader", ["leader", "fast", "fast@1", "ftml"])
     lines = [json.loads(line) for line in (folder / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["loss_after"] for line in lines] == [line["learners"]["leader"]["loss_after"] for line in lines]
     own, other = (report["learners"][name]["cumulative_loss"] for name in ("leader", "fast"))
@@ -82,6 +82,7 @@ def test_every_figure_names_the_learner_that_leads(folder: Path) -> None:
     page = (folder / "run" / "report.html").read_text()
     assert "<th>leader is</th>" in page
     assert "leader against FTML: too early." in page
+    assert "leader against fast@1: too early." in page
 
 
 def test_a_replay_and_a_restart_keep_the_learners(cli: Cli, folder: Path) -> None:

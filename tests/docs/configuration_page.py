@@ -24,8 +24,8 @@ the first line of the configuration.
 run learns: a restart with another value is refused. Wherever a key names an entry of a registry, it may also be the
 import path of a function, `package.module:name`; modules in the folder of the configuration file are found, too. Other
 packages add names through entry points of the groups `online_meta.rules`, `online_meta.metagrads`,
-`online_meta.schedules`, `online_meta.replay`, `online_meta.learners`, `online_meta.outcomes`,
-`online_meta.comparators`, `online_meta.engines`, `online_meta.sources` and `online_meta.metrics`.
+`online_meta.schedules`, `online_meta.replay`, `online_meta.learners`, `online_meta.posteriors`,
+`online_meta.outcomes`, `online_meta.comparators`, `online_meta.engines`, `online_meta.sources` and `online_meta.metrics`.
 """
 
 

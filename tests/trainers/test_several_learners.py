@@ -135,6 +135,18 @@ def test_meta_steps_the_leader_and_baselines_keep_their_own_optimizer():
     assert lr_of(LearnerSettings("ftml"), plain) == [0.01, 0.001]
 
 
+def test_further_numbers_of_steps_are_scored_as_answers_of_their_own(tmp_path, history):
+    inner = {"steps": 2, "answer_steps": (0, 1, 2)}
+    settings = changed(ALONE, inner=inner)
+    played = play(tmp_path / "several", history, ROUNDS, settings)
+    assert played == play(tmp_path / "one", history, ROUNDS, changed(ALONE, inner={"steps": 2}))
+    for line, plain in zip(lines(tmp_path / "several"), lines(tmp_path / "one"), strict=True):
+        assert [*line["learners"]] == ["ftml", "ftml@0", "ftml@1"]
+        assert line["learners"]["ftml"] == plain["learners"]["ftml"]
+        assert line["learners"]["ftml@0"]["loss_after"] == line["loss_before"]
+        assert len({one["loss_after"] for one in line["learners"].values()}) == 3
+
+
 def test_another_rule_comes_without_the_options_of_the_run():
     run = changed(SETTINGS, inner={"rule": "momentum", "options": {"momentum": 0.5}})
     assert override_settings(run, LearnerSettings("ftml", inner={"rule": "sgd"})).inner.options == {}
