@@ -1,6 +1,7 @@
 """Answer from published meta-parameters: adapt to a support set, and predict. What is scored is what is served."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from online_meta.batches import map_tensors
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.model import evaluation_loss
-from online_meta.inner import Inner
+from online_meta.inner import Inner, believe_in_point
 from online_meta.types import Batch, Belief, Component, LossFn, Meta, Outcome, Params, Prediction, State, Tensors
 
 Answers = Callable[[State, Batch, Tensors], dict[str, Prediction]]
@@ -31,6 +32,11 @@ def unpack_meta(state: State) -> Meta:
     """Return the meta-parameters that ``pack_meta`` packed."""
     rule = {name.removeprefix(RULE): value for name, value in state.items() if name.startswith(RULE)}
     return Meta({name: value for name, value in state.items() if not name.startswith(RULE)}, rule)
+
+
+def answer_once(inner: Inner) -> Inner:
+    """Return the inner loop with one answer, at its end, from the meta-parameters' weights."""
+    return replace(inner, posterior=believe_in_point, samples=1, answer_steps=(), begin="weights")
 
 
 @outside_inference_mode

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from online_meta.answers import believe_by_inner_loop
+from online_meta.answers import answer_once, believe_by_inner_loop
 from online_meta.functional.randomness import checksum
 from online_meta.learners import LearnerContext
 from online_meta.learners._online_step import FunctionalLearner
@@ -17,7 +17,7 @@ def build(context: LearnerContext, steps: int = 100, lr: float = 0.003) -> Funct
     drawn, so it publishes nothing. Each model is trained with ``steps`` (at least 0) steps of Adam at learning rate
     ``lr`` (above 0).
     """
-    inner = replace(context.inner, rule=adam(lr), steps=steps, fast=("*",), answer_steps=())
+    inner = replace(answer_once(context.inner), rule=adam(lr), steps=steps, fast=("*",))
 
     def believe(state: State, support: Batch) -> dict[str, Belief]:
         return believe_by_inner_loop(inner, Meta(context.draw_weights(checksum(support)), {}), support)

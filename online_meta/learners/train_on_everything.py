@@ -5,6 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
+from online_meta.answers import answer_once
 from online_meta.inner import Inner
 from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners.ftml import FollowTheMetaLeader
@@ -35,7 +36,7 @@ def build(
         steps: steps after each round; by default (inner steps + 1) times as many as FTML makes, so that both compute
             the same number of gradients.
     """
-    inner = replace(context.inner, steps=0, answer_steps=())
+    inner = replace(answer_once(context.inner), steps=0)
     steps = context.steps_per_round * (context.inner.steps + 1) if steps is None else steps
     return build_follower(use_own_optimizer(context, optimizer, lr), inner, supervised(inner), SEED_OFFSET, steps)
 

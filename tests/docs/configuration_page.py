@@ -25,7 +25,8 @@ run learns: a restart with another value is refused. Wherever a key names an ent
 import path of a function, `package.module:name`; modules in the folder of the configuration file are found, too. Other
 packages add names through entry points of the groups `online_meta.rules`, `online_meta.metagrads`,
 `online_meta.schedules`, `online_meta.replay`, `online_meta.learners`, `online_meta.posteriors`,
-`online_meta.outcomes`, `online_meta.comparators`, `online_meta.engines`, `online_meta.sources` and `online_meta.metrics`.
+`online_meta.outcomes`, `online_meta.comparators`, `online_meta.engines`, `online_meta.sources` and
+`online_meta.metrics`.
 """
 
 
