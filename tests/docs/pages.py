@@ -30,3 +30,18 @@ def blocks_of(text: str) -> list[Block]:
 def code_of(text: str, language: str) -> list[str]:
     """Return the text of a page's blocks in one language, in order."""
     return [block.text for block in blocks_of(text) if block.language == language]
+
+
+def shape(line: str) -> str:
+    """Return a line of output without what differs between runs: numbers, file names, padding."""
+    line = re.sub(r"\d{8}T\S+\.body", "FILE", line)
+    line = re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "N", line)
+    return re.sub(r"\s+", " ", line).strip()
+
+
+def assert_shown(shown: str, printed: str) -> None:
+    """Compare a block of output with what was printed, in shape; a line of three dots stands for lines left out."""
+    lines = iter([shape(line) for line in printed.splitlines()])
+    for line in shown.splitlines():
+        if line != "...":
+            assert shape(line) in lines, f"{line!r} is missing, or in another order, in:\n{printed}"

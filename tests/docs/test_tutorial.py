@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.docs.pages import ROOT, blocks_of, code_of, read_page
+from tests.docs.pages import ROOT, assert_shown, blocks_of, code_of, read_page
 
 PAGE = read_page("tutorials/your-own-rows.md")
 FILE = re.compile(r"\w+\.(py|toml)")
@@ -100,21 +100,6 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         if reader.daemon is not None and reader.daemon.poll() is None:
             reader.daemon.kill()
             reader.daemon.wait()
-
-
-def shape(line: str) -> str:
-    """Return a line of output without what differs between runs: numbers, file names, padding."""
-    line = re.sub(r"\d{8}T\S+\.body", "FILE", line)
-    line = re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "N", line)
-    return re.sub(r"\s+", " ", line).strip()
-
-
-def assert_shown(shown: str, printed: str) -> None:
-    """Compare a block of output with what was printed, in shape; a line of three dots stands for lines left out."""
-    lines = iter([shape(line) for line in printed.splitlines()])
-    for line in shown.splitlines():
-        if line != "...":
-            assert shape(line) in lines, f"{line!r} is missing, or in another order, in:\n{printed}"
 
 
 @pytest.mark.timeout(900)
