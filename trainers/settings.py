@@ -27,7 +27,8 @@ class ModelSettings:
         build: import path "package.module:function" of a function that returns an ``nn.Module`` for ``args``; modules
             in the folder of the configuration file are found, too.
         args: keyword arguments of ``build``.
-        loss: "cross_entropy", "mse", or the import path of a callable (output, y) -> scalar.
+        loss: the name of an outcome, such as "cross_entropy" or "mse", or the import path of a callable (output, y) ->
+            the losses of the samples, (n,), or a scalar.
         loss_options: options of a named loss.
         random: whether the model draws random numbers while it learns; by default, dropout layers are looked for.
         precision: the dtype the model computes in. Parameters, the inner loop and meta-gradients are float32.

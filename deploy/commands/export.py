@@ -14,7 +14,7 @@ from trainers.journal.leader_file import encode_leader
 @click.argument("checkpoint_dir", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
 def command(checkpoint_dir: Path, file: Path) -> None:
-    """Write the meta-parameters of CHECKPOINT_DIR (RUN/checkpoints/ROUND) to FILE, in safetensors format."""
+    """Write what the run answers from at CHECKPOINT_DIR (RUN/checkpoints/ROUND) to FILE, in safetensors format."""
     leader = restore_answering_learner(checkpoint_dir)[1]
     try:
         replace_file(file, encode_leader(leader.state, leader.round, learner=leader.learner), durable=False)

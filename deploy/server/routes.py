@@ -278,9 +278,9 @@ async def retry_round(
 
 @router.get("/v1/weights", responses={**TENSOR_RESPONSE, 503: {"description": "None published yet", **ERROR}})
 def weights(request: Request) -> Response:
-    """Return the current meta-parameters as safetensors.
+    """Return what the run answers from as safetensors: of FTML, the current meta-parameters.
 
-    The header `X-Online-Meta-Round` is the number of rounds that they have learned.
+    The header `X-Online-Meta-Round` is the number of rounds that have been learned.
     """
     state: DaemonState = request.app.state.daemon
     try:
