@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from deploy.checks.model import list_answers
+from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
 from deploy.checks.run_folder import check_same_run, check_tasks, open_history
 from deploy.checks.trial import make_trial
@@ -41,7 +41,7 @@ from deploy.telemetry.monitor import ArchiveMonitor, HealthMonitor
 from deploy.telemetry.process_monitor import ProcessMonitor, reset_heartbeats
 from deploy.telemetry.prometheus import make_instruments, start_metrics
 from deploy.telemetry.ranks_view import RanksView
-from deploy.telemetry.run_view import open_view
+from deploy.telemetry.run_view import Scored, open_view
 from online_meta.types import Task
 from streams.history.history import History
 from streams.history.maintenance import reach_archive
@@ -50,7 +50,6 @@ from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
 from streams.types import Gap
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import list_learners
 
 REFRESH_SECONDS = 0.2
 SIGNAL_SECONDS = 0.1
@@ -160,9 +159,9 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         sources = open_sources(config, history)
         write_settings(files.settings, config)
         drain.wait_for_signals()
-        trial, names = make_trial(config, context), list_answers(config, context)
+        trial, scored = make_trial(config, context), list_scored(config, context)
         del context  # it holds a model
-        state, children = make_state(config, files, history, token, cleanup, drain, trial, names)
+        state, children = make_state(config, files, history, token, cleanup, drain, trial, scored)
         state.refresh()
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         drain.on_begin.append(upkeep.ask_to_stop)
@@ -212,7 +211,7 @@ def make_state(
     cleanup: ExitStack,
     drain: Drain,
     try_task: Callable[[Task], None] | None = None,
-    learners: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> tuple[DaemonState, dict[str, SupervisedProcess]]:
     """Start the child processes and ingest; return the daemon's state, and the children by name.
 
@@ -225,11 +224,11 @@ def make_state(
             comparators.
         drain: to register with.
         try_task: raises ``Rejected`` for a task that the model does not accept; None if tasks are not tried.
-        learners: the names in the rounds, from ``list_answers``; by default those of the learners.
+        scored: what rounds score, from ``list_scored``; by default the learners' own answers.
     """
     metrics = CollectorRegistry()
     instruments = make_instruments(metrics)
-    view = open_view(files, config.regret, learners or [one.name for one in list_learners(config)])
+    view = open_view(files, config, scored)
     start_metrics(instruments, config.engine.kind, view)
     ranks_view = RanksView(files, lambda: children["trainer"].restarts)
     reset_heartbeats(files)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from online_meta.batches import map_tensors
-from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.functional.model import evaluation_loss
 from online_meta.inner import Inner, believe_in_point
 from online_meta.types import Batch, Belief, Component, LossFn, Meta, Outcome, Params, Prediction, State, Tensors
@@ -39,7 +38,6 @@ def answer_once(inner: Inner) -> Inner:
     return replace(inner, posterior=believe_in_point, samples=1, answer_steps=(), begin="weights")
 
 
-@outside_inference_mode
 def believe_by_inner_loop(inner: Inner, meta: Meta, support: Batch) -> dict[str, Belief]:
     """Adapt to a support set, without an autograd graph. One trajectory serves all numbers of steps.
 
@@ -63,7 +61,6 @@ def bind_meta(inner: Inner, meta: Meta) -> Callable[[Batch], Belief]:
     return lambda support: believe_by_inner_loop(inner, meta, support)[""]
 
 
-@outside_inference_mode
 def predict_each(loss: LossFn, beliefs: dict[str, Belief], x: Tensors) -> dict[str, Prediction]:
     """Return the prediction for ``x`` under each belief, by the same names."""
     with torch.no_grad():
@@ -85,7 +82,7 @@ def predict(loss: LossFn, belief: Belief, x: Tensors) -> Prediction:
 
 
 def _add_dimension(output: Tensors) -> Tensors:
-    return map_tensors(lambda tensor: tensor[None], output)
+    return output[None] if isinstance(output, Tensor) else map_tensors(lambda tensor: tensor[None], output)
 
 
 class _Model(NamedTuple):

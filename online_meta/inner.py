@@ -1,7 +1,7 @@
 """The inner loop: adapt meta-parameters to one task."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from online_meta.batches import count_samples
 from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
+from online_meta.functional.double_backward import math_attention
 from online_meta.functional.keyed import Role, keyed, normal_like_all
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
@@ -228,8 +229,9 @@ def apply_update(inner: Inner, meta: Meta, carry: Carry, seen: Seen, support: Ba
     """Return the carry after the rule's update ``k``; raise ``ValueError`` if it changes names or shapes."""
     with drawing(inner, support, k + 1, "update"):
         after = inner.rule.update(meta.rule, carry, seen, k)
-    _require_same_tensors("phi", carry.phi, after.phi, k)
-    _require_same_tensors("the state", carry.state, after.state, k)
+    if k == 0:  # Once a task: it costs as much as the update of a small model.
+        _require_same_tensors("phi", carry.phi, after.phi, k)
+        _require_same_tensors("the state", carry.state, after.state, k)
     return after
 
 
@@ -266,7 +268,7 @@ def run_trajectory(inner: Inner, meta: Meta, support: Batch, stops: Sequence[int
     """
     if not stops or any(b <= a for a, b in pairwise((-1, *stops))):
         raise ValueError(f"the numbers of steps are {[*stops]}: give one or more that ascend, each at least 0")
-    with torch.no_grad():
+    with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
         carry, found = init_carry(inner, meta, support), []
         for k in range(stops[-1] + 1):
             if k in stops:
@@ -282,11 +284,16 @@ def query_loss(inner: Inner, meta: Meta, phi: Params, query: Batch) -> Tensor:
         return inner.loss(effective_params(inner, meta, phi), query)
 
 
-@contextmanager
-def drawing(inner: Inner, batch: Batch, step: int, role: Role) -> Iterator[None]:
-    """Let a random rule or loss draw in this context, for a batch, a step and a role; do nothing for others."""
+def drawing(inner: Inner, batch: Batch, step: int, role: Role) -> AbstractContextManager[None]:
+    """Return a context in which a random rule or loss draws, for a batch, a step and a role; others need none."""
     kinds = {inner.rule.random, getattr(inner.loss, "random", False)}
-    kinds |= {"keyed"} if role == "begin" and inner.begin == "fresh" else set()
+    if role == "begin" and inner.begin == "fresh":
+        kinds.add("keyed")
+    return nullcontext() if kinds == {False} else _draw_by(kinds, inner, batch, step, role)
+
+
+@contextmanager
+def _draw_by(kinds: Collection[object], inner: Inner, batch: Batch, step: int, role: Role) -> Iterator[None]:
     with (
         seeded(batch, step) if True in kinds else nullcontext(),
         keyed(batch, step, role, inner.seed) if "keyed" in kinds else nullcontext(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from deploy.config.config import Config
 from deploy.config.learner_tables import label_learner
 from deploy.exits import ConfigError
+from deploy.telemetry.run_view import Scored
 from online_meta import registry
 from online_meta.batches import count_samples, map_tensors, only_tensor
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
@@ -79,8 +80,8 @@ def _answers_specially(inner: InnerSettings) -> bool:
     return bool(inner.answer_steps) or (inner.posterior, inner.samples, inner.begin) != ("point", 1, "weights")
 
 
-def list_answers(config: Config, context: LearnerContext) -> tuple[str, ...]:
-    """Return the names of the answers that rounds score: those of learners, and "NAME@K" after K inner steps.
+def list_scored(config: Config, context: LearnerContext) -> Scored:
+    """Return what rounds score: the answers of learners, and "NAME@K" after K inner steps, and what outputs mean.
 
     Learners of a table, and all if [inner] says how to answer, answer on a synthetic task to find out. Raises
     ``ConfigError`` if one cannot, or nobody gives the answers of [serve].
@@ -101,7 +102,8 @@ def list_answers(config: Config, context: LearnerContext) -> tuple[str, ...]:
     if config.answering not in names:
         known = registry.nearest(config.answering, names)
         raise ConfigError(f"[serve] answers = {config.answering!r}: nobody gives this answer; {known}")
-    return tuple(names)
+    assert isinstance(context.inner.loss, ModelLoss)
+    return Scored(tuple(names), context.inner.loss.outcome)
 
 
 def check_real_task(config: Config, context: LearnerContext, task: Task) -> None:

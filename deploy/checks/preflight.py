@@ -9,7 +9,7 @@ import torch
 
 import streams.sources
 import trainers.engines
-from deploy.checks.model import check_model, check_real_task, format_memory, list_answers, list_contexts
+from deploy.checks.model import check_model, check_real_task, format_memory, list_contexts, list_scored
 from deploy.checks.run_folder import check_archive, check_same_run, check_tasks, make_run_folder, open_history
 from deploy.checks.trial import make_trial
 from deploy.config.config import Config
@@ -66,7 +66,7 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
         if at:  # Comparators are those of the learner that leads.
             mine = replace(mine, regret=replace(mine.regret, comparator=()))
         notes |= dict.fromkeys(check_model(mine, own, remarks))
-    list_answers(config, context)
+    list_scored(config, context)
     return context, tuple(notes)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import trainers.comparators
-from deploy.checks.model import list_answers
+from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import check_tasks
 from deploy.config.config import Config, config_file_context, read_config
@@ -101,7 +101,7 @@ def replay(
     """
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
-        names = list_answers(config, check_learning(config))
+        scored = list_scored(config, check_learning(config))
         check_tasks(history, config.task, history_folder)
         total = len(history) if rounds is None else rounds
         if total > len(history):
@@ -125,7 +125,7 @@ def replay(
             close_run(run)
         if total:
             _refresh_comparators(config, files, history, total, progress)
-    view = open_view(files, config.regret, names)
+    view = open_view(files, config, scored)
     view.refresh()
     view.close()
     return write_report(out, view, config)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.telemetry.calibration import CalibrationSums, count_bins
 from deploy.telemetry.efficiency import EfficiencySums
 from online_meta.regret.ledger import (
     LEVEL_MARGIN,
-    MAIN_LEARNER,
     UNLEAKED,
     Comparator,
     LossSummary,
@@ -27,6 +27,7 @@ from online_meta.regret.ledger import (
     rounds_column,
 )
 from online_meta.regret.running_sums import append_round, count_rows, order_values, read_sums, sum_windows
+from online_meta.types import Outcome
 from streams.atomic_files import replace_file, sync_path
 from trainers.checkpoint import list_checkpoints
 from trainers.comparators import is_exact, is_upper_bound
@@ -34,7 +35,7 @@ from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
 from trainers.journal.round_records import list_steps
 from trainers.journal.run_files import RunFiles
-from trainers.settings import RegretSettings
+from trainers.learner_settings import HasLearners, list_learners
 
 VERSION = 2
 
@@ -186,16 +187,31 @@ def accuracy_count_column(learner: str) -> str:
     return f"judged {learner}"
 
 
-def open_view(files: RunFiles, regret: RegretSettings, learners: Sequence[str] = ()) -> "RunView":
+class Scored(NamedTuple):
+    """What the rounds of a run score.
+
+    Attributes:
+        names: of the answers, the leading learner's first.
+        outcome: what the model's output says about a target; None if unknown.
+    """
+
+    names: tuple[str, ...]
+    outcome: Outcome | None = None
+
+
+def open_view(files: RunFiles, config: HasLearners, scored: Scored | None = None) -> "RunView":
     """Return a view of a run.
 
     Args:
         files: of the run.
-        regret: [regret] section of the configuration, which names what is scored, and the baselines.
-        learners: the names in the rounds, the leading one first; by default FTML and the baselines.
+        config: of the run.
+        scored: what its rounds score; by default the learners' own answers, without figures of a distribution.
     """
-    names = tuple(learners) or (MAIN_LEARNER, *regret.baselines)
-    return RunView(files, names, regret.prefixes, regret.proficiency, regret.level_margin)
+    scored = scored or Scored(tuple(learner.name for learner in list_learners(config)))
+    regret = config.regret
+    return RunView(
+        files, scored.names, regret.prefixes, regret.proficiency, regret.level_margin, count_bins(scored.outcome)
+    )
 
 
 def describe_comparator(comparator: Comparator | None, regret: Regret) -> dict[str, Any]:
@@ -254,6 +270,7 @@ class RunView:
         prefixes: lengths of the support set's prefixes after which tasks are scored.
         proficiency: loss or accuracy whose reaching is summed; None for none.
         level_margin: the share of the other's mean loss within which two learners count as level.
+        calibration_bins: from ``count_bins``.
     """
 
     def __init__(
@@ -263,13 +280,16 @@ class RunView:
         prefixes: tuple[int, ...] = (),
         proficiency: float | None = None,
         level_margin: float = LEVEL_MARGIN,
+        calibration_bins: int = 0,
     ) -> None:
         """Continue after the last round in the file of sums."""
         self.efficiency = EfficiencySums(learners, prefixes, proficiency)
+        self.calibration = CalibrationSums(learners, calibration_bins)
         own = (LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, ROUNDS_BEFORE, STEPS, SKIPPED_STEPS)
         leaks = (CONTENT, DUPLICATES, OVERLAPS, LEAKS)
         accuracies = [column(name) for name in learners for column in (accuracy_column, accuracy_count_column)]
         columns = (*own, *leaks, *ledger_columns(learners), *accuracies, *self.efficiency.columns())
+        columns += tuple(self.calibration.columns())
         self.sums = RunningSumsFile(files.sums, columns)
         self.comparators: list[Comparator] = []
         self.comparator_regrets: list[Regret] = []
@@ -402,6 +422,7 @@ class RunView:
                 "rounds_last_100": recent_unleaked.rounds,
             },
             **self.efficiency.summarise(name, last),
+            **self.calibration.summarise(name, last),
         }
 
     def leaks(self) -> dict[str, int]:
@@ -448,7 +469,7 @@ class RunView:
                     accuracy_column(name): accuracy or 0.0,
                     accuracy_count_column(name): float(accuracy is not None),
                 }
-            extra |= self.efficiency.figures(line)
+            extra |= self.efficiency.figures(line) | self.calibration.figures(line)
             losses = {name: played[name]["loss_after"] for name in self.ledger.learners}
             self.ledger.record(losses, extra, charge=max(charges.values(), default=None), leaked=duplicate or overlap)
         self.last, self._position = line, self._rounds.position

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from online_meta.functional.autodiff import is_transformed, vjp
+from online_meta.functional.double_backward import math_attention
 from online_meta.inner import Inner, count_steps, fast_weights, init_carry, query_loss, slow_weights, step
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Batch, Carry, Meta, MetaGrad, Task
@@ -122,7 +123,7 @@ def pull_back(
     ``cut`` = n, the adjoint of phi and state is set to 0 before steps n, 2n, ..., so that each loss reaches back to the
     last of them only (truncated back-propagation: Williams & Peng, 1990). A support set without rows takes no step.
     """
-    with torch.no_grad():
+    with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
         slow = Meta(slow_weights(inner, meta.weights), meta.rule)
         judge = judge or _judge_by_query(inner, task)
         count = count_steps(inner, task.support)

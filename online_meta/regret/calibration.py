@@ -9,6 +9,7 @@ rounds, exactly, so coverage and calibration error are exact over any window.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,9 @@ def count_calibration(prediction: Prediction, y: Tensors, weight: Tensor | None 
         ValueError: if the shapes do not fit.
     """
     with torch.no_grad():
+        outcomes = [component.outcome for component in prediction]
+        if any(one.cdf is None for one in outcomes) and any(one.probabilities is None for one in outcomes):
+            return None
         prediction = to_double(prediction)
         transform = cdf_of(prediction, y)
         if transform is not None:
@@ -67,13 +71,13 @@ def _counted(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _count_classes(confidence: Tensor, right: Tensor) -> Calibration:
-    bins = (confidence * CONFIDENCE_BINS).ceil().long().sub(1).clamp(0, CONFIDENCE_BINS - 1)
-    units = (confidence / CONFIDENCE_UNIT).round().long()
-    none = torch.zeros(CONFIDENCE_BINS, dtype=torch.long, device=bins.device)
-    samples, correct, sums = (
-        none.index_add(0, bins, values).tolist() for values in (torch.ones_like(bins), right.long(), units)
-    )
-    return Calibration((), tuple(samples), tuple(correct), tuple(total * CONFIDENCE_UNIT for total in sums))
+    sure, hit = confidence.cpu().numpy(), right.cpu().numpy()
+    bins = np.clip(np.ceil(sure * CONFIDENCE_BINS).astype(np.int64) - 1, 0, CONFIDENCE_BINS - 1)
+    samples = np.bincount(bins, minlength=CONFIDENCE_BINS)
+    correct = np.bincount(bins[hit], minlength=CONFIDENCE_BINS)
+    units = np.rint(sure / CONFIDENCE_UNIT)  # Sums of integers in float64 are exact.
+    sums = np.bincount(bins, units, CONFIDENCE_BINS) * CONFIDENCE_UNIT
+    return Calibration((), tuple(samples.tolist()), tuple(correct.tolist()), tuple(sums.tolist()))
 
 
 def add(*calibrations: Calibration) -> Calibration:

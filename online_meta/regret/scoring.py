@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from online_meta.answers import Answers, answer_by_inner_loop
-from online_meta.batches import count_samples, empty_like, select_samples
+from online_meta.batches import count_samples, empty_like, first_tensor, select_samples
 from online_meta.functional.autodiff import outside_inference_mode
+from online_meta.functional.double_backward import math_attention
 from online_meta.inner import Inner
 from online_meta.prediction import accuracy_of_prediction, loss_of, nll_of
 from online_meta.regret.calibration import count_calibration
-from online_meta.types import Meta, Prediction, PrefixScore, Score, State, Task
+from online_meta.types import Calibration, Meta, Prediction, PrefixScore, Score, State, Task
 
 
 class OrderError(RuntimeError):
@@ -35,33 +36,39 @@ def score_answers(answers: Answers, state: State, task: Task, prefixes: Sequence
     support, query = task
     size = count_samples(support)
     shorter = [points for points in prefixes if points < size]
-    with torch.no_grad():
+    with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
         before = answers(state, empty_like(support), query.x)
         whole = answers(state, support, query.x)
         parts = [answers(state, select_samples(support, slice(points)), query.x) for points in shorter]
-        return {
-            suffix: Score(
+        scores = {}
+        for suffix, prediction in whole.items():
+            calibration = count_calibration(prediction, query.y, query.weight)
+            prefix_scores = (
+                PrefixScore(points, _loss(part[suffix], task), _accuracy(part[suffix], task))
+                for points, part in zip(shorter, parts, strict=True)
+            )
+            scores[suffix] = Score(
                 _loss(before[suffix], task),
                 _loss(prediction, task),
-                _accuracy(prediction, task),
-                tuple(
-                    PrefixScore(points, _loss(part[suffix], task), _accuracy(part[suffix], task))
-                    for points, part in zip(shorter, parts, strict=True)
-                ),
+                _accuracy(prediction, task, calibration),
+                tuple(prefix_scores),
                 _nll(prediction, task),
-                count_calibration(prediction, query.y, query.weight),
+                calibration,
             )
-            for suffix, prediction in whole.items()
-        }
+        return scores
 
 
 def _loss(prediction: Prediction, task: Task) -> float:
     return float(loss_of(prediction, task.query.y, task.query.weight))
 
 
-def _accuracy(prediction: Prediction, task: Task) -> float | None:
+def _accuracy(prediction: Prediction, task: Task, calibration: Calibration | None = None) -> float | None:
+    """Return the accuracy; None for an outcome without classes. The counts of ``calibration`` save its computation."""
     if any(component.outcome.probabilities is None for component in prediction):
         return None
+    samples = 0 if calibration is None or task.query.weight is not None else sum(calibration.samples)
+    if calibration is not None and samples and samples == first_tensor(task.query.y).numel():
+        return sum(calibration.correct) / samples
     return float(accuracy_of_prediction(prediction, task.query.y, weight=task.query.weight))
 
 

@@ -152,7 +152,7 @@ def test_a_report_of_nothing_names_nothing(config: Path) -> None:
     settings = read_config(config)
     run = Path(settings.run.path)
     run.mkdir()
-    write_report(run, open_view(RunFiles(run), settings.regret), settings)
+    write_report(run, open_view(RunFiles(run), settings), settings)
     assert check_report(run)["checkpoint"] is None
 
 

@@ -181,7 +181,7 @@ def test_settings_are_read(name: str) -> None:
 def test_the_report_agrees_with_the_files(caplog: pytest.LogCaptureFixture, tmp_path: Path, name: str) -> None:
     files = RunFiles(copy(name, tmp_path))
     config, right = config_of(config_file(name), files.folder), json.loads((WRITTEN / name / "report.json").read_text())
-    view = open_view(files, config.regret)
+    view = open_view(files, config)
     assert view.learned() == 0, "the running sums of 0.1.0 are computed again"
     view.refresh()
     report = make_report(view, config)
