@@ -5,6 +5,7 @@ import torch
 
 import online_meta.learners
 from online_meta import registry
+from online_meta.meta_optimizer import flatten_meta
 from online_meta.regret.scoring import OrderError
 from online_meta.testing.learner_problems import frozen, remembered, setup, stream
 from online_meta.types import Batch, Task
@@ -60,6 +61,24 @@ def test_a_learner_can_go_back(name):
     rest = play(learner, tasks[3:])
     learner.load(saved, 3)
     assert play(learner, tasks[3:]) == rest
+
+
+@every_learner
+def test_its_rate_can_be_scaled(name):
+    tasks, learner = stream(3), make(name)
+    assert learner.lr_scale == 1.0
+    before = None if learner.engine is None else frozen(flatten_meta(learner.engine.meta()))
+    learner.lr_scale = 0.0
+    for task in tasks:
+        learner.score(task)
+        learner.learn(task)
+    learner.learn_more(0)
+    if before is not None:
+        assert frozen(flatten_meta(learner.engine.meta())) == before, "lr_scale is a factor of every step"
+        learner.lr_scale = 0.5
+        learner.score(tasks[0])
+        learner.learn(tasks[0])
+        assert frozen(flatten_meta(learner.engine.meta())) != before
 
 
 @every_learner
