@@ -9,6 +9,9 @@ THIRDS = 3
 
 NONE: tuple[str, ...] = ()
 SLOW: dict[str, tuple[str, ...]] = {
+    # Several learners: each kind that leads, and a replay of a daemon's run.
+    "test_any_learner_that_leads_rolls_back_and_halves_its_rate": ("moml",),
+    "test_a_replay_and_a_restart_keep_the_learners": NONE,
     # The crash walk, power losses: every scenario.
     "test_nothing_acknowledged_is_lost_or_duplicated": ("keep-0", "letters-0", "random-0-1-0"),
     "test_a_second_fault_at_the_next_start_loses_nothing": ("letters", "move"),
@@ -140,6 +143,7 @@ SLOW_PREFIXES: dict[str, tuple[str, ...]] = {
         "2 ranks-adagrad-",
         "2 ranks-rmsprop-",
         "2 ranks-sgd-",
+        "2 ranks-sgd with momentum-",
     ),
     "test_the_estimated_peak_of_a_gradient_agrees_with_the_meter": ("transformer-globs0-4-", "transformer-globs1-"),
     "test_tasks_of_several_shapes_are_grouped_cut_and_padded": ("traced-mlp", "traced-conv_batch"),

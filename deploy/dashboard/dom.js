@@ -11,6 +11,11 @@ export function fill(name, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Sets the text of every element that names the learner that leads. */
+export function fillLeader(text) {
+  for (const node of document.querySelectorAll("[data-leader]")) if (node.textContent !== text) node.textContent = text;
+}
+
 /** Shows or hides the element that matches `selector`. */
 export function show(selector, visible) {
   document.querySelector(selector).hidden = !visible;

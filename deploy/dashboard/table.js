@@ -1,6 +1,6 @@
 // The table of learners and comparators, with the numbers of the charts.
 
-import { field, fill, make, makeSwatch, show } from "./dom.js";
+import { field, fill, fillLeader, make, makeSwatch, show } from "./dom.js";
 import { formatCount, formatName, formatPercent, formatReal, formatSigned, plural } from "./format.js";
 import { describeLeaks, describePoints, explainRegret, judgeVerdict, nameProficiency } from "./wording.js";
 
@@ -19,6 +19,7 @@ export function fillTable({ status, ledger, names, kinds, looks }) {
   show('[data-column="accuracy"]', shown.accuracy);
   show('[data-column="points"]', shown.points !== null);
   fill("points-column", shown.points ?? "");
+  fillLeader(formatName(names[0] ?? "ftml"));
   fill("regret-column", `${formatName(names[0] ?? "own")}’s regret against it`);
   const rows = [
     ...names.map((name) => learnerRow(name, status, names[0], looks, shown)),
