@@ -288,7 +288,7 @@ class RunView:
         own = (LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, ROUNDS_BEFORE, STEPS, SKIPPED_STEPS)
         leaks = (CONTENT, DUPLICATES, OVERLAPS, LEAKS)
         accuracies = [column(name) for name in learners for column in (accuracy_column, accuracy_count_column)]
-        columns = (*own, *leaks, *ledger_columns(learners), *accuracies, *self.efficiency.columns())
+        columns = (*own, *leaks, *ledger_columns(learners, learners[0]), *accuracies, *self.efficiency.columns())
         columns += tuple(self.calibration.columns())
         self.sums = RunningSumsFile(files.sums, columns)
         self.comparators: list[Comparator] = []
@@ -298,7 +298,7 @@ class RunView:
         self.checkpoint: Line | None = None
         self._files = files
         self.last = self._restore()
-        self.ledger = RegretLedger(learners, self.sums, level_margin=level_margin)
+        self.ledger = RegretLedger(learners, self.sums, leader=learners[0], level_margin=level_margin)
         self._contents = SeenContents(self.sums.values(CONTENT))
         self._position = int(self.total(LINE_LENGTH))
         self._rounds = LineReader(files.rounds, self._position)

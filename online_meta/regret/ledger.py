@@ -7,7 +7,7 @@ from online_meta.regret.differences import Differences, Verdict, confidence_sequ
 from online_meta.regret.running_sums import MemoryRunningSums, RunningSums
 
 MAIN_LEARNER = "ftml"
-"""The learner that leads where nothing else is said."""
+"""The learner that leads a ledger by default."""
 LARGEST_LOSS = 1e100
 """A loss of a larger size counts as not finite, so that sums of losses and of their squares are finite."""
 LOSS_CAP = 1000.0
@@ -112,20 +112,20 @@ def difference_columns(learner: str) -> tuple[str, str, str]:
     return f"common {learner}", f"difference {learner}", f"squared difference {learner}"
 
 
-def ledger_columns(learners: Iterable[str]) -> tuple[str, ...]:
-    """Return the columns that a ledger of these learners, the leading one first, needs."""
+def ledger_columns(learners: Iterable[str], leader: str = MAIN_LEARNER) -> tuple[str, ...]:
+    """Return the columns that a ledger of these learners, with this ``leader``, needs."""
     own: list[str] = []
-    for at, name in enumerate(learners):
+    for name in learners:
         own += [name, rounds_column(name), charged_column(name)]
-        own += difference_columns(name) if at else ()
+        own += difference_columns(name) if name != leader else ()
     return (*own, *(UNLEAKED + name for name in own))
 
 
 class RegretLedger:
     """The record of each learner's loss after adaptation, scored before learning, and of the regret.
 
-    regret_T(against) = sum_{t<T} f_t(U_t(w_t)) - L_T(against) (Finn et al., ICML 2019, eq. 2) is that of the first
-    learner, which leads. The others are its baselines. They are compared
+    regret_T(against) = sum_{t<T} f_t(U_t(w_t)) - L_T(against) (Finn et al., ICML 2019, eq. 2) is that of the
+    learner that leads. The others are its baselines. They are compared
     at the newest round, over the rounds in which both have a loss; comparators at the round up to which they were
     evaluated.
     """
@@ -135,34 +135,32 @@ class RegretLedger:
         learners: Iterable[str],
         sums: RunningSums | None = None,
         *,
+        leader: str = MAIN_LEARNER,
         loss_cap: float = LOSS_CAP,
         level_margin: float = LEVEL_MARGIN,
     ) -> None:
         """Continue the ledger stored in ``sums``, or start an empty one in memory.
 
         Args:
-            learners: the names of the learners, at least one; the first one leads.
+            learners: the names of the learners; ``leader`` must be among them.
             sums: the running sums, with the columns of ``ledger_columns``; None for new sums in memory, which take some
                 100 bytes per round and learner.
+            leader: the name of the learner that leads: the regret is its losses'.
             loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
             level_margin: the share of the other's mean loss within which two learners count as level.
 
         Raises:
-            ValueError: if there is no learner, or ``sums`` lacks a column.
+            ValueError: if ``leader`` is not among the learners, or ``sums`` lacks a column.
         """
         self.learners = tuple(learners)
-        if not self.learners:
-            raise ValueError("learners are []: the ledger needs at least one")
-        columns = ledger_columns(self.learners)
+        self.leader = leader
+        if leader not in self.learners:
+            raise ValueError(f"learners are {[*self.learners]}: the ledger needs {leader!r} among them")
+        columns = ledger_columns(self.learners, leader)
         self._sums: RunningSums = MemoryRunningSums(columns) if sums is None else sums
         self._column = {name: self._sums.columns.index(name) for name in columns}
         self._loss_cap, self._level_margin = loss_cap, level_margin
         self._comparators: dict[str, Comparator] = {}
-
-    @property
-    def leader(self) -> str:
-        """The name of the learner whose regret is kept."""
-        return self.learners[0]
 
     def __len__(self) -> int:
         """Return the number of recorded rounds."""
@@ -195,7 +193,7 @@ class RegretLedger:
         values: dict[str, float] = {}
         if losses:
             amount = charge_for(losses.values(), self._loss_cap) if charge is None else charge
-            values = _round_values(self.learners, losses, amount)
+            values = _round_values(losses, self.leader, amount)
         unleaked = {} if leaked else {UNLEAKED + column: value for column, value in values.items()}
         self._sums.append({**values, **unleaked, **(extra or {})})
 
@@ -254,7 +252,7 @@ class RegretLedger:
         kinds = self._comparators.items() if leaks else ()
         regrets = {kind: self.regret_against(comparator) for kind, comparator in kinds}
         if len(self):
-            regrets |= {name: self._compare_with(name, leaks) for name in self.learners[1:]}
+            regrets |= {name: self._compare_with(name, leaks) for name in self.learners if name != self.leader}
         return regrets
 
     def differences(self, learner: str, rounds: int | None = None, *, leaks: bool = True) -> Differences:
@@ -291,15 +289,14 @@ class RegretLedger:
         )
 
 
-def _round_values(learners: tuple[str, ...], losses: Mapping[str, float | None], charge: float) -> dict[str, float]:
+def _round_values(losses: Mapping[str, float | None], leader: str, charge: float) -> dict[str, float]:
     """Return the values of the ledger's columns in a round."""
     counted = {name: loss if loss is not None and is_finite_loss(loss) else charge for name, loss in losses.items()}
     values: dict[str, float] = {}
-    for name in learners:
-        loss = counted[name]
+    for name, loss in counted.items():
         values |= {name: loss, rounds_column(name): 1.0, charged_column(name): float(not is_finite_loss(losses[name]))}
-        if name != learners[0]:
-            difference = counted[learners[0]] - loss
+        if name != leader:
+            difference = counted[leader] - loss
             columns = difference_columns(name)
             values |= dict(zip(columns, (1.0, difference, difference * difference), strict=True))
     return values

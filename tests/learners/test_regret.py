@@ -206,3 +206,14 @@ def test_a_repeated_target_costs_only_its_first_round():
     built = follow_the_leader([4.0] * 9)
     built.compare(Comparator("closed_form", 9, 0.0, 0.0))
     assert built.regret()["closed_form"].value == 16.0
+
+
+def test_any_learner_leads():
+    built = RegretLedger(["ftml", "other"], leader="other")
+    built.record({"ftml": 3.0, "other": 1.0})
+    assert [*built.regret()] == ["ftml"]
+    assert built.regret()["ftml"].value == -2.0
+    built.compare(Comparator("hindsight", 1, 0.25, 0.0))
+    assert built.regret()["hindsight"].value == 0.75
+    with pytest.raises(ValueError, match="the ledger needs 'third' among them"):
+        RegretLedger(["ftml"], leader="third")
