@@ -147,6 +147,9 @@ SLOW_PREFIXES: dict[str, tuple[str, ...]] = {
     ),
     "test_the_estimated_peak_of_a_gradient_agrees_with_the_meter": ("transformer-globs0-4-", "transformer-globs1-"),
     "test_tasks_of_several_shapes_are_grouped_cut_and_padded": ("traced-mlp", "traced-conv_batch"),
+    "test_gradients_on_every_kind_of_model": ("seam_loss-", "seam_loss_alone-", "seam_keyed-"),
+    "test_a_cut_is_the_gradient_of_a_loop_that_detaches": ("momentum-", "proximal-", "reads_the_support-"),
+    "test_stochastic_rules_run_under_vmap_and_as_programs": ("bayes_by_gradient-traced", "draws_by_key-traced"),
 }
 """Tests of which the cases that begin so are slow."""
 

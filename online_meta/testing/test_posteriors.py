@@ -15,7 +15,7 @@ from online_meta.testing.compare import assert_close
 from online_meta.testing.test_rules import EVERY, setting
 
 POSTERIORS = {name: registry.load(online_meta.posteriors, name) for name in registry.names(online_meta.posteriors)}
-RULES = ("sgd", "momentum", "t_net", "seam_support", "seam_keyed")
+RULES = ("sgd", "t_net", "seam_support", "seam_keyed")
 STOPS = (0, 1, 4)
 
 
