@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from online_meta.functional.autodiff import is_transformed, outside_inference_mode
 from online_meta.inner import Inner, apply_update, see_support, support_loss
@@ -49,13 +50,17 @@ def first_order(inner: Inner, *, step_weights: Sequence[float] | None = None, cu
 
 
 def _apply_update(inner: Inner, slow: Meta, carry: Carry, seen: Seen, support: Batch, k: int) -> tuple[Carry, bool]:
-    """Return the carry after step ``k``, and whether it may depend on the support loss, which few rules read.
+    """Return the carry after step ``k``, and whether it depends on the support loss, which few rules read."""
+    depends = False
 
-    Inside a transform the answer is always yes: the loss is computed once more, without a backward pass.
-    """
+    def update(loss: Tensor) -> Carry:
+        nonlocal depends
+        after = apply_update(inner, slow, carry, Seen(loss, seen.grads), support, k)
+        depends = any(value.requires_grad for part in after for value in part.values())
+        return after
+
     if is_transformed():
-        return apply_update(inner, slow, carry, seen, support, k), True
+        return torch.func.vjp(update, seen.loss)[0], depends
     with torch.enable_grad():
-        leaf = seen.loss.detach().requires_grad_()
-        after = apply_update(inner, slow, carry, Seen(leaf, seen.grads), support, k)
-    return tree_map(torch.Tensor.detach, after), any(value.requires_grad for value in tree_leaves(after))
+        after = update(seen.loss.detach().requires_grad_())
+    return tree_map(torch.Tensor.detach, after) if depends else after, depends
