@@ -190,9 +190,11 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
     def believe(state: State, support: Batch) -> Belief:
         return learner.believe(state, support)[suffix]
 
-    return LeaderContext(
-        believe, learner.inner.loss, config.model.loss == "mse", latest_leader, count_rounds, latest_tasks
-    )
+    def answers(state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        return {"": adapter.answering.answer(state, support, x)}
+
+    squared = config.model.loss == "mse"
+    return LeaderContext(answers, believe, learner.inner.loss, squared, latest_leader, count_rounds, latest_tasks)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

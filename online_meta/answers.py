@@ -1,6 +1,7 @@
 """Answer from published meta-parameters: adapt to a support set, and predict. What is scored is what is served."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from online_meta.batches import map_tensors
+from online_meta.functional.keyed import keyed
 from online_meta.functional.model import evaluation_loss
+from online_meta.functional.randomness import INIT_STEP
 from online_meta.inner import Inner, believe_in_point
 from online_meta.types import Batch, Belief, Component, LossFn, Meta, Outcome, Params, Prediction, State, Tensors
 
@@ -61,15 +64,23 @@ def bind_meta(inner: Inner, meta: Meta) -> Callable[[Batch], Belief]:
     return lambda support: believe_by_inner_loop(inner, meta, support)[""]
 
 
-def predict_each(loss: LossFn, beliefs: dict[str, Belief], x: Tensors) -> dict[str, Prediction]:
-    """Return the prediction for ``x`` under each belief, by the same names."""
+def predict_each(inner: Inner, beliefs: dict[str, Belief], support: Batch, x: Tensors) -> dict[str, Prediction]:
+    """Return the prediction for ``x`` under each belief, by the same names.
+
+    A model that draws by key draws numbers of the support set, the same for every belief.
+    """
+    keyed_loss = getattr(inner.loss, "random", False) == "keyed"
+    found = {}
     with torch.no_grad():
-        return {suffix: predict(loss, belief, x) for suffix, belief in beliefs.items()}
+        for suffix, belief in beliefs.items():
+            with keyed(support, INIT_STEP, "answer", inner.seed) if keyed_loss else nullcontext():
+                found[suffix] = predict(inner.loss, belief, x)
+    return found
 
 
 def answer_by_inner_loop(inner: Inner, meta: Meta, support: Batch, x: Tensors) -> dict[str, Prediction]:
     """Adapt to a support set by an inner loop, and predict; the names are those of ``believe_by_inner_loop``."""
-    return predict_each(inner.loss, believe_by_inner_loop(inner, meta, support), x)
+    return predict_each(inner, believe_by_inner_loop(inner, meta, support), support, x)
 
 
 def predict(loss: LossFn, belief: Belief, x: Tensors) -> Prediction:

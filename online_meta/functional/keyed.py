@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 from online_meta.functional.autodiff import is_transformed
 from online_meta.types import Batch, Params
 
-Role = Literal["begin", "step", "update", "query", "posterior"]
-"""What numbers are drawn for: a rule's start, the support loss of a step, its update, a query loss, a belief."""
+Role = Literal["begin", "step", "update", "query", "posterior", "answer"]
+"""What numbers are drawn for: a rule's start, the loss of a step, its update, a query loss, a belief, an answer."""
 
-ROLES: tuple[Role, ...] = ("begin", "step", "update", "query", "posterior")
+ROLES: tuple[Role, ...] = ("begin", "step", "update", "query", "posterior", "answer")
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))

@@ -104,7 +104,7 @@ class ContinualMaml:
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner.loss, self.believe(state, support), x)
+        return predict_each(self.inner, self.believe(state, support), support, x)
 
     def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
         """Return a score for each of ``answers`` to the next round's task, without changing the learner."""

@@ -15,14 +15,14 @@ import torch
 from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 
-from online_meta.answers import predict_each
+from online_meta.answers import Answers
 from online_meta.batches import count_samples
 from online_meta.batching.failures import describe_failure, is_task_failure
 from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood
 from online_meta.changepoints.segments import Likelihood, Segmenter
 from online_meta.changepoints.task_free import estimate_errors, make_task
 from online_meta.regret.scoring import score_answers, truncate_support
-from online_meta.types import Batch, Belief, LossFn, Prediction, Score, State, Task, Tensors
+from online_meta.types import Batch, Belief, LossFn, Score, State, Task
 from streams.formats.rows import EncodeRow, Row
 from streams.segmenting.by_change import cut_by_change, read_sample
 from streams.segmenting.cutting import Cut, RowSource
@@ -36,6 +36,7 @@ class LeaderContext(NamedTuple):
     """The access to the run that a source needs which cuts by the leader.
 
     Attributes:
+        answers: what the learner answers with, which is scored, under the name "".
         believe: adapts the published state of the learner that answers to a support set, as it does when it answers.
         loss: the model's loss.
         squared_error: whether it is a mean squared error; otherwise it counts as a negative log-likelihood.
@@ -44,6 +45,7 @@ class LeaderContext(NamedTuple):
         latest_tasks: returns the tasks of the newest n rounds, or fewer if fewer are retained.
     """
 
+    answers: Answers
     believe: Callable[[State, Batch], Belief]
     loss: LossFn
     squared_error: bool
@@ -229,11 +231,7 @@ def _describe_model_failure(error: BaseException) -> str:
 
 def _score(leader: LeaderContext, state: State, task: Task, sizes: Sequence[int]) -> Score:
     """Score the leader's answer to a task, also after the first ``sizes`` samples of its support set."""
-
-    def answers(state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        return predict_each(leader.loss, {"": leader.believe(state, support)}, x)
-
-    return score_answers(answers, state, task, sizes)[""]
+    return score_answers(leader.answers, state, task, sizes)[""]
 
 
 def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:

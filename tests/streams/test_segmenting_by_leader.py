@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deploy.checks.preflight import open_sources
 from deploy.config.config import make_config
 from deploy.exits import ConfigError
-from online_meta.answers import believe_by_inner_loop, bind_meta, pack_meta, unpack_meta
+from online_meta.answers import answer_by_inner_loop, believe_by_inner_loop, bind_meta, pack_meta, unpack_meta
 from online_meta.changepoints.detectors.run_length import run_length
 from online_meta.changepoints.leader_likelihood import leader_likelihood
 from online_meta.changepoints.segments import Segmenter, segment_adaptively
@@ -26,7 +26,7 @@ from online_meta.inner import Inner
 from online_meta.regret.scoring import score_task
 from online_meta.rules.sgd import sgd
 from online_meta.testing.segmented import draw_classes, draw_lines
-from online_meta.types import Batch, Belief, Meta, Score, State, Task
+from online_meta.types import Batch, Belief, Meta, Prediction, Score, State, Task, Tensors
 from streams.segmenting.by_leader import LeaderContext, NeedsLeader
 from streams.sources import samples
 from streams.spec import TaskSpec
@@ -73,12 +73,16 @@ class Run:
         self.served_offsets.append(self.offset)
         return pack_meta(self.meta()), self.learned
 
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        return answer_by_inner_loop(self.inner, unpack_meta(state), support, x)
+
     def believe(self, state: State, support: Batch) -> Belief:
         return believe_by_inner_loop(self.inner, unpack_meta(state), support)[""]
 
     def leader_context(self) -> LeaderContext:
         squares = self.spec is REAL
         return LeaderContext(
+            self.answers,
             self.believe,
             self.inner.loss,
             squares,
@@ -268,6 +272,7 @@ def picky_context(run: Run, module: nn.Module) -> LeaderContext:
 def leading_context(run: Run, inner: Inner, meta: Meta) -> LeaderContext:
     """Return the context of the run with another leader."""
     return run.leader_context()._replace(
+        answers=lambda state, support, x: answer_by_inner_loop(inner, unpack_meta(state), support, x),
         believe=lambda state, support: bind_meta(inner, unpack_meta(state))(support),
         loss=inner.loss,
         latest_leader=lambda: (pack_meta(meta), run.learned),

@@ -63,4 +63,4 @@ def _make_context(learner: FollowTheMetaLeader) -> LeaderContext:
     def latest() -> tuple[State, int]:
         return learner.state(), learner.round
 
-    return LeaderContext(believe, learner.inner.loss, True, latest, count, lambda many: [])
+    return LeaderContext(learner.answers, believe, learner.inner.loss, True, latest, count, lambda many: [])
