@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deploy.config.config import Config
 from deploy.exits import CONFIG, CommandError, ConfigError
-from online_meta.answers import pack_meta, unpack_meta
+from online_meta.answers import names_of, pack_meta, unpack_meta
 from online_meta.batches import map_tensors, name_tensors
 from online_meta.batching.failures import describe_failure
 from online_meta.learners import BelievingLearner, MemoryReplayBuffer
@@ -67,7 +67,7 @@ def find_leader(path: Path, like: Meta) -> Meta | None:
         return None
     state, wanted = read_leader(path).state, pack_meta(like)
     fits = {name: value.shape for name, value in state.items()} == {n: value.shape for n, value in wanted.items()}
-    return unpack_meta(state) if fits else None
+    return unpack_meta(state, names_of(like)) if fits else None
 
 
 class Adapter:

@@ -25,13 +25,36 @@ RULE = "rule."
 """Prefix of the names of the inner rule's parameters in what a learner publishes; weights have their own names."""
 
 
+class MetaNames(NamedTuple):
+    """The names of meta-parameters in their order, in which a random rule draws; a file may have another one."""
+
+    weights: tuple[str, ...]
+    rule: tuple[str, ...]
+
+
+def names_of(meta: Meta) -> MetaNames:
+    """Return the names of meta-parameters."""
+    return MetaNames(tuple(meta.weights), tuple(meta.rule))
+
+
 def pack_meta(meta: Meta) -> State:
     """Return meta-parameters as one dict of tensors."""
     return {**meta.weights, **{f"{RULE}{name}": value for name, value in meta.rule.items()}}
 
 
-def unpack_meta(state: State) -> Meta:
-    """Return the meta-parameters that ``pack_meta`` packed."""
+def unpack_meta(state: State, names: MetaNames | None = None) -> Meta:
+    """Return the meta-parameters that ``pack_meta`` packed.
+
+    Args:
+        state: what a learner publishes, with tensors in any order.
+        names: those of the meta-parameters, in the order of the result; None to take both from ``state``, where a
+            weight whose name begins with ``rule.`` counts as a parameter of the rule.
+
+    Raises:
+        KeyError: if one of the ``names`` is missing.
+    """
+    if names is not None:
+        return Meta({name: state[name] for name in names.weights}, {name: state[RULE + name] for name in names.rule})
     rule = {name.removeprefix(RULE): value for name, value in state.items() if name.startswith(RULE)}
     return Meta({name: value for name, value in state.items() if not name.startswith(RULE)}, rule)
 

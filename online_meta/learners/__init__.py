@@ -3,6 +3,9 @@
 A file offers ``build(context: LearnerContext, **options) -> Learner``; the parameters after ``context``, with types and
 defaults, are the options of ``[regret.options.NAME]``. A learner scores a task before it learns it, and gives back its
 whole state as named tensors; see ``online_meta.types.Learner``.
+
+An answer may depend on the order of the support samples beyond rounding, for example because the learner draws by their
+bytes, if the learner has an attribute ``order_matters = True``.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence

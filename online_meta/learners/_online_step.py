@@ -48,7 +48,15 @@ class FunctionalLearner:
     engine = None
     lr_scale = 1.0
 
-    def __init__(self, inner: Inner, start: State, believe: Believe, update: Update | None = None) -> None:
+    def __init__(
+        self,
+        inner: Inner,
+        start: State,
+        believe: Believe,
+        update: Update | None = None,
+        *,
+        order_matters: bool = False,
+    ) -> None:
         """Start at round 0.
 
         Args:
@@ -56,7 +64,9 @@ class FunctionalLearner:
             start: what the learner publishes first.
             believe: adapts to a support set.
             update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
+            order_matters: whether an answer depends on the order of the support samples beyond rounding.
         """
+        self.order_matters = order_matters
         self.inner, self._believe, self._update = inner, believe, update
         self._start, self._state, self._round = start, start, 0
         self._scored = ScoredTasks()
@@ -67,7 +77,7 @@ class FunctionalLearner:
 
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Return what is believed after adapting to a support set; a pure function."""
-        return self._believe(state, support)
+        return self._believe({name: state[name] for name in self._start}, support)
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""

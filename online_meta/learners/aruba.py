@@ -9,7 +9,7 @@ import torch
 from annotated_types import Gt
 from torch.utils._pytree import tree_map
 
-from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
+from online_meta.answers import answer_once, believe_by_inner_loop, names_of, pack_meta, predict_each, unpack_meta
 from online_meta.batches import concat_support_query
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.autodiff import outside_inference_mode
@@ -68,7 +68,8 @@ class AdaptiveRates:
 
     and an optimizer makes one step of phi along phi_t - theta_t, as in Reptile: gradient descent with rate beta
     gives phi_{t+1} = (1 - beta) phi_t + beta theta_t. Training uses support and query; a new task is adapted to
-    with as many steps at eta_t on its support set. The inner loop is the run's, except for its rule. Entries that do
+    with as many steps at eta_t on its support set. The inner loop is the run's, except for its rule, and begins and
+    ends with one set of weights. Entries that do
     not adapt have no rate and do not learn. A task whose displacement or squares are not finite changes only the
     count t. Every rank computes the same.
     """
@@ -82,7 +83,8 @@ class AdaptiveRates:
         self.engine = context.engine(Meta(context.start.weights, {}))
         self.lr_scale = 1.0
         self._context, self._constants = context, constants
-        self.inner = replace(context.inner, rule=meta_sgd(lr=constants.eps / constants.zeta))
+        rule = meta_sgd(lr=constants.eps / constants.zeta)
+        self.inner = replace(answer_once(context.inner), rule=rule, answer_steps=context.inner.answer_steps)
         self._schedule = constant() if context.schedule is None else context.schedule
         # Sum in float64: in float32, small addends would be lost in a large sum.
         adapting = {
@@ -90,6 +92,7 @@ class AdaptiveRates:
         }
         self._moved: Params = tree_map(lambda value: torch.full_like(value, constants.eps**2), adapting)
         self._squares: Params = tree_map(lambda value: torch.full_like(value, constants.zeta**2), adapting)
+        self._names = names_of(self.meta())
         self._round = 0
         self._scored = ScoredTasks()
 
@@ -105,7 +108,7 @@ class AdaptiveRates:
 
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt phi at the rates eta in ``state`` to a support set; a pure function."""
-        return believe_by_inner_loop(self.inner, unpack_meta(state), support)
+        return believe_by_inner_loop(self.inner, unpack_meta(state, self._names), support)
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""

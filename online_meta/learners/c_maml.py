@@ -6,13 +6,14 @@ from typing import Annotated, NamedTuple
 import torch
 from annotated_types import Gt
 
-from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
+from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict, predict_each, unpack_meta
 from online_meta.batches import concat_support_query, count_samples
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.model import evaluation_loss
-from online_meta.inner import effective_params, fast_weights, run_inner_loop
+from online_meta.inner import fast_weights, run_inner_loop, view_adapted
 from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
+from online_meta.prediction import loss_of
 from online_meta.regret.scoring import ScoredTasks, score_answers
 from online_meta.schedules.constant import constant
 from online_meta.types import (
@@ -86,6 +87,7 @@ class ContinualMaml:
         self._schedule = constant() if context.schedule is None else context.schedule
         self.lr_scale = 1.0
         self._carried = fast_weights(context.inner, context.start.weights)
+        self._names = names_of(context.start)
         self._round = 0
         self._scored = ScoredTasks()
 
@@ -96,11 +98,16 @@ class ContinualMaml:
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt to a support set; a pure function of ``state``.
 
-        The support set alone decides where adaptation starts; without any sample, the carried weights are believed.
+        The support set alone decides where adaptation starts, for each number of inner steps by U of as many; without
+        any sample, the carried weights are believed.
         """
-        slow, carried = _unpack(state)
-        continues = not count_samples(support) or self._task_continues(slow, carried, support)
-        return believe_by_inner_loop(self.inner, carried if continues else slow, support)
+        slow, carried = self._unpack(state)
+        if not count_samples(support):
+            return believe_by_inner_loop(self.inner, carried, support)
+        fresh = believe_by_inner_loop(self.inner, slow, support)
+        continuing = [suffix for suffix, belief in fresh.items() if self._task_continues(carried, belief, support)]
+        kept = believe_by_inner_loop(self.inner, carried, support) if continuing else {}
+        return {suffix: kept[suffix] if suffix in continuing else belief for suffix, belief in fresh.items()}
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""
@@ -115,13 +122,21 @@ class ContinualMaml:
         """Return the score of the learner's own answer."""
         return self.scores(task, prefixes)[""]
 
-    def _task_continues(self, slow: Meta, carried: Meta, support: Batch) -> bool:
-        """Return whether the previous task continues; False if a loss is NaN."""
-        inner = self.inner
+    def _task_continues(self, carried: Meta, fresh: Belief, support: Batch) -> bool:
+        """Return whether the previous task continues; False if a loss is NaN.
+
+        ``fresh`` is what is believed after adapting the slow weights.
+        """
         with torch.no_grad():
-            old = self._loss(effective_params(inner, carried, {}), support)
-            new = self._loss(inner.adapt(slow, support), support)
+            old = self._loss(view_adapted(self.inner, carried, {}, support), support)
+            new = loss_of(predict(self.inner.loss, fresh, support.x), support.y, support.weight)
         return float(old) - float(new) < self._options.gamma
+
+    def _unpack(self, state: State) -> tuple[Meta, Meta]:
+        """Return the slow meta-parameters, and those with the carried weights in place of the fast ones."""
+        slow = unpack_meta(state, self._names)
+        fast = {name: state[f"{CARRIED}.{name}"] for name in self._carried}
+        return slow, Meta({**slow.weights, **fast}, slow.rule)
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""
@@ -135,13 +150,14 @@ class ContinualMaml:
     def _learn(self, task: Task) -> StepReport:
         found = self._context.gradient(self.engine.meta(), task)
         # Use the first rank's values: rounding may differ between machines, but all ranks must decide alike.
-        slow, carried = _unpack(self.state())
-        own = [self._task_continues(slow, carried, task.support), float(found.loss)]
+        slow, carried = self._unpack(self.state())
+        (fresh,) = self.inner.believe(slow, task.support)
+        own = [self._task_continues(carried, fresh, task.support), float(found.loss)]
         continues, loss = self._context.gather(own)[0]
         self.engine.lr_scale = self.lr_scale * self._schedule(self._round) * self._lr_share(loss)
         report = apply_from_first_rank(self.engine, found)
         if report.skipped is None:
-            slow, carried = _unpack(self.state())
+            slow, carried = self._unpack(self.state())
             start = carried if continues else slow
             phi = run_inner_loop(self.inner, start, concat_support_query(task)).phi
             fast = {name: phi[name] for name in self._carried}
@@ -167,14 +183,6 @@ class ContinualMaml:
 
 def _pack_carried(carried: Params) -> State:
     return {f"{CARRIED}.{name}": value for name, value in carried.items()}
-
-
-def _unpack(state: State) -> tuple[Meta, Meta]:
-    """Return the slow meta-parameters, and those with the carried weights in place of the fast ones."""
-    start = f"{CARRIED}."
-    fast = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-    slow = unpack_meta({name: value for name, value in state.items() if not name.startswith(start)})
-    return slow, Meta({**slow.weights, **fast}, slow.rule)
 
 
 def build(

@@ -138,16 +138,21 @@ class DirichletProcessMixture:
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt every component to a support set; a pure function of ``state``.
 
-        The weights are the responsibilities, with that of a new component; without any sample, their prior.
+        The weights are the responsibilities, with that of a new component, after as many inner steps; without any
+        sample, their prior.
         """
         counts: list[float] = state[COUNTS].tolist()
-        metas = [*(_component_meta(state, at) for at in range(len(counts))), self._context.start]
-        beliefs = [believe_by_inner_loop(self.inner, meta, support) for meta in metas]
-        shares = self._responsibilities(support, counts, [belief[""] for belief in beliefs])
+        start = self._context.start
+        metas = [*(_component_meta(state, at, start) for at in range(len(counts))), start]
+        each = [believe_by_inner_loop(self.inner, meta, support) for meta in metas]
+        return {suffix: self._mix_beliefs(support, counts, [belief[suffix] for belief in each]) for suffix in each[0]}
+
+    def _mix_beliefs(self, support: Batch, counts: Sequence[float], beliefs: Sequence[Belief]) -> Belief:
+        """Return the mixture of what the components and a new one believe."""
+        shares = self._responsibilities(support, counts, beliefs)
         if not shares.sum():  # All losses are not finite: the initial parameters answer.
             shares[-1] = 1.0
-        used = [(belief, share.log()) for belief, share in zip(beliefs, shares, strict=True) if share]
-        return {suffix: _mix([(belief[suffix], share) for belief, share in used]) for suffix in beliefs[0]}
+        return _mix([(belief, share.log()) for belief, share in zip(beliefs, shares, strict=True) if share])
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Predict with the mixture of all components, as ``believe`` weights them; a pure function."""
@@ -330,9 +335,8 @@ def _mix(beliefs: Sequence[tuple[Belief, Tensor]]) -> Belief:
     return Belief(params, torch.cat([belief.log_weights + share.to(belief.log_weights) for belief, share in beliefs]))
 
 
-def _component_meta(state: State, component: int) -> Meta:
-    start = f"{component}."
-    return unflatten_meta({name.removeprefix(start): v for name, v in state.items() if name.startswith(start)})
+def _component_meta(state: State, component: int, like: Meta) -> Meta:
+    return unflatten_meta({name: state[f"{component}.{name}"] for name in flatten_meta(like)})
 
 
 def _component_filter(component: int, keep: TensorFilter | None) -> Callable[[str], bool] | None:

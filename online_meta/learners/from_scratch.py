@@ -22,4 +22,4 @@ def build(context: LearnerContext, steps: int = 100, lr: float = 0.003) -> Funct
     def believe(state: State, support: Batch) -> dict[str, Belief]:
         return believe_by_inner_loop(inner, Meta(context.draw_weights(checksum(support)), {}), support)
 
-    return FunctionalLearner(inner, {}, believe)
+    return FunctionalLearner(inner, {}, believe, order_matters=True)

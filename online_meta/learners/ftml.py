@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
+from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict_each, unpack_meta
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import TaskFailures
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
@@ -84,6 +84,7 @@ class FollowTheMetaLeader:
             raise ValueError(f"batch is {batch} and steps_per_round is {steps_per_round}; both must be 1 or more")
         self.inner = replace(inner, loss=checked_loss(inner.loss))
         self.engine = engine
+        self._names = names_of(engine.meta())
         self.round = 0
         self.lr_scale = 1.0
         self.task_sum = TaskSum(gradient, programs)
@@ -106,7 +107,7 @@ class FollowTheMetaLeader:
 
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt the meta-parameters in ``state`` to a support set; a pure function."""
-        return believe_by_inner_loop(self.inner, unpack_meta(state), support)
+        return believe_by_inner_loop(self.inner, unpack_meta(state, self._names), support)
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Gt
 from torch.utils._pytree import tree_map
 
-from online_meta.answers import believe_by_inner_loop, pack_meta, predict_each, unpack_meta
+from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict_each, unpack_meta
 from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
@@ -58,6 +58,7 @@ class MemoryEfficientLearner:
         self.engine = context.engine(context.start)
         self._context, self._alpha, self._steps = context, alpha, steps
         self.inner = context.inner
+        self._names = names_of(context.start)
         self._schedule = constant() if context.schedule is None else context.schedule
         self.lr_scale = 1.0
         self._dual, self._anchor = zeros(context.start), context.start
@@ -70,7 +71,7 @@ class MemoryEfficientLearner:
 
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt the meta-parameters in ``state`` to a support set; a pure function."""
-        return believe_by_inner_loop(self.inner, unpack_meta(state), support)
+        return believe_by_inner_loop(self.inner, unpack_meta(state, self._names), support)
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the predictions under what ``believe`` returns; a pure function."""

@@ -1,13 +1,24 @@
 """What every online learner of ``online_meta.learners`` keeps."""
 
+from functools import cache
+
 import pytest
 import torch
+from safetensors.torch import load, save
+from torch.utils._pytree import tree_leaves
 
+import online_meta as om
 import online_meta.learners
 from online_meta import registry
+from online_meta.answers import predict
+from online_meta.batches import empty_like, map_tensors, select_samples
+from online_meta.learners import BelievingLearner
 from online_meta.meta_optimizer import flatten_meta
+from online_meta.posteriors import samples
+from online_meta.prediction import loss_of
 from online_meta.regret.scoring import OrderError
-from online_meta.testing.learner_problems import frozen, remembered, setup, stream
+from online_meta.testing.learned_rules import draws_by_key
+from online_meta.testing.learner_problems import frozen, net, remembered, setup, stream, weights_of
 from online_meta.types import Batch, Task
 
 NAMES = registry.names(online_meta.learners)
@@ -248,3 +259,167 @@ def test_what_is_saved_is_plain_tensors_without_a_graph(name):
     for value in learner.save().values():
         assert isinstance(value, torch.Tensor)
         assert not value.requires_grad
+
+
+ANSWERING = {**QUICK, "dp_mixture": {"concentration": 4.0}}
+"""Options of the learners whose answers are tested: the mixture has several components."""
+
+
+def answering(name, loss="mse", rounds=3, answer_steps=(), **inner):
+    """Return a learner that has learned some rounds, and the next task; ``inner`` changes its inner loop."""
+    *tasks, task = stream(rounds + 1)
+    saved = learn(name, loss, rounds, tuple(inner.items()))
+    learner = build(name, loss, remembered(tasks), answer_steps=answer_steps, **inner)
+    learner.load(saved, rounds)
+    return learner, task
+
+
+@cache
+def learn(name, loss, rounds, inner):
+    """Return what a learner saves after some rounds."""
+    learner = build(name, loss, **dict(inner))
+    play(learner, stream(rounds))
+    return learner.save()
+
+
+def build(name, loss="mse", buffer=None, **inner):
+    """Return a learner at round 0."""
+    inner = om.Inner(om.model_loss(net(), loss), **{"rule": om.rules.sgd(lr=0.05), "steps": 2, **inner})
+    changes = {} if buffer is None else {"buffer": buffer}
+    context = setup(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(net())), **changes)
+    return registry.load_module(online_meta.learners, name).build(context, **ANSWERING.get(name, {}))
+
+
+def bits(tree):
+    """Return all bits of a tree of tensors, to be compared with ==."""
+    return [(str(leaf.dtype), tuple(leaf.shape), leaf.numpy().tobytes()) for leaf in tensors_of(tree)]
+
+
+def tensors_of(tree):
+    """Return the tensors of a tree; outcomes are functions and not among them."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+KEYED = {"rule": draws_by_key(), "posterior": samples(), "samples": 3}
+"""An inner loop that draws, and answers with a mixture of its draws."""
+
+every_inner = pytest.mark.parametrize("inner", [{}, KEYED], ids=["sgd", "draws"])
+
+
+@every_learner
+@every_inner
+def test_an_answer_is_a_pure_function_of_what_is_published(name, inner):
+    learner, task = answering(name, **inner)
+    state, saved = learner.state(), frozen(learner.save())
+    given = frozen(state), bits(task)
+    first = learner.answers(state, task.support, task.query.x)
+    assert "" in first
+    assert all(not leaf.requires_grad for leaf in tensors_of(first))
+    torch.manual_seed(77)
+    with torch.inference_mode():
+        again = learner.answers(learner.state(), map_tensors(torch.clone, task.support), task.query.x.clone())
+    assert (bits(again), list(again)) == (bits(first), list(first))
+    assert (frozen(state), bits(task)) == given, "nothing is written to the arguments"
+    assert frozen(learner.save()) == saved, "the learner is as it was"
+    assert frozen(learner.state()) == given[0]
+
+
+@every_learner
+@every_inner
+def test_another_process_answers_the_same_bits_from_what_was_published(name, inner):
+    learner, task = answering(name, **inner)
+    state = learner.state()
+    published = load(save({key: value.contiguous() for key, value in state.items()}))
+    right = learner.answers(state, task.support, task.query.x)
+    play(learner, [task])
+    other = build(name, **inner).answers(published, task.support, task.query.x)
+    assert bits(other) == bits(right)
+
+
+@every_learner
+@pytest.mark.parametrize("loss", ["mse", "gaussian_of_noise"])
+def test_a_score_is_the_loss_of_the_answer(name, loss):
+    learner, task = answering(name, loss, answer_steps=(1, 4))
+    support, (x, y) = task
+    state = learner.state()
+
+    def losses(of):
+        return {suffix: float(loss_of(found, y)) for suffix, found in learner.answers(state, of, x).items()}
+
+    scores = learner.scores(task, (1, 3))
+    assert {suffix: score.loss_after for suffix, score in scores.items()} == losses(support)
+    assert {suffix: score.loss_before for suffix, score in scores.items()} == losses(empty_like(support))
+    for place, points in enumerate((1, 3)):
+        found = {suffix: score.prefixes[place] for suffix, score in scores.items()}
+        assert {one.points for one in found.values()} == {points}
+        first = select_samples(support, slice(points))
+        assert {suffix: one.loss for suffix, one in found.items()} == losses(first)
+    assert learner.score(task, (1, 3)) == scores[""]
+
+
+@every_learner
+@every_inner
+@pytest.mark.parametrize("points", [0, 1])
+def test_an_answer_to_little_support_is_a_distribution(name, inner, points):
+    for learner, task in (answering(name, **inner), answering(name, rounds=0, **inner)):
+        support = select_samples(task.support, slice(points))
+        for prediction in learner.answers(learner.state(), support, task.query.x).values():
+            assert all(part.outputs.shape == (len(part.log_weights), *task.query.y.shape) for part in prediction)
+            assert all(bool(part.outputs.isfinite().all()) for part in prediction)
+            total = torch.cat([part.log_weights for part in prediction]).exp().sum()
+            torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@every_learner
+@every_inner
+def test_an_answer_without_support_takes_no_step(name, inner):
+    learner, task = answering(name, **inner)
+    nothing = empty_like(task.support)
+    found = learner.answers(learner.state(), nothing, task.query.x)
+    for steps in (0, 5):
+        other = build(name, **inner, steps=steps).answers(learner.state(), nothing, task.query.x)
+        assert bits(other) == bits(found)
+
+
+@every_learner
+def test_the_order_of_the_support_set_does_not_matter_unless_a_learner_says_so(name):
+    learner, task = answering(name)
+    if getattr(learner, "order_matters", False):
+        return
+    order = torch.tensor([2, 0, 3, 1])
+    found, other = (
+        learner.answers(learner.state(), support, task.query.x)[""]
+        for support in (task.support, select_samples(task.support, order))
+    )
+    for part, same in zip(found, other, strict=True):
+        torch.testing.assert_close(part.outputs, same.outputs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(part.log_weights, same.log_weights, rtol=1e-9, atol=1e-9)
+
+
+@every_learner
+@every_inner
+def test_an_answer_after_another_number_of_steps_is_that_of_a_learner_with_so_many(name, inner):
+    learner, task = answering(name, answer_steps=(1, 2, 4), **inner)
+    state = learner.state()
+    found = learner.answers(state, task.support, task.query.x)
+    if getattr(learner, "inner", None) is not None and learner.inner.answer_steps:
+        assert list(found) == ["", "@1", "@4"], "2 is its own number of steps"
+    for suffix, prediction in found.items():
+        own = {"steps": int(suffix[1:])} if suffix else {}
+        alone = build(name, **{**inner, **own}).answers(state, task.support, task.query.x)
+        assert list(alone) == [""]
+        assert bits(alone[""]) == bits(prediction)
+
+
+@every_learner
+@every_inner
+def test_what_is_believed_predicts_what_is_answered(name, inner):
+    learner, task = answering(name, answer_steps=(1, 4), **inner)
+    if not isinstance(learner, BelievingLearner):
+        return
+    state = learner.state()
+    beliefs = learner.believe(state, task.support)
+    found = learner.answers(state, task.support, task.query.x)
+    assert list(beliefs) == list(found)
+    for suffix, belief in beliefs.items():
+        assert bits(predict(learner.inner.loss, belief, task.query.x)) == bits(found[suffix])
