@@ -20,4 +20,4 @@ def command(checkpoint_dir: Path, file: Path) -> None:
         replace_file(file, encode_leader(leader.state, leader.round, learner=leader.learner), durable=False)
     except OSError as error:
         raise CommandError(CONFIG, f"{file} cannot be written: {error.strerror}") from error
-    click.echo(f"{file}: what {leader.learner} answers from after {leader.round} rounds")
+    click.echo(f"{file}: the state of {leader.learner} after {leader.round} rounds")

@@ -117,7 +117,7 @@ def test_verify_without_a_history(cli: Cli, tmp_path: Path) -> None:
 def test_an_export_holds_the_daemons_weights(cli: Cli, finished: Finished, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     ended = cli("export", finished.run / "checkpoints" / str(ROUNDS), file)
-    assert (ended.code, ended.out) == (0, f"{file}: the meta-parameters after {ROUNDS} rounds\n")
+    assert (ended.code, ended.out) == (0, f"{file}: the state of ftml after {ROUNDS} rounds\n")
     exported, served = load(file.read_bytes()), load(finished.weights)
     assert exported.keys() == served.keys()
     assert all(torch.equal(exported[name], served[name]) for name in served)

@@ -22,6 +22,7 @@ from deploy.config.config import Config, make_config
 from deploy.exits import ConfigError
 from deploy.leader import Adapter, adapt_from_checkpoint
 from deploy.server.app import create_app
+from online_meta.learners import MemoryReplayBuffer
 from online_meta.types import Batch, Task
 from streams.formats import wire
 from streams.history.history import History
@@ -30,6 +31,7 @@ from streams.ingest.ingest import Ingest
 from streams.sources import python
 from streams.types import Rejected
 from tests.support.ingesting import until
+from trainers.build import build_answering_learner
 
 MARK = 50.0
 ERRORS: dict[str, Callable[[], BaseException]] = {
@@ -234,7 +236,7 @@ def test_an_output_that_cannot_be_sent_is_a_refusal(tmp_path: Path) -> None:
     adapter = Adapter(config.trainer(), tmp_path / "leader")
     adapter.predict = lambda support, query_x: (Pair()(query_x), 3)  # type: ignore[assignment, return-value]
     with pytest.raises(Rejected, match="model_error"):
-        adapter.answer(GOOD.support, GOOD.query.x, classes=True)
+        adapter.answer(GOOD.support, GOOD.query.x)
 
 
 def test_the_model_runs_outside_the_event_loop(tmp_path: Path, open_door: Callable[..., Door]) -> None:
@@ -341,11 +343,9 @@ def make_sources(folder: Path, *tables: dict[str, Any]) -> Any:
 
 def test_the_command_explains_every_exception_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(tmp_path, "marked=KeyError")
-    weights = check_learning(config).start.weights
-    saved = {"ftml": {f"weights.{name}": value for name, value in weights.items()}}
+    saved = {"ftml": build_answering_learner(config.trainer(), MemoryReplayBuffer()).learner.save()}
     settings = dataclasses.asdict(config.trainer())
-    checkpoint = SimpleNamespace(settings=settings, learners=saved)
+    checkpoint = SimpleNamespace(settings=settings, learners=saved, rounds=0)
     monkeypatch.setattr("deploy.leader.open_checkpoint", lambda folder: checkpoint)
-    monkeypatch.setattr("deploy.leader.MAIN_LEARNER", "ftml")
     with pytest.raises(Exception, match="does not accept these tensors: KeyError: 'x'"):
         adapt_from_checkpoint(tmp_path, BAD.support, BAD.query.x)
