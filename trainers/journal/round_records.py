@@ -203,7 +203,7 @@ def _distribution_to_json(score: Score) -> Line:
     """Return the figures of a predicted distribution; none for an outcome that is no distribution."""
     found: Line = {} if score.nll is None else {"nll": _finite_or_none(score.nll)}
     if score.calibration is not None:
-        found["calibration"] = {key: value for key, value in score.calibration._asdict().items() if value}
+        found["calibration"] = {key: [*value] for key, value in score.calibration._asdict().items() if value}
     return found
 
 
