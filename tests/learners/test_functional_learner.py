@@ -19,8 +19,8 @@ def make(update):
     return FunctionalLearner(context.inner, pack_meta(context.start), believe, update)
 
 
-def halve(state, task, round):
-    return {name: value / 2 for name, value in state.items()}
+def quarter(state, task, round):
+    return {name: value / 4 for name, value in state.items()}
 
 
 def add_round(state, task, round):
@@ -32,12 +32,12 @@ def play(learner, tasks):
 
 
 def test_each_round_updates_the_state_and_reports_the_norm_of_the_change():
-    learner = make(halve)
+    learner = make(quarter)
     before = learner.state()
     played = play(learner, stream(2))
-    assert frozen(learner.state()) == frozen({name: value / 4 for name, value in before.items()})
+    assert frozen(learner.state()) == frozen({name: value / 16 for name, value in before.items()})
     norm = math.sqrt(sum(float(value.square().sum()) for value in before.values()))
-    assert [learned.steps[0].norm for _, learned in played] == pytest.approx([norm / 2, norm / 4], rel=1e-12)
+    assert [learned.steps[0].norm for _, learned in played] == pytest.approx([norm * 3 / 4, norm * 3 / 16], rel=1e-12)
     assert {step.skipped for _, learned in played for step in learned.steps} == {None}
 
 
