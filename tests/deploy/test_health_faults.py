@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 
@@ -253,6 +254,53 @@ def test_a_task_that_ends_the_trainer_turns_restarts_until_it_is_in_quarantine(t
         daemon.submit(4)
         daemon.wait_until_learned(4)
         wait_for("only the quarantine is left", lambda: read_unwell(daemon.client) == {"quarantine": "warn"})
+
+
+RANKS = """
+[engine]
+kind = "deepspeed"
+processes = 2
+batching = "loop"
+"""
+
+
+def find_rank(daemon: Daemon, number: int) -> psutil.Process:
+    """Return the process of a rank."""
+
+    def find() -> psutil.Process | None:
+        with contextlib.suppress(psutil.Error):
+            ranks = daemon.child("ranks").children()
+            return next((rank for rank in ranks if rank.environ().get("RANK") == str(number)), None)
+        return None
+
+    rank: psutil.Process = wait_for(f"rank {number} runs", find)
+    return rank
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_and_a_stopped_rank_turn_the_check_of_the_trainer(tmp_path: Path) -> None:
+    with running_daemon(write_sinusoid(tmp_path, RANKS), *ALONE) as daemon:
+        daemon.submit(*range(3))
+        daemon.wait_until_learned(3)
+        kill = lambda: find_rank(daemon, 1).kill()  # noqa: E731
+        inject(daemon, "rank 1 of 2 killed", ("trainer", "fail"), kill, nothing)
+        daemon.submit(3)
+        daemon.wait_until_learned(4)
+        for number in (0, 1):
+            rank = find_rank(daemon, number)
+
+            def stop(rank: psutil.Process = rank, task: int = 4 + number) -> None:
+                rank.suspend()
+                assert daemon.submit(task)[0].status_code == 201
+
+            def resume(rank: psutil.Process = rank) -> None:
+                with contextlib.suppress(psutil.NoSuchProcess):  # The agent may have replaced it already.
+                    rank.resume()
+
+            inject(daemon, f"rank {number} of 2 stopped (SIGSTOP)", ("trainer", "fail"), stop, resume)
+            daemon.wait_until_learned(5 + number)
+        assert daemon.status()["trainer"]["restarts"] >= 1
+        assert daemon.drain() == 0
 
 
 DIVERGING = """
