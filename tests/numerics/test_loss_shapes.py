@@ -166,14 +166,23 @@ def test_losses_that_combine_other_shapes_rightly_are_accepted(name):
     assert om.preflight(inner, meta, [task], remarks=False, second=False).problems == ()
 
 
-def test_a_loss_without_a_scalar_is_refused_with_a_reason():
+def test_a_loss_that_is_neither_a_scalar_nor_one_number_a_sample_is_refused_with_a_reason():
     output, y = torch.rand(8, 1), torch.rand(8, 1)
     for loss, found in (
         (partial(F.mse_loss, reduction="none"), "a tensor of shape (8, 1)"),
         (lambda output, y: float(F.mse_loss(output, y)), "a float"),
         (lambda output, y: None, "a NoneType"),
     ):
-        assert f"the loss returns {found}; it must return a scalar" in explain_misfit(loss, output, y)
+        assert f"the loss returns {found}; it must return the losses of the samples, (8,), or a scalar" in explain_misfit(loss, output, y)
+    flat = partial(F.mse_loss, reduction="none")
+    assert explain_misfit(flat, output[:, 0], y[:, 0]) is None, "one number a sample is a loss"
+    module = network(1)
+    each, mean = (om.model_loss(module, loss) for loss in (lambda a, b: flat(a, b).mean(1), "mse"))
+    weights, batch = dict(module.named_parameters()), om.Batch(torch.rand(8, 4), y)
+    assert torch.allclose(each(weights, batch), mean(weights, batch))
+    weight = torch.arange(8.0)
+    right = (weight * (module(batch.x) - y)[:, 0] ** 2).sum() / weight.sum()
+    assert torch.allclose(each(weights, batch._replace(weight=weight)), right)
     with pytest.raises(ValueError, match=r"the loss is the class MSELoss: give a function"):
         om.model_loss(network(), nn.MSELoss)
 
