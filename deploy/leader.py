@@ -1,7 +1,7 @@
 """Answer from what a run publishes, outside the trainer process: adapt to support sets and predict."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -87,12 +87,19 @@ class Adapter:
         self._cached: tuple[int, Leader] | None = None
 
     def leader(self) -> Leader:
-        """Return the newest leader; raises ``FileNotFoundError`` if none has been published."""
+        """Return the newest leader.
+
+        Raises ``FileNotFoundError`` if the learner that answers has published none: after a restart with another one,
+        the file has what the old one answered from.
+        """
         with self._lock:
             stamp = self._path.stat().st_mtime_ns
             if self._cached is None or self._cached[0] != stamp:
                 self._cached = (stamp, read_leader(self._path))
-            return self._cached[1]
+            found = self._cached[1]
+        if found.learner != self.answering.name:
+            raise FileNotFoundError(f"{self._path} is published by {found.learner}, not by {self.answering.name}")
+        return found
 
     def predict(self, support: Batch, query_x: Tensors) -> tuple[Prediction, int]:
         """Answer to a support set from what is published, by the function that scores the rounds.
@@ -172,7 +179,9 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
     buffer = HistoryBuffer(history, torch.device("cpu"))
 
     def latest_leader() -> tuple[State, int]:
-        return adapter.leader()[:2] if files.leader.exists() else (start, 0)
+        with suppress(FileNotFoundError):
+            return adapter.leader()[:2]
+        return start, 0
 
     def count_rounds() -> int:
         return 0 if history is None else len(history)

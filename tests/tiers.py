@@ -76,6 +76,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_status_regret_and_metrics_agree": NONE,
     "test_a_daemon_seals_into_an_object_store_and_learns_from_there": NONE,
     "test_a_replay_of_discarded_rounds_is_refused": NONE,
+    "test_the_recorded_loss_is_that_of_the_answer_that_was_served": ("gaussian-dp_mixture", "gaussian-ftml@1"),
     "test_a_temporary_failure_of_network_or_broker_loses_and_duplicates_nothing": (
         "kafka-cut",
         "nats-kill",

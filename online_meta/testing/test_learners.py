@@ -300,7 +300,7 @@ def tensors_of(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-KEYED = {"rule": draws_by_key(), "posterior": samples(), "samples": 3}
+KEYED = {"rule": draws_by_key(), "posterior": samples(), "samples": 2}
 """An inner loop that draws, and answers with a mixture of its draws."""
 
 every_inner = pytest.mark.parametrize("inner", [{}, KEYED], ids=["sgd", "draws"])

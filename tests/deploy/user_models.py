@@ -29,6 +29,10 @@ def squared(output: Tensor, y: Tensor) -> Tensor:
     return ((output - y) ** 2).mean()
 
 
+def absolute_of_rows(output: Tensor, y: Tensor) -> Tensor:
+    return (output - y).abs().sum(1)
+
+
 class Copied(nn.Module):
     """Each copy of it computes something else."""
 
