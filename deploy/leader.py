@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from deploy.config.config import Config
-from deploy.exits import CONFIG, CommandError, ConfigError
+from deploy.exits import CONFIG, CommandError
 from online_meta.answers import names_of, pack_meta, unpack_meta
 from online_meta.batches import map_tensors, name_tensors
 from online_meta.batching.failures import describe_failure
@@ -173,6 +173,9 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         config: of the run.
         files: of the run.
         history: from which the latest tasks are read; None if the run has no rounds yet.
+
+    Raises:
+        ValueError: if the learner that answers does not believe in parameters.
     """
     adapter = Adapter(config.trainer(), files.leader)
     start = adapter.answering.learner.state()
@@ -191,9 +194,9 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
 
     name, learner, suffix = adapter.answering
     if not isinstance(learner, BelievingLearner):
-        raise ConfigError(
-            f"a [[source]] with likelihood = 'leader' needs a learner that answers by parameters of the model, and "
-            f"{name!r} does not: name another one in [serve] answers"
+        raise ValueError(
+            f"likelihood = 'leader' needs a learner that answers by parameters of the model, and {name!r} does not: "
+            "name another one in [serve] answers"
         )
 
     def believe(state: State, support: Batch) -> Belief:

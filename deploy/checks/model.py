@@ -3,20 +3,36 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from deploy.config.config import Config
 from deploy.config.learner_tables import label_learner
 from deploy.exits import ConfigError
 from deploy.telemetry.run_view import Scored
 from online_meta import registry
-from online_meta.batches import count_samples, map_tensors, only_tensor
+from online_meta.batches import count_samples, map_tensors, name_tensors
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
+from online_meta.outcomes import LossFunction, describe_shape
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
-from online_meta.types import Batch, Engine, Meta, MetaGrad, Task, Tensors
+from online_meta.regret.scoring import score_answers
+from online_meta.types import (
+    Batch,
+    Component,
+    Engine,
+    Meta,
+    MetaGrad,
+    Outcome,
+    Prediction,
+    State,
+    Task,
+    Tensors,
+)
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
 from trainers.build import build_learner, build_learners, build_loss, build_module, override_context
 from trainers.comparators import load_comparator
@@ -56,7 +72,8 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
     tasks = [make_synthetic_task(config.task, device, seed) for seed in range(TASKS)]
     with _model_error_context(config):
         assert isinstance(context.inner.loss, ModelLoss)
-        _check_output(config, context.inner.loss.output(context.start.weights, tasks[0].query.x), tasks[0].query)
+        output = context.inner.loss.output(context.start.weights, tasks[0].query.x)
+        _check_output(config, output, context.inner.loss.outcome, tasks[0].query)
         gradient = _try_gradient(context, tasks[0])
         if isinstance(gradient, MetaGrad):
             _check_finite(config, gradient)
@@ -83,19 +100,19 @@ def _answers_specially(inner: InnerSettings) -> bool:
 def list_scored(config: Config, context: LearnerContext) -> Scored:
     """Return what rounds score: the answers of learners, and "NAME@K" after K inner steps, and what outputs mean.
 
-    Learners of a table, and all if [inner] says how to answer, answer on a synthetic task to find out. Raises
-    ``ConfigError`` if one cannot, or nobody gives the answers of [serve].
+    Learners of a table and those of other packages, and all if [inner] says how to answer, answer on a synthetic task
+    to find out. Raises ``ConfigError`` if one cannot, or nobody gives the answers of [serve].
     """
     settings, task = config.trainer(), make_synthetic_task(config.task, torch.device(config.engine.device))
     names: dict[str, None] = {}
     for at, learner in enumerate(list_learners(settings)):
-        label = label_learner(at, learner.name) if at < len(settings.learner) else "inner"
+        own = ":" in learner.kind
+        label = label_learner(at, learner.name) if at < len(settings.learner) else "regret" if own else "inner"
         suffixes: Iterable[str] = [""]
-        if at < len(settings.learner) or _answers_specially(settings.inner):
+        if at < len(settings.learner) or own or _answers_specially(settings.inner):
             try:
-                made = build_learner(settings, at, context)
-                suffixes = made.answers(made.state(), task.support, only_tensor(task.query.x))
-            except Exception as error:  # A user's model may raise anything.
+                suffixes = _try_answers(build_learner(settings, at, context), task)
+            except Exception as error:  # A user's model or learner may raise anything.
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                 raise ConfigError(f"[{label}] {learner.name} cannot answer: {kind}{error}") from error
         names |= dict.fromkeys(learner.name + suffix for suffix in suffixes)
@@ -104,6 +121,63 @@ def list_scored(config: Config, context: LearnerContext) -> Scored:
         raise ConfigError(f"[serve] answers = {config.answering!r}: nobody gives this answer; {known}")
     assert isinstance(context.inner.loss, ModelLoss)
     return Scored(tuple(names), context.inner.loss.outcome)
+
+
+CURE = "state() returns named tensors, and answers(state, support, x) a prediction for each x, under the key ''"
+"""What a learner needs in order to be scored and served."""
+
+PARTS = ("state", "answers", "scores", "score", "learn", "learn_more", "save", "load", "engine", "lr_scale")
+"""The parts of ``online_meta.types.Learner``."""
+
+
+def _try_answers(learner: Any, task: Task) -> dict[str, Prediction]:
+    """Return what a learner answers to a task from what it publishes; raises what is wrong with it."""
+    if missing := [name for name in PARTS if not hasattr(learner, name)]:
+        raise ValueError(f"{type(learner).__name__} has no {', '.join(missing)}: {CURE}")
+    state = learner.state()
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"state() returns {_describe(state)}: {CURE}")
+    published: State = load(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+    moved = {name: value.to(state[name].device) for name, value in published.items()}
+    found: Any = learner.answers(moved, task.support, task.query.x)
+    if not isinstance(found, dict) or "" not in found:
+        raise ValueError(f"answers() returns {_describe(found)}: {CURE}")
+    for prediction in found.values():
+        _check_prediction(prediction, count_samples(task.query))
+    score_answers(learner.answers, state, task)  # With an empty support set, and by the losses.
+    again = learner.answers(state, task.support, task.query.x)
+    if not all(map(_same_outputs, found.values(), again.values())):
+        raise ValueError("another answer follows from the same state and support set: answers() is a pure function")
+    return found
+
+
+def _check_prediction(prediction: Prediction, rows: int) -> None:
+    if not prediction or not all(isinstance(part, Component) for part in prediction):
+        raise ValueError(f"an answer is {_describe(prediction)}: it is a tuple of Component")
+    for part in prediction:
+        samples = len(part.log_weights)
+        shapes = {name: tuple(one.shape) for name, one in name_tensors("outputs", part.outputs).items()}
+        if any(shape[:2] != (samples, rows) for shape in shapes.values()):
+            raise ValueError(
+                f"an answer has outputs of shapes {shapes} for {samples} log_weights and {rows} samples: each is "
+                f"({samples}, {rows}, ...)"
+            )
+    total = float(torch.cat([part.log_weights.detach().cpu().double() for part in prediction]).exp().sum())
+    if abs(total - 1) > 1e-3:
+        raise ValueError(
+            f"the weights of an answer sum to {total:g}: subtract logsumexp from log_weights, so that they sum to 1"
+        )
+
+
+def _same_outputs(first: Prediction, second: Prediction) -> bool:
+    pairs = zip(tree_leaves([part[1:] for part in first]), tree_leaves([part[1:] for part in second]), strict=True)
+    return all(torch.equal(a, b) or bool((a != a).any()) for a, b in pairs)
+
+
+def _describe(value: object) -> str:
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    return f"a dict of {', '.join(f'{name!r}: {type(one).__name__}' for name, one in value.items()) or 'nothing'}"
 
 
 def check_real_task(config: Config, context: LearnerContext, task: Task) -> None:
@@ -159,26 +233,46 @@ def _check_finite(config: Config, gradient: MetaGrad) -> None:
         )
 
 
-def _check_output(config: Config, output: Tensors, query: Batch) -> None:
-    """Compare the output's shape with what a named loss requires; a user's own loss is not checked."""
-    if not isinstance(output, Tensor):
+def _check_output(config: Config, output: Tensors, outcome: Outcome, query: Batch) -> None:
+    """Ask a named outcome whether the output fits the targets; for a user's own loss, ``preflight`` does."""
+    if isinstance(outcome.loss, LossFunction):
         return
-    found, build = tuple(output.shape), config.model.build
-    if config.model.loss == "mse" and found != tuple(only_tensor(query.y).shape):
-        expected = f"(n, {', '.join(map(str, config.task.y_shape))})" if config.task.y_shape else "(n,)"
+    spec, loss = config.task, f"[model] loss = {config.model.loss!r}"
+    classes = _count_classes(outcome, output)
+    if classes is not None and spec.y != "class":
         raise ConfigError(
-            f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] y_shape = "
-            f"{config.task.y_shape} needs {expected}"
+            f"{loss} is for classes, but [task] y = {spec.y!r}: use a loss of numbers, such as 'mse' or 'gaussian', or "
+            "set y = 'class'"
         )
-    if config.model.loss != "cross_entropy":
-        return
-    if config.task.y != "class":
-        raise ConfigError(f"[model] loss = 'cross_entropy' is for classes, but [task] y = {config.task.y!r}: use 'mse'")
-    if len(found) != 2 or found[1] < (config.task.ways or 1):
+    if outcome.cdf is not None and spec.y == "class":
         raise ConfigError(
-            f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] ways = {config.task.ways} "
-            f"needs (n, {config.task.ways})"
+            f"{loss} is for numbers, but [task] y = 'class': use 'cross_entropy' or 'categorical', or set y = 'real'"
         )
+    found, build = describe_shape(output), config.model.build
+    if classes is not None and classes < (spec.ways or 1):
+        raise ConfigError(
+            f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] ways = {spec.ways} "
+            f"needs (n, {spec.ways})"
+        )
+    try:
+        outcome.nll(output, query.y)
+    except ValueError as error:
+        shape = f"y_shape = {spec.y_shape}" if spec.y == "real" else f"y = 'class', ways = {spec.ways}"
+        raise ConfigError(
+            f"[model] {build} gives an output of shape {found} for {SAMPLES} samples, which does not fit [task] "
+            f"{shape}: {error}"
+        ) from error
+
+
+def _count_classes(outcome: Outcome, output: Tensors) -> int | None:
+    """Return the number of classes of an output; None if its mean is no probabilities of classes."""
+    if outcome.probabilities is None:
+        return None
+    try:
+        mean, probabilities = outcome.mean(output), outcome.probabilities(output)
+    except (ValueError, IndexError):  # The output fits no target: ``nll`` says why.
+        return None
+    return mean.shape[1] if mean.shape == probabilities.shape else None
 
 
 def _check_gradient(config: Config, gradient: MetaGrad, repeated: MetaGrad) -> None:

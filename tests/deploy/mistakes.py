@@ -3,6 +3,9 @@
 MODELS = "tests.deploy.user_models"
 GOOD_ARGS = "args = { inputs = 1, outputs = 1, hidden = [8] }"
 BUILD = 'build = "trainers.models:mlp"'
+LEARNERS = "tests.deploy.user_learners"
+REAL = f'y = "real"\ny_shape = [1]\n[model]\n{BUILD}\n{GOOD_ARGS}\nloss = "mse"'
+CLASSES = f'y = "class"\nways = 3\n[model]\n{BUILD}\n{GOOD_ARGS}\nloss = '
 FAST = '[[learner]]\nkind = "ftml"\n[[learner]]\nkind = "ftml"\nname = "fast"'
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
@@ -83,7 +86,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "model argument": (GOOD_ARGS, "args = { input = 1 }", "model.args {'input': 1} do not fit trainers.models:mlp:"),
     "no model": (BUILD + "\n" + GOOD_ARGS, 'build = "builtins:dict"', "builtins:dict returned a dict, not a torch.nn."),
     "model raises": (BUILD + "\n" + GOOD_ARGS, f'build = "{MODELS}:raises"', "[model] KeyError: 'no such layer'"),
-    "output": ("outputs = 1", "outputs = 3", "gives an output of shape (4, 3) for 4 samples; [task] y_shape = (1,) ne"),
+    "output": (
+        "outputs = 1",
+        "outputs = 3",
+        "of shape (4, 3) for 4 samples, which does not fit [task] y_shape = (1,): mse: the output has ",
+    ),
     "input": (
         "inputs = 1",
         "inputs = 7",
@@ -98,6 +105,84 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         'loss = "mse"',
         'loss = "cross_entropy"',
         "'cross_entropy' is for classes, but [task] y = 'real'",
+    ),
+    "outcome of twice as many numbers": (
+        'loss = "mse"',
+        'loss = "gaussian"',
+        (
+            "[model] trainers.models:mlp gives an output of shape (4, 1) for 4 samples, which does not fit [task] "
+            "y_shape = (1,): gaussian: the output has shape (4, 1) and y (4, 1): it needs 'mean' and 'scale' of the"
+        ),
+    ),
+    "outcome of fewer numbers": (
+        GOOD_ARGS + '\nloss = "mse"',
+        GOOD_ARGS.replace("outputs = 1", "outputs = 2") + '\nloss = "bernoulli"',
+        "y_shape = (1,): bernoulli: the output has shape (4, 2) and y (4, 1): it needs an output of the shape of y, (4",
+    ),
+    "outcome of classes": (
+        'loss = "mse"',
+        'loss = "categorical"',
+        "[model] loss = 'categorical' is for classes, but [task] y = 'real': use a loss of numbers, such as 'mse' or",
+    ),
+    "outcome of counts for classes": (
+        REAL,
+        CLASSES + '"poisson"',
+        (
+            "[model] loss = 'poisson' is for numbers, but [task] y = 'class': use 'cross_entropy' or 'categorical', or "
+            "set y = 'real'"
+        ),
+    ),
+    "squared error of classes": (
+        REAL,
+        CLASSES + '"mse"',
+        "does not fit [task] y = 'class', ways = 3: mse: the output has shape (4, 1) and y (4,): it needs an output of",
+    ),
+    "too few classes": (
+        REAL,
+        CLASSES + '"categorical"',
+        "gives an output of shape (4, 1) for 4 samples; [task] ways = 3 needs (n, 3)",
+    ),
+    "learner without a state": (
+        "[serve]",
+        f'[[learner]]\nkind = "{LEARNERS}:Stateless"\n[serve]',
+        (
+            '[learner 1 "Stateless"] Stateless cannot answer: Stateless has no state: state() returns named '
+            "tensors, and answers(state, support, x) a prediction for each x, under the key ''"
+        ),
+    ),
+    "learner without an answer of its own": (
+        "[serve]",
+        f'[[learner]]\nkind = "ftml"\n[[learner]]\nkind = "{LEARNERS}:Nameless"\n[serve]',
+        "[learner 2 \"Nameless\"] Nameless cannot answer: answers() returns a dict of 'mean': tuple: state() returns",
+    ),
+    "learner that answers for too few samples": (
+        "[serve]",
+        f'[[learner]]\nkind = "{LEARNERS}:Short"\n[serve]',
+        (
+            "Short cannot answer: an answer has outputs of shapes {'outputs': (1, 3, 1)} for 1 log_weights and 4 "
+            "samples: each is (1, 4, ...)"
+        ),
+    ),
+    "learner with unnormalised weights": (
+        "[serve]",
+        f'[[learner]]\nkind = "{LEARNERS}:Unnormalised"\n[serve]',
+        "Unnormalised cannot answer: the weights of an answer sum to 2: subtract logsumexp from log_weights, so that",
+    ),
+    "learner that answers differently each time": (
+        "[serve]",
+        f'[[learner]]\nkind = "{LEARNERS}:Impure"\n[serve]',
+        "Impure cannot answer: another answer follows from the same state and support set: answers() is a pure funct",
+    ),
+    "leader that believes in no parameters": (
+        "[serve]",
+        (
+            '[[source]]\nkind = "samples"\npath = "x.jsonl"\nx = ["x"]\ny = ["y"]\nchange = "loss_jump"\n'
+            f'likelihood = "leader"\n[[learner]]\nkind = "{LEARNERS}:Constant"\n[serve]'
+        ),
+        (
+            "[[source]] samples: likelihood = 'leader' needs a learner that answers by parameters of the model, and "
+            "'Constant' does not: name another one in [serve] answers"
+        ),
     ),
     "loss of all pairs": (
         BUILD + "\n" + GOOD_ARGS + '\nloss = "mse"',
