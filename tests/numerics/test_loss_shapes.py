@@ -173,7 +173,8 @@ def test_a_loss_that_is_neither_a_scalar_nor_one_number_a_sample_is_refused_with
         (lambda output, y: float(F.mse_loss(output, y)), "a float"),
         (lambda output, y: None, "a NoneType"),
     ):
-        assert f"the loss returns {found}; it must return the losses of the samples, (8,), or a scalar" in explain_misfit(loss, output, y)
+        message = f"the loss returns {found}; it must return the losses of the samples, (8,), or a scalar"
+        assert message in explain_misfit(loss, output, y)
     flat = partial(F.mse_loss, reduction="none")
     assert explain_misfit(flat, output[:, 0], y[:, 0]) is None, "one number a sample is a loss"
     module = network(1)
