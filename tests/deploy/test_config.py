@@ -213,7 +213,19 @@ def test_the_trainer_reads_what_was_configured(config: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "mistake", ["rule", "gradient", "optimizer", "engine", "baseline option's type", "batch norm", "detached"]
+    "mistake",
+    [
+        "rule",
+        "gradient",
+        "optimizer",
+        "engine",
+        "baseline option's type",
+        "batch norm",
+        "detached",
+        "outcome of counts for classes",
+        "posterior of a rule that draws nothing",
+        "learner without a state",
+    ],
 )
 def test_serve_finds_a_mistake_before_it_creates_anything(cli: Cli, config: Path, mistake: str) -> None:
     right, wrong, message = MISTAKES[mistake]
@@ -222,6 +234,21 @@ def test_serve_finds_a_mistake_before_it_creates_anything(cli: Cli, config: Path
     assert ended.code == 78
     assert message in ended.err
     assert [path.name for path in config.parent.iterdir()] == ["config.toml"]
+
+
+def test_serve_refuses_a_source_that_needs_parameters_before_the_first_round(cli: Cli, config: Path) -> None:
+    right, wrong, message = MISTAKES["leader that believes in no parameters"]
+    config.write_text(config.read_text().replace(right, wrong))
+    ended = cli("serve", config)
+    assert (ended.code, message in ended.err) == (78, True)
+    assert not (config.parent / "run" / "rounds.jsonl").exists()
+
+
+def test_a_learner_of_ones_own_can_lead_and_answer(cli: Cli, config: Path) -> None:
+    kind = '[[learner]]\nkind = "tests.deploy.user_learners:Constant"\n[[learner]]\nkind = "ftml"\n[serve]'
+    config.write_text(config.read_text().replace("[serve]", kind))
+    ended = cli("check", config)
+    assert (ended.code, ended.err) == (0, "")
 
 
 def test_a_separate_process_prints_one_line_and_no_traceback(config: Path) -> None:
