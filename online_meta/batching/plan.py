@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from online_meta.batches import count_samples, map_tensors
+from online_meta.batches import count_samples, map_tensors, name_tensors
 from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
 
 StackedSum = Callable[[Meta, Task, Tensor], MetaGrad]
@@ -52,13 +52,10 @@ Layout = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 
 def _list_layout(batch: Batch) -> Layout:
-    found: list[tuple[str, torch.Size, torch.dtype]] = []
-    for part, value in batch._asdict().items():
-        if isinstance(value, Tensor):
-            found.append((part, value.shape, value.dtype))
-        elif value is not None:
-            found += [(f"{part}.{name}", one.shape, one.dtype) for name, one in value.items()]
-    return tuple(found)
+    named = name_tensors("x", batch.x) | name_tensors("y", batch.y)
+    if batch.weight is not None:
+        named["weight"] = batch.weight
+    return tuple((name, part.shape, part.dtype) for name, part in named.items())
 
 
 @lru_cache(maxsize=1024)

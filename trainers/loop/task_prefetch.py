@@ -159,7 +159,8 @@ class HistoryBuffer:
         start_time = time.perf_counter()
         task = self._read(round)
         self.waited_seconds += time.perf_counter() - start_time
-        return map_tensors(lambda tensor: tensor.to(self._device), task)
+        # The history is in host memory.
+        return task if self._device.type == "cpu" else map_tensors(lambda tensor: tensor.to(self._device), task)
 
     def _read(self, round: int) -> Task:
         if self._history is None or self._prefetcher is None:
