@@ -66,6 +66,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_hanging_trainer_is_killed_and_restarted": NONE,
     "test_a_broker_that_is_gone_turns_the_check_of_its_source": NONE,
     "test_an_archive_that_is_gone_turns_its_check": NONE,
+    "test_no_long_search_is_far_below_a_settled_comparator": NONE,
     "test_a_killed_and_a_stopped_rank_turn_the_check_of_the_trainer": NONE,
     "test_a_run_that_diverges_turns_its_check": NONE,
     "test_a_real_broker_that_is_gone_turns_the_check_of_its_source": NONE,

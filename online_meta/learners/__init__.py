@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
+from online_meta.learners._online_step import FunctionalLearner as FunctionalLearner
 from online_meta.replay import ReplayPolicy
 from online_meta.types import (
     Batch,

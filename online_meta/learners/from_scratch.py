@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from online_meta.answers import answer_once, believe_by_inner_loop
 from online_meta.functional.randomness import checksum
-from online_meta.learners import LearnerContext
-from online_meta.learners._online_step import FunctionalLearner
+from online_meta.learners import FunctionalLearner, LearnerContext
 from online_meta.rules.adam import adam
 from online_meta.types import Batch, Belief, Meta, State
 

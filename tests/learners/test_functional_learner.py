@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from online_meta.answers import believe_by_inner_loop, pack_meta, unpack_meta
-from online_meta.learners._online_step import FunctionalLearner
+from online_meta.learners import FunctionalLearner
 from online_meta.testing.learner_problems import frozen, setup, stream
 
 
