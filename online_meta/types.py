@@ -120,6 +120,31 @@ State = Params
 """What a learner publishes: named tensors from which it answers."""
 
 
+class AggregationUpdate(Protocol):
+    """The state of an aggregation after a round, from that before it."""
+
+    def __call__(self, state: Params, losses: Tensor, loss: float | None = None) -> Params:
+        """Return the state after a round with the experts' ``losses`` (N,) and the aggregate's own ``loss``."""
+
+
+class Aggregation(NamedTuple):
+    """How much weight each of N experts has in a round; see ``online_meta/aggregation``.
+
+    Attributes:
+        init: the number N of experts -> the state before the first round, a flat dict of tensors.
+        weights: state -> the weights (N,) of the next round, float64, which sum to 1.
+        update: (state, losses (N,), the loss of the aggregate or None) -> the state after the round.
+        bound: state -> what the theorem promises that the regret is at most, in units of the loss.
+        regret: state -> the regret of the aggregate so far.
+    """
+
+    init: Callable[[int], Params]
+    weights: Callable[[Params], Tensor]
+    update: AggregationUpdate
+    bound: Callable[[Params], float]
+    regret: Callable[[Params], float]
+
+
 class Belief(NamedTuple):
     """What is believed of a task after adapting: parameters (S, ...) by name, and normalised ``log_weights`` (S,)."""
 

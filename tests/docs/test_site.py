@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import online_meta
-from online_meta import metagrads, registry, replay, schedules
+from online_meta import aggregation, metagrads, registry, replay, schedules
 from tests.docs.pages import DOCS, ROOT
 
 
@@ -52,6 +52,8 @@ def test_the_site_builds_without_a_warning_and_has_every_page_and_public_name(so
     for package in (online_meta.rules, online_meta.posteriors, metagrads, replay, schedules):
         for name in registry.names(package):
             assert f"{package.__name__}.{name}.{name}" in anchors, f"docs/reference/python.md does not show {name}"
+    for name in registry.names(aggregation):
+        assert f"{aggregation.__name__}.{name}.build" in anchors, f"docs/reference/python.md does not show {name}"
 
 
 @pytest.mark.parametrize(

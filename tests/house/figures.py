@@ -16,6 +16,7 @@ REGISTRIES = (
     "online_meta/metagrads",
     "online_meta/replay",
     "online_meta/schedules",
+    "online_meta/aggregation",
     "online_meta/learners",
     "online_meta/outcomes",
     "online_meta/changepoints/detectors",
