@@ -31,43 +31,40 @@ from online_meta.types import (
 Believe = Callable[[State, Batch], dict[str, Belief]]
 """(what a learner publishes, a support set) -> what it believes of the parameters, by the suffixes of its answers."""
 
+Answer = Callable[[State, Batch, Tensors], Prediction]
+"""(what a learner publishes, a support set, inputs) -> the prediction of their targets."""
+
 Update = Callable[[State, Task, int], State]
 """(what a learner publishes, a task, its round from 0) -> what it publishes after it has learned the task."""
 
 STATE = "state"
-"""Prefix of the names in which a ``FunctionalLearner`` saves what it publishes."""
+"""Prefix of the names in which a ``PredictingLearner`` saves what it publishes."""
 
 
-class FunctionalLearner:
-    """A learner made of two pure functions: it remembers nothing but what it publishes.
+class PredictingLearner:
+    """A learner made of two pure functions, ``answer`` and ``update``: it remembers nothing but what it publishes.
 
-    It answers by ``believe(state_t, support)`` in round t; then state_{t+1} = update(state_t, task, t). An update that
-    is not finite changes nothing. The report of a task has the norm of the change.
+    It answers by ``answer(state_t, support, x)`` in round t; then state_{t+1} = update(state_t, task, t). An update
+    that is not finite changes nothing. The report of a task has the norm of the change.
     """
 
     engine = None
     lr_scale = 1.0
 
     def __init__(
-        self,
-        inner: Inner,
-        start: State,
-        believe: Believe,
-        update: Update | None = None,
-        *,
-        order_matters: bool = False,
+        self, start: State, answer: Answer, update: Update | None = None, *, order_matters: bool = False
     ) -> None:
         """Start at round 0.
 
         Args:
-            inner: the inner loop that adapts to a task.
-            start: what the learner publishes first.
-            believe: adapts to a support set.
+            start: what the learner publishes first. An empty state takes its names, shapes and dtypes from the first
+                update.
+            answer: predicts the targets of inputs from the state and a support set, which may have no samples.
             update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
             order_matters: whether an answer depends on the order of the support samples beyond rounding.
         """
         self.order_matters = order_matters
-        self.inner, self._believe, self._update = inner, believe, update
+        self._answer, self._update = answer, update
         self._start, self._state, self._round = start, start, 0
         self._scored = ScoredTasks()
 
@@ -75,13 +72,10 @@ class FunctionalLearner:
         """Return the state."""
         return self._state
 
-    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
-        """Return what is believed after adapting to a support set; a pure function."""
-        return self._believe({name: state[name] for name in self._start}, support)
-
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
+        """Return the prediction of ``answer``; a pure function."""
+        with torch.no_grad():
+            return {"": self._answer(state, support, x)}
 
     def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
         """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
@@ -108,21 +102,62 @@ class FunctionalLearner:
 
     def load(self, saved: Params, rounds: int) -> None:
         """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
-        self._state, self._round = restore_state(dict(saved), STATE, self._start), rounds
+        prefix = f"{STATE}."
+        own = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+        self._state, self._round = restore_state(dict(saved), STATE, self._start or own), rounds
         self._scored = ScoredTasks()
 
     def _learn(self, update: Update, task: Task) -> StepReport:
-        after = {name: value.detach() for name, value in update(self._state, task, self._round).items()}
-        found, needed = _describe(after), _describe(self._state)
-        if found != needed:
+        before = self._state
+        after = {name: value.detach() for name, value in update(before, task, self._round).items()}
+        found, needed = _describe(after), _describe(before)
+        if found != needed and (before or self._start):
             raise ValueError(f"update returns {found}: it keeps the names, shapes and dtypes of the state, {needed}")
         self._round += 1
         with torch.no_grad():
-            change = float(norm({name: value - self._state[name] for name, value in after.items()}))
+            change = float(norm({name: value - before[name] if before else value for name, value in after.items()}))
         if not math.isfinite(change):
             return StepReport(change, "not_finite")
         self._state = after
         return StepReport(change, None)
+
+
+class FunctionalLearner(PredictingLearner):
+    """A learner made of two pure functions, ``believe`` and ``update``: it answers by parameters of the model.
+
+    It answers by ``believe(state_t, support)`` in round t; for the rest, see ``PredictingLearner``.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        start: State,
+        believe: Believe,
+        update: Update | None = None,
+        *,
+        order_matters: bool = False,
+    ) -> None:
+        """Start at round 0.
+
+        Args:
+            inner: the inner loop that adapts to a task.
+            start: what the learner publishes first.
+            believe: adapts to a support set.
+            update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
+            order_matters: whether an answer depends on the order of the support samples beyond rounding.
+        """
+        super().__init__(
+            start, lambda state, support, x: self.answers(state, support, x)[""], update, order_matters=order_matters
+        )
+        self.inner, self._believe = inner, believe
+
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Return what is believed after adapting to a support set; a pure function."""
+        return self._believe({name: state[name] for name in self._start}, support)
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner, self.believe(state, support), support, x)
 
 
 def _describe(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -23,8 +23,8 @@ from online_meta.types import Batch, Task
 
 NAMES = registry.names(online_meta.learners)
 ROUNDS = 7
-QUICK = {"from_scratch": {"steps": 4}, "moml": {"steps": 3}}
-"""Options that keep the tests short."""
+QUICK = {"from_scratch": {"steps": 4}, "moml": {"steps": 3}, "ridge_head": {"per": "both"}}
+"""Options that keep the tests short, or with which a learner has a state."""
 
 every_learner = pytest.mark.parametrize("name", NAMES)
 

@@ -124,10 +124,22 @@ OUTCOMES = {
 }
 
 ALL_LEARNERS = ("mse", "cross_entropy", "gaussian")
+CLOSED_FORM = {
+    "constant": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+    "ridge_head": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+}
+"""The outcomes of the learners that do not answer every one."""
+
+
+def learners_of(outcome: str) -> list[str]:
+    """Return the learners that answer an outcome."""
+    return [name for name in LEARNERS if outcome in CLOSED_FORM.get(name, OUTCOMES)]
+
+
 PAIRS = [
     (outcome, learner)
     for outcome in OUTCOMES
-    for learner in ((*LEARNERS, "ftml@1") if outcome in ALL_LEARNERS else ("ftml", "dp_mixture"))
+    for learner in ((*learners_of(outcome), "ftml@1") if outcome in ALL_LEARNERS else ("ftml", "dp_mixture"))
 ]
 SECTIONS = """
 [inner]
@@ -149,7 +161,7 @@ every_rounds = 5
 def write_config(folder: Path, outcome: str) -> Path:
     """Write the configuration of a run with every learner."""
     case, path = OUTCOMES[outcome], folder / "config.toml"
-    baselines = ", ".join(f'"{name}"' for name in LEARNERS if name != "ftml")
+    baselines = ", ".join(f'"{name}"' for name in learners_of(outcome) if name != "ftml")
     text = sinusoid_config(folder / "run", free_port(), sections=SECTIONS.format(baselines=baselines))
     text = text.replace('y = "real"\ny_shape = [1]', case.task).replace("outputs = 1", f"outputs = {case.outputs}")
     path.write_text(text.replace('loss = "mse"', case.model))

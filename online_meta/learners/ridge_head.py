@@ -1,0 +1,96 @@
+"""Ridge regression of the targets on the inputs, in closed form."""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from online_meta.batches import concat_support_query
+from online_meta.learners import LearnerContext, PredictingLearner
+from online_meta.learners._targets import find_outputs, find_rows, flatten_inputs
+from online_meta.types import Batch, Prediction, State, Task, Tensors
+
+MOST_INPUTS = 4096
+"""The largest number of inputs of which sums over all rounds are kept, 128 MiB of squares."""
+
+
+def build(
+    context: LearnerContext,
+    strength: Annotated[float, Gt(0)] = 1.0,
+    per: Literal["task", "pooled", "both"] = "task",
+    temperature: Annotated[float, Gt(0)] = 0.2,
+) -> PredictingLearner:
+    """Create the learner W = argmin_W sum_i w_i |z_i W - y_i|^2 + strength |W - W_0|^2, which answers z W.
+
+    z is the flattened input with a constant 1, w_i the weight of sample i, and y_i its target, of classes the one-hot
+    one (the ridge regression head of Bertinetto et al., ICLR 2019, on the raw inputs). It is solved in float64; with
+    fewer samples than inputs, from the n x n matrix of their products. Without samples, W = W_0.
+
+    Args:
+        context: what all learners share.
+        strength: how strongly W is pulled to W_0, above 0, in squared units of the inputs.
+        per: the samples of the sum. "task": those of the support set, with W_0 = 0. "pooled": those of all rounds so
+            far, with W_0 = 0, whatever the support set. "both": those of the support set, with the pooled W as W_0.
+            The last two hold (d + 1)^2 numbers for d inputs, at most 4096.
+        temperature: of classes, the logits are z W / temperature. z W estimates their probabilities, so that two
+            classes far from each other differ by 1 at most.
+
+    Raises:
+        ValueError: if the outcome is not cross_entropy, categorical, mse or gaussian_of_noise.
+    """
+    outputs = find_outputs(context, "ridge_head")
+
+    def read(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
+        x, targets, weight = find_rows(batch, outputs, like)
+        root = weight.sqrt()[:, None]
+        return root * _with_constant(x), root * targets
+
+    def answer(state: State, support: Batch, x: Tensors) -> Prediction:
+        like, z = outputs.sample(x), _with_constant(flatten_inputs(x))
+        _check_size(z, per)
+        weights = state["weights"].to(z.device) if state else z.new_zeros(z.shape[1], like.numel())
+        if per != "pooled":
+            rows, targets = read(support, like)
+            weights = weights + solve_ridge(rows, targets - rows @ weights, strength)
+        found = z @ weights / (temperature if outputs.of_classes else 1.0)
+        return outputs.predict(found.reshape(len(z), *like.shape).to(like.dtype))
+
+    def update(state: State, task: Task, round: int) -> State:
+        rows, targets = read(concat_support_query(task), outputs.sample(task.query.x))
+        _check_size(rows, per)
+        sums = {"squares": rows.T @ rows, "products": rows.T @ targets}
+        if state:
+            sums = {name: value + state[name].to(value.device) for name, value in sums.items()}
+        return {**sums, "weights": _solve(sums["squares"], sums["products"], strength)}
+
+    return PredictingLearner({}, answer, None if per == "task" else update)
+
+
+def solve_ridge(rows: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """Return argmin_W |Z W - Y|^2 + strength |W|^2, (d, k), for Z (n, d) and Y (n, k).
+
+    It is (Z'Z + strength I)^{-1} Z'Y = Z' (Z Z' + strength I)^{-1} Y, of which the smaller matrix is solved.
+    """
+    if len(rows) < rows.shape[1]:
+        return rows.T @ _solve(rows @ rows.T, targets, strength)
+    return _solve(rows.T @ rows, rows.T @ targets, strength)
+
+
+def _solve(squares: Tensor, right: Tensor, strength: float) -> Tensor:
+    """Return (squares + strength I)^{-1} right."""
+    solution: Tensor = torch.linalg.solve(squares + strength * torch.eye(len(squares)).to(squares), right)
+    return solution
+
+
+def _with_constant(x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_ones(len(x), 1)], 1)
+
+
+def _check_size(rows: Tensor, per: str) -> None:
+    inputs = rows.shape[1] - 1
+    if per != "task" and inputs > MOST_INPUTS:
+        raise ValueError(
+            f"per = {per!r} keeps the squares of {inputs} inputs: at most {MOST_INPUTS} are possible; choose "
+            "per = 'task'"
+        )

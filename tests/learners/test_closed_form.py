@@ -1,0 +1,219 @@
+"""The learners that answer in closed form: a constant and ridge regression, against slow oracles in float64."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import online_meta as om
+from online_meta.batches import concat_support_query, empty_like, select_samples
+from online_meta.learners import constant, ridge_head
+from online_meta.prediction import mean_of
+from online_meta.testing.learner_problems import setup, stream, weights_of
+
+CLASSES = 4
+
+
+def assert_close(found, right, tolerance):
+    torch.testing.assert_close(found, right, rtol=tolerance, atol=tolerance)
+
+
+class Case(NamedTuple):
+    """The settings of a run, and its tasks."""
+
+    context: om.learners.LearnerContext
+    tasks: list[om.Task]
+
+
+def of_loss(loss, model=None, **options):
+    """Return the context of a run with a loss."""
+    model = nn.Linear(3, CLASSES).double() if model is None else model
+    inner = om.Inner(om.model_loss(model, loss, loss_options=options or None), om.rules.sgd(lr=0.1), 1)
+    return setup(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(model)))
+
+
+def of_classes(loss="cross_entropy"):
+    """Return a run whose classes are the signs of the first two targets of the regression tasks."""
+
+    def label(batch):
+        return batch._replace(y=(batch.y[:, 0] > 0).long() + 2 * (batch.y[:, 1] > 0).long())
+
+    return Case(of_loss(loss), [om.Task(*map(label, task)) for task in stream(4)])
+
+
+def of_numbers(loss="mse"):
+    return Case(of_loss(loss, nn.Linear(3, 2).double()), stream(4))
+
+
+def learn(learner, tasks):
+    for task in tasks:
+        learner.score(task)
+        assert [step.skipped for step in learner.learn(task).steps] in ([], [None])
+    return learner
+
+
+def output_of(learner, support, x):
+    """Return the one output of a learner's answer."""
+    ((_, outputs, log_weights),) = learner.answers(learner.state(), support, x)[""]
+    assert log_weights.tolist() == [0.0]
+    return outputs[0]
+
+
+def pooled(tasks):
+    """Return the samples of all tasks as one batch."""
+    batches = [concat_support_query(task) for task in tasks]
+    return om.Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def shares(labels, alpha):
+    """Return the smoothed shares of the classes."""
+    counts = [sum(label == c for label in labels) for c in range(CLASSES)]
+    return torch.tensor([(n + alpha) / (sum(counts) + alpha * CLASSES) for n in counts], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "categorical"])
+def test_a_constant_answers_the_smoothed_shares_of_the_support(loss):
+    context, tasks = of_classes(loss)
+    learner = learn(constant.build(context, alpha=0.5), tasks[:3])
+    support, x = tasks[3].support, tasks[3].query.x
+    for points in (1, 2, 4):
+        few = select_samples(support, slice(points))
+        expected = shares(few.y.tolist(), 0.5)
+        assert_close(output_of(learner, few, x).exp(), expected.expand(len(x), -1), 1e-12)
+    past = shares(pooled(tasks[:3]).y.tolist(), 0.5)
+    assert_close(output_of(learner, empty_like(support), x).exp(), past.expand(len(x), -1), 1e-12)
+    new = output_of(constant.build(context), empty_like(support), x)
+    assert_close(new.exp(), torch.full((len(x), CLASSES), 1 / CLASSES).double(), 1e-12)
+
+
+@pytest.mark.parametrize("loss", ["mse", "gaussian_of_noise"])
+def test_a_constant_answers_the_mean_of_the_support(loss):
+    context, tasks = of_numbers(loss)
+    learner = learn(constant.build(context), tasks[:3])
+    support, x = tasks[3].support, tasks[3].query.x
+    for points in (1, 4):
+        few = select_samples(support, slice(points))
+        assert_close(output_of(learner, few, x), few.y.mean(0).expand(len(x), -1), 1e-12)
+    past = pooled(tasks[:3]).y.mean(0)
+    assert_close(output_of(learner, empty_like(support), x), past.expand(len(x), -1), 1e-12)
+    assert not output_of(constant.build(context), empty_like(support), x).any()
+
+
+def test_a_constant_counts_neither_padding_nor_the_ignored_class():
+    context, tasks = of_classes()
+    x, y = tasks[0].support.x, torch.tensor([1, -100, 3, 3])
+    learner = constant.build(context)
+    weight = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    expected = shares([1, 1, 3], 1.0).expand(4, -1)
+    assert_close(output_of(learner, om.Batch(x, y, weight), x).exp(), expected, 1e-12)
+    numbers, (task, *_) = of_numbers()
+    y = task.support.y.clone()
+    y[3] = math.nan
+    expected = (2 * y[0] + y[1] + y[2]) / 4
+    found = output_of(constant.build(numbers), om.Batch(x, y, weight), x)
+    assert_close(found, expected.expand(4, -1), 1e-12)
+
+
+def test_a_constant_has_one_distribution_for_all_pixels_and_takes_probabilities():
+    model = nn.Conv2d(1, CLASSES, 1).double()
+    learner = constant.build(of_loss("cross_entropy", model))
+    x = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    y = torch.tensor([[[0, 1], [1, 1]], [[2, -100], [0, 1]]])
+    expected = shares([0, 1, 1, 1, 2, 0, 1], 1.0).reshape(1, -1, 1, 1).expand(2, -1, 2, 2)
+    assert_close(output_of(learner, om.Batch(x, y), x).exp(), expected, 1e-12)
+    rows = torch.zeros(2, 3, dtype=torch.float64)
+    soft = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    found = output_of(constant.build(of_loss("cross_entropy")), om.Batch(rows, soft), rows)
+    assert_close(found.exp()[0], torch.tensor([2.5, 1.5, 1, 1]).double() / 6, 1e-12)
+
+
+def minimise(x, y, weight, strength, centre):
+    """Return argmin_W sum_i w_i |z_i W - y_i|^2 + strength |W - centre|^2 as the least squares of a longer system."""
+    z = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    root = weight.sqrt()[:, None]
+    left = torch.cat([root * z, math.sqrt(strength) * torch.eye(z.shape[1], dtype=x.dtype)])
+    right = torch.cat([root * y, math.sqrt(strength) * centre])
+    return torch.linalg.lstsq(left, right, driver="gelsd").solution
+
+
+def apply(weights, x):
+    return x @ weights[:-1] + weights[-1]
+
+
+@pytest.mark.parametrize("per", ["task", "pooled", "both"])
+@pytest.mark.parametrize("strength", [0.01, 3.0])
+def test_ridge_regression_solves_the_least_squares(per, strength):
+    context, tasks = of_numbers()
+    learner = learn(ridge_head.build(context, strength=strength, per=per), tasks[:3])
+    past, (support, (x, _)) = pooled(tasks[:3]), tasks[3]
+    zero = torch.zeros(4, 2, dtype=torch.float64)
+    start = zero if per == "task" else minimise(past.x, past.y, torch.ones(len(past.x)).double(), strength, zero)
+    for points in (0, 1, 2, 3, 4):  # There are 4 columns with the constant: from fewer samples, the dual form.
+        few = select_samples(support, slice(points))
+        ones = torch.ones(points, dtype=torch.float64)
+        right = start if per == "pooled" else minimise(few.x, few.y, ones, strength, start)
+        assert_close(output_of(learner, few, x), apply(right, x), 1e-9)
+
+
+@pytest.mark.parametrize("inputs", [2, 30])
+def test_both_forms_of_ridge_regression_are_the_normal_equations(inputs):
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(7, inputs, generator=random, dtype=torch.float64)
+    targets = torch.randn(7, 3, generator=random, dtype=torch.float64)
+    right = torch.linalg.inv(rows.T @ rows + 0.5 * torch.eye(inputs).double()) @ rows.T @ targets
+    assert_close(ridge_head.solve_ridge(rows, targets, 0.5), right, 1e-10)
+
+
+def test_ridge_regression_of_classes_fits_one_hot_targets():
+    context, tasks = of_classes()
+    learner = ridge_head.build(context, strength=0.5, temperature=0.25)
+    x = tasks[0].support.x
+    y, weight = torch.tensor([1, -100, 3, 0]), torch.tensor([2.0, 1.0, 1.0, 0.0])
+    hot = torch.eye(CLASSES, dtype=torch.float64)[[1, 3]]
+    zero = torch.zeros(4, CLASSES, dtype=torch.float64)
+    right = minimise(x[[0, 2]], hot, torch.tensor([2.0, 1.0]).double(), 0.5, zero)
+    assert_close(output_of(learner, om.Batch(x, y, weight), x), apply(right, x) / 0.25, 1e-9)
+    nothing = learner.answers({}, empty_like(tasks[0].support), x)[""]
+    assert_close(mean_of(nothing), torch.full((4, CLASSES), 1 / CLASSES).double(), 1e-12)
+
+
+def test_a_dict_of_inputs_is_one_row_whatever_its_order():
+    context, (task, *_) = of_numbers()
+
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            return self.layer(torch.cat([x["a"], x["b"][:, None]], 1))
+
+    whole = output_of(ridge_head.build(context), task.support, task.query.x)
+    learner = ridge_head.build(of_loss("mse", Split()))
+    x, own = ({"b": one[:, 2], "a": one[:, :2]} for one in (task.query.x, task.support.x))
+    assert_close(output_of(learner, om.Batch(own, task.support.y), x), whole, 1e-12)
+
+
+def test_sums_over_many_inputs_are_refused(monkeypatch):
+    monkeypatch.setattr(ridge_head, "MOST_INPUTS", 2)
+    context, (task, *_) = of_numbers()
+    for per in ("pooled", "both"):
+        with pytest.raises(ValueError, match=r"keeps the squares of 3 inputs: at most 2 .* per = 'task'"):
+            ridge_head.build(context, per=per).score(task)
+    ridge_head.build(context).score(task)
+
+
+def test_ridge_regression_needs_one_class_a_row():
+    learner = ridge_head.build(of_loss("cross_entropy", nn.Conv2d(1, CLASSES, 1).double()))
+    images = om.Batch(torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.zeros(2, 2, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"shape \(4, 2, 2\): one class a row"):
+        learner.score(om.Task(images, images))
+
+
+@pytest.mark.parametrize("loss", ["poisson", "bernoulli", "gaussian", nn.functional.l1_loss])
+@pytest.mark.parametrize("learner", [constant, ridge_head])
+def test_other_outcomes_are_refused_by_the_names_of_those_that_are_answered(learner, loss):
+    with pytest.raises(ValueError, match=r"cannot answer this loss: .*cross_entropy, categorical, mse, gaussian_of"):
+        learner.build(of_loss(loss))
