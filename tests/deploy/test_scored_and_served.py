@@ -126,6 +126,7 @@ OUTCOMES = {
 ALL_LEARNERS = ("mse", "cross_entropy", "gaussian")
 CLOSED_FORM = {
     "constant": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+    "nearest_centroid": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "ridge_head": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
 }
 """The outcomes of the learners that do not answer every one."""

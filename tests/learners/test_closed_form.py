@@ -1,4 +1,4 @@
-"""The learners that answer in closed form: a constant and ridge regression, against slow oracles in float64."""
+"""The learners that answer in closed form, against slow oracles in float64."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import nn
 
 import online_meta as om
 from online_meta.batches import concat_support_query, empty_like, select_samples
-from online_meta.learners import constant, ridge_head
+from online_meta.learners import constant, nearest_centroid, ridge_head
 from online_meta.prediction import mean_of
 from online_meta.testing.learner_problems import setup, stream, weights_of
 
@@ -179,6 +179,39 @@ def test_ridge_regression_of_classes_fits_one_hot_targets():
     assert_close(mean_of(nothing), torch.full((4, CLASSES), 1 / CLASSES).double(), 1e-12)
 
 
+def squared_distance(a, b):
+    return sum((float(p) - float(q)) ** 2 for p, q in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "categorical"])
+def test_the_logits_of_the_nearest_centroid_are_squared_distances(loss):
+    context, tasks = of_classes(loss)
+    learner = nearest_centroid.build(context, temperature=2.0)
+    support, x = tasks[0].support.x, tasks[1].query.x
+    y, weight = torch.tensor([1, 3, 1, -100]), torch.tensor([2.0, 1.0, 1.0, 1.0])
+    found = output_of(learner, om.Batch(support, y, weight), x)
+    middle = [(2 * float(a) + float(b)) / 3 for a, b in zip(support[0], support[2], strict=True)]
+    for row, one in zip(found, x, strict=True):
+        near = {1: -squared_distance(one, middle) / 2, 3: -squared_distance(one, support[1]) / 2}
+        right = [near.get(c, min(near.values()) - nearest_centroid.MISSING) for c in range(CLASSES)]
+        assert_close(row, torch.tensor(right, dtype=torch.float64), 1e-12)
+    assert not output_of(learner, empty_like(tasks[0].support), x).any()
+
+
+@pytest.mark.parametrize("loss", ["mse", "gaussian_of_noise"])
+def test_the_nearest_centroid_of_numbers_is_a_kernel_average(loss):
+    context, tasks = of_numbers(loss)
+    learner = nearest_centroid.build(context, temperature=0.5)
+    (support, target), x = tasks[0].support, tasks[1].query.x
+    weight = [2.0, 1.0, 0.5, 0.0]
+    found = output_of(learner, om.Batch(support, target, torch.tensor(weight)), x)
+    for row, one in zip(found, x, strict=True):
+        near = [w * math.exp(-squared_distance(one, other) / 0.5) for w, other in zip(weight, support, strict=True)]
+        right = sum(share * y for share, y in zip(near, target, strict=True)) / sum(near)
+        assert_close(row, right, 1e-12)
+    assert not output_of(learner, empty_like(tasks[0].support), x).any()
+
+
 def test_a_dict_of_inputs_is_one_row_whatever_its_order():
     context, (task, *_) = of_numbers()
 
@@ -205,15 +238,16 @@ def test_sums_over_many_inputs_are_refused(monkeypatch):
     ridge_head.build(context).score(task)
 
 
-def test_ridge_regression_needs_one_class_a_row():
-    learner = ridge_head.build(of_loss("cross_entropy", nn.Conv2d(1, CLASSES, 1).double()))
+@pytest.mark.parametrize("learner", [nearest_centroid, ridge_head])
+def test_one_class_a_row_is_needed(learner):
+    learner = learner.build(of_loss("cross_entropy", nn.Conv2d(1, CLASSES, 1).double()))
     images = om.Batch(torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.zeros(2, 2, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"shape \(4, 2, 2\): one class a row"):
         learner.score(om.Task(images, images))
 
 
 @pytest.mark.parametrize("loss", ["poisson", "bernoulli", "gaussian", nn.functional.l1_loss])
-@pytest.mark.parametrize("learner", [constant, ridge_head])
+@pytest.mark.parametrize("learner", [constant, nearest_centroid, ridge_head])
 def test_other_outcomes_are_refused_by_the_names_of_those_that_are_answered(learner, loss):
     with pytest.raises(ValueError, match=r"cannot answer this loss: .*cross_entropy, categorical, mse, gaussian_of"):
         learner.build(of_loss(loss))
