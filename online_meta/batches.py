@@ -41,7 +41,7 @@ def only_tensor(tensors: Tensors) -> Tensor:
     """Return the tensor. Raises ``TypeError`` for a dict, where only one tensor is understood."""
     if isinstance(tensors, Tensor):
         return tensors
-    raise TypeError(f"one tensor is needed here, not a dict of {', '.join(tensors) or 'none'}")
+    raise TypeError(f"one tensor is needed here, not a {type(tensors).__name__}")
 
 
 def name_tensors(name: str, tensors: Tensors) -> dict[str, Tensor]:

@@ -76,7 +76,9 @@ def test_an_item_that_is_no_task_of_tensors_is_refused_and_the_iterator_continue
     assert (first.rejection, last.rejection, last.cursor) == (None, None, "3")
     assert bad.rejection is not None
     assert bad.rejection.reason == "unreadable"
-    assert bad.rejection.detail.startswith("item 1 is not a task of tensors: AttributeError: 'list'")
+    assert bad.rejection.detail.startswith(
+        "item 1 is not a task of tensors: TypeError: one tensor is needed here, not a list"
+    )
 
 
 def test_a_failed_iterator_restarts_after_the_last_durable_task(open_ingest: Open, faulty: History) -> None:
