@@ -33,7 +33,7 @@ LOST_SECONDS = 3 * BEAT_SECONDS
 LAST_CALL_SECONDS = 5.0
 """How long further machines may join after the smallest number is there."""
 STOP_SECONDS = 60.0
-"""How long a machine may take to stop its ranks before the others continue without it."""
+"""How long a machine that plays or waits may take to be ready before the others continue without it."""
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 60.0
 
@@ -185,10 +185,12 @@ class HostingMachine(Rendezvous):
         Raises:
             RendezvousGracefulExitError: if the run ends while machines are missing.
         """
+        # Machines that wait for this start have to say so for the next one, which may take them a moment.
+        expected = {*self._players, *self._ready()}
         self._forget_start(self._start - 1)
         self._start += 1
         self._store.set("start", str(self._start))
-        others = self._wait_for_others()
+        others = self._wait_for_others(expected)
         self._players = [0, *others]
         self._store.set(f"start-{self._start}/players", json.dumps(self._players))
         return _enter(self._store, self._host, self._port, self._start, self._players, 0)
@@ -201,14 +203,14 @@ class HostingMachine(Rendezvous):
         self._looked = now
         return len(set(self._ready()) - set(self._players))
 
-    def _wait_for_others(self) -> list[int]:
+    def _wait_for_others(self, expected: set[int]) -> list[int]:
         smallest, largest = self._nodes
         began, last_call = self._now(), None
         while True:
             if self._draining():
                 raise RendezvousGracefulExitError("the run ends before all machines are there")
             ready = self._ready()
-            stopping = set(self._alive()) & set(self._players) - set(ready)
+            missing = set(self._alive()) & expected - set(ready)
             now = self._now()
             if len(ready) + 1 >= largest:
                 return ready[: largest - 1]
@@ -216,7 +218,7 @@ class HostingMachine(Rendezvous):
                 last_call = None
             elif last_call is None:
                 last_call = now
-            elif now - last_call >= LAST_CALL_SECONDS and (not stopping or now - began > STOP_SECONDS):
+            elif now - last_call >= LAST_CALL_SECONDS and (not missing or now - began > STOP_SECONDS):
                 return ready
             time.sleep(POLL_SECONDS)
 
