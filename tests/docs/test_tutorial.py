@@ -128,7 +128,7 @@ def test_the_tutorial_runs_as_written(reader: Reader) -> None:
     assert {"check", "status", "dead-letters", "replay"} <= printed.keys()
 
     losses = dict(re.findall(r"│ (.+?), last 100 +│ loss ([\d.]+)", printed["status"]))
-    assert float(losses["ftml"]) < float(losses["from scratch"]) < float(losses["train on everything"])
+    assert float(losses["FTML"]) < float(losses["from scratch"]) < float(losses["train on everything"])
     right = re.search(r"the right answers are (\S+), (\S+) and (\S+)\. ", " ".join(PAGE.split()))
     assert right is not None
     predicted = [float(line) for line in printed["new_pump.py"].splitlines()]
