@@ -51,13 +51,14 @@ server.serve_forever()
 """
 """A daemon that answers at once, and says that it drains."""
 WAITING = """
-import os, signal, sys
+import os, sys, time
 from pathlib import Path
 from deploy.commands.demo import start_daemon
 command, port, log = sys.argv[1:]
 with start_daemon([sys.executable, "-c", command, port], f"http://127.0.0.1:{port}", Path(log)) as demo:
     print(demo.daemon.pid, os.getpgid(demo.daemon.pid), flush=True)
-    signal.pause()
+    while True:  # A signal just before signal.pause() would be missed.
+        time.sleep(0.05)
 """
 
 
