@@ -5,7 +5,7 @@ import pytest
 from tests.experiments.comparator_minima import Measured, measure, play
 
 
-@pytest.mark.parametrize("run", ["recurring"])
+@pytest.mark.parametrize("run", ["sinusoid", "recurring"])
 def test_no_long_search_is_far_below_a_settled_comparator(run):
     """Within 5 % of its total, or 1 % of what the leader loses on the same tasks."""
     played = play(run, 12, every=4)

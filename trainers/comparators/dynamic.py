@@ -19,6 +19,8 @@ from trainers.settings import RegretSettings
 STEPS = 10
 MIN_RELATIVE_FALL = 0.01
 """L-BFGS stops once 10 steps lower the loss by less than this share, and training once a pass does."""
+MAX_SLOPE = 0.1
+"""A task whose gradient promises a larger share of its loss for a move of length 1 has not settled."""
 NEGLIGIBLE_SHARE = 0.001
 """Training also stops once a pass lowers the loss by less than this share of the leader's: more precision would not
 change the regret."""
@@ -157,7 +159,9 @@ def _minimise_task_loss(
             break
     if not is_finite_loss(search.loss):
         return TaskMinimum(regret.loss_cap, False, 0.0)
-    return TaskMinimum(search.loss, settled and regret.dynamic_steps >= MIN_JUDGED_STEPS, search.gradient_norm())
+    norm = search.gradient_norm()
+    flat = search.loss <= negligible or norm < MAX_SLOPE * abs(search.loss)
+    return TaskMinimum(search.loss, settled and flat and regret.dynamic_steps >= MIN_JUDGED_STEPS, norm)
 
 
 class _Search:
