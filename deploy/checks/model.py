@@ -20,7 +20,7 @@ from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithfu
 from online_meta.learners import LearnerContext
 from online_meta.outcomes import LossFunction, describe_shape
 from online_meta.preflight.preflight import NO_DEPENDENCE, preflight
-from online_meta.regret.scoring import score_answers
+from online_meta.regret.scoring import answer_task, score_answers
 from online_meta.types import (
     Batch,
     Component,
@@ -144,7 +144,7 @@ def _try_answers(learner: Any, task: Task) -> dict[str, Prediction]:
         raise ValueError(f"answers() returns {_describe(found)}: {CURE}")
     for prediction in found.values():
         _check_prediction(prediction, count_samples(task.query))
-    score_answers(learner.answers, state, task)  # With an empty support set, and by the losses.
+    score_answers(answer_task(learner.answers, state, task), task)  # With an empty support set, and by the losses.
     again = learner.answers(state, task.support, task.query.x)
     if not all(map(_same_outputs, found.values(), again.values())):
         raise ValueError("another answer follows from the same state and support set: answers() is a pure function")

@@ -17,6 +17,7 @@ from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
 from online_meta.learners._online_step import FunctionalLearner as FunctionalLearner
+from online_meta.learners._online_step import ParameterLearner as ParameterLearner
 from online_meta.learners._online_step import PredictingLearner as PredictingLearner
 from online_meta.replay import ReplayPolicy
 from online_meta.types import (

@@ -1,7 +1,8 @@
 """What learners share that learn each task once when it arrives and revisit none."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from online_meta.answers import predict_each
 from online_meta.inner import Inner
 from online_meta.meta_optimizer import copy_to_cpu
 from online_meta.registry import nearest
-from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.regret.scoring import ScoredLearner, ScoredTasks
 from online_meta.tree import norm, zeros
 from online_meta.types import (
     Batch,
@@ -20,7 +21,6 @@ from online_meta.types import (
     MetaGrad,
     Params,
     Prediction,
-    Score,
     State,
     StepReport,
     Task,
@@ -41,7 +41,24 @@ STATE = "state"
 """Prefix of the names in which a ``PredictingLearner`` saves what it publishes."""
 
 
-class PredictingLearner:
+class ParameterLearner(ScoredLearner):
+    """A learner that answers by parameters of the model: by what they predict after adapting to the support set.
+
+    A subclass has an inner loop ``inner`` by which it adapts.
+    """
+
+    inner: Inner
+
+    @abstractmethod
+    def believe(self, state: State, support: Batch) -> dict[str, Belief]:
+        """Return what is believed of the parameters after adapting to a support set, by the suffixes of the answers."""
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the predictions under what ``believe`` returns; a pure function."""
+        return predict_each(self.inner, self.believe(state, support), support, x)
+
+
+class PredictingLearner(ScoredLearner):
     """A learner made of two pure functions, ``answer`` and ``update``: it remembers nothing but what it publishes.
 
     It answers by ``answer(state_t, support, x)`` in round t; then state_{t+1} = update(state_t, task, t). An update
@@ -63,10 +80,10 @@ class PredictingLearner:
             update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
             order_matters: whether an answer depends on the order of the support samples beyond rounding.
         """
+        super().__init__()
         self.order_matters = order_matters
         self._answer, self._update = answer, update
         self._start, self._state, self._round = start, start, 0
-        self._scored = ScoredTasks()
 
     def state(self) -> State:
         """Return the state."""
@@ -76,15 +93,6 @@ class PredictingLearner:
         """Return the prediction of ``answer``; a pure function."""
         with torch.no_grad():
             return {"": self._answer(state, support, x)}
-
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
-        self._scored.add(task)
-        return score_answers(self.answers, self.state(), task, prefixes)
-
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the score of the learner's own answer."""
-        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""

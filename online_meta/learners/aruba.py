@@ -1,7 +1,6 @@
 """ARUBA: learn a meta-initialisation and a learning rate for each of its entries from how far tasks move it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, NamedTuple
 
@@ -9,14 +8,14 @@ import torch
 from annotated_types import Gt
 from torch.utils._pytree import tree_map
 
-from online_meta.answers import answer_once, believe_by_inner_loop, names_of, pack_meta, predict_each, unpack_meta
+from online_meta.answers import answer_once, believe_by_inner_loop, names_of, pack_meta, unpack_meta
 from online_meta.batches import concat_support_query
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.inner import apply_update, fast_weights, init_carry, query_loss, see_support
-from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, ParameterLearner, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
-from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.regret.scoring import ScoredTasks
 from online_meta.rules.meta_sgd import meta_sgd
 from online_meta.schedules.constant import constant
 from online_meta.tree import zeros
@@ -27,13 +26,10 @@ from online_meta.types import (
     Meta,
     MetaGrad,
     Params,
-    Prediction,
-    Score,
     State,
     StepReport,
     Task,
     TensorFilter,
-    Tensors,
 )
 
 MOVED, SQUARES = "moved", "squares"
@@ -56,7 +52,7 @@ class TrainedTask(NamedTuple):
     squares: Params
 
 
-class AdaptiveRates:
+class AdaptiveRates(ParameterLearner):
     """ARUBA (Khodak, Balcan & Talwalkar, Adaptive Gradient-Based Meta-Learning Methods, NeurIPS 2019).
 
     Task t, from 1 on, is trained from phi_t by gradient descent with a learning rate for each entry. It ends at
@@ -80,6 +76,7 @@ class AdaptiveRates:
             raise ValueError(
                 f"eps is {constants.eps}, zeta {constants.zeta} and p {constants.p}: all of them must be above 0"
             )
+        super().__init__()
         self.engine = context.engine(Meta(context.start.weights, {}))
         self.lr_scale = 1.0
         self._context, self._constants = context, constants
@@ -94,7 +91,6 @@ class AdaptiveRates:
         self._squares: Params = tree_map(lambda value: torch.full_like(value, constants.zeta**2), adapting)
         self._names = names_of(self.meta())
         self._round = 0
-        self._scored = ScoredTasks()
 
     def meta(self) -> Meta:
         """Return phi, with the learning rates eta as the rule's parameters."""
@@ -109,19 +105,6 @@ class AdaptiveRates:
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt phi at the rates eta in ``state`` to a support set; a pure function."""
         return believe_by_inner_loop(self.inner, unpack_meta(state, self._names), support)
-
-    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
-
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
-        self._scored.add(task)
-        return score_answers(self.answers, self.state(), task, prefixes)
-
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the score of the learner's own answer."""
-        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""

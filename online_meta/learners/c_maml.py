@@ -1,20 +1,19 @@
 """Continual-MAML: keep fast weights while a task continues, and meta-learn slow weights as its fallback."""
 
-from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Gt
 
-from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict, predict_each, unpack_meta
+from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict, unpack_meta
 from online_meta.batches import concat_support_query, count_samples
 from online_meta.batching.task_sum import is_finite
 from online_meta.functional.model import evaluation_loss
 from online_meta.inner import fast_weights, run_inner_loop, view_adapted
-from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, ParameterLearner, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.prediction import loss_of
-from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.regret.scoring import ScoredTasks
 from online_meta.schedules.constant import constant
 from online_meta.types import (
     Batch,
@@ -22,13 +21,10 @@ from online_meta.types import (
     Learned,
     Meta,
     Params,
-    Prediction,
-    Score,
     State,
     StepReport,
     Task,
     TensorFilter,
-    Tensors,
 )
 
 CARRIED = "carried"
@@ -50,7 +46,7 @@ class ContinualMamlOptions(NamedTuple):
     power: float
 
 
-class ContinualMaml:
+class ContinualMaml(ParameterLearner):
     """Continual-MAML (Caccia et al., Online Fast Adaptation and Knowledge Accumulation, NeurIPS 2020).
 
     In addition to the slow weights w, the meta-parameters, it carries fast weights theta over the tasks, initially w.
@@ -81,6 +77,7 @@ class ContinualMaml:
                 f"gamma is {options.gamma}, level {options.level} and power {options.power}: gamma must be a number, "
                 "level above 0, and power at least 0"
             )
+        super().__init__()
         self.engine = context.engine(context.start)
         self._context, self._options, self._loss = context, options, evaluation_loss(context.inner.loss)
         self.inner = context.inner
@@ -89,7 +86,6 @@ class ContinualMaml:
         self._carried = fast_weights(context.inner, context.start.weights)
         self._names = names_of(context.start)
         self._round = 0
-        self._scored = ScoredTasks()
 
     def state(self) -> State:
         """Return the slow and the carried weights, from which the learner answers."""
@@ -108,19 +104,6 @@ class ContinualMaml:
         continuing = [suffix for suffix, belief in fresh.items() if self._task_continues(carried, belief, support)]
         kept = believe_by_inner_loop(self.inner, carried, support) if continuing else {}
         return {suffix: kept[suffix] if suffix in continuing else belief for suffix, belief in fresh.items()}
-
-    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
-
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
-        self._scored.add(task)
-        return score_answers(self.answers, self.state(), task, prefixes)
-
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the score of the learner's own answer."""
-        return self.scores(task, prefixes)[""]
 
     def _task_continues(self, carried: Meta, fresh: Belief, support: Batch) -> bool:
         """Return whether the previous task continues; False if a loss is NaN.

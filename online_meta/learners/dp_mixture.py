@@ -7,15 +7,15 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, float64, tensor
 
-from online_meta.answers import believe_by_inner_loop, predict, predict_each
+from online_meta.answers import believe_by_inner_loop, predict
 from online_meta.batches import count_samples
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import is_task_failure
 from online_meta.batching.task_sum import SkippingSum, TaskSum, sum_skipping_nonfinite
-from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, ParameterLearner, use_own_optimizer
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
 from online_meta.prediction import loss_of
-from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.regret.scoring import ScoredTasks
 from online_meta.replay import ReplaySample
 from online_meta.replay._sampler import ReplaySampler
 from online_meta.replay.uniform import uniform
@@ -28,13 +28,10 @@ from online_meta.types import (
     Meta,
     MetaGrad,
     Params,
-    Prediction,
-    Score,
     State,
     StepReport,
     Task,
     TensorFilter,
-    Tensors,
 )
 
 
@@ -90,7 +87,7 @@ class MixtureOptions(NamedTuple):
     fewest: float = 0.1
 
 
-class DirichletProcessMixture:
+class DirichletProcessMixture(ParameterLearner):
     """A mixture of initialisations, each following the leader of its own cluster (Jerfel et al., NeurIPS 2019).
 
     It uses stochastic expectation-maximisation. A task belongs to component l with the responsibility
@@ -105,6 +102,7 @@ class DirichletProcessMixture:
     def __init__(self, context: LearnerContext, options: MixtureOptions) -> None:
         """Start at round 0 without components; raise ``ValueError`` if an option is out of range."""
         _check(options)
+        super().__init__()
         self._context, self._options = context, options
         self.inner = context.inner
         self._engines = [context.engine(context.start) for _ in range(options.most)]
@@ -117,7 +115,6 @@ class DirichletProcessMixture:
         replay = context.replay if context.replay.measure is None else uniform()
         self._sampler = ReplaySampler(replay, context.seed + SEED_OFFSET, context.batch, context.gather)
         self._schedule = constant() if context.schedule is None else context.schedule
-        self._scored = ScoredTasks()
 
     @property
     def engine(self) -> Engine:
@@ -153,19 +150,6 @@ class DirichletProcessMixture:
         if not shares.sum():  # All losses are not finite: the initial parameters answer.
             shares[-1] = 1.0
         return _mix([(belief, share.log()) for belief, share in zip(beliefs, shares, strict=True) if share])
-
-    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        """Predict with the mixture of all components, as ``believe`` weights them; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
-
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
-        self._scored.add(task)
-        return score_answers(self.answers, self.state(), task, prefixes)
-
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the score of the learner's own answer."""
-        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Assign the tasks scored since the last call to components, then make meta-steps with each component."""

@@ -1,18 +1,18 @@
 """Follow-the-Meta-Leader (FTML)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict_each, unpack_meta
+from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, unpack_meta
 from online_meta.batching.all_reduce import GradientSum, distribute_samples, local_samples, sum_gradients
 from online_meta.batching.failures import TaskFailures
 from online_meta.batching.task_sum import TaskSum, sum_skipping_nonfinite, sum_with_measurements
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
-from online_meta.learners import LearnerContext, MemoryReplayBuffer, gather_single_process
-from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.learners import LearnerContext, MemoryReplayBuffer, ParameterLearner, gather_single_process
+from online_meta.regret.scoring import ScoredTasks
 from online_meta.replay import ReplayPolicy
 from online_meta.replay._sampler import ReplaySampler
 from online_meta.replay.uniform import uniform
@@ -24,19 +24,16 @@ from online_meta.types import (
     Learned,
     MetaGradient,
     Params,
-    Prediction,
     ReplayBuffer,
     Schedule,
-    Score,
     State,
     StepReport,
     Task,
     TensorFilter,
-    Tensors,
 )
 
 
-class FollowTheMetaLeader:
+class FollowTheMetaLeader(ParameterLearner):
     """The FTML learner: w_{t+1} ~ argmin_w sum_{k<=t} f_k(U_k(w)) by meta-steps on past rounds (Finn et al., 2019).
 
     Each round's task is scored with w_t and then stored; ``steps_per_round`` meta-steps follow, each on at most
@@ -82,6 +79,7 @@ class FollowTheMetaLeader:
         """
         if batch < 1 or steps_per_round < 1:
             raise ValueError(f"batch is {batch} and steps_per_round is {steps_per_round}; both must be 1 or more")
+        super().__init__()
         self.inner = replace(inner, loss=checked_loss(inner.loss))
         self.engine = engine
         self._names = names_of(engine.meta())
@@ -99,7 +97,6 @@ class FollowTheMetaLeader:
         self._gradient_sum = GradientSum(sum_tasks, failures)
         self._buffer: ReplayBuffer = MemoryReplayBuffer() if buffer is None else buffer
         self._schedule: Schedule = constant() if schedule is None else schedule
-        self._scored = ScoredTasks()
 
     def state(self) -> State:
         """Return the current leader's meta-parameters, from which it answers."""
@@ -108,19 +105,6 @@ class FollowTheMetaLeader:
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt the meta-parameters in ``state`` to a support set; a pure function."""
         return believe_by_inner_loop(self.inner, unpack_meta(state, self._names), support)
-
-    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
-
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
-        self._scored.add(task)
-        return score_answers(self.answers, self.state(), task, prefixes)
-
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the score of the learner's own answer."""
-        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Store the tasks scored since the last call, then make ``steps_per_round`` meta-steps.

@@ -1,17 +1,16 @@
 """MOML: online meta-learning with constant memory, without revisiting tasks."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from annotated_types import Gt
 from torch.utils._pytree import tree_map
 
-from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, predict_each, unpack_meta
-from online_meta.learners import LR, OPTIMIZER, LearnerContext, use_own_optimizer
+from online_meta.answers import believe_by_inner_loop, names_of, pack_meta, unpack_meta
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, ParameterLearner, use_own_optimizer
 from online_meta.learners._online_step import apply_from_first_rank, copy_state, restore_state
 from online_meta.meta_optimizer import flatten_meta, unflatten_meta
-from online_meta.regret.scoring import ScoredTasks, score_answers
+from online_meta.regret.scoring import ScoredTasks
 from online_meta.schedules.constant import constant
 from online_meta.tree import zeros
 from online_meta.types import (
@@ -21,20 +20,17 @@ from online_meta.types import (
     Meta,
     MetaGrad,
     Params,
-    Prediction,
-    Score,
     State,
     StepReport,
     Task,
     TensorFilter,
-    Tensors,
 )
 
 DUAL, ANCHOR = "dual", "anchor"
 """Prefixes of the names of the two state vectors in the saved state."""
 
 
-class MemoryEfficientLearner:
+class MemoryEfficientLearner(ParameterLearner):
     """MOML (Acar, Zhu & Saligrama, Memory Efficient Online Meta Learning, ICML 2021).
 
     In addition to the meta-parameters w it holds two vectors of the same size: the dual lambda, initially 0, which
@@ -55,6 +51,7 @@ class MemoryEfficientLearner:
         """Start at round 0; raise ``ValueError`` unless ``alpha`` is above 0 and ``steps`` at least 1."""
         if not alpha > 0 or steps < 1:
             raise ValueError(f"alpha is {alpha} and steps {steps}: alpha must be above 0, and steps at least 1")
+        super().__init__()
         self.engine = context.engine(context.start)
         self._context, self._alpha, self._steps = context, alpha, steps
         self.inner = context.inner
@@ -63,7 +60,6 @@ class MemoryEfficientLearner:
         self.lr_scale = 1.0
         self._dual, self._anchor = zeros(context.start), context.start
         self._round = 0
-        self._scored = ScoredTasks()
 
     def state(self) -> State:
         """Return w_t, from which the learner answers."""
@@ -72,19 +68,6 @@ class MemoryEfficientLearner:
     def believe(self, state: State, support: Batch) -> dict[str, Belief]:
         """Adapt the meta-parameters in ``state`` to a support set; a pure function."""
         return believe_by_inner_loop(self.inner, unpack_meta(state, self._names), support)
-
-    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        """Return the predictions under what ``believe`` returns; a pure function."""
-        return predict_each(self.inner, self.believe(state, support), support, x)
-
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
-        self._scored.add(task)
-        return score_answers(self.answers, self.state(), task, prefixes)
-
-    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
-        """Return the score of the learner's own answer."""
-        return self.scores(task, prefixes)[""]
 
     def learn(self, *tasks: Task) -> Learned:
         """Learn the tasks scored since the last call, one by one."""

@@ -1,6 +1,8 @@
 """Score tasks, and enforce that each task is scored before it is learned."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -11,44 +13,66 @@ from online_meta.functional.double_backward import math_attention
 from online_meta.inner import Inner
 from online_meta.prediction import accuracy_of_prediction, loss_of, nll_of
 from online_meta.regret.calibration import count_calibration
-from online_meta.types import Calibration, Meta, Prediction, PrefixScore, Score, State, Task
+from online_meta.types import Batch, Calibration, Meta, Prediction, PrefixScore, Score, State, Task, Tensors
 
 
 class OrderError(RuntimeError):
     """Tasks were learned and scored in the wrong order, so a score could depend on its own task."""
 
 
-@outside_inference_mode
-def score_answers(answers: Answers, state: State, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-    """Score what a learner answers to a task: the losses of its predictions of the query set.
+class TaskAnswers(NamedTuple):
+    """What a learner answers to a task, by the suffixes of its answers.
 
-    The loss before adaptation is that of the answer to an empty support set.
+    Attributes:
+        before: the predictions of the query set from an empty support set.
+        whole: those from the whole support set.
+        parts: the numbers of first support samples that were asked for, each with the predictions from these alone.
+    """
+
+    before: dict[str, Prediction]
+    whole: dict[str, Prediction]
+    parts: tuple[tuple[int, dict[str, Prediction]], ...] = ()
+
+
+@outside_inference_mode
+def answer_task(answers: Answers, state: State, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
+    """Return what a learner answers to a task.
 
     Args:
         answers: the learner's answers.
         state: what it has published.
         task: the task.
         prefixes: numbers of first support samples to answer from as well; those not below the support size are ignored.
-
-    Returns:
-        A score for each answer, by its suffix.
     """
     support, query = task
     size = count_samples(support)
-    shorter = [points for points in prefixes if points < size]
     with torch.no_grad(), math_attention():  # To select the kernel at each call of the model is slower.
-        before = answers(state, empty_like(support), query.x)
-        whole = answers(state, support, query.x)
-        parts = [answers(state, select_samples(support, slice(points)), query.x) for points in shorter]
+        return TaskAnswers(
+            answers(state, empty_like(support), query.x),
+            answers(state, support, query.x),
+            tuple(
+                (points, answers(state, select_samples(support, slice(points)), query.x))
+                for points in prefixes
+                if points < size
+            ),
+        )
+
+
+def score_answers(found: TaskAnswers, task: Task) -> dict[str, Score]:
+    """Score answers to a task: the losses of the predictions of the query set, by the suffixes of the answers.
+
+    The loss before adaptation is that of the answer to an empty support set.
+    """
+    with torch.no_grad():
         scores = {}
-        for suffix, prediction in whole.items():
-            calibration = count_calibration(prediction, query.y, query.weight)
+        for suffix, prediction in found.whole.items():
+            calibration = count_calibration(prediction, task.query.y, task.query.weight)
             prefix_scores = (
                 PrefixScore(points, _loss(part[suffix], task), _accuracy(part[suffix], task))
-                for points, part in zip(shorter, parts, strict=True)
+                for points, part in found.parts
             )
             scores[suffix] = Score(
-                _loss(before[suffix], task),
+                _loss(found.before[suffix], task),
                 _loss(prediction, task),
                 _accuracy(prediction, task, calibration),
                 tuple(prefix_scores),
@@ -84,7 +108,7 @@ def _nll(prediction: Prediction, task: Task) -> float | None:
 def score_task(inner: Inner, meta: Meta, task: Task, prefixes: Sequence[int] = ()) -> Score:
     """Return the query losses f(w) and f(U(w)) before and after adapting meta-parameters w with the inner loop U."""
     answers: Answers = lambda state, support, x: answer_by_inner_loop(inner, meta, support, x)  # noqa: E731
-    return score_answers(answers, {}, task, prefixes)[""]
+    return score_answers(answer_task(answers, {}, task, prefixes), task)[""]
 
 
 def truncate_support(task: Task, points: int) -> Task:
@@ -135,3 +159,35 @@ class ScoredTasks:
                 "learning it, and pass all scored tasks to learn() in their order"
             )
         self._tasks.clear()
+
+
+class ScoredLearner(ABC):
+    """A learner that is scored by what it answers, and that learns only what was scored before.
+
+    A subclass calls ``self._scored.take(tasks)`` in ``learn``, and makes ``_scored`` anew in ``load``.
+    """
+
+    def __init__(self) -> None:
+        """Start with no tasks that were scored but not learned."""
+        self._scored = ScoredTasks()
+
+    @abstractmethod
+    def state(self) -> State:
+        """Return what the learner publishes."""
+
+    @abstractmethod
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return its predictions from what it published and a support set; a pure function."""
+
+    def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
+        """Return the answers to the next round's task, which are to be scored; this does not change the learner."""
+        self._scored.add(task)
+        return answer_task(self.answers, self.state(), task, prefixes)
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return a score for each of ``answers`` to the next round's task, without changing the learner."""
+        return score_answers(self.answer_task(task, prefixes), task)
+
+    def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
+        """Return the score of the learner's own answer."""
+        return self.scores(task, prefixes)[""]

@@ -21,7 +21,7 @@ from online_meta.batching.failures import describe_failure, is_task_failure
 from online_meta.changepoints.leader_likelihood import ADAPTATION_SIZES, leader_likelihood
 from online_meta.changepoints.segments import Likelihood, Segmenter
 from online_meta.changepoints.task_free import estimate_errors, make_task
-from online_meta.regret.scoring import score_answers, truncate_support
+from online_meta.regret.scoring import answer_task, score_answers, truncate_support
 from online_meta.types import Batch, Belief, LossFn, Score, State, Task
 from streams.formats.rows import EncodeRow, Row
 from streams.segmenting.by_change import cut_by_change, read_sample
@@ -231,7 +231,7 @@ def _describe_model_failure(error: BaseException) -> str:
 
 def _score(leader: LeaderContext, state: State, task: Task, sizes: Sequence[int]) -> Score:
     """Score the leader's answer to a task, also after the first ``sizes`` samples of its support set."""
-    return score_answers(leader.answers, state, task, sizes)[""]
+    return score_answers(answer_task(leader.answers, state, task, sizes), task)[""]
 
 
 def _check_likelihood(likelihood: Likelihood, x: Tensor, y: Tensor) -> None:

@@ -8,7 +8,7 @@ from online_meta.batches import only_tensor
 from online_meta.learners import LearnerContext
 from online_meta.outcomes import outcome_of
 from online_meta.prediction import mix, point
-from online_meta.regret.scoring import score_answers
+from online_meta.regret.scoring import answer_task, score_answers
 from online_meta.types import (
     Batch,
     Learned,
@@ -44,7 +44,7 @@ class Constant:
         return {"": self.predict(state, support, len(only_tensor(x)))}
 
     def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        return score_answers(self.answers, self.state(), task, prefixes)
+        return score_answers(answer_task(self.answers, self.state(), task, prefixes), task)
 
     def score(self, task: Task, prefixes: Sequence[int] = ()) -> Score:
         return self.scores(task, prefixes)[""]
