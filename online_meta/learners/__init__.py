@@ -4,15 +4,21 @@ A file offers ``build(context: LearnerContext, **options) -> Learner``; the para
 defaults, are the options of ``[regret.options.NAME]``. A learner scores a task before it learns it, and gives back its
 whole state as named tensors; see ``online_meta.types.Learner``.
 
+A learner *meta-learns* if it learns across tasks how to adapt to a new one. A file whose learner does not says
+``META_LEARNS = False``: it learns from each task alone, or is one model of all the data. The verdict on whether
+meta-learning pays compares with these; see ``meta_learns``.
+
 An answer may depend on the order of the support samples beyond rounding, for example because the learner draws by their
 bytes, if the learner has an attribute ``order_matters = True``.
 """
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from online_meta import registry
 from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import checked_loss
 from online_meta.inner import Inner
@@ -35,6 +41,15 @@ from online_meta.types import (
 )
 
 FUNCTION = "build"
+
+
+def meta_learns(kind: str) -> bool:
+    """Return whether the learner ``kind``, a file or an import path, learns across tasks how to adapt to a new one.
+
+    This is ``META_LEARNS`` of its module, by default True. Raises ``ValueError`` if there is no such learner.
+    """
+    return bool(getattr(registry.load_module(sys.modules[__name__], kind), "META_LEARNS", True))
+
 
 OPTIMIZER, LR = "adam", 1e-3
 """What a baseline steps with, unless its options say otherwise."""

@@ -10,6 +10,8 @@ from online_meta.learners import LearnerContext, PredictingLearner
 from online_meta.learners._targets import find_outputs, find_targets
 from online_meta.types import Batch, Prediction, State, Task, Tensors
 
+META_LEARNS = False
+
 
 def build(context: LearnerContext, alpha: Annotated[float, Gt(0)] = 1.0) -> PredictingLearner:
     """Create the baseline that answers the same for every input.

@@ -8,6 +8,8 @@ from online_meta.learners import FunctionalLearner, LearnerContext
 from online_meta.rules.adam import adam
 from online_meta.types import Batch, Belief, Meta, State
 
+META_LEARNS = False
+
 
 def build(context: LearnerContext, steps: int = 100, lr: float = 0.003) -> FunctionalLearner:
     """Create the baseline that trains random weights on each task's support set and carries nothing over.

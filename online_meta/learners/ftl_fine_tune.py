@@ -10,6 +10,8 @@ from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.learners.train_on_everything import Steps, build_follower
 from online_meta.metagrads.supervised import supervised
 
+META_LEARNS = False
+
 SEED_OFFSET = 3
 """Added to the seed, so that this learner draws differently from others with the same seed."""
 

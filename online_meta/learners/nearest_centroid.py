@@ -10,6 +10,8 @@ from online_meta.learners import LearnerContext, PredictingLearner
 from online_meta.learners._targets import find_outputs, find_rows, flatten_inputs
 from online_meta.types import Batch, Prediction, State, Tensors
 
+META_LEARNS = False
+
 MISSING = 20.0
 """How far the logit of a class without support samples lies below the smallest one of the others."""
 

@@ -11,6 +11,8 @@ from online_meta.learners import LearnerContext, PredictingLearner
 from online_meta.learners._targets import find_outputs, find_rows, flatten_inputs
 from online_meta.types import Batch, Prediction, State, Task, Tensors
 
+META_LEARNS = False
+
 MOST_INPUTS = 4096
 """The largest number of inputs of which sums over all rounds are kept, 128 MiB of squares."""
 

@@ -12,6 +12,8 @@ from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.metagrads.supervised import supervised
 from online_meta.types import MetaGradient
 
+META_LEARNS = False
+
 SEED_OFFSET = 1
 """Added to the seed, so that this learner draws differently from others with the same seed."""
 

@@ -98,7 +98,7 @@ def continue_run(config_file: Path, run: Path, more: int) -> dict[str, Any]:
 def read_rounds(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's rounds without their durations."""
     lines = LineReader(RunFiles(run).rounds).refresh()
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in lines]
 
 
 def _record(t: int) -> Record:

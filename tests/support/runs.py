@@ -115,4 +115,7 @@ def kill(folder: Path, history: History, updates: int, settings: TrainerSettings
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of the rounds without their durations."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in LineReader(RunFiles(folder).rounds).refresh()]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("seconds")}
+        for line in LineReader(RunFiles(folder).rounds).refresh()
+    ]

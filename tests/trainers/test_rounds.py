@@ -42,7 +42,7 @@ def test_every_round_has_a_complete_line(tmp_path, history):
     assert [line["round"] for line in found] == list(range(ROUNDS))
     for line in found:
         keys = "round id source loss_before loss_after accuracy replayed seconds skipped learners steps content overlap"
-        assert list(line) == keys.split()
+        assert list(line) == [*keys.split(), "seconds_by_learner"]
         assert (line["id"], line["source"], line["skipped"]) == (f"t{line['round']}", "s", None)
         assert line["replayed"] == min(line["round"] + 1, 4)
         assert line["learners"].keys() == LEARNERS
@@ -55,6 +55,10 @@ def test_every_round_has_a_complete_line(tmp_path, history):
         assert [step["skipped"] for step in line["steps"]] == [None]
         assert line["steps"][0]["norm"] > 0
         assert line["seconds"] > 0
+        spent = line["seconds_by_learner"]
+        assert spent.keys() == LEARNERS
+        assert min(spent.values()) > 0
+        assert sum(spent.values()) <= line["seconds"] + 1e-5, "they are parts of the whole"
 
 
 def test_a_reported_score_belongs_to_the_leader_before_the_round(tmp_path, history):

@@ -65,6 +65,10 @@ def _sample_digests(batch: Batch) -> list[bytes]:
     return [blake2b(layout + b"".join(p.tobytes() for p in one), digest_size=16).digest() for one in samples]
 
 
+SECONDS_SPENT = "seconds_by_learner"
+"""The key under which a round's record has the seconds in which each learner scored and learned."""
+
+
 LEADING_KEYS = ("loss_before", "loss_after", "accuracy", "charged")
 """What a round's record says of the first learner at its top level, too."""
 
@@ -78,6 +82,7 @@ def make_round_records(
     idle_steps: Sequence[StepReport] = (),
     contents: Sequence[TaskContent] | None = None,
     loss_cap: float = LOSS_CAP,
+    spent: Mapping[str, float] | None = None,
 ) -> list[Line]:
     """Return the records of the rounds of one update.
 
@@ -93,6 +98,7 @@ def make_round_records(
         idle_steps: meta-steps on past rounds before the update; the first record contains them.
         contents: of the rounds' tasks.
         loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
+        spent: seconds in which each learner scored and learned, which are divided evenly among the rounds.
     """
     lines, leader = [], next(iter(scores))
     for index, entry in enumerate(entries):
@@ -115,6 +121,8 @@ def make_round_records(
         )
         if contents is not None:
             lines[-1] |= {"content": contents[index].digest, "overlap": contents[index].overlap}
+        if spent is not None:
+            lines[-1][SECONDS_SPENT] = {name: round(seconds / len(entries), 6) for name, seconds in spent.items()}
         if idle_steps and index == 0:
             lines[-1]["more_steps"] = [_step_to_json(step.norm, step.skipped) for step in idle_steps]
         if support is not None:

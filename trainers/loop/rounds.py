@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -325,8 +326,8 @@ def play_update(run: Run, available: int) -> None:
     new_rounds = range(run.round, run.round + update.rounds)
     run.buffer.distribute([new_rounds] * run.rank_group.world)
     tasks: list[Task] = [run.buffer[round] for round in new_rounds]
-    start_time = time.monotonic()
-    scores = _score(run, tasks)
+    start_time, spent = time.monotonic(), dict.fromkeys(run.learners, 0.0)
+    scores = _score(run, tasks, spent)
     if quarantine_failures(run):
         return
     run.plan_selector.follow(
@@ -336,7 +337,7 @@ def play_update(run: Run, available: int) -> None:
     )
     if not run.plan_selector.prepare(tasks, run.rank_group):
         return
-    learned = _learn(run, tasks)
+    learned = _learn(run, tasks, spent)
     if quarantine_failures(run):
         return
     run.rank_stats.steps += len(learned[run.leader_name].steps)
@@ -358,6 +359,7 @@ def play_update(run: Run, available: int) -> None:
             run.idle_steps,
             [read_content(task) for task in tasks],
             regret.loss_cap,
+            spent,
         )
         for line in lines:
             record_round(run.journal, line)
@@ -365,25 +367,43 @@ def play_update(run: Run, available: int) -> None:
     run.idle_updates, run.idle_steps = 0, []
 
 
-def _score(run: Run, tasks: list[Task]) -> dict[str, list[Score]]:
-    """Score the tasks of an update, by the name of each answer; add exceptions to the run's failures."""
+def _score(run: Run, tasks: list[Task], spent: dict[str, float]) -> dict[str, list[Score]]:
+    """Score the tasks of an update, by the name of each answer; add exceptions to the run's failures.
+
+    The seconds of each learner are added to ``spent``.
+    """
     scores: dict[str, list[Score]] = {}
     with run.rank_stats.measure_work():
         for name, learner in run.learners.items():
-            for round, task in enumerate(tasks, run.round):
-                with collect_failure(run, round):
-                    for suffix, score in learner.scores(task, run.settings.regret.prefixes).items():
-                        scores.setdefault(name + suffix, []).append(score)
+            with _measure(spent, name):
+                for round, task in enumerate(tasks, run.round):
+                    with collect_failure(run, round):
+                        for suffix, score in learner.scores(task, run.settings.regret.prefixes).items():
+                            scores.setdefault(name + suffix, []).append(score)
     return scores
 
 
-def _learn(run: Run, tasks: list[Task]) -> dict[str, Learned]:
-    """Let every learner learn the tasks; add exceptions to the run's failures, without a round if it is not known."""
+def _learn(run: Run, tasks: list[Task], spent: dict[str, float]) -> dict[str, Learned]:
+    """Let every learner learn the tasks; add exceptions to the run's failures, without a round if it is not known.
+
+    The seconds of each learner are added to ``spent``.
+    """
     learned: dict[str, Learned] = {}
     with run.rank_stats.measure_work(), collect_failure(run, run.round if len(tasks) == 1 else UNKNOWN_ROUND):
         for name, learner in run.learners.items():
-            learned[name] = learner.learn(*tasks)
+            with _measure(spent, name):
+                learned[name] = learner.learn(*tasks)
     return learned
+
+
+@contextlib.contextmanager
+def _measure(spent: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of the block to those that the learner ``name`` has spent."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent[name] += time.perf_counter() - begin
 
 
 def play_idle_update(run: Run) -> None:
