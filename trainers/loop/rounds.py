@@ -348,14 +348,13 @@ def play_update(run: Run, available: int) -> None:
     if run.journal and run.history is not None:
         entries = [run.history.entry(round) for round in new_rounds]
         regret = run.settings.regret
-        sizes = [count_samples(task.support) for task in tasks]
-        support = SupportSizes(sizes, regret.proficiency) if regret.prefixes else None
+        sizes = SupportSizes([count_samples(task.support) for task in tasks], regret.proficiency)
         lines = make_round_records(
             entries,
             scores,
             learned[run.leader_name],
             seconds,
-            support,
+            sizes if regret.prefixes else None,
             run.idle_steps,
             [read_content(task) for task in tasks],
             regret.loss_cap,
