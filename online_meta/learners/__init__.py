@@ -8,6 +8,9 @@ A learner *meta-learns* if it learns across tasks how to adapt to a new one. A f
 ``META_LEARNS = False``: it learns from each task alone, or is one model of all the data. The verdict on whether
 meta-learning pays compares with these; see ``meta_learns``.
 
+A file may also offer ``can_answer(tasks: TaskShape) -> bool``: whether the learner can answer such tasks, at a cost of
+milliseconds a round. ``can_answer`` of this folder asks it.
+
 An answer may depend on the order of the support samples beyond rounding, for example because the learner draws by their
 bytes, if the learner has an attribute ``order_matters = True``.
 """
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from online_meta import registry
 from online_meta.batching.failures import TaskFailures
@@ -49,6 +52,32 @@ def meta_learns(kind: str) -> bool:
     This is ``META_LEARNS`` of its module, by default True. Raises ``ValueError`` if there is no such learner.
     """
     return bool(getattr(registry.load_module(sys.modules[__name__], kind), "META_LEARNS", True))
+
+
+class TaskShape(NamedTuple):
+    """What the tasks of a run look like.
+
+    Attributes:
+        loss: the name or import path of the model's loss.
+        x_shape: the shape of one input; a dimension of -1 may differ between tasks.
+        x_dtype: the dtype of an input, such as "float32".
+        y_shape: the shape of one target; () for a class.
+    """
+
+    loss: str
+    x_shape: tuple[int, ...]
+    x_dtype: str = "float32"
+    y_shape: tuple[int, ...] = ()
+
+
+def can_answer(kind: str, tasks: TaskShape) -> bool:
+    """Return whether a learner of this ``kind`` can answer such tasks, and costs no more than it is worth by default.
+
+    The file of a learner says so by a function ``can_answer(tasks)``; one without it answers everything that the model
+    does. Raises ``ValueError`` for an unknown kind.
+    """
+    check = getattr(registry.load_module(sys.modules[__name__], kind), "can_answer", None)
+    return check is None or bool(check(tasks))
 
 
 OPTIMIZER, LR = "adam", 1e-3

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class ParameterLearner(ScoredLearner):
 
 
 class PredictingLearner(ScoredLearner):
-    """A learner made of two pure functions, ``answer`` and ``update``: it remembers nothing but what it publishes.
+    """A learner made of two pure functions, ``answer`` and ``update``: it remembers named tensors alone, its state.
 
     It answers by ``answer(state_t, support, x)`` in round t; then state_{t+1} = update(state_t, task, t). An update
     that is not finite changes nothing. The report of a task has the norm of the change.
@@ -69,25 +69,33 @@ class PredictingLearner(ScoredLearner):
     lr_scale = 1.0
 
     def __init__(
-        self, start: State, answer: Answer, update: Update | None = None, *, order_matters: bool = False
+        self,
+        start: State,
+        answer: Answer,
+        update: Update | None = None,
+        *,
+        order_matters: bool = False,
+        unpublished: Collection[str] = (),
     ) -> None:
         """Start at round 0.
 
         Args:
-            start: what the learner publishes first. An empty state takes its names, shapes and dtypes from the first
-                update.
+            start: the first state. An empty state takes its names, shapes and dtypes from the first update.
             answer: predicts the targets of inputs from the state and a support set, which may have no samples.
             update: learns a task; keeps the names, shapes and dtypes of the state. None to learn nothing.
             order_matters: whether an answer depends on the order of the support samples beyond rounding.
+            unpublished: names of the state that ``update`` alone reads. They are saved, but not published.
         """
         super().__init__()
         self.order_matters = order_matters
-        self._answer, self._update = answer, update
+        self._answer, self._update, self._unpublished = answer, update, unpublished
         self._start, self._state, self._round = start, start, 0
 
     def state(self) -> State:
-        """Return the state."""
-        return self._state
+        """Return the state without what is unpublished."""
+        if not self._unpublished:
+            return self._state
+        return {name: value for name, value in self._state.items() if name not in self._unpublished}
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the prediction of ``answer``; a pure function."""

@@ -1,16 +1,17 @@
 """What learners share that answer in closed form: which outcomes they answer, and samples as rows of numbers."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from online_meta.batches import map_tensors, only_tensor, select_samples
+from online_meta.batches import map_tensors, name_tensors, only_tensor, select_samples
 from online_meta.functional.classes import IGNORED_CLASS
 from online_meta.functional.model import ModelLoss
-from online_meta.learners import LearnerContext
+from online_meta.learners import LearnerContext, TaskShape
 from online_meta.prediction import point
 from online_meta.types import Batch, Prediction, Tensors
 
@@ -20,13 +21,25 @@ CLASSES = {"cross_entropy": "_classes", "categorical": "_classes"}
 MEANS = {"mse": "mse", "gaussian_of_noise": "gaussian_of_noise"}
 """The outcomes whose outputs are expected targets, with the modules that define their likelihood."""
 
+NUMBERS = ("uint8", "float16", "float32", "float64")
+"""The dtypes of inputs that are quantities; integers of 64 bits are names, such as those of tokens."""
+
+MOST_SAMPLES = 64
+"""Of how many shapes of inputs the shape of the output is remembered."""
+
+MOST_INPUTS = 4096
+"""The largest number of inputs of which sums of squares over all rounds are kept, 128 MiB."""
+
+QUICK_SQUARES, QUICK_INPUTS = 784, 32768
+"""The largest numbers of inputs that cost milliseconds a round: of such sums, and of the samples of one task."""
+
 
 class Outputs(NamedTuple):
     """What a learner that does not use the model's parameters has to answer with.
 
     Attributes:
         of_classes: whether an output is logits of classes, (n, classes, ...), or else the expected targets.
-        sample: x -> the model's output (...) for the first row of x, whose shape and dtype the answers have.
+        sample: x -> an output (...) of the model for a row like those of x, whose shape and dtype the answers have.
         predict: outputs (n, ...) -> the prediction.
     """
 
@@ -53,10 +66,18 @@ def find_outputs(context: LearnerContext, learner: str, *, regression: bool = Tr
     if not own or not isinstance(loss, ModelLoss):
         raise ValueError(f"{learner} cannot answer this loss: it answers {', '.join(known)}, made with om.model_loss")
     outcome = loss.answer_outcome
+    known_samples: dict[object, Tensor] = {}
 
     def sample(x: Tensors) -> Tensor:
-        with torch.no_grad():
-            return only_tensor(loss.answer(start, map_tensors(lambda tensor: tensor[:1], x)))[0]
+        first = map_tensors(lambda tensor: tensor[:1], x)
+        key = tuple((name, one.shape, one.dtype, one.device) for name, one in sorted(name_tensors("x", first).items()))
+        if key not in known_samples:
+            with torch.no_grad():
+                found = only_tensor(loss.answer(start, first))[0]
+            if len(known_samples) >= MOST_SAMPLES:
+                known_samples.clear()
+            known_samples[key] = found
+        return known_samples[key]
 
     return Outputs(own[0] in CLASSES, sample, lambda outputs: point(outcome, outputs))
 
@@ -114,6 +135,50 @@ def flatten_inputs(x: Tensors) -> Tensor:
     """Return the inputs as rows (n, d) in float64; the tensors of a dict follow each other in the order of names."""
     parts = [x] if isinstance(x, Tensor) else [x[name] for name in sorted(x)]
     return torch.cat([(part.flatten(1) if part.ndim > 1 else part[:, None]).double() for part in parts], 1)
+
+
+def add_constant(rows: Tensor) -> Tensor:
+    """Return the rows (n, d) with a last column of ones."""
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+
+
+def check_inputs(rows: Tensor, per: str) -> None:
+    """Raise ``ValueError`` if the squares of rows (n, d + 1) are too many to be kept; those of one task are not."""
+    inputs = rows.shape[1] - 1
+    if per != "task" and inputs > MOST_INPUTS:
+        raise ValueError(
+            f"per = {per!r} keeps the squares of {inputs} inputs: at most {MOST_INPUTS} are possible; choose "
+            "per = 'task'"
+        )
+
+
+def fits_rows(tasks: TaskShape, losses: Collection[str], *, pooled: bool = False) -> bool:
+    """Return whether a learner of rows (n, d) can answer such tasks in milliseconds a round.
+
+    Args:
+        tasks: what the tasks of the run look like.
+        losses: the names of the losses that the learner answers.
+        pooled: whether it keeps the squares of the inputs of all rounds, which then are equally many in every task.
+    """
+    if tasks.loss not in losses or tasks.x_dtype not in NUMBERS:
+        return False
+    if tasks.loss in CLASSES and tasks.y_shape != ():
+        return False
+    if any(size < 0 for size in tasks.x_shape):
+        return not pooled
+    return math.prod(tasks.x_shape) <= (QUICK_SQUARES if pooled else QUICK_INPUTS)
+
+
+def find_root(squares: Tensor) -> Tensor:
+    """Return the lower triangle L with L L' = squares, a positive definite matrix; NaN if it is not finite.
+
+    Where rounding makes the matrix indefinite, as for inputs of 1e9 that depend on each other, its diagonal is raised
+    by a billionth.
+    """
+    root, failed = torch.linalg.cholesky_ex(squares)
+    if failed:
+        root, failed = torch.linalg.cholesky_ex(squares + 1e-9 * squares.diagonal().diag())
+    return torch.full_like(root, math.nan) if failed else root
 
 
 def _drop_padding(batch: Batch) -> tuple[Batch, Tensor]:

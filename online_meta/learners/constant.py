@@ -6,11 +6,16 @@ from annotated_types import Gt
 from torch import Tensor
 
 from online_meta.batches import concat_support_query, first_tensor
-from online_meta.learners import LearnerContext, PredictingLearner
-from online_meta.learners._targets import find_outputs, find_targets
+from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
+from online_meta.learners._targets import CLASSES, MEANS, find_outputs, find_targets
 from online_meta.types import Batch, Prediction, State, Task, Tensors
 
 META_LEARNS = False
+
+
+def can_answer(tasks: TaskShape) -> bool:
+    """Return whether the learner can answer such tasks: it knows their loss."""
+    return tasks.loss in {*CLASSES, *MEANS}
 
 
 def build(context: LearnerContext, alpha: Annotated[float, Gt(0)] = 1.0) -> PredictingLearner:

@@ -6,14 +6,19 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from online_meta.learners import LearnerContext, PredictingLearner
-from online_meta.learners._targets import find_outputs, find_rows, flatten_inputs
+from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
+from online_meta.learners._targets import CLASSES, MEANS, find_outputs, find_rows, fits_rows, flatten_inputs
 from online_meta.types import Batch, Prediction, State, Tensors
 
 META_LEARNS = False
 
 MISSING = 20.0
 """How far the logit of a class without support samples lies below the smallest one of the others."""
+
+
+def can_answer(tasks: TaskShape) -> bool:
+    """Return whether the learner can answer such tasks in milliseconds a round."""
+    return fits_rows(tasks, {*CLASSES, *MEANS})
 
 
 def build(context: LearnerContext, temperature: Annotated[float, Gt(0)] = 1.0) -> PredictingLearner:

@@ -7,14 +7,29 @@ from annotated_types import Gt
 from torch import Tensor
 
 from online_meta.batches import concat_support_query
-from online_meta.learners import LearnerContext, PredictingLearner
-from online_meta.learners._targets import find_outputs, find_rows, flatten_inputs
+from online_meta.learners import LearnerContext, PredictingLearner, TaskShape
+from online_meta.learners._targets import (
+    CLASSES,
+    MEANS,
+    add_constant,
+    check_inputs,
+    find_outputs,
+    find_root,
+    find_rows,
+    fits_rows,
+    flatten_inputs,
+)
 from online_meta.types import Batch, Prediction, State, Task, Tensors
 
 META_LEARNS = False
 
-MOST_INPUTS = 4096
-"""The largest number of inputs of which sums over all rounds are kept, 128 MiB of squares."""
+SUMS = ("squares", "products")
+"""The parts of the state that answers do not read."""
+
+
+def can_answer(tasks: TaskShape) -> bool:
+    """Return whether the learner can answer such tasks in milliseconds a round, with its default ``per``."""
+    return fits_rows(tasks, {*CLASSES, *MEANS})
 
 
 def build(
@@ -46,11 +61,11 @@ def build(
     def read(batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
         x, targets, weight = find_rows(batch, outputs, like)
         root = weight.sqrt()[:, None]
-        return root * _with_constant(x), root * targets
+        return root * add_constant(x), root * targets
 
     def answer(state: State, support: Batch, x: Tensors) -> Prediction:
-        like, z = outputs.sample(x), _with_constant(flatten_inputs(x))
-        _check_size(z, per)
+        like, z = outputs.sample(x), add_constant(flatten_inputs(x))
+        check_inputs(z, per)
         weights = state["weights"].to(z.device) if state else z.new_zeros(z.shape[1], like.numel())
         if per != "pooled":
             rows, targets = read(support, like)
@@ -60,13 +75,13 @@ def build(
 
     def update(state: State, task: Task, round: int) -> State:
         rows, targets = read(concat_support_query(task), outputs.sample(task.query.x))
-        _check_size(rows, per)
+        check_inputs(rows, per)
         sums = {"squares": rows.T @ rows, "products": rows.T @ targets}
         if state:
             sums = {name: value + state[name].to(value.device) for name, value in sums.items()}
         return {**sums, "weights": _solve(sums["squares"], sums["products"], strength)}
 
-    return PredictingLearner({}, answer, None if per == "task" else update)
+    return PredictingLearner({}, answer, None if per == "task" else update, unpublished=SUMS)
 
 
 def solve_ridge(rows: Tensor, targets: Tensor, strength: float) -> Tensor:
@@ -81,18 +96,4 @@ def solve_ridge(rows: Tensor, targets: Tensor, strength: float) -> Tensor:
 
 def _solve(squares: Tensor, right: Tensor, strength: float) -> Tensor:
     """Return (squares + strength I)^{-1} right."""
-    solution: Tensor = torch.linalg.solve(squares + strength * torch.eye(len(squares)).to(squares), right)
-    return solution
-
-
-def _with_constant(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_ones(len(x), 1)], 1)
-
-
-def _check_size(rows: Tensor, per: str) -> None:
-    inputs = rows.shape[1] - 1
-    if per != "task" and inputs > MOST_INPUTS:
-        raise ValueError(
-            f"per = {per!r} keeps the squares of {inputs} inputs: at most {MOST_INPUTS} are possible; choose "
-            "per = 'task'"
-        )
+    return torch.cholesky_solve(right, find_root(squares + strength * torch.eye(len(squares)).to(squares)))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.learners import LearnerContext, MemoryReplayBuffer
+from online_meta.learners import LearnerContext, MemoryReplayBuffer, TaskShape, can_answer
 from online_meta.replay.uniform import uniform
 
 LR = 0.05
@@ -38,6 +38,26 @@ def task(seed: int, support: int = 4, query: int = 3) -> om.Task:
 
 def stream(rounds: int, seed: int = 0) -> list[om.Task]:
     return [task(1000 * seed + t) for t in range(rounds)]
+
+
+def answers_numbers(learner: str) -> bool:
+    """Return whether a learner of the registry answers the tasks of ``stream``; the others answer classes alone."""
+    return can_answer(learner, TaskShape("mse", (3,), "float64", (2,)))
+
+
+def stream_for(learner: str, rounds: int) -> list[om.Task]:
+    """Return the tasks of ``stream``, for a learner of classes with the larger one of two targets as the class."""
+    if answers_numbers(learner):
+        return stream(rounds)
+    return [om.Task(*(batch._replace(y=batch.y.argmax(1)) for batch in one)) for one in stream(rounds)]
+
+
+def setup_for(learner: str, **changes: Any) -> LearnerContext:
+    """Return the set-up of ``setup`` for the tasks of ``stream_for``."""
+    if answers_numbers(learner):
+        return setup(**changes)
+    inner = om.Inner(om.model_loss(net(), "cross_entropy"), om.rules.sgd(lr=LR), STEPS)
+    return setup(**{"inner": inner, "gradient": om.exact(inner), **changes})
 
 
 def optimizer(meta: om.Meta) -> om.MetaOptimizer:

@@ -18,19 +18,32 @@ from online_meta.posteriors import samples
 from online_meta.prediction import loss_of
 from online_meta.regret.scoring import OrderError
 from online_meta.testing.learned_rules import draws_by_key
-from online_meta.testing.learner_problems import frozen, net, remembered, setup, stream, weights_of
+from online_meta.testing.learner_problems import (
+    answers_numbers,
+    frozen,
+    net,
+    remembered,
+    setup_for,
+    stream_for,
+    weights_of,
+)
 from online_meta.types import Batch, Task
 
 NAMES = registry.names(online_meta.learners)
 ROUNDS = 7
-QUICK = {"from_scratch": {"steps": 4}, "moml": {"steps": 3}, "ridge_head": {"per": "both"}}
+QUICK = {
+    "from_scratch": {"steps": 4},
+    "moml": {"steps": 3},
+    "ridge_head": {"per": "both"},
+    "logistic_head": {"per": "both"},
+}
 """Options that keep the tests short, or with which a learner has a state."""
 
 every_learner = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name, **changes):
-    return registry.load_module(online_meta.learners, name).build(setup(**changes), **QUICK.get(name, {}))
+    return registry.load_module(online_meta.learners, name).build(setup_for(name, **changes), **QUICK.get(name, {}))
 
 
 def play(learner, tasks):
@@ -40,7 +53,7 @@ def play(learner, tasks):
 
 @every_learner
 def test_scoring_changes_nothing(name):
-    learner, tasks = make(name), stream(4)
+    learner, tasks = make(name), stream_for(name, 4)
     play(learner, tasks[:3])
     before = frozen(learner.save())
     first = learner.score(tasks[3])
@@ -51,7 +64,7 @@ def test_scoring_changes_nothing(name):
 @every_learner
 @pytest.mark.parametrize("stop", range(ROUNDS))
 def test_going_on_from_what_was_saved_gives_the_same_bits_as_never_stopping(name, stop):
-    tasks, whole = stream(ROUNDS), make(name)
+    tasks, whole = stream_for(name, ROUNDS), make(name)
     play(whole, tasks[:stop])
     saved = whole.save()
     kept = frozen(saved)
@@ -66,7 +79,7 @@ def test_going_on_from_what_was_saved_gives_the_same_bits_as_never_stopping(name
 
 @every_learner
 def test_a_learner_can_go_back(name):
-    tasks, learner = stream(ROUNDS), make(name)
+    tasks, learner = stream_for(name, ROUNDS), make(name)
     play(learner, tasks[:3])
     saved = learner.save()
     rest = play(learner, tasks[3:])
@@ -76,7 +89,7 @@ def test_a_learner_can_go_back(name):
 
 @every_learner
 def test_its_rate_can_be_scaled(name):
-    tasks, learner = stream(3), make(name)
+    tasks, learner = stream_for(name, 3), make(name)
     assert learner.lr_scale == 1.0
     before = None if learner.engine is None else frozen(flatten_meta(learner.engine.meta()))
     learner.lr_scale = 0.0
@@ -94,7 +107,7 @@ def test_its_rate_can_be_scaled(name):
 
 @every_learner
 def test_loading_forgets_what_was_scored(name):
-    tasks, learner = stream(2), make(name)
+    tasks, learner = stream_for(name, 2), make(name)
     saved = learner.save()
     learner.score(tasks[0])
     learner.load(saved, 0)
@@ -107,7 +120,7 @@ def test_loading_forgets_what_was_scored(name):
 @every_learner
 def test_a_prefix_is_scored_as_a_task_of_so_few_points_is(name):
     """With seeds, ranks and states all the same: only the points are fewer."""
-    tasks = stream(4)
+    tasks = stream_for(name, 4)
     for points in (1, 2, 3):
         whole, short = make(name), make(name)
         for learner in (whole, short):
@@ -129,7 +142,7 @@ def make_and_score(name, tasks):
 
 @every_learner
 def test_what_is_learned_between_rounds_is_the_same_after_a_restart(name):
-    tasks, whole = stream(6), make(name)
+    tasks, whole = stream_for(name, 6), make(name)
     play(whole, tasks[:3])
     saved = whole.save()
     more = [whole.learn_more(update) for update in range(2)]
@@ -175,7 +188,7 @@ WRONG = {
 @every_learner
 @pytest.mark.parametrize("choose", WRONG.values(), ids=WRONG)
 def test_only_the_scored_tasks_are_learned_in_their_order(name, choose):
-    first, *tasks = stream(4)
+    first, *tasks = stream_for(name, 4)
     learner = make(name)
     play(learner, [first])
     before = frozen(learner.save())
@@ -189,7 +202,7 @@ def test_only_the_scored_tasks_are_learned_in_their_order(name, choose):
 
 @every_learner
 def test_nothing_is_learned_that_was_not_scored(name):
-    learner, tasks = make(name), stream(2)
+    learner, tasks = make(name), stream_for(name, 2)
     for given in ([], tasks[:1]):
         with pytest.raises(OrderError, match="score"):
             learner.learn(*given)
@@ -200,7 +213,7 @@ def test_nothing_is_learned_that_was_not_scored(name):
 
 @every_learner
 def test_several_tasks_in_one_update_are_scored_alike_and_count_as_so_many_rounds(name):
-    tasks, learner = stream(ROUNDS), make(name)
+    tasks, learner = stream_for(name, ROUNDS), make(name)
     play(learner, tasks[:2])
     saved = learner.save()
     together = [learner.score(task) for task in tasks[2:5]]
@@ -220,7 +233,7 @@ def test_several_tasks_in_one_update_are_scored_alike_and_count_as_so_many_round
 
 @every_learner
 def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_in_between(name):
-    tasks, one, two = stream(ROUNDS), make(name), make(name)
+    tasks, one, two = stream_for(name, ROUNDS), make(name), make(name)
     said = play(one, tasks)
     torch.manual_seed(77)
     assert play(two, tasks) == said
@@ -228,15 +241,15 @@ def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_in_between(name):
 
 
 def test_scores_do_not_depend_on_the_order_of_the_learners():
-    tasks, said = stream(5), []
+    tasks, said = {name: stream_for(name, 5) for name in NAMES}, []
     orders = [NAMES[first:] + NAMES[:first] for first in range(len(NAMES))]
     for order in (*orders, NAMES[::-1]):  # Each is the first once, and behind and before each other one.
         learners = {name: make(name) for name in order}
         scores = []
-        for task in tasks:
-            scored = {name: learner.score(task) for name, learner in learners.items()}
-            for learner in learners.values():
-                learner.learn(task)
+        for round in range(5):
+            scored = {name: learner.score(tasks[name][round]) for name, learner in learners.items()}
+            for name, learner in learners.items():
+                learner.learn(tasks[name][round])
             scores.append(scored)
         said.append((scores, {name: frozen(learner.save()) for name, learner in learners.items()}))
     assert all(other == said[0] for other in said)
@@ -244,9 +257,10 @@ def test_scores_do_not_depend_on_the_order_of_the_learners():
 
 @every_learner
 def test_learners_may_share_a_past_in_any_order(name):
-    tasks, shared = stream(5), setup()
-    modules = {one: registry.load_module(online_meta.learners, one) for one in NAMES}
-    both = [modules[one].build(shared, **QUICK.get(one, {})) for one in (name, *NAMES)]
+    tasks, shared = stream_for(name, 5), setup_for(name)
+    alike = [one for one in NAMES if answers_numbers(one) == answers_numbers(name)]
+    modules = {one: registry.load_module(online_meta.learners, one) for one in alike}
+    both = [modules[one].build(shared, **QUICK.get(one, {})) for one in (name, *alike)]
     said = [[learner.score(task) for learner in both] + [learner.learn(task) for learner in both] for task in tasks]
     alone = make(name)
     assert [(line[0], line[len(both)]) for line in said] == play(alone, tasks)
@@ -255,7 +269,7 @@ def test_learners_may_share_a_past_in_any_order(name):
 @every_learner
 def test_what_is_saved_is_plain_tensors_without_a_graph(name):
     learner = make(name)
-    play(learner, stream(2))
+    play(learner, stream_for(name, 2))
     for value in learner.save().values():
         assert isinstance(value, torch.Tensor)
         assert not value.requires_grad
@@ -265,9 +279,9 @@ ANSWERING = {**QUICK, "dp_mixture": {"concentration": 4.0}}
 """Options of the learners whose answers are tested: the mixture has several components."""
 
 
-def answering(name, loss="mse", rounds=3, answer_steps=(), **inner):
+def answering(name, loss=None, rounds=3, answer_steps=(), **inner):
     """Return a learner that has learned some rounds, and the next task; ``inner`` changes its inner loop."""
-    *tasks, task = stream(rounds + 1)
+    *tasks, task = stream_for(name, rounds + 1)
     saved = learn(name, loss, rounds, tuple(inner.items()))
     learner = build(name, loss, remembered(tasks), answer_steps=answer_steps, **inner)
     learner.load(saved, rounds)
@@ -278,15 +292,16 @@ def answering(name, loss="mse", rounds=3, answer_steps=(), **inner):
 def learn(name, loss, rounds, inner):
     """Return what a learner saves after some rounds."""
     learner = build(name, loss, **dict(inner))
-    play(learner, stream(rounds))
+    play(learner, stream_for(name, rounds))
     return learner.save()
 
 
-def build(name, loss="mse", buffer=None, **inner):
-    """Return a learner at round 0."""
+def build(name, loss=None, buffer=None, **inner):
+    """Return a learner at round 0; ``loss`` is for those that answer numbers."""
+    loss = (loss or "mse") if answers_numbers(name) else "cross_entropy"
     inner = om.Inner(om.model_loss(net(), loss), **{"rule": om.rules.sgd(lr=0.05), "steps": 2, **inner})
     changes = {} if buffer is None else {"buffer": buffer}
-    context = setup(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(net())), **changes)
+    context = setup_for(name, inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(net())), **changes)
     return registry.load_module(online_meta.learners, name).build(context, **ANSWERING.get(name, {}))
 
 
@@ -362,9 +377,9 @@ def test_a_score_is_the_loss_of_the_answer(name, loss):
 @pytest.mark.parametrize("points", [0, 1])
 def test_an_answer_to_little_support_is_a_distribution(name, inner, points):
     for learner, task in (answering(name, **inner), answering(name, rounds=0, **inner)):
-        support = select_samples(task.support, slice(points))
+        support, shape = select_samples(task.support, slice(points)), (len(task.query.y), 2)
         for prediction in learner.answers(learner.state(), support, task.query.x).values():
-            assert all(part.outputs.shape == (len(part.log_weights), *task.query.y.shape) for part in prediction)
+            assert all(part.outputs.shape == (len(part.log_weights), *shape) for part in prediction)
             assert all(bool(part.outputs.isfinite().all()) for part in prediction)
             total = torch.cat([part.log_weights for part in prediction]).exp().sum()
             torch.testing.assert_close(total, torch.ones_like(total))

@@ -128,6 +128,9 @@ CLOSED_FORM = {
     "constant": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "nearest_centroid": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "ridge_head": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+    "pooled_ridge": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+    "logistic_head": ("cross_entropy", "categorical"),
+    "pooled_logistic": ("cross_entropy", "categorical"),
 }
 """The outcomes of the learners that do not answer every one."""
 

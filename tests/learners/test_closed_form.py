@@ -1,70 +1,25 @@
 """The learners that answer in closed form, against slow oracles in float64."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.batches import concat_support_query, empty_like, select_samples
-from online_meta.learners import constant, nearest_centroid, ridge_head
+from online_meta.batches import empty_like, select_samples
+from online_meta.learners import _targets, constant, nearest_centroid, pooled_ridge, ridge_head
 from online_meta.prediction import mean_of
-from online_meta.testing.learner_problems import setup, stream, weights_of
-
-CLASSES = 4
-
-
-def assert_close(found, right, tolerance):
-    torch.testing.assert_close(found, right, rtol=tolerance, atol=tolerance)
-
-
-class Case(NamedTuple):
-    """The settings of a run, and its tasks."""
-
-    context: om.learners.LearnerContext
-    tasks: list[om.Task]
-
-
-def of_loss(loss, model=None, **options):
-    """Return the context of a run with a loss."""
-    model = nn.Linear(3, CLASSES).double() if model is None else model
-    inner = om.Inner(om.model_loss(model, loss, loss_options=options or None), om.rules.sgd(lr=0.1), 1)
-    return setup(inner=inner, gradient=om.exact(inner), start=inner.init(weights_of(model)))
-
-
-def of_classes(loss="cross_entropy"):
-    """Return a run whose classes are the signs of the first two targets of the regression tasks."""
-
-    def label(batch):
-        return batch._replace(y=(batch.y[:, 0] > 0).long() + 2 * (batch.y[:, 1] > 0).long())
-
-    return Case(of_loss(loss), [om.Task(*map(label, task)) for task in stream(4)])
-
-
-def of_numbers(loss="mse"):
-    return Case(of_loss(loss, nn.Linear(3, 2).double()), stream(4))
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        learner.score(task)
-        assert [step.skipped for step in learner.learn(task).steps] in ([], [None])
-    return learner
-
-
-def output_of(learner, support, x):
-    """Return the one output of a learner's answer."""
-    ((_, outputs, log_weights),) = learner.answers(learner.state(), support, x)[""]
-    assert log_weights.tolist() == [0.0]
-    return outputs[0]
-
-
-def pooled(tasks):
-    """Return the samples of all tasks as one batch."""
-    batches = [concat_support_query(task) for task in tasks]
-    return om.Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+from tests.learners.closed_form import (
+    CLASSES,
+    assert_close,
+    learn,
+    of_classes,
+    of_loss,
+    of_numbers,
+    output_of,
+    pooled,
+)
 
 
 def shares(labels, alpha):
@@ -157,6 +112,35 @@ def test_ridge_regression_solves_the_least_squares(per, strength):
         assert_close(output_of(learner, few, x), apply(right, x), 1e-9)
 
 
+@pytest.mark.parametrize("case", [of_numbers, of_classes])
+def test_pooled_ridge_is_the_ridge_of_all_rounds(case):
+    context, tasks = case()
+    found = learn(pooled_ridge.build(context, strength=0.3, temperature=0.5), tasks[:3])
+    right = learn(ridge_head.build(context, strength=0.3, per="pooled", temperature=0.5), tasks[:3])
+    support, (x, _) = tasks[3]
+    assert_close(output_of(found, support, x), output_of(right, support, x), 0)
+    assert_close(output_of(found, empty_like(support), x), output_of(found, support, x), 0)
+
+
+def test_the_sums_over_all_rounds_are_saved_but_not_published():
+    context, tasks = of_numbers()
+    learner = learn(pooled_ridge.build(context), tasks[:3])
+    assert learner.state().keys() == {"weights"}
+    assert learner.save().keys() == {"state.weights", "state.squares", "state.products"}
+
+
+def test_inputs_that_depend_on_each_other_beyond_rounding_are_fitted():
+    context, tasks = of_numbers()
+
+    def stretch(batch):
+        return batch._replace(x=1e9 * batch.x[:, :1].expand(-1, 3))
+
+    stretched = [om.Task(*map(stretch, task)) for task in tasks]
+    for per in ("task", "pooled", "both"):
+        learner = learn(ridge_head.build(context, per=per), stretched[:3])
+        assert output_of(learner, stretched[3].support, stretched[3].query.x).abs().max() < 100
+
+
 @pytest.mark.parametrize("inputs", [2, 30])
 def test_both_forms_of_ridge_regression_are_the_normal_equations(inputs):
     random = torch.Generator().manual_seed(0)
@@ -230,7 +214,7 @@ def test_a_dict_of_inputs_is_one_row_whatever_its_order():
 
 
 def test_sums_over_many_inputs_are_refused(monkeypatch):
-    monkeypatch.setattr(ridge_head, "MOST_INPUTS", 2)
+    monkeypatch.setattr(_targets, "MOST_INPUTS", 2)
     context, (task, *_) = of_numbers()
     for per in ("pooled", "both"):
         with pytest.raises(ValueError, match=r"keeps the squares of 3 inputs: at most 2 .* per = 'task'"):

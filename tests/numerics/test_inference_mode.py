@@ -10,7 +10,7 @@ import online_meta as om
 import online_meta.learners
 from online_meta import registry
 from online_meta.testing.compare import assert_close
-from online_meta.testing.learner_problems import net, optimizer, setup, stream, task, weights_of
+from online_meta.testing.learner_problems import net, optimizer, setup_for, stream_for, task, weights_of
 from online_meta.testing.oracle import unrolled_maml
 
 MODES = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "outside": nullcontext}
@@ -67,9 +67,10 @@ def test_the_meta_gradient_over_tasks_is_that_of_the_unrolled_loop(batching, mod
 @pytest.mark.parametrize("name", registry.names(online_meta.learners))
 def test_every_learner_plays_the_same_game_in_inference_mode(name):
     def play(mode):
-        tasks = inference_tensors(stream(3)) if mode is torch.inference_mode else stream(3)
+        tasks = stream_for(name, 3)
+        tasks = inference_tensors(tasks) if mode is torch.inference_mode else tasks
         with mode():
-            learner = registry.load_module(online_meta.learners, name).build(setup())
+            learner = registry.load_module(online_meta.learners, name).build(setup_for(name))
             first = [(learner.score(one), learner.learn(one), learner.learn_more(0)) for one in tasks[:2]]
             saved = learner.save()
             learner.load(saved, 2)

@@ -14,7 +14,7 @@ from online_meta import registry
 from online_meta.answers import unpack_meta
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.regret.scoring import score_task
-from online_meta.testing.learner_problems import frozen
+from online_meta.testing.learner_problems import answers_numbers, frozen
 from online_meta.types import Batch, Learned, Meta, PrefixScore, Score, Task
 from streams.history.history import History
 from streams.history.ledger import RoundEntry
@@ -289,7 +289,9 @@ def test_lines_are_durable_before_the_checkpoint_that_follows_them(tmp_path, his
     assert operations == once * (2 if late else 1)
 
 
-BASELINES = tuple(name for name in registry.names(online_meta.learners) if name != MAIN_LEARNER)
+BASELINES = tuple(
+    name for name in registry.names(online_meta.learners) if name != MAIN_LEARNER and answers_numbers(name)
+)
 QUICK = {"from_scratch": {"steps": 2}, "moml": {"steps": 2}, "c_maml": {"gamma": -1000.0}}
 """Options that keep the tests short, and with which Continual-MAML answers with its slow weights."""
 
