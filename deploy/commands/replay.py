@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import click
@@ -19,7 +18,8 @@ from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import check_tasks
 from deploy.config.config import Config, config_file_context, read_config
-from deploy.exits import BROKEN, CONFIG, TRY_LATER, CommandError
+from deploy.exits import CONFIG, TRY_LATER, CommandError
+from deploy.forks import playing_errors
 from deploy.leader import find_leader
 from deploy.reports.report import summary_table, write_report
 from deploy.telemetry.run_view import open_view
@@ -30,18 +30,13 @@ from streams.history.history import History
 from streams.history.retention import count_discarded
 from streams.private_files import private_umask
 from trainers.build import build_context
-from trainers.checkpoint import CheckpointError
 from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
 from trainers.journal.jsonl import LineReader, LineWriter
-from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import RunFiles
 from trainers.learner_settings import lead_settings
-from trainers.loop.recovery import RepeatFailed
-from trainers.loop.rounds import open_run, play_rounds
-from trainers.loop.run import close_run
+from trainers.loop.stages import Stage, play_stages
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import RegretSettings
-from trainers.settings_fingerprint import SettingsChanged
 
 
 @click.command("replay")
@@ -111,18 +106,9 @@ def replay(
                 CONFIG, f"{history_folder}: retention has removed {discarded} rounds; a replay needs all of them"
             )
         _copy_logs(history_folder, files)
-        try:
-            run = open_run(config.trainer(), files, history)
-        except (SettingsChanged, CheckpointError) as error:
-            raise CommandError(CONFIG, f"{out}: {error}") from error
-        try:
-            while run.round < total:
-                play_rounds(run, Event(), min(run.round + config.checkpoint.every_rounds, total))
-                progress("rounds", run.round, total)
-        except (RepeatFailed, TooManyQuarantined) as error:
-            raise CommandError(BROKEN, f"{out}: {error}") from error
-        finally:
-            close_run(run)
+        with playing_errors(out):
+            stages = (Stage(0, config.trainer()),)
+            play_stages(stages, files, history, total, lambda done: progress("rounds", done, total))
         if total:
             _refresh_comparators(config, files, history, total, progress)
     view = open_view(files, config, scored)

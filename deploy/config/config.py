@@ -222,7 +222,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for override in overrides:
-        _set(raw, override)
+        set_value(raw, override)
     return dataclasses.replace(make_config(raw, str(path)), import_folder=str(path.parent.resolve()))
 
 
@@ -325,8 +325,11 @@ def _find_settings_type(kind: Any) -> Any:
     return found
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
-    """Apply one ``section.key=value``; the value is TOML, or a plain string where it is none."""
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``section.key=value``; the value is TOML, or a plain string where it is none.
+
+    Raises ``ConfigError`` for what is not written so.
+    """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
@@ -344,14 +347,22 @@ def _set(raw: dict[str, Any], override: str) -> None:
     table[keys[-1]] = value
 
 
-def write_settings(path: Path, config: Config) -> None:
+def write_settings(path: Path, config: Config | TrainerSettings) -> None:
     """Write what the trainer processes of a run need, as JSON."""
-    replace_file(path, TypeAdapter(TrainerSettings).dump_json(config.trainer(), indent=1), durable=True)
+    settings = config.trainer() if isinstance(config, Config) else config
+    replace_file(path, TypeAdapter(TrainerSettings).dump_json(settings, indent=1), durable=True)
 
 
 def read_settings(path: Path) -> TrainerSettings:
     """Read what ``write_settings`` wrote, in this version or an earlier one."""
-    raw = json.loads(path.read_bytes())
+    return parse_settings(json.loads(path.read_bytes()))
+
+
+def parse_settings(raw: dict[str, Any]) -> TrainerSettings:
+    """Return recorded settings, of this version or an earlier one.
+
+    Modules in the folder of their configuration can be named from then on.
+    """
     for (section, old), new in RENAMED_KEYS.items():
         if old in raw[section]:
             raw[section][new] = raw[section].pop(old)

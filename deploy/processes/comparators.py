@@ -42,21 +42,22 @@ IDLE_SECONDS = 1.5
 log = logging.getLogger(__name__)
 
 
-def main(settings_file: str, logs: str = "text") -> int:
+def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
     """Refresh the comparators until SIGTERM; return the exit code.
 
     Args:
         settings_file: path of RUN/settings.json.
         logs: "text" or "json".
+        branch: name of the branch that is compared; "" for the only one of a run.
     """
     log_to_stderr(Origin("comparators"), logs)
     stop = stop_on_signals()
     die_with_parent()
     os.nice(10)  # Training has priority.
-    files = RunFiles(Path(settings_file).parent)
+    files = RunFiles(Path(settings_file).parent, branch or None)
     heartbeat = HeartbeatWriter(None)
     try:
-        with hold_lock(files.folder / "comparators.lock"):
+        with hold_lock(files.own / "comparators.lock"):
             heartbeat = HeartbeatWriter(files.heartbeat("comparators"))
             settings = read_settings(files.settings)
             with History.open(files.history, write=False) as history:

@@ -61,7 +61,7 @@ def _play(config: Config, config_file: str, origin: Origin) -> int:
     try:
         with join_process_group(config.engine, has_storage=False) as rank_group:
             play_run(
-                broadcast_settings(rank_group, None),
+                [(broadcast_settings(rank_group, None), None)],
                 RunFiles(Path(config.run.path)),
                 None,
                 rank_group,

@@ -12,6 +12,7 @@ import sys
 import threading
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -26,7 +27,7 @@ from streams.history.history import History
 from streams.history.maintenance import Maintenance, is_due
 from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
-from trainers.checkpoint import list_checkpoints
+from trainers.journal.fork_log import oldest_checkpoint
 from trainers.journal.heartbeat import WAITING, HeartbeatWriter
 from trainers.journal.run_files import RunFiles
 
@@ -66,8 +67,7 @@ def main(settings_file: str, logs: str, settings_json: str) -> int:
 
     heartbeat = HeartbeatWriter(files.heartbeat("maintenance"))
 
-    def oldest() -> int:
-        return next(iter(list_checkpoints(files.checkpoints)), 0)
+    oldest = partial(oldest_checkpoint, files.folder)
 
     def report(errors: str) -> None:
         heartbeat.beat(WAITING, problem=errors)

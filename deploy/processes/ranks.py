@@ -19,19 +19,20 @@ from trainers.journal.run_files import RunFiles
 log = logging.getLogger(__name__)
 
 
-def main(settings_file: str, logs: str = "text") -> int:
+def main(settings_file: str, logs: str = "text", branch: str = "") -> int:
     """Keep ``engine.processes`` trainer ranks running until they drain; return the exit code.
 
     Args:
         settings_file: path of RUN/settings.json.
         logs: "text" or "json".
+        branch: name of the branch that they play; "" for the only one of a run.
     """
     log_to_stderr(Origin("agent"), logs)
     die_with_parent()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The daemon drains when a terminal closes, and then stops the ranks.
-    engine = read_settings(Path(settings_file)).engine
-    command = [sys.executable, "-m", "deploy.processes.trainer", settings_file, logs]
-    files = RunFiles(Path(settings_file).parent)
+    files = RunFiles(Path(settings_file).parent, branch or None)
+    engine = read_settings(files.settings).engine
+    command = [sys.executable, "-m", "deploy.processes.trainer", settings_file, logs, branch]
 
     def restarted(restarts: int) -> None:
         with contextlib.suppress(OSError):  # A full disk must not prevent the ranks from starting.

@@ -1,11 +1,13 @@
-"""The trainer process: ``python -m deploy.processes.trainer RUN/settings.json``."""
+"""The trainer process: ``python -m deploy.processes.trainer RUN/settings.json LOGS BRANCH ROLE``."""
 
 import contextlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -13,61 +15,55 @@ from pydantic import TypeAdapter
 
 from deploy.config.config import read_settings
 from deploy.exits import BROKEN, CONFIG, DONE, TRY_LATER, CommandError
+from deploy.forks import stages_of
 from deploy.logs import Origin, log_to_stderr
 from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
 from online_meta.batching.compile import CompileStopped
-from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFull
+from streams.history.errors import ArchiveUnreachable, HistoryDamaged, HistoryFull, RoundDiscarded
 from streams.history.history import History
 from trainers.build import LOCAL
 from trainers.checkpoint import CheckpointError
 from trainers.distributed.process_group import join_process_group, read_own_rank
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.divergence import Diverged
+from trainers.journal.fork_log import read_branches
 from trainers.journal.heartbeat import HeartbeatWriter
 from trainers.journal.quarantine import TooManyQuarantined
-from trainers.journal.run_files import RunFiles
+from trainers.journal.run_files import MAIN, RunFiles
 from trainers.loop.recovery import RepeatFailed
 from trainers.loop.rounds import open_run, play_rounds
 from trainers.loop.run import Run, close_run
+from trainers.loop.stages import list_stages_left
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import SettingsChanged
 
+BACKGROUND = "background"
+NICE = 10
+Part = tuple[TrainerSettings, int | None]
+"""Settings, and the round at which they end; None for no end."""
 log = logging.getLogger(__name__)
 
 
-def main(settings_file: str, logs: str = "text") -> int:
-    """Play the rounds of the run until SIGTERM; return the exit code.
+def main(settings_file: str, logs: str = "text", branch: str = "", role: str = "") -> int:
+    """Play the rounds of a branch of the run until SIGTERM; return the exit code.
 
     Args:
         settings_file: path of RUN/settings.json.
         logs: "text" or "json".
+        branch: name of the branch; "" for the only one of a run.
+        role: ``BACKGROUND`` for a branch that is not served: its process has low priority, and no further ranks.
     """
-    origin = Origin("trainer", read_own_rank(), plays=True)
+    background = role == BACKGROUND
+    origin = Origin(f"fork {branch}" if background else "trainer", read_own_rank(), plays=True)
     log_to_stderr(origin, logs)
     stop = stop_on_signals()
     die_with_parent()
-    files = RunFiles(Path(settings_file).parent)
-    heartbeat = HeartbeatWriter(None)
+    os.nice(NICE if background else 0)
+    files = RunFiles(Path(settings_file).parent, branch or None)
     try:
         settings = read_settings(files.settings)
-        with ExitStack() as cleanup:
-            rank_group = (
-                cleanup.enter_context(join_process_group(settings.engine)) if settings.engine.kind != LOCAL else None
-            )
-            if rank_group is None or rank_group.is_coordinator:
-                cleanup.enter_context(hold_lock(files.folder / "trainer.lock"))
-                heartbeat = HeartbeatWriter(files.heartbeat("trainer"))
-            history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
-            play_run(
-                settings if rank_group is None else broadcast_settings(rank_group, settings),
-                files,
-                history,
-                rank_group,
-                stop,
-                origin,
-                heartbeat,
-            )
-            return DONE
+        _play_branch(settings, files, background or settings.engine.kind == LOCAL, stop, origin)
+        return DONE
     except CommandError as error:
         log.error("%s", error)
         return error.code
@@ -84,17 +80,54 @@ def main(settings_file: str, logs: str = "text") -> int:
     except HistoryDamaged as error:
         log.error("%s: run `online-meta verify %s`", error, files.history)
         return BROKEN
+    except RoundDiscarded as error:
+        log.error("%s, and this branch has not played it yet: it cannot continue", error)
+        return BROKEN
     except (
         OSError,
         HistoryFull,
         ArchiveUnreachable,
     ) as error:  # The next start continues from the last checkpoint.
         log.error("%s", error)
-        heartbeat.end(error)
         return TRY_LATER
+
+
+EXPECTED = (
+    *(CommandError, CompileStopped, SettingsChanged, CheckpointError, RepeatFailed, Diverged, TooManyQuarantined),
+    *(HistoryDamaged, RoundDiscarded),
+)
+"""The errors for which a trainer ends that has nothing to add in its heartbeat."""
+
+
+def _play_branch(settings: TrainerSettings, files: RunFiles, alone: bool, stop: Event, origin: Origin) -> None:
+    """Play a branch, ``alone`` or as one of several ranks; the last heartbeat says for which error it ends."""
+    heartbeat = HeartbeatWriter(None)
+    try:
+        with ExitStack() as cleanup:
+            rank_group = None if alone else cleanup.enter_context(join_process_group(settings.engine))
+            if rank_group is None or rank_group.is_coordinator:
+                cleanup.enter_context(hold_lock(files.own / "trainer.lock"))
+                heartbeat = HeartbeatWriter(files.heartbeat("trainer"))
+            history = cleanup.enter_context(contextlib.closing(History.open(files.history, write=False)))
+            parts = _list_parts(settings, files, rank_group)
+            play_run(parts, files, history, rank_group, stop, origin, heartbeat)
+    except EXPECTED:
+        raise
     except Exception as error:
         heartbeat.end(error)
         raise
+
+
+def _list_parts(settings: TrainerSettings, files: RunFiles, rank_group: RankGroup | None) -> Iterable[Part]:
+    """Return the parts in which a branch continues: a fork begins with the settings of its parent.
+
+    Ranks have one part: a fork that is served has reached its last stage.
+    """
+    if rank_group is not None:
+        return [(broadcast_settings(rank_group, settings), None)]
+    if files.branch in (None, MAIN):
+        return [(settings, None)]
+    return list_stages_left(stages_of(files.folder, read_branches(files.folder), str(files.branch)), files)
 
 
 def broadcast_settings(rank_group: RankGroup, settings: TrainerSettings | None) -> TrainerSettings:
@@ -109,7 +142,7 @@ def broadcast_settings(rank_group: RankGroup, settings: TrainerSettings | None) 
 
 
 def play_run(
-    settings: TrainerSettings,
+    parts: Iterable[Part],
     files: RunFiles,
     history: History | None,
     rank_group: RankGroup | None,
@@ -120,7 +153,7 @@ def play_run(
     """Play the rounds of a run, from its newest checkpoint on, until ``stop`` is set.
 
     Args:
-        settings: of the run.
+        parts: the settings with which it continues, each with the round at which they end; the last ones do not end.
         files: of the run.
         history: of the run; None on a rank without storage.
         rank_group: None for the local engine.
@@ -128,14 +161,17 @@ def play_run(
         origin: filter of this process's log lines; it will add the current round.
         heartbeat: of this process.
     """
-    run = open_run(settings, files, history, rank_group=rank_group, heartbeat=heartbeat, count_deaths=True)
-    threading.Thread(target=_note_stop, args=(run, stop), name="note-stop", daemon=True).start()
-    origin.round = lambda: run.round
-    log.info("the trainer continues at round %d", run.round)
-    rounds = play_rounds(run, stop)
-    close_run(run)
-    run.rank_group.broadcast(None)  # Ranks end together: one that ends early would count as dead.
-    log.info("the trainer drained after %d rounds", rounds)
+    for settings, end in parts:
+        run = open_run(settings, files, history, rank_group=rank_group, heartbeat=heartbeat, count_deaths=True)
+        threading.Thread(target=_note_stop, args=(run, stop), name="note-stop", daemon=True).start()
+        origin.round = partial(getattr, run, "round")
+        log.info("the trainer continues at round %d", run.round)
+        rounds = play_rounds(run, stop, end)
+        close_run(run)
+        run.rank_group.broadcast(None)  # Ranks end together: one that ends early would count as dead.
+        if stop.is_set():
+            log.info("the trainer drained after %d rounds", rounds)
+            return
 
 
 def _note_stop(run: Run, stop: Event) -> None:
