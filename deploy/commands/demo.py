@@ -25,9 +25,10 @@ from rich.table import Table
 from deploy.config.config import Config, ServeSettings, read_config
 from deploy.exits import BROKEN, TRY_LATER, USAGE, CommandError, ConfigError
 from deploy.processes.child import PR_SET_PDEATHSIG
-from deploy.reports.report import describe_regret, display_name, format_losses, format_mean, summary_table
+from deploy.reports.report import describe_regret, format_losses, format_mean, summary_table
 from deploy.server.listener import bind
 from online_meta import registry
+from online_meta.regret.verdict import display_name
 from streams.private_files import private_umask
 from streams.producers import connect, submit
 from streams.types import TaskSource

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.commands._client import daemon_client, expect_success
-from deploy.reports.report import describe_regret, display_name, format_losses, format_mean
+from deploy.reports.report import describe_regret, format_losses, format_mean
+from online_meta.regret.verdict import display_name
 
 
 @click.command("status")
@@ -40,6 +41,9 @@ def status_table(status: dict[str, Any]) -> Table:
     if rounds["quarantined"]:
         pending += f", {rounds['quarantined']} quarantined"
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
+    for name, key in (("verdict", "sentence"), ("advice", "advice")):
+        if status.get("verdict", {}).get(key):  # A daemon of 0.1.0 gives none.
+            table.add_row(name, status["verdict"][key])
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
     if last and not last["skipped"]:
         # Rounds are counted from 1, as on the page.

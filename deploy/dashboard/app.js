@@ -5,11 +5,12 @@ import { makeChart } from "./charts.js";
 import { fill } from "./dom.js";
 import { formatAgo } from "./format.js";
 import { modelCharts } from "./models.js";
+import { findMinor, putPoolSecond } from "./pool.js";
 import { assignLooks } from "./palette.js";
-import { askForToken, clock, copyCommand, showFigures, showLost, showState, showStatus } from "./panels.js";
+import { askForToken, clock, copyCommand, showFigures, showLost, showState, showStatus, showVerdict } from "./panels.js";
 import { startPolling } from "./poll.js";
 import { comparatorKinds, countRounds, orderLearners } from "./series.js";
-import { fillTable } from "./table.js";
+import { fillTable, toggleMore } from "./table.js";
 import { fillHeader, fillTiles } from "./tiles.js";
 import { currentTheme, onThemeChange, toggleTheme } from "./theme.js";
 
@@ -47,13 +48,16 @@ function render() {
   showLost(page.lost);
   showFigures(status);
   showStatus(status);
-  const names = orderLearners(status.leader, status.learners, ledger?.learners);
+  showVerdict(status);
+  const configured = orderLearners(status.leader, status.learners, ledger?.learners);
   const kinds = comparatorKinds(status.regret, ledger?.comparators);
-  const view = { status, ledger, names, kinds, looks: assignLooks(names, kinds), elapsed: elapsed() };
+  const looks = assignLooks(configured, kinds); // in the order of the configuration, as in the report
+  const [names, minor] = [putPoolSecond(configured, status), findMinor(configured, status)];
+  const view = { status, ledger, names, kinds, looks, minor, elapsed: elapsed() };
   fillHeader(status, view.elapsed);
   fillTiles(view);
   fillTable(view);
-  if (ledger?.rounds.length) renderCharts(modelCharts(ledger, names, kinds, view.looks));
+  if (ledger?.rounds.length) renderCharts(modelCharts(ledger, names, kinds, looks, minor));
   tick();
 }
 
@@ -102,6 +106,7 @@ function listen(polling) {
   const on = (selector, kind, listener) => document.querySelector(selector).addEventListener(kind, listener);
   on('[data-action="theme"]', "click", toggleTheme);
   on('[data-action="retry"]', "click", () => polling.now());
+  on('[data-action="more"]', "click", toggleMore);
   on('[data-action="copy"]', "click", (event) => copyCommand(event.currentTarget));
   on('[data-field="ranges"]', "change", (event) => {
     page.range = event.target.value;

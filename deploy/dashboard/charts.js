@@ -16,7 +16,7 @@ const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sa
  * `render(model)` shows a model of models.js; `repaint()` redraws it in the colours of the current theme.
  */
 export function makeChart(section, announce) {
-  const chart = { section, frame: makeFrame(section), plot: null, model: null, shape: "", hidden: new Set() };
+  const chart = { section, frame: makeFrame(section), plot: null, model: null, shape: "", hidden: new Set(), seen: new Set() };
   new ResizeObserver(() => chart.plot?.setSize(roomFor(chart))).observe(chart.frame.canvas);
   walkByKeys(chart, announce);
   return {
@@ -29,7 +29,8 @@ function render(chart, model) {
   chart.model = model;
   chart.section.hidden = model === null;
   if (model === null) return;
-  const shape = JSON.stringify(model.lines.map((line) => [line.name, line.look]));
+  hideMinor(chart);
+  const shape = JSON.stringify(model.lines.map((line) => [line.name, line.look, line.minor]));
   if (chart.plot === null || shape !== chart.shape) draw(chart);
   else chart.plot.setData(dataOf(model));
   chart.shape = shape;
@@ -37,6 +38,14 @@ function render(chart, model) {
   chart.frame.note.textContent = model.note;
   chart.frame.canvas.setAttribute("aria-label", `${model.title}. ${model.summary} Use the arrow keys to move along the rounds.`);
   showValues(chart);
+}
+
+/** Hides each line that is collapsed when it first appears; from then on the reader chooses. */
+function hideMinor({ model, hidden, seen }) {
+  for (const { name, minor } of model.lines) {
+    if (minor && !seen.has(name)) hidden.add(name);
+    seen.add(name);
+  }
 }
 
 function draw(chart) {

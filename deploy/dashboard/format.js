@@ -82,8 +82,10 @@ export function formatRate(perSecond) {
   return `${Number((perSecond * 3600).toPrecision(2))}/h`;
 }
 
-/** The display name of a learner or comparator: "train_on_everything" -> "train on everything". */
+/** The display name of an answer or comparator: "pooled_ridge" -> "pooled ridge", "ftml@10" -> "FTML with 10 steps". */
 export function formatName(name) {
+  const steps = name.match(/@(\d+)$/);
+  if (steps) return `${formatName(name.slice(0, steps.index))} with ${steps[1]} step${steps[1] === "1" ? "" : "s"}`;
   return name.replace(/^ftml(?=@|$)/, "FTML").replaceAll("_", " ");
 }
 

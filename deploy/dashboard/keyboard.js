@@ -25,6 +25,7 @@ function leave({ plot }) {
   plot?.setCursor({ left: -10, top: -10 }, true, true);
 }
 
-function readEntries({ model, frame }) {
-  return model.lines.map((line, i) => `${line.label} ${frame.values[i].textContent}`).join(", ");
+function readEntries({ model, frame, hidden }) {
+  const read = (line, i) => (hidden.has(line.name) ? [] : [`${line.label} ${frame.values[i].textContent}`]);
+  return model.lines.flatMap(read).join(", ");
 }

@@ -1,6 +1,6 @@
 // A chart's heading and legend: the name, swatch and value of every line. A click or key press hides or shows a line.
 
-import { formatCount, formatReal } from "./format.js";
+import { formatCount, formatReal, plural } from "./format.js";
 import { make, makeSwatch } from "./dom.js";
 
 /** Creates and returns a chart's title, note, legend and the container of its canvas. */
@@ -19,7 +19,14 @@ export function makeFrame(section) {
 
 function setEntries(frame, lines, hidden, toggle) {
   frame.values = lines.map(() => make("span", "value"));
-  frame.entries.replaceChildren(...lines.map((line, i) => makeEntry(line, frame.values[i], hidden, toggle)));
+  const entries = lines.map((line, i) => makeEntry(line, frame.values[i], hidden, toggle));
+  const minor = entries.filter((_, i) => lines[i].minor);
+  const main = entries.filter((_, i) => !lines[i].minor);
+  frame.entries.replaceChildren(...main, ...(minor.length ? [makeMore(minor)] : []));
+}
+
+function makeMore(entries) {
+  return make("details", "more", make("summary", "", plural(entries.length, "more line")), make("div", "entries", ...entries));
 }
 
 function makeEntry(line, value, hidden, toggle) {

@@ -2,13 +2,19 @@
 
 import { findEfficiency } from "./efficiency.js";
 import { formatCompact, formatName, formatPercent, formatReal, formatSigned, formatCount, plural } from "./format.js";
+import { poolRegretLines, weightLines } from "./pool.js";
 import { regretByRound, roundsPerPoint, smoothingWindow, trailingMean } from "./series.js";
 
-/** Returns the model of each chart by name; null if there is nothing to show. */
-export function modelCharts(ledger, names, kinds, looks) {
+/**
+ * Returns the model of each chart by name; null if there is nothing to show. The lines of the answers in the set `minor`
+ * are collapsed.
+ */
+export function modelCharts(ledger, names, kinds, looks, minor = new Set()) {
   const window = smoothingWindow(ledger.rounds.length);
-  const context = { ledger, names, kinds, looks, window, note: describeSmoothing(ledger.rounds, window) };
+  const context = { ledger, names, kinds, looks, minor, window, note: describeSmoothing(ledger.rounds, window) };
   return {
+    pool: modelPool(context),
+    weights: modelWeights(context),
     adaptation: modelAdaptation(context),
     learners: modelLearners(context),
     regret: modelRegret(context),
@@ -25,13 +31,13 @@ function describeSmoothing(rounds, window) {
     : `Lines: mean of the last ${plural(window * each, "round")}; dots: ${dots}.`;
 }
 
-function common({ ledger, note }, title, unit, lines, rest) {
+function common({ ledger, note, minor }, title, unit, lines, rest) {
   const model = {
     title,
     unit,
     note,
     rounds: ledger.rounds,
-    lines,
+    lines: lines.map((line) => ({ ...line, minor: minor.has(line.name) })),
     dots: [],
     format: formatReal,
     tick: formatCompact,
@@ -41,8 +47,31 @@ function common({ ledger, note }, title, unit, lines, rest) {
 }
 
 function summarise({ lines, format }) {
-  const parts = lines.map((line) => `${line.label} ${format(line.values.findLast((value) => value !== null))}`);
+  const parts = lines.filter((line) => !line.minor).map((line) => `${line.label} ${format(line.values.findLast((value) => value !== null))}`);
   return `Latest: ${parts.join(", ")}.`;
+}
+
+function modelPool(context) {
+  const { ledger, looks } = context;
+  if (!ledger.pool) return null;
+  const title = "The pool’s regret against its best expert, and its bound";
+  return common(context, title, "regret (loss, summed)", poolRegretLines(ledger.pool, looks), {
+    zero: true,
+    format: formatSigned,
+    note: "The pool’s cumulative loss minus that of the expert that has lost least so far. It never exceeds the bound.",
+  });
+}
+
+function modelWeights(context) {
+  const { ledger, looks, window } = context;
+  if (!ledger.pool) return null;
+  const lines = weightLines(ledger.pool, looks).map(smooth(window));
+  return common({ ...context, minor: new Set() }, "The pool’s weight on each expert", "share of the weight", lines, {
+    bounds: [0, 1],
+    format: formatPercent,
+    tick: (share) => formatCompact(Math.round(share * 1000) / 10) + "\u202f%",
+    note: withoutDots(context.note),
+  });
 }
 
 function modelAdaptation(context) {

@@ -4,6 +4,7 @@ import { daemonAddress } from "./api.js";
 import { field, fill, make, show } from "./dom.js";
 import { formatDuration, plural } from "./format.js";
 import { describeTrouble, fillHealth, healthLevel, isStarting } from "./health.js";
+import { judgeState } from "./pool.js";
 import { chooseNotices, isTrainerDown, nameState } from "./wording.js";
 
 /** Shows a state in the pill and in the tab's title; `detail` precedes the title. */
@@ -28,6 +29,16 @@ export function showStatus(status) {
   if (field("notices").textContent !== lines.map((line) => line.textContent).join("")) {
     field("notices").replaceChildren(...lines);
   }
+}
+
+/** Shows whether meta-learning pays; a daemon of 0.1.0 does not say. */
+export function showVerdict({ verdict, rounds }) {
+  const shown = verdict != null && rounds.learned > 0;
+  show('[data-panel="verdict"]', shown);
+  if (!shown) return;
+  document.querySelector('[data-panel="verdict"]').dataset.verdict = judgeState(verdict);
+  fill("verdict", verdict.sentence);
+  fill("advice", verdict.advice);
 }
 
 function showPill(status) {

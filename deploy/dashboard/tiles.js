@@ -11,17 +11,19 @@ import {
   formatSigned,
   plural,
 } from "./format.js";
+import { poolOf } from "./pool.js";
 import { relativeChange } from "./series.js";
 import { describeLosses, describeMean, describePace, explainRegret, judgeVerdict } from "./wording.js";
 
 const ROWS = 4; // regrets in the tile; the table has all of them
 
 /** Fills all tiles. `ledger` is null until fetched; `names` has the daemon's learner first; `elapsed` is in seconds. */
-export function fillTiles({ status, ledger, names, looks, elapsed }) {
+export function fillTiles({ status, ledger, names, kinds, looks, minor, elapsed }) {
   fillRounds(status.rounds);
   fillLoss(status, ledger, names[0]);
   fillAccuracy(status, names[0]);
-  fillRegret(status.regret ?? {}, names[0], looks);
+  const order = [...kinds, ...names.filter((name) => !minor.has(name)), ...minor];
+  fillRegret(status.regret ?? {}, names[0], looks, order);
   fillPace(status);
   fillCheckpoint(status, elapsed);
 }
@@ -33,13 +35,18 @@ function fillRounds({ ingested, learned, skipped }) {
   fillBar("learned", ingested ? (learned + (skipped ?? 0)) / ingested : 0);
 }
 
-function fillLoss({ last, learners }, ledger, own) {
-  fill("loss", formatReal(learners?.[own]?.mean_loss_last_100 ?? null));
-  const change = ledger ? relativeChange(ledger.loss_after) : null;
-  const { rounds_last_100: rounds, charged_rounds_last_100: charged } = learners?.[own] ?? {};
-  const mean = describeMean(rounds, charged);
+/** Fills the tile of the loss: that of the pool, or of the learner that leads where there is no pool. */
+function fillLoss(status, ledger, own) {
+  const { last, learners } = status;
+  const name = poolOf(status) ?? own;
+  fill("loss", formatReal(learners?.[name]?.mean_loss_last_100 ?? null));
+  const losses = name === own ? ledger?.loss_after : ledger?.learners[name]?.loss;
+  const change = losses ? relativeChange(losses) : null;
+  const { rounds_last_100: rounds, charged_rounds_last_100: charged } = learners?.[name] ?? {};
+  const mean = `${name === own ? "" : "the pool, "}${describeMean(rounds, charged)}`;
   fill("loss-trend", change === null ? mean : `${mean}; ${describeChange(change)} over the rounds shown`);
-  fill("loss-note", last && !last.skipped ? `last task ${describeLosses(last)}` : "");
+  const single = last && !last.skipped ? `last task ${describeLosses(last)}` : "";
+  fill("loss-note", name === own ? single : `${formatName(own)} alone ${formatReal(learners?.[own]?.mean_loss_last_100 ?? null)}`);
   field("loss-trend").dataset.level = change === null || change < 0.02 ? "" : "warn";
 }
 
@@ -49,16 +56,20 @@ function describeChange(change) {
   return change < 0 ? `↓ down ${size}\u202f%` : `↑ up ${size}\u202f%`;
 }
 
-function fillAccuracy({ last, learners }, own) {
-  const mean = learners?.[own]?.mean_accuracy_last_100 ?? null;
-  show('[data-tile="accuracy"]', mean !== null || last?.accuracy != null);
-  fill("accuracy", formatPercent(mean ?? last?.accuracy ?? null));
-  fill("accuracy-when", mean === null ? "last task" : describeMean(learners[own].accuracy_rounds_last_100));
-  fill("accuracy-note", last?.accuracy != null && mean !== null ? `last task ${formatPercent(last.accuracy)}` : "");
+function fillAccuracy(status, own) {
+  const { last, learners } = status;
+  const name = poolOf(status) ?? own;
+  const mean = learners?.[name]?.mean_accuracy_last_100 ?? null;
+  const single = name === own ? (last?.accuracy ?? null) : null;
+  show('[data-tile="accuracy"]', mean !== null || single !== null);
+  fill("accuracy", formatPercent(mean ?? single));
+  const over = mean === null ? "last task" : describeMean(learners[name].accuracy_rounds_last_100);
+  fill("accuracy-when", name === own ? over : `the pool, ${over}`);
+  fill("accuracy-note", single !== null && mean !== null ? `last task ${formatPercent(single)}` : "");
 }
 
-function fillRegret(regret, own, looks) {
-  const entries = orderAgainst(regret, [...looks.keys()]);
+function fillRegret(regret, own, looks, order) {
+  const entries = orderAgainst(regret, order);
   const rows = entries.slice(0, ROWS).flatMap(([name, entry]) => describeAgainst(name, entry, own, looks));
   if (entries.length === 0) rows.push(make("dt", "none", "No comparator or baseline has been scored yet."));
   if (entries.length > ROWS) rows.push(make("dt", "none", `and ${entries.length - ROWS} more in the table below`));

@@ -21,6 +21,7 @@ from rich.text import Text
 from deploy.config.config import Config
 from deploy.telemetry.run_view import RunView
 from deploy.telemetry.series import regret_series
+from online_meta.regret.verdict import display_name
 from streams.atomic_files import replace_file
 from trainers.comparators import describe_target, is_exact
 
@@ -144,7 +145,9 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     page = pages.get_template("report.html").render(
         report=report,
         folder=folder,
-        verdicts=verdicts(report),
+        verdict=report["verdict"],
+        comparisons=compare_with_others(report),
+        learners=put_pool_first(report),
         colours=assign_colours(report["learners"], kinds),
         leader=find_leading(report),
         display_name=display_name,
@@ -169,12 +172,23 @@ def make_report(view: RunView, config: Config) -> dict[str, Any]:
         "leader": view.ledger.leader,
         "learners": view.learners(),
         "regret": view.regret(),
+        "verdict": view.verdict(),
         "config": TypeAdapter(Config).dump_python(config, mode="json"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
     }
 
 
 def verdicts(report: dict[str, Any]) -> list[str]:
+    """Return whether meta-learning pays, which learners can be switched off, and ``compare_with_others``.
+
+    Args:
+        report: result of ``make_report``.
+    """
+    verdict = report.get("verdict", {})  # A report of 0.1.0 has none.
+    return [*(verdict[key] for key in ("sentence", "advice") if verdict.get(key)), *compare_with_others(report)]
+
+
+def compare_with_others(report: dict[str, Any]) -> list[str]:
     """Return a sentence for each baseline and comparator that compares the leader with it, and one on what is left out.
 
     Args:
@@ -188,6 +202,13 @@ def verdicts(report: dict[str, Any]) -> list[str]:
         for against, regret in report["regret"].items()
     ]
     return [*sentences, *_describe_exceptions(report)]
+
+
+def put_pool_first(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the learners of a report in the order of its tables: the pool, the one that leads, the rest."""
+    learners = report["learners"]
+    first = report.get("verdict", {}).get("reference", next(iter(learners)))
+    return {first: learners[first], **learners}
 
 
 def find_leading(report: dict[str, Any]) -> str:
@@ -268,12 +289,6 @@ def format_losses(last: dict[str, Any]) -> str:
     return "loss " + " -> ".join("not finite" if loss is None else f"{loss:.3f}" for loss in losses)
 
 
-def display_name(name: str) -> str:
-    """Return the name of a learner or comparator with spaces in place of underscores; "ftml" is "FTML"."""
-    learner, at, steps = name.partition("@")
-    return ("FTML" if learner == "ftml" else learner.replace("_", " ")) + at + steps
-
-
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -291,6 +306,7 @@ def summary_table(report: dict[str, Any]) -> Group:
     table = Table(title=f"{report['rounds']} rounds of the same stream{skipped}", title_justify="left")
     table.add_column("learner")
     first, leader = next(iter(report["learners"])), find_leading(report)
+    pool = next(iter(put_pool_first(report)))
     columns = (
         "mean loss, last 100",
         "mean accuracy, last 100",
@@ -301,10 +317,10 @@ def summary_table(report: dict[str, Any]) -> Group:
     )
     for column in columns:
         table.add_column(column, justify="right")
-    for name, learner in report["learners"].items():
+    for name, learner in put_pool_first(report).items():
         regret = report["regret"].get(name, {})
         table.add_row(
-            Text(leader, "bold") if name == first else display_name(name),
+            Text(display_name(name), "bold" if name in (first, pool) else ""),
             format_mean(learner["mean_loss_last_100"], learner.get("rounds_last_100"), "{:.4f}"),
             format_mean(learner["mean_accuracy_last_100"], learner.get("accuracy_rounds_last_100"), "{:.1%}"),
             f"{learner['cumulative_loss']:.2f}",

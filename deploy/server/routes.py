@@ -311,6 +311,22 @@ def regret(
     return regret_series(state.view, start, to, points)
 
 
+@router.get("/v1/verdict")
+def verdict(request: Request) -> dict[str, Any]:
+    """Return whether meta-learning pays on this stream: a `sentence`, and what it says.
+
+    `state` is "pays", "does_not" or "too_early". `gain` is the mean loss of `best_without`, the best answer that does
+    not learn across tasks, minus that of `reference`, the pool or, without one, the leader, over `rounds`. Its 95 %
+    `interval` may be looked at after every round, and holds although `best_without` was chosen afterwards. `weights`
+    are the experts' mean shares of the pool's weight over the last 100 rounds, and `seconds_per_round` what each
+    learner costs. `can_be_switched_off` lists the learners that the pool is ahead of and hardly gives weight to;
+    `advice` says so in a sentence.
+    """
+    state: DaemonState = request.app.state.daemon
+    state.refresh()
+    return state.view.verdict()
+
+
 @router.get("/v1/status")
 def status(request: Request) -> dict[str, Any]:
     """Return the state of the run, as the dashboard and `online-meta status` show it."""

@@ -195,6 +195,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         "leader": view.ledger.leader,
         "learners": view.learners(),
         "regret": view.regret(),
+        "verdict": view.verdict(),
         "leaks": view.leaks(),
         "checkpoint": view.checkpoint,
         "trainer": {

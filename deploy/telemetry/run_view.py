@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from deploy.telemetry.calibration import CalibrationSums, count_bins
 from deploy.telemetry.efficiency import EfficiencySums
+from deploy.telemetry.pool import PoolSums, verdict_to_json
+from online_meta.learners import meta_learns
 from online_meta.regret.ledger import (
     LEVEL_MARGIN,
     UNLEAKED,
@@ -30,7 +32,7 @@ from online_meta.regret.running_sums import append_round, count_rows, order_valu
 from online_meta.types import Outcome
 from streams.atomic_files import replace_file, sync_path
 from trainers.checkpoint import list_checkpoints
-from trainers.comparators import is_exact, is_upper_bound
+from trainers.comparators import describe_comparator
 from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
 from trainers.journal.round_records import list_steps
@@ -41,6 +43,8 @@ VERSION = 2
 
 
 MAX_UNWRITTEN_ROWS = 4096
+POOL = "pool"
+"""The kind of the learner that mixes the answers of the others."""
 
 
 class Rows(NamedTuple):
@@ -122,6 +126,10 @@ class RunningSumsFile:
     def windows(self, edges: Sequence[int]) -> NDArray[np.float64]:
         """Return the sums over the rounds ``edges[i]`` .. ``edges[i + 1]`` - 1: shape (edges - 1, columns)."""
         return sum_windows(self, len(self.columns), edges)
+
+    def rows(self, rounds: Sequence[int]) -> NDArray[np.float64]:
+        """Return the values of single rounds: shape (rounds, columns)."""
+        return self.take([count_rows(round) for round in rounds]).reshape(-1, len(self.columns))
 
     def values(self, column: str) -> NDArray[np.float64]:
         """Return the values of a column in every round, shape (rounds,); it reads the whole file."""
@@ -207,33 +215,18 @@ def open_view(files: RunFiles, config: HasLearners, scored: Scored | None = None
         config: of the run.
         scored: what its rounds score; by default the learners' own answers, without figures of a distribution.
     """
-    scored = scored or Scored(tuple(learner.name for learner in list_learners(config)))
-    regret = config.regret
+    learners, regret = list_learners(config), config.regret
+    scored = scored or Scored(tuple(learner.name for learner in learners))
+    pool = next((learner.name for learner in learners if learner.kind == POOL), None)
     return RunView(
-        files, scored.names, regret.prefixes, regret.proficiency, regret.level_margin, count_bins(scored.outcome)
+        files,
+        scored.names,
+        regret.prefixes,
+        regret.proficiency,
+        regret.level_margin,
+        count_bins(scored.outcome),
+        PoolSums(scored.names, pool, {learner.name: meta_learns(learner.kind) for learner in learners}),
     )
-
-
-def describe_comparator(comparator: Comparator | None, regret: Regret) -> dict[str, Any]:
-    """Return how far a comparator can be trusted, for the report and the API.
-
-    Args:
-        comparator: a newest evaluation; None for nothing known.
-        regret: against it.
-
-    Returns:
-        ``exact``: whether its loss is known exactly; ``lower_bound``: whether the regret is a lower bound of the true
-        one; ``settled`` and ``gradient_norm`` of ``Comparator``; ``evaluated``: the rounds whose loss was computed.
-    """
-    if comparator is None:
-        return {}
-    return {
-        "exact": is_exact(comparator.kind),
-        "lower_bound": is_upper_bound(comparator, regret.rounds),
-        "settled": comparator.settled,
-        "evaluated": comparator.evaluated,
-        "gradient_norm": comparator.gradient_norm,
-    }
 
 
 class SeenContents:
@@ -271,6 +264,7 @@ class RunView:
         proficiency: loss or accuracy whose reaching is summed; None for none.
         level_margin: the share of the other's mean loss within which two learners count as level.
         calibration_bins: from ``count_bins``.
+        pool: the pool, and which learners learn across tasks; None for no pool, and that all of them do.
     """
 
     def __init__(
@@ -281,15 +275,23 @@ class RunView:
         proficiency: float | None = None,
         level_margin: float = LEVEL_MARGIN,
         calibration_bins: int = 0,
+        pool: PoolSums | None = None,
     ) -> None:
         """Continue after the last round in the file of sums."""
+        self.pool = pool or PoolSums(learners)
         self.efficiency = EfficiencySums(learners, prefixes, proficiency)
         self.calibration = CalibrationSums(learners, calibration_bins)
         own = (LINE_LENGTH, SKIPPED, QUARANTINED, LOSS_BEFORE, ROUNDS_BEFORE, STEPS, SKIPPED_STEPS)
         leaks = (CONTENT, DUPLICATES, OVERLAPS, LEAKS)
         accuracies = [column(name) for name in learners for column in (accuracy_column, accuracy_count_column)]
-        columns = (*own, *leaks, *ledger_columns(learners, learners[0]), *accuracies, *self.efficiency.columns())
-        columns += tuple(self.calibration.columns())
+        columns = (
+            *own,
+            *leaks,
+            *ledger_columns(learners, learners[0], self.pool.pool),
+            *accuracies,
+            *self.efficiency.columns(),
+        )
+        columns += (*self.calibration.columns(), *self.pool.columns())
         self.sums = RunningSumsFile(files.sums, columns)
         self.comparators: list[Comparator] = []
         self.comparator_regrets: list[Regret] = []
@@ -298,7 +300,10 @@ class RunView:
         self.checkpoint: Line | None = None
         self._files = files
         self.last = self._restore()
-        self.ledger = RegretLedger(learners, self.sums, leader=learners[0], level_margin=level_margin)
+        self.ledger = RegretLedger(
+            learners, self.sums, leader=learners[0], pool=self.pool.pool, level_margin=level_margin
+        )
+        self._level_margin = level_margin
         self._contents = SeenContents(self.sums.values(CONTENT))
         self._position = int(self.total(LINE_LENGTH))
         self._rounds = LineReader(files.rounds, self._position)
@@ -442,6 +447,10 @@ class RunView:
                 found[against] |= describe_comparator(self.ledger.comparator(against), regret)
         return found
 
+    def verdict(self) -> dict[str, Any]:
+        """Return whether meta-learning pays, as in the report; see ``online_meta.regret.verdict``."""
+        return verdict_to_json(self.pool.judge(self.ledger, self.last_100(), self._level_margin))
+
     def _record(self, line: Line) -> None:
         played, steps = line["learners"], list_steps(line)
         content = float(int(line.get("content", "0")[:CONTENT_DIGITS], 16))
@@ -469,7 +478,7 @@ class RunView:
                     accuracy_column(name): accuracy or 0.0,
                     accuracy_count_column(name): float(accuracy is not None),
                 }
-            extra |= self.efficiency.figures(line) | self.calibration.figures(line)
+            extra |= self.efficiency.figures(line) | self.calibration.figures(line) | self.pool.figures(line)
             losses = {name: played[name]["loss_after"] for name in self.ledger.learners}
             self.ledger.record(losses, extra, charge=max(charges.values(), default=None), leaked=duplicate or overlap)
         self.last, self._position = line, self._rounds.position

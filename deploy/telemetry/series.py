@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.telemetry.pool import POOL_BOUND, POOL_REGRET, POOLED_ROUNDS, weight_column
 from deploy.telemetry.run_view import (
     LOSS_BEFORE,
     QUARANTINED,
@@ -13,10 +14,10 @@ from deploy.telemetry.run_view import (
     RunView,
     accuracy_column,
     accuracy_count_column,
-    describe_comparator,
 )
 from online_meta.regret.ledger import charged_column, difference_columns, rounds_column
 from online_meta.regret.running_sums import RunningSum
+from trainers.comparators import describe_comparator
 
 
 def regret_series(view: RunView, start: int, end: int | None, points: int) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def regret_series(view: RunView, start: int, end: int | None, points: int) -> di
         "leader": view.ledger.leader,
         "learners": learners,
         **view.efficiency.describe(),
+        **_pool(view, edges, sums),
         "comparators": [
             {**comparator._asdict(), **describe_comparator(comparator, regret), "regret": regret.value}
             for comparator, regret in zip(view.comparators, view.comparator_regrets, strict=True)
@@ -80,6 +82,22 @@ def _regret(view: RunView, name: str, start: int, sums: dict[str, NDArray[np.flo
         return {}
     (_, difference, _), before = difference_columns(name), view.ledger.differences(name, start)
     return {"regret": _accumulate(before.total, sums[difference])}
+
+
+def _pool(view: RunView, edges: list[int], sums: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the pool's weights, means over each bucket, and its regret and bound at the end of each."""
+    pool = view.pool
+    if pool.pool is None:
+        return {}
+    ends = view.sums.rows([edge - 1 for edge in edges[1:]])
+    last = dict(zip(view.sums.columns, ends.T.tolist(), strict=True))
+    known = last[POOLED_ROUNDS]
+    at_end = {
+        key: [value if has else None for value, has in zip(last[column], known, strict=True)]
+        for key, column in (("regret", POOL_REGRET), ("bound", POOL_BOUND))
+    }
+    weights = {name: _means(sums[weight_column(name)], sums[POOLED_ROUNDS]) for name in pool.experts()}
+    return {"pool": {"name": pool.pool, **at_end, "weights": weights}}
 
 
 def _efficiency(view: RunView, name: str, sums: dict[str, NDArray[np.float64]]) -> dict[str, Any]:

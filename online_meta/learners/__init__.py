@@ -49,9 +49,12 @@ FUNCTION = "build"
 def meta_learns(kind: str) -> bool:
     """Return whether the learner ``kind``, a file or an import path, learns across tasks how to adapt to a new one.
 
-    This is ``META_LEARNS`` of its module, by default True. Raises ``ValueError`` if there is no such learner.
+    This is ``META_LEARNS`` of its module, by default True; also True if the learner cannot be loaded.
     """
-    return bool(getattr(registry.load_module(sys.modules[__name__], kind), "META_LEARNS", True))
+    try:
+        return bool(getattr(registry.load_module(sys.modules[__name__], kind), "META_LEARNS", True))
+    except ValueError:  # A learner of another package, in a run of an earlier environment.
+        return True
 
 
 class TaskShape(NamedTuple):

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from online_meta.regret.differences import Differences, Verdict, confidence_sequence, judge
 from online_meta.regret.running_sums import MemoryRunningSums, RunningSums
 
@@ -14,6 +17,8 @@ LOSS_CAP = 1000.0
 """What a loss that is not finite is charged at, by default."""
 LEVEL_MARGIN = 0.01
 """The share of the other's mean loss within which two learners count as level, by default."""
+MOST_WINDOWS = 4
+"""The number of windows whose sums are kept."""
 UNLEAKED = "without leaks: "
 """Prefix of the columns that leave out rounds whose query set may have been seen before."""
 
@@ -107,17 +112,22 @@ def charged_column(learner: str) -> str:
     return f"charged {learner}"
 
 
-def difference_columns(learner: str) -> tuple[str, str, str]:
-    """Return the columns of the paired differences from a learner: their number, sum and sum of squares."""
-    return f"common {learner}", f"difference {learner}", f"squared difference {learner}"
+def difference_columns(learner: str, pool: str | None = None) -> tuple[str, str, str]:
+    """Return the columns of the paired differences from a learner: their number, sum and sum of squares.
+
+    They are those of the leader's losses, or of the ``pool``'s.
+    """
+    of = "" if pool is None else f"{pool} "
+    return f"{of}common {learner}", f"{of}difference {learner}", f"{of}squared difference {learner}"
 
 
-def ledger_columns(learners: Iterable[str], leader: str = MAIN_LEARNER) -> tuple[str, ...]:
-    """Return the columns that a ledger of these learners, with this ``leader``, needs."""
+def ledger_columns(learners: Iterable[str], leader: str = MAIN_LEARNER, pool: str | None = None) -> tuple[str, ...]:
+    """Return the columns that a ledger of these learners, with this ``leader`` and this ``pool``, needs."""
     own: list[str] = []
     for name in learners:
         own += [name, rounds_column(name), charged_column(name)]
         own += difference_columns(name) if name != leader else ()
+        own += difference_columns(name, pool) if pool not in (None, name) else ()
     return (*own, *(UNLEAKED + name for name in own))
 
 
@@ -136,6 +146,7 @@ class RegretLedger:
         sums: RunningSums | None = None,
         *,
         leader: str = MAIN_LEARNER,
+        pool: str | None = None,
         loss_cap: float = LOSS_CAP,
         level_margin: float = LEVEL_MARGIN,
     ) -> None:
@@ -146,21 +157,25 @@ class RegretLedger:
             sums: the running sums, with the columns of ``ledger_columns``; None for new sums in memory, which take some
                 100 bytes per round and learner.
             leader: the name of the learner that leads: the regret is its losses'.
+            pool: the name of the learner that mixes the answers of the others, which is compared with each of them,
+                too; None if there is none.
             loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
             level_margin: the share of the other's mean loss within which two learners count as level.
 
         Raises:
-            ValueError: if ``leader`` is not among the learners, or ``sums`` lacks a column.
+            ValueError: if ``leader`` or ``pool`` is not among the learners, or ``sums`` lacks a column.
         """
         self.learners = tuple(learners)
-        self.leader = leader
-        if leader not in self.learners:
-            raise ValueError(f"learners are {[*self.learners]}: the ledger needs {leader!r} among them")
-        columns = ledger_columns(self.learners, leader)
+        self.leader, self.pool = leader, pool
+        for needed in (leader, pool):
+            if needed is not None and needed not in self.learners:
+                raise ValueError(f"learners are {[*self.learners]}: the ledger needs {needed!r} among them")
+        columns = ledger_columns(self.learners, leader, pool)
         self._sums: RunningSums = MemoryRunningSums(columns) if sums is None else sums
         self._column = {name: self._sums.columns.index(name) for name in columns}
         self._loss_cap, self._level_margin = loss_cap, level_margin
         self._comparators: dict[str, Comparator] = {}
+        self._windows: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     def __len__(self) -> int:
         """Return the number of recorded rounds."""
@@ -193,7 +208,7 @@ class RegretLedger:
         values: dict[str, float] = {}
         if losses:
             amount = charge_for(losses.values(), self._loss_cap) if charge is None else charge
-            values = _round_values(losses, self.leader, amount)
+            values = _round_values(losses, self.leader, self.pool, amount)
         unleaked = {} if leaked else {UNLEAKED + column: value for column, value in values.items()}
         self._sums.append({**values, **unleaked, **(extra or {})})
 
@@ -226,7 +241,10 @@ class RegretLedger:
         end = len(self) if end is None else end
         if not 0 <= start <= end <= len(self):
             raise IndexError(f"rounds is {end}; the ledger has {len(self)} rounds")
-        row = self._sums.windows([start, end])[0]
+        row = self._windows.get((start, end))
+        if row is None:  # Sums of a window never change; the same few are read for every learner.
+            row = self._sums.windows([start, end])[0]
+            self._windows = {**dict([*self._windows.items()][-MOST_WINDOWS:]), (start, end): row}
         return [float(row[self._column[name if leaks else UNLEAKED + name]]) for name in names]
 
     def cumulative_loss(self, learner: str, rounds: int | None = None) -> float:
@@ -255,9 +273,14 @@ class RegretLedger:
             regrets |= {name: self._compare_with(name, leaks) for name in self.learners if name != self.leader}
         return regrets
 
-    def differences(self, learner: str, rounds: int | None = None, *, leaks: bool = True) -> Differences:
-        """Return the paired differences "leader minus ``learner``" over the first ``rounds`` rounds, or all."""
-        count, total, squares = self._read(difference_columns(learner), 0, rounds, leaks)
+    def differences(
+        self, learner: str, rounds: int | None = None, *, leaks: bool = True, pool: str | None = None
+    ) -> Differences:
+        """Return the paired differences "leader minus ``learner``" over the first ``rounds`` rounds, or all.
+
+        With the name of the ``pool``, they are "pool minus ``learner``".
+        """
+        count, total, squares = self._read(difference_columns(learner, pool), 0, rounds, leaks)
         return Differences(int(count), total, squares)
 
     def _compare_with(self, name: str, leaks: bool) -> Regret:
@@ -289,14 +312,14 @@ class RegretLedger:
         )
 
 
-def _round_values(losses: Mapping[str, float | None], leader: str, charge: float) -> dict[str, float]:
+def _round_values(losses: Mapping[str, float | None], leader: str, pool: str | None, charge: float) -> dict[str, float]:
     """Return the values of the ledger's columns in a round."""
     counted = {name: loss if loss is not None and is_finite_loss(loss) else charge for name, loss in losses.items()}
     values: dict[str, float] = {}
     for name, loss in counted.items():
         values |= {name: loss, rounds_column(name): 1.0, charged_column(name): float(not is_finite_loss(losses[name]))}
-        if name != leader:
-            difference = counted[leader] - loss
-            columns = difference_columns(name)
-            values |= dict(zip(columns, (1.0, difference, difference * difference), strict=True))
+        for reference, columns in ((leader, difference_columns(name)), (pool, difference_columns(name, pool))):
+            if reference not in (None, name):
+                difference = counted[reference] - loss
+                values |= dict(zip(columns, (1.0, difference, difference * difference), strict=True))
     return values

@@ -71,7 +71,7 @@ def test_the_chart_is_hidden_unless_configured(visit: Open) -> None:
     expect(shown.page.locator('[data-chart="regret"] canvas')).to_be_visible()
     expect(chart(shown)).to_be_hidden()
     expect(heading(shown)).to_be_hidden()
-    expect(shown.page.locator('[data-field="learners"] tr').first.locator("td")).to_have_count(6)
+    expect(shown.page.locator('[data-field="learners"] tr').first.locator("td")).to_have_count(7)
 
 
 def test_prefixes_alone_are_one_line_each_for_the_main_learner(visit: Open) -> None:

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from deploy.telemetry.health import Facts, SourceFacts
 from tests.dashboard.conftest import Visit
-from tests.support.dashboard_stand_in import DASHBOARD, Daemon
+from tests.support.dashboard_stand_in import DASHBOARD, MANY, Daemon
 
 Open = Callable[..., Visit]
 STATES = {
@@ -17,6 +17,7 @@ STATES = {
     "token": Daemon(rounds=305, token="t"),
     "trainer down": Daemon(rounds=3, state="trainer_down"),
     "unwell": Daemon(rounds=305, facts=Facts(free_bytes=0, sources=(SourceFacts("x" * 60, "refused", 9.0),))),
+    "pool": Daemon(rounds=305, learners=MANY, pool="pool"),
     "efficiency": Daemon(rounds=305, prefixes=(1, 2, 5, 10), proficiency=0.75),
     "long names": Daemon(rounds=30, learners=("ftml", "x" * 60), extra={"run": "/" + "long" * 40}),
 }

@@ -55,6 +55,8 @@ FORMATS = [
     ("formatRate", 120, "120/s"),
     ("formatName", "train_on_everything", "train on everything"),
     ("formatName", "ftml", "FTML"),
+    ("formatName", "ftml@10", "FTML with 10 steps"),
+    ("formatName", "online_reptile@1", "online reptile with 1 step"),
 ]
 
 
@@ -155,10 +157,13 @@ def test_learning_efficiency_in_words(call: Callable[..., Any]) -> None:
 def test_the_columns_of_the_table(call: Callable[..., Any]) -> None:
     regression = {"ftml": {"learning_efficiency_last_100": {"prefixes": [], "proficiency": 0.5}}}
     found = call("table", "chooseColumns", regression, ["ftml"])
-    assert found == {"accuracy": False, "points": "Points to a loss of 0.5, last 100"}
+    assert found == {"accuracy": False, "points": "Points to a loss of 0.5, last 100", "weight": False, "cost": False}
+    nothing = {"accuracy": False, "points": None, "weight": False, "cost": False}
     classes = {"ftml": {"mean_accuracy_last_100": 0.5, "learning_efficiency_last_100": {"prefixes": []}}}
-    assert call("table", "chooseColumns", classes, ["ftml"]) == {"accuracy": True, "points": None}
-    assert call("table", "chooseColumns", {}, []) == {"accuracy": False, "points": None}
+    assert call("table", "chooseColumns", classes, ["ftml"]) == {**nothing, "accuracy": True}
+    assert call("table", "chooseColumns", {}, []) == nothing
+    verdict = {"weights": {"ftml": 1.0}, "seconds_per_round": {"ftml": 0.1}}
+    assert call("table", "chooseColumns", {}, [], verdict) == {**nothing, "weight": True, "cost": True}
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,17 @@ def test_an_invalid_range_is_refused(daemon: Daemon, query: str) -> None:
     assert answer.json()["detail"].startswith(f"{query.split('=')[0]}: ")
 
 
+def test_the_verdict(daemon: Daemon) -> None:
+    rounds = len(rounds_of(daemon))
+    found = daemon.client.get("/v1/verdict").json()
+    assert found == daemon.status()["verdict"]
+    assert (found["state"], found["reference"], found["best_without"]) == ("too_early", "ftml", "from_scratch")
+    assert (found["rounds"], found["interval"]) == (rounds, None)
+    assert found["sentence"].endswith(f"{rounds} rounds are scored, and an interval needs 50.")
+    assert found["seconds_per_round"].keys() == {"ftml", "from_scratch"}
+    assert min(found["seconds_per_round"].values()) > 0
+
+
 def test_health(daemon: Daemon) -> None:
     assert daemon.client.get("/healthz").json() == {"status": "alive"}
     assert daemon.client.get("/readyz").json() == {"status": "ready"}

@@ -81,6 +81,8 @@ def test_status_as_text_and_as_json(daemon: Daemon, cli: Cli) -> None:
         "alive, 1 rank, 0 restarts",
     ):
         assert part in ended.out
+    words = " ".join(ended.out.replace("│", " ").split())
+    assert f"verdict {now['verdict']['sentence']}" in words
 
 
 @pytest.mark.parametrize("command", [("status",), ("adapt",), ("submit", "--patience", "0")])

@@ -59,6 +59,9 @@ def test_the_report_agrees_with_the_rounds(finished: Finished) -> None:
     assert regret["standard_error"] == pytest.approx(math.sqrt(ROUNDS) * stdev(differences), rel=1e-9)
     assert (regret["as_of_round"], regret["rounds"], regret["kind"]) == (ROUNDS, ROUNDS, "baseline")
     assert (regret["interval"], regret["verdict"]) == (None, "too early")
+    assert (report["verdict"]["state"], report["verdict"]["best_without"]) == ("too_early", "from_scratch")
+    seconds = math.fsum(line["seconds_by_learner"]["ftml"] for line in played) / ROUNDS
+    assert report["verdict"]["seconds_per_round"]["ftml"] == pytest.approx(seconds, rel=1e-12)
     assert report["leaks"] == {"duplicates": 0, "overlaps": 0, "rounds": 0}
     assert report["config"]["model"]["build"] == "trainers.models:mlp"
     assert report["versions"]["torch"] == torch.__version__
@@ -67,6 +70,7 @@ def test_the_report_agrees_with_the_rounds(finished: Finished) -> None:
 def test_the_report_as_html(finished: Finished) -> None:
     report = json.loads((finished.run / "report.json").read_text())
     page = (finished.run / "report.html").read_text()
+    assert f"<strong>{report['verdict']['sentence']}</strong>" in page
     for name, totals in report["learners"].items():
         assert f"{'FTML' if name == 'ftml' else 'from scratch'}</td>" in page
         assert f"<td>{totals['cumulative_loss']:.2f}</td>" in page

@@ -72,6 +72,13 @@ def test_the_metrics_agree_with_the_status(daemon: Daemon) -> None:
         assert value(text, f'online_meta_regret{{against="{against}"}}') == regret["value"]
         per_round = value(text, f'online_meta_regret_per_round{{against="{against}"}}')
         assert per_round == pytest.approx(regret["value"] / regret["as_of_round"])
+    for learner, seconds in status["verdict"]["seconds_per_round"].items():
+        assert value(text, f'online_meta_learner_round_seconds{{learner="{learner}"}}') == seconds
+    states = {
+        state: value(text, f'online_meta_verdict{{state="{state}"}}') for state in ("pays", "does_not", "too_early")
+    }
+    assert states == {"pays": 0, "does_not": 0, "too_early": 1}
+    assert value(text, "online_meta_verdict_gain") == status["verdict"]["gain"]
     assert "nan" in str(value(text, "online_meta_task_accuracy")), (
         "a regression has no accuracy, so the value must be NaN"
     )

@@ -4,9 +4,11 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 
 from deploy.telemetry import run_view
+from deploy.telemetry.pool import PoolSums
 from deploy.telemetry.run_view import LINE_LENGTH, RunView
 from deploy.telemetry.series import regret_series
 from online_meta.regret.ledger import MAIN_LEARNER
@@ -284,3 +286,110 @@ def test_a_content_from_before_a_restart_is_recognised(files, lines, seen):
     follow(files, close=True)
     write(files, lines[seen:])
     assert follow(files)[0].leaks()["duplicates"] == 40
+
+
+MIXED = ("ftml", "ftml@10", "constant", "pool")
+WITH_POOL = PoolSums(MIXED, "pool", {"ftml": True, "constant": False})
+
+
+def mixed_line(round, chance):
+    """Return the record of a round with a pool over "ftml", "ftml@10" and "constant", which loses most."""
+    hard = chance.random()
+    losses = {name: hard + gap + 0.1 * chance.random() for name, gap in zip(MIXED, (0.2, 0.0, 0.5, 0.01), strict=True)}
+    if round == 20:
+        return plain(round, {}, skipped="quarantined")
+    first = 0.1 + 0.2 * chance.random()
+    weights = {"ftml": first, "ftml@10": 0.9 - first, "constant": 0.1}
+    pool = {"aggregation": "bayes", "weights": weights, "regret": 0.01 * round, "bound": 3.0, "unclipped_regret": 0.0}
+    spent = {"ftml": 0.25 + chance.random(), "constant": 0.0004, "pool": 0.001}
+    return plain(round, losses, pool=pool, seconds_by_learner=spent)
+
+
+@pytest.fixture
+def mixed(files):
+    chance = random.Random(3)
+    lines = [mixed_line(round, chance) for round in range(150)]
+    write(files, lines)
+    return lines
+
+
+def view_of(files, lines, pool=WITH_POOL):
+    view = RunView(files, MIXED, pool=pool)
+    view.refresh()
+    return view
+
+
+def expect_interval(values, alpha):
+    """Return the mean and half the interval of some differences, by the formula written out once more."""
+    rounds, deviation = len(values), np.std(values, ddof=1)
+    rate = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / 500
+    inner = rounds * rate + 1
+    return np.mean(values), deviation * math.sqrt(2 * inner / (rounds**2 * rate) * math.log(math.sqrt(inner) / alpha))
+
+
+def test_the_verdict_agrees_with_the_records(files, mixed):
+    verdict = view_of(files, mixed).verdict()
+    played = [one for one in mixed if not one["skipped"]]
+    losses = {name: np.array([one["learners"][name]["loss_after"] for one in played]) for name in MIXED}
+    gain, width = expect_interval(losses["constant"] - losses["pool"], 0.05)
+    assert (verdict["state"], verdict["reference"], verdict["best_without"]) == ("pays", "pool", "constant")
+    assert (verdict["rounds"], verdict["gain"]) == (149, pytest.approx(gain, rel=1e-9))
+    assert verdict["interval"] == pytest.approx((gain - width, gain + width), rel=1e-9)
+    recent = played[-100:]
+    weights = {name: np.mean([one["pool"]["weights"][name] for one in recent]) for name in MIXED[:-1]}
+    assert verdict["weights"] == pytest.approx(weights, rel=1e-12)
+    seconds = {
+        name: np.mean([one["seconds_by_learner"][name] for one in recent]) for name in ("ftml", "constant", "pool")
+    }
+    assert verdict["seconds_per_round"] == pytest.approx(seconds, rel=1e-12)
+    assert verdict["sentence"] == (
+        "Meta-learning pays here: the pool is ahead of the best that does not learn across tasks (constant) by "
+        f"{gain:.3f} +- {width:.3f} a task; {100 * weights['ftml@10']:.0f} % of its weight is on FTML with 10 steps."
+    )
+    assert json.loads(json.dumps(verdict))["can_be_switched_off"] == []
+
+
+def test_the_verdict_of_the_leader_where_there_is_no_pool(files, mixed):
+    verdict = view_of(files, mixed, PoolSums(MIXED, None, {"constant": False, "pool": True})).verdict()
+    played = [one["learners"] for one in mixed if not one["skipped"]]
+    gain, width = expect_interval([one["constant"]["loss_after"] - one["ftml"]["loss_after"] for one in played], 0.05)
+    assert (verdict["state"], verdict["reference"], verdict["weights"]) == ("pays", "ftml", {})
+    assert (verdict["gain"], verdict["interval"][0]) == (pytest.approx(gain), pytest.approx(gain - width))
+    assert verdict["sentence"].startswith("Meta-learning pays here: FTML is ahead of the best")
+
+
+def test_sums_of_an_earlier_version_are_made_again_with_the_pool(files, mixed):
+    RunView(files, MIXED).refresh()
+    before = RunView(files, MIXED)
+    before.refresh()
+    before.close()
+    assert view_of(files, mixed).verdict() == view_of(files, mixed).verdict()
+    view = view_of(files, mixed)
+    view.close()
+    again = view_of(files, mixed)
+    assert again.verdict() == view.verdict()
+    assert again.verdict()["state"] == "pays"
+
+
+def test_records_without_durations_have_no_costs(files):
+    write(files, [plain(round, {MAIN_LEARNER: 0.5, OTHER: 1.0}) for round in range(60)])
+    verdict = RunView(files, LEARNERS, pool=PoolSums(LEARNERS, None, {OTHER: False}))
+    verdict.refresh()
+    found = verdict.verdict()
+    assert (found["state"], found["seconds_per_round"], found["interval"]) == ("pays", {}, (0.5, 0.5))
+
+
+def test_the_series_has_the_pools_weights_and_its_regret_at_the_end_of_each_bucket(files, mixed):
+    view = view_of(files, mixed)
+    found = regret_series(view, 0, None, 15)["pool"]
+    assert found["name"] == "pool"
+    for at in range(15):
+        stretch = [one for one in mixed[10 * at : 10 * at + 10] if not one["skipped"]]
+        right = np.mean([one["pool"]["weights"]["ftml"] for one in stretch])
+        assert found["weights"]["ftml"][at] == pytest.approx(right, rel=1e-12)
+    assert found["regret"] == [pytest.approx(0.01 * (10 * at + 9)) for at in range(15)]
+    assert found["bound"] == [3.0] * 15
+    single = regret_series(view, 19, 22, 3)["pool"]
+    assert (single["regret"], single["bound"]) == ([0.19, None, 0.21], [3.0, None, 3.0])
+    assert single["weights"]["constant"] == [0.1, None, 0.1]
+    assert "pool" not in regret_series(RunView(files, MIXED), 0, None, 15)

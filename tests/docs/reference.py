@@ -49,6 +49,8 @@ LABELS = {
     "end": "`low` or `high`.",
     "verdict": "`ahead`, `behind`, `level` or `too early`.",
     "kind": "`duplicates`: the content of an earlier round; `overlaps`: support and query share samples.",
+    "expert": "An answer that the pool mixes, such as `ftml@10`.",
+    "state": "`pays`, `does_not` or `too_early`.",
     "rank": "The number of the rank, from 0.",
     "version": "The version of online-meta.",
     "torch": "The version of PyTorch.",

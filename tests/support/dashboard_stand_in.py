@@ -1,9 +1,10 @@
 """A small HTTP server with the dashboard's files and a daemon's responses, whose figures a test sets."""
 
 import json
+import math
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -13,14 +14,42 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from deploy.telemetry.health import Facts, ProcessFacts, date_checks, judge, worst_level
+from deploy.telemetry.pool import verdict_to_json
 from online_meta.regret import differences
+from online_meta.regret.differences import Differences
+from online_meta.regret.verdict import PlayingAnswer, give_verdict
 from tests.support.dashboard_states import EfficiencySettings, bucket_means, mean_of_known
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard"
 CONTENT_SECURITY_POLICY = "default-src 'self'"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 NOW = 1_750_000_000.0
-LEVELS = {"ftml": (2.2, 0.32, 70.0), "train_on_everything": (2.3, 0.95, 60.0), "from_scratch": (1.45, 1.4, 1.0)}
+LEVELS = {
+    "ftml": (2.2, 0.32, 70.0),
+    "train_on_everything": (2.3, 0.95, 60.0),
+    "from_scratch": (1.45, 1.4, 1.0),
+    "ftml@10": (2.0, 0.26, 60.0),
+    "pooled_ridge": (2.0, 0.6, 30.0),
+    "pool": (1.6, 0.25, 50.0),
+}
+BASELINES = ("ftml", "train_on_everything", "from_scratch")
+WITHOUT = ("train_on_everything", "from_scratch", "constant", "pooled_ridge", "ridge_head", "logistic_head")
+MANY = (
+    "ftml",
+    *(f"ftml@{steps}" for steps in (0, 1, 5, 10, 20, 50)),
+    *WITHOUT,
+    *(
+        "moml",
+        "aruba",
+        "online_reptile",
+        "good_embedding",
+        "hierarchical_bayes",
+        "nearest_centroid_of_features",
+        "dp_mixture",
+    ),
+    "pool",
+)
+"""Some 20 answers, as a run with a pool has by default."""
 
 
 @dataclass
@@ -32,10 +61,11 @@ class Daemon:
     state: str = "running"
     token: str | None = None
     accuracy: bool = True
-    learners: tuple[str, ...] = tuple(LEVELS)
+    learners: tuple[str, ...] = BASELINES
     comparators: tuple[str, ...] = ("hindsight",)
     prefixes: tuple[int, ...] = ()
     proficiency: float | None = None
+    pool: str | None = None
     facts: Facts = field(default_factory=Facts)
     extra: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
@@ -79,6 +109,8 @@ class Daemon:
             "last": None if self.rounds == 0 else self.last(last),
             "learners": {name: self.learner(name) for name in self.learners} if self.rounds else {},
             "regret": self.regrets(),
+            "leader": self.learners[0],
+            "verdict": self.verdict(),
             "leaks": {"duplicates": 0, "overlaps": 0, "rounds": 0},
             "checkpoint": {"round": self.rounds - self.rounds % 50, "timestamp": NOW - 42}
             if self.rounds > 50
@@ -88,6 +120,38 @@ class Daemon:
             "health": self.health(),
         }
         return answer | self.extra
+
+    def verdict(self) -> dict[str, Any]:
+        """Return the verdict that the daemon computes from the losses; names of ``WITHOUT`` do not meta-learn."""
+        reference = self.pool or self.learners[0]
+        own, weights = self.losses(reference), self.weights()
+        answers = [
+            PlayingAnswer(
+                name,
+                name not in WITHOUT,
+                Differences(self.rounds, math.fsum(gaps), math.fsum(gap * gap for gap in gaps)),
+                1.0,
+                mean_of_known(weights[name][-100:]) if self.pool and self.rounds else None,
+            )
+            for name in self.learners
+            if name != reference
+            for gaps in ([mine - theirs for mine, theirs in zip(own, self.losses(name), strict=True)],)
+        ]
+        costs = {name.partition("@")[0]: 0.003 * (at + 1) for at, name in enumerate(self.learners)}
+        found = give_verdict(answers, reference, 0.01, leader=self.learners[0], seconds_per_round=costs)
+        return verdict_to_json(found)
+
+    def weights(self) -> dict[str, list[float | None]]:
+        """Return each expert's weight by round: more and more of it is on the ones that lose least."""
+        experts = [name for name in self.learners if name != self.pool] if self.pool else []
+        totals = dict.fromkeys(experts, 0.0)
+        found: dict[str, list[float | None]] = {name: [] for name in experts}
+        for losses in zip(*(self.losses(name) for name in experts), strict=True):
+            shares = {name: math.exp(-0.3 * (total - min(totals.values()))) for name, total in totals.items()}
+            for name, loss in zip(experts, losses, strict=True):
+                found[name].append(shares[name] / sum(shares.values()))
+                totals[name] += loss
+        return found
 
     def health(self) -> dict[str, Any]:
         """Return the health that the daemon computes from ``facts``, the backlog and the state."""
@@ -204,7 +268,16 @@ class Daemon:
             "accuracy": cut(self.accuracies()) if self.accuracy else blank,
             "learners": learners if self.rounds else {},
             **efficiency_part,
+            **({"pool": self.pool_series(ends, cut)} if self.pool else {}),
             "comparators": self.points(),
+        }
+
+    def pool_series(self, ends: list[int], cut: Callable[[list[float | None]], list[float | None]]) -> dict[str, Any]:
+        return {
+            "name": self.pool,
+            "regret": [0.4 * end**0.3 for end in ends],
+            "bound": [3.0] * len(ends),
+            "weights": {name: cut([*weights]) for name, weights in self.weights().items()},
         }
 
 

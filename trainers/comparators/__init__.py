@@ -14,10 +14,10 @@ became false first. The parameters after these five, with types and defaults, ar
 import sys
 from collections.abc import Callable, Collection
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from online_meta import registry
-from online_meta.regret.ledger import Comparator
+from online_meta.regret.ledger import Comparator, Regret
 from online_meta.types import Meta, Params
 
 
@@ -100,3 +100,25 @@ def describe_target(kind: str) -> str:
         return str(getattr(load_comparator(kind), "STANDS_FOR", "the best fixed meta-parameters"))
     except ValueError:
         return "the best that it knows"
+
+
+def describe_comparator(comparator: Comparator | None, regret: Regret) -> dict[str, Any]:
+    """Return how far a comparator can be trusted, for the report and the API.
+
+    Args:
+        comparator: a newest evaluation; None for nothing known.
+        regret: against it.
+
+    Returns:
+        ``exact``: whether its loss is known exactly; ``lower_bound``: whether the regret is a lower bound of the true
+        one; ``settled`` and ``gradient_norm`` of ``Comparator``; ``evaluated``: the rounds whose loss was computed.
+    """
+    if comparator is None:
+        return {}
+    return {
+        "exact": is_exact(comparator.kind),
+        "lower_bound": is_upper_bound(comparator, regret.rounds),
+        "settled": comparator.settled,
+        "evaluated": comparator.evaluated,
+        "gradient_norm": comparator.gradient_norm,
+    }
