@@ -1,6 +1,6 @@
 """Answer from published meta-parameters: adapt to a support set, and predict. What is scored is what is served."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,17 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from online_meta.batches import map_tensors
+from online_meta.batches import count_samples, map_tensors
+from online_meta.functional.features import compute_features, solve_head
 from online_meta.functional.keyed import keyed
 from online_meta.functional.model import evaluation_loss
 from online_meta.functional.randomness import INIT_STEP
-from online_meta.inner import Inner, believe_in_point
+from online_meta.inner import Inner, believe_in_point, find_head
 from online_meta.types import Batch, Belief, Component, LossFn, Meta, Outcome, Params, Prediction, State, Tensors
 
 Answers = Callable[[State, Batch, Tensors], dict[str, Prediction]]
 """(what a learner publishes, a support set, inputs) -> predictions by suffix of the learner's name; a pure function.
 
-"" is the learner's own answer, "@10" that after 10 inner steps; see ``Inner.answer_steps``.
+"" is the learner's own answer, "@10" that after 10 inner steps, "@ridge_head" that of another head; see
+``Inner.answer_steps`` and ``Inner.answer_heads``.
 """
 
 RULE = "rule."
@@ -61,7 +63,7 @@ def unpack_meta(state: State, names: MetaNames | None = None) -> Meta:
 
 def answer_once(inner: Inner) -> Inner:
     """Return the inner loop with one answer, at its end, from the meta-parameters' weights."""
-    return replace(inner, posterior=believe_in_point, samples=1, answer_steps=(), begin="weights")
+    return replace(inner, posterior=believe_in_point, samples=1, answer_steps=(), answer_heads=(), begin="weights")
 
 
 def believe_by_inner_loop(inner: Inner, meta: Meta, support: Batch) -> dict[str, Belief]:
@@ -73,13 +75,49 @@ def believe_by_inner_loop(inner: Inner, meta: Meta, support: Batch) -> dict[str,
         support: the support set, of n samples; if n is 0, no step is taken.
 
     Returns:
-        What is believed after ``inner.steps`` steps under "", and after each other number k of ``inner.answer_steps``
-        under "@k".
+        What is believed after ``inner.steps`` steps under "", after each other number k of ``inner.answer_steps`` under
+        "@k", and after no step, with the head of each rule NAME of ``inner.answer_heads``, under "@NAME".
     """
     with torch.no_grad():
-        stops = sorted({inner.steps, *inner.answer_steps})
+        stops = sorted({inner.steps, *inner.answer_steps, *([0] if inner.answer_heads else [])})
         found = dict(zip(stops, inner.believe(meta, support, stops), strict=True))
-        return {"": found[inner.steps], **{f"@{k}": found[k] for k in inner.answer_steps if k != inner.steps}}
+        steps = {f"@{k}": found[k] for k in inner.answer_steps if k != inner.steps}
+        return {"": found[inner.steps], **steps, **believe_by_heads(inner.loss, inner.answer_heads, found, support)}
+
+
+def believe_by_heads(
+    loss: LossFn, names: Sequence[str], found: Mapping[int, Belief], support: Batch
+) -> dict[str, Belief]:
+    """Replace the head of the believed parameters by those that rules make of a support set in closed form.
+
+    The rules have their initial parameters.
+
+    Args:
+        loss: of the model, made by ``om.model_loss``.
+        names: the rules, such as "ridge_head".
+        found: what is believed after numbers of inner steps, of which that after 0 steps counts; needed if there are
+            ``names``.
+        support: the support set; without samples that count, the head stays.
+
+    Returns:
+        For each rule NAME what is then believed, under "@NAME".
+
+    Raises:
+        ValueError: if the model has no head, or a rule makes none for its targets.
+    """
+    if not names:
+        return {}
+    rules, (params, log_weights) = {name: find_head(name) for name in names}, found[0]
+    replaced: dict[str, list[Params]] = {name: [] for name in names}
+    for sample in range(len(log_weights)):
+        own = {name: values[sample] for name, values in params.items()}
+        features = compute_features(loss, own, support.x) if count_samples(support) else None
+        for name, (rule, head) in rules.items():
+            replaced[name].append(solve_head(loss, head, rule.init(own), own, support, features))
+    return {
+        f"@{name}": Belief({**params, **map_tensors(lambda *each: torch.stack(each), *heads)}, log_weights)
+        for name, heads in replaced.items()
+    }
 
 
 def bind_meta(inner: Inner, meta: Meta) -> Callable[[Batch], Belief]:

@@ -10,13 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from online_meta import registry, rules
 from online_meta.batches import count_samples
 from online_meta.functional.autodiff import outside_inference_mode, value_and_gradient
 from online_meta.functional.double_backward import math_attention
+from online_meta.functional.features import solve_head
 from online_meta.functional.keyed import Role, keyed, normal_like_all
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.functional.stateless import select_learned
-from online_meta.types import Batch, Belief, Carry, InnerRule, LossFn, Meta, Params, Seen
+from online_meta.types import Batch, Belief, Carry, HeadSolver, InnerRule, LossFn, Meta, Params, Seen
 
 Posterior = Callable[["Inner", Meta, Batch, int, Sequence[int]], tuple[Belief, ...]]
 """(inner, meta, support, samples, stops) -> what is believed after each number of inner steps in ``stops``.
@@ -56,6 +58,8 @@ class Inner:
         posterior: what is believed of a task after adapting, e.g. ``posteriors.samples()``.
         samples: the number of samples of a belief, at least 1.
         answer_steps: further numbers of inner steps to answer after, each at least 0.
+        answer_heads: names of rules with a ``head``, such as "ridge_head": further answers take no step, and replace
+            the head of the model.
         seed: of the numbers that are drawn by key, an integer of 64 bits.
         begin: "weights": each task starts from the meta-parameters' weights; "fresh": from weights of its own, drawn
             like an initialisation of the model, as learned optimizers need. The weights that adapt are then not
@@ -74,6 +78,7 @@ class Inner:
     answer_steps: tuple[int, ...] = ()
     seed: int = 0
     begin: Literal["weights", "fresh"] = "weights"
+    answer_heads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers and the rule."""
@@ -81,6 +86,8 @@ class Inner:
             raise ValueError(f"steps is {self.steps}: an inner loop takes 0 steps or more")
         if any(steps < 0 for steps in self.answer_steps):
             raise ValueError(f"answer_steps are {[*self.answer_steps]}: each is 0 or more")
+        for name in self.answer_heads:
+            find_head(name)
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}: a belief has 1 sample or more")
         if self.rule.sees not in ("gradient", "loss"):
@@ -141,6 +148,15 @@ class Inner:
             return self.posterior(self, meta, support, self.samples, (self.steps,) if stops is None else stops)
 
 
+def find_head(name: str) -> tuple[InnerRule, HeadSolver]:
+    """Return a rule and its head. Raises ``ValueError`` if no rule has the name, or the rule has no head."""
+    rule: InnerRule = registry.load(rules, name)()
+    if rule.head is None:
+        heads = [known for known in registry.names(rules) if registry.load(rules, known)().head]
+        raise ValueError(f"the inner rule {name!r} makes no head in closed form: {registry.nearest(name, heads)}")
+    return rule, rule.head
+
+
 def fast_weights(inner: Inner, weights: Params) -> Params:
     """Return the weights that adapt, by name."""
     return {n: w for n, w in weights.items() if any(fnmatchcase(n, glob) for glob in inner.fast)}
@@ -163,17 +179,26 @@ def view_adapted(inner: Inner, meta: Meta, phi: Params, support: Batch) -> Param
         return effective_params(inner, meta, phi)
 
 
-def choose_start(inner: Inner, meta: Meta) -> Params:
+def choose_start(inner: Inner, meta: Meta, support: Batch) -> Params:
     """Return the weights that the rule's ``start`` is given: those that adapt, or fresh ones of ``begin`` = "fresh".
 
     A fresh weight is normal with the mean and the standard deviation of the entries of that in ``meta``, which is held
-    constant. A weight whose entries are all equal, such as a bias of zeros, stays as it is.
+    constant. A weight whose entries are all equal, such as a bias of zeros, stays as it is. Of a rule with a ``head``,
+    the head is then replaced by what it makes of the support set, which depends on all weights.
     """
     fast = fast_weights(inner, meta.weights)
-    if inner.begin == "weights" or not fast:
+    if inner.begin == "fresh" and fast:
+        noise = normal_like_all(fast)
+        fast = {name: _make_fresh(value.detach(), noise[name]) for name, value in fast.items()}
+    if inner.rule.head is None:
         return fast
-    noise = normal_like_all(fast)
-    return {name: _make_fresh(value.detach(), noise[name]) for name, value in fast.items()}
+    head = solve_head(inner.loss, inner.rule.head, meta.rule, effective_params(inner, meta, fast), support)
+    if lost := head.keys() - fast.keys():
+        raise ValueError(
+            f"the inner rule replaces {', '.join(sorted(lost))}, the head of the model: fast = {[*inner.fast]} must "
+            "match it, as ['*'] does"
+        )
+    return {**fast, **head}
 
 
 def _make_fresh(like: Tensor, noise: Tensor) -> Tensor:
@@ -186,7 +211,7 @@ def init_carry(inner: Inner, meta: Meta, support: Batch) -> Carry:
     Raises ``ValueError`` if the rule's ``start`` leaves out a weight that adapts.
     """
     with drawing(inner, support, INIT_STEP, "begin"):
-        fast = choose_start(inner, meta)
+        fast = choose_start(inner, meta, support)
         carry = inner.rule.start(meta.rule, fast, support)
     if lost := fast.keys() - carry.phi.keys():
         raise ValueError(

@@ -172,6 +172,46 @@ MetaGradient = Callable[[Meta, Task], MetaGrad]
 """(meta, task) -> an estimate of d(query loss) / d(meta) on one task, e.g. ``exact(inner)`` or ``reptile(inner)``."""
 
 
+TargetKind = Literal["classes", "labels", "numbers"]
+"""What a row's targets are: one of several classes, several yes-or-no labels, or numbers."""
+
+
+class HeadSamples(NamedTuple):
+    """A support set as the head of a model sees it: n samples, all tensors in float64.
+
+    Attributes:
+        features: the inputs of the head, (n, d); those of samples of weight 0 are zeros.
+        targets: (n, k) for k outputs: one-hot classes or their probabilities, labels in [0, 1], or numbers.
+        weight: how much each sample counts, (n,), at least 0; 0 is padding.
+        kind: what the targets are.
+    """
+
+    features: Tensor
+    targets: Tensor
+    weight: Tensor
+    kind: TargetKind
+
+
+class LinearHead(NamedTuple):
+    """The head f -> weight f + bias of a model: ``weight`` (k, d) and ``bias`` (k,), None for a head without one."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class HeadSolver(NamedTuple):
+    """How the head of a model is made of a support set in closed form; see ``online_meta/functional/features.py``.
+
+    ``solve(rule, samples, given) -> head`` gets the rule's learned parameters, the samples and the head that the
+    meta-parameters have; it returns a head of the same shapes in float64. It is twice differentiable in the rule's
+    parameters and the features, works under ``vmap``, and is finite if no sample counts. ``kinds`` are the kinds of
+    targets that it answers.
+    """
+
+    solve: Callable[[Params, HeadSamples, LinearHead], LinearHead]
+    kinds: tuple[TargetKind, ...]
+
+
 class InnerRule(NamedTuple):
     """An inner update rule as four pure functions; see ``rules/sgd.py`` for the smallest one.
 
@@ -184,7 +224,8 @@ class InnerRule(NamedTuple):
     All must be differentiable and must not write to their arguments. If ``random`` is "keyed", all but ``init`` may
     draw by the functions of ``online_meta/functional/keyed.py``. If it is True, ``start`` and ``update`` may draw
     torch's random numbers, which are seeded with the task and the step; such a rule does not run under ``vmap``. For a
-    rule that ``sees`` the "loss" alone, no gradient is computed.
+    rule that ``sees`` the "loss" alone, no gradient is computed. A rule with a ``head`` replaces the head of the model
+    by what this solver makes of the support set, before ``start``.
     """
 
     init: Callable[[Params], Params]
@@ -193,6 +234,7 @@ class InnerRule(NamedTuple):
     view: Callable[[Params, Params], Params]
     random: bool | Literal["keyed"] = False
     sees: Literal["gradient", "loss"] = "gradient"
+    head: HeadSolver | None = None
 
 
 class StepReport(NamedTuple):

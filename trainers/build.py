@@ -84,6 +84,7 @@ def build_inner(settings: InnerSettings, loss: ModelLoss, seed: int = 0) -> Inne
         answer_steps=settings.answer_steps,
         seed=seed,
         begin=settings.begin,
+        answer_heads=settings.answer_heads,
     )
 
 

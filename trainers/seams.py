@@ -40,6 +40,7 @@ class Seam(NamedTuple):
 
 
 RULE = Seam("inner", "rule", online_meta.rules, "options", ("lr",))
+HEADS = Seam("inner", "answer_heads", online_meta.rules, "", ("lr",))
 POSTERIOR = Seam("inner", "posterior", online_meta.posteriors, "posterior_options", ())
 GRADIENT = Seam("meta", "gradient", online_meta.metagrads, "options", ("inner",))
 SCHEDULE = Seam("meta", "schedule", online_meta.schedules, "schedule_options", ())
@@ -49,7 +50,7 @@ BASELINES = Seam("regret", "baselines", online_meta.learners, "options", ("conte
 LEARNERS = Seam("learner", "kind", online_meta.learners, "options", ("context",))
 COMPARATORS = Seam("regret", "comparator", trainers.comparators, "comparator_options", trainers.comparators.PROVIDED)
 
-SEAMS = (RULE, POSTERIOR, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, COMPARATORS)
+SEAMS = (RULE, HEADS, POSTERIOR, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, COMPARATORS)
 """Every seam of a section. Learners and sources are lists of tables of their own: see ``deploy.config``."""
 
 

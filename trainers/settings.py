@@ -63,6 +63,9 @@ class InnerSettings:
         options: options of the rule.
         answer_steps: further numbers of inner steps, a list or one number. A learner NAME that adapts by inner steps is
             also scored after each number K of them, as NAME@K, from the same trajectory.
+        answer_heads: inner rules with a head in closed form, such as ridge_head, logistic_head or nearest_centroid. A
+            learner NAME that adapts by inner steps is also scored with each RULE of them, as NAME@RULE: it takes no
+            step, and the last linear layer of the model is what the rule makes of the support set.
         posterior: what is believed of a task after adapting: "point" is the end of the inner loop, "samples" are the
             ends of several ones that draw by key.
         posterior_options: options of the posterior.
@@ -81,6 +84,7 @@ class InnerSettings:
     posterior_options: dict[str, Any] = field(default_factory=dict)
     samples: Annotated[int, Ge(1)] = 1
     begin: Literal["weights", "fresh"] = "weights"
+    answer_heads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
 
 def _answers_specially(inner: InnerSettings) -> bool:
     """Return whether [inner] asks for more than the answer at the end of the inner loop."""
-    return bool(inner.answer_steps) or (inner.posterior, inner.samples, inner.begin) != ("point", 1, "weights")
+    plain = (inner.posterior, inner.samples, inner.begin) == ("point", 1, "weights")
+    return bool(inner.answer_steps or inner.answer_heads) or not plain
 
 
 def list_scored(config: Config, context: LearnerContext) -> Scored:

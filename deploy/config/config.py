@@ -132,8 +132,9 @@ class ServeSettings:
             that would take longer is accepted without a trial.
         probes: "host:port" of a second listener, for supervisors and Prometheus: it serves /healthz, /readyz and
             /metrics in plain HTTP, without the token, whatever happens on the first one.
-        answers: the name of the learner whose answers are served, or "NAME@K" for those after another number K of inner
-            steps, from ``inner.answer_steps``; by default, the learner that leads.
+        answers: the name of the learner whose answers are served, "NAME@K" for those after another number K of inner
+            steps, from ``inner.answer_steps``, or "NAME@RULE" for those with another head, from ``inner.answer_heads``;
+            by default, the learner that leads.
         limits: see below.
     """
 

@@ -1,6 +1,6 @@
 """Turn an ``nn.Module`` into pure functions of its parameters; the module itself is never changed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +15,7 @@ from online_meta.batches import map_tensors
 from online_meta.functional.activation_checkpoint import recompute_blocks
 from online_meta.functional.classes import find_right
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward
+from online_meta.functional.features import HeadInput
 from online_meta.functional.guard import (
     CheckedLoss,
     Criterion,
@@ -93,6 +94,19 @@ def _output(
     return _as_output(tensors, SkeletonPerThread(skeleton, partial(_prepare, recompute, random)))
 
 
+def _features(
+    module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None
+) -> Callable[[Params, Tensors], Params] | None:
+    """Return the input of the head as a pure function of parameters and x; None of a module that is not copied."""
+    skeleton = copy_without_weights(module)
+    if skeleton is None:
+        return None
+    skeleton = skeleton.eval() if evaluate else skeleton
+    own = HeadInput(SkeletonPerThread(skeleton, partial(_prepare, (), False)), tensors)
+    features: Any = _precise(_as_output(tensors, own), precision)  # Its output is a dict of one tensor.
+    return features  # type: ignore[no-any-return]
+
+
 def _prepare(recompute: Sequence[str], random: bool, skeleton: nn.Module) -> None:
     use_fast_double_backward(skeleton)
     recompute_blocks(skeleton, recompute, random=random)
@@ -122,6 +136,8 @@ class ModelLoss:
         tensors: what was captured of the module; None for a loss that was not made by ``model_loss``.
         guards: refuse what would silently be another loss, in training and in evaluation mode; None for no checks.
         intent: what is declared about the model's gradients.
+        features: (params, x) -> the input of the model's head in evaluation mode, under the head's name; see
+            ``compute_features``. None for a loss that was not made by ``model_loss``, or a model that is not copied.
     """
 
     output: OutputFn
@@ -134,6 +150,7 @@ class ModelLoss:
     tensors: ModuleTensors | None = field(default=None, compare=False)
     guards: tuple[LossGuard, LossGuard] | None = field(default=None, compare=False)
     intent: Intent = field(default=Intent(), compare=False)
+    features: Callable[[Params, Tensors], Params] | None = field(default=None, compare=False)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in training mode.
@@ -234,14 +251,14 @@ def model_loss(
         return LossGuard(faults, tensors, reference, repeatable and evaluate == random)
 
     guards = guard(False), guard(random)
+    features = _features(module, tensors, random, precision)
 
     def build(again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
         training = _precise(_output(module, tensors, again, random), precision)
         output = _precise(_output(module, tensors, again, False, evaluate=True), precision) if random else training
         size = bytes_of(tensors.constants)
-        return ModelLoss(
-            output, outcome, training, random, tensors.frozen, size, without_recompute, tensors, guards, intent
-        )
+        shared = tensors.frozen, size, without_recompute, tensors, guards, intent, features
+        return ModelLoss(output, outcome, training, random, *shared)
 
     return build(recompute, build((), None) if recompute else None)
 

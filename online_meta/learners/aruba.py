@@ -81,7 +81,8 @@ class AdaptiveRates(ParameterLearner):
         self.lr_scale = 1.0
         self._context, self._constants = context, constants
         rule = meta_sgd(lr=constants.eps / constants.zeta)
-        self.inner = replace(answer_once(context.inner), rule=rule, answer_steps=context.inner.answer_steps)
+        own, run = answer_once(context.inner), context.inner
+        self.inner = replace(own, rule=rule, answer_steps=run.answer_steps, answer_heads=run.answer_heads)
         self._schedule = constant() if context.schedule is None else context.schedule
         # Sum in float64: in float32, small addends would be lost in a large sum.
         adapting = {

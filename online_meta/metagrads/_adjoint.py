@@ -199,8 +199,10 @@ def _record_steps(
 
 def pull_back_through_init(inner: Inner, meta: Meta, task: Task, total: Meta, adjoint: Carry) -> Meta:
     """Pull the first carry's adjoint back through the rule's ``start`` to the weights and the rule; add ``total``."""
-    fast = Meta(fast_weights(inner, meta.weights), meta.rule)
-    _, pull = vjp(lambda fast: init_carry(inner, fast, task.support), fast)
+    # A head that is made of the support set depends on the weights that do not adapt, too.
+    given = Meta(meta.weights if inner.rule.head else fast_weights(inner, meta.weights), meta.rule)
+    _, pull = vjp(lambda given: init_carry(inner, given, task.support), given)
     (share,) = pull(adjoint)
-    weights = {**total.weights, **share.weights}
+    both = total.weights.keys() & share.weights.keys()
+    weights = {**total.weights, **share.weights, **{name: total.weights[name] + share.weights[name] for name in both}}
     return Meta({name: weights[name] for name in meta.weights}, add(total.rule, share.rule))

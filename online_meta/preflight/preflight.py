@@ -180,7 +180,8 @@ def unrolled(inner: Inner, meta: Meta, task: Task) -> MetaGrad:
 def _adapted(inner: Inner, meta: Meta, support: Batch) -> Params:
     """Return phi_K with its whole autograd graph."""
     with drawing(inner, support, INIT_STEP, "begin"):
-        carry: Carry = inner.rule.start(meta.rule, choose_start(inner, meta), support)
+        carry = inner.rule.start(meta.rule, choose_start(inner, meta, support), support)
+    carry = Carry({name: value.clone() for name, value in carry.phi.items()}, carry.state)  # A head depends on others.
     for k in range(inner.steps):
         # Values without a graph, e.g. CAVIA's zeros, become leaves, because the loop differentiates by them.
         named = {n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()}

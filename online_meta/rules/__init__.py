@@ -13,6 +13,8 @@ it by its file name. Files whose names begin with _ are not entries.
   computed, and ``seen.grads`` is empty.
 - ``view(rule, weights)`` returns the weights that the model is called with. It is given phi and the weights that do not
   adapt, or the weights alone; it leaves out names that the model does not have.
+- A rule may have a ``head``: the phi that ``start`` is given then has, for the last linear layer of the model, what
+  ``head.solve`` makes of the support set's features. ``Inner.answer_heads`` uses it with the parameters of ``init``.
 - phi and the state keep their names, shapes and dtypes over all steps; a view has those of the weights.
 - All four are pure and twice differentiable, and do not write to their arguments. They work under ``torch.func.vmap``
   unless ``random`` is True.

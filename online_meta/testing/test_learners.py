@@ -428,8 +428,24 @@ def test_an_answer_after_another_number_of_steps_is_that_of_a_learner_with_so_ma
 
 @every_learner
 @every_inner
+def test_an_answer_with_another_head_changes_no_other_answer(name, inner):
+    learner, task = answering(name, answer_steps=(0,), answer_heads=("ridge_head",), **inner)
+    state, x = learner.state(), task.query.x
+    found = learner.answers(state, task.support, x)
+    plain = build(name, answer_steps=(0,), **inner).answers(state, task.support, x)
+    adapts = getattr(learner, "inner", None) is not None and bool(learner.inner.answer_heads)
+    assert list(found) == [*plain, *(["@ridge_head"] if adapts else [])]
+    assert all(bits(found[suffix]) == bits(one) for suffix, one in plain.items())
+    if adapts:
+        assert bits(found["@ridge_head"]) != bits(found["@0"])
+        nothing = learner.answers(state, empty_like(task.support), x)
+        assert bits(nothing["@ridge_head"]) == bits(nothing["@0"])
+
+
+@every_learner
+@every_inner
 def test_what_is_believed_predicts_what_is_answered(name, inner):
-    learner, task = answering(name, answer_steps=(1, 4), **inner)
+    learner, task = answering(name, answer_steps=(1, 4), answer_heads=("ridge_head",), **inner)
     if not isinstance(learner, BelievingLearner):
         return
     state = learner.state()

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from online_meta.functional.keyed import Role, keyed
 from online_meta.functional.randomness import INIT_STEP, seeded
 from online_meta.testing.oracle import CRITERIA
-from online_meta.types import Batch, Carry, InnerRule, Meta, MetaGrad, Params, Seen, Task
+from online_meta.types import Batch, Carry, HeadSamples, InnerRule, LinearHead, Meta, MetaGrad, Params, Seen, Task
 
 
 class Loop:
@@ -54,10 +54,12 @@ class Loop:
             seeded(support, INIT_STEP),
             keyed(support, INIT_STEP, "begin"),
         ):  # what a random rule draws is part of what it is given
-            carry = self.rule.start(meta.rule, phi, support)
+            carry = self.rule.start(meta.rule, self._replace_head(meta, phi, support), support)
         # A rule may start from weights that are no function of the given ones; gradients are taken there all the same.
+        # A weight of phi may depend on others of the given ones, which are then others than those of phi.
         started = {
-            n: value if value.requires_grad else value.detach().requires_grad_() for n, value in carry.phi.items()
+            n: value.clone() if value.requires_grad else value.detach().requires_grad_()
+            for n, value in carry.phi.items()
         }
         carry = Carry(started, carry.state)
         yield carry
@@ -77,6 +79,33 @@ class Loop:
             with keyed(support, k + 1, "update"):
                 carry = self.rule.update(meta.rule, carry, Seen(loss, grads), k)
             yield carry
+
+    def _replace_head(self, meta: Meta, phi: Params, support: Batch) -> Params:
+        """Return phi with the rule's head, whose features the last linear layer of the module shows."""
+        if self.rule.head is None:
+            return phi
+        name = [name for name, layer in self.module.named_modules() if type(layer) is nn.Linear][-1]
+        shown: list[Tensor] = []
+        hook = self.module.get_submodule(name).register_forward_pre_hook(lambda layer, given: shown.append(given[0]))
+        modes = {layer: layer.training for layer in self.module.modules()}
+        self.module.eval()
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                functional_call(self.module, self.rule.view(meta.rule, {**meta.weights, **phi}), (support.x,))
+        finally:
+            hook.remove()
+            for layer, mode in modes.items():
+                layer.training = mode
+        assert isinstance(support.y, Tensor)
+        given = LinearHead(meta.weights[f"{name}.weight"], meta.weights[f"{name}.bias"])
+        of_classes = not support.y.is_floating_point()
+        targets = torch.eye(len(given.weight)).to(shown[0])[support.y] if of_classes else support.y
+        samples = HeadSamples(
+            shown[0], targets, shown[0].new_ones(len(targets)), "classes" if of_classes else "numbers"
+        )
+        found = self.rule.head.solve(meta.rule, samples, given)
+        assert found.bias is not None
+        return {**phi, f"{name}.weight": found.weight, f"{name}.bias": found.bias}
 
     def _loss(self, meta: Meta, phi: Params, batch: Batch, draw: int, role: Role) -> Tensor:
         # The masks of dropout are what the package says that they are: a function of the batch and the step.

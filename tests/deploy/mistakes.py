@@ -383,6 +383,11 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         '[inner]\nanswer_steps = "2"',
         "[inner] answer_steps[0] = '2': must be a whole",
     ),
+    "rule of an answer": (
+        "[inner]",
+        '[inner]\nanswer_heads = ["ridge"]',
+        "[inner] answer_heads = 'ridge': did you mean 'ridge_head'? known: ",
+    ),
     "posterior": (
         "[inner]",
         '[inner]\nposterior = "pont"',

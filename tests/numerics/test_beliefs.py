@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import online_meta as om
+from online_meta.answers import believe_by_inner_loop
 from online_meta.testing.learned_rules import draws_by_key
 from tests.numerics.problems import problem
 from tests.numerics.test_keyed import bayes_by_gradient
@@ -50,8 +51,39 @@ def test_several_samples_of_a_point_are_refused():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"samples": 0}, "samples is 0"), ({"answer_steps": (1, -1)}, r"answer_steps are \[1, -1\]: each is 0 or more")],
+    [
+        ({"samples": 0}, "samples is 0"),
+        ({"answer_steps": (1, -1)}, r"answer_steps are \[1, -1\]: each is 0 or more"),
+        ({"answer_heads": ("sgd",)}, "'sgd' makes no head in closed form: .*known: logistic_head, nearest_centroid, "),
+        ({"answer_heads": ("ridge",)}, "has no 'ridge': did you mean 'ridge_head'"),
+    ],
 )
 def test_wrong_numbers_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         setting(om.rules.sgd(), **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"rule": draws_by_key(), "posterior": om.posteriors.samples(), "samples": 2}],
+    ids=["point", "samples"],
+)
+def test_the_answer_of_a_head_is_that_of_its_rule_without_steps(fields):
+    """From the weights at which the learner's own inner loop starts; a mixture has a head for each of its samples."""
+    heads = ("ridge_head", "nearest_centroid", "logistic_head")
+    given = problem("conv_group_norm")
+    loss, task = om.model_loss(given.module, given.loss), given.task()
+    inner = om.Inner(loss, **{"rule": om.rules.sgd(), **fields}, steps=2, answer_steps=(0,), answer_heads=heads)
+    meta = inner.init(given.weights())
+    found = believe_by_inner_loop(inner, meta, task.support)
+    assert list(found) == ["", "@0", "@ridge_head", "@nearest_centroid", "@logistic_head"]
+    for head in heads:
+        rule = getattr(om.rules, head)()
+        own = om.Inner(loss, rule, 0)
+        for sample in range(inner.samples):
+            start = {name: values[sample] for name, values in found["@0"].params.items()}
+            right = own.adapt(om.Meta(start, rule.init(start)), task.support)
+            assert not torch.equal(right["head.weight"], start["head.weight"])
+            for name, value in right.items():
+                assert torch.equal(found[f"@{head}"].params[name][sample], value)
+        assert torch.equal(found[f"@{head}"].log_weights, found[""].log_weights)

@@ -147,6 +147,16 @@ def test_further_numbers_of_steps_are_scored_as_answers_of_their_own(tmp_path, h
         assert len({one["loss_after"] for one in line["learners"].values()}) == 3
 
 
+def test_other_heads_are_scored_as_answers_of_their_own(tmp_path, history):
+    settings = changed(ALONE, inner={"steps": 2, "answer_heads": ("ridge_head",)})
+    played = play(tmp_path / "several", history, ROUNDS, settings)
+    assert played == play(tmp_path / "one", history, ROUNDS, changed(ALONE, inner={"steps": 2}))
+    for line, plain in zip(lines(tmp_path / "several"), lines(tmp_path / "one"), strict=True):
+        assert [*line["learners"]] == ["ftml", "ftml@ridge_head"]
+        assert line["learners"]["ftml"] == plain["learners"]["ftml"]
+        assert line["learners"]["ftml@ridge_head"]["loss_after"] != plain["learners"]["ftml"]["loss_after"]
+
+
 def test_another_rule_comes_without_the_options_of_the_run():
     run = changed(SETTINGS, inner={"rule": "momentum", "options": {"momentum": 0.5}})
     assert override_settings(run, LearnerSettings("ftml", inner={"rule": "sgd"})).inner.options == {}
