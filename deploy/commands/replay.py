@@ -105,7 +105,7 @@ def replay(
             raise CommandError(
                 CONFIG, f"{history_folder}: retention has removed {discarded} rounds; a replay needs all of them"
             )
-        _copy_logs(history_folder, files)
+        copy_logs(history_folder, files)
         with playing_errors(out):
             stages = (Stage(0, config.trainer()),)
             play_stages(stages, files, history, total, lambda done: progress("rounds", done, total))
@@ -117,7 +117,7 @@ def replay(
     return write_report(out, view, config)
 
 
-def _copy_logs(history_folder: Path, files: RunFiles) -> None:
+def copy_logs(history_folder: Path, files: RunFiles) -> None:
     """Copy the logs of decisions that depended on timing, so that the replay reuses them."""
     played = RunFiles(history_folder.parent)
     logs = (files.update_log, files.execution_plan_log, files.rollback_log, files.quarantine_log)
