@@ -84,9 +84,11 @@ export function formatRate(perSecond) {
 
 /** The display name of an answer or comparator: "pooled_ridge" -> "pooled ridge", "ftml@10" -> "FTML with 10 steps". */
 export function formatName(name) {
-  const steps = name.match(/@(\d+)$/);
-  if (steps) return `${formatName(name.slice(0, steps.index))} with ${steps[1]} step${steps[1] === "1" ? "" : "s"}`;
-  return name.replace(/^ftml(?=@|$)/, "FTML").replaceAll("_", " ");
+  const [learner, further] = name.split("@");
+  const shown = learner.replace(/^ftml$/, "FTML").replaceAll("_", " ");
+  if (!further) return shown;
+  if (/^\d+$/.test(further)) return `${shown} with ${further} step${further === "1" ? "" : "s"}`;
+  return `${shown} with a ${further.replaceAll("_", " ")}`;
 }
 
 /** "1 round", "2 rounds". */

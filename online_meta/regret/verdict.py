@@ -267,7 +267,14 @@ def _format_cost(one: Dispensable) -> str:
 
 
 def display_name(name: str) -> str:
-    """Return the name of an answer or comparator for people: "ftml@10" is "FTML with 10 steps"."""
-    learner, at, steps = name.partition("@")
+    """Return the name of an answer or comparator for people.
+
+    "ftml@10" is "FTML with 10 steps", "ftml@ridge_head" is "FTML with a ridge head".
+    """
+    learner, _, further = name.partition("@")
     shown = "FTML" if learner == "ftml" else learner.replace("_", " ")
-    return f"{shown} with {steps} step{'' if steps == '1' else 's'}" if steps.isdigit() else shown + at + steps
+    if not further:
+        return shown
+    if further.isdigit():
+        return f"{shown} with {further} step{'' if further == '1' else 's'}"
+    return f"{shown} with a {further.replace('_', ' ')}"

@@ -226,7 +226,7 @@ def test_the_simulation_would_say_pays_if_only_the_best_so_far_were_judged():
         ("ftml@1", "FTML with 1 step"),
         ("online_reptile@0", "online reptile with 0 steps"),
         ("pooled_ridge", "pooled ridge"),
-        ("fast@adam", "fast@adam"),
+        ("fast@ridge_head", "fast with a ridge head"),
     ],
 )
 def test_answers_have_names_for_people(name, shown):
