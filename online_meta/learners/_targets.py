@@ -38,11 +38,13 @@ class Outputs(NamedTuple):
     """What a learner that does not use the model's parameters has to answer with.
 
     Attributes:
+        loss: the name of the outcome.
         of_classes: whether an output is logits of classes, (n, classes, ...), or else the expected targets.
         sample: x -> an output (...) of the model for a row like those of x, whose shape and dtype the answers have.
         predict: outputs (n, ...) -> the prediction.
     """
 
+    loss: str
     of_classes: bool
     sample: Callable[[Tensors], Tensor]
     predict: Callable[[Tensor], Prediction]
@@ -79,7 +81,7 @@ def find_outputs(context: LearnerContext, learner: str, *, regression: bool = Tr
             known_samples[key] = found
         return known_samples[key]
 
-    return Outputs(own[0] in CLASSES, sample, lambda outputs: point(outcome, outputs))
+    return Outputs(own[0], own[0] in CLASSES, sample, lambda outputs: point(outcome, outputs))
 
 
 def count_classes(batch: Batch, classes: int) -> tuple[Tensor, Tensor]:

@@ -129,6 +129,8 @@ CLOSED_FORM = {
     "nearest_centroid": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "ridge_head": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "pooled_ridge": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+    "last_value": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
+    "hierarchical_bayes": ("mse", "cross_entropy", "categorical"),
     "logistic_head": ("cross_entropy", "categorical"),
     "pooled_logistic": ("cross_entropy", "categorical"),
 }

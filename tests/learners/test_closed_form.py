@@ -8,7 +8,7 @@ from torch import nn
 
 import online_meta as om
 from online_meta.batches import empty_like, select_samples
-from online_meta.learners import _targets, constant, nearest_centroid, pooled_ridge, ridge_head
+from online_meta.learners import _targets, constant, last_value, nearest_centroid, pooled_ridge, ridge_head
 from online_meta.prediction import mean_of
 from tests.learners.closed_form import (
     CLASSES,
@@ -82,6 +82,40 @@ def test_a_constant_has_one_distribution_for_all_pixels_and_takes_probabilities(
     soft = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     found = output_of(constant.build(of_loss("cross_entropy")), om.Batch(rows, soft), rows)
     assert_close(found.exp()[0], torch.tensor([2.5, 1.5, 1, 1]).double() / 6, 1e-12)
+
+
+@pytest.mark.parametrize("loss", ["mse", "gaussian_of_noise"])
+def test_the_last_value_of_numbers_is_that_of_the_last_sample(loss):
+    context, tasks = of_numbers(loss)
+    learner, (support, (x, _)) = last_value.build(context), tasks[3]
+    assert learner.order_matters
+    assert not output_of(learner, empty_like(support), x).any()
+    learn(learner, tasks[:3])
+    for points in (1, 2, 4):
+        found = output_of(learner, select_samples(support, slice(points)), x)
+        assert_close(found, support.y[points - 1].expand(len(x), -1), 0)
+    assert_close(output_of(learner, empty_like(support), x), tasks[2].query.y[-1].expand(len(x), -1), 0)
+
+
+def test_the_last_value_of_classes_has_smoothed_shares():
+    context, tasks = of_classes()
+    learner, x = learn(last_value.build(context, alpha=0.5), tasks[:1]), tasks[1].support.x
+    y, weight = torch.tensor([1, 3, -100, 0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    found = output_of(learner, om.Batch(x, y, weight), x)
+    assert_close(found.exp(), torch.tensor([0.5, 0.5, 0.5, 1.5]).double().expand(4, -1) / 3, 1e-12)
+    before = shares([int(tasks[0].query.y[-1])], 0.5)
+    assert_close(output_of(learner, om.Batch(x, torch.full((4,), -100)), x).exp(), before.expand(4, -1), 1e-12)
+    new = output_of(last_value.build(context), empty_like(tasks[1].support), x)
+    assert_close(new.exp(), torch.full((4, CLASSES), 1 / CLASSES).double(), 1e-12)
+
+
+def test_the_last_value_of_an_image_of_classes_is_the_last_image():
+    context = of_loss("cross_entropy", nn.Conv2d(1, CLASSES, 1).double())
+    y = torch.tensor([[[0, 1], [1, 1]], [[2, -100], [0, 1]]])
+    batch = om.Batch(torch.zeros(2, 1, 2, 2, dtype=torch.float64), y)
+    found = output_of(last_value.build(context), batch, batch.x)[0]
+    assert found.argmax(0).tolist() == [[2, 0], [0, 1]]
+    assert_close(found[:, 0, 1].exp(), torch.full((CLASSES,), 0.25).double(), 1e-12)
 
 
 def minimise(x, y, weight, strength, centre):
@@ -231,7 +265,7 @@ def test_one_class_a_row_is_needed(learner):
 
 
 @pytest.mark.parametrize("loss", ["poisson", "bernoulli", "gaussian", nn.functional.l1_loss])
-@pytest.mark.parametrize("learner", [constant, nearest_centroid, ridge_head])
+@pytest.mark.parametrize("learner", [constant, last_value, nearest_centroid, ridge_head])
 def test_other_outcomes_are_refused_by_the_names_of_those_that_are_answered(learner, loss):
     with pytest.raises(ValueError, match=r"cannot answer this loss: .*cross_entropy, categorical, mse, gaussian_of"):
         learner.build(of_loss(loss))
