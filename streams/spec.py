@@ -33,6 +33,8 @@ class TaskSpec:
         ways: the number of classes; required if ``y`` is "class", otherwise not allowed.
         y_shape: the shape of one sample's ``y``; () for "class".
         query_share: the fraction of the support that is held out as the query set if a task has none, in (0, 1).
+        labels: whether a class number means the same class in each task ("global"), or only within its task ("local").
+            Tasks look the same either way. ``good_embedding`` makes use of it.
 
     Raises:
         ValueError: if a field is invalid; the message names the field, its value and what is allowed.
@@ -44,6 +46,7 @@ class TaskSpec:
     ways: Annotated[int, Ge(1)] | None = None
     y_shape: Shape = ()
     query_share: Annotated[float, Gt(0), Lt(1)] = 0.5
+    labels: Literal["local", "global"] = "local"
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -53,6 +56,10 @@ class TaskSpec:
             raise ValueError(f"x_dtype is {self.x_dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.y not in ("class", "real"):
             raise ValueError(f"y is {self.y!r}; it must be 'class' (labels) or 'real' (regression targets)")
+        if self.labels not in ("local", "global"):
+            raise ValueError(f"labels is {self.labels!r}; it must be 'local' or 'global'")
+        if self.labels == "global" and self.y != "class":
+            raise ValueError("labels is 'global', but y is 'real': only classes have labels; omit labels")
         if not 0 < self.query_share < 1:
             raise ValueError(f"query_share is {self.query_share}; it must lie between 0 and 1, both excluded")
         if self.y == "real" and self.ways is not None:

@@ -165,6 +165,7 @@ def build_context(
         gather=gather,
         own_engine=_build_own_engine(settings, engine, rank_stats),
         failures=failures,
+        global_labels=settings.global_labels,
     )
 
 

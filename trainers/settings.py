@@ -287,6 +287,7 @@ class TrainerSettings:
         import_folder: the folder of the configuration file, where modules of import paths are looked for, too.
         learner: the ``[[learner]]`` tables; see ``trainers.learner_settings.list_learners``.
         answers: the name of the learner that answers, "NAME" or "NAME@STEPS"; None for the one that leads.
+        global_labels: whether a class number means the same class in each task.
     """
 
     model: ModelSettings
@@ -299,3 +300,4 @@ class TrainerSettings:
     import_folder: str | None = changeable()
     learner: tuple[LearnerSettings, ...] = ()
     answers: str | None = changeable()
+    global_labels: bool = False

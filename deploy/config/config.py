@@ -201,6 +201,7 @@ class Config:
             import_folder=self.import_folder,
             learner=self.learner,
             answers=self.serve.answers,
+            global_labels=self.task.labels == "global",
         )
 
     @property

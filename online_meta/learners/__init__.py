@@ -158,6 +158,7 @@ class LearnerContext:
             change; None makes baselines step with ``engine``.
         gather: ``gather(value)`` returns, on every rank, the list of all ranks' values, as JSON gives them back.
         failures: collects the model's exceptions on revisited tasks; None lets them propagate.
+        global_labels: whether a class number means the same class in each task.
     """
 
     inner: Inner
@@ -177,6 +178,7 @@ class LearnerContext:
     gather: Callable[[Any], list[Any]] = gather_single_process
     own_engine: Callable[[Meta, str, float], Engine] | None = None
     failures: TaskFailures | None = None
+    global_labels: bool = False
 
     def __post_init__(self) -> None:
         """Check a loss of the user's own when it is called first."""

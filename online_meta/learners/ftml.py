@@ -114,8 +114,7 @@ class FollowTheMetaLeader(ParameterLearner):
         self._scored.take(tasks)
         self.engine.lr_scale = self.lr_scale * self._schedule(self.round)
         for task in tasks:
-            self._buffer.add(self.round, task)
-            self.round += 1
+            self._remember(task)
         self._sampler.begin_round(self.round - 1, self._buffer.available(self.round))
         self._buffer.prefetch(self, self._predicted_rounds())
         replayed: list[int] = []
@@ -139,6 +138,10 @@ class FollowTheMetaLeader(ParameterLearner):
         self._sampler.resume_round(self.round - 1, available)
         first = (update + 1) * self._steps
         return tuple(self._step(step)[1] for step in range(first, first + self._steps))
+
+    def _remember(self, task: Task) -> None:
+        self._buffer.add(self.round, task)
+        self.round += 1
 
     def _predicted_rounds(self) -> Iterator[int]:
         """Yield the existing rounds that this rank will probably revisit next."""

@@ -7,9 +7,11 @@ import pytest
 
 from deploy.config.config import Config, read_config, read_settings, write_settings
 from deploy.exits import ConfigError
+from online_meta.learners import MemoryReplayBuffer
 from tests.deploy.conftest import Cli
 from tests.deploy.mistakes import BUILD, GOOD_ARGS, MISTAKES, MODELS
 from tests.support.daemon import run_cli
+from trainers.build import build_context
 from trainers.learner_settings import list_learners
 
 
@@ -316,3 +318,10 @@ def test_one_number_of_answer_steps_is_a_list_of_one(config: Path) -> None:
     made = read_config(config, ("inner.answer_steps=3", "inner.begin=fresh", "serve.answers=ftml@3"))
     assert (made.inner.answer_steps, made.inner.begin, made.answering) == ((3,), "fresh", "ftml@3")
     assert read_config(config, ("inner.answer_steps=[1, 10]",)).inner.answer_steps == (1, 10)
+
+
+def test_learners_know_whether_labels_are_global(config: Path) -> None:
+    classes = ("task.y=class", "task.ways=3", "task.y_shape=[]", "model.loss=cross_entropy", "model.args.outputs=3")
+    for override, expected in (((), False), (("task.labels=global",), True)):
+        settings = read_config(config, (*classes, *override)).trainer()
+        assert build_context(settings, MemoryReplayBuffer()).global_labels is expected

@@ -20,6 +20,8 @@ from streams.spec import Limits, TaskSpec, fits, is_dynamic, require_same
         ({"query_share": 0.0}, "query_share"),
         ({"query_share": 1.0}, "query_share"),
         ({"query_share": float("nan")}, "query_share"),
+        ({"labels": "all"}, "labels is 'all'"),
+        ({"labels": "global", "y": "real", "ways": None}, "labels is 'global', but y is 'real'"),
     ],
 )
 def test_an_impossible_spec_is_refused_by_the_name_of_its_field(changes: dict, named: str) -> None:
