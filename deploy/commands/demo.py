@@ -25,7 +25,7 @@ from rich.table import Table
 from deploy.config.config import Config, ServeSettings, read_config
 from deploy.exits import BROKEN, TRY_LATER, USAGE, CommandError, ConfigError
 from deploy.processes.child import PR_SET_PDEATHSIG
-from deploy.reports.report import describe_regret, format_losses, format_mean, summary_table
+from deploy.reports.report import choose_shown, describe_regret, format_losses, format_mean, summary_table
 from deploy.server.listener import bind
 from online_meta import registry
 from online_meta.regret.verdict import display_name
@@ -298,12 +298,15 @@ def live_table(status: dict[str, Any], pace: float) -> Table:
         accuracy = "" if last["accuracy"] is None else f", accuracy {last['accuracy']:.0%}"
         table.add_row("last task", f"{format_losses(last)}{accuracy}")
     table.add_row("pace", f"{pace:.2f} tasks/s, {status['rounds']['pending']} waiting")
-    for name, learner in status["learners"].items():
+    shown = choose_shown(status["learners"], status["verdict"])
+    for name, learner in shown.items():
         if learner["mean_loss_last_100"] is not None:
             mean = format_mean(learner["mean_loss_last_100"], learner["rounds_last_100"], "loss {:.3f}")
             table.add_row(f"{display_name(name)}, last 100", mean)
     for against, regret in status["regret"].items():
-        table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
+        if against in shown or regret["kind"] != "baseline":
+            table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
+    table.add_row("verdict", status["verdict"]["sentence"])
     return table
 
 
@@ -315,7 +318,8 @@ def status_line(status: dict[str, Any], pace: float, left: int) -> str:
         pace: tasks learned per second.
         left: number of tasks still to learn.
     """
-    last, regrets = status["last"], status["regret"]
+    last, shown = status["last"], choose_shown(status["learners"], status["verdict"])
+    regrets = {name: one for name, one in status["regret"].items() if name in shown or one["kind"] != "baseline"}
     losses = format_losses(last) if last and not last["skipped"] else ""
     reported = ", ".join(f"{display_name(against)} {regret['value']:+.1f}" for against, regret in regrets.items())
     learned = status["rounds"]["learned"]

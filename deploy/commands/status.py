@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.commands._client import daemon_client, expect_success
-from deploy.reports.report import describe_regret, format_losses, format_mean
+from deploy.reports.report import choose_shown, describe_regret, format_losses, format_mean
 from online_meta.regret.verdict import display_name
 
 
@@ -41,17 +41,15 @@ def status_table(status: dict[str, Any]) -> Table:
     if rounds["quarantined"]:
         pending += f", {rounds['quarantined']} quarantined"
     table.add_row("rounds", f"{rounds['learned']} learned of {rounds['ingested']} ingested, {pending}")
-    for name, key in (("verdict", "sentence"), ("advice", "advice")):
-        if status.get("verdict", {}).get(key):  # A daemon of 0.1.0 gives none.
-            table.add_row(name, status["verdict"][key])
+    for row in verdict_rows(status.get("verdict", {})):
+        table.add_row(*row)
     table.add_row("pace", f"{rounds['learned_per_second']:.2f} rounds/s")
     if last and not last["skipped"]:
         # Rounds are counted from 1, as on the page.
         table.add_row("last round", f"{last['round'] + 1}: {format_losses(last)}")
-    for row in (*loss_rows(status["learners"]), *leak_rows(status["leaks"], status["learners"])):
+    shown = choose_shown(status["learners"], status.get("verdict", {}))
+    for row in (*loss_rows(shown), *leak_rows(status["leaks"], shown), *regret_rows(status, shown)):
         table.add_row(*row)
-    for against, regret in status["regret"].items():
-        table.add_row(f"regret against {display_name(against)}", describe_regret(regret))
     age = (
         f"round {checkpoint['round']}, {status['now'] - checkpoint['timestamp']:.0f} s ago"
         if checkpoint
@@ -63,6 +61,21 @@ def status_table(status: dict[str, Any]) -> Table:
     for row in trainer_rows(status["trainer"]):
         table.add_row(*row)
     return table
+
+
+def verdict_rows(verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return table rows that say whether meta-learning pays; none for a daemon of 0.1.0, which does not say."""
+    found = (("verdict", verdict.get("sentence")), ("advice", verdict.get("advice")))
+    return [(name, sentence) for name, sentence in found if sentence]
+
+
+def regret_rows(status: dict[str, Any], shown: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield table rows with the regret against each answer that is ``shown`` and each comparator."""
+    for against, regret in status["regret"].items():
+        if against in shown or regret["kind"] != "baseline":
+            yield f"regret against {display_name(against)}", describe_regret(regret)
+    if len(shown) < len(status["learners"]):
+        yield "further answers", f"{len(status['learners']) - len(shown)} that matter less: see --json"
 
 
 def loss_rows(learners: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from rich.text import Text
 from deploy.config.config import Config
 from deploy.telemetry.run_view import RunView
 from deploy.telemetry.series import regret_series
-from online_meta.regret.verdict import display_name
+from online_meta.regret.verdict import LITTLE_WEIGHT, display_name
 from streams.atomic_files import replace_file
 from trainers.comparators import describe_target, is_exact
 
@@ -116,6 +116,10 @@ def _label_axes(axes: Axes, title: str, unit: str) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
+MANY, SHOWN = 8, 6
+"""A table of more than ``MANY`` answers shows some ``SHOWN`` of them."""
+
+
 LIBRARIES = ("online-meta", "torch", "numpy", "safetensors")
 
 
@@ -191,15 +195,18 @@ def verdicts(report: dict[str, Any]) -> list[str]:
 def compare_with_others(report: dict[str, Any]) -> list[str]:
     """Return a sentence for each baseline and comparator that compares the leader with it, and one on what is left out.
 
+    Of many baselines, they are those of ``choose_shown``; the tables have the others.
+
     Args:
         report: result of ``make_report``.
     """
-    leader = find_leading(report)
+    leader, shown = find_leading(report), choose_shown(report["learners"], report.get("verdict", {}))
     sentences = [
         _compare_with_baseline(leader, against, regret)
         if regret["kind"] == "baseline"
         else _compare_with_comparator(against, regret)
         for against, regret in report["regret"].items()
+        if regret["kind"] != "baseline" or against in shown
     ]
     return [*sentences, *_describe_exceptions(report)]
 
@@ -209,6 +216,29 @@ def put_pool_first(report: dict[str, Any]) -> dict[str, Any]:
     learners = report["learners"]
     first = report.get("verdict", {}).get("reference", next(iter(learners)))
     return {first: learners[first], **learners}
+
+
+def choose_shown(learners: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers that a table shows: the pool first, and of more than ``MANY`` only those that matter.
+
+    These are the pool, the answer that leads, the best that does not learn across tasks, and those with most of the
+    pool's weight, as on the page (pool.js).
+
+    Args:
+        learners: of ``/v1/status``, the leading one first.
+        verdict: of ``/v1/status``; {} if there is none.
+    """
+    names, weights = [*learners], verdict.get("weights", {})
+    if not names:
+        return {}
+    if len(names) > MANY:
+        needed = {names[0], verdict.get("reference"), verdict.get("best_without")}
+        rest = sorted((name for name in names if name not in needed), key=lambda name: -weights.get(name, 0.0))
+        kept = rest[: SHOWN + 1 - len(needed)]
+        needed |= {name for name in kept if not weights or weights.get(name, 0.0) >= LITTLE_WEIGHT}
+        names = [name for name in names if name in needed]
+    first = verdict.get("reference", names[0])
+    return {first: learners[first], **{name: learners[name] for name in names}}
 
 
 def find_leading(report: dict[str, Any]) -> str:

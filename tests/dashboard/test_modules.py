@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from deploy.reports.report import MUTED, assign_colours, order_comparators
+from deploy.reports.report import MUTED, assign_colours, choose_shown, order_comparators
 from tests.dashboard.conftest import Visit
-from tests.support.dashboard_stand_in import DASHBOARD, Daemon
+from tests.support.dashboard_stand_in import DASHBOARD, MANY, Daemon
 
 CALL = """([module, name, args]) => import(`/static/${module}.js`).then((found) => found[name](...args))"""
 
@@ -143,6 +143,32 @@ def test_learners_and_comparators_have_the_same_colour_on_the_page_and_in_the_re
         "closed_form",
         "dynamic",
     ]
+
+
+POOL = {"reference": "pool", "best_without": "pooled_ridge"}
+CASES = [
+    ((), None),
+    (MANY, None),
+    (MANY, {**POOL, "weights": {}}),
+    (MANY, {**POOL, "weights": {"ftml@10": 0.9, "ftml@5": 0.08, "aruba": 0.009}}),
+    (MANY, {"reference": "ftml", "best_without": None, "weights": {}}),
+    ((*MANY[:6], "pool"), {**POOL, "weights": {}}),
+]
+
+
+@pytest.mark.parametrize(("learners", "verdict"), CASES)
+def test_the_page_and_the_commands_show_the_same_answers(
+    call: Callable[..., Any], verdict: dict[str, Any] | None, learners: tuple[str, ...]
+) -> None:
+    script = """([names, verdict]) => import("/static/pool.js").then(({ findMinor, putPoolSecond }) => {
+        const status = { leader: names[0], verdict };
+        return [[...findMinor(names, status)], putPoolSecond(names, status)];
+    })"""
+    minor, order = call.page.evaluate(script, [learners, verdict])  # type: ignore[attr-defined]
+    shown = choose_shown({name: name for name in learners}, verdict or {})
+    assert set(shown) == set(learners) - set(minor)
+    assert [*shown][:1] == (order[1:2] if verdict and verdict["reference"] == "pool" else order[:1])
+    assert not learners or len(shown) <= 8
 
 
 def test_learning_efficiency_in_words(call: Callable[..., Any]) -> None:
