@@ -1,6 +1,5 @@
 """The command line, `online-meta`: each file in ``deploy/commands`` is one command."""
 
-import errno
 import logging
 import sys
 from typing import Any
@@ -10,10 +9,9 @@ from rich.console import Console
 
 import deploy.commands
 import online_meta
-from deploy.exits import BROKEN, CONFIG, TRY_LATER, USAGE, CommandError
+from deploy.exits import EXPECTED, USAGE, find_exit_code
 from deploy.logs import is_json_logging
 from online_meta import registry
-from streams.history.errors import ArchiveUnreachable, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
 
 log = logging.getLogger(__name__)
 
@@ -61,24 +59,14 @@ def main() -> None:
         code = USAGE
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except (CommandError, HistoryError, OSError) as error:
-        code = _exit_code_of(error)
+    except EXPECTED as error:
+        code = find_exit_code(error)
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         if is_json_logging():
             log.critical("%s", message)
         else:
             Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(message)}")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _exit_code_of(error: Exception) -> int:
-    """Return the exit code for an expected error, that is, one that the environment or the user causes."""
-    if isinstance(error, CommandError):
-        return error.code
-    if isinstance(error, HistoryDamaged):
-        return BROKEN
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return TRY_LATER if full or isinstance(error, HistoryBusy | HistoryFull | ArchiveUnreachable) else CONFIG
 
 
 def _escape(text: str) -> str:

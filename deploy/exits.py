@@ -1,6 +1,9 @@
 """Exit codes (from sysexits.h) and the exceptions that end a command with one of them."""
 
+import errno
 import os
+
+from streams.history.errors import ArchiveUnreachable, HistoryBusy, HistoryDamaged, HistoryError, HistoryFull
 
 DONE = os.EX_OK
 USAGE = os.EX_USAGE
@@ -29,3 +32,17 @@ class ConfigError(CommandError):
     def __init__(self, message: str) -> None:
         """Store the message."""
         super().__init__(CONFIG, message)
+
+
+EXPECTED = (CommandError, HistoryError, OSError)
+"""Errors that the environment or the user causes: their message is for the user, without a traceback."""
+
+
+def find_exit_code(error: Exception) -> int:
+    """Return the exit code for an error of ``EXPECTED``."""
+    if isinstance(error, CommandError):
+        return error.code
+    if isinstance(error, HistoryDamaged):
+        return BROKEN
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return TRY_LATER if full or isinstance(error, HistoryBusy | HistoryFull | ArchiveUnreachable) else CONFIG

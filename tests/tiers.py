@@ -50,6 +50,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_plans_in_chunks_are_benchmarked_in_chunks": NONE,
     "test_a_program_computes_repeated_work_once": NONE,
     "test_a_run_that_changed_its_plans_replays_bit_for_bit": NONE,
+    # Comparisons that are killed, and replays that fail in their own process.
+    "test_a_killed_comparison_continues_to_the_same_bits": NONE,
     # Daemons over a long run.
     "test_the_demo_writes_its_files": NONE,
     "test_an_interrupted_demo_leaves_a_complete_run": NONE,

@@ -107,13 +107,17 @@ def make_run_folder(files: RunFiles) -> None:
         raise ConfigError(f"[run] path = {str(files.folder)!r}: {_explain_write_error(error)}") from error
 
 
-def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
+NEW_RUN = "restore the old value, or choose another run.path for a new run"
+
+
+def check_tasks(history: History, spec: TaskSpec, where: Path, advice: str = NEW_RUN) -> None:
     """Check that the tasks in a history have the shapes and types of the configuration.
 
     Args:
         history: may be empty.
         spec: [task] section of the configuration.
         where: path of the history, for the error message.
+        advice: what the message says that would be right.
 
     Raises:
         ConfigError: if they differ.
@@ -131,8 +135,7 @@ def check_tasks(history: History, spec: TaskSpec, where: Path) -> None:
     for name, value in found.items():
         if getattr(spec, name) != value and not (name == "x_shape" and fits(tuple(x.shape[1:]), spec.x_shape)):
             raise ConfigError(
-                f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: "
-                "restore the old value, or choose another run.path for a new run"
+                f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: {advice}"
             )
 
 

@@ -1,7 +1,6 @@
 """online-meta replay: play the rounds of a history again, with the same or another algorithm."""
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -26,6 +25,7 @@ from deploy.telemetry.run_view import open_view
 from online_meta import registry
 from online_meta.learners import LearnerContext
 from online_meta.regret.ledger import Comparator
+from streams.atomic_files import replace_file
 from streams.history.history import History
 from streams.history.retention import count_discarded
 from streams.private_files import private_umask
@@ -37,6 +37,8 @@ from trainers.learner_settings import lead_settings
 from trainers.loop.stages import Stage, play_stages
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import RegretSettings
+
+SAME_TASKS = "only a configuration with these can play them again"
 
 
 @click.command("replay")
@@ -97,7 +99,7 @@ def replay(
     files = RunFiles(out)
     with History.open(history_folder, write=False) as history:
         scored = list_scored(config, check_learning(config))
-        check_tasks(history, config.task, history_folder)
+        check_tasks(history, config.task, history_folder, SAME_TASKS)
         total = len(history) if rounds is None else rounds
         if total > len(history):
             raise CommandError(TRY_LATER, f"{history_folder} has {len(history)} rounds, but {rounds} were requested")
@@ -126,7 +128,7 @@ def copy_logs(history_folder: Path, files: RunFiles) -> None:
     for source, target in pairs:
         if source.exists() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            replace_file(target, source.read_bytes(), durable=False)  # A kill leaves the whole copy or none.
 
 
 def _refresh_comparators(

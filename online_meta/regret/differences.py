@@ -1,6 +1,7 @@
 """Judge the mean of paired differences at any time: a confidence sequence, and one word for what it shows."""
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -41,6 +42,12 @@ class Differences(NamedTuple):
     def standard_error(self) -> float:
         """Return the standard error of ``total``: sqrt(n) times the standard deviation of a difference."""
         return math.sqrt(self.rounds * self.variance())
+
+
+def sum_differences(differences: Iterable[float]) -> Differences:
+    """Return the sums over paired differences, in units of the loss; NaN stands for no difference."""
+    known = [float(value) for value in differences if not math.isnan(value)]
+    return Differences(len(known), math.fsum(known), math.fsum(value * value for value in known))
 
 
 def confidence_sequence(

@@ -485,3 +485,42 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "no certificate": ("[serve]", '[serve]\ntls_cert = "/no"\ntls_key = "/no"', "[serve] tls_cert /no cannot be read"),
     "not TOML": ("[run]", "[run", "is not TOML: Expected ']'"),
 }
+
+COMPARE_MISTAKES: dict[str, tuple[str, int, str]] = {
+    # name: (arguments of `online-meta compare`, the exit code, the error message); {folder} has slow.toml and run/
+    "no configuration": ("{folder}/run", 64, "Missing argument 'CONFIG...'"),
+    "no history there": ("{folder}/none {folder}/slow.toml", 78, "{folder}/none: there is no history here"),
+    "the configuration first": (
+        "{folder}/slow.toml {folder}/run",
+        64,
+        "{folder}/slow.toml is a file: name the folder of a history first, then the configurations",
+    ),
+    "an empty history": ("{folder}/empty {folder}/slow.toml", 75, "has 0 rounds, but at least 1 were requested"),
+    "more rounds than there are": (
+        "{folder}/run {folder}/slow.toml --rounds 99",
+        75,
+        "{folder}/run/history has 52 rounds, but 99 were requested",
+    ),
+    "no job": ("{folder}/run {folder}/slow.toml --jobs 0", 64, "'--jobs': 0 is not in the range x>=1"),
+    "no seed": ("{folder}/run {folder}/slow.toml --seeds 0", 64, "'--seeds': 0 is not in the range x>=1"),
+    "no round": ("{folder}/run {folder}/slow.toml --rounds 0", 64, "'--rounds': 0 is not in the range x>=1"),
+    "a configuration that is not there": (
+        "{folder}/run {folder}/no.toml",
+        78,
+        "error: no, seeds 0, 1, 2: {folder}/no.toml cannot be read: No such file or directory",
+    ),
+    "a wrong key": (
+        "{folder}/run {folder}/slow.toml --set meta.bach=2",
+        78,
+        "error: slow, seeds 0, 1, 2: {folder}/slow.toml: [meta] has no key 'bach': did you mean 'batch'?",
+    ),
+    "an override that is none": ("{folder}/run {folder}/slow.toml --set lr", 78, "--set 'lr': write it as section.key"),
+    "other tasks": (
+        "{folder}/run {folder}/slow.toml --seeds 1 --set task.x_shape=[2]",
+        78,
+        (
+            "error: slow, seed 0: {folder}/slow.toml: [task] x_shape = (2,), but the tasks in {folder}/run/history "
+            "have (1,): only a configuration with these can play them again"
+        ),
+    ),
+}

@@ -12,7 +12,20 @@ from deploy.cli import group
 from tests.deploy.conftest import Cli
 from tests.support.daemon import Daemon, encode, free_port, sinusoid, write_request
 
-COMMANDS = ("adapt", "check", "config", "demo", "export", "quarantine", "replay", "serve", "status", "submit", "verify")
+COMMANDS = (
+    "adapt",
+    "check",
+    "compare",
+    "config",
+    "demo",
+    "export",
+    "quarantine",
+    "replay",
+    "serve",
+    "status",
+    "submit",
+    "verify",
+)
 
 
 def write_tasks(folder: Path, *tasks: int, prefix: str = "file") -> list[Path]:
