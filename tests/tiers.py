@@ -52,6 +52,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_run_that_changed_its_plans_replays_bit_for_bit": NONE,
     # Comparisons that are killed, and replays that fail in their own process.
     "test_a_killed_comparison_continues_to_the_same_bits": NONE,
+    "test_a_killed_replay_fails_alone": NONE,
+    "test_a_failing_or_changed_configuration_costs_the_others_nothing": NONE,
+    "test_the_answer_that_is_compared_is_that_of_the_configuration": NONE,
     # Daemons over a long run.
     "test_the_demo_writes_its_files": NONE,
     "test_an_interrupted_demo_leaves_a_complete_run": NONE,

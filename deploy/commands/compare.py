@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,7 +243,7 @@ def play_replays(
                 waiting.append(one)
         except EXPECTED as error:
             failures[one] = Failure(one, find_exit_code(error), str(error))
-    running: dict[Connection, tuple[Replay, ForkServerProcess]] = {}
+    running: dict[Connection, tuple[Replay, BaseProcess]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -266,7 +266,7 @@ def play_replays(
     return [failures[one] for one in replays if one in failures]
 
 
-def _receive(connection: Connection, process: ForkServerProcess) -> int | tuple[int, str] | None:
+def _receive(connection: Connection, process: BaseProcess) -> int | tuple[int, str] | None:
     """Return the number of rounds that a replay has played, its exit code and message if it failed, None at its end."""
     with suppress(EOFError, ConnectionError):
         found: int | tuple[int, str] = connection.recv()
@@ -342,7 +342,7 @@ def _is_same_task(history: History, line: Line) -> bool:
     return same and ("content" not in line or read_content(history[line["round"]]).digest == line["content"])
 
 
-def _start(replay: Replay) -> tuple[Connection, ForkServerProcess]:
+def _start(replay: Replay) -> tuple[Connection, BaseProcess]:
     """Start the process of a replay; return the connection over which it reports."""
     processes = multiprocessing.get_context("spawn")
     here, there = processes.Pipe(duplex=False)

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deploy.config.config import Config
-from deploy.reports.report import INKS, WINDOW, as_png, display_name, style_axes, trailing_mean
+from deploy.reports.report import INKS, WINDOW, as_png, style_axes, trailing_mean
 from online_meta.regret.differences import MIN_ROUNDS, Differences, confidence_sequence, judge, sum_differences
 from online_meta.regret.ledger import charge_for, is_finite_loss
+from online_meta.regret.verdict import display_name
 from streams.atomic_files import replace_file
 from trainers.journal.jsonl import LineReader
 from trainers.journal.run_files import RunFiles

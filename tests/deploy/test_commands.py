@@ -19,11 +19,13 @@ COMMANDS = (
     "config",
     "demo",
     "export",
+    "fork",
     "quarantine",
     "replay",
     "serve",
     "status",
     "submit",
+    "tune",
     "verify",
 )
 

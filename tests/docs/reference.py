@@ -101,7 +101,7 @@ def render_command_line() -> str:
     ]
     for name, command in commands.items():
         parts += _command_section(name, command, context)
-    codes = {name: value for name, value in vars(exits).items() if name.isupper()}
+    codes = {name: value for name, value in vars(exits).items() if name in EXIT_CODES}
     rows = [[str(value), EXIT_CODES[name]] for name, value in sorted(codes.items(), key=lambda item: item[1])]
     parts += ["## Exit codes", _table(("code", "meaning"), [*rows, ["130", "The command was interrupted by Ctrl-C."]])]
     return _page(parts)
