@@ -305,6 +305,9 @@ def regret(
     If `[regret] prefixes` are configured, `efficiency` contains them and the `proficiency`. The `efficiency` of each
     learner then has one value per bucket: the mean loss after each prefix, the share of rounds that `reached` the
     proficiency, and the `mean_points_needed` in those rounds (null if no round reached it).
+
+    With a pool, `pool` has its mean `weights` by expert in each bucket, and at the end of the bucket its `regret` against
+    the best expert and the `bound` of that (null if the last round of the bucket was skipped).
     """
     state: DaemonState = request.app.state.daemon
     state.refresh()
