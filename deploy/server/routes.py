@@ -306,8 +306,8 @@ def regret(
     learner then has one value per bucket: the mean loss after each prefix, the share of rounds that `reached` the
     proficiency, and the `mean_points_needed` in those rounds (null if no round reached it).
 
-    With a pool, `pool` has its mean `weights` by expert in each bucket, and at the end of the bucket its `regret` against
-    the best expert and the `bound` of that (null if the last round of the bucket was skipped).
+    With a pool, `pool` has its mean `weights` by expert in each bucket, and at the end of the bucket its `regret`
+    against the best expert and the `bound` of that (null if the last round of the bucket was skipped).
     """
     state: DaemonState = request.app.state.daemon
     state.refresh()
