@@ -14,17 +14,14 @@ from online_meta.answers import answer_once, believe_by_heads, names_of, unpack_
 from online_meta.batches import concat_support_query, count_samples, name_tensors, only_tensor
 from online_meta.functional.autodiff import outside_inference_mode, vjp
 from online_meta.functional.classes import IGNORED_CLASS
-from online_meta.functional.features import compute_features, find_kind
-from online_meta.functional.model import ModelLoss
+from online_meta.functional.features import compute_features
 from online_meta.learners import LR, OPTIMIZER, LearnerContext, TaskShape, use_own_optimizer
-from online_meta.learners._targets import CLASSES
+from online_meta.learners._targets import CLASSES, find_outputs
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.learners.train_on_everything import Steps
 from online_meta.rules.sgd import sgd
 from online_meta.tree import zeros
 from online_meta.types import Batch, Belief, Meta, MetaGrad, Params, State, Task, TensorFilter
-
-META_LEARNS = False
 
 SEED_OFFSET = 6
 """Added to the seed, so that this learner draws differently from others with the same seed."""
@@ -254,8 +251,6 @@ def build(
     Raises:
         ValueError: if the outcome is not cross_entropy or categorical, or the model has no linear layer.
     """
-    loss = context.inner.loss
-    if not isinstance(loss, ModelLoss) or loss.features is None or find_kind(loss) != "classes":
-        raise ValueError(f"good_embedding cannot answer this loss: it answers {', '.join(CLASSES)}, of om.model_loss")
+    find_outputs(context, "good_embedding", regression=False)  # It refuses a loss that is not of classes.
     steps = context.steps_per_round if steps is None else steps
     return GoodEmbedding(use_own_optimizer(context, optimizer, lr), head, steps, classes)

@@ -131,6 +131,7 @@ CLOSED_FORM = {
     "pooled_ridge": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "last_value": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "hierarchical_bayes": ("mse", "cross_entropy", "categorical"),
+    "good_embedding": ("cross_entropy", "categorical"),
     "logistic_head": ("cross_entropy", "categorical"),
     "pooled_logistic": ("cross_entropy", "categorical"),
 }
