@@ -6,9 +6,12 @@ import random
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from deploy.telemetry import run_view
+from deploy.telemetry.metrics import MetricState, pool
 from deploy.telemetry.pool import PoolSums
+from deploy.telemetry.prometheus import make_instruments
 from deploy.telemetry.run_view import LINE_LENGTH, RunView
 from deploy.telemetry.series import regret_series
 from online_meta.regret.ledger import MAIN_LEARNER
@@ -313,8 +316,8 @@ def mixed(files):
     return lines
 
 
-def view_of(files, lines, pool=WITH_POOL):
-    view = RunView(files, MIXED, pool=pool)
+def view_of(files, lines, sums=WITH_POOL):
+    view = RunView(files, MIXED, pool=sums)
     view.refresh()
     return view
 
@@ -393,3 +396,25 @@ def test_the_series_has_the_pools_weights_and_its_regret_at_the_end_of_each_buck
     assert (single["regret"], single["bound"]) == ([0.19, None, 0.21], [3.0, None, 3.0])
     assert single["weights"]["constant"] == [0.1, None, 0.1]
     assert "pool" not in regret_series(RunView(files, MIXED), 0, None, 15)
+
+
+def test_the_metrics_of_the_pool_are_those_of_the_last_record(files, mixed):
+    registry = CollectorRegistry()
+    instruments, view = make_instruments(registry), view_of(files, mixed)
+    pool.update(instruments, MetricState(view, 0, lambda: None, 0, 1))
+    found = registry.get_sample_value
+    last = mixed[-1]["pool"]
+    assert found("online_meta_pool_regret") == last["regret"]
+    assert found("online_meta_pool_regret_bound") == last["bound"]
+    for expert, weight in last["weights"].items():
+        assert found("online_meta_pool_weight", {"expert": expert}) == weight
+    verdict = view.verdict()
+    assert found("online_meta_verdict_gain") == verdict["gain"]
+    assert found("online_meta_verdict", {"state": "pays"}) == 1
+    assert found("online_meta_verdict", {"state": "too_early"}) == 0
+    for learner, seconds in verdict["seconds_per_round"].items():
+        assert found("online_meta_learner_round_seconds", {"learner": learner}) == seconds
+    write(files, [plain(150, {}, skipped="quarantined")])
+    view.refresh()
+    pool.update(instruments, MetricState(view, 0, lambda: None, 0, 1))
+    assert found("online_meta_pool_regret") == last["regret"], "a round without figures changes none"
