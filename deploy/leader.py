@@ -1,10 +1,12 @@
 """Answer from what a run publishes, outside the trainer process: adapt to support sets and predict."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from pydantic import TypeAdapter
@@ -29,6 +31,11 @@ from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, list_chec
 from trainers.journal.run_files import RunFiles
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
+
+FOLLOW_SECONDS = 0.2
+"""How long a thread waits before it looks for a new leader."""
+
+log = logging.getLogger(__name__)
 
 
 class Leader(NamedTuple):
@@ -79,12 +86,19 @@ class Adapter:
     """
 
     def __init__(self, settings: TrainerSettings, leader: Path) -> None:
-        """Build the learner once; each call reads its state from the file if it has changed."""
+        """Build the learner once; each call reads its state from the file if it has changed.
+
+        If answers share work that depends on the state alone, such as a fit to past rows, a thread reads the file and
+        does this work. Until it is done, the leader before it answers; only the first one is waited for.
+        """
         torch.set_num_threads(settings.engine.threads)
         self.answering = build_answering_learner(settings, MemoryReplayBuffer())
         self._path = leader
         self._lock = Lock()
         self._cached: tuple[int, Leader] | None = None
+        self._prepare: Callable[[State], None] | None = getattr(self.answering.learner, "prepare", None)
+        if self._prepare is not None:
+            Thread(target=_follow_leader, args=(ref(self),), name="follow-leader", daemon=True).start()
 
     def leader(self) -> Leader:
         """Return the newest leader.
@@ -92,14 +106,25 @@ class Adapter:
         Raises ``FileNotFoundError`` if the learner that answers has published none: after a restart with another one,
         the file has what the old one answered from.
         """
-        with self._lock:
-            stamp = self._path.stat().st_mtime_ns
-            if self._cached is None or self._cached[0] != stamp:
-                self._cached = (stamp, read_leader(self._path))
-            found = self._cached[1]
+        cached = self._cached
+        found = cached[1] if cached is not None and self._prepare is not None else self.read_newest()
         if found.learner != self.answering.name:
             raise FileNotFoundError(f"{self._path} is published by {found.learner}, not by {self.answering.name}")
         return found
+
+    def read_newest(self) -> Leader:
+        """Return the leader that is in the file now, and prepare for answers from it.
+
+        Raises ``FileNotFoundError`` if nothing has been published yet.
+        """
+        with self._lock:
+            stamp = self._path.stat().st_mtime_ns
+            if self._cached is None or self._cached[0] != stamp:
+                newest = read_leader(self._path)
+                if self._prepare is not None and newest.learner == self.answering.name:
+                    self._prepare(newest.state)
+                self._cached = (stamp, newest)
+            return self._cached[1]
 
     def predict(self, support: Batch, query_x: Tensors) -> tuple[Prediction, int]:
         """Answer to a support set from what is published, by the function that scores the rounds.
@@ -124,6 +149,21 @@ class Adapter:
         prediction, round = self.predict(support, query_x)
         with model_error_context():
             return encode_predictions(prediction), round
+
+
+def _follow_leader(adapter: "ref[Adapter]") -> None:
+    """Let an adapter read each new leader, as long as there is the adapter."""
+    pause = Event()
+    while (found := adapter()) is not None:
+        try:
+            found.read_newest()
+        except FileNotFoundError:
+            pass
+        except Exception:  # A request meets the same error, and answers with it.
+            log.exception("the published leader cannot be prepared")
+            pause.wait(FOLLOW_SECONDS * 20)
+        del found
+        pause.wait(FOLLOW_SECONDS)
 
 
 @contextmanager

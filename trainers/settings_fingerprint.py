@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import online_meta.learners
+from online_meta import registry
 from online_meta.regret.ledger import MAIN_LEARNER
 from trainers.learner_settings import list_learners
 from trainers.settings import CHANGEABLE, LearnerSettings, ModelSettings, RegretSettings, TrainerSettings
@@ -24,10 +26,28 @@ class SettingsChanged(ValueError):
 
 
 def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
-    """Return the settings that decide the parameters, as JSON gives them back."""
-    chosen = {name: value for name, value in _deciding(_fold_learners(settings)).items() if value not in ({}, ())}
+    """Return the settings that decide the parameters, as JSON gives them back.
+
+    The options of a learner that fits by other libraries have their versions as ``libraries``.
+    """
+    settings = _fold_learners(_note_libraries(settings))
+    chosen = {name: value for name, value in _deciding(settings).items() if value not in ({}, ())}
     plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
+
+
+def _note_libraries(settings: TrainerSettings) -> TrainerSettings:
+    """Return the settings with the versions of the libraries on which a learner depends, unless they are noted."""
+
+    def note(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+        find_versions = getattr(registry.load_module(online_meta.learners, kind), "find_versions", None)
+        return options if find_versions is None else {"libraries": find_versions(options), **options}
+
+    regret = settings.regret
+    named = {name: note(name, regret.options.get(name, {})) for name in regret.baselines}
+    options = {**regret.options, **{name: own for name, own in named.items() if own}}
+    learners = tuple(dataclasses.replace(one, options=note(one.kind, one.options)) for one in settings.learner)
+    return dataclasses.replace(settings, learner=learners, regret=dataclasses.replace(regret, options=options))
 
 
 def _fold_learners(settings: TrainerSettings) -> TrainerSettings:

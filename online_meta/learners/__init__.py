@@ -11,6 +11,13 @@ meta-learning pays compares with these; see ``meta_learns``.
 A file may also offer ``can_answer(tasks: TaskShape) -> bool``: whether the learner can answer such tasks, at a cost of
 milliseconds a round. ``can_answer`` of this folder asks it.
 
+A learner whose answers share work that depends on its published state alone, such as a fit to past rows, has an
+attribute ``prepare``: ``prepare(state)`` does that work and remembers it, so that a process that serves does it once
+for each state, and in no request. Answers are the same without it. None means that there is none.
+
+A file whose learner depends on other libraries offers ``find_versions(options)``: their versions, by module. A run
+records them as the option ``libraries``, and is not continued with others.
+
 An answer may depend on the order of the support samples beyond rounding, for example because the learner draws by their
 bytes, if the learner has an attribute ``order_matters = True``.
 """

@@ -132,6 +132,8 @@ CLOSED_FORM = {
     "last_value": ("mse", "gaussian_of_noise", "cross_entropy", "categorical"),
     "hierarchical_bayes": ("mse", "cross_entropy", "categorical"),
     "good_embedding": ("cross_entropy", "categorical"),
+    "sklearn": ("mse", "cross_entropy", "categorical"),
+    "river": ("mse", "cross_entropy", "categorical"),
     "logistic_head": ("cross_entropy", "categorical"),
     "pooled_logistic": ("cross_entropy", "categorical"),
 }

@@ -6,8 +6,9 @@ from threading import Event
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
-from online_meta.learners import MemoryReplayBuffer
+from online_meta.learners import MemoryReplayBuffer, _fitted
 from streams.history.history import History
 from tests.support.runs import SETTINGS, bits, changed, fill, kill, lines, opened, play, task
 from trainers.build import build_context, build_learners
@@ -15,7 +16,7 @@ from trainers.checkpoint import load_latest
 from trainers.journal.run_files import RunFiles
 from trainers.learner_settings import lead_settings, list_learners, override_settings
 from trainers.loop.rounds import play_rounds
-from trainers.settings import LearnerSettings
+from trainers.settings import LearnerSettings, TrainerSettings
 from trainers.settings_fingerprint import SettingsChanged, check_same_settings, fingerprint, reproducibility_key
 
 ROUNDS = 6
@@ -203,6 +204,29 @@ def test_a_restart_with_other_learners_is_refused(tmp_path, history, message):
     assert message.strip(". ") in str(refused.value)
     with opened(tmp_path, history, with_learners(LearnerSettings("ftml"), own, answers="own")) as run:
         assert run.round == 3
+
+
+@pytest.mark.parametrize("tables", [True, False], ids=["tables", "baselines"])
+@pytest.mark.parametrize("name", ["sklearn", "river"])
+def test_a_restart_with_another_version_of_a_library_is_refused(tmp_path, history, monkeypatch, name, tables):
+    settings = changed(SETTINGS, regret={"baselines": () if tables else (name,)})
+    if tables:
+        settings = with_learners(LearnerSettings("ftml"), LearnerSettings(name, "own"))
+    play(tmp_path, history, 3, settings)
+    play(tmp_path, history, 6, settings)
+    now = fingerprint(settings)
+    monkeypatch.setattr(_fitted, "version", lambda distribution: "0.1")
+    assert fingerprint(settings) != now
+    with pytest.raises(SettingsChanged, match=rf"libraries.*and is .*'{name}': '0\.1'"):
+        play(tmp_path, history, 7, settings)
+    recorded = load_latest(RunFiles(tmp_path).checkpoints).settings
+    run = TypeAdapter(TrainerSettings).validate_python(recorded)
+    with pytest.raises(ValueError, match=rf"fitted by {name} .*, and {name} 0\.1 is here"):
+        build_learners(run, build_context(run, MemoryReplayBuffer()))
+
+
+def test_a_run_without_such_learners_records_no_versions():
+    assert "libraries" not in json.dumps(reproducibility_key(changed(SETTINGS, regret={"baselines": ("constant",)})))
 
 
 def test_a_name_may_contain_dots(tmp_path, history):
