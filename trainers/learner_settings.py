@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from online_meta.learners.pool import NAME as POOL
 from online_meta.registry import nearest
 from online_meta.regret.ledger import MAIN_LEARNER
-from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, RegretSettings
+from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, PoolSettings, RegretSettings
 
 RUN_KEYS = ("max_rounds_per_update", "idle_updates", "max_skipped", "when_diverged")
 """Keys of [meta] that count for the whole run, so that no learner has values of its own."""
@@ -41,6 +42,10 @@ class HasLearners(Protocol):
     @property
     def regret(self) -> RegretSettings:
         """The section [regret]."""
+
+    @property
+    def pool(self) -> PoolSettings:
+        """The section [pool]."""
 
 
 Settings = TypeVar("Settings", bound=HasLearners)
@@ -89,21 +94,33 @@ def lead_settings(settings: Settings) -> Settings:
     return override_settings(settings, list_learners(settings)[0])
 
 
-def find_learner(settings: HasLearners, name: str | None) -> LearnerSettings:
-    """Return the learner that gives an answer, "NAME" or "NAME@STEPS"; for None the leading one.
+def has_pool(settings: HasLearners) -> bool:
+    """Return whether a pool plays."""
+    return settings.pool.aggregation != "none"
 
-    Raises ``ValueError`` if there is none of this name.
+
+def list_players(settings: HasLearners) -> tuple[str, ...]:
+    """Return the names of all that play: the learners, the leading one first, and then the pool if there is one."""
+    return (*(learner.name for learner in list_learners(settings)), *([POOL] if has_pool(settings) else []))
+
+
+def find_player(settings: HasLearners, answer: str | None) -> str:
+    """Return the name of the learner that gives an answer, "NAME" or "NAME@STEPS".
+
+    For None it is the pool, or without a pool the learner that leads. Raises ``ValueError`` if there is none of this
+    name.
     """
-    learners = {learner.name: learner for learner in list_learners(settings)}
-    wanted = next(iter(learners)) if name is None else name.partition("@")[0]
-    if wanted not in learners:
-        raise ValueError(f"no learner is called {wanted!r}: {nearest(wanted, learners)}")
-    return learners[wanted]
+    players = list_players(settings)
+    if answer is None:
+        return POOL if has_pool(settings) else players[0]
+    name = answer.partition("@")[0]
+    if name not in players:
+        raise ValueError(f"no learner is called {name!r}: {nearest(name, players)}")
+    return name
 
 
-def find_repeated_names(learners: Sequence[LearnerSettings]) -> list[str]:
+def find_repeated_names(names: Sequence[str]) -> list[str]:
     """Return the names that more than one learner has."""
-    names = [learner.name for learner in learners]
     return sorted({name for name in names if names.count(name) > 1})
 
 

@@ -200,6 +200,7 @@ class LearnerSettings:
             of [meta] as a whole. ``max_rounds_per_update``, ``idle_updates``, ``max_skipped`` and ``when_diverged``
             count for the whole run.
         inner: a table of keys of [inner] that have another value for this learner.
+        shadow: whether it plays and is scored without being an expert of the pool.
         options: options of its kind. Where a kind has ``optimizer`` and ``lr`` among them, [meta] steps the learner all
             the same if it leads and its options have neither, or if its own table ``meta`` says how to step.
     """
@@ -209,11 +210,35 @@ class LearnerSettings:
     meta: dict[str, Any] = field(default_factory=dict)
     inner: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    shadow: bool = False
 
     def __post_init__(self) -> None:
         """Take the name from the kind where there is none."""
         if not self.name:
             object.__setattr__(self, "name", re.split(r"[.:]", self.kind)[-1])
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The pool: the mixture of the answers of all learners that play, weighted by their losses in earlier rounds.
+
+    Attributes:
+        aggregation: how the answers are weighted: "auto" is Bayes' rule for losses that are negative log-likelihoods,
+            and AdaHedge otherwise; or the name of an aggregation, such as "fixed_share" for streams whose best learner
+            changes, or "exp_concave" for squared losses in a known range. "none" is no pool. By default it is "auto",
+            or "none" if ``regret.baselines`` is [] and there is no ``[[learner]]`` table.
+        options: options of the aggregation, such as ``low`` and ``high`` of exp_concave.
+        clip_quantile: AdaHedge counts a loss as at most ``clip_factor`` times this quantile of the usual losses, which
+            are the medians over the learners, in the latest ``clip_rounds`` rounds.
+        clip_factor: see ``clip_quantile``.
+        clip_rounds: see ``clip_quantile``.
+    """
+
+    aggregation: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+    clip_quantile: Annotated[float, Ge(0), Le(1)] = 0.95
+    clip_factor: Annotated[float, Ge(1)] = 4.0
+    clip_rounds: Annotated[int, Ge(1)] = 200
 
 
 @dataclass(frozen=True)
@@ -282,12 +307,15 @@ class TrainerSettings:
     """Everything that the trainers of a run need.
 
     Attributes:
-        model, inner, meta, regret, engine, checkpoint: the sections of the configuration.
+        model, inner, meta, regret, engine, checkpoint, pool: the sections of the configuration.
         seed: the seed of the run.
         import_folder: the folder of the configuration file, where modules of import paths are looked for, too.
         learner: the ``[[learner]]`` tables; see ``trainers.learner_settings.list_learners``.
-        answers: the name of the learner that answers, "NAME" or "NAME@STEPS"; None for the one that leads.
         global_labels: whether a class number means the same class in each task.
+        answers: the name of the learner that answers, "NAME" or "NAME@STEPS"; None for the pool, or without a pool the
+            learner that leads.
+        defaults: the keys, as "section.key", that the configuration leaves to the program. For these, a run keeps the
+            values with which it began.
     """
 
     model: ModelSettings
@@ -301,3 +329,5 @@ class TrainerSettings:
     learner: tuple[LearnerSettings, ...] = ()
     answers: str | None = changeable()
     global_labels: bool = False
+    pool: PoolSettings = PoolSettings()
+    defaults: tuple[str, ...] = changeable(())

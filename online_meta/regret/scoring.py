@@ -142,6 +142,10 @@ class ScoredTasks:
             self._tasks.append(task)
         return len(self._tasks) - 1
 
+    def last(self) -> Task | None:
+        """Return the task that was scored last, if it has not been learned."""
+        return self._tasks[-1] if self._tasks else None
+
     def check_none(self) -> None:
         """Raise ``OrderError`` if a scored task has not been learned: its score could not be reproduced."""
         if self._tasks:

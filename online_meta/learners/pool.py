@@ -1,0 +1,400 @@
+"""The pool: a mixture of the answers of other learners, weighted by the losses that they had before they learned."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import online_meta.aggregation
+import online_meta.learners
+from online_meta import registry
+from online_meta.aggregation._clipping import USUAL, Clipping, clip_running, clip_to_range
+from online_meta.batches import empty_like, select_samples
+from online_meta.functional.keyed import keyed, uniform_like
+from online_meta.functional.model import ModelLoss
+from online_meta.functional.randomness import INIT_STEP
+from online_meta.learners import LearnerContext, gather_single_process
+from online_meta.learners._online_step import copy_state
+from online_meta.prediction import mix, pool
+from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
+from online_meta.regret.scoring import OrderError, ScoredLearner, ScoredTasks, TaskAnswers, answer_task, score_answers
+from online_meta.types import (
+    Aggregation,
+    Batch,
+    Learned,
+    Learner,
+    LossFn,
+    Params,
+    Prediction,
+    Score,
+    State,
+    StepReport,
+    Task,
+    TensorFilter,
+    Tensors,
+)
+
+NAME = "pool"
+"""What the pool of a run is called."""
+WEIGHTS = "/weight/"
+"""Prefix of the experts' weights in what the pool publishes; the state of learner NAME has the prefix "NAME/"."""
+AGGREGATION, PLACE, LEAD = "aggregation", "place", "lead"
+"""Prefixes of what the pool saves: the aggregation's state, the place of each expert, and its loss minus theirs."""
+
+Mixing = Literal["density", "mean", "draw"]
+"""How answers become one: densities are averaged, outputs are averaged, or one answer is drawn."""
+
+
+class PoolFigures(NamedTuple):
+    """The pool in one round.
+
+    Attributes:
+        weights: of the experts, by the names of their answers, before the round.
+        regret: the pool's cumulative loss minus that of the best expert after the round, both as the aggregation counts
+            them; of clipped losses, if they are clipped.
+        bound: what ``regret`` is at most, whatever the losses.
+        unclipped_regret: the same difference of the losses as they are.
+    """
+
+    weights: dict[str, float]
+    regret: float
+    bound: float
+    unclipped_regret: float
+
+
+def find_mixing(loss: LossFn) -> Mixing:
+    """Return how answers of a model with this loss become one.
+
+    "density" where an output is a distribution, whose densities are averaged; "mean" where an outcome averages its
+    outputs, such as mse, whose loss is convex in them; "draw" for every other loss.
+    """
+    if not isinstance(loss, ModelLoss):
+        return "draw"
+    outcome = loss.outcome
+    if outcome.probabilities is not None or outcome.cdf is not None:
+        return "density"
+    return "draw" if outcome.pool is None else "mean"
+
+
+def choose_aggregation(
+    mixing: Mixing, name: str = "auto", options: Mapping[str, Any] | None = None, clipping: Clipping = USUAL
+) -> Aggregation:
+    """Return the aggregation of a pool.
+
+    Args:
+        mixing: how answers become one.
+        name: of the registry; "auto" is "bayes" for densities, and "adahedge" otherwise.
+        options: of the aggregation.
+        clipping: where losses are clipped that have no known range; losses of densities never are.
+
+    Raises:
+        ValueError: for an unknown name or option, or an aggregation whose theorem does not hold for this mixing.
+    """
+    options = dict(options or {})
+    name = ("bayes" if mixing == "density" else "adahedge") if name == "auto" else name
+    if mixing != "density" and name in ("bayes", "fixed_share"):
+        raise ValueError(
+            f"{name} weights densities, and this loss is no density: choose adahedge, squint with the range of the "
+            "losses, or, for mse, exp_concave with the range of the targets"
+        )
+    if mixing != "mean" and name == "exp_concave":
+        raise ValueError("exp_concave is for the squared loss: choose bayes for densities, or adahedge")
+    build = registry.load(online_meta.aggregation, name)
+    try:
+        made: Aggregation = build(**options)
+    except TypeError as error:
+        raise ValueError(f"options {options} do not fit the aggregation {name!r}: {error}") from error
+    if name == "adahedge" and mixing != "density":
+        return clip_running(made, clipping)
+    if name == "squint":
+        return clip_to_range(made, options.get("low", 0.0), options.get("high", 1.0))
+    return clip_to_range(made, 0.0, (options["high"] - options["low"]) ** 2) if name == "exp_concave" else made
+
+
+class Pool(ScoredLearner):
+    """The mixture of the answers of other learners, the experts, which learn by themselves.
+
+    In round t it answers with the mixture of the experts' answers under the weights w_t, which an aggregation makes
+    from the losses of earlier rounds. So its cumulative loss is at most that of the best expert plus the bound of the
+    aggregation: log N for densities (Vovk, "Aggregating strategies", COLT 1990); see ``online_meta/aggregation``. The
+    outcome's densities are averaged, or else its outputs; where neither is possible, an answer is drawn by key with
+    the probabilities w_t, and the bound holds for the expected loss.
+
+    Every answer of every learner is an expert, by its name: "ftml", "ftml@10". Those that are not there, or not
+    finite, are left out of the mixture, and the other weights are scaled up; they are charged like a loss that is not
+    finite, or, where they do not answer at all, the weighted mean of the others. Rounds of one shared update have the
+    weights from before it. The weights are a function of the losses in the ledger, to the bit.
+    """
+
+    engine = None
+    lr_scale = 1.0
+
+    def __init__(
+        self,
+        experts: Mapping[str, Learner],
+        aggregation: Aggregation,
+        mixing: Mixing,
+        *,
+        seed: int = 0,
+        gather: Callable[[Any], list[Any]] = gather_single_process,
+    ) -> None:
+        """Start at round 0 with equal weights.
+
+        Args:
+            experts: the learners by name.
+            aggregation: makes the weights.
+            mixing: how answers become one.
+            seed: of the draws.
+            gather: returns on every rank the list of all ranks' values; the losses of the first rank count.
+
+        Raises:
+            ValueError: without experts.
+        """
+        if not experts:
+            raise ValueError("a pool needs at least one expert")
+        super().__init__()
+        self.experts = dict(experts)
+        self.order_matters = mixing == "draw" or any(getattr(one, "order_matters", False) for one in experts.values())
+        self._aggregation, self._mixing, self._seed, self._gather = aggregation, mixing, seed, gather
+        self._forget()
+
+    def _forget(self) -> None:
+        self._names: list[str] = []
+        self._state: Params = {}
+        self._lead: list[float] = []
+        self._observed: list[tuple[dict[str, float], float]] = []
+        self.figures: tuple[PoolFigures, ...] = ()
+
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each expert in the next round; empty before the first round, when all are equal."""
+        found = self._aggregation.weights(self._state).tolist() if self._names else []
+        return dict(zip(self._names, found, strict=True))
+
+    def state(self) -> State:
+        """Return what each expert publishes, and the weights."""
+        found = {f"{name}/{key}": value for name, one in self.experts.items() for key, value in one.state().items()}
+        return found | {WEIGHTS + name: _number(weight) for name, weight in self.weights().items()}
+
+    def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
+        """Return the mixture of the experts' answers, from what they and the pool have published; a pure function."""
+        weights = {key.removeprefix(WEIGHTS): float(value) for key, value in state.items() if key.startswith(WEIGHTS)}
+        each = {name: one.answers(select_state(state, name), support, x) for name, one in self.experts.items()}
+        return {"": self._mix(weights, support, each)}
+
+    def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
+        """Return the answers to the next round's task, which are to be scored; this does not change the learner."""
+        return self.mix_answers(
+            task,
+            {name: answer_task(one.answers, one.state(), task, prefixes) for name, one in self.experts.items()},
+        )
+
+    def mix_answers(self, task: Task, answered: Mapping[str, TaskAnswers]) -> TaskAnswers:
+        """Return the pool's answers to the next round's task, from those of its experts by the names of learners."""
+        self._scored.add(task)
+        weights, support = self.weights(), task.support
+        mine = {name: answered[name] for name in self.experts if name in answered}
+        points = [points for points, _ in next(iter(mine.values())).parts]
+
+        def mix_at(support: Batch, each: dict[str, dict[str, Prediction]]) -> dict[str, Prediction]:
+            return {"": self._mix(weights, support, each)}
+
+        with torch.no_grad():
+            parts = tuple(
+                (
+                    count,
+                    mix_at(
+                        select_samples(support, slice(count)), {name: one.parts[at][1] for name, one in mine.items()}
+                    ),
+                )
+                for at, count in enumerate(points)
+            )
+            return TaskAnswers(
+                mix_at(empty_like(support), {name: one.before for name, one in mine.items()}),
+                mix_at(support, {name: one.whole for name, one in mine.items()}),
+                parts,
+            )
+
+    def observe(self, losses: Mapping[str, float], loss: float) -> None:
+        """Note the losses of a task that was scored, for the next call of ``learn``.
+
+        Args:
+            losses: of the experts by name; one that is not finite is already charged.
+            loss: the pool's own.
+        """
+        self._observed.append((dict(losses), loss))
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Change the weights by the losses of the tasks that were scored since the last call, one by one.
+
+        Raises:
+            OrderError: for a task that was not scored, or whose losses were not noted.
+        """
+        self._scored.take(tasks)
+        observed: list[Any] = self._gather(self._observed)[0]
+        self._observed = []
+        if len(observed) != len(tasks):
+            raise OrderError(f"the losses of {len(observed)} of {len(tasks)} scored tasks are known: call observe()")
+        weights = self.weights()
+        self.figures = tuple(self._learn(losses, loss, weights) for losses, loss in observed)
+        return Learned((), ())
+
+    def _learn(self, losses: dict[str, float], loss: float, weights: dict[str, float]) -> PoolFigures:
+        if not self._names:
+            self._names, self._lead = [*losses], [0.0] * len(losses)
+            self._state = self._aggregation.init(len(losses))
+        known = [(weights.get(name, 1.0), losses[name]) for name in self._names if name in losses]
+        usual = math.fsum(w * one for w, one in known) / math.fsum(w for w, _ in known)
+        charged = [losses.get(name, usual) for name in self._names]
+        own = None if self._mixing == "draw" else loss
+        self._state = self._aggregation.update(self._state, torch.tensor(charged, dtype=torch.float64), own)
+        self._lead = [lead + (loss - one) for lead, one in zip(self._lead, charged, strict=True)]
+        equal = dict.fromkeys(self._names, 1 / len(self._names))
+        return PoolFigures(
+            {name: (weights or equal)[name] for name in self._names},
+            self._aggregation.regret(self._state),
+            self._aggregation.bound(self._state),
+            max(self._lead),
+        )
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Do nothing: the pool does not revisit past tasks."""
+        return ()
+
+    def save(self, keep: TensorFilter | None = None) -> Params:
+        """Return the names of the experts, the state of the aggregation, and how far the pool is behind each expert."""
+        places = {name: torch.tensor(at) for at, name in enumerate(self._names)}
+        leads = {name: _number(lead) for name, lead in zip(self._names, self._lead, strict=True)}
+        return copy_state({PLACE: places, LEAD: leads, AGGREGATION: self._state}, keep)
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
+        self._forget()
+        self._scored = ScoredTasks()
+        places = _select(saved, f"{PLACE}.")
+        self._names = sorted(places, key=lambda name: int(places[name]))
+        self._lead = [float(value) for value in map(_select(saved, f"{LEAD}.").__getitem__, self._names)]
+        self._state = _select(saved, f"{AGGREGATION}.")
+
+    def _mix(
+        self, weights: Mapping[str, float], support: Batch, each: Mapping[str, Mapping[str, Prediction]]
+    ) -> Prediction:
+        """Return the mixture of predictions by learner and suffix; those that are not finite do not count."""
+        named = {name + suffix: one for name, found in each.items() for suffix, one in found.items()}
+        if weights:
+            named = {name: one for name, one in named.items() if name in weights}
+        mixed = self._mix_named(weights, support, named)
+        finite = {name: one for name, one in named.items() if _is_finite(one)} if not _is_finite(mixed) else {}
+        return self._mix_named(weights, support, finite) if finite else mixed
+
+    def _mix_named(self, weights: Mapping[str, float], support: Batch, named: Mapping[str, Prediction]) -> Prediction:
+        shares = [weights.get(name, 1.0) for name in named]
+        if self._mixing == "draw":
+            return [*named.values()][_draw(shares, support, self._seed)]
+        return pool(mix([*named.values()], [math.log(share) if share > 0 else -math.inf for share in shares]))
+
+
+def _draw(shares: Sequence[float], support: Batch, seed: int) -> int:
+    """Draw a place with probabilities proportional to ``shares``, as a function of the support set and the seed."""
+    with keyed(support, INIT_STEP, "answer", seed):
+        point = float(uniform_like(torch.zeros((), dtype=torch.float64))) * math.fsum(shares)
+    sums = [math.fsum(shares[: at + 1]) for at in range(len(shares))]
+    return next((at for at, total in enumerate(sums) if point < total), len(shares) - 1)
+
+
+def _is_finite(prediction: Prediction) -> bool:
+    return all(bool(one.isfinite().all()) for part in prediction for one in tree_leaves(part.outputs))
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _select(named: Mapping[str, Tensor], prefix: str) -> Params:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
+def select_state(state: State, learner: str) -> State:
+    """Return what one learner has published, from what a pool has."""
+    return _select(state, f"{learner}/")
+
+
+class OwningPool(Pool):
+    """A pool that plays alone: its experts are scored, learn and are saved with it."""
+
+    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
+        """Return the score of the mixture of the experts' answers to the next round's task."""
+        again = bool(self._observed) and task is self._scored.last()
+        answered = {name: _answer(one, task, prefixes) for name, one in self.experts.items()}
+        score = score_answers(self.mix_answers(task, answered), task)[""]
+        losses = {
+            name + suffix: one.loss_after
+            for name, found in answered.items()
+            for suffix, one in score_answers(found, task).items()
+        }
+        charge = charge_for([*losses.values(), score.loss_after], LOSS_CAP)
+        if not again:
+            self.observe(
+                {name: one if is_finite_loss(one) else charge for name, one in losses.items()},
+                score.loss_after if is_finite_loss(score.loss_after) else charge,
+            )
+        return {"": score}
+
+    def learn(self, *tasks: Task) -> Learned:
+        """Change the weights, then let each expert learn the tasks that were scored since the last call."""
+        learned = super().learn(*tasks)
+        steps = [one.learn(*tasks) for one in self.experts.values()]
+        return learned._replace(steps=tuple(report for one in steps for report in one.steps))
+
+    def learn_more(self, update: int) -> tuple[StepReport, ...]:
+        """Let each expert make an additional update on past rounds."""
+        return tuple(report for one in self.experts.values() for report in one.learn_more(update))
+
+    def save(self, keep: TensorFilter | None = None) -> Params:
+        """Return the state of the pool and of its experts."""
+        own = super().save(keep)
+        for name, one in self.experts.items():
+            found = one.save(None if keep is None else partial(_keep, keep, f"{name}/"))
+            own |= {f"{name}/{key}": value for key, value in found.items()}
+        return own
+
+    def load(self, saved: Params, rounds: int) -> None:
+        """Restore the state that ``save`` returned after ``rounds`` learned rounds."""
+        super().load(saved, rounds)
+        for name, one in self.experts.items():
+            one.load(_select(saved, f"{name}/"), rounds)
+
+
+def _keep(keep: TensorFilter, prefix: str, name: str) -> bool:
+    return keep(prefix + name)
+
+
+def _answer(learner: Learner, task: Task, prefixes: Sequence[int]) -> TaskAnswers:
+    assert isinstance(learner, ScoredLearner)
+    return learner.answer_task(task, prefixes)
+
+
+def build(
+    context: LearnerContext,
+    experts: tuple[str, ...] = ("ftml", "from_scratch"),
+    aggregation: str = "auto",
+    options: dict[str, Any] | None = None,
+) -> OwningPool:
+    """Create a pool that plays alone. The pool of a run is made of the run's own learners: see ``Pool``.
+
+    Args:
+        context: what all learners share.
+        experts: the learners to mix, with their default options.
+        aggregation: how they are weighted, see ``choose_aggregation``.
+        options: options of the aggregation.
+
+    Raises:
+        ValueError: if an expert or the aggregation cannot be made.
+    """
+    made = {name: registry.load(online_meta.learners, name)(context) for name in experts}
+    mixing = find_mixing(context.inner.loss)
+    chosen = choose_aggregation(mixing, aggregation, options)
+    return OwningPool(made, chosen, mixing, seed=context.seed, gather=context.gather)
