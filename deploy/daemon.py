@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
-from deploy.checks.run_folder import check_same_run, check_tasks, open_history
+from deploy.checks.run_folder import adopt_run_defaults, check_same_run, check_tasks, open_history
 from deploy.checks.trial import make_trial
 from deploy.config.config import Config, write_settings
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
@@ -146,6 +146,7 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
 
 def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
     token = check_exposure(config.serve)
+    config = adopt_run_defaults(config, RunFiles(Path(config.run.path)))
     context = check_learning(config)
     check_rendezvous(config.engine)
     allow_descriptors(config.serve.limits)

@@ -20,6 +20,7 @@ from online_meta.answers import names_of, pack_meta, unpack_meta
 from online_meta.batches import map_tensors, name_tensors
 from online_meta.batching.failures import describe_failure
 from online_meta.learners import BelievingLearner, MemoryReplayBuffer
+from online_meta.learners.pool import Pool, select_state
 from online_meta.prediction import mean_of, pool, probabilities_of
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Batch, Belief, Meta, Prediction, State, Task, Tensors
@@ -29,6 +30,7 @@ from streams.types import Rejected
 from trainers.build import AnsweringLearner, build_answering_learner
 from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import POOL
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
 
@@ -39,16 +41,26 @@ log = logging.getLogger(__name__)
 
 
 class Leader(NamedTuple):
-    """What a run has published: the ``state`` of the ``learner`` that answers, after ``round`` learned rounds."""
+    """What a run has published: the ``state`` of the ``learner`` that answers, after ``round`` learned rounds.
+
+    ``leads`` is the name of the learner that leads, whose state a pool publishes, too.
+    """
 
     state: State
     round: int
     learner: str = MAIN_LEARNER
+    leads: str = MAIN_LEARNER
 
     @property
     def meta(self) -> Meta:
-        """The meta-parameters, of a learner that answers from one set of them."""
-        return unpack_meta(self.state)
+        """The meta-parameters, of a learner that answers from one set of them, or of the pool's leading one."""
+        return unpack_meta(self.without_pool().state)
+
+    def without_pool(self) -> "Leader":
+        """Return the leading learner's part of what a pool has published; of another learner, all of it."""
+        if self.learner != POOL:
+            return self
+        return Leader(select_state(self.state, self.leads), self.round, self.leads, self.leads)
 
 
 def read_leader(path: Path) -> Leader:
@@ -62,17 +74,18 @@ def read_leader(path: Path) -> Leader:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    return Leader(tensors, int(metadata["round"]), metadata.get("learner", MAIN_LEARNER))
+    learner = metadata.get("learner", MAIN_LEARNER)
+    return Leader(tensors, int(metadata["round"]), learner, metadata.get("leads", learner))
 
 
 def find_leader(path: Path, like: Meta) -> Meta | None:
-    """Return the meta-parameters that the trainer has published.
+    """Return the meta-parameters that the trainer has published; of a pool, those of the learner that leads.
 
-    Returns None if there are none yet, or if the learner that answers does not answer from parameters like ``like``.
+    Returns None if there are none yet, or if the learner does not answer from parameters like ``like``.
     """
     if not path.exists():
         return None
-    state, wanted = read_leader(path).state, pack_meta(like)
+    state, wanted = read_leader(path).without_pool().state, pack_meta(like)
     fits = {name: value.shape for name, value in state.items()} == {n: value.shape for n, value in wanted.items()}
     return unpack_meta(state, names_of(like)) if fits else None
 
@@ -207,7 +220,8 @@ def decode_predictions(body: bytes) -> dict[str, Tensor]:
 def leader_of(config: Config, files: RunFiles, history: History | None) -> LeaderContext:
     """Return the context with which sources segment a stream by the leader's loss.
 
-    Its leader is the newest published one, or the initial meta-parameters before the first publication.
+    Its leader is the newest published one, or the initial meta-parameters before the first publication. Where a pool
+    answers, it is the learner that leads.
 
     Args:
         config: of the run.
@@ -218,12 +232,13 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         ValueError: if the learner that answers does not believe in parameters.
     """
     adapter = Adapter(config.trainer(), files.leader)
-    start = adapter.answering.learner.state()
+    answering = _find_leading(adapter.answering)
+    start = answering.learner.state()
     buffer = HistoryBuffer(history, torch.device("cpu"))
 
     def latest_leader() -> tuple[State, int]:
         with suppress(FileNotFoundError):
-            return adapter.leader()[:2]
+            return adapter.leader().without_pool()[:2]
         return start, 0
 
     def count_rounds() -> int:
@@ -232,7 +247,7 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
     def latest_tasks(count: int) -> list[Task]:
         return [] if history is None else history.tasks(buffer.available(len(history))[-count:])
 
-    name, learner, suffix = adapter.answering
+    name, learner, suffix = answering
     if not isinstance(learner, BelievingLearner):
         raise ValueError(
             f"likelihood = 'leader' needs a learner that answers by parameters of the model, and {name!r} does not: "
@@ -243,10 +258,18 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         return learner.believe(state, support)[suffix]
 
     def answers(state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        return {"": adapter.answering.answer(state, support, x)}
+        return {"": answering.answer(state, support, x)}
 
     squared = config.model.loss == "mse"
     return LeaderContext(answers, believe, learner.inner.loss, squared, latest_leader, count_rounds, latest_tasks)
+
+
+def _find_leading(answering: AnsweringLearner) -> AnsweringLearner:
+    """Return the learner that leads if a pool answers, or else the one that answers."""
+    if not isinstance(answering.learner, Pool):
+        return answering
+    name, learner = next(iter(answering.learner.experts.items()))
+    return AnsweringLearner(name, learner, "")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -297,7 +320,10 @@ def restore_answering_learner(folder: Path) -> tuple[AnsweringLearner, Leader]:
     torch.set_num_threads(settings.engine.threads)
     try:
         answering = build_answering_learner(settings, MemoryReplayBuffer())
-        answering.learner.load(checkpoint.learners[answering.name], checkpoint.rounds)
+        experts = answering.learner.experts if isinstance(answering.learner, Pool) else {}
+        for name, learner in {**experts, answering.name: answering.learner}.items():
+            learner.load(checkpoint.learners[name], checkpoint.rounds)
     except ValueError as error:
         raise CommandError(CONFIG, f"the model of {folder} cannot be built here: {error}") from error
-    return answering, Leader(answering.learner.state(), checkpoint.rounds, answering.name)
+    leads = _find_leading(answering).name
+    return answering, Leader(answering.learner.state(), checkpoint.rounds, answering.name, leads)

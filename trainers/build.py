@@ -11,10 +11,12 @@ from torch import nn
 import online_meta.learners
 import trainers.engines
 from online_meta import registry
+from online_meta.aggregation._clipping import Clipping
 from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import ModelLoss, model_loss
 from online_meta.inner import Inner
 from online_meta.learners import LearnerContext, gather_single_process
+from online_meta.learners.pool import Pool, choose_aggregation, find_mixing
 from online_meta.registry import import_by_path
 from online_meta.replay import ReplayPolicy, generator
 from online_meta.types import (
@@ -32,7 +34,16 @@ from online_meta.types import (
 )
 from trainers import seams
 from trainers.distributed.rank_stats import RankStats
-from trainers.learner_settings import find_learner, find_repeated_names, list_learners, override_settings, steps_by_meta
+from trainers.learner_settings import (
+    POOL,
+    find_player,
+    find_repeated_names,
+    has_pool,
+    list_learners,
+    list_players,
+    override_settings,
+    steps_by_meta,
+)
 from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, ModelSettings, TrainerSettings
 
 LOCAL = "local"
@@ -200,21 +211,23 @@ def build_answering_learner(settings: TrainerSettings, buffer: ReplayBuffer) -> 
 
     Raises ``ValueError`` if there is none of this name, or as ``build_learners`` does.
     """
-    name = find_learner(settings, settings.answers).name
+    name, context = find_player(settings, settings.answers), build_context(settings, buffer)
+    if name == POOL and has_pool(settings):
+        return find_answering_learner(settings, build_learners(settings, context))
     at = [learner.name for learner in list_learners(settings)].index(name)
-    return find_answering_learner(settings, {name: build_learner(settings, at, build_context(settings, buffer))})
+    return find_answering_learner(settings, {name: build_learner(settings, at, context)})
 
 
 def find_answering_learner(settings: TrainerSettings, learners: Mapping[str, Learner]) -> AnsweringLearner:
     """Return the one of a run's learners that answers. Raises ``ValueError`` if there is none of this name."""
-    name = find_learner(settings, settings.answers).name
+    name = find_player(settings, settings.answers)
     return AnsweringLearner(name, learners[name], (settings.answers or name).removeprefix(name))
 
 
 def build_learners(
     settings: TrainerSettings, context: LearnerContext, make_engines: "MakeEngines | None" = None
 ) -> dict[str, Learner]:
-    """Return the learners of the run by name, the leading one first.
+    """Return the learners of the run by name, the leading one first, and the pool last.
 
     Args:
         settings: of the run.
@@ -227,9 +240,26 @@ def build_learners(
     for choice in seams.list_choices(seams.BASELINES, settings.regret):
         registry.load(online_meta.learners, choice.name)
     learners = list_learners(settings)
-    for name in find_repeated_names(learners):
+    for name in find_repeated_names(list_players(settings)):
         raise ValueError(f"two learners are called {name!r}: give one another name")
-    return {one.name: build_learner(settings, at, context, make_engines) for at, one in enumerate(learners)}
+    made = {one.name: build_learner(settings, at, context, make_engines) for at, one in enumerate(learners)}
+    return {**made, POOL: build_pool(settings, made, context)} if has_pool(settings) else made
+
+
+def build_pool(settings: TrainerSettings, learners: Mapping[str, Learner], context: LearnerContext) -> Pool:
+    """Return the pool of the run's learners, those without ``shadow``.
+
+    Raises ``ValueError`` for an unknown aggregation, options that do not fit, or if the leading learner is a shadow.
+    """
+    own = settings.pool
+    leading, *others = list_learners(settings)
+    if leading.shadow:
+        raise ValueError(f"{leading.name!r} leads, so it cannot be a shadow: name another learner first")
+    experts = {one.name: learners[one.name] for one in (leading, *others) if not one.shadow}
+    mixing = find_mixing(context.inner.loss)
+    clipping = Clipping(own.clip_quantile, own.clip_factor, own.clip_rounds)
+    aggregation = choose_aggregation(mixing, own.aggregation, own.options, clipping)
+    return Pool(experts, aggregation, mixing, seed=settings.seed, gather=context.gather)
 
 
 def build_learner(

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from online_meta.learners.pool import NAME as POOL
+from online_meta.learners.pool import NAME
 from online_meta.registry import nearest
 from online_meta.regret.ledger import MAIN_LEARNER
 from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, PoolSettings, RegretSettings
 
+POOL = NAME
+"""What the pool of a run is called."""
 RUN_KEYS = ("max_rounds_per_update", "idle_updates", "max_skipped", "when_diverged")
 """Keys of [meta] that count for the whole run, so that no learner has values of its own."""
 STEPPING_KEYS = ("optimizer", "optimizer_options", "lr", "clip_norm", "schedule", "schedule_options")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, get_type_hints
 
+import online_meta.aggregation
 import online_meta.learners
 import online_meta.metagrads
 import online_meta.posteriors
@@ -30,6 +31,7 @@ class Seam(NamedTuple):
         options: the key of the same section that holds the entry's options; "" where there are none. If the key names
             several entries, the options are a table for each name.
         provided: the parameters of the entry that the program gives, so that they are no options.
+        words: further values of the key, which name no entry.
     """
 
     section: str
@@ -37,6 +39,7 @@ class Seam(NamedTuple):
     package: ModuleType
     options: str
     provided: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
 
 RULE = Seam("inner", "rule", online_meta.rules, "options", ("lr",))
@@ -48,9 +51,10 @@ REPLAY = Seam("meta", "replay", online_meta.replay, "replay_options", ())
 ENGINE = Seam("engine", "kind", trainers.engines, "", ("settings", "meta", "rank_stats"))
 BASELINES = Seam("regret", "baselines", online_meta.learners, "options", ("context",))
 LEARNERS = Seam("learner", "kind", online_meta.learners, "options", ("context",))
+AGGREGATION = Seam("pool", "aggregation", online_meta.aggregation, "options", (), ("auto", "none"))
 COMPARATORS = Seam("regret", "comparator", trainers.comparators, "comparator_options", trainers.comparators.PROVIDED)
 
-SEAMS = (RULE, HEADS, POSTERIOR, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, COMPARATORS)
+SEAMS = (RULE, HEADS, POSTERIOR, GRADIENT, SCHEDULE, REPLAY, ENGINE, BASELINES, AGGREGATION, COMPARATORS)
 """Every seam of a section. Learners and sources are lists of tables of their own: see ``deploy.config``."""
 
 
@@ -73,6 +77,8 @@ def list_choices(seam: Seam, section: Any) -> Iterator[Choice]:
     chosen = getattr(section, seam.key)
     options = getattr(section, seam.options) if seam.options else {}
     place = f"{seam.section}.{seam.options}"
+    if chosen in seam.words:
+        return
     if isinstance(chosen, str):
         yield Choice(chosen, options, place)
         return

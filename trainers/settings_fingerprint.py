@@ -3,9 +3,9 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import online_meta.learners
 from online_meta import registry
@@ -15,6 +15,10 @@ from trainers.settings import CHANGEABLE, LearnerSettings, ModelSettings, Regret
 
 RENAMED = ("how",)
 """Keys of [engine] in the records of 0.1.0 that no field has any more."""
+
+
+DEFAULTED = ("inner.answer_steps", "pool.aggregation", "regret.baselines")
+"""The keys whose defaults follow from the rest of a configuration, and may be others in another version."""
 
 
 ADOPTED = "baseline_optimizer"
@@ -70,11 +74,51 @@ def _fold_learners(settings: TrainerSettings) -> TrainerSettings:
 
 
 def adopt_recorded_settings(settings: TrainerSettings, recorded: dict[str, Any] | None) -> TrainerSettings:
-    """Return the settings with what the run's checkpoint decides: how baselines step; 0.1.0 recorded nothing of it."""
+    """Return the settings with what the run's checkpoint decides.
+
+    These are how baselines step, of which 0.1.0 recorded nothing, and the keys that the configuration leaves open.
+    """
     if recorded is None:
         return settings
     value = recorded.get("regret", {}).get(ADOPTED, "meta")
-    return dataclasses.replace(settings, regret=dataclasses.replace(settings.regret, baseline_optimizer=value))
+    adopted: TrainerSettings = set_keys(adopt_defaults(settings, recorded), {f"regret.{ADOPTED}": value})
+    return adopted
+
+
+class HasSections(Protocol):
+    """Settings that keep the names of the keys which they leave open."""
+
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """The keys, as "section.key"."""
+
+
+Sections = TypeVar("Sections", bound=HasSections)
+
+
+def adopt_defaults(settings: Sections, recorded: dict[str, Any]) -> Sections:
+    """Return the settings, or a whole configuration, with the recorded values of the keys that it leaves open.
+
+    A key that is not recorded did not exist when the run began; it has the value of such runs, which is the default of
+    its field.
+    """
+    found = {}
+    for key in settings.defaults:
+        section, _, name = key.partition(".")
+        default = getattr(type(getattr(settings, section))(), name)
+        value = recorded.get(section, {}).get(name, default)
+        found[key] = tuple(value) if isinstance(value, list) else value
+    adopted: Sections = set_keys(settings, found)
+    return adopted
+
+
+def set_keys(settings: Any, values: Mapping[str, Any]) -> Any:
+    """Return settings with other ``values`` of some keys, named "section.key"."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        changed = dataclasses.replace(getattr(settings, section), **{name: value})
+        settings = dataclasses.replace(settings, **{section: changed})
+    return settings
 
 
 def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> None:

@@ -36,7 +36,7 @@ from online_meta.types import (
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
 from trainers.build import build_learner, build_learners, build_loss, build_module, override_context
 from trainers.comparators import load_comparator
-from trainers.learner_settings import list_learners, override_settings
+from trainers.learner_settings import POOL, has_pool, list_learners, override_settings
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
 from trainers.settings import InnerSettings, LearnerSettings, TrainerSettings
 
@@ -117,6 +117,12 @@ def list_scored(config: Config, context: LearnerContext) -> Scored:
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                 raise ConfigError(f"[{label}] {learner.name} cannot answer: {kind}{error}") from error
         names |= dict.fromkeys(learner.name + suffix for suffix in suffixes)
+    if has_pool(settings):
+        try:
+            build_learners(settings, context)
+        except ValueError as error:
+            raise ConfigError(f"[pool] {error}") from error
+        names[POOL] = None
     if config.answering not in names:
         known = registry.nearest(config.answering, names)
         raise ConfigError(f"[serve] answers = {config.answering!r}: nobody gives this answer; {known}")

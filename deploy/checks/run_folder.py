@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,9 +15,9 @@ from streams.history.archive_index import ARCHIVE_FOLDER, Location, open_store_a
 from streams.history.errors import ArchiveMoved, HistoryBusy, HistoryFormatError, HistoryFull
 from streams.history.history import History
 from streams.spec import TaskSpec, fits
-from trainers.checkpoint import CheckpointError, load_latest
+from trainers.checkpoint import CheckpointError, load_latest, read_latest_settings
 from trainers.journal.run_files import RunFiles
-from trainers.settings_fingerprint import SettingsChanged, check_same_settings, reproducibility_key
+from trainers.settings_fingerprint import SettingsChanged, adopt_defaults, check_same_settings, reproducibility_key
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,18 @@ def check_tasks(history: History, spec: TaskSpec, where: Path, advice: str = NEW
             raise ConfigError(
                 f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: {advice}"
             )
+
+
+def adopt_run_defaults(config: Config, files: RunFiles) -> Config:
+    """Return the configuration with the values with which the run began, for the keys that it leaves open.
+
+    A run so keeps its learners when a later version plays others by default.
+    """
+    recorded = read_latest_settings(files.checkpoints)
+    if recorded is None and files.rounds.exists() and files.rounds.stat().st_size and files.settings.exists():
+        with suppress(ValidationError):  # Settings of another version cannot be compared; the first checkpoint will be.
+            recorded = reproducibility_key(read_settings(files.settings))
+    return config if recorded is None else adopt_defaults(config, recorded)
 
 
 def check_same_run(config: Config, files: RunFiles) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import trainers.comparators
 from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning
-from deploy.checks.run_folder import check_tasks
+from deploy.checks.run_folder import adopt_run_defaults, check_tasks
 from deploy.config.config import Config, config_file_context, read_config
 from deploy.exits import CONFIG, TRY_LATER, CommandError
 from deploy.forks import playing_errors
@@ -97,6 +97,7 @@ def replay(
             comparator is not available.
     """
     files = RunFiles(out)
+    config = adopt_run_defaults(config, files)
     with History.open(history_folder, write=False) as history:
         scored = list_scored(config, check_learning(config))
         check_tasks(history, config.task, history_folder, SAME_TASKS)

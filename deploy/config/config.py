@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 import streams.sources
 from deploy.config.choices import explain_name, find_wrong_choices_at, read_plain
 from deploy.config.describe import INTERNAL, describe_type
-from deploy.config.learner_tables import NAME, find_wrong_learners, make_learner
+from deploy.config.learner_tables import NAME, fill_defaults, find_wrong_learners, make_learner
 from deploy.config.messages import (
     explain_error,
     find_nonfinite_numbers,
@@ -33,7 +33,7 @@ from streams.history.sealing import SealingSettings
 from streams.ingest.outliers import OutlierRule
 from streams.private_files import SecretExposed, check_private
 from streams.spec import Limits, TaskSpec
-from trainers.learner_settings import find_learner
+from trainers.learner_settings import find_player
 from trainers.seams import BASELINES, COMPARATORS, SEAMS
 from trainers.settings import (
     CheckpointSettings,
@@ -42,6 +42,7 @@ from trainers.settings import (
     LearnerSettings,
     MetaSettings,
     ModelSettings,
+    PoolSettings,
     RegretSettings,
     TrainerSettings,
 )
@@ -134,7 +135,7 @@ class ServeSettings:
             /metrics in plain HTTP, without the token, whatever happens on the first one.
         answers: the name of the learner whose answers are served, "NAME@K" for those after another number K of inner
             steps, from ``inner.answer_steps``, or "NAME@RULE" for those with another head, from ``inner.answer_heads``;
-            by default, the learner that leads.
+            by default "pool", or without a pool the learner that leads.
         limits: see below.
     """
 
@@ -191,6 +192,8 @@ class Config:
     serve: ServeSettings = ServeSettings()
     source: tuple[SourceConfig, ...] = ()
     learner: tuple[LearnerSettings, ...] = ()
+    pool: PoolSettings = PoolSettings()
+    defaults: tuple[str, ...] = field(default=(), metadata=INTERNAL)
     import_folder: str | None = field(default=None, metadata=INTERNAL)
 
     def trainer(self) -> TrainerSettings:
@@ -202,12 +205,14 @@ class Config:
             learner=self.learner,
             answers=self.serve.answers,
             global_labels=self.task.labels == "global",
+            pool=self.pool,
+            defaults=self.defaults,
         )
 
     @property
     def answering(self) -> str:
         """The name of the answer that is served: of a learner, or "NAME@K"."""
-        return self.serve.answers or find_learner(self, None).name
+        return self.serve.answers or find_player(self, None)
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -250,6 +255,7 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
     except ValidationError as error:
         raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
     config = dataclasses.replace(config, source=tuple(filter(None, sources)), learner=tuple(filter(None, learners)))
+    config = fill_defaults(config, raw)
     if problems := list(find_wrong_choices(config)) or list(find_wrong_learners(config, config.serve.answers)):
         raise ConfigError(join_problems(where, problems))
     return config

@@ -247,7 +247,9 @@ def _add_texts(schema: dict[str, Any], kind: type[Any], section: str) -> None:
 def _add_seam(schema: dict[str, Any], seam: Seam) -> None:
     """List the registry's names at the seam's key, and each entry's options at theirs."""
     entry = schema["properties"][seam.key]
-    name = {"anyOf": [{"enum": registry.names(seam.package)}, {"type": "string", "pattern": IMPORT_PATH}]}
+    name = {
+        "anyOf": [{"enum": [*registry.names(seam.package), *seam.words]}, {"type": "string", "pattern": IMPORT_PATH}]
+    }
     several = "anyOf" in entry or entry.get("type") == "array"
     kept = {key: value for key, value in entry.items() if key in ("default", "description", "title")}
     array = {"type": "array", "items": name}

@@ -1,8 +1,9 @@
 """Read the ``[[learner]]`` tables, and find what is wrong in them."""
 
+import dataclasses
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,19 +12,38 @@ import trainers.comparators
 from deploy.config.choices import explain_name, find_wrong_choices_at, find_wrong_options, read_plain
 from deploy.config.messages import explain_error, find_unknown_keys, format_value, relabel
 from online_meta import registry
+from streams.spec import DYNAMIC, TaskSpec
 from trainers.learner_settings import (
+    POOL,
     STEPPING_KEYS,
+    HasLearners,
     Settings,
     find_repeated_names,
     find_run_keys,
-    list_learners,
+    list_players,
     override_settings,
 )
 from trainers.seams import GRADIENT, LEARNERS, POSTERIOR, REPLAY, RULE, SCHEDULE, list_options
-from trainers.settings import InnerSettings, LearnerSettings, MetaSettings
+from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, ModelSettings, RegretSettings
+from trainers.settings_fingerprint import DEFAULTED, set_keys
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of learners are those of files and fields, and those of sources begin task ids; both label metrics."""
+
+
+class HasDefaults(HasLearners, Protocol):
+    """A whole configuration, as far as ``fill_defaults`` needs it."""
+
+    @property
+    def task(self) -> TaskSpec:
+        """The section [task]."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """The section [model]."""
+
+
+Defaulted = TypeVar("Defaulted", bound=HasDefaults)
 
 
 def find_wrong_learners(config: Settings, answers: str | None) -> Iterator[str]:
@@ -42,15 +62,22 @@ def find_wrong_learners(config: Settings, answers: str | None) -> Iterator[str]:
         if learner.options.keys() & known.keys() & {"optimizer", "lr"}:
             for key in sorted(learner.meta.keys() & set(STEPPING_KEYS)):
                 yield f"[{label}] meta.{key} and options both say how to step: keep one of them"
+    yield from _find_wrong_names(config, answers)
+
+
+def _find_wrong_names(config: HasLearners, answers: str | None) -> Iterator[str]:
+    """Yield a sentence for each name of a learner that is repeated or does not exist."""
     names = [learner.name for learner in config.learner]
-    for name in find_repeated_names(list_learners(config)):
+    for name in find_repeated_names(list_players(config)):
         if name in names and name in config.regret.baselines:
             yield f"[regret] baselines = {name!r}: a [[learner]] has this name already"
+        elif name == POOL:
+            yield f"a learner is called {name!r}, as the pool is: name it otherwise, or set pool.aggregation = 'none'"
         elif name in names:
             yield f"[[learner]] two are called {name!r}: give one another name"
         else:
             yield f"[regret] baselines = {name!r} is the learner that the baselines are compared with"
-    known_names = [one.name for one in list_learners(config)]
+    known_names = list_players(config)
     if answers is not None and answers.partition("@")[0] not in known_names:
         yield f"[serve] answers = {answers!r}: no learner has this name; {registry.nearest(answers, known_names)}"
 
@@ -82,7 +109,11 @@ def make_learner(table: dict[str, Any], index: int, problems: list[str]) -> Lear
             sections[part] = own if section is None else _read_own(section, part, own, label, problems)
     if len(problems) > before:
         return None
-    learner = LearnerSettings(str(kind), str(name), **sections)
+    shadow = table.get("shadow", False)
+    if not isinstance(shadow, bool):
+        problems.append(f"[{label}] shadow = {format_value(shadow)}: it is true or false")
+        return None
+    learner = LearnerSettings(str(kind), str(name), **sections, shadow=shadow)
     problems += (f"[{label}] meta.{key} counts for the whole run: set it in [meta]" for key in find_run_keys(learner))
     return learner if len(problems) == before else None
 
@@ -110,3 +141,40 @@ def _read_own(kind: Any, part: str, own: dict[str, Any], label: str, problems: l
         return {}
     plain: dict[str, Any] = TypeAdapter(kind).dump_python(read, mode="json")
     return {key: plain[key] for key in own}
+
+
+LADDER = (0, 1, 2, 5, 10, 20)
+"""The numbers of inner steps after which each learner also answers by default, if there is a pool."""
+CLASSES, NUMBERS = ("cross_entropy", "categorical"), ("mse", "gaussian_of_noise")
+"""The losses that learners in closed form answer."""
+
+
+def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
+    """Return the configuration with what follows from the rest of it, and the names of these keys as ``defaults``.
+
+    Args:
+        config: as it was read.
+        raw: what the file says.
+    """
+    own = {key for key in DEFAULTED if key.partition(".")[2] in raw.get(key.partition(".")[0], {})}
+    alone = not config.learner and "regret.baselines" in own and not config.regret.baselines
+    chosen: dict[str, Any] = {"pool.aggregation": "none" if alone else "auto"}
+    if not config.learner:
+        chosen["regret.baselines"] = (
+            *RegretSettings().baselines,
+            *_list_cheap_learners(config.task, config.model.loss),
+        )
+    pooled = (config.pool.aggregation if "pool.aggregation" in own else chosen["pool.aggregation"]) != "none"
+    chosen["inner.answer_steps"] = tuple(k for k in LADDER if k != config.inner.steps) if pooled else ()
+    free = {key: value for key, value in chosen.items() if key not in own}
+    filled = set_keys(config, free)
+    with_names: Defaulted = dataclasses.replace(filled, defaults=tuple(sorted(free)))
+    return with_names
+
+
+def _list_cheap_learners(task: TaskSpec, loss: str) -> tuple[str, ...]:
+    """Return the learners in closed form that play by default: those that can answer such tasks."""
+    if loss not in (*CLASSES, *NUMBERS):
+        return ()
+    rows = task.x_dtype.startswith("float") and DYNAMIC not in task.x_shape and not (task.y == "class" and task.y_shape)
+    return ("constant", "ridge_head") if rows else ("constant",)

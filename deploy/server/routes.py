@@ -280,11 +280,13 @@ async def retry_round(
 def weights(request: Request) -> Response:
     """Return what the run answers from as safetensors: of FTML, the current meta-parameters.
 
+    Where the pool answers, these are the meta-parameters of the learner that leads.
+
     The header `X-Online-Meta-Round` is the number of rounds that have been learned.
     """
     state: DaemonState = request.app.state.daemon
     try:
-        leader = state.adapter.leader()
+        leader = state.adapter.leader().without_pool()
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})

@@ -21,7 +21,15 @@ from online_meta.learners import LearnerContext, gather_single_process
 from online_meta.learners._online_step import copy_state
 from online_meta.prediction import mix, pool
 from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
-from online_meta.regret.scoring import OrderError, ScoredLearner, ScoredTasks, TaskAnswers, answer_task, score_answers
+from online_meta.regret.scoring import (
+    OrderError,
+    ScoredLearner,
+    ScoredTasks,
+    TaskAnswers,
+    answer_as_scored,
+    answer_task,
+    score_answers,
+)
 from online_meta.types import (
     Aggregation,
     Batch,
@@ -328,7 +336,7 @@ class OwningPool(Pool):
     def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
         """Return the score of the mixture of the experts' answers to the next round's task."""
         again = bool(self._observed) and task is self._scored.last()
-        answered = {name: _answer(one, task, prefixes) for name, one in self.experts.items()}
+        answered = {name: answer_as_scored(one, task, prefixes) for name, one in self.experts.items()}
         score = score_answers(self.mix_answers(task, answered), task)[""]
         losses = {
             name + suffix: one.loss_after
@@ -370,11 +378,6 @@ class OwningPool(Pool):
 
 def _keep(keep: TensorFilter, prefix: str, name: str) -> bool:
     return keep(prefix + name)
-
-
-def _answer(learner: Learner, task: Task, prefixes: Sequence[int]) -> TaskAnswers:
-    assert isinstance(learner, ScoredLearner)
-    return learner.answer_task(task, prefixes)
 
 
 def build(

@@ -13,7 +13,7 @@ from online_meta.functional.double_backward import math_attention
 from online_meta.inner import Inner
 from online_meta.prediction import accuracy_of_prediction, loss_of, nll_of
 from online_meta.regret.calibration import count_calibration
-from online_meta.types import Batch, Calibration, Meta, Prediction, PrefixScore, Score, State, Task, Tensors
+from online_meta.types import Batch, Calibration, Learner, Meta, Prediction, PrefixScore, Score, State, Task, Tensors
 
 
 class OrderError(RuntimeError):
@@ -127,6 +127,17 @@ def points_needed(score: Score, size: int, proficiency: float) -> int | None:
         if found.loss <= proficiency if found.accuracy is None else found.accuracy >= proficiency:
             return found.points
     return None
+
+
+def answer_as_scored(learner: Learner, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
+    """Return a learner's answers to the next round's task, which count as scored; see ``answer_task``.
+
+    A learner that is no ``ScoredLearner`` is scored twice: once by its own ``scores``, which may count its tasks.
+    """
+    if isinstance(learner, ScoredLearner):
+        return learner.answer_task(task, prefixes)
+    learner.scores(task, prefixes)
+    return answer_task(learner.answers, learner.state(), task, prefixes)
 
 
 class ScoredTasks:

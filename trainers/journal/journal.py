@@ -17,7 +17,7 @@ from trainers.journal.plans import ExecutionPlanLog, UpdateLog
 from trainers.journal.quarantine import QuarantineLog
 from trainers.journal.round_records import find_difference
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import find_learner
+from trainers.learner_settings import find_player
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import fingerprint
 
@@ -79,7 +79,7 @@ def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> Run
         lines=lines,
         recorded_lines=LineReader(files.rounds, position).refresh(),
         checkpoints=LineWriter(files.checkpoint_log),
-        published=read_published_leader(files.leader, find_learner(settings, settings.answers).name),
+        published=read_published_leader(files.leader, find_player(settings, settings.answers)),
     )
 
 
@@ -130,19 +130,20 @@ def record_round(journal: RunJournal, line: Line) -> None:
 
 
 def publish_leader(
-    journal: RunJournal, learner: str, state: Callable[[], State], rounds: int, idle_updates: int = 0
+    journal: RunJournal, learner: str, leads: str, state: Callable[[], State], rounds: int, idle_updates: int = 0
 ) -> None:
     """Write what the run answers from to the file that other processes read, if it is newer than the published one.
 
     Args:
         journal: of the run.
         learner: the name of the learner that answers.
+        leads: the name of the learner that leads.
         state: returns its state.
         rounds: number of rounds that it has learned.
         idle_updates: number of its updates on past rounds since.
     """
     if (rounds, idle_updates) > journal.published[:2]:
-        replace_file(journal.files.leader, encode_leader(state(), rounds, idle_updates, learner), durable=True)
+        replace_file(journal.files.leader, encode_leader(state(), rounds, idle_updates, learner, leads), durable=True)
         journal.published = Published(rounds, idle_updates, time.monotonic())
 
 

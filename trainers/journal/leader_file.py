@@ -25,7 +25,7 @@ class Published(NamedTuple):
 
 
 def read_published_leader(leader: Path, learner: str = MAIN_LEARNER) -> Published:
-    """Return what is known of the published leader; nothing is, if it is another learner.
+    """Return what is known of the published leader: nothing if the file is of another learner.
 
     With it, rounds that are played again after a kill are not published again, so that the published leader never gets
     older.
@@ -43,18 +43,24 @@ def read_published_leader(leader: Path, learner: str = MAIN_LEARNER) -> Publishe
         return Published(int(metadata["round"]), int(metadata.get("updates", 0)), 0.0)
 
 
-def encode_leader(state: State, rounds: int, idle_updates: int = 0, learner: str = MAIN_LEARNER) -> bytes:
+def encode_leader(
+    state: State, rounds: int, idle_updates: int = 0, learner: str = MAIN_LEARNER, leads: str | None = None
+) -> bytes:
     """Return the state of a learner as the bytes of a safetensors file.
 
     Of meta-parameters, weights have their names; the inner rule's parameters have the prefix ``rule.``. The metadata
-    contain the round, the name of the learner and, if there are any, the idle updates.
+    contain the round, the name of the learner and, if there are any, the idle updates. A pool has the state of each
+    learner NAME under names that begin with "NAME/".
 
     Args:
         state: to encode.
         rounds: number of rounds learned.
         idle_updates: number of updates on past rounds since.
         learner: its name.
+        leads: the name of the learner that leads; None if it is ``learner``.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    metadata = {"round": str(rounds), "learner": learner} | ({"updates": str(idle_updates)} if idle_updates else {})
+    metadata = {"round": str(rounds), "learner": learner, "leads": leads or learner} | (
+        {"updates": str(idle_updates)} if idle_updates else {}
+    )
     return save(plain, metadata=metadata)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from torch.utils._pytree import tree_leaves
 
+from online_meta.learners.pool import PoolFigures
 from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
 from online_meta.regret.scoring import points_needed
 from online_meta.types import Batch, Learned, Score, StepReport, Task
@@ -83,6 +84,7 @@ def make_round_records(
     contents: Sequence[TaskContent] | None = None,
     loss_cap: float = LOSS_CAP,
     spent: Mapping[str, float] | None = None,
+    pool: Sequence[PoolFigures] = (),
 ) -> list[Line]:
     """Return the records of the rounds of one update.
 
@@ -99,12 +101,13 @@ def make_round_records(
         contents: of the rounds' tasks.
         loss_cap: what a loss that is not finite is charged at; see ``charge_for``.
         spent: seconds in which each learner scored and learned, which are divided evenly among the rounds.
+        pool: the pool's figures of each round; empty without a pool.
     """
     lines, leader = [], next(iter(scores))
     for index, entry in enumerate(entries):
         own = {name: all_scores[index] for name, all_scores in scores.items()}
         last = index == len(entries) - 1
-        charge = charge_for((loss for score in own.values() for loss in _losses(score)), loss_cap)
+        charge = find_charge(own, loss_cap)
         learners = {name: _score_to_json(score, charge) for name, score in own.items()}
         lines.append(
             {
@@ -123,6 +126,8 @@ def make_round_records(
             lines[-1] |= {"content": contents[index].digest, "overlap": contents[index].overlap}
         if spent is not None:
             lines[-1][SECONDS_SPENT] = {name: round(seconds / len(entries), 6) for name, seconds in spent.items()}
+        if pool:
+            lines[-1]["pool"] = pool[index]._asdict()
         if idle_steps and index == 0:
             lines[-1]["more_steps"] = [_step_to_json(step.norm, step.skipped) for step in idle_steps]
         if support is not None:
@@ -167,13 +172,15 @@ def find_difference(before: Line, now: Line) -> str | None:
         before: record of an earlier process.
         now: record of this process.
     """
-    keys = ["id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "steps", "more_steps"]
+    keys = ["id", "loss_before", "loss_after", "accuracy", "skipped", "learners", "pool", "steps", "more_steps"]
     if before["skipped"] == "not_finite":  # 0.1.0 kept no learner's result of a round in which one was not finite.
         keys = ["id", "steps", "more_steps"]
     if "content" in before:
         keys += ["content", "overlap"]
     before, now = ({**line, "learners": results} for line, results in _align_results(before, now))
     for key in keys:
+        if key == "pool" and key not in before:  # Versions before the pool recorded none.
+            continue
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
     return None
@@ -195,6 +202,18 @@ def _align_results(before: Line, now: Line) -> Iterator[tuple[Line, Line]]:
 def list_steps(line: Line) -> list[Line]:
     """Return the meta-steps in the record of a round; those on past rounds before it come first."""
     return [*line.get("more_steps", ()), *line["steps"]]
+
+
+def find_charge(scores: Mapping[str, Score], loss_cap: float = LOSS_CAP) -> float:
+    """Return what losses of a round that are not finite are charged at, from the scores of all answers by name."""
+    return charge_for((loss for score in scores.values() for loss in _losses(score)), loss_cap)
+
+
+def charge_losses(scores: Mapping[str, Score], loss_cap: float = LOSS_CAP) -> dict[str, float]:
+    """Return what a round counts for each answer by name: its loss, or ``find_charge`` if that is not finite."""
+    charge = find_charge(scores, loss_cap)
+    losses = {name: score.loss_after for name, score in scores.items()}
+    return {name: loss if is_finite_loss(loss) else charge for name, loss in losses.items()}
 
 
 def _losses(score: Score) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ import torch
 from online_meta.batches import count_samples
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
+from online_meta.regret.scoring import TaskAnswers, answer_as_scored, score_answers
 from online_meta.types import Learned, Score, Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
@@ -30,9 +31,9 @@ from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import COMPILING, PLAYING, REPLAYING, WAITING, HeartbeatWriter
 from trainers.journal.journal import RunJournal, note_process_start, open_journal, publish_leader, record_round
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
-from trainers.journal.round_records import SupportSizes, make_round_records, read_content
+from trainers.journal.round_records import SupportSizes, charge_losses, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import list_learners, override_settings
+from trainers.learner_settings import POOL, list_learners, override_settings
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
 from trainers.loop.recovery import (
@@ -359,6 +360,7 @@ def play_update(run: Run, available: int) -> None:
             [read_content(task) for task in tasks],
             regret.loss_cap,
             spent,
+            run.pool.figures if run.pool else (),
         )
         for line in lines:
             record_round(run.journal, line)
@@ -372,13 +374,25 @@ def _score(run: Run, tasks: list[Task], spent: dict[str, float]) -> dict[str, li
     The seconds of each learner are added to ``spent``.
     """
     scores: dict[str, list[Score]] = {}
+    answered: list[dict[str, TaskAnswers]] = [{} for _ in tasks]
+    prefixes, pool = run.settings.regret.prefixes, run.pool
     with run.rank_stats.measure_work():
         for name, learner in run.learners.items():
             with _measure(spent, name):
-                for round, task in enumerate(tasks, run.round):
-                    with collect_failure(run, round):
-                        for suffix, score in learner.scores(task, run.settings.regret.prefixes).items():
+                for index, task in enumerate(tasks):
+                    with collect_failure(run, run.round + index):
+                        if learner is pool:
+                            found = pool.mix_answers(task, answered[index])
+                        else:
+                            found = answer_as_scored(learner, task, prefixes)
+                        answered[index][name] = found
+                        for suffix, score in score_answers(found, task).items():
                             scores.setdefault(name + suffix, []).append(score)
+    if pool:
+        for index in range(len(tasks)):
+            own = {name: each[index] for name, each in scores.items() if len(each) == len(tasks)}
+            charged = charge_losses(own, run.settings.regret.loss_cap)
+            pool.observe({name: loss for name, loss in charged.items() if name != POOL}, charged.get(POOL, 0.0))
     return scores
 
 
@@ -491,4 +505,6 @@ def _choose_execution_plans(run: Run, tasks: list[Task], journal: RunJournal) ->
 def _publish(run: Run) -> None:
     if run.journal:
         answering = run.answering
-        publish_leader(run.journal, answering.name, answering.learner.state, run.round, run.idle_updates)
+        publish_leader(
+            run.journal, answering.name, run.leader_name, answering.learner.state, run.round, run.idle_updates
+        )

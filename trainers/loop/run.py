@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from online_meta.batching.failures import TaskFailures
+from online_meta.learners.pool import Pool
 from online_meta.types import Learner, StepReport
 from streams.history.history import History
 from trainers.build import AnsweringLearner
@@ -13,6 +14,7 @@ from trainers.distributed.ranks import RankGroup
 from trainers.journal.heartbeat import HeartbeatWriter
 from trainers.journal.journal import RunJournal, close_journal
 from trainers.journal.run_files import RunFiles
+from trainers.learner_settings import POOL, has_pool
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
 from trainers.loop.task_prefetch import HistoryBuffer
@@ -23,8 +25,8 @@ from trainers.settings import TrainerSettings
 class Run:
     """The state of an open run on one rank.
 
-    Only the coordinator has a ``journal``. The first of the ``learners`` leads: a run goes on, or rolls back, by its
-    meta-steps. ``reopen`` opens the run again at its newest checkpoint; a collective.
+    Only the coordinator has a ``journal``. The first of the ``learners`` leads: its meta-steps decide whether the run
+    goes on or rolls back. ``reopen`` opens the run again at its newest checkpoint; a collective.
     """
 
     settings: TrainerSettings
@@ -49,6 +51,12 @@ class Run:
     idle_steps: list[StepReport] = field(default_factory=list)
     idle_updates: int = 0
     """Number of updates on past rounds since the last round; ``idle_steps`` are their meta-steps."""
+
+    @property
+    def pool(self) -> Pool | None:
+        """The pool, if one plays."""
+        found = self.learners.get(POOL) if has_pool(self.settings) else None
+        return found if isinstance(found, Pool) else None
 
     @property
     def leader_name(self) -> str:
