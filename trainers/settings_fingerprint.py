@@ -17,6 +17,10 @@ RENAMED = ("how",)
 """Keys of [engine] in the records of 0.1.0 that no field has any more."""
 
 
+NEW_SECTIONS = ("pool",)
+"""The sections that 0.1.0 did not have: one at its defaults does not change the fingerprint."""
+
+
 DEFAULTED = ("inner.answer_steps", "pool.aggregation", "regret.baselines")
 """The keys whose defaults follow from the rest of a configuration, and may be others in another version."""
 
@@ -124,13 +128,18 @@ def set_keys(settings: Any, values: Mapping[str, Any]) -> Any:
 def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> None:
     """Compare the settings of a run's start, ``before``, with those of now.
 
-    A setting that ``before`` lacks did not exist then; it counts as its default.
+    A setting that ``before`` lacks did not exist then; it counts as its default. One that ``settings`` leave open has
+    the value of ``before``.
 
     Raises:
         SettingsChanged: if the two would give different parameters; it names each difference.
     """
-    default = _default(settings)
-    before = {section: {**default[section], **old} if isinstance(old, dict) else old for section, old in before.items()}
+    settings, default = adopt_defaults(settings, before), _default(settings)
+    sections = {section: keys for section, keys in default.items() if isinstance(keys, dict)}
+    before = {
+        section: {**sections.get(section, {}), **old} if isinstance(old, dict) else old
+        for section, old in {**dict.fromkeys(sections, {}), **before}.items()
+    }
     for section, known in changeable_keys(settings).items():
         before[section] = {key: value for key, value in before.get(section, {}).items() if key not in known}
     before["engine"] = {key: value for key, value in before["engine"].items() if key not in RENAMED}
@@ -188,7 +197,8 @@ def fingerprint(settings: TrainerSettings) -> str:
         for section, keys in chosen.items()
         if isinstance(keys, dict)
     }
-    text = json.dumps({**chosen, **own}, sort_keys=True)
+    left = {section: keys for section, keys in {**chosen, **own}.items() if keys or section not in NEW_SECTIONS}
+    text = json.dumps(left, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

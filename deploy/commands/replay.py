@@ -53,11 +53,13 @@ def command(
 ) -> None:
     """Play the rounds of a history again, without a daemon, and print a report.
 
-    With the configuration of the original run, the resulting parameters are bit-identical. Use --set to try another
-    algorithm.
+    With the configuration of the original run, the resulting parameters are bit-identical: what the configuration
+    leaves open is as in that run. Use --set to try another algorithm.
     """
     settings = read_config(config, overrides)
     files = RunFiles(Path(settings.run.path))
+    played = history or files.history
+    settings = adopt_run_defaults(settings, RunFiles(played.parent))
     folder = out or files.folder / "replay"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json or not sys.stderr.isatty()) as progress:
@@ -65,7 +67,7 @@ def command(
         with config_file_context(config), private_umask():
             report = replay(
                 settings,
-                history or files.history,
+                played,
                 folder,
                 rounds,
                 lambda what, done, total: progress.update(bars[what], completed=done, total=total or None),

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from deploy.cli import main
+from deploy.checks.run_folder import adopt_run_defaults
 from deploy.config.config import read_settings
 from deploy.reports.report import make_report, summary_table, verdicts
 from deploy.telemetry.run_view import open_view
@@ -173,8 +174,9 @@ def test_checkpoints_and_the_published_leader_load(cli: Cli, tmp_path: Path, nam
 @pytest.mark.parametrize("name", RUNS)
 def test_settings_are_read(name: str) -> None:
     files = RunFiles(WRITTEN / name)
-    expected = config_of(config_file(name), files.folder).trainer()
-    assert read_settings(files.settings) == replace(expected, import_folder=None), "0.1.0 recorded no folder"
+    config = config_of(config_file(name), files.folder)
+    expected = replace(adopt_run_defaults(config, files).trainer(), import_folder=None, defaults=())
+    assert read_settings(files.settings) == expected, "0.1.0 recorded no folder, and no keys that are left open"
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,9 +1,11 @@
 """Sequences of losses that are drawn and shrunk: none breaks the bound of an aggregation."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from online_meta.aggregation._clipping import Clipping, clip_running
 from online_meta.testing.experts import ENTRIES, make, play, with_rate
 
 points = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0, allow_subnormal=False))
@@ -36,3 +38,30 @@ def test_a_learning_rate_that_is_wrong_is_found(name):
 
     with pytest.raises(AssertionError):
         hold()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences(), st.floats(0.0, 1.0), st.floats(1.0, 10.0), st.integers(1, 5), st.floats(-5.0, 5.0))
+def test_no_drawn_sequence_breaks_the_bound_of_clipped_losses(drawn, quantile, factor, rounds, shift):
+    """The loss of the mixture is any number up to the largest loss: clipped, it may be above the weighted mean."""
+    count, sequence = drawn
+    aggregation = clip_running(make("adahedge"), Clipping(quantile, factor, rounds))
+    state = aggregation.init(count)
+    for *points, last in sequence:
+        losses = torch.tensor([10.0 ** (6 * point) + shift for point in points], dtype=torch.float64)
+        mixture = float(losses.min() + last * (losses.max() - losses.min()))
+        state = aggregation.update(state, losses, mixture)
+        assert aggregation.regret(state) <= aggregation.bound(state) + 1e-6 * float(losses.max())
+
+
+def test_one_huge_loss_does_no_harm_if_losses_are_clipped():
+    draw = torch.Generator().manual_seed(0)
+    after = []
+    for aggregation in (make("adahedge"), clip_running(make("adahedge"))):
+        state = aggregation.init(2)
+        for t in range(100):
+            losses = torch.tensor([1.0, 2.0], dtype=torch.float64) + 0.1 * torch.rand(2, generator=draw)
+            state = aggregation.update(state, losses if t else losses + torch.tensor([1e6, 0.0]))
+        after.append(aggregation.weights(state)[0].item())
+    assert after[0] < 0.3
+    assert after[1] > 0.99
