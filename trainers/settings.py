@@ -62,7 +62,8 @@ class InnerSettings:
         fast: globs of the names of the weights that the inner loop adapts.
         options: options of the rule.
         answer_steps: further numbers of inner steps, a list or one number. A learner NAME that adapts by inner steps is
-            also scored after each number K of them, as NAME@K, from the same trajectory.
+            also scored after each number K of them, as NAME@K, from the same trajectory. If there is a pool, the
+            default is 0, 1, 2, 5, 10 and 20, and otherwise none.
         answer_heads: inner rules with a head in closed form, such as ridge_head, logistic_head or nearest_centroid. A
             learner NAME that adapts by inner steps is also scored with each RULE of them, as NAME@RULE: it takes no
             step, and the last linear layer of the model is what the rule makes of the support set.
@@ -154,7 +155,9 @@ class RegretSettings:
         level_margin: two learners count as level while the interval of their mean difference lies within this share of
             the other's mean loss.
         baselines: learners that play the same rounds, after those of the ``[[learner]]`` tables. If there are such
-            tables, the default is [].
+            tables, the default is []; otherwise it is train_on_everything and from_scratch, and of the learners in
+            closed form constant, ridge_head, logistic_head, pooled_ridge and pooled_logistic those that can answer such
+            tasks.
         options: options of baselines, a table under the name of each.
         baseline_optimizer: what steps the baselines: "own" is the ``optimizer`` and ``lr`` of their options, so that
             those of [meta] change none of them; "meta" is that of [meta], as in runs of 0.1.0, which continue so.

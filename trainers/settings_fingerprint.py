@@ -138,7 +138,7 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
     sections = {section: keys for section, keys in default.items() if isinstance(keys, dict)}
     before = {
         section: {**sections.get(section, {}), **old} if isinstance(old, dict) else old
-        for section, old in {**dict.fromkeys(sections, {}), **before}.items()
+        for section, old in {**{key: {} for key in sections}, **before}.items()
     }
     for section, known in changeable_keys(settings).items():
         before[section] = {key: value for key, value in before.get(section, {}).items() if key not in known}

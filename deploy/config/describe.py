@@ -20,6 +20,7 @@ from streams.ingest.outliers import OutlierRule
 from trainers.learner_settings import RUN_KEYS
 from trainers.seams import GRADIENT, LEARNERS, POSTERIOR, REPLAY, RULE, SCHEDULE, SEAMS, Seam, list_options
 from trainers.settings import CHANGEABLE, InnerSettings, LearnerSettings, MetaSettings, TrainerSettings
+from trainers.settings_fingerprint import DEFAULTED
 
 INTERNAL = {"internal": True}
 """Metadata of a field that is no key of the configuration file."""
@@ -73,7 +74,7 @@ class Key(NamedTuple):
         section: dotted, such as "serve.limits".
         name: of the key.
         type: in words, with its range.
-        default: as TOML; None if the key is required.
+        default: as TOML; "" if it follows from the rest of the configuration, None if the key is required.
         description: from the docstring of the section.
         changeable: whether a run may be restarted with another value; None where nothing learned depends on it.
     """
@@ -105,7 +106,7 @@ def list_keys(kind: type[Any], section: str) -> list[Key]:
             section,
             item.name,
             describe_type(types[item.name]),
-            format_default(item),
+            "" if f"{section}.{item.name}" in DEFAULTED else format_default(item),
             texts.get(item.name, ""),
             item.metadata.get(CHANGEABLE, False) if section in DECIDING else None,
         )

@@ -12,7 +12,8 @@ import trainers.comparators
 from deploy.config.choices import explain_name, find_wrong_choices_at, find_wrong_options, read_plain
 from deploy.config.messages import explain_error, find_unknown_keys, format_value, relabel
 from online_meta import registry
-from streams.spec import DYNAMIC, TaskSpec
+from online_meta.learners import TaskShape, can_answer
+from streams.spec import TaskSpec
 from trainers.learner_settings import (
     POOL,
     STEPPING_KEYS,
@@ -145,8 +146,8 @@ def _read_own(kind: Any, part: str, own: dict[str, Any], label: str, problems: l
 
 LADDER = (0, 1, 2, 5, 10, 20)
 """The numbers of inner steps after which each learner also answers by default, if there is a pool."""
-CLASSES, NUMBERS = ("cross_entropy", "categorical"), ("mse", "gaussian_of_noise")
-"""The losses that learners in closed form answer."""
+CHEAP = ("constant", "ridge_head", "logistic_head", "pooled_ridge", "pooled_logistic")
+"""The learners in closed form that play by default where they can answer."""
 
 
 def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
@@ -157,8 +158,9 @@ def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
         raw: what the file says.
     """
     own = {key for key in DEFAULTED if key.partition(".")[2] in raw.get(key.partition(".")[0], {})}
-    alone = not config.learner and "regret.baselines" in own and not config.regret.baselines
-    chosen: dict[str, Any] = {"pool.aggregation": "none" if alone else "auto"}
+    named = [*(one.name for one in config.learner), *config.regret.baselines]
+    alone = "regret.baselines" in own and not named
+    chosen: dict[str, Any] = {"pool.aggregation": "none" if alone or POOL in named else "auto"}
     if not config.learner:
         chosen["regret.baselines"] = (
             *RegretSettings().baselines,
@@ -174,7 +176,5 @@ def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
 
 def _list_cheap_learners(task: TaskSpec, loss: str) -> tuple[str, ...]:
     """Return the learners in closed form that play by default: those that can answer such tasks."""
-    if loss not in (*CLASSES, *NUMBERS):
-        return ()
-    rows = task.x_dtype.startswith("float") and DYNAMIC not in task.x_shape and not (task.y == "class" and task.y_shape)
-    return ("constant", "ridge_head") if rows else ("constant",)
+    shape = TaskShape(loss, task.x_shape, task.x_dtype, task.y_shape)
+    return tuple(name for name in CHEAP if can_answer(name, shape))

@@ -230,10 +230,12 @@ class Pool(ScoredLearner):
         """Note the losses of a task that was scored, for the next call of ``learn``.
 
         Args:
-            losses: of the experts by name; one that is not finite is already charged.
+            losses: by the names of answers; one that is not finite is already charged. Those of other learners than the
+                experts do not count.
             loss: the pool's own.
         """
-        self._observed.append((dict(losses), loss))
+        own = {name: one for name, one in losses.items() if name.partition("@")[0] in self.experts}
+        self._observed.append((own, loss))
 
     def learn(self, *tasks: Task) -> Learned:
         """Change the weights by the losses of the tasks that were scored since the last call, one by one.

@@ -417,7 +417,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "no such answer": (
         "[serve]",
         '[serve]\nanswers = "ftml@7"',
-        "[serve] answers = 'ftml@7': nobody gives this answer; did you mean 'ftml'? known: from_scratch, ftml",
+        "[serve] answers = 'ftml@7': nobody gives this answer; did you mean 'ftml@5'? known: from_scratch, ftml",
     ),
     "nobody answers": (
         "[serve]",

@@ -292,7 +292,7 @@ def test_learners_are_tables_with_settings_of_their_own(cli: Cli, config: Path, 
     assert [one.name for one in list_learners(made)] == ["slow", "fast", "from_scratch"]
     assert made.learner[1].meta == {"lr": 1.0}
     assert made.learner[1].inner == {"rule": "meta_sgd", "fast": ["1.*"]}
-    assert (made.answering, made.trainer().answers, read_config(config).answering) == ("fast", "fast", "slow")
+    assert (made.answering, made.trainer().answers, read_config(config).answering) == ("fast", "fast", "pool")
     write_settings(tmp_path / "settings.json", made)
     assert read_settings(tmp_path / "settings.json") == made.trainer()
     assert cli("check", config).code == 0

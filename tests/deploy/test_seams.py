@@ -188,7 +188,7 @@ def test_every_name_can_be_an_import_path_next_to_the_configuration(module: str,
     assert settings == config.trainer()
     context = build_context(settings, MemoryReplayBuffer(), engine=settings.engine.kind)
     assert {tuple(weight.shape) for weight in context.start.weights.values()} == {(4, 1), (4,), (1, 4), (1,)}
-    assert [*build_learners(settings, context)] == ["ftml", f"{module}:baseline"]
+    assert [*build_learners(settings, context)] == ["ftml", f"{module}:baseline", "pool"]
     (source,) = config.source
     assert (source.name, source.settings.tasks) == ("waves", 2)
     check_learning(config)

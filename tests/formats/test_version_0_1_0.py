@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from deploy.cli import main
 from deploy.checks.run_folder import adopt_run_defaults
+from deploy.cli import main
 from deploy.config.config import read_settings
 from deploy.reports.report import make_report, summary_table, verdicts
 from deploy.telemetry.run_view import open_view

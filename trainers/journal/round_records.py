@@ -107,8 +107,7 @@ def make_round_records(
     for index, entry in enumerate(entries):
         own = {name: all_scores[index] for name, all_scores in scores.items()}
         last = index == len(entries) - 1
-        charge = find_charge(own, loss_cap)
-        learners = {name: _score_to_json(score, charge) for name, score in own.items()}
+        learners = {name: _score_to_json(score, find_charge(own, loss_cap)) for name, score in own.items()}
         lines.append(
             {
                 "round": entry.round,
@@ -132,9 +131,8 @@ def make_round_records(
             lines[-1]["more_steps"] = [_step_to_json(step.norm, step.skipped) for step in idle_steps]
         if support is not None:
             size = support.sizes[index]
-            lines[-1]["efficiency"] = {
-                n: _efficiency_to_json(score, size, support.proficiency) for n, score in own.items()
-            }
+            reached = {name: _efficiency_to_json(score, size, support.proficiency) for name, score in own.items()}
+            lines[-1]["efficiency"] = reached
     return lines
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -18,8 +17,7 @@ import torch
 from online_meta.batches import count_samples
 from online_meta.batching.autotune import MEASURE_AFTER_SECONDS
 from online_meta.batching.failures import TaskFailures, is_task_failure
-from online_meta.regret.scoring import TaskAnswers, answer_as_scored, score_answers
-from online_meta.types import Learned, Score, Task
+from online_meta.types import Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from trainers.build import LOCAL, build_context, build_engine, build_learners, find_answering_learner
@@ -31,14 +29,12 @@ from trainers.journal.divergence import Diverged
 from trainers.journal.heartbeat import COMPILING, PLAYING, REPLAYING, WAITING, HeartbeatWriter
 from trainers.journal.journal import RunJournal, note_process_start, open_journal, publish_leader, record_round
 from trainers.journal.plans import execution_plans_from_json, execution_plans_to_json
-from trainers.journal.round_records import SupportSizes, charge_losses, make_round_records, read_content
+from trainers.journal.round_records import SupportSizes, make_round_records, read_content
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import POOL, list_learners, override_settings
+from trainers.learner_settings import list_learners, override_settings
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
 from trainers.loop.recovery import (
-    UNKNOWN_ROUND,
-    collect_failure,
     plan_rollback,
     quarantine_failures,
     restore,
@@ -49,6 +45,7 @@ from trainers.loop.recovery import (
     take_requests,
 )
 from trainers.loop.run import Run
+from trainers.loop.score_and_learn import learn_tasks, score_tasks
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
 from trainers.settings_fingerprint import adopt_recorded_settings
@@ -328,7 +325,7 @@ def play_update(run: Run, available: int) -> None:
     run.buffer.distribute([new_rounds] * run.rank_group.world)
     tasks: list[Task] = [run.buffer[round] for round in new_rounds]
     start_time, spent = time.monotonic(), dict.fromkeys(run.learners, 0.0)
-    scores = _score(run, tasks, spent)
+    scores = score_tasks(run, tasks, spent)
     if quarantine_failures(run):
         return
     run.plan_selector.follow(
@@ -338,7 +335,7 @@ def play_update(run: Run, available: int) -> None:
     )
     if not run.plan_selector.prepare(tasks, run.rank_group):
         return
-    learned = _learn(run, tasks, spent)
+    learned = learn_tasks(run, tasks, spent)
     if quarantine_failures(run):
         return
     run.rank_stats.steps += len(learned[run.leader_name].steps)
@@ -347,11 +344,10 @@ def play_update(run: Run, available: int) -> None:
     if run.rank_timeout.is_ready():
         run.rank_group.set_timeout(run.rank_timeout.seconds())
     if run.journal and run.history is not None:
-        entries = [run.history.entry(round) for round in new_rounds]
         regret = run.settings.regret
         sizes = SupportSizes([count_samples(task.support) for task in tasks], regret.proficiency)
         lines = make_round_records(
-            entries,
+            [run.history.entry(round) for round in new_rounds],
             scores,
             learned[run.leader_name],
             seconds,
@@ -366,57 +362,6 @@ def play_update(run: Run, available: int) -> None:
             record_round(run.journal, line)
     run.round += update.rounds
     run.idle_updates, run.idle_steps = 0, []
-
-
-def _score(run: Run, tasks: list[Task], spent: dict[str, float]) -> dict[str, list[Score]]:
-    """Score the tasks of an update, by the name of each answer; add exceptions to the run's failures.
-
-    The seconds of each learner are added to ``spent``.
-    """
-    scores: dict[str, list[Score]] = {}
-    answered: list[dict[str, TaskAnswers]] = [{} for _ in tasks]
-    prefixes, pool = run.settings.regret.prefixes, run.pool
-    with run.rank_stats.measure_work():
-        for name, learner in run.learners.items():
-            with _measure(spent, name):
-                for index, task in enumerate(tasks):
-                    with collect_failure(run, run.round + index):
-                        if learner is pool:
-                            found = pool.mix_answers(task, answered[index])
-                        else:
-                            found = answer_as_scored(learner, task, prefixes)
-                        answered[index][name] = found
-                        for suffix, score in score_answers(found, task).items():
-                            scores.setdefault(name + suffix, []).append(score)
-    if pool:
-        for index in range(len(tasks)):
-            own = {name: each[index] for name, each in scores.items() if len(each) == len(tasks)}
-            charged = charge_losses(own, run.settings.regret.loss_cap)
-            pool.observe({name: loss for name, loss in charged.items() if name != POOL}, charged.get(POOL, 0.0))
-    return scores
-
-
-def _learn(run: Run, tasks: list[Task], spent: dict[str, float]) -> dict[str, Learned]:
-    """Let every learner learn the tasks; add exceptions to the run's failures, without a round if it is not known.
-
-    The seconds of each learner are added to ``spent``.
-    """
-    learned: dict[str, Learned] = {}
-    with run.rank_stats.measure_work(), collect_failure(run, run.round if len(tasks) == 1 else UNKNOWN_ROUND):
-        for name, learner in run.learners.items():
-            with _measure(spent, name):
-                learned[name] = learner.learn(*tasks)
-    return learned
-
-
-@contextlib.contextmanager
-def _measure(spent: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of the block to those that the learner ``name`` has spent."""
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        spent[name] += time.perf_counter() - begin
 
 
 def play_idle_update(run: Run) -> None:
