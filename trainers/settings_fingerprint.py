@@ -38,8 +38,8 @@ def reproducibility_key(settings: TrainerSettings) -> dict[str, Any]:
 
     The options of a learner that fits by other libraries have their versions as ``libraries``.
     """
-    settings = _fold_learners(_note_libraries(settings))
-    chosen = {name: value for name, value in _deciding(settings).items() if value not in ({}, ())}
+    deciding = _deciding(_fold_learners(_note_libraries(settings)))
+    chosen = {name: value for name, value in deciding.items() if value not in ({}, ()) and value is not False}
     plain: dict[str, Any] = _tuples_to_lists(chosen)
     return plain
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -17,7 +19,7 @@ from online_meta.batches import empty_like, select_samples
 from online_meta.functional.keyed import keyed, uniform_like
 from online_meta.functional.model import ModelLoss
 from online_meta.functional.randomness import INIT_STEP
-from online_meta.learners import LearnerContext, gather_single_process
+from online_meta.learners import LR, OPTIMIZER, LearnerContext, gather_single_process, use_own_optimizer
 from online_meta.learners._online_step import copy_state
 from online_meta.prediction import mix, pool
 from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
@@ -38,7 +40,6 @@ from online_meta.types import (
     LossFn,
     Params,
     Prediction,
-    Score,
     State,
     StepReport,
     Task,
@@ -195,10 +196,8 @@ class Pool(ScoredLearner):
 
     def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
         """Return the answers to the next round's task, which are to be scored; this does not change the learner."""
-        return self.mix_answers(
-            task,
-            {name: answer_task(one.answers, one.state(), task, prefixes) for name, one in self.experts.items()},
-        )
+        each = {name: answer_task(one.answers, one.state(), task, prefixes) for name, one in self.experts.items()}
+        return self.mix_answers(task, each)
 
     def mix_answers(self, task: Task, answered: Mapping[str, TaskAnswers]) -> TaskAnswers:
         """Return the pool's answers to the next round's task, from those of its experts by the names of learners."""
@@ -335,23 +334,22 @@ def select_state(state: State, learner: str) -> State:
 class OwningPool(Pool):
     """A pool that plays alone: its experts are scored, learn and are saved with it."""
 
-    def scores(self, task: Task, prefixes: Sequence[int] = ()) -> dict[str, Score]:
-        """Return the score of the mixture of the experts' answers to the next round's task."""
-        again = bool(self._observed) and task is self._scored.last()
+    def answer_task(self, task: Task, prefixes: Sequence[int] = ()) -> TaskAnswers:
+        """Return the mixture of the experts' answers to the next round's task, and note everyone's losses."""
+        again = task is self._scored.last()
         answered = {name: answer_as_scored(one, task, prefixes) for name, one in self.experts.items()}
-        score = score_answers(self.mix_answers(task, answered), task)[""]
-        losses = {
-            name + suffix: one.loss_after
-            for name, found in answered.items()
-            for suffix, one in score_answers(found, task).items()
+        mixed = self.mix_answers(task, answered)
+        scores = {
+            name + suffix: score
+            for name, found in {**answered, NAME: mixed}.items()
+            for suffix, score in score_answers(found, task).items()
         }
-        charge = charge_for([*losses.values(), score.loss_after], LOSS_CAP)
+        losses = {name: score.loss_after for name, score in scores.items()}
+        charge = charge_for(losses.values(), LOSS_CAP)
+        charged = {name: loss if is_finite_loss(loss) else charge for name, loss in losses.items()}
         if not again:
-            self.observe(
-                {name: one if is_finite_loss(one) else charge for name, one in losses.items()},
-                score.loss_after if is_finite_loss(score.loss_after) else charge,
-            )
-        return {"": score}
+            self.observe(charged, charged[NAME])
+        return mixed
 
     def learn(self, *tasks: Task) -> Learned:
         """Change the weights, then let each expert learn the tasks that were scored since the last call."""
@@ -387,6 +385,8 @@ def build(
     experts: tuple[str, ...] = ("ftml", "from_scratch"),
     aggregation: str = "auto",
     options: dict[str, Any] | None = None,
+    optimizer: str = OPTIMIZER,
+    lr: Annotated[float, Gt(0)] = LR,
 ) -> OwningPool:
     """Create a pool that plays alone. The pool of a run is made of the run's own learners: see ``Pool``.
 
@@ -395,11 +395,15 @@ def build(
         experts: the learners to mix, with their default options.
         aggregation: how they are weighted, see ``choose_aggregation``.
         options: options of the aggregation.
+        optimizer: the optimizer of the experts' meta-parameters, as in [meta].
+        lr: its learning rate, above 0, constant over the rounds.
 
     Raises:
         ValueError: if an expert or the aggregation cannot be made.
     """
-    made = {name: registry.load(online_meta.learners, name)(context) for name in experts}
+    inner = replace(context.inner, answer_steps=(), answer_heads=())  # One expert a learner.
+    own = use_own_optimizer(replace(context, inner=inner), optimizer, lr)
+    made = {name: registry.load(online_meta.learners, name)(own) for name in experts}
     mixing = find_mixing(context.inner.loss)
     chosen = choose_aggregation(mixing, aggregation, options)
     return OwningPool(made, chosen, mixing, seed=context.seed, gather=context.gather)

@@ -60,7 +60,6 @@ def encode_leader(
         leads: the name of the learner that leads; None if it is ``learner``.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    metadata = {"round": str(rounds), "learner": learner, "leads": leads or learner} | (
-        {"updates": str(idle_updates)} if idle_updates else {}
-    )
+    metadata = {"round": str(rounds), "learner": learner} | ({"updates": str(idle_updates)} if idle_updates else {})
+    metadata |= {"leads": leads} if leads not in (None, learner) else {}
     return save(plain, metadata=metadata)
