@@ -53,6 +53,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     # Comparisons that are killed, and replays that fail in their own process.
     "test_a_killed_comparison_continues_to_the_same_bits": NONE,
     "test_a_killed_replay_fails_alone": NONE,
+    "test_the_rows_of_a_stream": NONE,
+    "test_the_first_table_is_made_of_replays": NONE,
     "test_a_failing_or_changed_configuration_costs_the_others_nothing": NONE,
     "test_the_answer_that_is_compared_is_that_of_the_configuration": NONE,
     # Daemons over a long run.

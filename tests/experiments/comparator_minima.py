@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,7 @@ from trainers.comparators import RefreshRequest, dynamic, hindsight
 from trainers.settings import RegretSettings, TrainerSettings
 
 from tests.experiments.common.playing import build_past_context
-from tests.experiments.non_stationary.runs import STREAMS, make_settings, make_tasks
+from tests.experiments.non_stationary.runs import CONFIG, SHARED, STREAMS
 
 SOURCES = {"sinusoid": "sinusoid", "demo": "rainbow_digits"}
 """The source of each run, by the name of its file of settings in ``deploy``."""
@@ -66,16 +65,14 @@ def play(run: str, rounds: int, every: int = 1) -> Played:
 
 
 def _load(run: str, rounds: int) -> tuple[TrainerSettings, list[Task]]:
-    if run in STREAMS:
-        own = make_settings("uniform", 0)
-        regret = replace(own.regret, dynamic_steps=RegretSettings().dynamic_steps)
-        return replace(own, regret=regret), make_tasks(STREAMS[run], 0, rounds)
-    config = read_config(Path("deploy") / f"{run}.toml")
-    settings = replace(config.trainer(), regret=replace(config.regret, baselines=()))
-    module = registry.load_module(streams.sources, SOURCES[run])
-    source = module.create_source(module.Settings(), config.task, run, config.run.seed)
+    own = run in STREAMS
+    name, options = STREAMS[run] if own else (SOURCES[run], {})
+    overrides = (*SHARED, f"regret.dynamic_steps={RegretSettings().dynamic_steps}") if own else ("regret.baselines=[]",)
+    config = read_config(CONFIG if own else Path("deploy") / f"{run}.toml", overrides)
+    module = registry.load_module(streams.sources, name)
+    source = module.create_source(module.Settings(**options), config.task, run, config.run.seed)
     arrivals = (arrival for arrival in source.read(after=None) if arrival is not None)
-    return settings, [wire.decode_payload(arrival.body) for arrival in islice(arrivals, rounds)]
+    return config.trainer(), [wire.decode_payload(arrival.body) for arrival in islice(arrivals, rounds)]
 
 
 def measure(kind: str, played: Played, steps: int) -> Measured:

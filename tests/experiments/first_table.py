@@ -3,20 +3,19 @@
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.resources import files as package_files
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from deploy.commands.replay import replay
-from deploy.config.config import read_config
-from rich.progress import Progress
-from streams.atomic_files import replace_file
+from deploy.commands.compare import Replay
+from deploy.reports.comparison import Entry
+from trainers.journal.jsonl import LineReader
+from trainers.journal.run_files import RunFiles
 
 from tests.experiments.common.histories import make_history
-from tests.experiments.common.tables import format_mean, read_command, read_commit
+from tests.experiments.common.playing import finish_replays
+from tests.experiments.common.tables import format_mean, read_command, read_commit, write_files
 
 NO_COMPARATOR = ("regret.comparator=[]",)
 FTML_ONLY = ("regret.baselines=[]", *NO_COMPARATOR)
@@ -31,16 +30,6 @@ class Stream(NamedTuple):
     full_rounds: int
 
 
-class Entry(NamedTuple):
-    """One run of the table."""
-
-    stream: str
-    variant: str
-    seed: int
-    rounds: int
-    overrides: tuple[str, ...]
-
-
 STREAMS = {
     "rainbow_digits": Stream("rainbow_digits", "demo.toml", 300, 60),
     "sinusoid": Stream("sinusoid", "sinusoid.toml", 300, 60),
@@ -51,34 +40,35 @@ REPTILE = {
 }
 
 
-def list_entries(seeds: Sequence[int]) -> list[Entry]:
-    """List all runs, sorted so that those with the baselines come first, then by seed."""
+def list_replays(name: str, seeds: Sequence[int], work: Path) -> list[Replay]:
+    """Return the runs on a stream: of each seed, the variants on a history of its own."""
+    stream = STREAMS[name]
+    config = Path(str(package_files("deploy"))) / stream.config
     found = []
-    for name, stream in STREAMS.items():
-        for seed in seeds:
-            whole = stream.rounds
-            found += [
-                Entry(name, "exact", seed, whole, NO_COMPARATOR),
-                Entry(name, "first order", seed, whole, ("meta.gradient=first_order", *FTML_ONLY)),
-                Entry(name, "reptile", seed, whole, (*REPTILE[name], *FTML_ONLY)),
-            ]
-        # Full replay costs more with every round, so it has one seed and fewer rounds, as has uniform replay.
-        found.append(Entry(name, "full replay", 0, stream.full_rounds, ("meta.replay=all", *FTML_ONLY)))
-        found.append(Entry(name, "uniform replay", 0, stream.full_rounds, FTML_ONLY))
-    return sorted(found, key=lambda entry: (entry.variant != "exact", entry.seed))
+    for seed in seeds:
+        history = make_history(work / name / str(seed) / "history", stream.source, seed, stream.rounds)
+        variants = {
+            "exact": (stream.rounds, NO_COMPARATOR),
+            "first order": (stream.rounds, ("meta.gradient=first_order", *FTML_ONLY)),
+            "reptile": (stream.rounds, (*REPTILE[name], *FTML_ONLY)),
+        }
+        if seed == 0:  # Full replay costs more with every round, so it has one seed and fewer rounds.
+            variants["full replay"] = (stream.full_rounds, ("meta.replay=all", *FTML_ONLY))
+            variants["uniform replay"] = (stream.full_rounds, FTML_ONLY)
+        for variant, (rounds, overrides) in variants.items():
+            found.append(Replay(variant, seed, config, overrides, history, rounds, work / name / "replays"))
+    return found
 
 
-def run_entry(entry: Entry, work: Path) -> dict[str, Any]:
-    """Start or resume one run, and return its line of the table."""
-    stream = STREAMS[entry.stream]
-    config = read_config(
-        Path(str(package_files("deploy") / stream.config)), (*entry.overrides, f"run.seed={entry.seed}")
-    )
-    history = work / entry.stream / str(entry.seed) / "history"
-    out = work / entry.stream / str(entry.seed) / entry.variant.replace(" ", "_")
-    began = time.monotonic()
-    report = replay(config, history, out, entry.rounds, lambda what, done, of: None)
-    return {**entry._asdict(), "seconds": time.monotonic() - began, **{k: report[k] for k in ("learners", "regret")}}
+def make_lines(stream: str, entry: Entry) -> list[dict[str, Any]]:
+    """Return the lines of the table of one variant on a stream, one for each seed."""
+    lines = []
+    for seed, folder in entry.folders.items():
+        report = json.loads((folder / "report.json").read_bytes())
+        seconds = sum(line["seconds"] for line in LineReader(RunFiles(folder).rounds).lines())
+        about = {"stream": stream, "variant": entry.name, "seed": seed, "rounds": report["rounds"]}
+        lines.append({**about, "seconds": seconds, "learners": report["learners"]})
+    return lines
 
 
 @click.command()
@@ -87,30 +77,14 @@ def run_entry(entry: Entry, work: Path) -> dict[str, Any]:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(seeds: int, jobs: int, work: Path, out: Path) -> None:
-    """Write first_table.json and first_table.md into OUT."""
+    """Write first_table.json and first_table.md into OUT; runs that are finished in WORK are reused."""
     began = time.monotonic()
-    for name, stream in STREAMS.items():
-        for seed in range(seeds):
-            make_history(work / name / str(seed) / "history", stream.source, seed, stream.rounds)
-    todo = list_entries(range(seeds))
-    lines: list[dict[str, Any]] = []
-    with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        bar = progress.add_task("runs", total=len(todo))
-        for future in as_completed([pool.submit(run_entry, entry, work) for entry in todo]):
-            lines.append(future.result())
-            progress.advance(bar)
-            _write(out, lines, time.monotonic() - began)
-    click.echo((out / "first_table.md").read_text(encoding="utf-8"))
-
-
-def _write(out: Path, lines: list[dict[str, Any]], wall_seconds: float) -> None:
-    """Write the table with the runs so far."""
-    lines.sort(key=lambda line: (line["stream"], line["variant"], line["seed"]))
-    out.mkdir(parents=True, exist_ok=True)
+    found = finish_replays({name: list_replays(name, range(seeds), work) for name in STREAMS}, jobs)
+    lines = [line for stream, entries in found.items() for entry in entries for line in make_lines(stream, entry)]
     about = {"command": read_command("tests.experiments.first_table"), "commit": read_commit()}
-    result = {**about, "wall_seconds": wall_seconds, "runs": lines}
-    replace_file(out / "first_table.json", json.dumps(result, indent=1).encode(), durable=False)
-    replace_file(out / "first_table.md", render(result).encode(), durable=False)
+    result = {**about, "wall_seconds": time.monotonic() - began, "runs": lines}
+    write_files(out, "first_table", result, render(result))
+    click.echo((out / "first_table.md").read_text(encoding="utf-8"))
 
 
 def render(result: dict[str, Any]) -> str:

@@ -1,28 +1,26 @@
 """The table of non-stationary streams, at a small size."""
 
-import json
 from dataclasses import replace
 
-import pytest
-import torch
+from deploy.config.config import read_config
+from online_meta import registry
 from online_meta.learners import MemoryReplayBuffer
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.regret.scoring import score_task
-from trainers.build import build_context, build_learners, build_replay
+from streams import sources
+from trainers.build import build_context, build_learners
 
-from tests.experiments.common.playing import find_task_optima, play_stream
-from tests.experiments.non_stationary import runs
+from tests.experiments.common.playing import find_task_optima, finish_replays, play_stream
 from tests.experiments.non_stationary.page import plot, render
 from tests.experiments.non_stationary.runs import (
     COMPARATOR,
+    CONFIG,
     LABELS,
-    MIXTURE,
     MOST,
+    SHARED,
     STREAMS,
-    Entry,
-    make_settings,
-    make_tasks,
-    run_entry,
+    list_replays,
+    make_rows,
 )
 
 
@@ -31,64 +29,43 @@ def make_row(stream, label, seed, losses, components=()):
     return {"asked": asked, "losses": losses, "components": [*components] or [0] * len(losses), "seconds": 1.0}
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_each_stream_is_reproducible_and_depends_on_the_seed(stream):
-    one, again, other = (make_tasks(STREAMS[stream], seed, 3) for seed in (0, 0, 1))
-    assert torch.equal(one[2].query.y, again[2].query.y)
-    assert not torch.equal(one[2].query.y, other[2].query.y)
-
-
 def test_each_label_has_the_settings_that_its_name_states():
-    for label, played in LABELS.items():
-        settings = make_settings(label, 3)
-        setup = build_context(settings, MemoryReplayBuffer())
-        assert build_replay(settings.meta)
-        assert settings.seed == 3
-        assert setup.steps_per_round == (3 * MOST if label.endswith(" 18 steps") else 3)
-        mixture = build_learners(settings, setup).get(MIXTURE)
+    for label, own in LABELS.items():
+        settings = read_config(CONFIG, (*SHARED, *own)).trainer()
+        context = build_context(settings, MemoryReplayBuffer())
+        assert context.steps_per_round == (3 * MOST if label.endswith(" 18 steps") else 3)
+        mixture = build_learners(settings, context).get("dp_mixture")
         assert settings.meta.replay == (label if label in ("recent", "reservoir", "prioritised", "all") else "uniform")
-        assert len(mixture.counts if mixture else ()) == played.components
-    assert [LABELS[label].components for label in ("mixture", "one component", "uniform")] == [MOST, 1, 0]
+        assert settings.answers == ("dp_mixture" if mixture else None)
+        assert len(mixture.counts if mixture else ()) == (MOST if label == "mixture" else label.startswith("one comp"))
 
 
-def test_no_learner_is_better_than_the_best_initialisation_of_each_task(tmp_path, monkeypatch):
-    usual = make_settings(COMPARATOR, 0)
-    quick = replace(
-        usual,
-        engine=replace(usual.engine, batching="loop"),
-        meta=replace(usual.meta, steps_per_round=1, batch=1),
-        regret=replace(usual.regret, dynamic_steps=10),
-    )
-    monkeypatch.setattr(runs, "make_settings", lambda label, seed: quick)
-    (tmp_path / "programs").mkdir()
-    best = run_entry(Entry("recurring", COMPARATOR, 3, 0), tmp_path)
-    played = run_entry(Entry("recurring", "uniform", 3, 0), tmp_path)
+def test_the_rows_of_a_stream(tmp_path):
+    """No learner is better than the best initialisation of each task, and what is finished is not played again."""
+    quick = ("engine.batching=loop", "meta.steps_per_round=1", "meta.batch=1", "regret.dynamic_steps=10")
+    replays = list_replays("recurring", ["uniform", "mixture"], [0], 3, tmp_path)
+    replays = [one._replace(overrides=(*one.overrides, *quick)) for one in replays]
+    (entries,) = finish_replays({"recurring": replays}, 1).values()
+    rows = [row for entry in entries for row in make_rows("recurring", entry, 3)]
+    played, best, mixture = rows
+    assert [row["asked"]["label"] for row in rows] == ["uniform", COMPARATOR, "mixture"]
     assert 0 < best["total"] < sum(played["losses"])
     assert best["error"] == 0.0, "all three rounds are evaluated"
+    assert (len(mixture["losses"]), played["components"]) == (3, [0])
+    assert mixture["components"][-1] >= 1
+    (again,) = finish_replays({"recurring": replays}, 1).values()
+    assert [row for entry in again for row in make_rows("recurring", entry, 3)] == rows
 
 
 def test_the_search_for_the_best_initialisation_starts_from_the_last_leader(tmp_path):
-    usual, tasks = make_settings(COMPARATOR, 0), make_tasks(STREAMS["recurring"], 0, 4)
-    still = replace(usual, engine=replace(usual.engine, batching="loop"), regret=replace(usual.regret, dynamic_steps=0))
+    still = read_config(CONFIG, (*SHARED, "engine.batching=loop", "regret.dynamic_steps=0"))
+    still, source = still.trainer(), registry.load_module(sources, STREAMS["recurring"].source)
+    options = replace(source.Settings(), **STREAMS["recurring"].options)
+    tasks = [source.make_task(options, 0, t) for t in range(4)]
     *_, last = play_stream(still, MAIN_LEARNER, tasks, tmp_path)
     reached = [score_task(last.learner.inner, last.learner.engine.meta(), task).loss_after for task in tasks]
     found = find_task_optima(still, tasks, tmp_path).cumulative_loss
     assert 0.99 * sum(reached) < found <= sum(reached) * (1 + 1e-6), "of a task's starts, the best one counts"
-
-
-def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
-    usual = make_settings("mixture", 0)  # Recording a program takes longer than two rounds.
-    quick = replace(usual, engine=replace(usual.engine, batching="loop"))
-    monkeypatch.setattr(runs, "make_settings", lambda label, seed: quick)
-    entry = Entry("recurring", "mixture", 2, 0)
-    found = run_entry(entry, tmp_path)
-    assert len(found["losses"]) == 2
-    assert found["components"][0] == 1
-    monkeypatch.setattr(runs, "make_tasks", None)
-    assert run_entry(entry, tmp_path) == found
-    assert json.loads((tmp_path / "recurring-mixture-2-0.json").read_text()) == found
-    with pytest.raises(TypeError):
-        run_entry(entry._replace(seed=1), tmp_path)
 
 
 def test_the_table_compares_seed_by_seed():

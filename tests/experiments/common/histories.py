@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import streams.sources
 from online_meta import registry
@@ -13,13 +14,13 @@ from streams.types import Arrival, Record, TaskSource
 COMMIT = 50
 
 
-def make_history(folder: Path, kind: str, seed: int, rounds: int) -> Path:
+def make_history(folder: Path, kind: str, seed: int, rounds: int, **options: Any) -> Path:
     """Return the folder of a history with at least ``rounds`` tasks of the source ``kind``; append missing tasks."""
     if _count_rounds(folder) >= rounds:  # Some sources take seconds to open.
         return folder
     module = registry.load_module(streams.sources, kind)
     spec: TaskSpec = module.SPEC
-    source: TaskSource = module.create_source(module.Settings(), spec, kind, seed)
+    source: TaskSource = module.create_source(module.Settings(**options), spec, kind, seed)
     with History.open(folder, write=True) as history:
         records: list[Record] = []
         arrivals = source.read(after=history.cursor(kind))

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from deploy.commands.compare import Replay, collect_entries, describe_failures, play_replays
+from deploy.exits import CommandError
+from deploy.reports.comparison import Entry
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.regret.ledger import MAIN_LEARNER, Comparator
 from online_meta.regret.scoring import score_task
 from online_meta.rules.adam import adam
 from online_meta.types import Learner, Meta, ReplayBuffer, Score, Task
+from rich.progress import Progress
 from torch import Tensor, nn
 from trainers.build import build_context, build_learners
 from trainers.comparators import RefreshRequest, dynamic
@@ -118,6 +122,26 @@ def train_leader(settings: TrainerSettings, training: Training, learner: Learner
     context = build_context(settings, MemoryReplayBuffer())
     inner = replace(context.inner, rule=adam(training.lr), steps=training.steps)
     return score_task(inner, Meta(learner.engine.meta().weights, {}), task, settings.regret.prefixes)
+
+
+def finish_replays(replays: dict[str, list[Replay]], jobs: int) -> dict[str, list[Entry]]:
+    """Play replays, ``jobs`` in parallel, and return what they recorded, under the same keys.
+
+    What is finished is not played again. Raises ``CommandError`` if one fails; the others are played first.
+    """
+    rounds: dict[Replay, int] = {}
+    every = [one for some in replays.values() for one in some]
+    with Progress() as progress:
+        bar = progress.add_task("rounds", total=sum(one.rounds for one in every))
+
+        def show(one: Replay, played: int) -> None:
+            rounds[one] = played
+            progress.update(bar, completed=sum(rounds.values()))
+
+        failures = play_replays(every, jobs, show)
+    if failures:
+        raise CommandError(failures[0].code, "; ".join(describe_failures(failures)))
+    return {key: collect_entries(some) for key, some in replays.items()}
 
 
 def build_past_context(settings: TrainerSettings, tasks: Sequence[Task]) -> LearnerContext:

@@ -53,7 +53,7 @@ meta-batch. Two controls separate these effects: the code of the mixture with on
 difference in cumulative loss, seed by seed; below 0 is better. *Dynamic regret* is the cumulative loss minus that of
 {COMPARATOR}, which has seen its query set. That optimum is found by at most {DYNAMIC_STEPS} steps of L-BFGS from the
 final weights of FTML with uniform replay, on {DYNAMIC_ROUNDS} evenly spaced rounds, so the regret is a lower bound.
-*Seconds* are CPU seconds.
+*Seconds* are those of scoring and learning.
 
 | stream | learner | seeds | cumulative loss | against uniform | dynamic regret | last half | components | seconds |
 |---|---|---|---|---|---|---|---|---|
@@ -77,7 +77,7 @@ def _format_cells(key: tuple[str, str], groups: Runs) -> list[str]:
         _format_spread(above[0]) if label != "uniform" else "",
         _format_spread(above[1]),
         _format_spread([mean(row["losses"][len(row["losses"]) // 2 :]) for row in rows]),
-        _format_spread([row["components"][-1] for row in rows]) if LABELS[label].components else "",
+        _format_spread([row["components"][-1] for row in rows if row["components"][-1]]),
         _format_spread([row["seconds"] for row in rows]),
     ]
 
