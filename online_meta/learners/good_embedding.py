@@ -111,7 +111,8 @@ class GoodEmbedding(FollowTheMetaLeader):
         batch = concat_support_query(task)
         device = meta.rule[BIAS].device
         labels = (_read_labels if self._global else _look_up)(self._known, batch).to(device)
-        weight = torch.where(labels == IGNORED_CLASS, 0.0, 1.0 if batch.weight is None else batch.weight.to(device))
+        weight = torch.ones_like(labels) if batch.weight is None else batch.weight.to(device)
+        weight = torch.where(labels == IGNORED_CLASS, 0, weight).to(meta.rule[BIAS].dtype)
         if not weight.any():
             return MetaGrad(meta.rule[BIAS].new_zeros(()), zeros(meta))
         unknown = ~self._known.seen.to(device)

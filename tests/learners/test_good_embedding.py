@@ -197,8 +197,8 @@ def test_features_of_known_classes_separate_new_ones():
 
     learner = learner_of(module, classes=200, steps_per_round=5, batch=10, options={"head": "ridge_head"})
     fresh = learner_of(module, classes=200, options={"head": "ridge_head"})
-    play(learner, [draw(t) for t in range(25)])
-    new = [draw(1000 + t) for t in range(30)]
+    play(learner, [draw(t) for t in range(15)])
+    new = [draw(1000 + t) for t in range(20)]
     before, after = (sum(one.score(task).accuracy for task in new) / len(new) for one in (fresh, learner))
     assert after > before + 0.05
 
