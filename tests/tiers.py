@@ -165,6 +165,7 @@ SLOW_PREFIXES: dict[str, tuple[str, ...]] = {
         "nearest_centroid-",
     ),
     "test_the_meta_gradient_through_a_head_is_exact": ("0-fast1-", "2-fast2-", "0-fast0-4-", "2-fast3-12-"),
+    "test_meta_gradients_through_a_head_run_as_programs": ("compiled-", "traced-logistic_head"),
     "test_an_answer_with_another_head_changes_no_other_answer": ("draws-",),
     "test_a_cut_is_the_gradient_of_a_loop_that_detaches": ("momentum-", "proximal-", "reads_the_support-"),
     "test_stochastic_rules_run_under_vmap_and_as_programs": ("bayes_by_gradient-traced", "draws_by_key-traced"),

@@ -74,13 +74,12 @@ def _minimise(design: Tensor, dual: bool, samples: HeadSamples, strength: Tensor
     The penalty is strength / 2 tr(V' P V), where P is the identity, or D itself (n, n) if the problem is ``dual``.
     """
     found = design.new_zeros(design.shape[1], samples.targets.shape[1])
-    lengths = torch.tensor(LENGTHS).to(design)[:, None, None]
     fixed, fixed_strength = design.detach(), strength.detach()
     fixed_samples = samples._replace(features=samples.features.detach())
     with torch.no_grad():
         for _ in range(steps):
             direction = _newton_step(fixed, dual, fixed_samples, fixed_strength, found)
-            tried = found + lengths * direction
+            tried = torch.stack([found + length * direction for length in LENGTHS])
             best = _objective(fixed, dual, fixed_samples, fixed_strength, tried).argmin()
             found = tried.index_select(0, best[None])[0]
     for _ in range(DIFFERENTIATED):

@@ -279,6 +279,18 @@ def test_every_step_after_a_head_is_one_of_gradient_descent(name):
 
 
 @every_head
+@pytest.mark.parametrize("batching", ["vmap", "traced", "compiled"])
+def test_meta_gradients_through_a_head_run_as_programs(name, batching):
+    _, inner, meta = setting(name)
+    together, one_by_one = (om.over_tasks(om.exact(inner), how) for how in (batching, "loop"))
+    for seeds in (range(3), range(3, 6)):
+        tasks = [task_of("classes", seed) for seed in seeds]
+        found, right = together(meta, tasks), one_by_one(meta, tasks)
+        torch.testing.assert_close(found.loss, right.loss, rtol=1e-12, atol=0)
+        assert relative_error(join_parts(found.grads), join_parts(right.grads)) < 1e-10
+
+
+@every_head
 def test_the_checks_of_a_model_accept_a_head(name):
     _, inner, meta = setting(name, steps=2)
     report = om.preflight(inner, meta, [task_of("classes", seed) for seed in range(2)])
