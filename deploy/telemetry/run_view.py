@@ -37,14 +37,12 @@ from trainers.journal import quarantine
 from trainers.journal.jsonl import Line, LineReader, read_line
 from trainers.journal.round_records import list_steps
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import HasLearners, list_learners
+from trainers.learner_settings import POOL, HasLearners, has_pool, list_learners, list_players
 
 VERSION = 2
 
 
 MAX_UNWRITTEN_ROWS = 4096
-POOL = "pool"
-"""The kind of the learner that mixes the answers of the others."""
 
 
 class Rows(NamedTuple):
@@ -216,8 +214,8 @@ def open_view(files: RunFiles, config: HasLearners, scored: Scored | None = None
         scored: what its rounds score; by default the learners' own answers, without figures of a distribution.
     """
     learners, regret = list_learners(config), config.regret
-    scored = scored or Scored(tuple(learner.name for learner in learners))
-    pool = next((learner.name for learner in learners if learner.kind == POOL), None)
+    scored = scored or Scored(list_players(config))
+    pool = POOL if has_pool(config) else None
     return RunView(
         files,
         scored.names,
