@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from online_meta.functional.features import compute_features, solve_head
 from online_meta.functional.keyed import keyed
 from online_meta.functional.model import evaluation_loss
 from online_meta.functional.randomness import INIT_STEP
-from online_meta.inner import Inner, believe_in_point, find_head
+from online_meta.inner import Inner, believe_in_point, fast_weights, find_head
 from online_meta.types import Batch, Belief, Component, LossFn, Meta, Outcome, Params, Prediction, State, Tensors
 
 Answers = Callable[[State, Batch, Tensors], dict[str, Prediction]]
@@ -61,9 +61,13 @@ def unpack_meta(state: State, names: MetaNames | None = None) -> Meta:
     return Meta({name: value for name, value in state.items() if not name.startswith(RULE)}, rule)
 
 
+ALONE: dict[str, Any] = {"answer_steps": (), "answer_heads": (), "answer_rules": ()}
+"""The fields of an inner loop without further answers."""
+
+
 def answer_once(inner: Inner) -> Inner:
     """Return the inner loop with one answer, at its end, from the meta-parameters' weights."""
-    return replace(inner, posterior=believe_in_point, samples=1, answer_steps=(), answer_heads=(), begin="weights")
+    return replace(inner, posterior=believe_in_point, samples=1, **ALONE, begin="weights")
 
 
 def believe_by_inner_loop(inner: Inner, meta: Meta, support: Batch) -> dict[str, Belief]:
@@ -76,13 +80,25 @@ def believe_by_inner_loop(inner: Inner, meta: Meta, support: Batch) -> dict[str,
 
     Returns:
         What is believed after ``inner.steps`` steps under "", after each other number k of ``inner.answer_steps`` under
-        "@k", and after no step, with the head of each rule NAME of ``inner.answer_heads``, under "@NAME".
+        "@k", after no step, with the head of each rule NAME of ``inner.answer_heads``, under "@NAME", and after k steps
+        of a rule NAME of ``inner.answer_rules`` under "@NAMEk".
     """
     with torch.no_grad():
         stops = sorted({inner.steps, *inner.answer_steps, *([0] if inner.answer_heads else [])})
         found = dict(zip(stops, inner.believe(meta, support, stops), strict=True))
         steps = {f"@{k}": found[k] for k in inner.answer_steps if k != inner.steps}
-        return {"": found[inner.steps], **steps, **believe_by_heads(inner.loss, inner.answer_heads, found, support)}
+        heads = believe_by_heads(inner.loss, inner.answer_heads, found, support)
+        return {"": found[inner.steps], **steps, **heads, **_believe_by_rules(inner, meta, support)}
+
+
+def _believe_by_rules(inner: Inner, meta: Meta, support: Batch) -> dict[str, Belief]:
+    """Adapt to a support set by each of ``inner.answer_rules``, from the same weights."""
+    found: dict[str, Belief] = {}
+    for name, rule, steps in inner.answer_rules:
+        other = replace(inner, rule=rule, **ALONE)
+        own, stops = Meta(meta.weights, rule.init(fast_weights(other, meta.weights))), sorted({*steps})
+        found |= {f"@{name}{k}": belief for k, belief in zip(stops, other.believe(own, support, stops), strict=True)}
+    return found
 
 
 def believe_by_heads(

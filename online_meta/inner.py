@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ def believe_in_point(
     return tuple(found)
 
 
+class AnswerRule(NamedTuple):
+    """Another inner rule to answer by: its name in answers, such as "adam" of "@adam10", and the numbers of steps."""
+
+    name: str
+    rule: InnerRule
+    steps: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Inner:
     """The inner loop phi_0 = start(fast weights of w, support), phi_{k+1} = update(phi_k, L(phi_k), grad L(phi_k)).
@@ -60,6 +68,8 @@ class Inner:
         answer_steps: further numbers of inner steps to answer after, each at least 0.
         answer_heads: names of rules with a ``head``, such as "ridge_head": further answers take no step, and replace
             the head of the model.
+        answer_rules: further answers by other inner rules, which begin at the same weights with their own initial
+            parameters.
         seed: of the numbers that are drawn by key, an integer of 64 bits.
         begin: "weights": each task starts from the meta-parameters' weights; "fresh": from weights of its own, drawn
             like an initialisation of the model, as learned optimizers need. The weights that adapt are then not
@@ -79,6 +89,7 @@ class Inner:
     seed: int = 0
     begin: Literal["weights", "fresh"] = "weights"
     answer_heads: tuple[str, ...] = ()
+    answer_rules: tuple[AnswerRule, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers and the rule."""
@@ -88,6 +99,11 @@ class Inner:
             raise ValueError(f"answer_steps are {[*self.answer_steps]}: each is 0 or more")
         for name in self.answer_heads:
             find_head(name)
+        for other in self.answer_rules:
+            if not other.steps or min(other.steps) < 0:
+                raise ValueError(
+                    f"steps of the answers by {other.name!r} are {[*other.steps]}: give some of at least 0"
+                )
         if self.samples < 1:
             raise ValueError(f"samples is {self.samples}: a belief has 1 sample or more")
         if self.rule.sees not in ("gradient", "loss"):

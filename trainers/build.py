@@ -14,7 +14,7 @@ from online_meta import registry
 from online_meta.aggregation._clipping import Clipping
 from online_meta.batching.failures import TaskFailures
 from online_meta.functional.model import ModelLoss, model_loss
-from online_meta.inner import Inner
+from online_meta.inner import AnswerRule, Inner
 from online_meta.learners import LearnerContext, gather_single_process
 from online_meta.learners.pool import Pool, choose_aggregation, find_mixing
 from online_meta.registry import import_by_path
@@ -22,6 +22,7 @@ from online_meta.replay import ReplayPolicy, generator
 from online_meta.types import (
     Batch,
     Engine,
+    InnerRule,
     Learner,
     Meta,
     MetaGradient,
@@ -44,7 +45,14 @@ from trainers.learner_settings import (
     override_settings,
     steps_by_meta,
 )
-from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, ModelSettings, TrainerSettings
+from trainers.settings import (
+    AnswerRuleSettings,
+    InnerSettings,
+    LearnerSettings,
+    MetaSettings,
+    ModelSettings,
+    TrainerSettings,
+)
 
 LOCAL = "local"
 
@@ -96,7 +104,14 @@ def build_inner(settings: InnerSettings, loss: ModelLoss, seed: int = 0) -> Inne
         seed=seed,
         begin=settings.begin,
         answer_heads=settings.answer_heads,
+        answer_rules=tuple(_build_answer_rule(name, own) for name, own in settings.answer_rules.items()),
     )
+
+
+def _build_answer_rule(name: str, own: AnswerRuleSettings) -> AnswerRule:
+    place = f"inner.answer_rules.{name}.options"
+    rule: InnerRule = seams.build(seams.RULE, seams.Choice(own.rule or name, own.options, place), lr=own.lr)
+    return AnswerRule(name, rule, own.steps)
 
 
 def build_gradient(settings: MetaSettings, inner: Inner) -> MetaGradient:

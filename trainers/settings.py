@@ -52,6 +52,23 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class AnswerRuleSettings:
+    """Another inner rule that learners answer by.
+
+    Attributes:
+        steps: numbers of its steps to answer after, a list or one number.
+        lr: its step size.
+        rule: the rule; by default, what the table is called.
+        options: of the rule.
+    """
+
+    steps: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)]
+    lr: Annotated[float, Gt(0)] = 0.01
+    rule: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class InnerSettings:
     """The inner loop.
 
@@ -67,6 +84,9 @@ class InnerSettings:
         answer_heads: inner rules with a head in closed form, such as ridge_head, logistic_head or nearest_centroid. A
             learner NAME that adapts by inner steps is also scored with each RULE of them, as NAME@RULE: it takes no
             step, and the last linear layer of the model is what the rule makes of the support set.
+        answer_rules: tables of other inner rules, such as ``answer_rules.adam = { steps = [10, 30], lr = 0.01 }``. A
+            learner NAME that adapts by inner steps is also scored after K steps of Adam from the same weights, as
+            NAME@adamK.
         posterior: what is believed of a task after adapting: "point" is the end of the inner loop, "samples" are the
             ends of several ones that draw by key.
         posterior_options: options of the posterior.
@@ -86,6 +106,7 @@ class InnerSettings:
     samples: Annotated[int, Ge(1)] = 1
     begin: Literal["weights", "fresh"] = "weights"
     answer_heads: tuple[str, ...] = ()
+    answer_rules: dict[str, AnswerRuleSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

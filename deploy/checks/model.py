@@ -95,7 +95,7 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
 def _answers_specially(inner: InnerSettings) -> bool:
     """Return whether [inner] asks for more than the answer at the end of the inner loop."""
     plain = (inner.posterior, inner.samples, inner.begin) == ("point", 1, "weights")
-    return bool(inner.answer_steps or inner.answer_heads) or not plain
+    return bool(inner.answer_steps or inner.answer_heads or inner.answer_rules) or not plain
 
 
 def list_scored(config: Config, context: LearnerContext) -> Scored:

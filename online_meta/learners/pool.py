@@ -15,6 +15,7 @@ import online_meta.aggregation
 import online_meta.learners
 from online_meta import registry
 from online_meta.aggregation._clipping import USUAL, Clipping, clip_running, clip_to_range
+from online_meta.answers import ALONE
 from online_meta.batches import empty_like, select_samples
 from online_meta.functional.keyed import keyed, uniform_like
 from online_meta.functional.model import ModelLoss
@@ -401,7 +402,7 @@ def build(
     Raises:
         ValueError: if an expert or the aggregation cannot be made.
     """
-    inner = replace(context.inner, answer_steps=(), answer_heads=())  # One expert a learner.
+    inner = replace(context.inner, **ALONE)  # One expert a learner.
     own = use_own_optimizer(replace(context, inner=inner), optimizer, lr)
     made = {name: registry.load(online_meta.learners, name)(own) for name in experts}
     mixing = find_mixing(context.inner.loss)

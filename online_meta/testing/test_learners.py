@@ -1,5 +1,6 @@
 """What every online learner of ``online_meta.learners`` keeps."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ import online_meta.learners
 from online_meta import registry
 from online_meta.answers import predict
 from online_meta.batches import empty_like, map_tensors, select_samples
+from online_meta.inner import AnswerRule
 from online_meta.learners import BelievingLearner
 from online_meta.meta_optimizer import flatten_meta
 from online_meta.posteriors import samples
@@ -27,7 +29,7 @@ from online_meta.testing.learner_problems import (
     stream_for,
     weights_of,
 )
-from online_meta.types import Batch, Task
+from online_meta.types import Batch, Belief, Task
 
 NAMES = registry.names(online_meta.learners)
 ROUNDS = 7
@@ -440,6 +442,38 @@ def test_an_answer_with_another_head_changes_no_other_answer(name, inner):
         assert bits(found["@ridge_head"]) != bits(found["@0"])
         nothing = learner.answers(state, empty_like(task.support), x)
         assert bits(nothing["@ridge_head"]) == bits(nothing["@0"])
+
+
+ADAM = AnswerRule("adam", om.rules.adam(lr=0.05), (3, 1))
+
+
+@every_learner
+def test_an_answer_by_another_rule_changes_no_other_answer(name):
+    learner, task = answering(name, answer_steps=(0,), answer_rules=(ADAM,))
+    state, x = learner.state(), task.query.x
+    found = learner.answers(state, task.support, x)
+    plain = build(name, answer_steps=(0,)).answers(state, task.support, x)
+    adapts = getattr(learner, "inner", None) is not None and bool(learner.inner.answer_rules)
+    assert list(found) == [*plain, *(["@adam1", "@adam3"] if adapts else [])]
+    assert all(bits(found[suffix]) == bits(one) for suffix, one in plain.items())
+    if adapts:
+        assert bits(found["@adam1"]) != bits(found["@adam3"])
+
+
+def test_an_answer_by_another_rule_is_that_of_its_inner_loop_from_the_same_weights():
+    learner, task = answering("ftml", answer_rules=(ADAM,))
+    state, (support, x) = learner.state(), (task.support, task.query.x)
+    other = replace(learner.inner, rule=ADAM.rule, steps=3, answer_rules=())
+    phi = {name: value.clone().requires_grad_() for name, value in state.items()}
+    optimizer = torch.optim.Adam(list(phi.values()), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        other.loss(phi, support).backward()
+        optimizer.step()
+    right = predict(other.loss, Belief({k: v.detach()[None] for k, v in phi.items()}, torch.zeros(1)), x)
+    torch.testing.assert_close(learner.answers(state, support, x)["@adam3"][0].outputs, right[0].outputs)
+    with pytest.raises(ValueError, match="steps of the answers by 'adam' are"):
+        replace(learner.inner, answer_rules=(ADAM._replace(steps=()),))
 
 
 @every_learner

@@ -314,6 +314,17 @@ def test_settings_without_learners_are_read(config: Path, tmp_path: Path) -> Non
     assert read_settings(tmp_path / "settings.json") == made.trainer()
 
 
+def test_learners_answer_by_other_rules_too(config: Path, cli: Cli) -> None:
+    table = "inner.answer_rules.adam={ steps = [10, 30], lr = 0.05 }"
+    made = read_config(config, (table, "serve.answers=ftml@adam30"))
+    (rule,) = made.inner.answer_rules.values()
+    assert (rule.steps, rule.lr, made.answering) == ((10, 30), 0.05, "ftml@adam30")
+    assert cli("check", config, "--set", table, "--set", "serve.answers=ftml@adam30").code == 0
+    wrong = cli("check", config, "--set", "inner.answer_rules.adm={ steps = [1] }")
+    assert wrong.code == 78
+    assert "did you mean 'adam'" in wrong.err
+
+
 def test_one_number_of_answer_steps_is_a_list_of_one(config: Path) -> None:
     made = read_config(config, ("inner.answer_steps=3", "inner.begin=fresh", "serve.answers=ftml@3"))
     assert (made.inner.answer_steps, made.inner.begin, made.answering) == ((3,), "fresh", "ftml@3")
