@@ -342,11 +342,12 @@ def _is_same_task(history: History, line: Line) -> bool:
     return same and ("content" not in line or read_content(history[line["round"]]).digest == line["content"])
 
 
-def _start(replay: Replay) -> tuple[Connection, BaseProcess]:
+def _start(one: Replay) -> tuple[Connection, BaseProcess]:
     """Start the process of a replay; return the connection over which it reports."""
-    processes = multiprocessing.get_context("spawn")
+    processes = multiprocessing.get_context("forkserver")  # Its server imports modules once that take seconds.
+    processes.set_forkserver_preload([__name__, "torch._dynamo"])
     here, there = processes.Pipe(duplex=False)
-    process = processes.Process(target=_play, args=(replay, there))
+    process = processes.Process(target=_play, args=(one, there))
     process.start()
     there.close()
     return here, process

@@ -64,7 +64,7 @@ def copy_replays(compared: Compared, folder: Path) -> Path:
     return folder
 
 
-def read_losses(compared: Compared, name: str, seed: int, learner: str = "ftml") -> list[float]:
+def read_losses(compared: Compared, name: str, seed: int, learner: str = "pool") -> list[float]:
     (folder,) = (compared.folder / "run/compare/replays" / name).glob(f"{seed}-*")
     played = lines(folder / "rounds.jsonl")
     assert [line["round"] for line in played] == [*range(ROUNDS)]
@@ -103,14 +103,14 @@ def test_every_learner_and_every_seed_is_in_the_json(compared: Compared) -> None
     assert compared.comparison["seeds"] == [*SEEDS]
     for name in ("slow", "fast"):
         found = compared.comparison["configurations"][name]
-        assert found["answer"] == "ftml"
-        for learner in ("ftml", "ftml@1", "from_scratch"):
+        assert found["answer"] == "pool"
+        for learner in ("pool", "ftml", "ftml@1", "from_scratch"):
             losses = [read_losses(compared, name, seed, learner) for seed in SEEDS]
             figures = found["learners"][learner]
             assert figures["mean_loss"] == pytest.approx(fmean(map(fmean, losses)), rel=1e-12)
             assert figures["spread"] == pytest.approx(stdev(map(fmean, losses)), rel=1e-9)
             assert [one["cumulative_loss"] for one in figures["seeds"].values()] == [*map(math.fsum, losses)]
-        assert {key: found[key] for key in found["learners"]["ftml"]} == found["learners"]["ftml"]
+        assert {key: found[key] for key in found["learners"]["pool"]} == found["learners"]["pool"]
         between = [b - a for a, b in zip(*(read_losses(compared, name, seed) for seed in SEEDS), strict=True)]
         (seeds,) = found["seed_differences"]
         assert (seeds["name"], seeds["against"]) == (f"{name}, seed 1", f"{name}, seed 0")
@@ -135,7 +135,7 @@ def test_the_answer_that_is_compared_is_that_of_the_configuration(cli: Cli, comp
 def test_a_table_and_a_picture(cli: Cli, compared: Compared) -> None:
     ended = cli(*compared.arguments)
     assert ended.code == 0
-    for part in ("slow", "fast", "FTML", f"comparison: {compared.folder}/run/compare/comparison.md"):
+    for part in ("slow", "fast", "pool", f"comparison: {compared.folder}/run/compare/comparison.md"):
         assert part in ended.out
     page = (compared.folder / "run/compare/comparison.md").read_text()
     (found,) = compared.comparison["differences"]
@@ -306,7 +306,7 @@ def write_rounds(folder: Path, losses: list[float | None], skipped: tuple[int, .
 
 def test_rounds_that_do_not_count_and_losses_that_are_not_finite(compared: Compared, tmp_path: Path) -> None:
     """A configuration gains nothing by a loss that is not finite: the highest of the round is above the cap here."""
-    config = read_config(compared.folder / "slow.toml", ("regret.loss_cap=10.0",))
+    config = read_config(compared.folder / "slow.toml", ("regret.loss_cap=10.0", "serve.answers=ftml"))
     a = write_rounds(tmp_path / "a", [1.0, None, None, 4.0, 5.0], skipped=(4,))
     b = write_rounds(tmp_path / "b", [2.0, 20.0, 3.0, 8.0, 6.0], skipped=(0,))
     entries = read_entries({"a": (config, {0: a}), "b": (config, {0: b})}, 5)

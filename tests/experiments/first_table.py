@@ -17,8 +17,8 @@ from tests.experiments.common.histories import make_history
 from tests.experiments.common.playing import finish_replays
 from tests.experiments.common.tables import format_mean, read_command, read_commit, write_files
 
-NO_COMPARATOR = ("regret.comparator=[]",)
-FTML_ONLY = ("regret.baselines=[]", *NO_COMPARATOR)
+PLAIN = ("regret.comparator=[]", "pool.aggregation=none")
+FTML_ONLY = ("regret.baselines=[]", *PLAIN)
 
 
 class Stream(NamedTuple):
@@ -48,7 +48,7 @@ def list_replays(name: str, seeds: Sequence[int], work: Path) -> list[Replay]:
     for seed in seeds:
         history = make_history(work / name / str(seed) / "history", stream.source, seed, stream.rounds)
         variants = {
-            "exact": (stream.rounds, NO_COMPARATOR),
+            "exact": (stream.rounds, PLAIN),
             "first order": (stream.rounds, ("meta.gradient=first_order", *FTML_ONLY)),
             "reptile": (stream.rounds, (*REPTILE[name], *FTML_ONLY)),
         }

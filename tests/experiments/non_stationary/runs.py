@@ -26,10 +26,10 @@ DYNAMIC_ROUNDS, DYNAMIC_STEPS = 50, 50
 CONFIG = Path(str(package_files("deploy"))) / "sinusoid.toml"
 SHARED = (
     *("inner.steps=3", "inner.lr=0.02", "meta.batch=5", f"meta.steps_per_round={STEPS}", "engine.batching=traced"),
-    *("regret.comparator=[]", "regret.baselines=[]", "regret.options={}"),
+    *("regret.comparator=[]", "regret.baselines=[]", "regret.options={}", "pool.aggregation=none"),
     *(f"regret.dynamic_rounds={DYNAMIC_ROUNDS}", f"regret.dynamic_steps={DYNAMIC_STEPS}"),
 )
-"""What all labels change in ``CONFIG``: a small budget, and no baselines."""
+"""What all labels change in ``CONFIG``: a small budget, without baselines and pool."""
 MORE_STEPS = (f"meta.steps_per_round={STEPS * MOST}",)
 
 
