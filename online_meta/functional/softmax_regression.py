@@ -33,13 +33,16 @@ def fit_softmax_regression(
         strength: of the penalty, above 0.
 
     Returns:
-        W (d, classes); zeros without rows.
+        W (d, classes); zeros without rows, NaN for rows that are not finite.
     """
     classes = targets.shape[1]
     if not len(rows):
         return rows.new_zeros(rows.shape[1], classes)
     offset = torch.zeros_like(targets) if offset is None else offset
-    axes, squares = _find_axes(weight.sqrt()[:, None] * rows)
+    scaled = weight.sqrt()[:, None] * rows
+    if not (scaled.square().sum().isfinite() and offset.isfinite().all()):
+        return rows.new_full((rows.shape[1], classes), torch.nan)
+    axes, squares = _find_axes(scaled)
     z = rows @ axes
     fitted = _minimise(z, squares, targets, weight[:, None], offset, strength)
     return axes @ fitted

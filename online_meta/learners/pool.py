@@ -170,7 +170,15 @@ class Pool(ScoredLearner):
         self.experts = dict(experts)
         self.order_matters = mixing == "draw" or any(getattr(one, "order_matters", False) for one in experts.values())
         self._aggregation, self._mixing, self._seed, self._gather = aggregation, mixing, seed, gather
+        found = {name: getattr(one, "prepare", None) for name, one in experts.items()}
+        self._prepared = {name: prepare for name, prepare in found.items() if prepare is not None}
+        self.prepare = self._prepare_experts if self._prepared else None
         self._forget()
+
+    def _prepare_experts(self, state: State) -> None:
+        """Do the work that answers from ``state`` share."""
+        for name, prepare in self._prepared.items():
+            prepare(select_state(state, name))
 
     def _forget(self) -> None:
         self._names: list[str] = []

@@ -9,7 +9,8 @@ from river import linear_model, preprocessing
 
 import online_meta as om
 from online_meta.batches import concat_support_query, empty_like, select_samples
-from online_meta.learners import _fitted, logistic_head, ridge_head, river, sklearn
+from online_meta.learners import _fitted, constant, logistic_head, ridge_head, river, sklearn
+from online_meta.learners.pool import OwningPool, choose_aggregation
 from online_meta.testing.learner_problems import task
 from tests.learners import estimators
 from tests.learners.closed_form import CLASSES, assert_close, learn, of_classes, of_numbers, output_of, pooled
@@ -164,6 +165,30 @@ def test_the_model_of_past_rows_is_fitted_once_a_round():
     )
     assert len(estimators.FITS) == fits, "what was prepared answers"
     assert_close(first, output_of(built, support, query.x), 0)
+
+
+def test_a_pool_prepares_its_experts():
+    context, tasks = of_numbers()
+
+    def build():
+        experts = {
+            "recorder": sklearn.build(context, estimator=f"{OURS}:Recorder", scope="pooled"),
+            "constant": constant.build(context),
+        }
+        return OwningPool(experts, choose_aggregation("mean"), "mean")
+
+    first = build()
+    for one in tasks[:2]:
+        first.score(one)
+        first.learn(one)
+    other, state, (support, (x, _)) = build(), first.state(), tasks[3]
+    other.prepare(state)
+    fits = len(estimators.FITS)
+    found = output_of_state(other, state, support, x)
+    assert len(estimators.FITS) == fits, "what was prepared answers"
+    assert_close(found, output_of(first, support, x), 0)
+    alone = OwningPool({"constant": constant.build(context)}, choose_aggregation("mean"), "mean")
+    assert alone.prepare is None
 
 
 def output_of_state(learner, state, support, x):

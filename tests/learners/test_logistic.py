@@ -68,6 +68,21 @@ def test_a_fit_without_rows_is_zero():
     assert not fit_softmax_regression(nothing, nothing, torch.zeros(0, dtype=torch.float64)).any()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
+def test_rows_that_are_not_finite_have_no_fit_and_change_no_model(value):
+    rows, y, weight = random_rows(5, 3, 2)
+    rows[2, 1] = value
+    assert fit_softmax_regression(rows, F.one_hot(y, 2).double(), weight).isnan().all()
+    context, tasks = of_classes()
+    learner = learn(pooled_logistic.build(context), tasks[:2])
+    before, (x, labels) = learner.state(), tasks[2].support[:2]
+    poisoned = tasks[2]._replace(support=om.Batch(x.where(x != x[0, 0], value), labels))
+    learner.score(poisoned)
+    assert [step.skipped for step in learner.learn(poisoned).steps] == ["not_finite"]
+    assert learner.state() is not before
+    assert_close(learner.state()["weights"], before["weights"], 0)
+
+
 def test_the_curvature_has_the_trace_of_the_hessian():
     random = torch.Generator().manual_seed(2)
     for classes in (2, 3, 7):
