@@ -154,7 +154,9 @@ def solve_head(
     """
     kind = find_kind(loss)
     if kind not in head.kinds:
-        raise ValueError(f"this head answers {' and '.join(head.kinds)}, but the targets are {kind}")
+        raise ValueError(
+            f"this head answers {' and '.join(head.kinds)}, but the targets are {kind}: choose one that answers {kind}"
+        )
     if not count_samples(support):  # Some layers refuse an input without rows.
         return {}
     prefix, values = features or compute_features(loss, params, support.x)

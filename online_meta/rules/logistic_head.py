@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from online_meta.functional.autodiff import is_transformed
+from online_meta.functional.softmax_regression import fit_softmax_regression
 from online_meta.rules._head import LOG_SCALE, LOG_STRENGTH, add_constant, as_head, require_positive, rule_of_head
 from online_meta.types import HeadSamples, HeadSolver, InnerRule, LinearHead, Params
 
@@ -41,7 +43,8 @@ def logistic_head(lr: float = 0.01, strength: float = 1.0, newton_steps: int = 1
 
     Returns:
         The rule; it learns log(strength) and log(c). With n samples, d features (the constant counted) and k outputs,
-        its head raises ``ValueError`` if min(n, d) k is above 4096.
+        its head has min(n, d) k unknowns. With more than 4096 it is found by conjugate gradients, for classes alone and
+        without derivatives: it then answers, and a meta-gradient raises ``ValueError``.
 
     Raises:
         ValueError: if an option is out of range.
@@ -55,17 +58,28 @@ def logistic_head(lr: float = 0.01, strength: float = 1.0, newton_steps: int = 1
         # A minimum lies in the span of the samples; with fewer samples than features, look for its coordinates there.
         dual = len(rows) < rows.shape[1]
         known = min(rows.shape) * samples.targets.shape[1]
-        if known > LARGEST:
-            raise ValueError(
-                f"logistic_head has {known} unknowns for {len(rows)} samples, {rows.shape[1]} features and "
-                f"{samples.targets.shape[1]} outputs: at most {LARGEST} are possible; choose ridge_head"
-            )
         strength = rule[LOG_STRENGTH].double().exp()
-        found = _minimise(rows @ rows.T if dual else rows, dual, samples, strength, newton_steps)
-        return as_head(rule[LOG_SCALE].double().exp() * (rows.T @ found if dual else found), given)
+        if known > LARGEST:
+            found = _fit_without_gradient(rows, samples, strength)
+        else:
+            found = _minimise(rows @ rows.T if dual else rows, dual, samples, strength, newton_steps)
+            found = rows.T @ found if dual else found
+        return as_head(rule[LOG_SCALE].double().exp() * found, given)
 
     head = HeadSolver(solve, ("classes", "labels"))
     return rule_of_head(head, lr, **{LOG_STRENGTH: math.log(strength), LOG_SCALE: 0.0})
+
+
+def _fit_without_gradient(rows: Tensor, samples: HeadSamples, strength: Tensor) -> Tensor:
+    """Return W of many unknowns. Raises ``ValueError`` where it is differentiated or vectorised, and for labels."""
+    differentiated = torch.is_grad_enabled() and (rows.requires_grad or strength.requires_grad)
+    if differentiated or is_transformed() or samples.kind != "classes":
+        raise ValueError(
+            f"logistic_head has {len(rows)} samples, {rows.shape[1]} features and {samples.targets.shape[1]} outputs: "
+            f"the smaller of the first two numbers, times the outputs, may be {LARGEST} at most for labels and for "
+            "meta-gradients; choose ridge_head"
+        )
+    return fit_softmax_regression(rows, samples.targets, samples.weight, strength=float(strength))
 
 
 def _minimise(design: Tensor, dual: bool, samples: HeadSamples, strength: Tensor, steps: int) -> Tensor:

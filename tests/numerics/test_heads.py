@@ -1,5 +1,6 @@
 """Heads in closed form: what they are, against slow oracles in float64, and the meta-gradients through them."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -413,12 +414,19 @@ def test_other_losses_have_no_head():
         poisson.adapt(poisson.init(dict(net().named_parameters())), task_of("labels").support)
 
 
-def test_a_logistic_head_of_too_many_unknowns_is_refused():
-    module = nn.Linear(900, 5).double()
-    inner = om.Inner(om.model_loss(module, "cross_entropy"), om.rules.logistic_head(), 0)
-    batch = om.Batch(torch.ones(1000, 900).double(), torch.arange(1000) % 5)
-    with pytest.raises(ValueError, match="logistic_head has 4505 unknowns"):
-        inner.adapt(inner.init(dict(module.named_parameters())), batch)
+def test_a_logistic_head_of_many_unknowns_answers_and_has_no_meta_gradient(monkeypatch):
+    _, inner, meta = setting("logistic_head")
+    task = task_of("classes", support=30)
+    right = inner.adapt(meta, task.support)
+    monkeypatch.setattr(sys.modules[om.rules.logistic_head.__module__], "LARGEST", 14)  # There are 5 * 3 unknowns.
+    found = inner.adapt(meta, task.support)
+    assert not torch.equal(found["head.weight"], right["head.weight"]), "it was found in another way"
+    assert_close(found, right, 1e-7)
+    with pytest.raises(ValueError, match=r"has 30 samples, 5 features and 3 outputs: .* may be 14 at most"):
+        om.exact(inner)(meta, task)
+    _, labels, start = setting("logistic_head", "labels")
+    with pytest.raises(ValueError, match="at most for labels and for meta-gradients; choose ridge_head"):
+        labels.adapt(start, task_of("labels", support=30).support)
 
 
 @pytest.mark.parametrize(
