@@ -27,6 +27,7 @@ from trainers.journal.fork_log import Branches, Fork, RecordedStage, log_fork, r
 from trainers.journal.jsonl import LineWriter, find_line
 from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import MAIN, RunFiles
+from trainers.journal.tuning_log import settle_race
 from trainers.loop.recovery import RepeatFailed
 from trainers.loop.stages import Stage, find_fixed_changes, play_stages
 from trainers.settings import TrainerSettings
@@ -74,7 +75,7 @@ def create_fork(folder: Path, at: int, changes: Sequence[str], name: str | None 
         name = _check_name(branches, name)
         parent = branches.files_of(folder, branches.served)
         before = stages_of(folder, branches, branches.served)
-        after = change_settings(read_settings(parent.settings), changes)
+        after = change_settings(settle_race(read_settings(parent.settings), parent, at), changes)
         if at:
             _check_changes(settings_at(before, at), after, at)
         stages = (*(stage for stage in before if stage.first < at), Stage(at, after))
@@ -187,7 +188,7 @@ def _write_folder(parent: RunFiles, own: RunFiles, stages: Sequence[Stage]) -> N
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     write_settings(unfinished / own.settings.name, stages[-1].settings)
-    for source in (parent.update_log, parent.execution_plan_log, parent.rollback_log, parent.quarantine_log):
+    for source in parent.decision_logs:
         if source.exists():
             lines = source.read_bytes()
             write_durably(unfinished / source.name, lines[: lines.rfind(b"\n") + 1])

@@ -1,5 +1,6 @@
 """Answer from what a run publishes, outside the trainer process: adapt to support sets and predict."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,8 +30,10 @@ from streams.segmenting.by_leader import LeaderContext
 from streams.types import Rejected
 from trainers.build import AnsweringLearner, build_answering_learner
 from trainers.checkpoint import MANIFEST, Checkpoint, CheckpointError, list_checkpoints, load_checkpoint
+from trainers.journal.leader_file import DECISIONS
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import POOL
+from trainers.journal.tuning_log import read_decision
+from trainers.learner_settings import POOL, Decision, obey_decisions
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
 
@@ -43,13 +46,15 @@ log = logging.getLogger(__name__)
 class Leader(NamedTuple):
     """What a run has published: the ``state`` of the ``learner`` that answers, after ``round`` learned rounds.
 
-    ``leads`` is the name of the learner that leads, whose state a pool publishes, too.
+    ``leads`` is the name of the learner that leads, whose state a pool publishes, too. ``decisions`` are those of the
+    run's race that hold.
     """
 
     state: State
     round: int
     learner: str = MAIN_LEARNER
     leads: str = MAIN_LEARNER
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def meta(self) -> Meta:
@@ -75,7 +80,8 @@ def read_leader(path: Path) -> Leader:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     learner = metadata.get("learner", MAIN_LEARNER)
-    return Leader(tensors, int(metadata["round"]), learner, metadata.get("leads", learner))
+    decisions = tuple(read_decision(line) for line in json.loads(metadata.get(DECISIONS, "[]")))
+    return Leader(tensors, int(metadata["round"]), learner, metadata.get("leads", learner), decisions)
 
 
 def find_leader(path: Path, like: Meta) -> Meta | None:
@@ -106,24 +112,33 @@ class Adapter:
         """
         torch.set_num_threads(settings.engine.threads)
         self.answering = build_answering_learner(settings, MemoryReplayBuffer())
-        self._path = leader
+        self._settings, self._path = settings, leader
         self._lock = Lock()
-        self._cached: tuple[int, Leader] | None = None
+        self._cached: tuple[int, Leader, AnsweringLearner] | None = None
+        self._decisions: tuple[Decision, ...] = ()
         self._prepare: Callable[[State], None] | None = getattr(self.answering.learner, "prepare", None)
         if self._prepare is not None:
             Thread(target=_follow_leader, args=(ref(self),), name="follow-leader", daemon=True).start()
 
     def leader(self) -> Leader:
-        """Return the newest leader.
+        """Return the newest leader; ``answering`` is then the learner that answers from it.
 
         Raises ``FileNotFoundError`` if the learner that answers has published none: after a restart with another one,
         the file has what the old one answered from.
         """
+        return self._read()[1]
+
+    def _read(self) -> tuple[AnsweringLearner, Leader]:
+        """Return the leader to answer from, with the learner that answers."""
         cached = self._cached
-        found = cached[1] if cached is not None and self._prepare is not None else self.read_newest()
-        if found.learner != self.answering.name:
-            raise FileNotFoundError(f"{self._path} is published by {found.learner}, not by {self.answering.name}")
-        return found
+        if cached is None or self._prepare is None:
+            self.read_newest()
+            cached = self._cached
+        assert cached is not None
+        _, found, answering = cached
+        if found.learner != answering.name:
+            raise FileNotFoundError(f"{self._path} is published by {found.learner}, not by {answering.name}")
+        return answering, found
 
     def read_newest(self) -> Leader:
         """Return the leader that is in the file now, and prepare for answers from it.
@@ -134,9 +149,13 @@ class Adapter:
             stamp = self._path.stat().st_mtime_ns
             if self._cached is None or self._cached[0] != stamp:
                 newest = read_leader(self._path)
+                if newest.decisions != self._decisions:  # A race has changed who plays.
+                    settings = obey_decisions(self._settings, newest.decisions)
+                    self.answering = build_answering_learner(settings, MemoryReplayBuffer())
+                    self._prepare, self._decisions = getattr(self.answering.learner, "prepare", None), newest.decisions
                 if self._prepare is not None and newest.learner == self.answering.name:
                     self._prepare(newest.state)
-                self._cached = (stamp, newest)
+                self._cached = (stamp, newest, self.answering)
             return self._cached[1]
 
     def predict(self, support: Batch, query_x: Tensors) -> tuple[Prediction, int]:
@@ -153,9 +172,9 @@ class Adapter:
             FileNotFoundError: if no leader has been published.
             Rejected: with the reason "model_error", if the model raises an exception.
         """
-        leader = self.leader()
+        answering, leader = self._read()
         with model_error_context():
-            return self.answering.answer(leader.state, support, query_x), leader.round
+            return answering.answer(leader.state, support, query_x), leader.round
 
     def answer(self, support: Batch, query_x: Tensors) -> tuple[bytes, int]:
         """Return ``encode_predictions`` of what ``predict`` returns, and the leader's rounds; raises as it does."""
@@ -232,8 +251,8 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         ValueError: if the learner that answers does not believe in parameters.
     """
     adapter = Adapter(config.trainer(), files.leader)
-    answering = _find_leading(adapter.answering)
-    start = answering.learner.state()
+    name, learner, _ = _find_leading(adapter.answering)
+    start = learner.state()
     buffer = HistoryBuffer(history, torch.device("cpu"))
 
     def latest_leader() -> tuple[State, int]:
@@ -247,7 +266,6 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
     def latest_tasks(count: int) -> list[Task]:
         return [] if history is None else history.tasks(buffer.available(len(history))[-count:])
 
-    name, learner, suffix = answering
     if not isinstance(learner, BelievingLearner):
         raise ValueError(
             f"likelihood = 'leader' needs a learner that answers by parameters of the model, and {name!r} does not: "
@@ -255,10 +273,12 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
         )
 
     def believe(state: State, support: Batch) -> Belief:
-        return learner.believe(state, support)[suffix]
+        _, found, suffix = _find_leading(adapter.answering)  # A race can change the learner.
+        assert isinstance(found, BelievingLearner)
+        return found.believe(state, support)[suffix]
 
     def answers(state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
-        return {"": answering.answer(state, support, x)}
+        return {"": _find_leading(adapter.answering).answer(state, support, x)}
 
     squared = config.model.loss == "mse"
     return LeaderContext(answers, believe, learner.inner.loss, squared, latest_leader, count_rounds, latest_tasks)

@@ -12,6 +12,12 @@ SLOW: dict[str, tuple[str, ...]] = {
     # Several learners: each kind that leads, and a replay of a daemon's run.
     "test_any_learner_that_leads_rolls_back_and_halves_its_rate": ("moml",),
     "test_a_replay_and_a_restart_keep_the_learners": NONE,
+    # A race between settings.
+    "test_a_kill_in_a_race_changes_no_decision_and_no_bit": ("56",),
+    "test_a_kill_before_a_decision_takes_effect_changes_nothing": NONE,
+    "test_a_fork_begins_with_what_the_race_has_left": ("80-names1",),
+    "test_what_is_served_is_what_is_scored_after_a_race": ("True",),
+    "test_a_search_in_two_parts_tries_the_same": NONE,
     # The crash walk, power losses: every scenario.
     "test_nothing_acknowledged_is_lost_or_duplicated": ("keep-0", "letters-0", "random-0-1-0"),
     "test_a_second_fault_at_the_next_start_loses_nothing": ("letters", "move"),

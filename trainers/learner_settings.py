@@ -1,13 +1,20 @@
-"""The learners of a run: which there are, and the settings that each of them plays with."""
+"""The learners of a run: which there are, the settings that each of them plays with, and what a race changes."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from online_meta.learners.pool import NAME
 from online_meta.registry import nearest
 from online_meta.regret.ledger import MAIN_LEARNER
-from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, PoolSettings, RegretSettings
+from trainers.settings import (
+    InnerSettings,
+    LearnerSettings,
+    MetaSettings,
+    PoolSettings,
+    RegretSettings,
+    TrainerSettings,
+)
 
 POOL = NAME
 """What the pool of a run is called."""
@@ -134,3 +141,68 @@ def steps_by_meta(learner: LearnerSettings, *, leads: bool) -> bool:
     """
     own = leads and not learner.options.keys() & {"optimizer", "lr"}
     return own or bool(learner.meta.keys() & set(STEPPING_KEYS))
+
+
+class Decision(NamedTuple):
+    """A decision of a race.
+
+    Attributes:
+        round: the first round that is played with it.
+        dropped: the answers that no longer race.
+        winner: the answer that has won the race; None if it goes on.
+    """
+
+    round: int
+    dropped: tuple[str, ...]
+    winner: str | None = None
+
+
+def obey_decisions(settings: TrainerSettings, decisions: Sequence[Decision]) -> TrainerSettings:
+    """Return the settings after the decisions of their race.
+
+    An answer NAME@K that is dropped is not made any more, and a learner whose answers are all dropped does not play any
+    more, unless it leads. The learner of the winner plays on in place of the leading one, under its name; the other
+    contestants end. Its answer is what the run answers with, if there is no pool and nothing else is named.
+    """
+    if not decisions:
+        return settings
+    dropped = {name for decision in decisions for name in decision.dropped}
+    winner, (leader, *others) = decisions[-1].winner, list_learners(settings)
+    contestants = {name.partition("@")[0] for name in settings.race}
+    if winner is None:
+        racing = {name.partition("@")[0] for name in settings.race if name not in dropped}
+        kept = [one for one in others if one.name not in contestants or one.name in racing]
+        left = [_leave_out(one, one, settings, dropped) for one in (leader, *kept) if one.name in contestants]
+        return _replace_learners(settings, [*left, *(one for one in kept if one.name not in contestants)])
+    name = winner.partition("@")[0]
+    won = next(one for one in (leader, *others) if one.name == name)
+    own = _leave_out(leader, won, settings, dropped)
+    own = dataclasses.replace(won, name=leader.name, inner={**own.inner, **_own_values(won)})
+    changed = _replace_learners(settings, [own, *(one for one in others if one.name not in contestants)])
+    if settings.answers is not None or has_pool(settings):
+        return changed
+    return dataclasses.replace(changed, answers=leader.name + winner.removeprefix(name))
+
+
+def _own_values(learner: LearnerSettings) -> dict[str, Any]:
+    """Return what a learner has of its own in [inner], but for the numbers of steps after which it answers."""
+    return {key: value for key, value in learner.inner.items() if key != "answer_steps"}
+
+
+def _leave_out(
+    learner: LearnerSettings, contestant: LearnerSettings, settings: TrainerSettings, dropped: set[str]
+) -> LearnerSettings:
+    """Return a learner without the numbers of steps after which the answers of a ``contestant`` are dropped."""
+    steps = override_settings(settings, learner).inner.answer_steps
+    kept = [k for k in steps if f"{contestant.name}@{k}" not in dropped]
+    return (
+        learner
+        if len(kept) == len(steps)
+        else dataclasses.replace(learner, inner={**learner.inner, "answer_steps": kept})
+    )
+
+
+def _replace_learners(settings: TrainerSettings, learners: Sequence[LearnerSettings]) -> TrainerSettings:
+    """Return the settings with these learners as tables, before the baselines of [regret]."""
+    baselines = set(settings.regret.baselines)
+    return dataclasses.replace(settings, learner=tuple(one for one in learners if one.name not in baselines))

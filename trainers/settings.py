@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 CHANGEABLE = "changeable"
 
@@ -74,8 +74,9 @@ class InnerSettings:
 
     Attributes:
         rule: the inner update rule.
-        steps: inner steps from the meta-parameters to a task's parameters.
-        lr: step size of the rule.
+        steps: inner steps from the meta-parameters to a task's parameters; "auto" lets several numbers race, see
+            [tuning].
+        lr: step size of the rule; "auto" lets several ones race.
         fast: globs of the names of the weights that the inner loop adapts.
         options: options of the rule.
         answer_steps: further numbers of inner steps, a list or one number. A learner NAME that adapts by inner steps is
@@ -119,7 +120,7 @@ class MetaSettings:
         optimizer: the optimizer of the meta-parameters: "sgd", "adam", "adamw", or another of torch's.
         optimizer_options: options of the optimizer under torch's names, such as ``betas``, ``eps``, ``weight_decay``,
             ``momentum``, ``nesterov`` or ``amsgrad``; torch's defaults apply to the rest.
-        lr: learning rate of the optimizer.
+        lr: learning rate of the optimizer; "auto" lets several ones race.
         schedule: the schedule of the learning rate over the rounds.
         schedule_options: options of the schedule, such as ``warmup``.
         clip_norm: largest global norm of a meta-gradient; a longer one is scaled down to it.
@@ -266,6 +267,43 @@ class PoolSettings:
 
 
 @dataclass(frozen=True)
+class TuningSettings:
+    """What is tried where ``inner.lr``, ``inner.steps`` or ``meta.lr`` is "auto": a few settings race on the stream.
+
+    The first candidate of a list is what the leading learner begins with. Every other learning rate is a further
+    learner, and every other number of inner steps a further answer of each of them. What is behind the best is dropped,
+    and what has won becomes the leading learner.
+
+    Attributes:
+        budget: the extra compute of the race, in meta-updates of the leading learner for each round: each further
+            learner needs 1.
+        rounds: the race ends after this many rounds at the latest; the smallest total loss then wins.
+        warmup: rounds at the start that do not count.
+        alpha: the chance that the race ever drops a setting that was not behind.
+        inner_lr: the candidates for ``inner.lr``.
+        inner_steps: the candidates for ``inner.steps``. Meta-gradients go through the first number; the others are
+            answers of the same trajectory.
+        meta_lr: the candidates for ``meta.lr``.
+    """
+
+    # Each run records what came of these, and a restart obeys the record; the candidates are learners.
+    budget: Annotated[float, Ge(0)] = changeable(4.0)
+    rounds: Annotated[int, Ge(1)] = changeable(1000)
+    warmup: Annotated[int, Ge(0)] = changeable(20)
+    alpha: Annotated[float, Gt(0), Lt(1)] = changeable(0.05)
+    inner_lr: tuple[Annotated[float, Gt(0)], ...] = changeable((0.01, 0.03, 0.1))
+    inner_steps: tuple[Annotated[int, Ge(0)], ...] = changeable((5, 1, 2, 10, 20))
+    meta_lr: tuple[Annotated[float, Gt(0)], ...] = changeable((0.001, 0.003, 0.0003))
+
+    def __post_init__(self) -> None:
+        """Refuse lists of candidates that are no race."""
+        for name in ("inner_lr", "inner_steps", "meta_lr"):
+            found = getattr(self, name)
+            if len(found) < 2 or len(set(found)) < len(found):
+                raise ValueError(f"{name} = {[*found]}: a race needs two or more candidates, each once")
+
+
+@dataclass(frozen=True)
 class CheckpointSettings:
     """When the run's state is saved. There is always a checkpoint at the end.
 
@@ -340,6 +378,8 @@ class TrainerSettings:
             learner that leads.
         defaults: the keys, as "section.key", that the configuration leaves to the program. For these, a run keeps the
             values with which it began.
+        tuning: the section [tuning].
+        race: the answers that race, where a setting is "auto".
     """
 
     model: ModelSettings
@@ -355,3 +395,5 @@ class TrainerSettings:
     global_labels: bool = False
     pool: PoolSettings = PoolSettings()
     defaults: tuple[str, ...] = changeable(())
+    tuning: TuningSettings = TuningSettings()
+    race: tuple[str, ...] = changeable(())

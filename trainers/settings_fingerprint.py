@@ -17,7 +17,7 @@ RENAMED = ("how",)
 """Keys of [engine] in the records of 0.1.0 that no field has any more."""
 
 
-NEW_SECTIONS = ("pool",)
+NEW_SECTIONS = ("pool", "tuning")
 """The sections that 0.1.0 did not have: one at its defaults does not change the fingerprint."""
 
 
@@ -143,7 +143,8 @@ def check_same_settings(before: dict[str, Any], settings: TrainerSettings) -> No
     for section, known in changeable_keys(settings).items():
         before[section] = {key: value for key, value in before.get(section, {}).items() if key not in known}
     before["engine"] = {key: value for key, value in before["engine"].items() if key not in RENAMED}
-    before.pop("checkpoint", None)
+    for section in ("checkpoint", "tuning"):  # A restart may change all of their keys.
+        before.pop(section, None)
     now = reproducibility_key(settings)
     for regret in (before.get("regret", {}), now.get("regret", {})):
         regret.pop(ADOPTED, None)

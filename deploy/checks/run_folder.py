@@ -17,6 +17,7 @@ from streams.history.history import History
 from streams.spec import TaskSpec, fits
 from trainers.checkpoint import CheckpointError, load_latest, read_latest_settings
 from trainers.journal.run_files import RunFiles
+from trainers.journal.tuning_log import settings_of_checkpoint
 from trainers.settings_fingerprint import SettingsChanged, adopt_defaults, check_same_settings, reproducibility_key
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def check_same_run(config: Config, files: RunFiles) -> None:
     try:
         checkpoint = load_latest(files.checkpoints)
         if checkpoint is not None:
-            check_same_settings(checkpoint.settings, config.trainer())
+            check_same_settings(checkpoint.settings, settings_of_checkpoint(config.trainer(), files, checkpoint.rounds))
         elif files.rounds.exists() and files.rounds.stat().st_size and files.settings.exists():
             check_same_settings(reproducibility_key(read_settings(files.settings)), config.trainer())
     except (SettingsChanged, CheckpointError) as error:

@@ -33,6 +33,7 @@ from trainers.build import build_context
 from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.run_files import RunFiles
+from trainers.journal.tuning_log import settings_of_checkpoint
 from trainers.learner_settings import lead_settings
 from trainers.loop.stages import Stage, play_stages
 from trainers.loop.task_prefetch import HistoryBuffer
@@ -125,8 +126,7 @@ def replay(
 def copy_logs(history_folder: Path, files: RunFiles) -> None:
     """Copy the logs of decisions that depended on timing, so that the replay reuses them."""
     played = RunFiles(history_folder.parent)
-    logs = (files.update_log, files.execution_plan_log, files.rollback_log, files.quarantine_log)
-    pairs = [(history_folder / file.name, file) for file in logs]
+    pairs = [(history_folder / file.name, file) for file in files.decision_logs]
     pairs += [(program, files.programs / program.name) for program in played.programs.glob("*.pt2")]
     for source, target in pairs:
         if source.exists() and not target.exists():
@@ -143,7 +143,8 @@ def _refresh_comparators(
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     skipped = {line["round"] for line in LineReader(files.rounds).lines() if line["skipped"]}
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
-        context = build_context(lead_settings(settings), buffer, files.programs)
+        played = settings_of_checkpoint(settings, files, rounds)
+        context = build_context(lead_settings(played), buffer, files.programs)
         request = RefreshRequest(rounds, 0, skipped, find_leader(files.leader, context.start))
         for kind in config.regret.comparator:
             if kind not in evaluated:

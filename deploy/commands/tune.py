@@ -38,6 +38,7 @@ from trainers.learner_settings import STEPPING_KEYS, list_learners, steps_by_met
 from trainers.loop.recovery import RepeatFailed
 from trainers.loop.rounds import open_run, play_rounds
 from trainers.loop.run import close_run
+from trainers.settings import PoolSettings
 from trainers.settings_fingerprint import fingerprint
 
 LEAST_ROUNDS = 10
@@ -355,7 +356,8 @@ def _lead_alone(config: Config) -> Config:
     regret = replace(config.regret, baselines=(), comparator=(), prefixes=(), proficiency=None)
     inner = replace(config.inner, answer_steps=())
     serve = replace(config.serve, answers=None)
-    return replace(config, learner=list_learners(config)[:1], regret=regret, inner=inner, serve=serve)
+    alone = {"learner": list_learners(config)[:1], "pool": PoolSettings(), "race": (), "defaults": ()}
+    return replace(config, **alone, regret=regret, inner=inner, serve=serve)  # type: ignore[arg-type]
 
 
 def read_values(config: Config, keys: list[str]) -> Values:

@@ -24,6 +24,7 @@ from deploy.config.messages import (
     format_value,
     join_problems,
 )
+from deploy.config.race import enter_race, find_wrong_race, take_auto
 from deploy.exits import CommandError, ConfigError
 from deploy.logs import Style
 from online_meta import registry
@@ -45,6 +46,7 @@ from trainers.settings import (
     PoolSettings,
     RegretSettings,
     TrainerSettings,
+    TuningSettings,
 )
 
 
@@ -193,6 +195,8 @@ class Config:
     source: tuple[SourceConfig, ...] = ()
     learner: tuple[LearnerSettings, ...] = ()
     pool: PoolSettings = PoolSettings()
+    tuning: TuningSettings = TuningSettings()
+    race: tuple[str, ...] = field(default=(), metadata=INTERNAL)
     defaults: tuple[str, ...] = field(default=(), metadata=INTERNAL)
     import_folder: str | None = field(default=None, metadata=INTERNAL)
 
@@ -207,6 +211,8 @@ class Config:
             global_labels=self.task.labels == "global",
             pool=self.pool,
             defaults=self.defaults,
+            tuning=self.tuning,
+            race=self.race,
         )
 
     @property
@@ -235,7 +241,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 
 def make_config(raw: dict[str, Any], where: str) -> Config:
     """Check a configuration that was read from ``where``; raises ``ConfigError``."""
-    raw = dict(raw)
+    raw, raced = take_auto(raw)
     tables = _pop_tables(raw, "source", [{"kind": "http"}], where)
     own = _pop_tables(raw, "learner", [], where)
     problems = [
@@ -256,6 +262,9 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
         raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
     config = dataclasses.replace(config, source=tuple(filter(None, sources)), learner=tuple(filter(None, learners)))
     config = fill_defaults(config, raw)
+    if problems := [*find_wrong_race(config, raced)]:
+        raise ConfigError(join_problems(where, problems))
+    config = enter_race(config, raced)
     if problems := list(find_wrong_choices(config)) or list(find_wrong_learners(config, config.serve.answers)):
         raise ConfigError(join_problems(where, problems))
     return config

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import TypeAdapter
 
 import streams.sources
+from deploy.config.race import AUTO, WORD
 from online_meta import registry
 from streams.ingest.outliers import OutlierRule
 from trainers.learner_settings import RUN_KEYS
@@ -105,7 +106,7 @@ def list_keys(kind: type[Any], section: str) -> list[Key]:
         Key(
             section,
             item.name,
-            describe_type(types[item.name]),
+            describe_type(types[item.name]) + (f' or "{WORD}"' if f"{section}.{item.name}" in AUTO else ""),
             "" if f"{section}.{item.name}" in DEFAULTED else format_default(item),
             texts.get(item.name, ""),
             item.metadata.get(CHANGEABLE, False) if section in DECIDING else None,
@@ -199,6 +200,9 @@ def make_schema(kind: type[Any]) -> dict[str, Any]:
     for seam in SEAMS:
         table = get_type_hints(kind)[seam.section]
         _add_seam(schema["$defs"][table.__name__], seam)
+    for key in AUTO:
+        section, _, name = key.partition(".")
+        _allow_auto(schema["$defs"][get_type_hints(kind)[section].__name__]["properties"], name)
     for unused in ("SourceConfig", "LearnerSettings"):
         schema["$defs"].pop(unused, None)
     root["learner"] = {"type": "array", "items": {"oneOf": [*_list_learner_schemas()]}}
@@ -243,6 +247,14 @@ def _add_texts(schema: dict[str, Any], kind: type[Any], section: str) -> None:
         if entry.get("type") == "array" and (name in LONE_NUMBERS or entry.get("items", {}).get("type") == "string"):
             entry = {"anyOf": [{key: value for key, value in entry.items() if key != "default"}, entry["items"]]}
         schema["properties"][name] = {**entry, "description": text}
+
+
+def _allow_auto(properties: dict[str, Any], name: str) -> None:
+    """Let the property ``name`` be "auto", too."""
+    around = ("default", "description", "title")
+    number = {key: value for key, value in properties[name].items() if key not in around}
+    kept = {key: value for key, value in properties[name].items() if key in around}
+    properties[name] = {**kept, "anyOf": [number, {"const": WORD}]}
 
 
 def _add_seam(schema: dict[str, Any], seam: Seam) -> None:

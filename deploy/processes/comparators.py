@@ -33,6 +33,7 @@ from trainers.comparators import ComparatorUnavailable, Refresh, RefreshRequest,
 from trainers.journal.heartbeat import PLAYING, WAITING, HeartbeatWriter
 from trainers.journal.jsonl import LineReader, LineWriter
 from trainers.journal.run_files import RunFiles
+from trainers.journal.tuning_log import settings_of_checkpoint
 from trainers.learner_settings import lead_settings
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
@@ -91,21 +92,23 @@ def refresh_with_rounds(
     torch.set_num_threads(settings.engine.threads)
     buffer = HistoryBuffer(history, torch.device(settings.engine.device))
     with closing(buffer), closing(LineWriter(files.comparators)) as writer:
-        context = build_context(lead_settings(settings), buffer, files.programs)
-        _refresh_loop(
-            ComparatorProcess(settings, context, files, writer, stop, heartbeat or HeartbeatWriter(None)), history
-        )
+        process = ComparatorProcess(settings, buffer, files, writer, stop, heartbeat or HeartbeatWriter(None))
+        _refresh_loop(process, history)
 
 
 class ComparatorProcess(NamedTuple):
     """The objects that the comparator process uses."""
 
     settings: TrainerSettings
-    context: LearnerContext
+    buffer: HistoryBuffer
     files: RunFiles
     writer: LineWriter
     stop: Event
     heartbeat: HeartbeatWriter
+
+    def settings_at(self, rounds: int) -> TrainerSettings:
+        """Return the settings of the learner that leads after ``rounds`` rounds."""
+        return lead_settings(settings_of_checkpoint(self.settings, self.files, rounds))
 
     def should_continue(self) -> bool:
         """Return whether the refresh in progress should continue; comparators call this often."""
@@ -119,7 +122,8 @@ def _refresh_loop(process: ComparatorProcess, history: History) -> None:
     for line in LineReader(process.files.comparators).lines():
         if line["kind"] in covered:
             covered[line["kind"]] = max(covered[line["kind"]], line["as_of_round"])
-    learned, skipped = 0, set[int]()
+    learned, skipped, known = 0, set[int](), lead_settings(process.settings)
+    context = build_context(known, process.buffer, process.files.programs)
     last_round_at = time.monotonic()
     while not stop.is_set():
         for line in takewhile(lambda _: not stop.is_set(), reader.lines()):
@@ -133,8 +137,14 @@ def _refresh_loop(process: ComparatorProcess, history: History) -> None:
             stop.wait(POLL_SECONDS)
         for kind, target in targets.items():
             if target is not None and not stop.is_set():
-                warm_start = find_leader(process.files.leader, process.context.start)
-                _refresh_one(process, kind, RefreshRequest(target, covered[kind], skipped, warm_start), covered)
+                settings = process.settings_at(target)
+                if settings != known:
+                    known, context = settings, build_context(settings, process.buffer, process.files.programs)
+                if covered[kind] and process.settings_at(covered[kind]) != settings:  # A race has changed the leader.
+                    process.files.comparator(kind).unlink(missing_ok=True)
+                warm_start = find_leader(process.files.leader, context.start)
+                request = RefreshRequest(target, covered[kind], skipped, warm_start)
+                _refresh_one(process, context, kind, request, covered)
 
 
 def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> int | None:
@@ -152,14 +162,16 @@ def next_target(covered: int, learned: int, every_rounds: int, idle: bool) -> in
     return learned if idle and learned > covered else None
 
 
-def _refresh_one(process: ComparatorProcess, kind: str, request: RefreshRequest, covered: dict[str, int]) -> None:
+def _refresh_one(
+    process: ComparatorProcess, context: LearnerContext, kind: str, request: RefreshRequest, covered: dict[str, int]
+) -> None:
     """Refresh a comparator and write its result; remove it from ``covered`` if it is unavailable."""
     start_time = time.monotonic()
     refresh: Refresh = registry.load(trainers.comparators, kind)
     saved, regret = load_state(process.files.comparator(kind)), process.settings.regret
     options = regret.comparator_options.get(kind, {})
     try:
-        found = refresh(process.context, regret, request, saved, process.should_continue, **options)
+        found = refresh(context, regret, request, saved, process.should_continue, **options)
     except RoundDiscarded as error:  # Retention removed rounds meanwhile; try again with newer ones.
         log.warning("the refresh of %s as of round %d is abandoned: %s", kind, request.rounds, error)
         process.stop.wait(IDLE_SECONDS)

@@ -470,14 +470,15 @@ class RunView:
             charges = {name: one["charged"] for name, one in played.items() if "charged" in one}
             before = played[self.ledger.leader]["loss_before"]
             extra |= {LOSS_BEFORE: charges[self.ledger.leader] if before is None else before, ROUNDS_BEFORE: 1.0}
-            for name in self.ledger.learners:
+            playing = [name for name in self.ledger.learners if name in played]
+            for name in playing:
                 accuracy = played[name]["accuracy"]
                 extra |= {
                     accuracy_column(name): accuracy or 0.0,
                     accuracy_count_column(name): float(accuracy is not None),
                 }
             extra |= self.efficiency.figures(line) | self.calibration.figures(line) | self.pool.figures(line)
-            losses = {name: played[name]["loss_after"] for name in self.ledger.learners}
+            losses = {name: played[name]["loss_after"] for name in playing}
             self.ledger.record(losses, extra, charge=max(charges.values(), default=None), leaked=duplicate or overlap)
         self.last, self._position = line, self._rounds.position
 

@@ -264,15 +264,16 @@ class Pool(ScoredLearner):
         if not self._names:
             self._names, self._lead = [*losses], [0.0] * len(losses)
             self._state = self._aggregation.init(len(losses))
-        known = [(weights.get(name, 1.0), losses[name]) for name in self._names if name in losses]
-        usual = math.fsum(w * one for w, one in known) / math.fsum(w for w, _ in known)
+        awake = [name for name in self._names if name in losses]
+        shares = dict(zip(awake, _shares(weights, awake), strict=True))
+        usual = math.fsum(share * losses[name] for name, share in shares.items()) / math.fsum(shares.values())
         charged = [losses.get(name, usual) for name in self._names]
         own = None if self._mixing == "draw" else loss
         self._state = self._aggregation.update(self._state, torch.tensor(charged, dtype=torch.float64), own)
         self._lead = [lead + (loss - one) for lead, one in zip(self._lead, charged, strict=True)]
-        equal = dict.fromkeys(self._names, 1 / len(self._names))
+        total = 1.0 if weights and len(awake) == len(self._names) else math.fsum(shares.values())
         return PoolFigures(
-            {name: (weights or equal)[name] for name in self._names},
+            {name: shares.get(name, 0.0) / total for name in self._names},
             self._aggregation.regret(self._state),
             self._aggregation.bound(self._state),
             max(self._lead),
@@ -309,10 +310,16 @@ class Pool(ScoredLearner):
         return self._mix_named(weights, support, finite) if finite else mixed
 
     def _mix_named(self, weights: Mapping[str, float], support: Batch, named: Mapping[str, Prediction]) -> Prediction:
-        shares = [weights.get(name, 1.0) for name in named]
+        shares = _shares(weights, [*named])
         if self._mixing == "draw":
             return [*named.values()][_draw(shares, support, self._seed)]
         return pool(mix([*named.values()], [math.log(share) if share > 0 else -math.inf for share in shares]))
+
+
+def _shares(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """Return the weights of those that answer, which are equal if they are all too small for a number."""
+    found = [weights.get(name, 1.0) for name in names]
+    return found if any(found) else [1.0] * len(names)
 
 
 def _draw(shares: Sequence[float], support: Batch, seed: int) -> int:
@@ -333,6 +340,17 @@ def _number(value: float) -> Tensor:
 
 def _select(named: Mapping[str, Tensor], prefix: str) -> Params:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
+def swap_experts(saved: Params, one: str, other: str) -> Params:
+    """Return what a pool has saved with the places of two learners exchanged, for all answers that both give."""
+    names = {*_select(saved, f"{PLACE}.")}
+    both = [suffix for suffix in (name.removeprefix(one) for name in names) if {one + suffix, other + suffix} <= names]
+    moved = {a + suffix: b + suffix for suffix in both for a, b in ((one, other), (other, one))}
+    found = dict(saved)
+    for prefix in (PLACE, LEAD):
+        found |= {f"{prefix}.{new}": saved[f"{prefix}.{old}"] for old, new in moved.items()}
+    return found
 
 
 def select_state(state: State, learner: str) -> State:

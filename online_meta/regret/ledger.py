@@ -193,16 +193,18 @@ class RegretLedger:
 
         Args:
             losses: each learner's query loss after adaptation, scored before it learned the task. One that is not
-                finite is charged and counted. None for a round that counts for no learner.
+                finite is charged and counted. A learner that does not play has none. None for a round that counts for
+                no learner.
             extra: values for other columns of the sums.
             charge: what a loss that is not finite is charged at; by default, ``charge_for`` of the losses.
             leaked: whether the query set may have been seen before, so that the round is also left out of the figures
                 without leaks.
 
         Raises:
-            ValueError: if a learner is missing or unknown.
+            ValueError: if a learner is unknown, or the leader or the pool is missing.
         """
-        if losses is not None and losses.keys() != set(self.learners):
+        needed = {self.leader} if self.pool is None else {self.leader, self.pool}
+        if losses is not None and not needed <= losses.keys() <= set(self.learners):
             learners = sorted(self.learners)
             raise ValueError(f"round {len(self)} has losses of {sorted(losses)}; the learners are {learners}")
         values: dict[str, float] = {}

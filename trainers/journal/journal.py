@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from online_meta.types import State
@@ -17,9 +17,9 @@ from trainers.journal.plans import ExecutionPlanLog, UpdateLog
 from trainers.journal.quarantine import QuarantineLog
 from trainers.journal.round_records import find_difference
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import find_player
+from trainers.journal.tuning_log import TuningLog, find_won
+from trainers.learner_settings import find_player, list_learners
 from trainers.settings import TrainerSettings
-from trainers.settings_fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -44,30 +44,31 @@ class RunJournal:
     recorded_lines: list[Line]
     checkpoints: LineWriter
     published: Published
+    tuning: TuningLog | None = None
     interrupted_round: int | None = None
     last_reported: tuple[int, float] = field(default=(-1, 0.0))
     started: float = field(default_factory=time.time)
 
 
-def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> RunJournal:
+def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int, own: str) -> RunJournal:
     """Open the files of a run.
 
     Args:
-        settings: of the run.
+        settings: of the run, after the decisions of its race.
         files: of the run.
         rounds: number of rounds in the checkpoint from which the run continues.
+        own: fingerprint of the settings with which the run began.
 
     Raises:
         CheckpointError: if lines of rounds before the checkpoint are missing.
     """
     position = _find_resume_position(files.rounds, rounds)
     update_log, lines = UpdateLog(files.update_log, rounds), LineWriter(files.rounds, position)
-    own = fingerprint(settings)
     rollback_log = RollbackLog(files.rollback_log, own)
     quarantine_log, requests = QuarantineLog(files.quarantine_log, own), LineReader(files.quarantine_requests)
     for _ in islice(requests.lines(), quarantine_log.requests):
         pass  # These requests are in the log already.
-    return RunJournal(
+    journal = RunJournal(
         settings=settings,
         files=files,
         update_log=update_log,
@@ -80,7 +81,33 @@ def open_journal(settings: TrainerSettings, files: RunFiles, rounds: int) -> Run
         recorded_lines=LineReader(files.rounds, position).refresh(),
         checkpoints=LineWriter(files.checkpoint_log),
         published=read_published_leader(files.leader, find_player(settings, settings.answers)),
+        tuning=_open_tuning_log(settings, files, rounds, own, update_log.end) if settings.race else None,
     )
+    if journal.tuning:
+        _move_plans(journal, journal.tuning, rounds)
+    return journal
+
+
+def _open_tuning_log(settings: TrainerSettings, files: RunFiles, rounds: int, own: str, planned: int) -> TuningLog:
+    """Open the log of the race, and follow the race up to the checkpoint's round."""
+    found = TuningLog(files.tuning_log, own, settings.race, planned, rounds)
+    for line in takewhile(lambda line: line["round"] < rounds, LineReader(files.rounds).lines()):
+        if found.is_over():
+            break
+        found.observe(line, settings.tuning.warmup)
+    return found
+
+
+def _move_plans(journal: RunJournal, tuning: TuningLog, rounds: int) -> None:
+    """Log the execution plans of the learner that wins at this round as the leading one's: they have its settings."""
+    won, leader = find_won(tuning.obeyed), list_learners(journal.settings)[0].name
+    bound = journal.recorded_lines or journal.execution_plan_log.is_bound(rounds)
+    if won in (None, leader) or tuning.obeyed[-1].round != rounds or bound:
+        return
+    plans = journal.execution_plan_log.at(rounds)
+    others = {name: plan for name, plan in plans.items() if name not in (won, leader)}
+    moved = {leader: plans[str(won)]} if won in plans else {}
+    journal.execution_plan_log.record(rounds, {**moved, **others})
 
 
 def _find_resume_position(path: Path, rounds: int) -> int:
@@ -120,6 +147,8 @@ def record_round(journal: RunJournal, line: Line) -> None:
         line: from ``make_round_records``.
     """
     journal.streak.observe(line)
+    if journal.tuning:
+        journal.tuning.observe(line, journal.settings.tuning.warmup)
     if not journal.recorded_lines:
         journal.lines.append(line)
         return
@@ -143,7 +172,9 @@ def publish_leader(
         idle_updates: number of its updates on past rounds since.
     """
     if (rounds, idle_updates) > journal.published[:2]:
-        replace_file(journal.files.leader, encode_leader(state(), rounds, idle_updates, learner, leads), durable=True)
+        decisions = journal.tuning.obeyed if journal.tuning else ()
+        data = encode_leader(state(), rounds, idle_updates, learner, leads, decisions)
+        replace_file(journal.files.leader, data, durable=True)
         journal.published = Published(rounds, idle_updates, time.monotonic())
 
 
@@ -155,3 +186,5 @@ def close_journal(journal: RunJournal) -> None:
     journal.quarantine_log.close()
     journal.lines.close()
     journal.checkpoints.close()
+    if journal.tuning:
+        journal.tuning.close()

@@ -1,5 +1,7 @@
 """The file that publishes what the run answers from: the state of a learner, and the rounds it has learned."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +10,10 @@ from safetensors.torch import save
 
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import State
+from trainers.learner_settings import Decision
+
+DECISIONS = "decisions"
+"""The key of the metadata with the decisions of a race."""
 
 
 class Published(NamedTuple):
@@ -44,7 +50,12 @@ def read_published_leader(leader: Path, learner: str = MAIN_LEARNER) -> Publishe
 
 
 def encode_leader(
-    state: State, rounds: int, idle_updates: int = 0, learner: str = MAIN_LEARNER, leads: str | None = None
+    state: State,
+    rounds: int,
+    idle_updates: int = 0,
+    learner: str = MAIN_LEARNER,
+    leads: str | None = None,
+    decisions: Sequence[Decision] = (),
 ) -> bytes:
     """Return the state of a learner as the bytes of a safetensors file.
 
@@ -58,8 +69,11 @@ def encode_leader(
         idle_updates: number of updates on past rounds since.
         learner: its name.
         leads: the name of the learner that leads; None if it is ``learner``.
+        decisions: those of the run's race that hold; the metadata contain them as JSON, if there are any.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     metadata = {"round": str(rounds), "learner": learner} | ({"updates": str(idle_updates)} if idle_updates else {})
     metadata |= {"leads": leads} if leads not in (None, learner) else {}
+    if decisions:
+        metadata[DECISIONS] = json.dumps([decision._asdict() for decision in decisions])
     return save(plain, metadata=metadata)

@@ -73,6 +73,16 @@ class RunFiles:
         return self.decisions / "quarantine.jsonl"
 
     @property
+    def decision_logs(self) -> tuple[Path, ...]:
+        """The logs of decisions that a replay and a fork follow."""
+        return self.update_log, self.execution_plan_log, self.rollback_log, self.quarantine_log, self.tuning_log
+
+    @property
+    def tuning_log(self) -> Path:
+        """The log of the race between settings."""
+        return self.decisions / "tuning.jsonl"
+
+    @property
     def quarantine_requests(self) -> Path:
         """The operators' requests to quarantine rounds, one line per request, written by the daemon."""
         return self.folder / "quarantine-requests.jsonl"

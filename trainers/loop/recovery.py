@@ -6,59 +6,128 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import NamedTuple
 
 from online_meta.batching.failures import is_task_failure
+from online_meta.learners.pool import Pool, swap_experts
 from online_meta.types import Learner, Params
 from trainers.build import build_context, build_learner
 from trainers.checkpoint import (
+    Checkpoint,
     CheckpointError,
     begin_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_latest,
+    read_latest_settings,
 )
 from trainers.distributed.ranks import RankGroup
 from trainers.journal.divergence import Diverged, Rollback, list_rollback_targets
+from trainers.journal.heartbeat import COMPILING
 from trainers.journal.journal import RunJournal, record_round
 from trainers.journal.quarantine import DEATHS, TooManyQuarantined, make_quarantine
 from trainers.journal.round_records import make_quarantine_record
 from trainers.journal.run_files import RunFiles
+from trainers.journal.tuning_log import describe_decision, find_won, read_decision, read_decisions
+from trainers.learner_settings import Decision, obey_decisions
 from trainers.loop.async_checkpoint import Snapshot, complete_checkpoint, make_shard_filter, write_own_shard
 from trainers.loop.run import Run, close_run
 from trainers.settings import TrainerSettings
-from trainers.settings_fingerprint import check_same_settings
+from trainers.settings_fingerprint import adopt_recorded_settings, check_same_settings
 
 MAX_ROLLBACKS = 20
 log = logging.getLogger(__name__)
 
 
-def restore(settings: TrainerSettings, files: RunFiles, learners: dict[str, Learner], rank_group: RankGroup) -> int:
-    """Load the newest intact checkpoint into the learners; a collective.
+class Restored(NamedTuple):
+    """The newest intact checkpoint of a run, from which it continues.
+
+    Attributes:
+        begun: the settings with which the run began.
+        rounds: the number of rounds that it has learned; 0 if there is none.
+        checkpoint: the checkpoint, on a rank that can read it.
+        decisions: the decisions of the run's race that hold for the next round.
+    """
+
+    begun: TrainerSettings
+    rounds: int
+    checkpoint: Checkpoint | None
+    decisions: list[Decision]
+
+    @property
+    def settings(self) -> TrainerSettings:
+        """The settings for the next round."""
+        return obey_decisions(self.begun, self.decisions)
+
+    @property
+    def won(self) -> str | None:
+        """The name of the learner that has won the race; None while it goes on."""
+        return find_won(self.decisions)
+
+
+def find_restart(settings: TrainerSettings, files: RunFiles, rank_group: RankGroup) -> Restored:
+    """Read the newest intact checkpoint, and the decisions that hold after it; a collective.
 
     Args:
         settings: of the run.
         files: of the run.
-        learners: by name.
         rank_group: of the run.
-
-    Returns:
-        The number of rounds that the checkpoint has learned; 0 if there is none.
 
     Raises:
         SettingsChanged: if the checkpoint was made with settings that lead to other parameters.
         CheckpointError: if there are checkpoints and all are damaged.
     """
+    recorded = read_latest_settings(files.checkpoints) if rank_group.is_coordinator else None
+    settings = adopt_recorded_settings(settings, rank_group.broadcast(recorded))
     checkpoint = load_latest(files.checkpoints) if rank_group.is_coordinator else None
     rounds: int = rank_group.broadcast(0 if checkpoint is None else checkpoint.rounds)
-    if not rounds:
-        return 0
-    if rank_group.has_storage and checkpoint is None:
+    if rounds and rank_group.has_storage and checkpoint is None:
         checkpoint = load_checkpoint(files.checkpoints / str(rounds))
-    if checkpoint is not None:
-        check_same_settings(checkpoint.settings, settings)
+    made = read_decisions(files.tuning_log, settings) if rank_group.is_coordinator else []
+    decisions = [read_decision(line) for line in rank_group.broadcast([one._asdict() for one in made])]
+    if checkpoint is not None:  # A checkpoint is written before the decision that is made at its round.
+        check_same_settings(
+            checkpoint.settings, obey_decisions(settings, [one for one in decisions if one.round < rounds])
+        )
+    return Restored(settings, rounds, checkpoint, [one for one in decisions if one.round <= rounds])
+
+
+def restore(restored: Restored, learners: dict[str, Learner], rank_group: RankGroup) -> None:
+    """Load a checkpoint into the learners; a collective. What has won the race there leads from now on."""
+    _, rounds, checkpoint, decisions = restored
+    if not rounds:
+        return
+    leader = next(iter(learners))
+    won = restored.won if decisions and decisions[-1].round == rounds else None
     for name, learner in learners.items():
-        learner.load(_broadcast_saved(rank_group, None if checkpoint is None else checkpoint.learners[name]), rounds)
-    return rounds
+        saved = None if checkpoint is None else checkpoint.learners[won if won and name == leader else name]
+        if won and saved is not None and isinstance(learner, Pool):
+            saved = swap_experts(saved, leader, won)
+        learner.load(_broadcast_saved(rank_group, saved), rounds)
+
+
+def adopt_decision(run: Run, stop: Event) -> None:
+    """Continue with the settings that a decision of the race leaves, from the checkpoint of this round; a collective.
+
+    Args:
+        run: to change; its newest checkpoint is of this round.
+        stop: set to end the run.
+    """
+    run.checkpoint_task.finish()
+    if run.journal and run.journal.tuning:
+        log.info("before round %d: %s", run.round, describe_decision(run.journal.tuning.decisions[-1]))
+    reopen(run)
+    run.plan_selector.stop_with(stop, lambda: run.heartbeat.beat(COMPILING, run.round))
+
+
+def reopen(run: Run) -> None:
+    """Open a run again at its newest checkpoint; a collective."""
+    close_run(run)
+    interrupted = run.journal.interrupted_round if run.journal else None
+    vars(run).update(vars(run.reopen()))
+    if run.journal:
+        run.journal.interrupted_round = interrupted
 
 
 def _broadcast_saved(rank_group: RankGroup, saved: Params | None) -> Params:
@@ -146,7 +215,8 @@ def rollback(run: Run, back_to: int) -> None:
     leader = run.learners[name]
     if back_to:
         has_storage = run.rank_group.has_storage
-        saved = load_checkpoint(run.files.checkpoints / str(back_to)).learners[name] if has_storage else None
+        learners = load_checkpoint(run.files.checkpoints / str(back_to)).learners if has_storage else {}
+        saved = learners.get(run.won or name, learners.get(name))  # Before it won, it had a name of its own.
         leader.load(_broadcast_saved(run.rank_group, saved), run.round)
     else:  # What one rank has at the beginning, every engine can load.
         leader.load(build_learner(run.settings, 0, build_context(run.settings, run.buffer)).save(), run.round)
@@ -206,11 +276,7 @@ def quarantine_failures(run: Run) -> bool:
         raise RepeatFailed(repeat)
     if too_many:
         raise TooManyQuarantined(too_many)
-    close_run(run)
-    interrupted = journal.interrupted_round if journal else None
-    vars(run).update(vars(run.reopen()))
-    if run.journal:
-        run.journal.interrupted_round = interrupted
+    reopen(run)
     return True
 
 

@@ -21,7 +21,6 @@ from online_meta.types import Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
 from trainers.build import LOCAL, build_context, build_engine, build_learners, find_answering_learner
-from trainers.checkpoint import read_latest_settings
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats, measure_collectives
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
@@ -35,6 +34,8 @@ from trainers.learner_settings import list_learners, override_settings
 from trainers.loop.async_checkpoint import BackgroundTask
 from trainers.loop.batching_plan import PlanSelector
 from trainers.loop.recovery import (
+    adopt_decision,
+    find_restart,
     plan_rollback,
     quarantine_failures,
     restore,
@@ -48,7 +49,7 @@ from trainers.loop.run import Run
 from trainers.loop.score_and_learn import learn_tasks, score_tasks
 from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import TrainerSettings
-from trainers.settings_fingerprint import adopt_recorded_settings
+from trainers.settings_fingerprint import fingerprint
 
 REPORT_SECONDS = 0.5
 
@@ -94,6 +95,7 @@ class Command(Enum):
     CHECKPOINT = "save"
     REPORT_RANKS = "tell"
     IDLE_UPDATE = "more"
+    ADOPT_DECISION = "tune"
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,15 @@ def open_run(
     _configure_torch(settings.engine.threads)
     reopen = partial(open_run, settings, files, history, measure_after, rank_group, heartbeat)
     kind, rank_group = settings.engine.kind if rank_group else LOCAL, rank_group or SINGLE_PROCESS
-    settings, rank_stats = _adopt_recorded(settings, files, rank_group), RankStats()
+    restored, rank_stats = find_restart(settings, files, rank_group), RankStats()
+    settings, rounds = restored.settings, restored.rounds
     timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
     buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
     failures = TaskFailures()
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
-    rounds = restore(settings, files, learners, rank_group)
-    journal = open_journal(settings, files, rounds) if rank_group.is_coordinator else None
+    restore(restored, learners, rank_group)
+    journal = open_journal(settings, files, rounds, fingerprint(restored.begun)) if rank_group.is_coordinator else None
     if journal and count_deaths:
         note_process_start(journal, rounds)
     rollback_count = rank_group.broadcast(len(journal.rollback_log.before(rounds)) if journal else None)
@@ -162,6 +165,7 @@ def open_run(
         reopen=reopen,
         round=rounds,
         last_checkpoint=rounds,
+        won=restored.won,
     )
 
 
@@ -175,12 +179,6 @@ def _configure_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # It would only cost time.
-
-
-def _adopt_recorded(settings: TrainerSettings, files: RunFiles, rank_group: RankGroup) -> TrainerSettings:
-    """Return the settings with what the newest checkpoint decides; a collective."""
-    recorded = read_latest_settings(files.checkpoints) if rank_group.is_coordinator else None
-    return adopt_recorded_settings(settings, rank_group.broadcast(recorded))
 
 
 def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
@@ -205,6 +203,8 @@ def play_rounds(run: Run, stop: Event, until: int | None = None) -> int:
             start_checkpoint(run)
         elif command is Command.REPORT_RANKS:
             report_ranks(run)
+        elif command is Command.ADOPT_DECISION:
+            adopt_decision(run, stop)
         elif command is Command.WAIT:
             _publish(run)
             stop.wait(POLL_SECONDS)
@@ -280,6 +280,8 @@ def _choose_command(run: Run, journal: RunJournal, committed: int, stop: Event, 
         return Command.CHECKPOINT
     if stops:
         return Command.END
+    if journal.tuning and journal.tuning.is_due(run.round, run.settings.tuning):
+        return Command.CHECKPOINT if new else Command.ADOPT_DECISION
     if run.idle_updates < journal.update_log.idle_updates(run.round):
         return Command.IDLE_UPDATE
     if ends:

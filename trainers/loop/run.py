@@ -46,6 +46,8 @@ class Run:
     reopen: Callable[[], "Run"]
     round: int = 0
     last_checkpoint: int = 0
+    won: str | None = None
+    """The name that the leading learner had before it won the race between settings; None if there was none."""
     excluded: int = 0
     """Number of quarantined rounds that the buffer leaves out."""
     idle_steps: list[StepReport] = field(default_factory=list)
