@@ -135,11 +135,11 @@ def open_run(
     restored, rank_stats = find_restart(settings, files, rank_group), RankStats()
     settings, rounds = restored.settings, restored.rounds
     timed_group = measure_collectives(rank_group, rank_stats)  # The start of the ranks does not count as waiting.
-    buffer = HistoryBuffer(history, torch.device(settings.engine.device), timed_group)
-    failures = TaskFailures()
+    buffer, failures = HistoryBuffer(history, torch.device(settings.engine.device), timed_group), TaskFailures()
     context = build_context(settings, buffer, files.programs, kind, rank_stats, timed_group.gather, failures)
     learners = build_learners(settings, context, partial(build_engine, kind=kind, rank_stats=rank_stats))
     restore(restored, learners, rank_group)
+    batches = _share_batches(settings, rank_group)
     journal = open_journal(settings, files, rounds, fingerprint(restored.begun)) if rank_group.is_coordinator else None
     if journal and count_deaths:
         note_process_start(journal, rounds)
@@ -152,9 +152,7 @@ def open_run(
         learners=learners,
         answering=find_answering_learner(settings, learners),
         buffer=buffer,
-        plan_selector=PlanSelector(
-            learners, settings.engine, _share_batches(settings, rank_group), files.programs, measure_after
-        ),
+        plan_selector=PlanSelector(learners, settings.engine, batches, files.programs, measure_after),
         rank_group=timed_group,
         rank_stats=rank_stats,
         checkpoint_task=BackgroundTask("checkpoint"),
