@@ -116,13 +116,21 @@ def test_before_round_0_there_is_no_regret():
     assert RegretLedger(["ftml", "other"]).regret() == {}
 
 
-@pytest.mark.parametrize("losses", [{"ftml": 1.0}, {"ftml": 1.0, "other": 1.0, "third": 1.0}, {}])
-def test_a_round_without_the_loss_of_every_learner_is_refused(losses):
+@pytest.mark.parametrize("losses", [{"other": 1.0}, {"ftml": 1.0, "other": 1.0, "third": 1.0}, {}])
+def test_a_round_without_the_loss_of_the_leader_or_with_that_of_a_stranger_is_refused(losses):
     built = ledger()
     with pytest.raises(ValueError, match=r"round 4 .*the learners are \['ftml', 'other'\]"):
         built.record(losses)
     assert len(built) == 4
     assert built.cumulative_loss("ftml") == 7.5
+
+
+def test_a_learner_that_does_not_play_has_no_part_in_a_round():
+    built = ledger()
+    built.record({"ftml": 4.0})
+    assert built.summarise("ftml") == LossSummary(11.5, 5, 0)
+    assert built.summarise("other") == LossSummary(7.5, 4, 0)
+    assert (built.regret()["other"].value, built.regret()["other"].rounds) == (0.0, 4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e101, None])
