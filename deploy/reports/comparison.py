@@ -233,7 +233,7 @@ def tabulate(comparison: dict[str, Any]) -> list[TextTable]:
     """Return the configurations and their differences as tables; of a single configuration, those of its seeds.
 
     Args:
-        comparison: result of ``compare_entries``.
+        comparison: result of ``compare_entries``, with the number of ``rounds``.
     """
     found, differences = comparison["configurations"], comparison["differences"]
     if len(found) == 1:
@@ -257,7 +257,7 @@ def tabulate(comparison: dict[str, Any]) -> list[TextTable]:
         (
             one["name"],
             one["against"],
-            str(one["rounds"]),
+            "" if one["rounds"] == comparison["rounds"] else str(one["rounds"]),
             _format(one["mean"], "{:+.4f}"),
             "{:+.4f} to {:+.4f}".format(*one["interval"]) if one["interval"] else "",
             _format(one["spread"], "{:.4f}"),
@@ -265,7 +265,7 @@ def tabulate(comparison: dict[str, Any]) -> list[TextTable]:
         )
         for one in differences
     ]
-    columns = ("configuration", "against", "rounds", "difference", "95 % interval", "spread", "it is")
+    columns = ("configuration", "against", "rounds", "mean", "95 % interval", "spread", "it is")
     pairs = _drop_empty_columns("Difference in loss per round; below 0 is better", columns, rows)
     return [losses, pairs] if rows else [losses]
 
@@ -320,16 +320,17 @@ def plot(entries: list[Entry]) -> bytes:
     pairs = [pair for pair in pair_entries(entries) if pair.against == first] or pair_seeds(entries[0])
     colours = {entry.name: INKS[at % len(INKS)] for at, entry in enumerate(entries)}
     for entry in entries:
-        for at, values in enumerate(entry.answers().values()):
-            label = entry.name if at == 0 else None
-            means = trailing_mean([None if math.isnan(value) else value for value in values])
-            losses.plot(np.arange(1, len(means) + 1), means, color=colours[entry.name], lw=0.9, label=label)
+        curves = [trailing_mean([None if math.isnan(v) else v for v in one]) for one in entry.answers().values()]
+        for curve in curves if len(curves) > 1 else ():
+            losses.plot(np.arange(1, len(curve) + 1), curve, color=colours[entry.name], lw=0.5, alpha=0.5)
+        mean = np.mean(curves, axis=0)
+        losses.plot(np.arange(1, len(mean) + 1), mean, color=colours[entry.name], label=entry.name)
     for at, pair in enumerate(pairs, 1):
         _plot_pair(gaps, pair, colours.get(pair.name, INKS[at % len(INKS)]))
     gaps.axhline(0, color="#888888", lw=0.8)
     against = pairs[0].against if pairs else first
     for axes, title, unit in (
-        (losses, f"Loss on new tasks, a line for each seed (mean of {WINDOW} rounds)", "query loss"),
+        (losses, f"Loss on new tasks (mean of {WINDOW} rounds); each seed is a thin line", "query loss"),
         (gaps, f"Cumulative loss minus that of {against}, with 95 % interval", "difference in cumulative loss"),
     ):
         axes.set_title(title, fontsize=11)

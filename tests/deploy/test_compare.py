@@ -26,6 +26,7 @@ from tests.deploy.mistakes import COMPARE_MISTAKES
 from tests.experiments.common.histories import make_history
 from tests.support.daemon import SECTIONS, sinusoid_config, wait_for
 from tests.support.finished import leader_hash, lines
+from trainers.checkpoint import load_latest
 
 ROUNDS = 52
 SEEDS = (0, 1)
@@ -141,7 +142,7 @@ def test_a_table_and_a_picture(cli: Cli, compared: Compared) -> None:
     (found,) = compared.comparison["differences"]
     interval = "{:+.4f} to {:+.4f}".format(*found["interval"])
     for row in (
-        f"| fast | slow | {ROUNDS} | {found['mean']:+.4f} | {interval} | {found['spread']:.4f} | {found['verdict']} |",
+        f"| fast | slow | {found['mean']:+.4f} | {interval} | {found['spread']:.4f} | {found['verdict']} |",
         f"{ROUNDS} rounds of `{compared.folder}/run/history`",
         "](comparison.png)",
     ):
@@ -277,6 +278,26 @@ def test_a_killed_replay_fails_alone(cli: Cli, compared: Compared, tmp_path: Pat
     assert [*json.loads(ended.out)["configurations"]] == ["fast"]
 
 
+def test_modules_next_to_two_configurations_may_have_one_name(cli: Cli, compared: Compared, tmp_path: Path) -> None:
+    text = (compared.folder / "slow.toml").read_text()
+    for name, width in (("a", 4), ("b", 16)):
+        (tmp_path / name).mkdir()
+        code = f"from trainers.models import mlp\n\ndef build():\n    return mlp(1, 1, ({width},))\n"
+        (tmp_path / name / "own_model.py").write_text(code)
+        own = text.replace('build = "trainers.models:mlp"', 'build = "own_model:build"')
+        own = own.replace("args = { inputs = 1, outputs = 1, hidden = [8] }", "")
+        (tmp_path / name / f"{name}.toml").write_text(own)
+    files = [tmp_path / name / f"{name}.toml" for name in "ab"]
+    ended = cli("compare", compared.folder / "run", *files, "--seeds", "1", "--rounds", "2", "--out", tmp_path / "out")
+    assert (ended.code, ended.err) == (0, "")
+    for name, width in (("a", 4), ("b", 16)):
+        (folder,) = (tmp_path / "out/replays" / name).iterdir()
+        newest = load_latest(folder / "checkpoints")
+        assert newest is not None
+        shapes = [tuple(value.shape) for value in newest.learners["ftml"].values()]
+        assert (width, 1) in shapes
+
+
 def test_configurations_of_one_name_get_numbers() -> None:
     files = [Path(text) for text in ("a/x.toml", "b/x.toml", "x-2.toml", "c/x.toml", "y.toml")]
     assert dict(zip(files, name_configurations(files), strict=True)) == dict(
@@ -309,19 +330,19 @@ def test_rounds_that_do_not_count_and_losses_that_are_not_finite(compared: Compa
     config = read_config(compared.folder / "slow.toml", ("regret.loss_cap=10.0", "serve.answers=ftml"))
     a = write_rounds(tmp_path / "a", [1.0, None, None, 4.0, 5.0], skipped=(4,))
     b = write_rounds(tmp_path / "b", [2.0, 20.0, 3.0, 8.0, 6.0], skipped=(0,))
-    entries = read_entries({"a": (config, {0: a}), "b": (config, {0: b})}, 5)
+    entries = read_entries({"b": (config, {0: b}), "a": (config, {0: a})}, 5)
     losses = [entry.answers()[0] for entry in entries]
-    assert np.array_equal(losses[0], [1.0, 20.0, 10.0, 4.0, math.nan], equal_nan=True)
-    assert np.array_equal(losses[1], [math.nan, 20.0, 3.0, 8.0, 6.0], equal_nan=True)
+    assert np.array_equal(losses[1], [1.0, 20.0, 10.0, 4.0, math.nan], equal_nan=True)
+    assert np.array_equal(losses[0], [math.nan, 20.0, 3.0, 8.0, 6.0], equal_nan=True)
     (found,) = compare_entries(entries)["differences"]
-    assert (found["rounds"], found["mean"]) == (3, pytest.approx((0 - 7 + 4) / 3))
+    assert (found["rounds"], found["mean"]) == (3, pytest.approx((0 + 7 - 4) / 3))
 
 
 def test_a_history_in_which_no_round_counts(compared: Compared, tmp_path: Path) -> None:
     config = read_config(compared.folder / "slow.toml")
     folders = {seed: write_rounds(tmp_path / str(seed), [None, None], skipped=(0, 1)) for seed in SEEDS}
     entries = read_entries({"a": (config, folders)}, 2)
-    comparison = compare_entries(entries)
+    comparison = {"rounds": 2, **compare_entries(entries)}
     assert comparison["configurations"]["a"]["mean_loss"] is None
     assert next(iter(tabulate(comparison))).columns == ("configuration", "answer", "seeds", "cumulative")
 
