@@ -244,8 +244,8 @@ def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_in_between(name):
 
 def test_scores_do_not_depend_on_the_order_of_the_learners():
     tasks, said = {name: stream_for(name, 5) for name in NAMES}, []
-    orders = [NAMES[first:] + NAMES[:first] for first in range(len(NAMES))]
-    for order in (*orders, NAMES[::-1]):  # Each is the first once, and behind and before each other one.
+    half = len(NAMES) // 2
+    for order in (NAMES, NAMES[::-1], NAMES[half:] + NAMES[:half]):  # Each is behind and before each other one.
         learners = {name: make(name) for name in order}
         scores = []
         for round in range(5):

@@ -119,7 +119,7 @@ def test_what_is_kept_are_rows():
 
 
 def test_a_reservoir_is_a_uniform_sample_in_the_order_of_arrival():
-    counts, size, seen, trials = np.zeros(30), 6, 30, 500
+    counts, size, seen, trials = np.zeros(30), 6, 30, 200
     for seed in range(trials):
         state = _fitted.make_reservoir(size, 1, 1, torch.float32)
         for round in range(6):
