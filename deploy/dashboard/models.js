@@ -55,10 +55,12 @@ function modelPool(context) {
   const { ledger, looks } = context;
   if (!ledger.pool) return null;
   const title = "The pool’s regret against its best expert, and its bound";
-  return common(context, title, "regret (loss, summed)", poolRegretLines(ledger.pool, looks), {
+  const lines = poolRegretLines(ledger.pool, looks);
+  const clipped = lines.length > 2 ? " Regret and bound are those of clipped losses." : "";
+  return common(context, title, "regret (loss, summed)", lines, {
     zero: true,
     format: formatSigned,
-    note: "The pool’s cumulative loss minus that of the expert that has lost least so far. It never exceeds the bound.",
+    note: `The pool’s cumulative loss minus that of the expert that has lost least. It never exceeds the bound.${clipped}`,
   });
 }
 

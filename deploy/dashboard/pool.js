@@ -51,12 +51,17 @@ export function weightLines({ weights }, looks) {
   return [...lines, { name: "the others", label: `${rest.length} others together`, look, raw: together }];
 }
 
-/** Returns the lines of the chart of the pool's regret: the regret and its bound, at the end of each bucket. */
-export function poolRegretLines({ regret, bound, name }, looks) {
-  const look = { color: "muted", dash: [6, 3], marker: false };
+/**
+ * Returns the lines of the chart of the pool's regret, at the end of each bucket: the regret and its bound, and where the
+ * aggregation clips losses, the regret of the losses as they are.
+ */
+export function poolRegretLines({ regret, bound, unclipped_regret: unclipped, name }, looks) {
+  const muted = (dash) => ({ color: "muted", dash, marker: false });
+  const clips = (unclipped ?? []).some((value, i) => value !== null && Math.abs(value - regret[i]) > 1e-6);
   return [
     { name: "regret", label: "regret against the best expert", look: looks.get(name), values: regret },
-    { name: "bound", label: "bound", look, values: bound },
+    { name: "bound", label: "bound", look: muted([6, 3]), values: bound },
+    ...(clips ? [{ name: "unclipped", label: "regret without clipping", look: muted([2, 3]), values: unclipped }] : []),
   ];
 }
 

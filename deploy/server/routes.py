@@ -309,7 +309,8 @@ def regret(
     proficiency, and the `mean_points_needed` in those rounds (null if no round reached it).
 
     With a pool, `pool` has its mean `weights` by expert in each bucket, and at the end of the bucket its `regret`
-    against the best expert and the `bound` of that (null if the last round of the bucket was skipped).
+    against the best expert, the `bound` of that, and the `unclipped_regret` (null if the last round of the bucket was
+    skipped).
     """
     state: DaemonState = request.app.state.daemon
     state.refresh()

@@ -9,7 +9,7 @@ from trainers.journal.jsonl import Line
 from trainers.journal.round_records import SECONDS_SPENT
 
 POOLED_ROUNDS, TIMED_ROUNDS = "pooled rounds", "timed rounds"
-POOL_REGRET, POOL_BOUND = "pool regret", "pool bound"
+POOL_REGRET, POOL_BOUND, UNCLIPPED_REGRET = "pool regret", "pool bound", "unclipped pool regret"
 """The values after a round, not sums: the row of one round has them."""
 
 
@@ -39,7 +39,7 @@ class PoolSums(NamedTuple):
         costs = [TIMED_ROUNDS, *(_seconds(name) for name in self.learners())]
         if self.pool is None:
             return costs
-        return [*costs, POOLED_ROUNDS, POOL_REGRET, POOL_BOUND, *map(weight_column, self.experts())]
+        return [*costs, POOLED_ROUNDS, POOL_REGRET, POOL_BOUND, UNCLIPPED_REGRET, *map(weight_column, self.experts())]
 
     def figures(self, line: Line) -> dict[str, float]:
         """Return the value that a round adds to each column.
@@ -53,6 +53,7 @@ class PoolSums(NamedTuple):
             figures |= {TIMED_ROUNDS: 1.0, **{_seconds(name): spent.get(name, 0.0) for name in self.learners()}}
         if pooled and self.pool is not None:
             figures |= {POOLED_ROUNDS: 1.0, POOL_REGRET: pooled["regret"], POOL_BOUND: pooled["bound"]}
+            figures[UNCLIPPED_REGRET] = pooled["unclipped_regret"]
             figures |= {
                 weight_column(name): weight for name, weight in pooled["weights"].items() if name in self.answers
             }

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.telemetry.pool import POOL_BOUND, POOL_REGRET, POOLED_ROUNDS, weight_column
+from deploy.telemetry.pool import POOL_BOUND, POOL_REGRET, POOLED_ROUNDS, UNCLIPPED_REGRET, weight_column
 from deploy.telemetry.run_view import (
     LOSS_BEFORE,
     QUARANTINED,
@@ -94,7 +94,7 @@ def _pool(view: RunView, edges: list[int], sums: dict[str, NDArray[np.float64]])
     known = last[POOLED_ROUNDS]
     at_end = {
         key: [value if has else None for value, has in zip(last[column], known, strict=True)]
-        for key, column in (("regret", POOL_REGRET), ("bound", POOL_BOUND))
+        for key, column in (("regret", POOL_REGRET), ("bound", POOL_BOUND), ("unclipped_regret", UNCLIPPED_REGRET))
     }
     weights = {name: _means(sums[weight_column(name)], sums[POOLED_ROUNDS]) for name in pool.experts()}
     return {"pool": {"name": pool.pool, **at_end, "weights": weights}}

@@ -78,6 +78,10 @@ def test_the_charts_of_the_pool_show_its_regret_its_bound_and_its_weights(visit:
     page = visit(daemon).page
     entries = page.locator('[data-chart="pool"] .entry')
     expect(entries).to_have_text([f"regret against the best expert+{0.4 * 305**0.3:.2f}", "bound+3.00"])
+    clipped = visit(Daemon(rounds=305, learners=MANY, pool="pool", clipped=4.0)).page
+    found = clipped.locator('[data-chart="pool"] .entry').last
+    expect(found).to_have_text(f"regret without clipping+{0.4 * 305**0.3 + 4:.2f}")
+    expect(clipped.locator('[data-chart="pool"] > .note')).to_contain_text("are those of clipped losses")
     expect(page.locator('[data-chart="weights"] .entry').first).to_contain_text("FTML with 10 steps")
     expect(page.locator('[data-chart="weights"] .entry').last).to_contain_text("others together")
     assert page.locator('[data-chart="weights"] .entry').count() <= 7

@@ -303,7 +303,13 @@ def mixed_line(round, chance):
         return plain(round, {}, skipped="quarantined")
     first = 0.1 + 0.2 * chance.random()
     weights = {"ftml": first, "ftml@10": 0.9 - first, "constant": 0.1}
-    pool = {"aggregation": "bayes", "weights": weights, "regret": 0.01 * round, "bound": 3.0, "unclipped_regret": 0.0}
+    pool = {
+        "aggregation": "bayes",
+        "weights": weights,
+        "regret": 0.01 * round,
+        "bound": 3.0,
+        "unclipped_regret": 0.02 * round,
+    }
     spent = {"ftml": 0.25 + chance.random(), "constant": 0.0004, "pool": 0.001}
     return plain(round, losses, pool=pool, seconds_by_learner=spent)
 
@@ -391,6 +397,7 @@ def test_the_series_has_the_pools_weights_and_its_regret_at_the_end_of_each_buck
         right = np.mean([one["pool"]["weights"]["ftml"] for one in stretch])
         assert found["weights"]["ftml"][at] == pytest.approx(right, rel=1e-12)
     assert found["regret"] == [pytest.approx(0.01 * (10 * at + 9)) for at in range(15)]
+    assert found["unclipped_regret"] == [pytest.approx(0.02 * (10 * at + 9)) for at in range(15)]
     assert found["bound"] == [3.0] * 15
     single = regret_series(view, 19, 22, 3)["pool"]
     assert (single["regret"], single["bound"]) == ([0.19, None, 0.21], [3.0, None, 3.0])
@@ -406,6 +413,7 @@ def test_the_metrics_of_the_pool_are_those_of_the_last_record(files, mixed):
     last = mixed[-1]["pool"]
     assert found("online_meta_pool_regret") == last["regret"]
     assert found("online_meta_pool_regret_bound") == last["bound"]
+    assert found("online_meta_pool_unclipped_regret") == last["unclipped_regret"]
     for expert, weight in last["weights"].items():
         assert found("online_meta_pool_weight", {"expert": expert}) == weight
     verdict = view.verdict()

@@ -66,6 +66,7 @@ class Daemon:
     prefixes: tuple[int, ...] = ()
     proficiency: float | None = None
     pool: str | None = None
+    clipped: float = 0.0
     facts: Facts = field(default_factory=Facts)
     extra: dict[str, Any] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
@@ -277,6 +278,7 @@ class Daemon:
             "name": self.pool,
             "regret": [0.4 * end**0.3 for end in ends],
             "bound": [3.0] * len(ends),
+            "unclipped_regret": [0.4 * end**0.3 + self.clipped for end in ends],
             "weights": {name: cut([*weights]) for name, weights in self.weights().items()},
         }
 

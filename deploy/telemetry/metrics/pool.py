@@ -14,6 +14,12 @@ METRICS = (
         starts_unknown=True,
     ),
     Metric("online_meta_pool_regret_bound", "gauge", "What that regret never exceeds.", starts_unknown=True),
+    Metric(
+        "online_meta_pool_unclipped_regret",
+        "gauge",
+        "The same difference of the losses as they are, where the aggregation clips them.",
+        starts_unknown=True,
+    ),
     Metric("online_meta_pool_weight", "gauge", "The expert's share of the pool's weight, last round.", ("expert",)),
     Metric("online_meta_learner_round_seconds", "gauge", "Scoring and learning a round, last 100.", ("learner",)),
     Metric("online_meta_verdict", "gauge", "1 if meta-learning pays, does_not or too_early; else 0.", ("state",)),
@@ -32,6 +38,7 @@ def update(instruments: Instruments, state: MetricState) -> None:
     if last.get("pool"):
         instruments["pool_regret"].set(last["pool"]["regret"])
         instruments["pool_regret_bound"].set(last["pool"]["bound"])
+        instruments["pool_unclipped_regret"].set(last["pool"]["unclipped_regret"])
         for expert, weight in last["pool"]["weights"].items():
             instruments["pool_weight"].labels(expert=expert).set(weight)
     for learner, seconds in verdict["seconds_per_round"].items():
