@@ -86,9 +86,10 @@ export function formatRate(perSecond) {
 export function formatName(name) {
   const [learner, further] = name.split("@");
   const shown = learner.replace(/^ftml$/, "FTML").replaceAll("_", " ");
-  if (!further) return shown;
-  if (/^\d+$/.test(further)) return `${shown} with ${further} step${further === "1" ? "" : "s"}`;
-  return `${shown} with a ${further.replaceAll("_", " ")}`;
+  const [, rule, steps] = (further ?? "").match(/^(.*?)(\d*)$/);
+  const words = rule.replaceAll("_", " ");
+  if (!steps) return rule ? `${shown} with a ${words}` : shown;
+  return `${shown} with ${steps} step${steps === "1" ? "" : "s"}${rule ? ` of ${words}` : ""}`;
 }
 
 /** "1 round", "2 rounds". */

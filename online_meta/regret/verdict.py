@@ -269,12 +269,13 @@ def _format_cost(one: Dispensable) -> str:
 def display_name(name: str) -> str:
     """Return the name of an answer or comparator for people.
 
-    "ftml@10" is "FTML with 10 steps", "ftml@ridge_head" is "FTML with a ridge head".
+    "ftml@10" is "FTML with 10 steps", "ftml@adam10" is "FTML with 10 steps of adam", and "ftml@ridge_head" is "FTML with
+    a ridge head".
     """
     learner, _, further = name.partition("@")
     shown = "FTML" if learner == "ftml" else learner.replace("_", " ")
-    if not further:
-        return shown
-    if further.isdigit():
-        return f"{shown} with {further} step{'' if further == '1' else 's'}"
-    return f"{shown} with a {further.replace('_', ' ')}"
+    rule = further.rstrip("0123456789")
+    steps, words = further.removeprefix(rule), rule.replace("_", " ")
+    if not steps:
+        return f"{shown} with a {words}" if rule else shown
+    return f"{shown} with {steps} step{'' if steps == '1' else 's'}{f' of {words}' if rule else ''}"

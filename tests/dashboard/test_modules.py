@@ -56,6 +56,7 @@ FORMATS = [
     ("formatName", "train_on_everything", "train on everything"),
     ("formatName", "ftml", "FTML"),
     ("formatName", "ftml@10", "FTML with 10 steps"),
+    ("formatName", "ftml@meta_sgd10", "FTML with 10 steps of meta sgd"),
     ("formatName", "ftml@ridge_head", "FTML with a ridge head"),
     ("formatName", "online_reptile@1", "online reptile with 1 step"),
 ]

@@ -226,6 +226,7 @@ def test_the_simulation_would_say_pays_if_only_the_best_so_far_were_judged():
         ("ftml@1", "FTML with 1 step"),
         ("online_reptile@0", "online reptile with 0 steps"),
         ("pooled_ridge", "pooled ridge"),
+        ("ftml@meta_sgd10", "FTML with 10 steps of meta sgd"),
         ("fast@ridge_head", "fast with a ridge head"),
     ],
 )
