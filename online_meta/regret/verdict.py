@@ -269,8 +269,8 @@ def _format_cost(one: Dispensable) -> str:
 def display_name(name: str) -> str:
     """Return the name of an answer or comparator for people.
 
-    "ftml@10" is "FTML with 10 steps", "ftml@adam10" is "FTML with 10 steps of adam", and "ftml@ridge_head" is "FTML with
-    a ridge head".
+    "ftml@10" is "FTML with 10 steps", "ftml@adam10" is "FTML with 10 steps of adam", and "ftml@ridge_head" is "FTML
+    with a ridge head".
     """
     learner, _, further = name.partition("@")
     shown = "FTML" if learner == "ftml" else learner.replace("_", " ")
