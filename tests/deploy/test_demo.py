@@ -27,7 +27,10 @@ def test_the_demo_writes_its_files(tmp_path: Path) -> None:
         assert (out / file).stat().st_size > 100
     report = json.loads((out / "report.json").read_text())
     assert report["rounds"] == ROUNDS
-    assert list(report["learners"]) == ["ftml", "train_on_everything", "from_scratch"]
+    assert {"ftml", "ftml@10", "train_on_everything", "from_scratch", "pool"} <= report["learners"].keys()
+    rows = [line.split("│")[1].strip() for line in ended.stdout.splitlines() if line.startswith("│")]
+    assert rows[:2] == ["pool", "FTML"], "the pool comes first"
+    assert report["verdict"]["sentence"] in " ".join(ended.stdout.split())
     assert report["regret"]["hindsight"]["as_of_round"] == ROUNDS
     assert all(0 <= learner["mean_accuracy_last_100"] <= 1 for learner in report["learners"].values())
     assert (out / "checkpoints/LATEST").read_text().strip() == str(ROUNDS)

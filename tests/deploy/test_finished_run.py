@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load
 
+from online_meta.regret.verdict import display_name
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, seal_next
 from tests.deploy.conftest import Cli
@@ -32,7 +33,8 @@ def test_sigterm_drains(finished: Finished) -> None:
 def test_the_report_agrees_with_the_rounds(finished: Finished) -> None:
     report = json.loads((finished.run / "report.json").read_text())
     played = lines(finished.run / "rounds.jsonl")
-    assert (report["rounds"], report["skipped"], list(report["learners"])) == (ROUNDS, 0, ["ftml", "from_scratch"])
+    assert (report["rounds"], report["skipped"], [*report["learners"]]) == (ROUNDS, 0, [*played[0]["learners"]])
+    assert {"ftml", "from_scratch", "pool"} <= report["learners"].keys()
     sums = {}
     for name, totals in report["learners"].items():
         losses = [line["learners"][name]["loss_after"] for line in played]
@@ -59,7 +61,9 @@ def test_the_report_agrees_with_the_rounds(finished: Finished) -> None:
     assert regret["standard_error"] == pytest.approx(math.sqrt(ROUNDS) * stdev(differences), rel=1e-9)
     assert (regret["as_of_round"], regret["rounds"], regret["kind"]) == (ROUNDS, ROUNDS, "baseline")
     assert (regret["interval"], regret["verdict"]) == (None, "too early")
-    assert (report["verdict"]["state"], report["verdict"]["best_without"]) == ("too_early", "from_scratch")
+    assert (report["verdict"]["state"], report["verdict"]["reference"]) == ("too_early", "pool")
+    weights = [line["pool"]["weights"]["ftml@1"] for line in played]
+    assert report["verdict"]["weights"]["ftml@1"] == pytest.approx(math.fsum(weights) / ROUNDS, rel=1e-12)
     seconds = math.fsum(line["seconds_by_learner"]["ftml"] for line in played) / ROUNDS
     assert report["verdict"]["seconds_per_round"]["ftml"] == pytest.approx(seconds, rel=1e-12)
     assert report["leaks"] == {"duplicates": 0, "overlaps": 0, "rounds": 0}
@@ -72,7 +76,7 @@ def test_the_report_as_html(finished: Finished) -> None:
     page = (finished.run / "report.html").read_text()
     assert f"<strong>{report['verdict']['sentence']}</strong>" in page
     for name, totals in report["learners"].items():
-        assert f"{'FTML' if name == 'ftml' else 'from scratch'}</td>" in page
+        assert f"{display_name(name)}</td>" in page
         assert f"<td>{totals['cumulative_loss']:.2f}</td>" in page
     for regret in report["regret"].values():
         assert f"<td>{regret['value']:+.2f}</td>" in page

@@ -107,7 +107,7 @@ def test_a_real_prometheus_scrapes_the_regret(daemon: Daemon, tmp_path: Path) ->
     finally:
         prometheus.terminate()
         prometheus.wait(30)
-    assert set(scraped) == {"hindsight", "from_scratch"}
+    assert set(scraped) >= {"hindsight", "from_scratch", "pool"}
     for against, regret in scraped.items():
         assert regret == pytest.approx(value(expected, f'online_meta_regret{{against="{against}"}}'))
 
