@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,12 +24,13 @@ from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
 from deploy.checks.run_folder import adopt_run_defaults, check_same_run, check_tasks, open_history
 from deploy.checks.trial import make_trial
-from deploy.config.config import Config, write_settings
+from deploy.config.config import Config
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
 from deploy.leader import Adapter
-from deploy.logs import copy_lines
+from deploy.processes.branches import ForkSupervisor, start_child
 from deploy.processes.maintenance import MaintenanceSupervisor
 from deploy.processes.supervisor import SupervisedProcess
+from deploy.promotion import Settled, settle_branches, write_branches
 from deploy.reports.report import write_report
 from deploy.server.app import create_app, create_probe_app
 from deploy.server.limits import allow_descriptors, make_bounded_protocol
@@ -48,7 +48,8 @@ from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
-from streams.types import Gap
+from streams.types import Gap, TaskSource
+from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
 
 REFRESH_SECONDS = 0.2
@@ -89,12 +90,18 @@ class Drain:
     def _request(self, _signal: int, _frame: object) -> None:
         self.requested = True
 
-    def add(self, child: SupervisedProcess) -> None:
-        """Ask a child to stop when the drain begins; comparators have less time than the others."""
-        self.on_begin.append(child.ask_to_stop)
-        if child.name == "comparators":
-            seconds = min(COMPARATOR_SECONDS, self._seconds / 2)
-            self.on_begin.append(threading.Thread(target=child.stop, args=(seconds,), daemon=True).start)
+    def add(self, name: str, children: dict[str, SupervisedProcess]) -> None:
+        """Ask the child ``name`` to stop when the drain begins; comparators have less time than the others."""
+        seconds = min(COMPARATOR_SECONDS, self._seconds / 2)
+
+        def stop() -> None:
+            if (child := children.get(name)) is None:
+                return
+            child.ask_to_stop()
+            if name == "comparators":
+                threading.Thread(target=child.stop, args=(seconds,), daemon=True).start()
+
+        self.on_begin.append(stop)
 
     def begin(self) -> None:
         """Start the time, and call the functions in ``on_begin``; does nothing if it has begun."""
@@ -146,11 +153,13 @@ def serve(config: Config, ready: Callable[[str], None]) -> None:
 
 def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
     token = check_exposure(config.serve)
-    config = adopt_run_defaults(config, RunFiles(Path(config.run.path)))
+    own = adopt_run_defaults(config, RunFiles(Path(config.run.path)))
+    settled = settle_branches(own, read_branches(Path(config.run.path)))
+    config, files = settled.config, settled.files
     context = check_learning(config)
     check_rendezvous(config.engine)
     allow_descriptors(config.serve.limits)
-    files = RunFiles(Path(config.run.path))
+    children: dict[str, SupervisedProcess] = {}
     with ExitStack() as cleanup:
         listener = cleanup.enter_context(contextlib.closing(bind(config.serve)))
         probes = cleanup.enter_context(contextlib.closing(ProbeServer(bind_probes(config.serve), config.serve.limits)))
@@ -158,35 +167,34 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
         sources = open_sources(config, history)
-        write_settings(files.settings, config)
+        write_branches(settled)
         drain.wait_for_signals()
         trial, scored = make_trial(config, context), list_scored(config, context)
         del context  # it holds a model
-        state, children = make_state(config, files, history, token, cleanup, drain, trial, scored)
+        forks = ForkSupervisor(own, settled, children, config.serve.drain_seconds / 2)
+        cleanup.callback(forks.close, drain.seconds_left)
+        state = make_state(config, files, history, token, cleanup, drain, children, trial, scored)
+        state.forks = forks
         state.refresh()
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         drain.on_begin.append(upkeep.ask_to_stop)
         for name, source in sources.items():
             if source is not None:
                 state.ingest.pull(name, source)
-        lag, note = state.instruments["source_lag"], state.ingest.source_states.note
-        watch = LagMonitor(
-            sources,
-            history.cursor,
-            lambda name, waiting: lag.labels(source=name).set(waiting),
-            on_polled=lambda name, error: note(name, "lag", error),
-        )
-        cleanup.callback(watch.close)
+        cleanup.callback(_watch_lag(state, sources).close)
         archive = cleanup.enter_context(contextlib.closing(ArchiveMonitor(lambda: reach_archive(history))))
-        processes = make_monitors(files, children, upkeep, state.ranks_view)
-        monitor = HealthMonitor(state, processes, sources, archive)
-        state.check(monitor.look())
+        make_monitor = partial(HealthMonitor, state, sources=sources, archive=archive, forks=forks.look)
+        follow = partial(_monitor_branch, state, children, upkeep, make_monitor)
+        follow(settled)
+        _refresh(state)
+        forks.start(state.serve_branch, follow, state.broken.set)
+        drain.on_begin.append(forks.ask_to_stop)
         probes.start(create_probe_app(state))
-        _run_server(state, monitor, listener, lambda: ready(_url(config, listener)), drain)
+        _run_server(state, listener, lambda: ready(_url(config, listener)), drain)
     state.view.refresh()
     state.view.close()
     try:
-        write_report(files.folder, state.view, config)
+        write_report(files.folder, state.view, state.config)
     except OSError as error:
         raise CommandError(
             TRY_LATER, f"drained, but {files.folder / 'report.json'} could not be written: {error}"
@@ -211,10 +219,11 @@ def make_state(
     token: str | None,
     cleanup: ExitStack,
     drain: Drain,
+    children: dict[str, SupervisedProcess],
     try_task: Callable[[Task], None] | None = None,
     scored: Scored | None = None,
-) -> tuple[DaemonState, dict[str, SupervisedProcess]]:
-    """Start the child processes and ingest; return the daemon's state, and the children by name.
+) -> DaemonState:
+    """Start the child processes and ingest; return the daemon's state.
 
     Args:
         config: of the run.
@@ -224,6 +233,7 @@ def make_state(
         cleanup: receives the callbacks that stop what is started here: ingest first, then the trainer, then the
             comparators.
         drain: to register with.
+        children: receives the child processes by name.
         try_task: raises ``Rejected`` for a task that the model does not accept; None if tasks are not tried.
         scored: what rounds score, from ``list_scored``; by default the learners' own answers.
     """
@@ -232,17 +242,15 @@ def make_state(
     view = open_view(files, config, scored)
     start_metrics(instruments, config.engine.kind, view)
     ranks_view = RanksView(files, lambda: children["trainer"].restarts)
-    reset_heartbeats(files)
-    children, broken = dict[str, SupervisedProcess](), Event()
+    for one in (RunFiles(files.folder), files):
+        reset_heartbeats(one)
+    broken = Event()
     for name in (*(["comparators"] if config.regret.comparator else []), "trainer"):
-        program = "ranks" if name == "trainer" and config.engine.is_distributed else name
-        command = [sys.executable, "-m", f"deploy.processes.{program}", str(files.settings), config.run.logs]
-        copy = copy_lines if config.run.logs == "json" else None
-        child = SupervisedProcess(name, command, broken.set if name == "trainer" else None, copy)
-        cleanup.callback(_wait_until_drained, child, drain)
-        drain.add(child)
-        children[name] = child
-    ingest = open_ingest(config, files, history, instruments, view.learned, try_task)
+        children[name] = start_child(name, config, files, broken.set if name == "trainer" else None)
+    for name in ("comparators", "trainer"):
+        cleanup.callback(_wait_until_drained, name, children, drain)
+        drain.add(name, children)
+    ingest = open_ingest(config, files, history, instruments, lambda: state.view.learned(), try_task)
     cleanup.callback(ingest.close)
     state = DaemonState(
         config=config,
@@ -253,13 +261,13 @@ def make_state(
         registry=metrics,
         instruments=instruments,
         adapter=Adapter(config.trainer(), files.leader),
-        trainer_alive=children["trainer"].alive,
+        trainer_alive=lambda: children["trainer"].alive(),
         ranks_view=ranks_view,
         broken=broken,
         token=token,
     )
     drain.on_begin.append(partial(setattr, state, "draining", True))
-    return state, children
+    return state
 
 
 def open_ingest(
@@ -287,30 +295,57 @@ def open_ingest(
 
 
 def make_monitors(
-    files: RunFiles, children: dict[str, SupervisedProcess], upkeep: MaintenanceSupervisor, ranks_view: RanksView
+    files: RunFiles, children: dict[str, SupervisedProcess], upkeep: MaintenanceSupervisor, state: DaemonState
 ) -> dict[str, ProcessMonitor]:
     """Return the monitors of the daemon's child processes by name.
 
     Args:
-        files: of the run.
-        children: the processes that run from the start.
+        files: of the branch that is served.
+        children: its processes.
         upkeep: starts the maintenance process when it is needed.
-        ranks_view: counts the restarts of the trainer or its ranks.
+        state: of the daemon; its view of the ranks counts the restarts of the trainer or its ranks.
     """
 
     def count_restarts(name: str) -> int:
-        return ranks_view.restarts if name == "trainer" else children[name].restarts
+        return state.ranks_view.restarts if name == "trainer" else children[name].restarts
 
     found = {
         name: ProcessMonitor(files.heartbeat(name), partial(children.get, name), partial(count_restarts, name))
         for name in children
     }
     count = lambda: upkeep.child.restarts if upkeep.child else 0  # noqa: E731
-    return found | {"maintenance": ProcessMonitor(files.heartbeat("maintenance"), lambda: upkeep.child, count)}
+    maintenance = RunFiles(files.folder).heartbeat("maintenance")  # It is one for all branches.
+    return found | {"maintenance": ProcessMonitor(maintenance, lambda: upkeep.child, count)}
 
 
-def _wait_until_drained(child: SupervisedProcess, drain: Drain) -> None:
+def _watch_lag(state: DaemonState, sources: dict[str, TaskSource | None]) -> LagMonitor:
+    """Start to ask the sources' brokers how many entries wait."""
+    lag, note = state.instruments["source_lag"], state.ingest.source_states.note
+    return LagMonitor(
+        sources,
+        state.history.cursor,
+        lambda name, waiting: lag.labels(source=name).set(waiting),
+        on_polled=lambda name, error: note(name, "lag", error),
+    )
+
+
+def _monitor_branch(
+    state: DaemonState,
+    children: dict[str, SupervisedProcess],
+    upkeep: MaintenanceSupervisor,
+    make_monitor: Callable[..., HealthMonitor],
+    settled: Settled,
+) -> None:
+    """Let the health of the daemon be that of a branch whose processes have just started."""
+    state.ranks_view = RanksView(settled.files, lambda: children["trainer"].restarts)
+    state.monitor = make_monitor(processes=make_monitors(settled.files, children, upkeep, state))
+
+
+def _wait_until_drained(name: str, children: dict[str, SupervisedProcess], drain: Drain) -> None:
     """Wait until a child has ended, and kill it at the deadline; note if the trainer did not drain."""
+    child = children.get(name)
+    if child is None:
+        return
     code = child.stop(drain.seconds_left())
     if code in (DONE, -signal.SIGTERM):  # SIGTERM ends a process that is just starting
         return
@@ -330,9 +365,7 @@ def _count_gap(instruments: dict[str, object], source: str, gap: Gap) -> None:
     instruments["source_lost_entries_total"].labels(source=source).inc(gap.entries or 0)  # type: ignore[attr-defined]
 
 
-def _run_server(
-    state: DaemonState, monitor: HealthMonitor, listener: socket.socket, ready: Callable[[], None], drain: Drain
-) -> None:
+def _run_server(state: DaemonState, listener: socket.socket, ready: Callable[[], None], drain: Drain) -> None:
     """Serve HTTP until a signal, then begin the drain and finish the requests in progress."""
     settings = state.config.serve
     server = uvicorn.Server(
@@ -351,7 +384,7 @@ def _run_server(
     )
 
     async def run() -> None:
-        refreshing = asyncio.create_task(_refresh_periodically(state, monitor, server))
+        refreshing = asyncio.create_task(_refresh_periodically(state, server))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for this
             await asyncio.sleep(0.01)
@@ -368,10 +401,10 @@ def _run_server(
         runner.run(run())
 
 
-async def _refresh_periodically(state: DaemonState, monitor: HealthMonitor, server: uvicorn.Server) -> None:
+async def _refresh_periodically(state: DaemonState, server: uvicorn.Server) -> None:
     while True:
         try:
-            await asyncio.to_thread(_refresh, state, monitor)
+            await asyncio.to_thread(_refresh, state)
         except Exception:  # A file that is unreadable for a while must not end the updates of the metrics.
             log.exception("the run's files cannot be read; retrying in %.0f s", RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
@@ -379,9 +412,11 @@ async def _refresh_periodically(state: DaemonState, monitor: HealthMonitor, serv
         await asyncio.sleep(REFRESH_SECONDS)
 
 
-def _refresh(state: DaemonState, monitor: HealthMonitor) -> None:
+def _refresh(state: DaemonState) -> None:
     """Read what the children have written, and compute the health of the run from it."""
     state.refresh()
+    monitor = state.monitor
+    assert monitor is not None
     facts = monitor.look()
     state.check(facts)
     monitor.kill_hung(facts, state.checks)

@@ -1,6 +1,7 @@
 """Fork a run: play its history with other settings from a round on, in a branch with files of its own."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -18,12 +19,13 @@ from deploy.config.learner_tables import NAME, find_wrong_learners
 from deploy.config.messages import explain_error, find_unknown_keys, join_problems
 from deploy.exits import BROKEN, CONFIG, TRY_LATER, CommandError, ConfigError
 from deploy.processes.child import hold_lock
+from online_meta.registry import nearest
 from streams.atomic_files import sync_path, write_durably
 from streams.history.history import History
 from streams.history.retention import count_discarded
 from trainers.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, publish_checkpoint, write_shard
 from trainers.journal.divergence import Diverged
-from trainers.journal.fork_log import Branches, Fork, RecordedStage, log_fork, read_branches
+from trainers.journal.fork_log import Branches, Fork, RecordedStage, log_drop, log_fork, read_branches
 from trainers.journal.jsonl import LineWriter, find_line
 from trainers.journal.quarantine import TooManyQuarantined
 from trainers.journal.run_files import MAIN, RunFiles
@@ -53,7 +55,7 @@ def change_branches(folder: Path) -> Iterator[Branches]:
         branches = read_branches(folder)
         forks = RunFiles(folder).forks
         for entry in [*forks.iterdir()] if forks.is_dir() else []:
-            if entry.name not in branches.list_names():
+            if entry.name not in (*branches.list_names(), *branches.dropped):
                 shutil.rmtree(entry)
         yield branches
 
@@ -86,15 +88,31 @@ def create_fork(folder: Path, at: int, changes: Sequence[str], name: str | None 
     return fork
 
 
+def drop_fork(folder: Path, name: str) -> None:
+    """Log that a fork is no longer played, and remove its folder; if a daemon plays it, the daemon does.
+
+    Raises ``CommandError`` with exit code 78 if there is no such fork, or it is served.
+    """
+    with change_branches(folder) as branches:
+        if name not in branches.forks:
+            raise CommandError(CONFIG, f"--drop {name!r}: {nearest(name, branches.forks)}")
+        if name == branches.served:
+            raise CommandError(CONFIG, f"--drop {name!r}: it is served; promote another branch before")
+        log_drop(folder, name)
+        with contextlib.suppress(BlockingIOError), open(RunFiles(folder, name).own / "trainer.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(RunFiles(folder, name).own)
+
+
 def _check_name(branches: Branches, name: str | None) -> str:
     """Return the name of a new fork; raises ``CommandError`` if it is taken or no name."""
-    taken = branches.list_names()
+    taken = [*branches.list_names(), *branches.dropped]
     if name is None:
         return next(free for free in (f"fork-{number}" for number in range(1, len(taken) + 1)) if free not in taken)
     if not NAME.fullmatch(name):
         raise CommandError(CONFIG, f"--name {name!r}: it must be letters, digits, '.', '_' or '-', such as 'slower'")
     if name in taken:
-        raise CommandError(CONFIG, f"--name {name!r}: the run has a branch of this name already; take another one")
+        raise CommandError(CONFIG, f"--name {name!r}: the run has had a branch of this name already; take another one")
     return name
 
 
@@ -124,7 +142,7 @@ def change_settings(settings: TrainerSettings, changes: Sequence[str]) -> Traine
     Raises:
         ConfigError: for a setting that is unknown, wrong, or none of learning.
     """
-    raw = dump_settings(settings)
+    raw = {**dump_settings(settings), "defaults": []}  # What a fork leaves open is as in its parent.
     for change in changes:
         path, equals, value = change.partition("=")
         top = TOP_LEVEL.get(path.strip())

@@ -253,11 +253,15 @@ def leader_of(config: Config, files: RunFiles, history: History | None) -> Leade
     adapter = Adapter(config.trainer(), files.leader)
     name, learner, _ = _find_leading(adapter.answering)
     start = learner.state()
+    layout = {name: value.shape for name, value in start.items()}
     buffer = HistoryBuffer(history, torch.device("cpu"))
 
     def latest_leader() -> tuple[State, int]:
         with suppress(FileNotFoundError):
-            return adapter.leader().without_pool()[:2]
+            leader = adapter.leader().without_pool()
+            # A fork that is promoted meanwhile may publish another model; the next start follows it.
+            if {name: value.shape for name, value in leader.state.items()} == layout:
+                return leader.state, leader.round
         return start, 0
 
     def count_rounds() -> int:

@@ -26,6 +26,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_missing_syncs_are_detected": ("ingest-data", "seal-data"),
     # Kills of every process, in every way of sharing updates.
     "test_kill_every_process_at_random_moments": ("8",),
+    "test_branches_survive_a_kill_around_a_promotion_and_are_replayed_bit_for_bit": NONE,
     "test_ingest_continues_while_the_trainer_is_dead": NONE,
     "test_sigterm_drains_and_the_next_daemon_continues": NONE,
     "test_a_killed_maintenance_process_loses_nothing_and_is_restarted": NONE,

@@ -16,6 +16,7 @@ from deploy.config.config import Config
 from deploy.config.learner_tables import label_learner
 from deploy.exits import TRY_LATER, CommandError, ConfigError
 from deploy.leader import leader_of
+from deploy.promotion import settle_branches
 from deploy.server.listener import bind, bind_probes, check_exposure
 from online_meta import registry
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
@@ -27,6 +28,7 @@ from streams.types import Rejected, ReportsLag, TaskSource
 from trainers.build import build_context, build_inner, build_learner, build_loss, build_module
 from trainers.distributed.rendezvous import bind as bind_rendezvous
 from trainers.distributed.rendezvous import split_address
+from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
 from trainers.learner_settings import list_learners, override_settings
 from trainers.settings import EngineSettings
@@ -117,7 +119,9 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
         with error_context(f"[[source]] {source.name}:"):
             found = create_source(source.settings, config.task, source.name, config.run.seed)
             if isinstance(found, NeedsLeader):
-                found = found.create(leader_of(config, RunFiles(Path(config.run.path)), history))
+                folder = Path(config.run.path)
+                branches = read_branches(folder)
+                found = found.create(leader_of(config, branches.files_of(folder, branches.served), history))
             opened[source.name] = found
     return opened
 
@@ -175,7 +179,8 @@ def check_history(config: Config) -> tuple[str, Task | None]:
         return f"{files.history} will be made", None
     with open_history(files, config.history) as history:
         check_tasks(history, config.task, files.history)
-        check_same_run(config, files)
+        settled = settle_branches(config, read_branches(files.folder))
+        check_same_run(settled.config, settled.files)
         return f"{files.history} holds {len(history)} rounds", history[len(history) - 1] if len(history) else None
 
 

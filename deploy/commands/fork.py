@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from deploy.forks import create_fork, play_branch
+from deploy.forks import create_fork, drop_fork, play_branch
 from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.ledger import acquire_lock
@@ -28,13 +28,18 @@ POLL_SECONDS = 0.2
 )
 @click.option("--set", "changes", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting.")
 @click.option("--name", help="Name of the fork; by default fork-1, fork-2, ...")
+@click.option("--drop", metavar="NAME", help="Make no fork: remove the fork NAME, which is no longer played.")
 @click.option("--wait", is_flag=True, help="Wait until the fork has learned all rounds; without a daemon, play them.")
-def command(run: Path, at: int, changes: tuple[str, ...], name: str | None, wait: bool) -> None:
+def command(run: Path, at: int, changes: tuple[str, ...], name: str | None, drop: str | None, wait: bool) -> None:
     """Start a fork of RUN: a branch that plays the same history, with changed settings from round --at on.
 
     The daemon of the run plays its forks in the background, at low priority, and sees a new one without a restart.
     Compare them with `online-meta status`, and serve one with `online-meta promote`.
     """
+    if drop is not None:
+        drop_fork(run, drop)
+        click.echo(f"{drop} is dropped")
+        return
     with private_umask():
         fork = create_fork(run, at, changes, name)
         daemon = is_served(RunFiles(run))

@@ -58,7 +58,7 @@ def status_table(status: dict[str, Any]) -> Table:
     table.add_row("last checkpoint", age)
     for row in gap_rows(status["gaps"]):
         table.add_row(*row)
-    for row in trainer_rows(status["trainer"]):
+    for row in (*trainer_rows(status["trainer"]), *fork_rows(status.get("forks") or {}, rounds["ingested"])):
         table.add_row(*row)
     return table
 
@@ -76,6 +76,22 @@ def regret_rows(status: dict[str, Any], shown: dict[str, Any]) -> Iterator[tuple
             yield f"regret against {display_name(against)}", describe_regret(regret)
     if len(shown) < len(status["learners"]):
         yield "further answers", f"{len(status['learners']) - len(shown)} that matter less: see --json"
+
+
+def fork_rows(forks: dict[str, Any], total: int) -> Iterator[tuple[str, str]]:
+    """Yield a table row for each branch of the run, if it has forks."""
+    branches = forks.get("forks", [])
+    for one in branches if len(branches) > 1 else []:
+        changes = f" with {', '.join(one['changes'])} from round {one['at']} on" if one["changes"] else ""
+        state = "served" if one["served"] else "in the background" if one["alive"] else "DOWN"
+        text = f"{state}: {one['learned']} of {total} rounds{changes}"
+        paired = one["against_served"]
+        if paired and paired["rounds"]:
+            losses = f"loss {paired['mean_loss']:.4f}, and {paired['mean_loss_served']:.4f} of {forks['served']}"
+            text += f"\n{losses} in the same {paired['rounds']} rounds: {paired['mean_difference']:+.4f}"
+            if paired["interval"]:
+                text += f" ({paired['interval'][0]:+.4f} to {paired['interval'][1]:+.4f})"
+        yield ("branch main" if one["parent"] is None else f"fork {one['name']}"), text
 
 
 def loss_rows(learners: dict[str, Any]) -> Iterator[tuple[str, str]]:

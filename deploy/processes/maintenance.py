@@ -118,7 +118,7 @@ class MaintenanceSupervisor:
             sys.executable,
             "-m",
             "deploy.processes.maintenance",
-            str(files.settings),
+            str(RunFiles(files.folder).settings),
             config.run.logs,
             settings_json,
         ]

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from deploy.exits import TRY_LATER, CommandError
 from deploy.server.limits import read_body
 from deploy.server.origins import TENSOR_TYPES
 from deploy.server.state import DaemonState, health_of, status_of
@@ -125,6 +126,14 @@ QUARANTINE_ERRORS: dict[int | str, dict[str, Any]] = {
         "description": "The request is not declared as `application/json`, which it must be even without a body",
         **ERROR,
     },
+}
+
+
+PROMOTION_ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such branch", **ERROR},
+    409: {"description": "The branch is served already, or it cannot be served", **ERROR},
+    415: QUARANTINE_ERRORS[415],
+    503: {"description": "The branch has not learned enough rounds yet; see Retry-After", **ERROR},
 }
 
 
@@ -274,6 +283,41 @@ async def retry_round(
     future = await run_in_threadpool(state.ingest.submit, Arrival(id, body, entry.source, None), wait=False)
     receipt = await request.app.state.future_bridge.wait_for(future)
     return JSONResponse({"id": id, "round": receipt.round}, 200 if receipt.duplicate else 201)
+
+
+@router.get("/v1/forks")
+def list_forks(request: Request) -> dict[str, Any]:
+    """Return the branches of the run: `forks` has the one with which it began, `main`, and each fork.
+
+    `served` is the name of the branch that answers. Of each, `learned` is its number of rounds, and
+    `against_served` compares its losses with those of the served branch over the `rounds` that both have scored since
+    the first one that they play with settings of their own: the means, the mean difference, and its interval (null
+    below 50 rounds). A negative difference means that the branch loses less.
+    """
+    state: DaemonState = request.app.state.daemon
+    assert state.forks is not None
+    return {"total": len(state.history), **state.forks.describe()}
+
+
+@router.post("/v1/forks/{name}/promote", responses=PROMOTION_ERRORS)
+def promote_fork(request: Request, name: Annotated[str, Path(description="the branch to serve")]) -> Any:
+    """Serve a fork, or `main` again: every answer from now on is that of this branch.
+
+    No request fails or waits meanwhile. The branch that was served goes on in the background. The event is durable when
+    the response is sent.
+    """
+    state: DaemonState = request.app.state.daemon
+    assert state.forks is not None
+    if name not in state.forks.list_names():
+        detail = f"the run has no branch {name!r}: GET /v1/forks lists them"
+        return JSONResponse({"reason": "unknown_fork", "detail": detail}, 404)
+    try:
+        round = state.forks.promote(name)
+    except CommandError as error:
+        if error.code == TRY_LATER:
+            return JSONResponse({"reason": "not_ready", "detail": str(error)}, 503, headers={"Retry-After": "5"})
+        return JSONResponse({"reason": "conflict", "detail": str(error)}, 409)
+    return {"served": name, "round": round}
 
 
 @router.get("/v1/weights", responses={**TENSOR_RESPONSE, 503: {"description": "None published yet", **ERROR}})

@@ -16,8 +16,10 @@ from prometheus_client import CollectorRegistry
 import online_meta
 from deploy.config.config import Config
 from deploy.leader import Adapter
+from deploy.processes.branches import ForkSupervisor, Prepared
 from deploy.telemetry.health import AREAS, Check, Facts, date_checks, judge, list_failing, worst_level
 from deploy.telemetry.metrics import Instruments, MetricState
+from deploy.telemetry.monitor import HealthMonitor
 from deploy.telemetry.prometheus import count_checkpoint, count_quarantine, count_ranks, count_round, update_gauges
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import RunView
@@ -86,8 +88,18 @@ class DaemonState:
     learned_rate: RecentRate = field(default_factory=RecentRate)
     ingested_rate: RecentRate = field(default_factory=RecentRate)
     refresh_lock: Lock = field(default_factory=Lock)
+    monitor: HealthMonitor | None = None
+    forks: ForkSupervisor | None = None
     quarantined_letters: set[str] | None = None
     """Ids of the quarantined tasks that are dead letters; None until they are needed."""
+
+    def serve_branch(self, prepared: Prepared) -> None:
+        """Answer from another branch of the run from now on; a request in progress keeps what it began with."""
+        with self.refresh_lock:
+            before, self.view = self.view, prepared.view
+            self.config, self.files = prepared.settled.config, prepared.settled.files
+            self.adapter, self.learned_rate = prepared.adapter, RecentRate()
+        before.close()
 
     def refresh(self) -> None:
         """Read what the trainer has written since the last call, and update the counters; thread-safe."""
@@ -205,6 +217,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
             "world_size": state.ranks_view.world_size(),
             "ranks": state.ranks_view.ranks(),
         },
+        "forks": state.forks.describe() if state.forks else None,
         "gaps": _list_gaps(state),
         "backlog_limit": state.config.serve.limits.backlog,
         "health": health_of(state),

@@ -149,6 +149,7 @@ class Facts:
     Attributes:
         draining: whether the daemon stops.
         trainer, comparators, maintenance: the child processes.
+        forks: the processes that play further branches of the run, by name.
         pending: tasks that wait to be learned.
         backlog_limit: the largest number of them.
         rounds: rounds that are learned or skipped.
@@ -176,6 +177,7 @@ class Facts:
     trainer: ProcessFacts = ProcessFacts()
     comparators: ProcessFacts = ProcessFacts()
     maintenance: ProcessFacts = ProcessFacts()
+    forks: tuple[tuple[str, ProcessFacts], ...] = ()
     pending: int = 0
     backlog_limit: int = 1000
     rounds: int = 0
@@ -202,6 +204,7 @@ class Facts:
 def judge(facts: Facts) -> tuple[Check, ...]:
     """Return all checks, each at its level; ``since`` is not set yet."""
     found = [*(one(facts) for one in JUDGES), *(_judge_source(facts, source) for source in facts.sources)]
+    found += [_judge_process(f"fork:{name}", process, "warn") for name, process in facts.forks]
     return _name_causes(facts, found)
 
 

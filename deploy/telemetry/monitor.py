@@ -142,6 +142,7 @@ class HealthMonitor:
         archive: asks whether the archive can be reached.
         clock: returns seconds.
         now: returns the Unix time in seconds.
+        forks: returns the facts about the processes of forks by name, a number of seconds after the last look.
     """
 
     def __init__(
@@ -152,8 +153,10 @@ class HealthMonitor:
         archive: ArchiveMonitor | None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        forks: Callable[[float], tuple[tuple[str, ProcessFacts], ...]] = lambda _: (),
     ) -> None:
         """Start without facts."""
+        self._look_at_forks = forks
         self._daemon, self._processes, self._sources, self._archive = daemon, processes, sources, archive
         self._clock, self._now = clock, now
         self._looked = clock()
@@ -206,6 +209,7 @@ class HealthMonitor:
             checkpoint_round=checkpoint["round"] if checkpoint else 0,
             checkpoint_seconds=self._now() - (checkpoint["timestamp"] if checkpoint else daemon.started),
             checkpoint_every=daemon.config.checkpoint.every_rounds,
+            forks=self._look_at_forks(elapsed),
             archive_error=archive_error,
             archive_seconds=archive_seconds,
             last=self._sum_last(rounds),

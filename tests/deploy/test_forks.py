@@ -13,7 +13,7 @@ from streams.history.retention import RetentionSettings, compact, subsample
 from tests.deploy.conftest import Cli
 from tests.support.finished import ROUNDS, Finished, leader_hash, lines
 from trainers.checkpoint import list_checkpoints
-from trainers.journal.fork_log import oldest_checkpoint, read_branches
+from trainers.journal.fork_log import Branches, Fork, oldest_checkpoint, read_branches
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_a_fork_of_another_model_plays_from_round_0(cli: Cli, run: Path) -> None
         ("inner.rule=meta_sgd", "the state of 'ftml', which has other tensors with these settings"),
         ("meta.optimizer=sgd", "the optimizer of 'ftml', whose state another one cannot read"),
         ('regret.baselines=["train_on_everything"]', "the learner 'train_on_everything', which plays from the first"),
-        ("inner.answer_steps=[0]", "inner.answer_steps: a further answer is scored from the first round on"),
+        ("inner.answer_steps=[0]", "the experts of the pool, which weighs them by all their losses"),
+        ("inner.answer_steps=[3]", "the experts of the pool, which weighs them by all their losses"),
+        ("pool.aggregation=squint", "pool.aggregation"),
     ],
 )
 def test_what_learners_cannot_continue_with_is_refused_at_a_round(
@@ -95,7 +97,7 @@ def test_what_learners_cannot_continue_with_is_refused_at_a_round(
         (["--set", "serve.port=1"], "a fork changes how the run learns"),
         (["--set", "inner"], "write it as section.key=value"),
         (["--at", "13"], "the run has 12 rounds"),
-        (["--name", "main"], "the run has a branch of this name already"),
+        (["--name", "main"], "the run has had a branch of this name already"),
         (["--name", ".x"], "it must be letters, digits"),
     ],
 )
@@ -143,3 +145,25 @@ def test_a_fork_that_is_killed_on_the_way_leaves_no_fork(
     assert not read_branches(run).forks
     assert cli("fork", run, "--at", 5, "--name", "half").code == 0
     assert [entry.name for entry in (run / "forks").iterdir()] == ["half"]
+
+
+def test_a_dropped_fork_is_removed_and_does_not_hold_rounds(cli: Cli, run: Path) -> None:
+    assert cli("fork", run, "--at", 5, "--name", "a").code == 0
+    assert oldest_checkpoint(run) == 5
+    shutil.rmtree(run / "checkpoints" / "5")
+    assert cli("fork", run, "--drop", "b").code == 78
+    assert cli("fork", run, "--drop", "a").out == "a is dropped\n"
+    assert not (run / "forks" / "a").exists()
+    assert oldest_checkpoint(run) == 10
+    branches = read_branches(run)
+    assert (branches.list_names(), [*branches.dropped]) == (["main"], ["a"])
+    assert cli("fork", run, "--at", 5, "--name", "a").code == 78, "events of two forks would have one name"
+
+
+def test_branches_part_at_the_first_round_with_settings_of_their_own() -> None:
+    parents = {"a": ("main", 5), "b": ("main", 8), "c": ("a", 7), "d": ("a", 3)}
+    branches = Branches({name: Fork(name, parent, at, (), (), 0.0) for name, (parent, at) in parents.items()})
+    expected = {("main", "a"): 5, ("a", "c"): 7, ("main", "c"): 5, ("b", "c"): 5, ("a", "d"): 3, ("main", "d"): 3}
+    for (one, other), first in expected.items():
+        assert branches.find_parting(one, other) == branches.find_parting(other, one) == first
+    assert branches.find_parting("a", "a") == 0

@@ -201,8 +201,8 @@ def test_levels_are_ordered() -> None:
 
 
 def test_the_page_lists_every_check() -> None:
-    found = judge(Facts(sources=(SourceFacts("NAME"),)))
-    assert len(found) == len(JUDGES) + 1
+    found = judge(Facts(sources=(SourceFacts("NAME"),), forks=(("NAME", ProcessFacts()),)))
+    assert len(found) == len(JUDGES) + 2
     listed = [line.split("`")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     assert [name for name in listed if not name.startswith("/")] == [check.name for check in found]
 

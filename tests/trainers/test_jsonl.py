@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support import dying
 from tests.support.processes import kill, start
-from trainers.journal.jsonl import LineReader, LineWriter, find_line, read_line
+from trainers.journal.jsonl import BATCH_BYTES, LineReader, LineWriter, find_line, read_last_line, read_line
 
 LINES = [{"a": 1}, {"b": "é\n\u2028", "c": [0.1, None]}, {"d": {"e": -1e-300}}]
 
@@ -195,3 +196,20 @@ def test_a_concurrent_reader_sees_every_line_whole_and_once(path):
         assert refreshes > 1, "the file was read while it grew"
         write(path, [{"number": "next"}])
         assert [line["number"] for line in reader.refresh()] == ["next"]
+
+
+@pytest.mark.parametrize("length", [1, BATCH_BYTES, 3 * BATCH_BYTES])
+def test_the_last_complete_line_is_found_whatever_its_length(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert read_last_line(path) is None
+    path.write_text("")
+    assert read_last_line(path) is None
+    with closing(LineWriter(path)) as writer:
+        for number in range(3):
+            writer.append({"number": number, "text": "x" * length})
+    assert read_last_line(path) == {"number": 2, "text": "x" * length}
+    with open(path, "a") as file:
+        file.write('{"number": 3, ')
+    assert read_last_line(path) == {"number": 2, "text": "x" * length}
+    path.write_text('{"number": 3, ')
+    assert read_last_line(path) is None

@@ -1,9 +1,12 @@
 """The log of a run's forks and promotions, next to its history: each is durable before it takes effect."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trainers.checkpoint import list_checkpoints
@@ -49,10 +52,17 @@ class Promotion(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """The branches of a run: its ``forks`` by name, and the promotions so far, in their order."""
+    """The branches of a run.
+
+    Attributes:
+        forks: by name.
+        promotions: so far, in their order.
+        dropped: the forks that are no longer played, by name.
+    """
 
     forks: dict[str, Fork]
     promotions: Sequence[Promotion] = ()
+    dropped: Mapping[str, Fork] = MappingProxyType({})
 
     @property
     def served(self) -> str:
@@ -63,6 +73,28 @@ class Branches(NamedTuple):
         """Return the names of all branches: of the one with which the run began, and of the forks."""
         return [MAIN, *self.forks]
 
+    def find_fork(self, name: str) -> Fork:
+        """Return a fork, which may have been dropped since; raises ``KeyError`` if there never was one."""
+        return self.forks.get(name) or self.dropped[name]
+
+    def find_parting(self, one: str, other: str) -> int:
+        """Return the first round that two branches play with settings of their own."""
+        for mine, theirs in zip_longest(self._list_origins(one), self._list_origins(other)):
+            if mine != theirs:
+                return min(origin[0] for origin in (mine, theirs) if origin is not None)
+        return 0
+
+    def _list_origins(self, name: str) -> list[tuple[int, str]]:
+        """Return the branches whose settings a branch plays, each with the first round that it plays with them."""
+        if name == MAIN:
+            return [(0, MAIN)]
+        fork = self.find_fork(name)
+        return [*(origin for origin in self._list_origins(fork.parent) if origin[0] < fork.at), (fork.at, name)]
+
+    def promote(self, promotion: Promotion) -> "Branches":
+        """Return the branches after a further promotion."""
+        return self._replace(promotions=(*self.promotions, promotion))
+
     def files_of(self, folder: Path, name: str) -> RunFiles:
         """Return the files of a branch of the run in ``folder``."""
         return RunFiles(folder, None if name == MAIN and not self.promotions else name)
@@ -71,6 +103,7 @@ class Branches(NamedTuple):
 def read_branches(folder: Path) -> Branches:
     """Return the branches of the run in ``folder``."""
     forks: dict[str, Fork] = {}
+    dropped: dict[str, Fork] = {}
     promotions: list[Promotion] = []
     for line in LineReader(RunFiles(folder).fork_log).lines():
         if line["event"] == "fork":
@@ -79,7 +112,9 @@ def read_branches(folder: Path) -> Branches:
             forks[line["name"]] = Fork(**known, changes=tuple(line["changes"]), stages=stages)
         elif line["event"] == "promote":
             promotions.append(Promotion(*(line[key] for key in Promotion._fields)))
-    return Branches(forks, promotions)
+        elif line["event"] == "drop":
+            dropped[line["name"]] = forks.pop(line["name"])
+    return Branches(forks, promotions, dropped)
 
 
 def log_fork(folder: Path, fork: Fork) -> None:
@@ -91,6 +126,11 @@ def log_fork(folder: Path, fork: Fork) -> None:
 def log_promotion(folder: Path, promotion: Promotion) -> None:
     """Append a promotion, durably; it takes effect in a running daemon soon, and at the next start."""
     _append(folder, {"event": "promote", **promotion._asdict()})
+
+
+def log_drop(folder: Path, name: str) -> None:
+    """Append the event that a fork is no longer played, durably."""
+    _append(folder, {"event": "drop", "name": name, "timestamp": time.time()})
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:

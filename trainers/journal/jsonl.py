@@ -64,7 +64,7 @@ class LineReader:
             file.seek(self.position)
             while texts := file.readlines(BATCH_BYTES):
                 for text in texts:
-                    line = _parse(text)
+                    line = parse_line(text)
                     if line is None:  # The next writer truncates the file here.
                         return
                     self.position += len(text)
@@ -80,8 +80,23 @@ def read_line(path: Path, position: int) -> tuple[Line, int] | None:
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(position)
         text = file.readline()
-        line = _parse(text)
+        line = parse_line(text)
         return None if line is None else (line, position + len(text))
+    return None
+
+
+def read_last_line(path: Path) -> Line | None:
+    """Return the last complete line of a file, of which only the end is read; None if there is none."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        size, length = file.seek(0, os.SEEK_END), BATCH_BYTES
+        while size:
+            start = max(size - length, 0)
+            file.seek(start)
+            texts = file.read(size - start).splitlines(keepends=True)[start > 0 :]
+            found = next((line for line in map(parse_line, reversed(texts)) if line is not None), None)
+            if found is not None or start == 0:
+                return found
+            length *= 4
     return None
 
 
@@ -108,7 +123,7 @@ def find_line(path: Path, reached: Callable[[Line], bool]) -> int:
                 high = middle
                 continue
             text = file.readline()
-            line = _parse(text)
+            line = parse_line(text)
             if line is None or reached(line):
                 found = high = start
             else:
@@ -137,7 +152,7 @@ def _truncate_torn_line(path: Path, whole_bytes: int) -> None:
         os.truncate(path, reader.position)
 
 
-def _parse(text: bytes) -> Line | None:
+def parse_line(text: bytes) -> Line | None:
     """Return the object of a line; None if the line is incomplete or damaged."""
     if not text.endswith(b"\n"):
         return None

@@ -18,7 +18,7 @@ from trainers.checkpoint import (
     write_shard,
 )
 from trainers.journal.run_files import RunFiles
-from trainers.learner_settings import list_learners, override_settings
+from trainers.learner_settings import has_pool, list_learners, list_players, override_settings
 from trainers.loop.rounds import open_run, play_rounds
 from trainers.loop.run import close_run
 from trainers.settings import LearnerSettings, TrainerSettings
@@ -112,27 +112,49 @@ def find_fixed_changes(before: TrainerSettings, after: TrainerSettings) -> Itera
         before: settings of the rounds before.
         after: settings from the round on.
     """
-    known = changeable_keys(before)["model"]
-    names = [item.name for item in dataclasses.fields(before.model) if item.name not in known]
-    other = [f"model.{name}" for name in names if getattr(before.model, name) != getattr(after.model, name)]
+    other = [*_find_other_keys("model", before, after), *_find_other_keys("pool", before, after)]
     yield from other
     if before.seed != after.seed:
         yield "run.seed"
-    old, new = ({one.name: one for one in list_learners(settings)} for settings in (before, after))
-    added = [name for name in new if name not in old]
+    added = [name for name in list_players(after) if name not in list_players(before)]
     if added:
         yield f"the learner {added[0]!r}, which plays from the first round on"
         return
+    old, new = ({one.name: one for one in list_learners(settings)} for settings in (before, after))
+    if has_pool(after) and _list_experts(before) != _list_experts(after):
+        yield "the experts of the pool, which weighs them by all their losses"
+        return
     for name in new:
         was, now = override_settings(before, old[name]), override_settings(after, new[name])
-        if set(now.inner.answer_steps) - set(was.inner.answer_steps):
-            yield "inner.answer_steps: a further answer is scored from the first round on"
+        if set(_list_answers(now)) - set(_list_answers(was)):
+            yield "the answers of [inner]: a further one is scored from the first round on"
             return
         if _describe_optimizer(old[name], was) != _describe_optimizer(new[name], now):
             yield f"the optimizer of {name!r}, whose state another one cannot read"
             return
     if not other:
         yield from _find_other_states(before, after)
+
+
+def _find_other_keys(section: str, before: TrainerSettings, after: TrainerSettings) -> Iterator[str]:
+    """Yield the keys of a section that are different, without those that any restart may change."""
+    old, new, known = getattr(before, section), getattr(after, section), changeable_keys(before)[section]
+    for item in dataclasses.fields(old):
+        if item.name not in known and getattr(old, item.name) != getattr(new, item.name):
+            yield f"{section}.{item.name}"
+
+
+def _list_experts(settings: TrainerSettings) -> list[Any]:
+    """Return what decides which answers the pool weighs: the learners that are no shadows, and their answers."""
+    players = [one for one in list_learners(settings) if not one.shadow]
+    return [(one.name, _list_answers(override_settings(settings, one))) for one in players]
+
+
+def _list_answers(settings: TrainerSettings) -> list[str]:
+    """Return what says how many answers a learner gives after adapting."""
+    inner = settings.inner
+    rules = [f"{name}: {rule!r}" for name, rule in sorted(inner.answer_rules.items())]
+    return [*map(str, sorted(inner.answer_steps)), *sorted(inner.answer_heads), *rules]
 
 
 def _describe_optimizer(learner: LearnerSettings, settings: TrainerSettings) -> tuple[Any, ...]:
