@@ -150,6 +150,7 @@ PAIRS = [
     for outcome in OUTCOMES
     for learner in ((*learners_of(outcome), "ftml@1") if outcome in ALL_LEARNERS else ("ftml", "dp_mixture"))
 ]
+PAIRS += [("objective", "pool"), ("losses of the rows", "pool")]
 SECTIONS = """
 [inner]
 steps = 2
@@ -168,9 +169,9 @@ every_rounds = 5
 
 
 def write_config(folder: Path, outcome: str) -> Path:
-    """Write the configuration of a run with every learner."""
+    """Write the configuration of a run with every learner, and with their pool."""
     case, path = OUTCOMES[outcome], folder / "config.toml"
-    baselines = ", ".join(f'"{name}"' for name in learners_of(outcome) if name != "ftml")
+    baselines = ", ".join(f'"{name}"' for name in learners_of(outcome) if name not in ("ftml", "pool"))
     text = sinusoid_config(folder / "run", free_port(), sections=SECTIONS.format(baselines=baselines))
     text = text.replace('y = "real"\ny_shape = [1]', case.task).replace("outputs = 1", f"outputs = {case.outputs}")
     path.write_text(text.replace('loss = "mse"', case.model))
