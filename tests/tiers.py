@@ -13,7 +13,6 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_any_learner_that_leads_rolls_back_and_halves_its_rate": ("moml",),
     "test_a_replay_and_a_restart_keep_the_learners": NONE,
     # A race between settings.
-    "test_ranks_and_a_replay_obey_a_race_whatever_is_killed": NONE,
     "test_a_kill_in_a_race_changes_no_decision_and_no_bit": ("56",),
     "test_a_kill_before_a_decision_takes_effect_changes_nothing": NONE,
     "test_a_fork_begins_with_what_the_race_has_left": ("80-names1",),
