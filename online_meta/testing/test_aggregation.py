@@ -278,6 +278,23 @@ def test_adahedge_has_the_bound_of_its_paper_for_every_sequence():
         assert state["gap"].item() <= most, title
 
 
+def test_adahedge_has_a_bound_for_squared_losses_that_does_not_grow_with_the_rounds():
+    """Without the loss of the mixture, the weights change so slowly that the bound grows with the rounds."""
+    count, rounds, width = 4, 300, HIGH - LOW
+    aggregation, without = make("adahedge"), []
+    for title, sequence in sequences(count, rounds).items():
+        state, alone = aggregation.init(count), aggregation.init(count)
+        for point in sequence:
+            weights = aggregation.weights(state).tolist()
+            losses, loss = GAMES["exp_concave"](weights, point(weights) if callable(point) else point, 1.0)
+            state = aggregation.update(state, torch.tensor(losses, dtype=torch.float64), loss)
+            alone = aggregation.update(alone, torch.tensor(losses, dtype=torch.float64))
+            assert aggregation.regret(state) <= aggregation.bound(state) + ROUNDING, title
+        assert state["gap"].item() <= (2 * math.log(count) + 1) * width**2, title
+        without.append(alone["gap"].item())
+    assert max(without) > (2 * math.log(count) + 1) * width**2
+
+
 def test_fixed_share_is_bayes_rule_over_all_sequences_of_experts():
     rates, count, rounds, switches = (0.0, 0.1, 0.5), 3, 4, 2
     aggregation, losses = make("fixed_share", rates=rates, switches=switches), (rows(count, rounds) * 4).tolist()
