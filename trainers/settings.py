@@ -249,12 +249,13 @@ class PoolSettings:
 
     Attributes:
         aggregation: how the answers are weighted: "auto" is Bayes' rule for losses that are negative log-likelihoods,
-            and AdaHedge otherwise; or the name of an aggregation, such as "fixed_share" for streams whose best learner
-            changes, or "exp_concave" for squared losses in a known range. "none" is no pool. By default it is "auto",
-            or "none" if ``regret.baselines`` is [] and there is no ``[[learner]]`` table.
+            "tracking" for squared losses, and AdaHedge otherwise; or the name of an aggregation, such as "fixed_share"
+            for log-likelihoods on streams whose best learner changes, or "exp_concave" for squared losses in a known
+            range. "none" is no pool. By default it is "auto", or "none" if ``regret.baselines`` is [] and there is no
+            ``[[learner]]`` table.
         options: options of the aggregation, such as ``low`` and ``high`` of exp_concave.
-        clip_quantile: AdaHedge counts a loss as at most ``clip_factor`` times this quantile of the usual losses, which
-            are the medians over the learners, in the latest ``clip_rounds`` rounds.
+        clip_quantile: AdaHedge and tracking count a loss as at most ``clip_factor`` times this quantile of the usual
+            losses, which are the medians over the learners, in the latest ``clip_rounds`` rounds.
         clip_factor: see ``clip_quantile``.
         clip_rounds: see ``clip_quantile``.
     """

@@ -58,6 +58,9 @@ AGGREGATION, PLACE, LEAD = "aggregation", "place", "lead"
 Mixing = Literal["density", "mean", "draw"]
 """How answers become one: densities are averaged, outputs are averaged, or one answer is drawn."""
 
+AUTO: dict[Mixing, str] = {"density": "bayes", "mean": "tracking", "draw": "adahedge"}
+"""The aggregation by default. Learners get better as they learn, so that the best of them changes."""
+
 
 class PoolFigures(NamedTuple):
     """The pool in one round.
@@ -97,7 +100,8 @@ def choose_aggregation(
 
     Args:
         mixing: how answers become one.
-        name: of the registry; "auto" is "bayes" for densities, and "adahedge" otherwise.
+        name: of the registry; "auto" is "bayes" for densities, "tracking" for averaged outputs, whose loss is known,
+            and "adahedge" otherwise.
         options: of the aggregation.
         clipping: where losses are clipped that have no known range; losses of densities never are.
 
@@ -105,11 +109,11 @@ def choose_aggregation(
         ValueError: for an unknown name or option, or an aggregation whose theorem does not hold for this mixing.
     """
     options = dict(options or {})
-    name = ("bayes" if mixing == "density" else "adahedge") if name == "auto" else name
+    name = AUTO[mixing] if name == "auto" else name
     if mixing != "density" and name in ("bayes", "fixed_share"):
         raise ValueError(
-            f"{name} weights densities, and this loss is no density: choose adahedge, squint with the range of the "
-            "losses, or, for mse, exp_concave with the range of the targets"
+            f"{name} weights densities, and this loss is no density: choose adahedge, tracking, squint with the range "
+            "of the losses, or, for mse, exp_concave with the range of the targets"
         )
     if mixing != "mean" and name == "exp_concave":
         raise ValueError("exp_concave is for the squared loss: choose bayes for densities, or adahedge")
@@ -118,7 +122,7 @@ def choose_aggregation(
         made: Aggregation = build(**options)
     except TypeError as error:
         raise ValueError(f"options {options} do not fit the aggregation {name!r}: {error}") from error
-    if name == "adahedge" and mixing != "density":
+    if name in ("adahedge", "tracking") and mixing != "density":
         return clip_running(made, clipping)
     if name == "squint":
         return clip_to_range(made, options.get("low", 0.0), options.get("high", 1.0))

@@ -46,7 +46,14 @@ def _unit(weights, points, scale):
     return points[:-1], math.fsum(weight * point for weight, point in zip(weights, points[:-1], strict=True))
 
 
-GAMES = {"bayes": _log, "fixed_share": _log, "exp_concave": _squared, "adahedge": _linear, "squint": _unit}
+GAMES = {
+    "bayes": _log,
+    "fixed_share": _log,
+    "exp_concave": _squared,
+    "adahedge": _linear,
+    "tracking": _linear,
+    "squint": _unit,
+}
 """(weights, N + 1 points of [0, 1], scale) -> the losses of the experts, and that of their aggregate."""
 
 

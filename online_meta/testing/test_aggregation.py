@@ -295,6 +295,62 @@ def test_adahedge_has_a_bound_for_squared_losses_that_does_not_grow_with_the_rou
     assert max(without) > (2 * math.log(count) + 1) * width**2
 
 
+def test_tracking_has_the_bound_of_its_docstring_for_every_sequence_of_experts():
+    """A slow oracle: the shares by their definition, and the best sequence of experts by dynamic programming."""
+    count, rounds, rate = 3, 60, 0.1
+    aggregation = make("tracking", rate=rate)
+    for title, sequence in sequences(count, rounds, seed=1).items():
+        state, shares, gap, total, spent = aggregation.init(count), [1 / count] * count, 0.0, 0.0, 0.0
+        sums, best, switch = [0.0] * count, None, 0.0
+        for t, point in enumerate(sequence, 1):
+            weights = aggregation.weights(state).tolist()
+            losses, loss = GAMES["exp_concave"](weights, point(weights) if callable(point) else point, 1.0)
+            state = aggregation.update(state, torch.tensor(losses, dtype=torch.float64), loss)
+            before, sums = sums, [a + b for a, b in zip(sums, losses, strict=True)]
+            if gap:
+                eta = math.log(count) / gap
+                assert weights == pytest.approx(shares, abs=1e-9), title
+                least = min(losses)
+                posterior = [share * math.exp(-eta * (one - least)) for share, one in zip(shares, losses, strict=True)]
+                mix = least - math.log(sum(posterior)) / eta
+            else:
+                leaders = [one == min(before) for one in before]
+                assert weights == pytest.approx([led / sum(leaders) for led in leaders]), title
+                mix = min(sums) - min(before)
+            charged = min(loss, math.fsum(w * one for w, one in zip(weights, losses, strict=True)))
+            old, gap = gap, gap + max(charged - mix, 0.0)
+            total += loss
+            if gap:
+                eta, part = math.log(count) / gap, rate / (t + 1)
+                if old:
+                    tempered = softmax([old / gap * math.log(max(one, 1e-300)) for one in posterior])
+                else:
+                    tempered = softmax([-eta * (one - min(sums)) for one in sums])
+                shares = [(1 - part) * one + part / count for one in tempered]
+                spent += math.log(1 / (1 - part)) / eta
+            if best is None or not old:
+                best = [*sums]
+            else:
+                best = [min(stay, min(best) + switch) + one for stay, one in zip(best, losses, strict=True)]
+            switch = math.log(count / (rate / (t + 1))) * gap / math.log(count)
+            assert total <= min(best) + 2 * gap + spent + ROUNDING, title
+        assert aggregation.bound(state) == pytest.approx(2 * gap + spent)
+        assert aggregation.regret(state) == pytest.approx(total - min(sums), abs=1e-9)
+
+
+def test_tracking_follows_the_best_expert_when_it_changes():
+    lost = {}
+    for name in ("adahedge", "tracking"):
+        aggregation = make(name)
+        state, lost[name] = aggregation.init(3), 0.0
+        for t in range(200):
+            losses = torch.tensor([0.1, 0.9, 0.5] if t < 100 else [0.9, 0.1, 0.5], dtype=torch.float64)
+            lost[name] += float(aggregation.weights(state) @ losses)
+            state = aggregation.update(state, losses)
+    assert lost["tracking"] < 200 * 0.1 + 10
+    assert lost["adahedge"] > 200 * 0.1 + 50
+
+
 def test_fixed_share_is_bayes_rule_over_all_sequences_of_experts():
     rates, count, rounds, switches = (0.0, 0.1, 0.5), 3, 4, 2
     aggregation, losses = make("fixed_share", rates=rates, switches=switches), (rows(count, rounds) * 4).tolist()

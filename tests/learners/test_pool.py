@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import online_meta as om
-from online_meta.aggregation import adahedge
+from online_meta.aggregation import tracking
 from online_meta.aggregation._clipping import Clipping, clip_running
 from online_meta.batches import count_samples
 from online_meta.learners import PredictingLearner
@@ -81,11 +81,11 @@ def test_classes_are_mixed_by_bayes_rule_on_the_losses_of_earlier_rounds():
         assert figures[t].regret <= figures[t].bound
 
 
-def test_outputs_of_squared_loss_are_averaged_and_weighted_by_adahedge():
+def test_outputs_of_squared_loss_are_averaged_and_weighted_by_tracking():
     loss, tasks = of_numbers()
     functions = [lambda s, x: 0 * x[:, :2], lambda s, x: s.y.mean(0).expand(len(x), 2), lambda s, x: x[:, :2] * 3]
     losses, figures = play(pool_of(loss, functions), tasks)
-    aggregation = clip_running(adahedge.build(), Clipping())
+    aggregation = clip_running(tracking.build(), Clipping())
     state, total, cumulative = aggregation.init(3), 0.0, np.zeros(3)
     for t, task in enumerate(tasks):
         outputs = [one(task.support, task.query.x) for one in functions]

@@ -1,7 +1,7 @@
 """Run one learner on a stream of tasks in memory, for the tables that compare learners."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from online_meta.learners.ftml import FollowTheMetaLeader
 from online_meta.regret.ledger import MAIN_LEARNER, Comparator
 from online_meta.regret.scoring import score_task
 from online_meta.rules.adam import adam
-from online_meta.types import Learner, Meta, ReplayBuffer, Score, Task
+from online_meta.types import Learner, Meta, Score, Task
 from rich.progress import Progress
 from torch import Tensor, nn
 from trainers.build import build_context, build_learners
@@ -99,9 +99,7 @@ def play_stream(
         learner.learn(task)
         yield Round(learner, score, time.process_time() - began)
         if round == 0 and hasattr(learner, "task_sum"):
-            _find_plan(
-                PlanSelector({name: learner}, settings.engine, settings.meta.batch, programs, 0.0), context.buffer
-            )
+            find_plans(settings, {name: learner}, context, programs)
 
 
 class Training(NamedTuple):
@@ -171,8 +169,12 @@ def without_prefixes(settings: TrainerSettings) -> TrainerSettings:
     return replace(settings, regret=replace(settings.regret, prefixes=()))
 
 
-def _find_plan(plan_selector: PlanSelector, buffer: ReplayBuffer) -> None:
-    like = [buffer[0]]
+def find_plans(
+    settings: TrainerSettings, learners: Mapping[str, Learner], context: LearnerContext, programs: Path
+) -> None:
+    """Select execution plans for learners that sum meta-gradients, for tasks of the shape of the first one."""
+    plan_selector = PlanSelector(learners, settings.engine, settings.meta.batch, programs, 0.0)
+    like = [context.buffer[0]]
     plan_selector.find({}, like)
     plan_selector.wait()
     plan_selector.follow(plan_selector.find({}, like))

