@@ -56,6 +56,10 @@ class HasLearners(Protocol):
     def pool(self) -> PoolSettings:
         """The section [pool]."""
 
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """The keys, as "section.key", that the configuration leaves open."""
+
 
 Settings = TypeVar("Settings", bound=HasLearners)
 Section = TypeVar("Section", InnerSettings, MetaSettings)

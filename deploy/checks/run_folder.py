@@ -18,7 +18,13 @@ from streams.spec import TaskSpec, fits
 from trainers.checkpoint import CheckpointError, load_latest, read_latest_settings
 from trainers.journal.run_files import RunFiles
 from trainers.journal.tuning_log import settings_of_checkpoint
-from trainers.settings_fingerprint import SettingsChanged, adopt_defaults, check_same_settings, reproducibility_key
+from trainers.settings_fingerprint import (
+    Sections,
+    SettingsChanged,
+    adopt_defaults,
+    check_same_settings,
+    reproducibility_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +146,7 @@ def check_tasks(history: History, spec: TaskSpec, where: Path, advice: str = NEW
             )
 
 
-def adopt_run_defaults(config: Config, files: RunFiles) -> Config:
+def adopt_run_defaults(config: Sections, files: RunFiles) -> Sections:
     """Return the configuration with the values with which the run began, for the keys that it leaves open.
 
     A run so keeps its learners when a later version plays others by default.

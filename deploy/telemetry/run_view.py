@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.checks.run_folder import adopt_run_defaults
 from deploy.telemetry.calibration import CalibrationSums, count_bins
 from deploy.telemetry.efficiency import EfficiencySums
 from deploy.telemetry.pool import PoolSums, verdict_to_json
@@ -210,9 +211,10 @@ def open_view(files: RunFiles, config: HasLearners, scored: Scored | None = None
 
     Args:
         files: of the run.
-        config: of the run.
+        config: of the run; what it leaves open is as in the run.
         scored: what its rounds score; by default the learners' own answers, without figures of a distribution.
     """
+    config = adopt_run_defaults(config, files)
     learners, regret = list_learners(config), config.regret
     scored = scored or Scored(list_players(config))
     pool = POOL if has_pool(config) else None
