@@ -61,6 +61,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_killed_comparison_continues_to_the_same_bits": NONE,
     "test_a_killed_replay_fails_alone": NONE,
     "test_modules_next_to_two_configurations_may_have_one_name": NONE,
+    "test_each_stream_has_a_pool_of_learners_that_can_be_built": ("moml", "drifting"),
     "test_the_rows_of_a_stream": NONE,
     "test_the_first_table_is_made_of_replays": NONE,
     "test_a_failing_or_changed_configuration_costs_the_others_nothing": NONE,

@@ -21,6 +21,8 @@ RENDERERS = {
     "large_models": "benchmarks.large_models",
     "moml_protocol": "experiments.moml.page",
     "non_stationary": "experiments.non_stationary.page",
+    "pool": "experiments.pool.page",
+    "pool_cost": "experiments.pool_cost",
     "rainbow_protocol": "experiments.rainbow.page",
     "regression_streams": "experiments.regression.page",
     "regret_theory": "experiments.regret_theory",
