@@ -79,7 +79,7 @@ def create_fork(folder: Path, at: int, changes: Sequence[str], name: str | None 
         before = stages_of(folder, branches, branches.served)
         after = change_settings(settle_race(read_settings(parent.settings), parent, at), changes)
         if at:
-            _check_changes(settings_at(before, at), after, at)
+            _check_changes(settle_race(settings_at(before, at), parent, at), after, at)
         stages = (*(stage for stage in before if stage.first < at), Stage(at, after))
         recorded = tuple(RecordedStage(stage.first, dump_settings(stage.settings)) for stage in stages)
         fork = Fork(name, branches.served, at, tuple(changes), recorded, time.time())

@@ -52,7 +52,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that has learned the tasks sin-0 to sin-5. The tests share it and add tasks of their own."""
     folder = tmp_path_factory.mktemp("daemon")
     limits = f"limits = {{ body_bytes = {BODY_BYTES}, body_seconds = 4 }}\n"
-    with running_daemon(write_sinusoid(folder, limits)) as running:
+    with running_daemon(write_sinusoid(folder, f'answers = "ftml"\n{limits}')) as running:
         assert [answer.status_code for answer in running.submit(*range(6))] == [201] * 6
         running.wait_until_learned(6)
         yield running

@@ -20,6 +20,7 @@ COMMANDS = (
     "demo",
     "export",
     "fork",
+    "promote",
     "quarantine",
     "replay",
     "serve",

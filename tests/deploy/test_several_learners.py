@@ -55,7 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running_daemon(config) as daemon:
         assert [answer.status_code for answer in daemon.submit(*range(ROUNDS))] == [201] * ROUNDS
         status = daemon.wait_until_learned(ROUNDS)
-        assert (status["leader"], [*status["learners"]]) == ("leader", ["leader", "fast", "fast@1", "ftml"])
+        ladder = [f"ftml@{k}" for k in (0, 1, 5, 10, 20)]
+        answers = ["leader", "fast", "fast@1", "ftml", *ladder, "pool"]
+        assert (status["leader"], [*status["learners"]]) == ("leader", answers)
         assert {"fast", "fast@1", "ftml"} <= status["regret"].keys()
         series = daemon.client.get("/v1/regret").json()
         assert series["leader"] == "leader"

@@ -85,7 +85,8 @@ def find_restart(settings: TrainerSettings, files: RunFiles, rank_group: RankGro
     if rounds and rank_group.has_storage and checkpoint is None:
         checkpoint = load_checkpoint(files.checkpoints / str(rounds))
     made = read_decisions(files.tuning_log, settings) if rank_group.is_coordinator else []
-    decisions = [read_decision(line) for line in rank_group.broadcast([one._asdict() for one in made])]
+    logged = rank_group.broadcast({"decisions": [one._asdict() for one in made]})
+    decisions = [read_decision(line) for line in logged["decisions"]]
     if checkpoint is not None:  # A checkpoint is written before the decision that is made at its round.
         check_same_settings(
             checkpoint.settings, obey_decisions(settings, [one for one in decisions if one.round < rounds])
