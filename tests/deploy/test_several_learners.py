@@ -84,8 +84,8 @@ def test_every_figure_names_the_learner_that_leads(folder: Path) -> None:
     assert report["regret"]["fast"]["value"] == pytest.approx(own - other)
     page = (folder / "run" / "report.html").read_text()
     assert "<th>leader is</th>" in page
-    assert "leader against FTML: too early." in page
-    assert "leader against fast@1: too early." in page
+    assert "leader against fast with 1 step: too early." in page
+    assert "leader against pool: too early." in page
 
 
 def test_a_replay_and_a_restart_keep_the_learners(cli: Cli, folder: Path) -> None:

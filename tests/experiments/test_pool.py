@@ -40,11 +40,11 @@ def make_tasks(seed=0, rounds=ROUNDS):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def play_of_drifting(tmp_path_factory):
     return play(make_small_settings(0), make_tasks(), tmp_path_factory.mktemp("programs"), DEFAULTS)
 
 
-def test_the_pool_plays_with_all_and_a_second_pool_with_the_default_experts(played, tmp_path):
+def test_the_pool_plays_with_all_and_a_second_pool_with_the_default_experts(play_of_drifting, tmp_path):
     experts = [
         "ftml@0",
         "ftml@1",
@@ -55,21 +55,21 @@ def test_the_pool_plays_with_all_and_a_second_pool_with_the_default_experts(play
         "constant",
         "hierarchical_bayes",
     ]
-    assert {*played.losses} == {*experts, POOL, DEFAULTS_ONLY}
-    assert {*played.weights[POOL][0]} == {*experts}
-    assert {*played.weights[DEFAULTS_ONLY][0]} == {"ftml@0", "ftml@1", "ftml", "constant"}
-    for weights in (each for pool in played.weights.values() for each in pool):
+    assert {*play_of_drifting.losses} == {*experts, POOL, DEFAULTS_ONLY}
+    assert {*play_of_drifting.weights[POOL][0]} == {*experts}
+    assert {*play_of_drifting.weights[DEFAULTS_ONLY][0]} == {"ftml@0", "ftml@1", "ftml", "constant"}
+    for weights in (each for pool in play_of_drifting.weights.values() for each in pool):
         assert sum(weights.values()) == pytest.approx(1)
-    assert {len(each) for each in played.losses.values()} == {ROUNDS}
-    assert played.regret["regret"] <= played.regret["bound"]
-    assert {*played.seconds} == {"ftml", "more_steps", "constant", "hierarchical_bayes", POOL, DEFAULTS_ONLY}
+    assert {len(each) for each in play_of_drifting.losses.values()} == {ROUNDS}
+    assert play_of_drifting.regret["regret"] <= play_of_drifting.regret["bound"]
+    assert {*play_of_drifting.seconds} == {"ftml", "more_steps", "constant", "hierarchical_bayes", POOL, DEFAULTS_ONLY}
 
 
-def test_the_experts_lose_what_they_lose_alone(played, tmp_path):
+def test_the_experts_lose_what_they_lose_alone(play_of_drifting, tmp_path):
     settings = make_small_settings(0)
     for name in ("ftml", "hierarchical_bayes"):
         alone = [round.score.loss_after for round in play_stream(settings, name, make_tasks(), tmp_path)]
-        assert played.losses[name] == alone
+        assert play_of_drifting.losses[name] == alone
 
 
 def test_a_finished_run_is_loaded_and_summed_up(tmp_path, monkeypatch):
