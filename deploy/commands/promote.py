@@ -18,7 +18,7 @@ def command(run: Path, name: str, url: str | None, token_file: Path | None) -> N
     """Serve the fork NAME of RUN, or `main` again: every answer from now on is that of this branch.
 
     The event is durable in the history before it takes effect. A running daemon switches without a pause, and
-    the branch that it served before goes on in the background.
+    the previous branch continues in the background.
     """
     if url is not None:
         with daemon_client(url, token_file) as client:

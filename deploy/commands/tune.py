@@ -121,7 +121,7 @@ class Deadline(Event):
     """An event that is set at a time, too. Times are those of ``clock``, in seconds."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the event in so many ``seconds``."""
+        """Set the event after ``seconds``."""
         super().__init__()
         self.clock, self.at = clock, clock() + seconds
 

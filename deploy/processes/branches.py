@@ -323,7 +323,7 @@ class ForkSupervisor:
         return PairedLosses(files, (mine, theirs), self._branches.find_parting(name, served))
 
     def _move_processes(self) -> None:
-        """Give the served branch processes of a served one; the branch before it goes on in the background."""
+        """Give the served branch processes of a served one; the previous one continues in the background."""
         settled, before = self._settled, self._children["trainer"]
         name = settled.files.branch or MAIN
         with self._lock:

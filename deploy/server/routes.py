@@ -303,8 +303,8 @@ def list_forks(request: Request) -> dict[str, Any]:
 def promote_fork(request: Request, name: Annotated[str, Path(description="the branch to serve")]) -> Any:
     """Serve a fork, or `main` again: every answer from now on is that of this branch.
 
-    No request fails or waits meanwhile. The branch that was served goes on in the background. The event is durable when
-    the response is sent.
+    No request fails or waits meanwhile. The previously served branch continues in the background. The event is durable
+    when the response is sent.
     """
     state: DaemonState = request.app.state.daemon
     assert state.forks is not None
