@@ -23,10 +23,6 @@ class HasRace(HasLearners, Protocol):
     def race(self) -> tuple[str, ...]:
         """The answers that race."""
 
-    @property
-    def defaults(self) -> tuple[str, ...]:
-        """The keys that the configuration leaves open."""
-
 
 Raced = TypeVar("Raced", bound=HasRace)
 
