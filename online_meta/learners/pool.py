@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 import online_meta.aggregation
 import online_meta.learners
 from online_meta import registry
+from online_meta.aggregation import numbers
 from online_meta.aggregation._clipping import USUAL, Clipping, clip_running, clip_to_range
 from online_meta.answers import ALONE
 from online_meta.batches import empty_like, select_samples
@@ -199,7 +200,7 @@ class Pool(ScoredLearner):
     def state(self) -> State:
         """Return what each expert publishes, and the weights."""
         found = {f"{name}/{key}": value for name, one in self.experts.items() for key, value in one.state().items()}
-        return found | {WEIGHTS + name: _number(weight) for name, weight in self.weights().items()}
+        return found | {WEIGHTS + name: numbers(weight) for name, weight in self.weights().items()}
 
     def answers(self, state: State, support: Batch, x: Tensors) -> dict[str, Prediction]:
         """Return the mixture of the experts' answers, from what they and the pool have published; a pure function."""
@@ -273,7 +274,7 @@ class Pool(ScoredLearner):
         usual = math.fsum(share * losses[name] for name, share in shares.items()) / math.fsum(shares.values())
         charged = [losses.get(name, usual) for name in self._names]
         own = None if self._mixing == "draw" else loss
-        self._state = self._aggregation.update(self._state, torch.tensor(charged, dtype=torch.float64), own)
+        self._state = self._aggregation.update(self._state, numbers(charged), own)
         self._lead = [lead + (loss - one) for lead, one in zip(self._lead, charged, strict=True)]
         total = 1.0 if weights and len(awake) == len(self._names) else math.fsum(shares.values())
         return PoolFigures(
@@ -290,7 +291,7 @@ class Pool(ScoredLearner):
     def save(self, keep: TensorFilter | None = None) -> Params:
         """Return the names of the experts, the state of the aggregation, and how far the pool is behind each expert."""
         places = {name: torch.tensor(at) for at, name in enumerate(self._names)}
-        leads = {name: _number(lead) for name, lead in zip(self._names, self._lead, strict=True)}
+        leads = {name: numbers(lead) for name, lead in zip(self._names, self._lead, strict=True)}
         return copy_state({PLACE: places, LEAD: leads, AGGREGATION: self._state}, keep)
 
     def load(self, saved: Params, rounds: int) -> None:
@@ -336,10 +337,6 @@ def _draw(shares: Sequence[float], support: Batch, seed: int) -> int:
 
 def _is_finite(prediction: Prediction) -> bool:
     return all(bool(one.isfinite().all()) for part in prediction for one in tree_leaves(part.outputs))
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _select(named: Mapping[str, Tensor], prefix: str) -> Params:
