@@ -39,7 +39,8 @@ class Block(nn.Module):
         query, key, value = mixed.permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.out(attended.transpose(1, 2).reshape(size, length, width))
-        return x + self.down(F.gelu(self.up(self.before_mlp(x))))
+        added: Tensor = self.down(F.gelu(self.up(self.before_mlp(x))))
+        return x + added
 
 
 class Transformer(nn.Module):
@@ -56,4 +57,5 @@ class Transformer(nn.Module):
         x = self.embed(x) + self.position
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x).mean(1))
+        predicted: Tensor = self.head(self.norm(x).mean(1))
+        return predicted

@@ -104,7 +104,16 @@ def _make_sinusoid(steps: int) -> Work:
 
 
 def _make_conv4(
-    name: str, ways: int, shots: int, queries: int, tasks: int, timed: int, most: float, **more: object
+    name: str,
+    ways: int,
+    shots: int,
+    queries: int,
+    tasks: int,
+    timed: int,
+    most: float,
+    *,
+    rounds: int,
+    reference: str = "unrolled",
 ) -> Work:
     ours = "ours, loop"
     return Work(
@@ -121,7 +130,8 @@ def _make_conv4(
         partial(image_task, ways, shots, queries),
         (ours, "unrolled", "JAX"),
         (Goal(ours, "seconds", "unrolled", most), Goal(ours, "bytes", "unrolled", 0.5)),
-        **more,
+        rounds=rounds,
+        reference=reference,
     )
 
 
