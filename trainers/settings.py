@@ -177,9 +177,10 @@ class RegretSettings:
         level_margin: two learners count as level while the interval of their mean difference lies within this share of
             the other's mean loss.
         baselines: learners that play the same rounds, after those of the ``[[learner]]`` tables. If there are such
-            tables, the default is []; otherwise it is train_on_everything and from_scratch, and of the learners in
-            closed form constant, ridge_head, logistic_head, pooled_ridge and pooled_logistic those that can answer such
-            tasks.
+            tables, the default is []; otherwise it is from_scratch, and of the learners in closed form constant,
+            ridge_head, logistic_head, pooled_ridge, pooled_logistic and, for at most 64 inputs, hierarchical_bayes
+            those that can answer such tasks. This from_scratch makes 20 steps with lr = 0.003 for classes, and 50 with
+            lr = 0.01 otherwise, unless ``options`` has a table of its own for it.
         options: options of baselines, a table under the name of each.
         baseline_optimizer: what steps the baselines: "own" is the ``optimizer`` and ``lr`` of their options, so that
             those of [meta] change none of them; "meta" is that of [meta], as in runs of 0.1.0, which continue so.

@@ -21,8 +21,11 @@ NEW_SECTIONS = ("pool", "tuning")
 """The sections that 0.1.0 did not have: one at its defaults does not change the fingerprint."""
 
 
-DEFAULTED = ("inner.answer_steps", "pool.aggregation", "regret.baselines")
-"""The keys whose defaults follow from the rest of a configuration, and may be others in another version."""
+DEFAULTED = ("inner.answer_steps", "pool.aggregation", "regret.baselines", "regret.options.from_scratch")
+"""The keys whose defaults follow from the rest of a configuration, and may be others in another version.
+
+They are "section.key", or "section.key.entry" for an entry of a table.
+"""
 
 
 ADOPTED = "baseline_optimizer"
@@ -94,7 +97,7 @@ class HasSections(Protocol):
 
     @property
     def defaults(self) -> tuple[str, ...]:
-        """The keys, as "section.key"."""
+        """The keys, as in ``DEFAULTED``."""
 
 
 Sections = TypeVar("Sections", bound=HasSections)
@@ -108,19 +111,24 @@ def adopt_defaults(settings: Sections, recorded: dict[str, Any]) -> Sections:
     """
     found = {}
     for key in settings.defaults:
-        section, _, name = key.partition(".")
+        section, name, *entry = key.split(".", 2)
         default = getattr(type(getattr(settings, section))(), name)
         value = recorded.get(section, {}).get(name, default)
+        value = value.get(entry[0], {}) if entry else value
         found[key] = tuple(value) if isinstance(value, list) else value
     adopted: Sections = set_keys(settings, found)
     return adopted
 
 
 def set_keys(settings: Any, values: Mapping[str, Any]) -> Any:
-    """Return settings with other ``values`` of some keys, named "section.key"."""
+    """Return settings with other ``values`` of some keys, named as in ``DEFAULTED``; a table has no empty entries."""
     for key, value in values.items():
-        section, _, name = key.partition(".")
-        changed = dataclasses.replace(getattr(settings, section), **{name: value})
+        section, name, *entry = key.split(".", 2)
+        old = getattr(settings, section)
+        if entry:
+            others = {one: options for one, options in getattr(old, name).items() if one != entry[0]}
+            value = {**others, **({entry[0]: value} if value else {})}
+        changed = dataclasses.replace(old, **{name: value})
         settings = dataclasses.replace(settings, **{section: changed})
     return settings
 

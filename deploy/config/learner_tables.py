@@ -1,6 +1,7 @@
 """Read the ``[[learner]]`` tables, and find what is wrong in them."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
@@ -25,7 +26,7 @@ from trainers.learner_settings import (
     override_settings,
 )
 from trainers.seams import GRADIENT, LEARNERS, POSTERIOR, REPLAY, RULE, SCHEDULE, list_options
-from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, ModelSettings, RegretSettings
+from trainers.settings import InnerSettings, LearnerSettings, MetaSettings, ModelSettings
 from trainers.settings_fingerprint import DEFAULTED, set_keys
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -148,6 +149,15 @@ LADDER = (0, 1, 2, 5, 10, 20)
 """The numbers of inner steps after which each learner also answers by default, if there is a pool."""
 CHEAP = ("constant", "ridge_head", "logistic_head", "pooled_ridge", "pooled_logistic")
 """The learners in closed form that play by default where they can answer."""
+FEW_INPUTS = 64
+"""The largest number of inputs for which ``hierarchical_bayes`` plays by default: it takes 1 to 6 ms a round."""
+FROM_SCRATCH: dict[bool, dict[str, Any]] = {True: {"steps": 20, "lr": 0.003}, False: {"steps": 50, "lr": 0.01}}
+"""The options of *from scratch* by whether it tells classes apart, if it plays by default.
+
+They were chosen among 10 to 100 steps and rates of 0.002 to 0.03 on seeds 100 and 101 of the streams of
+docs/results/pool.md, which the page does not use. More steps would cost more than all other learners together, and are
+worse for classes.
+"""
 
 
 def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
@@ -157,15 +167,14 @@ def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
         config: as it was read.
         raw: what the file says.
     """
-    own = {key for key in DEFAULTED if key.partition(".")[2] in raw.get(key.partition(".")[0], {})}
+    own = {key for key in DEFAULTED if _says(raw, key)}
     named = [*(one.name for one in config.learner), *config.regret.baselines]
     alone = "regret.baselines" in own and not named
     chosen: dict[str, Any] = {"pool.aggregation": "none" if alone or POOL in named else "auto"}
     if not config.learner:
-        chosen["regret.baselines"] = (
-            *RegretSettings().baselines,
-            *_list_cheap_learners(config.task, config.model.loss),
-        )
+        chosen["regret.baselines"] = ("from_scratch", *_list_cheap_learners(config.task, config.model.loss))
+        if "regret.baselines" not in own:
+            chosen["regret.options.from_scratch"] = FROM_SCRATCH[config.task.y == "class"]
     pooled = (config.pool.aggregation if "pool.aggregation" in own else chosen["pool.aggregation"]) != "none"
     chosen["inner.answer_steps"] = tuple(k for k in LADDER if k != config.inner.steps) if pooled else ()
     free = {key: value for key, value in chosen.items() if key not in own}
@@ -174,7 +183,18 @@ def fill_defaults(config: Defaulted, raw: Mapping[str, Any]) -> Defaulted:
     return with_names
 
 
+def _says(raw: Mapping[str, Any], key: str) -> bool:
+    """Return whether a file has a value for a key that is named as in ``DEFAULTED``."""
+    *tables, name = key.split(".", 2)
+    found: Any = raw
+    for table in tables:
+        found = found.get(table, {}) if isinstance(found, Mapping) else {}
+    return isinstance(found, Mapping) and name in found
+
+
 def _list_cheap_learners(task: TaskSpec, loss: str) -> tuple[str, ...]:
     """Return the learners in closed form that play by default: those that can answer such tasks."""
     shape = TaskShape(loss, task.x_shape, task.x_dtype, task.y_shape)
-    return tuple(name for name in CHEAP if can_answer(name, shape))
+    few = min(task.x_shape, default=0) >= 0 and math.prod(task.x_shape) <= FEW_INPUTS
+    learners = (*CHEAP, "hierarchical_bayes") if few else CHEAP
+    return tuple(name for name in learners if can_answer(name, shape))

@@ -80,7 +80,7 @@ def enter_race(config: Raced, keys: Sequence[str]) -> Raced:
     found = [first, *(_answer_at(one, steps) for one in variants[1:])]
     race = tuple(one.name + suffix for one in found for suffix in ("", *(f"@{k}" for k in steps)))
     tables = (*found, *(one for one in others if one.name not in config.regret.baselines))
-    open_keys = tuple(key for key in config.defaults if key != "regret.baselines")
+    open_keys = tuple(key for key in config.defaults if not key.startswith("regret."))
     return dataclasses.replace(config, learner=tables, race=race, defaults=open_keys)  # type: ignore[type-var]
 
 

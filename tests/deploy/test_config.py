@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config.config import Config, read_config, read_settings, write_settings
+from deploy.config.config import Config, make_config, read_config, read_settings, write_settings
 from deploy.exits import ConfigError
 from online_meta.learners import MemoryReplayBuffer
 from tests.deploy.conftest import Cli
@@ -336,3 +336,29 @@ def test_learners_know_whether_labels_are_global(config: Path) -> None:
     for override, expected in (((), False), (("task.labels=global",), True)):
         settings = read_config(config, (*classes, *override)).trainer()
         assert build_context(settings, MemoryReplayBuffer()).global_labels is expected
+
+
+def make_small(inputs=1, regret=None, **task):
+    """Return the configuration of tasks with so many inputs, which leaves the learners open."""
+    model = {"build": "trainers.models:mlp", "args": {"inputs": inputs, "outputs": 5}, "loss": "mse"}
+    model |= {"loss": "cross_entropy"} if task else {}
+    task = {"x_shape": [inputs], **(task or {"y": "real", "y_shape": [5]})}
+    return make_config({"run": {"path": "runs/x"}, "task": task, "model": model, "regret": regret or {}}, "here.toml")
+
+
+def test_few_inputs_are_answered_by_the_hierarchical_model_and_from_scratch_makes_few_steps():
+    few, many = (make_small(inputs) for inputs in (64, 65))
+    cheap = ("from_scratch", "constant", "ridge_head", "pooled_ridge")
+    assert few.regret.baselines == (*cheap, "hierarchical_bayes")
+    assert few.regret.options == {"from_scratch": {"steps": 50, "lr": 0.01}}
+    assert many.regret.baselines == cheap
+    assert make_small(y="class", ways=5).regret.options == {"from_scratch": {"steps": 20, "lr": 0.003}}
+
+
+def test_options_of_from_scratch_of_ones_own_stay_as_they_are():
+    made = make_small(regret={"options": {"from_scratch": {"lr": 0.1}}})
+    assert made.regret.options == {"from_scratch": {"lr": 0.1}}
+    assert "regret.options.from_scratch" not in made.defaults
+    assert make_small(regret={"baselines": ["from_scratch"]}).regret.options == {}
+    other = make_small(regret={"options": {"constant": {}}})
+    assert other.regret.options["from_scratch"] == {"steps": 50, "lr": 0.01}

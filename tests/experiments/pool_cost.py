@@ -69,7 +69,10 @@ WORKS = {
     "sinusoid": Work(
         "Perceptron 1-40-40-1 on sinusoids",
         "sinusoid.toml",
-        ("regret.comparator=[]", f"regret.baselines={[*DEFAULTS[1:]]}", "regret.options={}"),
+        (
+            *("regret.comparator=[]", f"regret.baselines={[*DEFAULTS[1:]]}"),
+            "regret.options={ from_scratch = { steps = 50, lr = 0.01 } }",
+        ),
         0,
         18,
         3.0,

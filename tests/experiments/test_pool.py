@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from deploy.config.learner_tables import FROM_SCRATCH
 from online_meta.learners import MemoryReplayBuffer
 from trainers.build import build_context, build_learners
 from trainers.learner_settings import POOL
@@ -57,7 +58,13 @@ def test_the_pool_plays_with_all_and_a_second_pool_with_the_default_experts(play
     ]
     assert {*play_of_drifting.losses} == {*experts, POOL, DEFAULTS_ONLY}
     assert {*play_of_drifting.weights[POOL][0]} == {*experts}
-    assert {*play_of_drifting.weights[DEFAULTS_ONLY][0]} == {"ftml@0", "ftml@1", "ftml", "constant"}
+    assert {*play_of_drifting.weights[DEFAULTS_ONLY][0]} == {
+        "ftml@0",
+        "ftml@1",
+        "ftml",
+        "constant",
+        "hierarchical_bayes",
+    }
     for weights in (each for pool in play_of_drifting.weights.values() for each in pool):
         assert sum(weights.values()) == pytest.approx(1)
     assert {len(each) for each in play_of_drifting.losses.values()} == {ROUNDS}
@@ -180,13 +187,21 @@ def test_the_command_writes_the_page(tmp_path, monkeypatch):
     assert (tmp_path / "pool.png").exists()
 
 
+LEARNERS_OF = {
+    "conv4": ("constant", "ridge_head", "logistic_head"),
+    "sinusoid": ("constant", "ridge_head", "pooled_ridge", "hierarchical_bayes"),
+}
+
+
 def test_the_cost_is_that_of_what_plays_by_default():
     for name, work in pool_cost.WORKS.items():
         alone, pooled = (pool_cost.make_settings(work, kind) for kind in (pool_cost.ALONE, pool_cost.POOLED))
         assert (alone.pool.aggregation, alone.regret.baselines, alone.inner.answer_steps) == ("none", (), ())
         assert pooled.pool.aggregation == "auto"
         assert {*pooled.inner.answer_steps} | {pooled.inner.steps} >= {0, 1, 2, 5, 10, 20}
-        assert {"train_on_everything", "from_scratch", "constant", "ridge_head"} <= {*pooled.regret.baselines}
+        cheap = LEARNERS_OF[name]
+        assert pooled.regret.baselines == ("from_scratch", *cheap)
+        assert pooled.regret.options == {"from_scratch": FROM_SCRATCH[name == "conv4"]}
         assert len(work.make()) == work.rounds, name
 
 

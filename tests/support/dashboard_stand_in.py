@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -310,9 +311,10 @@ class Handler(BaseHTTPRequestHandler):
         if wanted is not None and self.headers.get("Authorization") != f"Bearer {wanted}":
             self.send(401, "application/json", b"{}")
         elif path == "/v1/status":
-            self.send(200, "application/json", json.dumps(self.daemon.status()).encode())
+            now = copy(self.daemon)  # A test may set the figures meanwhile.
+            self.send(200, "application/json", json.dumps(now.status()).encode())
         else:
-            ledger = self.daemon.ledger(int(query["from"][0]), int(query["points"][0]))
+            ledger = copy(self.daemon).ledger(int(query["from"][0]), int(query["points"][0]))
             self.send(200, "application/json", json.dumps(ledger).encode())
 
     def send(self, status: int, kind: str, body: bytes) -> None:

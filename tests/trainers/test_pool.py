@@ -120,8 +120,9 @@ def test_one_learner_called_pool_is_refused(tmp_path, history):
 
 
 def test_a_run_keeps_what_it_began_with_where_the_configuration_leaves_it_open():
-    open_keys = ("inner.answer_steps", "pool.aggregation", "regret.baselines")
-    old, new = reproducibility_key(SETTINGS), dataclasses.replace(POOLED, defaults=open_keys)
+    open_keys = ("inner.answer_steps", "pool.aggregation", "regret.baselines", "regret.options.from_scratch")
+    chosen = changed(POOLED, regret={"options": {"from_scratch": {"steps": 20}}})
+    old, new = reproducibility_key(SETTINGS), dataclasses.replace(chosen, defaults=open_keys)
     assert adopt_defaults(new, old) == dataclasses.replace(SETTINGS, defaults=open_keys)
     check_same_settings(old, new)
     before_the_pool = {section: keys for section, keys in old.items() if section != "pool"}

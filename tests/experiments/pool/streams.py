@@ -36,7 +36,7 @@ from trainers.settings import (
 LADDER = (0, 1, 2, 5, 10, 20)
 """The numbers of inner steps that learners answer after by default."""
 LINEAR = ("constant", "ridge_head", "pooled_ridge")
-"""The learners in closed form that play by default on regression."""
+"""The learners in closed form that play by default on regression with many inputs."""
 PLAYED = ("train_on_everything", "ftl_fine_tune", "from_scratch", "online_reptile", "aruba")
 """The learners of the table of regression streams that play in addition to FTML: its best ones, and its references."""
 RECENT = {"replay": "recent", "replay_options": {"window": WINDOW}}
@@ -148,8 +148,8 @@ def make_synthetic_tasks(name: str, seed: int, rounds: int) -> list[Task]:
     return [module.make_task(module.Settings(**options), seed, t) for t in range(rounds)]
 
 
-DEFAULTS = (MAIN_LEARNER, "train_on_everything", "from_scratch", *LINEAR)
-"""What plays by default on regression."""
+DEFAULTS = (MAIN_LEARNER, "from_scratch", *LINEAR, "hierarchical_bayes")
+"""What plays by default on regression with few inputs."""
 
 
 def _regress(about: str, name: str) -> Stream:
@@ -173,7 +173,7 @@ def _drift(about: str, name: str) -> Stream:
 
 
 STREAMS: dict[str, Stream] = {
-    "moml": Stream("Digits under a thousand transformations (MOML's protocol)", 400, make_digits, make_moml_settings),
+    "moml": Stream("Digits under a thousand transformations (MOML's protocol)", 1000, make_digits, make_moml_settings),
     "hsb": _hold_out("Held out: pupils of High School and Beyond", 158, make_hsb, HSB_INPUTS),
     "ratings": _hold_out("Held out: students who rate lecturers", 160, make_ratings, RATING_INPUTS),
     "schools_linear": _regress("Schools, linear model", "schools_linear"),
