@@ -1,7 +1,10 @@
 """The pages of docs/results agree with the code that renders them and with the commands that make them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -57,3 +60,24 @@ def test_make_experiments_runs_existing_modules():
     assert len(tables.split()) >= 10
     for table in tables.split():
         assert find_spec(f"tests.experiments.{table}"), table
+
+
+PROGRAM = """
+from pathlib import Path
+from tests.experiments.common.tables import run_rows
+
+def double(number):
+    return {"double": 2 * number}
+
+if __name__ == "__main__":
+    run_rows(2, double, [(3,), (4,)], lambda rows: Path("rows.txt").write_text(str(rows)))
+"""
+
+
+def test_a_package_that_is_run_as_a_program_has_its_rows_computed_in_other_processes(tmp_path):
+    (tmp_path / "doubling").mkdir()
+    (tmp_path / "doubling" / "__main__.py").write_text(PROGRAM)
+    folders = os.pathsep.join((str(tmp_path), str(ROOT)))
+    environment = {**os.environ, "PYTHONPATH": folders}
+    subprocess.run([sys.executable, "-m", "doubling"], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "rows.txt").read_text() == "[{'double': 6}, {'double': 8}]"

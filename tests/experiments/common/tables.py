@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,21 @@ def run_rows(jobs: int, run: Callable[..., Row], asked: Sequence[tuple[Any, ...]
     rows: dict[int, Row] = {}
     with Progress() as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         bar = progress.add_task("rows", total=len(asked))
+        run = _find_importable(run)
         places = {pool.submit(run, *arguments): place for place, arguments in enumerate(asked)}
         for future in as_completed(places):
             rows[places[future]] = future.result()
             progress.advance(bar)
             write([rows[place] for place in sorted(rows)])
+
+
+def _find_importable(run: Callable[..., Row]) -> Callable[..., Row]:
+    """Return the same function of a module that other processes can import, if it is of a package's ``__main__``."""
+    spec = sys.modules["__main__"].__spec__
+    if run.__module__ != "__main__" or spec is None:
+        return run
+    found: Callable[..., Row] = getattr(import_module(spec.name), run.__name__)
+    return found
 
 
 def read_command(module: str) -> str:
