@@ -121,7 +121,7 @@ The loss of the pool and of all its experts, on the tasks of the tables of singl
 before it is learned by any. An *expert* is an answer of a learner: `ftml@10` is FTML's after 10 inner steps, and
 `ftml@adam30` that after 30 steps of Adam. The *best expert* is the one with the least loss of the seed in hindsight.
 The pool is that of a run's defaults: Bayes' rule for cross-entropy, *tracking* for squared losses. *{DEFAULTS_ONLY}* is
-a second pool, of the learners that play by default: FTML, train on everything, from scratch and three closed forms.
+a second pool, of the learners that play by default: FTML, from scratch, three closed forms and the hierarchical model.
 Measured is the mean over the seeds ± standard error. A goal *holds* if it holds for the mean over the seeds; *in all*
 says that it holds for each of them. That squared losses are mixed by *tracking* was decided on seeds 100 and 101 of
 schools, drifting and heavy-tailed, which are not in the table.
