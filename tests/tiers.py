@@ -15,6 +15,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     # A race between settings.
     "test_a_kill_in_a_race_changes_no_decision_and_no_bit": ("56",),
     "test_a_kill_before_a_decision_takes_effect_changes_nothing": NONE,
+    "test_ranks_and_a_replay_obey_a_race_whatever_is_killed": NONE,
     "test_a_fork_begins_with_what_the_race_has_left": ("80-names1",),
     "test_what_is_served_is_what_is_scored_after_a_race": ("True",),
     "test_a_search_in_two_parts_tries_the_same": NONE,

@@ -150,11 +150,15 @@ PAIRS = [
     for outcome in OUTCOMES
     for learner in ((*learners_of(outcome), "ftml@1") if outcome in ALL_LEARNERS else ("ftml", "dp_mixture"))
 ]
+HEADS = ("mse", "cross_entropy")
+"""The outcomes that FTML also answers with another head on its leader's features."""
+PAIRS += [(outcome, "ftml@ridge_head") for outcome in HEADS]
 PAIRS += [("objective", "pool"), ("losses of the rows", "pool")]
 SECTIONS = """
 [inner]
 steps = 2
 answer_steps = [1]
+answer_heads = [{heads}]
 [meta]
 batch = 2
 [regret]
@@ -172,7 +176,8 @@ def write_config(folder: Path, outcome: str) -> Path:
     """Write the configuration of a run with every learner, and with their pool."""
     case, path = OUTCOMES[outcome], folder / "config.toml"
     baselines = ", ".join(f'"{name}"' for name in learners_of(outcome) if name not in ("ftml", "pool"))
-    text = sinusoid_config(folder / "run", free_port(), sections=SECTIONS.format(baselines=baselines))
+    heads = '"ridge_head"' if outcome in HEADS else ""
+    text = sinusoid_config(folder / "run", free_port(), sections=SECTIONS.format(baselines=baselines, heads=heads))
     text = text.replace('y = "real"\ny_shape = [1]', case.task).replace("outputs = 1", f"outputs = {case.outputs}")
     path.write_text(text.replace('loss = "mse"', case.model))
     return path
