@@ -25,6 +25,7 @@ from online_meta.types import (
     Batch,
     Component,
     Engine,
+    Learner,
     Meta,
     MetaGrad,
     Outcome,
@@ -34,7 +35,7 @@ from online_meta.types import (
     Tensors,
 )
 from streams.spec import DYNAMIC, TaskSpec, is_dynamic
-from trainers.build import build_learner, build_learners, build_loss, build_module, override_context
+from trainers.build import build_learner, build_learners, build_loss, build_module, build_pool, override_context
 from trainers.comparators import load_comparator
 from trainers.learner_settings import POOL, has_pool, list_learners, override_settings
 from trainers.memory_estimate import MemoryEstimate, estimate_memory
@@ -106,20 +107,24 @@ def list_scored(config: Config, context: LearnerContext) -> Scored:
     """
     settings, task = config.trainer(), make_synthetic_task(config.task, torch.device(config.engine.device))
     names: dict[str, None] = {}
+    made: dict[str, Learner] = {}
     for at, learner in enumerate(list_learners(settings)):
         own = ":" in learner.kind
         label = label_learner(at, learner.name) if at < len(settings.learner) else "regret" if own else "inner"
         suffixes: Iterable[str] = [""]
-        if at < len(settings.learner) or own or _answers_specially(settings.inner):
+        special = at < len(settings.learner) or own or _answers_specially(settings.inner)
+        if special or has_pool(settings):
             try:
-                suffixes = _try_answers(build_learner(settings, at, context), task)
+                made[learner.name] = build_learner(settings, at, context)
+                if special:
+                    suffixes = _try_answers(made[learner.name], task)
             except Exception as error:  # A user's model or learner may raise anything.
                 kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                 raise ConfigError(f"[{label}] {learner.name} cannot answer: {kind}{error}") from error
         names |= dict.fromkeys(learner.name + suffix for suffix in suffixes)
     if has_pool(settings):
         try:
-            build_learners(settings, context)
+            build_pool(settings, made, context)
         except ValueError as error:
             raise ConfigError(f"[pool] {error}") from error
         names[POOL] = None
