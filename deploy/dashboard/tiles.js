@@ -19,7 +19,7 @@ const ROWS = 4; // regrets in the tile; the table has all of them
 
 /** Fills all tiles. `ledger` is null until fetched; `names` has the daemon's learner first; `elapsed` is in seconds. */
 export function fillTiles({ status, ledger, names, kinds, looks, minor, elapsed }) {
-  fillRounds(status.rounds);
+  fillRounds(status);
   fillLoss(status, ledger, names[0]);
   fillAccuracy(status, names[0]);
   const order = [...kinds, ...names.filter((name) => !minor.has(name)), ...minor];
@@ -28,10 +28,11 @@ export function fillTiles({ status, ledger, names, kinds, looks, minor, elapsed 
   fillCheckpoint(status, elapsed);
 }
 
-function fillRounds({ ingested, learned, skipped }) {
+function fillRounds({ rounds: { ingested, learned, skipped }, last }) {
   fill("learned", formatCount(learned));
   const left = skipped ? `, ${formatCount(skipped)} skipped` : "";
-  fill("learned-note", `of ${formatCount(ingested)} ingested${left}`);
+  const entity = last?.entity == null ? "" : `; the last one of ${last.entity}`;
+  fill("learned-note", `of ${formatCount(ingested)} ingested${left}${entity}`);
   fillBar("learned", ingested ? (learned + (skipped ?? 0)) / ingested : 0);
 }
 

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
-from deploy.server import routes
+from deploy.server import entities, routes
 from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
 from deploy.server.origins import JSON_TYPES, TENSOR_TYPES, AllowedHosts, refuse_media_type
 from deploy.server.state import DaemonState
@@ -104,6 +104,7 @@ def create_app(state: DaemonState) -> FastAPI:
     # Adaptation is CPU work: concurrent requests must not occupy the threads that make tasks durable.
     app.state.adapting = CapacityLimiter(MAX_CONCURRENT_ADAPTATIONS)
     app.include_router(routes.router)
+    app.include_router(entities.router)
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)

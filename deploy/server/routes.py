@@ -15,6 +15,7 @@ from deploy.server.origins import TENSOR_TYPES
 from deploy.server.state import DaemonState, health_of, status_of
 from deploy.telemetry.health import list_failing
 from deploy.telemetry.series import regret_series
+from streams.entities import find_entity
 from streams.formats import wire
 from streams.history.errors import RoundDiscarded
 from streams.types import Arrival, Conflict, Rejected
@@ -201,13 +202,20 @@ async def adapt(request: Request) -> Response:
 def task_status(request: Request, id: str) -> Any:
     """Return the status of a task (pending, learned, skipped or quarantined), its round and its losses.
 
-    For a quarantined task, `reason` and `detail` say why. Its losses are null unless it was learned before.
+    If the id names the `entity` that the task belongs to, the answer does, too. For a quarantined task, `reason` and
+    `detail` say why. Its losses are null unless it was learned before.
     """
     state: DaemonState = request.app.state.daemon
     round = state.history.find(id)
     if round is None:
         return JSONResponse({"reason": "unknown_task", "detail": f"no task with the id {id!r} was accepted"}, 404)
     state.refresh()
+    entity = find_entity(id)
+    return {**describe_round(state, round), **({} if entity is None else {"entity": entity})}
+
+
+def describe_round(state: DaemonState, round: int) -> dict[str, Any]:
+    """Return the status of a round, its number and its losses; of a quarantined one, why it is."""
     line = state.view.round(round)
     quarantine = state.view.quarantine.by_round.get(round)
     status = "pending" if line is None else "skipped" if line["skipped"] else "learned"

@@ -132,3 +132,9 @@ def test_the_range_control_requests_the_last_rounds(visit: Open) -> None:
     shown.page.get_by_text("Last 1,000").click()
     expect(note).to_contain_text("means of 3 rounds")
     assert "from=305" in shown.asked("/v1/regret")[-1]
+
+
+def test_the_newest_rounds_entity_is_named(visit: Open) -> None:
+    daemon = Daemon(rounds=305)
+    daemon.extra = {"last": {**daemon.last(304), "entity": "Café 7"}}
+    visit(daemon).text("learned-note").to_have_text("of 312 ingested; the last one of Café 7")

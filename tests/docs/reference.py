@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from deploy import exits
 from deploy.cli import group
-from deploy.server import routes
+from deploy.server import entities, routes
 from deploy.server.app import OPEN_PATHS, OPEN_PREFIXES
 from deploy.telemetry import prometheus
 from deploy.telemetry.metrics import Metric
@@ -63,6 +63,8 @@ TAGS = {
     "Tasks": "Send tasks, and ask what became of them. [Serve a run](../how-to/serve.md#send-a-task) shows how to make "
     "a body, [Handle bad input](../how-to/bad-input.md) has the limits and all reasons for a refusal.",
     "Meta-parameters": "Use what the run has learned so far.",
+    "Entities": "A task may belong to an entity, such as a store or a patient: its id is then `SOURCE..KEY..AT`, where "
+    "bytes of the key other than ASCII letters, digits, `:` and `-` are written as `_` and two hexadecimal digits.",
     "The run": "Read the state of the run and its regret. [Watch a run](../how-to/watching.md) is about metrics, and "
     "[Health](../how-to/health.md) about the checks.",
     "Probes": "For a supervisor or a load balancer. `/healthz` needs no token. [Probes](../how-to/health.md#probes) "
@@ -217,12 +219,15 @@ def _openapi() -> dict[str, Any]:
     """Return the OpenAPI document of the daemon's routes, without a running daemon."""
     app = FastAPI(title="online-meta")
     app.include_router(routes.router)
+    app.include_router(entities.router)
     return app.openapi()
 
 
 def _tag_of(path: str) -> str:
     if path.startswith("/v1/tasks"):
         return "Tasks"
+    if path.startswith("/v1/entities"):
+        return "Entities"
     if path in ("/v1/adapt", "/v1/weights"):
         return "Meta-parameters"
     return "The run" if path.startswith("/v1/") else "Probes"

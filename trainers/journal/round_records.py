@@ -11,6 +11,7 @@ from online_meta.learners.pool import PoolFigures
 from online_meta.regret.ledger import LOSS_CAP, charge_for, is_finite_loss
 from online_meta.regret.scoring import points_needed
 from online_meta.types import Batch, Learned, Score, StepReport, Task
+from streams.entities import find_entity
 from trainers.journal.jsonl import Line
 from trainers.journal.quarantine import QUARANTINED, Quarantine
 
@@ -110,9 +111,7 @@ def make_round_records(
         learners = {name: _score_to_json(score, find_charge(own, loss_cap)) for name, score in own.items()}
         lines.append(
             {
-                "round": entry.round,
-                "id": entry.id,
-                "source": entry.source,
+                **_describe_entry(entry),
                 **{key: value for key, value in learners[leader].items() if key in LEADING_KEYS},
                 "replayed": len(learned.replayed) if last else 0,
                 "seconds": round(seconds / len(entries), 6),
@@ -145,9 +144,7 @@ def make_quarantine_record(entry: HistoryEntry, quarantine: Quarantine, idle_ste
         idle_steps: meta-steps on past rounds before it.
     """
     line: Line = {
-        "round": entry.round,
-        "id": entry.id,
-        "source": entry.source,
+        **_describe_entry(entry),
         "loss_before": None,
         "loss_after": None,
         "accuracy": None,
@@ -161,6 +158,13 @@ def make_quarantine_record(entry: HistoryEntry, quarantine: Quarantine, idle_ste
     if idle_steps:
         line["more_steps"] = [_step_to_json(step.norm, step.skipped) for step in idle_steps]
     return line
+
+
+def _describe_entry(entry: HistoryEntry) -> Line:
+    """Return what a record says of the round's task: its id, its source, and the entity if the id names one."""
+    entity = find_entity(entry.id)
+    named = {} if entity is None else {"entity": entity}
+    return {"round": entry.round, "id": entry.id, "source": entry.source, **named}
 
 
 def find_difference(before: Line, now: Line) -> str | None:
