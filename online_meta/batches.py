@@ -49,6 +49,16 @@ def name_tensors(name: str, tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensors} if isinstance(tensors, Tensor) else {f"{name}.{key}": one for key, one in tensors.items()}
 
 
+def as_named(tensors: Tensors) -> dict[str, Tensor]:
+    """Return the tensors by name; a single tensor has the name ""."""
+    return {"": tensors} if isinstance(tensors, Tensor) else tensors
+
+
+def from_named(named: dict[str, Tensor]) -> Tensors:
+    """Return the inverse of ``as_named``: the tensor whose name is "", or else all."""
+    return named.get("", named)
+
+
 def select_samples(batch: Batch, index: Any) -> Batch:
     """Return the samples at ``index``: a slice, or a tensor of positions."""
     return map_tensors(lambda tensor: tensor[index], batch)

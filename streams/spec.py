@@ -1,12 +1,14 @@
 """Define the shape of a run's tasks and the limits on arrivals."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Lt
 
 Dtype = Literal["uint8", "float16", "float32", "float64", "int64"]
-"""The dtypes of a sample ``x``."""
+"""The dtypes of an input."""
 
 Shape = tuple[Annotated[int, Ge(1)], ...]
 """The shape of one sample, without the leading sample dimension; () is a scalar."""
@@ -17,7 +19,66 @@ DYNAMIC = -1
 DynamicShape = tuple[Annotated[int, Ge(DYNAMIC)], ...]
 """A shape that may have dynamic dimensions."""
 
+Spec = TypeVar("Spec")
+
 DTYPES = ("uint8", "float16", "float32", "float64", "int64")
+
+
+IGNORED = -100
+"""The class of an entry that no loss and no metric counts, where a sample has several, such as pixels or tokens."""
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+"""A name of an input or a target, which is also a keyword of the model."""
+
+NAMES = 32
+"""The largest number of named inputs, and of named targets."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model that takes several.
+
+    Attributes:
+        shape: the shape of one sample; a batch has shape (n, *shape). A dimension of -1 is dynamic: any size of 1 or
+            more, equal for all samples of a task but possibly different between tasks.
+        dtype: the dtype that the input must have on arrival.
+
+    Raises:
+        ValueError: if a field is invalid.
+    """
+
+    shape: DynamicShape
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        object.__setattr__(self, "shape", _shape("shape", self.shape, DYNAMIC))
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One target of a task that has several.
+
+    Attributes:
+        kind: "class" (classes 0 .. ways - 1) or "real" (numbers, stored as float32).
+        ways: the number of classes; required if ``kind`` is "class", otherwise not allowed.
+        shape: the shape of one sample's target. Of classes, () is one class for a sample, and a dimension may be
+            dynamic (-1).
+
+    Raises:
+        ValueError: if a field is invalid.
+    """
+
+    kind: Literal["class", "real"] = "class"
+    ways: Annotated[int, Ge(1)] | None = None
+    shape: DynamicShape = ()
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        _check_target("kind", self.kind, self.ways)
+        object.__setattr__(self, "shape", _shape("shape", self.shape, DYNAMIC if self.kind == "class" else 1))
 
 
 @dataclass(frozen=True)
@@ -27,48 +88,81 @@ class TaskSpec:
     Attributes:
         x_shape: the shape of one sample ``x``; a batch has shape (n, *x_shape). A dimension of -1 is dynamic: any size
             of 1 or more, equal for all samples of a task but possibly different between tasks. ``Limits.elements``
-            bounds it.
+            bounds it. Required, unless the inputs have names.
         x_dtype: the dtype that ``x`` must have on arrival.
         y: "class" (labels 0 .. ways - 1) or "real" (regression targets, stored as float32).
         ways: the number of classes; required if ``y`` is "class", otherwise not allowed.
-        y_shape: the shape of one sample's ``y``; () for "class".
+        y_shape: the shape of one sample's ``y``. Of classes, () is one label for a sample; with a shape, such as
+            [28, 28], each entry has its class, a dimension may be dynamic (-1), and entries of class -100 do not count.
         query_share: the fraction of the support that is held out as the query set if a task has none, in (0, 1).
         labels: whether a class number means the same class in each task ("global"), or only within its task ("local").
             Tasks look the same either way. ``good_embedding`` makes use of it.
+        x: the inputs of a model that takes several, by the keywords with which it is called: tables ``[task.x.NAME]``
+            with a ``shape`` and a ``dtype``. ``x_shape`` and ``x_dtype`` are then left out.
+        targets: the targets of a loss that compares several, by name: tables ``[task.targets.NAME]`` with a ``kind``,
+            ``ways`` and a ``shape``. ``y``, ``ways`` and ``y_shape`` are then left out.
 
     Raises:
         ValueError: if a field is invalid; the message names the field, its value and what is allowed.
     """
 
-    x_shape: DynamicShape
+    x_shape: DynamicShape | None = None
     x_dtype: Dtype = "float32"
     y: Literal["class", "real"] = "class"
     ways: Annotated[int, Ge(1)] | None = None
-    y_shape: Shape = ()
+    y_shape: DynamicShape = ()
     query_share: Annotated[float, Gt(0), Lt(1)] = 0.5
     labels: Literal["local", "global"] = "local"
+    x: Mapping[str, InputSpec] = field(default_factory=dict, hash=False)
+    targets: Mapping[str, TargetSpec] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape, DYNAMIC))
-        object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape))
+        if self.x:
+            object.__setattr__(self, "x", _named("x", self.x))
+            if self.x_shape is not None or self.x_dtype != "float32":
+                raise ValueError(f"x names the inputs {', '.join(self.x)}: leave out x_shape and x_dtype")
+        elif self.x_shape is None:
+            raise ValueError(
+                "x_shape is missing, for example x_shape = [3, 28, 28], or a table [task.x.NAME] for each named input"
+            )
+        else:
+            object.__setattr__(self, "x_shape", _shape("x_shape", self.x_shape, DYNAMIC))
         if self.x_dtype not in DTYPES:
             raise ValueError(f"x_dtype is {self.x_dtype!r}; it must be one of {', '.join(DTYPES)}")
-        if self.y not in ("class", "real"):
-            raise ValueError(f"y is {self.y!r}; it must be 'class' (labels) or 'real' (regression targets)")
         if self.labels not in ("local", "global"):
             raise ValueError(f"labels is {self.labels!r}; it must be 'local' or 'global'")
-        if self.labels == "global" and self.y != "class":
-            raise ValueError("labels is 'global', but y is 'real': only classes have labels; omit labels")
         if not 0 < self.query_share < 1:
             raise ValueError(f"query_share is {self.query_share}; it must lie between 0 and 1, both excluded")
-        if self.y == "real" and self.ways is not None:
-            raise ValueError(f"ways is {self.ways}, but y is 'real': omit ways, or set y = 'class'")
-        if self.y == "class":
-            if not _is_count(self.ways):
-                raise ValueError(f"ways is {self.ways!r}; y = 'class' needs the number of classes, 1 or more")
-            if self.y_shape != ():
-                raise ValueError(f"y_shape is {self.y_shape}; a class label is a scalar, so it must be ()")
+        if self.targets:
+            object.__setattr__(self, "targets", _named("targets", self.targets))
+            if self.ways is not None or self.y_shape != ():
+                raise ValueError(f"targets names {', '.join(self.targets)}: leave out y, ways and y_shape")
+            object.__setattr__(self, "y", "real")  # No code may take named targets for labels.
+        else:
+            _check_target("y", self.y, self.ways)
+            object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape, DYNAMIC if self.y == "class" else 1))
+        if self.labels == "global" and self.y != "class":
+            raise ValueError("labels is 'global', but y is 'real': only classes have labels; omit labels")
+
+    def inputs(self) -> dict[str, InputSpec]:
+        """Return the inputs by name, in the order of the names; a single tensor has the name ""."""
+        return dict(self.x) if self.x_shape is None else {"": InputSpec(self.x_shape, self.x_dtype)}
+
+    def list_targets(self) -> dict[str, TargetSpec]:
+        """Return the targets by name, in the order of the names; a single tensor has the name ""."""
+        return dict(self.targets) or {"": TargetSpec(self.y, self.ways, self.y_shape)}
+
+    def has_open_dimensions(self) -> bool:
+        """Return whether the size of a task's samples may differ between tasks."""
+        shapes = [one.shape for one in self.inputs().values()] + [one.shape for one in self.list_targets().values()]
+        return any(map(is_dynamic, shapes))
+
+    def require_single_input(self, what: str) -> tuple[int, ...]:
+        """Return ``x_shape``; raise ``ValueError`` that says that ``what`` takes no named inputs."""
+        if self.x_shape is None or self.targets:
+            raise ValueError(f"{what} takes tasks of one tensor x and one tensor y, not named inputs or targets")
+        return self.x_shape
 
 
 @dataclass(frozen=True)
@@ -129,9 +223,10 @@ def require_same(given: TaskSpec, offered: TaskSpec, kind: str) -> None:
     Raises:
         ValueError: if a field differs; the message names the first such field and both values.
     """
-    for name in ("x_shape", "x_dtype", "y", "ways", "y_shape"):
+    for name in ("x_shape", "x_dtype", "y", "ways", "y_shape", "x", "targets"):
         found, expected = getattr(given, name), getattr(offered, name)
-        if found != expected and not (name == "x_shape" and fits(expected, found)):
+        open_size = name == "x_shape" and found is not None and expected is not None and fits(expected, found)
+        if found != expected and not open_size:
             raise ValueError(
                 f"the {kind!r} source generates tasks with {name} = {expected!r}, but the run expects {found!r}"
             )
@@ -142,6 +237,11 @@ def is_dynamic(shape: tuple[int, ...]) -> bool:
     return DYNAMIC in shape
 
 
+def join_name(part: str, name: str) -> str:
+    """Return the name of a tensor on the wire: "support_x" for "support_x" and "", "support_x.NAME" with a name."""
+    return f"{part}.{name}" if name else part
+
+
 def fits(shape: tuple[int, ...], spec: tuple[int, ...]) -> bool:
     """Return whether a sample's shape matches ``spec``; a dynamic dimension matches any size of 1 or more."""
     pairs = zip(shape, spec, strict=False)
@@ -150,12 +250,35 @@ def fits(shape: tuple[int, ...], spec: tuple[int, ...]) -> bool:
     )
 
 
+def _check_target(what: str, kind: str, ways: object) -> None:
+    if kind not in ("class", "real"):
+        raise ValueError(f"{what} is {kind!r}; it must be 'class' (labels) or 'real' (regression targets)")
+    if kind == "real" and ways is not None:
+        raise ValueError(f"ways is {ways}, but {what} is 'real': omit ways, or set {what} = 'class'")
+    if kind == "class" and not _is_count(ways):
+        raise ValueError(f"ways is {ways!r}; {what} = 'class' needs the number of classes, 1 or more")
+
+
+def _named(what: str, given: Mapping[str, Spec]) -> dict[str, Spec]:
+    """Return a copy in the order of the names, which is that of the tensors of all tasks."""
+    for name in given:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{what} has the name {name!r}; it must be letters, digits and _, such as tokens")
+    if len(given) > NAMES:
+        raise ValueError(f"{what} has {len(given)} names; at most {NAMES} are accepted")
+    return dict(sorted(given.items()))
+
+
 def _is_count(value: object, minimum: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def _shape(name: str, value: object, allowed: int = 1) -> tuple[int, ...]:
     if not isinstance(value, tuple | list) or not all(_is_count(size) or (size == allowed) for size in value):
+        if name == "y_shape" and isinstance(value, tuple | list):
+            for at, size in enumerate(value):
+                if isinstance(size, int) and size < 1 and size != allowed:
+                    raise ValueError(f"{name}[{at}] = {size!r}: must be at least 1")
         any_size = f" ({allowed} for any size)" if allowed == DYNAMIC else ""
         expected = f"it must be whole numbers of 1 or more{any_size}, such as (3, 28, 28), or ()"
         raise ValueError(f"{name} is {value!r}; {expected}")

@@ -15,7 +15,7 @@ from deploy.config.learner_tables import label_learner
 from deploy.exits import ConfigError
 from deploy.telemetry.run_view import Scored
 from online_meta import registry
-from online_meta.batches import count_samples, map_tensors, name_tensors
+from online_meta.batches import count_samples, from_named, map_tensors, name_tensors
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
 from online_meta.outcomes import LossFunction, describe_shape
@@ -34,7 +34,7 @@ from online_meta.types import (
     Task,
     Tensors,
 )
-from streams.spec import DYNAMIC, TaskSpec, is_dynamic
+from streams.spec import DYNAMIC, InputSpec, TargetSpec, TaskSpec
 from trainers.build import build_learner, build_learners, build_loss, build_module, build_pool, override_context
 from trainers.comparators import load_comparator
 from trainers.learner_settings import POOL, has_pool, list_learners, override_settings
@@ -223,9 +223,8 @@ def _model_error_context(config: Config) -> Iterator[None]:
         raise
     except Exception as error:  # A user's model may raise anything.
         raise ConfigError(
-            f"[model] {config.model.build} with loss {config.model.loss!r} does not accept a task of x_shape "
-            f"{config.task.x_shape}{format_open_dimensions(config.task)}, x_dtype {config.task.x_dtype}, "
-            f"y {config.task.y!r}: "
+            f"[model] {config.model.build} with loss {config.model.loss!r} does not accept a task of "
+            f"{_describe_inputs(config.task)}, y {config.task.y!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -308,9 +307,18 @@ def _check_comparator(kind: str, context: LearnerContext, task: Task) -> None:
         raise ConfigError(f"[regret] comparator = {kind!r}: {error}") from error
 
 
+def _describe_inputs(spec: TaskSpec) -> str:
+    """Return the shapes and dtypes of the inputs as text."""
+    tried = format_open_dimensions(spec)
+    if spec.x_shape is not None:
+        return f"x_shape {spec.x_shape}{tried}, x_dtype {spec.x_dtype}"
+    each = (f"{name} of shape {given.shape} and dtype {given.dtype}" for name, given in spec.x.items())
+    return f"the inputs {', '.join(each)}{tried}"
+
+
 def format_open_dimensions(spec: TaskSpec) -> str:
     """Return a remark on the size of open dimensions in a synthetic task; "" if there are none."""
-    return f" (tried with {OPEN_SIZE} for each -1)" if is_dynamic(spec.x_shape) else ""
+    return f" (tried with {OPEN_SIZE} for each -1)" if spec.has_open_dimensions() else ""
 
 
 def make_synthetic_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> Task:
@@ -324,16 +332,24 @@ def make_synthetic_task(spec: TaskSpec, device: torch.device, seed: int = 0) -> 
         seed: of the random numbers.
     """
     random = torch.Generator().manual_seed(seed)
-    numbers = {"uint8": 256, "int64": 2}.get(spec.x_dtype, 1)
-    sizes = [OPEN_SIZE if size == DYNAMIC else size for size in spec.x_shape]
+
+    def size_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (SAMPLES, *(OPEN_SIZE if size == DYNAMIC else size for size in shape))
+
+    def draw_input(given: InputSpec) -> Tensor:
+        numbers = {"uint8": 256, "int64": 2}.get(given.dtype, 1)
+        values = numbers * torch.rand(size_of(given.shape), generator=random)
+        return values.to(getattr(torch, given.dtype)).to(device)
+
+    def draw_target(target: TargetSpec) -> Tensor:
+        if target.kind == "class":
+            return torch.randint(target.ways or 1, size_of(target.shape), generator=random).to(device)
+        return torch.randn(size_of(target.shape), generator=random).to(device)
 
     def batch() -> Batch:
-        x = (numbers * torch.rand((SAMPLES, *sizes), generator=random)).to(getattr(torch, spec.x_dtype))
-        if spec.y == "class":
-            y = torch.randint(spec.ways or 1, (SAMPLES,), generator=random)
-        else:
-            y = torch.randn((SAMPLES, *spec.y_shape), generator=random)
-        return Batch(x.to(device), y.to(device))
+        x = {name: draw_input(given) for name, given in spec.inputs().items()}
+        y = {name: draw_target(target) for name, target in spec.list_targets().items()}
+        return Batch(from_named(x), from_named(y))
 
     return Task(batch(), batch())
 
@@ -360,7 +376,7 @@ def format_memory(config: Config, context: LearnerContext, example: Task | None)
         key=lambda estimate: estimate.peak,
     )
     note = "" if example else f", a synthetic task because no task is known yet{format_open_dimensions(config.task)}"
-    varying = "; larger ones need more" if is_dynamic(config.task.x_shape) else ""
+    varying = "; larger ones need more" if config.task.has_open_dimensions() else ""
     return (
         f"{_format_bytes(found.peak)} per rank at its peak, estimated; excludes the process itself; for tasks of "
         f"{count_samples(task.support)} + {count_samples(task.query)} samples{note}{varying}"

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from deploy.config.config import Config, HistorySettings, read_settings
 from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
-from online_meta.batches import only_tensor
+from online_meta.batches import as_named
+from online_meta.types import Batch
 from streams.history.archive.archive import Archive
 from streams.history.archive_index import ARCHIVE_FOLDER, Location, open_store_at, record_location
 from streams.history.errors import ArchiveMoved, HistoryBusy, HistoryFormatError, HistoryFull
@@ -132,18 +133,30 @@ def check_tasks(history: History, spec: TaskSpec, where: Path, advice: str = NEW
     if not len(history):
         return
     # Retention never removes the newest round.
-    x, y = (only_tensor(part) for part in history[len(history) - 1].support)
-    found = {
-        "x_shape": tuple(x.shape[1:]),
-        "x_dtype": str(x.dtype).removeprefix("torch."),
-        "y": "real" if y.dtype.is_floating_point else "class",
-        "y_shape": tuple(y.shape[1:]),
-    }
-    for name, value in found.items():
-        if getattr(spec, name) != value and not (name == "x_shape" and fits(tuple(x.shape[1:]), spec.x_shape)):
-            raise ConfigError(
-                f"[task] {name} = {getattr(spec, name)!r}, but the tasks in {where} have {value!r}: {advice}"
-            )
+    support = history[len(history) - 1].support
+    for (place, name), expected, value in _compare_tensors(support, spec):
+        open_size = isinstance(expected, tuple) and isinstance(value, tuple) and fits(value, expected)
+        if expected != value and not open_size:
+            raise ConfigError(f"[{place}] {name} = {expected!r}, but the tasks in {where} have {value!r}: {advice}")
+
+
+def _compare_tensors(support: Batch, spec: TaskSpec) -> Iterator[tuple[tuple[str, str], object, object]]:
+    """Yield the section and key, the value that ``spec`` has, and that of the samples."""
+    x, y = as_named(support.x), as_named(support.y)
+    if list(x) != list(spec.inputs()):
+        yield ("task", "x"), list(spec.x), list(x) if "" not in x else []
+        return
+    if list(y) != list(spec.list_targets()):
+        yield ("task", "targets"), list(spec.targets), list(y) if "" not in y else []
+        return
+    for name, given in spec.inputs().items():
+        place, shape, dtype = (f"task.x.{name}", "shape", "dtype") if name else ("task", "x_shape", "x_dtype")
+        yield (place, shape), given.shape, tuple(x[name].shape[1:])
+        yield (place, dtype), given.dtype, str(x[name].dtype).removeprefix("torch.")
+    for name, target in spec.list_targets().items():
+        place, kind, shape = (f"task.targets.{name}", "kind", "shape") if name else ("task", "y", "y_shape")
+        yield (place, kind), target.kind, "real" if y[name].dtype.is_floating_point else "class"
+        yield (place, shape), target.shape, tuple(y[name].shape[1:])
 
 
 def adopt_run_defaults(config: Sections, files: RunFiles) -> Sections:

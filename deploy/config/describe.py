@@ -23,6 +23,9 @@ from trainers.seams import GRADIENT, LEARNERS, POSTERIOR, REPLAY, RULE, SCHEDULE
 from trainers.settings import CHANGEABLE, InnerSettings, LearnerSettings, MetaSettings, TrainerSettings
 from trainers.settings_fingerprint import DEFAULTED
 
+ANY_NAME = "NAME"
+"""What stands for a name of the user's own in the name of a section, such as "task.x.NAME"."""
+
 INTERNAL = {"internal": True}
 """Metadata of a field that is no key of the configuration file."""
 
@@ -99,6 +102,13 @@ def list_sections(kind: type[Any]) -> Iterator[tuple[str, type[Any], list[Key]]]
             yield from _walk(item.name, types[item.name])
 
 
+def find_named_type(kind: Any) -> type[Any] | None:
+    """Return the dataclass of the tables that a mapping has by name; None for a field of another type."""
+    inside = get_args(kind)
+    found = get_origin(kind) is Mapping and len(inside) == 2 and is_dataclass(inside[1])
+    return inside[1] if found else None
+
+
 def list_keys(kind: type[Any], section: str) -> list[Key]:
     """List the keys of the dataclass ``kind`` of a ``section``, without those that are tables of their own."""
     types, texts = get_type_hints(kind, include_extras=True), describe_fields(kind)
@@ -112,7 +122,9 @@ def list_keys(kind: type[Any], section: str) -> list[Key]:
             item.metadata.get(CHANGEABLE, False) if section in DECIDING else None,
         )
         for item in fields(kind)
-        if not is_dataclass(types[item.name]) and not item.metadata.get("internal")
+        if not is_dataclass(types[item.name])
+        and find_named_type(types[item.name]) is None
+        and not item.metadata.get("internal")
     ]
 
 
@@ -172,13 +184,14 @@ def make_example(kind: type[Any]) -> str:
     """Return a complete TOML file: what is required, and every other key as a comment with its default."""
     lines = ["# A complete configuration. A line `# key = value` shows a default.", ""]
     for section, table, keys in list_sections(kind):
-        lines += [*(f"# {line}" for line in _wrap(_first_sentence(table))), f"[{section}]"]
+        named = section.endswith(f".{ANY_NAME}")  # There is no such table unless the user writes one.
+        lines += [*(f"# {line}" for line in _wrap(_first_sentence(table))), f"{'# ' if named else ''}[{section}]"]
         for key in keys:
             wanted = EXAMPLE_VALUES.get(f"{section}.{key.name}")
             lines += [f"# {line}" for line in _wrap(f"{key.description} ({key.type})".replace("``", "`"))]
             value = format_toml(wanted) if wanted is not None else key.default
             mark = "" if wanted is not None else "# "
-            lines += [f"{mark}{key.name} = {value}" if value else f"# {key.name} is not set"]
+            lines += [f"{mark}{key.name} = {value}" if value and not named else f"# {key.name} is not set"]
         lines.append("")
     lines += [
         "# Learners that play side by side, by default FTML and the baselines of [regret], are tables of their own:"
@@ -216,6 +229,8 @@ def _walk(section: str, kind: type[Any]) -> Iterator[tuple[str, type[Any], list[
     for item in fields(kind):
         if is_dataclass(types[item.name]):
             yield from _walk(f"{section}.{item.name}", types[item.name])
+        elif named := find_named_type(types[item.name]):
+            yield from _walk(f"{section}.{item.name}.{ANY_NAME}", named)
 
 
 def _describe_bound(note: Any) -> str:

@@ -194,6 +194,8 @@ def _says(raw: Mapping[str, Any], key: str) -> bool:
 
 def _list_cheap_learners(task: TaskSpec, loss: str) -> tuple[str, ...]:
     """Return the learners in closed form that play by default: those that can answer such tasks."""
+    if task.x_shape is None or task.targets:
+        return ()
     shape = TaskShape(loss, task.x_shape, task.x_dtype, task.y_shape)
     few = min(task.x_shape, default=0) >= 0 and math.prod(task.x_shape) <= FEW_INPUTS
     learners = (*CHEAP, "hierarchical_bayes") if few else CHEAP

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_origin, get_type_hints
 
-from deploy.config.describe import EXAMPLES, LONE_NUMBERS
+from deploy.config.describe import EXAMPLES, LONE_NUMBERS, find_named_type
 from online_meta import registry
 
 MESSAGE_REWRITES = {
@@ -40,11 +40,21 @@ def find_unknown_keys(kind: Any, raw: dict[str, Any], section: str, more: tuple[
             problems.append(f"{what}: {registry.nearest(key, [*known, *more])}")
         elif dataclasses.is_dataclass(types[key]):
             inside = f"{section}.{key}" if section else key
-            if isinstance(value, dict):
-                problems += find_unknown_keys(types[key], value, inside)
-            else:
-                problems.append(f"{inside} = {format_value(value)}: it must be a table, [{inside}]")
+            problems += _find_unknown_inside(types[key], value, inside)
+        elif (named := find_named_type(types[key])) is not None:
+            inside = f"{section}.{key}"
+            if not isinstance(value, dict):
+                problems.append(f"{inside} = {format_value(value)}: it must be tables, [{inside}.NAME]")
+                continue
+            for name, table in value.items():
+                problems += _find_unknown_inside(named, table, f"{inside}.{name}")
     return problems
+
+
+def _find_unknown_inside(kind: Any, value: Any, inside: str) -> list[str]:
+    if isinstance(value, dict):
+        return find_unknown_keys(kind, value, inside)
+    return [f"{inside} = {format_value(value)}: it must be a table, [{inside}]"]
 
 
 def find_nonfinite_numbers(raw: Any, place: tuple[str | int, ...] = ()) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Read a task from an Arrow IPC file with one row per sample.
 
-The columns are ``x``, ``y`` and, optionally, ``query`` (boolean). ``x`` and ``y`` hold numbers, fixed-size lists of
+The columns are ``x`` and ``y`` (of named inputs and targets ``x.NAME`` and ``y.NAME``) and, optionally, ``weight`` and
+``query`` (boolean). ``x`` and ``y`` hold numbers, fixed-size lists of
 numbers (nested, for more dimensions) or fixed-shape tensors. A flat list is reshaped to the sample shape of the run's
 configuration. Rows whose ``query`` is true form the query set, all others the support set.
 """
@@ -12,18 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streams.formats.safetensors_header import Array
-from streams.spec import TaskSpec, is_dynamic
+from streams.spec import TaskSpec, is_dynamic, join_name
 from streams.types import Rejected
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAGIC = b"ARROW1\x00\x00"
-_COLUMNS = ("x", "y", "query")
+_OPTIONAL = ("weight", "query")
 
 
 def read_arrow(data: bytes, spec: TaskSpec) -> dict[str, Array]:
-    """Return the arrays support_x, support_y and, if the file has a column ``query``, query_x and query_y.
+    """Return the arrays support_x, support_y and so on and, if the file has a column ``query``, those of the query.
 
     Args:
         data: the bytes of the file. Compressed buffers are rejected, so the arrays are no larger than the file.
@@ -40,19 +41,23 @@ def read_arrow(data: bytes, spec: TaskSpec) -> dict[str, Array]:
         import pyarrow as pa
     except ImportError as error:
         raise ImportError("Arrow files need pyarrow: pip install 'online-meta[arrow]'") from error
+    shapes = {join_name("x", name): one.shape for name, one in spec.inputs().items()}
+    shapes |= {join_name("y", name): one.shape for name, one in spec.list_targets().items()}
     try:
-        columns = _read_columns(data)
+        columns = _read_columns(data, (*shapes,))
     except (pa.ArrowException, struct.error, ValueError, TypeError, KeyError, MemoryError, OSError) as error:
         raise _unreadable(str(error)[:200]) from error
-    x = _shaped("x", columns["x"], spec.x_shape)
-    y = _shaped("y", columns["y"], spec.y_shape)
+    arrays = {name: _shaped(name, columns[name], shape) for name, shape in shapes.items()}
+    if "weight" in columns:
+        arrays["weight"] = columns["weight"].astype(np.float32)
     if "query" not in columns:
-        return {"support_x": x, "support_y": y}
+        return {f"support_{name}": values for name, values in arrays.items()}
     query = columns["query"].astype(bool)
-    return {"support_x": x[~query], "support_y": y[~query], "query_x": x[query], "query_y": y[query]}
+    parts = (("support", ~query), ("query", query))
+    return {f"{part}_{name}": values[rows] for part, rows in parts for name, values in arrays.items()}
 
 
-def _read_columns(data: bytes) -> dict[str, Array]:
+def _read_columns(data: bytes, required: tuple[str, ...]) -> dict[str, Array]:
     """Return the values of each column, of shape (rows, ...), concatenated over all record batches."""
     import pyarrow as pa
 
@@ -63,7 +68,7 @@ def _read_columns(data: bytes) -> dict[str, Array]:
     if first is None or first.type != "schema":
         raise _unreadable("it does not begin with a schema")
     schema = pa.ipc.read_schema(first)
-    _check_names(schema.names)
+    _check_names(schema.names, required)
     parts: dict[str, list[Array]] = {name: [] for name in schema.names}
     while (message := _next_message(messages)) is not None:
         if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
@@ -72,7 +77,7 @@ def _read_columns(data: bytes) -> dict[str, Array]:
         batch.validate(full=True)
         for name in schema.names:
             parts[name].append(_values(name, batch.column(name)))
-    if not parts["x"]:
+    if not parts[required[0]]:
         raise _unreadable("it has no record batch")
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
@@ -84,14 +89,15 @@ def _next_message(messages: "pa.ipc.MessageReader") -> "pa.ipc.Message | None":
         return None
 
 
-def _check_names(names: list[str]) -> None:
+def _check_names(names: list[str], required: tuple[str, ...]) -> None:
     for name in names:
-        if name not in _COLUMNS or names.count(name) > 1:
-            detail = f"unexpected or repeated column {name[:80]!r}; the columns are {', '.join(_COLUMNS)}, each once"
+        if name not in required + _OPTIONAL or names.count(name) > 1:
+            columns = ", ".join(required + _OPTIONAL)
+            detail = f"unexpected or repeated column {name[:80]!r}; the columns are {columns}, each once"
             raise Rejected("unknown_tensor", detail)
-    for name in ("x", "y"):
+    for name in required:
         if name not in names:
-            raise Rejected("missing_tensor", f"the column {name!r} is missing; x and y are required")
+            raise Rejected("missing_tensor", f"the column {name!r} is missing; {' and '.join(required)} are required")
 
 
 def _is_compressed(metadata: bytes) -> bool:

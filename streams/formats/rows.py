@@ -241,7 +241,8 @@ def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> 
         Rejected: with the reason "unreadable", "wrong_dtype" or "wrong_shape"; the detail names the row's position.
     """
     y_dtype = "int64" if spec.y == "class" else "float32"
-    return _sample(row, "x", x, spec.x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
+    x_shape = spec.require_single_input("a source of rows")
+    return _sample(row, "x", x, x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
 
 
 def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:

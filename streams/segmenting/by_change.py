@@ -57,7 +57,7 @@ def build_likelihood(spec: TaskSpec, likelihood: str | None, options: dict[str, 
         if likelihood not in known:
             raise ValueError(f"likelihood = {likelihood!r}: {registry.nearest(likelihood, known)}")
         raise ValueError(f"likelihood = {likelihood!r} is not for y = {spec.y!r}; {fitting!r} is, or {LEADER!r}")
-    size = {"inputs": prod(spec.x_shape), "outputs": spec.ways or prod(spec.y_shape)}
+    size = {"inputs": prod(spec.require_single_input("change")), "outputs": spec.ways or prod(spec.y_shape)}
     build = registry.load(online_meta.changepoints.likelihoods, fitting)
     found: Likelihood = call_with_options(build, "likelihood_options", size, options)
     return found

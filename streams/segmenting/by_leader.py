@@ -187,7 +187,8 @@ class LeaderSource:
 def _empty_sample(spec: TaskSpec) -> tuple[Tensor, Tensor]:
     """Return a sample, and a label or target, of zeros."""
     y_dtype = torch.int64 if spec.y == "class" else torch.float32
-    return torch.zeros(spec.x_shape, dtype=getattr(torch, spec.x_dtype)), torch.zeros(spec.y_shape, dtype=y_dtype)
+    x_shape = spec.require_single_input("change")
+    return torch.zeros(x_shape, dtype=getattr(torch, spec.x_dtype)), torch.zeros(spec.y_shape, dtype=y_dtype)
 
 
 def _score_latest(leader: LeaderContext, state: State, options: LeaderOptions) -> Iterator[Score]:

@@ -50,14 +50,17 @@ def create_cut_source(
 
     Raises:
         ValueError: if neither ``count`` nor ``change`` is set, if a change, likelihood or option is unknown, or if
-            ``change`` is set and samples differ in size.
+            ``change`` is set and samples differ in size, or if inputs or targets have names.
     """
+    x_shape = spec.require_single_input("a source of single samples")
     if settings.change is None:
         if settings.count is None:
             raise ValueError("nothing decides where a task ends: set count (samples per task) or change")
         return read(cut_by_count(settings.count))
-    if is_dynamic(spec.x_shape):
-        raise ValueError(f"change = {settings.change!r} needs samples of one size, but x_shape is {spec.x_shape}")
+    if is_dynamic(x_shape):
+        raise ValueError(f"change = {settings.change!r} needs samples of one size, but x_shape is {x_shape}")
+    if spec.y == "class" and spec.y_shape:
+        raise ValueError(f"change = {settings.change!r} needs one class for a sample, but y_shape is {spec.y_shape}")
     segmenter = partial(build_segmenter, settings.change, settings.change_options)
     if settings.likelihood != LEADER:
         likelihood = build_likelihood(spec, settings.likelihood, settings.likelihood_options)

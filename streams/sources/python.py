@@ -129,7 +129,7 @@ def encode_pair(row: Row, spec: TaskSpec) -> tuple[Array, Array]:
         Rejected: with the reason "unreadable", "wrong_dtype" or "wrong_shape"; the detail names the row's number.
     """
     if row.values is not None:
-        for what, shape in (("x", spec.x_shape), ("y", spec.y_shape)):
+        for what, shape in (("x", spec.require_single_input("a source of pairs")), ("y", spec.y_shape)):
             if not fits(found := row.values[what].shape, shape):
                 raise Rejected("wrong_shape", f"the row at {row.begin} has {what} of shape {found}; it must be {shape}")
         row = row._replace(values={what: values.tolist() for what, values in row.values.items()})

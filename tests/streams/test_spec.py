@@ -15,7 +15,7 @@ from streams.spec import Limits, TaskSpec, fits, is_dynamic, require_same
         ({"ways": None}, "ways"),
         ({"ways": 0}, "ways"),
         ({"ways": True}, "ways"),
-        ({"y_shape": (1,)}, "y_shape"),
+        ({"y_shape": (0,)}, "y_shape"),
         ({"y": "real"}, "ways is 3, but y is 'real'"),
         ({"query_share": 0.0}, "query_share"),
         ({"query_share": 1.0}, "query_share"),
