@@ -19,6 +19,7 @@ from online_meta.learners import LearnerContext, gather_single_process
 from online_meta.learners.pool import Pool, choose_aggregation, find_mixing
 from online_meta.registry import import_by_path
 from online_meta.replay import ReplayPolicy, generator
+from online_meta.replay._task_draw import TaskDraw
 from online_meta.types import (
     Batch,
     Engine,
@@ -132,6 +133,11 @@ def build_replay(settings: MetaSettings) -> ReplayPolicy:
     return replay
 
 
+def build_draw(settings: MetaSettings) -> TaskDraw:
+    """Return the samples that are drawn of a revisited task."""
+    return TaskDraw(settings.support_samples, settings.query_samples)
+
+
 def _build_one(seam: seams.Seam, section: Any, *arguments: Any, **provided: Any) -> Any:
     (choice,) = seams.list_choices(seam, section)
     return seams.build(seam, choice, *arguments, **provided)
@@ -180,6 +186,7 @@ def build_context(
         draw_weights=draw_weights,
         engine=build_engine(settings, engine, rank_stats),
         replay=build_replay(settings.meta),
+        draw=build_draw(settings.meta),
         batch=settings.meta.batch,
         steps_per_round=settings.meta.steps_per_round,
         seed=settings.seed,
@@ -318,6 +325,7 @@ def override_context(
         start=inner.init(context.start.weights),
         engine=make_engines(own),
         replay=build_replay(own.meta),
+        draw=build_draw(own.meta),
         batch=own.meta.batch,
         steps_per_round=own.meta.steps_per_round,
         schedule=build_schedule(own.meta),

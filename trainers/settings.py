@@ -128,6 +128,10 @@ class MetaSettings:
         batch: past rounds in a meta-step, at most.
         replay: the policy that chooses the past rounds.
         replay_options: options of the policy.
+        support_samples: support samples that are drawn of a task each time that a meta-step revisits it, at most; by
+            default all. The draw is another one in each step. It makes large tasks cheap: a task of 900 samples then
+            costs no more than one of so few. Scores and answers use all samples.
+        query_samples: query samples that are drawn so. The expected meta-gradient stays the same.
         max_rounds_per_update: rounds that may be scored before one shared update, while tasks arrive faster than they
             are learned. The run's plan records each case.
         idle_updates: additional updates on past rounds after each round, while no task arrives. The run's plan records
@@ -149,6 +153,8 @@ class MetaSettings:
     batch: Annotated[int, Ge(1)] = 25
     replay: str = "uniform"
     replay_options: dict[str, Any] = field(default_factory=dict)
+    support_samples: Annotated[int, Ge(1)] | None = None
+    query_samples: Annotated[int, Ge(1)] | None = None
     # Each run records what came of the last four, and a restart obeys the record.
     max_rounds_per_update: Annotated[int, Ge(1)] = changeable(1)
     idle_updates: Annotated[int, Ge(0)] = changeable(0)

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 from online_meta.batching.failures import TaskFailures, is_task_failure
 from online_meta.batching.task_sum import SkippingSum
 from online_meta.replay import ReplaySample
+from online_meta.replay._task_draw import Tasks
 from online_meta.tree import add, zeros
 from online_meta.types import Engine, Gather, Meta, MetaGrad, ReplayBuffer, Task
 
@@ -36,7 +37,7 @@ class GradientSum(NamedTuple):
 
 
 def sum_gradients(
-    engine: Engine, gradient_sum: GradientSum, buffer: ReplayBuffer, samples: Sequence[ReplaySample]
+    engine: Engine, gradient_sum: GradientSum, tasks: Tasks, samples: Sequence[ReplaySample]
 ) -> tuple[MetaGrad, float]:
     """Return the arguments of ``engine.apply`` for a meta-step on ``samples``. Collective: all ranks must call it.
 
@@ -45,15 +46,15 @@ def sum_gradients(
     failures, the sum is not finite, so ``engine.apply`` makes no step on any rank.
     """
     if engine.gather is None:
-        return _local_sum(engine, gradient_sum, buffer, local_samples(engine, samples))
-    return _sum_in_order(engine, engine.gather, gradient_sum, buffer, samples)
+        return _local_sum(engine, gradient_sum, tasks, local_samples(engine, samples))
+    return _sum_in_order(engine, engine.gather, gradient_sum, tasks, samples)
 
 
 def _local_sum(
-    engine: Engine, gradient_sum: GradientSum, buffer: ReplayBuffer, own: Sequence[ReplaySample]
+    engine: Engine, gradient_sum: GradientSum, past: Tasks, own: Sequence[ReplaySample]
 ) -> tuple[MetaGrad, float]:
     """Return this rank's sum; a rank without tasks contributes zeros and a share of 0."""
-    meta, tasks = engine.meta(), [buffer[sample.round] for sample in own]
+    meta, tasks = engine.meta(), [past[sample.round] for sample in own]
     try:
         return gradient_sum.sum_tasks(meta, tasks, own)
     except Exception as error:
@@ -81,13 +82,13 @@ def _add_failures(
 
 
 def _sum_in_order(
-    engine: Engine, gather: Gather, gradient_sum: GradientSum, buffer: ReplayBuffer, samples: Sequence[ReplaySample]
+    engine: Engine, gather: Gather, gradient_sum: GradientSum, tasks: Tasks, samples: Sequence[ReplaySample]
 ) -> tuple[MetaGrad, float]:
     """Return the sum over all ranks, added sample by sample, so that the bits do not depend on the number of ranks."""
-    total, total_share = _local_sum(engine, gradient_sum, buffer, [])
+    total, total_share = _local_sum(engine, gradient_sum, tasks, [])
     for first in range(0, len(samples), engine.world):
         together = samples[first : first + engine.world]
         own = together[engine.rank : engine.rank + 1]
-        for _, (found, share) in zip(together, gather(*_local_sum(engine, gradient_sum, buffer, own)), strict=False):
+        for _, (found, share) in zip(together, gather(*_local_sum(engine, gradient_sum, tasks, own)), strict=False):
             total, total_share = add(total, found), total_share + share
     return total, total_share

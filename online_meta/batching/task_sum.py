@@ -32,6 +32,7 @@ from online_meta.batching.plan import (
 from online_meta.functional.autodiff import outside_inference_mode
 from online_meta.meta_optimizer import order_like
 from online_meta.replay import ReplaySample
+from online_meta.replay._task_draw import ALL_SAMPLES, TaskDraw
 from online_meta.tree import add, scale, zeros
 from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
@@ -57,15 +58,26 @@ class TaskSum:
     returns False while a program is compiled, the compilation is abandoned with ``CompileStopped``.
     """
 
-    def __init__(self, gradient: MetaGradient, folder: Path | None = None) -> None:
-        """Start with the loop for all tasks; ``folder`` holds compiled programs and nobody else may write to it."""
+    def __init__(self, gradient: MetaGradient, folder: Path | None = None, draw: TaskDraw = ALL_SAMPLES) -> None:
+        """Start with the loop for all tasks.
+
+        Args:
+            gradient: the meta-gradient estimator.
+            folder: holds compiled programs; nobody else may write to it.
+            draw: the samples that are drawn of a task before it comes here, which decide the shapes of plans.
+        """
         self.gradient = gradient
+        self._draw = draw
         self.plans: dict[str, ExecutionPlan] = {}
         self.seconds = 0.0
         self.should_continue: Callable[[], bool] = always_continue
         self._folder = folder
         self._stacked_sums: dict[ExecutionPlan, StackedSum] = {}
         self._like: Meta | None = None
+
+    def example(self, task: Task) -> Task:
+        """Return a task of the shape in which a sum meets ``task``."""
+        return self._draw.draw(task, 0)
 
     def follow(self, plans: Iterable[ExecutionPlan]) -> None:
         """Use these plans from now on, in place of all earlier ones."""

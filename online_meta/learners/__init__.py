@@ -36,6 +36,7 @@ from online_meta.learners._online_step import FunctionalLearner as FunctionalLea
 from online_meta.learners._online_step import ParameterLearner as ParameterLearner
 from online_meta.learners._online_step import PredictingLearner as PredictingLearner
 from online_meta.replay import ReplayPolicy
+from online_meta.replay._task_draw import ALL_SAMPLES, TaskDraw
 from online_meta.types import (
     Batch,
     Belief,
@@ -166,6 +167,7 @@ class LearnerContext:
         gather: ``gather(value)`` returns, on every rank, the list of all ranks' values, as JSON gives them back.
         failures: collects the model's exceptions on revisited tasks; None lets them propagate.
         global_labels: whether a class number means the same class in each task.
+        draw: the samples that learners draw of a task each time that they revisit it.
     """
 
     inner: Inner
@@ -186,6 +188,7 @@ class LearnerContext:
     own_engine: Callable[[Meta, str, float], Engine] | None = None
     failures: TaskFailures | None = None
     global_labels: bool = False
+    draw: TaskDraw = ALL_SAMPLES
 
     def __post_init__(self) -> None:
         """Check a loss of the user's own when it is called first."""

@@ -18,6 +18,7 @@ from online_meta.prediction import loss_of
 from online_meta.regret.scoring import ScoredTasks
 from online_meta.replay import ReplaySample
 from online_meta.replay._sampler import ReplaySampler
+from online_meta.replay._task_draw import DrawnTasks
 from online_meta.replay.uniform import uniform
 from online_meta.schedules.constant import constant
 from online_meta.types import (
@@ -109,7 +110,7 @@ class DirichletProcessMixture(ParameterLearner):
         self.lr_scale = 1.0
         self._counts = [0.0] * options.most
         self._round = 0
-        self.task_sum = TaskSum(context.gradient, context.programs)
+        self.task_sum = TaskSum(context.gradient, context.programs, context.draw)
         self._gradient_sum = GradientSum(_skip_unassigned(sum_skipping_nonfinite(self.task_sum)), context.failures)
         # Policies that measure the leader's gradients do not apply: there are several leaders here.
         replay = context.replay if context.replay.measure is None else uniform()
@@ -167,7 +168,7 @@ class DirichletProcessMixture(ParameterLearner):
         reports: list[StepReport] = []
         for step in range(context.steps_per_round if self._components() else 0):
             samples = _include_round(self._sampler.draw_samples(step), first + step % len(tasks))
-            reports += self._step(samples)
+            reports += self._step(samples, step)
             replayed += [sample.round for sample in samples]
         return Learned(tuple(replayed), tuple(reports))
 
@@ -183,7 +184,9 @@ class DirichletProcessMixture(ParameterLearner):
         steps = self._context.steps_per_round
         first = (update + 1) * steps
         return tuple(
-            report for step in range(first, first + steps) for report in self._step(self._sampler.draw_samples(step))
+            report
+            for step in range(first, first + steps)
+            for report in self._step(self._sampler.draw_samples(step), step)
         )
 
     def _components(self) -> list[int]:
@@ -228,14 +231,15 @@ class DirichletProcessMixture(ParameterLearner):
                 counts[component] += share / total
         self._counts = [count if count >= options.fewest else 0.0 for count in counts]
 
-    def _step(self, samples: Sequence[ReplaySample]) -> list[StepReport]:
+    def _step(self, samples: Sequence[ReplaySample], step: int) -> list[StepReport]:
         """Compute the responsibilities of the samples, then step each component that has any."""
-        buffer, gather = self._context.buffer, self._context.gather
+        buffer, gather, context = self._context.buffer, self._context.gather, self._context
         distribute_samples(self.engine, buffer, samples)
         metas = self._metas()
         own = [self._try_responsibilities(sample.round, metas) for sample in local_samples(self.engine, samples)]
         by_rank: list[list[list[float]]] = gather(own)
         shares = [by_rank[at % self.engine.world][at // self.engine.world] for at in range(len(samples))]
+        tasks = DrawnTasks(context.draw, buffer, context.seed + SEED_OFFSET, self._round - 1, step)
         reports = []
         for at, component in enumerate(self._components()):
             responsibility = [share[at] if share[at] >= NEGLIGIBLE else 0.0 for share in shares]
@@ -245,7 +249,7 @@ class DirichletProcessMixture(ParameterLearner):
                     for p, b in zip(samples, responsibility, strict=True)
                 ]
                 engine = self._engines[component]
-                reports.append(engine.apply(*sum_gradients(engine, self._gradient_sum, buffer, weighted)))
+                reports.append(engine.apply(*sum_gradients(engine, self._gradient_sum, tasks, weighted)))
         return reports
 
     def _try_responsibilities(self, round: int, metas: Sequence[Meta]) -> list[float]:

@@ -15,6 +15,7 @@ from online_meta.learners import LearnerContext, MemoryReplayBuffer, ParameterLe
 from online_meta.regret.scoring import ScoredTasks
 from online_meta.replay import ReplayPolicy
 from online_meta.replay._sampler import ReplaySampler
+from online_meta.replay._task_draw import ALL_SAMPLES, DrawnTasks, TaskDraw
 from online_meta.replay.uniform import uniform
 from online_meta.schedules.constant import constant
 from online_meta.types import (
@@ -57,6 +58,7 @@ class FollowTheMetaLeader(ParameterLearner):
         schedule: Schedule | None = None,
         gather: Callable[[Any], list[Any]] = gather_single_process,
         failures: TaskFailures | None = None,
+        draw: TaskDraw = ALL_SAMPLES,
     ) -> None:
         """Start at round 0 with the engine's meta-parameters.
 
@@ -73,6 +75,7 @@ class FollowTheMetaLeader(ParameterLearner):
             schedule: factor of the engine's learning rate by round; None for 1. ``lr_scale`` is a further factor.
             gather: returns on every rank the list of all ranks' values.
             failures: collects the model's exceptions on revisited tasks; None to let them propagate.
+            draw: the samples that are drawn of a task each time that it is revisited; by default all. Scores use all.
 
         Raises:
             ValueError: if ``batch`` or ``steps_per_round`` is below 1.
@@ -85,8 +88,8 @@ class FollowTheMetaLeader(ParameterLearner):
         self._names = names_of(engine.meta())
         self.round = 0
         self.lr_scale = 1.0
-        self.task_sum = TaskSum(gradient, programs)
-        self._steps = steps_per_round
+        self.task_sum = TaskSum(gradient, programs, draw)
+        self._steps, self._seed, self._draw = steps_per_round, seed, draw
         self._sampler = ReplaySampler(uniform() if replay is None else replay, seed, batch, gather)
         measure = self._sampler.measure
         sum_tasks = (
@@ -151,7 +154,8 @@ class FollowTheMetaLeader(ParameterLearner):
     def _step(self, step: int) -> tuple[list[int], StepReport]:
         samples = self._sampler.draw_samples(step)
         distribute_samples(self.engine, self._buffer, samples)
-        total = sum_gradients(self.engine, self._gradient_sum, self._buffer, samples)
+        tasks = DrawnTasks(self._draw, self._buffer, self._seed, self.round - 1, step)
+        total = sum_gradients(self.engine, self._gradient_sum, tasks, samples)
         self._sampler.finish_step(local_samples(self.engine, samples))
         return [sample.round for sample in samples], self.engine.apply(*total)
 
@@ -181,4 +185,5 @@ def build(context: LearnerContext) -> FollowTheMetaLeader:
         schedule=context.schedule,
         gather=context.gather,
         failures=context.failures,
+        draw=context.draw,
     )

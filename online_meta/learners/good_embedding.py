@@ -79,6 +79,7 @@ class GoodEmbedding(FollowTheMetaLeader):
             schedule=context.schedule,
             gather=context.gather,
             failures=context.failures,
+            draw=context.draw._replace(weighs=True),
         )
         # A recorded program cannot look up samples by content, so nothing may offer one for this sum.
         del self.task_sum

@@ -63,4 +63,5 @@ def build_follower(
         schedule=context.schedule,
         gather=context.gather,
         failures=context.failures,
+        draw=context.draw._replace(weighs=True),
     )

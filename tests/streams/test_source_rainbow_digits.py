@@ -2,7 +2,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
+from online_meta.types import Task
 from streams.formats import wire
 from streams.sources import rainbow_digits
 from streams.sources._digits import COLOURS, TRANSFORMATIONS, paint
@@ -113,3 +115,20 @@ def test_the_rainbow_source_streams_and_refuses_other_runs(digits: np.ndarray) -
     assert next(stream) is None
     with pytest.raises(ValueError, match="ways = 10, but the run expects 5"):
         rainbow_digits.create_source(rainbow_digits.Settings(), TaskSpec((3, 28, 28), "uint8", "class", 5), "digits", 9)
+
+
+def test_samples_come_in_random_order_unless_the_setting_says_otherwise(digits: np.ndarray) -> None:
+    """Sorted by class, the first samples of a support set were all of class 0."""
+
+    def read(shuffle: bool) -> list[Task]:
+        settings = rainbow_digits.Settings(tasks=2, support_per_class=3, query_per_class=2, shuffle=shuffle)
+        source = rainbow_digits.create_source(settings, rainbow_digits.SPEC, "digits", 9)
+        return [wire.decode(one.body, rainbow_digits.SPEC, Limits()) for one in take(source.read(None), 2)]
+
+    for t, (plain, mixed) in enumerate(zip(read(False), read(True), strict=True)):
+        assert wire.encode(plain) == wire.encode(rainbow_digits.make_task(digits, 9, t, 3, 2)), "the order of 0.1.0"
+        for sorted_batch, batch in zip(plain, mixed, strict=True):
+            assert sorted(batch.y.tolist()) == sorted_batch.y.tolist() != batch.y.tolist()
+            found = {(int(y), x.numpy().tobytes()) for x, y in zip(batch.x, batch.y, strict=True)}
+            assert found == {(int(y), x.numpy().tobytes()) for x, y in zip(sorted_batch.x, sorted_batch.y, strict=True)}
+    assert not torch.equal(read(True)[0].support.y, read(True)[1].support.y), "another order for each task"

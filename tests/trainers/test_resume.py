@@ -13,7 +13,12 @@ from trainers.journal.plans import read_plans
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import open_run, play_update
 from trainers.settings import ModelSettings
-from trainers.settings_fingerprint import SettingsChanged
+from trainers.settings_fingerprint import (
+    SettingsChanged,
+    check_same_settings,
+    fingerprint,
+    reproducibility_key,
+)
 
 SHARED = changed(SETTINGS, meta={"max_rounds_per_update": 2})
 
@@ -67,6 +72,32 @@ def test_a_run_is_refused_if_lines_of_checkpointed_rounds_are_missing(tmp_path, 
     with pytest.raises(CheckpointError, match=r"rounds\.jsonl is damaged: 1 lines are intact.* round 3.*Restore"):
         open_run(SETTINGS, RunFiles(tmp_path), history)
     assert file.read_bytes() == damaged, "a file that a person could repair is left unchanged"
+
+
+@pytest.mark.parametrize("kill_after", [None, 5])
+def test_a_run_that_draws_samples_continues_with_the_same_bits(tmp_path, history, whole, kill_after):
+    """The draws are a function of the seed, the round and the step, and scores use all samples."""
+    settings = changed(SETTINGS, meta={"support_samples": 2, "query_samples": 1})
+    right = play(tmp_path / "whole", history, ROUNDS, settings)
+    assert right != whole[0]
+    if kill_after is None:
+        play(tmp_path / "again", history, 4, settings)
+    else:
+        kill(tmp_path / "again", history, kill_after, settings)
+    assert play(tmp_path / "again", history, ROUNDS, settings) == right
+    assert lines(tmp_path / "again") == lines(tmp_path / "whole")
+
+
+def test_all_samples_are_the_default_and_change_no_fingerprint():
+    assert fingerprint(SETTINGS) == fingerprint(changed(SETTINGS, meta={"support_samples": None}))
+    assert reproducibility_key(SETTINGS)["meta"]["support_samples"] is None
+    assert fingerprint(SETTINGS) != fingerprint(changed(SETTINGS, meta={"query_samples": 3}))
+    before = reproducibility_key(SETTINGS)
+    for name in ("support_samples", "query_samples"):
+        del before["meta"][name]  # as a run of before the setting has it
+    check_same_settings(before, SETTINGS)
+    with pytest.raises(SettingsChanged, match=r"meta\.support_samples was None and is 3"):
+        check_same_settings(before, changed(SETTINGS, meta={"support_samples": 3}))
 
 
 def test_a_damaged_checkpoint_costs_only_time(tmp_path, history, whole, caplog):

@@ -14,6 +14,7 @@ from online_meta.meta_optimizer import order_like
 from online_meta.regret.ledger import Comparator, is_finite_loss
 from online_meta.regret.scoring import score_task
 from online_meta.replay import ReplayRequest
+from online_meta.replay._task_draw import DrawnTasks
 from online_meta.replay.uniform import uniform
 from online_meta.tree import add, norm, scale, zeros
 from online_meta.types import Engine, Meta, Params
@@ -217,7 +218,10 @@ def _run(context: _TrainingContext, engine: Engine, steps: range) -> bool:
         samples = uniform_policy.sample(
             {}, ReplayRequest(learner_context.seed + SEED_OFFSET, newest, step, eligible, learner_context.batch)
         )
-        tasks = [learner_context.buffer[sample.round] for sample in samples]
+        drawn = DrawnTasks(
+            learner_context.draw, learner_context.buffer, learner_context.seed + SEED_OFFSET, newest, step
+        )
+        tasks = [drawn[sample.round] for sample in samples]
         context.total.follow(context.tuner.find(engine.meta(), tasks))
         engine.lr_scale = (1 + math.cos(math.pi * (step - steps.start) / len(steps))) / 2
         engine.apply(*gradient(engine.meta(), tasks, samples))

@@ -59,7 +59,8 @@ class PlanSelector:
         for name, tuner in self._tuners.items():
             by_signature = {path.signature: path for path in known.get(name, ())}
             compiled = {path.signature for path in by_signature.values() if path.batching == "compiled"}
-            new = [task for task in tasks if signature_of(task) not in compiled]
+            examples = map(self._learners[name].task_sum.example, tasks)
+            new = [task for task in examples if signature_of(task) not in compiled]
             with contextlib.suppress(CompileStopped):  # The run is to end: the known plans will do.
                 by_signature |= {path.signature: path for path in self._search(name, tuner, new)}
             if by_signature:
@@ -102,7 +103,7 @@ class PlanSelector:
         plans = {
             (name, plan)
             for name, learner in self._learners.items()
-            for signature in {signature_of(task) for task in tasks}
+            for signature in {signature_of(learner.task_sum.example(task)) for task in tasks}
             if (plan := learner.task_sum.plans.get(signature)) and plan.batching == "compiled"
         } - self._prepared
         if not plans:  # on every rank
@@ -110,7 +111,7 @@ class PlanSelector:
         stopped = False
         try:
             for learner in self._learners.values():
-                learner.task_sum.prepare(learner.engine.meta(), tasks)
+                learner.task_sum.prepare(learner.engine.meta(), [*map(learner.task_sum.example, tasks)])
         except CompileStopped as error:
             log.info("%s; the round is played after the next start", error)
             stopped = True
