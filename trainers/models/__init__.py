@@ -3,7 +3,8 @@
 from trainers.models.images import conv4
 from trainers.models.lora import lora
 from trainers.models.perceptron import mlp
+from trainers.models.pretrained import transformer_from
 from trainers.models.recurrent import gru
 from trainers.models.transformers import transformer
 
-__all__ = ["conv4", "gru", "lora", "mlp", "transformer"]
+__all__ = ["conv4", "gru", "lora", "mlp", "transformer", "transformer_from"]

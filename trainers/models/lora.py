@@ -74,11 +74,22 @@ def lora(
     Raises:
         ValueError: for a rank below 1, a glob without a match, or a file of another model.
     """
-    if rank < 1:
-        raise ValueError(f"rank is {rank}: A and B have rank 1 or more")
     module: nn.Module = import_by_path(build)(**(args or {}))
     if weights is not None:
         _load(module, weights)
+    add_low_rank(module, rank, alpha, layers)
+    if freeze:
+        freeze_but(module, (LOW_RANK, *learned))
+    return module
+
+
+def add_low_rank(module: nn.Module, rank: int, alpha: float | None = None, layers: Sequence[str] = ("*",)) -> None:
+    """Give the linear layers of ``module`` that match one of the globs ``layers`` low-rank additions, in place.
+
+    Raises ``ValueError`` for a rank below 1, or a glob without a match.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}: A and B have rank 1 or more")
     # No subclasses: other modules may use their weights directly, without their forward pass.
     linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
     for name in _matched("layers", layers, linear):
@@ -86,12 +97,17 @@ def lora(
         layer = module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         setattr(module.get_submodule(parent), own, LowRankLinear(layer, rank, alpha or rank))
-    if freeze:
-        names = [name for name, _ in module.named_parameters()]
-        keep = {*_matched("learned", (LOW_RANK, *learned), names)}
-        for name, weight in module.named_parameters():
-            weight.requires_grad_(name in keep)
-    return module
+
+
+def freeze_but(module: nn.Module, learned: Sequence[str]) -> None:
+    """Exclude the weights of ``module`` from learning, except those that match one of the globs ``learned``.
+
+    Raises ``ValueError`` for a glob without a match.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    keep = {*_matched("learned", learned, names)}
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name in keep)
 
 
 def _matched(option: str, globs: Sequence[str], names: Sequence[str]) -> list[str]:
