@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,7 +27,13 @@ from streams.formats.safetensors_header import TensorInfo, read_header
 from streams.spec import DYNAMIC, IGNORED, Limits, TargetSpec, TaskSpec, fits, join_name
 from streams.types import Rejected
 
-SUPPORT, QUERY = "support", "query"
+SUPPORT = ("support_x", "support_y")
+
+
+QUERY = ("query_x", "query_y")
+
+
+_SUPPORT, _QUERY = "support", "query"
 
 
 WEIGHT_DTYPES = ("F32",)
@@ -104,15 +111,15 @@ def decode(body: bytes, spec: TaskSpec, limits: Limits) -> Task:
         Rejected: with one of the reasons of ``streams.types.REASONS``.
     """
     fields = read_header(body, limits.body_bytes)
-    known = (SUPPORT, QUERY) if any(name.startswith(QUERY) for name in fields) else (SUPPORT,)
+    known = (_SUPPORT, _QUERY) if any(name.startswith(_QUERY) for name in fields) else (_SUPPORT,)
     _check_names(fields, [name for part in known for name in _list_names(part, "xy", spec)], known)
     for part in known:
         _check_batch(fields, part, spec, limits)
-    if QUERY in known:
+    if _QUERY in known:
         _check_same_samples(fields)
     tensors = _load(body)
-    support = _batch(tensors, SUPPORT, spec)
-    return Task(support, _batch(tensors, QUERY, spec)) if QUERY in known else hold_out(support, spec)
+    support = _batch(tensors, _SUPPORT, spec)
+    return Task(support, _batch(tensors, _QUERY, spec)) if _QUERY in known else hold_out(support, spec)
 
 
 def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, Tensors]:
@@ -131,12 +138,12 @@ def decode_support(body: bytes, spec: TaskSpec, limits: Limits) -> tuple[Batch, 
         Rejected: as ``decode`` does.
     """
     fields = read_header(body, limits.body_bytes)
-    _check_names(fields, [*_list_names(SUPPORT, "xy", spec), *_list_names(QUERY, "x", spec)], (SUPPORT,))
-    _check_batch(fields, SUPPORT, spec, limits)
-    _check_inputs(fields, QUERY, spec, limits)
+    _check_names(fields, [*_list_names(_SUPPORT, "xy", spec), *_list_names(_QUERY, "x", spec)], (_SUPPORT,))
+    _check_batch(fields, _SUPPORT, spec, limits)
+    _check_inputs(fields, _QUERY, spec, limits)
     _check_same_samples(fields)
     tensors = _load(body)
-    return _batch(tensors, SUPPORT, spec), _inputs(tensors, QUERY, spec)
+    return _batch(tensors, _SUPPORT, spec), _inputs(tensors, _QUERY, spec)
 
 
 def decode_payload(payload: bytes) -> Task:
@@ -147,12 +154,14 @@ def decode_payload(payload: bytes) -> Task:
     """
     try:
         tensors = load(payload)
-        return Task(*(_stored_batch(tensors, part) for part in (SUPPORT, QUERY)))
+        return Task(*(gather_batch(tensors, part) for part in (_SUPPORT, _QUERY)))
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"the payload is not a stored task: {error}") from error
 
 
-def _stored_batch(tensors: dict[str, Tensor], part: str) -> Batch:
+def gather_batch(tensors: Mapping[str, Tensor], part: str) -> Batch:
+    """Return the batch whose tensors have the names that ``name_fields`` gives; raise ``KeyError`` without x or y."""
+
     def find(field: str) -> Tensors:
         name = f"{part}_{field}"
         if name in tensors:
@@ -238,8 +247,8 @@ def _check_inputs(fields: dict[str, TensorInfo], part: str, spec: TaskSpec, limi
 def _check_same_samples(fields: dict[str, TensorInfo]) -> None:
     """Reject a task whose samples differ in shape, which a dynamic dimension makes possible."""
     for name, info in fields.items():
-        other = name.replace(SUPPORT, QUERY, 1)
-        if name.startswith(SUPPORT) and other in fields and info.shape[1:] != fields[other].shape[1:]:
+        other = name.replace(_SUPPORT, _QUERY, 1)
+        if name.startswith(_SUPPORT) and other in fields and info.shape[1:] != fields[other].shape[1:]:
             both = f"{name} has shape {info.shape} and {other} {fields[other].shape}"
             raise Rejected("wrong_shape", f"{both}; all samples of a task must have the same shape")
 
@@ -332,7 +341,7 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
 _FAST_HEADER_BYTES = 1024
 
 
-_WEIGHTS = {f"{SUPPORT}_weight", f"{QUERY}_weight"}
+_WEIGHTS = {f"{_SUPPORT}_weight", f"{_QUERY}_weight"}
 
 
 _ONE = np.ones(1, "<f4").tobytes()
@@ -394,7 +403,7 @@ def _plan_checks(head: bytes, length: int, spec: TaskSpec, limits: Limits) -> tu
     header = json.loads(head[8:])
     weights = {name for name in header if name in _WEIGHTS}
     targets = {
-        join_name(f"{part}_y", name): one for part in (SUPPORT, QUERY) for name, one in spec.list_targets().items()
+        join_name(f"{part}_y", name): one for part in (_SUPPORT, _QUERY) for name, one in spec.list_targets().items()
     }
     checks = []
     for name, info in header.items():

@@ -20,8 +20,8 @@ import google_crc32c
 import numpy as np
 import torch
 
-from online_meta.types import Batch, Task
-from streams.formats.wire import QUERY, SUPPORT, decode_payload
+from online_meta.types import Task
+from streams.formats.wire import decode_payload, gather_batch
 from streams.history import archive_index, errors, ledger
 from streams.history.archive.archive import Archive
 from streams.history.archive_index import Query, find_segment
@@ -99,21 +99,23 @@ def decode_view(payload: bytes) -> Task:
     after = 8 + int.from_bytes(payload[:8], "little")
     layouts = _read_layouts(payload[:after], len(payload))
     buffer = bytearray(payload)  # tensors need writable memory
-    values = [torch.from_numpy(np.ndarray(layout.shape, layout.dtype, buffer, layout.start)) for layout in layouts]
-    return Task(Batch(values[0], values[1]), Batch(values[2], values[3]))
+    values = {
+        name: torch.from_numpy(np.ndarray(layout.shape, layout.dtype, buffer, layout.start)) for name, layout in layouts
+    }
+    return Task(gather_batch(values, "support"), gather_batch(values, "query"))
 
 
 @lru_cache(maxsize=1024)
-def _read_layouts(head: bytes, length: int) -> tuple[_TensorLayout, ...]:
-    """Return where support_x, support_y, query_x and query_y lie in a payload of ``length`` bytes with this header."""
+def _read_layouts(head: bytes, length: int) -> tuple[tuple[str, _TensorLayout], ...]:
+    """Return where each tensor lies in a payload of ``length`` bytes with this header, by name."""
     decode_payload(head + bytes(max(length - len(head), 0)))  # the library validates the header
     header = json.loads(head[8:])
     layouts = []
-    for name in (*SUPPORT, *QUERY):
+    for name in sorted(header.keys() - {"__metadata__"}):
         shape, dtype = tuple(header[name]["shape"]), np.dtype(_DTYPES[header[name]["dtype"]])
         start, end = header[name]["data_offsets"]
         assert end - start == math.prod(shape) * dtype.itemsize
-        layouts.append(_TensorLayout(shape, dtype, len(head) + start))
+        layouts.append((name, _TensorLayout(shape, dtype, len(head) + start)))
     return tuple(layouts)
 
 
