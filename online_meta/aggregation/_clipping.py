@@ -1,5 +1,6 @@
 """Clip the losses that an aggregation sees: at a running threshold, or to a known range."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from online_meta.aggregation import numbers, weighted_mean
 from online_meta.types import Aggregation, Params
 
-RECENT, SEEN, EXCESS = "clip.recent", "clip.seen", "clip.excess"
+RECENT, SEEN, EXCESS, CLIPPED = "clip.recent", "clip.seen", "clip.excess", "clip.clipped"
 """What is added to the state of the aggregation."""
 
 
@@ -39,8 +40,13 @@ def clip_running(aggregation: Aggregation, clipping: Clipping = USUAL) -> Aggreg
     nothing is clipped. Weights, ``regret`` and
     ``bound`` are those of clipped losses.
 
-    The loss of a mixture, clipped, can be above the weighted mean w . l of clipped losses, which is what the theorem
-    charges. What it is above is added up, and added to the bound: regret <= bound holds for every sequence of losses.
+    An expert whose loss was clipped has weight 0 in the next round, unless all were clipped: its answer is far off, and
+    even the smallest weight would spoil a mean of answers. The aggregation goes on with its own weights, so that the
+    expert is back as soon as its loss is usual.
+
+    The loss of a mixture, clipped, can be above the weighted mean w . l of clipped losses under the aggregation's own
+    weights, which is what the theorem charges. What it is above is added up, and added to the bound: regret <= bound
+    holds for every sequence of losses.
 
     Raises:
         ValueError: if a part of ``clipping`` is out of range.
@@ -74,21 +80,42 @@ def _clip(
     ``limit`` returns what follows the entries of ``start`` in the state, and the round's ``high``.
     """
 
+    def weights(state: Params) -> Tensor:
+        own, left_out = aggregation.weights(state), _find_left_out(state)
+        if left_out is None:
+            return own
+        kept = own.masked_fill(left_out, 0.0)
+        total = math.fsum(kept.tolist())
+        return kept / total if total > 0 else own
+
     def update(state: Params, losses: Tensor, loss: float | None = None) -> Params:
         own, high = limit(state, losses)
         clipped = losses.double().clamp(low, high)
         excess = numbers(0.0)
+        if loss is None and _find_left_out(state) is not None:
+            loss = weighted_mean(weights(state).tolist(), clipped.tolist())
         if loss is not None:
             loss = min(max(loss, low), high)
             mean = weighted_mean(aggregation.weights(state).tolist(), clipped.tolist())
             excess = numbers(max(loss - mean, 0.0))
         after = aggregation.update(state, clipped, loss)
-        return {**after, **own, EXCESS: state[EXCESS] + excess}
+        return {**after, **own, CLIPPED: (losses.double() > high).long(), EXCESS: state[EXCESS] + excess}
 
     return Aggregation(
-        init=lambda count: {**aggregation.init(count), **start, EXCESS: numbers(0.0)},
-        weights=aggregation.weights,
+        init=lambda count: {
+            **aggregation.init(count),
+            **start,
+            CLIPPED: torch.zeros(count, dtype=torch.int64),
+            EXCESS: numbers(0.0),
+        },
+        weights=weights,
         update=update,
         bound=lambda state: aggregation.bound(state) + state[EXCESS].item(),
         regret=aggregation.regret,
     )
+
+
+def _find_left_out(state: Params) -> Tensor | None:
+    """Return which experts have no weight, (N,), because their last losses were clipped; None if all have some."""
+    clipped = state[CLIPPED].bool()
+    return clipped if clipped.any() and not clipped.all() else None

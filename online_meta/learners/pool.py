@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -55,6 +56,9 @@ WEIGHTS = "/weight/"
 """Prefix of the experts' weights in what the pool publishes; the state of learner NAME has the prefix "NAME/"."""
 AGGREGATION, PLACE, LEAD = "aggregation", "place", "lead"
 """Prefixes of what the pool saves: the aggregation's state, the place of each expert, and its loss minus theirs."""
+
+HUGE = 1000.0
+"""How many times larger than the targets, and than a usual answer, an answer is that no mean can contain."""
 
 Mixing = Literal["density", "mean", "draw"]
 """How answers become one: densities are averaged, outputs are averaged, or one answer is drawn."""
@@ -310,6 +314,8 @@ class Pool(ScoredLearner):
         named = {name + suffix: one for name, found in each.items() for suffix, one in found.items()}
         if weights:
             named = {name: one for name, one in named.items() if name in weights}
+        if self._mixing == "mean":
+            named = _leave_out_huge(named, support)
         mixed = self._mix_named(weights, support, named)
         finite = {name: one for name, one in named.items() if _is_finite(one)} if not _is_finite(mixed) else {}
         return self._mix_named(weights, support, finite) if finite else mixed
@@ -333,6 +339,23 @@ def _draw(shares: Sequence[float], support: Batch, seed: int) -> int:
         point = float(uniform_like(torch.zeros((), dtype=torch.float64))) * math.fsum(shares)
     sums = [math.fsum(shares[: at + 1]) for at in range(len(shares))]
     return next((at for at, total in enumerate(sums) if point < total), len(shares) - 1)
+
+
+def _leave_out_huge(named: dict[str, Prediction], support: Batch) -> dict[str, Prediction]:
+    """Return the answers that are not ``HUGE`` times as large as both the support's targets and the median answer.
+
+    The mean of many answers with one of a model that diverged would be as wrong as that one.
+    """
+    sizes = {name: _find_size([part.outputs for part in one]) for name, one in named.items()}
+    most = HUGE * max(median(sizes.values()), _find_size(support.y))
+    return {name: one for name, one in named.items() if sizes[name] <= most} or named
+
+
+def _find_size(tensors: Any) -> float:
+    """Return the root of the mean square of all numbers; 0.0 without any, infinity if they are not finite."""
+    values = [one.detach().double().flatten() for one in tree_leaves(tensors)]
+    found = float(torch.cat(values).square().mean().sqrt()) if sum(map(len, values)) else 0.0
+    return found if math.isfinite(found) else math.inf
 
 
 def _is_finite(prediction: Prediction) -> bool:

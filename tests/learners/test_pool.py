@@ -120,6 +120,28 @@ def test_an_expert_that_is_not_finite_is_left_out_and_charged(make):
     assert all(one.regret <= one.bound for one in figures)
 
 
+@pytest.mark.parametrize("size", [1e5, 1e20])
+@pytest.mark.parametrize("begins", [0, 5])
+def test_an_expert_that_diverges_does_not_spoil_the_mean(begins, size):
+    loss, tasks = of_numbers()
+    at = iter(range(10**6))
+
+    def diverges(support, x):
+        return x[:, :2] * (size if next(at) // 2 >= begins else 0.0)  # It answers twice a round.
+
+    losses, figures = play(pool_of(loss, [lambda s, x: x[:, :2] * 0, lambda s, x: x[:, :2], diverges]), tasks)
+    usual = play(pool_of(loss, [lambda s, x: x[:, :2] * 0, lambda s, x: x[:, :2]]), tasks)[0]
+    assert max(losses) <= 4 * max(usual)
+    assert all(one.regret <= one.bound for one in figures)
+
+
+def test_an_answer_that_is_much_larger_than_the_targets_counts_where_others_are_as_large():
+    loss, tasks = of_numbers()
+    pool = pool_of(loss, [lambda s, x: x[:, :2] * 0 + 1e5, lambda s, x: x[:, :2] * 0 + 3e5])
+    answer = pool.answers(pool.state(), tasks[0].support, tasks[0].query.x)[""]
+    assert float(answer[0].outputs.mean()) == pytest.approx(2e5)
+
+
 def test_without_any_finite_answer_the_loss_is_not_finite():
     loss, tasks = of_numbers()
     pool = pool_of(loss, [lambda s, x: x[:, :2] * math.nan, lambda s, x: x[:, :2] * math.inf])

@@ -1,5 +1,7 @@
 """Sequences of losses that are drawn and shrunk: none breaks the bound of an aggregation."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -50,7 +52,7 @@ def test_no_drawn_sequence_breaks_the_bound_of_clipped_losses(drawn, quantile, f
     for *points, last in sequence:
         losses = torch.tensor([10.0 ** (6 * point) + shift for point in points], dtype=torch.float64)
         mixture = float(losses.min() + last * (losses.max() - losses.min()))
-        state = aggregation.update(state, losses, mixture)
+        state = aggregation.update(state, losses, mixture if last else None)
         assert aggregation.regret(state) <= aggregation.bound(state) + 1e-6 * float(losses.abs().max())
 
 
@@ -65,3 +67,15 @@ def test_one_huge_loss_does_no_harm_if_losses_are_clipped():
         after.append(aggregation.weights(state)[0].item())
     assert after[0] < 0.3
     assert after[1] > 0.99
+
+
+def test_an_expert_whose_loss_was_clipped_has_no_weight_until_its_loss_is_usual_again():
+    aggregation = clip_running(make("tracking"))
+    state, seen = aggregation.init(3), []
+    for first in (1.0, 1e30, 1e30, 1.0, 1.0):
+        state = aggregation.update(state, torch.tensor([first, 1.5, 2.0], dtype=torch.float64))
+        seen.append(aggregation.weights(state).tolist())
+    assert [weights[0] == 0 for weights in seen] == [False, True, True, False, False]
+    assert [math.fsum(weights) for weights in seen] == pytest.approx([1.0] * 5)
+    everyone = aggregation.update(state, torch.full((3,), 1e30, dtype=torch.float64))
+    assert (aggregation.weights(everyone) > 0).all()
