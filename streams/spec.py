@@ -171,6 +171,8 @@ class Limits:
 
     Attributes:
         body_bytes: the size of the largest accepted body, in bytes.
+        json_bytes: the size of the largest accepted body in JSON, in bytes. Numbers in JSON take up to 40 times their
+            size in memory while they are read.
         samples: the largest number of samples in one batch (support or query).
         elements: the largest number of elements in one tensor.
         expansion: the largest ratio of the decompressed to the compressed size of a body.
@@ -190,6 +192,7 @@ class Limits:
     """
 
     body_bytes: Annotated[int, Ge(1)] = 16 * 1024 * 1024
+    json_bytes: Annotated[int, Ge(1)] = 2 * 1024 * 1024
     samples: Annotated[int, Ge(1)] = 10_000
     elements: Annotated[int, Ge(1)] = 16 * 1024 * 1024
     expansion: Annotated[int, Ge(1)] = 200

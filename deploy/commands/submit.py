@@ -33,7 +33,7 @@ ABOUT_THE_TASK = ("bad_id", "too_large")
     help="How long to retry a task while the daemon is unreachable, full or busy.",
 )
 def command(files: tuple[Path, ...], url: str, token_file: Path | None, patience: float) -> int:
-    """Send task FILES (safetensors) in the order given. The id of a task is its file name without the suffix.
+    """Send task FILES (safetensors or JSON) in the order given. The id of a task is its file name without the suffix.
 
     The address is that of a daemon (http://host:port), or of a place from which a daemon reads:
     redis://host:port/db?stream=name, kafka://host:port/topic, nats://host:port/stream-or-subject, file:///folder. The

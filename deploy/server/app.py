@@ -2,8 +2,11 @@
 
 import asyncio
 import hmac
+import json
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
+from copy import deepcopy
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -21,9 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import online_meta
 from deploy.server import entities, routes
 from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
-from deploy.server.origins import JSON_TYPES, TENSOR_TYPES, AllowedHosts, refuse_media_type
+from deploy.server.origins import JSON_TYPES, TASK_TYPES, AllowedHosts, refuse_media_type
 from deploy.server.state import DaemonState
 from streams.formats.compression import DECOMPRESSORS
+from streams.formats.json_body import make_example
 from streams.history.errors import HistoryDamaged, HistoryFull
 from streams.types import BacklogFull, IngestClosed, Rejected
 
@@ -90,6 +94,10 @@ PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none';
 DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
+LONGEST_EXAMPLE = 1000
+"""The longest example that is shown, in characters."""
+
+
 def create_app(state: DaemonState) -> FastAPI:
     """Return the daemon's HTTP application, which reads and changes ``state``."""
     app: FastAPI = FastAPIOffline(
@@ -105,6 +113,8 @@ def create_app(state: DaemonState) -> FastAPI:
     app.state.adapting = CapacityLimiter(MAX_CONCURRENT_ADAPTATIONS)
     app.include_router(routes.router)
     app.include_router(entities.router)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != app.openapi_url]
+    app.add_api_route("/openapi.json", _describe_api, include_in_schema=False)
     dashboard = str(package_files("deploy") / "dashboard")
     app.mount("/static", StaticFiles(directory=dashboard), name="static")
     app.add_api_route("/", lambda: FileResponse(f"{dashboard}/index.html"), include_in_schema=False)
@@ -113,6 +123,38 @@ def create_app(state: DaemonState) -> FastAPI:
     for kind, answer in _ERROR_HANDLERS.items():
         app.add_exception_handler(kind, answer)
     return app
+
+
+def _describe_api(request: Request) -> JSONResponse:
+    """Return the description of the API, with examples that have the shapes of this run's tasks."""
+    app: FastAPI = request.app
+    state: DaemonState = app.state.daemon
+    described = deepcopy(app.openapi())
+    for path in (routes.PATH, routes.ADAPT_PATH):
+        operation, name = described["paths"][path]["post"], path.removeprefix("/v1/")
+        body = make_example(state.config.task, targets=path == routes.PATH)
+        line = make_curl_line(str(request.base_url).rstrip("/"), name, body, state.token is not None)
+        token = " `$TOKEN` is the daemon's token." if state.token is not None else ""
+        operation["description"] += f"\n\nAn example with this run's shapes:{token}\n\n```sh\n{line}\n```"
+        if len(json.dumps(body)) <= LONGEST_EXAMPLE:
+            operation["requestBody"]["content"]["application/json"]["example"] = body
+    return JSONResponse(described)
+
+
+def make_curl_line(address: str, name: str, body: Mapping[str, Any], token: bool) -> str:
+    """Return the command that sends an example; a long one is read from /v1/examples.
+
+    Args:
+        address: of the daemon, without a slash at the end.
+        name: "tasks" or "adapt".
+        body: the example.
+        token: whether the daemon requires one; the command then takes it from the variable TOKEN.
+    """
+    bearer = ' -H "Authorization: Bearer $TOKEN"' if token else ""
+    command, text = f"curl {address}/v1/{name}{bearer} -H 'Content-Type: application/json'", json.dumps(body)
+    if len(text) <= LONGEST_EXAMPLE:
+        return f"{command} -d '{text}'"
+    return f"curl -s {address}/v1/examples/{name}{bearer} | {command} --data-binary @-"
 
 
 def create_probe_app(state: DaemonState) -> FastAPI:
@@ -159,7 +201,7 @@ class _SecurityMiddleware:
             response = _error_response(401, "unauthorized", detail, **{"WWW-Authenticate": "Bearer"})
             return await response(scope, receive, send_with_policy)
         if scope["method"] == "POST":
-            accepted = TENSOR_TYPES if path in (routes.PATH, routes.ADAPT_PATH) else JSON_TYPES
+            accepted = TASK_TYPES if path in (routes.PATH, routes.ADAPT_PATH) else JSON_TYPES
             refusal = refuse_media_type(scope, accepted)
             if refusal is not None:
                 response = _error_response(*refusal, Accept=", ".join(accepted))

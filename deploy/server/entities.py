@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 
-from deploy.server.routes import ERROR, describe_round
+from deploy.server.descriptions import ERROR
+from deploy.server.routes import describe_round
 from deploy.server.state import DaemonState
 from online_meta.batches import count_samples
 from streams.history.entity_rounds import find_rounds, read_rows

@@ -1,4 +1,4 @@
-"""Keep web pages of other origins out: check a request's Host, its Origin and the media type of its body.
+"""Keep web pages of other origins out: check a request's Host, its Origin and the media types that it names.
 
 A page can make a browser on the same machine send requests to 127.0.0.1. By DNS rebinding, a name of its own leads
 there, and the browser then lets the page read the answers.
@@ -8,15 +8,22 @@ import ipaddress
 import re
 from typing import NamedTuple
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from deploy.config.config import ServeSettings
 from deploy.exits import ConfigError
+from streams.formats.safetensors_header import is_json
+from streams.types import Rejected
 
 TENSOR_TYPES = ("application/vnd.safetensors", "application/octet-stream")
 """Media types of tensors; a page of another origin cannot send them unless a CORS preflight allows it."""
 
 JSON_TYPES = ("application/json",)
+"""Media types of JSON; the same holds for them."""
+
+TASK_TYPES = (*TENSOR_TYPES, *JSON_TYPES)
+"""Media types of a task, and of a request to adapt."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -164,7 +171,42 @@ def refuse_media_type(scope: Scope, accepted: tuple[str, ...]) -> Refusal | None
     if len(kinds) == 1 and kinds[0] in accepted:
         return None
     was = f"is declared as {', '.join(declared)[:200]!r}" if declared else "has no media type"
-    wanted = " or ".join(f"`Content-Type: {kind}`" for kind in accepted)
-    what = "tensors in safetensors format" if accepted == TENSOR_TYPES else "it"
-    detail = f"the body {was}: send {what} with the header {wanted} (curl: -H 'Content-Type: {accepted[0]}'); see /docs"
+    if accepted == TASK_TYPES:
+        tensors = " or ".join(f"`Content-Type: {kind}`" for kind in TENSOR_TYPES)
+        wanted = (
+            f"JSON with the header `Content-Type: {JSON_TYPES[0]}`, or tensors in safetensors format with {tensors}"
+        )
+    else:
+        wanted = f"it with the header `Content-Type: {accepted[0]}`"
+    detail = f"the body {was}: send {wanted} (curl: -H 'Content-Type: {JSON_TYPES[0]}'); see /docs"
     return Refusal(415, "wrong_media_type", detail)
+
+
+def check_declared_type(headers: Headers, body: bytes) -> None:
+    """Check that a body declared as JSON is JSON and that no other one is; its declared type is one of ``TASK_TYPES``.
+
+    Raises:
+        Rejected: with the reason "unreadable".
+    """
+    declared = headers["content-type"].partition(";")[0].strip().lower() in JSON_TYPES
+    if declared == is_json(body):
+        return
+    if declared:
+        detail = (
+            "the body is declared as `application/json`, and does not begin with '{': send an object of nested lists, "
+            f'such as {{"support_x": [[0.5]], ...}}, or safetensors with the header `Content-Type: {TENSOR_TYPES[0]}`'
+        )
+    else:
+        detail = (
+            f"the body cannot be read as safetensors: it begins with the text {body[:20].decode('latin1')!r}, as JSON "
+            "or CSV does; send JSON with the header `Content-Type: application/json` (curl: -H 'Content-Type: "
+            "application/json'); see /docs"
+        )
+    raise Rejected("unreadable", detail)
+
+
+def wants_json(headers: Headers, sent_json: bool) -> bool:
+    """Return whether to answer in JSON: if Accept names it, or names neither format and the request was JSON."""
+    accepted = ", ".join(headers.getlist("accept")).lower()
+    names_json, names_tensors = (any(kind in accepted for kind in kinds) for kinds in (JSON_TYPES, TENSOR_TYPES))
+    return sent_json if names_json == names_tensors else names_json

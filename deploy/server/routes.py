@@ -1,5 +1,6 @@
 """The routes of the HTTP API: submit tasks, adapt, read weights, regret, status and metrics."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
@@ -9,14 +10,31 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from deploy.config.config import Config
 from deploy.exits import TRY_LATER, CommandError
+from deploy.server.descriptions import (
+    ADAPT_BODY,
+    ADAPT_ERRORS,
+    ADAPT_RESPONSE,
+    ERROR,
+    FAILING,
+    PROMOTION_ERRORS,
+    QUARANTINE_ERRORS,
+    TASK_BODY,
+    TASK_RESPONSES,
+    TENSOR_RESPONSE,
+    TENSORS,
+)
 from deploy.server.limits import read_body
-from deploy.server.origins import TENSOR_TYPES
+from deploy.server.origins import check_declared_type, wants_json
 from deploy.server.state import DaemonState, health_of, status_of
 from deploy.telemetry.health import list_failing
 from deploy.telemetry.series import regret_series
+from online_meta.types import Batch, Tensors
 from streams.entities import find_entity
 from streams.formats import wire
+from streams.formats.json_body import make_example, read_as_safetensors, tensors_to_json
+from streams.formats.safetensors_header import is_json
 from streams.history.errors import RoundDiscarded
 from streams.types import Arrival, Conflict, Rejected
 from trainers.journal.leader_file import encode_leader
@@ -37,110 +55,16 @@ ADAPT_PATH = "/v1/adapt"
 SMALL_BYTES = 128 * 1024
 """Tasks up to this size are validated in the event loop; larger ones in a thread."""
 
-
-TENSORS = TENSOR_TYPES[0]
-
-
-TENSOR_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in TENSOR_TYPES},
-    }
-}
+SMALL_JSON_BYTES = 8 * 1024
+"""The same limit for tasks in JSON."""
 
 
-TENSOR_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {TENSORS: {"schema": {"type": "string", "format": "binary"}}}}
-}
-
-
-ERROR: dict[str, Any] = {
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {"reason": {"type": "string"}, "detail": {"type": "string"}},
-                "required": ["reason", "detail"],
-            }
-        }
-    }
-}
-
-
-FAILING: dict[str, Any] = {
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "reason": {"type": "string"},
-                    "detail": {"type": "string"},
-                    "failing": {"type": "array", "items": {"type": "string"}},
-                },
-                "required": ["reason", "detail", "failing"],
-            }
-        }
-    }
-}
-
-
-RECEIPT: dict[str, Any] = {
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {"id": {"type": "string"}, "round": {"type": "integer"}},
-                "required": ["id", "round"],
-            }
-        }
-    }
-}
-
-
-TASK_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "A duplicate of a durable task; `round` is the round of that task", **RECEIPT},
-    201: {"description": "The task is durable", **RECEIPT},
-    404: {"description": "This daemon does not accept tasks over HTTP", **ERROR},
-    409: {"description": "The id belongs to a task with a different body", **ERROR},
-    408: {"description": "The body did not arrive in time", **ERROR},
-    413: {"description": "The body exceeds a limit, as received or decompressed", **ERROR},
-    415: {"description": "The Content-Type or Content-Encoding is not accepted; see Accept, Accept-Encoding", **ERROR},
-    422: {"description": "Not a valid task of this run; `reason` is a fixed slug, `detail` a sentence", **ERROR},
-    429: {"description": "Too many rounds are pending or bodies in progress; see Retry-After", **ERROR},
-    503: {"description": "The daemon is draining", **ERROR},
-    507: {"description": "The disk is full; the task was not stored", **ERROR},
-}
-
-
-ADAPT_ERRORS: dict[int | str, dict[str, Any]] = {
-    **{status: TASK_RESPONSES[status] for status in (408, 413, 415, 422)},
-    429: {"description": "Too many bodies in progress; see Retry-After", **ERROR},
-    503: {"description": "No meta-parameters have been published yet", **ERROR},
-}
-
-
-QUARANTINE_ERRORS: dict[int | str, dict[str, Any]] = {
-    404: {"description": "No such round", **ERROR},
-    409: {"description": "The round is in quarantine already", **ERROR},
-    410: {"description": "Retention has removed the task of this round", **ERROR},
-    415: {
-        "description": "The request is not declared as `application/json`, which it must be even without a body",
-        **ERROR,
-    },
-}
-
-
-PROMOTION_ERRORS: dict[int | str, dict[str, Any]] = {
-    404: {"description": "No such branch", **ERROR},
-    409: {"description": "The branch is served already, or it cannot be served", **ERROR},
-    415: QUARANTINE_ERRORS[415],
-    503: {"description": "The branch has not learned enough rounds yet; see Retry-After", **ERROR},
-}
-
-
-@router.post(PATH, status_code=201, responses=TASK_RESPONSES, openapi_extra=TENSOR_BODY)
+@router.post(PATH, status_code=201, responses=TASK_RESPONSES, openapi_extra=TASK_BODY)
 async def submit_task(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
-    """Submit a task: a safetensors body with `support_x`, `support_y`, `query_x`, `query_y` (the query is optional).
+    """Submit a task: `support_x`, `support_y`, `query_x`, `query_y` (the query is optional), as safetensors or JSON.
+
+    In JSON, a tensor is a nested list: `{"support_x": [[0.5], [1.5]], "support_y": [[1], [2]]}`. It is meant for small
+    tasks; `[serve.limits] json_bytes` bounds it.
 
     The response is sent once the task is durable. The header `Idempotency-Key` is the id of the task; the default is
     the SHA-256 of the body. A task that is sent again with the same id remains one round. `Content-Encoding` may be
@@ -155,16 +79,20 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     with request.app.state.body_budget.reserve() as reservation:
         try:
             body = await read_body(request, reservation)
+            check_declared_type(request.headers, body)
         except Rejected as rejection:
             incomplete = Arrival(idempotency_key or "", bytes(reservation.received), source, None)
             await run_in_threadpool(state.ingest.reject, incomplete, rejection, complete=reservation.complete)
             raise
         id = wire.digest(body).hex() if idempotency_key is None else idempotency_key
         arrival = Arrival(id, body, source, None)
+        small_bytes, limiter = SMALL_BYTES, None
+        if is_json(body):  # It takes many times its size while it is read: only a few are read at a time.
+            small_bytes, limiter = SMALL_JSON_BYTES, request.app.state.body_budget.unpacking
         # For a small body, handing it to a thread takes longer than validating it here.
-        future = state.ingest.submit_nowait(arrival) if len(body) <= SMALL_BYTES else None
+        future = state.ingest.submit_nowait(arrival) if len(body) <= small_bytes else None
         if future is None:
-            future = await run_in_threadpool(state.ingest.submit, arrival, wait=False)
+            future = await to_thread.run_sync(partial(state.ingest.submit, arrival, wait=False), limiter=limiter)
         receipt = await request.app.state.future_bridge.wait_for(future)
     if isinstance(receipt, Conflict):
         detail = (
@@ -174,7 +102,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     return JSONResponse({"id": receipt.id, "round": receipt.round}, 200 if receipt.duplicate else 201)
 
 
-@router.post(ADAPT_PATH, responses={**TENSOR_RESPONSE, **ADAPT_ERRORS}, openapi_extra=TENSOR_BODY)
+@router.post(ADAPT_PATH, responses={**ADAPT_RESPONSE, **ADAPT_ERRORS}, openapi_extra=ADAPT_BODY)
 async def adapt(request: Request) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
@@ -182,12 +110,16 @@ async def adapt(request: Request) -> Response:
     `component.K.log_weights` of their mixture, too. The header `X-Online-Meta-Round` is the number of rounds that the
     meta-parameters have learned. The request is not stored and changes nothing. If the model raises an exception, the
     answer is 422 with the reason `model_error`.
+
+    The answer is JSON, with nested lists, if the header `Accept` names `application/json`; if it names no type, the
+    answer has the format of the request. JSON has the `round`, too, and null for NaN and infinite values.
     """
     state: DaemonState = request.app.state.daemon
-    limits = state.config.serve.limits
     with request.app.state.body_budget.reserve() as reservation:
         body = await read_body(request, reservation)
-        support, query_x = await run_in_threadpool(wire.decode_support, body, state.config.task, limits)
+        check_declared_type(request.headers, body)
+        limiter = request.app.state.body_budget.unpacking if is_json(body) else None
+        support, query_x = await to_thread.run_sync(_decode_request, state.config, body, limiter=limiter)
     try:
         encoded, round = await to_thread.run_sync(
             state.adapter.answer, support, query_x, limiter=request.app.state.adapting
@@ -195,7 +127,15 @@ async def adapt(request: Request) -> Response:
     except FileNotFoundError:
         detail = "the trainer has not published its first parameters yet: try again later"
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
-    return Response(encoded, media_type=TENSORS, headers={"X-Online-Meta-Round": str(round)})
+    headers = {"X-Online-Meta-Round": str(round)}
+    if wants_json(request.headers, is_json(body)):
+        return JSONResponse({"round": round, **tensors_to_json(encoded)}, headers=headers)
+    return Response(encoded, media_type=TENSORS, headers=headers)
+
+
+def _decode_request(config: Config, body: bytes) -> tuple[Batch, Tensors]:
+    limits = config.serve.limits
+    return wire.decode_support(read_as_safetensors(body, config.task, limits), config.task, limits)
 
 
 @router.get("/v1/tasks/{id}", responses={404: {"description": "Unknown id", **ERROR}})
@@ -229,6 +169,16 @@ def describe_round(state: DaemonState, round: int) -> dict[str, Any]:
         "reason": quarantine.reason,
         "detail": quarantine.detail,
     }
+
+
+@router.get("/v1/examples/{name}")
+def example(
+    request: Request,
+    name: Annotated[Literal["tasks", "adapt"], Path(description="the path below /v1/ to which to send it")],
+) -> dict[str, Any]:
+    """Return a body in JSON that has the shapes of this run's tasks, with arbitrary numbers."""
+    state: DaemonState = request.app.state.daemon
+    return make_example(state.config.task, targets=name == "tasks")
 
 
 class QuarantineRequest(BaseModel):

@@ -9,6 +9,7 @@ from functools import partial
 
 from online_meta.types import Task
 from streams.formats import wire
+from streams.formats.json_body import read_as_safetensors
 from streams.formats.wire import canonical_bytes, is_canonical
 from streams.history.history import History, decode_view
 from streams.ingest import source_reader
@@ -117,11 +118,11 @@ class Ingest:
         return self._committer.put(record, blocking=wait, began=began, known=known is not None)
 
     def submit_nowait(self, arrival: Arrival) -> "Future[Answer] | None":
-        """Queue a new arrival with a canonical body; return None, and queue nothing, for any other arrival.
+        """Queue a new arrival whose body is canonical, or JSON of such a body; otherwise queue nothing and return None.
 
-        An event loop can call this, because it takes no longer than reading the bytes. If it returns None, as it always
-        does where the model tries tasks or the source refuses outliers, call ``submit``, which also decodes, rejects
-        and recognises duplicates.
+        An event loop can call this for small bodies, because it takes no longer than reading the bytes. If it returns
+        None, as it always does where the model tries tasks or the source refuses outliers, call ``submit``, which also
+        decodes, rejects and recognises duplicates.
 
         Raises:
             BacklogFull: if there is no room.
@@ -131,10 +132,15 @@ class Ingest:
         if self._try_task is not None or arrival.source in self._outliers:
             return None
         began = time.perf_counter()
-        fits = wire.is_valid_id(arrival.id, self._limits) and is_canonical(arrival.body, self._spec, self._limits)
-        if not fits or self._history.find(arrival.id) is not None:
+        if not wire.is_valid_id(arrival.id, self._limits) or self._history.find(arrival.id) is not None:
             return None
-        record = self._record(arrival, arrival.body, wire.digest(arrival.body))
+        try:
+            payload = read_as_safetensors(arrival.body, self._spec, self._limits)
+        except Rejected:
+            return None
+        if not is_canonical(payload, self._spec, self._limits):
+            return None
+        record = self._record(arrival, payload, wire.digest(arrival.body))
         return self._committer.put(record, blocking=False, began=began)
 
     def reject(self, arrival: Arrival, rejection: Rejected, *, complete: bool = True) -> None:
@@ -199,7 +205,9 @@ class Ingest:
         digest = wire.digest(arrival.body)
         round = self._history.find(arrival.id)
         if round is None:
-            payload = canonical_bytes(arrival.body, self._spec, self._limits)
+            payload = canonical_bytes(
+                read_as_safetensors(arrival.body, self._spec, self._limits), self._spec, self._limits
+            )
             if self._try_task is not None:
                 self._try_task(decode_view(payload))
             return self._record(arrival, payload, digest), None

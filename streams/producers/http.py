@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from streams.formats.safetensors_header import is_json
 from streams.producers.errors import RETRY_SECONDS, UNREACHABLE, RetryLater, SubmitError, retry
 from streams.types import Receipt
 
@@ -52,7 +53,7 @@ def submit(
     Args:
         url: the address of the daemon.
         id: the id of the task, see ``wire.check_id``.
-        body: the task as ``wire.encode`` returns it.
+        body: the task as ``wire.encode`` returns it, or in JSON.
         token: the bearer token, if the daemon requires one.
         client: a client from ``connect``, for many tasks; without one, a connection is opened for this task.
         retry_seconds: seconds after which no further attempt begins.
@@ -68,7 +69,8 @@ def submit(
 
 
 def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | None) -> Receipt:
-    headers = {"Idempotency-Key": id, "Content-Type": "application/octet-stream"}
+    media_type = "application/json" if is_json(body) else "application/octet-stream"
+    headers = {"Idempotency-Key": id, "Content-Type": media_type}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     try:

@@ -171,11 +171,11 @@ def test_a_body_must_be_declared_as_tensors(daemon: Daemon, media_type: str | No
 
 
 @pytest.mark.parametrize("path", ["/v1/tasks", "/v1/adapt"])
-def test_json_is_no_task(daemon: Daemon, path: str) -> None:
-    answer = daemon.client.post(path, content=b'{"support_x": [1]}', headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["reason"]) == (415, "wrong_media_type")
-    assert "the body is declared as 'application/json': send tensors in safetensors format" in answer.json()["detail"]
-    assert answer.headers["Accept"] == "application/vnd.safetensors, application/octet-stream"
+def test_tensors_declared_as_json_are_refused(daemon: Daemon, path: str) -> None:
+    answer = daemon.client.post(path, content=sinusoid(0), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["reason"]) == (422, "unreadable")
+    assert "declared as `application/json`, and does not begin with '{'" in answer.json()["detail"]
+    assert "safetensors with the header `Content-Type: application/vnd.safetensors`" in answer.json()["detail"]
 
 
 def test_two_media_types_are_refused(daemon: Daemon) -> None:
@@ -199,6 +199,17 @@ def test_text_declared_as_tensors_is_named(daemon: Daemon, text: bytes) -> None:
     answer = daemon.post(text)
     assert (answer.status_code, answer.json()["reason"]) == (422, "unreadable")
     assert f"begins with the text {text[:20].decode()!r}, as JSON or CSV does" in answer.json()["detail"]
+    if text.startswith(b"{"):
+        assert "send JSON with the header `Content-Type: application/json`" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/tasks", "/v1/adapt"])
+def test_json_declared_as_tensors_is_told_its_media_type(daemon: Daemon, path: str) -> None:
+    for text in ('{"naïve": 1}', '\n {"a":1}', "{}"):
+        answer = daemon.client.post(path, content=text.encode())
+        assert (answer.status_code, answer.json()["reason"]) == (422, "unreadable")
+        assert "curl: -H 'Content-Type: application/json'" in answer.json()["detail"]
+        assert "claims" not in answer.json()["detail"]
 
 
 def test_the_commands_send_accepted_types(daemon: Daemon, cli: Cli) -> None:

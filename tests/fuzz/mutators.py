@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 import struct
 import zipfile
 import zlib
@@ -79,8 +80,18 @@ def _compressed(data: bytes, chance: random.Random, change: Callable[[bytes], by
     return None
 
 
+def _json(data: bytes, chance: random.Random, change: Callable[[bytes], bytes]) -> bytes | None:
+    """Change one name, number or literal between the brackets."""
+    tokens = list(re.finditer(rb"[^\s,:{}\[\]]+", data))
+    if not tokens:
+        return None
+    begin, end = chance.choice(tokens).span()
+    return data[:begin] + change(data[begin:end]) + data[end:]
+
+
 INSIDE: dict[str, Callable[[bytes, random.Random, Callable[[bytes], bytes]], bytes | None]] = {
     "safetensors": _safetensors,
+    "json": _json,
     "npz": _npz,
     "compressed": _compressed,
 }

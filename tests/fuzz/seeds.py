@@ -1,6 +1,7 @@
 """The initial inputs of fuzzing: ``python -m tests.fuzz.seeds`` writes them into the corpus."""
 
 import gzip
+import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -11,9 +12,19 @@ import torch
 import zstandard
 from safetensors.torch import save
 
-from tests.fuzz.targets import SPECS
+from streams.formats.json_body import make_example
+from tests.fuzz.targets import NAMED, SPECS
 
 CORPUS = Path(__file__).parent / "corpus"
+WRONG_JSON = (
+    b'{"support_x": [[1, 2], [3, NaN]], "support_y": [0, 1e400]}',
+    b'{"support_x": [[1, 2], [3, -Infinity]], "support_y": [9007199254740993, 9223372036854775808]}',
+    b'{"support_x": [[1, 2], [3]], "support_y": [true, null]}',
+    b'{"support_x": [[1, "2"], {"a": 4}], "support_x": []}',
+    b'{"support_x": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+    b'\xef\xbb\xbf {"\\ud800": [1.0, 1E2, -0.0, 256, -1, 0.5]}',
+    b'{"support_x": [[], []], "support_y": [], "query_x": 1, "query_y": ""}',
+)
 
 
 def tensors(which: int, query: bool = True) -> dict[str, torch.Tensor]:
@@ -65,6 +76,13 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
             bad = tensors(which)
             bad[name].view(-1)[-1] = wrong
             yield "safetensors", f"wrong-{which}-{number}", save(bad)
+        lists = {name: tensor.tolist() for name, tensor in tensors(which).items()}
+        yield "json", f"task-{which}", json.dumps(lists).encode()
+        yield (
+            "json",
+            f"no-query-{which}",
+            json.dumps({name: lists[name] for name in ("support_x", "support_y")}).encode(),
+        )
         yield "compressed", f"zstd-{which}", b"\x00" + zstandard.compress(body)
         yield "compressed", f"gzip-{which}", b"\x01" + gzip.compress(body, mtime=0)
         yield "npz", f"stored-{which}", npz(which, packed=False)
@@ -75,15 +93,18 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     yield "compressed", "unsized", b"\x00" + stream.compress(save(tensors(0))) + stream.flush()
     yield "compressed", "bomb", b"\x01" + gzip.compress(bytes(1_000_000), mtime=0)
     yield "compressed", "plain", b"\x02" + save(tensors(0))
+    yield "json", "named", json.dumps(make_example(NAMED) | {"support_weight": [0, 1, 2.5, 1e3]}).encode()
+    for number, text in enumerate(WRONG_JSON):
+        yield "json", f"wrong-{number}", text
     for which in range(len(SPECS)):
-        json, comma = bytes([2 * which]), bytes([2 * which + 1])
+        lines_of_json, comma = bytes([2 * which]), bytes([2 * which + 1])
         pixels = b"[[[1, 2]], [[3, 4]], [[5, 255]]]"
         for number, x in enumerate((b"%d.5", b"[%d, 0.5]", pixels)):
             lines = (
                 b'{"x": ' + (x % n if b"%d" in x else x) + b', "y": %d, "k": "%d"}\n' % (n % 3, n // 4)
                 for n in range(9)
             )
-            yield "rows", f"json-{which}-{number}", json + b"".join(lines)
+            yield "rows", f"json-{which}-{number}", lines_of_json + b"".join(lines)
         yield "rows", f"csv-{which}", comma + b"".join(b"%d.5,%d,%d\n" % (n, n % 3, n // 4) for n in range(9))
         yield "rows", f"broken-{which}", comma + b'"1,2,3\n\xff,1,2\n1e999,nan,2\n1,2\n,,\n"1","2","3"\n1,2,3'
     for number, id in enumerate([b"a", b"task-1.x:y_z", b"../a", b"a\n", "\u0430".encode(), b"x" * 41, b"\x00", b""]):

@@ -14,9 +14,11 @@ import torch
 from online_meta.types import Batch, Task
 from streams.formats import wire
 from streams.formats.compression import decompress
+from streams.formats.json_body import encode_json, read_as_safetensors
+from streams.formats.safetensors_header import is_json
 from streams.sources import samples
 from streams.sources.files import read_task_file
-from streams.spec import Limits, TaskSpec, fits
+from streams.spec import InputSpec, Limits, TargetSpec, TaskSpec, fits
 from streams.types import REASONS, Arrival, Rejected
 
 LIMITS = Limits(body_bytes=100_000, samples=50, elements=10_000, expansion=100, id_length=40)
@@ -26,6 +28,11 @@ SPECS = (
     TaskSpec(x_shape=(3, -1, -1), x_dtype="uint8", ways=3),
     TaskSpec(x_shape=(), x_dtype="float64", y="real", y_shape=()),
 )
+NAMED = TaskSpec(
+    x={"tokens": InputSpec((3,), "int64"), "mask": InputSpec((-1,), "uint8")},
+    targets={"tags": TargetSpec(ways=3, shape=(3,)), "score": TargetSpec("real")},
+)
+"""A spec with named inputs and targets, and targets for each entry."""
 OPEN = 2
 """The spec with samples of different sizes."""
 ID_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
@@ -81,6 +88,21 @@ def safetensors(data: bytes) -> None:
         request = outcome(wire.decode_support, data, spec, LIMITS)
         if request is not None:
             check_batch(request[0], spec)
+
+
+def json(data: bytes) -> None:
+    """Decode a posted body in JSON for every spec: a task or an adapt request."""
+    for spec in SPECS:
+        read = outcome(encode_json, data, spec, LIMITS)
+        if read is not None:
+            safetensors(read)
+        same = outcome(read_as_safetensors, data, spec, LIMITS)
+        if same != (read if is_json(data) else data):
+            raise AssertionError("the first bytes decide otherwise")
+    read = outcome(encode_json, data, NAMED, LIMITS)
+    task = None if read is None else outcome(wire.decode, read, NAMED, LIMITS)
+    if task is not None and wire.canonical_bytes(read, NAMED, LIMITS) != wire.encode(task):
+        raise AssertionError("storage changes the task")
 
 
 def compressed(data: bytes) -> None:
@@ -173,5 +195,5 @@ def _check_id(id: str, rejection: list[str]) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (safetensors, compressed, npz, arrow, rows, ids)
+    target.__name__: target for target in (safetensors, json, compressed, npz, arrow, rows, ids)
 }
