@@ -89,6 +89,7 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
         precision=dtype,
         surrogate=model.surrogate,
         frozen_rows=model.frozen_rows,
+        output=model.output,
     )
 
 

@@ -38,6 +38,9 @@ class ModelSettings:
             checks accept it there, and check everything around these layers.
         frozen_rows: rows that a weight holds constant on purpose, a list for its name; the checks find out whether
             their gradient is zero. The ``padding_idx`` of embedding layers is known without it.
+        output: the part of what the model returns that is its output: an attribute of an object, a key of a dict or an
+            index of a tuple, such as "logits", or several with dots between them, such as "heads.0". By default it is
+            all that the model returns, a tensor or a dict of tensors.
     """
 
     build: str
@@ -49,6 +52,7 @@ class ModelSettings:
     recompute: tuple[str, ...] = ()
     surrogate: tuple[str, ...] = changeable(())
     frozen_rows: dict[str, tuple[int, ...]] = changeable(factory=dict)
+    output: str = ""
 
 
 @dataclass(frozen=True)

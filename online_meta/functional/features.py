@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from online_meta.batches import count_samples, only_tensor
+from online_meta.functional.calling import take_output
 from online_meta.functional.classes import IGNORED_CLASS
 from online_meta.functional.stateless import ModuleTensors, SkeletonPerThread
 from online_meta.types import Batch, HeadSamples, HeadSolver, LinearHead, LossFn, Params, TargetKind, Tensors
@@ -33,9 +34,9 @@ NEEDED = (
 class HeadInput:
     """Calls a skeleton of a model, and returns what its head is given, under the head's name."""
 
-    def __init__(self, skeleton: SkeletonPerThread, tensors: ModuleTensors) -> None:
-        """Take a skeleton, which nothing else calls, and what was captured of the model."""
-        self._skeleton, self._tensors = skeleton, tensors
+    def __init__(self, skeleton: SkeletonPerThread, tensors: ModuleTensors, output: str = "") -> None:
+        """Take a skeleton, which nothing else calls, what was captured of the model, and where its output is."""
+        self._skeleton, self._tensors, self._output = skeleton, tensors, output
 
     def __call__(self, state: Params, x: Tensors) -> Tensors:
         """Return {name of the head: its input for x}; raise ``ValueError`` if the model has no head."""
@@ -43,7 +44,7 @@ class HeadInput:
         layers = {layer: name for name, layer in self._skeleton.skeleton.named_modules() if _is_linear(layer)}
         hooks = [layer.register_forward_hook(_note(calls), with_kwargs=True) for layer in layers]
         try:
-            output = self._skeleton(state, x)
+            output = take_output(self._skeleton(state, x), self._output)
         finally:
             for hook in hooks:
                 hook.remove()

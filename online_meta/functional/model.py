@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from online_meta import outcomes, registry
 from online_meta.batches import map_tensors
 from online_meta.functional.activation_checkpoint import recompute_blocks
+from online_meta.functional.calling import read_arguments, take_output
 from online_meta.functional.classes import find_right
 from online_meta.functional.double_backward import math_attention, use_fast_double_backward
 from online_meta.functional.features import HeadInput
@@ -55,7 +56,9 @@ def in_precision(output: OutputFn, dtype: torch.dtype) -> OutputFn:
     return cast
 
 
-def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bool = False) -> OutputFn:
+def model_output(
+    module: nn.Module, *, recompute: Sequence[str] = (), random: bool = False, output: str = ""
+) -> OutputFn:
     """Return ``module`` as a pure function (params, x) -> output.
 
     The function holds a skeleton of the module on the meta device, so it stores no learned weight. It copies buffers
@@ -65,9 +68,10 @@ def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bo
     itself, by one thread at a time, and is left as it was.
 
     Args:
-        module: the model; it takes one tensor, or one dict of tensors, and returns one.
+        module: the model; it takes a tensor, or named tensors as keywords or as one dict.
         recompute: globs of layer names whose activations are recomputed in the backward pass.
         random: whether these layers may draw random numbers.
+        output: the part of what the model returns that is its output, see ``model_loss``.
 
     Returns:
         A function of parameters by name and x of shape (n, ...). It raises ``ValueError`` for a missing or unknown
@@ -76,11 +80,16 @@ def model_output(module: nn.Module, *, recompute: Sequence[str] = (), random: bo
     Raises:
         ValueError: if a glob matches no layer, or if weights of the module have no shape yet.
     """
-    return _output(module, capture_tensors(module), recompute, random)
+    return _output(module, capture_tensors(module), recompute, random, part=output)
 
 
 def _output(
-    module: nn.Module, tensors: ModuleTensors, recompute: Sequence[str], random: bool, evaluate: bool = False
+    module: nn.Module,
+    tensors: ModuleTensors,
+    recompute: Sequence[str],
+    random: bool,
+    evaluate: bool = False,
+    part: str = "",
 ) -> OutputFn:
     skeleton = copy_without_weights(module)
     if skeleton is None and recompute:
@@ -89,21 +98,24 @@ def _output(
             "functions that refer to the model out of its attributes"
         )
     if skeleton is None:
-        return _as_output(tensors, ModuleItself(module, evaluate=evaluate))
+        return _as_output(tensors, ModuleItself(module, evaluate=evaluate), part)
     skeleton = skeleton.eval() if evaluate else skeleton
-    return _as_output(tensors, SkeletonPerThread(skeleton, partial(_prepare, recompute, random)))
+    prepare = partial(_prepare, recompute, random)
+    return _as_output(tensors, SkeletonPerThread(skeleton, prepare, read_arguments(module)), part)
 
 
 def _features(
-    module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None
+    module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None, part: str
 ) -> Callable[[Params, Tensors], Params] | None:
     """Return the input of the head as a pure function of parameters and x; None of a module that is not copied."""
     skeleton = copy_without_weights(module)
     if skeleton is None:
         return None
     skeleton = skeleton.eval() if evaluate else skeleton
-    own = HeadInput(SkeletonPerThread(skeleton, partial(_prepare, (), False)), tensors)
-    features: Any = _precise(_as_output(tensors, own), precision)  # Its output is a dict of one tensor.
+    called = SkeletonPerThread(skeleton, partial(_prepare, (), False), read_arguments(module))
+    features: Any = _precise(
+        _as_output(tensors, HeadInput(called, tensors, part)), precision
+    )  # Its output is a dict of one tensor.
     return features  # type: ignore[no-any-return]
 
 
@@ -112,11 +124,11 @@ def _prepare(recompute: Sequence[str], random: bool, skeleton: nn.Module) -> Non
     recompute_blocks(skeleton, recompute, random=random)
 
 
-def _as_output(tensors: ModuleTensors, own: OutputFn) -> OutputFn:
+def _as_output(tensors: ModuleTensors, own: Callable[[Params, Tensors], Any], part: str = "") -> OutputFn:
     def output(params: Params, x: Tensors) -> Tensors:
         check_names(tensors, params)
         with math_attention():
-            return own({**place_constants(tensors, params, x), **params}, x)
+            return take_output(own({**place_constants(tensors, params, x), **params}, x), part)
 
     return output
 
@@ -211,6 +223,7 @@ def model_loss(
     precision: torch.dtype | None = None,
     surrogate: Sequence[str] = (),
     frozen_rows: Mapping[str, Sequence[int]] | None = None,
+    output: str = "",
 ) -> ModelLoss:
     """Return the loss of ``module`` as a pure function of its parameters (a ``LossFn``).
 
@@ -219,7 +232,8 @@ def model_loss(
     which is tried for each new shape. Learners also compare the first output with that of the module.
 
     Args:
-        module: the model; it takes one tensor, or one dict of tensors, and returns one.
+        module: the model. It takes a tensor, or named tensors as keywords; a ``forward`` with one argument of another
+            name is given them as one dict. It returns a tensor, a dict of tensors, or what ``output`` takes them from.
         loss: the name of one of ``online_meta/outcomes``, or a callable (output, y) -> losses (n,) or their mean.
         loss_options: options of a named outcome, such as the ``sigma`` of "gaussian_of_noise".
         random: whether the module draws random numbers in training; None to look for dropout layers in training mode,
@@ -231,6 +245,8 @@ def model_loss(
             estimator. ``preflight`` accepts it there, and checks everything around these layers.
         frozen_rows: by name of a weight, rows whose gradient is zero on purpose. ``preflight`` checks that it is zero.
             The ``padding_idx`` of embedding layers is found without it.
+        output: the part of what the model returns that is its output: an attribute of an object, a key of a dict or an
+            index of a tuple, such as "logits", or several with dots between them, such as "heads.0"; "" for the whole.
 
     Returns:
         The loss.
@@ -244,23 +260,33 @@ def model_loss(
         random = any(_is_random(layer) for layer in module.modules())
     tensors = capture_tensors(module)
     intent = declare_intent(module, surrogate, frozen_rows or {})
-    faults = tuple(find_stateful_layers(module))
-
-    def guard(evaluate: bool) -> LossGuard:
-        reference = _reference(module, tensors, evaluate, precision)
-        return LossGuard(faults, tensors, reference, repeatable and evaluate == random)
-
-    guards = guard(False), guard(random)
-    features = _features(module, tensors, random, precision)
+    guards = (
+        _make_guard(module, tensors, False, precision, output, repeatable and not random),
+        _make_guard(module, tensors, random, precision, output, repeatable),
+    )
+    features = _features(module, tensors, random, precision, output)
 
     def build(again: Sequence[str], without_recompute: ModelLoss | None) -> ModelLoss:
-        training = _precise(_output(module, tensors, again, random), precision)
-        output = _precise(_output(module, tensors, again, False, evaluate=True), precision) if random else training
-        size = bytes_of(tensors.constants)
-        shared = tensors.frozen, size, without_recompute, tensors, guards, intent, features
-        return ModelLoss(output, outcome, training, random, *shared)
+        training = _precise(_output(module, tensors, again, random, part=output), precision)
+        evaluated = training
+        if random:
+            evaluated = _precise(_output(module, tensors, again, False, evaluate=True, part=output), precision)
+        shared = tensors.frozen, bytes_of(tensors.constants), without_recompute, tensors, guards, intent, features
+        return ModelLoss(evaluated, outcome, training, random, *shared)
 
     return build(recompute, build((), None) if recompute else None)
+
+
+def _make_guard(
+    module: nn.Module,
+    tensors: ModuleTensors,
+    evaluate: bool,
+    precision: torch.dtype | None,
+    part: str,
+    repeatable: bool,
+) -> LossGuard:
+    reference = _reference(module, tensors, evaluate, precision, part)
+    return LossGuard(tuple(find_stateful_layers(module)), tensors, reference, repeatable)
 
 
 def _find_outcome(loss: str | Criterion, options: Mapping[str, Any]) -> Outcome:
@@ -285,7 +311,9 @@ def _precise(output: OutputFn, precision: torch.dtype | None) -> OutputFn:
     return output if precision is None else in_precision(output, precision)
 
 
-def _reference(module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None) -> OutputFn:
+def _reference(
+    module: nn.Module, tensors: ModuleTensors, evaluate: bool, precision: torch.dtype | None, part: str
+) -> OutputFn:
     """Return the module itself as a pure function of its weights, with the tensors that were captured as they are.
 
     In a ``precision``, those of the learned weights' dtypes are cast like these.
@@ -296,7 +324,7 @@ def _reference(module: nn.Module, tensors: ModuleTensors, evaluate: bool, precis
     def reference(params: Params, x: Tensors) -> Tensors:
         constants = {n: v.to(precision) if v.dtype in cast else v for n, v in tensors.constants.items()}
         with math_attention():
-            return itself({**constants, **params}, x)
+            return take_output(itself({**constants, **params}, x), part)
 
     return _precise(reference, precision)
 

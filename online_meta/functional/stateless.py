@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from online_meta.batches import first_tensor
+from online_meta.functional.calling import Arguments, read_arguments
 from online_meta.types import Params, Tensors
 
 
@@ -245,6 +246,7 @@ class ModuleItself:
         self._module = weakref.ref(module)
         self._kept = module if keep else None
         self._training = {name: layer.training and not evaluate for name, layer in module.named_modules()}
+        self._arguments = read_arguments(module)
         self._lock = threading.RLock()
 
     @property
@@ -252,7 +254,7 @@ class ModuleItself:
         """Whether the module is still alive."""
         return self._module() is not None
 
-    def __call__(self, state: Params, x: Tensors) -> Tensors:
+    def __call__(self, state: Params, x: Tensors) -> Any:
         """Return module(x) with the tensors ``state``, by name. Raises ``ReferenceError`` if the module is gone."""
         module = self._module()
         if module is None:
@@ -263,7 +265,7 @@ class ModuleItself:
             try:
                 for name, layer in module.named_modules():
                     layer.training = self._training.get(name, layer.training)
-                result: Tensors = functional_call(module, state, (x,))
+                result = functional_call(module, state, *self._arguments.arrange(x))
             finally:
                 for layer, attributes in before:
                     _restore(vars(layer), attributes)
@@ -281,13 +283,16 @@ def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
 class SkeletonPerThread(threading.local):
     """One skeleton per thread, because ``functional_call`` writes the parameters into the module while it runs."""
 
-    def __init__(self, skeleton: nn.Module, prepare: Callable[[nn.Module], None]) -> None:
-        """Copy ``skeleton`` in each thread that uses it, and ``prepare`` the copy; copies share the (empty) tensors."""
+    def __init__(self, skeleton: nn.Module, prepare: Callable[[nn.Module], None], arguments: Arguments) -> None:
+        """Copy ``skeleton`` in each thread that uses it, and ``prepare`` the copy; copies share the (empty) tensors.
+
+        ``arguments`` are those of its ``forward``.
+        """
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*skeleton.parameters(), *skeleton.buffers())}
         self.skeleton = copy.deepcopy(skeleton, shared)
         prepare(self.skeleton)
+        self._arguments = arguments
 
-    def __call__(self, state: Params, x: Tensors) -> Tensors:
-        """Return the skeleton's output for x with the tensors ``state``, by name."""
-        result: Tensors = functional_call(self.skeleton, state, (x,))
-        return result
+    def __call__(self, state: Params, x: Tensors) -> Any:
+        """Return what the skeleton returns for x with the tensors ``state``, by name."""
+        return functional_call(self.skeleton, state, *self._arguments.arrange(x))

@@ -5,6 +5,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from deploy.checks.preflight import check_learning
 from deploy.config.config import Config, read_config
 from deploy.config.describe import make_schema
 from deploy.exits import ConfigError
@@ -60,3 +61,13 @@ def test_the_schema_knows_the_tables() -> None:
     assert validator.is_valid({**whole, "task": {"x_shape": [1], "targets": {"a": {"ways": 2}}}})
     assert not validator.is_valid({**whole, "task": {"x": {"tokens": {"shape": [16], "size": 3}}, "ways": 2}})
     assert not validator.is_valid({**whole, "task": {"x": {"tokens": {"dtype": "int64"}}, "ways": 2}})
+
+
+def test_a_model_that_returns_an_object_needs_its_output(tmp_path: Path) -> None:
+    file = write(tmp_path, "x_shape = [3]\ny_shape = [2]\n")
+    text = file.read_text().replace("mine:net", "tests.numerics.test_model_outputs:classified") + 'loss = "mse"\n'
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"returns a Classified with .*logits .* such as output = 'logits'"):
+        check_learning(read_config(file))
+    file.write_text(text + 'output = "logits"\n')
+    check_learning(read_config(file))
