@@ -245,11 +245,8 @@ def model_loss(
             estimator. ``preflight`` accepts it there, and checks everything around these layers.
         frozen_rows: by name of a weight, rows whose gradient is zero on purpose. ``preflight`` checks that it is zero.
             The ``padding_idx`` of embedding layers is found without it.
-        output: the part of what the model returns that is its output: an attribute of an object, a key of a dict or an
-            index of a tuple, such as "logits", or several with dots between them, such as "heads.0"; "" for the whole.
-
-    Returns:
-        The loss.
+        output: the part of what the model returns that is its output, such as "logits": an attribute, a key of a dict
+            or an index of a tuple; or several with dots between them, such as "heads.0". "" for the whole.
 
     Raises:
         ValueError: if a loss or an option is unknown, a glob matches no layer, or a row does not exist.
