@@ -21,7 +21,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from deploy.checks.model import list_scored
-from deploy.checks.preflight import check_learning, check_rendezvous, open_sources
+from deploy.checks.preflight import check_learning, check_rendezvous, error_context, open_sources
 from deploy.checks.run_folder import adopt_run_defaults, check_same_run, check_tasks, open_history
 from deploy.checks.trial import make_trial
 from deploy.config.config import Config
@@ -48,7 +48,7 @@ from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
-from streams.types import Gap, TaskSource
+from streams.types import Gap, SavesState, TaskSource
 from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
 
@@ -179,6 +179,9 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         drain.on_begin.append(upkeep.ask_to_stop)
         for name, source in sources.items():
+            if isinstance(source, SavesState):
+                with error_context(f"[[source]] {name}:"):
+                    source.save_in(files.sources)
             if source is not None:
                 state.ingest.pull(name, source)
         cleanup.callback(_watch_lag(state, sources).close)

@@ -1,6 +1,7 @@
 """Define the types that pass from a source to the history, and the interface of a source."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 REASONS = {
@@ -176,6 +177,23 @@ class ReportsGaps(TaskSource, Protocol):
 
     def listen_for_gaps(self, listener: Callable[[Gap], None]) -> None:
         """Call ``listener``, in the reading thread, with each gap that is found from now on."""
+
+
+@runtime_checkable
+class SavesState(TaskSource, Protocol):
+    """A source that saves what it has learned from the rows read, so that a restart need not read them all again."""
+
+    def save_in(self, folder: Path) -> None:
+        """Save the state in a folder from now on, and continue from what is there.
+
+        It is called before the first ``read``. A state that is lost is made again from the rows.
+
+        Args:
+            folder: of the run, for all sources; it need not exist.
+
+        Raises:
+            ValueError: if other options wrote the state that is there.
+        """
 
 
 class BacklogFull(Exception):

@@ -129,11 +129,14 @@ def list_keys(kind: type[Any], section: str) -> list[Key]:
 
 
 def describe_fields(kind: type[Any]) -> dict[str, str]:
-    """Return the descriptions of a dataclass's fields, from the "Attributes:" list of its docstring."""
-    _, _, listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")
-    block = re.split(r"\n(?=\S)", listed)[0]
-    found = re.findall(r"(?m)^    (\w+): ((?:.*)(?:\n     +.*)*)", block)
-    return {name: " ".join(text.split()) for name, text in found}
+    """Return the descriptions of a dataclass's fields, from the "Attributes:" lists of its docstring and its bases'."""
+    described: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, listed = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
+        block = re.split(r"\n(?=\S)", listed)[0]
+        found = re.findall(r"(?m)^    (\w+): ((?:.*)(?:\n     +.*)*)", block)
+        described |= {name: " ".join(text.split()) for name, text in found}
+    return described
 
 
 def describe_type(kind: Any) -> str:
@@ -356,6 +359,11 @@ def _list_source_schemas() -> Iterator[dict[str, Any]]:
         settings = get_type_hints(registry.load(streams.sources, kind))["settings"]
         schema = TypeAdapter(settings).json_schema()
         _add_texts(schema, settings, f"source, kind = {kind!r}")
+        shared = schema.pop("$defs", {})
+        for key, table in get_type_hints(settings).items():
+            if (item := find_named_type(table)) is not None:
+                _add_texts(shared[item.__name__], item, f"source.{key}.NAME")
+                schema["properties"][key]["additionalProperties"] = shared[item.__name__]
         properties = {"kind": {"const": kind}, "name": name, "outliers": outliers, **schema["properties"]}
         yield {**schema, "properties": properties, "required": ["kind", *schema.get("required", ())]}
     own = {"kind": {"type": "string", "pattern": IMPORT_PATH}, "name": name, "outliers": outliers}

@@ -77,6 +77,8 @@ def wrap_lone_strings(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
             changed[key] = [value]
         elif isinstance(value, dict) and dataclasses.is_dataclass(types[key]):
             changed[key] = wrap_lone_strings(types[key], value)
+        elif isinstance(value, dict) and (item := find_named_type(types[key])) is not None:
+            changed[key] = {name: wrap_lone_strings(item, table) for name, table in value.items()}
     return changed
 
 

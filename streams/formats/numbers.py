@@ -14,6 +14,9 @@ EXACT = 2**53
 TEXT_CHARACTERS = 400
 """The longest text that is read as a number."""
 
+MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "None")
+"""Texts that stand for a missing number or date of a declared column; a missing category is an empty text."""
+
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from streams.formats.numbers import read_number
+from streams.formats.numbers import MISSING, read_number
 from streams.formats.safetensors_header import Array
 from streams.spec import TaskSpec, is_dynamic
 from streams.types import Rejected
@@ -242,29 +242,54 @@ def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> 
     """
     y_dtype = "int64" if spec.y == "class" else "float32"
     x_shape = spec.require_single_input("a source of rows")
-    return _sample(row, "x", x, x_shape, spec.x_dtype), _sample(row, "y", y, spec.y_shape, y_dtype)
+    return encode_sample(row, "x", x, x_shape, spec.x_dtype), encode_sample(row, "y", y, spec.y_shape, y_dtype)
 
 
-def _sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:
+def encode_sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:
+    """Return the numbers of some columns of a row as an array.
+
+    Args:
+        row: the row to read.
+        what: "x" or "y", for the message of an error.
+        columns: the columns, in order.
+        shape: the shape to fill; with a dynamic dimension, the shape of the one column.
+        dtype: the dtype of the array.
+
+    Raises:
+        Rejected: as ``encode_row`` does.
+    """
     if row.values is None:
         raise Rejected("unreadable", f"the row at {row.begin} cannot be read: {row.fault}")
     try:
         if is_dynamic(shape):
             shape = np.shape(row.values[columns[0]])
         whole = np.dtype(dtype).kind in "iu"
-        numbers = [read_number(value, whole=whole) for name in columns for value in _flatten(row.values[name])]
+        numbers = [number for name in columns for number in _read_numbers(name, row.values[name], whole=whole)]
         if whole and numbers and not np.iinfo(dtype).min <= min(numbers) <= max(numbers) <= np.iinfo(dtype).max:
             raise ValueError(f"it lies outside {np.iinfo(dtype).min} .. {np.iinfo(dtype).max}")
         with np.errstate(over="ignore"):  # infinite values are rejected later
             values = np.array(numbers, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise Rejected(
-            "wrong_dtype", f"the row at {row.begin} has no valid {dtype} for {what}: {str(error)[:200]}"
+            "wrong_dtype", f"the row at {row.begin} has no valid {dtype} for {what}: {str(error)[:400]}"
         ) from error
     if len(values) != math.prod(shape):
         found = f"the row at {row.begin} has {len(values)} numbers for {what}"
         raise Rejected("wrong_shape", f"{found}; its shape {shape} takes {math.prod(shape)}")
     return values.reshape(shape)
+
+
+def _read_numbers(name: str, value: Any, *, whole: bool) -> list[int | float]:
+    """Return the numbers of a column; what is none is an error that says what to declare for a text."""
+    try:
+        return [read_number(number, whole=whole) for number in _flatten(value)]
+    except ValueError as error:
+        if not isinstance(value, str):
+            raise
+        absent = value.strip() in MISSING
+        what, kind = ("missing values", '"number"') if absent else ("texts and dates", '"category" or "date"')
+        advice = f'[[source]] kind = "rows" takes {what}, too: write [source.columns.{name[:80]}] kind = {kind}'
+        raise ValueError(f"column {name[:80]!r}: {error}. {advice}") from error
 
 
 def _flatten(value: Any, depth: int = 0) -> Iterator[Any]:

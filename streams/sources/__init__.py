@@ -36,6 +36,10 @@ A ``TaskSource`` (``streams.types``) keeps this contract:
     Optional (``streams.types.ReportsLag``): returns the number of entries that wait after the position, None if it is
     unknown. It is called in another thread than ``read``, so it needs its own connection.
 
+``save_in(folder)``
+    Optional (``streams.types.SavesState``): saves what it has learned from the rows read in a folder of the run, so
+    that a restart need not read them all again.
+
 ``listen_for_gaps(listener)``
     Optional (``streams.types.ReportsGaps``): a source whose broker deletes entries, by age or size, notices entries
     that were deleted before they were read, logs them once with their range, and calls the listener with each ``Gap``.

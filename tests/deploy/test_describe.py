@@ -17,6 +17,7 @@ from tests.house.sources import ROOT
 
 VALIDATOR = jsonschema.Draft202012Validator(make_schema(Config))
 BASE = tomllib.loads(make_example(Config))
+ROWS = {"kind": "rows", "path": "a.csv", "x": ["a"], "y": ["b"], "group_by": "k"}
 WRONG = {
     "unknown section": {"inna": {}},
     "unknown key": {"inner": {"step": 1}},
@@ -30,6 +31,7 @@ WRONG = {
     "unknown comparator": {"regret": {"comparator": ["hindsite"]}},
     "unknown source": {"source": [{"kind": "htp"}]},
     "key of a source": {"source": [{"kind": "sinusoid", "task": 3}]},
+    "key of a column": {"source": [{**ROWS, "columns": {"a": {"kind": "number", "missng": "mean"}}}]},
     "path of one's own": {"inner": {"rule": "mine.rule"}},
     "unknown learner": {"learner": [{"kind": "ftlm"}]},
     "name of a learner": {"learner": [{"kind": "ftml", "name": "a b"}]},
@@ -44,6 +46,7 @@ RIGHT = {
     "options": {"inner": {"rule": "momentum", "options": {"momentum": 0.5}}},
     "an import path": {"inner": {"rule": "mine:rule", "options": {"any": 1}}},
     "options of an import path": {"regret": {"options": {"mine:baseline": {"any": 1}}}},
+    "a source with declared columns": {"source": [{**ROWS, "columns": {"a": {"kind": "category", "values": ["b"]}}}]},
     "a source": {"source": [{"kind": "sinusoid", "name": "waves", "tasks": 3}]},
     "a source of one's own": {"source": [{"kind": "mine:waves", "any": 3}]},
     "learners": {

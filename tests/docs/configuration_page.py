@@ -7,6 +7,7 @@ import streams.sources
 from deploy.config.config import Config
 from deploy.config.describe import Key, describe_type, format_toml, list_keys, list_sections
 from online_meta import registry
+from streams.tables.declared_columns import DeclaredColumn
 from trainers.seams import SEAMS, Seam, list_options
 from trainers.settings import LearnerSettings
 
@@ -94,6 +95,9 @@ def _sources() -> Iterator[str]:
         yield f'### `kind = "{kind}"`\n'
         keys = list_keys(settings, f"source.{kind}")
         yield _table(keys) if keys else "No further keys.\n"
+    yield "## `[source.columns.NAME]`\n"
+    yield "One table for each declared column of rows, see [Read the rows of a table](../how-to/tables.md).\n"
+    yield _table(list_keys(DeclaredColumn, "source.columns.NAME"))
 
 
 def _default(value: object) -> str:

@@ -25,6 +25,7 @@ def take(stream: Iterator[Arrival | None], n: int) -> list[Arrival]:
 NEEDED: dict[str, dict[str, object]] = {
     "files": {"folder": "x"},
     "python": {"iterator": "x:y"},
+    "rows": {"path": "x.csv", "x": ("a",), "y": ("b",), "group_by": "c"},
     "samples": {"path": "x.csv", "x": ("a",), "y": ("b",), "count": 2},
 }
 """The required settings of each kind."""

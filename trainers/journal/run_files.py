@@ -53,6 +53,11 @@ class RunFiles:
         return self.folder / "dead-letters"
 
     @property
+    def sources(self) -> Path:
+        """The folder with what sources have learned from the rows that they read."""
+        return self.folder / "sources"
+
+    @property
     def update_log(self) -> Path:
         """The log of updates."""
         return self.decisions / "plans.jsonl"

@@ -1,0 +1,201 @@
+"""Turn rows into samples and targets by the declared columns, with statistics of the rows before, never after."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streams.formats.rows import Row, encode_row, encode_sample
+from streams.formats.safetensors_header import Array
+from streams.spec import TaskSpec, is_dynamic
+from streams.tables.declared_columns import (
+    ColumnState,
+    DeclaredColumn,
+    begin_column,
+    encode_target,
+    encode_value,
+    update_column,
+    width_of,
+)
+from streams.types import Rejected
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How the rows of a table become samples and targets.
+
+    Attributes:
+        x: the columns of a sample, in order.
+        y: the columns of the label or target.
+        columns: those that are declared; each other one has numbers that stay as they are.
+        spec: the shape and dtypes of the run's tasks.
+        version: the number of the schema in its run.
+
+    Raises:
+        ValueError: if a declared column is not read, or the declared columns do not fill the shape of a sample.
+    """
+
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    columns: Mapping[str, DeclaredColumn]
+    spec: TaskSpec
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the columns fit each other and the spec."""
+        for name, column in self.columns.items():
+            if name not in (*self.x, *self.y):
+                raise ValueError(f"columns.{name} is declared, but {name!r} is in neither x nor y")
+            if name in self.y and column.kind == "category" and self.spec.y != "class":
+                raise ValueError(f"columns.{name}: the target is a category, so set [task] y = 'class' and ways")
+            if name in self.y and self.spec.y == "class" and column.kind != "category":
+                raise ValueError(f"columns.{name}: the label is a {column.kind}, but [task] y is 'class'")
+        shape = self.spec.require_single_input("a source of rows")
+        if any(name in self.columns for name in self.x):
+            self._check_width(shape)
+
+    def _check_width(self, shape: tuple[int, ...]) -> None:
+        widths = {name: width_of(self.columns[name]) if name in self.columns else 1 for name in self.x}
+        found = sum(widths.values())
+        if is_dynamic(shape) or len(shape) != 1:
+            what = f"declared columns give one list of numbers; [task] x_shape is {list(shape)}"
+            raise ValueError(f"{what}: write x_shape = [{found}]")
+        if shape[0] < found or (shape[0] > found and all(name in self.columns for name in self.x)):
+            parts = ", ".join(f"{name} {width}" for name, width in widths.items())
+            raise ValueError(f"x has {found} numbers ({parts}): write [task] x_shape = [{found}]")
+        fractions = any(name in self.columns and self.columns[name].kind != "category" for name in self.x)
+        if fractions and not self.spec.x_dtype.startswith("float"):
+            raise ValueError(f"declared columns give fractions; [task] x_dtype is {self.spec.x_dtype!r}, not 'float32'")
+
+
+class SchemaState(NamedTuple):
+    """What a schema has learned from the rows so far: ``rows`` of them, and the state of each declared column."""
+
+    schema: Schema
+    rows: int
+    columns: Mapping[str, ColumnState]
+
+
+def begin(schema: Schema) -> SchemaState:
+    """Return the state before the first row."""
+    return SchemaState(schema, 0, {name: begin_column(column) for name, column in schema.columns.items()})
+
+
+def encode(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
+    """Return the samples and the targets of rows, as the state stands before them; the state does not change.
+
+    Args:
+        state: from ``begin``, ``update`` or ``read_state``.
+        rows: one or more rows, each with a value for every column of x and y.
+
+    Returns:
+        x of shape (n, *x_shape) and dtype x_dtype, and y of shape (n, *y_shape), int64 or float32.
+
+    Raises:
+        Rejected: if a row has no valid values; the detail names the row, from 0, and the column.
+    """
+    pairs = [encode_one(state, Row(at, at + 1, dict(values), b"")) for at, values in enumerate(rows)]
+    return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
+
+
+def encode_inputs(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> Array:
+    """Return the samples of rows without targets, of shape (n, *x_shape), as ``encode`` does."""
+    schema, spec = state.schema, state.schema.spec
+    shape = spec.require_single_input("a source of rows")
+    found = [
+        encode_sample(_replace(state, Row(at, at + 1, dict(values), b""), schema.x), "x", schema.x, shape, spec.x_dtype)
+        for at, values in enumerate(rows)
+    ]
+    return np.stack(found)
+
+
+def encode_one(state: SchemaState, row: Row) -> tuple[Array, Array]:
+    """Return the sample and the target of a row of a file; raises ``Rejected`` that names its position."""
+    schema = state.schema
+    return encode_row(_replace(state, row, (*schema.x, *schema.y)), schema.x, schema.y, schema.spec)
+
+
+def update(state: SchemaState, values: Mapping[str, Any]) -> SchemaState:
+    """Return the state after a row that ``encode`` accepts."""
+    columns = {
+        name: update_column(column, state.columns[name], values[name]) for name, column in state.schema.columns.items()
+    }
+    return SchemaState(state.schema, state.rows + 1, columns)
+
+
+def scale_of_target(state: SchemaState) -> tuple[float, float]:
+    """Return the mean and the standard deviation that turn a number of the model into a target: mean + number * sd.
+
+    They are 0 and 1 unless the one column of the target is declared with scale = "standard".
+    """
+    schema = state.schema
+    column = schema.columns.get(schema.y[0]) if len(schema.y) == 1 else None
+    if column is None or column.scale != "standard":
+        return 0.0, 1.0
+    known = state.columns[schema.y[0]]
+    return known.mean, known.deviation
+
+
+def describe_schema(schema: Schema) -> str:
+    """Return what decides how rows are encoded, except the version, as a line of JSON."""
+    columns = {name: asdict(column) for name, column in sorted(schema.columns.items())}
+    return json.dumps({"x": schema.x, "y": schema.y, "columns": columns}, sort_keys=True)
+
+
+def digest_schema(schema: Schema) -> str:
+    """Return the SHA-256 of ``describe_schema``, in hexadecimal digits."""
+    return hashlib.sha256(describe_schema(schema).encode()).hexdigest()
+
+
+def write_state(state: SchemaState) -> dict[str, Any]:
+    """Return the state as JSON can hold it, for ``read_state``; numbers are exact."""
+    return {
+        "version": state.schema.version,
+        "digest": digest_schema(state.schema),
+        "rows": state.rows,
+        "columns": {
+            name: [known.seen, known.mean, known.squares, list(known.codes)] for name, known in state.columns.items()
+        },
+    }
+
+
+def read_state(schema: Schema, saved: Mapping[str, Any]) -> SchemaState:
+    """Return the state that ``write_state`` wrote for the schema.
+
+    Raises:
+        ValueError: if another schema wrote it.
+    """
+    if saved["digest"] != digest_schema(schema):
+        raise ValueError(f"another schema, version {saved['version']}, wrote the state")
+    columns = {
+        name: ColumnState(seen, mean, squares, {value: code for code, value in enumerate(values)})
+        for name, (seen, mean, squares, values) in saved["columns"].items()
+    }
+    return SchemaState(schema, saved["rows"], columns)
+
+
+def _replace(state: SchemaState, row: Row, names: Sequence[str]) -> Row:
+    """Return the row with numbers in the place of the values of declared columns."""
+    if row.values is None:
+        return row
+    schema, values = state.schema, dict(row.values)
+    for name in names:
+        if name not in values:
+            raise Rejected("missing_tensor", f"the row at {row.begin} has no column {name!r}")
+        if name not in schema.columns:
+            continue
+        column, known = schema.columns[name], state.columns[name]
+        try:
+            values[name] = (
+                [encode_target(column, known, values[name])]
+                if name in schema.y
+                else encode_value(column, known, values[name])
+            )
+        except ValueError as error:
+            label = column.kind == "category" and name in schema.y
+            reason = "label_out_of_range" if label else "wrong_dtype"
+            raise Rejected(reason, f"the row at {row.begin}, column {name!r}: {str(error)[:200]}") from error
+    return row._replace(values=values)
