@@ -26,6 +26,7 @@ NEEDED: dict[str, dict[str, object]] = {
     "files": {"folder": "x"},
     "python": {"iterator": "x:y"},
     "rows": {"path": "x.csv", "x": ("a",), "y": ("b",), "group_by": "c"},
+    "sql": {"url": "sqlite://", "query": "SELECT 1", "cursor": "id", "x": ("a",), "y": ("b",), "group_by": "c"},
     "samples": {"path": "x.csv", "x": ("a",), "y": ("b",), "count": 2},
 }
 """The required settings of each kind."""
