@@ -1,6 +1,6 @@
 """Everything that can be known to be wrong before the first round."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,16 @@ from deploy.leader import leader_of
 from deploy.promotion import settle_branches
 from deploy.server.listener import bind, bind_probes, check_exposure
 from online_meta import registry
+from online_meta.batches import count_samples
 from online_meta.learners import LearnerContext, MemoryReplayBuffer
-from online_meta.types import Task
+from online_meta.types import Task, Tensors
+from streams.entities import find_entity
 from streams.formats import wire
 from streams.history.history import History
+from streams.segmenting.by_entity import EntitySource
 from streams.segmenting.by_leader import NeedsLeader
+from streams.spec import join_name
+from streams.tables.schema import name_inputs
 from streams.types import Rejected, ReportsLag, TaskSource
 from trainers.build import build_context, build_inner, build_learner, build_loss, build_module
 from trainers.distributed.rendezvous import bind as bind_rendezvous
@@ -32,6 +37,20 @@ from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
 from trainers.learner_settings import list_learners, override_settings
 from trainers.settings import EngineSettings
+
+FIRST_TASKS = 3
+"""How many tasks of a source, and samples of a set, ``check`` shows."""
+
+FIRST_NUMBERS = 10
+"""How many numbers of a sample ``check`` shows."""
+
+FIRST_REFUSED = 1_000
+"""After so many refusals ``check`` stops reading a source."""
+
+FIRST_PAUSES = 100
+"""After so many times without a task ``check`` stops reading a source."""
+
+INDENT = "\n" + " " * 11
 
 
 def check_learning(config: Config) -> LearnerContext:
@@ -126,19 +145,104 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
     return opened
 
 
-def check_sources(config: Config, try_task: Callable[[Task], None] | None = None) -> tuple[str, Task | None]:
+def check_sources(
+    config: Config,
+    try_task: Callable[[Task], None] | None = None,
+    report: Callable[[str, str], None] = lambda what, state: None,
+) -> tuple[str, Task | None]:
     """Open every source and look at what it offers first; return their names, and one of these tasks.
 
-    Of one that reads from a broker only the broker is asked, for reading leaves traces there. ``try_task`` raises
-    ``Rejected`` for a task that the model does not accept.
+    Of one that reads from a broker only the broker is asked, for reading leaves traces there.
+
+    Args:
+        config: the configuration.
+        try_task: raises ``Rejected`` for a task that the model does not accept.
+        report: is called with ("first", a table) for each of the first three tasks of a source, and with ("refused",
+            a sentence) if some of what comes first would be refused.
     """
-    first, report = None, []
+    first, names = None, []
     for name, source in open_sources(config).items():
         with error_context(f"[[source]] {name}:"):
-            report.append(f"{name}{_format_lag(name, source)}" if isinstance(source, ReportsLag) else name)
+            names.append(f"{name}{_format_lag(name, source)}" if isinstance(source, ReportsLag) else name)
             if source is not None and not isinstance(source, ReportsLag):
-                first = _check_first(config, source, try_task) or first
-    return ", ".join(report), first
+                tasks, refused, seen = _read_first(config, source, try_task)
+                if refused and not tasks:
+                    raise ValueError(f"its task {refused[0][0]} would be refused: {refused[0][1]}")
+                titles = (name_inputs(source.schema), source.schema.y) if isinstance(source, EntitySource) else ((), ())
+                for id, task in tasks:
+                    report("first", format_task(id, task, *titles))
+                if refused:
+                    lines = [f"{name}: {len(refused)} of the first {seen} that it offers would be refused:"]
+                    report("refused", INDENT.join([*lines, *(f"{id}: {why}" for id, why in refused[:FIRST_TASKS])]))
+                first = next((task for _, task in tasks), first)
+    return ", ".join(names), first
+
+
+def _read_first(
+    config: Config, source: TaskSource, try_task: Callable[[Task], None] | None
+) -> tuple[list[tuple[str, Task]], list[tuple[str, Rejected]], int]:
+    """Return the first tasks of a source, what would be refused before the last of them, and how many these are."""
+    tasks: list[tuple[str, Task]] = []
+    refused: list[tuple[str, Rejected]] = []
+    arrivals = source.read(None)
+    pauses = FIRST_PAUSES if isinstance(source, EntitySource) else 1  # it pauses while it reads rows of open tasks
+    while len(tasks) < FIRST_TASKS and len(refused) < FIRST_REFUSED and pauses:
+        arrival = next(arrivals, None)
+        if arrival is None:
+            pauses -= 1
+            continue
+        try:
+            if arrival.rejection is not None:
+                raise arrival.rejection
+            task = wire.decode(arrival.body, config.task, config.serve.limits)
+            if try_task is not None:
+                try_task(task)
+            tasks.append((arrival.id, task))
+        except Rejected as refusal:
+            refused.append((arrival.id, refusal))
+    close = getattr(arrivals, "close", None)  # an iterator may have one, as every generator has
+    if close is not None:
+        close()
+    return tasks, refused, len(tasks) + len(refused)
+
+
+def format_task(id: str, task: Task, inputs: Sequence[str] = (), targets: Sequence[str] = ()) -> str:
+    """Return the first rows of a task as a table.
+
+    Args:
+        id: of the task; the entity that it names is shown.
+        task: the task; of each input and target, the first numbers of a sample are shown.
+        inputs: the names of the numbers of a sample, if they are known.
+        targets: those of a target.
+    """
+    entity = find_entity(id)
+    counts = [count_samples(batch) for batch in task]
+    head = f"{id}: {'' if entity is None else f'{entity!r}, '}{counts[0]} support and {counts[1]} query samples"
+    table: list[list[str]] = []
+    for part, batch, count in zip(("support", "query"), task, counts, strict=True):
+        columns = [*_list_columns(batch.x, "x", inputs), *_list_columns(batch.y, "y", targets)]
+        table = table or [["", *(title for title, _ in columns)]]
+        for at in range(min(count, FIRST_TASKS)):
+            table.append([part, *("..." if numbers is None else f"{numbers[at]:.4g}" for _, numbers in columns)])
+        if count > FIRST_TASKS:
+            table.append([part, "..."])
+    sizes = [max(len(row[at]) for row in table if at < len(row)) for at in range(len(table[0]))]
+    lines = ["  ".join(cell.rjust(size) for cell, size in zip(row, sizes, strict=False)) for row in table]
+    return INDENT.join([head, *(line.rstrip() for line in lines)])
+
+
+def _list_columns(values: Tensors, what: str, titles: Sequence[str]) -> list[tuple[str, list[float] | None]]:
+    """Return the title and the numbers of each column of inputs or targets; None stands for those left out."""
+    columns: list[tuple[str, list[float] | None]] = []
+    for name, tensor in values.items() if isinstance(values, dict) else [("", values)]:
+        flat = tensor.reshape(len(tensor), -1).double().T.tolist()
+        plain = join_name(what, name)
+        numbered = [plain] if len(flat) == 1 else [f"{plain}[{number}]" for number in range(len(flat))]
+        known = titles if len(titles) == len(flat) else numbered
+        columns += zip(known, flat[:FIRST_NUMBERS], strict=False)
+        if len(flat) > FIRST_NUMBERS:
+            columns.append(("...", None))
+    return columns
 
 
 def _format_lag(name: str, source: ReportsLag) -> str:
@@ -150,25 +254,6 @@ def _format_lag(name: str, source: ReportsLag) -> str:
     except Exception as error:
         raise CommandError(TRY_LATER, f"[[source]] {name}: its broker cannot be read now: {error}") from error
     return f" ({waiting} entries there)"
-
-
-def _check_first(config: Config, source: TaskSource, try_task: Callable[[Task], None] | None) -> Task | None:
-    arrivals = source.read(None)
-    first = next(arrivals, None)
-    close = getattr(arrivals, "close", None)  # an iterator may have one, as every generator has
-    if close is not None:
-        close()
-    if first is None:
-        return None
-    try:
-        if first.rejection is not None:
-            raise first.rejection
-        task = wire.decode(first.body, config.task, config.serve.limits)
-        if try_task is not None:
-            try_task(task)
-        return task
-    except Rejected as refusal:
-        raise ValueError(f"its task {first.id} would be refused: {refusal}") from refusal
 
 
 def check_history(config: Config) -> tuple[str, Task | None]:
@@ -212,8 +297,13 @@ def check_all(config: Config, report: Callable[[str, str], None]) -> None:
     store, stored_task = check_history(config)
     report("history", store)
     report("archive", check_archive(config.history, RunFiles(Path(config.run.path)).history))
-    sources, offered_task = check_sources(config, make_trial(config, context))
+    shown: list[tuple[str, str]] = []
+    sources, offered_task = check_sources(
+        config, make_trial(config, context), lambda what, state: shown.append((what, state))
+    )
     report("sources", sources)
+    for what, state in shown:
+        report(what, state)
     task = stored_task or offered_task
     if task is not None:
         check_real_task(config, context, task)

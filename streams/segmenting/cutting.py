@@ -38,6 +38,7 @@ class RowSource(NamedTuple):
         poll_seconds: how long to wait after a None.
         name: the name of the source.
         clock: a monotonic clock in seconds.
+        single_row: why a task of one row is refused, which cannot be split; empty if it is not refused here.
     """
 
     rows: Callable[[int], Iterator[Row | None]]
@@ -47,6 +48,7 @@ class RowSource(NamedTuple):
     poll_seconds: float
     name: str
     clock: Callable[[], float] = time.monotonic
+    single_row: str = ""
 
     def read(self, after: str | None) -> Iterator[Arrival | None]:
         """Yield the tasks after a position, None while no further task is complete.
@@ -90,6 +92,9 @@ class RowSource(NamedTuple):
     def _make_arrival(self, rows: list[Row]) -> Arrival:
         id, position = f"{self.name}-{rows[0].begin}", str(rows[-1].end)
         try:
+            if len(rows) == 1 and self.single_row:
+                self.encode(rows[0])
+                raise Rejected("empty_query", f"the task of the row at {rows[0].begin} has one row: {self.single_row}")
             return Arrival(id, encode_rows(rows, self.encode), self.name, position)
         except Rejected as rejection:
             return self._reject(rows, rejection)

@@ -20,6 +20,11 @@ from streams.segmenting.options import CutOptions, create_cut_source
 from streams.spec import TaskSpec
 from streams.types import TaskSource
 
+_SINGLE_ROW = (
+    "a task ends where the column {key!r} changes. If the rows of a key do not lie next to each other, read them with "
+    'kind = "rows" and group_by = "{key}"'
+)
+
 
 @dataclass(frozen=True)
 class Settings(CutOptions):
@@ -59,7 +64,8 @@ def create_source(settings: Settings, spec: TaskSpec, name: str, seed: int) -> T
 
     def read(cut: Cut) -> RowSource:
         rows = partial(read_rows, path, columns=columns, grows=grows)
-        return RowSource(rows, encode, cut, keep_rest, settings.poll_seconds, name)
+        found = RowSource(rows, encode, cut, keep_rest, settings.poll_seconds, name)
+        return found if settings.key is None else found._replace(single_row=_SINGLE_ROW.format(key=settings.key))
 
     if settings.key is not None:
         return read(cut_by_key(settings.key, settings.most))

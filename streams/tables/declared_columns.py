@@ -92,6 +92,19 @@ def width_of(column: DeclaredColumn) -> int:
     return indicator + (1 if column.kind == "number" else sum(1 if part == "day" else 2 for part in column.parts))
 
 
+def name_numbers(column: DeclaredColumn, name: str) -> list[str]:
+    """Return a name for each number that an input column gives; categories that are learned have numbers."""
+    if column.kind == "category":
+        known = column.values or tuple(str(code + 1) for code in range(_capacity(column)))
+        return [f"{name} code"] if column.encode == "code" else [f"{name}={value}" for value in ("unknown", *known)]
+    found = [name]
+    if column.kind == "date":
+        found = [
+            f"{name} {part}{wave}" for part in column.parts for wave in ([""] if part == "day" else [" sin", " cos"])
+        ]
+    return [*found, f"{name} missing"] if column.missing == "indicator" else found
+
+
 def encode_value(column: DeclaredColumn, state: ColumnState, value: Any) -> list[float | int]:
     """Return the numbers of an input value, ``width_of(column)`` of them, from the rows before it.
 

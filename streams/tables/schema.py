@@ -17,6 +17,7 @@ from streams.tables.declared_columns import (
     begin_column,
     encode_target,
     encode_value,
+    name_numbers,
     update_column,
     width_of,
 )
@@ -124,6 +125,15 @@ def update(state: SchemaState, values: Mapping[str, Any]) -> SchemaState:
         name: update_column(column, state.columns[name], values[name]) for name, column in state.schema.columns.items()
     }
     return SchemaState(state.schema, state.rows + 1, columns)
+
+
+def name_inputs(schema: Schema) -> list[str]:
+    """Return a name for each number of a sample, if the columns that are not declared have one number each."""
+    return [
+        part
+        for name in schema.x
+        for part in (name_numbers(schema.columns[name], name) if name in schema.columns else [name])
+    ]
 
 
 def scale_of_target(state: SchemaState) -> tuple[float, float]:

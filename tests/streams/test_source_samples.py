@@ -106,7 +106,10 @@ def test_the_same_tasks_come_after_a_restart_at_any_position(tmp_path: Path, end
     found = tasks(path, **options)
     assert len(found) >= 3
     for at, arrival in enumerate(found):
-        assert tasks(path, arrival.cursor, **options) == found[at + 1 :]
+        again = tasks(path, arrival.cursor, **options)
+        assert [(*one[:4], str(one.rejection)) for one in again] == [
+            (*one[:4], str(one.rejection)) for one in found[at + 1 :]
+        ]
 
 
 def test_a_long_task_by_key_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

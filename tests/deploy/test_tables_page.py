@@ -12,9 +12,11 @@ from streams.entities import find_entity
 from streams.formats import wire
 from streams.sources import rows
 from streams.types import Arrival
-from tests.docs.pages import blocks_of, read_page
+from tests.deploy.conftest import Cli
+from tests.docs.pages import assert_shown, blocks_of, code_of, read_page
 
-BLOCKS = blocks_of(read_page("how-to/tables.md"))
+PAGE = read_page("how-to/tables.md")
+BLOCKS = blocks_of(PAGE)
 
 
 @pytest.fixture
@@ -42,3 +44,10 @@ def test_the_example_makes_tasks_of_stores(folder: Path) -> None:
     tasks = [wire.decode(arrival.body, config.task, config.serve.limits) for arrival in found]
     assert len(tasks) == 40 * 4, "four windows of 14 days of each store; four days are left"
     assert max(len(task.support.y) for task in tasks) > 30, "the past of a store grows"
+
+
+def test_check_shows_the_first_tasks_as_tables(folder: Path, cli: Cli) -> None:
+    checked = cli("check", "sales.toml", "--set", "regret.baselines=[]")
+    assert checked.code == 0, checked.err
+    assert_shown(code_of(PAGE, "text")[0], checked.out)
+    assert checked.out.count("\nfirst    rows..Store_20") == 3
