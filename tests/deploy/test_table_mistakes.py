@@ -17,8 +17,8 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "kind = 'samples'\nkey = 'school'\nx = 'x'\ny = 'y'",
         (
             "its task source-11 would be refused: empty_query: the task of the row at 11 has one row: a task ends "
-            "where the column 'school' changes. If the rows of a key do not lie next to each other, read them with kind "
-            '= "rows" and group_by = "school"'
+            "where the column 'school' changes. If the rows of a key do not lie next to each other, read them with "
+            'kind = "rows" and group_by = "school"'
         ),
     ),
     "a text that is not declared": (
