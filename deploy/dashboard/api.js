@@ -17,6 +17,11 @@ export function keepToken(token) {
   remember("sessionStorage", "token", token);
 }
 
+/** Returns whether a bearer token is stored. */
+export function hasToken() {
+  return recall("sessionStorage", "token") !== null;
+}
+
 /** Returns the daemon's address, without a trailing slash. */
 export function daemonAddress() {
   return new URL(".", document.baseURI).href.replace(/\/$/, "");

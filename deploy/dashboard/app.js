@@ -7,7 +7,17 @@ import { formatAgo } from "./format.js";
 import { modelCharts } from "./models.js";
 import { findMinor, putPoolSecond } from "./pool.js";
 import { assignLooks } from "./palette.js";
-import { askForToken, clock, copyCommand, showFigures, showLost, showState, showStatus, showVerdict } from "./panels.js";
+import {
+  askForToken,
+  clock,
+  copyCommand,
+  showExample,
+  showFigures,
+  showLost,
+  showState,
+  showStatus,
+  showVerdict,
+} from "./panels.js";
 import { startPolling } from "./poll.js";
 import { comparatorKinds, countRounds, orderLearners } from "./series.js";
 import { fillTable, toggleMore } from "./table.js";
@@ -47,6 +57,7 @@ function render() {
   const { status, ledger } = page;
   showLost(page.lost);
   showFigures(status);
+  showExample(status.example);
   showStatus(status);
   showVerdict(status);
   const configured = orderLearners(status.leader, status.learners, ledger?.learners);
@@ -108,6 +119,7 @@ function listen(polling) {
   on('[data-action="retry"]', "click", () => polling.now());
   on('[data-action="more"]', "click", toggleMore);
   on('[data-action="copy"]', "click", (event) => copyCommand(event.currentTarget));
+  on('[data-action="copy-example"]', "click", (event) => copyCommand(event.currentTarget));
   on('[data-field="ranges"]', "change", (event) => {
     page.range = event.target.value;
     polling.now();

@@ -1,6 +1,6 @@
 // Shows and hides parts of the page: the state pill, the banners, the token form, the empty state.
 
-import { daemonAddress } from "./api.js";
+import { daemonAddress, hasToken } from "./api.js";
 import { field, fill, make, show } from "./dom.js";
 import { formatDuration, plural } from "./format.js";
 import { describeTrouble, fillHealth, healthLevel, isStarting } from "./health.js";
@@ -101,13 +101,27 @@ export function showFigures({ rounds }) {
   fill("command", `online-meta submit FILE... --url ${daemonAddress()}`);
 }
 
-/** Copies the command of the empty state, and confirms it on the button. */
+/**
+ * Shows the command that sends an example: `example`, a task in JSON, or if it is null, the long one that the daemon
+ * serves. A daemon of 0.1.0 has none.
+ */
+export function showExample(example) {
+  show('[data-panel="example"]', example !== undefined);
+  if (example === undefined) return;
+  const bearer = hasToken() ? ' -H "Authorization: Bearer $TOKEN"' : "";
+  const command = `curl ${daemonAddress()}/v1/tasks${bearer} -H 'Content-Type: application/json'`;
+  const piped = `curl -s ${daemonAddress()}/v1/examples/tasks${bearer} | ${command} --data-binary @-`;
+  fill("example", example === null ? piped : `${command} -d '${JSON.stringify(example)}'`);
+}
+
+/** Copies the command before a button, and confirms it on the button. */
 export async function copyCommand(button) {
+  const command = button.previousElementSibling;
   try {
-    await navigator.clipboard.writeText(field("command").textContent);
+    await navigator.clipboard.writeText(command.textContent);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(field("command")); // The clipboard needs TLS; without it, select the text.
+    getSelection().selectAllChildren(command); // The clipboard needs TLS; without it, select the text.
     button.textContent = "Selected";
   }
   setTimeout(() => {

@@ -27,7 +27,7 @@ from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
 from deploy.server.origins import JSON_TYPES, TASK_TYPES, AllowedHosts, refuse_media_type
 from deploy.server.state import DaemonState
 from streams.formats.compression import DECOMPRESSORS
-from streams.formats.json_body import make_example
+from streams.formats.json_body import find_short_example
 from streams.history.errors import HistoryDamaged, HistoryFull
 from streams.types import BacklogFull, IngestClosed, Rejected
 
@@ -94,10 +94,6 @@ PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none';
 DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
-LONGEST_EXAMPLE = 1000
-"""The longest example that is shown, in characters."""
-
-
 def create_app(state: DaemonState) -> FastAPI:
     """Return the daemon's HTTP application, which reads and changes ``state``."""
     app: FastAPI = FastAPIOffline(
@@ -132,28 +128,28 @@ def _describe_api(request: Request) -> JSONResponse:
     described = deepcopy(app.openapi())
     for path in (routes.PATH, routes.ADAPT_PATH):
         operation, name = described["paths"][path]["post"], path.removeprefix("/v1/")
-        body = make_example(state.config.task, targets=path == routes.PATH)
+        body = find_short_example(state.config.task, targets=path == routes.PATH)
         line = make_curl_line(str(request.base_url).rstrip("/"), name, body, state.token is not None)
         token = " `$TOKEN` is the daemon's token." if state.token is not None else ""
         operation["description"] += f"\n\nAn example with this run's shapes:{token}\n\n```sh\n{line}\n```"
-        if len(json.dumps(body)) <= LONGEST_EXAMPLE:
+        if body is not None:
             operation["requestBody"]["content"]["application/json"]["example"] = body
     return JSONResponse(described)
 
 
-def make_curl_line(address: str, name: str, body: Mapping[str, Any], token: bool) -> str:
-    """Return the command that sends an example; a long one is read from /v1/examples.
+def make_curl_line(address: str, name: str, body: Mapping[str, Any] | None, token: bool) -> str:
+    """Return the command that sends an example.
 
     Args:
         address: of the daemon, without a slash at the end.
         name: "tasks" or "adapt".
-        body: the example.
+        body: the example; None reads it from /v1/examples.
         token: whether the daemon requires one; the command then takes it from the variable TOKEN.
     """
     bearer = ' -H "Authorization: Bearer $TOKEN"' if token else ""
-    command, text = f"curl {address}/v1/{name}{bearer} -H 'Content-Type: application/json'", json.dumps(body)
-    if len(text) <= LONGEST_EXAMPLE:
-        return f"{command} -d '{text}'"
+    command = f"curl {address}/v1/{name}{bearer} -H 'Content-Type: application/json'"
+    if body is not None:
+        return f"{command} -d '{json.dumps(body)}'"
     return f"curl -s {address}/v1/examples/{name}{bearer} | {command} --data-binary @-"
 
 

@@ -23,6 +23,7 @@ from deploy.telemetry.monitor import HealthMonitor
 from deploy.telemetry.prometheus import count_checkpoint, count_quarantine, count_ranks, count_round, update_gauges
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import RunView
+from streams.formats.json_body import find_short_example
 from streams.history.errors import HistoryError
 from streams.history.history import History
 from streams.ingest.dead_letters import read_letters
@@ -182,7 +183,10 @@ class DaemonState:
 
 
 def status_of(state: DaemonState) -> dict[str, Any]:
-    """Return the answer of ``/v1/status``: phase, rounds, losses, regret, last checkpoint, trainer."""
+    """Return the answer of ``/v1/status``: phase, rounds, losses, regret, last checkpoint, trainer.
+
+    Before the first task, ``example`` is one in JSON, or None if it is too long to be shown.
+    """
     state.refresh()
     view, now = state.view, time.time()
     ingested = len(state.history)
@@ -221,6 +225,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         "gaps": _list_gaps(state),
         "backlog_limit": state.config.serve.limits.backlog,
         "health": health_of(state),
+        **({"example": find_short_example(state.config.task)} if ingested == 0 else {}),
     }
 
 

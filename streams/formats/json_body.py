@@ -7,6 +7,7 @@ numbers exactly. Each refusal names the place, such as ``support_x[3][0]``.
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -23,6 +24,9 @@ from streams.types import Rejected
 
 MAX_DEPTH = 16
 """The deepest nesting of lists."""
+
+LONGEST_EXAMPLE = 1000
+"""The longest example that is shown, in characters of JSON."""
 
 PARTS = ("support", "query")
 
@@ -212,6 +216,13 @@ def make_example(spec: TaskSpec, *, targets: bool = True) -> dict[str, Any]:
         targets: whether ``query_y`` is included, as in a task; without it, it is a request to adapt.
     """
     return {name: value for name, value in _example_tensors(spec) if targets or not name.startswith("query_y")}
+
+
+@lru_cache(maxsize=8)
+def find_short_example(spec: TaskSpec, *, targets: bool = True) -> dict[str, Any] | None:
+    """Return ``make_example`` if it has at most ``LONGEST_EXAMPLE`` characters of JSON, otherwise None."""
+    example = make_example(spec, targets=targets)
+    return example if len(json.dumps(example)) <= LONGEST_EXAMPLE else None
 
 
 def _example_tensors(spec: TaskSpec) -> Iterator[tuple[str, Any]]:

@@ -1,3 +1,5 @@
+import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +22,31 @@ def test_before_the_first_round_the_page_explains_how_to_submit(visit: Open) -> 
     expect(shown.page.locator('[data-chart="adaptation"] canvas')).to_be_visible()
     expect(shown.page.locator('[data-panel="empty"]')).to_be_hidden()
     assert shown.complaints == []
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_before_the_first_round_the_page_shows_a_command_with_the_shapes_of_the_run(
+    visit: Open, token: str | None
+) -> None:
+    example = {"support_x": [[0.3, -0.5]], "support_y": [1], "query_x": [[0.1, 1]], "query_y": [0]}
+    shown = visit(Daemon(pending=0, state="idle", extra={"example": example}, token=token))
+    if token is not None:
+        shown.page.get_by_label("Bearer token").fill(token)
+        shown.page.get_by_role("button", name="Connect").click()
+    bearer = "" if token is None else ' -H "Authorization: Bearer $TOKEN"'
+    command = f"curl {shown.origin}/v1/tasks{bearer} -H 'Content-Type: application/json'"
+    shown.text("example").to_have_text(f"{command} -d '{json.dumps(example, separators=(',', ':'))}'")
+    shown.page.locator('[data-action="copy-example"]').click()
+    expect(shown.page.locator('[data-action="copy-example"]')).to_have_text(re.compile("Copied|Selected"))
+    shown.daemon.rounds, shown.daemon.extra = 1, {}
+    shown.pass_time(2.1)
+    expect(shown.page.locator('[data-panel="example"]')).to_be_hidden()
+
+
+def test_a_long_example_is_sent_from_where_the_daemon_serves_it(visit: Open) -> None:
+    shown = visit(Daemon(pending=0, state="idle", extra={"example": None}))
+    command = f"curl {shown.origin}/v1/tasks -H 'Content-Type: application/json'"
+    shown.text("example").to_have_text(f"curl -s {shown.origin}/v1/examples/tasks | {command} --data-binary @-")
 
 
 def test_a_lost_connection_is_reported_and_the_figures_stay(visit: Open) -> None:

@@ -13,7 +13,13 @@ from safetensors.torch import load, save
 from online_meta.batches import as_named, first_tensor
 from online_meta.types import Batch, Task, Tensors
 from streams.formats import wire
-from streams.formats.json_body import encode_json, make_example, read_as_safetensors, tensors_to_json
+from streams.formats.json_body import (
+    encode_json,
+    find_short_example,
+    make_example,
+    read_as_safetensors,
+    tensors_to_json,
+)
 from streams.formats.safetensors_header import is_json, read_header
 from streams.spec import InputSpec, Limits, TargetSpec, TaskSpec
 from streams.types import Rejected
@@ -221,3 +227,9 @@ def test_answers_are_written_with_the_fewest_digits_and_null_for_what_is_not_fin
         "bad": [[None, 1.5], [None, 0.0]],
     }
     assert torch.equal(torch.tensor(found["predictions"]), answer["predictions"])
+
+
+def test_only_short_examples_are_shown() -> None:
+    assert find_short_example(SPECS[0]) == make_example(SPECS[0])
+    assert find_short_example(SPECS[0], targets=False) == make_example(SPECS[0], targets=False)
+    assert find_short_example(TaskSpec(x_shape=(3, 28, 28), ways=5)) is None
