@@ -19,6 +19,10 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_fork_begins_with_what_the_race_has_left": ("80-names1",),
     "test_what_is_served_is_what_is_scored_after_a_race": ("True",),
     "test_a_search_in_two_parts_tries_the_same": NONE,
+    # Several inputs, weights and targets of any shape: the rounds that stay play without a daemon.
+    "test_a_model_with_two_inputs_is_served_restarted_and_replayed": NONE,
+    "test_check_accepts_targets": ("segmentation", "several labels"),
+    "test_a_sample_of_weight_0_is_a_sample_that_is_left_out": ("exact",),
     # The crash walk, power losses: every scenario.
     "test_nothing_acknowledged_is_lost_or_duplicated": ("keep-0", "letters-0", "random-0-1-0"),
     "test_a_second_fault_at_the_next_start_loses_nothing": ("letters", "move"),

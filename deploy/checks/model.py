@@ -250,7 +250,8 @@ def _check_output(config: Config, output: Tensors, outcome: Outcome, query: Batc
         return
     spec, loss = config.task, f"[model] loss = {config.model.loss!r}"
     classes = _count_classes(outcome, output)
-    if classes is not None and spec.y != "class":
+    soft = isinstance(output, Tensor) and isinstance(query.y, Tensor) and output.shape == query.y.shape and classes != 1
+    if classes is not None and spec.y != "class" and not soft:
         raise ConfigError(
             f"{loss} is for classes, but [task] y = {spec.y!r}: use a loss of numbers, such as 'mse' or 'gaussian', or "
             "set y = 'class'"
@@ -261,14 +262,17 @@ def _check_output(config: Config, output: Tensors, outcome: Outcome, query: Batc
         )
     found, build = describe_shape(output), config.model.build
     if classes is not None and classes < (spec.ways or 1):
+        assert isinstance(output, Tensor)
+        right = ("n", str(output.shape[1] + (spec.ways or 1) - classes), *map(str, output.shape[2:]))
         raise ConfigError(
             f"[model] {build} gives an output of shape {found} for {SAMPLES} samples; [task] ways = {spec.ways} "
-            f"needs (n, {spec.ways})"
+            f"needs ({', '.join(right)})"
         )
     try:
         outcome.nll(output, query.y)
     except ValueError as error:
         shape = f"y_shape = {spec.y_shape}" if spec.y == "real" else f"y = 'class', ways = {spec.ways}"
+        shape += f", y_shape = {spec.y_shape}" if spec.y == "class" and spec.y_shape else ""
         raise ConfigError(
             f"[model] {build} gives an output of shape {found} for {SAMPLES} samples, which does not fit [task] "
             f"{shape}: {error}"

@@ -9,7 +9,8 @@ from safetensors.torch import load, save
 from deploy.commands._client import daemon_client, expect_success
 from deploy.exits import CONFIG, CommandError
 from deploy.leader import adapt_from_checkpoint, decode_predictions, encode_predictions
-from online_meta.types import Batch, Params
+from online_meta.types import Params
+from streams.formats import wire
 
 
 @click.command("adapt")
@@ -36,15 +37,17 @@ def command(
     """
     if (url is None) == (checkpoint is None):
         raise click.UsageError("give either --url or --checkpoint")
-    tensors = {**_pick(support, ("support_x", "support_y")), **_pick(query, ("query_x",))}
+    tensors = {**_pick(support, ("support_x", "support_y"), ("support_weight",)), **_pick(query, ("query_x",))}
     if url is not None:
         with daemon_client(url, token_file) as client:
             headers = {"Content-Type": "application/vnd.safetensors"}
             encoded = expect_success(client.post("/v1/adapt", content=save(tensors), headers=headers)).content
     else:
         assert checkpoint is not None
-        examples = Batch(tensors["support_x"], tensors["support_y"])
-        encoded = encode_predictions(adapt_from_checkpoint(checkpoint, examples, tensors["query_x"]))
+        examples = wire.gather_batch(tensors, "support")
+        encoded = encode_predictions(
+            adapt_from_checkpoint(checkpoint, examples, wire.gather_tensors(tensors, "query_x"))
+        )
     if out is not None:
         out.write_bytes(encoded)
         return
@@ -54,16 +57,18 @@ def command(
         click.echo(" ".join(f"{value:g}" for value in row))
 
 
-def _pick(file: Path, names: tuple[str, ...]) -> Params:
+def _pick(file: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> Params:
+    """Return the tensors of these names, or of these names with a dot and a name of their own."""
     try:
         tensors = load(file.read_bytes())
     except OSError as error:
         raise CommandError(CONFIG, f"{file} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
         raise CommandError(CONFIG, f"{file} is not a safetensors file: {error}") from error
-    missing = [name for name in names if name not in tensors]
+    found = {name: [key for key in tensors if key == name or key.startswith(f"{name}.")] for name in names + optional}
+    missing = [name for name in names if not found[name]]
     if missing:
         raise CommandError(
             CONFIG, f"{file} has no {' and no '.join(missing)}; it has {', '.join(sorted(tensors)) or 'nothing'}"
         )
-    return {name: tensors[name] for name in names}
+    return {key: tensors[key] for keys in found.values() for key in keys}

@@ -66,6 +66,9 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
     In JSON, a tensor is a nested list: `{"support_x": [[0.5], [1.5]], "support_y": [[1], [2]]}`. It is meant for small
     tasks; `[serve.limits] json_bytes` bounds it.
 
+    Named inputs and targets are `support_x.NAME` and so on. `support_weight` and `query_weight` (n,), float32 and at
+    least 0, are optional.
+
     The response is sent once the task is durable. The header `Idempotency-Key` is the id of the task; the default is
     the SHA-256 of the body. A task that is sent again with the same id remains one round. `Content-Encoding` may be
     `zstd` or `gzip`; the id and the task are those of the decompressed body. A task on which the model raises an
@@ -106,6 +109,7 @@ async def submit_task(request: Request, idempotency_key: Annotated[str | None, H
 async def adapt(request: Request) -> Response:
     """Adapt the current meta-parameters to `support_x`, `support_y` and return `predictions` for `query_x`.
 
+    Named inputs and targets are `support_x.NAME` and so on; `support_weight` is optional.
     Classifiers also return `labels`. A learner that answers with several outputs returns `component.K.outputs` and
     `component.K.log_weights` of their mixture, too. The header `X-Online-Meta-Round` is the number of rounds that the
     meta-parameters have learned. The request is not stored and changes nothing. If the model raises an exception, the

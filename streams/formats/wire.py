@@ -161,16 +161,17 @@ def decode_payload(payload: bytes) -> Task:
 
 def gather_batch(tensors: Mapping[str, Tensor], part: str) -> Batch:
     """Return the batch whose tensors have the names that ``name_fields`` gives; raise ``KeyError`` without x or y."""
+    x, y = (gather_tensors(tensors, f"{part}_{field}") for field in "xy")
+    return Batch(x, y, tensors.get(f"{part}_weight"))
 
-    def find(field: str) -> Tensors:
-        name = f"{part}_{field}"
-        if name in tensors:
-            return tensors[name]
-        prefix = f"{name}."
-        named = {key.removeprefix(prefix): tensors[key] for key in sorted(tensors) if key.startswith(prefix)}
-        return named or tensors[name]
 
-    return Batch(find("x"), find("y"), tensors.get(f"{part}_weight"))
+def gather_tensors(tensors: Mapping[str, Tensor], name: str) -> Tensors:
+    """Return the tensor ``name``, or a dict of those called name.KEY; raise ``KeyError`` if there is none."""
+    if name in tensors:
+        return tensors[name]
+    prefix = f"{name}."
+    named = {key.removeprefix(prefix): tensors[key] for key in sorted(tensors) if key.startswith(prefix)}
+    return named or tensors[name]
 
 
 def hold_out(support: Batch, spec: TaskSpec) -> Task:

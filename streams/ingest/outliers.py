@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from online_meta.batches import only_tensor
+from online_meta.batches import as_named, select_samples
 from online_meta.types import Task
 from streams.types import Receipt, Rejected, Scales
 
@@ -44,16 +44,20 @@ _PARTS = {"inputs": "x", "targets": "y"}
 def measure_scales(task: Task) -> Scales:
     """Return the root mean square of a task's inputs and of its targets, over its support and query set together.
 
-    Integers (pixels, tokens, labels) and sets of zeros have no scale; then it is None.
+    Several inputs or targets have one scale, that of all their numbers. Samples of weight 0 are left out. Integers
+    (pixels, tokens, labels) and sets of zeros have no scale; then it is None.
     """
-    x, y = ([only_tensor(getattr(batch, part)) for batch in task] for part in ("x", "y"))
-    return Scales(_scale(*x), _scale(*y))
+    counted = [batch if batch.weight is None else select_samples(batch, batch.weight > 0) for batch in task]
+    x = [one for batch in counted for one in as_named(batch.x).values()]
+    y = [one for batch in counted for one in as_named(batch.y).values()]
+    return Scales(_scale(x), _scale(y))
 
 
-def _scale(*tensors: Tensor) -> float | None:
-    if not tensors[0].dtype.is_floating_point:
+def _scale(tensors: list[Tensor]) -> float | None:
+    numbers = [tensor for tensor in tensors if tensor.dtype.is_floating_point]
+    if not numbers:
         return None
-    values = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in tensors])
+    values = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in numbers])
     largest = float(values.abs().max())
     if largest == 0:
         return None

@@ -140,6 +140,19 @@ class Deaf(nn.Module):
         return x + 0 * self.weight
 
 
+class Masked(nn.Module):
+    """The mean of the embeddings of the tokens whose mask is 1, then a linear layer: a model with two inputs."""
+
+    def __init__(self, tokens: int = 12, width: int = 6, outputs: int = 3) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(tokens, width), nn.Linear(width, outputs)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        tokens, mask = x["tokens"], x["mask"]
+        each = torch.tanh(self.embedding(tokens)) * mask[..., None]
+        return self.head(each.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
+
+
 class Endless(nn.Module):
     """Its output is not finite."""
 
@@ -149,3 +162,24 @@ class Endless(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight / (0 * x)
+
+
+def pixels() -> nn.Module:
+    """Return logits of three classes at each pixel."""
+    return nn.Conv2d(1, 3, 3, padding=1)
+
+
+def three() -> nn.Module:
+    """Return three numbers for two."""
+    return nn.Linear(2, 3)
+
+
+class Tagger(nn.Module):
+    """Logits of three classes for each token, (n, 3, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embedding(x))).mT

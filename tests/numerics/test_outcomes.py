@@ -1,6 +1,7 @@
 """The outcomes against torch's distributions and SciPy, at extreme outputs, and for rows of several dimensions."""
 
 import importlib
+import itertools
 
 import pytest
 import scipy.stats
@@ -53,7 +54,22 @@ def classes_case(name):
     return build(name), output, torch.randint(3, (4, 5)), distributions.Categorical(logits=output.movedim(1, -1))
 
 
+def ordinal_case():
+    output = draw(4, 3, 5)
+    cuts = [output[:, 0]]
+    for k in (1, 2):
+        cuts.append(cuts[-1] + (1 + output[:, k].exp()).log())
+    at_most = [
+        torch.zeros(4, 5, dtype=DOUBLE),
+        *(1 / (1 + (-cut).exp()) for cut in cuts),
+        torch.ones(4, 5, dtype=DOUBLE),
+    ]
+    chances = torch.stack([after - before for before, after in itertools.pairwise(at_most)], -1)
+    return build("ordinal"), output, torch.randint(4, (4, 5)), distributions.Categorical(probs=chances)
+
+
 CASES = {
+    "ordinal": ordinal_case,
     "gaussian": gaussian_case,
     "gaussian by name": gaussian_by_name_case,
     "gaussian_of_noise": noise_case,
@@ -71,7 +87,7 @@ def test_the_likelihood_is_that_of_torch_distributions_summed_over_a_row(name):
     torch.testing.assert_close(outcome.nll(output, y), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(AssertionError):  # of another target
         torch.testing.assert_close(outcome.nll(output, y.roll(1, 0)), expected, rtol=1e-12, atol=1e-12)
-    if name in ("categorical", "cross_entropy"):
+    if name in ("categorical", "cross_entropy", "ordinal"):
         torch.testing.assert_close(outcome.probabilities(output), right.probs.movedim(-1, 1))
     else:
         torch.testing.assert_close(outcome.mean(output), right.mean)
@@ -111,6 +127,20 @@ def test_ignored_classes_are_left_out_as_torch_does(name):
     torch.testing.assert_close(outcome.nll(output, soft), -(soft * output.log_softmax(1)).flatten(1).sum(1))
 
 
+def test_ordered_classes_that_are_ignored_are_left_out():
+    outcome, output, y, right = ordinal_case()
+    expected = -right.log_prob(y)
+    y[0] = expected[0] = -100
+    y[1, 2:] = -100
+    expected[1, 2:] = expected[0] = 0
+    torch.testing.assert_close(outcome.nll(output, y), expected.sum(1))
+    torch.testing.assert_close(outcome.loss(output, y), expected.sum() / 3)
+    with pytest.raises(ValueError, match=r"ordinal: the output has shape \(4, 3, 5\) and y \(4,\): it needs an output"):
+        outcome.nll(output, y[:, 0])
+    with pytest.raises(ValueError, match="classes - 1"):
+        outcome.probabilities(output[:, :0])
+
+
 def test_the_losses_by_name_are_those_of_torch():
     assert build("mse").loss is F.mse_loss
     assert build("cross_entropy").loss is F.cross_entropy
@@ -124,6 +154,7 @@ def test_extreme_outputs_give_finite_losses_and_gradients(dtype):
     large = torch.tensor([[1e4, -1e4, 0.0]], dtype=dtype)
     cases = [
         ("categorical", large, torch.tensor([1]), 2e4),
+        ("ordinal", large, torch.tensor([2]), 1e4 + 0.6931472),
         ("bernoulli", large, torch.tensor([[0.0, 1.0, 1.0]]), 2e4 + 0.6931472),
         ("gaussian", torch.tensor([[0.0, 1e4]], dtype=dtype), torch.zeros(1, 1), 9.210340 + 0.918939),
         ("gaussian", torch.tensor([[0.0, -1e4]], dtype=dtype), torch.zeros(1, 1), -6.907755 + 0.918939),

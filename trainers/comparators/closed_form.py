@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from online_meta.batches import first_tensor
+from online_meta.batches import as_named
 from online_meta.learners import LearnerContext
 from online_meta.regret.closed_form import Quadratic, minimise, quadratic_of, zero_quadratic
 from online_meta.regret.ledger import Comparator, is_finite_loss
@@ -57,8 +57,8 @@ def refresh(
 def _find_quadratic(context: LearnerContext, round: int, loss_cap: float) -> Quadratic:
     """Return the quadratic of a round; a constant if the task gives no finite loss, as learners are charged then."""
     task = context.buffer[round]
-    x = first_tensor(task.query.x)
-    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    numbers = [x.dtype for x in as_named(task.query.x).values() if x.is_floating_point()]
+    dtype = numbers[0] if numbers else torch.get_default_dtype()
     start = Meta({name: weight.to(dtype) for name, weight in context.start.weights.items()}, context.start.rule)
     if not is_finite_loss(score_task(context.inner, start, task).loss_after):
         return zero_quadratic(sum(value.numel() for value in context.start.weights.values())).plus_constant(loss_cap)

@@ -1,0 +1,68 @@
+"""Targets other than one class or one number for a sample: what `check` accepts and how it explains a mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.conftest import Cli
+from tests.support.daemon import free_port
+
+MODEL = '[model]\nbuild = "tests.deploy.user_models:{}"\nloss = "{}"\n'
+PIXELS = 'x_shape = [1, -1, 5]\ny = "class"\nways = 3\ny_shape = [-1, 5]\n'
+TAGS = 'x_shape = [6]\nx_dtype = "int64"\ny = "class"\nways = 3\ny_shape = [6]\n'
+NUMBERS = 'x_shape = [2]\ny = "real"\ny_shape = [3]\n'
+GRADES = 'x_shape = [2]\ny = "class"\nways = {}\n'
+TASKS = {
+    "segmentation": (PIXELS, MODEL.format("pixels", "cross_entropy")),
+    "segmentation by rows": (PIXELS, MODEL.format("pixels", "categorical")),
+    "tagging": (TAGS, MODEL.format("Tagger", "cross_entropy")),
+    "several labels": (NUMBERS, MODEL.format("three", "bernoulli")),
+    "soft labels": (NUMBERS, MODEL.format("three", "cross_entropy")),
+    "counts": (NUMBERS, MODEL.format("three", "poisson")),
+    "ordered classes": (GRADES.format(4), MODEL.format("three", "ordinal")),
+}
+MISTAKES = {
+    "an image of numbers": (
+        PIXELS.replace("y_shape = [-1, 5]", ""),
+        MODEL.format("pixels", "cross_entropy"),
+        "gives an output of shape (4, 3, 32, 5) for 4 samples, which does not fit [task] y = 'class', ways = 3: ",
+    ),
+    "other pixels": (
+        PIXELS.replace("y_shape = [-1, 5]", "y_shape = [-1, 4]"),
+        MODEL.format("pixels", "cross_entropy"),
+        "which does not fit [task] y = 'class', ways = 3, y_shape = (-1, 4): ",
+    ),
+    "too few ordered classes": (
+        GRADES.format(5),
+        MODEL.format("three", "ordinal"),
+        "gives an output of shape (4, 3) for 4 samples; [task] ways = 5 needs (n, 4)",
+    ),
+    "soft labels of other classes": (
+        NUMBERS.replace("[3]", "[2]"),
+        MODEL.format("three", "cross_entropy"),
+        "'cross_entropy' is for classes, but [task] y = 'real'",
+    ),
+}
+
+
+def write(folder: Path, task: str, model: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(
+        f'[run]\npath = "{folder}/run"\n[task]\n{task}{model}[inner]\nsteps = 1\n[regret]\n'
+        f"comparator = []\n[serve]\nport = {free_port()}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_check_accepts_targets(cli: Cli, tmp_path: Path, name: str) -> None:
+    ended = cli("check", write(tmp_path, *TASKS[name]))
+    assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_check_explains(cli: Cli, tmp_path: Path, name: str) -> None:
+    task, model, message = MISTAKES[name]
+    ended = cli("check", write(tmp_path, task, model))
+    assert ended.code == 78
+    assert message in ended.err, ended.err

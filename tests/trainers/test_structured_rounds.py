@@ -1,0 +1,171 @@
+"""Rounds of a model with two inputs and weighted samples: what is left out, a restart and an archive change nothing."""
+
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from online_meta.batches import map_tensors, select_samples
+from online_meta.types import Batch, Params, Task
+from streams.formats import wire
+from streams.history.history import History
+from streams.history.sealing import SealingSettings, evict_payloads, seal_next
+from streams.history.verify import verify
+from streams.ingest.outliers import measure_scales
+from tests.support.runs import SETTINGS, changed, fill, lines, opened, play
+from trainers.loop.rounds import play_rounds
+from trainers.settings import ModelSettings, TrainerSettings
+
+ROUNDS = 6
+WAYS = 3
+
+
+class MaskedMean(nn.Module):
+    """The mean over the places where the mask is 1, then a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(12, 4), nn.Linear(4, WAYS)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        mask = x["mask"][..., None]
+        return self.head((torch.tanh(self.embedding(x["tokens"])) * mask).sum(1) / mask.sum(1).clamp(min=1))
+
+
+def masked_mean() -> nn.Module:
+    return MaskedMean().double()
+
+
+def settings(**inner: object) -> TrainerSettings:
+    model = ModelSettings(f"{__name__}:masked_mean", {}, loss="cross_entropy")
+    made = changed(SETTINGS, meta={"batch": 2}, inner={"steps": 2, **inner}, regret={"prefixes": (2,)})
+    return made.__class__(**{**vars(made), "model": model})
+
+
+def make_task(seed: int) -> Task:
+    """Return a task whose samples have weights, some of them 0; what these samples hold is arbitrary."""
+    random = torch.Generator().manual_seed(seed)
+
+    def batch(n: int) -> Batch:
+        tokens = torch.randint(12, (n, 5), generator=random)
+        mask = (torch.arange(5) < torch.randint(1, 6, (n, 1), generator=random)).double()
+        weight = 0.5 + torch.rand(n, generator=random)
+        weight[n // 2 :: 2] = 0.0
+        return Batch({"mask": mask, "tokens": tokens}, torch.randint(WAYS, (n,), generator=random), weight)
+
+    return Task(batch(7), batch(5))
+
+
+def leave_out(task: Task) -> Task:
+    """Return the task without its samples of weight 0."""
+    return Task(*(select_samples(batch, batch.weight > 0) for batch in task))
+
+
+def open_filled(path: Path, tasks: list[Task]) -> History:
+    history = History.open(path, write=True)
+    fill(history, tasks)
+    return history
+
+
+def learn(folder: Path, history: History, chosen: TrainerSettings) -> dict[str, Params]:
+    """Play all rounds; return the state of every learner."""
+    with opened(folder, history, chosen) as run:
+        assert play_rounds(run, Event(), ROUNDS) == ROUNDS
+        return {name: learner.save() for name, learner in run.learners.items()}
+
+
+@pytest.mark.parametrize("gradient", ["exact", "first_order", "reptile"])
+def test_a_sample_of_weight_0_is_a_sample_that_is_left_out(tmp_path: Path, gradient: str) -> None:
+    tasks, chosen = [make_task(t) for t in range(ROUNDS)], changed(settings(), meta={"gradient": gradient})
+    with open_filled(tmp_path / "a", tasks) as whole, open_filled(tmp_path / "b", [*map(leave_out, tasks)]) as cut:
+        assert wire.encode(whole[3]) == wire.encode(tasks[3])
+        found = learn(tmp_path / "whole", whole, chosen)
+        right = learn(tmp_path / "cut", cut, chosen)
+    assert found.keys() == right.keys() == {"ftml", "train_on_everything", "from_scratch"}
+    for learner in found:
+        assert found[learner].keys() == right[learner].keys()
+        for name, value in found[learner].items():
+            torch.testing.assert_close(value, right[learner][name], rtol=1e-9, atol=1e-11, msg=f"{learner} {name}")
+    for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "cut"), strict=True):
+        assert one["accuracy"] == pytest.approx(other["accuracy"], abs=1e-12)
+        assert one["loss_after"] == pytest.approx(other["loss_after"], rel=1e-9)
+        assert one["learners"].keys() == other["learners"].keys()
+
+
+def test_a_restart_and_an_archive_change_no_bit(tmp_path: Path) -> None:
+    tasks = [
+        make_task(t) if t % 3 else make_task(t)._replace(query=make_task(t).query._replace(weight=None))
+        for t in range(ROUNDS)
+    ]
+    with open_filled(tmp_path / "a", tasks) as history:
+        right = play(tmp_path / "at once", history, ROUNDS, settings())
+        before = [history.payload(round) for round in range(ROUNDS)]
+        play(tmp_path / "in two", history, 3, settings())
+        sealing = SealingSettings(segment_rounds=4, ledger_bytes=0)
+        assert [*iter(lambda: seal_next(history, sealing), None)]
+        assert evict_payloads(history, 0)
+        assert [history.payload(round) for round in range(ROUNDS)] == before
+        assert list(history[1].support.x) == ["mask", "tokens"]
+        assert play(tmp_path / "in two", history, ROUNDS, settings()) == right
+        assert play(tmp_path / "replay", history, ROUNDS, settings()) == right
+    assert verify(tmp_path / "a").clean
+    assert lines(tmp_path / "replay") == lines(tmp_path / "at once")
+
+
+def test_scales_are_those_of_all_inputs_and_of_the_samples_that_count() -> None:
+    task = make_task(0)
+    spoiled = map_tensors(torch.clone, task)
+    for batch in spoiled:
+        batch.x["mask"][batch.weight == 0] = 1e9
+    assert measure_scales(spoiled) == measure_scales(task)
+    counted = torch.cat([batch.x["mask"][batch.weight > 0] for batch in task])
+    assert measure_scales(task).x == pytest.approx(float(counted.square().mean().sqrt()))
+    assert measure_scales(task).y is None
+
+
+def pixels() -> nn.Module:
+    """Return the logits (n, 3, h, w) of a linear layer at each pixel."""
+    return nn.Conv2d(1, WAYS, 1).double()
+
+
+def test_entries_of_no_class_count_in_no_loss_and_no_metric(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def batch(n: int) -> Batch:
+        y = torch.randint(WAYS, (n, 4, 3), generator=random)
+        y[torch.rand(n, 4, 3, generator=random) < 0.4] = -100
+        return Batch(torch.randn(n, 1, 4, 3, generator=random, dtype=torch.float64), y)
+
+    tasks = [Task(batch(5), batch(3)) for _ in range(3)]
+    made = settings()
+    model = ModelSettings(f"{__name__}:pixels", {}, loss="cross_entropy")
+    chosen = changed(made.__class__(**{**vars(made), "model": model}), regret={"baselines": (), "prefixes": ()})
+    with open_filled(tmp_path / "a", tasks) as history, opened(tmp_path / "run", history, chosen) as run:
+        weights = {name: one.clone() for name, one in run.learners["ftml"].engine.meta().weights.items()}
+        play_rounds(run, Event(), 3)
+    layer = {name: one.requires_grad_() for name, one in weights.items()}
+
+    def judge(batch: Batch) -> tuple[Tensor, float]:
+        """Return the mean loss and the share of right classes, over the entries that have a class, one by one."""
+        losses, right = [], []
+        for image, classes in zip(batch.x, batch.y, strict=True):
+            for i, j in ((i, j) for i in range(4) for j in range(3) if classes[i, j] >= 0):
+                logits = layer["weight"][:, 0, 0, 0] * image[0, i, j] + layer["bias"]
+                losses.append(-logits.log_softmax(0)[classes[i, j]])
+                right.append(bool(logits.argmax() == classes[i, j]))
+        return torch.stack(losses).mean(), sum(right) / len(right)
+
+    before = judge(tasks[0].query)[0]
+    for _ in range(chosen.inner.steps):
+        grads = torch.autograd.grad(judge(tasks[0].support)[0], [*layer.values()])
+        layer = {
+            name: (one - chosen.inner.lr * grad).detach().requires_grad_()
+            for (name, one), grad in zip(layer.items(), grads, strict=True)
+        }
+    loss, accuracy = judge(tasks[0].query)
+    (first, *_) = lines(tmp_path / "run")
+    assert first["loss_before"] == pytest.approx(float(before.detach()), rel=1e-9)
+    assert first["loss_after"] == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert first["accuracy"] == pytest.approx(accuracy)
