@@ -17,7 +17,10 @@ Acknowledge = Callable[[dict[str, Any]], None]
 Play = Callable[[Path, Acknowledge], None]
 SIZES = (1, 40, 700, 3)
 GROUP = 1000
-"""The number from which tasks are larger and of other sources: 1000 to 1999 is a group, 2000 to 2999 the next."""
+"""The number from which tasks are larger and of other sources: 1000 to 1999 is a group, 2000 to 2999 the next.
+
+Tasks of the first, the third and so on have named tensors and weights.
+"""
 SEALING = SealingSettings(segment_rounds=4, ledger_bytes=0)
 
 
@@ -25,6 +28,8 @@ def payload_of(number: int) -> bytes:
     """Return the task of a number. It is a pure function, so any process can compare; some exceed a ledger page."""
     random = np.random.default_rng(number)
     n = SIZES[number % len(SIZES)] * (1 + number // GROUP % 10)
+    if number // GROUP % 2:
+        return save(_named_tensors(random, n))
     tensors = {
         "support_x": random.standard_normal((n, 7)).astype("f4"),
         "support_y": np.zeros(n, "i8"),
@@ -32,6 +37,20 @@ def payload_of(number: int) -> bytes:
         "query_y": np.zeros(2, "i8"),
     }
     return save(tensors)
+
+
+def _named_tensors(random: np.random.Generator, n: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a task of two inputs and two targets with weights."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for part, size in (("support", n), ("query", 2)):
+        found |= {
+            f"{part}_x.mask": np.ones((size, 3), "u1"),
+            f"{part}_x.values": random.standard_normal((size, 7)).astype("f4"),
+            f"{part}_y.class": np.zeros((size, 3), "i8"),
+            f"{part}_y.score": random.standard_normal(size).astype("f4"),
+            f"{part}_weight": np.ones(size, "f4"),
+        }
+    return found
 
 
 def record_of(number: int) -> Record:

@@ -85,7 +85,6 @@ def test_a_model_with_two_inputs_is_served_restarted_and_replayed(cli: Cli, tmp_
         for t in range(7, ROUNDS):
             assert daemon.post(encode(make_task(t, weighted=t % 3 == 2)), f"task-{t}").status_code == 201
         daemon.wait_until_learned(ROUNDS)
-        daemon.wait_until_compared(ROUNDS)
         refused = daemon.post(encode({**make_task(0), "support_x.mask": torch.ones(6, 4)}))
         assert (refused.status_code, refused.json()["reason"]) == (422, "wrong_shape")
         answer = daemon.client.post("/v1/adapt", content=encode(asked))
@@ -110,3 +109,4 @@ def test_a_model_with_two_inputs_is_served_restarted_and_replayed(cli: Cli, tmp_
     assert [one["learners"] for one in lines(tmp_path / "again/rounds.jsonl")] == [
         one["learners"] for one in lines(tmp_path / "run/rounds.jsonl")
     ]
+    assert {one["kind"] for one in lines(tmp_path / "again/comparators.jsonl")} == {"hindsight", "dynamic"}

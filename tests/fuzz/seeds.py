@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,21 @@ def tensors(which: int, query: bool = True) -> dict[str, torch.Tensor]:
     return found
 
 
+def named_tensors(weighted: bool = False, ignored: bool = False) -> dict[str, torch.Tensor]:
+    """Return the tensors of a small task of named inputs and targets."""
+    found, random = {}, torch.Generator().manual_seed(9)
+    for part, n in (("support", 4), ("query", 2)):
+        found[f"{part}_x.tokens"] = torch.randint(9, (n, 3), generator=random)
+        found[f"{part}_x.mask"] = torch.ones(n, 2, dtype=torch.uint8)
+        found[f"{part}_y.tags"] = torch.randint(3, (n, 3), generator=random)
+        found[f"{part}_y.score"] = torch.randn(n, generator=random)
+        if weighted:
+            found[f"{part}_weight"] = torch.arange(n).float()
+        if ignored:
+            found[f"{part}_y.tags"][:, 1] = -100
+    return found
+
+
 def npz(which: int, packed: bool) -> bytes:
     """Return that task as an .npz file."""
     buffer = BytesIO()
@@ -51,6 +67,10 @@ def arrow(which: int, **options: str) -> bytes:
     named = tensors(which)
     x, y = (torch.cat([named[f"support_{name}"], named[f"query_{name}"]]).numpy() for name in "xy")
     columns = {"x": _column(x), "y": _column(y), "query": np.arange(len(y)) >= 4}
+    return _write_arrow(columns, **options)
+
+
+def _write_arrow(columns: dict[str, Any], **options: str) -> bytes:
     table, buffer = pa.table(columns), pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         writer.write_table(table)
@@ -88,6 +108,28 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         yield "npz", f"stored-{which}", npz(which, packed=False)
         yield "npz", f"packed-{which}", npz(which, packed=True)
         yield "arrow", f"plain-{which}", arrow(which)
+    for weighted, ignored in ((False, False), (True, False), (False, True), (True, True)):
+        named = named_tensors(weighted, ignored)
+        name = f"named{'-weighted' if weighted else ''}{'-ignored' if ignored else ''}"
+        yield "safetensors", name, save(named)
+        buffer = BytesIO()
+        np.savez(buffer, **{key: tensor.numpy() for key, tensor in named.items()})
+        yield "npz", name, buffer.getvalue()
+        rows = {}
+        for column in ("x.tokens", "x.mask", "y.tags", "y.score", *(["weight"] if weighted else [])):
+            whole = torch.cat([named[f"support_{column}"], named[f"query_{column}"]])
+            rows[column] = _column(whole.numpy())
+        yield "arrow", name, _write_arrow({**rows, "query": np.arange(6) >= 4})
+    without = {key: tensor for key, tensor in named_tensors(True).items() if key != "query_y.tags"}
+    for number, wrong in enumerate((-1.0, float("nan"), 0.0)):
+        bad = named_tensors(True)
+        bad["support_weight"][:] = wrong
+        yield "safetensors", f"wrong-weight-{number}", save(bad)
+    yield (
+        "safetensors",
+        "named-adapt",
+        save({key: one for key, one in without.items() if key[:7] not in ("query_y", "query_w")}),
+    )
     yield "arrow", "packed", arrow(0, compression="zstd")
     stream = zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compressobj()
     yield "compressed", "unsized", b"\x00" + stream.compress(save(tensors(0))) + stream.flush()

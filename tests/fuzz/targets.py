@@ -10,7 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from online_meta.batches import as_named
 from online_meta.types import Batch, Task
 from streams.formats import wire
 from streams.formats.compression import decompress
@@ -18,7 +20,7 @@ from streams.formats.json_body import encode_json, read_as_safetensors
 from streams.formats.safetensors_header import is_json
 from streams.sources import samples
 from streams.sources.files import read_task_file
-from streams.spec import InputSpec, Limits, TargetSpec, TaskSpec, fits
+from streams.spec import IGNORED, InputSpec, Limits, TargetSpec, TaskSpec, fits
 from streams.types import REASONS, Arrival, Rejected
 
 LIMITS = Limits(body_bytes=100_000, samples=50, elements=10_000, expansion=100, id_length=40)
@@ -33,6 +35,8 @@ NAMED = TaskSpec(
     targets={"tags": TargetSpec(ways=3, shape=(3,)), "score": TargetSpec("real")},
 )
 """A spec with named inputs and targets, and targets for each entry."""
+ALL_SPECS = (*SPECS, NAMED)
+"""The specs of whole tasks; a source of rows has one input and one target."""
 OPEN = 2
 """The spec with samples of different sizes."""
 ID_CHARACTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
@@ -54,34 +58,51 @@ def outcome(read: Callable[..., Any], *arguments: Any) -> Any:
 
 def check_batch(batch: Batch, spec: TaskSpec) -> None:
     """Raise unless a batch is valid for the run."""
+    x, y = as_named(batch.x), as_named(batch.y)
+    columns = [*x.values(), *y.values(), *([] if batch.weight is None else [batch.weight])]
     right = (
-        1 <= len(batch.x) == len(batch.y) <= LIMITS.samples
-        and fits(tuple(batch.x.shape[1:]), spec.x_shape)
-        and tuple(batch.y.shape[1:]) == spec.y_shape
-        and batch.x.numel() <= LIMITS.elements
-        and batch.x.dtype == getattr(torch, spec.x_dtype)
-        and batch.y.dtype == (torch.int64 if spec.y == "class" else torch.float32)
-        and bool(torch.isfinite(batch.x).all() and torch.isfinite(batch.y).all())
-        and (spec.y == "real" or 0 <= int(batch.y.min()) <= int(batch.y.max()) < (spec.ways or 0))
+        list(x) == list(spec.inputs())
+        and list(y) == list(spec.list_targets())
+        and len({len(one) for one in columns}) == 1
+        and 1 <= len(columns[0]) <= LIMITS.samples
+        and all(one.numel() <= LIMITS.elements and bool(torch.isfinite(one).all()) for one in columns)
+        and all(
+            fits(tuple(x[name].shape[1:]), one.shape) and x[name].dtype == getattr(torch, one.dtype)
+            for name, one in spec.inputs().items()
+        )
+        and all(_is_target(y[name], one) for name, one in spec.list_targets().items())
+        and (batch.weight is None or (float(batch.weight.min()) >= 0 and float(batch.weight.max()) > 0))
     )
     if not right:
         raise AssertionError(f"not a batch of {spec}: {batch}")
+
+
+def _is_target(y: Tensor, target: TargetSpec) -> bool:
+    if not fits(tuple(y.shape[1:]), target.shape):
+        return False
+    if target.kind == "real":
+        return y.dtype == torch.float32
+    known = y[y != IGNORED] if target.shape else y
+    return y.dtype == torch.int64 and len(known) > 0 and 0 <= int(known.min()) <= int(known.max()) < (target.ways or 0)
 
 
 def check_task(task: Task, spec: TaskSpec) -> None:
     """Raise unless a task is valid for the run and survives storage unchanged."""
     for batch in task:
         check_batch(batch, spec)
-    if task.support.x.shape[1:] != task.query.x.shape[1:]:
-        raise AssertionError("samples of two shapes")
+    for name, one in as_named(task.support.x).items():
+        if one.shape[1:] != as_named(task.query.x)[name].shape[1:]:
+            raise AssertionError("samples of two shapes")
     kept = wire.encode(task)
+    if wire.canonical_bytes(kept, spec, LIMITS) != kept:
+        raise AssertionError("the fast path changes the task")
     if wire.encode(wire.decode_payload(kept)) != kept or wire.encode(wire.decode(kept, spec, LIMITS)) != kept:
         raise AssertionError("storage changes the task")
 
 
 def safetensors(data: bytes) -> None:
     """Decode a posted body: a task or an adapt request."""
-    for spec in SPECS:
+    for spec in ALL_SPECS:
         task = outcome(wire.decode, data, spec, LIMITS)
         if task is not None:
             check_task(task, spec)
@@ -168,7 +189,7 @@ def _raise(refusal: Rejected) -> None:
 
 
 def _task_file(name: str, data: bytes) -> None:
-    for spec in SPECS:
+    for spec in ALL_SPECS:
         body = outcome(read_task_file, PurePath(name), data, spec, LIMITS.body_bytes)
         task = None if body is None else outcome(wire.decode, body, spec, LIMITS)
         if task is not None:
