@@ -147,8 +147,7 @@ class Masked(nn.Module):
         super().__init__()
         self.embedding, self.head = nn.Embedding(tokens, width), nn.Linear(width, outputs)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        tokens, mask = x["tokens"], x["mask"]
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         each = torch.tanh(self.embedding(tokens)) * mask[..., None]
         return self.head(each.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
 

@@ -29,9 +29,9 @@ class MaskedMean(nn.Module):
         super().__init__()
         self.embedding, self.head = nn.Embedding(12, 4), nn.Linear(4, WAYS)
 
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        mask = x["mask"][..., None]
-        return self.head((torch.tanh(self.embedding(x["tokens"])) * mask).sum(1) / mask.sum(1).clamp(min=1))
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        mask = mask[..., None]
+        return self.head((torch.tanh(self.embedding(tokens)) * mask).sum(1) / mask.sum(1).clamp(min=1))
 
 
 def masked_mean() -> nn.Module:
