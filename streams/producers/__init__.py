@@ -3,8 +3,9 @@
 ``open_producer(url)`` returns the producer for an address. ``submit`` and ``connect`` use a daemon's HTTP API directly.
 """
 
+from streams.client.protocol import RETRY_STATUSES
 from streams.producers.errors import RETRY_SECONDS, SubmitError
-from streams.producers.http import RETRY_STATUSES, connect, submit
+from streams.producers.http import connect, submit
 from streams.producers.targets import SCHEMES, Producer, open_producer, split_address
 
 __all__ = [

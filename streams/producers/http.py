@@ -1,18 +1,14 @@
 """Send tasks to a running daemon over HTTP, with retries."""
 
-import email.utils
 import time
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import httpx
 
+from streams.client.protocol import RETRY_STATUSES, make_headers, parse_retry_after, read_error
 from streams.formats.safetensors_header import is_json
 from streams.producers.errors import RETRY_SECONDS, UNREACHABLE, RetryLater, SubmitError, retry
 from streams.types import Receipt
-
-RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 507)
-"""The HTTP statuses that are not about the task, so that a later attempt may succeed."""
 
 
 def connect(url: str, token: str | None = None) -> httpx.Client:
@@ -23,15 +19,10 @@ def connect(url: str, token: str | None = None) -> httpx.Client:
         token: the bearer token to send with each request.
 
     Raises:
-        ValueError: if the address has a user, which the library would send instead of the token, a query or a fragment.
+        ValueError: if this is not an address, or if it has a user, which the library would send instead of the token, a
+            query or a fragment.
     """
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        raise ValueError(
-            f"{shown}: the address of a daemon has no user, query or fragment; its token is sent separately"
-        )
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers = make_headers(url, token)
     timeout = httpx.Timeout(30.0, connect=5.0)  # a commit waits for the disk, so an answer may take a while
     return httpx.Client(base_url=url, headers=headers, timeout=timeout)
 
@@ -91,28 +82,15 @@ def _post(client: httpx.Client, url: str, id: str, body: bytes, token: str | Non
 
 
 def _refuse(answer: httpx.Response) -> NoReturn:
-    try:
-        content = answer.json()
-        reason, detail = str(content["reason"]), str(content["detail"])
-    except (ValueError, KeyError, TypeError):
-        reason, detail = "unexpected_answer", answer.text[:200] or answer.reason_phrase
+    error = read_error(answer)
     if answer.status_code in RETRY_STATUSES:
-        raise RetryLater(answer.status_code, reason, detail, _retry_after_seconds(answer.headers.get("Retry-After")))
-    raise SubmitError(answer.status_code, reason, detail)
+        wait = _retry_after_seconds(answer.headers.get("Retry-After"))
+        raise RetryLater(answer.status_code, error.reason, error.detail, wait)
+    raise SubmitError(answer.status_code, error.reason, error.detail)
 
 
 def _retry_after_seconds(header: str | None) -> float:
-    """Return the seconds in a Retry-After header, given as seconds or as a date; 0 without a header."""
-    if header is None:
-        return 0.0
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    return parse_retry_after(header, time.time())
 
 
 class HttpProducer:
