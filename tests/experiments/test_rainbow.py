@@ -1,5 +1,6 @@
 """The table of rainbow digits by the protocol of Follow the Meta-Leader, at a small size."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,16 @@ from click.testing import CliRunner
 from online_meta.functional.randomness import checksum
 from online_meta.learners import MemoryReplayBuffer
 from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.regret.scoring import answer_as_scored
 from online_meta.types import Batch, Meta, Task
 from trainers.build import build_context, build_learners
+from trainers.settings import AnswerRuleSettings
 
 from tests.experiments.common.playing import TUNED, Training, train_leader
-from tests.experiments.rainbow import runs
+from tests.experiments.rainbow import pool, runs
 from tests.experiments.rainbow.__main__ import main
-from tests.experiments.rainbow.page import compute_efficiency, plot, render
+from tests.experiments.rainbow.page import BY_SIZE, compute_efficiency, plot, read_other_rows, render
+from tests.experiments.rainbow.pool import Play, make_pool_settings, play_pool, run_pool
 from tests.experiments.rainbow.runs import (
     DRAWS,
     Entry,
@@ -115,6 +119,103 @@ def test_the_row_of_the_trained_leader_follows_that_of_ftml():
     at = next(place for place, line in enumerate(lines) if line.startswith("| FTML |"))
     assert lines[at + 1] == f"| {TUNED} | 1 | 100.0% | 100.0% | 100.0% | 55 | 100% | 55 | 100% | - |"
     assert "; 1 minutes of one core" in "\n".join(lines), "the time is not counted twice"
+
+
+def shorten(task, images):
+    return task._replace(support=Batch(*(values[:images] for values in task.support)))
+
+
+def test_a_pool_has_bayes_weights_from_the_losses_of_earlier_tasks_for_all_sizes_or_for_each(tmp_path, monkeypatch):
+    usual = make_pool_settings(0)
+    settings = replace(
+        usual,
+        inner=replace(usual.inner, answer_steps=(0, 20), answer_rules={"adam": AnswerRuleSettings((3,), 0.005)}),
+        meta=replace(usual.meta, steps_per_round=1, batch=2),
+        engine=replace(usual.engine, batching="loop"),
+    )
+    heard = []
+
+    def hear(learner, task, prefixes):
+        heard.append(answer_as_scored(learner, task, prefixes))
+        return heard[-1]
+
+    monkeypatch.setattr(pool, "answer_as_scored", hear)
+    tasks = [shorten(task, 40) for task in make_tasks(0, 3)]
+    found = play_pool(settings, tasks, tmp_path, warm_up=1)
+    sizes, learners = [10, 20, 40], len(heard) // 3
+    assert (learners, len(found.experts)) == (3, 1 + 2 + len(pool.HEADS) + 1 + 2)
+    behind, right = dict.fromkeys(sizes, 0.0), []
+    for t, task in enumerate(tasks):
+        own = heard[t * learners : (t + 1) * learners]
+        each = {
+            size: torch.stack([p[0].outputs[0].double().softmax(1) for one in own for p in _at(one, size).values()])
+            for size in sizes
+        }
+        weights = {size: torch.as_tensor(-behind[size]).softmax(0) if t else None for size in sizes}
+        if t:
+            right.append([[_accuracy(each[n], weights[m], task) for m in (40, n)] for n in sizes])
+        for size, probabilities in each.items():
+            behind[size] = behind[size] - probabilities[:, torch.arange(100), task.query.y].log().mean(1)
+    assert found.curves == [[[n, one[0]] for n, one in zip(sizes, row, strict=True)] for row in right]
+    assert found.by_size == [[[n, one[1]] for n, one in zip(sizes, row, strict=True)] for row in right]
+    assert found.curves != found.by_size
+    assert [*found.weights] == sizes
+    assert [*found.weights[20].values()] == pytest.approx((-behind[20]).softmax(0).tolist())
+
+
+def _at(answers, size):
+    return dict(answers.parts).get(size, answers.whole)
+
+
+def _accuracy(probabilities, weights, task):
+    mixed = (weights[:, None, None] * probabilities).sum(0)
+    return float((mixed.argmax(1) == task.query.y).double().mean())
+
+
+def make_pool_run(seed, *curves):
+    row = make_row("pool", seed, *curves)
+    summary = {"accuracy": [0.5, 0.8, 0.9], "points": [900, 100], "reached": [0.5, 1.0]}
+    weights = {"10": {"ftml": 0.25, "from_scratch": 0.75}, "900": {"ftml": 1.0}}
+    return row | {"by_size": row["curves"], "experts": {"ftml": summary, "from_scratch": summary}, "weights": weights}
+
+
+def test_a_run_of_the_pool_is_summarized_and_saved(tmp_path, monkeypatch):
+    curves = make_row("pool", 0, (0.5, 0.85, 0.95), (0.7, 0.75, 0.85))["curves"]
+    weights = {10: {"ftml": 1.0, "ftml@0": 1e-9}}
+    monkeypatch.setattr(pool, "make_tasks", lambda seed, rounds: [])
+    monkeypatch.setattr(pool, "play_pool", lambda *given: Play(curves, curves, {"ftml": curves}, weights, 60.0))
+    found = run_pool(Entry("pool", 22, 0), tmp_path)
+    expert = found["experts"]["ftml"]
+    assert expert["accuracy"] == pytest.approx([0.6, 0.8, 0.9])
+    assert (expert["points"], expert["reached"]) == ([900.0, 500.0], [0.5, 1.0])
+    assert found["weights"] == {"10": {"ftml": 1.0}}
+    monkeypatch.setattr(pool, "play_pool", None)
+    assert run_pool(Entry("pool", 22, 0), tmp_path) == found
+
+
+def test_the_page_says_whether_the_pool_reaches_its_goals():
+    ftml = make_row("FTML", 0, (0.5, 0.6, 0.7), (0.8, 0.95, 0.95)) | {"commit": "abc"}
+    good = make_pool_run(0, (0.5, 0.85, 0.9), (0.9, 0.92, 0.91)) | {"commit": "def"}
+    poor = make_pool_run(0, (0.5, 0.6, 0.9), (0.5, 0.6, 0.7)) | {"commit": "def"}
+    text = render({"command": "c", "commit": "def", "iterations": 22, "rows": [ftml, good]})
+    assert "commit abc made the rows of FTML; commit def made the rows of pool" in text
+    lines = text.splitlines()
+    assert "| pool | points to 80%: at most 0.8 of FTML's, 364 | 55 | holds |" in lines
+    assert f"| {BY_SIZE} | 90% reached: on at least 85% of the tasks | 100.0% | holds |" in lines
+    assert "| from_scratch | 900 | 50% | 100 | 0.75, 0.00 |" in lines
+    lines = render({"command": "c", "commit": "def", "iterations": 22, "rows": [ftml, poor]}).splitlines()
+    assert "| pool | points to 80%: at most 0.8 of FTML's, 364 | 900 | **falls short** |" in lines
+    assert "| pool | 90% reached: on at least 85% of the tasks | 50.0% | **falls short** |" in lines
+    assert plot([ftml, good]).startswith(b"\x89PNG")
+
+
+def test_rows_of_other_learners_can_be_kept(tmp_path):
+    rows = [make_row(label, seed, (0.5, 0.6, 0.7)) for label in ("FTML", "pool") for seed in (0, 1)]
+    for row in rows:
+        row["asked"]["rounds"] = 56
+    (tmp_path / "table.json").write_text(json.dumps({"rows": rows}))
+    assert read_other_rows(tmp_path / "table.json", 56, ["pool"]) == rows[:2]
+    assert read_other_rows(tmp_path / "table.json", 40, ["pool"]) == []
 
 
 def test_the_command_refuses_runs_without_scored_tasks(tmp_path):

@@ -15,6 +15,7 @@ from streams.sources.rainbow_digits import load_digits, make_task
 from tests.experiments.common.playing import Training, centred_mlp, play_stream, train_leader
 from tests.experiments.common.tables import Row, load_row, read_commit, save_row
 from torch import nn
+from trainers.learner_settings import POOL
 from trainers.settings import (
     EngineSettings,
     InnerSettings,
@@ -53,6 +54,7 @@ LABELS = {
     "from scratch": "from_scratch",
     "online Reptile": "online_reptile",
     "MOML": "moml",
+    "pool": POOL,
 }
 STEPS = 30
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -150,19 +152,19 @@ def run_entry(entry: Entry, work: Path) -> Row:
 
     def train_and_score(learner: Learner, task: Task) -> None:
         if training and len(curves) >= WARM_UP:
-            tuned.append(_make_curve(train_leader(settings, training, learner, task), task))
+            tuned.append(make_curve(train_leader(settings, training, learner, task), task))
 
     change = partial(draw_minibatches, entry.label, entry.seed)
     tasks = make_tasks(entry.seed, entry.rounds)
     played = play_stream(settings, LABELS[entry.label], tasks, work / "programs", change, WARM_UP, train_and_score)
     for task, (_, score, spent) in zip(tasks, played, strict=True):
-        curves.append(_make_curve(score, task))
+        curves.append(make_curve(score, task))
         seconds += spent
     found = {"curves": curves[WARM_UP:], "tuned": tuned, "seconds": seconds, "commit": read_commit()}
     return save_row(file, {"asked": asked, **found})
 
 
-def _make_curve(score: Score, task: Task) -> Curve:
+def make_curve(score: Score, task: Task) -> Curve:
     """Return the accuracies after each prefix and after all of the support set, each with its number of points."""
     whole = PrefixScore(len(task.support.x), score.loss_after, score.accuracy)
     return [[found.points, found.accuracy] for found in (*score.prefixes, whole)]
