@@ -196,6 +196,14 @@ class SavesState(TaskSource, Protocol):
         """
 
 
+@runtime_checkable
+class ReportsOmissions(TaskSource, Protocol):
+    """A source that can say what it leaves out."""
+
+    def omissions(self) -> Sequence[str]:
+        """Return what the source ignores now, and why, a sentence each; any thread may call this."""
+
+
 class BacklogFull(Exception):
     """Too many rounds wait to be learned; try again after ``retry_after`` seconds."""
 

@@ -56,7 +56,7 @@ def status_table(status: dict[str, Any]) -> Table:
         else "none yet"
     )
     table.add_row("last checkpoint", age)
-    for row in gap_rows(status["gaps"]):
+    for row in (*gap_rows(status["gaps"]), *omission_rows(status.get("omissions", {}))):
         table.add_row(*row)
     for row in (*trainer_rows(status["trainer"]), *fork_rows(status.get("forks") or {}, rounds["ingested"])):
         table.add_row(*row)
@@ -139,6 +139,11 @@ def gap_rows(gaps: dict[str, Any]) -> list[tuple[str, str]]:
         where = f"the last in {last['where']}, {last['first']} to {last['last']}"
         rows.append((f"source {name}", f"LOST {found['lost_entries']} entries in {found['gaps']} gaps, {where}"))
     return rows
+
+
+def omission_rows(omissions: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Return a table row for each source that ignores something."""
+    return [(f"source {name} ignores", "\n".join(found)) for name, found in omissions.items()]
 
 
 def trainer_rows(trainer: dict[str, Any]) -> list[tuple[str, str]]:

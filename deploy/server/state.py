@@ -223,6 +223,7 @@ def status_of(state: DaemonState) -> dict[str, Any]:
         },
         "forks": state.forks.describe() if state.forks else None,
         "gaps": _list_gaps(state),
+        "omissions": state.ingest.list_omissions(),
         "backlog_limit": state.config.serve.limits.backlog,
         "health": health_of(state),
         **({"example": find_short_example(state.config.task)} if ingested == 0 else {}),

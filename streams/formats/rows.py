@@ -4,7 +4,8 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -108,13 +109,38 @@ def _read_lines(path: Path, after: int, columns: Sequence[str], grows: bool) -> 
             yield None
 
 
+def parse_rows(path: PurePath, data: bytes, columns: Sequence[str], optional: str) -> list[Row]:
+    """Return the rows of a whole file of lines; blank lines are left out.
+
+    Args:
+        path: the path of the file, for messages; its suffix is .csv or .jsonl.
+        data: the content of the file.
+        columns: the columns to read.
+        optional: a column that is read if the first line has it; otherwise, no row has it.
+
+    Raises:
+        ValueError: if a CSV file lacks a column.
+    """
+    file, names = BytesIO(data), None
+    if path.suffix == ".csv":
+        names = _read_header(path, file, columns, grows=False)
+    wanted = [*columns, optional] if optional in (names or _names_of_json(data.split(b"\n", 1)[0])) else columns
+    rows, begin = [], file.tell()
+    while (line := _read_line(file, grows=False)) is not None:
+        end = file.tell()
+        if line.strip():
+            rows.append(_parse(begin, end, line, names, wanted))
+        begin = end
+    return rows
+
+
 def _ends_line(file: BinaryIO, position: int) -> bool:
     """Return whether the byte before a position is a newline."""
     file.seek(position - 1)
     return file.read(1) == b"\n"
 
 
-def _read_header(path: Path, file: BinaryIO, columns: Sequence[str], grows: bool) -> list[str] | None:
+def _read_header(path: PurePath, file: BinaryIO, columns: Sequence[str], grows: bool) -> list[str] | None:
     file.seek(0)
     line = _read_line(file, grows)
     if line is None and not grows:
@@ -153,6 +179,15 @@ def _parse(begin: int, end: int, line: bytes, names: list[str] | None, columns: 
         return Row(begin, end, None, line, f"it has no {error.args[0]!r}")
     except (ValueError, RecursionError, csv.Error) as error:
         return Row(begin, end, None, line, str(error)[:200])
+
+
+def _names_of_json(line: bytes) -> list[str]:
+    """Return the names in a JSON object; none if the line is no object."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    return list(found) if isinstance(found, dict) else []
 
 
 def _parse_csv(text: str, names: list[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.group_commit import Answer, Committer
 from streams.ingest.outliers import WINDOW, OutlierFilter
 from streams.spec import Limits, TaskSpec
-from streams.types import Arrival, Conflict, Gap, Receipt, Record, Rejected, ReportsGaps, TaskSource
+from streams.types import Arrival, Conflict, Gap, Receipt, Record, Rejected, ReportsGaps, ReportsOmissions, TaskSource
 
 QUEUE_BYTES = 64 * 1024 * 1024
 """How many bytes of payloads may wait to be committed."""
@@ -72,6 +72,7 @@ class Ingest:
         self._outliers = {name: OutlierFilter(history.scales(name, WINDOW)) for name in outlier_sources}
         self._closing = threading.Event()
         self._pull_threads: dict[str, threading.Thread] = {}
+        self._pulled: dict[str, TaskSource] = {}
         self.source_states = source_reader.SourceStates()
         self._committer = Committer(
             history, limits.commit_batch, self._is_full, self._note_answer, self._sync_dead_letters
@@ -177,8 +178,13 @@ class Ingest:
         thread = threading.Thread(
             target=source_reader.read_until_closed, args=arguments, name=f"pull-{source_name}", daemon=True
         )
-        self._pull_threads[source_name] = thread
+        self._pull_threads[source_name], self._pulled[source_name] = thread, source
         thread.start()
+
+    def list_omissions(self) -> dict[str, list[str]]:
+        """Return what each source that is read ignores now, and why, by its name; only those that ignore something."""
+        found = {name: one.omissions() for name, one in [*self._pulled.items()] if isinstance(one, ReportsOmissions)}
+        return {name: list(omissions) for name, omissions in found.items() if omissions}
 
     def commit_error(self) -> Exception | None:
         """Return the error of the last commit; None if it succeeded."""

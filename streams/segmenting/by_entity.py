@@ -129,6 +129,15 @@ class EntitySource:
         while True:
             yield None
 
+    def omissions(self) -> Sequence[str]:
+        """Return how many rows are in no task, and why."""
+        options = self.options
+        forgotten = (
+            f"{self.groups.dropped} rows are in no task: they were of entities beyond max_entities = "
+            f"{options.max_entities} with fewer than min_rows = {options.min_rows}"
+        )
+        return [*([self.groups.left] if self.groups.left else []), *([forgotten] if self.groups.dropped else [])]
+
     def ack(self, arrivals: Sequence[Arrival]) -> None:
         """Note which arrivals are durable or refused for good, and write the state up to which all of them are."""
         for arrival in arrivals:

@@ -152,6 +152,7 @@ class Groups:
         state: the statistics of the rows so far, never changed in place: any thread may read it.
         latest: the latest time of a row so far.
         dropped: how many rows of forgotten entities are in no task.
+        left: what was left in no task when the rows ended, in words; empty if nothing was.
     """
 
     def __init__(self, options: GroupOptions, schema: Schema) -> None:
@@ -165,6 +166,7 @@ class Groups:
         self.state: SchemaState = begin(schema)
         self.latest = -math.inf
         self.dropped = 0
+        self.left = ""
 
     def add(self, row: Row) -> Iterator[ClosedTask]:
         """Add a row; yield the tasks that it closes, or the row as one that is refused. Take all that it yields."""
@@ -208,10 +210,9 @@ class Groups:
                 entity.new = []
         if left:
             some = ", ".join(repr(key) for key in list(left)[:5])
-            _log.warning(
-                "the rows ended: %d rows of %d entities are in no task, because each has fewer than min_rows = %d: %s",
-                *(sum(left.values()), len(left), self._options.min_rows, some),
-            )
+            rows, why = sum(left.values()), f"each has fewer than min_rows = {self._options.min_rows}"
+            self.left = f"the rows ended: {rows} rows of {len(left)} entities are in no task, because {why}: {some}"
+            _log.warning("%s", self.left)
 
     def restore(self, entities: Mapping[str, Entity], state: SchemaState, latest: float) -> None:
         """Continue from a saved state."""

@@ -40,6 +40,10 @@ A ``TaskSource`` (``streams.types``) keeps this contract:
     Optional (``streams.types.SavesState``): saves what it has learned from the rows read in a folder of the run, so
     that a restart need not read them all again.
 
+``omissions() -> Sequence[str]``
+    Optional (``streams.types.ReportsOmissions``): says what the source ignores now, and why. It is called in another
+    thread than ``read``.
+
 ``listen_for_gaps(listener)``
     Optional (``streams.types.ReportsGaps``): a source whose broker deletes entries, by age or size, notices entries
     that were deleted before they were read, logs them once with their range, and calls the listener with each ``Gap``.

@@ -39,6 +39,13 @@ def test_status_shows_the_verdict_and_the_answers_that_matter(status: dict[str, 
     assert f"{len(MANY) - len(SHOWN)} that matter less" in text
 
 
+def test_status_says_what_a_source_ignores_and_why(status: dict[str, Any]) -> None:
+    text = text_of(status_table({**status, "omissions": {"spool": ["b.pt: its name ends with none of .npz", "c: x"]}}))
+    (line,) = (line for line in text.splitlines() if "source spool ignores" in line)
+    assert "b.pt: its name ends with none of .npz" in line
+    assert "ignores" not in text_of(status_table(status))
+
+
 def test_the_demo_shows_the_verdict_and_the_answers_that_matter(status: dict[str, Any]) -> None:
     text = text_of(live_table(status, 2.0))
     assert status["verdict"]["sentence"] in text

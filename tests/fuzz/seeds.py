@@ -149,8 +149,36 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
             yield "rows", f"json-{which}-{number}", lines_of_json + b"".join(lines)
         yield "rows", f"csv-{which}", comma + b"".join(b"%d.5,%d,%d\n" % (n, n % 3, n // 4) for n in range(9))
         yield "rows", f"broken-{which}", comma + b'"1,2,3\n\xff,1,2\n1e999,nan,2\n1,2\n,,\n"1","2","3"\n1,2,3'
+    yield from tables()
     for number, id in enumerate([b"a", b"task-1.x:y_z", b"../a", b"a\n", "\u0430".encode(), b"x" * 41, b"\x00", b""]):
         yield "ids", f"id-{number}", id
+
+
+def tables() -> Iterator[tuple[str, str, bytes]]:
+    """Yield inputs of the targets that read tables and task files of lines."""
+    for which in range(len(SPECS)):
+        for option in (0, 8, 16):
+            values = (b"2024-01-0%d", b"red %d")[which] if which < 2 else b"%d.5"
+            cells = [(values % (n % 3 + 1), n % 3, b"key %d" % (n % 2), n // 3 + 1) for n in range(12)]
+            yield (
+                "table",
+                f"csv-{which}-{option}",
+                bytes([2 * which + 1 + option]) + b"".join(b"%s,%d,%s,2024-01-%02d\n" % row for row in cells),
+            )
+            text = (b'{"x": "%s", "y": %d, "k": "%s", "t": %d}\n' % (*row[:3], 86400 * row[3]) for row in cells)
+            yield "table", f"json-{which}-{option}", bytes([2 * which + option]) + b"".join(text)
+        yield (
+            "table",
+            f"broken-{which}",
+            bytes([2 * which + 17]) + b'"1,2,3\n\xff,1,2,\n,nan,a,1e999\nNA,,a,2024-02-30\n,,,\n',
+        )
+    for number, text in enumerate(
+        [b"\x00x,y\n1,2\n3,0\n", b"\x00y,query,x\n1,true,2\n0,0,3\n", b"\x00", b"\x00x,x\n1,2"]
+    ):
+        yield "lines", f"csv-{number}", text
+    objects = b'{"x": [1, 2], "y": 0}\n{"x": [3, 4.5], "y": 1, "query": true}\n', b'{"x": [[[1]]], "y": 2}\n\n[1]\n'
+    for number, text in enumerate(objects):
+        yield "lines", f"json-{number}", b"\xff" + text
 
 
 def main() -> None:

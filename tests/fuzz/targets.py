@@ -18,10 +18,13 @@ from streams.formats import wire
 from streams.formats.compression import decompress
 from streams.formats.json_body import encode_json, read_as_safetensors
 from streams.formats.safetensors_header import is_json
+from streams.segmenting.by_leader import NeedsLeader
+from streams.sources import rows as entity_rows
 from streams.sources import samples
 from streams.sources.files import read_task_file
 from streams.spec import IGNORED, InputSpec, Limits, TargetSpec, TaskSpec, fits
-from streams.types import REASONS, Arrival, Rejected
+from streams.tables.declared_columns import DeclaredColumn
+from streams.types import REASONS, Arrival, Rejected, TaskSource
 
 LIMITS = Limits(body_bytes=100_000, samples=50, elements=10_000, expansion=100, id_length=40)
 SPECS = (
@@ -171,13 +174,17 @@ def _folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _tasks(settings: samples.Settings, spec: TaskSpec, after: str | None) -> list[Arrival]:
-    source = samples.create_source(settings, spec, "s", 0)
+    return _tasks_of(samples.create_source(settings, spec, "s", 0), spec, after)
+
+
+def _tasks_of(source: TaskSource | NeedsLeader | None, spec: TaskSpec, after: str | None) -> list[Arrival]:
     assert source is not None
+    assert not isinstance(source, NeedsLeader)
     found = list(iter(partial(next, source.read(after)), None))
     for arrival in found:
         if arrival.rejection is not None:
             outcome(_raise, arrival.rejection)
-        wire.check_id(arrival.id, LIMITS)
+        outcome(wire.check_id, arrival.id, LIMITS)
         task = None if arrival.rejection else outcome(wire.decode, arrival.body, spec, LIMITS)
         if task is not None:
             check_task(task, spec)
@@ -194,6 +201,41 @@ def _task_file(name: str, data: bytes) -> None:
         task = None if body is None else outcome(wire.decode, body, spec, LIMITS)
         if task is not None:
             check_task(task, spec)
+
+
+def lines(data: bytes) -> None:
+    """Read a task file of lines, CSV or JSON as the first byte says."""
+    _task_file("a.csv" if data[:1] < b"\x80" else "a.jsonl", data[1:])
+
+
+def table(data: bytes) -> None:
+    """Read a table of entities with declared columns, as the first byte says; a restart in between changes nothing."""
+    first = data[0] if data else 0
+    which, kind = first // 2 % len(SPECS), "csv" if first % 2 else "jsonl"
+    columns = {
+        0: {"x": DeclaredColumn("date", parts=("weekday",)), "y": DeclaredColumn("category", size=3)},
+        1: {"x": DeclaredColumn("category", size=1), "y": DeclaredColumn("number", scale="standard")},
+    }
+    settings = entity_rows.Settings(
+        path=str(Path(_folder().name, f"table.{kind}")),
+        x=("x",),
+        y=("y",),
+        group_by="k",
+        max_rows=4,
+        past_rows=3,
+        max_entities=5,
+        support="own past" if first // 8 % 2 else "held out",
+        columns=columns.get(which, {}),
+        **({"time": "t", "window": "2d", "idle": "1d"} if first // 16 % 2 else {}),
+    )
+    Path(settings.path).write_bytes(b"x,y,k,t\n" + data[1:] if kind == "csv" else data[1:])
+    found = _tasks_of(entity_rows.create_source(settings, SPECS[which], "s", 0), SPECS[which], None)
+    good = [at for at, arrival in enumerate(found) if arrival.rejection is None]
+    for at in good[len(good) // 2 :][:1]:
+        source = entity_rows.create_source(settings, SPECS[which], "s", 0)
+        again = _tasks_of(source, SPECS[which], found[at].cursor)
+        if [arrival[:4] for arrival in again] != [arrival[:4] for arrival in found[at + 1 :]]:
+            raise AssertionError(f"other tasks after a restart: {again} and not {found[at + 1 :]}")
 
 
 def ids(data: bytes) -> None:
@@ -216,5 +258,5 @@ def _check_id(id: str, rejection: list[str]) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (safetensors, json, compressed, npz, arrow, rows, ids)
+    target.__name__: target for target in (safetensors, json, compressed, npz, arrow, lines, rows, table, ids)
 }

@@ -281,3 +281,78 @@ def test_a_failed_move_is_reported_and_a_missing_file_is_not(
     one.ack(arrivals)
     assert caplog.text.count("cannot be moved") == 1
     assert (tmp_path / "b.safetensors").exists()
+
+
+REAL = TaskSpec(x_shape=(2,), y="real", y_shape=(1,))
+
+
+def test_a_csv_or_jsonl_file_is_one_task(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("height,name,width,power\n1,p,2,3\n4,q,5,6\n7,r,8,9\n\n")
+    (tmp_path / "b.csv").write_text("height,width,power,query\n1,2,3,0\n4,5,6,1\n")
+    (tmp_path / "c.jsonl").write_text('{"height": 1, "width": 2, "power": 3}\n{"height": 4, "width": 5, "power": 6}')
+    settings = files.Settings(str(tmp_path), x=("height", "width"), y=("power",))
+    stream = files.create_source(settings, REAL, "spool", 0).read(None)
+    found = {one.id: one for one in iter(lambda: next(stream), None)}
+    assert {one.rejection for one in found.values()} == {None}
+    tasks = {id: wire.decode(one.body, REAL, Limits()) for id, one in found.items()}
+    assert sorted(torch.cat([batch.x for batch in tasks["a"]]).tolist()) == [[1, 2], [4, 5], [7, 8]]
+    assert [batch.x.tolist() + batch.y.tolist() for batch in tasks["b"]] == [[[1, 2], [3]], [[4, 5], [6]]]
+    assert [batch.y.tolist() for batch in tasks["c"]] == [[[3]], [[6]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "x,z\n1,2\n", "a.csv has no columns 'y'; it has x, z"),
+        ("a.csv", "", "a.csv is empty; its first line must name the columns"),
+        ("a.csv", "x,y\n", "the file has no rows"),
+        ("a.csv", "x,y\n1,2\n1\n", "the row at 8 cannot be read: it has 1 cells; the header has 2"),
+        ("a.csv", "x,y\n1,tall\n", "column 'y': 'tall' is not a number"),
+        ("a.csv", "x,y,query\n1,2,maybe\n", "query = 'maybe'; it must be 1 or true, 0 or false"),
+        ("a.jsonl", '{"x": 1}\n', "it has no 'y'"),
+        ("a.jsonl", "[1]\n", "it is not a JSON object"),
+    ],
+)
+def test_a_file_of_lines_that_is_no_task_is_refused_and_says_why(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    spec = TaskSpec(x_shape=(), y="real", y_shape=())
+    stream = files.create_source(files.Settings(str(tmp_path)), spec, "spool", 0).read(None)
+    arrival = next(stream)
+    assert arrival is not None
+    assert arrival.rejection is not None
+    assert message in arrival.rejection.detail
+    assert arrival.body == text.encode()
+
+
+def test_what_is_ignored_is_said_once_with_the_reason(
+    tmp_path: Path, drop: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    for name in ("a.safetensors", "b.pt", ".c.safetensors"):
+        drop(name)
+    for folder in ("d.npz", "done", "rejected"):
+        (tmp_path / folder).mkdir()
+    source = spool(tmp_path, now)
+    stream = source.read(None)
+    assert listing(stream) == ["a"]
+    now[0] = 1.0
+    assert listing(stream) == []
+    suffixes = ".safetensors, .npz, .arrow, .csv, .jsonl"
+    assert source.omissions() == [
+        ".c.safetensors: its name begins with a dot, as while a file is written; rename it when it is complete",
+        f"b.pt: its name ends with none of {suffixes}",
+        "d.npz: it is a folder; only files directly in the folder are read",
+    ]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"the source spool ignores {tmp_path}/b.pt: its name ends with none of {suffixes}",
+        f"the source spool ignores {tmp_path}/d.npz: it is a folder; only files directly in the folder are read",
+    ]
+    for number in range(30):
+        drop(f"{number:02}.txt")
+    now[0] = 2.0
+    assert listing(stream) == []
+    assert source.omissions()[-1] == "and 13 more"
+    assert len(source.omissions()) == 21

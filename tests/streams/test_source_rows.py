@@ -359,6 +359,20 @@ def test_rows_are_read_through_the_ingest_and_the_state_is_saved(
     path = write_csv(tmp_path / "a.csv", [("abc"[n % 3], n, n, 0) for n in range(60)])
     source = make_source(path, max_rows=5)
     source.save_in(tmp_path / "sources")
-    open_ingest().pull("src", source)
+    ingest = open_ingest()
+    ingest.pull("src", source)
+    assert ingest.list_omissions() == {}
     until(lambda: len(faulty) == 12 and (tmp_path / "sources/src.rows").exists())
     assert {find_entity(faulty.entry(at).id) for at in range(12)} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("spec", [SPEC])
+def test_the_ingest_lists_what_is_left_in_no_task(tmp_path: Path, open_ingest: Open) -> None:
+    ingest = open_ingest()
+    ingest.pull("src", make_source(write_csv(tmp_path / "a.csv", [("a", 1, 1, 0), ("b", 2, 2, 0)])))
+    until(lambda: bool(ingest.list_omissions()))
+    (said,) = ingest.list_omissions()["src"]
+    assert (
+        said
+        == "the rows ended: 2 rows of 2 entities are in no task, because each has fewer than min_rows = 2: 'a', 'b'"
+    )
