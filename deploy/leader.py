@@ -18,10 +18,11 @@ from torch import Tensor
 from deploy.config.config import Config
 from deploy.exits import CONFIG, CommandError
 from online_meta.answers import names_of, pack_meta, unpack_meta
-from online_meta.batches import map_tensors, name_tensors
+from online_meta.batches import as_named, map_tensors, name_tensors
 from online_meta.batching.failures import describe_failure
 from online_meta.learners import BelievingLearner, MemoryReplayBuffer
 from online_meta.learners.pool import Pool, select_state
+from online_meta.outcomes import LossFunction, average_outputs
 from online_meta.prediction import mean_of, pool, probabilities_of
 from online_meta.regret.ledger import MAIN_LEARNER
 from online_meta.types import Batch, Belief, Meta, Prediction, State, Task, Tensors
@@ -219,7 +220,7 @@ def encode_predictions(prediction: Prediction) -> bytes:
     """
     pooled = pool(prediction)
     single = len(pooled) == 1 and len(pooled[0].log_weights) == 1
-    output = map_tensors(lambda tensor: tensor[0], pooled[0].outputs) if single else mean_of(prediction)
+    output = map_tensors(lambda tensor: tensor[0], pooled[0].outputs) if single else _average_outputs(pooled)
     tensors = name_tensors("predictions", output)
     probabilities = probabilities_of(prediction)
     if probabilities is not None:
@@ -229,6 +230,16 @@ def encode_predictions(prediction: Prediction) -> bytes:
             tensors |= name_tensors(f"component.{k}.outputs", component.outputs)
             tensors[f"component.{k}.log_weights"] = component.log_weights
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def _average_outputs(pooled: Prediction) -> Tensors:
+    """Return the expected targets; under a loss of the user's own, of which these are not known, the mean output."""
+    first = pooled[0]
+    if not (isinstance(first.outputs, dict) and isinstance(first.outcome.loss, LossFunction)):
+        return mean_of(pooled)
+    weights = torch.cat([part.log_weights for part in pooled]).exp()
+    parts = [as_named(part.outputs) for part in pooled]
+    return {name: average_outputs(torch.cat([part[name] for part in parts]), weights) for name in first.outputs}
 
 
 def decode_predictions(body: bytes) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_search_in_two_parts_tries_the_same": NONE,
     # Several inputs, weights and targets of any shape: the rounds that stay play without a daemon.
     "test_a_model_with_two_inputs_is_served_restarted_and_replayed": NONE,
+    "test_a_comparator_of_named_inputs_and_weights_is_that_of_one_tensor": ("closed_form",),
     "test_check_accepts_targets": ("segmentation", "several labels"),
     "test_a_sample_of_weight_0_is_a_sample_that_is_left_out": ("exact",),
     # The crash walk, power losses: every scenario.

@@ -12,7 +12,14 @@ PIXELS = 'x_shape = [1, -1, 5]\ny = "class"\nways = 3\ny_shape = [-1, 5]\n'
 TAGS = 'x_shape = [6]\nx_dtype = "int64"\ny = "class"\nways = 3\ny_shape = [6]\n'
 NUMBERS = 'x_shape = [2]\ny = "real"\ny_shape = [3]\n'
 GRADES = 'x_shape = [2]\ny = "class"\nways = {}\n'
+TWO_INPUTS = "[task.x.image]\nshape = [3]\n[task.x.hint]\nshape = [2]\n"
+TWO_TARGETS = '[task.targets.kind]\nways = 3\n[task.targets.box]\nkind = "real"\nshape = [4]\n'
 TASKS = {
+    "two inputs and two targets": (TWO_INPUTS + TWO_TARGETS, MODEL.format("Finder", "tests.deploy.user_models:found")),
+    "tokens and a mask": (
+        'ways = 3\n[task.x.tokens]\nshape = [-1]\ndtype = "int64"\n[task.x.mask]\nshape = [-1]\n',
+        MODEL.format("Masked", "cross_entropy"),
+    ),
     "segmentation": (PIXELS, MODEL.format("pixels", "cross_entropy")),
     "segmentation by rows": (PIXELS, MODEL.format("pixels", "categorical")),
     "tagging": (TAGS, MODEL.format("Tagger", "cross_entropy")),
@@ -22,6 +29,11 @@ TASKS = {
     "ordered classes": (GRADES.format(4), MODEL.format("three", "ordinal")),
 }
 MISTAKES = {
+    "an input of another name": (
+        TWO_INPUTS.replace("hint", "clue") + TWO_TARGETS,
+        MODEL.format("Finder", "tests.deploy.user_models:found"),
+        "the model's forward takes image, hint, and the task has the inputs clue, image: give the inputs the names",
+    ),
     "an image of numbers": (
         PIXELS.replace("y_shape = [-1, 5]", ""),
         MODEL.format("pixels", "cross_entropy"),

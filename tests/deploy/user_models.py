@@ -168,6 +168,23 @@ def pixels() -> nn.Module:
     return nn.Conv2d(1, 3, 3, padding=1)
 
 
+class Finder(nn.Module):
+    """Logits of three classes and a box, from two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.kind, self.box = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 4)
+
+    def forward(self, image: Tensor, hint: Tensor) -> dict[str, Tensor]:
+        features = torch.tanh(self.body(torch.cat([image, hint], 1)))
+        return {"kind": self.kind(features), "box": self.box(features)}
+
+
+def found(output: dict[str, Tensor], y: dict[str, Tensor]) -> Tensor:
+    """Return the loss of each row of a ``Finder``."""
+    return F.cross_entropy(output["kind"], y["kind"], reduction="none") + (output["box"] - y["box"]).square().sum(1)
+
+
 def three() -> nn.Module:
     """Return three numbers for two."""
     return nn.Linear(2, 3)

@@ -5,17 +5,26 @@ from threading import Event
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from deploy.leader import adapt_from_checkpoint, encode_predictions
 from online_meta.batches import map_tensors, select_samples
+from online_meta.batching.plan import signature_of
+from online_meta.outcomes import outcome_of
+from online_meta.prediction import mix, point
 from online_meta.types import Batch, Params, Task
 from streams.formats import wire
 from streams.history.history import History
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next
 from streams.history.verify import verify
 from streams.ingest.outliers import measure_scales
+from tests.deploy.user_models import Finder, found
 from tests.support.runs import SETTINGS, changed, fill, lines, opened, play
+from trainers.distributed.ranks import RankGroup
 from trainers.loop.rounds import play_rounds
+from trainers.loop.task_prefetch import HistoryBuffer
 from trainers.settings import ModelSettings, TrainerSettings
 
 ROUNDS = 6
@@ -81,12 +90,12 @@ def test_a_sample_of_weight_0_is_a_sample_that_is_left_out(tmp_path: Path, gradi
     tasks, chosen = [make_task(t) for t in range(ROUNDS)], changed(settings(), meta={"gradient": gradient})
     with open_filled(tmp_path / "a", tasks) as whole, open_filled(tmp_path / "b", [*map(leave_out, tasks)]) as cut:
         assert wire.encode(whole[3]) == wire.encode(tasks[3])
-        found = learn(tmp_path / "whole", whole, chosen)
+        learned = learn(tmp_path / "whole", whole, chosen)
         right = learn(tmp_path / "cut", cut, chosen)
-    assert found.keys() == right.keys() == {"ftml", "train_on_everything", "from_scratch"}
-    for learner in found:
-        assert found[learner].keys() == right[learner].keys()
-        for name, value in found[learner].items():
+    assert learned.keys() == right.keys() == {"ftml", "train_on_everything", "from_scratch"}
+    for learner in learned:
+        assert learned[learner].keys() == right[learner].keys()
+        for name, value in learned[learner].items():
             torch.testing.assert_close(value, right[learner][name], rtol=1e-9, atol=1e-11, msg=f"{learner} {name}")
     for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "cut"), strict=True):
         assert one["accuracy"] == pytest.approx(other["accuracy"], abs=1e-12)
@@ -114,6 +123,18 @@ def test_a_restart_and_an_archive_change_no_bit(tmp_path: Path) -> None:
     assert lines(tmp_path / "replay") == lines(tmp_path / "at once")
 
 
+def test_a_rank_without_storage_receives_named_inputs_and_weights(tmp_path: Path) -> None:
+    tasks, sent = [make_task(t) for t in range(ROUNDS)], []
+    with open_filled(tmp_path / "a", tasks) as history:
+        group = RankGroup(0, 2, send=lambda payloads: sent.append(payloads) or [])
+        HistoryBuffer(history, torch.device("cpu"), group).distribute([[0, 1], [5, 3]])
+    remote = HistoryBuffer(None, torch.device("cpu"), RankGroup(1, 2, send=lambda _: sent[0][1]))
+    remote.distribute([[0, 1], [5, 3]])
+    for round in (5, 3):
+        assert signature_of(remote[round]) == signature_of(tasks[round])
+        assert wire.encode(remote[round]) == wire.encode(tasks[round])
+
+
 def test_scales_are_those_of_all_inputs_and_of_the_samples_that_count() -> None:
     task = make_task(0)
     spoiled = map_tensors(torch.clone, task)
@@ -123,6 +144,40 @@ def test_scales_are_those_of_all_inputs_and_of_the_samples_that_count() -> None:
     counted = torch.cat([batch.x["mask"][batch.weight > 0] for batch in task])
     assert measure_scales(task).x == pytest.approx(float(counted.square().mean().sqrt()))
     assert measure_scales(task).y is None
+
+
+def test_named_targets_are_scored_by_a_loss_of_ones_own(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def batch(n: int) -> Batch:
+        x = {"hint": torch.randn(n, 2, generator=random), "image": torch.randn(n, 3, generator=random)}
+        y = {"box": torch.randn(n, 4, generator=random), "kind": torch.randint(3, (n,), generator=random)}
+        return Batch(x, y, torch.rand(n, generator=random))
+
+    model = ModelSettings("tests.deploy.user_models:Finder", {}, loss="tests.deploy.user_models:found")
+    chosen = SETTINGS.__class__(**{**vars(SETTINGS), "model": model})
+    tasks = [Task(batch(5), batch(3)) for _ in range(4)]
+    with open_filled(tmp_path / "a", tasks) as history, opened(tmp_path / "run", history, chosen) as run:
+        weights = {name: one.clone() for name, one in run.learners["ftml"].engine.meta().weights.items()}
+        assert play_rounds(run, Event(), 4) == 4
+    with torch.no_grad():
+        output = functional_call(Finder(), weights, kwargs=tasks[0].query.x)
+        rows, weight = found(output, tasks[0].query.y), tasks[0].query.weight
+    first, *_ = lines(tmp_path / "run")
+    assert first["loss_before"] == pytest.approx(float((rows * weight).sum() / weight.sum()), rel=1e-5)
+    assert first["accuracy"] is None
+    mixture = mix([point(outcome_of(found), one) for one in (output, double(output))], torch.tensor([0.5, 0.5]).log())
+    torch.testing.assert_close(load(encode_predictions(mixture))["predictions.box"], 1.5 * output["box"])
+    prediction = adapt_from_checkpoint(tmp_path / "run/checkpoints/3", tasks[3].support, tasks[3].query.x)
+    answer = load(encode_predictions(prediction))
+    assert {name: tuple(answer[name].shape) for name in answer if name.startswith("predictions")} == {
+        "predictions.box": (3, 4),
+        "predictions.kind": (3, 3),
+    }
+
+
+def double(output: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: 2 * one for name, one in output.items()}
 
 
 def pixels() -> nn.Module:
