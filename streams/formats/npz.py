@@ -15,8 +15,8 @@ import numpy as np
 from streams.formats.safetensors_header import Array
 from streams.types import Rejected
 
-DIRECTORY_BYTES = 4096
-"""The longest zip directory that is accepted; a directory of four arrays has about 300 bytes."""
+DIRECTORY_BYTES = 32 * 1024
+"""The longest zip directory that is accepted; one of 130 named arrays has at most 30 kB, one of four 300 bytes."""
 
 _END = struct.Struct("<4s4H2LH")  # the end record of a zip: magic, disks and counts, size and offset of the directory
 _HEADER = re.compile(
