@@ -25,6 +25,7 @@ from deploy.checks.preflight import check_learning, check_rendezvous, error_cont
 from deploy.checks.run_folder import adopt_run_defaults, check_same_run, check_tasks, open_history
 from deploy.checks.trial import make_trial
 from deploy.config.config import Config
+from deploy.erasure import apply_erasures
 from deploy.exits import BROKEN, DONE, TRY_LATER, CommandError
 from deploy.leader import Adapter
 from deploy.processes.branches import ForkSupervisor, start_child
@@ -164,6 +165,8 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         listener = cleanup.enter_context(contextlib.closing(bind(config.serve)))
         probes = cleanup.enter_context(contextlib.closing(ProbeServer(bind_probes(config.serve), config.serve.limits)))
         history = cleanup.enter_context(open_history(files, config.history))
+        for one in apply_erasures(history, files.folder):
+            log.warning("completed the erasure %s…, of %d rounds", one.erasure.digest[:16], len(one.rounds))
         check_tasks(history, config.task, files.history)
         check_same_run(config, files)
         sources = open_sources(config, history)

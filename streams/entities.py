@@ -1,5 +1,6 @@
 """Name the entity that a task belongs to, such as a store or a patient, in the task's id."""
 
+import hashlib
 import re
 
 _PLAIN = re.compile(rb"[A-Za-z0-9:-]")
@@ -42,3 +43,8 @@ def find_entity(id: str) -> str | None:
         return re.sub(rb"_([0-9a-f]{2})", lambda byte: bytes.fromhex(byte[1].decode()), quoted).decode()
     except UnicodeDecodeError:
         return None
+
+
+def digest_of(salt: str, text: str) -> str:
+    """Return the SHA-256 of a salt and a text, in hexadecimal digits; it recognises a key or an id, and names none."""
+    return hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()

@@ -22,6 +22,7 @@ REASONS = {
     "bad_weight": "the weight of a sample is negative",
     "model_error": "the model raises an exception on the task",
     "outlier": "the numbers are far larger than those of the source's tasks before",
+    "forgotten": "the task was erased with its entity; no dead letter is kept",
     "conflict": "the id belongs to a task with a different body",
 }
 """The meaning of each reason. Reasons are labels of ``tasks_rejected_total`` and occur in dead letters: keep them."""

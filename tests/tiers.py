@@ -41,6 +41,12 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_run_killed_repeatedly_ends_where_its_replay_ends": ("2",),
     "test_a_killed_compaction_is_resumed": ("0",),
     "test_a_kill_around_a_commit_loses_and_duplicates_nothing": ("kafka-after", "nats-before", "redis-before"),
+    "test_an_erasure_that_is_killed_is_completed_by_the_next_start": ("ledger",),
+    "test_an_erasure_that_is_killed_in_any_step_is_completed": ("27",),
+    # An entity that is forgotten.
+    "test_a_daemon_learns_again_without_the_entity_and_a_replay_is_of_the_new_epoch": NONE,
+    "test_the_learners_are_those_of_a_run_in_which_the_rounds_were_quarantined": ("single",),
+    "test_rounds_that_retention_has_removed_are_quarantined_where_they_would_be_learned_again": NONE,
     # Ranks and machines.
     "test_the_run_recovers_by_itself_with_the_same_bits": NONE,
     "test_a_rank_fault_at_any_point_changes_no_bit": NONE,

@@ -266,7 +266,7 @@ def check_history(config: Config) -> tuple[str, Task | None]:
         check_tasks(history, config.task, files.history)
         settled = settle_branches(config, read_branches(files.folder))
         check_same_run(settled.config, settled.files)
-        return f"{files.history} holds {len(history)} rounds", history[len(history) - 1] if len(history) else None
+        return f"{files.history} holds {len(history)} rounds", history.newest_task()
 
 
 def check_port(config: Config) -> str:

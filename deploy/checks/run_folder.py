@@ -130,11 +130,10 @@ def check_tasks(history: History, spec: TaskSpec, where: Path, advice: str = NEW
     Raises:
         ConfigError: if they differ.
     """
-    if not len(history):
+    newest = history.newest_task()  # Retention never removes the newest round.
+    if newest is None:
         return
-    # Retention never removes the newest round.
-    support = history[len(history) - 1].support
-    for (place, name), expected, value in _compare_tensors(support, spec):
+    for (place, name), expected, value in _compare_tensors(newest.support, spec):
         open_size = isinstance(expected, tuple) and isinstance(value, tuple) and fits(value, expected)
         if expected != value and not open_size:
             raise ConfigError(f"[{place}] {name} = {expected!r}, but the tasks in {where} have {value!r}: {advice}")

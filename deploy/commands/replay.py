@@ -18,6 +18,7 @@ from deploy.checks.model import list_scored
 from deploy.checks.preflight import check_learning
 from deploy.checks.run_folder import adopt_run_defaults, check_tasks
 from deploy.config.config import Config, config_file_context, read_config
+from deploy.erasure import adopt_epoch
 from deploy.exits import CONFIG, TRY_LATER, CommandError, ConfigError
 from deploy.forks import playing_errors, stages_of
 from deploy.leader import find_leader
@@ -96,6 +97,8 @@ def command(
         click.echo(json.dumps(report))
     else:
         Console(highlight=False).print(summary_table(report))
+        if "epoch" in report:
+            click.echo(f"epoch {report['epoch']} of the history: it lacks what was erased before")
         click.echo(f"report: {folder}/report.html")
 
 
@@ -136,6 +139,7 @@ def replay(
             raise CommandError(
                 CONFIG, f"{history_folder}: retention has removed {discarded} rounds; a replay needs all of them"
             )
+        epoch = adopt_epoch(history, files)
         copy_logs(history_folder, files, None if played.decisions == played.history else played.decisions)
         with playing_errors(out):
             play_stages(stages, files, history, total, lambda done: progress("rounds", done, total))
@@ -144,7 +148,7 @@ def replay(
     view = open_view(files, config, scored)
     view.refresh()
     view.close()
-    return write_report(out, view, config)
+    return write_report(out, view, config, epoch)
 
 
 def _choose_branch(

@@ -126,13 +126,15 @@ LIBRARIES = ("online-meta", "torch", "numpy", "safetensors")
 POINTS = 600
 
 
-def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
+def write_report(folder: Path, view: RunView, config: Config, epoch: int = 0) -> dict[str, Any]:
     """Write report.json, report.html and regret.png.
 
     Args:
         folder: to write to.
         view: of the run.
         config: of the run.
+        epoch: the number of entities that were erased from the history before it was played; the report says it if
+            there are any.
 
     Returns:
         The content of report.json.
@@ -140,7 +142,7 @@ def write_report(folder: Path, view: RunView, config: Config) -> dict[str, Any]:
     Raises:
         OSError: if a file cannot be written.
     """
-    report = make_report(view, config)
+    report = make_report(view, config) | ({"epoch": epoch} if epoch else {})
     replace_file(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode(), durable=False)
     picture = plot_regret(regret_series(view, 0, None, POINTS))
     replace_file(folder / "regret.png", picture, durable=False)

@@ -124,6 +124,8 @@ class DaemonState:
         if entry.id in self.quarantined_letters:
             return
         self.quarantined_letters.add(entry.id)
+        if quarantine.reason == "forgotten":
+            return
         try:
             body = self.history.payload(quarantine.round)
         except HistoryError as error:

@@ -100,6 +100,30 @@ def is_discarded(query: Query, round: int) -> bool:
     return bool(query(f"SELECT 1 WHERE ? < {LAST_DECISION} AND ? NOT IN held", (round, round)))
 
 
+def has_erasures(query: Query) -> bool:
+    """Return whether entities were erased from this history."""
+    return bool(query("SELECT 1 FROM sqlite_master WHERE name = 'erasures'", ()))
+
+
+def is_forgotten(query: Query, round: int) -> bool:
+    """Return whether the task of a round was erased with its entity."""
+    return has_erasures(query) and bool(query("SELECT 1 FROM forgotten WHERE round = ?", (round,)))
+
+
+def list_forgotten(query: Query) -> list[int]:
+    """Return the rounds whose tasks were erased with their entities, in ascending order."""
+    found = query("SELECT round FROM forgotten ORDER BY round", ()) if has_erasures(query) else []
+    return [round for (round,) in found]
+
+
+def read_forgotten_ids(query: Query) -> dict[str, frozenset[str]]:
+    """Return the digests of the ids of erased tasks by the salt of the digests."""
+    found: dict[str, frozenset[str]] = {}
+    for salt, ids in query("SELECT salt, ids FROM erasures", ()) if has_erasures(query) else ():
+        found[salt] = found.get(salt, frozenset()) | frozenset(json.loads(ids))
+    return found
+
+
 def first_unsealed(query: Query) -> int:
     """Return the round at which sealing continues; all earlier rounds are sealed, discarded or damaged."""
     return int(query("SELECT coalesce(max(last) + 1, 0) FROM segments", ())[0][0])
@@ -111,10 +135,10 @@ def list_segments(query: Query) -> list[str]:
 
 
 def is_redundant(query: Query, marker: Marker) -> bool:
-    """Return whether an unrecorded segment can be deleted: each of its rounds is stored elsewhere or was discarded."""
+    """Return whether an unrecorded segment can be deleted: no round in it is the only copy of one that is needed."""
     elsewhere = """EXISTS (SELECT 1 FROM payloads WHERE payloads.round = rounds.round)
         OR EXISTS (SELECT 1 FROM segments WHERE rounds.round BETWEEN first AND last)"""
-    sql = f"""SELECT 1 FROM rounds WHERE round BETWEEN ? AND ? AND NOT ({elsewhere})
+    sql = f"""SELECT 1 FROM rounds WHERE round BETWEEN ? AND ? AND NOT ({elsewhere}) AND length(digest) > 0
         AND (round >= {LAST_DECISION} OR round IN held OR round IN (SELECT round FROM thinned)) LIMIT 1"""
     return not query(sql, (marker.first, marker.last))
 

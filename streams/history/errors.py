@@ -33,5 +33,9 @@ class RoundDiscarded(HistoryError):
     """Retention has discarded the round's task; its id stays known, so that the task is not accepted again."""
 
 
+class RoundForgotten(RoundDiscarded):
+    """The round's task was erased with its entity."""
+
+
 class ArchiveMoved(HistoryError):
     """The configured location of the archive differs from that of the recorded segments."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from online_meta.types import Task
+from streams.entities import digest_of, find_entity
 from streams.formats.wire import decode_payload, gather_batch
 from streams.history import archive_index, errors, ledger
 from streams.history.archive.archive import Archive
@@ -298,6 +299,8 @@ class History:
 
     def _read_sealed(self, round: int) -> bytes:
         """Return a payload that the ledger no longer has."""
+        if archive_index.is_forgotten(self.query, round):
+            raise errors.RoundForgotten(f"round {round} is gone: its task was erased with its entity")
         name = archive_index.find_segment(self.query, round)
         try:
             if name is None:
@@ -327,6 +330,21 @@ class History:
         if not found:
             raise IndexError(f"round {round} is not among the {len(self)} rounds of {self._file}")
         return RoundEntry(*found[0])
+
+    def newest_task(self) -> Task | None:
+        """Return the task of the newest round that was not erased; None if there is none."""
+        found = self.query("SELECT max(round) FROM rounds WHERE length(digest) > 0")[0][0]  # erased ones have none
+        return None if found is None else self[found]
+
+    def is_forgotten(self, id: str) -> bool:
+        """Return whether a task of this id was erased with its entity, as of the time when this History was opened."""
+        if not self._forgotten_ids or find_entity(id) is None:
+            return False
+        return any(digest_of(salt, id) in ids for salt, ids in self._forgotten_ids.items())
+
+    @cached_property
+    def _forgotten_ids(self) -> dict[str, frozenset[str]]:
+        return archive_index.read_forgotten_ids(self.query)
 
     def cursor(self, source: str) -> str | None:
         """Return the position after the last committed task of a source, None if the source has none."""

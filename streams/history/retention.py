@@ -231,6 +231,13 @@ def count_discarded(query: Query) -> int:
     return int(query(sql, ())[0][0])
 
 
+def list_removed(query: Query, first: int) -> list[int]:
+    """Return the rounds from ``first`` on whose tasks retention has removed, or may have."""
+    sql = f"""SELECT round FROM rounds WHERE round >= ? AND round < {LAST_DECISION}
+        AND round NOT IN held AND round NOT IN (SELECT round FROM thinned) ORDER BY round"""
+    return [round for (round,) in query(sql, (first,))]
+
+
 def select_retained(candidates: Candidates, settings: RetentionSettings, now: float = math.inf) -> NDArray[np.bool_]:
     """Select the candidates to retain; a pure function that never selects a round which it discarded before.
 

@@ -165,12 +165,13 @@ def _check_round(connection: sqlite3.Connection, round: int, findings: _Findings
         if not _id_resolves(connection, id, round):
             findings.ids.append(round)
         payloads = connection.execute("SELECT payload FROM payloads WHERE round = ?", (round,)).fetchall()
-        elsewhere = round in findings.sealed or archive_index.is_discarded(archive_index.make_query(connection), round)
+        query = archive_index.make_query(connection)
+        gone = archive_index.is_discarded(query, round) or archive_index.is_forgotten(query, round)
     except (sqlite3.DatabaseError, UnicodeError):
         findings.damaged.append(round)
         return
     if not payloads:
-        if not elsewhere:
+        if round not in findings.sealed and not gone:
             findings.missing.append(round)
     elif not _is_intact(payloads[0][0], crc):
         findings.damaged.append(round)

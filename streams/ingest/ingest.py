@@ -135,6 +135,8 @@ class Ingest:
         began = time.perf_counter()
         if not wire.is_valid_id(arrival.id, self._limits) or self._history.find(arrival.id) is not None:
             return None
+        if self._history.is_forgotten(arrival.id):
+            return None
         try:
             payload = read_as_safetensors(arrival.body, self._spec, self._limits)
         except Rejected:
@@ -208,6 +210,8 @@ class Ingest:
         if arrival.rejection is not None:
             raise arrival.rejection
         wire.check_id(arrival.id, self._limits)
+        if self._history.is_forgotten(arrival.id):
+            raise Rejected("forgotten", "this task was erased with its entity, and is not taken again")
         digest = wire.digest(arrival.body)
         round = self._history.find(arrival.id)
         if round is None:
@@ -253,7 +257,7 @@ class Ingest:
     def _dead_letter(
         self, arrival: Arrival, rejection: Rejected, complete: bool = True, *, only_copy: bool = False
     ) -> None:
-        if self._dead_letters is not None:
+        if self._dead_letters is not None and rejection.reason != "forgotten":
             self._dead_letters.put(arrival, rejection, complete=complete, only_copy=only_copy)
 
     def _sync_dead_letters(self) -> None:

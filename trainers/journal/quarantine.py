@@ -12,9 +12,12 @@ from typing import Literal, NamedTuple
 
 from trainers.journal.jsonl import Line, LineReader, LineWriter
 
-Reason = Literal["model_error", "process_death", "operator"]
+Reason = Literal["model_error", "process_death", "operator", "forgotten"]
 QUARANTINED = "quarantined"
 """Value of ``skipped`` in the record of a round that no learner has learned."""
+
+FOR_GOOD = ("operator", "forgotten")
+"""The reasons that apply under all settings, and are no sign that the model is wrong."""
 
 WINDOW, MAX_IN_WINDOW = 100, 10
 """A run stops when more than ``MAX_IN_WINDOW`` of the last ``WINDOW`` rounds were quarantined without an operator."""
@@ -37,8 +40,9 @@ class Quarantine(NamedTuple):
         round: number of the round.
         at: first round of the first update without it.
         reason: "model_error" (the model raised an exception), "process_death" (the process died in the update of this
-            round, twice) or "operator".
-        detail: the exception, or the reason that the operator gave.
+            round, twice), "operator", or "forgotten" (its task was erased with its entity; or retention has removed it,
+            and after an erasure before it, it would have to be learned again).
+        detail: the exception, the reason that the operator gave, or which of these it is.
         timestamp: Unix time in seconds.
     """
 
@@ -58,7 +62,8 @@ class QuarantineLog:
     """The log of a run's quarantined rounds, in a file next to the history.
 
     It also counts process deaths: a process that begins an update in which an earlier process died adds an attempt.
-    Quarantines by an operator apply under all settings; all other lines only under the settings that wrote them.
+    Quarantines by an operator or an erasure apply under all settings; all other lines only under the settings that
+    wrote them.
 
     Args:
         path: of the file, which is created if it does not exist.
@@ -78,12 +83,14 @@ class QuarantineLog:
         """Number of operators' requests that are in the log."""
         for line in LineReader(path).refresh():
             self._observe(line)
+        # An erasure adds rounds of the past to the log.
+        self._by_round = dict(sorted(self._by_round.items(), key=lambda item: item[1].at))
 
     def _observe(self, line: Line) -> None:
         event, own = line["event"], line.get("settings") == self._settings
         if event == "quarantine":
             self.requests += line["reason"] == "operator"
-            if own or line["reason"] == "operator":
+            if own or line["reason"] in FOR_GOOD:
                 self._insert(Quarantine(*(line[key] for key in Quarantine._fields)))
         elif event == "attempt" and own:
             self._attempts[line["round"], line["rounds"]] += 1
@@ -157,7 +164,7 @@ class QuarantineLog:
         last = self._rounds[
             bisect.bisect_right(self._rounds, round - WINDOW) : bisect.bisect_right(self._rounds, round)
         ]
-        recent = [self._by_round[one] for one in last if self._by_round[one].reason != "operator"]
+        recent = [self._by_round[one] for one in last if self._by_round[one].reason not in FOR_GOOD]
         if len(recent) > MAX_IN_WINDOW:
             raise TooManyQuarantined(
                 f"{len(recent)} of the last {WINDOW} rounds were quarantined, the last one, round {recent[-1].round}, "
@@ -190,9 +197,10 @@ class QuarantineReader:
             for line in self._reader.lines()
             if line["event"] == "quarantine"
         ]
-        new = [one for one in found if one.round not in self.by_round]
-        self.by_round |= {one.round: one for one in new}
-        return new
+        new = {one.round: one for one in reversed(found) if one.round not in self.by_round}
+        first = [new[round] for round in dict.fromkeys(one.round for one in found) if round in new]
+        self.by_round |= {one.round: one for one in first}
+        return first
 
 
 def make_quarantine(round: int, at: int, reason: Reason, detail: str) -> Quarantine:

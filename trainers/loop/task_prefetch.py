@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from online_meta.batches import map_tensors
 from online_meta.types import Task
 from streams.formats.wire import decode_payload
+from streams.history.archive_index import list_forgotten
 from streams.history.history import History
 from streams.history.retention import RetainedRounds, last_decision, retained_rounds
 from trainers.distributed.ranks import SINGLE_PROCESS, RankGroup
@@ -147,7 +148,7 @@ class HistoryBuffer:
         self._prefetcher = None if history is None else TaskPrefetcher(history)
         self.waited_seconds = 0.0
         self._decided, self._sample = 0, np.array([], np.int64)
-        self._excluded = np.array([], np.int64)
+        self._excluded = np.array([] if history is None else list_forgotten(history.query), np.int64)
 
     def exclude(self, rounds: Iterable[int]) -> None:
         """Leave out quarantined rounds from now on, in addition to those that are left out already."""
