@@ -44,6 +44,7 @@ from deploy.telemetry.prometheus import make_instruments, start_metrics
 from deploy.telemetry.ranks_view import RanksView
 from deploy.telemetry.run_view import Scored, open_view
 from online_meta.types import Task
+from streams.history.erasure import list_erased
 from streams.history.history import History
 from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
@@ -184,7 +185,7 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         for name, source in sources.items():
             if isinstance(source, SavesState):
                 with error_context(f"[[source]] {name}:"):
-                    source.save_in(files.sources)
+                    source.save_in(files.sources, list_erased(history, name))
             if source is not None:
                 state.ingest.pull(name, source)
         cleanup.callback(_watch_lag(state, sources).close)

@@ -28,6 +28,7 @@ from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.retention import list_removed
 from streams.ingest.dead_letters import read_letters
+from streams.segmenting.by_entity import SUFFIX, read_saved
 from trainers.journal.forgetting import forget_rounds
 from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
@@ -67,7 +68,8 @@ def forget_entity(folder: Path, key: str | None, reached: Callable[[str], None] 
                 return found
             erasure = plan_erasure(history, key)
             letters = (letter["id"] for _, letter in read_letters(files.dead_letters))
-            if not erasure.rounds and not any(map(erasure.names, letters)):
+            open_rows = (saved and key in saved.entities for saved in map(read_saved, files.sources.glob(f"*{SUFFIX}")))
+            if not erasure.rounds and not any(map(erasure.names, letters)) and not any(open_rows):
                 raise CommandError(CONFIG, f"{folder} has nothing of an entity {key!r}: is this its key?")
             log_erasures(history, [erasure])
             reached("logged")
@@ -116,6 +118,7 @@ def _apply(
             if files.own.is_dir():
                 learned[name] = forget_rounds(files, rounds, partial(list_removed, history.query))
         _remove_derived(run, branches)
+    shutil.rmtree(run.sources, ignore_errors=True)  # It is made again, from the rows without those of the entity.
     reached("branches")
     rewrite_ledger(history)
     reached("rewritten")

@@ -180,17 +180,25 @@ class ReportsGaps(TaskSource, Protocol):
         """Call ``listener``, in the reading thread, with each gap that is found from now on."""
 
 
+class ErasedEntity(NamedTuple):
+    """An entity whose rows up to a position were erased: what recognises its key, and the position as its cursor."""
+
+    names_key: Callable[[str], bool]
+    cursor: str
+
+
 @runtime_checkable
 class SavesState(TaskSource, Protocol):
     """A source that saves what it has learned from the rows read, so that a restart need not read them all again."""
 
-    def save_in(self, folder: Path) -> None:
+    def save_in(self, folder: Path, erased: "Sequence[ErasedEntity]" = ()) -> None:
         """Save the state in a folder from now on, and continue from what is there.
 
         It is called before the first ``read``. A state that is lost is made again from the rows.
 
         Args:
             folder: of the run, for all sources; it need not exist.
+            erased: the entities whose rows up to a position count for nothing, although they are still there.
 
         Raises:
             ValueError: if other options wrote the state that is there.

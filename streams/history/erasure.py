@@ -17,11 +17,13 @@ from typing import Any
 from streams.atomic_files import replace_file
 from streams.entities import digest_of, find_entity
 from streams.history import archive_index
+from streams.history.entity_rounds import find_rounds
 from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.ledger import transaction
 from streams.history.sealing import remove_orphans
 from streams.ingest.dead_letters import read_letters
+from streams.types import ErasedEntity
 
 LOG = "erasures.jsonl"
 """The name of the log in the folder of the history; next to the run's folder RUN, it is RUN.erasures.jsonl."""
@@ -50,6 +52,7 @@ class Erasure:
         digest: the SHA-256 of the salt and the entity's key, in hexadecimal digits.
         rounds: the rounds whose tasks were erased.
         ids: the SHA-256 of the salt and each task's id: such a task is not accepted again.
+        cursors: how far each source was read then: of the entity's rows up to there, nothing is used again.
     """
 
     timestamp: float
@@ -58,6 +61,7 @@ class Erasure:
     digest: str
     rounds: tuple[int, ...]
     ids: tuple[str, ...]
+    cursors: dict[str, str]
 
     def names_key(self, key: str | None) -> bool:
         """Return whether this is the key of the entity."""
@@ -72,17 +76,20 @@ def plan_erasure(history: History, key: str) -> Erasure:
     """Return the erasure of what the history has of an entity; nothing is logged or erased yet."""
     known = read_erasures(history)
     salt = known[0].salt if known else secrets.token_hex(16)
-    own = [(round, id) for round, id in _read_ids(history) if find_entity(id) == key]
-    rounds, ids = tuple(round for round, _ in own), tuple(digest_of(salt, id) for _, id in own)
-    return Erasure(time.time(), _created(history), salt, digest_of(salt, key), rounds, ids)
-
-
-def _read_ids(history: History) -> Sequence[tuple[int, str]]:
-    return history.query("SELECT round, id FROM rounds ORDER BY round")
+    rounds = tuple(find_rounds(history, key))
+    ids = tuple(digest_of(salt, history.entry(round).id) for round in rounds)
+    cursors = dict(history.query("SELECT source, cursor FROM cursors"))
+    return Erasure(time.time(), _created(history), salt, digest_of(salt, key), rounds, ids, cursors)
 
 
 def _created(history: History) -> str:
     return str(history.query("SELECT value FROM about WHERE name = 'created'")[0][0])
+
+
+def list_erased(history: History, source: str) -> list[ErasedEntity]:
+    """Return the erased entities, with the position up to which a source's rows of each were erased."""
+    found = [(one, one.cursors.get(source)) for one in read_erasures(history)]
+    return [ErasedEntity(one.names_key, cursor) for one, cursor in found if cursor is not None]
 
 
 def list_logs(history_folder: Path) -> tuple[Path, Path]:

@@ -25,7 +25,7 @@ from streams.atomic_files import replace_file
 from streams.formats.rows import Row, row_bytes
 from streams.segmenting.grouping import ClosedTask, Entity, GroupOptions, Groups
 from streams.tables.schema import Schema, describe_schema, read_state, write_state
-from streams.types import Arrival
+from streams.types import Arrival, ErasedEntity
 
 SAVE_ROWS = 10_000
 """The state is saved after at least so many rows."""
@@ -96,18 +96,20 @@ class EntitySource:
     _held: list[tuple[Position, bytes]] = field(default_factory=list, init=False)
     _waiting: dict[Position, None] = field(default_factory=dict, init=False)
     _durable: Position | None = field(default=None, init=False)
+    _erased: list[tuple[Callable[[str], bool], int]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         """Start without rows."""
         self.groups = Groups(self.options, self.schema)
 
-    def save_in(self, folder: Path) -> None:
-        """Save the state in a folder from now on.
+    def save_in(self, folder: Path, erased: Sequence[ErasedEntity] = ()) -> None:
+        """Save the state in a folder from now on, and leave out the rows of erased entities.
 
         Raises:
             ValueError: if a state is there that other options wrote.
         """
         self._folder = folder
+        self._erased = [(one.names_key, read_position(one.cursor, self.name).end) for one in erased]
         found = read_saved(folder / f"{self.name}{SUFFIX}")
         if found is not None:
             self._check_settings(found.header)
@@ -137,6 +139,12 @@ class EntitySource:
             f"{options.max_entities} with fewer than min_rows = {options.min_rows}"
         )
         return [*([self.groups.left] if self.groups.left else []), *([forgotten] if self.groups.dropped else [])]
+
+    def is_erased(self, row: Row) -> bool:
+        """Return whether a row was read before its entity was erased; it then counts for nothing."""
+        ends = [(names_key, end) for names_key, end in self._erased if row.begin < end]
+        key = self.groups.find_key(row) if ends else None
+        return key is not None and any(names_key(key) for names_key, _ in ends)
 
     def ack(self, arrivals: Sequence[Arrival]) -> None:
         """Note which arrivals are durable or refused for good, and write the state up to which all of them are."""
@@ -216,7 +224,8 @@ class _Reading:
                 yield from self._close_all()
             self._require_match(row)
             self._end = row.end
-            arrivals = self._make_arrivals(list(source.groups.add(row)), at_end=0)
+            added = [] if source.is_erased(row) else list(source.groups.add(row))
+            arrivals = self._make_arrivals(added, at_end=0)
             yield from arrivals
             rows_since, silent = rows_since + 1, 0 if arrivals else silent + 1
             if rows_since >= max(SAVE_ROWS, source.groups.count_rows()):

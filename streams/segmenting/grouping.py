@@ -224,6 +224,13 @@ class Groups:
         """Return the number of rows in memory."""
         return sum(len(entity.past) + len(entity.new) for entity in self.entities.values())
 
+    def find_key(self, row: Row) -> str | None:
+        """Return the key of a row's entity; None if it has none that can be read."""
+        try:
+            return self._read_key(row)
+        except Rejected:
+            return None
+
     def _read_key(self, row: Row) -> str:
         if row.values is None:
             raise Rejected("unreadable", f"the row at {row.begin} cannot be read: {row.fault}")

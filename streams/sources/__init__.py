@@ -36,9 +36,10 @@ A ``TaskSource`` (``streams.types``) keeps this contract:
     Optional (``streams.types.ReportsLag``): returns the number of entries that wait after the position, None if it is
     unknown. It is called in another thread than ``read``, so it needs its own connection.
 
-``save_in(folder)``
+``save_in(folder, erased)``
     Optional (``streams.types.SavesState``): saves what it has learned from the rows read in a folder of the run, so
-    that a restart need not read them all again.
+    that a restart need not read them all again. Rows of an erased entity, up to the position of the erasure, count for
+    nothing.
 
 ``omissions() -> Sequence[str]``
     Optional (``streams.types.ReportsOmissions``): says what the source ignores now, and why. It is called in another

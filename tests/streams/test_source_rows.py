@@ -21,7 +21,7 @@ from streams.segmenting.by_entity import EntitySource
 from streams.sources import rows
 from streams.spec import Limits, TaskSpec
 from streams.tables.declared_columns import DeclaredColumn
-from streams.types import Arrival
+from streams.types import Arrival, ErasedEntity
 from tests.support.ingesting import Faulty, Open, until
 
 SPEC = TaskSpec(x_shape=(1,), y="real", y_shape=(1,))
@@ -376,3 +376,20 @@ def test_the_ingest_lists_what_is_left_in_no_task(tmp_path: Path, open_ingest: O
         said
         == "the rows ended: 2 rows of 2 entities are in no task, because each has fewer than min_rows = 2: 'a', 'b'"
     )
+
+
+def test_rows_of_an_erased_entity_count_for_nothing_up_to_where_it_was_erased(tmp_path: Path) -> None:
+    table = [("a", 1, 1, 0), ("b", 100, 2, 0), ("a", 3, 3, 0), ("b", 104, 4, 0)]
+    later = [("b", 7, 5, 0), ("a", 8, 6, 0), ("b", 9, 7, 0), ("a", 10, 8, 0)]
+    options = {"max_rows": 2, "support": "own past", "columns": {"x": DeclaredColumn("number", scale="none")}}
+    path = write_csv(tmp_path / "rows.csv", table)
+    *_, last = read_all(make_source(path, **options).read(None))
+    assert last.cursor is not None
+    write_csv(path, [*table, *later])
+    source = make_source(path, **options)
+    source.save_in(tmp_path / "sources", [ErasedEntity(lambda key: key == "b", last.cursor)])
+    found = {find_entity(one.id): parts(one) for one in read_all(source.read(last.cursor))}
+    assert found["a"] == ([1.0, 3.0], [8.0, 10.0])
+    support, query = found["b"]
+    assert sorted(support + query) == [7.0, 9.0], "the past of b is gone"
+    assert source.groups.state.rows == 6, "the statistics are of the other rows"
