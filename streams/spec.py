@@ -82,6 +82,32 @@ class TargetSpec:
 
 
 @dataclass(frozen=True)
+class TextSpec:
+    """How texts become token ids: as JSON brings them, or a column of a file.
+
+    Attributes:
+        tokenizer: a folder with tokenizer.json, the name of an installed package that carries one, or an import path
+            "package.module:name" of such a folder. Nothing is downloaded.
+        length: tokens of a text; longer texts are cut, shorter ones padded. ``x_shape`` and ``x_dtype`` follow from it.
+
+    Raises:
+        ValueError: if a field is invalid.
+    """
+
+    tokenizer: str
+    length: Annotated[int, Ge(1)] = 64
+
+    def __post_init__(self) -> None:
+        """Validate the fields."""
+        if not _is_count(self.length):
+            raise ValueError(f"length is {self.length!r}; it must be a whole number, 1 or more")
+
+
+TOKEN_INPUTS = ("input_ids", "attention_mask")
+"""The names under which a model may take the token ids of texts, and what of them is no padding."""
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """The shape and dtypes that every task of a run must have.
 
@@ -101,6 +127,8 @@ class TaskSpec:
             with a ``shape`` and a ``dtype``. ``x_shape`` and ``x_dtype`` are then left out.
         targets: the targets of a loss that compares several, by name: tables ``[task.targets.NAME]`` with a ``kind``,
             ``ways`` and a ``shape``. ``y``, ``ways`` and ``y_shape`` are then left out.
+        text: set it if samples are texts: they are tokenized as they arrive. The input is then one tensor of token ids,
+            or the named inputs ``input_ids`` and ``attention_mask``.
 
     Raises:
         ValueError: if a field is invalid; the message names the field, its value and what is allowed.
@@ -115,9 +143,11 @@ class TaskSpec:
     labels: Literal["local", "global"] = "local"
     x: Mapping[str, InputSpec] = field(default_factory=dict, hash=False)
     targets: Mapping[str, TargetSpec] = field(default_factory=dict, hash=False)
+    text: TextSpec | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields."""
+        self._take_tokens()
         if self.x:
             object.__setattr__(self, "x", _named("x", self.x))
             if self.x_shape is not None or self.x_dtype != "float32":
@@ -144,6 +174,23 @@ class TaskSpec:
             object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape, DYNAMIC if self.y == "class" else 1))
         if self.labels == "global" and self.y != "class":
             raise ValueError("labels is 'global', but y is 'real': only classes have labels; omit labels")
+
+    def _take_tokens(self) -> None:
+        """Set the input to the token ids of texts; raise ``ValueError`` if it is declared as another one."""
+        text = self.text
+        if text is None:
+            return
+        if self.x_shape is None and not self.x and self.x_dtype == "float32":
+            object.__setattr__(self, "x_shape", (text.length,))
+            object.__setattr__(self, "x_dtype", "int64")
+        given = {name: (tuple(one.shape), one.dtype) for name, one in self.x.items()}
+        given |= {} if self.x_shape is None else {"": (tuple(self.x_shape), self.x_dtype)}
+        names = {"input_ids", *given} - {""} if self.x else {""}
+        if not names <= {"", *TOKEN_INPUTS} or given != dict.fromkeys(names, ((text.length,), "int64")):
+            raise ValueError(
+                f"text gives token ids of shape [{text.length}] and dtype int64: leave out x_shape and x_dtype, or "
+                "name the inputs input_ids and attention_mask with this shape and dtype"
+            )
 
     def inputs(self) -> dict[str, InputSpec]:
         """Return the inputs by name, in the order of the names; a single tensor has the name ""."""

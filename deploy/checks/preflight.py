@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import streams.sources
 import trainers.engines
@@ -24,10 +25,11 @@ from online_meta.learners import LearnerContext, MemoryReplayBuffer
 from online_meta.types import Task, Tensors
 from streams.entities import find_entity
 from streams.formats import wire
+from streams.formats.text import padding_id
 from streams.history.history import History
 from streams.segmenting.by_entity import EntitySource
 from streams.segmenting.by_leader import NeedsLeader
-from streams.spec import join_name
+from streams.spec import TaskSpec, join_name
 from streams.tables.schema import name_inputs
 from streams.types import Rejected, ReportsLag, TaskSource
 from trainers.build import build_context, build_inner, build_learner, build_loss, build_module
@@ -71,6 +73,8 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
     with error_context("[model]"):
         module = build_module(settings.model, settings.seed)
         loss = build_loss(settings.model, module)
+    with error_context("[task.text]"):
+        check_tokenizer(config.task, module)
     with error_context("[inner]"):
         build_inner(settings.inner, loss).init(dict(module.named_parameters()))
     with error_context("[model]"):
@@ -89,6 +93,21 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
         notes |= dict.fromkeys(check_model(mine, own, remarks))
     list_scored(config, context)
     return context, tuple(notes)
+
+
+def check_tokenizer(spec: TaskSpec, module: nn.Module) -> None:
+    """Load the tokenizer of a run whose samples are texts, if it is one.
+
+    Raises ``ValueError`` if there is none, or it pads with other ids than those that the model takes for padding.
+    """
+    if spec.text is None:
+        return
+    pads, takes = padding_id(spec.text.tokenizer, spec.text.length), getattr(module, "padding", None)
+    if takes is not None and pads != takes and not spec.x:
+        raise ValueError(
+            f"the tokenizer pads with the id {pads}, but the model takes {takes} for padding: use the tokenizer of the "
+            "model, or name the inputs input_ids and attention_mask"
+        )
 
 
 def check_engine(config: Config) -> None:

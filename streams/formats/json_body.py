@@ -19,6 +19,7 @@ from torch import Tensor
 
 from streams.formats.numbers import EXACT
 from streams.formats.safetensors_header import Array, is_json, reject_duplicates
+from streams.formats.text import encode_texts
 from streams.spec import DYNAMIC, Limits, TaskSpec, join_name
 from streams.types import Rejected
 
@@ -49,7 +50,8 @@ def encode_json(body: bytes, spec: TaskSpec, limits: Limits) -> bytes:
     whole and smaller than 2^53. ``wire.decode`` checks everything else: the names, the shapes and the labels.
 
     Args:
-        body: a JSON object of nested lists, such as {"support_x": [[0.5], [1]], "support_y": [0, 1]}.
+        body: a JSON object of nested lists, such as {"support_x": [[0.5], [1]], "support_y": [0, 1]}. Of a run whose
+            samples are texts, ``support_x`` and ``query_x`` may be lists of texts.
         spec: the shape and dtypes of the run's tasks.
         limits: ``json_bytes`` and ``elements`` are used.
 
@@ -64,10 +66,27 @@ def encode_json(body: bytes, spec: TaskSpec, limits: Limits) -> bytes:
             "json_bytes): send larger tasks as safetensors",
         )
     tensors, sizes = _parse(body), _sample_sizes(spec)
+    texts = _take_texts(tensors, spec, limits)
     for name in tensors:
         if name not in sizes:
             raise Rejected("unknown_tensor", f"unexpected name {name[:80]!r}; expected: {', '.join(sizes)}")
-    return save({name: _read_tensor(name, value, *sizes[name], limits.elements) for name, value in tensors.items()})
+    read = {name: _read_tensor(name, value, *sizes[name], limits.elements) for name, value in tensors.items()}
+    return save({**texts, **read})
+
+
+def _take_texts(tensors: dict[str, Any], spec: TaskSpec, limits: Limits) -> dict[str, Array]:
+    """Remove lists of texts from ``tensors``, and return their token ids by the names of the inputs."""
+    found: dict[str, Array] = {}
+    for name in (f"{part}_x" for part in PARTS):
+        value = tensors.get(name)
+        if spec.text is None or not isinstance(value, list) or not any(isinstance(item, str) for item in value):
+            continue  # Token ids may be sent, too.
+        if len(value) * spec.text.length > limits.elements:
+            raise Rejected("too_large", f"{name} has {len(value)} texts; at most {limits.elements} tokens are accepted")
+        found |= {join_name(name, key): array for key, array in encode_texts(tensors.pop(name), spec, name).items()}
+        for given in found.keys() & tensors.keys():
+            raise Rejected("unknown_tensor", f"{given} is given, but it follows from the texts of {name}")
+    return found
 
 
 def _sample_sizes(spec: TaskSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -228,8 +247,13 @@ def find_short_example(spec: TaskSpec, *, targets: bool = True) -> dict[str, Any
 def _example_tensors(spec: TaskSpec) -> Iterator[tuple[str, Any]]:
     random = np.random.default_rng(0)
     ways = {join_name("y", name): target.ways for name, target in spec.list_targets().items()}
+    if spec.text is not None:
+        yield "support_x", ["how to begin", "a question", "what is new", "an answer"]
+        yield "query_x", ["another question", "how to go on"]
     for name, (dtype, sample) in _sample_sizes(spec).items():
         part, _, field = name.partition("_")
+        if spec.text is not None and field.partition(".")[0] == "x":
+            continue
         shape = (4 if part == "support" else 2, *(3 if size == DYNAMIC else size for size in sample))
         if field == "weight":
             continue  # optional

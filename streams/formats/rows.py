@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from streams.formats.numbers import MISSING, read_number
 from streams.formats.safetensors_header import Array
+from streams.formats.text import encode_texts
 from streams.spec import TaskSpec, is_dynamic
 from streams.types import Rejected
 
@@ -263,7 +264,8 @@ def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> 
 
     Args:
         row: the row to read.
-        x: the columns of the sample. Their numbers, in order, fill its shape; nested lists are flattened.
+        x: the columns of the sample. Their numbers, in order, fill its shape; nested lists are flattened. Of a run
+            whose samples are texts, these are joined by line ends and tokenized.
         y: the columns of the label or target, read in the same way.
         spec: the shape and dtypes of the run's tasks. If x has a dynamic dimension, ``x`` must be one column of nested
             lists of the sample's shape.
@@ -277,7 +279,12 @@ def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> 
     """
     y_dtype = "int64" if spec.y == "class" else "float32"
     x_shape = spec.require_single_input("a source of rows")
-    return encode_sample(row, "x", x, x_shape, spec.x_dtype), encode_sample(row, "y", y, spec.y_shape, y_dtype)
+    target = encode_sample(row, "y", y, spec.y_shape, y_dtype)
+    if spec.text is not None and row.values is not None and isinstance(row.values[x[0]], str):
+        texts = [row.values[name] for name in x]
+        joined = "\n".join(texts) if all(isinstance(text, str) for text in texts) else texts
+        return encode_texts([joined], spec, f"the row at {row.begin} in x")[""][0], target
+    return encode_sample(row, "x", x, x_shape, spec.x_dtype), target
 
 
 def encode_sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:

@@ -13,6 +13,8 @@ import numpy as np
 
 from online_meta.registry import import_by_path
 from streams.formats.safetensors_header import Array
+from streams.spec import TaskSpec
+from streams.types import Rejected
 
 TOKENIZER = "tokenizer.json"
 """The file of a tokenizer, as the library ``tokenizers`` writes it."""
@@ -96,6 +98,34 @@ def padding_id(tokenizer: str, length: int) -> int:
     """Return the id with which ``tokenize`` pads. Raises as it does."""
     id: int = _load(tokenizer, length).padding["pad_id"]
     return id
+
+
+def encode_texts(texts: Sequence[Any], spec: TaskSpec, place: str) -> dict[str, Array]:
+    """Return the inputs of a run whose samples are texts, by their names, each of shape (n, length).
+
+    Args:
+        texts: n texts, one or more.
+        spec: of the run's tasks; its ``text`` is set.
+        place: where the texts are, for errors.
+
+    Raises:
+        Rejected: with the reason "wrong_dtype" or "unreadable", if one of them is no text of Unicode characters.
+    """
+    assert spec.text is not None
+    for at, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise Rejected(
+                "wrong_dtype", f"{place}[{at}] is {type(text).__name__} {str(text)[:40]!r}; it must be a text"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Rejected("unreadable", f"{place}[{at}] has half of a character: {error}") from error
+    ids = tokenize(texts, spec.text.tokenizer, spec.text.length)
+    if not spec.x:
+        return {"": ids}
+    mask = (ids != padding_id(spec.text.tokenizer, spec.text.length)).astype(np.int64)
+    return {name: ids if name == "input_ids" else mask for name in spec.inputs()}
 
 
 @lru_cache(maxsize=8)
