@@ -20,7 +20,7 @@ RENDERERS = {
     "bench_streams": "benchmarks.streams.__main__",
     "cost": "experiments.round_cost.page",
     "first_table": "experiments.first_table",
-    "glyph_table": "experiments.glyphs.__main__",
+    "glyph_table": "experiments.glyphs.page",
     "large_models": "benchmarks.large_models",
     "moml_protocol": "experiments.moml.page",
     "non_stationary": "experiments.non_stationary.page",

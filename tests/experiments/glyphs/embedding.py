@@ -1,16 +1,14 @@
-"""Baselines without meta-learning: one classifier of all classes, and a simple classifier on its features."""
+"""Baselines without meta-learning: simple classifiers on the features of one classifier of all classes."""
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from online_meta.batches import only_tensor
 from online_meta.types import Task, Tensors
-from tests.experiments.glyphs.tasks import draw_letters
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-BATCH = 64
 
 
 class EmbeddedTask(NamedTuple):
@@ -20,20 +18,6 @@ class EmbeddedTask(NamedTuple):
     support_y: Tensor
     query: Tensor
     query_y: Tensor
-
-
-def train_embedding(module: nn.Module, letters: Tensor, steps: int, seed: int) -> None:
-    """Train ``module`` to classify all ``letters``, with ``steps`` of Adam whose learning rate anneals to 0."""
-    random = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    for _ in range(steps):
-        labels = torch.randint(len(letters), (BATCH,), generator=random)
-        loss = F.cross_entropy(module(draw_letters(random, letters[labels])), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
 
 
 def embed_task(module: nn.Module, task: Task) -> EmbeddedTask:
@@ -68,3 +52,10 @@ def score_nearest_centroid(task: EmbeddedTask) -> float:
     centroids = torch.stack([task.support[task.support_y == label].mean(0) for label in classes])
     found = classes[torch.cdist(task.query, centroids).argmin(1)]
     return float((found == task.query_y).double().mean())
+
+
+EMBEDDINGS: dict[str, tuple[str, Callable[[EmbeddedTask], float]]] = {
+    "good embedding, logistic regression": ("Tian et al., 2020", score_logistic_regression),
+    "good embedding, nearest centroid": ("Snell et al., 2017", score_nearest_centroid),
+}
+"""The rows of the embedding: their papers, and how they score a task."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from online_meta.types import Batch, Task
 from safetensors.torch import load_file, save_file
 from tests.experiments.glyphs.fonts import MASTER, render_glyphs
@@ -14,11 +15,14 @@ from torch.nn import functional as F
 
 SIZE = 28
 HELD_OUT = 4
-"""Every fourth script, in shuffled order, is a test script."""
+"""Every fourth script, in shuffled order, is a test script; of the others, every fourth is a validation script."""
 
 
 class Letters(NamedTuple):
-    """Images of letters, one each: (letters, 56, 56) float32 in 0..1; ``train`` and ``test`` share no script."""
+    """Images of letters, one each: (letters, 56, 56) float32 in 0..1; ``train`` and ``test`` share no script.
+
+    In a choice of settings, validation scripts, which are training scripts of the table, take the place of the test.
+    """
 
     train: Tensor
     test: Tensor
@@ -26,8 +30,12 @@ class Letters(NamedTuple):
     test_scripts: int
 
 
-def load_letters(fonts: Path, cache: Path) -> Letters:
-    """Return the letters of Debian's Noto fonts; they are rendered once and saved in the file ``cache``."""
+def load_letters(fonts: Path, cache: Path, validation: bool = False) -> Letters:
+    """Return the letters of Debian's Noto fonts; they are rendered once and saved in the file ``cache``.
+
+    With ``validation``, those of the test scripts are left out: ``test`` are a quarter of the training scripts, and
+    ``train`` the others.
+    """
     if not cache.exists():
         glyphs = render_glyphs(fonts)
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +43,28 @@ def load_letters(fonts: Path, cache: Path) -> Letters:
         save_file(tensors, cache)
     saved = load_file(cache)
     pictures, script_of = saved["masters"].float() / 255, saved["script_of"]
-    scripts = np.unique(script_of.numpy())
+    train, test = split_scripts(np.unique(script_of.numpy()), validation)
+    of_train, of_test = (torch.isin(script_of, torch.from_numpy(scripts)) for scripts in (train, test))
+    return Letters(pictures[of_train], pictures[of_test], len(train), len(test))
+
+
+def split_scripts(scripts: NDArray[np.int64], validation: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the training and the test scripts, or the training and the validation scripts; always the same ones."""
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence(0))).permutation(scripts)
-    held_out = torch.isin(script_of, torch.from_numpy(order[::HELD_OUT].copy()))
-    test_scripts = len(order[::HELD_OUT])
-    return Letters(pictures[~held_out], pictures[held_out], len(scripts) - test_scripts, test_scripts)
+    test = order[::HELD_OUT]
+    train = np.setdiff1d(order, test, assume_unique=True)
+    if validation:
+        test = train[::HELD_OUT]
+        train = np.setdiff1d(train, test, assume_unique=True)
+    return train, test
+
+
+def turn_letters(letters: Tensor, turns: int) -> Tensor:
+    """Return the letters (n, 56, 56) turned by 0, ..., ``turns`` - 1 quarter turns: (turns n, 56, 56).
+
+    A letter on its side counts as a letter of its own (Santoro et al., ICML 2016).
+    """
+    return torch.cat([torch.rot90(letters, turn, (1, 2)) for turn in range(turns)])
 
 
 def draw_tasks(random: torch.Generator, letters: Tensor, tasks: int, ways: int, shots: int, queries: int) -> list[Task]:
