@@ -12,12 +12,30 @@ from tests.experiments.glyphs.tasks import load_letters
 from tests.experiments.glyphs.training import Budget, Job
 
 NAME = "glyph_tuning"
-TASKS = 300
+TASKS = 200
+
+MANY = {"shots": 1, "ways": 20, "queries": 3, "meta_lr": 3e-3}
+MORE = {"shots": 1, "ways": 60, "queries": 2, "meta_lr": 3e-3}
+NEAR = {"learned": {"log_scale": -3.0}}
+"""Distances of untrained features are large, so the softmax of them starts flatter than the rule has it."""
 
 CANDIDATES: dict[str, tuple[dict[str, Any], ...]] = {
-    EMBEDDING: (),
+    EMBEDDING: ({}, {"filters": 64, "rate": 1e-3}, {"pool": "max", "rate": 2e-3}),
+    "nearest centroid": (
+        {"shots": 1, "batch": 4, "how": "traced", "meta_lr": 3e-3, **NEAR},
+        {**MANY, **NEAR},
+        {**MORE, **NEAR},
+        {**MORE, **NEAR, "pool": "max"},
+    ),
+    "ridge regression": (MANY, MORE, {**MORE, "pool": "max"}),
+    "logistic regression": ({"shots": 1, "meta_lr": 3e-3}, {**MANY, "batch": 1, "how": "loop"}),
+    "inner momentum": (
+        {"shots": 1, "anneal": True},
+        {"shots": 1, "anneal": True, "lr": 0.4},
+        {"shots": 1, "anneal": True, "meta_lr": 6e-3},
+    ),
 }
-"""Settings that are tried, by what is trained."""
+"""Settings that are tried, by what is trained. Meta-trainings have one support image, and serve both columns."""
 
 
 def plan_trials(names: list[str], shots: tuple[int, ...], minutes: float, seed: int) -> list[Job]:
