@@ -74,7 +74,13 @@ class Plan(NamedTuple):
     training: Training
 
 
-CHOSEN: dict[str, dict[str, Any]] = {}
+MANY_LETTERS = {"filters": 64, "shots": 1, "ways": 60, "queries": 2, "meta_lr": 3e-3}
+
+CHOSEN: dict[str, dict[str, Any]] = {
+    EMBEDDING: {"pool": "max", "rate": 2e-3},
+    "nearest centroid": {**MANY_LETTERS, "learned": {"log_scale": -3.0}},
+    "ridge regression": MANY_LETTERS,
+}
 """Settings that did best on validation scripts, of the algorithm and of its training."""
 
 
