@@ -20,6 +20,7 @@ from tests.experiments.glyphs.embedding import (
     score_nearest_centroid,
 )
 from tests.experiments.glyphs.fonts import LETTERS, find_distinct, find_fonts, list_alphabets, render_letter
+from tests.experiments.glyphs.jobs import plan_jobs, run_job
 from tests.experiments.glyphs.page import render
 from tests.experiments.glyphs.rows import EMBEDDING, Plan, Training, change, list_plans
 from tests.experiments.glyphs.tasks import Letters, draw_letters, draw_tasks, split_scripts, turn_letters
@@ -186,31 +187,42 @@ def split(letters, monkeypatch):
     """The letters in place of those of the fonts, of which a quarter are held out."""
     read = {}
     made = Letters(letters[:30], letters[30:], 3, 1)
-    monkeypatch.setattr(__main__, "load_letters", lambda *asked: read.setdefault(asked[2:], made))
+    monkeypatch.setattr("tests.experiments.glyphs.jobs.load_letters", lambda *asked: read.setdefault(asked[2:], made))
     return read
 
 
 def test_jobs_that_share_a_training_are_one():
     budget = Budget(2.0, 10)
-    jobs = __main__.plan_jobs([EMBEDDING, "MAML"], (1, 5), budget, 0)
-    assert [(job.name, job.shots, job.tasks) for job in jobs] == [
+    planned = plan_jobs([EMBEDDING, "MAML"], (1, 5), budget, 0)
+    assert [(job.name, job.shots, job.tasks) for job in planned] == [
         (EMBEDDING, (1, 5), 600),
         ("MAML", (1,), 600),
         ("MAML", (5,), 600),
     ]
-    assert [job.budget for job in jobs] == [Budget(2.0, 80), budget, budget]
+    assert [job.budget for job in planned] == [Budget(2.0, 80), budget, budget]
+
+
+def test_other_processes_can_import_what_they_run(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(__main__, "require_fonts", lambda fonts: tmp_path)
+    monkeypatch.setattr(__main__, "load_letters", lambda *asked: None)
+    monkeypatch.setattr(__main__, "run_rows", lambda jobs, run, asked, write: ran.append((run, asked)))
+    CliRunner().invoke(__main__.main, ["--minutes", "0.5", "--only", EMBEDDING, "--work", str(tmp_path)])
+    ((run, ((job, work, _),)),) = ran
+    assert not run.__module__.endswith("__main__")  # A new process does not import the main module of a package.
+    assert (job.name, job.budget.minutes, work) == (EMBEDDING, 0.5, tmp_path)
 
 
 def test_rows_are_evaluated_on_held_out_scripts_saved_and_rendered(tmp_path, split, monkeypatch):
     plan = list_plans()["FOMAML"]
     jobs = [Job("FOMAML", plan, (shots,), Budget(None, 2), 0, 4) for shots in (1, 5)]
-    rows = [row for job in jobs for row in __main__.run_job(job, tmp_path, tmp_path)["rows"]]
+    rows = [row for job in jobs for row in run_job(job, tmp_path, tmp_path)["rows"]]
     assert [(row["label"], row["shots"], row["steps"]) for row in rows] == [("FOMAML", 1, 2), ("FOMAML", 5, 2)]
     assert split.keys() == {(False,)}
-    monkeypatch.setattr(__main__, "load_letters", lambda *asked: 1 / 0)
-    assert __main__.run_job(jobs[0], tmp_path, tmp_path)["rows"] == rows[:1]
+    monkeypatch.setattr("tests.experiments.glyphs.jobs.load_letters", lambda *asked: 1 / 0)
+    assert run_job(jobs[0], tmp_path, tmp_path)["rows"] == rows[:1]
     with pytest.raises(ZeroDivisionError):  # Validation scripts make another row.
-        __main__.run_job(jobs[0], tmp_path, tmp_path, validation=True)
+        run_job(jobs[0], tmp_path, tmp_path, validation=True)
     assert plan.algorithm.rule == rows[0]["asked"]["rule"]
     text = render({"command": "c", "rows": rows})
     one, five = (f"{row['accuracy']:.1%} ± {row['interval']:.1%}" for row in rows)
@@ -227,7 +239,7 @@ def test_new_rows_replace_those_of_the_table_and_the_others_stay(tmp_path, split
         Job("nearest centroid", plan, (1, 5), Budget(0.001, 0), 0, 4),
         Job(EMBEDDING, Plan(None, Training(filters=8)), (1,), Budget(None, 1), 0, 4),
     ]
-    trained, embedded = (__main__.run_job(job, tmp_path, tmp_path)["rows"] for job in jobs)
+    trained, embedded = (run_job(job, tmp_path, tmp_path)["rows"] for job in jobs)
     assert trained[0]["steps"] == trained[1]["steps"] >= 1  # One training serves both.
     older = [{**row, "accuracy": 0.125} for row in trained]
     __main__.write_rows(tmp_path, older)
@@ -242,9 +254,14 @@ def test_candidates_are_scored_on_validation_scripts(tmp_path, split, monkeypatc
     monkeypatch.setattr(tuning, "CANDIDATES", {"ridge regression": ({"filters": 8, "shots": 1}, {"filters": 16})})
     (job, other) = tuning.plan_trials(["ridge regression"], (1,), 0.001, 0)
     assert (job.plan.training.filters, other.plan.training.filters) == (8, 16)
-    rows = __main__.run_job(job._replace(tasks=4), tmp_path, tmp_path, validation=True)["rows"]
+    rows = run_job(job._replace(tasks=4), tmp_path, tmp_path, validation=True)["rows"]
     assert split.keys() == {(True,)}
-    text = tuning.render({"command": "c", "commit": "d", "minutes": 0.001, "rows": rows})
+    older = {**rows[0], "asked": {**rows[0]["asked"], "minutes": 7.0}, "accuracy": 0.125, "interval": None}
+    tuning.write_rows(tmp_path, [older])
+    tuning.write_rows(tmp_path, rows)
+    text = (tmp_path / "glyph_tuning.md").read_text(encoding="utf-8")
+    assert " | 7 | " in text
+    assert " | 12.5% |  |" in text
     accuracy = f"{rows[0]['accuracy']:.1%} ± {rows[0]['interval']:.1%}"
     assert "| ridge regression | ridge_head, no step; exact | 8 filters; 1 x 5 letters, 1 + 5 images; adam, " in text
-    assert f" | {rows[0]['steps']:,} | {accuracy} |  |" in text
+    assert f" | 0.001 | {rows[0]['steps']:,} | {accuracy} |  |" in text

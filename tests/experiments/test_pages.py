@@ -21,6 +21,7 @@ RENDERERS = {
     "cost": "experiments.round_cost.page",
     "first_table": "experiments.first_table",
     "glyph_table": "experiments.glyphs.page",
+    "glyph_tuning": "experiments.glyphs.tuning",
     "large_models": "benchmarks.large_models",
     "moml_protocol": "experiments.moml.page",
     "non_stationary": "experiments.non_stationary.page",

@@ -36,7 +36,7 @@ steps. A step of the embedding is {BATCH} images. *4 x 5 letters, 5 queries* is 
 with 5 query images of each, and as many support images as in the test. *1 + 5 images* is one support image, and one
 training for both columns. *Settings* says how they were chosen: on *validation* scripts, or *by the authors* without a
 search. The validation scripts are a quarter of the training scripts, and the trainings of the search did not see them
-(`glyph_tuning` says what was tried). The trainings of this table see all training scripts. The test scripts are used
+([what was tried](glyph_tuning.md)). The trainings of this table see all training scripts. The test scripts are used
 once per row.
 
 | algorithm | paper | inner loop | training | settings | budget | 1-shot | 5-shot | commit |
@@ -77,12 +77,13 @@ def describe_training(asked: dict[str, Any]) -> str:
     training = asked["training"]
     parts = [f"{training['filters']} filters"] * (training["filters"] != Training.filters)
     parts += ["max-pooling"] * (training["pool"] == "max")
+    turned = ["quarter turns"] * (training["turns"] > 1)
     if "rule" not in asked:
-        return "; ".join([*parts, f"adam, lr {training['rate']:g}, annealed"])
+        return "; ".join([*parts, *turned, f"adam, lr {training['rate']:g}, annealed"])
     shots = training["shots"]
     shown = f"{shots} + {training['queries']} images" if shots else f"{training['queries']} queries"
     parts.append(f"{asked['batch']} x {training['ways']} letters, {shown}")
-    parts += ["quarter turns"] * (training["turns"] > 1)
+    parts += turned
     parts += [f"{name} {value:g} at first" for name, value in training["learned"].items()]
     parts.append(f"{asked['optimizer']}, lr {asked['meta_lr']:g}" + ", annealed" * training["anneal"])
     return "; ".join(parts)

@@ -85,16 +85,22 @@ CHOSEN: dict[str, dict[str, Any]] = {
 
 
 def list_plans() -> dict[str, Plan]:
-    """Return what the table trains: the embedding, heads in closed form, and the algorithms of the sinusoid table."""
+    """Return what the table trains, with the settings that were chosen on validation scripts where they were."""
+    return {
+        name: change(plan, {**CHOSEN[name], "tuned": True}) if name in CHOSEN else plan
+        for name, plan in list_untuned_plans().items()
+    }
+
+
+def list_untuned_plans() -> dict[str, Plan]:
+    """Return the embedding, heads in closed form, and the algorithms of the sinusoid table, with default settings."""
     plans = {EMBEDDING: Plan(None, Training())}
     plans |= {head.label: Plan(head, Training(anneal=True)) for head in HEADS}
     for algorithm in REGRESSION:
         common: dict[str, Any] = {"lr": 0.4, "steps": 3, "meta_lr": 3e-3, "batch": 4, "how": "traced"}
         settings = {**common, **OVERRIDES.get(algorithm.label, {})}
         plans[algorithm.label] = Plan(dataclasses.replace(algorithm, **settings), Training())
-    return {
-        name: change(plan, {**CHOSEN[name], "tuned": True}) if name in CHOSEN else plan for name, plan in plans.items()
-    }
+    return plans
 
 
 def change(plan: Plan, settings: dict[str, Any]) -> Plan:

@@ -69,8 +69,9 @@ def train_and_score(job: Job, letters: Letters) -> list[Row]:
 def _score_embedding(job: Job, letters: Letters) -> list[Row]:
     began = time.process_time()
     training = job.plan.training
-    module = build_network(training, len(letters.train), job.seed)
-    steps = train_embedding(module, training, letters.train, job.budget, job.seed)
+    classes = turn_letters(letters.train, training.turns)
+    module = build_network(training, len(classes), job.seed)
+    steps = train_embedding(module, training, classes, job.budget, job.seed)
     cost = {"steps": steps, "minutes": (time.process_time() - began) / 60}
     rows = []
     for shots in job.shots:
