@@ -37,7 +37,7 @@ with 5 query images of each, and as many support images as in the test. *1 + 5 i
 training for both columns. *Settings* says how they were chosen: on *validation* scripts, or *by the authors* without a
 search. The validation scripts are a quarter of the training scripts, and the trainings of the search did not see them
 ([what was tried](glyph_tuning.md)). The trainings of this table see all training scripts. The test scripts are used
-once per row.
+once per row. Rows of an older commit were not computed again.
 
 | algorithm | paper | inner loop | training | settings | budget | 1-shot | 5-shot | commit |
 |---|---|---|---|---|---|---|---|---|
