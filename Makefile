@@ -17,7 +17,7 @@ BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 # Three at once on two cores, for many tests wait for processes that they have started.
 TEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 3 --dist worksteal
-TEST_TOOLS := $(READY) chromium $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)
+TEST_TOOLS := $(READY) chromium $(BIN)/postgres $(BIN)/promtool $(BIN)/redis-server $(BIN)/strace $(FONTS)
 # Mathematics, contracts, formats, configuration: nothing that starts a daemon.
 QUICK_TESTS := --ignore tests/numerics/test_batching.py --ignore tests/learners/test_dp_mixture.py tests/numerics tests/learners tests/properties tests/contracts tests/formats tests/house/test_code.py \
 	tests/house/test_imports.py tests/house/test_figures.py tests/deploy/test_config.py tests/deploy/test_health.py tests/deploy/test_monitor.py tests/streams/test_wire.py \
@@ -163,6 +163,27 @@ $(BIN)/redis-server: | $(READY)
 	here=$$(dirname "$$(readlink -f "$$0")")/../debian
 	LD_LIBRARY_PATH=$$(echo "$$here"/usr/lib/*-linux-gnu) exec "$$here"/usr/bin/redis-server "$$@"' > $@
 	chmod +x $@
+
+# Unpacked where the machine has none: Debian's package would start a service.
+$(BIN)/postgres: | $(READY)
+	@$(shell_functions)
+	found=$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1 || true)
+	if [ -x "$$found/postgres" ]; then
+		ln -sf "$$found/initdb" "$$found/postgres" $(BIN)/
+		exit
+	fi
+	apt-cache show postgresql >/dev/null 2>&1 || update_packages postgresql
+	server=$$(apt-cache depends postgresql | sed -nE 's/.*Depends: (postgresql-[0-9]+)$$/\1/p')
+	for package in $$(apt-cache depends "$$server" | sed -nE 's/.*Depends: (lib[a-z0-9.+-]+)$$/\1/p'); do
+		case $$package in libc6 | libgcc* | libstdc* | libllvm*) ;; *) unpack_package "$$package" ;; esac
+	done
+	unpack_package "$$server"
+	for program in initdb postgres; do
+		echo "#!/bin/sh
+		here=\$$(dirname \"\$$(readlink -f \"\$$0\")\")/../debian
+		LD_LIBRARY_PATH=\$$(echo \"\$$here\"/usr/lib/*-linux-gnu) exec \"\$$here\"/usr/lib/postgresql/$${server#postgresql-}/bin/$$program \"\$$@\"" > $(BIN)/$$program
+		chmod +x $(BIN)/$$program
+	done
 
 # Unpacked where the machine has none.
 $(BIN)/strace: | $(READY)

@@ -82,20 +82,23 @@ def read_query_rows(engine: Any, settings: Settings, columns: Sequence[str], aft
     table = inner.subquery("source_rows")
     cursor = table.c[settings.cursor]
     wanted = sqlalchemy.select(*(table.c[name] for name in names)).order_by(cursor).limit(settings.batch)
-    while True:
-        try:
-            with engine.connect() as connection:
-                found = connection.execute(wanted if after == 0 else wanted.where(cursor > after)).all()
-        except sqlalchemy.exc.DBAPIError as error:
-            raise ConnectionError(f"the database does not answer the query: {str(error.orig).strip()}") from error
-        for values in found:
-            at = _read_cursor(settings.cursor, values[0], after)
-            yield Row(at - 1, at, dict(zip(names, values, strict=True)), b"")
-            after = at
-        if len(found) < settings.batch:
-            if not settings.grows:
-                return
-            yield None
+    try:
+        while True:
+            try:
+                with engine.connect() as connection:
+                    found = connection.execute(wanted if after == 0 else wanted.where(cursor > after)).all()
+            except sqlalchemy.exc.DBAPIError as error:
+                raise ConnectionError(f"the database does not answer the query: {str(error.orig).strip()}") from error
+            for values in found:
+                at = _read_cursor(settings.cursor, values[0], after)
+                yield Row(at - 1, at, dict(zip(names, values, strict=True)), b"")
+                after = at
+            if len(found) < settings.batch:
+                if not settings.grows:
+                    return
+                yield None
+    finally:
+        engine.dispose()
 
 
 def _read_cursor(name: str, value: Any, after: int) -> int:

@@ -1,6 +1,8 @@
 """Rows of a database are read by a cursor column, from any position, as tasks of entities."""
 
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ from streams.sources import sql
 from streams.spec import Limits, TaskSpec
 from streams.tables.declared_columns import DeclaredColumn
 from streams.types import Arrival
+from tests.support.servers import Postgres
 
 SPEC = TaskSpec(x_shape=(4,), y="real", y_shape=(1,))
 COLUMNS = {"price": DeclaredColumn("number", missing="indicator"), "day": DeclaredColumn("date", parts=("weekday",))}
@@ -120,3 +123,35 @@ def test_a_query_that_does_not_fit_says_why(tmp_path: Path, options: dict, messa
 def test_an_address_that_cannot_be_used_says_why(url: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         make_source(url)
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # below tmp_path the server's user could not reach it
+    server = Postgres(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
+def test_a_real_postgresql_is_read_through_a_kill_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text(postgres.password)
+    secret.chmod(0o600)
+    address = sqlalchemy.engine.make_url(postgres.url).set(password=postgres.password)
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    check_reading(engine, postgres.url, password_file=str(secret))
+    source = make_source(postgres.url, password_file=str(secret))
+    whole = read_all(source.read(None))
+    postgres.kill()
+    with pytest.raises(ConnectionError, match=r"the database does not answer the query: .*onnection"):
+        read_all(source.read(whole[3].cursor))
+    postgres.start()
+    assert read_all(source.read(whole[3].cursor)) == whole[4:]
+    secret.write_text("wrong")
+    refused = make_source(postgres.url, password_file=str(secret))
+    with pytest.raises(ConnectionError, match="password authentication failed"):
+        read_all(refused.read(None))

@@ -53,12 +53,18 @@ class Server(ABC):
     def answers(self) -> bool:
         """Return whether the server is ready."""
 
+    def user(self) -> int | None:
+        """Return the user that the server runs as, None for ours."""
+        return None
+
     def start(self) -> None:
         """Start the server and wait until it is ready."""
         command = self.command()
         with open(self.folder / "log", "ab") as log:
             environment = os.environ | self.environment()
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=environment, user=self.user()
+            )
         wait_for(f"{command[0]} is ready", lambda: self._ended() or self.answers(), START_SECONDS)
         assert not self._ended(), (self.folder / "log").read_text(errors="replace")
 
@@ -220,6 +226,62 @@ class Nats(Server):
                 await connection.close()
 
         return asyncio.run(ask())
+
+
+class Postgres(Server):
+    """A PostgreSQL server with a user "tester" who logs in with a password; never run by root, whom it refuses."""
+
+    password = "open sesame"
+
+    def __init__(self, folder: Path) -> None:
+        """Make an empty database in ``folder``, which any user must be able to reach."""
+        super().__init__(folder)
+        self.data, self.programs = folder / "data", find_postgres()
+        (folder / "password").write_text(self.password)
+        if self.user() is not None:
+            for path in (folder, folder / "password"):
+                os.chown(path, NOBODY, NOBODY)
+        subprocess.run(
+            [
+                *(self.programs / "initdb", "--pgdata", self.data, "--username", "tester", "--auth", "scram-sha-256"),
+                *("--pwfile", folder / "password", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
+            ],
+            check=True,
+            cwd=folder,
+            user=self.user(),
+            stdout=subprocess.DEVNULL,
+        )
+
+    def command(self) -> list[str]:
+        options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "jit": "off"}
+        given = [f"--{name}={value}" for name, value in options.items()]
+        return [str(self.programs / "postgres"), "-D", str(self.data), *given]
+
+    def user(self) -> int | None:
+        return NOBODY if os.getuid() == 0 else None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://tester@127.0.0.1:{self.seen_port}/postgres"
+
+    def answers(self) -> bool:
+        import psycopg
+
+        where = {"host": "127.0.0.1", "port": self.port, "user": "tester", "dbname": "postgres"}
+        return succeeds(lambda: psycopg.connect(**where, password=self.password, connect_timeout=5).close())
+
+
+NOBODY = 65534
+"""The user without rights."""
+
+
+def find_postgres() -> Path:
+    """Return the folder of PostgreSQL's programs: that of ``make``, or the newest that Debian has installed."""
+    made = Path(sysconfig.get_path("scripts"))
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
+    folders = [path for path in (made, *reversed(installed)) if (path / "postgres").exists()]
+    assert folders, "there is no PostgreSQL: run make .venv/bin/postgres"
+    return folders[0]
 
 
 async def _quiet(error: Exception) -> None:
