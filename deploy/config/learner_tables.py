@@ -14,7 +14,7 @@ from deploy.config.choices import explain_name, find_wrong_choices_at, find_wron
 from deploy.config.messages import explain_error, find_unknown_keys, format_value, relabel
 from online_meta import registry
 from online_meta.learners import TaskShape, can_answer
-from streams.spec import TaskSpec
+from streams.spec import TaskSpec, is_dynamic
 from trainers.learner_settings import (
     POOL,
     STEPPING_KEYS,
@@ -192,11 +192,25 @@ def _says(raw: Mapping[str, Any], key: str) -> bool:
     return isinstance(found, Mapping) and name in found
 
 
+def _flatten_inputs(task: TaskSpec) -> tuple[tuple[int, ...], str]:
+    """Return the shape and the dtype of an input; named inputs count as one row of all their numbers.
+
+    If one of them is int64, such as tokens, so is the row; if one has an open dimension, so has the row.
+    """
+    if task.x_shape is not None:
+        return task.x_shape, task.x_dtype
+    inputs = task.inputs().values()
+    dtypes = [one.dtype for one in inputs]
+    size = -1 if any(is_dynamic(one.shape) for one in inputs) else sum(math.prod(one.shape) for one in inputs)
+    return (size,), "int64" if "int64" in dtypes else dtypes[0]
+
+
 def _list_cheap_learners(task: TaskSpec, loss: str) -> tuple[str, ...]:
     """Return the learners in closed form that play by default: those that can answer such tasks."""
-    if task.x_shape is None or task.targets:
+    if task.targets:
         return ()
-    shape = TaskShape(loss, task.x_shape, task.x_dtype, task.y_shape)
-    few = min(task.x_shape, default=0) >= 0 and math.prod(task.x_shape) <= FEW_INPUTS
+    x_shape, x_dtype = _flatten_inputs(task)
+    shape = TaskShape(loss, x_shape, x_dtype, task.y_shape)
+    few = min(x_shape, default=0) >= 0 and math.prod(x_shape) <= FEW_INPUTS
     learners = (*CHEAP, "hierarchical_bayes") if few else CHEAP
     return tuple(name for name in learners if can_answer(name, shape))

@@ -46,6 +46,27 @@ def test_named_targets_are_read(tmp_path: Path) -> None:
     assert task.inputs() == {"": InputSpec((2,))}
 
 
+@pytest.mark.parametrize(
+    ("task", "learners"),
+    [
+        (NAMED, {"from_scratch", "constant"}),
+        (
+            NAMED.replace("int64", "uint8"),
+            {"from_scratch", "constant", "ridge_head", "pooled_ridge", "hierarchical_bayes"},
+        ),
+        (NAMED.replace("int64", "uint8").replace("[16]", "[-1]"), {"from_scratch", "constant", "ridge_head"}),
+        ("x_shape = [2]\n" + TARGETS, {"from_scratch"}),
+    ],
+    ids=["tokens", "numbers", "numbers of any size", "named targets"],
+)
+def test_learners_in_closed_form_play_by_default_where_they_can_answer(
+    tmp_path: Path, task: str, learners: set[str]
+) -> None:
+    config = write(tmp_path, task, y="" if "targets" in task else 'y = "real"\n')
+    config.write_text(config.read_text() + 'loss = "mse"\n')
+    assert {*read_config(config).regret.baselines} == learners
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_explained(tmp_path: Path, mistake: str) -> None:
     task, message = MISTAKES[mistake]

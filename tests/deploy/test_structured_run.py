@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load
 from torch import Tensor
@@ -72,8 +73,12 @@ def make_task(t: int, weighted: bool = False) -> dict[str, Tensor]:
     return found
 
 
-def test_a_model_with_two_inputs_is_served_restarted_and_replayed(cli: Cli, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
+RANKS = '[engine]\nkind = "deepspeed"\nprocesses = 2\nbatching = "loop"\ndeterministic = true\n'
+
+
+@pytest.mark.parametrize("engine", ["", RANKS], ids=["alone", "two ranks"])
+def test_a_model_with_two_inputs_is_served_restarted_and_replayed(cli: Cli, tmp_path: Path, engine: str) -> None:
+    config = write_config(tmp_path, engine)
     asked = {name: one for name, one in make_task(99, weighted=True).items() if name not in ("query_y", "query_weight")}
     with running_daemon(config) as daemon:
         for t in range(7):

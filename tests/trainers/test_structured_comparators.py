@@ -1,6 +1,7 @@
-"""Every comparator gives for named inputs and for padded tasks what it gives for one tensor and without the padding."""
+"""Comparators and learners in closed form give for named inputs and padded tasks what they give for one tensor."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 import online_meta as om
 from online_meta.batches import map_tensors
 from online_meta.learners import MemoryReplayBuffer
+from streams.history.history import History
+from tests.support.runs import SETTINGS, fill, lines, play
 from tests.trainers.test_hindsight import DIMENSIONS, LR, TASKS, regression
 from trainers.comparators import RefreshRequest, load_comparator
-from trainers.settings import RegretSettings
+from trainers.settings import ModelSettings, RegretSettings
 
 ROUNDS = 6
 
@@ -32,6 +35,25 @@ def split(batch: om.Batch) -> om.Batch:
     padded = map_tensors(lambda tensor: torch.cat([tensor, 1e3 * tensor[:2]]), batch)
     weight = torch.cat([torch.ones(len(batch.x)), torch.zeros(2)])
     return om.Batch({"left": padded.x[:, :2], "right": padded.x[:, 2:]}, padded.y, weight)
+
+
+def linear() -> nn.Module:
+    return nn.Linear(DIMENSIONS, 1, bias=False).double()
+
+
+def test_learners_in_closed_form_read_named_inputs_as_one_row(tmp_path: Path) -> None:
+    learners = ("constant", "ridge_head", "pooled_ridge", "hierarchical_bayes")
+    found = []
+    for build, tasks in (("linear", TASKS[:4]), ("Split", [om.Task(*map(split, task)) for task in TASKS[:4]])):
+        model = ModelSettings(f"{__name__}:{build}", {}, loss="mse")
+        settings = replace(SETTINGS, model=model, regret=RegretSettings(baselines=learners))
+        with History.open(tmp_path / f"{build} tasks", write=True) as history:
+            fill(history, tasks)
+            play(tmp_path / build, history, 4, settings)
+        found.append([line["learners"] for line in lines(tmp_path / build)])
+    for plain, named in zip(*found, strict=True):
+        for learner in learners:
+            assert named[learner]["loss_after"] == pytest.approx(plain[learner]["loss_after"], rel=1e-9), learner
 
 
 @pytest.mark.parametrize("kind", ["closed_form", "hindsight", "dynamic"])

@@ -5,15 +5,18 @@ from threading import Event
 
 import pytest
 import torch
-from safetensors.torch import load
+from click.testing import CliRunner
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deploy.commands import adapt
 from deploy.leader import adapt_from_checkpoint, encode_predictions
 from online_meta.batches import map_tensors, select_samples
 from online_meta.batching.plan import signature_of
 from online_meta.outcomes import outcome_of
 from online_meta.prediction import mix, point
+from online_meta.testing.learner_problems import frozen
 from online_meta.types import Batch, Params, Task
 from streams.formats import wire
 from streams.history.history import History
@@ -170,6 +173,22 @@ def test_named_targets_are_scored_by_a_loss_of_ones_own(tmp_path: Path) -> None:
     torch.testing.assert_close(load(encode_predictions(mixture))["predictions.box"], 1.5 * output["box"])
     prediction = adapt_from_checkpoint(tmp_path / "run/checkpoints/3", tasks[3].support, tasks[3].query.x)
     answer = load(encode_predictions(prediction))
+    support, query = tmp_path / "support", tmp_path / "query"
+    support.write_bytes(save(wire.name_fields("support", tasks[3].support)))
+    query.write_bytes(save({f"query_x.{name}": one for name, one in tasks[3].query.x.items()}))
+    folders = (
+        "--support",
+        support,
+        "--query",
+        query,
+        "--checkpoint",
+        tmp_path / "run/checkpoints/3",
+        "--out",
+        tmp_path / "out",
+    )
+    ended = CliRunner().invoke(adapt.command, [*map(str, folders)], catch_exceptions=False)
+    assert ended.exit_code == 0
+    assert frozen(load((tmp_path / "out").read_bytes())) == frozen(answer)
     assert {name: tuple(answer[name].shape) for name in answer if name.startswith("predictions")} == {
         "predictions.box": (3, 4),
         "predictions.kind": (3, 3),
