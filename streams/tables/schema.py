@@ -205,7 +205,8 @@ def _replace(state: SchemaState, row: Row, names: Sequence[str]) -> Row:
                 else encode_value(column, known, values[name])
             )
         except ValueError as error:
-            label = column.kind == "category" and name in schema.y
-            reason = "label_out_of_range" if label else "wrong_dtype"
-            raise Rejected(reason, f"the row at {row.begin}, column {name!r}: {str(error)[:200]}") from error
+            detail = f"the row at {row.begin}, column {name!r}: {str(error)[:200]}"
+            if column.kind == "category" and name in schema.y:
+                raise Rejected("label_out_of_range", detail) from error
+            raise Rejected("wrong_dtype", detail) from error
     return row._replace(values=values)
