@@ -207,7 +207,7 @@ def _read(column: DeclaredColumn, value: Any) -> float | None:
 def _scale(column: DeclaredColumn, state: ColumnState, number: float) -> float:
     if column.scale == "none":
         return number
-    if state.seen < 2 or not state.deviation:
+    if not state.deviation:
         return 0.0
     return min(max((number - state.mean) / state.deviation, -LARGEST), LARGEST)
 

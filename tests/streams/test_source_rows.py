@@ -261,6 +261,14 @@ def test_a_file_that_grew_after_its_end_goes_on_without_losing_or_repeating_a_ro
     assert len(taken) <= written, "no row is in two tasks"
 
 
+def test_rows_that_follow_an_end_of_the_file_are_in_tasks_of_their_own(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [("a", n, 0, 0) for n in range(3)])
+    (first,) = read_all(make_source(path).read(None))
+    write_csv(path, [("a", n, 0, 0) for n in range(5)])
+    (second,) = read_all(make_source(path).read(first.cursor))
+    assert (values(first), values(second)) == ([0, 1, 2], [3, 4])
+
+
 def test_only_rows_since_the_saved_state_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_entity, "SAVE_ROWS", 50)
     path = write_csv(tmp_path / "a.csv", [("abc"[n % 3], n, 0, 0) for n in range(900)])
@@ -284,6 +292,17 @@ def test_only_rows_since_the_saved_state_are_read_again(tmp_path: Path, monkeypa
     assert read_all(again.read(found[-1].cursor))[0].id.startswith("src..")
     last = int(found[-1].id.rsplit("..", 1)[1])
     assert read[0] > last - 60 * len("a,100,0,0\n"), "it begins at most 60 rows before"
+
+
+def test_the_state_is_written_only_once_all_that_came_before_it_is_durable(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [("abc"[n % 3], n, 0, 0) for n in range(60)])
+    source = make_source(path, max_rows=5)
+    source.save_in(tmp_path / "sources")
+    first, *others = read_all(source.read(None))
+    source.ack(others)
+    assert not (tmp_path / "sources/src.rows").exists(), "the first task may still be lost"
+    source.ack([first])
+    assert (tmp_path / "sources/src.rows").exists()
 
 
 def test_a_damaged_saved_state_is_made_again_from_the_rows(tmp_path: Path) -> None:
