@@ -89,6 +89,7 @@ class DaemonState:
     learned_rate: RecentRate = field(default_factory=RecentRate)
     ingested_rate: RecentRate = field(default_factory=RecentRate)
     refresh_lock: Lock = field(default_factory=Lock)
+    observing: Lock = field(default_factory=Lock)
     monitor: HealthMonitor | None = None
     forks: ForkSupervisor | None = None
     quarantined_letters: set[str] | None = None

@@ -21,6 +21,7 @@ from streams.history.entity_rounds import find_rounds
 from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.ledger import transaction
+from streams.history.observations import list_observed
 from streams.history.sealing import remove_orphans
 from streams.ingest.dead_letters import read_letters
 from streams.types import ErasedEntity
@@ -157,6 +158,9 @@ def erase_rounds(history: History, erasure: Erasure) -> list[int]:
                 writer.execute(_BLANK, (f"forgotten-{round}-{erasure.digest[:12]}", round))
                 writer.execute("DELETE FROM payloads WHERE round = ?", (round,))
                 writer.execute("INSERT INTO forgotten VALUES (?, ?, ?)", (round, erasure.digest, erasure.timestamp))
+            for key in list_observed(history):
+                if erasure.names_key(key):
+                    writer.execute("DELETE FROM observations WHERE entity = ?", (key,))
             if writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'scales'").fetchall():
                 writer.executemany("DELETE FROM scales WHERE round = ?", [(round,) for round in own])
             writer.execute(
