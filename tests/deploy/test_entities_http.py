@@ -145,7 +145,7 @@ def test_the_interval_of_a_prediction_has_the_level() -> None:
 
 def test_rows_become_one_task_whatever_is_killed(tmp_path: Path) -> None:
     """A process ends after the rows were assigned to their task, and again after the task was committed."""
-    config = read_config(write_sinusoid(tmp_path), ("source=[{kind='http', min_rows=5}]",))
+    config = read_config(write_sinusoid(tmp_path, '[[source]]\nkind = "http"\nmin_rows = 5\n'))
     with History.open(tmp_path / "history", write=True) as history:
         ingest = Ingest(history, config.task, Limits(), lambda: 0, lambda *_: None, lambda *_: None)
         state: Any = SimpleNamespace(config=config, history=history, ingest=ingest)
@@ -156,9 +156,8 @@ def test_rows_become_one_task_whatever_is_killed(tmp_path: Path) -> None:
         assert _make_task(state, "http", "shop") == Receipt(id, 0, duplicate=False)
         assert [one.rows for one in list_waiting(history, "shop")] == [3]
         with history.borrow_writer() as writer:  # the rows were not removed
-            writer.execute(
-                "UPDATE observations SET body = (SELECT body FROM observations WHERE number = 2) WHERE number = 1"
-            )
+            body = writer.execute("SELECT body FROM observations WHERE number = 2").fetchall()[0][0]
+            writer.execute("UPDATE observations SET body = ? WHERE number = 1", (body,))
         assert _make_task(state, "http", "shop") == Receipt(id, 0, duplicate=False)
         assert len(history) == 1
         assert _make_task(state, "http", "shop") is None, "three rows wait on"
