@@ -1,4 +1,4 @@
-"""Measure the memory of tensors in bytes, independently of the machine."""
+"""Measure the memory of tensors in bytes, and count operations, independently of the machine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,3 +53,21 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 def bytes_of(tree: Any) -> int:
     """Return the memory of all tensors in a tree, in bytes."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree))
+
+
+def count_operations(work: Callable[[], Any]) -> int:
+    """Run ``work``; return the number of tensor operations it executed."""
+    counter = _Counter()
+    with counter:
+        work()
+    return counter.count
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))

@@ -80,7 +80,7 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
     """Return the model's loss as a pure function; raises ``ValueError`` for an unknown loss, glob or row."""
     criterion = import_by_path(model.loss) if ":" in model.loss else model.loss
     dtype = None if model.precision == "float32" else getattr(torch, model.precision)
-    return model_loss(
+    loss = model_loss(
         module,
         criterion,
         loss_options=model.loss_options,
@@ -91,6 +91,7 @@ def build_loss(model: ModelSettings, module: nn.Module) -> ModelLoss:
         frozen_rows=model.frozen_rows,
         output=model.output,
     )
+    return replace(loss, masks=model.masks)
 
 
 def build_inner(settings: InnerSettings, loss: ModelLoss, seed: int = 0) -> Inner:
@@ -188,6 +189,7 @@ def build_context(
         engine=build_engine(settings, engine, rank_stats),
         replay=build_replay(settings.meta),
         draw=build_draw(settings.meta),
+        pad_sizes=settings.engine.pad_sizes,
         batch=settings.meta.batch,
         steps_per_round=settings.meta.steps_per_round,
         seed=settings.seed,

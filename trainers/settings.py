@@ -41,6 +41,8 @@ class ModelSettings:
         output: the part of what the model returns that is its output: an attribute of an object, a key of a dict or an
             index of a tuple, such as "logits", or several with dots between them, such as "heads.0". By default it is
             all that the model returns, a tensor or a dict of tensors.
+        masks: for the name of an input that is a sequence, that of the input that is its mask: 1 for the entries that
+            count and 0 for padding, such as ``masks = { tokens = "attention_mask" }``. Such sequences can be padded.
     """
 
     build: str
@@ -53,6 +55,7 @@ class ModelSettings:
     surrogate: tuple[str, ...] = changeable(())
     frozen_rows: dict[str, tuple[int, ...]] = changeable(factory=dict)
     output: str = ""
+    masks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -354,6 +357,10 @@ class EngineSettings:
         batching: how the meta-gradients of a batch are computed: "loop" one task after another, "vmap" stacked,
             "traced" or "compiled" as a recorded program. "auto" measures; the run records the choice and its round.
         memory_limit: bytes that stacked tasks may take at a time.
+        pad_sizes: the sizes that support sets, query sets and sequences with a mask are padded to, with samples of
+            weight 0, so that tasks of many sizes need few programs. [] pads nothing. By default, the first two sizes
+            have programs of their own, and tasks of all others are padded to at most four further sizes. Where padding
+            changes a meta-gradient by more than rounding, nothing is padded.
     """
 
     kind: str = changeable("local")
@@ -369,6 +376,7 @@ class EngineSettings:
     threads: Annotated[int, Ge(1), Le(256)] = 1
     batching: Literal["auto", "loop", "vmap", "traced", "compiled"] = changeable("auto")
     memory_limit: Annotated[int, Ge(1)] | None = changeable()
+    pad_sizes: tuple[Annotated[int, Ge(1)], ...] | None = changeable()
 
     @property
     def is_distributed(self) -> bool:

@@ -6,17 +6,15 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from online_meta.batches import count_samples, map_tensors
+from online_meta.batches import count_samples
 from online_meta.batching.compile import (
     Compilation,
     CompileError,
@@ -27,6 +25,19 @@ from online_meta.batching.compile import (
     load_program,
     trace,
 )
+from online_meta.batching.padding import (
+    Masks,
+    PadTask,
+    Sizes,
+    as_it_is,
+    choose_sizes,
+    cost,
+    covers,
+    explain_inexact,
+    measure,
+    pad_task,
+    relative_error,
+)
 from online_meta.batching.plan import (
     BATCHING_MODES,
     ExecutionPlan,
@@ -36,23 +47,22 @@ from online_meta.batching.plan import (
     stack,
     unstack,
     unstack_one,
+    vary_task,
     vmapped,
     weights_like,
 )
 from online_meta.batching.task_sum import TaskSum, sum_in_loop
 from online_meta.functional.autodiff import outside_inference_mode
-from online_meta.memory import peak_bytes
+from online_meta.memory import count_operations, peak_bytes
 from online_meta.registry import nearest
-from online_meta.tree import scale, sum_of_squares, to_float64
-from online_meta.types import Batch, Meta, MetaGrad, MetaGradient, Task
+from online_meta.tree import scale, to_float64
+from online_meta.types import Meta, MetaGrad, MetaGradient, Task
 
 MAX_OPERATIONS = 10_000
 """Programs with more operations take minutes to compile, and large models do not become faster by it."""
 
-
 SLOW_SECONDS = 0.5
 """If one task takes longer than this, the time is spent inside the operations, so batching tasks cannot save any."""
-
 
 MEASURE_SECONDS = 1.0
 """Upper bound on the time of one benchmark run of the loop; it limits how many tasks are benchmarked."""
@@ -72,7 +82,7 @@ class Measurement(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """The input of a benchmark: tasks of one signature, the reference sum, the allowed error and the loop's result."""
+    """The input of a benchmark: tasks of one signature, the reference sum, the allowed error, the loop's result."""
 
     gradient: MetaGradient
     meta: Meta
@@ -80,6 +90,7 @@ class Benchmark(NamedTuple):
     reference: MetaGrad
     tolerance: float
     loop: Measurement
+    pad: PadTask
 
 
 class PlanChoice(NamedTuple):
@@ -98,27 +109,31 @@ def choose_plan(
     max_tasks: int,
     memory_limit: int | None,
     should_continue: Callable[[], bool] = always_continue,
+    pad: PadTask = as_it_is,
 ) -> PlanChoice:
     """Benchmark loop, vmap and traced on ``tasks`` of one signature; return the fastest plan with correct results.
 
     The reference is the loop in float64. A result is correct if its relative error is at most ten times the error of
     the loop in the tasks' own precision, or 1e-5 if that is larger: torch's compilers have given wrong results without
     an error. A batch has at most ``max_tasks`` tasks, fewer if the peak of live tensors would exceed ``memory_limit``
-    bytes. Models that need more than ``SLOW_SECONDS`` for one task use the loop.
+    bytes. Models that need more than ``SLOW_SECONDS`` for one task use the loop. All but the loop compute with padded
+    tasks, ``pad(task)``, whose signature is that of the plan.
 
     Raises ``CompileStopped`` as soon as ``should_continue`` returns False while a program is recorded.
     """
-    benchmark = _benchmark_loop(gradient, meta, tasks, max_tasks)
+    benchmark = _benchmark_loop(gradient, meta, tasks, max_tasks, pad)
     stacked_sum = vmapped(gradient)
     plan = ExecutionPlan("vmap", max_tasks, benchmark.group.signature)
     try:
         size = (
-            fit_task_count(gradient, meta, tasks[0], max_tasks, memory_limit) if len(benchmark.group.tasks) > 1 else 0
+            fit_task_count(gradient, meta, pad(tasks[0]), max_tasks, memory_limit)
+            if len(benchmark.group.tasks) > 1
+            else 0
         )
         if size < 1:
             return PlanChoice(benchmark.loop.plan, (benchmark.loop,), benchmark, None)
         if size < len(benchmark.group.tasks):  # Benchmark no more tasks than fit into memory.
-            benchmark = _benchmark_loop(gradient, meta, tasks, size)
+            benchmark = _benchmark_loop(gradient, meta, tasks, size, pad)
         plan = plan._replace(tasks=size)
         operations = count_operations(lambda: stacked_sum(meta, *_stack_rows(benchmark, len(benchmark.group.tasks))))
     except Exception as error:  # A user's model may raise anything under vmap; it then uses the loop.
@@ -173,41 +188,24 @@ def fit_task_count(gradient: MetaGradient, meta: Meta, task: Task, max_tasks: in
     return min(max_tasks, 0 if one > memory_limit else 1 + (memory_limit - one) // max(two - one, 1))
 
 
-def relative_error(found: MetaGrad, reference: MetaGrad) -> float:
-    """Return ||found - reference|| / ||reference||, the Euclidean norm over the loss and all gradients."""
-    pairs = list(zip(tree_leaves(found), tree_leaves(reference), strict=True))
-    far = sum(float(sum_of_squares(to_float64(a) - to_float64(b))) for a, b in pairs)
-    return float((far / max(sum(float(sum_of_squares(b)) for _, b in pairs), 1e-300)) ** 0.5)
-
-
-def count_operations(work: Callable[[], Any]) -> int:
-    """Run ``work``; return the number of tensor operations it executed."""
-    counter = _Counter()
-    with counter:
-        work()
-    return counter.count
-
-
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _benchmark_loop(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], max_tasks: int) -> Benchmark:
+def _benchmark_loop(
+    gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], max_tasks: int, pad: PadTask
+) -> Benchmark:
     """Time the loop and compute the float64 reference; slow models are measured on one task, without a reference."""
-    one = Group(signature_of(tasks[0]), [tasks[0]], [1.0])
+    one = Group(signature_of(pad(tasks[0])), [tasks[0]], [1.0])
     gradient(meta, tasks[0])  # Warm up: the first call is slower than all others.
     began = time.perf_counter()
     found = sum_in_loop(gradient, meta, one)
     taken = max(time.perf_counter() - began, 1e-9)
     if taken > SLOW_SECONDS:
         return Benchmark(
-            gradient, meta, one, found, 0.0, Measurement(ExecutionPlan("loop", 1, one.signature), taken, 0.0, None)
+            gradient,
+            meta,
+            one,
+            found,
+            0.0,
+            Measurement(ExecutionPlan("loop", 1, one.signature), taken, 0.0, None),
+            pad,
         )
     count = min(len(tasks), max_tasks, max(2, int(MEASURE_SECONDS / taken)))
     group = Group(one.signature, list(tasks[:count]), [1.0] * count)
@@ -220,12 +218,19 @@ def _benchmark_loop(gradient: MetaGradient, meta: Meta, tasks: Sequence[Task], m
     seconds = _median_seconds(lambda: sum_in_loop(gradient, meta, group))
     plan = ExecutionPlan("loop", 1, group.signature)
     return Benchmark(
-        gradient, meta, group, reference, tolerance, Measurement(plan, seconds, relative_error(found, reference), None)
+        gradient,
+        meta,
+        group,
+        reference,
+        tolerance,
+        Measurement(plan, seconds, relative_error(found, reference), None),
+        pad,
     )
 
 
 def _stack_rows(benchmark: Benchmark, rows: int) -> tuple[Task, Tensor]:
-    group = Group(benchmark.group.signature, benchmark.group.tasks[:rows], benchmark.group.weights[:rows])
+    tasks = [benchmark.pad(task) for task in benchmark.group.tasks[:rows]]
+    group = Group(benchmark.group.signature, tasks, benchmark.group.weights[:rows])
     return stack(group, rows, _any_weight(benchmark.meta))
 
 
@@ -246,9 +251,11 @@ def _median_seconds(work: Callable[[], Any]) -> float:
 
 MEASURE_AFTER_SECONDS = 2.0
 
-
 MAX_SIGNATURES = 8
 """The number of signatures that are benchmarked; tasks of any further signature use the loop."""
+
+EXACT_SIGNATURES = 2
+"""The number of signatures that have plans of their own before tasks of others are padded."""
 
 
 log = logging.getLogger(__name__)
@@ -267,6 +274,7 @@ class Autotuner:
         folder: Path | None = None,
         compiles: bool = True,
         measure_after: float = MEASURE_AFTER_SECONDS,
+        pad_sizes: Sequence[int] | None = None,
     ) -> None:
         """Prepare to find plans for ``task_sum``.
 
@@ -279,6 +287,8 @@ class Autotuner:
             compiles: whether this process compiles; if false, it loads the programs that another one puts there.
             measure_after: seconds that ``task_sum`` must have run before anything is measured, so that short runs do
                 not pay for the benchmark.
+            pad_sizes: the sizes that sets, and sequences with a mask, are padded to; none to pad nothing. None to give
+                the first two signatures plans of their own, and to pad tasks of others to at most 4 further sizes.
 
         Raises:
             ValueError: if ``batching`` is unknown.
@@ -287,25 +297,32 @@ class Autotuner:
             raise ValueError(f"batching = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
         self._task_sum, self._batching, self._folder, self._compiles = task_sum, batching, folder, compiles
         self._max_tasks, self._memory_limit, self._measure_after = max_tasks, memory_limit, measure_after
+        self._pad_sizes, self._may_pad = pad_sizes, pad_sizes is None or len(pad_sizes) > 0
         self._best: dict[str, Measurement] = {}
+        self._known: dict[str, ExecutionPlan] = {}
+        self._seen: dict[Sizes, None] = {}
         self._queue: deque[PlanChoice] = deque()
         self._compiling: tuple[PlanChoice, Compilation] | None = None
 
-    def find(self, meta: Meta, tasks: Sequence[Task]) -> tuple[ExecutionPlan, ...]:
-        """Return the best plans known so far, one for each signature; benchmark the signatures in ``tasks`` if new."""
+    def find(self, meta: Meta, tasks: Sequence[Task], known: Iterable[ExecutionPlan] = ()) -> tuple[ExecutionPlan, ...]:
+        """Return the best plans so far, one for each signature; benchmark the signatures in ``tasks`` if new.
+
+        ``known`` are plans that are followed already, such as those of an earlier start.
+        """
         if self._batching == "auto" and self._task_sum.seconds < self._measure_after:
             return ()
+        self._known = {plan.signature: plan for plan in known}
         for signature, task in {signature_of(task): task for task in reversed(tasks)}.items():
-            if signature not in self._best and len(self._best) < MAX_SIGNATURES:
+            if signature not in self._best:
                 similar = [one for one in tasks if signature_of(one) == signature] or [task]
-                self._measure_signature(
-                    meta, [_perturb(similar[k % len(similar)], k // len(similar)) for k in range(self._max_tasks)]
+                self._find_plan(
+                    meta, [vary_task(similar[k % len(similar)], k // len(similar)) for k in range(self._max_tasks)]
                 )
         self._poll()
         return tuple(best.plan for best in self._best.values())
 
     def has_plan_for(self, task: Task) -> bool:
-        """Return whether the signature of ``task`` has a plan."""
+        """Return whether the signature of ``task`` has a plan of its own."""
         return signature_of(task) in self._best
 
     def is_compiling(self) -> bool:
@@ -326,18 +343,51 @@ class Autotuner:
             self._compiling[1].close()
             self._compiling = None
 
-    def _measure_signature(self, meta: Meta, tasks: list[Task]) -> None:
+    def _find_plan(self, meta: Meta, tasks: list[Task]) -> None:
+        """Find a plan for tasks of a new signature, maybe one for padded tasks."""
+        plans = {**self._known, **{signature: best.plan for signature, best in self._best.items()}}
+        sizes = self._choose_sizes(tasks[0], plans)
+        if sizes is None:
+            return
+        padded = pad_task(tasks[0], sizes, self._task_sum.masks) if sizes else tasks[0]
+        signature = signature_of(padded)
+        if signature in self._best or (signature not in plans and len(plans) >= MAX_SIGNATURES):
+            return
+        reason = explain_inexact(self._task_sum.gradient, meta, tasks[0], padded) if sizes else None
+        if reason is None:
+            self._measure_signature(meta, tasks, sizes)
+        else:
+            log.warning("tasks of other sizes are not padded, but computed one by one: %s", reason)
+            self._may_pad = False
+            self._find_plan(meta, tasks)
+
+    def _choose_sizes(self, task: Task, plans: Mapping[str, ExecutionPlan]) -> Sizes | None:
+        """Return what a task is padded to, () for nothing; None if there is to be no plan for it."""
+        sizes = measure(task, self._task_sum.masks)
+        seen, self._seen = [*self._seen], {**self._seen, sizes: None}
+        known = sorted((plan.pad for plan in plans.values() if plan.pad), key=cost)
+        if self._batching == "loop":  # In place of what an earlier start did with tasks of these sizes.
+            return next((pad for pad in known if covers(pad, sizes)), ())
+        if not self._may_pad or signature_of(task) in plans or 0 in sizes[:2]:
+            return ()
+        if self._pad_sizes is None and len(plans) - len(known) < EXACT_SIGNATURES:
+            return ()
+        alike = [one for one in seen if len(one) == len(sizes)]
+        return choose_sizes(sizes, alike, known, self._pad_sizes)
+
+    def _measure_signature(self, meta: Meta, tasks: list[Task], sizes: Sizes) -> None:
+        task_sum = self._task_sum
+        pad = partial(pad_task, sizes=sizes, masks=task_sum.masks) if sizes else as_it_is
         if self._batching != "auto":
-            size = fit_task_count(self._task_sum.gradient, meta, tasks[0], self._max_tasks, self._memory_limit)
-            plan = ExecutionPlan(self._batching, max(size, 1), signature_of(tasks[0]))
+            size = fit_task_count(task_sum.gradient, meta, pad(tasks[0]), self._max_tasks, self._memory_limit)
+            plan = ExecutionPlan(self._batching, max(size, 1), signature_of(pad(tasks[0])), pad=sizes)
             self._best[plan.signature] = Measurement(plan, 0.0, 0.0, None)
             return
-        task_sum = self._task_sum
         choice = choose_plan(
-            task_sum.gradient, meta, tasks, self._max_tasks, self._memory_limit, task_sum.should_continue
+            task_sum.gradient, meta, tasks, self._max_tasks, self._memory_limit, task_sum.should_continue, pad
         )
         best = next(measurement for measurement in choice.measured if measurement.plan == choice.plan)
-        self._best[choice.benchmark.group.signature] = best
+        self._best[choice.benchmark.group.signature] = best._replace(plan=best.plan._replace(pad=sizes))
         timings = ", ".join(f"{measurement.plan.batching} {_describe(measurement)}" for measurement in choice.measured)
         log.info("%d tasks of %s: %s", len(choice.benchmark.group.tasks), choice.benchmark.group.signature, timings)
         if choice.traced is not None and self._folder is not None:
@@ -374,7 +424,8 @@ class Autotuner:
         """Use a compiled program if its result is correct and it is faster than the current plan."""
         assert choice.traced is not None
         signature = choice.benchmark.group.signature
-        plan = ExecutionPlan("compiled", choice.plan.tasks, signature, choice.traced.digest)
+        pad = self._best[signature].plan.pad
+        plan = ExecutionPlan("compiled", choice.plan.tasks, signature, choice.traced.digest, pad)
         found = benchmark_plan(choice.benchmark, plan, as_stacked_sum(program))
         log.info(
             "compiled: %s; before, %s: %s", _describe(found), choice.plan.batching, _describe(self._best[signature])
@@ -384,22 +435,18 @@ class Autotuner:
             self._best[signature] = found
 
 
-def _perturb(task: Task, k: int) -> Task:
-    """Return a variant of ``task`` that differs for each k > 0, so that a program that mixes up tasks is noticed."""
-
-    def vary(batch: Batch) -> Batch:
-        x = map_tensors(lambda tensor: tensor.roll(k, 0), batch.x)
-        return batch._replace(x=map_tensors(lambda t: t * (1 + k / 64) if t.is_floating_point() else t, x))
-
-    return Task(vary(task.support), vary(task.query)) if k else task
-
-
 def _describe(measurement: Measurement) -> str:
     return f"rejected: {measurement.rejection}" if measurement.rejection else f"{measurement.seconds * 1e3:.2f} ms"
 
 
 def over_tasks(
-    gradient: MetaGradient, batching: str = "auto", *, folder: Path | None = None, memory_limit: int | None = None
+    gradient: MetaGradient,
+    batching: str = "auto",
+    *,
+    folder: Path | None = None,
+    memory_limit: int | None = None,
+    pad_sizes: Sequence[int] | None = None,
+    masks: Masks | None = None,
 ) -> Callable[[Meta, Sequence[Task] | Task], MetaGrad]:
     """Return a function (meta, tasks) -> the mean loss and meta-gradient over the tasks.
 
@@ -412,6 +459,9 @@ def over_tasks(
             of a shape, use the fastest that agrees with the loop, and switch to the compiled program when it is ready.
         folder: where compiled programs are stored; nobody else may write to it. None for a temporary folder.
         memory_limit: limit on the live tensors of a batch, in bytes; larger stacks are cut. None for no limit.
+        pad_sizes: the sizes that sets and sequences are padded to; none to pad nothing, None to choose them. Samples
+            that fill up a set have weight 0, and a model that lets samples influence each other is not padded.
+        masks: the names of inputs that are sequences, each with the name of the input that is its mask.
 
     Returns:
         A function of meta-parameters and either a non-empty sequence of tasks, whose shapes may differ, or one ``Task``
@@ -424,8 +474,8 @@ def over_tasks(
         raise ValueError(f"batching = {batching!r}: {nearest(batching, (*BATCHING_MODES, 'auto'))}")
     own = folder is None and batching in ("auto", "compiled")
     place = Path(tempfile.mkdtemp(prefix="online-meta-")) if own else folder
-    task_sum = TaskSum(gradient, place)
-    find = partial(Autotuner, task_sum, batching=batching, memory_limit=memory_limit, folder=place)
+    task_sum = TaskSum(gradient, place, masks=masks)
+    find = partial(Autotuner, task_sum, batching=batching, memory_limit=memory_limit, folder=place, pad_sizes=pad_sizes)
     tuner: Autotuner | None = None
 
     def mean(meta: Meta, tasks: Sequence[Task] | Task) -> MetaGrad:

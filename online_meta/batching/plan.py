@@ -21,14 +21,16 @@ BATCHING_MODES = ("loop", "vmap", "traced", "compiled")
 class ExecutionPlan(NamedTuple):
     """How to compute the sum over tasks of one ``signature``: the ``batching`` mode, and ``tasks`` per batch.
 
-    ``program`` is the digest of the traced or compiled program, empty if there is none. The arguments and the plan
-    determine a sum to the bit.
+    ``program`` is the digest of the traced or compiled program, empty if there is none. ``pad`` are the sizes that the
+    tasks are padded to (see ``padding.py``), of which the signature is then that; empty for tasks as they are. The
+    arguments and the plan determine a sum to the bit.
     """
 
     batching: str
     tasks: int = 1
     signature: str = ""
     program: str = ""
+    pad: tuple[int, ...] = ()
 
 
 LOOP_PLAN = ExecutionPlan("loop")
@@ -113,3 +115,13 @@ def unstack(stacked: Task) -> list[Task]:
 def unstack_one(stacked: Task, k: int) -> Task:
     """Return task ``k`` of a stack."""
     return map_tensors(lambda leaf: leaf[k], stacked)
+
+
+def vary_task(task: Task, k: int) -> Task:
+    """Return a variant of ``task`` that differs for each k > 0, so that a program that mixes up tasks is noticed."""
+
+    def vary(batch: Batch) -> Batch:
+        x = map_tensors(lambda tensor: tensor.roll(k, 0), batch.x)
+        return batch._replace(x=map_tensors(lambda t: t * (1 + k / 64) if t.is_floating_point() else t, x))
+
+    return Task(vary(task.support), vary(task.query)) if k else task

@@ -17,6 +17,7 @@ from online_meta.batching.compile import (
     load_program,
     trace,
 )
+from online_meta.batching.padding import Masks, cost, covers, measure, pad_task
 from online_meta.batching.plan import (
     LOOP_PLAN,
     ExecutionPlan,
@@ -58,17 +59,26 @@ class TaskSum:
     returns False while a program is compiled, the compilation is abandoned with ``CompileStopped``.
     """
 
-    def __init__(self, gradient: MetaGradient, folder: Path | None = None, draw: TaskDraw = ALL_SAMPLES) -> None:
+    def __init__(
+        self,
+        gradient: MetaGradient,
+        folder: Path | None = None,
+        draw: TaskDraw = ALL_SAMPLES,
+        masks: Masks | None = None,
+    ) -> None:
         """Start with the loop for all tasks.
 
         Args:
             gradient: the meta-gradient estimator.
             folder: holds compiled programs; nobody else may write to it.
             draw: the samples that are drawn of a task before it comes here, which decide the shapes of plans.
+            masks: the inputs that are sequences, and the masks with which they can be padded.
         """
         self.gradient = gradient
+        self.masks: Masks = masks or {}
         self._draw = draw
         self.plans: dict[str, ExecutionPlan] = {}
+        self._padded: dict[str, ExecutionPlan | None] = {}
         self.seconds = 0.0
         self.should_continue: Callable[[], bool] = always_continue
         self._folder = folder
@@ -81,7 +91,26 @@ class TaskSum:
 
     def follow(self, plans: Iterable[ExecutionPlan]) -> None:
         """Use these plans from now on, in place of all earlier ones."""
-        self.plans = {plan.signature: plan for plan in plans}
+        self.plans, self._padded = {plan.signature: plan for plan in plans}, {}
+
+    def fit(self, task: Task) -> Task:
+        """Return the task as it is computed: padded, if only a plan of a larger size can compute it."""
+        signature = signature_of(task)
+        if signature in self.plans:
+            return task
+        if signature not in self._padded:
+            self._padded[signature] = self._find_padded_plan(task)
+        plan = self._padded[signature]
+        return task if plan is None else pad_task(task, plan.pad, self.masks)
+
+    def _find_padded_plan(self, task: Task) -> ExecutionPlan | None:
+        """Return the plan that pads the task the least; None if it is to be computed as it is."""
+        sizes = measure(task, self.masks)
+        fitting = [plan for plan in self.plans.values() if plan.pad and covers(plan.pad, sizes)]
+        for plan in sorted(fitting, key=lambda plan: cost(plan.pad)):
+            if signature_of(pad_task(task, plan.pad, self.masks)) == plan.signature:
+                return None if plan.batching == "loop" else plan
+        return None
 
     def add_program(self, plan: ExecutionPlan, program: Program) -> None:
         """Register the compiled program of a plan, so that it need not be loaded from the folder."""
@@ -89,7 +118,7 @@ class TaskSum:
 
     def prepare(self, meta: Meta, tasks: Sequence[Task]) -> None:
         """Load or compile the programs of the plans for ``tasks``; raises ``CompileError`` or ``CompileStopped``."""
-        for group in group_tasks(tasks, [1.0] * len(tasks), self.plans):
+        for group in group_tasks([*map(self.fit, tasks)], [1.0] * len(tasks), self.plans):
             plan = self.plans.get(group.signature, LOOP_PLAN)
             if plan.batching == "compiled" and plan not in self._stacked_sums:
                 self._stacked_sum(plan, meta, *stack(group, plan.tasks, next(iter(meta.weights.values()))))
@@ -101,7 +130,7 @@ class TaskSum:
         total: MetaGrad | None = None
         began = time.perf_counter()
         meta = self._in_order(meta)
-        for group in group_tasks(tasks, weights, self.plans):
+        for group in group_tasks([*map(self.fit, tasks)], weights, self.plans):
             share = self._sum(self.plans.get(group.signature, LOOP_PLAN), meta, group)
             total = share if total is None else add(total, share)
         if total is None:

@@ -45,7 +45,7 @@ def keyed(batch: Batch, step: int, role: Role, seed: int = 0) -> Iterator[None]:
     Nothing is global, so threads do not wait for each other. Under ``torch.func.vmap`` each task has its own numbers.
 
     Args:
-        batch: the samples; every bit of them counts, and their order.
+        batch: the samples; every bit of them counts, and their order. Samples of weight 0 do not count.
         step: the number of the inner step.
         role: what is drawn for, so that equal batches draw different numbers for different purposes.
         seed: of the run, an integer.
@@ -159,11 +159,33 @@ def _key_of(stream: _Stream) -> Tensor:
 
 
 def _hash_batch(stream: _Stream) -> Tensor:
-    """Return the hash of all bits of the batch and of the salt, an int64 scalar."""
-    named = [dict(sorted(part.items())) if isinstance(part, dict) else part for part in stream.batch]
-    bits = torch.cat([_bits_of(leaf.detach()).flatten() for leaf in tree_leaves(named)])
+    """Return the hash of all bits of the batch and of the salt, an int64 scalar.
+
+    Padding changes nothing: samples of weight 0 are left out, and weights of 1 are as none.
+    """
+    batch = stream.batch
+    named = [dict(sorted(part.items())) if isinstance(part, dict) else part for part in (batch.x, batch.y)]
+    leaves = [_bits_of(leaf.detach()) for leaf in tree_leaves(named)]
+    if batch.weight is not None:
+        return _mix(_sum_counted(leaves, batch.weight.detach()) ^ stream.salt)
+    bits = torch.cat([leaf.flatten() for leaf in leaves])
     places = torch.arange(1, len(bits) + 1, device=bits.device) * _signed(GOLDEN_GAMMA)
     return _mix(_mix(bits + places).sum() ^ stream.salt)
+
+
+def _sum_counted(leaves: list[Tensor], weight: Tensor) -> Tensor:
+    """Return the sum of the mixed bits of the samples that count, as if there were no others."""
+    counted = (weight != 0).to(torch.int64)
+    rank, total = counted.cumsum(0) - counted, torch.zeros((), dtype=torch.int64, device=weight.device)
+    first = total + 1
+    shares = [(leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None], counted) for leaf in leaves]
+    shares.append((_bits_of(weight)[:, None], counted * (weight != 1)))
+    for bits, counts in shares:
+        width = bits.shape[1]
+        places = first + rank[:, None] * width + torch.arange(width, device=bits.device)
+        total = total + (_mix(bits + places * _signed(GOLDEN_GAMMA)) * counts[:, None]).sum()
+        first = first + counted.sum() * width
+    return total
 
 
 def _bits_of(tensor: Tensor) -> Tensor:

@@ -150,6 +150,7 @@ class ModelLoss:
         intent: what is declared about the model's gradients.
         features: (params, x) -> the input of the model's head in evaluation mode, under the head's name; see
             ``compute_features``. None for a loss that was not made by ``model_loss``, or a model that is not copied.
+        masks: the names of inputs that are sequences, each with the name of the input that is its mask.
     """
 
     output: OutputFn
@@ -163,6 +164,7 @@ class ModelLoss:
     guards: tuple[LossGuard, LossGuard] | None = field(default=None, compare=False)
     intent: Intent = field(default=Intent(), compare=False)
     features: Callable[[Params, Tensors], Params] | None = field(default=None, compare=False)
+    masks: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of ``batch`` under ``params`` in training mode.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch.utils._pytree import tree_leaves
 
-from online_meta.batches import first_tensor
+from online_meta.batches import first_tensor, select_samples
 from online_meta.functional.keyed import capture_keyed_state
 from online_meta.replay import generator
 from online_meta.types import Batch
@@ -54,8 +54,11 @@ def capture_generator_state(devices: Sequence[int]) -> Callable[[], AbstractCont
 
 
 def checksum(batch: Batch) -> int:
-    """Return the CRC-32 of all bytes of a batch."""
-    total = 0
+    """Return the CRC-32 of all bytes of a batch, without samples of weight 0 and without weights that are all 1."""
+    total, weight = 0, batch.weight
+    if weight is not None:
+        batch = select_samples(batch, weight != 0)
+        batch = batch._replace(weight=None) if bool((weight[weight != 0] == 1).all()) else batch
     for tensor in tree_leaves(batch):
         total = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), total)
     return total

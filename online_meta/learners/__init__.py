@@ -168,6 +168,7 @@ class LearnerContext:
         failures: collects the model's exceptions on revisited tasks; None lets them propagate.
         global_labels: whether a class number means the same class in each task.
         draw: the samples that learners draw of a task each time that they revisit it.
+        pad_sizes: the sizes that tasks are padded to, see ``Autotuner``.
     """
 
     inner: Inner
@@ -189,6 +190,7 @@ class LearnerContext:
     failures: TaskFailures | None = None
     global_labels: bool = False
     draw: TaskDraw = ALL_SAMPLES
+    pad_sizes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Check a loss of the user's own when it is called first."""

@@ -46,10 +46,11 @@ def crp_prior(counts: Sequence[float], concentration: float) -> Tensor:
     return weights / weights.sum()
 
 
-def responsibilities(prior: Tensor, losses: Sequence[float], samples: int, temperature: float) -> Tensor:
+def responsibilities(prior: Tensor, losses: Sequence[float], samples: float, temperature: float) -> Tensor:
     """Return p(l | support set), proportional to prior_l exp(-samples losses_l / temperature); float64.
 
-    ``losses`` are means over the ``samples`` of the support set. For losses in nats, temperature 1 is Bayes' rule; for
+    ``losses`` are means over the ``samples`` of the support set, which are counted by their weights. For losses in
+    nats, temperature 1 is Bayes' rule; for
     squared errors, the temperature is twice the noise variance. A component whose loss is not finite gets 0.
     """
     fits = torch.tensor([*losses], dtype=torch.float64)
@@ -110,7 +111,8 @@ class DirichletProcessMixture(ParameterLearner):
         self.lr_scale = 1.0
         self._counts = [0.0] * options.most
         self._round = 0
-        self.task_sum = TaskSum(context.gradient, context.programs, context.draw)
+        masks = getattr(context.inner.loss, "masks", None)
+        self.task_sum = TaskSum(context.gradient, context.programs, context.draw, masks)
         self._gradient_sum = GradientSum(_skip_unassigned(sum_skipping_nonfinite(self.task_sum)), context.failures)
         # Policies that measure the leader's gradients do not apply: there are several leaders here.
         replay = context.replay if context.replay.measure is None else uniform()
@@ -197,7 +199,8 @@ class DirichletProcessMixture(ParameterLearner):
 
     def _responsibilities(self, support: Batch, counts: Sequence[float], beliefs: Sequence[Belief]) -> Tensor:
         """Return the responsibilities of the components, and of a new one if ``beliefs`` has an additional entry."""
-        prior, samples = crp_prior(counts, self._options.concentration)[: len(beliefs)], count_samples(support)
+        prior = crp_prior(counts, self._options.concentration)[: len(beliefs)]
+        samples = count_samples(support) if support.weight is None else float(support.weight.sum())
         if not samples:
             return prior
         predictions = [predict(self.inner.loss, belief, support.x) for belief in beliefs]

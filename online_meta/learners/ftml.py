@@ -88,7 +88,7 @@ class FollowTheMetaLeader(ParameterLearner):
         self._names = names_of(engine.meta())
         self.round = 0
         self.lr_scale = 1.0
-        self.task_sum = TaskSum(gradient, programs, draw)
+        self.task_sum = TaskSum(gradient, programs, draw, getattr(inner.loss, "masks", None))
         self._steps, self._seed, self._draw = steps_per_round, seed, draw
         self._sampler = ReplaySampler(uniform() if replay is None else replay, seed, batch, gather)
         measure = self._sampler.measure

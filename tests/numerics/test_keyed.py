@@ -10,8 +10,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import online_meta as om
+from online_meta.batches import map_tensors
 from online_meta.functional.activation_checkpoint import recompute_on_backward
 from online_meta.functional.keyed import ROLES, keyed, normal_like, normal_like_all, uniform_like
+from online_meta.functional.randomness import checksum
 from online_meta.inner import query_loss, run_inner_loop, see_support
 from online_meta.testing.compare import relative_error
 from online_meta.testing.learned_rules import draws_by_key
@@ -130,9 +132,31 @@ def test_flat_dicts_and_weights_are_part_of_the_key():
 
     batch = om.Batch({"a": x, "b": y}, y)
     assert torch.equal(first(batch), first(om.Batch({"b": y, "a": x}, y)))
-    others = [om.Batch({"a": x, "b": y + 1}, y), om.Batch({"a": x, "b": y}, y, torch.ones(6)), om.Batch(x, y)]
+    others = [om.Batch({"a": x, "b": y + 1}, y), om.Batch({"a": x, "b": y}, y, torch.full((6,), 2.0)), om.Batch(x, y)]
     assert not any(torch.equal(first(batch), first(other)) for other in others)
     assert first(om.Batch(x[:0], y[:0])).isfinite().all()
+
+
+def test_padding_changes_no_number():
+    """So a task that is padded to another size, in any place, draws what it drew; weights of 1 are as none."""
+    x, y = (one[0] for one in tasks(1))
+
+    def first(batch):
+        with keyed(batch, 0, "begin"):
+            return normal_like(x)
+
+    weight = torch.tensor([2.0, 1.0, 0.5, 1.0, 1.0, 3.0])
+    for given in (None, weight):
+        right = first(om.Batch(x, y, given))
+        for rows in ([0, 1, 2, 3, 4, 5, -1, -1], [-1, 0, 1, -1, -1, 2, 3, 4, 5]):
+            at = torch.tensor(rows)
+            padded = torch.where(at < 0, 0.0, (torch.ones(6) if given is None else given)[at])
+            batch = om.Batch({"a": x[at]}, y[at], padded)
+            assert torch.equal(first(om.Batch(x[at], y[at], padded)), right)
+            found = vmap(first)(map_tensors(lambda part: torch.stack([part, part]), batch))
+            assert torch.equal(found[1], first(om.Batch({"a": x}, y, given)))
+        assert checksum(om.Batch(x[at], y[at], padded)) == checksum(om.Batch(x, y, given))
+    assert checksum(om.Batch(x, y, torch.ones(6))) == checksum(om.Batch(x, y))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.bool, torch.uint8])

@@ -1,14 +1,17 @@
 """A run selects its execution plans while it runs, and a replay uses the same ones."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
+from online_meta.batches import select_samples
 from online_meta.batching.plan import ExecutionPlan
+from online_meta.types import Task
 from streams.history.history import History
 from tests.support.runs import SETTINGS, bits, changed, fill, lines, task
-from trainers.journal.plans import ExecutionPlanLog
+from trainers.journal.plans import ExecutionPlanLog, execution_plans_from_json, execution_plans_to_json
 from trainers.journal.run_files import RunFiles
 from trainers.loop.rounds import open_run, play_update, start_checkpoint
 from trainers.loop.run import close_run
@@ -150,5 +153,48 @@ def test_a_replay_uses_its_runs_plans_and_another_algorithm_its_own(tmp_path, st
 
 
 def test_batching_and_the_memory_limit_may_change_during_a_run():
-    changes = changed(SETTINGS, engine={"batching": "traced", "memory_limit": 10**9})
+    changes = changed(SETTINGS, engine={"batching": "traced", "memory_limit": 10**9, "pad_sizes": (8, 16)})
     assert reproducibility_key(changes) == reproducibility_key(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Return a history whose tasks have sets of many sizes."""
+    history = History.open(tmp_path_factory.mktemp("uneven"), write=True)
+    whole = [task(seed) for seed in range(ROUNDS)]
+    sizes = [(1 + seed % 6, 1 + (3 * seed) % 4) for seed in range(ROUNDS)]
+    cut = [
+        Task(*(select_samples(batch, slice(0, size)) for batch, size in zip(one, pair, strict=True)))
+        for one, pair in zip(whole, sizes, strict=True)
+    ]
+    fill(history, cut)
+    yield history
+    history.close()
+
+
+def test_padded_plans_are_recorded_and_a_replay_pads_alike_whatever_its_settings_say(tmp_path, uneven):
+    settings = changed(SETTINGS, engine={"batching": "traced"}, regret={"baselines": ()})
+    run = open_run(settings, RunFiles(tmp_path / "run"), uneven)
+    play_until(run, 5)
+    start_checkpoint(run)
+    close_run(run)
+    run = open_run(settings, RunFiles(tmp_path / "run"), uneven)
+    play_until(run, ROUNDS)
+    right, recorded = bits(run), run.journal.execution_plan_log.at(ROUNDS)
+    close_run(run)
+    pads = [plan.pad for plan in recorded["ftml"]]
+    assert pads.count(()) == 2
+    assert 0 < len(pads) - 2 <= 4
+    assert execution_plans_from_json(json.loads(json.dumps(execution_plans_to_json(recorded)))) == recorded
+    for name, pad_sizes in (("same", None), ("none", ()), ("others", (3, 9))):
+        files = RunFiles(tmp_path / name)
+        shutil.copytree(RunFiles(tmp_path / "run").history, files.history)
+        again = open_run(changed(settings, engine={"pad_sizes": pad_sizes}), files, uneven)
+        play_until(again, ROUNDS)
+        assert bits(again) == right
+        close_run(again)
+
+
+def test_plans_of_earlier_versions_are_read_as_they_were_written():
+    written = {"ftml": [["traced", 4, "support x float32[6, 2] y int64[6], query ...", "abc"]]}
+    assert execution_plans_to_json(execution_plans_from_json(written)) == written

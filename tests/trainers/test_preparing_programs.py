@@ -39,6 +39,9 @@ class PreparingSum:
     def example(self, task: Task) -> Task:
         return task
 
+    def fit(self, task: Task) -> Task:
+        return task
+
     def prepare(self, meta: Meta, tasks: list[Task]) -> None:
         self.prepared += 1
         if self.stops:

@@ -107,7 +107,7 @@ def _make_training(
     steps_per_pass: int,
     should_continue: Callable[[], bool],
 ) -> "_TrainingContext":
-    total = TaskSum(context.gradient, context.programs)
+    total = TaskSum(context.gradient, context.programs, masks=getattr(context.inner.loss, "masks", None))
     tuner = Autotuner(
         total,
         context.batch,
@@ -115,6 +115,7 @@ def _make_training(
         memory_limit=context.memory_limit,
         folder=context.programs,
         compiles=False,
+        pad_sizes=context.pad_sizes,
     )
     passes, cap = regret.hindsight_max_passes, regret.loss_cap
     return _TrainingContext(

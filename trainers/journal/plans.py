@@ -63,12 +63,16 @@ class ExecutionPlanLog:
 
 def execution_plans_to_json(paths: ExecutionPlans) -> dict[str, list[list[Any]]]:
     """Return execution plans as a JSON value."""
-    return {name: [list(path) for path in found] for name, found in paths.items()}
+    return {
+        name: [[*path[:4], *([[*path.pad]] if path.pad else [])] for path in found] for name, found in paths.items()
+    }
 
 
 def execution_plans_from_json(paths: Mapping[str, list[list[Any]]]) -> ExecutionPlans:
     """Return the execution plans that ``execution_plans_to_json`` encoded."""
-    return {name: tuple(ExecutionPlan(*path) for path in found) for name, found in paths.items()}
+    return {
+        name: tuple(ExecutionPlan(*path[:4], *map(tuple, path[4:])) for path in found) for name, found in paths.items()
+    }
 
 
 class UpdatePlan(NamedTuple):

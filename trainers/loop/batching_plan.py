@@ -40,7 +40,13 @@ class PlanSelector:
     ) -> None:
         """Create one tuner for each learner that has a ``task_sum``."""
         self._learners: dict[str, Any] = {n: learner for n, learner in learners.items() if hasattr(learner, "task_sum")}
-        make = partial(Autotuner, batching=settings.batching, memory_limit=settings.memory_limit, folder=programs)
+        make = partial(
+            Autotuner,
+            batching=settings.batching,
+            memory_limit=settings.memory_limit,
+            folder=programs,
+            pad_sizes=settings.pad_sizes,
+        )
         self._stop = Event()
         self._prepared: set[tuple[str, ExecutionPlan]] = set()
         self._tuners = {
@@ -59,16 +65,18 @@ class PlanSelector:
         for name, tuner in self._tuners.items():
             by_signature = {path.signature: path for path in known.get(name, ())}
             compiled = {path.signature for path in by_signature.values() if path.batching == "compiled"}
-            examples = map(self._learners[name].task_sum.example, tasks)
-            new = [task for task in examples if signature_of(task) not in compiled]
+            task_sum = self._learners[name].task_sum
+            new = [task for task in map(task_sum.example, tasks) if signature_of(task_sum.fit(task)) not in compiled]
             with contextlib.suppress(CompileStopped):  # The run is to end: the known plans will do.
-                by_signature |= {path.signature: path for path in self._search(name, tuner, new)}
+                by_signature |= {path.signature: path for path in self._search(name, tuner, new, known.get(name, ()))}
             if by_signature:
                 found[name] = tuple(by_signature.values())
         return found
 
-    def _search(self, name: str, tuner: Autotuner, tasks: list[Task]) -> tuple[ExecutionPlan, ...]:
-        return () if self._stop.is_set() else tuner.find(self._learners[name].engine.meta(), tasks)
+    def _search(
+        self, name: str, tuner: Autotuner, tasks: list[Task], known: tuple[ExecutionPlan, ...]
+    ) -> tuple[ExecutionPlan, ...]:
+        return () if self._stop.is_set() else tuner.find(self._learners[name].engine.meta(), tasks, known)
 
     def follow(self, paths: ExecutionPlans) -> None:
         """Set the execution plans of the learners."""
@@ -103,7 +111,7 @@ class PlanSelector:
         plans = {
             (name, plan)
             for name, learner in self._learners.items()
-            for signature in {signature_of(learner.task_sum.example(task)) for task in tasks}
+            for signature in {signature_of(learner.task_sum.fit(learner.task_sum.example(task))) for task in tasks}
             if (plan := learner.task_sum.plans.get(signature)) and plan.batching == "compiled"
         } - self._prepared
         if not plans:  # on every rank
