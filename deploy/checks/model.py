@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from deploy.config.config import Config
@@ -16,6 +17,8 @@ from deploy.exits import ConfigError
 from deploy.telemetry.run_view import Scored
 from online_meta import registry
 from online_meta.batches import count_samples, from_named, map_tensors, name_tensors
+from online_meta.batching.padding import explain_inexact, explain_mixed_samples, measure, pad_task
+from online_meta.functional.guard import describe
 from online_meta.functional.model import ModelLoss, find_misfits, find_unfaithful_outputs
 from online_meta.learners import LearnerContext
 from online_meta.outcomes import LossFunction, describe_shape
@@ -90,7 +93,52 @@ def check_model(config: Config, context: LearnerContext, remarks: bool) -> tuple
         _check_gradient(config, gradient, context.gradient(context.start, tasks[0]))
         for kind in config.regret.comparator:
             _check_comparator(kind, context, tasks[0])
-    return report.notes
+        padding = _check_padding(config, context, tasks[0])
+    return (*report.notes, *padding)
+
+
+def _check_padding(config: Config, context: LearnerContext, task: Task) -> list[str]:
+    """Return notes on why tasks will not be padded. Raises ``ConfigError`` if they are to be padded and cannot be."""
+    masks, inputs = config.model.masks, config.task.inputs()
+    for name in (*masks, *masks.values()):
+        if name not in inputs:
+            raise ConfigError(
+                f"[model] masks names {name!r}, which is no input of [task.x]: {registry.nearest(name, inputs)}"
+            )
+    sizes = measure(task, masks)
+    longer = pad_task(task, (*sizes[:2], *(length + 3 for length in sizes[2:])), masks)
+    reason = (
+        explain_inexact(context.gradient, context.start, task, longer) if masks and not _is_random(context) else None
+    )
+    if reason is not None:
+        raise ConfigError(
+            f"[model] masks = {masks}: sequences that are longer by entries of mask 0 must give the same answer, but "
+            f"with {config.model.build} {reason}: leave out what the mask leaves out, also in means over the sequence"
+        )
+    mixed = explain_mixed_samples(context.inner.loss, context.start.weights, task.support)
+    if mixed is None:
+        return []
+    layers = _list_batch_norms(config)
+    cure = f"use GroupNorm or LayerNorm in place of {', '.join(layers)}" if layers else "compute each sample by itself"
+    if config.engine.pad_sizes:
+        raise ConfigError(
+            f"[engine] pad_sizes = {[*config.engine.pad_sizes]} fills sets up with samples that do not count, which "
+            f"{config.model.build} cannot take: {mixed}. Either {cure}, or leave pad_sizes out"
+        )
+    note = (
+        f"sets of other sizes are not filled up: {mixed}. So each size needs a program of its own, and tasks of more "
+        f"than a few sizes are computed one by one; to change that, {cure}"
+    )
+    return [note]
+
+
+def _is_random(context: LearnerContext) -> bool:
+    return bool(getattr(context.inner.loss, "random", False) or context.inner.rule.random)
+
+
+def _list_batch_norms(config: Config) -> list[str]:
+    module = build_module(config.model, config.trainer().seed)
+    return [describe(name, layer) for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
 
 
 def _answers_specially(inner: InnerSettings) -> bool:

@@ -10,6 +10,23 @@ def running_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
 
+def batch_statistics() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1))
+
+
+class MaskedMean(nn.Module):
+    """The mean over a sequence, which is right only if it leaves out what the mask leaves out."""
+
+    def __init__(self, masks: bool = True) -> None:
+        super().__init__()
+        self.layer, self.masks = nn.Linear(1, 1), masks
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        made = torch.tanh(self.layer(values[..., None]))[..., 0]
+        mean = (made * mask).sum(1) / mask.sum(1).clamp(min=1e-3) if self.masks else made.mean(1)
+        return mean[:, None]
+
+
 def frozen_statistics() -> nn.Module:
     return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4).requires_grad_(False), nn.Linear(4, 1))
 
