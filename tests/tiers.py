@@ -29,6 +29,14 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_second_fault_at_the_next_start_loses_nothing": ("letters", "move"),
     "test_a_power_loss_loses_nothing_acknowledged": ("seal",),
     "test_missing_syncs_are_detected": ("ingest-data", "seal-data"),
+    # Padding, draws of samples, and models that return objects: every kind.
+    "test_auto_compares_padded_tasks_with_the_loop_over_tasks_as_they_are": NONE,
+    "test_sequences_with_a_mask_are_padded_too": ("Classifier-False",),
+    "test_padded_plans_are_recorded_and_a_replay_pads_alike_whatever_its_settings_say": NONE,
+    "test_samples_of_weight_0_do_not_count": ("dp_mixture", "from_scratch", "ftml"),
+    "test_a_run_that_draws_samples_continues_with_the_same_bits": ("5",),
+    "test_every_number_of_ranks_draws_the_same_samples": ("2",),
+    "test_the_meta_gradient_is_that_of_the_model_that_returns_the_tensor": ("an object", "a dict in a tuple"),
     # Kills of every process, in every way of sharing updates.
     "test_kill_every_process_at_random_moments": ("8",),
     "test_branches_survive_a_kill_around_a_promotion_and_are_replayed_bit_for_bit": NONE,
