@@ -24,6 +24,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_comparator_of_named_inputs_and_weights_is_that_of_one_tensor": ("closed_form",),
     "test_check_accepts_targets": ("segmentation", "several labels"),
     "test_a_sample_of_weight_0_is_a_sample_that_is_left_out": ("exact",),
+    # The table of texts.
+    "test_a_frozen_encoder_tells_sections_apart": NONE,
     # The crash walk, power losses: every scenario.
     "test_nothing_acknowledged_is_lost_or_duplicated": ("keep-0", "letters-0", "random-0-1-0"),
     "test_a_second_fault_at_the_next_start_loses_nothing": ("letters", "move"),

@@ -25,6 +25,7 @@ RENDERERS = {
     "large_models": "benchmarks.large_models",
     "moml_protocol": "experiments.moml.page",
     "non_stationary": "experiments.non_stationary.page",
+    "package_texts": "experiments.package_texts",
     "pool": "experiments.pool.page",
     "pool_cost": "experiments.pool_cost",
     "rainbow_protocol": "experiments.rainbow.page",
