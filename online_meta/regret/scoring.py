@@ -102,7 +102,10 @@ def _nll(prediction: Prediction, task: Task) -> float | None:
         if outcome.loss is not None and outcome.cdf is None and outcome.probabilities is None:
             return None
     rows, weight = nll_of(prediction, task.query.y), task.query.weight
-    return float(rows.mean() if weight is None else (weight * rows).sum() / weight.sum())
+    if weight is None:
+        return float(rows.mean())
+    weight = weight.to(rows)
+    return float((weight * rows).sum() / weight.sum())
 
 
 def score_task(inner: Inner, meta: Meta, task: Task, prefixes: Sequence[int] = ()) -> Score:

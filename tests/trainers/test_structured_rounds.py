@@ -104,6 +104,9 @@ def test_a_sample_of_weight_0_is_a_sample_that_is_left_out(tmp_path: Path, gradi
         assert one["accuracy"] == pytest.approx(other["accuracy"], abs=1e-12)
         assert one["loss_after"] == pytest.approx(other["loss_after"], rel=1e-9)
         assert one["learners"].keys() == other["learners"].keys()
+        for name, score in one["learners"].items():
+            assert score["nll"] == pytest.approx(other["learners"][name]["nll"], rel=1e-9)
+            assert score["nll"] == pytest.approx(score["loss_after"], rel=1e-12)
 
 
 def test_a_restart_and_an_archive_change_no_bit(tmp_path: Path) -> None:
