@@ -130,7 +130,7 @@ def test_the_tutorial_runs_as_written(reader: Reader) -> None:
 
     learners = json.loads((reader.folder / "runs/rows/report.json").read_text())["learners"]
     losses = {name: learner["mean_loss_last_100"] for name, learner in learners.items()}
-    assert losses["ftml"] < losses["from_scratch"] < losses["train_on_everything"]
+    assert losses["ftml"] < min(losses["from_scratch"], losses["constant"]), losses
     assert "pool" in losses
     assert "meta-learning" in " ".join(printed["status"].replace("│", " ").split()).lower()
     right = re.search(r"the right answers are (\S+), (\S+) and (\S+)\. ", " ".join(PAGE.split()))
