@@ -1,6 +1,6 @@
 """Operations on batches of samples: the parts are tensors or flat dicts of tensors, and weights may be absent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -45,8 +45,12 @@ def only_tensor(tensors: Tensors) -> Tensor:
 
 
 def name_tensors(name: str, tensors: Tensors) -> dict[str, Tensor]:
-    """Return {name: tensor}, or {name.key: tensor} for each tensor of a dict."""
-    return {name: tensors} if isinstance(tensors, Tensor) else {f"{name}.{key}": one for key, one in tensors.items()}
+    """Return {name: tensor}, or {name.key: tensor} for each tensor of a dict; raise ``TypeError`` for anything else."""
+    if isinstance(tensors, Tensor):
+        return {name: tensors}
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"a tensor or a dict of tensors is needed here, not a {type(tensors).__name__}")
+    return {f"{name}.{key}": one for key, one in tensors.items()}
 
 
 def as_named(tensors: Tensors) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from openapi_spec_validator import validate
 from safetensors.torch import load
 from torch import nn
 
-from tests.support.daemon import Daemon, decode, encode, sinusoid
+from tests.support.daemon import Daemon, decode, encode, sinusoid, wait_for
 
 
 def rounds_of(daemon: Daemon) -> list[dict[str, Any]]:
@@ -52,6 +52,7 @@ def adapt(daemon: Daemon, t: int) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 def test_predictions_use_the_current_weights_after_two_steps(daemon: Daemon) -> None:
     rounds = len(rounds_of(daemon))
+    wait_for("the newest leader answers", lambda: adapt(daemon, 1000)[2] == rounds)
     predictions, expected, round = adapt(daemon, 1000)
     assert round == rounds
     torch.testing.assert_close(predictions, expected, rtol=1e-5, atol=1e-6)

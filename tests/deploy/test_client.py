@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streams.client import AsyncClient, Client, DaemonError
-from tests.support.daemon import Daemon, decode, sinusoid
+from tests.support.daemon import Daemon, decode, sinusoid, wait_for
 
 
 def tensors(t: int) -> dict[str, torch.Tensor]:
@@ -30,6 +30,8 @@ def test_the_client_submits_adapts_and_reads(daemon: Daemon) -> None:
         daemon.wait_until_learned(daemon.status()["rounds"]["ingested"])
         assert client.task("by-client").status == "learned"
         request = {name: values for name, values in tensors(3003).items() if name != "query_y"}
+        newest = daemon.status()["rounds"]["learned"]
+        wait_for("the newest leader answers", lambda: client.adapt(request).round == newest)
         found = client.adapt(request)
         assert torch.tensor(found.predictions).shape == (5, 1)
         assert client.adapt(request, safetensors=True) == found

@@ -19,6 +19,7 @@ COMMANDS = (
     "config",
     "demo",
     "export",
+    "forget",
     "fork",
     "promote",
     "quarantine",

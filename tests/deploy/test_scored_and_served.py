@@ -54,6 +54,13 @@ def nll_of_classes(output: Array, y: Array) -> Array:
     return np.asarray(-log_probabilities[np.arange(len(y)), y.astype(int)])
 
 
+def nll_of_ordered(output: Array, y: Array) -> Array:
+    ends = np.stack([output[:, 0], output[:, 0] + np.log1p(np.exp(output[:, 1]))], 1)
+    at_most = np.concatenate([1 / (1 + np.exp(-ends)), np.ones((len(y), 1))], 1)
+    probabilities = np.diff(at_most, axis=1, prepend=0.0)
+    return np.asarray(-np.log(probabilities[np.arange(len(y)), y.astype(int)]))
+
+
 def nll_of_labels(output: Array, y: Array) -> Array:
     probability = 1 / (1 + np.exp(-output))
     return np.asarray(-np.log(np.where(y == 1, probability, 1 - probability)).sum(1))
@@ -104,6 +111,7 @@ OUTCOMES = {
     "mse": Case('loss = "mse"', 2, waves, squared_error_of_mean),
     "cross_entropy": Case('loss = "cross_entropy"', 3, classes, mixture_of_rows(nll_of_classes), OF_CLASSES),
     "categorical": Case('loss = "categorical"', 3, classes, mixture_of_rows(nll_of_classes), OF_CLASSES),
+    "ordinal": Case('loss = "ordinal"', 2, classes, mixture_of_rows(nll_of_ordered), OF_CLASSES),
     "bernoulli": Case('loss = "bernoulli"', 2, labels, mixture_of_rows(nll_of_labels)),
     "gaussian_of_noise": Case(
         'loss = "gaussian_of_noise"\nloss_options = { sigma = 0.5 }',

@@ -139,9 +139,10 @@ def test_settings_change_the_algorithm_or_its_training():
 @pytest.mark.parametrize("name", [name for name, plan in list_plans().items() if plan.algorithm])
 def test_every_algorithm_computes_a_finite_loss_on_images(letters, name):
     algorithm, training = list_plans()[name]
-    module = build_task_network(algorithm, training, training.ways, 0)
+    ways = min(training.ways, 5)
+    module = build_task_network(algorithm, training, ways, 0)
     inner, gradient = build_algorithm(algorithm, model_loss(module, "cross_entropy"), GLOBS)
-    task = draw_tasks(make_generator(), letters, 1, training.ways, 1, 1)[0]
+    task = draw_tasks(make_generator(), letters, 1, ways, 1, 1)[0]
     found = gradient(inner.init(dict(module.named_parameters())), task)
     assert torch.isfinite(found.loss)
 

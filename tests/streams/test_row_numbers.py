@@ -252,7 +252,7 @@ def test_keys_of_lines_that_are_missing_form_one_task(tmp_path: Path) -> None:
 def task_sizes(path: Path) -> list[int]:
     settings = samples.Settings(str(path), ("v",), ("v",), key="k", grows=False)
     arrivals = list(iter(partial(next, samples.create_source(settings, LABELS, "rows", 0).read(None)), None))
-    assert all(arrival.rejection is None for arrival in arrivals)
+    assert {arrival.rejection.reason for arrival in arrivals if arrival.rejection} <= {"empty_query"}  # of one row
     positions = [int(arrival.cursor or 0) for arrival in arrivals]
     if path.suffix == ".parquet":
         return np.diff([0, *positions]).tolist()

@@ -77,7 +77,7 @@ def test_an_item_that_is_no_task_of_tensors_is_refused_and_the_iterator_continue
     assert bad.rejection is not None
     assert bad.rejection.reason == "unreadable"
     assert bad.rejection.detail.startswith(
-        "item 1 is not a task of tensors: TypeError: one tensor is needed here, not a list"
+        "item 1 is not a task of tensors: TypeError: a tensor or a dict of tensors is needed here, not a list"
     )
 
 
