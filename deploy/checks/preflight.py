@@ -47,10 +47,10 @@ FIRST_NUMBERS = 10
 """How many numbers of a sample ``check`` shows."""
 
 FIRST_REFUSED = 1_000
-"""After so many refusals ``check`` stops reading a source."""
+"""The number of refusals after which ``check`` stops reading a source."""
 
 FIRST_PAUSES = 100
-"""After so many times without a task ``check`` stops reading a source."""
+"""The number of reads without a task after which ``check`` stops reading a source."""
 
 INDENT = "\n" + " " * 11
 

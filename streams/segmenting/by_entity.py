@@ -28,10 +28,10 @@ from streams.tables.schema import Schema, describe_schema, read_state, write_sta
 from streams.types import Arrival, ErasedEntity
 
 SAVE_ROWS = 10_000
-"""The state is saved after at least so many rows."""
+"""The least number of rows between two saves of the state."""
 
 BREATH_ROWS = 10_000
-"""After so many rows without a task the source yields None, so that reading can be stopped."""
+"""The number of rows without a task after which the source yields None, so that reading can be stopped."""
 
 SUFFIX = ".rows"
 """The suffix of the file with the saved state of a source, next to those of the other sources of the run."""
