@@ -135,10 +135,10 @@ class MetaSettings:
         batch: past rounds in a meta-step, at most.
         replay: the policy that chooses the past rounds.
         replay_options: options of the policy.
-        support_samples: support samples that are drawn of a task each time that a meta-step revisits it, at most; by
-            default all. The draw is another one in each step. It makes large tasks cheap: a task of 900 samples then
-            costs no more than one of so few. Scores and answers use all samples.
-        query_samples: query samples that are drawn so. The expected meta-gradient stays the same.
+        support_samples: the largest number of support samples that a meta-step draws from a task that it revisits; by
+            default all. Each step draws anew. So a large task costs no more than a small one. Scores and answers use
+            all samples.
+        query_samples: the same for query samples. The expected meta-gradient stays the same.
         max_rounds_per_update: rounds that may be scored before one shared update, while tasks arrive faster than they
             are learned. The run's plan records each case.
         idle_updates: additional updates on past rounds after each round, while no task arrives. The run's plan records

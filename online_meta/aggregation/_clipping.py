@@ -41,8 +41,8 @@ def clip_running(aggregation: Aggregation, clipping: Clipping = USUAL) -> Aggreg
     ``bound`` are those of clipped losses.
 
     An expert whose loss was clipped has weight 0 in the next round, unless all were clipped: its answer is far off, and
-    even the smallest weight would spoil a mean of answers. The aggregation goes on with its own weights, so that the
-    expert is back as soon as its loss is usual.
+    even the smallest weight would spoil a mean of answers. The aggregation keeps its own weights, so that the
+    expert has weight again as soon as its loss is usual.
 
     The loss of a mixture, clipped, can be above the weighted mean w . l of clipped losses under the aggregation's own
     weights, which is what the theorem charges. What it is above is added up, and added to the bound: regret <= bound
