@@ -25,6 +25,7 @@ from online_meta.learners.pool import Pool, select_state
 from online_meta.outcomes import LossFunction, average_outputs
 from online_meta.prediction import mean_of, pool, probabilities_of
 from online_meta.regret.ledger import MAIN_LEARNER
+from online_meta.tree import copy_aligned
 from online_meta.types import Batch, Belief, Meta, Prediction, State, Task, Tensors
 from streams.history.history import History
 from streams.segmenting.by_leader import LeaderContext
@@ -79,7 +80,7 @@ def read_leader(path: Path) -> Leader:
         raise FileNotFoundError(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        tensors = copy_aligned({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a mapping
     learner = metadata.get("learner", MAIN_LEARNER)
     decisions = tuple(read_decision(line) for line in json.loads(metadata.get(DECISIONS, "[]")))
     return Leader(tensors, int(metadata["round"]), learner, metadata.get("leads", learner), decisions)

@@ -1,5 +1,6 @@
 """Arithmetic on trees: nested named tuples and dicts of tensors."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,15 @@ def zeros(tree: Tree) -> Tree:
     """Return a tree of zeros with the shapes, dtypes and devices of ``tree``."""
     nothing: Tree = tree_map(torch.zeros_like, tree)
     return nothing
+
+
+def copy_aligned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors, by name, in memory that torch has allocated.
+
+    The last bits of a matrix product depend on where its operands start in memory. Tensors that were decoded from a
+    file or a request start anywhere; those of torch start at multiples of 64 bytes.
+    """
+    return {name: value.clone() for name, value in tensors.items()}
 
 
 def norm(tree: Any) -> Tensor:

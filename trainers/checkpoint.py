@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import load, save
 
+from online_meta.tree import copy_aligned
 from online_meta.types import Params
 from streams.atomic_files import replace_file, sync_path, write_durably
 
@@ -173,7 +174,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path / name} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{path / name} is damaged: its SHA-256 differs from the manifest")
-        learners.setdefault(_learner_of(name, manifest["format"]), {}).update(load(data))
+        learners.setdefault(_learner_of(name, manifest["format"]), {}).update(copy_aligned(load(data)))
     return Checkpoint(manifest["rounds"], learners, manifest["settings"])
 
 

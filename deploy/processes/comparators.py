@@ -24,6 +24,7 @@ from deploy.processes.child import die_with_parent, hold_lock, stop_on_signals
 from online_meta import registry
 from online_meta.batching.failures import is_task_failure
 from online_meta.learners import LearnerContext
+from online_meta.tree import copy_aligned
 from online_meta.types import Params
 from streams.atomic_files import replace_file
 from streams.history.errors import ArchiveUnreachable, HistoryFull, RoundDiscarded
@@ -210,7 +211,7 @@ def _save_result(process: ComparatorProcess, found: RefreshResult, seconds: floa
 def load_state(path: Path) -> Params | None:
     """Return a comparator's saved state; None if there is none or it is damaged, because it can be recomputed."""
     try:
-        return load(path.read_bytes())
+        return copy_aligned(load(path.read_bytes()))
     except FileNotFoundError:
         return None
     except SafetensorError as error:

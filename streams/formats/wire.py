@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from online_meta.batches import as_named, first_tensor, from_named, name_tensors, select_samples
+from online_meta.tree import copy_aligned
 from online_meta.types import Batch, Task, Tensors
 from streams.formats.safetensors_header import TensorInfo, read_header
 from streams.spec import DYNAMIC, IGNORED, Limits, TargetSpec, TaskSpec, fits, join_name
@@ -153,7 +154,7 @@ def decode_payload(payload: bytes) -> Task:
         ValueError: if ``encode`` did not write the payload.
     """
     try:
-        tensors = load(payload)
+        tensors = copy_aligned(load(payload))
         return Task(*(gather_batch(tensors, part) for part in (_SUPPORT, _QUERY)))
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"the payload is not a stored task: {error}") from error
@@ -275,7 +276,7 @@ def _check_tensor(
 
 def _load(body: bytes) -> dict[str, Tensor]:
     try:
-        return load(body)
+        return copy_aligned(load(body))
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise Rejected("unreadable", f"the body is not valid safetensors: {str(error)[:200]}") from error
 

@@ -48,6 +48,7 @@ class _TensorLayout(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     start: int
+    size: int
 
 
 def read_payloads(
@@ -90,19 +91,23 @@ def _read_archived(query: Query, archive: Archive, rounds: Sequence[int]) -> dic
 
 
 def decode_view(payload: bytes) -> Task:
-    """Decode a payload that ``encode`` wrote, four times as fast as ``decode_payload``.
+    """Decode a payload that ``encode`` wrote, twice as fast as ``decode_payload``.
 
-    The tensors of the task share one buffer, a copy of the payload.
+    The tensors of the task share one buffer. They start at multiples of 64 bytes, as ``copy_aligned`` explains.
 
     Raises:
         ValueError: if ``encode`` did not write the payload.
     """
     after = 8 + int.from_bytes(payload[:8], "little")
     layouts = _read_layouts(payload[:after], len(payload))
-    buffer = bytearray(payload)  # tensors need writable memory
-    values = {
-        name: torch.from_numpy(np.ndarray(layout.shape, layout.dtype, buffer, layout.start)) for name, layout in layouts
-    }
+    buffer = np.empty(len(payload) + _ALIGNMENT * (len(layouts) + 1), np.uint8)
+    place = -buffer.__array_interface__["data"][0] % _ALIGNMENT
+    values = {}
+    for name, (shape, dtype, start, size) in layouts:
+        value = np.ndarray(shape, dtype, buffer, place)
+        value[...] = np.ndarray(shape, dtype, payload, start)
+        values[name] = torch.from_numpy(value)
+        place += size + -size % _ALIGNMENT
     return Task(gather_batch(values, "support"), gather_batch(values, "query"))
 
 
@@ -116,9 +121,11 @@ def _read_layouts(head: bytes, length: int) -> tuple[tuple[str, _TensorLayout], 
         shape, dtype = tuple(header[name]["shape"]), np.dtype(_DTYPES[header[name]["dtype"]])
         start, end = header[name]["data_offsets"]
         assert end - start == math.prod(shape) * dtype.itemsize
-        layouts.append((name, _TensorLayout(shape, dtype, len(head) + start)))
+        layouts.append((name, _TensorLayout(shape, dtype, len(head) + start, end - start)))
     return tuple(layouts)
 
+
+_ALIGNMENT = 64
 
 MIN_YIELD_SECONDS = 0.01
 """How long a background writer pauses between two transactions, at least."""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 
 from deploy.cli import group
-from tests.deploy.conftest import Cli
+from tests.deploy.conftest import Cli, Ended
 from tests.support.daemon import Daemon, encode, free_port, sinusoid, write_request
 
 COMMANDS = (
@@ -90,7 +90,7 @@ def test_status_as_text_and_as_json(daemon: Daemon, cli: Cli) -> None:
     printed = json.loads(ended.out)
     assert printed.keys() == now.keys()
     assert printed["rounds"]["ingested"] == now["rounds"]["ingested"]
-    ended = cli("status", "--url", daemon.url)
+    ended, verdict = status_with_verdict(daemon, cli)
     assert ended.code == 0
     for part in (
         f"of {now['rounds']['ingested']} ingested",
@@ -99,7 +99,20 @@ def test_status_as_text_and_as_json(daemon: Daemon, cli: Cli) -> None:
     ):
         assert part in ended.out
     words = " ".join(ended.out.replace("│", " ").split())
-    assert f"verdict {now['verdict']['sentence']}" in words
+    assert f"verdict {verdict}" in words
+
+
+def status_with_verdict(daemon: Daemon, cli: Cli) -> tuple[Ended, str]:
+    """Return what ``status`` prints, and the verdict at that time: of a round that is not scored just then."""
+
+    def read_verdict() -> str:
+        sentence: str = daemon.status()["verdict"]["sentence"]
+        return sentence
+
+    while True:
+        before, ended, after = read_verdict(), cli("status", "--url", daemon.url), read_verdict()
+        if before == after:
+            return ended, before
 
 
 @pytest.mark.parametrize("command", [("status",), ("adapt",), ("submit", "--patience", "0")])
