@@ -128,7 +128,7 @@ schools, drifting and heavy-tailed, which are not in the table.
 
 On MOML's protocol the learners are those of [its table](moml_protocol.md) with the same settings, but for MOML, online
 Reptile, *FTL, fine-tuned* and *train on everything*, which were left out for their cost.
-Its runs are those of commit aa1fbf1.
+Its runs are those of commit fb834b1.
 On regression streams they are the best of [that table](regression_streams.md), with its settings. On streams that are
 not stationary they are FTML with uniform replay, with that of the newest rounds and with 18 meta-steps a round, and the
 mixture of [that table](non_stationary.md).
