@@ -170,6 +170,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_task_that_ends_the_trainer_twice_is_quarantined": NONE,
     "test_the_fault_is_fixed": ("01_poison_task_stops_the_run",),
     "test_the_tutorial_runs_as_written": NONE,
+    "test_a_notebook_runs_as_written": NONE,
     "test_the_thirds_hold_every_slow_test_once": NONE,
 }
 """The slow tests, and their cases that are not."""

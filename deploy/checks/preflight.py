@@ -68,6 +68,7 @@ def _try_learning(config: Config, remarks: bool) -> tuple[LearnerContext, tuple[
     """Return what ``check_learning`` does, and sentences on what is worth knowing about the model."""
     check_engine(config)
     settings = config.trainer()
+    torch.set_num_threads(settings.engine.threads)  # more would wait for one another where other processes work
     with error_context(f"[engine] device = {settings.engine.device!r}:"):
         torch.empty(1, device=settings.engine.device)
     with error_context("[model]"):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
+from deploy.checks.preflight import check_learning
 from deploy.commands.demo import choose_port
-from deploy.config.config import ServeSettings
+from deploy.config.config import ServeSettings, read_config
 from deploy.exits import CommandError, ConfigError
 from deploy.processes.join import main as join
 from deploy.server.listener import bind
@@ -35,6 +37,14 @@ def test_the_checks_before_a_start_do_not_import_torchs_compiler(config: Path) -
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (ended.stdout.strip(), ended.returncode) == ("False", 0), ended.stderr
+
+
+def test_the_checks_use_the_threads_of_the_engine(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them would wait for one another, busily, where other processes work."""
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    check_learning(read_config(config, ("engine.threads=3",)))
+    assert used[:1] == [3]
 
 
 def test_a_running_daemon_listens_at_its_own_address_only(daemon: Daemon) -> None:

@@ -20,7 +20,7 @@ def sources(tmp_path: Path) -> Path:
     folder = tmp_path / "sources"
     shutil.copytree(DOCS, folder / "docs")
     shutil.copy(ROOT / "mkdocs.yml", folder)
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "online_meta"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "online_meta", "tests"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
@@ -39,10 +39,13 @@ def build(sources: Path, site: Path) -> subprocess.CompletedProcess[str]:
 def test_the_site_builds_without_a_warning_and_has_every_page_and_public_name(sources: Path, tmp_path: Path) -> None:
     done = build(sources, tmp_path / "site")
     assert done.returncode == 0, done.stderr
-    for page in sources.glob("docs/**/*.md"):
+    for page in (*sources.glob("docs/**/*.md"), *sources.glob("docs/**/*.ipynb")):
         built = page.relative_to(sources / "docs").with_suffix(".html")
         built = built.with_name("index.html") if built.name == "README.html" else built
         assert (tmp_path / "site" / built).exists(), built
+    notebook = (tmp_path / "site/tutorials/per-store-demand.html").read_text(encoding="utf-8")
+    for shown in ('href="../how-to/tables.html"', "data:image/png;base64,", "rounds learned: 160", "<h2 id="):
+        assert shown in notebook
 
     anchors = set(re.findall(r'id="([^"]+)"', (tmp_path / "site/reference/python.html").read_text(encoding="utf-8")))
     for name in set(online_meta.__all__) - {"posteriors", "rules"}:
