@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Lt
 
@@ -18,6 +18,9 @@ DYNAMIC = -1
 
 DynamicShape = tuple[Annotated[int, Ge(DYNAMIC)], ...]
 """A shape that may have dynamic dimensions."""
+
+Values = Literal["numbers", "counts", "probabilities"]
+"""What real targets are: any numbers; counts; or soft labels, the probabilities of the classes."""
 
 Spec = TypeVar("Spec")
 
@@ -66,6 +69,8 @@ class TargetSpec:
         ways: the number of classes; required if ``kind`` is "class", otherwise not allowed.
         shape: the shape of one sample's target. Of classes, () is one class for a sample, and a dimension may be
             dynamic (-1).
+        values: what real targets must be: "numbers", any; "counts", whole numbers of 0 or more; "probabilities", soft
+            labels, which are at least 0 and sum to 1 over the classes, the first dimension of ``shape``.
 
     Raises:
         ValueError: if a field is invalid.
@@ -74,11 +79,13 @@ class TargetSpec:
     kind: Literal["class", "real"] = "class"
     ways: Annotated[int, Ge(1)] | None = None
     shape: DynamicShape = ()
+    values: Values = "numbers"
 
     def __post_init__(self) -> None:
         """Validate the fields."""
         _check_target("kind", self.kind, self.ways)
         object.__setattr__(self, "shape", _shape("shape", self.shape, DYNAMIC if self.kind == "class" else 1))
+        _check_values("values", self.values, self.kind, self.shape)
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ class TaskSpec:
         ways: the number of classes; required if ``y`` is "class", otherwise not allowed.
         y_shape: the shape of one sample's ``y``. Of classes, () is one label for a sample; with a shape, such as
             [28, 28], each entry has its class, a dimension may be dynamic (-1), and entries of class -100 do not count.
+        y_values: what real targets must be, as ``values`` of ``[task.targets.NAME]``. If left out, it follows from
+            ``[model] loss``: "counts" for poisson, "probabilities" for cross_entropy and categorical.
         query_share: the fraction of the support that is held out as the query set if a task has none, in (0, 1).
         labels: whether a class number means the same class in each task ("global"), or only within its task ("local").
             Tasks look the same either way. ``good_embedding`` makes use of it.
@@ -139,6 +148,7 @@ class TaskSpec:
     y: Literal["class", "real"] = "class"
     ways: Annotated[int, Ge(1)] | None = None
     y_shape: DynamicShape = ()
+    y_values: Values = "numbers"
     query_share: Annotated[float, Gt(0), Lt(1)] = 0.5
     labels: Literal["local", "global"] = "local"
     x: Mapping[str, InputSpec] = field(default_factory=dict, hash=False)
@@ -164,16 +174,23 @@ class TaskSpec:
             raise ValueError(f"labels is {self.labels!r}; it must be 'local' or 'global'")
         if not 0 < self.query_share < 1:
             raise ValueError(f"query_share is {self.query_share}; it must lie between 0 and 1, both excluded")
-        if self.targets:
-            object.__setattr__(self, "targets", _named("targets", self.targets))
-            if self.ways is not None or self.y_shape != ():
-                raise ValueError(f"targets names {', '.join(self.targets)}: leave out y, ways and y_shape")
-            object.__setattr__(self, "y", "real")  # No code may take named targets for labels.
-        else:
-            _check_target("y", self.y, self.ways)
-            object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape, DYNAMIC if self.y == "class" else 1))
+        self._take_targets()
         if self.labels == "global" and self.y != "class":
             raise ValueError("labels is 'global', but y is 'real': only classes have labels; omit labels")
+
+    def _take_targets(self) -> None:
+        """Validate the target, or the named ones."""
+        if not self.targets:
+            _check_target("y", self.y, self.ways)
+            object.__setattr__(self, "y_shape", _shape("y_shape", self.y_shape, DYNAMIC if self.y == "class" else 1))
+            _check_values("y_values", self.y_values, self.y, self.y_shape)
+            return
+        object.__setattr__(self, "targets", _named("targets", self.targets))
+        if self.ways is not None or self.y_shape != ():
+            raise ValueError(f"targets names {', '.join(self.targets)}: leave out y, ways and y_shape")
+        if self.y_values != "numbers":
+            raise ValueError("y_values is for a single target: write values in [task.targets.NAME]")
+        object.__setattr__(self, "y", "real")  # No code may take named targets for labels.
 
     def _take_tokens(self) -> None:
         """Set the input to the token ids of texts; raise ``ValueError`` if it is declared as another one."""
@@ -198,7 +215,7 @@ class TaskSpec:
 
     def list_targets(self) -> dict[str, TargetSpec]:
         """Return the targets by name, in the order of the names; a single tensor has the name ""."""
-        return dict(self.targets) or {"": TargetSpec(self.y, self.ways, self.y_shape)}
+        return dict(self.targets) or {"": TargetSpec(self.y, self.ways, self.y_shape, self.y_values)}
 
     def has_open_dimensions(self) -> bool:
         """Return whether the size of a task's samples may differ between tasks."""
@@ -307,6 +324,15 @@ def _check_target(what: str, kind: str, ways: object) -> None:
         raise ValueError(f"ways is {ways}, but {what} is 'real': omit ways, or set {what} = 'class'")
     if kind == "class" and not _is_count(ways):
         raise ValueError(f"ways is {ways!r}; {what} = 'class' needs the number of classes, 1 or more")
+
+
+def _check_values(what: str, values: str, kind: str, shape: tuple[int, ...]) -> None:
+    if values not in get_args(Values):
+        raise ValueError(f"{what} is {values!r}; it must be one of {', '.join(get_args(Values))}")
+    if values != "numbers" and kind != "real":
+        raise ValueError(f"{what} is {values!r}, which real targets may be, but the target is a class: omit it")
+    if values == "probabilities" and not shape:
+        raise ValueError(f"{what} is 'probabilities', but a target is one number: its shape begins with the classes")
 
 
 def _named(what: str, given: Mapping[str, Spec]) -> dict[str, Spec]:

@@ -19,6 +19,7 @@ REASONS = {
     "empty_query": "the query set has no samples that count, and none can be held out from the support set",
     "not_finite": "a value is NaN or infinite, or a target exceeds the range of float32",
     "label_out_of_range": "a label is below 0 or not below ways",
+    "bad_target": "a count is negative or not whole, or soft labels are negative or do not sum to 1",
     "bad_weight": "the weight of a sample is negative",
     "model_error": "the model raises an exception on the task",
     "outlier": "the numbers are far larger than those of the source's tasks before",

@@ -33,7 +33,7 @@ from streams.history.retention import RetentionSettings
 from streams.history.sealing import SealingSettings
 from streams.ingest.outliers import OutlierRule
 from streams.private_files import SecretExposed, check_private
-from streams.spec import Limits, TaskSpec
+from streams.spec import Limits, TaskSpec, Values
 from trainers.learner_settings import find_player
 from trainers.seams import BASELINES, COMPARATORS, SEAMS
 from trainers.settings import (
@@ -261,13 +261,24 @@ def make_config(raw: dict[str, Any], where: str) -> Config:
     except ValidationError as error:
         raise ConfigError(join_problems(where, [explain_error(item) for item in error.errors()])) from error
     config = dataclasses.replace(config, source=tuple(filter(None, sources)), learner=tuple(filter(None, learners)))
-    config = fill_defaults(config, raw)
+    config = dataclasses.replace(fill_defaults(config, raw), task=_find_values(config, raw))
     if problems := [*find_wrong_race(config, raced)]:
         raise ConfigError(join_problems(where, problems))
     config = enter_race(config, raced)
     if problems := list(find_wrong_choices(config)) or list(find_wrong_learners(config, config.serve.answers)):
         raise ConfigError(join_problems(where, problems))
     return config
+
+
+_TARGETS: dict[str, Values] = {"poisson": "counts", "categorical": "probabilities", "cross_entropy": "probabilities"}
+
+
+def _find_values(config: Config, raw: dict[str, Any]) -> TaskSpec:
+    """Return the tasks of a run; what their real targets are follows from the loss, unless it is set."""
+    task, values = config.task, _TARGETS.get(config.model.loss)
+    if values is None or "y_values" in raw["task"] or task.targets or task.y == "class":
+        return task
+    return dataclasses.replace(task, y_values=values) if task.y_shape or values == "counts" else task
 
 
 def _pop_tables(raw: dict[str, Any], name: str, default: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

@@ -246,7 +246,7 @@ def find_short_example(spec: TaskSpec, *, targets: bool = True) -> dict[str, Any
 
 def _example_tensors(spec: TaskSpec) -> Iterator[tuple[str, Any]]:
     random = np.random.default_rng(0)
-    ways = {join_name("y", name): target.ways for name, target in spec.list_targets().items()}
+    targets = {join_name("y", name): target for name, target in spec.list_targets().items()}
     if spec.text is not None:
         yield "support_x", ["how to begin", "a question", "what is new", "an answer"]
         yield "query_x", ["another question", "how to go on"]
@@ -257,8 +257,15 @@ def _example_tensors(spec: TaskSpec) -> Iterator[tuple[str, Any]]:
         shape = (4 if part == "support" else 2, *(3 if size == DYNAMIC else size for size in sample))
         if field == "weight":
             continue  # optional
-        if classes := ways.get(field):
-            yield name, (np.arange(math.prod(shape)) % classes).reshape(shape).tolist()
+        target = targets.get(field)
+        if target and target.ways:
+            yield name, (np.arange(math.prod(shape)) % target.ways).reshape(shape).tolist()
+        elif target and target.values == "counts":
+            yield name, random.integers(0, 4, shape).tolist()
+        elif target and target.values == "probabilities":
+            found = np.zeros(shape)
+            found[np.arange(shape[0]), np.arange(shape[0]) % shape[1]] = 1
+            yield name, found.tolist()
         elif np.dtype(dtype).kind == "f":
             yield name, np.round(random.uniform(-1, 1, shape), 1).tolist()
         else:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 EXACT = 2**53
 """Below this size a float64 distinguishes all whole numbers."""
@@ -16,6 +17,9 @@ TEXT_CHARACTERS = 400
 
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "None")
 """Texts that stand for a missing number or date of a declared column; a missing category is an empty text."""
+
+SUM_TOLERANCE = 1e-3
+"""How far the sum of soft labels may lie from 1: float16 rounds a sum of 1 by at most half of this."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
@@ -87,6 +91,36 @@ def _read_whole(number: int | float | Decimal, value: Any) -> int:
 
 def _shorten(value: Any) -> str:
     return repr(str(value)[:80])
+
+
+def find_wrong_target(y: NDArray[Any], values: str, counted: NDArray[np.bool_] | None) -> str:
+    """Return what is wrong with the first sample whose target is not what it must be; "" if all are right.
+
+    Args:
+        y: finite targets of n samples, (n, ...); of soft labels, (n, classes, ...).
+        values: "counts", "probabilities" (soft labels) or "numbers", as of ``streams.spec.TargetSpec``.
+        counted: which samples count, (n,), or None for all. Soft labels of the others, such as padding, may have any
+            sum.
+    """
+    if values == "numbers":
+        return ""
+    below = y < 0
+    wrong = below | (y != np.floor(y)) if values == "counts" else below
+    expected = "a count is a whole number of 0 or more" if values == "counts" else "a soft label is at least 0"
+    if wrong.any():
+        at = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        return f"is {y[at]:g} at sample {at[0]}; {expected}"
+    if values == "counts":
+        return ""
+    sums = y.sum(1, dtype=np.float64)
+    away = (np.abs(sums - 1) > SUM_TOLERANCE).reshape(len(y), -1)
+    if counted is not None:
+        away &= counted[:, None]
+    if not away.any():
+        return ""
+    sample, entry = divmod(int(away.argmax()), away.shape[1])
+    total = sums.reshape(len(y), -1)[sample, entry]
+    return f"sums to {total:.6g} over the classes at sample {sample}; soft labels sum to 1"
 
 
 def unify_key(value: Any) -> Any:

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from online_meta.batches import as_named, first_tensor, from_named, name_tensors, select_samples
 from online_meta.tree import copy_aligned
 from online_meta.types import Batch, Task, Tensors
+from streams.formats.numbers import find_wrong_target
 from streams.formats.safetensors_header import TensorInfo, read_header
 from streams.spec import DYNAMIC, IGNORED, Limits, TargetSpec, TaskSpec, fits, join_name
 from streams.types import Rejected
@@ -283,11 +285,11 @@ def _load(body: bytes) -> dict[str, Tensor]:
 
 def _batch(tensors: dict[str, Tensor], part: str, spec: TaskSpec) -> Batch:
     x = _inputs(tensors, part, spec)
+    weight = tensors.get(f"{part}_weight")
     targets = {
-        name: _target(join_name(f"{part}_y", name), tensors[join_name(f"{part}_y", name)], target)
+        name: _target(join_name(f"{part}_y", name), tensors[join_name(f"{part}_y", name)], target, weight)
         for name, target in spec.list_targets().items()
     }
-    weight = tensors.get(f"{part}_weight")
     if weight is not None and bool((_finite(f"{part}_weight", weight) < 0).any()):
         at = int(torch.nonzero(weight < 0)[0])
         raise Rejected("bad_weight", f"{part}_weight is {weight[at].item():g} at sample {at}; a weight is at least 0")
@@ -302,9 +304,13 @@ def _inputs(tensors: dict[str, Tensor], part: str, spec: TaskSpec) -> Tensors:
     return from_named(found)
 
 
-def _target(name: str, y: Tensor, target: TargetSpec) -> Tensor:
+def _target(name: str, y: Tensor, target: TargetSpec, weight: Tensor | None) -> Tensor:
     if target.kind == "real":
-        return _finite(name, y.to(torch.float32))
+        y = _finite(name, y.to(torch.float32))
+        counted = None if weight is None else weight.numpy() > 0
+        if what := find_wrong_target(y.numpy(), target.values, counted):
+            raise Rejected("bad_target", f"{name} {what}")
+        return y
     labels = y.to(torch.int64)  # an unsigned label of 2^63 or more becomes negative here and is rejected below
     assert target.ways is not None
     outside = (labels < 0) | (labels >= target.ways)
@@ -356,7 +362,8 @@ class _TensorCheck(NamedTuple):
     """Where the values of one tensor lie in a body, and what they must be.
 
     Labels lie in [0, ``ways``); with ``ignored``, some may be -100. Weights are at least 0, and one is positive. Other
-    values are finite.
+    values are finite. Real targets, of the ``shape``, are what ``values`` says; the weights of their samples begin at
+    ``weights``, if there are any.
     """
 
     dtype: np.dtype[np.generic]
@@ -365,6 +372,9 @@ class _TensorCheck(NamedTuple):
     ways: int | None
     ignored: bool
     weight: bool
+    shape: tuple[int, ...]
+    values: str
+    weights: int | None
 
 
 def canonical_bytes(body: bytes, spec: TaskSpec, limits: Limits) -> bytes:
@@ -393,12 +403,12 @@ def is_canonical(body: bytes, spec: TaskSpec, limits: Limits) -> bool:
 def _plan_checks(head: bytes, length: int, spec: TaskSpec, limits: Limits) -> tuple[_TensorCheck, ...]:
     """Return the value checks that remain for a body of ``length`` bytes with header ``head``; () if it needs decoding.
 
-    The header is decoded once with a body of zeros, and weights of 1. Zero is finite and a valid label, so the decoder
-    rejects such a body only for its header.
+    The header is decoded once with a body of zeros, and weights of 1. Zero is finite and a valid label, and here real
+    targets may be any number, so the decoder rejects such a body only for its header.
     """
     try:
         example = _make_example(head, length)
-        if encode(decode(example, spec, limits)) != example:
+        if encode(decode(example, _accept_any_number(spec), limits)) != example:
             return ()
     except (Rejected, ValueError, KeyError, TypeError):
         return ()
@@ -411,11 +421,28 @@ def _plan_checks(head: bytes, length: int, spec: TaskSpec, limits: Limits) -> tu
     for name, info in header.items():
         start, end = info["data_offsets"]
         dtype, target = np.dtype(_DTYPES[info["dtype"]]), targets.get(name)
-        ignored = bool(target and target.shape) and f"{name.split('_')[0]}_weight" not in weights
-        length = (end - start) // dtype.itemsize
-        ways = target.ways if target else None
-        checks.append(_TensorCheck(dtype, len(head) + start, length, ways, ignored, name in weights))
+        weight = f"{name.split('_')[0]}_weight"
+        ignored = bool(target and target.shape) and weight not in weights
+        checks.append(
+            _TensorCheck(
+                dtype,
+                start=len(head) + start,
+                length=(end - start) // dtype.itemsize,
+                ways=target.ways if target else None,
+                ignored=ignored,
+                weight=name in weights,
+                shape=tuple(info["shape"]),
+                values=target.values if target else "numbers",
+                weights=len(head) + header[weight]["data_offsets"][0] if weight in weights else None,
+            )
+        )
     return tuple(checks)
+
+
+def _accept_any_number(spec: TaskSpec) -> TaskSpec:
+    """Return the tasks whose real targets may be any numbers."""
+    targets = {name: replace(target, values="numbers") for name, target in spec.targets.items()}
+    return replace(spec, y_values="numbers", targets=targets)
 
 
 def _make_example(head: bytes, length: int) -> bytes:
@@ -441,4 +468,11 @@ def _values_are_valid(body: bytes, check: _TensorCheck) -> bool:
         return bool(known.all()) or (check.ignored and bool(known.any() and (known | (values == IGNORED)).all()))
     if check.weight:
         return bool(np.isfinite(values).all() and (values >= 0).all() and (values > 0).any())
-    return check.dtype.kind != "f" or bool(np.isfinite(values).all())
+    if check.dtype.kind != "f":
+        return True
+    if not np.isfinite(values).all():
+        return False
+    if check.values == "numbers":
+        return True
+    weights = None if check.weights is None else np.frombuffer(body, "<f4", check.shape[0], check.weights)
+    return not find_wrong_target(values.reshape(check.shape), check.values, None if weights is None else weights > 0)

@@ -16,6 +16,7 @@ from annotated_types import Ge
 from safetensors.numpy import save
 
 from streams.entities import make_entity_id
+from streams.formats.numbers import find_wrong_target
 from streams.formats.rows import Row
 from streams.formats.safetensors_header import Array
 from streams.spec import IGNORED, TaskSpec
@@ -255,7 +256,10 @@ class Groups:
         """Refuse numbers that are not finite, and a sample of another shape than those it would be stacked with."""
         if not all(np.isfinite(values).all() for values in pair):
             raise Rejected("not_finite", f"the row at {row.begin} has a value that is NaN, infinite or too large")
-        classes = self.state.schema.spec.ways
+        spec = self.state.schema.spec
+        if what := find_wrong_target(pair[1][None], spec.y_values, None):
+            raise Rejected("bad_target", f"the target of the row at {row.begin} {what.replace(' at sample 0', '')}")
+        classes = spec.ways
         if classes is not None:
             labels = [label for label in pair[1].ravel().tolist() if label != IGNORED or not pair[1].shape]
             if wrong := [label for label in labels if not 0 <= label < classes]:

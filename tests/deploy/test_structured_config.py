@@ -47,6 +47,39 @@ def test_named_targets_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("loss", "task", "values"),
+    [
+        ("poisson", "y_shape = [2]", "counts"),
+        ("poisson", "y_shape = []", "counts"),
+        ("categorical", "y_shape = [2]", "probabilities"),
+        ("cross_entropy", "y_shape = [2]", "probabilities"),
+        ("cross_entropy", 'y_shape = [2]\ny_values = "numbers"', "numbers"),
+        ("mse", 'y_shape = [2]\ny_values = "counts"', "counts"),
+        ("mse", "y_shape = [2]", "numbers"),
+        ("bernoulli", "y_shape = [2]", "numbers"),
+    ],
+)
+def test_what_real_targets_must_be_follows_from_the_loss(tmp_path: Path, loss: str, task: str, values: str) -> None:
+    file = write(tmp_path, f"x_shape = [2]\n{task}\n")
+    file.write_text(file.read_text() + f'loss = "{loss}"\n')
+    assert read_config(file).task.list_targets()[""].values == values
+
+
+@pytest.mark.parametrize(
+    ("task", "y", "message"),
+    [
+        ('ways = 3\ny_values = "counts"\n', "", "y_values is 'counts', which real targets may be"),
+        ('y_values = "probabilities"\n', 'y = "real"\n', "y_values is 'probabilities', but a target is one number"),
+        ('y_values = "odds"\n', 'y = "real"\n', "y_values = 'odds': must be 'numbers', 'counts' or 'probabilities'"),
+    ],
+)
+def test_a_wrong_kind_of_values_says_what_is_right(tmp_path: Path, task: str, y: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_config(write(tmp_path, "x_shape = [2]\n" + task, y))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("task", "learners"),
     [
         (NAMED, {"from_scratch", "constant"}),

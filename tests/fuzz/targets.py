@@ -38,7 +38,12 @@ NAMED = TaskSpec(
     targets={"tags": TargetSpec(ways=3, shape=(3,)), "score": TargetSpec("real")},
 )
 """A spec with named inputs and targets, and targets for each entry."""
-ALL_SPECS = (*SPECS, NAMED)
+CHECKED = (
+    TaskSpec(x_shape=(2,), y="real", y_shape=(1,), y_values="counts"),
+    TaskSpec(x_shape=(2,), y="real", y_shape=(1,), y_values="probabilities"),
+)
+"""Specs whose targets have to be of a kind."""
+ALL_SPECS = (*SPECS, NAMED, *CHECKED)
 """The specs of whole tasks; a source of rows has one input and one target."""
 OPEN = 2
 """The spec with samples of different sizes."""
@@ -73,18 +78,24 @@ def check_batch(batch: Batch, spec: TaskSpec) -> None:
             fits(tuple(x[name].shape[1:]), one.shape) and x[name].dtype == getattr(torch, one.dtype)
             for name, one in spec.inputs().items()
         )
-        and all(_is_target(y[name], one) for name, one in spec.list_targets().items())
+        and all(_is_target(y[name], one, batch.weight) for name, one in spec.list_targets().items())
         and (batch.weight is None or (float(batch.weight.min()) >= 0 and float(batch.weight.max()) > 0))
     )
     if not right:
         raise AssertionError(f"not a batch of {spec}: {batch}")
 
 
-def _is_target(y: Tensor, target: TargetSpec) -> bool:
+def _is_target(y: Tensor, target: TargetSpec, weight: Tensor | None) -> bool:
     if not fits(tuple(y.shape[1:]), target.shape):
         return False
     if target.kind == "real":
-        return y.dtype == torch.float32
+        sums = (y if weight is None else y[weight > 0]).double().sum(1) if target.values == "probabilities" else None
+        return (
+            y.dtype == torch.float32
+            and (target.values == "numbers" or bool((y >= 0).all()))
+            and (target.values != "counts" or torch.equal(y, y.round()))
+            and (sums is None or bool(((sums - 1).abs() <= 1.001e-3).all()))
+        )
     known = y[y != IGNORED] if target.shape else y
     return y.dtype == torch.int64 and len(known) > 0 and 0 <= int(known.min()) <= int(known.max()) < (target.ways or 0)
 

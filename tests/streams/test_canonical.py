@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,72 @@ def test_the_fast_path_checks_values(at: str, value: bytes, reason: str) -> None
     with pytest.raises(Rejected) as caught:
         canonical_bytes(poison, SPEC, LIMITS)
     assert caught.value.reason == reason
+
+
+COUNTS = TaskSpec((2,), y="real", y_shape=(2,), y_values="counts")
+SHARES = TaskSpec((2,), y="real", y_shape=(2,), y_values="probabilities")
+
+
+@pytest.mark.parametrize(
+    ("spec", "y", "message"),
+    [
+        (COUNTS, [[0, 3], [2.5, 1]], "query_y is 2.5 at sample 1; a count is a whole number of 0 or more"),
+        (COUNTS, [[0, -1], [2, 1]], "query_y is -1 at sample 0; a count is a whole number of 0 or more"),
+        (SHARES, [[0.5, 0.5], [0.5, 0.6]], "query_y sums to 1.1 over the classes at sample 1; soft labels sum to 1"),
+        (SHARES, [[1.5, -0.5], [0, 1]], "query_y is -0.5 at sample 0; a soft label is at least 0"),
+        (SHARES, [[0.5, 0.5], [0, 1.0011]], "query_y sums to 1.0011 over the classes at sample 1"),
+    ],
+)
+def test_counts_and_soft_labels_are_checked_by_both_paths(spec: TaskSpec, y: list[list[float]], message: str) -> None:
+    right = torch.tensor([[1.0, 0], [0, 1]])
+    body = wire.encode(Task(Batch(torch.zeros(2, 2), right), Batch(torch.zeros(2, 2), torch.tensor(y).float())))
+    assert is_canonical(body, replace(spec, y_values="numbers"), LIMITS)
+    assert not is_canonical(body, spec, LIMITS)
+    for read in (decode, fast_path):
+        found = read(body, spec)
+        assert isinstance(found, str)
+        assert found.startswith(f"bad_target: {message}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "y", "weight"),
+    [
+        (COUNTS, [[0, 3], [2**24, 1]], None),
+        (SHARES, [[0.5, 0.5], [0, 1.0009]], None),
+        (SHARES, [[0.5, 0.5], [0, 0]], [1, 0]),  # padding
+        (replace(SHARES, y_shape=(2, 3)), [[[0, 0.5, 1], [1, 0.5, 0]], [[1, 1, 1], [0, 0, 0]]], None),
+    ],
+)
+def test_right_counts_and_soft_labels_are_canonical(
+    spec: TaskSpec, y: list[list[float]], weight: list[float] | None
+) -> None:
+    weights = None if weight is None else torch.tensor(weight, dtype=torch.float32)
+    batch = Batch(torch.zeros(2, 2), torch.tensor(y, dtype=torch.float32), weights)
+    body = wire.encode(Task(batch, batch))
+    assert is_canonical(body, spec, LIMITS)
+    assert decode(body, spec) == body
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([COUNTS, SHARES, replace(SHARES, y_shape=(3, 2))]), st.booleans())
+def test_both_paths_agree_on_the_edge_of_what_is_right(seed: int, spec: TaskSpec, weighted: bool) -> None:
+    random = np.random.default_rng(seed)
+
+    def make() -> Batch:
+        y = random.uniform(0, 1, (3, *spec.y_shape))
+        y = y / y.sum(1, keepdims=True) * (1 + random.choice([0, 0.000999, 0.001, 0.001001, -0.001])) + 0.0
+        y = (
+            y
+            if spec.y_values == "probabilities"
+            else random.choice([0, 1, 2, 0.5, -1], size=y.shape, p=[0.4, 0.3, 0.2, 0.05, 0.05])
+        )
+        weight = torch.from_numpy(random.integers(0, 2, 3)).float() if weighted else None
+        return Batch(torch.zeros(3, 2), torch.from_numpy(y).float(), weight)
+
+    body = wire.encode(Task(make(), make()))
+    found = decode(body, spec)
+    assert fast_path(body, spec) == found
+    assert is_canonical(body, spec, LIMITS) == isinstance(found, bytes)
 
 
 def test_the_fast_path_checks_limits() -> None:

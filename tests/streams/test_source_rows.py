@@ -171,6 +171,30 @@ def test_a_row_that_cannot_be_read_is_refused_alone_and_says_why(tmp_path: Path)
     assert next(one for one in found if one.rejection).body == b"a,tall,0,0\n"
 
 
+@pytest.mark.parametrize(
+    ("values", "wrong", "message"),
+    [
+        ("counts", ("a", 0, 1.5, 1), "the target of the row at 18 is 1.5; a count is a whole number of 0 or more"),
+        (
+            "probabilities",
+            ("a", 0, 0.5, 0.2),
+            "the target of the row at 18 sums to 0.7 over the classes; soft labels sum to 1",
+        ),
+    ],
+)
+def test_a_row_whose_count_or_soft_label_is_none_is_refused_alone(
+    tmp_path: Path, values: str, wrong: tuple, message: str
+) -> None:
+    right = ("a", 0, 1, 0)
+    path = write_csv(tmp_path / "rows.csv", [right, wrong, right], ("key", "x", "y", "z"))
+    spec = TaskSpec(x_shape=(1,), y="real", y_shape=(2,), y_values=values)
+    refused, task = read_all(make_source(path, spec, y=("y", "z")).read(None))
+    assert refused.rejection is not None
+    assert refused.rejection.reason == "bad_target"
+    assert refused.rejection.detail == message
+    assert len(wire.decode(task.body, spec, Limits()).support.y) == 1
+
+
 def test_of_many_entities_those_with_the_newest_rows_are_kept(tmp_path: Path) -> None:
     table = [("a", 1, 0, 0), ("a", 2, 0, 0), ("b", 3, 0, 0), ("c", 4, 0, 0), ("b", 5, 0, 0), ("d", 6, 0, 0)]
     source = make_source(write_csv(tmp_path / "a.csv", table), max_entities=2)

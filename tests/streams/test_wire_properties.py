@@ -1,3 +1,5 @@
+from typing import get_args
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from online_meta.batches import as_named, count_samples, from_named
 from online_meta.types import Batch, Task
 from streams.formats import wire
-from streams.spec import DTYPES, IGNORED, InputSpec, Limits, TargetSpec, TaskSpec
+from streams.spec import DTYPES, IGNORED, InputSpec, Limits, TargetSpec, TaskSpec, Values
 from streams.types import Rejected
 
 LIMITS = Limits(body_bytes=1_000_000, samples=100)
@@ -27,7 +29,8 @@ def inputs(draw: st.DrawFn) -> InputSpec:
 def targets(draw: st.DrawFn) -> TargetSpec:
     if draw(st.booleans()):
         return TargetSpec("class", draw(st.integers(1, 9)), draw(shapes))
-    return TargetSpec("real", shape=draw(shapes))
+    shape = draw(shapes)
+    return TargetSpec("real", shape=shape, values=draw(st.sampled_from(get_args(Values)[: 3 if shape else 2])))
 
 
 @st.composite
@@ -36,7 +39,9 @@ def specs(draw: st.DrawFn) -> TaskSpec:
     named = {} if draw(st.booleans()) else draw(st.dictionaries(names, inputs(), min_size=1, max_size=3))
     several = {} if draw(st.booleans()) else draw(st.dictionaries(names, targets(), min_size=1, max_size=3))
     about_x = {"x": named} if named else {"x_shape": x.shape, "x_dtype": x.dtype}
-    about_y = {"targets": several} if several else {"y": y.kind, "ways": y.ways, "y_shape": y.shape}
+    about_y = (
+        {"targets": several} if several else {"y": y.kind, "ways": y.ways, "y_shape": y.shape, "y_values": y.values}
+    )
     return TaskSpec(**about_x, **about_y, query_share=share)
 
 
@@ -51,6 +56,10 @@ def batch_of(spec: TaskSpec, n: int, seed: int) -> Batch:
     for name, one in spec.list_targets().items():
         if one.kind == "real":
             y[name] = torch.randn(n, *one.shape, generator=random)
+            if one.values == "counts":
+                y[name] = (5 * y[name]).abs().floor()
+            elif one.values == "probabilities":
+                y[name] = y[name].softmax(1)
             continue
         y[name] = torch.randint(one.ways or 1, (n, *one.shape), generator=random)
         if one.shape and seed % 4 == 1:
@@ -86,6 +95,13 @@ def check_is_a_task_of(spec: TaskSpec, task: Task) -> None:
                 assert len(known)
                 assert known.min() >= 0
                 assert known.max() < (target.ways or 0)
+            elif target.values == "counts":
+                assert (y[name] >= 0).all()
+                assert torch.equal(y[name], y[name].round())
+            elif target.values == "probabilities":
+                counted = y[name] if batch.weight is None else y[name][batch.weight > 0]
+                assert (y[name] >= 0).all()
+                assert ((counted.double().sum(1) - 1).abs() <= 1.001e-3).all()
         if batch.weight is not None:
             assert batch.weight.shape == (count_samples(batch),)
             assert torch.isfinite(batch.weight).all()
@@ -130,7 +146,8 @@ def test_a_held_out_query_is_part_of_the_support(spec: TaskSpec, n: int, seed: i
 def test_a_mutated_body_is_a_task_or_rejected(
     data: st.DataObject, real: bool, changes: list[tuple[int, int]], cut: int | None
 ) -> None:
-    spec = TaskSpec((2,), y="real", y_shape=(1,)) if real else NAMED
+    values = data.draw(st.sampled_from(get_args(Values)))
+    spec = TaskSpec((2,), y="real", y_shape=(2,), y_values=values) if real else NAMED
     body = bytearray(wire.encode(Task(batch_of(spec, 4, 0), batch_of(spec, 2, 3))))
     for at, value in changes:
         body[at % len(body)] = value
@@ -164,5 +181,6 @@ REASONS = {
     "empty_query",
     "not_finite",
     "label_out_of_range",
+    "bad_target",
     "bad_weight",
 }
