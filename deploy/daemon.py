@@ -50,6 +50,7 @@ from streams.history.maintenance import reach_archive
 from streams.ingest.dead_letters import DeadLetters
 from streams.ingest.ingest import Ingest
 from streams.ingest.source_reader import LagMonitor
+from streams.segmenting.by_entity import EntitySource
 from streams.types import Gap, SavesState, TaskSource
 from trainers.journal.fork_log import read_branches
 from trainers.journal.run_files import RunFiles
@@ -179,6 +180,7 @@ def _serve(config: Config, ready: Callable[[str], None], drain: Drain) -> None:
         cleanup.callback(forks.close, drain.seconds_left)
         state = make_state(config, files, history, token, cleanup, drain, children, trial, scored)
         state.forks = forks
+        state.tables = {name: source for name, source in sources.items() if isinstance(source, EntitySource)}
         state.refresh()
         upkeep = cleanup.enter_context(contextlib.closing(MaintenanceSupervisor(history, config, files)))
         drain.on_begin.append(upkeep.ask_to_stop)

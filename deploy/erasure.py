@@ -27,6 +27,7 @@ from streams.history.erasure import (
 from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.observations import list_observed
+from streams.history.predictions import list_predicted
 from streams.history.retention import list_removed
 from streams.ingest.dead_letters import read_letters
 from streams.segmenting.by_entity import SUFFIX, read_saved
@@ -70,7 +71,7 @@ def forget_entity(folder: Path, key: str | None, reached: Callable[[str], None] 
             erasure = plan_erasure(history, key)
             letters = (letter["id"] for _, letter in read_letters(files.dead_letters))
             open_rows = (saved and key in saved.entities for saved in map(read_saved, files.sources.glob(f"*{SUFFIX}")))
-            observed = key in list_observed(history)
+            observed = key in list_observed(history) or key in list_predicted(history)
             if not (erasure.rounds or observed or any(map(erasure.names, letters)) or any(open_rows)):
                 raise CommandError(CONFIG, f"{folder} has nothing of an entity {key!r}: is this its key?")
             log_erasures(history, [erasure])

@@ -16,6 +16,8 @@ from online_meta.functional.classes import count_entries, find_right
 from online_meta.outcomes import LossFunction, average_outputs
 from online_meta.types import Component, Outcome, Prediction, Tensors
 
+_BISECTIONS, _DOUBLINGS = 60, 60
+
 
 def point(outcome: Outcome, output: Tensors) -> Prediction:
     """Return the prediction of a single output (n, ...)."""
@@ -243,6 +245,38 @@ def cdf_of(prediction: Prediction, y: Tensors) -> Tensor | None:
     return _average(prediction, found)
 
 
+def quantile_of(prediction: Prediction, share: float) -> Tensor | None:
+    """Return the value below which each target lies with a probability, (n, ...) in float64; None without a ``cdf``.
+
+    It is found by bisection between bounds around the mean, so that it is that of the whole mixture.
+
+    Args:
+        prediction: the prediction.
+        share: the probability, between 0 and 1.
+    """
+    mean = mean_of(prediction).double()
+    low, high, width = mean, mean, 1.0
+    if cdf_of(prediction, low) is None:
+        return None
+    for _ in range(_DOUBLINGS):  # until the bounds enclose the quantile
+        below, above = (cdf_of(prediction, bound) for bound in (low, high))
+        assert below is not None
+        assert above is not None
+        if bool((below <= share).all() and (above >= share).all()):
+            break
+        low, high, width = (
+            torch.where(below > share, low - width, low),
+            torch.where(above < share, high + width, high),
+            2 * width,
+        )
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        reached = cdf_of(prediction, middle)
+        assert reached is not None
+        low, high = torch.where(reached < share, middle, low), torch.where(reached < share, high, middle)
+    return (low + high) / 2
+
+
 def to_double(prediction: Prediction) -> Prediction:
     """Return the prediction in float64."""
     return tuple(
@@ -296,5 +330,6 @@ __all__ = [
     "point",
     "pool",
     "probabilities_of",
+    "quantile_of",
     "to_double",
 ]

@@ -250,6 +250,9 @@ class Limits:
         commit_batch: the largest number of arrivals in one commit.
         dead_letters: the largest number of rejected arrivals that are kept for inspection; 0 keeps none.
         dead_letter_bytes: their largest total size in bytes; 0 keeps none.
+        kept_predictions: the largest number of kept predictions that wait for their labels.
+        kept_prediction_bytes: their largest total size in bytes.
+        kept_prediction_days: after how many days one of them is dropped, when the next prediction is kept.
 
     Raises:
         ValueError: if a limit is not a whole number, or is below its minimum.
@@ -270,6 +273,9 @@ class Limits:
     commit_batch: Annotated[int, Ge(1)] = 64
     dead_letters: Annotated[int, Ge(0)] = 1_000
     dead_letter_bytes: Annotated[int, Ge(0)] = 256 * 1024 * 1024
+    kept_predictions: Annotated[int, Ge(1)] = 10_000
+    kept_prediction_bytes: Annotated[int, Ge(1)] = 256 * 1024 * 1024
+    kept_prediction_days: Annotated[int, Ge(1)] = 90
 
     def __post_init__(self) -> None:
         """Validate the limits."""

@@ -29,6 +29,7 @@ from streams.formats.text import padding_id
 from streams.history.history import History
 from streams.segmenting.by_entity import EntitySource
 from streams.segmenting.by_leader import NeedsLeader
+from streams.sources.http import Settings as HttpSettings
 from streams.spec import TaskSpec, join_name
 from streams.tables.schema import name_inputs
 from streams.types import Rejected, ReportsLag, TaskSource
@@ -162,6 +163,12 @@ def open_sources(config: Config, history: History | None = None) -> dict[str, Ta
                 branches = read_branches(folder)
                 found = found.create(leader_of(config, branches.files_of(folder, branches.served), history))
             opened[source.name] = found
+    tables = [name for name, one in opened.items() if isinstance(one, EntitySource)]
+    for source in config.source:
+        wanted = source.settings.table if isinstance(source.settings, HttpSettings) else None
+        if wanted is not None and wanted not in tables:
+            known = ", ".join(map(repr, tables)) or "there is none"
+            raise ConfigError(f"[[source]] {source.name}: table = {wanted!r} is no source with columns: {known}")
     return opened
 
 

@@ -23,12 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import online_meta
 from deploy.server import entities, routes
+from deploy.server.entity_rows import StatisticsUnknown
 from deploy.server.limits import BodyBudget, BudgetExhausted, TooSlow
 from deploy.server.origins import JSON_TYPES, TASK_TYPES, AllowedHosts, refuse_media_type
 from deploy.server.state import DaemonState
 from streams.formats.compression import DECOMPRESSORS
 from streams.formats.json_body import find_short_example
 from streams.history.errors import HistoryDamaged, HistoryFull
+from streams.history.predictions import PredictionsFull
 from streams.types import BacklogFull, IngestClosed, Rejected
 
 
@@ -279,6 +281,14 @@ async def _disk_full(_request: Request, error: Any) -> Response:
     return _error_response(507, "disk_full", f"the task was not stored: {error}", **{"Retry-After": "10"})
 
 
+async def _predictions_full(_request: Request, error: Any) -> Response:
+    return _error_response(507, "predictions_full", str(error))
+
+
+async def _not_ready(_request: Request, error: Any) -> Response:
+    return _error_response(503, "not_ready", str(error), **{"Retry-After": "1"})
+
+
 async def _closing(_request: Request, error: Any) -> Response:
     return _error_response(503, "draining", str(error), **{"Retry-After": "5"})
 
@@ -296,6 +306,8 @@ _ERROR_HANDLERS: dict[type[Exception], Any] = {
     BudgetExhausted: _budget_exhausted,
     BacklogFull: _backlog_full,
     HistoryFull: _disk_full,
+    PredictionsFull: _predictions_full,
+    StatisticsUnknown: _not_ready,
     IngestClosed: _closing,
     HistoryDamaged: _damaged,
 }

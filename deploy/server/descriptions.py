@@ -125,3 +125,37 @@ PROMOTION_ERRORS: dict[int | str, dict[str, Any]] = {
     415: QUARANTINE_ERRORS[415],
     503: {"description": "The branch has not learned enough rounds yet; see Retry-After", **ERROR},
 }
+
+
+def _entity_body(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    """Return the description of a body in JSON about an entity."""
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    schema |= {"required": required} if required else {}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_ROWS: dict[str, Any] = {"rows": {"type": "array", "items": {"type": "object"}}}
+PREDICT_BODY = _entity_body({**_ROWS, "keep": {"type": "boolean", "default": False}}, ["rows"])
+OBSERVE_BODY = _entity_body({**_ROWS, "prediction": {"type": "string"}, "labels": {"type": "array", "items": {}}}, [])
+
+
+_ENTITY_ERRORS: dict[int | str, dict[str, Any]] = {
+    **{status: TASK_RESPONSES[status] for status in (408, 413, 415, 422, 429)},
+    503: {
+        "description": "The daemon drains, or what it answers from is not known yet; see Retry-After",
+        **ERROR,
+    },
+}
+PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **_ENTITY_ERRORS,
+    404: {"description": "This daemon keeps no predictions, because it does not accept rows over HTTP", **ERROR},
+    507: {"description": "No further prediction can be kept, or the disk is full", **ERROR},
+}
+OBSERVE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **_ENTITY_ERRORS,
+    200: {"description": "The rows or labels are durable already"},
+    201: {"description": "The rows or labels are durable"},
+    404: {"description": "This daemon does not accept rows over HTTP, or no such prediction is kept", **ERROR},
+    409: {"description": "The prediction has other labels already", **ERROR},
+    507: TASK_RESPONSES[507],
+}

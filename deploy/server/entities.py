@@ -1,66 +1,55 @@
 """The routes of the HTTP API on entities, such as stores or patients: what is known of one, predictions, new rows."""
 
 import json
-from dataclasses import replace
+import math
+import time
 from hashlib import sha256
+from secrets import token_hex
 from typing import Annotated, Any
 
 import torch
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.torch import load
 
-from deploy.server.descriptions import ERROR, TASK_RESPONSES
-from deploy.server.limits import read_body
+from deploy.leader import model_error_context, name_outcomes, name_prediction, restore_prediction
+from deploy.server.descriptions import ERROR, OBSERVE_BODY, OBSERVE_RESPONSES, PREDICT_BODY, PREDICT_RESPONSES
+from deploy.server.entity_rows import (
+    DecodedRows,
+    decode_rows,
+    encode_labels,
+    find_rows,
+    find_settings,
+    prediction_to_json,
+    read_object,
+    save_tensors,
+)
 from deploy.server.routes import describe_round
 from deploy.server.state import DaemonState
-from online_meta.batches import count_samples, select_samples
-from online_meta.prediction import cdf_of, mean_of, probabilities_of
-from online_meta.types import Batch, Prediction, Task, Tensors
+from online_meta.batches import count_samples, name_tensors, select_samples
+from online_meta.prediction import loss_of
+from online_meta.types import Batch, Prediction, Task
 from streams.entities import make_entity_id
 from streams.formats import wire
-from streams.formats.json_body import encode_json, make_example, tensors_to_json
 from streams.history.entity_rounds import find_rounds, read_rows
 from streams.history.errors import RoundDiscarded
 from streams.history.observations import assign_task, drop_bodies, join_rows, keep_rows, list_waiting
-from streams.sources.http import Settings
+from streams.history.predictions import (
+    Kept,
+    Room,
+    count_unlabelled,
+    drop_prediction_body,
+    find_prediction,
+    keep_prediction,
+    note_labels,
+)
+from streams.tables.schema import select_targets, write_state
 from streams.types import Arrival, BacklogFull, Receipt, Rejected
 
 router = APIRouter()
 
 Key = Annotated[str, Path(description="the key of the entity, percent-encoded", min_length=1, max_length=1000)]
-LEVEL = 0.9
-"""The probability that an interval of a prediction has."""
-_BISECTIONS, _DOUBLINGS = 60, 60
-_NO_LIMIT = 1 << 62
-_ROWS: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"rows": {"type": "array", "items": {"type": "object"}}},
-                    "required": ["rows"],
-                }
-            }
-        },
-    }
-}
-_ERRORS: dict[int | str, dict[str, Any]] = {status: TASK_RESPONSES[status] for status in (408, 413, 415, 422, 429)}
-_PREDICT: dict[int | str, dict[str, Any]] = {
-    **_ERRORS,
-    503: {"description": "No meta-parameters have been published yet", **ERROR},
-}
-_OBSERVE: dict[int | str, dict[str, Any]] = {
-    **_ERRORS,
-    200: {"description": "The rows are durable already"},
-    201: {"description": "The rows are durable"},
-    404: {"description": "This daemon does not accept rows over HTTP", **ERROR},
-    507: TASK_RESPONSES[507],
-}
 
 
 @router.get("/v1/entities/{key:path}", responses={404: {"description": "The run has nothing of this entity", **ERROR}})
@@ -73,11 +62,13 @@ def show_entity(
 
     `rounds` lists the newest ones, oldest first, of `total` rounds from `first_round` to `last_round`. A row that
     several tasks have, because the support of the later ones is the entity's own past, counts once. `waiting` rows were
-    observed and are in no task yet; they count, too. `rows` is null if retention has removed one of the rounds.
+    observed and are in no task yet; they count, too. `rows` is null if retention has removed one of the rounds. `kept`
+    predictions wait for their labels.
     """
     state: DaemonState = request.app.state.daemon
     found, waiting = find_rounds(state.history, key), list_waiting(state.history, key)
-    if not found and not waiting:
+    kept = count_unlabelled(state.history, key)
+    if not found and not waiting and not kept:
         detail = f"the run has nothing of an entity {key!r}: the id of its tasks would be SOURCE..KEY..AT"
         return JSONResponse({"reason": "unknown_entity", "detail": detail}, 404)
     state.refresh()
@@ -90,6 +81,7 @@ def show_entity(
         "entity": key,
         "rows": count,
         "waiting": sum(one.rows for one in waiting),
+        "kept": kept,
         "total": len(found),
         "first_round": found[0] if found else None,
         "last_round": found[-1] if found else None,
@@ -114,25 +106,42 @@ def _is_durable(state: DaemonState, task: str | None) -> bool:
     return task is not None and state.history.find(task) is not None
 
 
-@router.post("/v1/entities/{key:path}/predict", responses=_PREDICT, openapi_extra=_ROWS)
+@router.post("/v1/entities/{key:path}/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY)
 async def predict(request: Request, key: Key) -> Response:
     """Predict the targets of `rows` of an entity, after adapting to what is known of it: `{"rows": [{"x": [0.5]}]}`.
+
+    Where a source of the run has columns, a row may have their names instead: `{"price": 3.5, "colour": "red"}`. The
+    answer is then in the units of the target's column, and labels and `classes` are its categories.
 
     The support set are the newest known rows, at most `past_rows` of `[[source]] kind = "http"`; `rows` says how many.
     The answer has the `mean` of each target, or of classes the `probabilities` and the `labels`. Where the outcome has
     a distribution function, `interval` has the bounds `low` and `high` between which a target lies with a probability
-    of `level`. Nothing is stored.
+    of `level`. Nothing is stored, unless the body has `"keep": true`: the prediction is then kept until its labels are
+    sent to `observe` with the id `prediction`.
     """
     state: DaemonState = request.app.state.daemon
-    rows = await _read_json_rows(request)
+    body = await read_object(request)
+    rows, keep = find_rows(body), body.get("keep", False)
+    if not isinstance(keep, bool):
+        raise Rejected("unreadable", '"keep" must be true or false')
+    source = _find_source(state)
+    if keep and source is None:
+        return _no_source()
 
     def answer() -> dict[str, Any]:
-        known = _read_known(state, key, _find_settings(state).past_rows)
-        like, query_x = _decode(state, rows, targets=False)
-        example = select_samples(like, slice(0, 0)) if known is None else known
-        prediction, round = state.adapter.predict(example, query_x)
+        known = _read_known(state, key, find_settings(state).past_rows)
+        decoded = decode_rows(state, rows, targets=False)
+        if keep and known is None and len(rows) < 2:
+            detail = "no row of the entity is known: observe some, or keep a prediction of two rows or more, so that "
+            raise Rejected("empty_support", detail + "part of them can be the support set of their task")
+        example = select_samples(decoded.batch, slice(0, 0)) if known is None else known
+        prediction, round = state.adapter.predict(example, decoded.x)
         count = 0 if known is None else count_samples(known)
-        return {"entity": key, "rows": count, "round": round, **_prediction_to_json(prediction)}
+        found = {"entity": key, "rows": count, "round": round, **prediction_to_json(prediction, decoded.table)}
+        if keep:
+            assert source is not None
+            found["prediction"] = _keep(state, source, key, (known, decoded, prediction, round))
+        return found
 
     try:
         return JSONResponse(await to_thread.run_sync(answer, limiter=request.app.state.adapting))
@@ -141,24 +150,35 @@ async def predict(request: Request, key: Key) -> Response:
         return JSONResponse({"reason": "not_ready", "detail": detail}, 503, headers={"Retry-After": "1"})
 
 
-@router.post("/v1/entities/{key:path}/observe", status_code=201, responses=_OBSERVE, openapi_extra=_ROWS)
+@router.post(
+    "/v1/entities/{key:path}/observe", status_code=201, responses=OBSERVE_RESPONSES, openapi_extra=OBSERVE_BODY
+)
 async def observe(request: Request, key: Key, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Take new rows of an entity: `{"rows": [{"x": [0.5], "y": [1]}]}`. They are durable when the response is sent.
+
+    Where a source of the run has columns, a row may have their names instead: `{"price": 3.5, "sold": 12}`.
 
     Once `min_rows` of `[[source]] kind = "http"` wait, they become a task: the rows known before are its support set
     and the new ones its query set. The first task of an entity holds out. `task` has its id and round, or is null. Rows
     that are sent again with the same header `Idempotency-Key` count once; the default is the SHA-256 of the rows.
+
+    The labels of a kept prediction, `{"prediction": "...", "labels": [1.5]}`, one for each of its rows, make a round at
+    once: its support set is what the prediction saw. `loss` is that of the stored answer, which the record of the round
+    has as `stored_answer`. The same labels again count once.
     """
     state: DaemonState = request.app.state.daemon
-    source = next((source.name for source in state.config.source if source.kind == "http"), None)
+    source = _find_source(state)
     if source is None:
-        detail = 'this daemon does not accept rows over HTTP: add [[source]] kind = "http" to its configuration'
-        return JSONResponse({"reason": "no_http_source", "detail": detail}, 404)
-    rows = await _read_json_rows(request)
+        return _no_source()
+    wire.check_id(make_entity_id(source, key, "0" * 20), state.config.serve.limits)
+    body = await read_object(request)
+    if "prediction" in body:
+        return await to_thread.run_sync(_take_labels, state, key, body)
+    rows = find_rows(body)
     name = idempotency_key or sha256(json.dumps(rows).encode()).hexdigest()
 
     def take() -> dict[str, Any]:
-        batch, _ = _decode(state, rows, targets=True)
+        batch = decode_rows(state, rows, targets=True).batch
         with state.observing:
             new = keep_rows(state.history, key, name, batch, len(rows))
             receipt = _make_task(state, source, key)
@@ -166,57 +186,18 @@ async def observe(request: Request, key: Key, idempotency_key: Annotated[str | N
         task = None if receipt is None else {"id": receipt.id, "round": receipt.round}
         return {"entity": key, "new": len(rows) if new else 0, "waiting": waiting, "task": task}
 
-    wire.check_id(make_entity_id(source, key, "0" * 20), state.config.serve.limits)
     answer = await to_thread.run_sync(take)
     return JSONResponse(answer, 201 if answer["new"] else 200)
 
 
-async def _read_json_rows(request: Request) -> list[dict[str, Any]]:
-    """Return the rows in the body of a request; raises ``Rejected`` if there are none."""
-    with request.app.state.body_budget.reserve() as reservation:
-        body = await read_body(request, reservation)
-    limits = request.app.state.daemon.config.serve.limits
-    if len(body) > limits.json_bytes:
-        raise Rejected("too_large", f"the body has {len(body)} bytes; at most {limits.json_bytes} are accepted")
-    try:
-        rows = json.loads(body)["rows"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Rejected("unreadable", 'the body is not JSON such as {"rows": [{"x": [0.5], "y": [1]}]}') from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise Rejected("unreadable", '"rows" must be a list of one or more objects, such as [{"x": [0.5], "y": [1]}]')
-    return rows
+def _no_source() -> JSONResponse:
+    detail = 'this daemon does not accept rows over HTTP: add [[source]] kind = "http" to its configuration'
+    return JSONResponse({"reason": "no_http_source", "detail": detail}, 404)
 
 
-def _decode(state: DaemonState, rows: list[dict[str, Any]], *, targets: bool) -> tuple[Batch, Tensors]:
-    """Return rows as a batch, and their inputs; without ``targets`` the batch has arbitrary ones of the right shape."""
-    spec, limits = state.config.task, state.config.serve.limits
-    allowed = {"x", "y"} if targets else {"x"}
-    for at, row in enumerate(rows):
-        if set(row) != allowed:
-            needed = " and ".join(f'"{name}"' for name in sorted(allowed))
-            raise Rejected("missing_tensor", f"row {at} has {', '.join(map(repr, row))}; it needs {needed} and no more")
-    fields = _stack("support_x", [row["x"] for row in rows]) | _stack("query_x", [row["x"] for row in rows])
-    if targets:
-        fields |= _stack("support_y", [row["y"] for row in rows])
-    else:
-        example = make_example(spec).items()
-        fields |= {name: value[:1] * len(rows) for name, value in example if name.startswith("support_y")}
-    body = encode_json(json.dumps(fields).encode(), spec, replace(limits, json_bytes=_NO_LIMIT))
-    return wire.decode_support(body, spec, limits)
-
-
-def _stack(name: str, values: list[Any]) -> dict[str, list[Any]]:
-    """Return the values of all rows under the name of the tensor, or of each named one."""
-    if not isinstance(values[0], dict):
-        return {name: values}
-    names = list(values[0])
-    if not all(isinstance(value, dict) and list(value) == names for value in values):
-        raise Rejected("missing_tensor", f"each row must have the same names in the same order: {', '.join(names)}")
-    return {f"{name}.{key}": [value[key] for value in values] for key in names}
-
-
-def _find_settings(state: DaemonState) -> Settings:
-    return next((one.settings for one in state.config.source if one.kind == "http"), Settings())
+def _find_source(state: DaemonState) -> str | None:
+    """Return the name of the source that takes rows over HTTP; None if there is none."""
+    return next((source.name for source in state.config.source if source.kind == "http"), None)
 
 
 def _make_task(state: DaemonState, source: str, key: str) -> Receipt | None:
@@ -225,7 +206,7 @@ def _make_task(state: DaemonState, source: str, key: str) -> Receipt | None:
     Raises:
         Rejected: if the task is refused, for example because the model fails on it; its rows are then a dead letter.
     """
-    settings, waiting = _find_settings(state), list_waiting(state.history, key)
+    settings, waiting = find_settings(state), list_waiting(state.history, key)
     begun = [one for one in waiting if one.task is not None]
     if not begun:
         if sum(one.rows for one in waiting) < settings.min_rows:
@@ -252,43 +233,73 @@ def _make_task(state: DaemonState, source: str, key: str) -> Receipt | None:
     return Receipt(id, round, duplicate=False)
 
 
-def _prediction_to_json(prediction: Prediction) -> dict[str, Any]:
-    """Return what a prediction says of each row: probabilities and labels, or the mean and an interval."""
-    probabilities = probabilities_of(prediction)
-    if probabilities is not None:
-        labels = probabilities.argmax(1 if probabilities.dim() > 1 else 0)
-        return _to_json({"probabilities": probabilities, "labels": labels})
-    mean = mean_of(prediction)
-    found = _to_json({"mean": mean})
-    bounds = [_find_quantile(prediction, mean, (1 + side * LEVEL) / 2) for side in (-1, 1)]
-    if isinstance(bounds[0], Tensor) and isinstance(bounds[1], Tensor):
-        found["interval"] = {"level": LEVEL, **_to_json({"low": bounds[0], "high": bounds[1]})}
-    return found
+def _keep(
+    state: DaemonState, source: str, key: str, answered: tuple[Batch | None, DecodedRows, Prediction, int]
+) -> str:
+    """Keep an answer durably, with all that scores it later, and return its id; see ``keep_prediction``.
+
+    The id is that of the task which the rows become once their labels are known.
+    """
+    limits, id = state.config.serve.limits, make_entity_id(source, key, f"p{token_hex(8)}")
+    wire.check_id(id, limits)
+    known, decoded, prediction, round = answered
+    support = {} if known is None else wire.name_fields("support", known)
+    tensors = {**support, **name_tensors("query_x", decoded.x), **name_prediction(prediction)}
+    targets = None if decoded.table is None else json.dumps(write_state(select_targets(decoded.table)))
+    outcomes = json.dumps(name_outcomes(prediction, state.config.model))
+    seen = 0 if known is None else count_samples(known)
+    kept = Kept(id, key, round, count_samples(decoded.batch), seen, targets, outcomes, save_tensors(tensors))
+    room = Room(limits.kept_predictions, limits.kept_prediction_bytes, limits.kept_prediction_days)
+    with state.observing:
+        keep_prediction(state.history, kept, room, time.time())
+    return id
 
 
-def _to_json(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return tensors_to_json(save({name: one.detach().cpu().contiguous().clone() for name, one in tensors.items()}))
+def _take_labels(state: DaemonState, key: str, body: dict[str, Any]) -> JSONResponse:
+    """Make the round of a kept prediction from its labels, scored by the stored answer; see ``observe``."""
+    id, labels = body["prediction"], body.get("labels")
+    kept = find_prediction(state.history, id, key) if isinstance(id, str) else None
+    if kept is None:
+        detail = f"no prediction {id!r} of the entity {key!r} is kept: it was never kept, or was dropped or erased"
+        return JSONResponse({"reason": "unknown_prediction", "detail": detail}, 404)
+    if "rows" in body or not isinstance(labels, list):
+        raise Rejected("unreadable", 'send {"prediction": "...", "labels": [...]}, and rows in a request of their own')
+    if len(labels) != kept.rows:
+        detail = f"the prediction {id} has {kept.rows} rows, and there are {len(labels)} labels: send one for each row"
+        raise Rejected("wrong_shape", detail)
+    y = encode_labels(state, kept, labels)
+    digest = sha256(y).digest()
+    with state.observing:
+        kept = find_prediction(state.history, id, key) or kept  # Another request may have brought the labels.
+        round, loss, new = state.history.find(id), kept.loss, False
+        if round is None:
+            task, loss = _score_stored_answer(state, kept, y)
+            note_labels(state.history, id, digest, loss)
+            source = str(_find_source(state))
+            answer = state.ingest.submit(Arrival(id, wire.encode(task), source, None), wait=False).result()
+            round, new = answer.round, True
+        elif kept.labels != digest:
+            detail = f"the prediction {id} has other labels already, and is round {round}: the first ones hold"
+            return JSONResponse({"reason": "conflict", "detail": detail}, 409)
+        drop_prediction_body(state.history, id)
+        waiting = sum(one.rows for one in list_waiting(state.history, key))
+    found = {"entity": key, "new": kept.rows if new else 0, "waiting": waiting, "task": {"id": id, "round": round}}
+    return JSONResponse({**found, "loss": loss}, 201 if new else 200)
 
 
-def _find_quantile(prediction: Prediction, mean: Tensor, share: float) -> Tensor | None:
-    """Return the value below which each target lies with probability ``share``, by bisection; None without a cdf."""
-    low, high, width = mean.double(), mean.double(), 1.0
-    if cdf_of(prediction, low) is None:
-        return None
-    for _ in range(_DOUBLINGS):  # until the bounds enclose the quantile
-        below, above = (cdf_of(prediction, bound) for bound in (low, high))
-        assert below is not None
-        assert above is not None
-        if bool((below <= share).all() and (above >= share).all()):
-            break
-        low, high, width = (
-            torch.where(below > share, low - width, low),
-            torch.where(above < share, high + width, high),
-            2 * width,
-        )
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        reached = cdf_of(prediction, middle)
-        assert reached is not None
-        low, high = torch.where(reached < share, middle, low), torch.where(reached < share, high, middle)
-    return (low + high) / 2
+def _score_stored_answer(state: DaemonState, kept: Kept, y: bytes) -> tuple[Task, float | None]:
+    """Return the task of a kept prediction with its labels, and the loss of the stored answer; None if not finite."""
+    spec, limits = state.config.task, state.config.serve.limits
+    assert kept.body is not None
+    tensors = load(kept.body)
+    x = wire.gather_tensors(tensors, "query_x")
+    body = save_tensors({**name_tensors("support_x", x), **name_tensors("query_x", x), **load(y)})
+    try:
+        query, _ = wire.decode_support(body, spec, limits)
+    except Rejected as error:
+        raise Rejected(error.reason, error.detail.replace("support_y", "labels")) from error
+    task = Task(wire.gather_batch(tensors, "support"), query) if kept.seen else wire.hold_out(query, spec)
+    prediction = restore_prediction(tensors, json.loads(kept.about))
+    with model_error_context(), torch.no_grad():
+        loss = float(loss_of(prediction, query.y))
+    return task, loss if math.isfinite(loss) else None

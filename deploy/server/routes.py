@@ -164,6 +164,8 @@ def describe_round(state: DaemonState, round: int) -> dict[str, Any]:
     quarantine = state.view.quarantine.by_round.get(round)
     status = "pending" if line is None else "skipped" if line["skipped"] else "learned"
     losses = {key: None if line is None else line[key] for key in ("loss_before", "loss_after")}
+    if line is not None and "stored_answer" in line:
+        losses["stored_answer"] = line["stored_answer"]
     if quarantine is None:
         return {"status": status, "round": round, **losses}
     return {

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from streams.history.errors import HistoryError
 from streams.history.history import History
 from streams.ingest.dead_letters import read_letters
 from streams.ingest.ingest import Ingest
+from streams.segmenting.by_entity import EntitySource
 from streams.types import Arrival, Rejected
 from trainers.journal.jsonl import LineWriter
 from trainers.journal.quarantine import QUARANTINED, Quarantine
@@ -92,6 +93,8 @@ class DaemonState:
     observing: Lock = field(default_factory=Lock)
     monitor: HealthMonitor | None = None
     forks: ForkSupervisor | None = None
+    tables: Mapping[str, EntitySource] = field(default_factory=dict)
+    """The sources whose rows have named columns, by name."""
     quarantined_letters: set[str] | None = None
     """Ids of the quarantined tasks that are dead letters; None until they are needed."""
 

@@ -253,7 +253,7 @@ def model_loss(
     Raises:
         ValueError: if a loss or an option is unknown, a glob matches no layer, or a row does not exist.
     """
-    outcome = _find_outcome(loss, loss_options or {})
+    outcome = find_outcome(loss, loss_options or {})
     repeatable = random is None
     if random is None:
         random = any(_is_random(layer) for layer in module.modules())
@@ -288,7 +288,7 @@ def _make_guard(
     return LossGuard(tuple(find_stateful_layers(module)), tensors, reference, repeatable)
 
 
-def _find_outcome(loss: str | Criterion, options: Mapping[str, Any]) -> Outcome:
+def find_outcome(loss: str | Criterion, options: Mapping[str, Any]) -> Outcome:
     """Return the outcome of a name or of a loss function; raises ``ValueError`` for an unknown name or a class."""
     if isinstance(loss, str):
         known = registry.names(outcomes)

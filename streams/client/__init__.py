@@ -26,6 +26,7 @@ from streams.client.protocol import (
     Verdict,
     adapt_call,
     json_call,
+    label_call,
     make_headers,
     predict_call,
     read_answer,
@@ -116,9 +117,28 @@ class Client:
         """Adapt to ``support_x`` and ``support_y`` and return the predictions for ``query_x``; raises as ``submit``."""
         return self.call(adapt_call(request, safetensors))
 
-    def predict(self, entity: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return what the daemon predicts for rows of an entity, from what it knows of the entity."""
-        return self.call(predict_call(entity, rows))
+    def predict(self, entity: str, rows: Sequence[Mapping[str, Any]], *, keep: bool = False) -> dict[str, Any]:
+        """Return what the daemon predicts for rows of an entity, from what it knows of the entity.
+
+        Args:
+            entity: the key of the entity.
+            rows: rows such as {"x": [0.5]}, or by the columns of a source, such as {"price": 3.5, "colour": "red"}.
+            keep: let the daemon keep the prediction until its labels are known; ``prediction`` is its id, for
+                ``label``.
+        """
+        return self.call(predict_call(entity, rows, keep))
+
+    def label(self, prediction: str, labels: Any) -> dict[str, Any]:
+        """Send the labels of a kept prediction, one for each of its rows, which become a round.
+
+        Returns:
+            The ``task`` with its id and round, and the ``loss`` of the stored answer.
+
+        Raises:
+            DaemonError: with the status 404 if no such prediction is kept, and 409 if it has other labels already.
+            ValueError: if ``prediction`` is not the id of a prediction.
+        """
+        return self.call(label_call(prediction, labels))
 
     def entity(self, entity: str, points: int = 1000) -> dict[str, Any]:
         """Return what the daemon knows of an entity, and its newest rounds."""
@@ -187,9 +207,13 @@ class AsyncClient:
         """Adapt to a support set and return the predictions, as ``Client.adapt``."""
         return await self.call(adapt_call(request, safetensors))
 
-    async def predict(self, entity: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    async def predict(self, entity: str, rows: Sequence[Mapping[str, Any]], *, keep: bool = False) -> dict[str, Any]:
         """Return what the daemon predicts for rows of an entity, as ``Client.predict``."""
-        return await self.call(predict_call(entity, rows))
+        return await self.call(predict_call(entity, rows, keep))
+
+    async def label(self, prediction: str, labels: Any) -> dict[str, Any]:
+        """Send the labels of a kept prediction, as ``Client.label``."""
+        return await self.call(label_call(prediction, labels))
 
     async def entity(self, entity: str, points: int = 1000) -> dict[str, Any]:
         """Return what the daemon knows of an entity, and its newest rounds."""

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from streams.entities import find_entity
 from streams.types import Receipt
 
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 507)
@@ -45,7 +46,9 @@ class DaemonError(Exception):
     @property
     def may_be_repeated(self) -> bool:
         """Return whether a later attempt may succeed."""
-        return self.reason == "unreachable" if self.status is None else self.status in RETRY_STATUSES
+        if self.status is None:
+            return self.reason == "unreachable"
+        return self.status in RETRY_STATUSES and self.reason != "predictions_full"  # Labels make room, time hardly.
 
 
 class Adaptation(NamedTuple):
@@ -152,11 +155,23 @@ def adapt_call(request: Mapping[str, Any], safetensors: bool = False) -> Call[Ad
     return Call("POST", "adapt", _read_adaptation, headers={"Content-Type": media_type}, content=content)
 
 
-def predict_call(entity: str, rows: Sequence[Mapping[str, Any]]) -> Call[dict[str, Any]]:
-    """Return the call that asks for predictions for rows of an entity."""
-    content, headers = _to_json({"rows": list(rows)}), {"Content-Type": JSON_TYPE}
+def predict_call(entity: str, rows: Sequence[Mapping[str, Any]], keep: bool = False) -> Call[dict[str, Any]]:
+    """Return the call that asks for predictions for rows of an entity, and may let the daemon keep them."""
+    content = _to_json({"rows": list(rows), **({"keep": True} if keep else {})})
     path = f"entities/{quote(entity, safe='')}/predict"
-    return Call("POST", path, _read_object, headers=headers, content=content)
+    return Call("POST", path, _read_object, headers={"Content-Type": JSON_TYPE}, content=content)
+
+
+def label_call(prediction: str, labels: Any) -> Call[dict[str, Any]]:
+    """Return the call that sends the labels of a kept prediction; raises ``ValueError`` if this is no id of one."""
+    entity = find_entity(prediction)
+    if entity is None:
+        raise ValueError(
+            f"{prediction!r} is not the id of a kept prediction, such as 'http..shop-7..p0123456789abcdef'"
+        )
+    content = _to_json({"prediction": prediction, "labels": labels})
+    path = f"entities/{quote(entity, safe='')}/observe"
+    return Call("POST", path, _read_object, headers={"Content-Type": JSON_TYPE}, content=content)
 
 
 def task_call(id: str) -> Call[RoundStatus]:

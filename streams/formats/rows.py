@@ -277,14 +277,24 @@ def encode_row(row: Row, x: Sequence[str], y: Sequence[str], spec: TaskSpec) -> 
     Raises:
         Rejected: with the reason "unreadable", "wrong_dtype" or "wrong_shape"; the detail names the row's position.
     """
-    y_dtype = "int64" if spec.y == "class" else "float32"
+    target = encode_target_of(row, y, spec)
+    return encode_input(row, x, spec), target
+
+
+def encode_input(row: Row, x: Sequence[str], spec: TaskSpec) -> Array:
+    """Return the sample of a row alone, as ``encode_row`` does."""
     x_shape = spec.require_single_input("a source of rows")
-    target = encode_sample(row, "y", y, spec.y_shape, y_dtype)
     if spec.text is not None and row.values is not None and isinstance(row.values[x[0]], str):
         texts = [row.values[name] for name in x]
         joined = "\n".join(texts) if all(isinstance(text, str) for text in texts) else texts
-        return encode_texts([joined], spec, f"the row at {row.begin} in x")[""][0], target
-    return encode_sample(row, "x", x, x_shape, spec.x_dtype), target
+        sample: Array = encode_texts([joined], spec, f"the row at {row.begin} in x")[""][0]
+        return sample
+    return encode_sample(row, "x", x, x_shape, spec.x_dtype)
+
+
+def encode_target_of(row: Row, y: Sequence[str], spec: TaskSpec) -> Array:
+    """Return the label or target of a row alone, as ``encode_row`` does."""
+    return encode_sample(row, "y", y, spec.y_shape, "int64" if spec.y == "class" else "float32")
 
 
 def encode_sample(row: Row, what: str, columns: Sequence[str], shape: tuple[int, ...], dtype: str) -> Array:

@@ -10,6 +10,7 @@ from online_meta.batches import concat_batches, select_samples
 from online_meta.types import Batch
 from streams.entities import find_entity, quote_key
 from streams.history.history import History
+from streams.history.predictions import find_predicted_rounds
 
 _READ_ROUNDS = 64
 
@@ -24,7 +25,8 @@ def read_rows(history: History, rounds: Sequence[int]) -> Batch | None:
     """Return the rows of an entity, in the order in which its tasks brought them; None without rounds.
 
     The rows of a query set are new. A row of a support set is new unless an earlier task had it, because the support of
-    a later task may be the entity's own past. Rows with weight 0 are padding.
+    a later task may be the entity's own past. That of a kept prediction is never new: some of its rows may have waited
+    for their task. Rows with weight 0 are padding.
 
     Args:
         history: of the run.
@@ -35,9 +37,13 @@ def read_rows(history: History, rounds: Sequence[int]) -> Batch | None:
     """
     known: Counter[bytes] = Counter()
     found: Batch | None = None
+    predicted = find_predicted_rounds(history, rounds)
     for first in range(0, len(rounds), _READ_ROUNDS):
-        for task in history.tasks(rounds[first : first + _READ_ROUNDS]):
+        some = rounds[first : first + _READ_ROUNDS]
+        for round, task in zip(some, history.tasks(some), strict=True):
             for part, batch in zip(("support", "query"), task, strict=True):
+                if round in predicted and part == "support":
+                    continue
                 new = _take_new(batch, known, part == "query")
                 found = new if found is None else concat_batches(found, new)
     return found

@@ -22,6 +22,7 @@ from streams.history.errors import HistoryBusy
 from streams.history.history import History
 from streams.history.ledger import transaction
 from streams.history.observations import list_observed
+from streams.history.predictions import list_predicted
 from streams.history.sealing import remove_orphans
 from streams.ingest.dead_letters import read_letters
 from streams.types import ErasedEntity
@@ -161,6 +162,9 @@ def erase_rounds(history: History, erasure: Erasure) -> list[int]:
             for key in list_observed(history):
                 if erasure.names_key(key):
                     writer.execute("DELETE FROM observations WHERE entity = ?", (key,))
+            for key in list_predicted(history):
+                if erasure.names_key(key):
+                    writer.execute("DELETE FROM predictions WHERE entity = ?", (key,))
             if writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'scales'").fetchall():
                 writer.executemany("DELETE FROM scales WHERE round = ?", [(round,) for round in own])
             writer.execute(

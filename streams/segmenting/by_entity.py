@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 from streams.atomic_files import replace_file
 from streams.formats.rows import Row, row_bytes
 from streams.segmenting.grouping import ClosedTask, Entity, GroupOptions, Groups
-from streams.tables.schema import Schema, describe_schema, read_state, write_state
+from streams.tables.schema import Schema, SchemaState, describe_schema, read_state, write_state
 from streams.types import Arrival, ErasedEntity
 
 SAVE_ROWS = 10_000
@@ -82,6 +82,8 @@ class EntitySource:
         name: the name of the source.
         clock: a monotonic clock in seconds.
         groups: the open tasks, the pasts and the statistics, as of the rows that were read.
+        statistics: those with which other rows of the table can be encoded, which any thread may do: of the rows read,
+            or while those before a restart are read again, of the saved state. None while there are none of these.
     """
 
     rows: Callable[[int], Iterator[Row | None]]
@@ -92,6 +94,7 @@ class EntitySource:
     name: str
     clock: Callable[[], float] = time.monotonic
     groups: Groups = field(init=False)
+    statistics: SchemaState | None = field(default=None, init=False)
     _folder: Path | None = field(default=None, init=False)
     _held: list[tuple[Position, bytes]] = field(default_factory=list, init=False)
     _waiting: dict[Position, None] = field(default_factory=dict, init=False)
@@ -203,9 +206,11 @@ class _Reading:
         self._ends: tuple[int, ...] = ()
         self._pending = () if target is None else (*target.ends, *([target.end] if target.at_end else []))
         source.groups = Groups(source.options, source.schema)
+        source.statistics = source.groups.state if target is None else None
         saved = None if target is None else source.load_state(target)
         if saved is not None:
             source.groups.restore(saved.entities, read_state(source.schema, saved.header["schema"]), saved.latest)
+            source.statistics = source.groups.state
             self._end, self._ends = saved.header["end"], tuple(saved.header["ends"])
             self._pending = tuple(end for end in self._pending if end not in self._ends)
 
@@ -225,6 +230,8 @@ class _Reading:
             self._require_match(row)
             self._end = row.end
             added = [] if source.is_erased(row) else list(source.groups.add(row))
+            if self._target is None or self._end >= self._target.end:
+                source.statistics = source.groups.state
             arrivals = self._make_arrivals(added, at_end=0)
             yield from arrivals
             rows_since, silent = rows_since + 1, 0 if arrivals else silent + 1

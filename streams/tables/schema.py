@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from streams.formats.rows import Row, encode_row, encode_sample
+from streams.formats.rows import Row, encode_input, encode_row, encode_target_of
 from streams.formats.safetensors_header import Array
 from streams.spec import TaskSpec, is_dynamic
 from streams.tables.declared_columns import (
@@ -18,6 +19,7 @@ from streams.tables.declared_columns import (
     encode_target,
     encode_value,
     name_numbers,
+    read_category,
     update_column,
     width_of,
 )
@@ -104,13 +106,35 @@ def encode(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> tuple[Array
 
 def encode_inputs(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> Array:
     """Return the samples of rows without targets, of shape (n, *x_shape), as ``encode`` does."""
-    schema, spec = state.schema, state.schema.spec
-    shape = spec.require_single_input("a source of rows")
-    found = [
-        encode_sample(_replace(state, Row(at, at + 1, dict(values), b""), schema.x), "x", schema.x, shape, spec.x_dtype)
-        for at, values in enumerate(rows)
-    ]
-    return np.stack(found)
+    schema = state.schema
+    parts = [_replace(state, Row(at, at + 1, dict(values), b""), schema.x) for at, values in enumerate(rows)]
+    return np.stack([encode_input(part, schema.x, schema.spec) for part in parts])
+
+
+def encode_targets(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> Array:
+    """Return the targets of rows without samples, of shape (n, *y_shape), as ``encode`` does."""
+    schema = state.schema
+    parts = [_replace(state, Row(at, at + 1, dict(values), b""), schema.y) for at, values in enumerate(rows)]
+    return np.stack([encode_target_of(part, schema.y, schema.spec) for part in parts])
+
+
+def require_known_labels(state: SchemaState, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Reject a label that the state has not read yet: only a row that counts itself may bring a new one.
+
+    Raises:
+        Rejected: with the reason "label_out_of_range"; the detail names the row, from 0, and the column.
+    """
+    for name in state.schema.y:
+        column = state.schema.columns.get(name)
+        if column is None or column.kind != "category":
+            continue
+        codes = state.columns[name].codes
+        for at, values in enumerate(rows):
+            label = read_category(values[name]) if name in values else None
+            if label is not None and label not in codes:
+                known = ", ".join(list(codes)[:10]) or "none so far"
+                detail = f"the row at {at}, column {name!r}: {label[:80]!r} is no known label; known: {known}"
+                raise Rejected("label_out_of_range", detail)
 
 
 def encode_one(state: SchemaState, row: Row) -> tuple[Array, Array]:
@@ -136,17 +160,49 @@ def name_inputs(schema: Schema) -> list[str]:
     ]
 
 
-def scale_of_target(state: SchemaState) -> tuple[float, float]:
-    """Return the mean and the standard deviation that turn a number of the model into a target: mean + number * sd.
+def scale_of_target(state: SchemaState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean and the standard deviation that turn numbers of the model into a target: mean + number * sd.
 
-    They are 0 and 1 unless the one column of the target is declared with scale = "standard".
+    Both are float64, scalars or of shape y_shape: 0 and 1, but for a column that is declared with scale = "standard".
     """
     schema = state.schema
+    scaled = [name in schema.columns and schema.columns[name].scale == "standard" for name in schema.y]
+    if not any(scaled):
+        return np.zeros(()), np.ones(())
+    known = [state.columns[name] if own else ColumnState() for name, own in zip(schema.y, scaled, strict=True)]
+    means = np.array([one.mean for one in known])
+    deviations = np.array([one.deviation if own else 1.0 for one, own in zip(known, scaled, strict=True)])
+    return means.reshape(schema.spec.y_shape), deviations.reshape(schema.spec.y_shape)
+
+
+def names_of_labels(state: SchemaState) -> list[str] | None:
+    """Return the names of the classes in the order of their numbers, as far as they are known; None without names."""
+    schema = state.schema
     column = schema.columns.get(schema.y[0]) if len(schema.y) == 1 else None
-    if column is None or column.scale != "standard":
-        return 0.0, 1.0
-    known = state.columns[schema.y[0]]
-    return known.mean, known.deviation
+    if column is None or column.kind != "category":
+        return None
+    return list(state.columns[schema.y[0]].codes)
+
+
+def select_targets(state: SchemaState) -> SchemaState:
+    """Return the state of the columns of the target alone, which is enough for ``encode_targets``."""
+    own = {name: known for name, known in state.columns.items() if name in state.schema.y}
+    return state._replace(columns=own)
+
+
+def add_labels(state: SchemaState, newer: SchemaState | None) -> SchemaState:
+    """Return the state with the labels that a newer one has read since; numbers keep their statistics.
+
+    A newer state that counts the known labels otherwise, as after the erasure of an entity, adds none.
+    """
+    if newer is None or digest_schema(newer.schema) != digest_schema(state.schema):
+        return state
+    columns = dict(state.columns)
+    for name, known in columns.items():
+        codes = newer.columns[name].codes
+        if state.schema.columns[name].kind == "category" and known.codes.items() <= codes.items():
+            columns[name] = known._replace(codes=codes)
+    return state._replace(columns=columns)
 
 
 def describe_schema(schema: Schema) -> str:
@@ -194,7 +250,10 @@ def _replace(state: SchemaState, row: Row, names: Sequence[str]) -> Row:
     schema, values = state.schema, dict(row.values)
     for name in names:
         if name not in values:
-            raise Rejected("missing_tensor", f"the row at {row.begin} has no column {name!r}")
+            found = ", ".join(repr(str(key)[:40]) for key in list(values)[:20]) or "none"
+            needed = ", ".join(map(repr, names))
+            detail = f"the row at {row.begin} has no column {name!r}; it has {found} and needs {needed}"
+            raise Rejected("missing_tensor", detail)
         if name not in schema.columns:
             continue
         column, known = schema.columns[name], state.columns[name]

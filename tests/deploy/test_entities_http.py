@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from deploy.config.config import read_config
-from deploy.server.entities import _make_task, _prediction_to_json
+from deploy.server.entities import _make_task
+from deploy.server.entity_rows import prediction_to_json
 from online_meta.outcomes import gaussian
 from online_meta.prediction import mix, point
 from online_meta.types import Batch, Task
@@ -135,7 +136,7 @@ def test_the_interval_of_a_prediction_has_the_level() -> None:
     mean = torch.tensor([[0.0], [1e6], [-3.0]], dtype=torch.float64)
     output = {"mean": mean, "scale": torch.full_like(mean, math.log(math.expm1(2.0)))}
     outcome = gaussian.build(least=1e-9)
-    found = _prediction_to_json(mix([point(outcome, output), point(outcome, output)], [0.0, 0.0]))
+    found = prediction_to_json(mix([point(outcome, output), point(outcome, output)], [0.0, 0.0]))
     assert found["mean"] == mean.tolist()
     assert found["interval"]["level"] == 0.9
     for name, side in (("low", -1), ("high", 1)):  # 1.6449 standard deviations of 2
