@@ -57,6 +57,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_a_daemon_learns_again_without_the_entity_and_a_replay_is_of_the_new_epoch": NONE,
     "test_the_learners_are_those_of_a_run_in_which_the_rounds_were_quarantined": ("single",),
     "test_rounds_that_retention_has_removed_are_quarantined_where_they_would_be_learned_again": NONE,
+    # Labels that come after a kill.
+    "test_labels_that_come_later_are_scored_by_the_stored_answer": NONE,
     # Ranks and machines.
     "test_the_run_recovers_by_itself_with_the_same_bits": NONE,
     "test_a_rank_fault_at_any_point_changes_no_bit": NONE,

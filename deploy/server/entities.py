@@ -45,7 +45,7 @@ from streams.history.predictions import (
     note_labels,
 )
 from streams.tables.schema import select_targets, write_state
-from streams.types import Arrival, BacklogFull, Receipt, Rejected
+from streams.types import Arrival, BacklogFull, Conflict, Receipt, Rejected
 
 router = APIRouter()
 
@@ -277,8 +277,9 @@ def _take_labels(state: DaemonState, key: str, body: dict[str, Any]) -> JSONResp
             note_labels(state.history, id, digest, loss)
             source = str(_find_source(state))
             answer = state.ingest.submit(Arrival(id, wire.encode(task), source, None), wait=False).result()
-            round, new = answer.round, True
-        elif kept.labels != digest:
+            round, new = answer.round, not isinstance(answer, Conflict)
+            kept = kept._replace(labels=digest if new else None)
+        if kept.labels != digest:
             detail = f"the prediction {id} has other labels already, and is round {round}: the first ones hold"
             return JSONResponse({"reason": "conflict", "detail": detail}, 409)
         drop_prediction_body(state.history, id)

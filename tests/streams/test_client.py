@@ -210,6 +210,23 @@ CALLS: dict[str, tuple[Ask, dict[str, Any], str, Any]] = {
         "POST /v1/entities/Caf%C3%A9%209%2F7/predict",
         {"mean": [1.0]},
     ),
+    "keep": (
+        lambda c: c.predict("9/7", [{"price": 2}], keep=True),
+        {"prediction": "http..9_2f7..p0"},
+        "POST /v1/entities/9%2F7/predict",
+        {"prediction": "http..9_2f7..p0"},
+    ),
+    "label": (
+        lambda c: c.label("http..Caf_c3_a9_209_2f7..p0", np.array([1.5])),
+        {"loss": 0.5},
+        "POST /v1/entities/Caf%C3%A9%209%2F7/observe",
+        {"loss": 0.5},
+    ),
+}
+BODIES = {
+    "predict": {"rows": [{"price": 2}]},
+    "keep": {"rows": [{"price": 2}], "keep": True},
+    "label": {"prediction": "http..Caf_c3_a9_209_2f7..p0", "labels": [1.5]},
 }
 
 
@@ -221,8 +238,20 @@ def test_each_method_asks_and_reads_what_it_says(play: Play, name: str) -> None:
     (request,) = script.seen
     assert f"{request.method} {request.url.raw_path.decode()}" == asked
     assert (request.headers["Authorization"], request.headers["Accept"]) == ("Bearer secret", "application/json")
-    if name == "predict":
-        assert json.loads(request.content) == {"rows": [{"price": 2}]}
+    if name in BODIES:
+        assert json.loads(request.content) == BODIES[name]
+
+
+def test_what_is_no_id_of_a_prediction_is_refused_before_it_is_sent(play: Play) -> None:
+    with pytest.raises(ValueError, match="'task-7' is not the id of a kept prediction"):
+        play(Scripted(), lambda client: client.label("task-7", [1]))
+
+
+def test_a_daemon_that_keeps_no_more_predictions_is_not_asked_again(play: Play) -> None:
+    script = Scripted(httpx.Response(507, json={"reason": "predictions_full", "detail": "a sentence"}))
+    with pytest.raises(DaemonError, match="predictions_full \\(HTTP 507"):
+        play(script, lambda client: client.predict("shop", [{"x": 1}], keep=True))
+    assert len(script.seen) == 1
 
 
 @pytest.mark.parametrize("url", ["daemon:8780", "ftp://daemon", "http://", "http://me@daemon", "http://daemon?x=1"])
