@@ -260,7 +260,7 @@ def _take_labels(state: DaemonState, key: str, body: dict[str, Any]) -> JSONResp
     id, labels = body["prediction"], body.get("labels")
     kept = find_prediction(state.history, id, key) if isinstance(id, str) else None
     if kept is None:
-        detail = f"no prediction {id!r} of the entity {key!r} is kept: it was never kept, or was dropped or erased"
+        detail = f"no prediction {str(id)[:200]!r} of this entity is kept: it was never kept, or was dropped or erased"
         return JSONResponse({"reason": "unknown_prediction", "detail": detail}, 404)
     if "rows" in body or not isinstance(labels, list):
         raise Rejected("unreadable", 'send {"prediction": "...", "labels": [...]}, and rows in a request of their own')

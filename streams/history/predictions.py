@@ -7,6 +7,7 @@ prediction's id; then its body is removed, and what is left recognises labels th
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from streams.entities import find_entity
 from streams.history.history import History
 from streams.history.ledger import transaction
 
@@ -146,17 +147,16 @@ def list_predicted(history: History) -> list[str]:
     return [key for (key,) in history.query("SELECT DISTINCT entity FROM predictions")]
 
 
-def read_stored_answers(history: History, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what the records of rounds say of the stored answers, by the ids of those rounds that have one.
+def read_stored_answer(history: History, id: str) -> dict[str, Any]:
+    """Return what the record of a round says of the stored answer to its task; {} if there is none.
 
     It is ``stored_answer``, with the ``loss`` of the stored answer, None if it is not finite, and ``leader``, the
     number of rounds that the leader had learned which gave it.
     """
-    if not _has_table(history):
+    if find_entity(id) is None or not _has_table(history):
         return {}
-    sql = f"SELECT id, loss, leader FROM predictions WHERE id IN ({', '.join('?' * len(ids))})"
-    found = history.query(sql, tuple(ids))
-    return {id: {"stored_answer": {"loss": loss, "leader": leader}} for id, loss, leader in found}
+    found = history.query("SELECT loss, leader FROM predictions WHERE id = ?", (id,))
+    return {"stored_answer": dict(zip(("loss", "leader"), found[0], strict=True))} if found else {}
 
 
 def _has_table(history: History) -> bool:

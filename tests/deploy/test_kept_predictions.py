@@ -32,7 +32,7 @@ from streams.history.predictions import (
     find_prediction,
     keep_prediction,
     note_labels,
-    read_stored_answers,
+    read_stored_answer,
 )
 from streams.ingest.ingest import Ingest
 from streams.spec import Limits
@@ -123,10 +123,8 @@ def test_labels_without_a_round_do_not_hold_and_those_of_a_round_do(tmp_path: Pa
     assert said["loss"] == pytest.approx(float((task.query.y**2).mean()))
     assert torch.equal(history[0].support.x, task.support.x)
     assert torch.equal(history[0].query.y, task.query.y)
-    assert read_stored_answers(history, [kept.id, "other"])[kept.id]["stored_answer"] == {
-        "loss": said["loss"],
-        "leader": 7,
-    }
+    assert read_stored_answer(history, kept.id) == {"stored_answer": {"loss": said["loss"], "leader": 7}}
+    assert read_stored_answer(history, "http..shop..other") == {}
     with history.borrow_writer() as writer:
         writer.execute("UPDATE predictions SET body = ?", (body,))  # as if the process had ended before it was removed
     again = _take_labels(state, "shop", {"prediction": kept.id, "labels": labels})

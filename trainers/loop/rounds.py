@@ -20,7 +20,7 @@ from online_meta.batching.failures import TaskFailures, is_task_failure
 from online_meta.types import Task
 from streams.atomic_files import replace_file
 from streams.history.history import History
-from streams.history.predictions import read_stored_answers
+from streams.history.predictions import read_stored_answer
 from trainers.build import LOCAL, build_context, build_engine, build_learners, find_answering_learner
 from trainers.distributed.process_group import AdaptiveTimeout
 from trainers.distributed.rank_stats import RankStats, measure_collectives
@@ -359,9 +359,8 @@ def play_update(run: Run, available: int) -> None:
             spent,
             run.pool.figures if run.pool else (),
         )
-        stored = read_stored_answers(run.history, [line["id"] for line in lines])
         for line in lines:
-            record_round(run.journal, {**line, **stored.get(line["id"], {})})
+            record_round(run.journal, {**line, **read_stored_answer(run.history, line["id"])})
     run.round += update.rounds
     run.idle_updates, run.idle_steps = 0, []
 
