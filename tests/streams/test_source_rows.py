@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -327,6 +328,44 @@ def test_the_state_is_written_only_once_all_that_came_before_it_is_durable(tmp_p
     assert not (tmp_path / "sources/src.rows").exists(), "the first task may still be lost"
     source.ack([first])
     assert (tmp_path / "sources/src.rows").exists()
+
+
+def test_a_restart_offers_no_statistics_of_fewer_rows_than_the_saved_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_entity, "SAVE_ROWS", 7)
+    path = write_csv(tmp_path / "a.csv", [("a", t, t, 0) for t in range(40)])
+    options = {"max_rows": 4, "columns": {"x": DeclaredColumn("number")}}
+    source = make_source(path, **options)
+    assert source.statistics is None
+    source.save_in(tmp_path / "sources")
+    stream, last = source.read(None), None
+    for _ in range(8):
+        last = next(stream)
+        assert last is not None
+        source.ack([last])
+    assert last is not None
+    assert source.statistics is not None
+    assert source.statistics.rows == 32
+    for saved in (True, False):
+        again = make_source(path, **options)
+        if saved:
+            again.save_in(tmp_path / "sources")
+        read, offered = again.rows, []
+
+        def watch(after: int, read: Any = read, again: EntitySource = again, offered: list = offered) -> Iterator:
+            for row in read(after):
+                offered.append(None if again.statistics is None else again.statistics.rows)
+                yield row
+
+        again.rows = watch
+        read_all(again.read(last.cursor))
+        if saved:
+            assert offered[0] is not None
+            assert 20 <= offered[0] <= 32
+            assert offered[-8:] == [*range(32, 40)]
+        else:
+            assert offered == [None] * 32 + [*range(32, 40)]
 
 
 def test_a_damaged_saved_state_is_made_again_from_the_rows(tmp_path: Path) -> None:
