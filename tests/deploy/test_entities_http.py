@@ -27,7 +27,7 @@ from streams.ingest.ingest import Ingest
 from streams.spec import Limits
 from streams.types import Receipt
 from tests.docs.pages import code_of, read_page
-from tests.support.daemon import Daemon, decode, sinusoid, write_sinusoid
+from tests.support.daemon import Daemon, decode, sinusoid, wait_for, write_sinusoid
 
 
 def send(daemon: Daemon, key: str, tasks: list[Task]) -> list[str]:
@@ -114,6 +114,45 @@ def test_observed_rows_are_known_at_once_and_become_tasks(daemon: Daemon) -> Non
     assert sorted(known.tolist()) == sorted(row["x"] for row in first + second)
     assert torch.equal(own_past.support.x, known), "the next task of a known entity sees its past"
     assert own_past.query.x.tolist() == [row["x"] for row in third]
+
+
+def label(daemon: Daemon, key: str, prediction: str, labels: Any) -> httpx.Response:
+    body = json.dumps({"prediction": prediction, "labels": labels})
+    headers = {"Content-Type": "application/json"}
+    return daemon.client.post(f"/v1/entities/{key}/observe", content=body, headers=headers)
+
+
+def test_a_stored_answer_of_the_present_leader_has_the_loss_of_the_round(daemon: Daemon) -> None:
+    rows = rows_of(710)
+    rounds = daemon.status()["rounds"]["ingested"]
+    daemon.wait_until_learned(rounds)
+    post(daemon, "late/observe", rows[:4])
+    wanted = {"rows": [{"x": row["x"]} for row in rows_of(711)[:2]], "keep": True}
+
+    def keep() -> dict[str, Any] | None:
+        given = {"Content-Type": "application/json"}
+        answer: dict[str, Any] = daemon.client.post(
+            "/v1/entities/late/predict", content=json.dumps(wanted), headers=given
+        ).json()
+        return answer if answer["round"] == rounds else None
+
+    kept = wait_for("the newest leader answers", keep)
+    labels = [row["y"] for row in rows_of(711)[:2]]
+    found = label(daemon, "late", kept["prediction"], labels)
+    assert found.status_code == 201
+    round = found.json()["task"]["round"]
+    daemon.wait_until_learned(round + 1)
+    line = json.loads((daemon.log.parent / "run/rounds.jsonl").read_text().splitlines()[round])
+    assert line["stored_answer"] == {"loss": line["loss_after"], "leader": rounds}
+    assert label(daemon, "late", kept["prediction"], labels).json() == {**found.json(), "new": 0}
+    answers = [
+        (label(daemon, "late", kept["prediction"], [[0.0], [0.0]]), 409, "conflict"),
+        (label(daemon, "other", kept["prediction"], labels), 404, "unknown_prediction"),
+        (label(daemon, "late", kept["prediction"], labels[:1]), 422, "wrong_shape"),
+        (label(daemon, "late", kept["prediction"], None), 422, "unreadable"),
+    ]
+    for answer, status, reason in answers:
+        assert (answer.status_code, answer.json()["reason"]) == (status, reason)
 
 
 @pytest.mark.parametrize(

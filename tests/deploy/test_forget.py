@@ -21,6 +21,7 @@ from streams.history.erasure import list_logs, list_pending
 from streams.history.errors import RoundForgotten
 from streams.history.history import History
 from streams.history.observations import keep_rows, list_observed
+from streams.history.predictions import Kept, Room, keep_prediction, list_predicted
 from streams.history.retention import RetentionSettings, compact, subsample
 from streams.history.sealing import SealingSettings, evict_payloads, seal_next
 from streams.history.verify import verify
@@ -70,7 +71,10 @@ def make_run(folder: Path, settings: Any = KEEPING) -> RunFiles:
         evict_payloads(history, 0)
         play(folder, history, ROUNDS, settings)
         for key in (KEY, "other"):
-            keep_rows(history, key, "monday", marked(0).support if key == KEY else task(0).support, 6)
+            own = marked(0) if key == KEY else task(0)
+            keep_rows(history, key, "monday", own.support, 6)
+            kept = Kept(make_entity_id("http", key, "p1"), key, 3, 6, 6, None, "[]", wire.encode(own))
+            keep_prediction(history, kept, Room(9, 1 << 20, 9), now=0.0)
     letters = DeadLetters(files.dead_letters, 10, 1 << 20)
     for t, body in ((4, wire.encode(marked(4))), (0, b"x")):
         letters.put(Arrival(id_of(t), body, "shops", None), Rejected("conflict", id_of(t)))
@@ -142,7 +146,7 @@ def test_no_file_of_the_run_has_anything_of_the_entity(run: RunFiles) -> None:
     assert find_traces(run.folder) == []
     assert [letter["id"] for _, letter in read_letters(run.dead_letters)] == [id_of(0)]
     with History.open(run.history, write=False) as history:
-        assert list_observed(history) == ["other"]
+        assert list_observed(history) == list_predicted(history) == ["other"]
         assert history.scales("shops", ROUNDS) == [Scales(1.0 + t, None) for t in range(ROUNDS) if t not in OWN]
         for t in range(ROUNDS):
             if t in OWN:
